@@ -1,0 +1,160 @@
+//! The smallest ACPI that a stock kernel accepts: how it finds the processors, the interrupts of the serial ports, and
+//! the way to switch the machine off.
+//!
+//! "Hardware-reduced" ACPI has no fixed registers to emulate but two: sleep control, by which the guest powers off, and
+//! reset, which is the keyboard controller's. It also tells the kernel not to look for a PC's old devices, each of which
+//! would cost it time: the 8259 interrupt controllers, the 8254 timer, the CMOS clock, the keyboard, VGA.
+//! (ACPI 6.5, 4.1 "Hardware-Reduced ACPI", 5.2 "ACPI System Description Tables".)
+
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, ZERO};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::Aml;
+
+use crate::devices::power::{RESET_PULSE, SLEEP_TYPE_S5};
+use crate::layout;
+
+const OEM: [u8; 6] = *b"MINIVM";
+const TABLE: [u8; 8] = *b"MINIVM  ";
+/// The DSDT's revision from which integers have 64 bits.
+const DSDT_REVISION: u8 = 2;
+const SDT_HEADER: u32 = 36;
+/// FADT, IAPC_BOOT_ARCH: VGA not present, CMOS clock not present (5.2.9.3 "IA-PC Boot Architecture Flags").
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_RTC: u16 = 1 << 5;
+/// The IOAPIC's ID: behind those of all local APICs.
+const IOAPIC_ID: u8 = crate::config::CPUS_MAX;
+
+/// All tables of a machine with `cpus` vCPUs, as they stand in memory from [`layout::ACPI`] on, the RSDP first.
+pub(crate) fn tables(cpus: u8) -> Vec<u8> {
+    let mut area = Area::default();
+    // The RSDP comes first and points to what comes later, so its place is kept free.
+    area.bytes.resize(Rsdp::len().next_multiple_of(16), 0);
+    let dsdt = area.add(&dsdt());
+    let fadt = area.add(&bytes(&fadt(dsdt)));
+    let madt = area.add(&bytes(&madt(cpus)));
+    let mut xsdt = XSDT::new(OEM, TABLE, 1);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = area.add(&bytes(&xsdt));
+    area.bytes[..Rsdp::len()].copy_from_slice(&bytes(&Rsdp::new(OEM, xsdt)));
+    area.bytes
+}
+
+/// Tables one behind the other.
+#[derive(Default)]
+struct Area {
+    bytes: Vec<u8>,
+}
+
+impl Area {
+    /// Appends a table and tells its guest-physical address.
+    fn add(&mut self, table: &[u8]) -> u64 {
+        let at = layout::ACPI.0 + self.bytes.len() as u64;
+        self.bytes.extend_from_slice(table);
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        at
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// The fixed description: no fixed hardware but sleep control and reset.
+fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
+    let mut fadt = FADTBuilder::new(OEM, TABLE, 1).dsdt_64(dsdt).flag(Flags::HwReducedAcpi).flag(Flags::ResetRegSup);
+    fadt.reset_reg = port(layout::I8042_COMMAND_PORT);
+    fadt.reset_value = RESET_PULSE;
+    fadt.sleep_control_reg = port(layout::ACPI_SLEEP_PORT);
+    fadt.sleep_status_reg = port(layout::ACPI_SLEEP_PORT + 1);
+    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.finalize()
+}
+
+/// The interrupt controllers: a local APIC a vCPU, and the IOAPIC.
+fn madt(cpus: u8) -> MADT {
+    let address = u32::try_from(layout::LOCAL_APIC.0).expect("below 4 GiB");
+    let mut madt = MADT::new(OEM, TABLE, 1, LocalInterruptController::Address(address));
+    for cpu in 0..cpus {
+        madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
+    }
+    let address = u32::try_from(layout::IOAPIC.0).expect("below 4 GiB");
+    madt.add_structure(IoApic::new(IOAPIC_ID, address, 0));
+    madt
+}
+
+/// The definition block: two UARTs, and the value that means "off".
+fn dsdt() -> Vec<u8> {
+    let mut aml = Vec::new();
+    serial_port("\\_SB_.COM1".into(), 1, layout::COM1_PORT, layout::COM1_IRQ, &mut aml);
+    serial_port("\\_SB_.COM2".into(), 2, layout::COM2_PORT, layout::COM2_IRQ, &mut aml);
+    Name::new("\\_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]))
+        .to_aml_bytes(&mut aml);
+    let mut table = Sdt::new(*b"DSDT", SDT_HEADER, DSDT_REVISION, OEM, TABLE, 1);
+    table.append_slice(&aml);
+    table.as_slice().to_vec()
+}
+
+/// A 16550A-compatible UART. The interrupt is an edge, active high, as on ISA.
+fn serial_port(path: acpi_tables::aml::Path, uid: u8, port: u16, irq: u8, aml: &mut Vec<u8>) {
+    let ports = u8::try_from(layout::COM_PORTS).expect("8");
+    Device::new(
+        path,
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &uid),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &IO::new(port, port, 1, ports),
+                    &Interrupt::new(true, true, false, false, irq.into()),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    fn table(area: &[u8], address: u64) -> &[u8] {
+        let at = usize::try_from(address - layout::ACPI.0).unwrap();
+        let len = u32::from_le_bytes(area[at + 4..at + 8].try_into().unwrap());
+        &area[at..at + usize::try_from(len).unwrap()]
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn the_tables_are_linked_and_their_checksums_hold() {
+        let area = tables(4);
+        assert_eq!(&area[..8], b"RSD PTR ");
+        assert_eq!(sum(&area[..36]), 0);
+        let xsdt = table(&area, u64_at(&area, 24));
+        let (fadt, madt) = (table(&area, u64_at(xsdt, 36)), table(&area, u64_at(xsdt, 44)));
+        let dsdt = table(&area, u64_at(fadt, 140));
+        for (signature, table) in [(b"XSDT", xsdt), (b"FACP", fadt), (b"APIC", madt), (b"DSDT", dsdt)] {
+            assert_eq!(&table[..4], signature);
+            assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(signature));
+        }
+        // The MADT's header, four local APICs and one IOAPIC.
+        assert_eq!(madt.len(), 44 + 4 * 8 + 12);
+        assert!(area.len() < usize::try_from(layout::ACPI_END.0 - layout::ACPI.0).unwrap());
+    }
+}

@@ -1,0 +1,108 @@
+//! What a machine is to be: plain data, checked before anything is built.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::layout;
+
+/// The least guest memory in bytes: 32 MiB. A small Linux kernel and Python's interpreter need about as much.
+pub const MEMORY_MIN: u64 = 32 << 20;
+/// The most guest memory in bytes: 1 TiB.
+pub const MEMORY_MAX: u64 = 1 << 40;
+/// The most vCPUs that a machine can have.
+pub const CPUS_MAX: u8 = 8;
+
+/// What the machine's first vCPU runs first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// A Linux kernel's file: an ELF `vmlinux` or a bzImage.
+    File(PathBuf),
+    /// Bare machine code, loaded at 1 MiB and entered in 64-bit mode as a kernel would be: the first GiB is mapped to
+    /// itself, interrupts are off, RSI points to the zero page.
+    Code(Vec<u8>),
+}
+
+/// What a machine is to be.
+///
+/// ```
+/// use minivm_vmm::{Config, Kernel};
+///
+/// let config = Config { cpus: 2, ..Config::new(Kernel::File("vmlinux".into())) };
+/// assert_eq!(config.memory, 256 << 20);
+/// assert!(config.check().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What runs first.
+    pub kernel: Kernel,
+    /// A cpio archive that Linux unpacks as its first root file system, plain or compressed.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line: printable ASCII, at most 2047 bytes.
+    pub cmdline: String,
+    /// Guest memory in bytes, from [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of 4096.
+    pub memory: u64,
+    /// Number of vCPUs, from 1 to [`CPUS_MAX`].
+    pub cpus: u8,
+}
+
+impl Config {
+    /// A machine with one vCPU and 256 MiB that runs `kernel` with no initramfs and an empty command line.
+    pub fn new(kernel: Kernel) -> Self {
+        Config { kernel, initramfs: None, cmdline: String::new(), memory: 256 << 20, cpus: 1 }
+    }
+
+    /// Checks everything that can be checked without the host's help.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names the first value that is out of bounds, and the bounds.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |text: String| Err(Error::Config(text));
+        if self.memory < MEMORY_MIN {
+            return refuse(format!("{} bytes of guest memory are too few: the least is 32M", self.memory));
+        }
+        if self.memory > MEMORY_MAX {
+            return refuse(format!("{} bytes of guest memory are too many: the most is 1024G", self.memory));
+        }
+        if !self.memory.is_multiple_of(4096) {
+            return refuse(format!("{} bytes of guest memory are not a multiple of 4096", self.memory));
+        }
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
+            return refuse(format!("{} vCPUs: a machine has from 1 to {CPUS_MAX}", self.cpus));
+        }
+        if self.cmdline.len() > layout::CMDLINE_MAX {
+            let (len, max) = (self.cmdline.len(), layout::CMDLINE_MAX);
+            return refuse(format!("the kernel command line has {len} bytes: the most is {max}"));
+        }
+        if let Some(at) = self.cmdline.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+            let byte = self.cmdline.as_bytes()[at];
+            return refuse(format!(
+                "the kernel command line has the byte {byte:#04x} at {at}: only printable ASCII is allowed"
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::new(Kernel::Code(vec![0xf4]));
+        change(&mut config);
+        config.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named() {
+        assert!(refusal(|c| c.memory = 31 << 20).contains("the least is 32M"));
+        assert!(refusal(|c| c.memory = u64::MAX).contains("the most is 1024G"));
+        assert!(refusal(|c| c.memory += 1).contains("multiple of 4096"));
+        assert!(refusal(|c| c.cpus = 0).contains("0 vCPUs"));
+        assert!(refusal(|c| c.cpus = 9).contains("from 1 to 8"));
+        assert!(refusal(|c| c.cmdline = "x".repeat(2048)).contains("2048 bytes"));
+        assert!(refusal(|c| c.cmdline = "a\0b".into()).contains("0x00 at 1"));
+        assert!(refusal(|c| c.cmdline = "ü".into()).contains("0xc3 at 0"));
+    }
+}

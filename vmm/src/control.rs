@@ -1,0 +1,248 @@
+//! Pausing, resuming and stopping a machine, from any thread.
+//!
+//! Every vCPU thread passes [`Gate::enter`] before it enters the guest. To get a thread out of the guest, `pause` and
+//! `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a signal whose handler does nothing.
+//! The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin. The phase is set first, so
+//! a thread that has cleared its flag sees the new phase.
+//! (KVM API, 5 "The kvm_run structure", `immediate_exit`.)
+
+#![allow(unsafe_code, reason = "the flag lies in memory that is shared with the kernel, and signals go to raw threads")]
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::error::{Error, Result};
+use crate::outcome::Outcome;
+
+/// A handle to a machine for other threads than the one that runs it. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Control {
+    /// Stops every vCPU between two instructions and waits until all have stopped. Does nothing if the machine is
+    /// paused already or has ended. It must not be called from within the machine's own output writer.
+    pub fn pause(&self) {
+        self.gate.pause();
+    }
+
+    /// Lets a paused machine go on. Does nothing if it runs or has ended.
+    pub fn resume(&self) {
+        self.gate.resume();
+    }
+
+    /// Ends the machine with [`Outcome::Stopped`], if it hasn't ended already; returns at once.
+    /// [`Machine::run`](crate::Machine::run) then returns.
+    pub fn stop(&self) {
+        self.gate.end(Ok(Outcome::Stopped));
+    }
+
+    /// Whether the machine has ended.
+    pub fn has_ended(&self) -> bool {
+        self.gate.phase() == Phase::Ended
+    }
+}
+
+/// What the vCPUs are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    Paused,
+    Running,
+    Ended,
+}
+
+/// The door between the vCPU threads and the guest.
+pub(crate) struct Gate {
+    /// A copy of the phase that can be read without a lock, once every exit.
+    phase: AtomicU8,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Becomes readable when the machine has ended.
+    ended: EventFd,
+}
+
+struct Inner {
+    /// Why the machine ended, once it has, until somebody takes it.
+    outcome: Option<Result<Outcome>>,
+    /// A slot a vCPU.
+    slots: Vec<Slot>,
+}
+
+/// What the gate knows of one vCPU.
+#[derive(Default)]
+struct Slot {
+    /// How to get its thread out of the guest, while there is one.
+    kick: Option<Kick>,
+    /// It waits at the gate.
+    parked: bool,
+    /// It was seen halted for ever.
+    halted: bool,
+}
+
+impl Gate {
+    /// A closed gate for `vcpus` vCPUs.
+    pub(crate) fn new(vcpus: u8) -> Result<Arc<Self>> {
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(|| {
+            register_signal_handler(SIGRTMIN(), ignore).expect("SIGRTMIN can be handled");
+        });
+        let ended = EventFd::new(libc::EFD_CLOEXEC).map_err(Error::host("an event descriptor"))?;
+        Ok(Arc::new(Gate {
+            phase: AtomicU8::new(Phase::Paused as u8),
+            inner: Mutex::new(Inner { outcome: None, slots: (0..vcpus).map(|_| Slot::default()).collect() }),
+            changed: Condvar::new(),
+            ended,
+        }))
+    }
+
+    /// Registers the calling thread as the one that runs vCPU `id`. `immediate_exit` must stay valid until
+    /// [`leave`](Self::leave) has returned.
+    pub(crate) fn join(&self, id: u8, immediate_exit: *mut u8) {
+        self.lock().slots[usize::from(id)].kick = Some(Kick::of_this_thread(immediate_exit));
+    }
+
+    /// The calling thread doesn't run vCPU `id` any more.
+    pub(crate) fn leave(&self, id: u8) {
+        self.lock().slots[usize::from(id)].kick = None;
+        self.changed.notify_all();
+    }
+
+    /// Waits while the machine is paused. Tells whether vCPU `id` may enter the guest; if not, the machine has ended.
+    pub(crate) fn enter(&self, id: u8) -> bool {
+        if self.phase() == Phase::Running {
+            return true;
+        }
+        let mut inner = self.lock();
+        inner.slots[usize::from(id)].parked = true;
+        self.changed.notify_all();
+        while self.phase() == Phase::Paused {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.slots[usize::from(id)].parked = false;
+        self.phase() == Phase::Running
+    }
+
+    fn pause(&self) {
+        let mut inner = self.lock();
+        if self.phase() == Phase::Running {
+            self.set_phase(Phase::Paused);
+            inner.kick_all();
+        }
+        while self.phase() == Phase::Paused && inner.slots.iter().any(|slot| slot.kick.is_some() && !slot.parked) {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn resume(&self) {
+        let _inner = self.lock();
+        if self.phase() == Phase::Paused {
+            self.set_phase(Phase::Running);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends the machine. The first reason counts.
+    pub(crate) fn end(&self, outcome: Result<Outcome>) {
+        let mut inner = self.lock();
+        if self.phase() == Phase::Ended {
+            return;
+        }
+        self.set_phase(Phase::Ended);
+        inner.outcome = Some(outcome);
+        inner.kick_all();
+        self.changed.notify_all();
+        self.ended.write(1).expect("an event descriptor takes a 1");
+    }
+
+    /// Sets aside whether vCPU `id` is halted for ever; ends the machine if now all are.
+    pub(crate) fn note_halted(&self, id: u8, halted: bool) {
+        let all = {
+            let mut inner = self.lock();
+            inner.slots[usize::from(id)].halted = halted;
+            inner.slots.iter().all(|slot| slot.halted)
+        };
+        if all {
+            self.end(Ok(Outcome::Halted));
+        }
+    }
+
+    /// Makes every vCPU leave the guest for a moment, so that its thread can look around.
+    pub(crate) fn nudge(&self) {
+        self.lock().kick_all();
+    }
+
+    /// Becomes readable when the machine has ended.
+    pub(crate) fn ended(&self) -> &EventFd {
+        &self.ended
+    }
+
+    /// Takes why the machine ended.
+    pub(crate) fn take_outcome(&self) -> Option<Result<Outcome>> {
+        self.lock().outcome.take()
+    }
+
+    /// Whether the machine has ended, for those that must not wait for anything any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.phase() == Phase::Ended
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Paused,
+            1 => Phase::Running,
+            _ => Phase::Ended,
+        }
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Only called by code that doesn't panic while it holds the lock, so a poisoned one is as good as any.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn kick_all(&self) {
+        self.slots.iter().filter_map(|slot| slot.kick.as_ref()).for_each(Kick::send);
+    }
+}
+
+/// Gets one thread out of the guest.
+struct Kick {
+    thread: libc::pthread_t,
+    immediate_exit: *mut u8,
+}
+
+// SAFETY: the pointer is used only while the slot holds it, under the gate's lock, and `Gate::join` demands that it is
+// valid until `Gate::leave`, which takes the same lock to remove it.
+unsafe impl Send for Kick {}
+
+impl Kick {
+    fn of_this_thread(immediate_exit: *mut u8) -> Self {
+        // SAFETY: it has no condition.
+        let thread = unsafe { libc::pthread_self() };
+        Kick { thread, immediate_exit }
+    }
+
+    fn send(&self) {
+        // SAFETY: valid, as said above; a byte is always aligned; the other side of it is the kernel, which only reads
+        // it, and the vCPU's thread, which clears it through kvm-ioctls.
+        let flag = unsafe { AtomicU8::from_ptr(self.immediate_exit) };
+        flag.store(1, Ordering::SeqCst);
+        // SAFETY: the thread has not ended: it takes its slot's kick away first.
+        let error = unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
+        debug_assert_eq!(error, 0, "{}", io::Error::from_raw_os_error(error));
+    }
+}
+
+/// The signal's only purpose is to end a system call.
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -1,0 +1,7 @@
+//! What the guest finds behind its I/O ports and its memory-mapped registers: two UARTs, an IOAPIC, two ports that end
+//! the machine. Nothing else.
+
+pub(crate) mod bus;
+pub(crate) mod ioapic;
+pub(crate) mod power;
+pub(crate) mod uart;

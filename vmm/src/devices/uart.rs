@@ -1,0 +1,210 @@
+//! A UART: vm-superio's 16550A with an interrupt line, a writer for what the guest sends, and a rule for when input may
+//! come.
+//!
+//! Output goes out byte by byte, as the guest writes it: whoever reads it sees a prompt at once, and nothing is in a
+//! buffer when the machine ends.
+//!
+//! Input waits until the guest's driver has switched its interrupt on. Linux empties the receiver when it opens a port,
+//! so a byte that came before would be lost (`echo cmd | minivm …`).
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use vm_superio::serial::{Error as SerialError, Serial, SerialEvents};
+use vm_superio::Trigger;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::bus::{Device, Request};
+use super::ioapic::IoApic;
+use crate::error::{Error, Result};
+
+/// Registers and bits (National Semiconductor PC16550D, "Registers").
+const IER: u8 = 1;
+const IER_RECEIVED_DATA: u8 = 1 << 0;
+const LCR: u8 = 3;
+const LCR_DLAB: u8 = 1 << 7;
+const MCR: u8 = 4;
+const MCR_LOOP: u8 = 1 << 4;
+
+/// An interrupt line from a UART to a pin of the IOAPIC.
+pub(crate) struct IrqLine {
+    pub(crate) ioapic: Arc<Mutex<IoApic>>,
+    pub(crate) pin: u8,
+}
+
+impl Trigger for IrqLine {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.ioapic.lock().expect("devices don't panic").pulse(self.pin)
+    }
+}
+
+/// What happens in the UART that its input has to know.
+pub(crate) struct Emptied(Arc<EventFd>);
+
+impl SerialEvents for Emptied {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // It can only fail if 2^64 - 2 of these were unread.
+        let _ = self.0.write(1);
+    }
+}
+
+/// A UART with its surroundings.
+pub(crate) struct Uart {
+    serial: Serial<IrqLine, Emptied, Box<dyn Write + Send>>,
+    room: Arc<EventFd>,
+}
+
+impl Uart {
+    /// A UART after reset that sends to `output`.
+    pub(crate) fn new(irq: IrqLine, output: Box<dyn Write + Send>) -> io::Result<Self> {
+        let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        Ok(Uart { serial: Serial::with_events(irq, Emptied(room.clone()), output), room })
+    }
+
+    /// Becomes readable whenever [`capacity`](Self::capacity) may have grown.
+    pub(crate) fn room(&self) -> Arc<EventFd> {
+        self.room.clone()
+    }
+
+    /// How many bytes of input it takes now.
+    pub(crate) fn capacity(&mut self) -> usize {
+        if self.takes_input() { self.serial.fifo_capacity() } else { 0 }
+    }
+
+    /// Gives input to the guest: at most [`capacity`](Self::capacity) bytes.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.serial.enqueue_raw_bytes(bytes) {
+            Ok(_) => Ok(()),
+            Err(SerialError::Trigger(error)) => Err(error),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Whether a driver waits for input. Reading these three registers changes nothing.
+    fn takes_input(&mut self) -> bool {
+        self.serial.read(LCR) & LCR_DLAB == 0
+            && self.serial.read(IER) & IER_RECEIVED_DATA != 0
+            && self.serial.read(MCR) & MCR_LOOP == 0
+    }
+}
+
+impl Device for Uart {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        // Registers have one byte; a wider access sees ones behind it.
+        if let Some(byte) = data.first_mut() {
+            *byte = self.serial.read(register(offset));
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<Option<Request>> {
+        let register = register(offset);
+        for &byte in data {
+            match self.serial.write(register, byte) {
+                Ok(()) => {}
+                Err(SerialError::IOError(error)) => return Err(Error::Output(error)),
+                Err(SerialError::Trigger(error)) => return Err(Error::Kvm { call: "KVM_SIGNAL_MSI", source: error }),
+                Err(SerialError::FullFifo) => {}
+            }
+        }
+        if matches!(register, IER | LCR | MCR) && self.takes_input() {
+            let _ = self.room.write(1);
+        }
+        Ok(None)
+    }
+}
+
+/// A UART has eight registers.
+fn register(offset: u64) -> u8 {
+    u8::try_from(offset & 7).expect("masked to 3 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LSR: u64 = 5;
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn uart(output: Box<dyn Write + Send>) -> Uart {
+        let ioapic = Arc::new(Mutex::new(IoApic::new(Box::new(|_| Ok(())))));
+        Uart::new(IrqLine { ioapic, pin: 4 }, output).unwrap()
+    }
+
+    fn read(uart: &mut Uart, offset: u64) -> u8 {
+        let mut data = [0xff];
+        uart.read(offset, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn what_the_guest_writes_comes_out_at_once() {
+        let out = Shared::default();
+        let mut uart = uart(Box::new(out.clone()));
+        uart.write(0, b"h").unwrap();
+        assert_eq!(*out.0.lock().unwrap(), b"h");
+        uart.write(0, b"ello").unwrap();
+        assert_eq!(*out.0.lock().unwrap(), b"hello");
+        assert_eq!(read(&mut uart, LSR) & 0x60, 0x60, "the transmitter is always empty");
+    }
+
+    #[test]
+    fn input_waits_for_a_driver() {
+        let mut uart = uart(Box::new(io::sink()));
+        assert_eq!(uart.capacity(), 0);
+        uart.write(IER.into(), &[IER_RECEIVED_DATA]).unwrap();
+        assert_eq!(uart.room().read().unwrap(), 1);
+        assert_eq!(uart.capacity(), 64);
+        uart.receive(&[0, 0xff]).unwrap();
+        assert_eq!(read(&mut uart, LSR) & 1, 1, "data ready");
+        assert_eq!((read(&mut uart, 0), read(&mut uart, 0)), (0, 0xff));
+        assert_eq!(read(&mut uart, LSR) & 1, 0);
+        assert_eq!(uart.room().read().unwrap(), 1);
+        uart.write(MCR.into(), &[MCR_LOOP]).unwrap();
+        assert_eq!(uart.capacity(), 0);
+    }
+
+    #[test]
+    fn a_closed_output_ends_the_machine() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut uart = uart(Box::new(Closed));
+        assert!(matches!(uart.write(0, b"x"), Err(Error::Output(_))));
+    }
+
+    #[test]
+    fn no_sequence_of_writes_panics() {
+        let mut uart = uart(Box::new(io::sink()));
+        for byte in 0..=u8::MAX {
+            for offset in 0..8 {
+                uart.write(offset, &[byte]).unwrap();
+                read(&mut uart, offset);
+                uart.capacity();
+            }
+        }
+    }
+}

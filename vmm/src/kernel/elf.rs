@@ -1,0 +1,160 @@
+//! An ELF `vmlinux`: segments to copy, an entry point to jump to.
+//!
+//! linux-loader does the copying. It trusts the program headers, so they are checked here first: the processor, that
+//! every segment is in the file and in RAM, that no two of them overlap (their memory size counts, which includes the
+//! zeros behind the file's bytes), and that the entry lies in one of them.
+//! (System V ABI, "Object Files", "Program Header".)
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use linux_loader::loader::elf::Elf;
+use linux_loader::loader::KernelLoader;
+use vm_memory::GuestAddress;
+
+use super::{Image, KernelError, Loaded, loaded};
+use crate::memory::GuestRam;
+
+const EI_CLASS: usize = 4;
+const ELFCLASS64: u8 = 2;
+const EI_DATA: usize = 5;
+const ELFDATA2LSB: u8 = 1;
+const EM_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
+const EHDR_SIZE: usize = 64;
+const PHDR_SIZE: usize = 56;
+
+/// Checks `file` and copies its segments to where they want to be.
+pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
+    let (entry, segments) = read_headers(file, image)?;
+    let end = check(entry, &segments, image)?;
+    loaded(Elf::load(ram.map(), None, file, None))?;
+    Ok(Loaded { entry: GuestAddress(entry), end: GuestAddress(end), header: None })
+}
+
+/// What a PT_LOAD program header says.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    offset: u64,
+    address: u64,
+    file_size: u64,
+    memory_size: u64,
+}
+
+fn read_headers(file: &File, image: Image) -> Result<(u64, Vec<Segment>), KernelError> {
+    image.holds("the ELF header", 0, EHDR_SIZE as u64)?;
+    let mut ehdr = [0; EHDR_SIZE];
+    file.read_exact_at(&mut ehdr, 0).map_err(KernelError::Read)?;
+    check_machine(&ehdr)?;
+
+    let (phoff, phentsize, phnum) = (u64_at(&ehdr, 32), u16_at(&ehdr, 54), u16_at(&ehdr, 56));
+    if usize::from(phentsize) != PHDR_SIZE {
+        return Err(KernelError::Damaged("its program headers have an unknown size"));
+    }
+    let table_len = PHDR_SIZE * usize::from(phnum);
+    image.holds("the table of program headers", phoff, table_len as u64)?;
+    let mut table = vec![0; table_len];
+    file.read_exact_at(&mut table, phoff).map_err(KernelError::Read)?;
+
+    let segments = table
+        .chunks_exact(PHDR_SIZE)
+        .filter(|phdr| u32_at(phdr, 0) == PT_LOAD)
+        .map(|phdr| Segment {
+            offset: u64_at(phdr, 8),
+            address: u64_at(phdr, 24),
+            file_size: u64_at(phdr, 32),
+            memory_size: u64_at(phdr, 40),
+        })
+        .filter(|segment| segment.memory_size > 0 || segment.file_size > 0)
+        .collect();
+    Ok((u64_at(&ehdr, 24), segments))
+}
+
+fn check_machine(ehdr: &[u8]) -> Result<(), KernelError> {
+    let machine = if ehdr[EI_DATA] == ELFDATA2LSB {
+        u16_at(ehdr, 18)
+    } else {
+        u16::from_be_bytes([ehdr[18], ehdr[19]])
+    };
+    if machine == EM_X86_64 && ehdr[EI_CLASS] == ELFCLASS64 && ehdr[EI_DATA] == ELFDATA2LSB {
+        return Ok(());
+    }
+    // System V ABI, "ELF Header", e_machine.
+    Err(KernelError::WrongMachine(match machine {
+        3 => "32-bit x86".into(),
+        8 => "MIPS".into(),
+        20 | 21 => "PowerPC".into(),
+        22 => "S/390".into(),
+        40 => "32-bit Arm".into(),
+        183 => "aarch64".into(),
+        243 => "RISC-V".into(),
+        other => format!("machine number {other}"),
+    }))
+}
+
+/// Tells where the kernel ends, or what is wrong with it.
+fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelError> {
+    let mut places = Vec::new();
+    for segment in segments {
+        if segment.file_size > segment.memory_size {
+            return Err(KernelError::Damaged("a segment has more bytes in the file than in memory"));
+        }
+        image.holds("a segment", segment.offset, segment.file_size)?;
+        places.push((segment.address, image.fits(segment.address, segment.memory_size)?));
+    }
+    places.sort_unstable();
+    if let Some(pair) = places.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        return Err(KernelError::Overlap(pair[1].0));
+    }
+    let Some(&(_, end)) = places.last() else {
+        return Err(KernelError::Damaged("it has nothing to load"));
+    };
+    if !places.iter().any(|&(start, end)| (start..end).contains(&entry)) {
+        return Err(KernelError::Damaged("its entry point is not in what it loads"));
+    }
+    Ok(end)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: Image = Image { size: 0x1000, ram_end: 32 << 20 };
+
+    fn segment(address: u64, memory_size: u64) -> Segment {
+        Segment { offset: 0, address, file_size: memory_size.min(0x1000), memory_size }
+    }
+
+    #[test]
+    fn the_end_is_the_highest_segments_end() {
+        let segments = [segment(0x20_0000, 0x5000), segment(0x10_0000, 0x1000)];
+        assert_eq!(check(0x10_0000, &segments, IMAGE).unwrap(), 0x20_5000);
+    }
+
+    #[test]
+    fn segments_that_lie_are_refused() {
+        let refusal = |entry, segments: &[Segment]| check(entry, segments, IMAGE).unwrap_err().to_string();
+        assert!(refusal(0, &[]).contains("nothing to load"));
+        assert!(refusal(0x10_0000, &[segment(0x10_0000, 0x2000), segment(0x10_1fff, 1)]).contains("overlap"));
+        assert!(refusal(0, &[segment(0x10_0000, 0x2000)]).contains("entry point"));
+        assert!(refusal(0, &[segment(0, 0x2000)]).contains("not in guest RAM"));
+        assert!(refusal(0, &[segment(0x1ff_f000, 0x2000)]).contains("not in guest RAM"));
+        assert!(refusal(0, &[segment(u64::MAX, 2)]).contains("not in guest RAM"));
+        let cut = Segment { offset: 0x800, ..segment(0x10_0000, 0x1000) };
+        assert!(refusal(0x10_0000, &[cut]).contains("truncated"));
+        let fat = Segment { file_size: 2, memory_size: 1, ..segment(0x10_0000, 1) };
+        assert!(refusal(0x10_0000, &[fat]).contains("more bytes in the file"));
+    }
+}

@@ -1,0 +1,191 @@
+//! Reading a kernel's file into guest memory: an ELF `vmlinux`, a bzImage, or bare machine code.
+//!
+//! A kernel is hostile input: everything that its headers say is checked before one byte is loaded, so that what is
+//! wrong with a file is said in the file's own terms.
+
+mod bzimage;
+mod elf;
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::Path;
+
+use linux_loader::loader::KernelLoaderResult;
+use linux_loader::loader::bootparam::setup_header;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::config::Kernel;
+use crate::error::{Error, Result};
+use crate::layout;
+use crate::memory::GuestRam;
+
+/// Why a kernel's file can't be booted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// The file has no bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// The file is neither ELF nor bzImage.
+    #[error("it is not a kernel: neither an ELF file (vmlinux) nor a bzImage")]
+    NotAKernel,
+    /// The file ends before the bytes that its header promises.
+    #[error("it is truncated: {what} ends at byte {end}, the file has {size}")]
+    Truncated {
+        /// The part that is cut off.
+        what: &'static str,
+        /// The first byte behind that part.
+        end: u64,
+        /// The file's size in bytes.
+        size: u64,
+    },
+    /// The kernel is for another processor.
+    #[error("it is a kernel for {0}, not for x86-64")]
+    WrongMachine(String),
+    /// A header's field makes no sense.
+    #[error("it is damaged: {0}")]
+    Damaged(&'static str),
+    /// A segment's place is not in guest RAM.
+    #[error(
+        "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM (1 MiB to {ram_end:#x}); more --memory may help"
+    )]
+    OutsideRam {
+        /// The segment's first guest-physical address.
+        start: u64,
+        /// The first address behind it.
+        end: u64,
+        /// The first address behind RAM.
+        ram_end: u64,
+    },
+    /// Two segments want the same place.
+    #[error("it is damaged: its segments overlap at {0:#x}")]
+    Overlap(u64),
+    /// The bzImage is too old to say what is needed to boot it.
+    #[error("it speaks version {}.{:02} of the boot protocol: 2.12 (Linux 3.8) is the oldest that can be booted", .0 >> 8, .0 & 0xff)]
+    OldProtocol(u16),
+    /// The bzImage has no 64-bit entry point.
+    #[error("it has no 64-bit entry point: a 64-bit kernel (CONFIG_X86_64) is needed")]
+    No64BitEntry,
+    /// The file could not be read.
+    #[error("cannot read it")]
+    Read(#[source] io::Error),
+    /// The kernel's own command line is shorter than what was given.
+    #[error("it takes a command line of at most {max} bytes, and {len} were given")]
+    CmdlineTooLong {
+        /// What the kernel takes, in bytes.
+        max: u32,
+        /// What was given, in bytes.
+        len: usize,
+    },
+}
+
+/// A kernel in guest memory.
+pub(crate) struct Loaded {
+    /// Where the first vCPU starts, in 64-bit mode.
+    pub(crate) entry: GuestAddress,
+    /// The first guest-physical address that the kernel doesn't need while it starts.
+    pub(crate) end: GuestAddress,
+    /// A bzImage's own setup header, which the zero page has to repeat.
+    pub(crate) header: Option<setup_header>,
+}
+
+/// Loads `kernel` into `ram`.
+pub(crate) fn load(kernel: &Kernel, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
+    match kernel {
+        Kernel::Code(code) => load_code(code, ram),
+        Kernel::File(path) => load_file(path, cmdline_len, ram),
+    }
+}
+
+fn load_code(code: &[u8], ram: &GuestRam) -> Result<Loaded> {
+    let entry = layout::HIGH_RAM;
+    ram.map()
+        .write_slice(code, entry)
+        .map_err(|_| Error::Config(format!("{} bytes of code do not fit into guest memory", code.len())))?;
+    Ok(Loaded { entry, end: GuestAddress(entry.0 + code.len() as u64), header: None })
+}
+
+fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
+    let refuse = |source| Error::Kernel { path: path.into(), source };
+    let (mut file, size) = open("kernel", path)?;
+    if size == 0 {
+        return Err(refuse(KernelError::Empty));
+    }
+    let mut magic = [0; 4];
+    let magic_len = read_up_to(&mut file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
+    let image = Image { size, ram_end: low_ram_end(ram) };
+    let loaded = if magic[..magic_len] == *b"\x7fELF" {
+        elf::load(&mut file, image, ram)
+    } else {
+        bzimage::load(&mut file, image, cmdline_len, ram)
+    };
+    loaded.map_err(refuse)
+}
+
+/// Opens a file that goes into guest memory and tells its size in bytes; anything but a regular file or a block device
+/// has no size that could be relied on and is refused.
+pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
+    let wrap = |source| Error::File { what, path: path.into(), source };
+    let mut file = File::open(path).map_err(wrap)?;
+    let kind = file.metadata().map_err(wrap)?.file_type();
+    if kind.is_dir() {
+        return Err(wrap(io::ErrorKind::IsADirectory.into()));
+    }
+    let size = file.seek(io::SeekFrom::End(0)).map_err(wrap)?;
+    file.rewind().map_err(wrap)?;
+    Ok((file, size))
+}
+
+/// The first address behind the RAM that lies below the hole.
+pub(crate) fn low_ram_end(ram: &GuestRam) -> u64 {
+    ram.regions().next().map_or(0, |(base, size, _)| base.0 + size)
+}
+
+/// What the two formats' loaders have to know of their file and the machine.
+#[derive(Clone, Copy)]
+struct Image {
+    /// The file's size in bytes.
+    size: u64,
+    /// The first address behind RAM.
+    ram_end: u64,
+}
+
+impl Image {
+    /// Refuses a file that ends before `offset + len`.
+    fn holds(self, what: &'static str, offset: u64, len: u64) -> std::result::Result<(), KernelError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            end => Err(KernelError::Truncated { what, end: end.unwrap_or(u64::MAX), size: self.size }),
+        }
+    }
+
+    /// Refuses a place that isn't in RAM between 1 MiB and the hole.
+    fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
+        match start.checked_add(len) {
+            Some(end) if start >= layout::HIGH_RAM.0 && end <= self.ram_end => Ok(end),
+            end => {
+                Err(KernelError::OutsideRam { start, end: end.unwrap_or(u64::MAX), ram_end: self.ram_end })
+            }
+        }
+    }
+}
+
+/// Reads until `buffer` is full or the file ends; tells how many bytes came.
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    file.rewind()?;
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read(&mut buffer[len..])? {
+            0 => break,
+            more => len += more,
+        }
+    }
+    Ok(len)
+}
+
+/// Turns linux-loader's answer, which comes after our own checks, into ours.
+fn loaded(
+    result: linux_loader::loader::Result<KernelLoaderResult>,
+) -> std::result::Result<KernelLoaderResult, KernelError> {
+    result.map_err(|error| KernelError::Read(io::Error::other(error)))
+}

@@ -1,0 +1,132 @@
+//! A built machine, and running it.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::control::{Control, Gate};
+use crate::error::{Error, Result};
+use crate::input::Pump;
+use crate::memory::GuestRam;
+use crate::outcome::Outcome;
+use crate::vcpu::{Surroundings, Vcpu};
+
+/// How often the vCPUs are asked whether they are halted for ever, which KVM doesn't tell by itself. It costs an exit a
+/// vCPU.
+const HALT_CHECK: Duration = Duration::from_millis(100);
+
+/// A machine that has been built and is paused before its first instruction.
+///
+/// ```no_run
+/// use minivm_vmm::{Builder, Config, Kernel};
+///
+/// let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).console_output(std::io::stdout()).build()?;
+/// let control = machine.control();
+/// std::thread::spawn(move || {
+///     std::thread::sleep(std::time::Duration::from_secs(5));
+///     control.stop();
+/// });
+/// println!("{}", machine.run()?);
+/// # minivm_vmm::Result::Ok(())
+/// ```
+pub struct Machine {
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) around: Arc<Surroundings>,
+    pub(crate) pumps: Vec<Pump>,
+    // Last, so that it is unmapped after KVM's descriptors, which the others hold, are closed.
+    pub(crate) ram: GuestRam,
+}
+
+impl Machine {
+    /// A handle to pause, resume and stop it while it runs.
+    pub fn control(&self) -> Control {
+        Control { gate: self.around.gate.clone() }
+    }
+
+    /// Runs it on threads of its own, a vCPU each, and serves its serial input on this thread, until it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where a thread can't be started, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
+    /// [`Error::Output`] where the serial output can't be written.
+    pub fn run(self) -> Result<Outcome> {
+        let Machine { vcpus, around, pumps, ram } = self;
+        let gate = around.gate.clone();
+        let (threads, started) = start(vcpus, &around);
+        let served = started.and_then(|()| {
+            gate.resume();
+            serve(&gate, pumps)
+        });
+        if let Err(error) = served {
+            gate.end(Err(error));
+        }
+        for thread in threads {
+            thread.join().expect("a vCPU's thread doesn't panic");
+        }
+        drop(around);
+        drop(ram);
+        gate.take_outcome().expect("the machine has ended, and the outcome is taken once")
+    }
+}
+
+/// Starts a thread a vCPU; they wait at the gate. Tells which were started even if one could not be.
+fn start(vcpus: Vec<Vcpu>, around: &Arc<Surroundings>) -> (Vec<JoinHandle<()>>, Result<()>) {
+    let mut threads = Vec::new();
+    for vcpu in vcpus {
+        let around = around.clone();
+        let builder = thread::Builder::new().name(format!("vcpu{}", vcpu.id)).stack_size(256 << 10);
+        match builder.spawn(move || vcpu.run(&around)) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => return (threads, Err(Error::host("a thread for a vCPU")(error))),
+        }
+    }
+    (threads, Ok(()))
+}
+
+/// Moves input to the serial ports until the machine ends.
+fn serve(gate: &Arc<Gate>, pumps: Vec<Pump>) -> Result<()> {
+    let wrap = |error| Error::host("an event loop")(std::io::Error::other(error));
+    let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8).map_err(wrap)?;
+    events.add_subscriber(Box::new(Watch::new(gate.clone())?));
+    for pump in pumps {
+        events.add_subscriber(Box::new(pump));
+    }
+    while !gate.has_ended() {
+        events.run().map_err(wrap)?;
+    }
+    Ok(())
+}
+
+/// Wakes the event loop when the machine has ended, and the vCPUs when it is time to ask them whether they have halted.
+struct Watch {
+    gate: Arc<Gate>,
+    timer: TimerFd,
+}
+
+impl Watch {
+    fn new(gate: Arc<Gate>) -> Result<Self> {
+        let mut timer = TimerFd::new().map_err(Error::host("a timer"))?;
+        timer.reset(HALT_CHECK, Some(HALT_CHECK)).map_err(Error::host("a timer"))?;
+        Ok(Watch { gate, timer })
+    }
+}
+
+impl MutEventSubscriber for Watch {
+    fn init(&mut self, ops: &mut EventOps) {
+        for descriptor in [self.gate.ended().as_raw_fd(), self.timer.as_raw_fd()] {
+            ops.add(Events::new_raw(descriptor, EventSet::IN)).expect("event and timer descriptors can be watched");
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        if events.fd() == self.timer.as_raw_fd() {
+            let _ = self.timer.wait();
+            self.gate.nudge();
+        }
+    }
+}
