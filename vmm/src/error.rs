@@ -33,6 +33,10 @@ pub enum Error {
     #[error("this host's KVM has no {0}; Linux 4.10 or newer has it")]
     KvmLacks(&'static str),
 
+    /// KVM is there and can't run a kernel.
+    #[error("this host's KVM cannot run a kernel: {0}")]
+    KvmUnusable(String),
+
     /// A call to KVM failed.
     #[error("{call} failed")]
     Kvm {

@@ -48,6 +48,7 @@ pub mod layout;
 mod machine;
 mod memory;
 mod outcome;
+mod probe;
 mod vcpu;
 
 pub use builder::Builder;
@@ -58,3 +59,4 @@ pub use input::Input;
 pub use kernel::KernelError;
 pub use machine::Machine;
 pub use outcome::{Outcome, Reset};
+pub use probe::probe;

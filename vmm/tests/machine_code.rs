@@ -1,0 +1,288 @@
+//! Guests of a few bytes on the host's own KVM: a behaviour each.
+//!
+//! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::io::{self, Cursor, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
+
+/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
+const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
+/// `jmp $`: loops for ever.
+const LOOP: [u8; 2] = [0xeb, 0xfe];
+/// How long anything here may take.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Passes every byte on to a channel.
+struct Tap(Sender<u8>);
+
+impl Write for Tap {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        bytes.iter().for_each(|byte| self.0.send(*byte).unwrap());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn config(code: &[&[u8]]) -> Config {
+    Config::new(Kernel::Code(code.concat()))
+}
+
+/// A machine that runs `code`, and what it writes to COM1.
+fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
+    let (tap, output) = channel();
+    (Builder::new(config(code)).console_output(Tap(tap)).build().unwrap(), output)
+}
+
+/// Runs `code` to its end: how it ended, and what it wrote to COM1.
+fn run(code: &[&[u8]]) -> (Outcome, Vec<u8>) {
+    let (machine, output) = machine(code);
+    let control = machine.control();
+    let watchdog = std::thread::spawn(move || {
+        let start = Instant::now();
+        while !control.has_ended() && start.elapsed() < DEADLINE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        control.stop();
+    });
+    let outcome = machine.run().unwrap();
+    watchdog.join().unwrap();
+    (outcome, output.iter().collect())
+}
+
+/// `mov dx, port`.
+fn mov_dx(port: u16) -> [u8; 4] {
+    let [low, high] = port.to_le_bytes();
+    [0x66, 0xba, low, high]
+}
+
+/// `mov al, value; out dx, al`.
+fn out(value: u8) -> [u8; 3] {
+    [0xb0, value, 0xee]
+}
+
+/// Maps the 2 MiB around `address` to themselves: only the first GiB is mapped at the start. A page directory of its own,
+/// at 0xc000, is hung into the page directory pointer table at 0xa000.
+fn map(address: u64) -> Vec<u8> {
+    let page = address & !0x1f_ffff | 0x83;
+    let (directory, entry) = (0xa000 + (address >> 30) * 8, 0xc000 + (address >> 21 & 0x1ff) * 8);
+    [store(directory, 0xc003), store(entry, page & 0xffff_ffff), store(entry + 4, page >> 32)].concat()
+}
+
+/// `mov dword [address], value`.
+fn store(address: u64, value: u64) -> Vec<u8> {
+    let low_half = |number: u64| u32::try_from(number).unwrap().to_le_bytes();
+    [&[0xc7, 0x04, 0x25], &low_half(address)[..], &low_half(value)[..]].concat()
+}
+
+/// `in al, dx`.
+const IN: [u8; 1] = [0xec];
+
+/// Writes AL to COM1: `mov dx, 0x3f8; out dx, al`.
+const SHOW: [u8; 5] = [0x66, 0xba, 0xf8, 0x03, 0xee];
+
+#[test]
+fn a_port_write_reaches_the_console() {
+    let (outcome, output) = run(&[&mov_dx(layout::COM1_PORT), &out(b'o'), &out(b'k'), &RESET]);
+    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &b"ok"[..]));
+}
+
+#[test]
+fn an_unknown_port_reads_as_ones_and_ignores_writes() {
+    let (outcome, output) = run(&[&mov_dx(0x1234), &out(7), &IN, &SHOW, &RESET]);
+    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &[0xff][..]));
+}
+
+#[test]
+fn a_memory_mapped_register_is_read_and_written() {
+    // mov esi, IOAPIC; mov dword [rsi], 1 (select the version register); mov eax, [rsi + 0x10]
+    let read = [0xbe, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x06, 0x01, 0x00, 0x00, 0x00, 0x8b, 0x46, 0x10];
+    let (outcome, output) = run(&[&map(layout::IOAPIC.0), &read, &SHOW, &RESET]);
+    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &[0x11][..]));
+}
+
+#[test]
+fn memory_that_is_not_there_reads_as_ones() {
+    // mov esi, 0xd0000000; mov al, [rsi]
+    let read = [0xbe, 0x00, 0x00, 0x00, 0xd0, 0x8a, 0x06];
+    let (outcome, output) = run(&[&map(0xd000_0000), &read, &SHOW, &RESET]);
+    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &[0xff][..]));
+}
+
+#[test]
+fn halting_with_interrupts_off_is_noticed() {
+    let (outcome, _) = run(&[&[0xfa, 0xf4], &LOOP]); // cli; hlt
+    assert_eq!(outcome, Outcome::Halted);
+}
+
+#[test]
+fn halting_with_interrupts_on_is_not_the_end() {
+    let (machine, output) = machine(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &[0xfb, 0xf4], &LOOP]); // sti; hlt
+    let control = machine.control();
+    let runner = std::thread::spawn(move || machine.run());
+    assert_eq!(output.recv_timeout(DEADLINE).unwrap(), b'.');
+    std::thread::sleep(Duration::from_millis(350));
+    assert!(!control.has_ended());
+    control.stop();
+    assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn a_triple_fault_is_noticed() {
+    let (outcome, _) = run(&[&[0x0f, 0x0b]]); // ud2, and no handler
+    assert_eq!(outcome, Outcome::TripleFault);
+}
+
+#[test]
+fn the_sleep_register_switches_the_power_off() {
+    let (outcome, _) = run(&[&mov_dx(layout::ACPI_SLEEP_PORT), &out(0x34), &LOOP]);
+    assert_eq!(outcome, Outcome::PowerOff);
+}
+
+#[test]
+fn the_keyboard_controllers_status_is_ready() {
+    let (_, output) = run(&[&mov_dx(layout::I8042_COMMAND_PORT), &IN, &SHOW, &RESET]);
+    assert_eq!(output, [0]);
+}
+
+#[test]
+fn a_guest_starts_with_the_zero_page_in_rsi() {
+    // mov al, [rsi + 0x1fe] (the boot flag's first byte); mov dx…; out
+    let (_, output) = run(&[&[0x8a, 0x86, 0xfe, 0x01, 0x00, 0x00], &SHOW, &RESET]);
+    assert_eq!(output, [0x55]);
+}
+
+#[test]
+fn input_of_every_byte_value_comes_back_unchanged() {
+    let echo = [
+        0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
+        0x66, 0xba, 0xfd, 0x03, 0xec, //          again: mov dx, 0x3fd; in al, dx: the line status
+        0xa8, 0x01, 0x74, 0xf7, //                test al, 1; jz again
+        0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, //    mov dx, 0x3f8; in al, dx; out dx, al
+        0xeb, 0xef, //                            jmp again
+    ];
+    let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
+    let (tap, output) = channel();
+    let input = Input::from_reader(Cursor::new(bytes.clone())).unwrap();
+    let machine = Builder::new(config(&[&echo])).console_output(Tap(tap)).console_input(input).build().unwrap();
+    let control = machine.control();
+    let runner = std::thread::spawn(move || machine.run());
+    let echoed: Vec<u8> = (0..1000).map(|_| output.recv_timeout(DEADLINE).unwrap()).collect();
+    assert_eq!(echoed, bytes);
+    assert!(!control.has_ended(), "the end of input is not the end of the guest");
+    control.stop();
+    assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn com2_is_a_uart_of_its_own() {
+    let (tap, output) = channel();
+    let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'1'), &mov_dx(layout::COM2_PORT), &out(b'2'), &RESET]);
+    Builder::new(code).com2_output(Tap(tap)).build().unwrap().run().unwrap();
+    assert_eq!(output.iter().collect::<Vec<_>>(), b"2");
+}
+
+#[test]
+fn a_paused_machine_stands_still_and_goes_on() {
+    // again: mov al, '.'; mov dx, 0x3f8; out dx, al; jmp again
+    let (machine, output) = machine(&[&[0xb0, b'.'], &SHOW, &[0xeb, 0xf7]]);
+    let control = machine.control();
+    let runner = std::thread::spawn(move || machine.run());
+    for _ in 0..20 {
+        output.recv_timeout(DEADLINE).unwrap();
+        control.pause();
+        while output.try_recv().is_ok() {}
+        assert!(output.recv_timeout(Duration::from_millis(10)).is_err(), "it ran while it was paused");
+        control.resume();
+    }
+    output.recv_timeout(DEADLINE).unwrap();
+    control.stop();
+    assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn a_machine_is_stopped_in_a_loop_while_paused_and_before_it_runs() {
+    for pause in [false, true] {
+        let (machine, output) = machine(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
+        let control = machine.control();
+        let runner = std::thread::spawn(move || machine.run());
+        output.recv_timeout(DEADLINE).unwrap();
+        if pause {
+            control.pause();
+        }
+        control.stop();
+        control.stop();
+        assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
+        control.pause();
+        control.resume();
+    }
+    let (machine, output) = machine(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
+    machine.control().stop();
+    assert_eq!(machine.run().unwrap(), Outcome::Stopped);
+    assert_eq!(output.iter().count(), 0);
+}
+
+#[test]
+fn an_output_that_nobody_reads_ends_the_machine_with_an_error() {
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
+    let ended = Builder::new(code).console_output(writer).build().unwrap().run();
+    assert!(matches!(ended, Err(Error::Output(_))), "{ended:?}");
+}
+
+#[test]
+fn eight_vcpus_stop_together() {
+    let (tap, output) = channel();
+    let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
+    let machine = Builder::new(Config { cpus: 8, ..code }).console_output(Tap(tap)).build().unwrap();
+    let control = machine.control();
+    let runner = std::thread::spawn(move || machine.run());
+    output.recv_timeout(DEADLINE).unwrap();
+    control.pause();
+    control.resume();
+    control.stop();
+    assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn memory_behind_the_hole_belongs_to_the_guest() {
+    let show_last_byte_but_15 = [
+        0x48, 0xbe, 0xf0, 0xff, 0xff, 0x3f, 0x01, 0x00, 0x00, 0x00, // mov rsi, 0x13ffffff0
+        0xc6, 0x06, b'h', 0x8a, 0x06, //                               mov byte [rsi], 'h'; mov al, [rsi]
+    ];
+    let (tap, output) = channel();
+    let code = Config { memory: 4 << 30, ..config(&[&map(0x1_3fff_fff0), &show_last_byte_but_15, &SHOW, &RESET]) };
+    Builder::new(code).console_output(Tap(tap)).build().unwrap().run().unwrap();
+    assert_eq!(output.iter().collect::<Vec<_>>(), b"h");
+}
+
+#[test]
+fn a_thousand_machines_leave_nothing_behind() {
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mapped = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
+    };
+    let build = |count: usize| {
+        for index in 0..count {
+            let (machine, _output) = machine(&[&RESET]);
+            if index % 10 == 0 {
+                machine.run().unwrap();
+            }
+        }
+    };
+    build(10);
+    let (descriptors_before, mapped_before) = (descriptors(), mapped());
+    build(1000);
+    // Tests beside this one come and go; a leak would show a thousandfold.
+    assert!(descriptors() < descriptors_before + 100, "{} → {}", descriptors_before, descriptors());
+    assert!(mapped() < mapped_before + (20 << 30), "{} → {}", mapped_before, mapped());
+}
