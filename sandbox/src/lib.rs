@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Runs code in small virtual machines.
+
+pub mod lab;

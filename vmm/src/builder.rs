@@ -166,7 +166,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 }
 
 /// Creates the machine: an address space without memory, and no processor.
-fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     // The descriptor is the machine: when the last reference to it is gone, so is the machine, which is why nothing can
     // be left behind. (KVM API 4.2, KVM_CREATE_VM.)
     let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;

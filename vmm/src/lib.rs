@@ -59,4 +59,4 @@ pub use input::Input;
 pub use kernel::KernelError;
 pub use machine::Machine;
 pub use outcome::{Outcome, Reset};
-pub use probe::probe;
+pub use probe::{create_vm_time, probe};

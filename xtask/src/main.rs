@@ -1,2 +1,80 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask …`: set-up and the chores of the workspace. No product code lives here.
+//!
+//! | command | what it does | file |
+//! |---|---|---|
+//! | `setup` | Debian packages, kernels, the demo's root file system | [`setup`] |
+//! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
+//! | `test` | everything that checks the project; ends with the count | [`test`] |
+//! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
+//!
+//! Whatever is made is kept in `~/.cache/minivm` under a key of all that went into it, and made again only when the key
+//! changes: see [`cache`].
+
+mod cache;
+mod cargo;
+mod debian;
+mod debian_kernels;
+mod debian_python;
+mod demo;
+mod kernels;
+mod kvm;
+mod packages;
+mod process;
+mod registry;
+mod report;
+mod rootfs;
+mod setup;
+mod suite;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up and chores of the minivm workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Make everything that minivm needs on a fresh Debian machine
+    Setup(setup::Wanted),
+    /// Boot a virtual machine in which Python answers 4
+    Demo,
+    /// Run everything that checks the project
+    Test {
+        /// Leave out the tests that need the lab (an emulated machine with real KVM)
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Build a kernel, or find it built
+    Kernel {
+        /// Which one
+        #[arg(value_enum, default_value = "sandbox")]
+        which: kernels::Kernel,
+    },
+    /// Make the demo's root file system and its initramfs, or find them made
+    Rootfs,
+}
+
+fn main() -> ExitCode {
+    let worked = match Arguments::parse().task {
+        Task::Setup(wanted) => setup::run(&wanted),
+        Task::Demo => demo::run(),
+        Task::Test { fast } => test::run(fast),
+        Task::Kernel { which } => setup::kernel(which),
+        Task::Rootfs => setup::rootfs(),
+    };
+    match worked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! `minivm --kernel …`: boots a kernel with the terminal as its console.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use minivm::lab::{self, LabRequest, Root};
+use minivm_vmm::{Builder, Config, Error, Input, Kernel};
+
+use super::terminal::{Keys, RawMode};
+use super::{Accel, AccelArg, units};
+
+/// The guest crashed.
+const EXIT_CRASHED: u8 = 1;
+/// The console on COM1, few messages, and an end of the process where the kernel ends.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
+/// What the lab needs of memory beside the guest's: its kernel, this program, the monitor, page tables.
+const LAB_OVERHEAD: u64 = 256 << 20;
+/// Where the lab has the files.
+const LAB_KERNEL: &str = "/kernel";
+const LAB_INITRAMFS: &str = "/initramfs";
+
+#[derive(Args)]
+pub(super) struct BootArgs {
+    /// Linux kernel: an ELF vmlinux or a bzImage
+    #[arg(long, required = true, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The guest's first root file system: a cpio archive, plain or compressed
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
+    cmdline: String,
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::bytes)]
+    memory: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    #[command(flatten)]
+    accel: AccelArg,
+}
+
+/// Boots as `args` say, here or in the lab.
+pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
+    let kernel = args.kernel.context("no kernel given: --kernel FILE")?;
+    let config = Config {
+        kernel: Kernel::File(kernel),
+        initramfs: args.initramfs,
+        cmdline: args.cmdline,
+        memory: args.memory,
+        cpus: args.cpus,
+    };
+    config.check()?;
+    let unusable = match args.accel.accel {
+        Accel::Kvm => None,
+        Accel::Lab => Some("--accel lab".to_string()),
+        Accel::Auto => match minivm_vmm::probe() {
+            Ok(()) => None,
+            Err(
+                error @ (Error::KvmMissing | Error::KvmPermission | Error::KvmLacks(_) | Error::KvmUnusable(_)),
+            ) => Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    match unusable {
+        None => run_here(config),
+        Some(why) => {
+            eprintln!("minivm: running in the lab, an emulated machine with real KVM: {why}");
+            run_in_lab(config)
+        }
+    }
+}
+
+fn run_here(config: Config) -> anyhow::Result<ExitCode> {
+    // Not through `io::stdout()`, which keeps a line until it is whole.
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned().context("cannot use stdout")?);
+    let mut builder = Builder::new(config).console_output(stdout);
+    // From here on only: whatever fails before is printed to a terminal in order.
+    let control = std::sync::Arc::new(std::sync::OnceLock::<minivm_vmm::Control>::new());
+    let is_terminal = rustix::termios::isatty(io::stdin());
+    builder = builder.console_input(if is_terminal {
+        let control = control.clone();
+        Input::from_reader(Keys::new(move || {
+            if let Some(control) = control.get() {
+                control.stop();
+            }
+        }))
+        .context("cannot read the terminal")?
+    } else {
+        let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned().context("cannot use stdin")?;
+        Input::from(stdin)
+    });
+    let machine = builder.build()?;
+    let _ = control.set(machine.control());
+    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    let outcome = machine.run();
+    drop(raw);
+    let outcome = outcome?;
+    if outcome.is_orderly() || outcome == minivm_vmm::Outcome::Stopped {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("minivm: {outcome}");
+    Ok(ExitCode::from(EXIT_CRASHED))
+}
+
+/// Runs this program with the same arguments in the lab, which gets the two files and nothing else.
+fn run_in_lab(config: Config) -> anyhow::Result<ExitCode> {
+    let Kernel::File(kernel) = config.kernel else { unreachable!("the command line names a file") };
+    let mut command: Vec<std::ffi::OsString> =
+        ["/minivm", "--accel", "kvm", "--kernel", LAB_KERNEL].map(Into::into).to_vec();
+    let mut files = vec![(kernel, LAB_KERNEL.into())];
+    if let Some(initramfs) = config.initramfs {
+        command.extend(["--initramfs", LAB_INITRAMFS].map(Into::into));
+        files.push((initramfs, LAB_INITRAMFS.into()));
+    }
+    command.extend(["--cmdline".into(), config.cmdline.into()]);
+    command.extend(["--memory".into(), config.memory.to_string().into()]);
+    command.extend(["--cpus".into(), config.cpus.to_string().into()]);
+
+    let needed = config.memory + LAB_OVERHEAD + 2 * sizes(&files)?;
+    let mut request = LabRequest::new(Root::Private, command);
+    request.files = files;
+    request.memory_mib = u32::try_from(needed.div_ceil(1 << 20)).context("too much memory for the lab")?;
+    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    if raw.is_some() {
+        request.stdin = lab::Input::From(keys_to_pipe().context("cannot read the terminal")?);
+    }
+    let finished = request.run();
+    drop(raw);
+    Ok(ExitCode::from(u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR)))
+}
+
+/// The files' size in bytes, all together.
+fn sizes(files: &[(PathBuf, PathBuf)]) -> anyhow::Result<u64> {
+    let mut total = 0;
+    for (file, _) in files {
+        total += std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len();
+    }
+    Ok(total)
+}
+
+/// A pipe with what is typed. Ctrl-A x ends this process, and with it the lab.
+fn keys_to_pipe() -> io::Result<OwnedFd> {
+    let (ours, mut theirs) = io::pipe()?;
+    let end = || {
+        super::terminal::restore();
+        std::process::exit(0)
+    };
+    std::thread::Builder::new().name("keys".into()).spawn(move || {
+        // When the lab doesn't read any more, it is about to end.
+        let _ = io::copy(&mut Keys::new(end), &mut theirs);
+    })?;
+    Ok(ours.into())
+}

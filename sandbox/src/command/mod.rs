@@ -1,0 +1,102 @@
+//! The command line: what `minivm` understands, and which module does it.
+
+mod boot;
+mod doctor;
+mod lab;
+mod terminal;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// minivm's own error, whatever the guest did.
+pub(crate) const EXIT_ERROR: u8 = 125;
+/// A time limit was reached.
+const EXIT_TIMEOUT: u8 = 124;
+
+/// Runs code in small virtual machines: a Linux kernel, RAM and a serial port on KVM.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "The terminal is the machine's serial console; in a terminal, Ctrl-A x ends the machine.\n\
+                  Exit code: 0 when the guest shut down, 1 when it crashed, 125 when minivm failed, 2 for wrong usage."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    boot: boot::BootArgs,
+    /// Tell on stderr what happens; twice for every exit to unknown addresses
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tell what works on this host, why not, and the command that mends it
+    Doctor(doctor::DoctorArgs),
+    /// Run a command of this host's on an emulated machine with real KVM
+    Lab(lab::LabArgs),
+    /// The lab's process 1
+    #[command(name = minivm::lab::INIT_COMMAND, hide = true)]
+    LabInit,
+}
+
+/// Where the virtual machine gets its virtualization from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Accel {
+    /// KVM if it can run a kernel, else the lab
+    Auto,
+    /// This host's KVM
+    Kvm,
+    /// The lab: an emulated machine with real KVM
+    Lab,
+}
+
+#[derive(Args)]
+struct AccelArg {
+    /// Where virtualization comes from
+    #[arg(long, value_enum, default_value_t = Accel::Auto, value_name = "ACCEL")]
+    accel: Accel,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        log_to_stderr(self.verbose);
+        match self.command {
+            None => boot::run(self.boot),
+            Some(Command::Doctor(args)) => doctor::run(args),
+            Some(Command::Lab(args)) => lab::run(args),
+            Some(Command::LabInit) => minivm::lab::run_as_init(),
+        }
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    };
+    // It fails where a logger is set already, which nobody else does.
+    let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
+}
+
+/// Writes a line a message, as everything that is ours goes to stderr.
+struct StderrLog;
+
+impl log::Log for StderrLog {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record) {
+        eprintln!("minivm: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}

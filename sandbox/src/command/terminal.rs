@@ -1,0 +1,146 @@
+//! The user's terminal as a machine's console: raw while the machine runs, and as it was on every way out.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The terminal's settings before they were changed.
+static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Ctrl-A: what comes next is for minivm, as in QEMU.
+const ESCAPE: u8 = 0x01;
+
+/// A terminal in raw mode, where every key goes to the guest. Dropping it restores the terminal; so do a panic and the
+/// signals that end a program.
+pub(super) struct RawMode(());
+
+impl RawMode {
+    /// Switches stdin to raw mode if it is a terminal.
+    pub(super) fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !isatty(&stdin) {
+            return Ok(None);
+        }
+        let saved = tcgetattr(&stdin)?;
+        let mut raw = saved.clone();
+        raw.make_raw();
+        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+        restore_on_panic();
+        restore_on_signals()?;
+        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
+        Ok(Some(RawMode(())))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Puts the terminal back as it was, once.
+pub(super) fn restore() {
+    if let Some(saved) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // A terminal that is gone needs no restoring.
+        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &saved);
+    }
+}
+
+fn restore_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        default(info);
+    }));
+}
+
+fn restore_on_signals() -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            restore();
+            // Ends the process as the signal would have done.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    })?;
+    Ok(())
+}
+
+/// Stdin without minivm's own keys: Ctrl-A x ends the machine, Ctrl-A Ctrl-A is a Ctrl-A for the guest.
+pub(super) struct Keys<F> {
+    escaped: bool,
+    end: F,
+}
+
+impl<F: FnMut()> Keys<F> {
+    /// Calls `end` at Ctrl-A x.
+    pub(super) fn new(end: F) -> Self {
+        Keys { escaped: false, end }
+    }
+
+    /// Takes minivm's own keys out of `bytes`; tells how many are left, at its start.
+    fn filter(&mut self, bytes: &mut [u8]) -> usize {
+        let mut kept = 0;
+        for index in 0..bytes.len() {
+            let key = bytes[index];
+            match (self.escaped, key) {
+                (false, ESCAPE) => self.escaped = true,
+                (true, b'x' | b'X') => {
+                    self.escaped = false;
+                    (self.end)();
+                }
+                _ => {
+                    self.escaped = false;
+                    bytes[kept] = key;
+                    kept += 1;
+                }
+            }
+        }
+        kept
+    }
+}
+
+impl<F: FnMut()> Read for Keys<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let len = rustix::io::read(io::stdin(), &mut *buffer)?;
+            let kept = self.filter(&mut buffer[..len]);
+            // None left is not the end, unless nothing came.
+            if kept > 0 || len == 0 {
+                return Ok(kept);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn filtered(chunks: &[&[u8]]) -> (Vec<u8>, u32) {
+        let ends = Cell::new(0);
+        let mut keys = Keys::new(|| ends.set(ends.get() + 1));
+        let mut out = Vec::new();
+        for chunk in chunks {
+            let mut bytes = chunk.to_vec();
+            let kept = keys.filter(&mut bytes);
+            out.extend(&bytes[..kept]);
+        }
+        (out, ends.get())
+    }
+
+    #[test]
+    fn only_ctrl_a_x_ends_the_machine() {
+        assert_eq!(filtered(&[b"x\x03"]), (b"x\x03".to_vec(), 0));
+        assert_eq!(filtered(&[b"a\x01xb"]), (b"ab".to_vec(), 1));
+        assert_eq!(filtered(&[b"a\x01", b"x"]), (b"a".to_vec(), 1));
+        assert_eq!(filtered(&[b"\x01\x01x"]), (b"\x01x".to_vec(), 0));
+        assert_eq!(filtered(&[b"\x01b"]), (b"b".to_vec(), 0));
+    }
+}

@@ -1,0 +1,59 @@
+//! Sizes and durations as people write them.
+
+use std::time::Duration;
+
+/// Bytes: a number, and K, M or G for powers of 1024.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let expected = || format!("{text:?} is not a size: expected a number and K, M or G, such as 256M");
+    let (number, unit) = split(text).ok_or_else(expected)?;
+    let factor = match unit {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => return Err(expected()),
+    };
+    number.checked_mul(factor).ok_or_else(|| format!("{text} is more than can be counted"))
+}
+
+/// A duration: a number, and ms, s or m.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("{text:?} is not a duration: expected a number and ms, s or m, such as 5s");
+    let (number, unit) = split(text).ok_or_else(expected)?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(expected),
+        _ => Err(expected()),
+    }
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    Some((text[..end].parse().ok()?, &text[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_a_unit_or_none() {
+        assert_eq!(bytes("256M"), Ok(256 << 20));
+        assert_eq!(bytes("4g"), Ok(4 << 30));
+        assert_eq!(bytes("12"), Ok(12));
+        for wrong in ["", "M", "1T", "-1M", "1.5G", "1 M", "18446744073709551616", "18446744073709551615K"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("5ms"), Ok(Duration::from_millis(5)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "5", "s", "1h", "-1s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

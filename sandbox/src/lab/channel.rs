@@ -1,0 +1,89 @@
+//! Our end of the channel: sends the command's input, writes its output, waits for its exit code.
+
+use std::io::{self, BufReader, PipeReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::frame::{self, Buffer, Kind, MAX_PAYLOAD};
+
+/// The code of a program that was killed by SIGPIPE.
+const BROKEN_PIPE: i32 = 128 + 13;
+
+/// What the lab had to say in the end.
+pub(super) enum Answer {
+    /// The command ended.
+    Exit { code: i32, started: Option<Instant> },
+    /// It never began.
+    Failed(String),
+    /// Nothing: the lab was killed or died.
+    None,
+}
+
+/// Carries input and output until the lab answers or is gone.
+pub(super) fn serve(
+    channel: &UnixStream,
+    input: Option<OwnedFd>,
+    stdout: Box<dyn Write + Send>,
+    stderr: Box<dyn Write + Send>,
+) -> io::Result<Answer> {
+    let (stop, running) = io::pipe()?;
+    thread::scope(|scope| {
+        // Input that can't be delivered or read is a lab or a stream that is gone: `listen` finds out.
+        scope.spawn(move || feed(channel, input, &stop));
+        let answer = listen(channel, stdout, stderr);
+        // The other thread may wait for input, or for the lab to take it.
+        drop(running);
+        channel.shutdown(std::net::Shutdown::Both)?;
+        answer
+    })
+}
+
+/// Sends what `input` has until its end, or until the other end of `stop` is closed.
+fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
+    let mut buffer = Buffer::new();
+    while let Some(input) = &input {
+        let mut both = [PollFd::new(input, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        poll(&mut both, None)?;
+        if !both[1].revents().is_empty() {
+            return Ok(());
+        }
+        match rustix::io::read(input, &mut buffer.payload()[..MAX_PAYLOAD]) {
+            // A stream that can't be read has ended, as far as the command can tell.
+            Ok(0) | Err(_) => break,
+            Ok(length) => buffer.send(Kind::Stdin, length, channel)?,
+        }
+    }
+    buffer.send(Kind::Stdin, 0, channel)
+}
+
+/// Writes output as it comes.
+fn listen(channel: &UnixStream, mut stdout: impl Write, mut stderr: impl Write) -> io::Result<Answer> {
+    let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
+    let (mut payload, mut started) = (Vec::new(), None);
+    loop {
+        // A QEMU that was killed may leave half a frame.
+        let Ok(Some(kind)) = frame::receive(&mut channel, &mut payload) else {
+            return Ok(Answer::None);
+        };
+        match kind {
+            Kind::Started => started = Some(Instant::now()),
+            Kind::Stdout => {
+                if stdout.write_all(&payload).and_then(|()| stdout.flush()).is_err() {
+                    return Ok(Answer::Exit { code: BROKEN_PIPE, started });
+                }
+            }
+            // As for any program, messages that nobody reads are lost.
+            Kind::Stderr => drop(stderr.write_all(&payload).and_then(|()| stderr.flush())),
+            Kind::Exit => {
+                let code = payload.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+                return Ok(Answer::Exit { code: i32::from_le_bytes(code), started });
+            }
+            Kind::Failed => return Ok(Answer::Failed(String::from_utf8_lossy(&payload).into_owned())),
+            Kind::Stdin => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What the two ends of the lab's channel say to each other.
+//!
+//! All of it goes through one virtio-serial port: frames of a kind (one byte), a length (four, little endian) and that many
+//! bytes. One port instead of one a stream keeps the order: whoever reads the exit code has read all output before it.
+
+use std::io::{self, Read, Write};
+
+/// The most bytes in one frame. What the kernel's virtio-console driver takes in one write.
+pub(super) const MAX_PAYLOAD: usize = 32 << 10;
+
+const HEADER: usize = 5;
+
+/// What a frame is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// To the lab: input for the command. An empty frame is its end.
+    Stdin = 1,
+    /// To us: the command starts now.
+    Started = 2,
+    /// To us: output.
+    Stdout = 3,
+    /// To us: output of the other kind.
+    Stderr = 4,
+    /// To us, the last frame: the command's exit code, 4 bytes.
+    Exit = 5,
+    /// To us, the last frame: why there was no command to end.
+    Failed = 6,
+}
+
+impl Kind {
+    const ALL: [Kind; 6] = [Kind::Stdin, Kind::Started, Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed];
+
+    fn from_byte(byte: u8) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|&kind| kind as u8 == byte)
+    }
+}
+
+/// Room for a payload with its header before it, so that a frame leaves in one write.
+pub(super) struct Buffer(Vec<u8>);
+
+impl Buffer {
+    pub(super) fn new() -> Buffer {
+        Buffer(vec![0; HEADER + MAX_PAYLOAD])
+    }
+
+    /// Where a payload is put before it is sent.
+    pub(super) fn payload(&mut self) -> &mut [u8] {
+        &mut self.0[HEADER..]
+    }
+
+    /// Sends the first `length` bytes of the payload.
+    pub(super) fn send(&mut self, kind: Kind, length: usize, mut to: impl Write) -> io::Result<()> {
+        self.0[0] = kind as u8;
+        let size = u32::try_from(length).map_err(io::Error::other)?;
+        self.0[1..HEADER].copy_from_slice(&size.to_le_bytes());
+        to.write_all(&self.0[..HEADER + length])
+    }
+}
+
+/// Sends one frame. A payload that is too long is cut.
+pub(super) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()> {
+    let mut buffer = Buffer::new();
+    let length = payload.len().min(MAX_PAYLOAD);
+    buffer.payload()[..length].copy_from_slice(&payload[..length]);
+    buffer.send(kind, length, to)
+}
+
+/// Reads one frame into `payload`; `None` at the end of the stream.
+pub(super) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
+    let mut header = [0; HEADER];
+    if let Err(error) = from.read_exact(&mut header) {
+        return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(error) };
+    }
+    let [kind, size @ ..] = header;
+    let size = u32::from_le_bytes(size) as usize;
+    let Some(kind) = Kind::from_byte(kind).filter(|_| size <= MAX_PAYLOAD) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame starts with {header:?}")));
+    };
+    payload.resize(size, 0);
+    from.read_exact(payload)?;
+    Ok(Some(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_back_in_order() {
+        let mut wire = Vec::new();
+        send(Kind::Stdout, b"text", &mut wire).unwrap();
+        send(Kind::Stdin, b"", &mut wire).unwrap();
+        assert_eq!(wire, b"\x03\x04\0\0\0text\x01\0\0\0\0");
+        let (mut wire, mut payload) = (wire.as_slice(), Vec::new());
+        assert_eq!(receive(&mut wire, &mut payload).unwrap(), Some(Kind::Stdout));
+        assert_eq!(payload, b"text");
+        assert_eq!(receive(&mut wire, &mut payload).unwrap(), Some(Kind::Stdin));
+        assert_eq!(payload, b"");
+        assert_eq!(receive(&mut wire, &mut payload).unwrap(), None);
+    }
+
+    #[test]
+    fn an_unknown_kind_and_an_endless_frame_are_errors() {
+        for wire in [*b"\0\0\0\0\0", *b"\x09\0\0\0\0", *b"\x04\xff\xff\xff\xff"] {
+            let error = receive(&wire[..], &mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_stops_inside_a_payload_is_an_error() {
+        assert!(receive(&b"\x04\x02\0\0\0x"[..], &mut Vec::new()).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! The lab's end: process 1 of its machine.
+//!
+//! The kernel starts it from the initramfs with a console as its standard streams, and panics should it ever end.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::system::RebootCommand;
+
+use super::error::{Error, cannot};
+use super::frame::{self, Kind};
+use super::order::{self, Order};
+use super::relay::Relay;
+use super::{loopback, root};
+
+/// The port that QEMU's `nr=1` makes on the first virtio-serial device.
+const CHANNEL: &str = "/dev/vport0p1";
+
+/// Carries out the order in the initramfs and powers the machine off.
+///
+/// Only for a process 1: the machine's, that is, so this is never to be called by hand.
+pub fn run_as_init() -> ! {
+    if rustix::process::getpid() != Pid::INIT {
+        eprintln!("minivm: {} is for the lab only", super::INIT_COMMAND);
+        std::process::exit(125);
+    }
+    if let Err(error) = answer() {
+        print(&chain(&error));
+    }
+    if let Err(error) = rustix::system::reboot(RebootCommand::PowerOff) {
+        print(&format!("cannot power off: {error}"));
+    }
+    loop {
+        thread::park();
+    }
+}
+
+/// Prints a line on the lab's console, which is shown when the lab gives no answer. It's done as one of the kernel's own
+/// error messages (`<3>`): these get through when the console's driver doesn't work. If they don't, nothing would.
+fn print(line: &str) {
+    let _ = fs::write("/dev/kmsg", format!("<3>minivm: {line}\n"));
+}
+
+/// The error and its cause in one line.
+fn chain(error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+/// Runs the command and sends its exit code, or why it can't be run.
+fn answer() -> Result<(), Error> {
+    root::mount_kernel_file_systems()?;
+    let channel = open_channel()?;
+    let ended = run(&channel);
+    let sent = match &ended {
+        Ok(code) => frame::send(Kind::Exit, &code.to_le_bytes(), &channel),
+        Err(error) => frame::send(Kind::Failed, chain(error).as_bytes(), &channel),
+    };
+    sent.map_err(cannot("send the answer"))
+}
+
+/// The port appears once the kernel and QEMU have agreed on it, which can be after we were started.
+fn open_channel() -> Result<File, Error> {
+    let start = Instant::now();
+    loop {
+        match File::options().read(true).write(true).open(CHANNEL) {
+            Err(_) if start.elapsed() < Duration::from_secs(10) => thread::sleep(Duration::from_millis(1)),
+            opened => return opened.map_err(cannot(format!("open {CHANNEL}"))),
+        }
+    }
+}
+
+fn run(channel: &File) -> Result<i32, Error> {
+    let order = fs::read(order::PATH).map_err(cannot(format!("read {}", order::PATH)))?;
+    let order: Order = serde_json::from_slice(&order).map_err(|error| cannot("understand the order")(error.into()))?;
+    root::prepare(order.root)?;
+    loopback::bring_up().map_err(cannot("bring up the loopback interface"))?;
+    std::env::set_current_dir(&order.cwd).map_err(cannot(format!("enter {}", order.cwd.display())))?;
+
+    frame::send(Kind::Started, &[], channel).map_err(cannot("say that it starts"))?;
+    let Some((program, arguments)) = order.command.split_first() else {
+        return Ok(0);
+    };
+    let command = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(order.env)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    match command {
+        Ok(mut child) => {
+            let relay = Relay::start(channel, &mut child).map_err(cannot("start a thread"))?;
+            let status = wait_for(child.id()).map_err(|errno| cannot("wait for the command")(errno.into()))?;
+            // Processes it left behind hold its output open. Group 1 stands for all but us: it's `kill(-1, …)`. There may
+            // be none, which is an error.
+            let _ = rustix::process::kill_process_group(Pid::INIT, Signal::KILL);
+            relay.finish();
+            Ok(exit_code(status))
+        }
+        Err(error) => {
+            let message = format!("minivm: cannot run {}: {error}\n", program.display());
+            frame::send(Kind::Stderr, message.as_bytes(), channel).map_err(cannot("send a message"))?;
+            Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
+        }
+    }
+}
+
+/// Waits for one child. Process 1 inherits orphans, and waits for these as well.
+fn wait_for(child: u32) -> rustix::io::Result<ExitStatus> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid.as_raw_pid().cast_unsigned() == child => {
+                return Ok(ExitStatus::from_raw(status.as_raw()));
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// As a shell has it.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(125)
+}

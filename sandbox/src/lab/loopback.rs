@@ -1,0 +1,24 @@
+//! The one network interface a lab has.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+
+/// Sets `lo` up, as `ip link set lo up` does; the kernel gives it 127.0.0.1 by itself.
+///
+/// `netdevice(7)`, `SIOCSIFFLAGS`: an interface is named in a request that goes through any socket.
+#[allow(unsafe_code, reason = "neither std nor rustix has this ioctl")]
+pub(super) fn bring_up() -> io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let mut name = [0; libc::IFNAMSIZ];
+    for (to, from) in name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    let flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
+    let request = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    // SAFETY: SIOCSIFFLAGS reads a `struct ifreq` that has a name and flags; `request` is one and lives through the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,205 @@
+//! The lab: a machine with real KVM, where the host has none.
+//!
+//! QEMU emulates an AMD processor with its virtualisation (`-accel tcg`, SVM), a Linux kernel with kvm-amd runs on it, and
+//! so there is a `/dev/kvm` that does exactly what it does on hardware, only slowly. A lab is started for one command and
+//! gone with it:
+//!
+//! 1. [`initramfs`] packs this very program, the order and the given files into memory;
+//! 2. [`qemu`] starts the machine, which boots into this program as process 1;
+//! 3. [`init`] makes the root file system there, and runs the command;
+//! 4. [`channel`] here and [`relay`] there carry stdin, stdout, stderr and the exit code, in [`frame`]s;
+//! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
+
+mod channel;
+mod error;
+mod frame;
+mod init;
+mod initramfs;
+mod kernel;
+mod loopback;
+mod order;
+mod qemu;
+mod relay;
+mod root;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use error::Error;
+pub use init::run_as_init;
+pub use kernel::find as find_kernel;
+pub use qemu::PROGRAM as QEMU;
+
+use channel::Answer;
+use error::cannot;
+use qemu::{Machine, Qemu};
+
+/// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
+pub const INIT_COMMAND: &str = "lab-init";
+
+/// What the command sees as its file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// This program as `/minivm` and the files it was given, nothing else: no share with the host exists.
+    Private,
+    /// All of the host's files, as they are. What the command writes is gone with the lab; `/tmp` and `/run` start empty.
+    Host,
+}
+
+/// Where the command's input comes from.
+#[derive(Debug)]
+pub enum Input {
+    /// Nowhere: it ends at once.
+    Null,
+    /// From our own stdin.
+    Inherit,
+    /// From a file or pipe.
+    From(OwnedFd),
+}
+
+/// Where the command's output goes.
+pub enum Output {
+    /// Nowhere.
+    Null,
+    /// To our own stream of the same name.
+    Inherit,
+    /// To a writer.
+    To(Box<dyn Write + Send>),
+}
+
+/// A command to run in a lab of its own.
+///
+/// ```no_run
+/// use minivm::lab::{LabRequest, Root};
+///
+/// let mut request = LabRequest::new(Root::Host, ["ls", "-l", "/dev/kvm"]);
+/// request.timeout = Some(std::time::Duration::from_secs(60));
+/// let finished = request.run()?;
+/// assert_eq!(finished.code, 0);
+/// # Ok::<(), minivm::lab::Error>(())
+/// ```
+pub struct LabRequest {
+    /// The file system.
+    pub root: Root,
+    /// The program, looked up in the `PATH` of `env`, and its arguments. It runs as root.
+    pub command: Vec<OsString>,
+    /// Files to copy into a private root: where they are here, and what they are called there.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    /// The command's whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Its working folder.
+    pub cwd: PathBuf,
+    /// Its input.
+    pub stdin: Input,
+    /// Its output.
+    pub stdout: Output,
+    /// Its messages.
+    pub stderr: Output,
+    /// The lab's processors. More than one don't start faster.
+    pub cpus: u32,
+    /// The lab's memory in MiB. What is used of it is used of the host's.
+    pub memory_mib: u32,
+    /// When to give up, counted from the start of the lab.
+    pub timeout: Option<Duration>,
+    /// Whether the lab's clock counts instructions, one a nanosecond, instead of time: slower, but repeatable.
+    pub icount: bool,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished {
+    /// Its exit code: 128 and the signal's number if it was killed, 126 if it can't be executed, 127 if it wasn't found.
+    pub code: i32,
+    /// From [`LabRequest::run`] to the command's start.
+    pub boot: Duration,
+    /// From [`LabRequest::run`] to its end.
+    pub total: Duration,
+}
+
+impl LabRequest {
+    /// A lab of one processor and 1 GiB, without a time limit, with our standard streams. A command on the host's files has
+    /// our environment and working folder as well.
+    pub fn new<A: Into<OsString>>(root: Root, command: impl IntoIterator<Item = A>) -> LabRequest {
+        let (env, cwd) = match root {
+            Root::Host => (std::env::vars_os().collect(), std::env::current_dir().ok()),
+            Root::Private => (Vec::new(), None),
+        };
+        LabRequest {
+            root,
+            command: command.into_iter().map(Into::into).collect(),
+            files: Vec::new(),
+            env,
+            cwd: cwd.unwrap_or_else(|| "/".into()),
+            stdin: Input::Inherit,
+            stdout: Output::Inherit,
+            stderr: Output::Inherit,
+            cpus: 1,
+            memory_mib: 1024,
+            timeout: None,
+            icount: false,
+        }
+    }
+
+    /// Runs the command to its end.
+    ///
+    /// A command whose stdout nobody reads any more ends with code 141, as if by SIGPIPE.
+    pub fn run(self) -> Result<Finished, Error> {
+        let start = Instant::now();
+        let machine = Machine {
+            kernel: kernel::find()?,
+            root: self.root,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            icount: self.icount,
+        };
+        let order = order::Order { root: self.root, command: self.command, env: self.env, cwd: self.cwd.into() };
+        let initramfs = initramfs::build(&order, &self.files)?;
+        let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
+        let stdout = self.stdout.open(io::stdout()).map_err(cannot("duplicate stdout"))?;
+        let stderr = self.stderr.open(io::stderr()).map_err(cannot("duplicate stderr"))?;
+
+        let (qemu, channel) = Qemu::start(&machine, initramfs)?;
+        let limit = self.timeout.map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
+        let answer = channel::serve(&channel, input, stdout, stderr);
+        let timed_out = limit.is_some_and(qemu::Limit::reached);
+        let console = qemu.end();
+
+        match answer.map_err(cannot("talk to the lab"))? {
+            Answer::Exit { code, started } => {
+                let boot = started.map_or(start.elapsed(), |at| at - start);
+                Ok(Finished { code, boot, total: start.elapsed() })
+            }
+            Answer::Failed(message) => Err(Error::Refused { message }),
+            Answer::None => match self.timeout {
+                Some(limit) if timed_out => Err(Error::Timeout { limit }),
+                _ => Err(Error::Died { console }),
+            },
+        }
+    }
+}
+
+impl Input {
+    fn open(self) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Input::Null => Ok(None),
+            Input::Inherit => io::stdin().as_fd().try_clone_to_owned().map(Some),
+            Input::From(fd) => Ok(Some(fd)),
+        }
+    }
+}
+
+impl Output {
+    /// Not through `own` itself, which has a buffer: what the command writes is to be seen at once.
+    fn open(self, own: impl AsFd) -> io::Result<Box<dyn Write + Send>> {
+        match self {
+            Output::Null => Ok(Box::new(io::sink())),
+            Output::Inherit => Ok(Box::new(std::fs::File::from(own.as_fd().try_clone_to_owned()?))),
+            Output::To(writer) => Ok(writer),
+        }
+    }
+}

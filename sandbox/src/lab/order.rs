@@ -1,0 +1,40 @@
+//! What the lab's init is told: a file in its initramfs, written by us and read there.
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+use super::Root;
+
+/// The file's name in the initramfs.
+pub(super) const PATH: &str = "/order.json";
+
+/// Which command to run, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) root: Root,
+    pub(super) command: Vec<OsString>,
+    pub(super) env: Vec<(OsString, OsString)>,
+    /// No `PathBuf`: serde writes these as text.
+    pub(super) cwd: OsString,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn an_order_keeps_bytes_that_are_no_text() {
+        let odd = OsString::from_vec(b"\xff\n\"\\".to_vec());
+        let order = Order {
+            root: Root::Host,
+            command: vec![odd.clone()],
+            env: vec![(OsString::from("A"), odd.clone())],
+            cwd: odd,
+        };
+        let json = serde_json::to_vec(&order).unwrap();
+        assert_eq!(serde_json::from_slice::<Order>(&json).unwrap(), order);
+    }
+}

@@ -1,0 +1,253 @@
+//! The lab's machine: QEMU's command line, its process, and its console.
+//!
+//! The machine is QEMU's `microvm`: a processor, memory, a serial port and virtio devices on MMIO, and firmware that does
+//! next to nothing. Its kernel is loaded through the PVH entry if it is an ELF file.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, BufRead, BufReader, PipeReader};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::io::FdFlags;
+use rustix::process::Signal;
+
+use super::error::{Error, cannot};
+use super::{INIT_COMMAND, Root, initramfs};
+
+/// QEMU, as it is found in `PATH`.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// How much of the console is kept for an error.
+const CONSOLE_LINES: usize = 20;
+
+/// What the machine is made of.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) kernel: PathBuf,
+    pub(super) root: Root,
+    pub(super) cpus: u32,
+    pub(super) memory_mib: u32,
+    pub(super) icount: bool,
+}
+
+impl Machine {
+    /// QEMU's arguments. It finds the initramfs and its end of the channel as open files of these numbers.
+    fn arguments(&self, initramfs: RawFd, channel: RawFd, tsc_khz: Option<u64>) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |text: &str| arguments.extend(text.split(' ').map(OsString::from));
+        add("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
+        add("-M microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,pcie=off");
+        // TCG has no XSAVES, and says so on each start unless it's taken away.
+        // Without XSAVE, and so without AVX: TCG doesn't intercept a guest's XSETBV, so KVM would put the reset value of
+        // XCR0 back at every entry, and the guest's kernel would not save its programs' SSE registers.
+        add("-cpu EPYC,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma");
+        add(&format!("-smp {} -m {}M", self.cpus, self.memory_mib));
+        if self.icount {
+            add("-accel tcg,thread=single -icount shift=0");
+        } else {
+            add("-accel tcg,thread=multi");
+        }
+        add(&format!("-chardev socket,id=channel,fd={channel}"));
+        add("-device virtio-serial-device -device virtserialport,chardev=channel,nr=1");
+        if self.root == Root::Host {
+            add("-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap");
+            add("-device virtio-9p-device,fsdev=root,mount_tag=root");
+        }
+        add(&format!("-initrd /proc/self/fd/{initramfs} -kernel"));
+        arguments.push(self.kernel.clone().into());
+        arguments.push("-append".into());
+        arguments.push(self.kernel_command_line(tsc_khz).into());
+        arguments
+    }
+
+    fn kernel_command_line(&self, tsc_khz: Option<u64>) -> String {
+        // Without a known TSC the kernel measures it against the PIT, which never ends under emulation. QEMU's TSC is the
+        // host's, or 1 GHz if it counts instructions.
+        let tsc_khz = if self.icount { Some(1_000_000) } else { tsc_khz };
+        let tsc = tsc_khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
+        // A kernel that panics reboots at once (-1), and QEMU ends instead of rebooting.
+        format!(
+            "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check{tsc} rdinit={} -- {INIT_COMMAND}",
+            initramfs::INIT,
+        )
+    }
+}
+
+/// The host's clock frequency as far as the kernel knows it, which is what its TSC counts under QEMU.
+fn host_tsc_khz() -> Option<u64> {
+    parse_tsc_khz(&fs::read_to_string("/proc/cpuinfo").ok()?)
+}
+
+fn parse_tsc_khz(cpuinfo: &str) -> Option<u64> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("cpu MHz"))?;
+    let (mhz, fraction) = line.split_once(':')?.1.trim().split_once('.')?;
+    format!("{mhz}{}", fraction.get(..3)?).parse().ok()
+}
+
+/// A running machine. It's killed when this is dropped, and by the kernel when the thread that started it ends.
+pub(super) struct Qemu {
+    process: Arc<Mutex<Child>>,
+    console: Option<JoinHandle<String>>,
+}
+
+impl Qemu {
+    /// Starts the machine; the stream is our end of its channel.
+    pub(super) fn start(machine: &Machine, initramfs: OwnedFd) -> Result<(Qemu, UnixStream), Error> {
+        let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
+        let (console, output) = io::pipe().map_err(cannot("create a pipe"))?;
+        let messages = output.try_clone().map_err(cannot("duplicate a pipe"))?;
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(machine.arguments(initramfs.as_raw_fd(), theirs.as_raw_fd(), host_tsc_khz()))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(messages)
+            // Ctrl-C is for us to act on.
+            .process_group(0);
+        inherit_and_die_with_us(&mut command, [initramfs, theirs.into()]);
+        let process = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
+            _ => cannot(format!("start {PROGRAM}"))(error),
+        })?;
+        let console = Some(thread::spawn(move || last_lines(console)));
+        Ok((Qemu { process: Arc::new(Mutex::new(process)), console }, ours))
+    }
+
+    /// Kills the machine when the time is up, unless the answer is dropped before.
+    pub(super) fn kill_after(&self, limit: Duration) -> Limit {
+        let (cancel, cancelled) = mpsc::channel();
+        let process = Arc::clone(&self.process);
+        let watch = thread::spawn(move || {
+            let reached = cancelled.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            if reached {
+                kill(&process);
+            }
+            reached
+        });
+        Limit { cancel, watch }
+    }
+
+    /// Kills the machine and returns the last lines of its console.
+    pub(super) fn end(mut self) -> String {
+        self.stop();
+        self.console.take().and_then(|console| console.join().ok()).unwrap_or_default()
+    }
+
+    fn stop(&self) {
+        kill(&self.process);
+        // The process is ours and was killed: there's nothing to be done about an error, and none is known.
+        let _ = self.process.lock().unwrap_or_else(PoisonError::into_inner).wait();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn kill(process: &Mutex<Child>) {
+    // It may have ended already, which is just as well.
+    let _ = process.lock().unwrap_or_else(PoisonError::into_inner).kill();
+}
+
+/// A time limit that counts.
+pub(super) struct Limit {
+    cancel: mpsc::Sender<()>,
+    watch: JoinHandle<bool>,
+}
+
+impl Limit {
+    /// Whether it was reached; it no longer counts after this.
+    pub(super) fn reached(self) -> bool {
+        drop(self.cancel);
+        self.watch.join().unwrap_or(false)
+    }
+}
+
+/// Leaves the files open in the process to be started, and has it killed should we die first.
+#[allow(unsafe_code, reason = "the only way to set something between fork and exec")]
+fn inherit_and_die_with_us(command: &mut Command, files: [OwnedFd; 2]) {
+    let us = rustix::process::getpid();
+    let between = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // If we died before that line, no signal will come.
+        if rustix::process::getppid() != Some(us) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        files.iter().try_for_each(|file| Ok(rustix::io::fcntl_setfd(file, FdFlags::empty())?))
+    };
+    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes three kinds of system
+    // calls, directly, and allocates nothing: both kinds of error it returns are made without a heap.
+    unsafe { command.pre_exec(between) };
+}
+
+/// Reads the console to its end and keeps its last lines, without what QEMU says about the processor on each start.
+fn last_lines(console: PipeReader) -> String {
+    let mut kept: Vec<String> = Vec::new();
+    for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim_end();
+        if line.is_empty() || line.contains("TCG doesn't support requested feature") {
+            continue;
+        }
+        if kept.len() == CONSOLE_LINES {
+            kept.remove(0);
+        }
+        kept.push(line.to_owned());
+    }
+    if kept.is_empty() { "its console is empty".to_owned() } else { kept.join("\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_line(machine: &Machine) -> String {
+        let arguments = machine.arguments(7, 8, Some(2_596_142));
+        arguments.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+    }
+
+    fn machine() -> Machine {
+        Machine { kernel: "/k/vmlinux".into(), root: Root::Private, cpus: 2, memory_mib: 512, icount: false }
+    }
+
+    #[test]
+    fn a_private_root_shares_nothing() {
+        let line = command_line(&machine());
+        assert!(!line.contains("9p") && !line.contains("fsdev"), "{line}");
+        assert!(line.contains("-smp 2 -m 512M"), "{line}");
+        assert!(line.contains("-chardev socket,id=channel,fd=8"), "{line}");
+        assert!(line.contains("-initrd /proc/self/fd/7 -kernel /k/vmlinux -append console"), "{line}");
+        assert!(line.contains("tsc_early_khz=2596142"), "{line}");
+        assert!(line.ends_with("rdinit=/minivm -- lab-init"), "{line}");
+    }
+
+    #[test]
+    fn a_host_root_is_shared_read_only() {
+        let line = command_line(&Machine { root: Root::Host, ..machine() });
+        assert!(line.contains("path=/,security_model=none,readonly=on"), "{line}");
+    }
+
+    #[test]
+    fn counting_instructions_takes_one_thread_and_a_clock_of_1_ghz() {
+        let line = command_line(&Machine { icount: true, ..machine() });
+        assert!(line.contains("thread=single -icount shift=0"), "{line}");
+        assert!(line.contains("tsc_early_khz=1000000"), "{line}");
+    }
+
+    #[test]
+    fn the_clock_is_read_to_the_khz() {
+        let cpuinfo = "processor\t: 0\ncpu MHz\t\t: 2596.142\ncache size\t: 512 KB\n";
+        assert_eq!(parse_tsc_khz(cpuinfo), Some(2_596_142));
+        assert_eq!(parse_tsc_khz("processor\t: 0\n"), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! The lab from outside: `minivm lab` as a program, with its streams and its exit code.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const LIMIT: &str = "--timeout=100s";
+
+/// `minivm lab` with the flags and command, all of its streams pipes.
+fn lab(arguments: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_minivm"))
+        .arg("lab")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Its end, with no input.
+fn end_of(arguments: &[&str]) -> Output {
+    lab(arguments).wait_with_output().unwrap()
+}
+
+fn shell(script: &str) -> Output {
+    end_of(&[LIMIT, "--", "sh", "-c", script])
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn the_exit_code_is_the_commands() {
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("exec /etc", 126)] {
+        let output = shell(script);
+        assert_eq!(output.status.code(), Some(code), "{script}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_command_that_is_not_there_is_127() {
+    let output = end_of(&[LIMIT, "--", "no-such-command"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(text(&output.stderr).starts_with("minivm: cannot run no-such-command: "), "{}", text(&output.stderr));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn stdout_and_stderr_stay_apart() {
+    let output = shell("echo out; echo err >&2; echo out again");
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\nout again\n", "err\n"));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn ten_megabytes_come_back_as_they_went() {
+    // Bytes of every value in no simple order (a linear congruential generator).
+    let mut state = 1_u32;
+    let sent: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    })
+    .take(10_000_001)
+    .collect();
+    let mut child = lab(&[LIMIT, "--", "tee", "/dev/stderr"]);
+    let mut stdin = child.stdin.take().unwrap();
+    let output = thread::scope(|scope| {
+        scope.spawn(|| {
+            stdin.write_all(&sent).unwrap();
+            drop(stdin);
+        });
+        child.wait_with_output().unwrap()
+    });
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout == sent, "{} bytes of other stdout", output.stdout.len());
+    assert!(output.stderr == sent, "{} bytes of other stderr", output.stderr.len());
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_line_is_answered_before_the_input_ends() {
+    let mut child = lab(&[LIMIT, "--", "sh", "-c", "while read line; do echo got $line; done; echo end"]);
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for number in 0..3 {
+        writeln!(stdin, "{number}").unwrap();
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("got {number}\n"));
+    }
+    drop(stdin);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "end\n");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn input_that_nobody_reads_holds_nothing_up() {
+    let mut child = lab(&[LIMIT, "--", "true"]);
+    let mut stdin = child.stdin.take().unwrap();
+    // Written until the program is gone.
+    let writer = thread::spawn(move || while stdin.write_all(&[0; 65536]).is_ok() {});
+    assert!(child.wait().unwrap().success());
+    writer.join().unwrap();
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn output_that_nobody_reads_ends_the_command() {
+    let mut child = lab(&[LIMIT, "--", "yes"]);
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 2]).unwrap();
+    drop(stdout);
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn what_a_command_leaves_running_ends_with_it() {
+    let output = shell("sleep 1000 & echo done");
+    assert_eq!(text(&output.stdout), "done\n");
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn the_time_limit_ends_the_lab() {
+    let start = Instant::now();
+    let output = end_of(&["--timeout=3s", "--", "sleep", "1000"]);
+    assert_eq!(output.status.code(), Some(124));
+    assert_eq!(text(&output.stderr), "minivm: time limit of 3s reached\n");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_host_root_has_kvm_the_hosts_files_and_takes_writes() {
+    let marker = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = marker.path().to_str().unwrap();
+    fs::write(marker.path().join("here"), "host").unwrap();
+    let script = format!(
+        "test -c /dev/kvm && test \"$(id -u)\" = 0 && test \"$PWD\" = \"{path}\" && cat here && \
+         echo lab > here && echo lab > new && touch /tmp/t /run/r /dev/shm/s && ls /proc/self/fd >/dev/fd/1"
+    );
+    let output = Command::new(env!("CARGO_BIN_EXE_minivm"))
+        .args(["lab", LIMIT, "--", "sh", "-c", &script])
+        .current_dir(marker.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("host0\n1\n2\n"), "{}", text(&output.stdout));
+    assert_eq!(fs::read_to_string(marker.path().join("here")).unwrap(), "host");
+    assert!(!marker.path().join("new").exists());
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_private_root_has_only_what_it_was_given() {
+    let shell = end_of(&[LIMIT, "--private", "--", "/bin/sh", "-c", "true"]);
+    assert_eq!(shell.status.code(), Some(127), "{}", text(&shell.stderr));
+    let given = format!("--file={}:/given/program", env!("CARGO_BIN_EXE_minivm"));
+    let program = end_of(&[LIMIT, "--private", &given, "--", "/given/program", "--version"]);
+    assert_eq!(program.status.code(), Some(0), "{}", text(&program.stderr));
+    assert!(text(&program.stdout).starts_with("minivm "), "{}", text(&program.stdout));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_killed_minivm_leaves_no_qemu() {
+    let mut child = lab(&[LIMIT, "--", "sh", "-c", "echo up; sleep 1000"]);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    let qemu = Path::new("/proc").join(children.trim());
+    assert!(fs::read_to_string(qemu.join("cmdline")).unwrap().starts_with("qemu-system"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let start = Instant::now();
+    // Gone, or dead and not yet waited for by whoever inherited it.
+    while fs::read_to_string(qemu.join("cmdline")).is_ok_and(|line| !line.is_empty()) {
+        assert!(start.elapsed() < Duration::from_secs(5), "QEMU is still there");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_missing_kernel_names_the_command_that_makes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_minivm"))
+        .args(["lab", "--", "true"])
+        .env("MINIVM_LAB_KERNEL", folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let expected = format!("minivm: no lab kernel in {}: make it with `cargo xtask setup`\n", folder.path().display());
+    assert_eq!(text(&output.stderr), expected);
+}

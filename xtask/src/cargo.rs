@@ -1,0 +1,116 @@
+//! Calling Cargo, the one that called us.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::process::cannot_start;
+
+/// The workspace's folder.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the workspace")
+}
+
+/// `cargo` in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// An executable that Cargo built.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    /// The name of its target: `boot` for `tests/boot.rs`, a crate's name for its unit tests.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    /// The folder of its package, where Cargo runs tests.
+    pub(crate) package: PathBuf,
+    /// Whether it is a test, and not a program that a test calls.
+    pub(crate) is_test: bool,
+}
+
+/// Runs Cargo with these arguments, which must build; returns the executables. Cargo's progress goes to stderr.
+pub(crate) fn build(arguments: &[&str]) -> Result<Vec<Executable>> {
+    let mut command = cargo();
+    command
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics");
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command
+        .output()
+        .map_err(|error| cannot_start(&command, &error))?;
+    if !output.status.success() {
+        bail!("cargo {} failed: it says why above", arguments.join(" "));
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| executable(line).transpose())
+        .collect()
+}
+
+/// The executable in one of Cargo's messages, if it is about one.
+fn executable(line: &str) -> Result<Option<Executable>> {
+    let message: Value = serde_json::from_str(line)
+        .with_context(|| format!("cargo said what is not JSON: {line}"))?;
+    let Some(path) = message["executable"].as_str() else {
+        return Ok(None);
+    };
+    let name = message["target"]["name"]
+        .as_str()
+        .context("cargo named no target")?
+        .to_owned();
+    let manifest = Path::new(
+        message["manifest_path"]
+            .as_str()
+            .context("cargo named no manifest")?,
+    );
+    let package = manifest
+        .parent()
+        .context("a manifest is in a folder")?
+        .to_owned();
+    let is_test = message["profile"]["test"].as_bool().unwrap_or(false);
+    Ok(Some(Executable {
+        name,
+        path: path.into(),
+        package,
+        is_test,
+    }))
+}
+
+/// Builds the release of the command `minivm`; returns its path.
+pub(crate) fn build_minivm() -> Result<PathBuf> {
+    let built = build(&["build", "--release", "--package", "minivm", "--bins"])?;
+    let minivm = built
+        .into_iter()
+        .find(|executable| executable.name == "minivm");
+    Ok(minivm
+        .context("the package minivm has no binary minivm")?
+        .path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_found_in_cargos_messages() {
+        let line = r#"{"reason":"compiler-artifact","manifest_path":"/w/vmm/Cargo.toml","target":{"name":"boot"},
+            "profile":{"test":true},"executable":"/w/target/boot-1"}"#;
+        let found = executable(line).unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.is_test), ("boot", true));
+        assert_eq!(
+            (found.path, found.package),
+            ("/w/target/boot-1".into(), "/w/vmm".into())
+        );
+        assert!(
+            executable(r#"{"reason":"build-finished","success":true}"#)
+                .unwrap()
+                .is_none()
+        );
+    }
+}

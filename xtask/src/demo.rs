@@ -1,0 +1,128 @@
+//! `cargo xtask demo`: everything from nothing to a virtual machine in which Python answers 4.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo;
+use crate::kvm;
+use crate::process::{cannot_start, shown};
+use crate::report::Report;
+use crate::setup::{self, Wanted};
+
+/// `reboot=t`: the guest's reboot is a triple fault, which ends the machine. `quiet loglevel=0`: nothing but the answer.
+const CMDLINE: &str = "console=ttyS0 reboot=t panic=-1 quiet loglevel=0";
+
+/// A boot in the lab takes some ten seconds.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What the guest has to print.
+const ANSWER: &str = "4";
+
+pub(crate) fn run() -> Result<()> {
+    let mut report = Report::new();
+    let made = setup::prepare(
+        &mut report,
+        &Wanted {
+            lab: !kvm::runs_kernels(),
+            debian_kernels: false,
+        },
+    )?;
+    let minivm = report.stage("build minivm", || {
+        cargo::build_minivm().map(|path| (path.clone(), path.display().to_string()))
+    })?;
+
+    let mut command = Command::new(minivm);
+    command
+        .arg("--kernel")
+        .arg(made.kernel.join("vmlinux"))
+        .arg("--initramfs")
+        .arg(made.initramfs);
+    command.args(["--cmdline", CMDLINE, "--memory", "256M"]);
+    println!("\n$ {}", shown(&command));
+    let boot = boot(&mut command)?;
+    report.done(
+        "boot to answer",
+        format!("the guest printed {ANSWER}"),
+        boot.to_answer,
+    );
+    report.done("answer to end", "the machine is gone", boot.to_end);
+    report.print_table();
+    Ok(())
+}
+
+struct Boot {
+    to_answer: Duration,
+    to_end: Duration,
+}
+
+/// Boots, shows what the guest prints, and checks it. minivm's own words go to stderr.
+fn boot(command: &mut Command) -> Result<Boot> {
+    let started = Instant::now();
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut minivm = command
+        .spawn()
+        .map_err(|error| cannot_start(command, &error))?;
+    let lines = lines(
+        minivm
+            .stdout
+            .take()
+            .context("minivm's stdout is not a pipe")?,
+    );
+    let printed = collect(&lines, started + PATIENCE);
+    if printed.is_err() {
+        let _ = minivm.kill(); // It may have ended meanwhile.
+    }
+    let status = minivm.wait().context("cannot wait for minivm")?;
+    let printed = printed?;
+    let texts: Vec<_> = printed.iter().map(|(text, _)| text.as_str()).collect();
+    match printed.as_slice() {
+        [(text, at)] if text == ANSWER && status.success() => Ok(Boot {
+            to_answer: *at - started,
+            to_end: at.elapsed(),
+        }),
+        _ if !status.success() => {
+            bail!("minivm failed ({status}), and the guest printed {texts:?}")
+        }
+        _ => bail!("the guest printed {texts:?} instead of {ANSWER:?}"),
+    }
+}
+
+/// Each line with the time when it came.
+fn lines(output: impl std::io::Read + Send + 'static) -> Receiver<(String, Instant)> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).trim().to_owned();
+            if !text.is_empty() && sender.send((text, Instant::now())).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// All lines up to the end of the output, shown as they come.
+fn collect(
+    lines: &Receiver<(String, Instant)>,
+    deadline: Instant,
+) -> Result<Vec<(String, Instant)>> {
+    let mut all = Vec::new();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((text, at)) => {
+                println!("{text}");
+                all.push((text, at));
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(all),
+            Err(RecvTimeoutError::Timeout) => bail!(
+                "the machine was still running after {} s",
+                PATIENCE.as_secs()
+            ),
+        }
+    }
+}

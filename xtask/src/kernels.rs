@@ -1,0 +1,89 @@
+//! The guest kernels, built by `kernel-config/build.sh` and kept by it in the cache.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::cargo::root;
+use crate::process::{cannot_start, output, shown};
+use crate::report::Report;
+
+/// The kernels that we build ourselves.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Kernel {
+    /// What minivm's guests run
+    Sandbox,
+    /// What the lab runs, with KVM
+    Lab,
+}
+
+impl Kernel {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox",
+            Self::Lab => "lab",
+        }
+    }
+
+    fn script(self) -> Command {
+        let folder = root().join("kernel-config");
+        let mut command = Command::new(folder.join("build.sh"));
+        command
+            .arg("--fragment")
+            .arg(folder.join(format!("{}.config", self.name())));
+        command
+    }
+}
+
+/// The folder with the kernel's `vmlinux` and `bzImage`, which are built if they aren't there.
+pub(crate) fn ensure(report: &mut Report, kernel: Kernel) -> Result<PathBuf> {
+    let step = format!("kernel {}", kernel.name());
+    let built = output(kernel.script().arg("--print-path"))?
+        .status
+        .success();
+    if built {
+        return report.step(&step, || Ok((build(kernel)?, "already there".to_owned())));
+    }
+    report.stage(&step, || {
+        let folder = build(kernel)?;
+        Ok((folder.clone(), format!("built in {}", folder.display())))
+    })
+}
+
+/// Builds (minutes) or finds what is built (at once), and makes it the current one. The script's progress goes to stderr, and
+/// the last line of its stdout is the result's folder.
+fn build(kernel: Kernel) -> Result<PathBuf> {
+    let mut script = kernel.script();
+    script.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = script
+        .output()
+        .map_err(|error| cannot_start(&script, &error))?;
+    if !output.status.success() {
+        bail!(
+            "{} failed ({}): it says why above",
+            shown(&script),
+            output.status
+        );
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    let folder = PathBuf::from(
+        said.lines()
+            .last()
+            .context("kernel-config/build.sh didn't say where the kernel is")?,
+    );
+    if !is_whole(&folder) {
+        bail!(
+            "kernel-config/build.sh left no vmlinux and bzImage in {}",
+            folder.display()
+        );
+    }
+    Ok(folder)
+}
+
+fn is_whole(folder: &Path) -> bool {
+    ["vmlinux", "bzImage"]
+        .iter()
+        .all(|file| folder.join(file).is_file())
+}

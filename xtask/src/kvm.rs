@@ -1,0 +1,17 @@
+//! Whether this machine has KVM, and how good it is.
+
+use std::fs::OpenOptions;
+
+/// KVM that runs kernels: what minivm itself finds out, by running a guest of a few instructions.
+pub(crate) fn runs_kernels() -> bool {
+    minivm_vmm::probe().is_ok()
+}
+
+/// KVM of any kind. Some of them emulate a guest's kernel, too slowly and not exactly enough to boot one.
+pub(crate) fn is_there() -> bool {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
+}

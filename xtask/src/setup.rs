@@ -1,0 +1,74 @@
+//! Everything that minivm needs on a fresh Debian machine with Rust, in four steps; each is done once.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cache::Cache;
+use crate::kernels::{self, Kernel};
+use crate::report::Report;
+use crate::{debian_kernels, packages, rootfs};
+
+/// What goes beyond a guest's kernel and the demo's root file system.
+#[derive(Args, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    /// Build the lab's kernel too (for machines without usable KVM, and for the tests)
+    #[arg(long)]
+    pub(crate) lab: bool,
+    /// Fetch Debian's cloud and generic kernels too (for the tests)
+    #[arg(long)]
+    pub(crate) debian_kernels: bool,
+}
+
+/// Where set-up put things.
+pub(crate) struct Made {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    pub(crate) debian_kernels: Option<PathBuf>,
+}
+
+/// `cargo xtask setup`.
+pub(crate) fn run(wanted: &Wanted) -> Result<()> {
+    let mut report = Report::new();
+    prepare(&mut report, wanted)?;
+    Ok(())
+}
+
+/// `cargo xtask kernel`.
+pub(crate) fn kernel(which: Kernel) -> Result<()> {
+    println!("{}", kernels::ensure(&mut Report::new(), which)?.display());
+    Ok(())
+}
+
+/// `cargo xtask rootfs`.
+pub(crate) fn rootfs() -> Result<()> {
+    let cache = Cache::open()?;
+    println!(
+        "{}",
+        Report::new()
+            .step("root file system", || rootfs::ensure(&cache))?
+            .display()
+    );
+    Ok(())
+}
+
+/// Does what isn't done yet.
+pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
+    let cache = Cache::open()?;
+    report.step("packages", || Ok(((), packages::install_all()?)))?;
+    let initramfs = report.step("root file system", || rootfs::ensure(&cache))?;
+    let debian_kernels = match wanted.debian_kernels {
+        true => Some(report.step("Debian kernels", || debian_kernels::ensure(&cache))?),
+        false => None,
+    };
+    let kernel = kernels::ensure(report, Kernel::Sandbox)?;
+    if wanted.lab {
+        kernels::ensure(report, Kernel::Lab)?;
+    }
+    Ok(Made {
+        kernel,
+        initramfs,
+        debian_kernels,
+    })
+}

@@ -1,0 +1,146 @@
+//! `cargo xtask test`: everything that checks the project. It goes on after a failure, so that one run tells all, and ends
+//! with the line `N passed, N failed, N skipped`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::{self, Executable, cargo};
+use crate::kvm;
+use crate::process::pass_through;
+use crate::report::Report;
+use crate::setup::{self, Wanted};
+use crate::suite::{self, Environment, Place};
+use crate::tally::Tally;
+
+pub(crate) fn run(fast: bool) -> Result<()> {
+    let mut run = Run {
+        report: Report::new(),
+        tally: Tally::default(),
+    };
+    let made = setup::prepare(
+        &mut run.report,
+        &Wanted {
+            lab: !fast,
+            debian_kernels: !fast,
+        },
+    )?;
+    run.lint();
+    let minivm = if fast {
+        None
+    } else {
+        run.attempt("build minivm", cargo::build_minivm)
+    };
+    let environment = Environment::new(&made, minivm.as_deref());
+    for test in run.attempt("build tests", suite::build).unwrap_or_default() {
+        run.test(&test, &environment, minivm.as_deref(), fast);
+    }
+    run.count("doc tests", suite::run_doc_tests);
+    run.close(fast)
+}
+
+struct Run {
+    report: Report,
+    tally: Tally,
+}
+
+impl Run {
+    /// What needs no test to run: the format, clippy's and rustdoc's warnings.
+    fn lint(&mut self) {
+        self.attempt("format", || {
+            pass_through(cargo().args(["fmt", "--all", "--check"]))
+        });
+        let clippy = [
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ];
+        self.attempt("clippy", || pass_through(cargo().args(clippy)));
+        let doc = ["doc", "--quiet", "--workspace", "--no-deps"];
+        self.attempt("documentation", || {
+            pass_through(cargo().args(doc).env("RUSTDOCFLAGS", "--deny warnings"))
+        });
+    }
+
+    /// Runs one test program at its place.
+    fn test(
+        &mut self,
+        test: &Executable,
+        environment: &Environment,
+        minivm: Option<&Path>,
+        fast: bool,
+    ) {
+        let place = Place::of(&test.name);
+        let elsewhere = match place {
+            Place::Kvm => !kvm::runs_kernels(),
+            Place::AnyKvm => !kvm::is_there(),
+            Place::Here | Place::HereWithIgnored => false,
+        };
+        match (elsewhere, minivm) {
+            (false, _) => {
+                let with_ignored =
+                    place != Place::Here && !(fast && place == Place::HereWithIgnored);
+                self.count(&test.name, || {
+                    suite::run_here(test, environment, with_ignored)
+                });
+            }
+            (true, _) if fast => self.count(&test.name, || suite::skip(test)),
+            (true, Some(minivm)) => {
+                self.count(&format!("{} (lab)", test.name), || {
+                    suite::run_in_lab(test, environment, minivm)
+                });
+            }
+            (true, None) => self.count(&test.name, || {
+                bail!("there is no lab without minivm, which didn't build")
+            }),
+        }
+    }
+
+    /// A step that makes something. Its failure is told, and counted.
+    fn attempt<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        let made = self.report.stage(name, || Ok((work()?, "ok".to_owned())));
+        made.inspect_err(|error| self.fail(error)).ok()
+    }
+
+    /// A step that runs tests.
+    fn count(&mut self, name: &str, work: impl FnOnce() -> Result<Tally>) {
+        println!("{name} …");
+        let started = Instant::now();
+        let tally = work().unwrap_or_else(|error| {
+            eprintln!("xtask: {error:#}");
+            Tally::failure()
+        });
+        self.report.done(name, tally, started.elapsed());
+        self.tally += tally;
+    }
+
+    fn fail(&mut self, error: &anyhow::Error) {
+        eprintln!("xtask: {error:#}");
+        self.tally += Tally::failure();
+    }
+
+    /// The table of steps, and the closing line, which is the last on stdout.
+    fn close(self, fast: bool) -> Result<()> {
+        self.report.print_table();
+        if fast {
+            println!(
+                "the tests that need the lab were left out (--fast): those of them are among the skipped"
+            );
+        }
+        println!("{}", self.tally);
+        match self.tally {
+            Tally {
+                failed: 0,
+                passed: 0,
+                ..
+            } => bail!("no test ran"),
+            Tally { failed: 0, .. } => Ok(()),
+            Tally { failed, .. } => bail!("{failed} failed (tests, or whole steps: see above)"),
+        }
+    }
+}
