@@ -59,11 +59,11 @@ name=$(basename "$fragment" .config)
 # --- the source: a tree, or a tarball that becomes one
 
 if [ -z "$source" ]; then
-  source=$(ls /usr/src/linux-source-*.tar.* 2>/dev/null | sort -V | tail -1)
+  source=$(ls /usr/src/linux-source-*.tar.* 2>/dev/null | sort -V | tail -1 || true)
   [ -n "$source" ] || die "no Linux source in /usr/src: apt-get install linux-source-6.12 (or give --source)"
 elif [ ! -e "$source" ]; then
   package=$source
-  source=$(ls "/usr/src/$package".tar.* 2>/dev/null | tail -1)
+  source=$(ls "/usr/src/$package".tar.* 2>/dev/null | tail -1 || true)
   [ -n "$source" ] || die "no file, folder or installed source package is called $package: apt-get install $package"
 fi
 source=$(realpath "$source")

@@ -100,7 +100,12 @@ pub struct Attributes {
 impl Attributes {
     /// Root's, of 1970.
     pub fn new(permissions: u32) -> Attributes {
-        Attributes { permissions, uid: 0, gid: 0, mtime: 0 }
+        Attributes {
+            permissions,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+        }
     }
 }
 
@@ -126,7 +131,9 @@ impl Node {
 
     fn numbers(self) -> (u32, u32) {
         match self {
-            Node::CharDevice { major, minor } | Node::BlockDevice { major, minor } => (major, minor),
+            Node::CharDevice { major, minor } | Node::BlockDevice { major, minor } => {
+                (major, minor)
+            }
             Node::Fifo | Node::Socket => (0, 0),
         }
     }
@@ -161,8 +168,21 @@ struct Header {
 
 impl Header {
     fn new(inode: u32, file_type: u32, attributes: Attributes) -> Header {
-        let Attributes { permissions, uid, gid, mtime } = attributes;
-        Header { inode, mode: file_type | (permissions & 0o7777), uid, gid, links: 1, mtime, ..Header::default() }
+        let Attributes {
+            permissions,
+            uid,
+            gid,
+            mtime,
+        } = attributes;
+        Header {
+            inode,
+            mode: file_type | (permissions & 0o7777),
+            uid,
+            gid,
+            links: 1,
+            mtime,
+            ..Header::default()
+        }
     }
 }
 
@@ -173,8 +193,15 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a directory.
-    pub fn directory(&mut self, name: impl AsRef<Path>, attributes: Attributes) -> Result<(), Error> {
-        let header = Header { links: 2, ..Header::new(self.inode(), 0o040_000, attributes) };
+    pub fn directory(
+        &mut self,
+        name: impl AsRef<Path>,
+        attributes: Attributes,
+    ) -> Result<(), Error> {
+        let header = Header {
+            links: 2,
+            ..Header::new(self.inode(), 0o040_000, attributes)
+        };
         self.header(name.as_ref(), &header)
     }
 
@@ -199,7 +226,10 @@ impl<W: Write> Archive<W> {
         data: impl Read,
     ) -> Result<Linked, Error> {
         let inode = self.inode();
-        let header = Header { links: 2, ..Header::new(inode, 0o100_000, attributes) };
+        let header = Header {
+            links: 2,
+            ..Header::new(inode, 0o100_000, attributes)
+        };
         self.regular(name.as_ref(), header, size, data)?;
         Ok(Linked { inode, attributes })
     }
@@ -210,7 +240,10 @@ impl<W: Write> Archive<W> {
     /// `init/initramfs.c`). It opens the file again for each but truncates it only the first time, and a later entry of size
     /// zero leaves the data as they are.
     pub fn hard_link(&mut self, name: impl AsRef<Path>, file: Linked) -> Result<(), Error> {
-        let header = Header { links: 2, ..Header::new(file.inode, 0o100_000, file.attributes) };
+        let header = Header {
+            links: 2,
+            ..Header::new(file.inode, 0o100_000, file.attributes)
+        };
         self.header(name.as_ref(), &header)
     }
 
@@ -223,23 +256,47 @@ impl<W: Write> Archive<W> {
     ) -> Result<(), Error> {
         let target = target.as_ref();
         let bytes = target.as_os_str().as_bytes();
-        let size = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= PATH_MAX);
-        let size = size.ok_or_else(|| Error::TooLong { path: target.into() })?;
-        let header = Header { size, ..Header::new(self.inode(), 0o120_000, attributes) };
+        let size = u32::try_from(bytes.len())
+            .ok()
+            .filter(|_| bytes.len() <= PATH_MAX);
+        let size = size.ok_or_else(|| Error::TooLong {
+            path: target.into(),
+        })?;
+        let header = Header {
+            size,
+            ..Header::new(self.inode(), 0o120_000, attributes)
+        };
         self.header(name.as_ref(), &header)?;
         self.out.write_all(bytes).map_err(Error::Write)?;
         self.pad(size)
     }
 
     /// Adds a device, a named pipe or a socket.
-    pub fn node(&mut self, name: impl AsRef<Path>, node: Node, attributes: Attributes) -> Result<(), Error> {
+    pub fn node(
+        &mut self,
+        name: impl AsRef<Path>,
+        node: Node,
+        attributes: Attributes,
+    ) -> Result<(), Error> {
         let header = Header::new(self.inode(), node.file_type(), attributes);
-        self.header(name.as_ref(), &Header { device: node.numbers(), ..header })
+        self.header(
+            name.as_ref(),
+            &Header {
+                device: node.numbers(),
+                ..header
+            },
+        )
     }
 
     /// Ends the archive and hands the output back.
     pub fn finish(mut self) -> Result<W, Error> {
-        self.header(Path::new(TRAILER), &Header { links: 1, ..Header::default() })?;
+        self.header(
+            Path::new(TRAILER),
+            &Header {
+                links: 1,
+                ..Header::default()
+            },
+        )?;
         self.out.flush().map_err(Error::Write)?;
         Ok(self.out)
     }
@@ -250,13 +307,29 @@ impl<W: Write> Archive<W> {
         inode
     }
 
-    fn regular(&mut self, name: &Path, mut header: Header, size: u64, data: impl Read) -> Result<(), Error> {
-        header.size = u32::try_from(size).map_err(|_| Error::TooLarge { name: name.into(), size })?;
+    fn regular(
+        &mut self,
+        name: &Path,
+        mut header: Header,
+        size: u64,
+        data: impl Read,
+    ) -> Result<(), Error> {
+        header.size = u32::try_from(size).map_err(|_| Error::TooLarge {
+            name: name.into(),
+            size,
+        })?;
         self.header(name, &header)?;
         let copied = io::copy(&mut data.take(size), &mut self.out);
-        let actual = copied.map_err(|source| Error::Copy { name: name.into(), source })?;
+        let actual = copied.map_err(|source| Error::Copy {
+            name: name.into(),
+            source,
+        })?;
         if actual != size {
-            return Err(Error::Short { name: name.into(), expected: size, actual });
+            return Err(Error::Short {
+                name: name.into(),
+                expected: size,
+                actual,
+            });
         }
         self.pad(header.size)
     }
@@ -264,13 +337,25 @@ impl<W: Write> Archive<W> {
     /// Writes the header, the name and the padding after it.
     fn header(&mut self, name: &Path, header: &Header) -> Result<(), Error> {
         let stored = stored_name(name)?;
-        let name_size = u32::try_from(stored.len() + 1).map_err(|_| Error::TooLong { path: name.into() })?;
-        let Header { inode, mode, uid, gid, links, mtime, size, device: (major, minor) } = *header;
+        let name_size =
+            u32::try_from(stored.len() + 1).map_err(|_| Error::TooLong { path: name.into() })?;
+        let Header {
+            inode,
+            mode,
+            uid,
+            gid,
+            links,
+            mtime,
+            size,
+            device: (major, minor),
+        } = *header;
         let mut bytes = Vec::with_capacity(128 + stored.len());
         bytes.extend_from_slice(b"070701");
         // The two zeros after the size are the device the file was on: one archive, one device. The last is a checksum,
         // which this variant of the format doesn't have.
-        for field in [inode, mode, uid, gid, links, mtime, size, 0, 0, major, minor, name_size, 0] {
+        for field in [
+            inode, mode, uid, gid, links, mtime, size, 0, 0, major, minor, name_size, 0,
+        ] {
             bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         bytes.extend_from_slice(stored.as_bytes());
@@ -281,14 +366,19 @@ impl<W: Write> Archive<W> {
 
     fn pad(&mut self, size: u32) -> Result<(), Error> {
         let missing = (4 - size % 4) % 4;
-        self.out.write_all(&[0; 3][..missing as usize]).map_err(Error::Write)
+        self.out
+            .write_all(&[0; 3][..missing as usize])
+            .map_err(Error::Write)
     }
 }
 
 /// The name as the archive has it: without leading slashes.
 fn stored_name(name: &Path) -> Result<&OsStr, Error> {
     let bytes = name.as_os_str().as_bytes();
-    let start = bytes.iter().position(|&byte| byte != b'/').unwrap_or(bytes.len());
+    let start = bytes
+        .iter()
+        .position(|&byte| byte != b'/')
+        .unwrap_or(bytes.len());
     let stored = &bytes[start..];
     if stored.is_empty() || stored.contains(&0) {
         return Err(Error::BadName { path: name.into() });

@@ -21,7 +21,13 @@ pub(crate) fn entries(archive: &[u8]) -> Vec<(String, u32, u32, u32, Vec<u8>)> {
             assert_eq!(data, archive.len());
             return found;
         }
-        found.push((name, field(at, 1), field(at, 0), field(at, 4), archive[data..data + size].to_vec()));
+        found.push((
+            name,
+            field(at, 1),
+            field(at, 0),
+            field(at, 4),
+            archive[data..data + size].to_vec(),
+        ));
         at = (data + size).next_multiple_of(4);
     }
 }
@@ -29,8 +35,15 @@ pub(crate) fn entries(archive: &[u8]) -> Vec<(String, u32, u32, u32, Vec<u8>)> {
 #[test]
 fn a_file_is_its_header_name_and_data_padded_to_four() {
     let mut archive = Archive::new(Vec::new());
-    let attributes = Attributes { permissions: 0o640, uid: 1, gid: 0x10, mtime: 0x6000_0000 };
-    archive.file("/hi", attributes, 5, &b"12345 not this"[..]).unwrap();
+    let attributes = Attributes {
+        permissions: 0o640,
+        uid: 1,
+        gid: 0x10,
+        mtime: 0x6000_0000,
+    };
+    archive
+        .file("/hi", attributes, 5, &b"12345 not this"[..])
+        .unwrap();
     let bytes = archive.finish().unwrap();
     let expected = [
         "070701",   // magic
@@ -41,9 +54,12 @@ fn a_file_is_its_header_name_and_data_padded_to_four() {
         "00000001", // links
         "60000000", // time
         "00000005", // size
-        "00000000", "00000000", "00000000", "00000000", // devices
-        "00000003", // name and NUL
-        "00000000", // checksum
+        "00000000",
+        "00000000",
+        "00000000",
+        "00000000",   // devices
+        "00000003",   // name and NUL
+        "00000000",   // checksum
         "hi\0\0\0\0", // 110 + 3, padded to 116
         "12345\0\0\0",
     ]
@@ -62,12 +78,24 @@ fn an_empty_archive_is_its_trailer() {
 fn every_kind_of_entry_is_read_back() {
     let mut archive = Archive::new(Vec::new());
     archive.directory("d", Attributes::new(0o1777)).unwrap();
-    archive.node("d/tty", Node::CharDevice { major: 5, minor: 1 }, Attributes::new(0o600)).unwrap();
-    archive.symlink("d/l", "../tty", Attributes::new(0o777)).unwrap();
-    let file = archive.linked_file("a", Attributes::new(0o755), 3, &b"abc"[..]).unwrap();
+    archive
+        .node(
+            "d/tty",
+            Node::CharDevice { major: 5, minor: 1 },
+            Attributes::new(0o600),
+        )
+        .unwrap();
+    archive
+        .symlink("d/l", "../tty", Attributes::new(0o777))
+        .unwrap();
+    let file = archive
+        .linked_file("a", Attributes::new(0o755), 3, &b"abc"[..])
+        .unwrap();
     archive.hard_link("b", file).unwrap();
     let bytes = archive.finish().unwrap();
-    let entry = |name: &str, mode, inode, links, data: &[u8]| (name.to_owned(), mode, inode, links, data.to_vec());
+    let entry = |name: &str, mode, inode, links, data: &[u8]| {
+        (name.to_owned(), mode, inode, links, data.to_vec())
+    };
     assert_eq!(
         entries(&bytes),
         [
@@ -83,14 +111,24 @@ fn every_kind_of_entry_is_read_back() {
 #[test]
 fn a_file_of_4_gib_is_refused() {
     let mut archive = Archive::new(Vec::new());
-    let error = archive.file("big", Attributes::new(0o644), 1 << 32, io::empty()).unwrap_err();
-    assert!(matches!(error, Error::TooLarge { size: 0x1_0000_0000, .. }));
+    let error = archive
+        .file("big", Attributes::new(0o644), 1 << 32, io::empty())
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        Error::TooLarge {
+            size: 0x1_0000_0000,
+            ..
+        }
+    ));
 }
 
 #[test]
 fn a_file_that_ends_early_is_refused() {
     let mut archive = Archive::new(Vec::new());
-    let error = archive.file("f", Attributes::new(0o644), 4, &b"abc"[..]).unwrap_err();
+    let error = archive
+        .file("f", Attributes::new(0o644), 4, &b"abc"[..])
+        .unwrap_err();
     assert_eq!(error.to_string(), "f ended after 3 of 4 bytes");
 }
 
@@ -100,8 +138,17 @@ fn names_linux_would_skip_are_refused() {
     let fits = "n".repeat(4095);
     archive.directory(&fits, Attributes::new(0o755)).unwrap();
     let too_long = "n".repeat(4096);
-    assert!(matches!(archive.directory(&too_long, Attributes::new(0o755)), Err(Error::TooLong { .. })));
-    assert!(matches!(archive.directory("/", Attributes::new(0o755)), Err(Error::BadName { .. })));
+    assert!(matches!(
+        archive.directory(&too_long, Attributes::new(0o755)),
+        Err(Error::TooLong { .. })
+    ));
+    assert!(matches!(
+        archive.directory("/", Attributes::new(0o755)),
+        Err(Error::BadName { .. })
+    ));
     let target = "t".repeat(4097);
-    assert!(matches!(archive.symlink("l", target, Attributes::new(0o777)), Err(Error::TooLong { .. })));
+    assert!(matches!(
+        archive.symlink("l", target, Attributes::new(0o777)),
+        Err(Error::TooLong { .. })
+    ));
 }

@@ -35,7 +35,11 @@ pub enum Owner {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Error> {
-    let mut walk = Walk { archive: Archive::new(out), owner, linked: HashMap::new() };
+    let mut walk = Walk {
+        archive: Archive::new(out),
+        owner,
+        linked: HashMap::new(),
+    };
     walk.folder(root, Path::new(""))?;
     walk.archive.finish()
 }
@@ -49,8 +53,11 @@ struct Walk<W> {
 
 impl<W: Write> Walk<W> {
     fn folder(&mut self, folder: &Path, name: &Path) -> Result<(), Error> {
-        let names = fs::read_dir(folder)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
+        let names = fs::read_dir(folder).and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.file_name()))
+                .collect::<io::Result<Vec<_>>>()
+        });
         let mut names = names.map_err(reading(folder))?;
         names.sort();
         for below in names {
@@ -76,17 +83,26 @@ impl<W: Write> Walk<W> {
         }
     }
 
-    fn file(&mut self, path: &Path, name: &Path, attributes: Attributes, metadata: &Metadata) -> Result<(), Error> {
+    fn file(
+        &mut self,
+        path: &Path,
+        name: &Path,
+        attributes: Attributes,
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
         let identity = (metadata.dev(), metadata.ino());
         if let Some(&first) = self.linked.get(&identity) {
             return self.archive.hard_link(name, first);
         }
         // Not followed even if it has become a link since it was looked at.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let data = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| reading(path)(errno.into()))?;
+        let data = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| reading(path)(errno.into()))?;
         let data = File::from(data);
         if metadata.nlink() > 1 {
-            let first = self.archive.linked_file(name, attributes, metadata.len(), data)?;
+            let first = self
+                .archive
+                .linked_file(name, attributes, metadata.len(), data)?;
             self.linked.insert(identity, first);
             return Ok(());
         }
@@ -100,13 +116,21 @@ impl<W: Write> Walk<W> {
         };
         // Times before 1970 and after 2106 don't fit the format.
         let mtime = u32::try_from(metadata.mtime().max(0)).unwrap_or(u32::MAX);
-        Attributes { permissions: metadata.mode() & 0o7777, uid, gid, mtime }
+        Attributes {
+            permissions: metadata.mode() & 0o7777,
+            uid,
+            gid,
+            mtime,
+        }
     }
 }
 
 fn node(metadata: &Metadata) -> Node {
     let file_type = metadata.file_type();
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    let (major, minor) = (
+        rustix::fs::major(metadata.rdev()),
+        rustix::fs::minor(metadata.rdev()),
+    );
     if file_type.is_char_device() {
         Node::CharDevice { major, minor }
     } else if file_type.is_block_device() {
@@ -141,7 +165,10 @@ mod tests {
         fs::hard_link(root.join("b/file"), root.join("c")).unwrap();
         symlink("/etc", root.join("a")).unwrap();
         let archive = archive_dir(root, Owner::Root, Vec::new()).unwrap();
-        let found: Vec<_> = entries(&archive).into_iter().map(|(name, mode, .., data)| (name, mode, data)).collect();
+        let found: Vec<_> = entries(&archive)
+            .into_iter()
+            .map(|(name, mode, .., data)| (name, mode, data))
+            .collect();
         let entry = |name: &str, mode, data: &[u8]| (name.to_owned(), mode, data.to_vec());
         assert_eq!(
             found,

@@ -39,9 +39,19 @@ fn text(bytes: &[u8]) -> &str {
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
 fn the_exit_code_is_the_commands() {
-    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("exec /etc", 126)] {
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("kill -9 $$", 137),
+        ("exec /etc", 126),
+    ] {
         let output = shell(script);
-        assert_eq!(output.status.code(), Some(code), "{script}: {}", text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{script}: {}",
+            text(&output.stderr)
+        );
     }
 }
 
@@ -50,14 +60,21 @@ fn the_exit_code_is_the_commands() {
 fn a_command_that_is_not_there_is_127() {
     let output = end_of(&[LIMIT, "--", "no-such-command"]);
     assert_eq!(output.status.code(), Some(127));
-    assert!(text(&output.stderr).starts_with("minivm: cannot run no-such-command: "), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).starts_with("minivm: cannot run no-such-command: "),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
 fn stdout_and_stderr_stay_apart() {
     let output = shell("echo out; echo err >&2; echo out again");
-    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\nout again\n", "err\n"));
+    assert_eq!(
+        (text(&output.stdout), text(&output.stderr)),
+        ("out\nout again\n", "err\n")
+    );
 }
 
 #[test]
@@ -81,14 +98,28 @@ fn ten_megabytes_come_back_as_they_went() {
         child.wait_with_output().unwrap()
     });
     assert_eq!(output.status.code(), Some(0));
-    assert!(output.stdout == sent, "{} bytes of other stdout", output.stdout.len());
-    assert!(output.stderr == sent, "{} bytes of other stderr", output.stderr.len());
+    assert!(
+        output.stdout == sent,
+        "{} bytes of other stdout",
+        output.stdout.len()
+    );
+    assert!(
+        output.stderr == sent,
+        "{} bytes of other stderr",
+        output.stderr.len()
+    );
 }
 
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
 fn a_line_is_answered_before_the_input_ends() {
-    let mut child = lab(&[LIMIT, "--", "sh", "-c", "while read line; do echo got $line; done; echo end"]);
+    let mut child = lab(&[
+        LIMIT,
+        "--",
+        "sh",
+        "-c",
+        "while read line; do echo got $line; done; echo end",
+    ]);
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     for number in 0..3 {
@@ -158,8 +189,15 @@ fn a_host_root_has_kvm_the_hosts_files_and_takes_writes() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).starts_with("host0\n1\n2\n"), "{}", text(&output.stdout));
-    assert_eq!(fs::read_to_string(marker.path().join("here")).unwrap(), "host");
+    assert!(
+        text(&output.stdout).starts_with("host0\n1\n2\n"),
+        "{}",
+        text(&output.stdout)
+    );
+    assert_eq!(
+        fs::read_to_string(marker.path().join("here")).unwrap(),
+        "host"
+    );
     assert!(!marker.path().join("new").exists());
 }
 
@@ -169,9 +207,20 @@ fn a_private_root_has_only_what_it_was_given() {
     let shell = end_of(&[LIMIT, "--private", "--", "/bin/sh", "-c", "true"]);
     assert_eq!(shell.status.code(), Some(127), "{}", text(&shell.stderr));
     let given = format!("--file={}:/given/program", env!("CARGO_BIN_EXE_minivm"));
-    let program = end_of(&[LIMIT, "--private", &given, "--", "/given/program", "--version"]);
+    let program = end_of(&[
+        LIMIT,
+        "--private",
+        &given,
+        "--",
+        "/given/program",
+        "--version",
+    ]);
     assert_eq!(program.status.code(), Some(0), "{}", text(&program.stderr));
-    assert!(text(&program.stdout).starts_with("minivm "), "{}", text(&program.stdout));
+    assert!(
+        text(&program.stdout).starts_with("minivm "),
+        "{}",
+        text(&program.stdout)
+    );
 }
 
 #[test]
@@ -179,17 +228,26 @@ fn a_private_root_has_only_what_it_was_given() {
 fn a_killed_minivm_leaves_no_qemu() {
     let mut child = lab(&[LIMIT, "--", "sh", "-c", "echo up; sleep 1000"]);
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert_eq!(line, "up\n");
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
     let qemu = Path::new("/proc").join(children.trim());
-    assert!(fs::read_to_string(qemu.join("cmdline")).unwrap().starts_with("qemu-system"));
+    assert!(
+        fs::read_to_string(qemu.join("cmdline"))
+            .unwrap()
+            .starts_with("qemu-system")
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     let start = Instant::now();
     // Gone, or dead and not yet waited for by whoever inherited it.
     while fs::read_to_string(qemu.join("cmdline")).is_ok_and(|line| !line.is_empty()) {
-        assert!(start.elapsed() < Duration::from_secs(5), "QEMU is still there");
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "QEMU is still there"
+        );
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -203,6 +261,9 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(125));
-    let expected = format!("minivm: no lab kernel in {}: make it with `cargo xtask setup`\n", folder.path().display());
+    let expected = format!(
+        "minivm: no lab kernel in {}: make it with `cargo xtask setup`\n",
+        folder.path().display()
+    );
     assert_eq!(text(&output.stderr), expected);
 }

@@ -19,7 +19,9 @@ const GUEST: [u8; 11] = [
 
 fn main() -> minivm_vmm::Result<()> {
     let config = Config::new(Kernel::Code(GUEST.to_vec()));
-    let machine = Builder::new(config).console_output(std::io::stdout()).build()?;
+    let machine = Builder::new(config)
+        .console_output(std::io::stdout())
+        .build()?;
     let outcome = machine.run()?;
     println!("\n{outcome}");
     Ok(())

@@ -52,14 +52,21 @@ struct Port {
 impl Port {
     /// Connected to nothing: output is lost, input never comes.
     fn open_ended() -> Self {
-        Port { output: Box::new(io::sink()), input: None }
+        Port {
+            output: Box::new(io::sink()),
+            input: None,
+        }
     }
 }
 
 impl Builder {
     /// A machine as `config` says, with serial ports that are connected to nothing.
     pub fn new(config: Config) -> Self {
-        Builder { config, com1: Port::open_ended(), com2: Port::open_ended() }
+        Builder {
+            config,
+            com1: Port::open_ended(),
+            com2: Port::open_ended(),
+        }
     }
 
     /// Sends what the guest writes to COM1, the console, to `output`: a byte a call, from a vCPU's thread.
@@ -100,7 +107,8 @@ impl Builder {
             Some(path) => initramfs::load(path, kernel.end, &ram)?,
             None => initramfs::Placed::default(),
         };
-        write_boot_data(&config, &ram, kernel.header, initramfs, random_seed()?).expect("low memory is always there");
+        write_boot_data(&config, &ram, kernel.header, initramfs, random_seed()?)
+            .expect("low memory is always there");
 
         let kvm = open_kvm()?;
         let vm = Arc::new(create_vm(&kvm)?);
@@ -115,8 +123,21 @@ impl Builder {
         let com2 = uart(layout::COM2_IRQ, &ioapic, com2)?;
         let ports = port_bus(&com1.0, &com2.0);
         let mmio = mmio_bus(&ioapic);
-        let pumps = [com1, com2].into_iter().filter_map(|(uart, input)| Some(input?.pump(uart))).collect();
-        Ok(Machine { vcpus, around: Arc::new(Surroundings { gate, ports, mmio, ioapic }), pumps, ram })
+        let pumps = [com1, com2]
+            .into_iter()
+            .filter_map(|(uart, input)| Some(input?.pump(uart)))
+            .collect();
+        Ok(Machine {
+            vcpus,
+            around: Arc::new(Surroundings {
+                gate,
+                ports,
+                mmio,
+                ioapic,
+            }),
+            pumps,
+            ram,
+        })
     }
 }
 
@@ -129,14 +150,24 @@ fn write_boot_data(
     seed: [u8; boot_params::SEED_LEN],
 ) -> std::result::Result<(), GuestMemoryError> {
     paging::write(ram.map())?;
-    ram.map().write_slice(&acpi::tables(config.cpus), layout::ACPI)?;
-    boot_params::write(ram.map(), config.memory, header, &config.cmdline, initramfs, seed)
+    ram.map()
+        .write_slice(&acpi::tables(config.cpus), layout::ACPI)?;
+    boot_params::write(
+        ram.map(),
+        config.memory,
+        header,
+        &config.cmdline,
+        initramfs,
+        seed,
+    )
 }
 
 /// Random bytes of the host's, for the guest's random number generator to start from.
 fn random_seed() -> Result<[u8; boot_params::SEED_LEN]> {
     let mut seed = [0; boot_params::SEED_LEN];
-    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut seed)).map_err(Error::host("/dev/urandom"))?;
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut seed))
+        .map_err(Error::host("/dev/urandom"))?;
     Ok(seed)
 }
 
@@ -173,7 +204,8 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     // Intel processors that can't run real mode need three pages that no RAM may overlap; AMD's ignore it. It has to
     // come before any vCPU. (KVM API 4.29, KVM_SET_TSS_ADDR.)
     let address = usize::try_from(layout::KVM_TSS.0).expect("below 4 GiB");
-    vm.set_tss_address(address).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
+    vm.set_tss_address(address)
+        .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
     Ok(vm)
 }
 
@@ -191,10 +223,14 @@ fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
         // guest first touches it; nothing is copied or pinned. It comes before the interrupt controllers: with them
         // there, each slot costs a grace period of KVM's locks, measured 6 to 10 ms against 0.2.
         // (KVM API 4.35, KVM_SET_USER_MEMORY_REGION.)
-        #[allow(unsafe_code, reason = "KVM lets the guest write to any memory that it is told of")]
+        #[allow(
+            unsafe_code,
+            reason = "KVM lets the guest write to any memory that it is told of"
+        )]
         // SAFETY: the region is mapped, is `GuestRam`'s own, and `Machine` keeps it until the VM's descriptors are
         // closed. Rust code reaches it only through vm-memory's volatile accesses.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }
     Ok(())
 }
@@ -204,26 +240,41 @@ fn split_irqchip(vm: &VmFd) -> Result<()> {
     // With the local APICs in KVM a guest's timer and inter-processor interrupts cost no exit to this process. The
     // number is that of the IOAPIC pins that will be emulated here, see devices/ioapic.rs. It decides what every vCPU is
     // made with, so it comes before the first of them. (KVM API 7.5, KVM_CAP_SPLIT_IRQCHIP.)
-    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    let mut cap = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        ..Default::default()
+    };
     cap.args[0] = ioapic::PINS as u64;
-    vm.enable_cap(&cap).map_err(Error::kvm("KVM_ENABLE_CAP (KVM_CAP_SPLIT_IRQCHIP)"))
+    vm.enable_cap(&cap)
+        .map_err(Error::kvm("KVM_ENABLE_CAP (KVM_CAP_SPLIT_IRQCHIP)"))
 }
 
 /// Creates the processors. Number 0 is the one that starts; the others wait for its signal.
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
     // What this processor and this KVM can give to a guest. (KVM API 4.46, KVM_GET_SUPPORTED_CPUID.)
-    let supported =
-        kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let mut vcpus = Vec::new();
     for id in 0..cpus {
         // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. Its number becomes
         // its APIC ID. (KVM API 4.7, KVM_CREATE_VCPU.)
-        let fd = vm.create_vcpu(id.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-        let table = cpuid::table(&supported, Topology { vcpu: id, vcpus: cpus, tsc_deadline });
+        let fd = vm
+            .create_vcpu(id.into())
+            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let table = cpuid::table(
+            &supported,
+            Topology {
+                vcpu: id,
+                vcpus: cpus,
+                tsc_deadline,
+            },
+        );
         // What CPUID tells is also what KVM lets the guest use, so it comes before registers and MSRs, which are checked
         // against it. (KVM API 4.20, KVM_SET_CPUID2.)
-        fd.set_cpuid2(&table).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(&table)
+            .map_err(Error::kvm("KVM_SET_CPUID2"))?;
         registers::set_firmware_msrs(&fd)?;
         registers::set_local_apic(&fd)?;
         vcpus.push(Vcpu { id, fd });
@@ -234,7 +285,11 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
 /// How the IOAPIC's messages reach the local APICs.
 fn message_sink(vm: Arc<VmFd>) -> ioapic::Sink {
     Box::new(move |msi| {
-        let msi = kvm_msi { address_lo: msi.address, data: msi.data, ..Default::default() };
+        let msi = kvm_msi {
+            address_lo: msi.address,
+            data: msi.data,
+            ..Default::default()
+        };
         // Delivers the message as if a device had written `data` to `address`. The result tells whether any local APIC
         // took it, which an edge doesn't care about. (KVM API 4.71, KVM_SIGNAL_MSI.)
         vm.signal_msi(msi).map(|_| ()).map_err(Into::into)
@@ -244,7 +299,10 @@ fn message_sink(vm: Arc<VmFd>) -> ioapic::Sink {
 type ConnectedUart = (Arc<Mutex<Uart>>, Option<Input>);
 
 fn uart(pin: u8, ioapic: &Arc<Mutex<IoApic>>, port: Port) -> Result<ConnectedUart> {
-    let irq = IrqLine { ioapic: ioapic.clone(), pin };
+    let irq = IrqLine {
+        ioapic: ioapic.clone(),
+        pin,
+    };
     let uart = Uart::new(irq, port.output).map_err(Error::host("an event descriptor"))?;
     Ok((Arc::new(Mutex::new(uart)), port.input))
 }
@@ -254,13 +312,22 @@ fn port_bus(com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Bus {
     let mut bus = Bus::default();
     bus.attach(ports(layout::COM1_PORT, layout::COM_PORTS), com1.clone());
     bus.attach(ports(layout::COM2_PORT, layout::COM_PORTS), com2.clone());
-    bus.attach(ports(layout::I8042_COMMAND_PORT, 1), Arc::new(Mutex::new(ResetLine)));
-    bus.attach(ports(layout::ACPI_SLEEP_PORT, 2), Arc::new(Mutex::new(SleepControl)));
+    bus.attach(
+        ports(layout::I8042_COMMAND_PORT, 1),
+        Arc::new(Mutex::new(ResetLine)),
+    );
+    bus.attach(
+        ports(layout::ACPI_SLEEP_PORT, 2),
+        Arc::new(Mutex::new(SleepControl)),
+    );
     bus
 }
 
 fn mmio_bus(ioapic: &Arc<Mutex<IoApic>>) -> Bus {
     let mut bus = Bus::default();
-    bus.attach(layout::IOAPIC.0..layout::IOAPIC.0 + ioapic::SIZE, ioapic.clone());
+    bus.attach(
+        layout::IOAPIC.0..layout::IOAPIC.0 + ioapic::SIZE,
+        ioapic.clone(),
+    );
     bus
 }

@@ -48,7 +48,13 @@ pub struct Config {
 impl Config {
     /// A machine with one vCPU and 256 MiB that runs `kernel` with no initramfs and an empty command line.
     pub fn new(kernel: Kernel) -> Self {
-        Config { kernel, initramfs: None, cmdline: String::new(), memory: 256 << 20, cpus: 1 }
+        Config {
+            kernel,
+            initramfs: None,
+            cmdline: String::new(),
+            memory: 256 << 20,
+            cpus: 1,
+        }
     }
 
     /// Checks everything that can be checked without the host's help.
@@ -59,22 +65,40 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::Config(text));
         if self.memory < MEMORY_MIN {
-            return refuse(format!("{} bytes of guest memory are too few: the least is 32M", self.memory));
+            return refuse(format!(
+                "{} bytes of guest memory are too few: the least is 32M",
+                self.memory
+            ));
         }
         if self.memory > MEMORY_MAX {
-            return refuse(format!("{} bytes of guest memory are too many: the most is 1024G", self.memory));
+            return refuse(format!(
+                "{} bytes of guest memory are too many: the most is 1024G",
+                self.memory
+            ));
         }
         if !self.memory.is_multiple_of(4096) {
-            return refuse(format!("{} bytes of guest memory are not a multiple of 4096", self.memory));
+            return refuse(format!(
+                "{} bytes of guest memory are not a multiple of 4096",
+                self.memory
+            ));
         }
         if self.cpus == 0 || self.cpus > CPUS_MAX {
-            return refuse(format!("{} vCPUs: a machine has from 1 to {CPUS_MAX}", self.cpus));
+            return refuse(format!(
+                "{} vCPUs: a machine has from 1 to {CPUS_MAX}",
+                self.cpus
+            ));
         }
         if self.cmdline.len() > layout::CMDLINE_MAX {
             let (len, max) = (self.cmdline.len(), layout::CMDLINE_MAX);
-            return refuse(format!("the kernel command line has {len} bytes: the most is {max}"));
+            return refuse(format!(
+                "the kernel command line has {len} bytes: the most is {max}"
+            ));
         }
-        if let Some(at) = self.cmdline.bytes().position(|byte| !(b' '..=b'~').contains(&byte)) {
+        if let Some(at) = self
+            .cmdline
+            .bytes()
+            .position(|byte| !(b' '..=b'~').contains(&byte))
+        {
             let byte = self.cmdline.as_bytes()[at];
             return refuse(format!(
                 "the kernel command line has the byte {byte:#04x} at {at}: only printable ASCII is allowed"

@@ -6,7 +6,10 @@
 //! a thread that has cleared its flag sees the new phase.
 //! (KVM API, 5 "The kvm_run structure", `immediate_exit`.)
 
-#![allow(unsafe_code, reason = "the flag lies in memory that is shared with the kernel, and signals go to raw threads")]
+#![allow(
+    unsafe_code,
+    reason = "the flag lies in memory that is shared with the kernel, and signals go to raw threads"
+)]
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -95,7 +98,10 @@ impl Gate {
         let ended = EventFd::new(libc::EFD_CLOEXEC).map_err(Error::host("an event descriptor"))?;
         Ok(Arc::new(Gate {
             phase: AtomicU8::new(Phase::Paused as u8),
-            inner: Mutex::new(Inner { outcome: None, slots: (0..vcpus).map(|_| Slot::default()).collect() }),
+            inner: Mutex::new(Inner {
+                outcome: None,
+                slots: (0..vcpus).map(|_| Slot::default()).collect(),
+            }),
             changed: Condvar::new(),
             ended,
         }))
@@ -122,7 +128,10 @@ impl Gate {
         inner.slots[usize::from(id)].parked = true;
         self.changed.notify_all();
         while self.phase() == Phase::Paused {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         inner.slots[usize::from(id)].parked = false;
         self.phase() == Phase::Running
@@ -134,8 +143,16 @@ impl Gate {
             self.set_phase(Phase::Paused);
             inner.kick_all();
         }
-        while self.phase() == Phase::Paused && inner.slots.iter().any(|slot| slot.kick.is_some() && !slot.parked) {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        while self.phase() == Phase::Paused
+            && inner
+                .slots
+                .iter()
+                .any(|slot| slot.kick.is_some() && !slot.parked)
+        {
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -212,7 +229,10 @@ impl Gate {
 
 impl Inner {
     fn kick_all(&self) {
-        self.slots.iter().filter_map(|slot| slot.kick.as_ref()).for_each(Kick::send);
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.kick.as_ref())
+            .for_each(Kick::send);
     }
 }
 
@@ -230,7 +250,10 @@ impl Kick {
     fn of_this_thread(immediate_exit: *mut u8) -> Self {
         // SAFETY: it has no condition.
         let thread = unsafe { libc::pthread_self() };
-        Kick { thread, immediate_exit }
+        Kick {
+            thread,
+            immediate_exit,
+        }
     }
 
     fn send(&self) {

@@ -26,7 +26,9 @@ pub enum Error {
     KvmMissing,
 
     /// `/dev/kvm` exists, but this user may not open it.
-    #[error("no permission to open /dev/kvm: join its group with `sudo usermod -aG kvm $USER` and log in again")]
+    #[error(
+        "no permission to open /dev/kvm: join its group with `sudo usermod -aG kvm $USER` and log in again"
+    )]
     KvmPermission,
 
     /// This host's KVM lacks something that minivm builds on.
@@ -108,11 +110,17 @@ pub enum Error {
 impl Error {
     /// Wraps the failure of the KVM call named `call`; made to stand in a `map_err`.
     pub(crate) fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-        move |errno| Error::Kvm { call, source: errno.into() }
+        move |errno| Error::Kvm {
+            call,
+            source: errno.into(),
+        }
     }
 
     /// Wraps the failure to get `what` from the host; made to stand in a `map_err`.
     pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
-        move |source| Error::Host { what, source: source.into() }
+        move |source| Error::Host {
+            what,
+            source: source.into(),
+        }
     }
 }

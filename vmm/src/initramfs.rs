@@ -30,7 +30,11 @@ pub(crate) fn load(path: &Path, kernel_end: GuestAddress, ram: &GuestRam) -> Res
     let len = usize::try_from(placed.size).expect("it fits into RAM");
     ram.map()
         .read_exact_volatile_from(GuestAddress(placed.start), &mut file, len)
-        .map_err(|error| Error::File { what: "initramfs", path: path.into(), source: std::io::Error::other(error) })?;
+        .map_err(|error| Error::File {
+            what: "initramfs",
+            path: path.into(),
+            source: std::io::Error::other(error),
+        })?;
     Ok(placed)
 }
 
@@ -46,8 +50,20 @@ mod tests {
 
     #[test]
     fn it_stands_at_the_top_on_a_page_and_never_in_the_kernel() {
-        assert_eq!(place(0x1234, 0, 0x10_0000), Some(Placed { start: 0xf_e000, size: 0x1234 }));
-        assert_eq!(place(0x1000, 0xf_f000, 0x10_0000), Some(Placed { start: 0xf_f000, size: 0x1000 }));
+        assert_eq!(
+            place(0x1234, 0, 0x10_0000),
+            Some(Placed {
+                start: 0xf_e000,
+                size: 0x1234
+            })
+        );
+        assert_eq!(
+            place(0x1000, 0xf_f000, 0x10_0000),
+            Some(Placed {
+                start: 0xf_f000,
+                size: 0x1000
+            })
+        );
         assert_eq!(place(0x1001, 0xf_f000, 0x10_0000), None);
         assert_eq!(place(u64::MAX, 0, 0x10_0000), None);
     }

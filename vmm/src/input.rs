@@ -29,7 +29,9 @@ impl From<OwnedFd> for Input {
     /// Reads from a descriptor: a terminal, a pipe, a socket or a file. It is read only when it has something and the
     /// guest takes it, so that what the guest doesn't take stays where it is.
     fn from(source: OwnedFd) -> Self {
-        Input { source: source.into() }
+        Input {
+            source: source.into(),
+        }
     }
 }
 
@@ -51,7 +53,12 @@ impl Input {
     /// Connects it to `uart`.
     pub(crate) fn pump(self, uart: Arc<Mutex<Uart>>) -> Pump {
         let room = uart.lock().expect("devices don't panic").room();
-        Pump { source: Some(self.source), watched: false, uart, room }
+        Pump {
+            source: Some(self.source),
+            watched: false,
+            uart,
+            room,
+        }
     }
 }
 
@@ -77,7 +84,12 @@ impl Pump {
         match source.read(&mut buffer[..capacity]) {
             Ok(0) => Ok(Filled::End),
             Ok(len) => uart.receive(&buffer[..len]).map(|()| Filled::Some),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
                 Ok(Filled::Some)
             }
             Err(error) => Err(error),
@@ -130,7 +142,8 @@ enum Filled {
 
 impl MutEventSubscriber for Pump {
     fn init(&mut self, ops: &mut EventOps) {
-        ops.add(Events::new(&*self.room, EventSet::IN)).expect("an event descriptor can be watched");
+        ops.add(Events::new(&*self.room, EventSet::IN))
+            .expect("an event descriptor can be watched");
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {

@@ -126,6 +126,9 @@ mod tests {
     fn ram_is_split_at_the_hole() {
         assert_eq!(ram(256 << 20), [(GuestAddress(0), 256 << 20)]);
         assert_eq!(ram(3 << 30), [(GuestAddress(0), 3 << 30)]);
-        assert_eq!(ram(4 << 30), [(GuestAddress(0), 3 << 30), (ABOVE_HOLE, 1 << 30)]);
+        assert_eq!(
+            ram(4 << 30),
+            [(GuestAddress(0), 3 << 30), (ABOVE_HOLE, 1 << 30)]
+        );
     }
 }

@@ -45,7 +45,9 @@ pub struct Machine {
 impl Machine {
     /// A handle to pause, resume and stop it while it runs.
     pub fn control(&self) -> Control {
-        Control { gate: self.around.gate.clone() }
+        Control {
+            gate: self.around.gate.clone(),
+        }
     }
 
     /// Runs it on threads of its own, a vCPU each, and serves its serial input on this thread, until it ends.
@@ -55,7 +57,12 @@ impl Machine {
     /// [`Error::Host`] where a thread can't be started, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
     /// [`Error::Output`] where the serial output can't be written.
     pub fn run(self) -> Result<Outcome> {
-        let Machine { vcpus, around, pumps, ram } = self;
+        let Machine {
+            vcpus,
+            around,
+            pumps,
+            ram,
+        } = self;
         let gate = around.gate.clone();
         let (threads, started) = start(vcpus, &around);
         let served = started.and_then(|()| {
@@ -70,7 +77,8 @@ impl Machine {
         }
         drop(around);
         drop(ram);
-        gate.take_outcome().expect("the machine has ended, and the outcome is taken once")
+        gate.take_outcome()
+            .expect("the machine has ended, and the outcome is taken once")
     }
 }
 
@@ -79,7 +87,9 @@ fn start(vcpus: Vec<Vcpu>, around: &Arc<Surroundings>) -> (Vec<JoinHandle<()>>, 
     let mut threads = Vec::new();
     for vcpu in vcpus {
         let around = around.clone();
-        let builder = thread::Builder::new().name(format!("vcpu{}", vcpu.id)).stack_size(256 << 10);
+        let builder = thread::Builder::new()
+            .name(format!("vcpu{}", vcpu.id))
+            .stack_size(256 << 10);
         match builder.spawn(move || vcpu.run(&around)) {
             Ok(thread) => threads.push(thread),
             Err(error) => return (threads, Err(Error::host("a thread for a vCPU")(error))),
@@ -91,7 +101,8 @@ fn start(vcpus: Vec<Vcpu>, around: &Arc<Surroundings>) -> (Vec<JoinHandle<()>>, 
 /// Moves input to the serial ports until the machine ends.
 fn serve(gate: &Arc<Gate>, pumps: Vec<Pump>) -> Result<()> {
     let wrap = |error| Error::host("an event loop")(std::io::Error::other(error));
-    let mut events = EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8).map_err(wrap)?;
+    let mut events =
+        EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8).map_err(wrap)?;
     events.add_subscriber(Box::new(Watch::new(gate.clone())?));
     for pump in pumps {
         events.add_subscriber(Box::new(pump));
@@ -111,7 +122,9 @@ struct Watch {
 impl Watch {
     fn new(gate: Arc<Gate>) -> Result<Self> {
         let mut timer = TimerFd::new().map_err(Error::host("a timer"))?;
-        timer.reset(HALT_CHECK, Some(HALT_CHECK)).map_err(Error::host("a timer"))?;
+        timer
+            .reset(HALT_CHECK, Some(HALT_CHECK))
+            .map_err(Error::host("a timer"))?;
         Ok(Watch { gate, timer })
     }
 }
@@ -119,7 +132,8 @@ impl Watch {
 impl MutEventSubscriber for Watch {
     fn init(&mut self, ops: &mut EventOps) {
         for descriptor in [self.gate.ended().as_raw_fd(), self.timer.as_raw_fd()] {
-            ops.add(Events::new_raw(descriptor, EventSet::IN)).expect("event and timer descriptors can be watched");
+            ops.add(Events::new_raw(descriptor, EventSet::IN))
+                .expect("event and timer descriptors can be watched");
         }
     }
 

@@ -3,13 +3,18 @@
 //! A page that the guest never touches is never allocated. The mapping starts at a multiple of 2 MiB and asks for huge
 //! pages, so that one nested page fault makes 2 MiB present instead of 4 KiB: measured, it takes a quarter off a boot.
 
-#![allow(unsafe_code, reason = "mapping memory at chosen addresses has no safe interface")]
+#![allow(
+    unsafe_code,
+    reason = "mapping memory at chosen addresses has no safe interface"
+)]
 
 use std::io;
 use std::ptr;
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use crate::error::{Error, Result};
 use crate::layout;
@@ -35,8 +40,12 @@ impl GuestRam {
             regions.push(region(base, &mapping)?);
             mappings.push(mapping);
         }
-        let map = GuestMemoryMmap::from_regions(regions).expect("the layout is in order and has no overlap");
-        Ok(GuestRam { map, _mappings: mappings })
+        let map = GuestMemoryMmap::from_regions(regions)
+            .expect("the layout is in order and has no overlap");
+        Ok(GuestRam {
+            map,
+            _mappings: mappings,
+        })
     }
 
     /// The view of it that reads and writes by guest-physical address.
@@ -46,7 +55,9 @@ impl GuestRam {
 
     /// Every region: guest-physical base, size in bytes, and address in this process.
     pub(crate) fn regions(&self) -> impl Iterator<Item = (GuestAddress, u64, u64)> {
-        self.map.iter().map(|region| (region.start_addr(), region.len(), region.as_ptr() as u64))
+        self.map
+            .iter()
+            .map(|region| (region.start_addr(), region.len(), region.as_ptr() as u64))
     }
 }
 
@@ -57,7 +68,9 @@ fn region(base: GuestAddress, mapping: &Mapping) -> Result<GuestRegionMmap> {
         .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE);
     // SAFETY: address and size are those of one mapping, and `GuestRam` keeps that mapping longer than this view of it.
     let builder = unsafe { builder.with_raw_mmap_pointer(mapping.address) };
-    let mapped = builder.build().map_err(|error| Error::host("guest memory")(io::Error::other(error)))?;
+    let mapped = builder
+        .build()
+        .map_err(|error| Error::host("guest memory")(io::Error::other(error)))?;
     Ok(GuestRegionMmap::new(mapped, base).expect("the layout ends far below 2^64"))
 }
 
@@ -73,10 +86,21 @@ unsafe impl Send for Mapping {}
 impl Mapping {
     fn anonymous(size: usize) -> io::Result<Self> {
         // One huge page too many, so that there is an aligned address in it; the surplus costs address space only.
-        let reserved = size.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+        let reserved = size
+            .checked_add(HUGE_PAGE)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let start = unsafe { libc::mmap(ptr::null_mut(), reserved, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                reserved,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            )
+        };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -87,7 +111,10 @@ impl Mapping {
         // SAFETY: the range is ours; the advice changes how it is backed, not what it holds. A kernel without
         // transparent huge pages refuses, and that is as well.
         unsafe { libc::madvise(address, size, libc::MADV_HUGEPAGE) };
-        Ok(Mapping { address: address.cast(), size })
+        Ok(Mapping {
+            address: address.cast(),
+            size,
+        })
     }
 }
 
@@ -114,8 +141,13 @@ mod tests {
     #[test]
     fn ram_is_aligned_and_reaches_behind_the_hole() {
         let ram = GuestRam::new(4 << 30).unwrap();
-        assert!(ram.regions().all(|(_, _, host)| host.is_multiple_of(HUGE_PAGE as u64)));
-        ram.map().write_obj(0x55u8, GuestAddress(layout::ABOVE_HOLE.0 + (1 << 30) - 1)).unwrap();
+        assert!(
+            ram.regions()
+                .all(|(_, _, host)| host.is_multiple_of(HUGE_PAGE as u64))
+        );
+        ram.map()
+            .write_obj(0x55u8, GuestAddress(layout::ABOVE_HOLE.0 + (1 << 30) - 1))
+            .unwrap();
         assert!(ram.map().write_obj(0x55u8, layout::HOLE).is_err());
     }
 }

@@ -47,7 +47,10 @@ impl Outcome {
 
     /// Whether the guest ended by its own will and in good order.
     pub fn is_orderly(self) -> bool {
-        matches!(self, Outcome::PowerOff | Outcome::Reboot(_) | Outcome::Halted)
+        matches!(
+            self,
+            Outcome::PowerOff | Outcome::Reboot(_) | Outcome::Halted
+        )
     }
 }
 
@@ -58,7 +61,9 @@ impl fmt::Display for Outcome {
             Outcome::Reboot(Reset::Line) => "the guest rebooted",
             Outcome::Reboot(Reset::TripleFault) => "the guest rebooted (by a triple fault)",
             Outcome::Panic(Reset::Line) => "the guest's kernel panicked",
-            Outcome::Panic(Reset::TripleFault) => "the guest's kernel panicked or crashed (triple fault)",
+            Outcome::Panic(Reset::TripleFault) => {
+                "the guest's kernel panicked or crashed (triple fault)"
+            }
             Outcome::TripleFault => "the guest crashed while it was starting (triple fault)",
             Outcome::Halted => "the guest halted",
             Outcome::Stopped => "the machine was stopped",
@@ -73,11 +78,26 @@ mod tests {
     #[test]
     fn a_reset_means_what_the_interrupts_say() {
         let of = Outcome::of_reset;
-        assert_eq!(of(Reset::Line, Routing::Never), Outcome::Reboot(Reset::Line));
-        assert_eq!(of(Reset::Line, Routing::Quiesced), Outcome::Reboot(Reset::Line));
-        assert_eq!(of(Reset::Line, Routing::Active), Outcome::Panic(Reset::Line));
+        assert_eq!(
+            of(Reset::Line, Routing::Never),
+            Outcome::Reboot(Reset::Line)
+        );
+        assert_eq!(
+            of(Reset::Line, Routing::Quiesced),
+            Outcome::Reboot(Reset::Line)
+        );
+        assert_eq!(
+            of(Reset::Line, Routing::Active),
+            Outcome::Panic(Reset::Line)
+        );
         assert_eq!(of(Reset::TripleFault, Routing::Never), Outcome::TripleFault);
-        assert_eq!(of(Reset::TripleFault, Routing::Quiesced), Outcome::Reboot(Reset::TripleFault));
-        assert_eq!(of(Reset::TripleFault, Routing::Active), Outcome::Panic(Reset::TripleFault));
+        assert_eq!(
+            of(Reset::TripleFault, Routing::Quiesced),
+            Outcome::Reboot(Reset::TripleFault)
+        );
+        assert_eq!(
+            of(Reset::TripleFault, Routing::Active),
+            Outcome::Panic(Reset::TripleFault)
+        );
     }
 }

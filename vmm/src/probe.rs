@@ -25,7 +25,10 @@ const DONE: u8 = b'k';
 /// [`Error::KvmUnusable`] where KVM is there and this doesn't work; whatever else [`Builder::build`] says where it isn't.
 pub fn probe() -> Result<()> {
     let (sender, output) = channel();
-    let config = Config { memory: MEMORY_MIN, ..Config::new(Kernel::Code(guest())) };
+    let config = Config {
+        memory: MEMORY_MIN,
+        ..Config::new(Kernel::Code(guest()))
+    };
     let machine = Builder::new(config).console_output(Tap(sender)).build()?;
     let control = machine.control();
     let (ended, wait) = channel::<()>();
@@ -40,9 +43,15 @@ pub fn probe() -> Result<()> {
     let _ = watchdog.join();
     match outcome {
         Ok(Outcome::Reboot(Reset::Line)) if output.try_recv() == Ok(DONE) => Ok(()),
-        Ok(Outcome::Stopped) => Err(Error::KvmUnusable("a guest of a few instructions hangs in it".into())),
-        Ok(_) => Err(Error::KvmUnusable("a guest that goes to user mode and makes a system call crashes in it".into())),
-        Err(error @ (Error::Exit { .. } | Error::Kvm { .. })) => Err(Error::KvmUnusable(error.to_string())),
+        Ok(Outcome::Stopped) => Err(Error::KvmUnusable(
+            "a guest of a few instructions hangs in it".into(),
+        )),
+        Ok(_) => Err(Error::KvmUnusable(
+            "a guest that goes to user mode and makes a system call crashes in it".into(),
+        )),
+        Err(error @ (Error::Exit { .. } | Error::Kvm { .. })) => {
+            Err(Error::KvmUnusable(error.to_string()))
+        }
         Err(error) => Err(error),
     }
 }
@@ -87,7 +96,12 @@ fn guest() -> Vec<u8> {
     let user = layout::HIGH_RAM.0 + kernel_part(0, 0).len() as u64;
     let entry = user + USER_PART.len() as u64;
     let low_half = |address: u64| u32::try_from(address).expect("just above 1 MiB");
-    [&kernel_part(low_half(user), low_half(entry))[..], &USER_PART, &ENTRY_PART].concat()
+    [
+        &kernel_part(low_half(user), low_half(entry))[..],
+        &USER_PART,
+        &ENTRY_PART,
+    ]
+    .concat()
 }
 
 /// Ring 0: opens the first 2 MiB to ring 3, sets `entry` as the place where SYSCALL goes, and goes to `user`.

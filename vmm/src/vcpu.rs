@@ -37,7 +37,9 @@ impl Vcpu {
     pub(crate) fn run(mut self, around: &Surroundings) {
         // A caller that blocks every signal in its threads would make this one deaf.
         let _ = unblock_signal(SIGRTMIN());
-        around.gate.join(self.id, &raw mut self.fd.get_kvm_run().immediate_exit);
+        around
+            .gate
+            .join(self.id, &raw mut self.fd.get_kvm_run().immediate_exit);
         let ended = self.serve(around);
         around.gate.leave(self.id);
         match ended {
@@ -92,7 +94,11 @@ impl Vcpu {
     }
 
     /// KVM_RUN failed: with EINTR because somebody kicked this thread, with EAGAIN because nothing was to be done.
-    fn interrupted(&mut self, errno: kvm_ioctls::Error, around: &Surroundings) -> Result<Option<Outcome>> {
+    fn interrupted(
+        &mut self,
+        errno: kvm_ioctls::Error,
+        around: &Surroundings,
+    ) -> Result<Option<Outcome>> {
         match errno.errno() {
             libc::EINTR => {
                 self.fd.set_kvm_immediate_exit(0);
@@ -108,7 +114,10 @@ impl Vcpu {
     fn is_halted_for_ever(&self) -> Result<bool> {
         // With the local APIC in KVM, a halted vCPU sleeps inside KVM_RUN; the multiprocessing state tells that it
         // does, or that it still waits for another vCPU's INIT and SIPI. (KVM API 4.38, KVM_GET_MP_STATE.)
-        let state = self.fd.get_mp_state().map_err(Error::kvm("KVM_GET_MP_STATE"))?;
+        let state = self
+            .fd
+            .get_mp_state()
+            .map_err(Error::kvm("KVM_GET_MP_STATE"))?;
         match state.mp_state {
             KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Ok(true),
             KVM_MP_STATE_HALTED => {
@@ -121,13 +130,20 @@ impl Vcpu {
 
     fn unexpected(&self, reason: String) -> Error {
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
-        Error::Exit { vcpu: self.id, reason, rip }
+        Error::Exit {
+            vcpu: self.id,
+            reason,
+            rip,
+        }
     }
 }
 
 impl Surroundings {
     fn reset(&self, reset: Reset) -> Outcome {
-        Outcome::of_reset(reset, self.ioapic.lock().expect("devices don't panic").routing())
+        Outcome::of_reset(
+            reset,
+            self.ioapic.lock().expect("devices don't panic").routing(),
+        )
     }
 }
 

@@ -38,7 +38,13 @@ fn config(code: &[&[u8]]) -> Config {
 /// A machine that runs `code`, and what it writes to COM1.
 fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
     let (tap, output) = channel();
-    (Builder::new(config(code)).console_output(Tap(tap)).build().unwrap(), output)
+    (
+        Builder::new(config(code))
+            .console_output(Tap(tap))
+            .build()
+            .unwrap(),
+        output,
+    )
 }
 
 /// Runs `code` to its end: how it ended, and what it wrote to COM1.
@@ -72,14 +78,27 @@ fn out(value: u8) -> [u8; 3] {
 /// at 0xc000, is hung into the page directory pointer table at 0xa000.
 fn map(address: u64) -> Vec<u8> {
     let page = address & !0x1f_ffff | 0x83;
-    let (directory, entry) = (0xa000 + (address >> 30) * 8, 0xc000 + (address >> 21 & 0x1ff) * 8);
-    [store(directory, 0xc003), store(entry, page & 0xffff_ffff), store(entry + 4, page >> 32)].concat()
+    let (directory, entry) = (
+        0xa000 + (address >> 30) * 8,
+        0xc000 + (address >> 21 & 0x1ff) * 8,
+    );
+    [
+        store(directory, 0xc003),
+        store(entry, page & 0xffff_ffff),
+        store(entry + 4, page >> 32),
+    ]
+    .concat()
 }
 
 /// `mov dword [address], value`.
 fn store(address: u64, value: u64) -> Vec<u8> {
     let low_half = |number: u64| u32::try_from(number).unwrap().to_le_bytes();
-    [&[0xc7, 0x04, 0x25], &low_half(address)[..], &low_half(value)[..]].concat()
+    [
+        &[0xc7, 0x04, 0x25],
+        &low_half(address)[..],
+        &low_half(value)[..],
+    ]
+    .concat()
 }
 
 /// `in al, dx`.
@@ -91,21 +110,32 @@ const SHOW: [u8; 5] = [0x66, 0xba, 0xf8, 0x03, 0xee];
 #[test]
 fn a_port_write_reaches_the_console() {
     let (outcome, output) = run(&[&mov_dx(layout::COM1_PORT), &out(b'o'), &out(b'k'), &RESET]);
-    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &b"ok"[..]));
+    assert_eq!(
+        (outcome, output.as_slice()),
+        (Outcome::Reboot(Reset::Line), &b"ok"[..])
+    );
 }
 
 #[test]
 fn an_unknown_port_reads_as_ones_and_ignores_writes() {
     let (outcome, output) = run(&[&mov_dx(0x1234), &out(7), &IN, &SHOW, &RESET]);
-    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &[0xff][..]));
+    assert_eq!(
+        (outcome, output.as_slice()),
+        (Outcome::Reboot(Reset::Line), &[0xff][..])
+    );
 }
 
 #[test]
 fn a_memory_mapped_register_is_read_and_written() {
     // mov esi, IOAPIC; mov dword [rsi], 1 (select the version register); mov eax, [rsi + 0x10]
-    let read = [0xbe, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x06, 0x01, 0x00, 0x00, 0x00, 0x8b, 0x46, 0x10];
+    let read = [
+        0xbe, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x06, 0x01, 0x00, 0x00, 0x00, 0x8b, 0x46, 0x10,
+    ];
     let (outcome, output) = run(&[&map(layout::IOAPIC.0), &read, &SHOW, &RESET]);
-    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &[0x11][..]));
+    assert_eq!(
+        (outcome, output.as_slice()),
+        (Outcome::Reboot(Reset::Line), &[0x11][..])
+    );
 }
 
 #[test]
@@ -113,7 +143,10 @@ fn memory_that_is_not_there_reads_as_ones() {
     // mov esi, 0xd0000000; mov al, [rsi]
     let read = [0xbe, 0x00, 0x00, 0x00, 0xd0, 0x8a, 0x06];
     let (outcome, output) = run(&[&map(0xd000_0000), &read, &SHOW, &RESET]);
-    assert_eq!((outcome, output.as_slice()), (Outcome::Reboot(Reset::Line), &[0xff][..]));
+    assert_eq!(
+        (outcome, output.as_slice()),
+        (Outcome::Reboot(Reset::Line), &[0xff][..])
+    );
 }
 
 #[test]
@@ -124,7 +157,8 @@ fn halting_with_interrupts_off_is_noticed() {
 
 #[test]
 fn halting_with_interrupts_on_is_not_the_end() {
-    let (machine, output) = machine(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &[0xfb, 0xf4], &LOOP]); // sti; hlt
+    let (machine, output) =
+        machine(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &[0xfb, 0xf4], &LOOP]); // sti; hlt
     let control = machine.control();
     let runner = std::thread::spawn(move || machine.run());
     assert_eq!(output.recv_timeout(DEADLINE).unwrap(), b'.');
@@ -162,8 +196,12 @@ fn a_guest_starts_with_the_zero_page_in_rsi() {
 #[test]
 fn input_of_every_byte_value_comes_back_unchanged() {
     let echo = [
-        0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
-        0x66, 0xba, 0xfd, 0x03, 0xec, //          again: mov dx, 0x3fd; in al, dx: the line status
+        0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01,
+        0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
+        0x66, 0xba, 0xfc, 0x03, 0xb0, 0x02,
+        0xee, // mov dx, 0x3fc; mov al, 2; out dx, al: request to send
+        0x66, 0xba, 0xfd, 0x03,
+        0xec, //          again: mov dx, 0x3fd; in al, dx: the line status
         0xa8, 0x01, 0x74, 0xf7, //                test al, 1; jz again
         0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, //    mov dx, 0x3f8; in al, dx; out dx, al
         0xeb, 0xef, //                            jmp again
@@ -171,12 +209,21 @@ fn input_of_every_byte_value_comes_back_unchanged() {
     let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
     let (tap, output) = channel();
     let input = Input::from_reader(Cursor::new(bytes.clone())).unwrap();
-    let machine = Builder::new(config(&[&echo])).console_output(Tap(tap)).console_input(input).build().unwrap();
+    let machine = Builder::new(config(&[&echo]))
+        .console_output(Tap(tap))
+        .console_input(input)
+        .build()
+        .unwrap();
     let control = machine.control();
     let runner = std::thread::spawn(move || machine.run());
-    let echoed: Vec<u8> = (0..1000).map(|_| output.recv_timeout(DEADLINE).unwrap()).collect();
+    let echoed: Vec<u8> = (0..1000)
+        .map(|_| output.recv_timeout(DEADLINE).unwrap())
+        .collect();
     assert_eq!(echoed, bytes);
-    assert!(!control.has_ended(), "the end of input is not the end of the guest");
+    assert!(
+        !control.has_ended(),
+        "the end of input is not the end of the guest"
+    );
     control.stop();
     assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
 }
@@ -184,8 +231,19 @@ fn input_of_every_byte_value_comes_back_unchanged() {
 #[test]
 fn com2_is_a_uart_of_its_own() {
     let (tap, output) = channel();
-    let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'1'), &mov_dx(layout::COM2_PORT), &out(b'2'), &RESET]);
-    Builder::new(code).com2_output(Tap(tap)).build().unwrap().run().unwrap();
+    let code = config(&[
+        &mov_dx(layout::COM1_PORT),
+        &out(b'1'),
+        &mov_dx(layout::COM2_PORT),
+        &out(b'2'),
+        &RESET,
+    ]);
+    Builder::new(code)
+        .com2_output(Tap(tap))
+        .build()
+        .unwrap()
+        .run()
+        .unwrap();
     assert_eq!(output.iter().collect::<Vec<_>>(), b"2");
 }
 
@@ -199,7 +257,10 @@ fn a_paused_machine_stands_still_and_goes_on() {
         output.recv_timeout(DEADLINE).unwrap();
         control.pause();
         while output.try_recv().is_ok() {}
-        assert!(output.recv_timeout(Duration::from_millis(10)).is_err(), "it ran while it was paused");
+        assert!(
+            output.recv_timeout(Duration::from_millis(10)).is_err(),
+            "it ran while it was paused"
+        );
         control.resume();
     }
     output.recv_timeout(DEADLINE).unwrap();
@@ -234,7 +295,11 @@ fn an_output_that_nobody_reads_ends_the_machine_with_an_error() {
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
     let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
-    let ended = Builder::new(code).console_output(writer).build().unwrap().run();
+    let ended = Builder::new(code)
+        .console_output(writer)
+        .build()
+        .unwrap()
+        .run();
     assert!(matches!(ended, Err(Error::Output(_))), "{ended:?}");
 }
 
@@ -242,7 +307,10 @@ fn an_output_that_nobody_reads_ends_the_machine_with_an_error() {
 fn eight_vcpus_stop_together() {
     let (tap, output) = channel();
     let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
-    let machine = Builder::new(Config { cpus: 8, ..code }).console_output(Tap(tap)).build().unwrap();
+    let machine = Builder::new(Config { cpus: 8, ..code })
+        .console_output(Tap(tap))
+        .build()
+        .unwrap();
     let control = machine.control();
     let runner = std::thread::spawn(move || machine.run());
     output.recv_timeout(DEADLINE).unwrap();
@@ -256,11 +324,20 @@ fn eight_vcpus_stop_together() {
 fn memory_behind_the_hole_belongs_to_the_guest() {
     let show_last_byte_but_15 = [
         0x48, 0xbe, 0xf0, 0xff, 0xff, 0x3f, 0x01, 0x00, 0x00, 0x00, // mov rsi, 0x13ffffff0
-        0xc6, 0x06, b'h', 0x8a, 0x06, //                               mov byte [rsi], 'h'; mov al, [rsi]
+        0xc6, 0x06, b'h', 0x8a,
+        0x06, //                               mov byte [rsi], 'h'; mov al, [rsi]
     ];
     let (tap, output) = channel();
-    let code = Config { memory: 4 << 30, ..config(&[&map(0x1_3fff_fff0), &show_last_byte_but_15, &SHOW, &RESET]) };
-    Builder::new(code).console_output(Tap(tap)).build().unwrap().run().unwrap();
+    let code = Config {
+        memory: 4 << 30,
+        ..config(&[&map(0x1_3fff_fff0), &show_last_byte_but_15, &SHOW, &RESET])
+    };
+    Builder::new(code)
+        .console_output(Tap(tap))
+        .build()
+        .unwrap()
+        .run()
+        .unwrap();
     assert_eq!(output.iter().collect::<Vec<_>>(), b"h");
 }
 
@@ -283,6 +360,16 @@ fn a_thousand_machines_leave_nothing_behind() {
     let (descriptors_before, mapped_before) = (descriptors(), mapped());
     build(1000);
     // Tests beside this one come and go; a leak would show a thousandfold.
-    assert!(descriptors() < descriptors_before + 100, "{} → {}", descriptors_before, descriptors());
-    assert!(mapped() < mapped_before + (20 << 30), "{} → {}", mapped_before, mapped());
+    assert!(
+        descriptors() < descriptors_before + 100,
+        "{} → {}",
+        descriptors_before,
+        descriptors()
+    );
+    assert!(
+        mapped() < mapped_before + (20 << 30),
+        "{} → {}",
+        mapped_before,
+        mapped()
+    );
 }

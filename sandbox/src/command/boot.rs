@@ -62,7 +62,10 @@ pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
         Accel::Auto => match minivm_vmm::probe() {
             Ok(()) => None,
             Err(
-                error @ (Error::KvmMissing | Error::KvmPermission | Error::KvmLacks(_) | Error::KvmUnusable(_)),
+                error @ (Error::KvmMissing
+                | Error::KvmPermission
+                | Error::KvmLacks(_)
+                | Error::KvmUnusable(_)),
             ) => Some(error.to_string()),
             Err(error) => return Err(error.into()),
         },
@@ -78,7 +81,12 @@ pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
 
 fn run_here(config: Config) -> anyhow::Result<ExitCode> {
     // Not through `io::stdout()`, which keeps a line until it is whole.
-    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned().context("cannot use stdout")?);
+    let stdout = File::from(
+        io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("cannot use stdout")?,
+    );
     let mut builder = Builder::new(config).console_output(stdout);
     // From here on only: whatever fails before is printed to a terminal in order.
     let control = std::sync::Arc::new(std::sync::OnceLock::<minivm_vmm::Control>::new());
@@ -92,7 +100,10 @@ fn run_here(config: Config) -> anyhow::Result<ExitCode> {
         }))
         .context("cannot read the terminal")?
     } else {
-        let stdin: OwnedFd = io::stdin().as_fd().try_clone_to_owned().context("cannot use stdin")?;
+        let stdin: OwnedFd = io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("cannot use stdin")?;
         Input::from(stdin)
     });
     let machine = builder.build()?;
@@ -110,9 +121,13 @@ fn run_here(config: Config) -> anyhow::Result<ExitCode> {
 
 /// Runs this program with the same arguments in the lab, which gets the two files and nothing else.
 fn run_in_lab(config: Config) -> anyhow::Result<ExitCode> {
-    let Kernel::File(kernel) = config.kernel else { unreachable!("the command line names a file") };
+    let Kernel::File(kernel) = config.kernel else {
+        unreachable!("the command line names a file")
+    };
     let mut command: Vec<std::ffi::OsString> =
-        ["/minivm", "--accel", "kvm", "--kernel", LAB_KERNEL].map(Into::into).to_vec();
+        ["/minivm", "--accel", "kvm", "--kernel", LAB_KERNEL]
+            .map(Into::into)
+            .to_vec();
     let mut files = vec![(kernel, LAB_KERNEL.into())];
     if let Some(initramfs) = config.initramfs {
         command.extend(["--initramfs", LAB_INITRAMFS].map(Into::into));
@@ -125,21 +140,26 @@ fn run_in_lab(config: Config) -> anyhow::Result<ExitCode> {
     let needed = config.memory + LAB_OVERHEAD + 2 * sizes(&files)?;
     let mut request = LabRequest::new(Root::Private, command);
     request.files = files;
-    request.memory_mib = u32::try_from(needed.div_ceil(1 << 20)).context("too much memory for the lab")?;
+    request.memory_mib =
+        u32::try_from(needed.div_ceil(1 << 20)).context("too much memory for the lab")?;
     let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
     if raw.is_some() {
         request.stdin = lab::Input::From(keys_to_pipe().context("cannot read the terminal")?);
     }
     let finished = request.run();
     drop(raw);
-    Ok(ExitCode::from(u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR)))
+    Ok(ExitCode::from(
+        u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR),
+    ))
 }
 
 /// The files' size in bytes, all together.
 fn sizes(files: &[(PathBuf, PathBuf)]) -> anyhow::Result<u64> {
     let mut total = 0;
     for (file, _) in files {
-        total += std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len();
+        total += std::fs::metadata(file)
+            .with_context(|| format!("cannot read {}", file.display()))?
+            .len();
     }
     Ok(total)
 }
@@ -151,9 +171,11 @@ fn keys_to_pipe() -> io::Result<OwnedFd> {
         super::terminal::restore();
         std::process::exit(0)
     };
-    std::thread::Builder::new().name("keys".into()).spawn(move || {
-        // When the lab doesn't read any more, it is about to end.
-        let _ = io::copy(&mut Keys::new(end), &mut theirs);
-    })?;
+    std::thread::Builder::new()
+        .name("keys".into())
+        .spawn(move || {
+            // When the lab doesn't read any more, it is about to end.
+            let _ = io::copy(&mut Keys::new(end), &mut theirs);
+        })?;
     Ok(ours.into())
 }

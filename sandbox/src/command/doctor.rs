@@ -39,11 +39,21 @@ struct Check {
 
 impl Check {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Check { name, state: State::Ok, detail: detail.into(), remedy: None }
+        Check {
+            name,
+            state: State::Ok,
+            detail: detail.into(),
+            remedy: None,
+        }
     }
 
     fn no(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Check { name, state: State::No, detail: detail.into(), remedy: Some(remedy.into()) }
+        Check {
+            name,
+            state: State::No,
+            detail: detail.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 }
 
@@ -59,7 +69,11 @@ pub(super) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
     checks.push(huge_pages());
     checks.extend(lab);
-    checks.extend(OTHERS.iter().map(|(name, program, remedy)| other(name, program, remedy)));
+    checks.extend(
+        OTHERS
+            .iter()
+            .map(|(name, program, remedy)| other(name, program, remedy)),
+    );
 
     if args.json {
         println!("{}", serde_json::to_string_pretty(&checks)?);
@@ -67,13 +81,19 @@ pub(super) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         print_table(&checks);
         println!("\n{}", verdict(kvm_works, lab_works));
     }
-    Ok(if kvm_works || lab_works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if kvm_works || lab_works {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn verdict(kvm_works: bool, lab_works: bool) -> &'static str {
     match (kvm_works, lab_works) {
         (true, _) => "Machines run on this host's KVM.",
-        (false, true) => "Machines run in the lab, an emulated machine with real KVM: correct, and slow.",
+        (false, true) => {
+            "Machines run in the lab, an emulated machine with real KVM: correct, and slow."
+        }
         (false, false) => "No machine can be run here; mend KVM or the lab.",
     }
 }
@@ -94,11 +114,17 @@ fn print_table(checks: &[Check]) {
 
 fn kvm_present() -> Check {
     const NAME: &str = "kvm";
-    match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+    match std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
         Ok(_) => Check::ok(NAME, "/dev/kvm is there, and this user may open it"),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            Check::no(NAME, "/dev/kvm is there, but not for this user", "sudo usermod -aG kvm $USER, and log in again")
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Check::no(
+            NAME,
+            "/dev/kvm is there, but not for this user",
+            "sudo usermod -aG kvm $USER, and log in again",
+        ),
         Err(error) => Check::no(
             NAME,
             format!("cannot open /dev/kvm: {error}"),
@@ -111,8 +137,14 @@ fn kvm_usable() -> Check {
     const NAME: &str = "kvm usable";
     match minivm_vmm::probe() {
         Ok(()) => Check::ok(NAME, "a guest went to user mode and back by a system call"),
-        Err(Error::KvmMissing | Error::KvmPermission) => Check::no(NAME, "not without /dev/kvm", "as above"),
-        Err(error) => Check::no(NAME, error.to_string(), "use a host with hardware virtualization, or --accel lab"),
+        Err(Error::KvmMissing | Error::KvmPermission) => {
+            Check::no(NAME, "not without /dev/kvm", "as above")
+        }
+        Err(error) => Check::no(
+            NAME,
+            error.to_string(),
+            "use a host with hardware virtualization, or --accel lab",
+        ),
     }
 }
 
@@ -125,7 +157,12 @@ fn create_vm_time() -> Option<Check> {
     } else {
         let remedy = "echo never | sudo tee /sys/module/kvm/parameters/nx_huge_pages \
                       (or mount the cgroup file system with -o favordynmods)";
-        Check { name: NAME, state: State::Slow, detail, remedy: Some(remedy.into()) }
+        Check {
+            name: NAME,
+            state: State::Slow,
+            detail,
+            remedy: Some(remedy.into()),
+        }
     })
 }
 
@@ -134,15 +171,27 @@ fn huge_pages() -> Check {
     const FILE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
     let setting = std::fs::read_to_string(FILE).unwrap_or_default();
     if setting.contains("[always]") || setting.contains("[madvise]") {
-        return Check::ok(NAME, format!("guest memory gets huge pages ({})", setting.trim()));
+        return Check::ok(
+            NAME,
+            format!("guest memory gets huge pages ({})", setting.trim()),
+        );
     }
     let remedy = format!("echo madvise | sudo tee {FILE}");
     let detail = "guest memory gets small pages only, which makes boots slower".into();
-    Check { name: NAME, state: State::Slow, detail, remedy: Some(remedy) }
+    Check {
+        name: NAME,
+        state: State::Slow,
+        detail,
+        remedy: Some(remedy),
+    }
 }
 
 fn qemu() -> Check {
-    other("lab: qemu", minivm::lab::QEMU, "sudo apt-get install qemu-system-x86")
+    other(
+        "lab: qemu",
+        minivm::lab::QEMU,
+        "sudo apt-get install qemu-system-x86",
+    )
 }
 
 fn lab_kernel() -> Check {
@@ -154,7 +203,11 @@ fn lab_kernel() -> Check {
 
 /// What the other ways to run code need: the check's name, the program, and the command that installs it.
 const OTHERS: [(&str, &str, &str); 4] = [
-    ("gvisor", "runsc", "https://gvisor.dev/docs/user_guide/install (Debian: apt-get install runsc)"),
+    (
+        "gvisor",
+        "runsc",
+        "https://gvisor.dev/docs/user_guide/install (Debian: apt-get install runsc)",
+    ),
     ("deno", "deno", "npm install --global deno"),
     ("chromium", "chromium", "sudo apt-get install chromium"),
     ("python", "python3", "sudo apt-get install python3"),
@@ -164,16 +217,31 @@ fn other(name: &'static str, program: &str, remedy: &str) -> Check {
     let Some(path) = find_program(program) else {
         return Check::no(name, format!("{program} is not installed"), remedy);
     };
-    match Command::new(&path).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output() {
+    match Command::new(&path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+    {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
             Check::ok(name, text.lines().next().unwrap_or("").to_string())
         }
-        Ok(output) => Check::no(name, format!("{} --version failed: {}", path.display(), output.status), remedy),
-        Err(error) => Check::no(name, format!("cannot run {}: {error}", path.display()), remedy),
+        Ok(output) => Check::no(
+            name,
+            format!("{} --version failed: {}", path.display(), output.status),
+            remedy,
+        ),
+        Err(error) => Check::no(
+            name,
+            format!("cannot run {}: {error}", path.display()),
+            remedy,
+        ),
     }
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
 }

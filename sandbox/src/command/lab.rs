@@ -40,7 +40,11 @@ pub(super) struct LabArgs {
 
 /// Runs the command and passes its exit code on.
 pub(super) fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
-    let root = if args.private { Root::Private } else { Root::Host };
+    let root = if args.private {
+        Root::Private
+    } else {
+        Root::Host
+    };
     let mut request = LabRequest::new(root, args.command);
     request.cpus = args.cpus;
     request.memory_mib = u32::try_from(args.memory >> 20)?;
@@ -56,12 +60,19 @@ pub(super) fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     if args.times {
-        eprintln!("minivm: boot {:.3?}, total {:.3?}", finished.boot, finished.total);
+        eprintln!(
+            "minivm: boot {:.3?}, total {:.3?}",
+            finished.boot, finished.total
+        );
     }
-    Ok(ExitCode::from(u8::try_from(finished.code).unwrap_or(EXIT_ERROR)))
+    Ok(ExitCode::from(
+        u8::try_from(finished.code).unwrap_or(EXIT_ERROR),
+    ))
 }
 
 fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
-    let (host, lab) = text.rsplit_once(':').ok_or("expected HOST:LAB, a path here and a path in the lab")?;
+    let (host, lab) = text
+        .rsplit_once(':')
+        .ok_or("expected HOST:LAB, a path here and a path in the lab")?;
     Ok((host.into(), lab.into()))
 }

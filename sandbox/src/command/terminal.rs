@@ -60,13 +60,15 @@ fn restore_on_panic() {
 
 fn restore_on_signals() -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            restore();
-            // Ends the process as the signal would have done.
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                restore();
+                // Ends the process as the signal would have done.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        })?;
     Ok(())
 }
 
@@ -79,7 +81,10 @@ pub(super) struct Keys<F> {
 impl<F: FnMut()> Keys<F> {
     /// Calls `end` at Ctrl-A x.
     pub(super) fn new(end: F) -> Self {
-        Keys { escaped: false, end }
+        Keys {
+            escaped: false,
+            end,
+        }
     }
 
     /// Takes minivm's own keys out of `bytes`; tells how many are left, at its start.

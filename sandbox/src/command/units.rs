@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// Bytes: a number, and K, M or G for powers of 1024.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || format!("{text:?} is not a size: expected a number and K, M or G, such as 256M");
+    let expected =
+        || format!("{text:?} is not a size: expected a number and K, M or G, such as 256M");
     let (number, unit) = split(text).ok_or_else(expected)?;
     let factor = match unit {
         "" => 1,
@@ -13,23 +14,31 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         "G" | "g" => 1 << 30,
         _ => return Err(expected()),
     };
-    number.checked_mul(factor).ok_or_else(|| format!("{text} is more than can be counted"))
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("{text} is more than can be counted"))
 }
 
 /// A duration: a number, and ms, s or m.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || format!("{text:?} is not a duration: expected a number and ms, s or m, such as 5s");
+    let expected =
+        || format!("{text:?} is not a duration: expected a number and ms, s or m, such as 5s");
     let (number, unit) = split(text).ok_or_else(expected)?;
     match unit {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(expected),
+        "m" => number
+            .checked_mul(60)
+            .map(Duration::from_secs)
+            .ok_or_else(expected),
         _ => Err(expected()),
     }
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     Some((text[..end].parse().ok()?, &text[end..]))
 }
 
@@ -42,7 +51,16 @@ mod tests {
         assert_eq!(bytes("256M"), Ok(256 << 20));
         assert_eq!(bytes("4g"), Ok(4 << 30));
         assert_eq!(bytes("12"), Ok(12));
-        for wrong in ["", "M", "1T", "-1M", "1.5G", "1 M", "18446744073709551616", "18446744073709551615K"] {
+        for wrong in [
+            "",
+            "M",
+            "1T",
+            "-1M",
+            "1.5G",
+            "1 M",
+            "18446744073709551616",
+            "18446744073709551615K",
+        ] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }

@@ -46,7 +46,10 @@ pub(super) fn serve(
 fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
     let mut buffer = Buffer::new();
     while let Some(input) = &input {
-        let mut both = [PollFd::new(input, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        let mut both = [
+            PollFd::new(input, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
         poll(&mut both, None)?;
         if !both[1].revents().is_empty() {
             return Ok(());
@@ -61,7 +64,11 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
 }
 
 /// Writes output as it comes.
-fn listen(channel: &UnixStream, mut stdout: impl Write, mut stderr: impl Write) -> io::Result<Answer> {
+fn listen(
+    channel: &UnixStream,
+    mut stdout: impl Write,
+    mut stderr: impl Write,
+) -> io::Result<Answer> {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let (mut payload, mut started) = (Vec::new(), None);
     loop {
@@ -72,17 +79,33 @@ fn listen(channel: &UnixStream, mut stdout: impl Write, mut stderr: impl Write) 
         match kind {
             Kind::Started => started = Some(Instant::now()),
             Kind::Stdout => {
-                if stdout.write_all(&payload).and_then(|()| stdout.flush()).is_err() {
-                    return Ok(Answer::Exit { code: BROKEN_PIPE, started });
+                if stdout
+                    .write_all(&payload)
+                    .and_then(|()| stdout.flush())
+                    .is_err()
+                {
+                    return Ok(Answer::Exit {
+                        code: BROKEN_PIPE,
+                        started,
+                    });
                 }
             }
             // As for any program, messages that nobody reads are lost.
             Kind::Stderr => drop(stderr.write_all(&payload).and_then(|()| stderr.flush())),
             Kind::Exit => {
-                let code = payload.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-                return Ok(Answer::Exit { code: i32::from_le_bytes(code), started });
+                let code = payload
+                    .try_into()
+                    .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+                return Ok(Answer::Exit {
+                    code: i32::from_le_bytes(code),
+                    started,
+                });
             }
-            Kind::Failed => return Ok(Answer::Failed(String::from_utf8_lossy(&payload).into_owned())),
+            Kind::Failed => {
+                return Ok(Answer::Failed(
+                    String::from_utf8_lossy(&payload).into_owned(),
+                ));
+            }
             Kind::Stdin => return Err(io::ErrorKind::InvalidData.into()),
         }
     }

@@ -28,7 +28,14 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [Kind::Stdin, Kind::Started, Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed];
+    const ALL: [Kind; 6] = [
+        Kind::Stdin,
+        Kind::Started,
+        Kind::Stdout,
+        Kind::Stderr,
+        Kind::Exit,
+        Kind::Failed,
+    ];
 
     fn from_byte(byte: u8) -> Option<Kind> {
         Kind::ALL.into_iter().find(|&kind| kind as u8 == byte)
@@ -69,12 +76,19 @@ pub(super) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()>
 pub(super) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
     let mut header = [0; HEADER];
     if let Err(error) = from.read_exact(&mut header) {
-        return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(error) };
+        return if error.kind() == io::ErrorKind::UnexpectedEof {
+            Ok(None)
+        } else {
+            Err(error)
+        };
     }
     let [kind, size @ ..] = header;
     let size = u32::from_le_bytes(size) as usize;
     let Some(kind) = Kind::from_byte(kind).filter(|_| size <= MAX_PAYLOAD) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame starts with {header:?}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("no frame starts with {header:?}"),
+        ));
     };
     payload.resize(size, 0);
     from.read_exact(payload)?;
@@ -92,7 +106,10 @@ mod tests {
         send(Kind::Stdin, b"", &mut wire).unwrap();
         assert_eq!(wire, b"\x03\x04\0\0\0text\x01\0\0\0\0");
         let (mut wire, mut payload) = (wire.as_slice(), Vec::new());
-        assert_eq!(receive(&mut wire, &mut payload).unwrap(), Some(Kind::Stdout));
+        assert_eq!(
+            receive(&mut wire, &mut payload).unwrap(),
+            Some(Kind::Stdout)
+        );
         assert_eq!(payload, b"text");
         assert_eq!(receive(&mut wire, &mut payload).unwrap(), Some(Kind::Stdin));
         assert_eq!(payload, b"");

@@ -68,7 +68,9 @@ fn open_channel() -> Result<File, Error> {
     let start = Instant::now();
     loop {
         match File::options().read(true).write(true).open(CHANNEL) {
-            Err(_) if start.elapsed() < Duration::from_secs(10) => thread::sleep(Duration::from_millis(1)),
+            Err(_) if start.elapsed() < Duration::from_secs(10) => {
+                thread::sleep(Duration::from_millis(1))
+            }
             opened => return opened.map_err(cannot(format!("open {CHANNEL}"))),
         }
     }
@@ -76,10 +78,12 @@ fn open_channel() -> Result<File, Error> {
 
 fn run(channel: &File) -> Result<i32, Error> {
     let order = fs::read(order::PATH).map_err(cannot(format!("read {}", order::PATH)))?;
-    let order: Order = serde_json::from_slice(&order).map_err(|error| cannot("understand the order")(error.into()))?;
+    let order: Order = serde_json::from_slice(&order)
+        .map_err(|error| cannot("understand the order")(error.into()))?;
     root::prepare(order.root)?;
     loopback::bring_up().map_err(cannot("bring up the loopback interface"))?;
-    std::env::set_current_dir(&order.cwd).map_err(cannot(format!("enter {}", order.cwd.display())))?;
+    std::env::set_current_dir(&order.cwd)
+        .map_err(cannot(format!("enter {}", order.cwd.display())))?;
 
     frame::send(Kind::Started, &[], channel).map_err(cannot("say that it starts"))?;
     let Some((program, arguments)) = order.command.split_first() else {
@@ -96,7 +100,8 @@ fn run(channel: &File) -> Result<i32, Error> {
     match command {
         Ok(mut child) => {
             let relay = Relay::start(channel, &mut child).map_err(cannot("start a thread"))?;
-            let status = wait_for(child.id()).map_err(|errno| cannot("wait for the command")(errno.into()))?;
+            let status = wait_for(child.id())
+                .map_err(|errno| cannot("wait for the command")(errno.into()))?;
             // Processes it left behind hold its output open. Group 1 stands for all but us: it's `kill(-1, …)`. There may
             // be none, which is an error.
             let _ = rustix::process::kill_process_group(Pid::INIT, Signal::KILL);
@@ -105,8 +110,13 @@ fn run(channel: &File) -> Result<i32, Error> {
         }
         Err(error) => {
             let message = format!("minivm: cannot run {}: {error}\n", program.display());
-            frame::send(Kind::Stderr, message.as_bytes(), channel).map_err(cannot("send a message"))?;
-            Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
+            frame::send(Kind::Stderr, message.as_bytes(), channel)
+                .map_err(cannot("send a message"))?;
+            Ok(if error.kind() == std::io::ErrorKind::NotFound {
+                127
+            } else {
+                126
+            })
         }
     }
 }
@@ -126,5 +136,8 @@ fn wait_for(child: u32) -> rustix::io::Result<ExitStatus> {
 
 /// As a shell has it.
 fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(125)
+    status
+        .code()
+        .or_else(|| Some(128 + status.signal()?))
+        .unwrap_or(125)
 }

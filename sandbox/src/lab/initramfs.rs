@@ -24,21 +24,41 @@ const FOLDERS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "root"];
 pub(super) fn build(order: &Order, files: &[(PathBuf, PathBuf)]) -> Result<OwnedFd, Error> {
     let memory = rustix::fs::memfd_create("lab-initramfs", MemfdFlags::CLOEXEC);
     let memory = memory.map_err(|errno| cannot("create a memory file")(errno.into()))?;
-    let mut memory = write(order, Path::new("/proc/self/exe"), files, File::from(memory))?;
+    let mut memory = write(
+        order,
+        Path::new("/proc/self/exe"),
+        files,
+        File::from(memory),
+    )?;
     memory.rewind().map_err(cannot("rewind the initramfs"))?;
     Ok(memory.into())
 }
 
-fn write<W: Write>(order: &Order, program: &Path, files: &[(PathBuf, PathBuf)], out: W) -> Result<W, Error> {
+fn write<W: Write>(
+    order: &Order,
+    program: &Path,
+    files: &[(PathBuf, PathBuf)],
+    out: W,
+) -> Result<W, Error> {
     let mut archive = Archive::new(out);
     let mut folders = BTreeSet::from(FOLDERS.map(PathBuf::from));
     for folder in FOLDERS {
         archive.directory(folder, Attributes::new(0o755))?;
     }
     // The kernel opens it for init's standard streams before init could mount anything.
-    archive.node("dev/console", Node::CharDevice { major: 5, minor: 1 }, Attributes::new(0o600))?;
-    let json = serde_json::to_vec(order).map_err(|error| cannot("write the order")(error.into()))?;
-    archive.file(order::PATH, Attributes::new(0o600), json.len() as u64, Cursor::new(json))?;
+    archive.node(
+        "dev/console",
+        Node::CharDevice { major: 5, minor: 1 },
+        Attributes::new(0o600),
+    )?;
+    let json =
+        serde_json::to_vec(order).map_err(|error| cannot("write the order")(error.into()))?;
+    archive.file(
+        order::PATH,
+        Attributes::new(0o600),
+        json.len() as u64,
+        Cursor::new(json),
+    )?;
     add(&mut archive, program, Path::new(INIT))?;
     for (host, lab) in files {
         parents(&mut archive, lab, &mut folders)?;
@@ -48,7 +68,10 @@ fn write<W: Write>(order: &Order, program: &Path, files: &[(PathBuf, PathBuf)], 
 }
 
 fn add<W: Write>(archive: &mut Archive<W>, host: &Path, lab: &Path) -> Result<(), newc::Error> {
-    let reading = |source| newc::Error::Read { path: host.into(), source };
+    let reading = |source| newc::Error::Read {
+        path: host.into(),
+        source,
+    };
     let data = File::open(host).map_err(reading)?;
     let metadata = data.metadata().map_err(reading)?;
     let permissions = metadata.mode();
@@ -62,7 +85,11 @@ fn parents<W: Write>(
     folders: &mut BTreeSet<PathBuf>,
 ) -> Result<(), newc::Error> {
     let relative = lab.strip_prefix("/").unwrap_or(lab);
-    let mut above: Vec<_> = relative.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+    let mut above: Vec<_> = relative
+        .ancestors()
+        .skip(1)
+        .filter(|path| !path.as_os_str().is_empty())
+        .collect();
     above.reverse();
     for folder in above {
         if folders.insert(folder.into()) {
@@ -79,15 +106,28 @@ mod tests {
 
     #[test]
     fn files_come_with_their_folders_once() {
-        let order = Order { root: Root::Private, command: vec![], env: vec![], cwd: "/".into() };
+        let order = Order {
+            root: Root::Private,
+            command: vec![],
+            env: vec![],
+            cwd: "/".into(),
+        };
         let folder = tempfile::tempdir().unwrap();
         let host = folder.path().join("f");
         std::fs::write(&host, "DATA").unwrap();
-        let files = [(host.clone(), "/a/b/one".into()), (host.clone(), "/a/two".into())];
+        let files = [
+            (host.clone(), "/a/b/one".into()),
+            (host.clone(), "/a/two".into()),
+        ];
         let archive = write(&order, &host, &files, Vec::new()).unwrap();
         let archive = String::from_utf8(archive).unwrap();
         let names = ["0a\0", "a/b\0", "a/b/one\0", "a/two\0"];
-        let places = names.map(|name| archive.match_indices(name).map(|(at, _)| at).collect::<Vec<_>>());
+        let places = names.map(|name| {
+            archive
+                .match_indices(name)
+                .map(|(at, _)| at)
+                .collect::<Vec<_>>()
+        });
         assert!(places.iter().all(|places| places.len() == 1), "{places:?}");
         assert!(places.is_sorted(), "{places:?}");
         assert_eq!(archive.matches("DATA").count(), 3);

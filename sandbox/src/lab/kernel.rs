@@ -13,10 +13,19 @@ pub fn find() -> Result<PathBuf, Error> {
         None => cache()?.join("minivm/kernel/lab/current"),
     };
     let kernels = ["vmlinux", "bzImage"].map(|name| folder.join(name));
-    kernels.into_iter().find(|kernel| kernel.is_file()).ok_or(Error::KernelMissing { folder })
+    kernels
+        .into_iter()
+        .find(|kernel| kernel.is_file())
+        .ok_or(Error::KernelMissing { folder })
 }
 
 fn cache() -> Result<PathBuf, Error> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))).ok_or(Error::NoCache)
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("XDG_CACHE_HOME")
+        .or_else(|| Some(set("HOME")?.join(".cache")))
+        .ok_or(Error::NoCache)
 }

@@ -15,7 +15,10 @@ pub(super) fn bring_up() -> io::Result<()> {
         *to = from.cast_signed();
     }
     let flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
-    let request = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    let request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
+    };
     // SAFETY: SIOCSIFFLAGS reads a `struct ifreq` that has a name and flags; `request` is one and lives through the call.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
         0 => Ok(()),

@@ -157,14 +157,27 @@ impl LabRequest {
             memory_mib: self.memory_mib,
             icount: self.icount,
         };
-        let order = order::Order { root: self.root, command: self.command, env: self.env, cwd: self.cwd.into() };
+        let order = order::Order {
+            root: self.root,
+            command: self.command,
+            env: self.env,
+            cwd: self.cwd.into(),
+        };
         let initramfs = initramfs::build(&order, &self.files)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
-        let stdout = self.stdout.open(io::stdout()).map_err(cannot("duplicate stdout"))?;
-        let stderr = self.stderr.open(io::stderr()).map_err(cannot("duplicate stderr"))?;
+        let stdout = self
+            .stdout
+            .open(io::stdout())
+            .map_err(cannot("duplicate stdout"))?;
+        let stderr = self
+            .stderr
+            .open(io::stderr())
+            .map_err(cannot("duplicate stderr"))?;
 
         let (qemu, channel) = Qemu::start(&machine, initramfs)?;
-        let limit = self.timeout.map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
+        let limit = self
+            .timeout
+            .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
         let answer = channel::serve(&channel, input, stdout, stderr);
         let timed_out = limit.is_some_and(qemu::Limit::reached);
         let console = qemu.end();
@@ -172,7 +185,11 @@ impl LabRequest {
         match answer.map_err(cannot("talk to the lab"))? {
             Answer::Exit { code, started } => {
                 let boot = started.map_or(start.elapsed(), |at| at - start);
-                Ok(Finished { code, boot, total: start.elapsed() })
+                Ok(Finished {
+                    code,
+                    boot,
+                    total: start.elapsed(),
+                })
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
             Answer::None => match self.timeout {
@@ -198,7 +215,9 @@ impl Output {
     fn open(self, own: impl AsFd) -> io::Result<Box<dyn Write + Send>> {
         match self {
             Output::Null => Ok(Box::new(io::sink())),
-            Output::Inherit => Ok(Box::new(std::fs::File::from(own.as_fd().try_clone_to_owned()?))),
+            Output::Inherit => Ok(Box::new(std::fs::File::from(
+                own.as_fd().try_clone_to_owned()?,
+            ))),
             Output::To(writer) => Ok(writer),
         }
     }

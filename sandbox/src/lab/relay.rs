@@ -24,10 +24,14 @@ impl Relay {
         let mut outputs = Vec::new();
         if let Some(stdout) = child.stdout.take() {
             let channel = Arc::clone(&shared);
-            outputs.push(thread::Builder::new().spawn(move || collect(stdout, Kind::Stdout, &channel))?);
+            outputs.push(
+                thread::Builder::new().spawn(move || collect(stdout, Kind::Stdout, &channel))?,
+            );
         }
         if let Some(stderr) = child.stderr.take() {
-            outputs.push(thread::Builder::new().spawn(move || collect(stderr, Kind::Stderr, &shared))?);
+            outputs.push(
+                thread::Builder::new().spawn(move || collect(stderr, Kind::Stderr, &shared))?,
+            );
         }
         Ok(Relay { outputs })
     }
@@ -47,7 +51,9 @@ fn deliver(channel: File, stdin: ChildStdin) {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let (mut stdin, mut payload) = (Some(stdin), Vec::new());
     while let Ok(Some(Kind::Stdin)) = frame::receive(&mut channel, &mut payload) {
-        let delivered = stdin.as_mut().is_some_and(|stdin| stdin.write_all(&payload).is_ok());
+        let delivered = stdin
+            .as_mut()
+            .is_some_and(|stdin| stdin.write_all(&payload).is_ok());
         if payload.is_empty() || !delivered {
             stdin = None;
         }

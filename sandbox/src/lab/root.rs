@@ -32,8 +32,14 @@ pub(super) fn prepare(root: Root) -> Result<(), Error> {
     make_folder("/dev/shm")?;
     attach("devpts", "/dev/pts", c"mode=0620,ptmxmode=0666")?;
     attach("tmpfs", "/dev/shm", c"mode=1777")?;
-    for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
-        symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}")).map_err(cannot("link /dev/fd"))?;
+    for (name, target) in [
+        ("fd", ""),
+        ("stdin", "/0"),
+        ("stdout", "/1"),
+        ("stderr", "/2"),
+    ] {
+        symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"))
+            .map_err(cannot("link /dev/fd"))?;
     }
     // For what only some commands need: a lab kernel without these is good enough for the others.
     let _ = attach("cgroup2", "/sys/fs/cgroup", c"");
@@ -50,7 +56,11 @@ fn switch_to_host() -> Result<(), Error> {
     attach("tmpfs", "/layer", c"mode=0755")?;
     make_folder("/layer/upper")?;
     make_folder("/layer/work")?;
-    attach("overlay", "/new", c"lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work")?;
+    attach(
+        "overlay",
+        "/new",
+        c"lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work",
+    )?;
     for folder in ["/dev", "/proc", "/sys"] {
         let new = format!("/new{folder}");
         mount_move(folder, &new).map_err(|errno| cannot(format!("move {folder}"))(errno.into()))?;
@@ -71,7 +81,13 @@ fn attach(kind: &str, target: &str, options: &CStr) -> Result<(), Error> {
     attach_from(kind, kind, target, MountFlags::empty(), options)
 }
 
-fn attach_from(source: &str, kind: &str, target: &str, flags: MountFlags, options: &CStr) -> Result<(), Error> {
+fn attach_from(
+    source: &str,
+    kind: &str,
+    target: &str,
+    flags: MountFlags,
+    options: &CStr,
+) -> Result<(), Error> {
     mount(source, target, kind, flags, options)
         .map_err(|errno| cannot(format!("mount {kind} on the lab's {target}"))(errno.into()))
 }

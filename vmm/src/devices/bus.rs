@@ -39,7 +39,11 @@ pub(crate) struct Bus {
 impl Bus {
     /// Puts `device` behind `addresses`.
     pub(crate) fn attach(&mut self, addresses: Range<u64>, device: Arc<Mutex<dyn Device>>) {
-        debug_assert!(self.devices.iter().all(|(taken, _)| taken.end <= addresses.start || addresses.end <= taken.start));
+        debug_assert!(
+            self.devices
+                .iter()
+                .all(|(taken, _)| taken.end <= addresses.start || addresses.end <= taken.start)
+        );
         self.devices.push((addresses, device));
     }
 
@@ -47,15 +51,24 @@ impl Bus {
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.find(address) {
-            Some((offset, device)) => device.lock().expect("devices don't panic").read(offset, data),
-            None => log::trace!("read of {} bytes at {address:#x}, where nothing is", data.len()),
+            Some((offset, device)) => device
+                .lock()
+                .expect("devices don't panic")
+                .read(offset, data),
+            None => log::trace!(
+                "read of {} bytes at {address:#x}, where nothing is",
+                data.len()
+            ),
         }
     }
 
     /// Passes on a write of `data` to `address`.
     pub(crate) fn write(&self, address: u64, data: &[u8]) -> Result<Option<Request>> {
         match self.find(address) {
-            Some((offset, device)) => device.lock().expect("devices don't panic").write(offset, data),
+            Some((offset, device)) => device
+                .lock()
+                .expect("devices don't panic")
+                .write(offset, data),
             None => {
                 log::trace!("write of {data:x?} to {address:#x}, where nothing is");
                 Ok(None)
@@ -64,7 +77,10 @@ impl Bus {
     }
 
     fn find(&self, address: u64) -> Option<(u64, &Mutex<dyn Device>)> {
-        let (range, device) = self.devices.iter().find(|(range, _)| range.contains(&address))?;
+        let (range, device) = self
+            .devices
+            .iter()
+            .find(|(range, _)| range.contains(&address))?;
         Some((address - range.start, device))
     }
 }

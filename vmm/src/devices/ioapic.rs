@@ -72,7 +72,14 @@ pub(crate) struct IoApic {
 impl IoApic {
     /// An IOAPIC after reset, with every pin masked.
     pub(crate) fn new(sink: Sink) -> Self {
-        IoApic { select: 0, id: 0, table: [RTE_MASKED; PINS], pending: 0, ever_routed: false, sink }
+        IoApic {
+            select: 0,
+            id: 0,
+            table: [RTE_MASKED; PINS],
+            pending: 0,
+            ever_routed: false,
+            sink,
+        }
     }
 
     /// An edge on `pin`. Where it is masked, the edge waits, lest an interrupt be lost while a driver reconfigures.
@@ -92,7 +99,10 @@ impl IoApic {
 
     /// What the guest has done with its interrupts.
     pub(crate) fn routing(&self) -> Routing {
-        match (self.ever_routed, self.table.iter().all(|entry| entry & RTE_MASKED != 0)) {
+        match (
+            self.ever_routed,
+            self.table.iter().all(|entry| entry & RTE_MASKED != 0),
+        ) {
             (false, _) => Routing::Never,
             (true, false) => Routing::Active,
             (true, true) => Routing::Quiesced,
@@ -104,7 +114,8 @@ impl IoApic {
             REG_ID | REG_ARBITRATION => self.id,
             REG_VERSION => VERSION | (PINS as u32 - 1) << 16,
             select => match entry_half(select) {
-                Some((pin, shift)) => u32::try_from(self.table[pin] >> shift & 0xffff_ffff).expect("masked to 32 bits"),
+                Some((pin, shift)) => u32::try_from(self.table[pin] >> shift & 0xffff_ffff)
+                    .expect("masked to 32 bits"),
                 None => u32::MAX,
             },
         }
@@ -141,7 +152,8 @@ fn entry_half(select: u8) -> Option<(usize, u32)> {
 
 /// The message that an entry stands for: destination, destination mode; vector, delivery mode.
 fn message(entry: u64) -> Msi {
-    let field = |shift: u32, mask: u64| u32::try_from(entry >> shift & mask).expect("masked to 8 bits");
+    let field =
+        |shift: u32, mask: u64| u32::try_from(entry >> shift & mask).expect("masked to 8 bits");
     Msi {
         address: 0xfee0_0000 | field(56, 0xff) << 12 | field(11, 1) << 2,
         data: field(0, 0xff) | field(8, 7) << 8,
@@ -204,7 +216,13 @@ mod tests {
         write(&mut ioapic, REG_TABLE + 9, 2 << 24);
         write(&mut ioapic, REG_TABLE + 8, 1 << 11 | 0x31);
         ioapic.pulse(4).unwrap();
-        assert_eq!(*sent.lock().unwrap(), [Msi { address: 0xfee0_2004, data: 0x31 }]);
+        assert_eq!(
+            *sent.lock().unwrap(),
+            [Msi {
+                address: 0xfee0_2004,
+                data: 0x31
+            }]
+        );
     }
 
     #[test]

@@ -48,7 +48,10 @@ mod tests {
 
     #[test]
     fn only_the_right_byte_ends_the_machine() {
-        assert_eq!(SleepControl.write(0, &[0x34]).unwrap(), Some(Request::PowerOff));
+        assert_eq!(
+            SleepControl.write(0, &[0x34]).unwrap(),
+            Some(Request::PowerOff)
+        );
         assert_eq!(SleepControl.write(0, &[0x14]).unwrap(), None);
         assert_eq!(SleepControl.write(1, &[0x34]).unwrap(), None);
         assert_eq!(ResetLine.write(0, &[0xfe]).unwrap(), Some(Request::Reset));

@@ -4,14 +4,15 @@
 //! Output goes out byte by byte, as the guest writes it: whoever reads it sees a prompt at once, and nothing is in a
 //! buffer when the machine ends.
 //!
-//! Input waits until the guest's driver has switched its interrupt on. Linux empties the receiver when it opens a port,
-//! so a byte that came before would be lost (`echo cmd | minivm …`).
+//! Input waits until the guest asks for it, as a modem would: with "request to send" raised and the interrupt on. Linux
+//! raises it last when a port is opened, after it has emptied the receiver several times; whatever came earlier would
+//! be lost (`echo cmd | minivm …`).
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use vm_superio::serial::{Error as SerialError, Serial, SerialEvents};
 use vm_superio::Trigger;
+use vm_superio::serial::{Error as SerialError, Serial, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Device, Request};
@@ -24,6 +25,7 @@ const IER_RECEIVED_DATA: u8 = 1 << 0;
 const LCR: u8 = 3;
 const LCR_DLAB: u8 = 1 << 7;
 const MCR: u8 = 4;
+const MCR_RTS: u8 = 1 << 1;
 const MCR_LOOP: u8 = 1 << 4;
 
 /// An interrupt line from a UART to a pin of the IOAPIC.
@@ -36,7 +38,10 @@ impl Trigger for IrqLine {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.ioapic.lock().expect("devices don't panic").pulse(self.pin)
+        self.ioapic
+            .lock()
+            .expect("devices don't panic")
+            .pulse(self.pin)
     }
 }
 
@@ -63,7 +68,10 @@ impl Uart {
     /// A UART after reset that sends to `output`.
     pub(crate) fn new(irq: IrqLine, output: Box<dyn Write + Send>) -> io::Result<Self> {
         let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        Ok(Uart { serial: Serial::with_events(irq, Emptied(room.clone()), output), room })
+        Ok(Uart {
+            serial: Serial::with_events(irq, Emptied(room.clone()), output),
+            room,
+        })
     }
 
     /// Becomes readable whenever [`capacity`](Self::capacity) may have grown.
@@ -73,7 +81,11 @@ impl Uart {
 
     /// How many bytes of input it takes now.
     pub(crate) fn capacity(&mut self) -> usize {
-        if self.takes_input() { self.serial.fifo_capacity() } else { 0 }
+        if self.takes_input() {
+            self.serial.fifo_capacity()
+        } else {
+            0
+        }
     }
 
     /// Gives input to the guest: at most [`capacity`](Self::capacity) bytes.
@@ -89,7 +101,7 @@ impl Uart {
     fn takes_input(&mut self) -> bool {
         self.serial.read(LCR) & LCR_DLAB == 0
             && self.serial.read(IER) & IER_RECEIVED_DATA != 0
-            && self.serial.read(MCR) & MCR_LOOP == 0
+            && self.serial.read(MCR) & (MCR_RTS | MCR_LOOP) == MCR_RTS
     }
 }
 
@@ -107,7 +119,12 @@ impl Device for Uart {
             match self.serial.write(register, byte) {
                 Ok(()) => {}
                 Err(SerialError::IOError(error)) => return Err(Error::Output(error)),
-                Err(SerialError::Trigger(error)) => return Err(Error::Kvm { call: "KVM_SIGNAL_MSI", source: error }),
+                Err(SerialError::Trigger(error)) => {
+                    return Err(Error::Kvm {
+                        call: "KVM_SIGNAL_MSI",
+                        source: error,
+                    });
+                }
                 Err(SerialError::FullFifo) => {}
             }
         }
@@ -162,14 +179,21 @@ mod tests {
         assert_eq!(*out.0.lock().unwrap(), b"h");
         uart.write(0, b"ello").unwrap();
         assert_eq!(*out.0.lock().unwrap(), b"hello");
-        assert_eq!(read(&mut uart, LSR) & 0x60, 0x60, "the transmitter is always empty");
+        assert_eq!(
+            read(&mut uart, LSR) & 0x60,
+            0x60,
+            "the transmitter is always empty"
+        );
     }
 
     #[test]
-    fn input_waits_for_a_driver() {
+    fn input_waits_until_the_guest_asks_for_it() {
         let mut uart = uart(Box::new(io::sink()));
         assert_eq!(uart.capacity(), 0);
-        uart.write(IER.into(), &[IER_RECEIVED_DATA]).unwrap();
+        // What Linux does while it finds out what kind of UART this is.
+        uart.write(IER.into(), &[0x0f]).unwrap();
+        assert_eq!(uart.capacity(), 0);
+        uart.write(MCR.into(), &[MCR_RTS]).unwrap();
         assert_eq!(uart.room().read().unwrap(), 1);
         assert_eq!(uart.capacity(), 64);
         uart.receive(&[0, 0xff]).unwrap();
@@ -177,7 +201,7 @@ mod tests {
         assert_eq!((read(&mut uart, 0), read(&mut uart, 0)), (0, 0xff));
         assert_eq!(read(&mut uart, LSR) & 1, 0);
         assert_eq!(uart.room().read().unwrap(), 1);
-        uart.write(MCR.into(), &[MCR_LOOP]).unwrap();
+        uart.write(MCR.into(), &[MCR_RTS | MCR_LOOP]).unwrap();
         assert_eq!(uart.capacity(), 0);
     }
 

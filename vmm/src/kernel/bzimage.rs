@@ -36,7 +36,11 @@ pub(super) fn load(
     let (start, end) = check(&header, image, cmdline_len)?;
     loaded(BzImage::load(ram.map(), Some(start), file, None))?;
     let entry = GuestAddress(start.0 + ENTRY_64_OFFSET);
-    Ok(Loaded { entry, end: GuestAddress(end), header: Some(header) })
+    Ok(Loaded {
+        entry,
+        end: GuestAddress(end),
+        header: Some(header),
+    })
 }
 
 fn read_header(file: &File, image: Image) -> Result<setup_header, KernelError> {
@@ -45,12 +49,17 @@ fn read_header(file: &File, image: Image) -> Result<setup_header, KernelError> {
     if image.size < HEADER_OFFSET + len {
         return Err(KernelError::NotAKernel);
     }
-    file.read_exact_at(header.as_mut_slice(), HEADER_OFFSET).map_err(KernelError::Read)?;
+    file.read_exact_at(header.as_mut_slice(), HEADER_OFFSET)
+        .map_err(KernelError::Read)?;
     Ok(header)
 }
 
 /// Tells where the kernel is to be loaded and where what it needs to unpack itself ends, or what is wrong with it.
-fn check(header: &setup_header, image: Image, cmdline_len: usize) -> Result<(GuestAddress, u64), KernelError> {
+fn check(
+    header: &setup_header,
+    image: Image,
+    cmdline_len: usize,
+) -> Result<(GuestAddress, u64), KernelError> {
     if header.header != HDRS {
         return Err(KernelError::NotAKernel);
     }
@@ -61,10 +70,17 @@ fn check(header: &setup_header, image: Image, cmdline_len: usize) -> Result<(Gue
         return Err(KernelError::No64BitEntry);
     }
     if usize::try_from(header.cmdline_size).is_ok_and(|max| cmdline_len > max) {
-        return Err(KernelError::CmdlineTooLong { max: header.cmdline_size, len: cmdline_len });
+        return Err(KernelError::CmdlineTooLong {
+            max: header.cmdline_size,
+            len: cmdline_len,
+        });
     }
     // A setup_sects of 0 means 4, for a reason that is older than Linux 2.
-    let setup_sects = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
+    let setup_sects = if header.setup_sects == 0 {
+        4
+    } else {
+        u64::from(header.setup_sects)
+    };
     let payload = (setup_sects + 1) * 512;
     // The header counts the protected-mode part in paragraphs of 16 bytes.
     let syssize = u64::from(header.syssize) * 16;
@@ -79,7 +95,10 @@ fn check(header: &setup_header, image: Image, cmdline_len: usize) -> Result<(Gue
 mod tests {
     use super::*;
 
-    const IMAGE: Image = Image { size: 0x10_0000, ram_end: 64 << 20 };
+    const IMAGE: Image = Image {
+        size: 0x10_0000,
+        ram_end: 64 << 20,
+    };
 
     fn good() -> setup_header {
         setup_header {
@@ -98,20 +117,77 @@ mod tests {
 
     #[test]
     fn the_kernel_goes_where_it_prefers_to_be() {
-        assert_eq!(check(&good(), IMAGE, 0).unwrap(), (GuestAddress(0x100_0000), 0x300_0000));
+        assert_eq!(
+            check(&good(), IMAGE, 0).unwrap(),
+            (GuestAddress(0x100_0000), 0x300_0000)
+        );
     }
 
     #[test]
     fn headers_that_cannot_be_booted_are_refused() {
         let refusal = |header| check(&header, IMAGE, 100).unwrap_err().to_string();
-        assert!(refusal(setup_header { header: 0, ..good() }).contains("not a kernel"));
-        assert!(refusal(setup_header { version: 0x20b, ..good() }).contains("version 2.11"));
-        assert!(refusal(setup_header { xloadflags: 0, ..good() }).contains("no 64-bit entry"));
-        assert!(refusal(setup_header { loadflags: 0, ..good() }).contains("no 64-bit entry"));
-        assert!(refusal(setup_header { cmdline_size: 99, ..good() }).contains("at most 99"));
-        assert!(refusal(setup_header { syssize: 0x10_0000, ..good() }).contains("truncated"));
-        assert!(refusal(setup_header { init_size: u32::MAX, ..good() }).contains("not in guest RAM"));
-        assert!(refusal(setup_header { pref_address: 0, ..good() }).contains("not in guest RAM"));
-        assert!(refusal(setup_header { pref_address: u64::MAX, ..good() }).contains("not in guest RAM"));
+        assert!(
+            refusal(setup_header {
+                header: 0,
+                ..good()
+            })
+            .contains("not a kernel")
+        );
+        assert!(
+            refusal(setup_header {
+                version: 0x20b,
+                ..good()
+            })
+            .contains("version 2.11")
+        );
+        assert!(
+            refusal(setup_header {
+                xloadflags: 0,
+                ..good()
+            })
+            .contains("no 64-bit entry")
+        );
+        assert!(
+            refusal(setup_header {
+                loadflags: 0,
+                ..good()
+            })
+            .contains("no 64-bit entry")
+        );
+        assert!(
+            refusal(setup_header {
+                cmdline_size: 99,
+                ..good()
+            })
+            .contains("at most 99")
+        );
+        assert!(
+            refusal(setup_header {
+                syssize: 0x10_0000,
+                ..good()
+            })
+            .contains("truncated")
+        );
+        assert!(
+            refusal(setup_header {
+                init_size: u32::MAX,
+                ..good()
+            })
+            .contains("not in guest RAM")
+        );
+        assert!(
+            refusal(setup_header {
+                pref_address: 0,
+                ..good()
+            })
+            .contains("not in guest RAM")
+        );
+        assert!(
+            refusal(setup_header {
+                pref_address: u64::MAX,
+                ..good()
+            })
+            .contains("not in guest RAM")
+        );
     }
 }

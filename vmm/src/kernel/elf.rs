@@ -8,8 +8,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use linux_loader::loader::elf::Elf;
 use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::Elf;
 use vm_memory::GuestAddress;
 
 use super::{Image, KernelError, Loaded, loaded};
@@ -29,7 +29,11 @@ pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Load
     let (entry, segments) = read_headers(file, image)?;
     let end = check(entry, &segments, image)?;
     loaded(Elf::load(ram.map(), None, file, None))?;
-    Ok(Loaded { entry: GuestAddress(entry), end: GuestAddress(end), header: None })
+    Ok(Loaded {
+        entry: GuestAddress(entry),
+        end: GuestAddress(end),
+        header: None,
+    })
 }
 
 /// What a PT_LOAD program header says.
@@ -44,17 +48,21 @@ struct Segment {
 fn read_headers(file: &File, image: Image) -> Result<(u64, Vec<Segment>), KernelError> {
     image.holds("the ELF header", 0, EHDR_SIZE as u64)?;
     let mut ehdr = [0; EHDR_SIZE];
-    file.read_exact_at(&mut ehdr, 0).map_err(KernelError::Read)?;
+    file.read_exact_at(&mut ehdr, 0)
+        .map_err(KernelError::Read)?;
     check_machine(&ehdr)?;
 
     let (phoff, phentsize, phnum) = (u64_at(&ehdr, 32), u16_at(&ehdr, 54), u16_at(&ehdr, 56));
     if usize::from(phentsize) != PHDR_SIZE {
-        return Err(KernelError::Damaged("its program headers have an unknown size"));
+        return Err(KernelError::Damaged(
+            "its program headers have an unknown size",
+        ));
     }
     let table_len = PHDR_SIZE * usize::from(phnum);
     image.holds("the table of program headers", phoff, table_len as u64)?;
     let mut table = vec![0; table_len];
-    file.read_exact_at(&mut table, phoff).map_err(KernelError::Read)?;
+    file.read_exact_at(&mut table, phoff)
+        .map_err(KernelError::Read)?;
 
     let segments = table
         .chunks_exact(PHDR_SIZE)
@@ -97,10 +105,15 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
     let mut places = Vec::new();
     for segment in segments {
         if segment.file_size > segment.memory_size {
-            return Err(KernelError::Damaged("a segment has more bytes in the file than in memory"));
+            return Err(KernelError::Damaged(
+                "a segment has more bytes in the file than in memory",
+            ));
         }
         image.holds("a segment", segment.offset, segment.file_size)?;
-        places.push((segment.address, image.fits(segment.address, segment.memory_size)?));
+        places.push((
+            segment.address,
+            image.fits(segment.address, segment.memory_size)?,
+        ));
     }
     places.sort_unstable();
     if let Some(pair) = places.windows(2).find(|pair| pair[0].1 > pair[1].0) {
@@ -109,8 +122,13 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
     let Some(&(_, end)) = places.last() else {
         return Err(KernelError::Damaged("it has nothing to load"));
     };
-    if !places.iter().any(|&(start, end)| (start..end).contains(&entry)) {
-        return Err(KernelError::Damaged("its entry point is not in what it loads"));
+    if !places
+        .iter()
+        .any(|&(start, end)| (start..end).contains(&entry))
+    {
+        return Err(KernelError::Damaged(
+            "its entry point is not in what it loads",
+        ));
     }
     Ok(end)
 }
@@ -131,10 +149,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const IMAGE: Image = Image { size: 0x1000, ram_end: 32 << 20 };
+    const IMAGE: Image = Image {
+        size: 0x1000,
+        ram_end: 32 << 20,
+    };
 
     fn segment(address: u64, memory_size: u64) -> Segment {
-        Segment { offset: 0, address, file_size: memory_size.min(0x1000), memory_size }
+        Segment {
+            offset: 0,
+            address,
+            file_size: memory_size.min(0x1000),
+            memory_size,
+        }
     }
 
     #[test]
@@ -145,16 +171,30 @@ mod tests {
 
     #[test]
     fn segments_that_lie_are_refused() {
-        let refusal = |entry, segments: &[Segment]| check(entry, segments, IMAGE).unwrap_err().to_string();
+        let refusal =
+            |entry, segments: &[Segment]| check(entry, segments, IMAGE).unwrap_err().to_string();
         assert!(refusal(0, &[]).contains("nothing to load"));
-        assert!(refusal(0x10_0000, &[segment(0x10_0000, 0x2000), segment(0x10_1fff, 1)]).contains("overlap"));
+        assert!(
+            refusal(
+                0x10_0000,
+                &[segment(0x10_0000, 0x2000), segment(0x10_1fff, 1)]
+            )
+            .contains("overlap")
+        );
         assert!(refusal(0, &[segment(0x10_0000, 0x2000)]).contains("entry point"));
         assert!(refusal(0, &[segment(0, 0x2000)]).contains("not in guest RAM"));
         assert!(refusal(0, &[segment(0x1ff_f000, 0x2000)]).contains("not in guest RAM"));
         assert!(refusal(0, &[segment(u64::MAX, 2)]).contains("not in guest RAM"));
-        let cut = Segment { offset: 0x800, ..segment(0x10_0000, 0x1000) };
+        let cut = Segment {
+            offset: 0x800,
+            ..segment(0x10_0000, 0x1000)
+        };
         assert!(refusal(0x10_0000, &[cut]).contains("truncated"));
-        let fat = Segment { file_size: 2, memory_size: 1, ..segment(0x10_0000, 1) };
+        let fat = Segment {
+            file_size: 2,
+            memory_size: 1,
+            ..segment(0x10_0000, 1)
+        };
         assert!(refusal(0x10_0000, &[fat]).contains("more bytes in the file"));
     }
 }

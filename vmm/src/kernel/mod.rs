@@ -99,21 +99,35 @@ pub(crate) fn load(kernel: &Kernel, cmdline_len: usize, ram: &GuestRam) -> Resul
 
 fn load_code(code: &[u8], ram: &GuestRam) -> Result<Loaded> {
     let entry = layout::HIGH_RAM;
-    ram.map()
-        .write_slice(code, entry)
-        .map_err(|_| Error::Config(format!("{} bytes of code do not fit into guest memory", code.len())))?;
-    Ok(Loaded { entry, end: GuestAddress(entry.0 + code.len() as u64), header: None })
+    ram.map().write_slice(code, entry).map_err(|_| {
+        Error::Config(format!(
+            "{} bytes of code do not fit into guest memory",
+            code.len()
+        ))
+    })?;
+    Ok(Loaded {
+        entry,
+        end: GuestAddress(entry.0 + code.len() as u64),
+        header: None,
+    })
 }
 
 fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
-    let refuse = |source| Error::Kernel { path: path.into(), source };
+    let refuse = |source| Error::Kernel {
+        path: path.into(),
+        source,
+    };
     let (mut file, size) = open("kernel", path)?;
     if size == 0 {
         return Err(refuse(KernelError::Empty));
     }
     let mut magic = [0; 4];
-    let magic_len = read_up_to(&mut file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
-    let image = Image { size, ram_end: low_ram_end(ram) };
+    let magic_len =
+        read_up_to(&mut file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
+    let image = Image {
+        size,
+        ram_end: low_ram_end(ram),
+    };
     let loaded = if magic[..magic_len] == *b"\x7fELF" {
         elf::load(&mut file, image, ram)
     } else {
@@ -125,7 +139,11 @@ fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> 
 /// Opens a file that goes into guest memory and tells its size in bytes; anything but a regular file or a block device
 /// has no size that could be relied on and is refused.
 pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
-    let wrap = |source| Error::File { what, path: path.into(), source };
+    let wrap = |source| Error::File {
+        what,
+        path: path.into(),
+        source,
+    };
     let mut file = File::open(path).map_err(wrap)?;
     let kind = file.metadata().map_err(wrap)?.file_type();
     if kind.is_dir() {
@@ -138,7 +156,9 @@ pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
 
 /// The first address behind the RAM that lies below the hole.
 pub(crate) fn low_ram_end(ram: &GuestRam) -> u64 {
-    ram.regions().next().map_or(0, |(base, size, _)| base.0 + size)
+    ram.regions()
+        .next()
+        .map_or(0, |(base, size, _)| base.0 + size)
 }
 
 /// What the two formats' loaders have to know of their file and the machine.
@@ -152,10 +172,19 @@ struct Image {
 
 impl Image {
     /// Refuses a file that ends before `offset + len`.
-    fn holds(self, what: &'static str, offset: u64, len: u64) -> std::result::Result<(), KernelError> {
+    fn holds(
+        self,
+        what: &'static str,
+        offset: u64,
+        len: u64,
+    ) -> std::result::Result<(), KernelError> {
         match offset.checked_add(len) {
             Some(end) if end <= self.size => Ok(()),
-            end => Err(KernelError::Truncated { what, end: end.unwrap_or(u64::MAX), size: self.size }),
+            end => Err(KernelError::Truncated {
+                what,
+                end: end.unwrap_or(u64::MAX),
+                size: self.size,
+            }),
         }
     }
 
@@ -163,9 +192,11 @@ impl Image {
     fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
         match start.checked_add(len) {
             Some(end) if start >= layout::HIGH_RAM.0 && end <= self.ram_end => Ok(end),
-            end => {
-                Err(KernelError::OutsideRam { start, end: end.unwrap_or(u64::MAX), ram_end: self.ram_end })
-            }
+            end => Err(KernelError::OutsideRam {
+                start,
+                end: end.unwrap_or(u64::MAX),
+                ram_end: self.ram_end,
+            }),
         }
     }
 }

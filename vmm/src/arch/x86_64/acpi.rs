@@ -6,14 +6,16 @@
 //! would cost it time: the 8259 interrupt controllers, the 8254 timer, the CMOS clock, the keyboard, VGA.
 //! (ACPI 6.5, 4.1 "Hardware-Reduced ACPI", 5.2 "ACPI System Description Tables".)
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, ZERO};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::Aml;
 
 use crate::devices::power::{RESET_PULSE, SLEEP_TYPE_S5};
 use crate::layout;
@@ -69,8 +71,19 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 
 /// The fixed description: no fixed hardware but sleep control and reset.
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
-    let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
-    let mut fadt = FADTBuilder::new(OEM, TABLE, 1).dsdt_64(dsdt).flag(Flags::HwReducedAcpi).flag(Flags::ResetRegSup);
+    let port = |port: u16| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            u64::from(port),
+        )
+    };
+    let mut fadt = FADTBuilder::new(OEM, TABLE, 1)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup);
     fadt.reset_reg = port(layout::I8042_COMMAND_PORT);
     fadt.reset_value = RESET_PULSE;
     fadt.sleep_control_reg = port(layout::ACPI_SLEEP_PORT);
@@ -94,10 +107,25 @@ fn madt(cpus: u8) -> MADT {
 /// The definition block: two UARTs, and the value that means "off".
 fn dsdt() -> Vec<u8> {
     let mut aml = Vec::new();
-    serial_port("\\_SB_.COM1".into(), 1, layout::COM1_PORT, layout::COM1_IRQ, &mut aml);
-    serial_port("\\_SB_.COM2".into(), 2, layout::COM2_PORT, layout::COM2_IRQ, &mut aml);
-    Name::new("\\_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]))
-        .to_aml_bytes(&mut aml);
+    serial_port(
+        "\\_SB_.COM1".into(),
+        1,
+        layout::COM1_PORT,
+        layout::COM1_IRQ,
+        &mut aml,
+    );
+    serial_port(
+        "\\_SB_.COM2".into(),
+        2,
+        layout::COM2_PORT,
+        layout::COM2_IRQ,
+        &mut aml,
+    );
+    Name::new(
+        "\\_S5_".into(),
+        &Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]),
+    )
+    .to_aml_bytes(&mut aml);
     let mut table = Sdt::new(*b"DSDT", SDT_HEADER, DSDT_REVISION, OEM, TABLE, 1);
     table.append_slice(&aml);
     table.as_slice().to_vec()
@@ -147,9 +175,17 @@ mod tests {
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!(sum(&area[..36]), 0);
         let xsdt = table(&area, u64_at(&area, 24));
-        let (fadt, madt) = (table(&area, u64_at(xsdt, 36)), table(&area, u64_at(xsdt, 44)));
+        let (fadt, madt) = (
+            table(&area, u64_at(xsdt, 36)),
+            table(&area, u64_at(xsdt, 44)),
+        );
         let dsdt = table(&area, u64_at(fadt, 140));
-        for (signature, table) in [(b"XSDT", xsdt), (b"FACP", fadt), (b"APIC", madt), (b"DSDT", dsdt)] {
+        for (signature, table) in [
+            (b"XSDT", xsdt),
+            (b"FACP", fadt),
+            (b"APIC", madt),
+            (b"DSDT", dsdt),
+        ] {
             assert_eq!(&table[..4], signature);
             assert_eq!(sum(table), 0, "{}", String::from_utf8_lossy(signature));
         }

@@ -53,7 +53,11 @@ fn zero_page(ram_bytes: u64, header: Option<setup_header>, initramfs: Placed) ->
     hdr.ramdisk_image = low_half(initramfs.start);
     hdr.ramdisk_size = low_half(initramfs.size);
 
-    let mut params = boot_params { hdr, acpi_rsdp_addr: layout::ACPI.0, ..Default::default() };
+    let mut params = boot_params {
+        hdr,
+        acpi_rsdp_addr: layout::ACPI.0,
+        ..Default::default()
+    };
     for (slot, entry) in params.e820_table.iter_mut().zip(e820(ram_bytes)) {
         *slot = entry;
         params.e820_entries += 1;
@@ -68,13 +72,21 @@ fn low_half(value: u64) -> u32 {
 
 /// The memory map that the kernel sees.
 fn e820(ram_bytes: u64) -> Vec<boot_e820_entry> {
-    let entry = |start: u64, end: u64, kind| boot_e820_entry { addr: start, size: end - start, r#type: kind };
+    let entry = |start: u64, end: u64, kind| boot_e820_entry {
+        addr: start,
+        size: end - start,
+        r#type: kind,
+    };
     let mut map = vec![
         entry(0, layout::LOW_RAM_END.0, E820_RAM),
         entry(layout::ACPI.0, layout::ACPI_END.0, E820_RESERVED),
     ];
     for (base, size) in layout::ram(ram_bytes) {
-        map.push(entry(base.0.max(layout::HIGH_RAM.0), base.0 + size, E820_RAM));
+        map.push(entry(
+            base.0.max(layout::HIGH_RAM.0),
+            base.0 + size,
+            E820_RAM,
+        ));
     }
     map
 }
@@ -96,8 +108,14 @@ mod tests {
 
     #[test]
     fn the_map_leaves_out_the_hole_and_the_legacy_area() {
-        let spans: Vec<_> =
-            e820(4 << 30).iter().map(|entry| ({ entry.addr }, { entry.addr } + { entry.size }, { entry.r#type })).collect();
+        let spans: Vec<_> = e820(4 << 30)
+            .iter()
+            .map(|entry| {
+                ({ entry.addr }, { entry.addr } + { entry.size }, {
+                    entry.r#type
+                })
+            })
+            .collect();
         assert_eq!(
             spans,
             [
@@ -111,17 +129,34 @@ mod tests {
 
     #[test]
     fn a_bzimages_header_is_kept() {
-        let header = setup_header { version: 0x20c, init_size: 77, ..Default::default() };
-        let page = zero_page(32 << 20, Some(header), Placed { start: 0x100_0000, size: 5 });
+        let header = setup_header {
+            version: 0x20c,
+            init_size: 77,
+            ..Default::default()
+        };
+        let page = zero_page(
+            32 << 20,
+            Some(header),
+            Placed {
+                start: 0x100_0000,
+                size: 5,
+            },
+        );
         assert_eq!(({ page.hdr.version }, { page.hdr.init_size }), (0x20c, 77));
-        assert_eq!(({ page.hdr.ramdisk_image }, { page.hdr.ramdisk_size }), (0x100_0000, 5));
+        assert_eq!(
+            ({ page.hdr.ramdisk_image }, { page.hdr.ramdisk_size }),
+            (0x100_0000, 5)
+        );
         assert_eq!({ page.hdr.cmd_line_ptr }, 0x2_0000);
     }
 
     #[test]
     fn the_seed_is_a_setup_data_node() {
         let node = setup_data([7; SEED_LEN]);
-        assert_eq!(node[..16], [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 32, 0, 0, 0]);
+        assert_eq!(
+            node[..16],
+            [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 32, 0, 0, 0]
+        );
         assert_eq!(node[16..], [7; 32]);
     }
 }

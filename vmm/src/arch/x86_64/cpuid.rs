@@ -39,7 +39,12 @@ pub(crate) struct Topology {
 
 /// The table for one vCPU, made from what KVM supports on this host.
 pub(crate) fn table(supported: &CpuId, topology: Topology) -> CpuId {
-    let mut entries: Vec<_> = supported.as_slice().iter().copied().filter(|entry| !rewritten(entry.function)).collect();
+    let mut entries: Vec<_> = supported
+        .as_slice()
+        .iter()
+        .copied()
+        .filter(|entry| !rewritten(entry.function))
+        .collect();
     for entry in &mut entries {
         adapt(entry, topology);
     }
@@ -53,7 +58,11 @@ fn rewritten(function: u32) -> bool {
 }
 
 fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology) {
-    let Topology { vcpu, vcpus, tsc_deadline } = topology;
+    let Topology {
+        vcpu,
+        vcpus,
+        tsc_deadline,
+    } = topology;
     let (vcpu, vcpus) = (u32::from(vcpu), u32::from(vcpus));
     match entry.function {
         FEATURES => {
@@ -100,7 +109,10 @@ fn core_levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 2] {
         edx: u32::from(topology.vcpu),
         ..Default::default()
     };
-    [level(0, LEVEL_SMT, 0, 1), level(1, LEVEL_CORE, id_bits(vcpus), vcpus)]
+    [
+        level(0, LEVEL_SMT, 0, 1),
+        level(1, LEVEL_CORE, id_bits(vcpus), vcpus),
+    ]
 }
 
 /// How many bits number `vcpus` of them.
@@ -121,17 +133,43 @@ mod tests {
     use super::*;
 
     fn all_ones(function: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, eax: !0, ebx: !0, ecx: !0, edx: !0, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            eax: !0,
+            ebx: !0,
+            ecx: !0,
+            edx: !0,
+            ..Default::default()
+        }
     }
 
     fn leaf(table: &CpuId, function: u32, index: u32) -> Option<kvm_cpuid_entry2> {
-        table.as_slice().iter().copied().find(|entry| entry.function == function && entry.index == index)
+        table
+            .as_slice()
+            .iter()
+            .copied()
+            .find(|entry| entry.function == function && entry.index == index)
     }
 
     fn third_of_four() -> CpuId {
-        let functions = [FEATURES, INTEL_CACHES, INTEL_TOPOLOGY, AMD_FEATURES, AMD_SIZES, AMD_SVM, AMD_TOPOLOGY];
+        let functions = [
+            FEATURES,
+            INTEL_CACHES,
+            INTEL_TOPOLOGY,
+            AMD_FEATURES,
+            AMD_SIZES,
+            AMD_SVM,
+            AMD_TOPOLOGY,
+        ];
         let supported = CpuId::from_entries(&functions.map(all_ones)).unwrap();
-        table(&supported, Topology { vcpu: 2, vcpus: 4, tsc_deadline: false })
+        table(
+            &supported,
+            Topology {
+                vcpu: 2,
+                vcpus: 4,
+                tsc_deadline: false,
+            },
+        )
     }
 
     #[test]
@@ -149,9 +187,18 @@ mod tests {
         assert_eq!(leaf(&table, FEATURES, 0).unwrap().ebx >> 16, 0x0204);
         assert_eq!(leaf(&table, AMD_SIZES, 0).unwrap().ecx, 3 | 2 << 12);
         assert_eq!(leaf(&table, AMD_TOPOLOGY, 0).unwrap().eax, 2);
-        let (threads, cores) = (leaf(&table, INTEL_TOPOLOGY, 0).unwrap(), leaf(&table, INTEL_TOPOLOGY, 1).unwrap());
-        assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, 2));
-        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 4, 0x201, 2));
+        let (threads, cores) = (
+            leaf(&table, INTEL_TOPOLOGY, 0).unwrap(),
+            leaf(&table, INTEL_TOPOLOGY, 1).unwrap(),
+        );
+        assert_eq!(
+            (threads.eax, threads.ebx, threads.ecx, threads.edx),
+            (0, 1, 0x100, 2)
+        );
+        assert_eq!(
+            (cores.eax, cores.ebx, cores.ecx, cores.edx),
+            (2, 4, 0x201, 2)
+        );
         assert_eq!(leaf(&table, INTEL_CACHES, 0).unwrap().eax >> 26, 3);
     }
 }

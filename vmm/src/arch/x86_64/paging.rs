@@ -30,26 +30,56 @@ pub(crate) const GDT_SIZE: u16 = 6 * 8;
 
 /// The flat 64-bit code segment.
 pub(crate) fn code_segment() -> kvm_segment {
-    kvm_segment { selector: BOOT_CS, type_: TYPE_CODE_EXECUTE_READ, l: 1, ..flat() }
+    kvm_segment {
+        selector: BOOT_CS,
+        type_: TYPE_CODE_EXECUTE_READ,
+        l: 1,
+        ..flat()
+    }
 }
 
 /// The flat data segment.
 pub(crate) fn data_segment() -> kvm_segment {
-    kvm_segment { selector: BOOT_DS, type_: TYPE_DATA_READ_WRITE, db: 1, ..flat() }
+    kvm_segment {
+        selector: BOOT_DS,
+        type_: TYPE_DATA_READ_WRITE,
+        db: 1,
+        ..flat()
+    }
 }
 
 /// A task state segment: a processor can't be in 64-bit mode without one, and nobody uses it.
 pub(crate) fn task_segment() -> kvm_segment {
-    kvm_segment { selector: BOOT_TSS, type_: TYPE_BUSY_TSS, present: 1, limit: 0x67, ..Default::default() }
+    kvm_segment {
+        selector: BOOT_TSS,
+        type_: TYPE_BUSY_TSS,
+        present: 1,
+        limit: 0x67,
+        ..Default::default()
+    }
 }
 
 fn flat() -> kvm_segment {
-    kvm_segment { base: 0, limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..Default::default() }
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    }
 }
 
 /// Writes the GDT, an empty IDT, and the page tables.
 pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
-    let gdt = [0, 0, descriptor(&code_segment()), descriptor(&data_segment()), descriptor(&task_segment()), 0];
+    let gdt = [
+        0,
+        0,
+        descriptor(&code_segment()),
+        descriptor(&data_segment()),
+        descriptor(&task_segment()),
+        0,
+    ];
     for (index, entry) in (0u64..).zip(gdt) {
         memory.write_obj(entry, GuestAddress(layout::GDT.0 + index * 8))?;
     }
@@ -66,7 +96,11 @@ pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
 
 /// A segment as the eight bytes of a descriptor table (AMD APM vol. 2, "Legacy Segment Descriptors").
 fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = u64::from(if segment.g == 1 { segment.limit >> 12 } else { segment.limit });
+    let limit = u64::from(if segment.g == 1 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    });
     let bit = |value: u8, at: u32| u64::from(value) << at;
     (limit & 0xffff)
         | (segment.base & 0xff_ffff) << 16
@@ -103,7 +137,13 @@ mod tests {
         assert_eq!(read(layout::PDPT.0), 0xb003);
         assert_eq!(read(layout::PD.0), 0x83);
         assert_eq!(read(layout::PD.0 + 511 * 8), (511 << 21) | 0x83);
-        assert_eq!(read(layout::GDT.0 + u64::from(BOOT_CS)), descriptor(&code_segment()));
-        assert_eq!(read(layout::GDT.0 + u64::from(BOOT_DS)), descriptor(&data_segment()));
+        assert_eq!(
+            read(layout::GDT.0 + u64::from(BOOT_CS)),
+            descriptor(&code_segment())
+        );
+        assert_eq!(
+            read(layout::GDT.0 + u64::from(BOOT_DS)),
+            descriptor(&data_segment())
+        );
     }
 }

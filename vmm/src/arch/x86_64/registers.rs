@@ -47,13 +47,22 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<()> {
     let data = paging::data_segment();
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = paging::task_segment();
-    sregs.gdt = kvm_dtable { base: layout::GDT.0, limit: paging::GDT_SIZE - 1, ..Default::default() };
-    sregs.idt = kvm_dtable { base: layout::IDT.0, limit: 7, ..Default::default() };
+    sregs.gdt = kvm_dtable {
+        base: layout::GDT.0,
+        limit: paging::GDT_SIZE - 1,
+        ..Default::default()
+    };
+    sregs.idt = kvm_dtable {
+        base: layout::IDT.0,
+        limit: 7,
+        ..Default::default()
+    };
     sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
     sregs.cr3 = layout::PML4.0;
     sregs.cr4 = CR4_PAE;
     sregs.efer = EFER_LME | EFER_LMA;
-    vcpu.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(Error::kvm("KVM_SET_SREGS"))?;
 
     // The general registers are independent of the mode, so they may come last. (KVM API 4.12, KVM_SET_REGS.)
     let regs = kvm_regs {
@@ -73,8 +82,16 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<()> {
 /// believe, and be slow. Fast string operations are on, for kernels that look before they use them.
 pub(crate) fn set_firmware_msrs(vcpu: &VcpuFd) -> Result<()> {
     let entries = [
-        kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_ENABLE | MTRR_WRITE_BACK, ..Default::default() },
-        kvm_msr_entry { index: MSR_MISC_ENABLE, data: MISC_ENABLE_FAST_STRING, ..Default::default() },
+        kvm_msr_entry {
+            index: MSR_MTRR_DEF_TYPE,
+            data: MTRR_ENABLE | MTRR_WRITE_BACK,
+            ..Default::default()
+        },
+        kvm_msr_entry {
+            index: MSR_MISC_ENABLE,
+            data: MISC_ENABLE_FAST_STRING,
+            ..Default::default()
+        },
     ];
     let msrs = Msrs::from_entries(&entries).expect("two entries are few");
     // KVM_SET_MSRS sets them in order and stops at the first that it doesn't know; the number of those set is its
