@@ -1,1 +1,5 @@
-//! Placeholder.
+//! What the tests of several crates share: programs that are given a time to end ([`program`]), and small kernels' files
+//! to run or to refuse ([`image`]).
+
+pub mod image;
+pub mod program;

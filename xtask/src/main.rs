@@ -5,11 +5,13 @@
 //! | `setup` | Debian packages, kernels, the demo's root file system | [`setup`] |
 //! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
 //! | `test` | everything that checks the project; ends with the count | [`mod@test`] |
+//! | `bench` | measures, side by side with a peer | [`bench`] |
 //! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
 //!
 //! Whatever is made is kept in `~/.cache/minivm` under a key of all that went into it, and made again only when the key
 //! changes: see [`cache`].
 
+mod bench;
 mod cache;
 mod cargo;
 mod debian;
@@ -52,6 +54,12 @@ enum Task {
         #[arg(long)]
         fast: bool,
     },
+    /// Measure, side by side with a peer
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Time commands: the part of a benchmark that runs in the lab
+    #[command(hide = true)]
+    Sample(bench::SampleArgs),
     /// Build a kernel, or find it built
     Kernel {
         /// Which one
@@ -67,6 +75,8 @@ fn main() -> ExitCode {
         Task::Setup(wanted) => setup::run(&wanted),
         Task::Demo => demo::run(),
         Task::Test { fast } => test::run(fast),
+        Task::Bench(what) => bench::run(&what),
+        Task::Sample(args) => bench::sample(&args),
         Task::Kernel { which } => setup::kernel(which),
         Task::Rootfs => setup::rootfs(),
     };

@@ -25,6 +25,7 @@ pub(crate) enum Place {
     /// Here, with its ignored tests: those of the lab itself.
     HereWithIgnored,
     /// Where there is a `/dev/kvm` of any kind: its guests are a few instructions long. In the lab, if there is none here.
+    /// With its ignored tests, which need a mount namespace.
     AnyKvm,
     /// Where KVM runs kernels, with its ignored tests: in the lab, or here if this machine can.
     Kvm,
@@ -34,7 +35,7 @@ impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" => Self::HereWithIgnored,
-            "machine_code" => Self::AnyKvm,
+            "machine_code" | "cli" | "terminal" => Self::AnyKvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,
         }

@@ -1,0 +1,202 @@
+//! A program under test: its output as it comes, and its end, each waited for with a deadline.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// A running program. It is killed when this is dropped.
+pub struct Program {
+    child: Child,
+    /// Its input; `None` ends it.
+    pub stdin: Option<ChildStdin>,
+    output: Receiver<(Instant, Vec<u8>)>,
+    stdout: Vec<u8>,
+    last_output: Instant,
+    stderr: Option<JoinHandle<Vec<u8>>>,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code, if it was not killed.
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// All that it wrote to stdout.
+    pub stdout: Vec<u8>,
+    /// All that it wrote to stderr.
+    pub stderr: String,
+    /// From its last byte on stdout to its end.
+    pub lingered: Duration,
+}
+
+impl Ended {
+    /// Its stdout as text, with the line ends of a terminal made those of a file.
+    pub fn text(&self) -> String {
+        as_text(&self.stdout)
+    }
+}
+
+fn as_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace("\r\n", "\n")
+}
+
+impl Program {
+    /// Starts `command` with pipes for its three streams.
+    ///
+    /// # Panics
+    ///
+    /// If it can't be started.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let (sender, output) = channel();
+        let mut stdout = child.stdout.take().expect("a pipe");
+        thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while let Ok(len @ 1..) = stdout.read(&mut buffer) {
+                if sender
+                    .send((Instant::now(), buffer[..len].to_vec()))
+                    .is_err()
+                {
+                    break;
+                }
+            }
+        });
+        let mut stderr = child.stderr.take().expect("a pipe");
+        let stderr = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            // What came before an error is what there is to see.
+            let _ = stderr.read_to_end(&mut bytes);
+            bytes
+        });
+        Program {
+            stdin: child.stdin.take(),
+            child,
+            output,
+            stdout: Vec::new(),
+            last_output: Instant::now(),
+            stderr: Some(stderr),
+        }
+    }
+
+    /// Writes to its stdin.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't read any more.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stdin
+            .as_mut()
+            .expect("stdin is still open")
+            .write_all(bytes)
+    }
+
+    /// Waits until `text` is in what it has written to stdout.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than `patience`, or the program closes its stdout before.
+    pub fn wait_for(&mut self, text: &str, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !as_text(&self.stdout).contains(text) {
+            if let Err(why) = self.take_output(deadline) {
+                panic!(
+                    "waiting for {text:?}: {why}; so far:\n{}",
+                    as_text(&self.stdout)
+                );
+            }
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer than `patience`.
+    pub fn end(mut self, patience: Duration) -> Ended {
+        let deadline = Instant::now() + patience;
+        let late = loop {
+            match self.take_output(deadline) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Disconnected) => break !self.ends_until(deadline),
+                Err(RecvTimeoutError::Timeout) => break true,
+            }
+        };
+        if late {
+            // Ends the thread that reads stderr.
+            let _ = self.child.kill();
+        }
+        let status = self.child.wait().expect("it is our child");
+        let lingered = self.last_output.elapsed();
+        let stderr = self.stderr.take().expect("taken once").join();
+        let stderr = String::from_utf8_lossy(&stderr.expect("reading doesn't panic")).into_owned();
+        let stdout = std::mem::take(&mut self.stdout);
+        assert!(
+            !late,
+            "no end within {patience:?}; stdout:\n{}\nstderr:\n{stderr}",
+            as_text(&stdout)
+        );
+        Ended {
+            code: status.code(),
+            signal: status.signal(),
+            stdout,
+            stderr,
+            lingered,
+        }
+    }
+
+    fn take_output(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (at, bytes) = self.output.recv_timeout(left)?;
+        self.stdout.extend(bytes);
+        self.last_output = at;
+        Ok(())
+    }
+
+    fn ends_until(&self, deadline: Instant) -> bool {
+        ends_until(&self.child, deadline)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended, which is just as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for the end of `child`, which stays to be reaped; tells whether it came before the deadline.
+///
+/// # Panics
+///
+/// If the kernel has no pidfd (Linux 5.3 has).
+pub fn ends_until(child: &Child, deadline: Instant) -> bool {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("it is our child");
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec::try_from(left).expect("a short time");
+    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+    poll(&mut polled, Some(&timeout)).is_ok_and(|ready| ready == 1)
+}
+
+/// Starts `command` without input and waits for its end.
+///
+/// # Panics
+///
+/// If it can't be started, or takes longer than `patience`.
+pub fn run(command: &mut Command, patience: Duration) -> Ended {
+    let mut program = Program::start(command);
+    program.stdin = None;
+    program.end(patience)
+}

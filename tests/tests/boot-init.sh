@@ -1,0 +1,40 @@
+#!/bin/sh
+# The tests' init. The kernel hands `jobs=a,b` of its command line on as a variable; the jobs are done in turn.
+mount -t proc none /proc
+mount -t sysfs none /sys
+mount -t devtmpfs none /dev
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+IFS=,
+for job in $jobs; do
+    unset IFS
+    case $job in
+    hello) echo "hello from Linux $(uname -r), $(nproc) CPUs, $(grep MemTotal /proc/meminfo | tr -s ' ')" ;;
+    # The 39th field of a process's stat is the CPU that it ran on last. A CPU that is up has its timer's interrupts.
+    cpus)
+        cpu=0
+        while [ $cpu -lt "$(nproc)" ]; do
+            echo "pinned to $cpu: ran on $(taskset $((1 << cpu)) cat /proc/self/stat | cut -d ' ' -f 39)"
+            cpu=$((cpu + 1))
+        done
+        grep LOC /proc/interrupts | tr -s ' ' ;;
+    iomem) grep 'System RAM' /proc/iomem ;;
+    flags) grep -m 1 flags /proc/cpuinfo ;;
+    random)
+        echo "before: $(cut -d ' ' -f 1 /proc/uptime)"
+        echo "random: $(head -c 8 /dev/random | hexdump -ve '1/1 "%02x"')"
+        echo "after: $(cut -d ' ' -f 1 /proc/uptime)" ;;
+    receive)
+        stty raw -echo
+        echo ready
+        head -c 4096 ;;
+    shell) sh ;;
+    poweroff) echo ends; poweroff -f ;;
+    sysrq-o) echo ends; echo o >/proc/sysrq-trigger; sleep 60 ;;
+    reboot) echo ends; reboot -f ;;
+    halt) echo ends; halt -f ;;
+    panic) echo ends; echo c >/proc/sysrq-trigger ;;
+    exit) echo ends; exit 3 ;;
+    esac
+done
+echo "still there"
+sleep 60

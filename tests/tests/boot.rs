@@ -1,0 +1,538 @@
+//! Real kernels, booted by the command `minivm` and by the library: what a guest finds, and how it ends.
+//!
+//! They run where KVM runs kernels, or in the lab, which is some thirty times slower. `cargo xtask test` names the files in
+//! the environment.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use minivm_guest::newc::{Archive, Attributes, Node};
+use minivm_tests::program::{Ended, Program};
+use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};
+
+/// How long a boot may take, or any wait in it: in the lab, Debian's kernels take five seconds, alone.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How soon a machine ends after the guest's last word.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// What kernel and page tables take from the memory that a guest has, at most: a number of bytes, and 4% for its records.
+const KERNEL_TAKES: u64 = 24 << 20;
+
+const CONSOLE: &str = "console=ttyS0 quiet panic=-1";
+
+/// Tests share this process; one that counts what the process has wants it alone.
+static PROCESS: RwLock<()> = RwLock::new(());
+
+/// The kernels that are booted.
+#[derive(Clone, Copy, PartialEq)]
+enum Linux {
+    OurVmlinux,
+    OurBzImage,
+    DebianCloud,
+    DebianGeneric,
+}
+
+use Linux::{DebianCloud, DebianGeneric, OurBzImage, OurVmlinux};
+
+impl Linux {
+    fn path(self) -> &'static Path {
+        static COPIES: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];
+        let variable = match self {
+            OurVmlinux => "MINIVM_TEST_KERNEL",
+            OurBzImage => "MINIVM_TEST_BZIMAGE",
+            DebianCloud => "MINIVM_TEST_DEBIAN_CLOUD",
+            DebianGeneric => "MINIVM_TEST_DEBIAN_GENERIC",
+        };
+        copied(&COPIES[self as usize], variable)
+    }
+}
+
+/// The file that `variable` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
+fn copied(copy: &'static OnceLock<PathBuf>, variable: &str) -> &'static Path {
+    copy.get_or_init(|| {
+        let file = std::env::var_os(variable)
+            .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"));
+        let copy = scratch(variable);
+        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{variable} {file:?}: {error}"));
+        copy
+    })
+}
+
+/// A file of the tests' own.
+fn scratch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// The initramfs of most tests: busybox, and an init that does what the command line says.
+fn initramfs() -> &'static Path {
+    static INITRAMFS: OnceLock<PathBuf> = OnceLock::new();
+    INITRAMFS.get_or_init(|| {
+        let mut archive = Archive::new(Vec::new());
+        for folder in ["bin", "dev", "proc", "sys"] {
+            archive.directory(folder, Attributes::new(0o755)).unwrap();
+        }
+        let console = Node::CharDevice { major: 5, minor: 1 };
+        archive
+            .node("dev/console", console, Attributes::new(0o600))
+            .unwrap();
+        let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
+        let mut file = |name, bytes: &[u8]| {
+            let size = bytes.len() as u64;
+            archive
+                .file(name, Attributes::new(0o755), size, bytes)
+                .unwrap();
+        };
+        file("bin/busybox", &busybox);
+        file("init", include_bytes!("boot-init.sh"));
+        let applets = "cat cut grep halt head hexdump mount nproc poweroff reboot sh sleep stty taskset tr uname";
+        for applet in applets.split(' ') {
+            archive
+                .symlink(format!("bin/{applet}"), "busybox", Attributes::new(0o777))
+                .unwrap();
+        }
+        let path = scratch("boot.cpio");
+        fs::write(&path, archive.finish().unwrap()).unwrap();
+        path
+    })
+}
+
+/// A machine that does `jobs`.
+#[derive(Clone, Copy)]
+struct Boot {
+    linux: Linux,
+    jobs: &'static str,
+    cmdline: &'static str,
+    memory: u64,
+    cpus: u8,
+}
+
+impl Boot {
+    fn new(linux: Linux, jobs: &'static str) -> Self {
+        Boot {
+            linux,
+            jobs,
+            cmdline: "reboot=t",
+            memory: 256 << 20,
+            cpus: 1,
+        }
+    }
+
+    fn cmdline(self) -> String {
+        format!("{CONSOLE} {} jobs={}", self.cmdline, self.jobs)
+    }
+
+    /// Starts it with the command.
+    fn start(self) -> Program {
+        self.start_with(initramfs())
+    }
+
+    fn start_with(self, initramfs: &Path) -> Program {
+        let memory = self.memory.to_string();
+        let cpus = self.cpus.to_string();
+        minivm(
+            self.linux,
+            initramfs,
+            &self.cmdline(),
+            &["--memory", &memory, "--cpus", &cpus],
+        )
+    }
+
+    /// Runs it with the command to its end, which is to be a good one.
+    fn text(self) -> String {
+        let ended = self.start().end(PATIENCE);
+        assert_orderly(&ended);
+        ended.text()
+    }
+
+    /// Runs it with the library to its end: how it ended, and what it wrote.
+    fn outcome(self) -> (Outcome, String) {
+        let config = Config {
+            initramfs: Some(initramfs().into()),
+            cmdline: self.cmdline(),
+            memory: self.memory,
+            cpus: self.cpus,
+            ..Config::new(Kernel::File(self.linux.path().into()))
+        };
+        let console = Console::default();
+        let machine = Builder::new(config)
+            .console_output(console.clone())
+            .build()
+            .unwrap();
+        let control = machine.control();
+        let (ended, wait) = std::sync::mpsc::channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                control.stop();
+            }
+        });
+        let outcome = machine.run().unwrap();
+        drop(ended);
+        watchdog.join().unwrap();
+        let (bytes, last) = &*console.0.lock().unwrap();
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let lingered = last.map_or(Duration::ZERO, |last| last.elapsed());
+        assert!(lingered < AT_ONCE, "{lingered:?} to the end:\n{text}");
+        (outcome, text)
+    }
+}
+
+/// What came over the console, and when the last byte of it did.
+#[derive(Clone, Default)]
+struct Console(Arc<Mutex<(Vec<u8>, Option<Instant>)>>);
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (text, last) = &mut *self.0.lock().unwrap();
+        text.extend_from_slice(bytes);
+        *last = Some(Instant::now());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn minivm(linux: Linux, initramfs: &Path, cmdline: &str, flags: &[&str]) -> Program {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(copied(&COPY, "MINIVM_TEST_BINARY"));
+    command.args(["--accel", "kvm", "--cmdline", cmdline]);
+    command.arg("--kernel").arg(linux.path());
+    command.arg("--initramfs").arg(initramfs);
+    Program::start(command.args(flags))
+}
+
+fn assert_orderly(ended: &Ended) {
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(0), ""),
+        "{ended:?}"
+    );
+    assert!(ended.lingered < AT_ONCE, "{:?} to the end", ended.lingered);
+}
+
+fn shared() -> impl Drop {
+    PROCESS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks the line that each kernel greets with: its version, the CPUs, and the memory that is left to use.
+fn assert_greets(text: &str, boot: Boot) {
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("hello from Linux "));
+    let line = line.unwrap_or_else(|| panic!("no greeting in:\n{text}"));
+    let fields: Vec<&str> = line.split(' ').collect();
+    let release = fields[3];
+    let suffix = match boot.linux {
+        OurVmlinux | OurBzImage => "-minivm,",
+        DebianCloud => "-cloud-amd64,",
+        DebianGeneric => "-amd64,",
+    };
+    assert!(release.ends_with(suffix), "{line}");
+    assert_eq!(fields[4], boot.cpus.to_string(), "{line}");
+    let total = fields[7].parse::<u64>().unwrap() << 10;
+    let least = boot.memory - boot.memory / 25 - KERNEL_TAKES.min(boot.memory / 2);
+    assert!((least..boot.memory).contains(&total), "{line}");
+}
+
+/// Boots, and checks that it ends well and has greeted.
+fn greeted(boot: Boot) -> String {
+    let text = boot.text();
+    assert_greets(&text, boot);
+    text
+}
+
+/// Checks that every CPU has run something, and has taken timer interrupts.
+fn assert_all_cpus_run(text: &str, cpus: u8) {
+    for cpu in 0..cpus {
+        let line = format!("pinned to {cpu}: ran on {cpu}\n");
+        assert!(text.contains(&line), "CPU {cpu}:\n{text}");
+    }
+    let timers = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("LOC: "));
+    let counts = timers
+        .unwrap_or_else(|| panic!("no timer interrupts:\n{text}"))
+        .split(' ');
+    let ticking = counts
+        .map_while(|word| word.parse::<u64>().ok())
+        .filter(|&count| count > 0);
+    assert_eq!(ticking.count(), usize::from(cpus), "{text}");
+}
+
+#[test]
+fn our_vmlinux_boots() {
+    let _shared = shared();
+    greeted(Boot::new(OurVmlinux, "hello,poweroff"));
+}
+
+#[test]
+fn our_bzimage_boots() {
+    let _shared = shared();
+    greeted(Boot::new(OurBzImage, "hello,poweroff"));
+}
+
+#[test]
+fn debians_cloud_kernel_boots() {
+    let _shared = shared();
+    greeted(Boot::new(DebianCloud, "hello,poweroff"));
+}
+
+#[test]
+fn debians_generic_kernel_boots() {
+    let _shared = shared();
+    greeted(Boot::new(DebianGeneric, "hello,poweroff"));
+}
+
+#[test]
+fn all_of_our_kernels_cpus_run() {
+    let _shared = shared();
+    for cpus in [1, 2, 4] {
+        let boot = Boot {
+            cpus,
+            ..Boot::new(OurVmlinux, "hello,cpus,poweroff")
+        };
+        assert_all_cpus_run(&greeted(boot), cpus);
+    }
+}
+
+#[test]
+fn all_of_debians_cloud_kernels_cpus_run() {
+    let _shared = shared();
+    let boot = Boot {
+        cpus: 2,
+        ..Boot::new(DebianCloud, "hello,cpus,poweroff")
+    };
+    assert_all_cpus_run(&greeted(boot), 2);
+}
+
+#[test]
+fn a_guest_has_the_memory_it_was_given() {
+    let _shared = shared();
+    for megabytes in [32, 64] {
+        greeted(Boot {
+            memory: megabytes << 20,
+            ..Boot::new(OurVmlinux, "hello,poweroff")
+        });
+    }
+}
+
+#[test]
+fn memory_above_the_hole_is_found() {
+    let _shared = shared();
+    let text = greeted(Boot {
+        memory: 4 << 30,
+        ..Boot::new(OurVmlinux, "hello,iomem,poweroff")
+    });
+    assert!(text.contains("100000000-13fffffff : System RAM"), "{text}");
+}
+
+#[test]
+fn python_prints_4_and_nothing_else() {
+    let _shared = shared();
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    let initramfs = copied(&COPY, "MINIVM_TEST_INITRAMFS");
+    let cmdline = "reboot=t panic=-1 quiet loglevel=0";
+    let ended = minivm(OurVmlinux, initramfs, cmdline, &[]).end(PATIENCE);
+    assert_orderly(&ended);
+    assert_eq!(ended.text(), "4\n");
+}
+
+#[test]
+fn a_guest_that_switches_off_is_told() {
+    let _shared = shared();
+    for (linux, jobs) in [
+        (OurVmlinux, "poweroff"),
+        (OurVmlinux, "sysrq-o"),
+        (DebianCloud, "sysrq-o"),
+    ] {
+        let (outcome, text) = Boot::new(linux, jobs).outcome();
+        assert_eq!(outcome, Outcome::PowerOff, "{jobs}:\n{text}");
+    }
+}
+
+#[test]
+fn a_guest_that_reboots_is_told() {
+    let _shared = shared();
+    for (linux, cmdline, reset) in [
+        (OurVmlinux, "", Reset::Line),
+        (OurVmlinux, "reboot=k", Reset::Line),
+        (OurVmlinux, "reboot=t", Reset::TripleFault),
+        (DebianCloud, "", Reset::Line),
+        (DebianCloud, "reboot=t", Reset::TripleFault),
+    ] {
+        let (outcome, text) = Boot {
+            cmdline,
+            ..Boot::new(linux, "reboot")
+        }
+        .outcome();
+        assert_eq!(outcome, Outcome::Reboot(reset), "{cmdline}:\n{text}");
+    }
+}
+
+#[test]
+fn a_guest_that_panics_is_told() {
+    let _shared = shared();
+    for (linux, jobs, cmdline, reset) in [
+        (OurVmlinux, "panic", "reboot=k", Reset::Line),
+        (OurVmlinux, "panic", "reboot=t", Reset::TripleFault),
+        (OurVmlinux, "exit", "reboot=t", Reset::TripleFault),
+        (DebianCloud, "panic", "reboot=t", Reset::TripleFault),
+    ] {
+        let (outcome, text) = Boot {
+            cmdline,
+            ..Boot::new(linux, jobs)
+        }
+        .outcome();
+        assert_eq!(outcome, Outcome::Panic(reset), "{jobs} {cmdline}:\n{text}");
+        assert!(text.contains("Kernel panic - not syncing"), "{text}");
+    }
+}
+
+#[test]
+fn a_guest_that_halts_is_told() {
+    let _shared = shared();
+    for cpus in [1, 2] {
+        let (outcome, text) = Boot {
+            cpus,
+            ..Boot::new(OurVmlinux, "halt")
+        }
+        .outcome();
+        assert_eq!(outcome, Outcome::Halted, "{cpus} CPUs:\n{text}");
+    }
+}
+
+#[test]
+fn the_exit_code_tells_a_good_end_from_a_crash() {
+    let _shared = shared();
+    for jobs in ["reboot", "halt"] {
+        assert_orderly(&Boot::new(OurVmlinux, jobs).start().end(PATIENCE));
+    }
+    for cmdline in ["reboot=t", "reboot=k"] {
+        let boot = Boot {
+            cmdline,
+            ..Boot::new(OurVmlinux, "panic")
+        };
+        let ended = boot.start().end(PATIENCE);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(
+            ended
+                .stderr
+                .starts_with("minivm: the guest's kernel panicked"),
+            "{}",
+            ended.stderr
+        );
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.lingered < AT_ONCE, "{:?} to the end", ended.lingered);
+    }
+}
+
+#[test]
+fn a_command_on_stdin_is_run_and_its_end_is_not_the_guests() {
+    let _shared = shared();
+    let mut guest = Boot::new(OurVmlinux, "shell,poweroff").start();
+    // All of it is there before the guest is, and nothing comes after it.
+    guest
+        .write(b"echo six times seven is $((6 * 7))\nsleep 1; echo it goes on; poweroff -f\n")
+        .unwrap();
+    guest.stdin = None;
+    guest.wait_for("\nsix times seven is 42\n", PATIENCE);
+    let ended = guest.end(PATIENCE);
+    assert_orderly(&ended);
+    assert!(ended.text().contains("\nit goes on\n"), "{}", ended.text());
+}
+
+#[test]
+fn a_shells_long_output_is_complete() {
+    let _shared = shared();
+    let mut guest = Boot::new(OurVmlinux, "shell,poweroff").start();
+    guest
+        .write(
+            b"stty -echo; n=0; while [ $n -lt 2000 ]; do echo line $n; n=$((n + 1)); done; exit\n",
+        )
+        .unwrap();
+    let ended = guest.end(PATIENCE);
+    assert_orderly(&ended);
+    let lines: String = (0..2000).map(|number| format!("line {number}\n")).collect();
+    assert!(ended.text().contains(&lines), "{}", ended.text());
+}
+
+#[test]
+fn four_kilobytes_of_input_arrive_unchanged() {
+    let _shared = shared();
+    let sent: Vec<u8> = (b' '..=b'~').cycle().take(4096).collect();
+    let mut guest = Boot::new(OurVmlinux, "receive,poweroff").start();
+    guest.wait_for("ready\n", PATIENCE);
+    guest.write(&sent).unwrap();
+    let ended = guest.end(PATIENCE);
+    assert_orderly(&ended);
+    let received = ended.stdout.strip_prefix(b"ready\n").unwrap();
+    assert!(received.starts_with(&sent), "{}", ended.text());
+}
+
+#[test]
+fn random_numbers_are_there_at_once_and_differ() {
+    let _shared = shared();
+    let numbers = [(); 2].map(|()| {
+        let text = Boot::new(OurVmlinux, "random,poweroff").text();
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name:?} in:\n{text}"))
+                .to_owned()
+        };
+        let [before, after] =
+            ["before: ", "after: "].map(|name| field(name).parse::<f64>().unwrap());
+        assert!(after - before < 1.0, "{text}");
+        field("random: ")
+    });
+    assert!(
+        numbers.iter().all(|number| number.len() == 16),
+        "{numbers:?}"
+    );
+    assert_ne!(numbers[0], numbers[1]);
+}
+
+#[test]
+fn a_compressed_initramfs_boots() {
+    let _shared = shared();
+    let output = Command::new("/bin/busybox")
+        .args(["gzip", "-1", "-c"])
+        .arg(initramfs())
+        .output()
+        .unwrap();
+    let path = scratch("boot.cpio.gz");
+    fs::write(&path, output.stdout).unwrap();
+    let boot = Boot::new(OurVmlinux, "hello,poweroff");
+    let ended = boot.start_with(&path).end(PATIENCE);
+    assert_orderly(&ended);
+    assert_greets(&ended.text(), boot);
+}
+
+#[test]
+fn a_guest_sees_a_hypervisor_and_no_virtualization_of_its_own() {
+    let _shared = shared();
+    let text = Boot::new(OurVmlinux, "flags,poweroff").text();
+    let flags: Vec<&str> = text.split_whitespace().collect();
+    assert!(flags.contains(&"hypervisor"), "{text}");
+    assert!(!flags.contains(&"svm") && !flags.contains(&"vmx"), "{text}");
+}
+
+#[test]
+fn twenty_boots_leave_nothing_behind() {
+    let _alone = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+    let entries = |folder: &str| fs::read_dir(folder).unwrap().count();
+    let counted = || (entries("/proc/self/fd"), entries("/proc/self/task"));
+    let boot = || {
+        let (outcome, text) = Boot::new(OurVmlinux, "poweroff").outcome();
+        assert_eq!(outcome, Outcome::PowerOff, "{text}");
+    };
+    boot();
+    let before = counted();
+    (0..20).for_each(|_| boot());
+    assert_eq!(counted(), before, "descriptors, threads");
+}

@@ -1,0 +1,73 @@
+//! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run.
+//!
+//! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
+//! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
+
+mod boot;
+mod guest;
+mod memory;
+mod sample;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+pub(crate) use sample::SampleArgs;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// From exec to the guest's first word and to the end of the process
+    Boot(BootArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct BootArgs {
+    /// Boots of each kind
+    #[arg(long, default_value_t = 20)]
+    pub(crate) runs: usize,
+    /// Leave out the lab
+    #[arg(long)]
+    pub(crate) native_only: bool,
+}
+
+/// Measures and prints tables.
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Boot(args) => boot::run(args),
+    }
+}
+
+/// Runs commands in turn and prints their times as JSON: the part of a benchmark that runs in the lab.
+pub(crate) fn sample(args: &SampleArgs) -> Result<()> {
+    println!("{}", serde_json::to_string(&sample::run(args)?)?);
+    Ok(())
+}
+
+/// A command to measure, with the name that it has in the tables.
+#[derive(Clone)]
+pub(crate) struct Contender {
+    name: String,
+    command: Vec<String>,
+}
+
+impl Contender {
+    fn new(name: &str, words: &[&str]) -> Self {
+        Contender {
+            name: name.to_owned(),
+            command: words.iter().map(|&word| word.to_owned()).collect(),
+        }
+    }
+}
+
+/// A path as an argument of a command.
+fn text(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
+
+/// This program itself, to be run in the lab.
+fn this_program() -> Result<PathBuf> {
+    Ok(std::env::current_exe()?)
+}
