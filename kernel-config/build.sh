@@ -198,11 +198,14 @@ progress configure 0
 kernel=$(make -s -C "$tree" kernelversion 2>/dev/null) || die "$tree is not a Linux source tree"
 at_most() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -1)" = "$1" ]; }
 base=$(cut -d. -f1,2 <<<"$kernel")
-while read -r option _ when version; do
-  case $when in
-    since) at_most "$version" "$base" || continue ;;
-    until) at_most "$base" "$version" || continue ;;
-  esac
+while read -r option; do # a quoted value may have spaces
+  if [[ $option =~ ^(.*[^ ])\ +\#\ (since|until)\ ([0-9.]+)$ ]]; then
+    option=${BASH_REMATCH[1]}
+    case ${BASH_REMATCH[2]} in
+      since) at_most "${BASH_REMATCH[3]}" "$base" || continue ;;
+      until) at_most "$base" "${BASH_REMATCH[3]}" || continue ;;
+    esac
+  fi
   printf '%s\n' "$option"
 done < <(options) >"$scratch/fragment"
 

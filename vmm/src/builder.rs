@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::control::Gate;
 use crate::devices::bus::Bus;
 use crate::devices::ioapic::{self, IoApic};
-use crate::devices::power::{ResetLine, SleepControl};
+use crate::devices::power::{RESET_CODE, ResetLine, SleepControl};
 use crate::devices::uart::{IrqLine, Uart};
 use crate::error::{Error, Result};
 use crate::input::Input;
@@ -152,6 +152,7 @@ fn write_boot_data(
     paging::write(ram.map())?;
     ram.map()
         .write_slice(&acpi::tables(config.cpus), layout::ACPI)?;
+    ram.map().write_slice(&RESET_CODE, layout::RESET_VECTOR)?;
     boot_params::write(
         ram.map(),
         config.memory,
@@ -244,7 +245,7 @@ fn split_irqchip(vm: &VmFd) -> Result<()> {
         cap: KVM_CAP_SPLIT_IRQCHIP,
         ..Default::default()
     };
-    cap.args[0] = ioapic::PINS as u64;
+    cap.args[0] = ioapic::PINS.into();
     vm.enable_cap(&cap)
         .map_err(Error::kvm("KVM_ENABLE_CAP (KVM_CAP_SPLIT_IRQCHIP)"))
 }

@@ -12,6 +12,7 @@
 //!      0x9fc00 ├──────────────────────────────┤ end of conventional memory
 //!              │ (where a PC has its screen)  │
 //!      0xe0000 │ ACPI tables                  │
+//!      0xffff0 │ where real mode resets to    │
 //!     0x100000 ├──────────────────────────────┤ 1 MiB: RAM again
 //!              │ kernel, where it asks to be  │
 //!              │  …                           │
@@ -53,7 +54,9 @@ pub const SETUP_DATA: GuestAddress = GuestAddress(0x2_1000);
 pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
 /// The ACPI tables' first byte; the RSDP stands here, where old kernels search for it.
 pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
-/// The first byte behind the ACPI tables.
+/// Where a PC's firmware starts in real mode. A kernel that asks the firmware for a reset jumps there, see `power`.
+pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
+/// The first byte behind the ACPI tables and the reset vector.
 pub const ACPI_END: GuestAddress = GuestAddress(0x10_0000);
 /// RAM above 1 MiB: kernels are loaded at or above it.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
@@ -110,7 +113,8 @@ mod tests {
             (CMDLINE.0, CMDLINE_MAX as u64 + 1),
             (SETUP_DATA.0, 0x1000),
             (LOW_RAM_END.0, 0),
-            (ACPI.0, ACPI_END.0 - ACPI.0),
+            (ACPI.0, RESET_VECTOR.0 - ACPI.0),
+            (RESET_VECTOR.0, ACPI_END.0 - RESET_VECTOR.0),
             (HIGH_RAM.0, HOLE.0 - HIGH_RAM.0),
             (IOAPIC.0, 0x1000),
             (LOCAL_APIC.0, 0x1000),

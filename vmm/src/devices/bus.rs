@@ -33,12 +33,15 @@ pub(crate) trait Device: Send {
 /// Address ranges with devices behind them.
 #[derive(Default)]
 pub(crate) struct Bus {
-    devices: Vec<(Range<u64>, Arc<Mutex<dyn Device>>)>,
+    devices: Vec<(Range<u64>, Shared)>,
 }
+
+/// A device that several vCPUs and its input reach.
+type Shared = Arc<Mutex<dyn Device>>;
 
 impl Bus {
     /// Puts `device` behind `addresses`.
-    pub(crate) fn attach(&mut self, addresses: Range<u64>, device: Arc<Mutex<dyn Device>>) {
+    pub(crate) fn attach(&mut self, addresses: Range<u64>, device: Shared) {
         debug_assert!(
             self.devices
                 .iter()

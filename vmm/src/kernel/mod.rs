@@ -6,8 +6,9 @@
 mod bzimage;
 mod elf;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use linux_loader::loader::KernelLoaderResult;
@@ -144,10 +145,19 @@ pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
         path: path.into(),
         source,
     };
-    let mut file = File::open(path).map_err(wrap)?;
+    // Opening a named pipe would otherwise wait for somebody to write to it.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(wrap)?;
     let kind = file.metadata().map_err(wrap)?.file_type();
     if kind.is_dir() {
         return Err(wrap(io::ErrorKind::IsADirectory.into()));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        let text = "it is neither a regular file nor a block device";
+        return Err(wrap(io::Error::new(io::ErrorKind::InvalidInput, text)));
     }
     let size = file.seek(io::SeekFrom::End(0)).map_err(wrap)?;
     file.rewind().map_err(wrap)?;

@@ -1,0 +1,213 @@
+//! minivm in a terminal: raw while the guest runs, and as it was on every way out.
+//!
+//! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_tests::image::Elf;
+use minivm_tests::program::ends_until;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, OutputModes, Termios, tcgetattr};
+use tempfile::TempDir;
+
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `mov dx, 0x3f8; mov al, '.'; out dx, al`: says that it runs.
+const SHOW: [u8; 7] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee];
+/// `jmp $`: loops for ever.
+const LOOP: [u8; 2] = [0xeb, 0xfe];
+/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
+const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
+
+/// Opens COM1 and sends back what it receives.
+#[rustfmt::skip]
+const ECHO: [u8; 31] = [
+    0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
+    0x66, 0xba, 0xfc, 0x03, 0xb0, 0x02, 0xee, // mov dx, 0x3fc; mov al, 2; out dx, al: request to send
+    0x66, 0xba, 0xfd, 0x03, 0xec,             // again: mov dx, 0x3fd; in al, dx: the line status
+    0xa8, 0x01, 0x74, 0xf7,                   // test al, 1; jz again
+    0x66, 0xba, 0xf8, 0x03, 0xec, 0xee,       // mov dx, 0x3f8; in al, dx; out dx, al
+    0xeb, 0xef,                               // jmp again
+];
+
+/// minivm in a terminal of its own.
+struct Session {
+    child: Child,
+    /// What a user has: keys, and a screen.
+    keys: File,
+    screen: Receiver<u8>,
+    /// The terminal, as minivm has it.
+    terminal: File,
+    /// Its settings before minivm was started.
+    before: String,
+    _files: TempDir,
+}
+
+/// The settings, in words.
+fn settings(termios: &Termios) -> String {
+    format!("{termios:?}")
+}
+
+impl Session {
+    /// Boots a kernel's file of these bytes.
+    fn start(kernel: &[u8]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let path = files.path().join("kernel");
+        std::fs::write(&path, kernel).unwrap();
+
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(name)
+            .unwrap();
+        let before = settings(&tcgetattr(&terminal).unwrap());
+
+        let stdio = || Stdio::from(terminal.try_clone().unwrap());
+        let child = Command::new(env!("CARGO_BIN_EXE_minivm"))
+            .args(["--accel", "kvm", "--kernel"])
+            .arg(&path)
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio())
+            .spawn()
+            .unwrap();
+        let keys = File::from(master);
+        let mut output = keys.try_clone().unwrap();
+        let (sender, screen) = channel();
+        thread::spawn(move || {
+            let mut byte = [0];
+            while let Ok(1) = output.read(&mut byte) {
+                if sender.send(byte[0]).is_err() {
+                    break;
+                }
+            }
+        });
+        Session {
+            child,
+            keys,
+            screen,
+            terminal,
+            before,
+            _files: files,
+        }
+    }
+
+    /// Waits for the guest's next byte.
+    fn expect(&self, byte: u8) {
+        assert_eq!(self.screen.recv_timeout(PATIENCE).unwrap(), byte);
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.keys.write_all(keys).unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn assert_raw(&self) {
+        let now = tcgetattr(&self.terminal).unwrap();
+        let cooked = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+        assert!(!now.local_modes.intersects(cooked), "{now:?}");
+        assert!(!now.output_modes.contains(OutputModes::OPOST), "{now:?}");
+    }
+
+    /// Waits for the end, and checks that the terminal is as it was.
+    fn end(&mut self) -> ExitStatus {
+        assert!(ends_until(&self.child, Instant::now() + PATIENCE), "no end");
+        let status = self.child.wait().unwrap();
+        assert_eq!(settings(&tcgetattr(&self.terminal).unwrap()), self.before);
+        status
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // It may have ended, which is just as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A session with a guest that runs until it is ended.
+fn endless() -> Session {
+    let session = Session::start(&Elf::of_code(&[&SHOW, &LOOP]).bytes());
+    session.expect(b'.');
+    session.assert_raw();
+    session
+}
+
+#[test]
+fn ctrl_a_x_ends_the_machine_with_code_0() {
+    let mut session = endless();
+    session.press(b"\x01x");
+    assert_eq!(session.end().code(), Some(0));
+}
+
+#[test]
+fn other_keys_go_to_the_guest() {
+    let mut session = Session::start(&Elf::of_code(&[&SHOW, &ECHO]).bytes());
+    session.expect(b'.');
+    // Ctrl-C, Ctrl-D, Ctrl-Z, return and Ctrl-\ would all be the terminal's own otherwise.
+    for key in [b'a', 0x03, 0x04, 0x1a, b'\r', 0x1c] {
+        session.press(&[key]);
+        session.expect(key);
+    }
+    session.press(b"\x01\x01");
+    session.expect(0x01);
+    session.press(b"\x01x");
+    assert_eq!(session.end().code(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_it_with_the_terminal_as_it_was() {
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
+        let mut session = endless();
+        session.signal(signal);
+        assert_eq!(session.end().signal(), Some(signal.as_raw()), "{signal:?}");
+    }
+}
+
+#[test]
+fn the_guests_own_end_leaves_the_terminal_as_it_was() {
+    let mut session = Session::start(&Elf::of_code(&[&SHOW, &RESET]).bytes());
+    session.expect(b'.');
+    assert_eq!(session.end().code(), Some(0));
+}
+
+#[test]
+fn a_guests_crash_leaves_the_terminal_as_it_was() {
+    let mut session = Session::start(&Elf::of_code(&[&SHOW, &[0x0f, 0x0b]]).bytes()); // ud2
+    session.expect(b'.');
+    assert_eq!(session.end().code(), Some(1));
+}
+
+#[test]
+fn an_error_leaves_the_terminal_as_it_was() {
+    let mut session = Session::start(b"not a kernel");
+    assert_eq!(session.end().code(), Some(125));
+    let line: Vec<u8> = std::iter::from_fn(|| session.screen.recv_timeout(PATIENCE).ok())
+        .take_while(|&byte| byte != b'\n')
+        .collect();
+    let line = String::from_utf8(line).unwrap();
+    // The terminal that is as it was makes a line's end of two bytes.
+    assert!(
+        line.starts_with("minivm: cannot boot ") && line.ends_with('\r'),
+        "{line:?}"
+    );
+}
