@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{Bytes, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::arch::cpuid::Topology;
 use crate::arch::{acpi, boot_params, cpuid, paging, registers};
@@ -15,7 +15,7 @@ use crate::control::Gate;
 use crate::devices::bus::Bus;
 use crate::devices::ioapic::{self, IoApic};
 use crate::devices::power::{RESET_CODE, ResetLine, SleepControl};
-use crate::devices::uart::{IrqLine, Uart};
+use crate::devices::uart::{IrqLine, Output, Uart};
 use crate::error::{Error, Result};
 use crate::input::Input;
 use crate::machine::Machine;
@@ -93,6 +93,16 @@ impl Builder {
         self
     }
 
+    /// Does what [`build`](Self::build) does before it needs KVM, and forgets it: finds out what is wrong with the
+    /// configuration and the files.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build)'s, without those that are about KVM.
+    pub fn check(&self) -> Result<()> {
+        load(&self.config).map(drop)
+    }
+
     /// Builds the machine, paused before its first instruction.
     ///
     /// # Errors
@@ -100,27 +110,19 @@ impl Builder {
     /// Whatever [`Error`] names: a bad configuration, kernel or initramfs, no usable KVM, no memory.
     pub fn build(self) -> Result<Machine> {
         let Builder { config, com1, com2 } = self;
-        config.check()?;
-        let ram = GuestRam::new(config.memory)?;
-        let kernel = kernel::load(&config.kernel, config.cmdline.len(), &ram)?;
-        let initramfs = match &config.initramfs {
-            Some(path) => initramfs::load(path, kernel.end, &ram)?,
-            None => initramfs::Placed::default(),
-        };
-        write_boot_data(&config, &ram, kernel.header, initramfs, random_seed()?)
-            .expect("low memory is always there");
+        let (ram, entry) = load(&config)?;
 
         let kvm = open_kvm()?;
         let vm = Arc::new(create_vm(&kvm)?);
         lend_memory(&vm, &ram)?;
         split_irqchip(&vm)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
-        registers::set_entry(&vcpus[0].fd, kernel.entry)?;
+        registers::set_entry(&vcpus[0].fd, entry)?;
 
         let gate = Gate::new(config.cpus)?;
         let ioapic = Arc::new(Mutex::new(IoApic::new(message_sink(vm))));
-        let com1 = uart(layout::COM1_IRQ, &ioapic, com1)?;
-        let com2 = uart(layout::COM2_IRQ, &ioapic, com2)?;
+        let com1 = uart(layout::COM1_IRQ, &ioapic, com1, &gate)?;
+        let com2 = uart(layout::COM2_IRQ, &ioapic, com2, &gate)?;
         let ports = port_bus(&com1.0, &com2.0);
         let mmio = mmio_bus(&ioapic);
         let pumps = [com1, com2]
@@ -139,6 +141,20 @@ impl Builder {
             ram,
         })
     }
+}
+
+/// Reserves guest RAM and fills it as a boot loader would; tells where the kernel is to be entered.
+fn load(config: &Config) -> Result<(GuestRam, GuestAddress)> {
+    config.check()?;
+    let ram = GuestRam::new(config.memory)?;
+    let kernel = kernel::load(&config.kernel, config.cmdline.len(), &ram)?;
+    let initramfs = match &config.initramfs {
+        Some(path) => initramfs::load(path, kernel.end, &ram)?,
+        None => initramfs::Placed::default(),
+    };
+    write_boot_data(config, &ram, kernel.header, initramfs, random_seed()?)
+        .expect("low memory is always there");
+    Ok((ram, kernel.entry))
 }
 
 /// Writes what a boot loader and firmware leave in memory.
@@ -299,12 +315,21 @@ fn message_sink(vm: Arc<VmFd>) -> ioapic::Sink {
 
 type ConnectedUart = (Arc<Mutex<Uart>>, Option<Input>);
 
-fn uart(pin: u8, ioapic: &Arc<Mutex<IoApic>>, port: Port) -> Result<ConnectedUart> {
+fn uart(
+    pin: u8,
+    ioapic: &Arc<Mutex<IoApic>>,
+    port: Port,
+    gate: &Arc<Gate>,
+) -> Result<ConnectedUart> {
     let irq = IrqLine {
         ioapic: ioapic.clone(),
         pin,
     };
-    let uart = Uart::new(irq, port.output).map_err(Error::host("an event descriptor"))?;
+    let output = Output {
+        writer: port.output,
+        gate: gate.clone(),
+    };
+    let uart = Uart::new(irq, output).map_err(Error::host("an event descriptor"))?;
     Ok((Arc::new(Mutex::new(uart)), port.input))
 }
 

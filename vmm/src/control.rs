@@ -14,12 +14,16 @@
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
+
+/// After how long a thread that hasn't left is called again.
+const REPEAT: Duration = Duration::from_millis(20);
 
 /// A handle to a machine for other threads than the one that runs it. Cheap to clone.
 #[derive(Clone)]
@@ -197,6 +201,22 @@ impl Gate {
     /// Becomes readable when the machine has ended.
     pub(crate) fn ended(&self) -> &EventFd {
         &self.ended
+    }
+
+    /// Waits until no thread runs a vCPU any more. One that waits for its output to be taken hears of the end only by
+    /// a signal that comes while it waits, so the signal is repeated.
+    pub(crate) fn wait_until_left(&self) {
+        let mut inner = self.lock();
+        while inner.slots.iter().any(|slot| slot.kick.is_some()) {
+            let (guard, waited) = self
+                .changed
+                .wait_timeout(inner, REPEAT)
+                .unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+            if waited.timed_out() {
+                inner.kick_all();
+            }
+        }
     }
 
     /// Takes why the machine ended.

@@ -72,6 +72,7 @@ impl Machine {
         if let Err(error) = served {
             gate.end(Err(error));
         }
+        gate.wait_until_left();
         for thread in threads {
             thread.join().expect("a vCPU's thread doesn't panic");
         }

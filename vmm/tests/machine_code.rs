@@ -304,6 +304,20 @@ fn an_output_that_nobody_reads_ends_the_machine_with_an_error() {
 }
 
 #[test]
+fn a_machine_is_stopped_while_it_waits_for_its_output_to_be_taken() {
+    let (reader, writer) = io::pipe().unwrap();
+    let code = config(&[&[0xb0, b'.'], &SHOW, &[0xeb, 0xf7]]);
+    let machine = Builder::new(code).console_output(writer).build().unwrap();
+    let control = machine.control();
+    let runner = std::thread::spawn(move || machine.run());
+    // More than enough for a pipe of 64 KiB to be full, at 10 µs a byte.
+    std::thread::sleep(Duration::from_secs(2));
+    control.stop();
+    assert_eq!(runner.join().unwrap().unwrap(), Outcome::Stopped);
+    drop(reader);
+}
+
+#[test]
 fn eight_vcpus_stop_together() {
     let (tap, output) = channel();
     let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);

@@ -35,14 +35,30 @@ pub(super) struct BootArgs {
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     cmdline: String,
-    /// Guest memory
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::bytes)]
+    /// Guest memory; `size=256M` means the same
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
     memory: u64,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Number of vCPUs; `boot=1` means the same
+    #[arg(long, value_name = "N", default_value = "1", value_parser = cpus)]
     cpus: u8,
+    /// The serial port is the terminal's: nothing else can be asked for
+    #[arg(long, value_parser = ["tty"], hide = true)]
+    serial: Option<String>,
+    /// There is no other console: nothing else can be asked for
+    #[arg(long, value_parser = ["off"], hide = true)]
+    console: Option<String>,
     #[command(flatten)]
     accel: AccelArg,
+}
+
+/// A size, also as Cloud Hypervisor's users write it, whose command lines work here.
+fn memory(text: &str) -> Result<u64, String> {
+    units::bytes(text.strip_prefix("size=").unwrap_or(text))
+}
+
+/// A number of vCPUs, also as Cloud Hypervisor's users write it.
+fn cpus(text: &str) -> Result<u8, std::num::ParseIntError> {
+    text.strip_prefix("boot=").unwrap_or(text).parse()
 }
 
 /// Boots as `args` say, here or in the lab.
@@ -73,6 +89,8 @@ pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
     match unusable {
         None => run_here(config),
         Some(why) => {
+            // What is wrong with the files is better said at once, with their names here.
+            Builder::new(config.clone()).check()?;
             eprintln!("minivm: running in the lab, an emulated machine with real KVM: {why}");
             run_in_lab(config)
         }

@@ -147,7 +147,8 @@ impl IoApic {
 /// Which entry's half a register number means: the pin, and by how many bits the half is shifted.
 fn entry_half(select: u8) -> Option<(usize, u32)> {
     let index = usize::from(select.checked_sub(REG_TABLE)?);
-    (index / 2 < usize::from(PINS)).then_some((index / 2, if index.is_multiple_of(2) { 0 } else { 32 }))
+    (index / 2 < usize::from(PINS))
+        .then_some((index / 2, if index.is_multiple_of(2) { 0 } else { 32 }))
 }
 
 /// The message that an entry stands for: destination, destination mode; vector, delivery mode.

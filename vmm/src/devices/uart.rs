@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Device, Request};
 use super::ioapic::IoApic;
+use crate::control::Gate;
 use crate::error::{Error, Result};
 
 /// Registers and bits (National Semiconductor PC16550D, "Registers").
@@ -45,6 +46,31 @@ impl Trigger for IrqLine {
     }
 }
 
+/// The guest's output, which stops waiting to be taken when the machine has ended.
+pub(crate) struct Output {
+    pub(crate) writer: Box<dyn Write + Send>,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.writer.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    if self.gate.has_ended() {
+                        return Err(io::Error::other("the machine has ended"));
+                    }
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
 /// What happens in the UART that its input has to know.
 pub(crate) struct Emptied(Arc<EventFd>);
 
@@ -60,13 +86,13 @@ impl SerialEvents for Emptied {
 
 /// A UART with its surroundings.
 pub(crate) struct Uart {
-    serial: Serial<IrqLine, Emptied, Box<dyn Write + Send>>,
+    serial: Serial<IrqLine, Emptied, Output>,
     room: Arc<EventFd>,
 }
 
 impl Uart {
     /// A UART after reset that sends to `output`.
-    pub(crate) fn new(irq: IrqLine, output: Box<dyn Write + Send>) -> io::Result<Self> {
+    pub(crate) fn new(irq: IrqLine, output: Output) -> io::Result<Self> {
         let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         Ok(Uart {
             serial: Serial::with_events(irq, Emptied(room.clone()), output),
@@ -160,7 +186,11 @@ mod tests {
         }
     }
 
-    fn uart(output: Box<dyn Write + Send>) -> Uart {
+    fn uart(writer: Box<dyn Write + Send>) -> Uart {
+        let output = Output {
+            writer,
+            gate: Gate::new(1).unwrap(),
+        };
         let ioapic = Arc::new(Mutex::new(IoApic::new(Box::new(|_| Ok(())))));
         Uart::new(IrqLine { ioapic, pin: 4 }, output).unwrap()
     }
