@@ -5,7 +5,7 @@
 //! | `setup` | Debian packages, kernels, the demo's root file system | [`setup`] |
 //! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
 //! | `test` | everything that checks the project; ends with the count | [`mod@test`] |
-//! | `bench` | measures, side by side with a peer | [`bench`] |
+//! | `bench` | measures, side by side with a peer | [`mod@bench`] |
 //! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
 //!
 //! Whatever is made is kept in `~/.cache/minivm` under a key of all that went into it, and made again only when the key

@@ -74,7 +74,7 @@ pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
     config.check()?;
     let unusable = match args.accel.accel {
         Accel::Kvm => None,
-        Accel::Lab => Some("--accel lab".to_string()),
+        Accel::Lab => Some("asked for by --accel lab".to_string()),
         Accel::Auto => match minivm_vmm::probe() {
             Ok(()) => None,
             Err(

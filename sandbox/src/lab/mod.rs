@@ -4,10 +4,10 @@
 //! so there is a `/dev/kvm` that does exactly what it does on hardware, only slowly. A lab is started for one command and
 //! gone with it:
 //!
-//! 1. [`initramfs`] packs this very program, the order and the given files into memory;
-//! 2. [`qemu`] starts the machine, which boots into this program as process 1;
-//! 3. [`init`] makes the root file system there, and runs the command;
-//! 4. [`channel`] here and [`relay`] there carry stdin, stdout, stderr and the exit code, in [`frame`]s;
+//! 1. `initramfs` packs this very program, the order and the given files into memory;
+//! 2. `qemu` starts the machine, which boots into this program as process 1;
+//! 3. `init` makes the root file system there, and runs the command;
+//! 4. `channel` here and `relay` there carry stdin, stdout, stderr and the exit code, in `frame`s;
 //! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
 
 mod channel;
