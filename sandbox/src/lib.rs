@@ -1,3 +1,4 @@
 //! Runs code in small virtual machines.
 
+pub mod cache;
 pub mod lab;

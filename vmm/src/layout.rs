@@ -8,10 +8,10 @@
 //!       0x8000 │ boot stack, downwards 0x8ff0 │
 //!       0x9000 │ page tables: PML4, PDPT, PD  │
 //!      0x20000 │ kernel command line          │
-//!      0x21000 │ setup_data: the random seed  │
 //!      0x9fc00 ├──────────────────────────────┤ end of conventional memory
 //!              │ (where a PC has its screen)  │
 //!      0xe0000 │ ACPI tables                  │
+//!      0xf0000 │ setup_data: the random seed  │
 //!      0xffff0 │ where real mode resets to    │
 //!     0x100000 ├──────────────────────────────┤ 1 MiB: RAM again
 //!              │ kernel, where it asks to be  │
@@ -26,7 +26,7 @@
 //! ```
 //!
 //! The low addresses are the conventional ones of x86 boot loaders. Nothing of ours has to survive the first moments
-//! of the kernel, except what the e820 map reserves: the ACPI tables, and setup_data, which the kernel reserves itself.
+//! of the kernel, except what the e820 map reserves from 0xe0000 on.
 
 use vm_memory::GuestAddress;
 
@@ -48,8 +48,9 @@ pub const PD: GuestAddress = GuestAddress(0xb000);
 pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// The longest command line in bytes, without the closing NUL: x86's `COMMAND_LINE_SIZE` is 2048.
 pub const CMDLINE_MAX: usize = 2047;
-/// The `setup_data` node with the random seed.
-pub const SETUP_DATA: GuestAddress = GuestAddress(0x2_1000);
+/// The `setup_data` node with the random seed. It lies where the e820 map has no RAM: elsewhere the kernel would cut the
+/// map in pieces around it, and look through a longer map all the while it boots.
+pub const SETUP_DATA: GuestAddress = GuestAddress(0xf_0000);
 /// End of conventional memory, as a PC's firmware reports it.
 pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
 /// The ACPI tables' first byte; the RSDP stands here, where old kernels search for it.
@@ -111,9 +112,9 @@ mod tests {
             (PDPT.0, 0x1000),
             (PD.0, 0x1000),
             (CMDLINE.0, CMDLINE_MAX as u64 + 1),
-            (SETUP_DATA.0, 0x1000),
             (LOW_RAM_END.0, 0),
-            (ACPI.0, RESET_VECTOR.0 - ACPI.0),
+            (ACPI.0, SETUP_DATA.0 - ACPI.0),
+            (SETUP_DATA.0, 0x1000),
             (RESET_VECTOR.0, ACPI_END.0 - RESET_VECTOR.0),
             (HIGH_RAM.0, HOLE.0 - HIGH_RAM.0),
             (IOAPIC.0, 0x1000),

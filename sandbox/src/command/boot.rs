@@ -9,10 +9,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use minivm::lab::{self, LabRequest, Root};
-use minivm_vmm::{Builder, Config, Error, Input, Kernel};
+use minivm_vmm::{Builder, Config, Input, Kernel};
 
+use super::accel::AccelArg;
 use super::terminal::{Keys, RawMode};
-use super::{Accel, AccelArg, units};
+use super::units;
 
 /// The guest crashed.
 const EXIT_CRASHED: u8 = 1;
@@ -72,21 +73,7 @@ pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
         cpus: args.cpus,
     };
     config.check()?;
-    let unusable = match args.accel.accel {
-        Accel::Kvm => None,
-        Accel::Lab => Some("asked for by --accel lab".to_string()),
-        Accel::Auto => match minivm_vmm::probe() {
-            Ok(()) => None,
-            Err(
-                error @ (Error::KvmMissing
-                | Error::KvmPermission
-                | Error::KvmLacks(_)
-                | Error::KvmUnusable(_)),
-            ) => Some(error.to_string()),
-            Err(error) => return Err(error.into()),
-        },
-    };
-    match unusable {
+    match args.accel.why_lab()? {
         None => run_here(config),
         Some(why) => {
             // What is wrong with the files is better said at once, with their names here.

@@ -1,5 +1,6 @@
 //! The command line: what `minivm` understands, and which module does it.
 
+mod accel;
 mod boot;
 mod doctor;
 mod lab;
@@ -8,7 +9,7 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -43,24 +44,6 @@ enum Command {
     /// The lab's process 1
     #[command(name = minivm::lab::INIT_COMMAND, hide = true)]
     LabInit,
-}
-
-/// Where the virtual machine gets its virtualization from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Accel {
-    /// KVM if it can run a kernel, else the lab
-    Auto,
-    /// This host's KVM
-    Kvm,
-    /// The lab: an emulated machine with real KVM
-    Lab,
-}
-
-#[derive(Args)]
-struct AccelArg {
-    /// Where virtualization comes from
-    #[arg(long, value_enum, default_value_t = Accel::Auto, value_name = "ACCEL")]
-    accel: Accel,
 }
 
 impl Cli {

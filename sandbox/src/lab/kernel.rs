@@ -4,28 +4,20 @@ use std::env;
 use std::path::PathBuf;
 
 use super::Error;
+use crate::cache;
 
 /// The kernel that `cargo xtask setup` has made. An uncompressed one is taken first: under emulation, unpacking takes
 /// longer than the rest of the boot.
 pub fn find() -> Result<PathBuf, Error> {
     let folder = match env::var_os("MINIVM_LAB_KERNEL") {
         Some(folder) => PathBuf::from(folder),
-        None => cache()?.join("minivm/kernel/lab/current"),
+        None => cache::folder()
+            .ok_or(Error::NoCache)?
+            .join("kernel/lab/current"),
     };
     let kernels = ["vmlinux", "bzImage"].map(|name| folder.join(name));
     kernels
         .into_iter()
         .find(|kernel| kernel.is_file())
         .ok_or(Error::KernelMissing { folder })
-}
-
-fn cache() -> Result<PathBuf, Error> {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    set("XDG_CACHE_HOME")
-        .or_else(|| Some(set("HOME")?.join(".cache")))
-        .ok_or(Error::NoCache)
 }
