@@ -32,8 +32,9 @@ pub struct Control {
 }
 
 impl Control {
-    /// Stops every vCPU between two instructions and waits until all have stopped. Does nothing if the machine is
-    /// paused already or has ended. It must not be called from within the machine's own output writer.
+    /// Stops every vCPU between two instructions and waits until all have stopped, which takes as long as a vCPU waits
+    /// for its output to be taken. Does nothing if the machine is paused already or has ended. It must not be called
+    /// from within the machine's own output writer.
     pub fn pause(&self) {
         self.gate.pause();
     }
@@ -61,6 +62,8 @@ impl Control {
 enum Phase {
     Paused,
     Running,
+    /// Paused for a moment, to find out whether all vCPUs are halted for ever.
+    Checking,
     Ended,
 }
 
@@ -88,7 +91,7 @@ struct Slot {
     kick: Option<Kick>,
     /// It waits at the gate.
     parked: bool,
-    /// It was seen halted for ever.
+    /// It was halted for ever when somebody last looked, which may be outdated unless it is parked.
     halted: bool,
 }
 
@@ -124,14 +127,18 @@ impl Gate {
     }
 
     /// Waits while the machine is paused. Tells whether vCPU `id` may enter the guest; if not, the machine has ended.
-    pub(crate) fn enter(&self, id: u8) -> bool {
+    /// `halted` finds out whether the vCPU is halted for ever.
+    pub(crate) fn enter(&self, id: u8, halted: impl FnOnce() -> bool) -> bool {
         if self.phase() == Phase::Running {
             return true;
         }
+        let halted = halted();
         let mut inner = self.lock();
+        inner.slots[usize::from(id)].halted = halted;
         inner.slots[usize::from(id)].parked = true;
+        self.decide(&mut inner);
         self.changed.notify_all();
-        while self.phase() == Phase::Paused {
+        while matches!(self.phase(), Phase::Paused | Phase::Checking) {
             inner = self
                 .changed
                 .wait(inner)
@@ -141,18 +148,29 @@ impl Gate {
         self.phase() == Phase::Running
     }
 
+    /// Ends a check as soon as all vCPUs are parked: only then can none of them wake another.
+    fn decide(&self, inner: &mut Inner) {
+        if self.phase() != Phase::Checking || !inner.all_parked() {
+            return;
+        }
+        if inner.slots.iter().all(|slot| slot.halted) {
+            self.end_locked(inner, Ok(Outcome::Stuck));
+        } else {
+            self.set_phase(Phase::Running);
+        }
+    }
+
     fn pause(&self) {
         let mut inner = self.lock();
-        if self.phase() == Phase::Running {
-            self.set_phase(Phase::Paused);
-            inner.kick_all();
+        match self.phase() {
+            Phase::Running => {
+                self.set_phase(Phase::Paused);
+                inner.kick_all();
+            }
+            Phase::Checking => self.set_phase(Phase::Paused),
+            Phase::Paused | Phase::Ended => {}
         }
-        while self.phase() == Phase::Paused
-            && inner
-                .slots
-                .iter()
-                .any(|slot| slot.kick.is_some() && !slot.parked)
-        {
+        while self.phase() == Phase::Paused && !inner.all_parked() {
             inner = self
                 .changed
                 .wait(inner)
@@ -170,7 +188,10 @@ impl Gate {
 
     /// Ends the machine. The first reason counts.
     pub(crate) fn end(&self, outcome: Result<Outcome>) {
-        let mut inner = self.lock();
+        self.end_locked(&mut self.lock(), outcome);
+    }
+
+    fn end_locked(&self, inner: &mut Inner, outcome: Result<Outcome>) {
         if self.phase() == Phase::Ended {
             return;
         }
@@ -181,15 +202,14 @@ impl Gate {
         self.ended.write(1).expect("an event descriptor takes a 1");
     }
 
-    /// Sets aside whether vCPU `id` is halted for ever; ends the machine if now all are.
+    /// Sets aside whether vCPU `id` is halted for ever. If all seem to be, they are stopped for a closer look: one that
+    /// was halted a moment ago may have been woken by another since.
     pub(crate) fn note_halted(&self, id: u8, halted: bool) {
-        let all = {
-            let mut inner = self.lock();
-            inner.slots[usize::from(id)].halted = halted;
-            inner.slots.iter().all(|slot| slot.halted)
-        };
-        if all {
-            self.end(Ok(Outcome::Halted));
+        let mut inner = self.lock();
+        inner.slots[usize::from(id)].halted = halted;
+        if self.phase() == Phase::Running && inner.slots.iter().all(|slot| slot.halted) {
+            self.set_phase(Phase::Checking);
+            inner.kick_all();
         }
     }
 
@@ -233,6 +253,7 @@ impl Gate {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Paused,
             1 => Phase::Running,
+            2 => Phase::Checking,
             _ => Phase::Ended,
         }
     }
@@ -248,6 +269,13 @@ impl Gate {
 }
 
 impl Inner {
+    /// Whether every vCPU that has a thread waits at the gate.
+    fn all_parked(&self) -> bool {
+        self.slots
+            .iter()
+            .all(|slot| slot.kick.is_none() || slot.parked)
+    }
+
     fn kick_all(&self) {
         self.slots
             .iter()

@@ -70,7 +70,7 @@ pub enum Error {
 
     /// The initramfs has no room in guest memory.
     #[error(
-        "the initramfs {} of {size} bytes does not fit: {room} bytes of guest memory are left for it; give more with --memory", path.display()
+        "the initramfs {} of {size} bytes does not fit: {room} bytes of guest memory are left for it; more --memory helps up to 3G", path.display()
     )]
     InitramfsTooLarge {
         /// Its path, as it was given.

@@ -6,7 +6,7 @@ use std::path::Path;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::error::{Error, Result};
-use crate::kernel;
+use crate::kernel::{self, Loaded};
 use crate::memory::GuestRam;
 
 /// Where the initramfs was put.
@@ -18,14 +18,14 @@ pub(crate) struct Placed {
     pub(crate) size: u64,
 }
 
-/// Loads the initramfs at the top of low RAM, above `kernel_end`.
-pub(crate) fn load(path: &Path, kernel_end: GuestAddress, ram: &GuestRam) -> Result<Placed> {
+/// Loads the initramfs at the top of low RAM, above the kernel, where the kernel can reach it.
+pub(crate) fn load(path: &Path, kernel: &Loaded, ram: &GuestRam) -> Result<Placed> {
     let (mut file, size) = kernel::open("initramfs", path)?;
-    let top = kernel::low_ram_end(ram);
-    let placed = place(size, kernel_end.0, top).ok_or_else(|| Error::InitramfsTooLarge {
+    let top = kernel::low_ram_end(ram).min(kernel.initramfs_end());
+    let placed = place(size, kernel.end.0, top).ok_or_else(|| Error::InitramfsTooLarge {
         path: path.into(),
         size,
-        room: top.saturating_sub(kernel_end.0),
+        room: top.saturating_sub(kernel.end.0),
     })?;
     let len = usize::try_from(placed.size).expect("it fits into RAM");
     ram.map()

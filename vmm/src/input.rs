@@ -10,6 +10,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::bus::lock;
 use crate::devices::uart::Uart;
 
 /// Where a serial port's input comes from. Its end is not the guest's end.
@@ -52,7 +53,7 @@ impl Input {
 
     /// Connects it to `uart`.
     pub(crate) fn pump(self, uart: Arc<Mutex<Uart>>) -> Pump {
-        let room = uart.lock().expect("devices don't panic").room();
+        let room = lock(&uart).room();
         Pump {
             source: Some(self.source),
             watched: false,
@@ -75,7 +76,7 @@ pub(crate) struct Pump {
 impl Pump {
     /// Reads as much as the UART takes, once.
     fn fill(&mut self) -> io::Result<Filled> {
-        let mut uart = self.uart.lock().expect("devices don't panic");
+        let mut uart = lock(&self.uart);
         let mut buffer = [0; 64];
         let capacity = uart.capacity().min(buffer.len());
         let Some(source) = self.source.as_mut().filter(|_| capacity > 0) else {

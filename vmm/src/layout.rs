@@ -44,6 +44,8 @@ pub const PML4: GuestAddress = GuestAddress(0x9000);
 pub const PDPT: GuestAddress = GuestAddress(0xa000);
 /// The page directory: 512 entries of 2 MiB map the first GiB to itself.
 pub const PD: GuestAddress = GuestAddress(0xb000);
+/// The first address that the page tables don't map to itself. A kernel has to end below it.
+pub const MAPPED_END: GuestAddress = GuestAddress(0x4000_0000);
 /// The kernel's command line.
 pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// The longest command line in bytes, without the closing NUL: x86's `COMMAND_LINE_SIZE` is 2048.

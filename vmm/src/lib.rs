@@ -17,7 +17,7 @@
 //!
 //! # Example
 //!
-//! A guest of seven bytes: it writes `!` to the console and pulses the reset line.
+//! A guest of eleven bytes: it writes `!` to the console and pulses the reset line.
 //!
 //! ```no_run
 //! use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};

@@ -74,12 +74,20 @@ impl Machine {
         }
         gate.wait_until_left();
         for thread in threads {
-            thread.join().expect("a vCPU's thread doesn't panic");
+            // One that panicked has said so at the gate.
+            let _ = thread.join();
         }
+        let outcome = gate
+            .take_outcome()
+            .expect("the machine has ended, and the outcome is taken once");
+        // The gate can't know what the guest had done with its interrupts.
+        let outcome = outcome.map(|outcome| match outcome {
+            Outcome::Stuck => Outcome::of_halt(around.routing()),
+            other => other,
+        });
         drop(around);
         drop(ram);
-        gate.take_outcome()
-            .expect("the machine has ended, and the outcome is taken once")
+        outcome
     }
 }
 

@@ -29,8 +29,11 @@ pub enum Outcome {
     Panic(Reset),
     /// The guest faulted three times in a row before it had set up any interrupt: it crashed while it was starting.
     TripleFault,
-    /// Every vCPU halted with its interrupts off, which nothing can end: `halt`, or bare code's `cli; hlt`.
+    /// The guest shut down in good order and then halted every vCPU: `halt`.
     Halted,
+    /// Every vCPU halted with its interrupts off, which nothing can end, and the guest had not shut down before: bare
+    /// code's `cli; hlt`, or a kernel that gave up before it could say so.
+    Stuck,
     /// [`Control::stop`](crate::Control::stop) ended it.
     Stopped,
 }
@@ -42,6 +45,14 @@ impl Outcome {
             (reset, Routing::Active) => Outcome::Panic(reset),
             (Reset::TripleFault, Routing::Never) => Outcome::TripleFault,
             (reset, _) => Outcome::Reboot(reset),
+        }
+    }
+
+    /// What it means that every vCPU is halted for ever.
+    pub(crate) fn of_halt(routing: Routing) -> Self {
+        match routing {
+            Routing::Quiesced => Outcome::Halted,
+            Routing::Never | Routing::Active => Outcome::Stuck,
         }
     }
 
@@ -66,6 +77,7 @@ impl fmt::Display for Outcome {
             }
             Outcome::TripleFault => "the guest crashed while it was starting (triple fault)",
             Outcome::Halted => "the guest halted",
+            Outcome::Stuck => "the guest halted with its interrupts off, without having shut down",
             Outcome::Stopped => "the machine was stopped",
         })
     }

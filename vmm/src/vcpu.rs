@@ -10,8 +10,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
 use crate::control::Gate;
-use crate::devices::bus::{Bus, Request};
-use crate::devices::ioapic::IoApic;
+use crate::devices::bus::{Bus, Request, lock};
+use crate::devices::ioapic::{IoApic, Routing};
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Reset};
 
@@ -40,9 +40,12 @@ impl Vcpu {
         around
             .gate
             .join(self.id, &raw mut self.fd.get_kvm_run().immediate_exit);
-        let ended = self.serve(around);
-        around.gate.leave(self.id);
-        match ended {
+        // A local, so that it is dropped before the vCPU's descriptor, whose memory the gate writes to until then.
+        let _joined = Joined {
+            gate: &around.gate,
+            id: self.id,
+        };
+        match self.serve(around) {
             Ok(Some(outcome)) => around.gate.end(Ok(outcome)),
             Ok(None) => {}
             Err(error) => around.gate.end(Err(error)),
@@ -51,7 +54,7 @@ impl Vcpu {
 
     /// Serves exits until one of them ends the machine, or somebody else has.
     fn serve(&mut self, around: &Surroundings) -> Result<Option<Outcome>> {
-        while around.gate.enter(self.id) {
+        while around.gate.enter(self.id, || self.is_halted_for_ever()) {
             if let Some(outcome) = self.step(around)? {
                 return Ok(Some(outcome));
             }
@@ -79,7 +82,7 @@ impl Vcpu {
             // A third exception while the second was being delivered: a PC resets, and so the machine ends.
             Ok(VcpuExit::Shutdown) => return Ok(Some(around.reset(Reset::TripleFault))),
             // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
-            Ok(VcpuExit::Hlt) => return Ok(Some(Outcome::Halted)),
+            Ok(VcpuExit::Hlt) => return Ok(Some(Outcome::Stuck)),
             Ok(VcpuExit::Intr) => None,
             Ok(other) => {
                 let reason = describe(&other);
@@ -102,7 +105,7 @@ impl Vcpu {
         match errno.errno() {
             libc::EINTR => {
                 self.fd.set_kvm_immediate_exit(0);
-                around.gate.note_halted(self.id, self.is_halted_for_ever()?);
+                around.gate.note_halted(self.id, self.is_halted_for_ever());
                 Ok(None)
             }
             libc::EAGAIN => Ok(None),
@@ -111,20 +114,20 @@ impl Vcpu {
     }
 
     /// Whether only another vCPU could wake this one: it waits with its interrupts off, or was never started.
-    fn is_halted_for_ever(&self) -> Result<bool> {
+    fn is_halted_for_ever(&self) -> bool {
         // With the local APIC in KVM, a halted vCPU sleeps inside KVM_RUN; the multiprocessing state tells that it
-        // does, or that it still waits for another vCPU's INIT and SIPI. (KVM API 4.38, KVM_GET_MP_STATE.)
-        let state = self
-            .fd
-            .get_mp_state()
-            .map_err(Error::kvm("KVM_GET_MP_STATE"))?;
-        match state.mp_state {
-            KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Ok(true),
-            KVM_MP_STATE_HALTED => {
-                let regs = self.fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
-                Ok(regs.rflags & RFLAGS_IF == 0)
+        // does, or that it still waits for another vCPU's INIT and SIPI. What can't be told is taken for running.
+        // (KVM API 4.38, KVM_GET_MP_STATE.)
+        match self.fd.get_mp_state().map(|state| state.mp_state) {
+            Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
+            Ok(KVM_MP_STATE_HALTED) => {
+                let regs = self.fd.get_regs();
+                // A non-maskable interrupt may be on its way. (KVM API 4.31, KVM_GET_VCPU_EVENTS.)
+                let events = self.fd.get_vcpu_events();
+                regs.is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0)
+                    && events.is_ok_and(|events| events.nmi.pending == 0)
             }
-            _ => Ok(false),
+            _ => false,
         }
     }
 
@@ -138,12 +141,30 @@ impl Vcpu {
     }
 }
 
+/// A vCPU's place at the gate. It is given up even if the guest's output is written by code that panics.
+struct Joined<'a> {
+    gate: &'a Gate,
+    id: u8,
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let source = std::io::Error::other("the writer panicked");
+            self.gate.end(Err(Error::Output(source)));
+        }
+        self.gate.leave(self.id);
+    }
+}
+
 impl Surroundings {
     fn reset(&self, reset: Reset) -> Outcome {
-        Outcome::of_reset(
-            reset,
-            self.ioapic.lock().expect("devices don't panic").routing(),
-        )
+        Outcome::of_reset(reset, self.routing())
+    }
+
+    /// What the guest has done with its interrupts.
+    pub(crate) fn routing(&self) -> Routing {
+        lock(&self.ioapic).routing()
     }
 }
 
@@ -151,10 +172,13 @@ impl Surroundings {
 fn describe(exit: &VcpuExit) -> String {
     match exit {
         VcpuExit::InternalError => {
-            "KVM_EXIT_INTERNAL_ERROR: KVM cannot emulate the guest's instruction; run `minivm doctor`".into()
+            "KVM_EXIT_INTERNAL_ERROR: the guest ran what is not RAM, or what KVM cannot emulate"
+                .into()
         }
         VcpuExit::FailEntry(reason, _) => {
-            format!("KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest, reason {reason:#x}")
+            format!(
+                "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest, reason {reason:#x}"
+            )
         }
         other => format!("unexpected exit {other:?}"),
     }

@@ -152,7 +152,98 @@ fn memory_that_is_not_there_reads_as_ones() {
 #[test]
 fn halting_with_interrupts_off_is_noticed() {
     let (outcome, _) = run(&[&[0xfa, 0xf4], &LOOP]); // cli; hlt
-    assert_eq!(outcome, Outcome::Halted);
+    assert_eq!(outcome, Outcome::Stuck);
+}
+
+#[test]
+fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
+    // The second vCPU's code, in real mode, at 0x30000: counts down for a while, says 'A', resets.
+    let second = [
+        0x66, 0xb9, 0x00, 0x00, 0x10, 0x00, // mov ecx, 0x100000
+        0x66, 0x49, 0x75, 0xfc, // again: dec ecx; jnz again
+        0xb0, b'A', 0xba, 0xf8, 0x03, 0xee, // mov al, 'A'; mov dx, 0x3f8; out dx, al
+        0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
+    ];
+    let place: Vec<u8> = (0x3_0000u64..)
+        .step_by(4)
+        .zip(second.chunks(4))
+        .flat_map(|(at, word)| {
+            let mut bytes = [0; 8];
+            bytes[..word.len()].copy_from_slice(word);
+            store(at, u64::from_le_bytes(bytes))
+        })
+        .collect();
+    // Long enough for the first look at who is halted to find the second vCPU not started yet.
+    let spin = [0xb9, 0x00, 0x00, 0x04, 0x00, 0xff, 0xc9, 0x75, 0xfc]; // mov ecx, 0x40000; dec ecx; jnz
+    // mov esi, the local APIC; mov dword [rsi + register], value: to APIC 1, INIT and then SIPI
+    let send = |command: u8, vector: u8| {
+        let mut code = vec![0xbe, 0x00, 0x00, 0xe0, 0xfe];
+        code.extend([0xc7, 0x86, 0x10, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01]);
+        code.extend([
+            0xc7, 0x86, 0x00, 0x03, 0x00, 0x00, vector, command, 0x00, 0x00,
+        ]);
+        code
+    };
+    let wake = [send(0x45, 0), send(0x46, 0x30)].concat();
+    let code = [
+        &map(layout::LOCAL_APIC.0)[..],
+        &place,
+        &spin,
+        &wake,
+        &[0xfa, 0xf4],
+    ]
+    .concat();
+    let (tap, output) = channel();
+    let config = Config {
+        cpus: 2,
+        ..config(&[&code])
+    };
+    let outcome = Builder::new(config)
+        .console_output(Tap(tap))
+        .build()
+        .unwrap()
+        .run();
+    assert_eq!(outcome.unwrap(), Outcome::Reboot(Reset::Line));
+    assert_eq!(output.iter().collect::<Vec<_>>(), b"A");
+}
+
+#[test]
+fn an_interrupt_that_nobody_takes_is_lost_and_nothing_else() {
+    // The IOAPIC's entry of COM1 (registers 0x18 and 0x19): lowest priority, logical, to 0xff, which no local APIC is.
+    let register = |number: u8, value: u32| {
+        let mut code = vec![0xbe, 0x00, 0x00, 0xc0, 0xfe]; // mov esi, IOAPIC
+        code.extend([0xc7, 0x06, number, 0x00, 0x00, 0x00]); // mov dword [rsi], number
+        code.extend([0xc7, 0x46, 0x10]); // mov dword [rsi + 0x10], value
+        code.extend(value.to_le_bytes());
+        code
+    };
+    let route = [register(0x19, 0xff00_0000), register(0x18, 0x0931)].concat();
+    let enable = [&mov_dx(layout::COM1_PORT + 1)[..], &out(2)].concat(); // interrupt when the transmitter is empty
+    let say = [&mov_dx(layout::COM1_PORT)[..], &out(b'k')].concat();
+    let (outcome, output) = run(&[&map(layout::IOAPIC.0), &route, &enable, &say, &RESET]);
+    // Its interrupt is routed, so this reset looks like a panic's.
+    assert_eq!(outcome, Outcome::Panic(Reset::Line));
+    assert_eq!(output, b"k");
+}
+
+#[test]
+fn a_writer_that_panics_ends_the_machine_with_an_error() {
+    struct Panics;
+    impl Write for Panics {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            panic!("on purpose")
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
+    let ended = Builder::new(Config { cpus: 2, ..code })
+        .console_output(Panics)
+        .build()
+        .unwrap()
+        .run();
+    assert!(matches!(ended, Err(Error::Output(_))), "{ended:?}");
 }
 
 #[test]

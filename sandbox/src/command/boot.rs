@@ -2,17 +2,18 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use clap::Args;
 use minivm::lab::{self, LabRequest, Root};
-use minivm_vmm::{Builder, Config, Input, Kernel};
+use minivm_vmm::{Builder, CPUS_MAX, Config, Control, Error, Input, Kernel, Outcome};
 
 use super::accel::AccelArg;
-use super::terminal::{Keys, RawMode};
+use super::terminal::{self, RawMode};
 use super::units;
 
 /// The guest crashed.
@@ -58,12 +59,15 @@ fn memory(text: &str) -> Result<u64, String> {
 }
 
 /// A number of vCPUs, also as Cloud Hypervisor's users write it.
-fn cpus(text: &str) -> Result<u8, std::num::ParseIntError> {
-    text.strip_prefix("boot=").unwrap_or(text).parse()
+fn cpus(text: &str) -> Result<u8, String> {
+    let number = text.strip_prefix("boot=").unwrap_or(text);
+    number
+        .parse()
+        .map_err(|_| format!("expected a number from 1 to {CPUS_MAX}"))
 }
 
 /// Boots as `args` say, here or in the lab.
-pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let kernel = args.kernel.context("no kernel given: --kernel FILE")?;
     let config = Config {
         kernel: Kernel::File(kernel),
@@ -79,7 +83,7 @@ pub(super) fn run(args: BootArgs) -> anyhow::Result<ExitCode> {
             // What is wrong with the files is better said at once, with their names here.
             Builder::new(config.clone()).check()?;
             eprintln!("minivm: running in the lab, an emulated machine with real KVM: {why}");
-            run_in_lab(config)
+            run_in_lab(config, verbose)
         }
     }
 }
@@ -92,32 +96,39 @@ fn run_here(config: Config) -> anyhow::Result<ExitCode> {
             .try_clone_to_owned()
             .context("cannot use stdout")?,
     );
-    let mut builder = Builder::new(config).console_output(stdout);
-    // From here on only: whatever fails before is printed to a terminal in order.
-    let control = std::sync::Arc::new(std::sync::OnceLock::<minivm_vmm::Control>::new());
-    let is_terminal = rustix::termios::isatty(io::stdin());
-    builder = builder.console_input(if is_terminal {
+    let control = Arc::new(OnceLock::<Control>::new());
+    let stdin = if rustix::termios::isatty(io::stdin()) {
         let control = control.clone();
-        Input::from_reader(Keys::new(move || {
+        let end = move || {
             if let Some(control) = control.get() {
                 control.stop();
             }
-        }))
-        .context("cannot read the terminal")?
+        };
+        terminal::keys(end).context("cannot read the terminal")?
     } else {
-        let stdin: OwnedFd = io::stdin()
+        io::stdin()
             .as_fd()
             .try_clone_to_owned()
-            .context("cannot use stdin")?;
-        Input::from(stdin)
-    });
-    let machine = builder.build()?;
+            .context("cannot use stdin")?
+    };
+    let machine = Builder::new(config)
+        .console_output(stdout)
+        .console_input(Input::from(stdin))
+        .build()?;
     let _ = control.set(machine.control());
+    // Only now: whatever failed before was printed to a terminal in order.
     let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
     let outcome = machine.run();
     drop(raw);
-    let outcome = outcome?;
-    if outcome.is_orderly() || outcome == minivm_vmm::Outcome::Stopped {
+    let outcome = match outcome {
+        // The guest's doing, and not minivm's failure.
+        Err(error @ Error::Exit { .. }) => {
+            eprintln!("minivm: {error}");
+            return Ok(ExitCode::from(EXIT_CRASHED));
+        }
+        other => other?,
+    };
+    if outcome.is_orderly() || outcome == Outcome::Stopped {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("minivm: {outcome}");
@@ -125,7 +136,7 @@ fn run_here(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs this program with the same arguments in the lab, which gets the two files and nothing else.
-fn run_in_lab(config: Config) -> anyhow::Result<ExitCode> {
+fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
     let Kernel::File(kernel) = config.kernel else {
         unreachable!("the command line names a file")
     };
@@ -138,7 +149,9 @@ fn run_in_lab(config: Config) -> anyhow::Result<ExitCode> {
         command.extend(["--initramfs", LAB_INITRAMFS].map(Into::into));
         files.push((initramfs, LAB_INITRAMFS.into()));
     }
-    command.extend(["--cmdline".into(), config.cmdline.into()]);
+    // In one word, for it may begin with a dash.
+    command.push(format!("--cmdline={}", config.cmdline).into());
+    command.extend((0..verbose).map(|_| "-v".into()));
     command.extend(["--memory".into(), config.memory.to_string().into()]);
     command.extend(["--cpus".into(), config.cpus.to_string().into()]);
 
@@ -149,7 +162,12 @@ fn run_in_lab(config: Config) -> anyhow::Result<ExitCode> {
         u32::try_from(needed.div_ceil(1 << 20)).context("too much memory for the lab")?;
     let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
     if raw.is_some() {
-        request.stdin = lab::Input::From(keys_to_pipe().context("cannot read the terminal")?);
+        // Ends this process, and with it the lab.
+        let keys = terminal::keys(|| {
+            terminal::restore();
+            std::process::exit(0)
+        });
+        request.stdin = lab::Input::From(keys.context("cannot read the terminal")?);
     }
     let finished = request.run();
     drop(raw);
@@ -167,20 +185,4 @@ fn sizes(files: &[(PathBuf, PathBuf)]) -> anyhow::Result<u64> {
             .len();
     }
     Ok(total)
-}
-
-/// A pipe with what is typed. Ctrl-A x ends this process, and with it the lab.
-fn keys_to_pipe() -> io::Result<OwnedFd> {
-    let (ours, mut theirs) = io::pipe()?;
-    let end = || {
-        super::terminal::restore();
-        std::process::exit(0)
-    };
-    std::thread::Builder::new()
-        .name("keys".into())
-        .spawn(move || {
-            // When the lab doesn't read any more, it is about to end.
-            let _ = io::copy(&mut Keys::new(end), &mut theirs);
-        })?;
-    Ok(ours.into())
 }

@@ -16,8 +16,8 @@ pub(super) struct LabArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     cpus: u32,
     /// The lab's memory
-    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = units::bytes)]
-    memory: u64,
+    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = mebibytes)]
+    memory: u32,
     /// When to give up
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     timeout: Option<Duration>,
@@ -47,7 +47,7 @@ pub(super) fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
     };
     let mut request = LabRequest::new(root, args.command);
     request.cpus = args.cpus;
-    request.memory_mib = u32::try_from(args.memory >> 20)?;
+    request.memory_mib = args.memory;
     request.timeout = args.timeout;
     request.icount = args.icount;
     request.files = args.file;
@@ -68,6 +68,14 @@ pub(super) fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(
         u8::try_from(finished.code).unwrap_or(EXIT_ERROR),
     ))
+}
+
+/// A size in MiB. A lab with less than 128 can't start.
+fn mebibytes(text: &str) -> Result<u32, String> {
+    let mebibytes = u32::try_from(units::bytes(text)? >> 20).ok();
+    mebibytes
+        .filter(|size| (128..=1 << 20).contains(size))
+        .ok_or_else(|| "the lab takes from 128M to 1024G".into())
 }
 
 fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {

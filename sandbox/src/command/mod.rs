@@ -51,7 +51,7 @@ impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
         match self.command {
-            None => boot::run(self.boot),
+            None => boot::run(self.boot, self.verbose),
             Some(Command::Doctor(args)) => doctor::run(args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),

@@ -1,9 +1,10 @@
 //! The user's terminal as a machine's console: raw while the machine runs, and as it was on every way out.
 
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -72,15 +73,36 @@ fn restore_on_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Stdin without minivm's own keys: Ctrl-A x ends the machine, Ctrl-A Ctrl-A is a Ctrl-A for the guest.
-pub(super) struct Keys<F> {
+/// A pipe with what is typed, less minivm's own keys: Ctrl-A x calls `end`, Ctrl-A Ctrl-A is a Ctrl-A for the guest. What
+/// the guest doesn't take is kept while the pipe has room, and lost from then on, so that Ctrl-A x is always heard.
+pub(super) fn keys(end: impl FnMut() + Send + 'static) -> io::Result<OwnedFd> {
+    let (ours, theirs) = io::pipe()?;
+    rustix::io::ioctl_fionbio(&theirs, true)?;
+    let mut keys = Keys::new(end);
+    std::thread::Builder::new()
+        .name("keys".into())
+        .spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(len @ 1..) = rustix::io::read(io::stdin(), &mut buffer) {
+                let kept = keys.filter(&mut buffer[..len]);
+                match rustix::io::write(&theirs, &buffer[..kept]) {
+                    Ok(_) | Err(Errno::AGAIN) => {}
+                    // The machine has ended.
+                    Err(_) => break,
+                }
+            }
+        })?;
+    Ok(ours.into())
+}
+
+/// Finds minivm's own keys in what is typed.
+struct Keys<F> {
     escaped: bool,
     end: F,
 }
 
 impl<F: FnMut()> Keys<F> {
-    /// Calls `end` at Ctrl-A x.
-    pub(super) fn new(end: F) -> Self {
+    fn new(end: F) -> Self {
         Keys {
             escaped: false,
             end,
@@ -106,19 +128,6 @@ impl<F: FnMut()> Keys<F> {
             }
         }
         kept
-    }
-}
-
-impl<F: FnMut()> Read for Keys<F> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let len = rustix::io::read(io::stdin(), &mut *buffer)?;
-            let kept = self.filter(&mut buffer[..len]);
-            // None left is not the end, unless nothing came.
-            if kept > 0 || len == 0 {
-                return Ok(kept);
-            }
-        }
     }
 }
 

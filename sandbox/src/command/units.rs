@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-/// Bytes: a number, and K, M or G for powers of 1024.
+/// Bytes: a number, and K, M, G or T for powers of 1024.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let expected =
-        || format!("{text:?} is not a size: expected a number and K, M or G, such as 256M");
+        || format!("{text:?} is not a size: expected a number and K, M, G or T, such as 256M");
     let (number, unit) = split(text).ok_or_else(expected)?;
     let factor = match unit {
         "" => 1,
         "K" | "k" => 1 << 10,
         "M" | "m" => 1 << 20,
         "G" | "g" => 1 << 30,
+        "T" | "t" => 1 << 40,
         _ => return Err(expected()),
     };
     number
@@ -54,7 +55,6 @@ mod tests {
         for wrong in [
             "",
             "M",
-            "1T",
             "-1M",
             "1.5G",
             "1 M",

@@ -4,7 +4,7 @@
 //! devices that may not exist.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
 
@@ -28,6 +28,11 @@ pub(crate) trait Device: Send {
     ///
     /// Where the machine can't go on, such as when nobody takes the console's output any more.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<Option<Request>>;
+}
+
+/// Locks a device. One that a writer of the user's panicked in is as good as any other: the machine ends.
+pub(crate) fn lock<D: ?Sized>(device: &Mutex<D>) -> MutexGuard<'_, D> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Address ranges with devices behind them.
@@ -54,10 +59,7 @@ impl Bus {
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.find(address) {
-            Some((offset, device)) => device
-                .lock()
-                .expect("devices don't panic")
-                .read(offset, data),
+            Some((offset, device)) => lock(device).read(offset, data),
             None => log::trace!(
                 "read of {} bytes at {address:#x}, where nothing is",
                 data.len()
@@ -68,10 +70,7 @@ impl Bus {
     /// Passes on a write of `data` to `address`.
     pub(crate) fn write(&self, address: u64, data: &[u8]) -> Result<Option<Request>> {
         match self.find(address) {
-            Some((offset, device)) => device
-                .lock()
-                .expect("devices don't panic")
-                .write(offset, data),
+            Some((offset, device)) => lock(device).write(offset, data),
             None => {
                 log::trace!("write of {data:x?} to {address:#x}, where nothing is");
                 Ok(None)

@@ -14,6 +14,8 @@ use crate::error::Result;
 
 /// Number of pins. A PC has 24, and a kernel looks at each several times, with an exit each; two are in use.
 pub(crate) const PINS: u8 = 8;
+/// Its ID at reset: behind those of all local APICs.
+pub(crate) const ID: u8 = crate::config::CPUS_MAX;
 /// Bytes of address space that its registers take.
 pub(crate) const SIZE: u64 = 0x1000;
 
@@ -74,7 +76,7 @@ impl IoApic {
     pub(crate) fn new(sink: Sink) -> Self {
         IoApic {
             select: 0,
-            id: 0,
+            id: u32::from(ID) << 24,
             table: [RTE_MASKED; PINS as usize],
             pending: 0,
             ever_routed: false,
@@ -139,7 +141,7 @@ impl IoApic {
         if self.pending & 1 << pin != 0
             && let Err(error) = self.pulse(u8::try_from(pin).expect("few pins"))
         {
-            log::warn!("interrupt {pin} is lost: {error}");
+            log::debug!("interrupt {pin} is lost: {error}");
         }
     }
 }

@@ -10,12 +10,14 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use vm_superio::Trigger;
 use vm_superio::serial::{Error as SerialError, Serial, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::bus::{Device, Request};
+use super::bus::{Device, Request, lock};
 use super::ioapic::IoApic;
 use crate::control::Gate;
 use crate::error::{Error, Result};
@@ -29,6 +31,9 @@ const MCR: u8 = 4;
 const MCR_RTS: u8 = 1 << 1;
 const MCR_LOOP: u8 = 1 << 4;
 
+/// How long output that would block waits until it is tried again.
+const RETRY: Duration = Duration::from_millis(1);
+
 /// An interrupt line from a UART to a pin of the IOAPIC.
 pub(crate) struct IrqLine {
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
@@ -39,10 +44,7 @@ impl Trigger for IrqLine {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.ioapic
-            .lock()
-            .expect("devices don't panic")
-            .pulse(self.pin)
+        lock(&self.ioapic).pulse(self.pin)
     }
 }
 
@@ -56,11 +58,13 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.writer.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    if self.gate.has_ended() {
-                        return Err(io::Error::other("the machine has ended"));
-                    }
+                // As another error: whoever writes all of something goes on after an interruption.
+                Err(_) if self.gate.has_ended() => {
+                    return Err(io::Error::other("the machine has ended"));
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody else who has it open may have made it non-blocking.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY),
                 written => return written,
             }
         }
@@ -133,8 +137,8 @@ impl Uart {
 
 impl Device for Uart {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // Registers have one byte; a wider access sees ones behind it.
-        if let Some(byte) = data.first_mut() {
+        // Registers have one byte. More come from a string instruction (`rep insb`): so many accesses in one exit.
+        for byte in data {
             *byte = self.serial.read(register(offset));
         }
     }

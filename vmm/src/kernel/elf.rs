@@ -1,18 +1,18 @@
 //! An ELF `vmlinux`: segments to copy, an entry point to jump to.
 //!
-//! linux-loader does the copying. It trusts the program headers, so they are checked here first: the processor, that
-//! every segment is in the file and in RAM, that no two of them overlap (their memory size counts, which includes the
-//! zeros behind the file's bytes), and that the entry lies in one of them.
+//! Checked first: the processor, that every segment is in the file and in RAM, that no two of them overlap (their memory
+//! size counts, which includes the zeros behind the file's bytes), and that the entry lies in one of them. Then the
+//! segments that were checked are copied, and nothing else of the file is looked at: linux-loader's `Elf::load` would read
+//! the headers again, and follow notes of any size for an entry point that isn't used here.
 //! (System V ABI, "Object Files", "Program Header".)
 
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use linux_loader::loader::KernelLoader;
-use linux_loader::loader::elf::Elf;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::{Image, KernelError, Loaded, loaded};
+use super::{Image, KernelError, Loaded};
 use crate::memory::GuestRam;
 
 const EI_CLASS: usize = 4;
@@ -28,7 +28,14 @@ const PHDR_SIZE: usize = 56;
 pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
     let (entry, segments) = read_headers(file, image)?;
     let end = check(entry, &segments, image)?;
-    loaded(Elf::load(ram.map(), None, file, None))?;
+    for segment in &segments {
+        file.seek(SeekFrom::Start(segment.offset))
+            .map_err(KernelError::Read)?;
+        let len = usize::try_from(segment.file_size).expect("it fits into RAM");
+        ram.map()
+            .read_exact_volatile_from(GuestAddress(segment.address), file, len)
+            .map_err(|error| KernelError::Read(io::Error::other(error)))?;
+    }
     Ok(Loaded {
         entry: GuestAddress(entry),
         end: GuestAddress(end),

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use linux_loader::loader::KernelLoaderResult;
-use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, setup_header};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::config::Kernel;
@@ -48,7 +48,7 @@ pub enum KernelError {
     Damaged(&'static str),
     /// A segment's place is not in guest RAM.
     #[error(
-        "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM (1 MiB to {ram_end:#x}); more --memory may help"
+        "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM for kernels (1 MiB to {ram_end:#x}); more --memory helps up to 1G"
     )]
     OutsideRam {
         /// The segment's first guest-physical address.
@@ -90,6 +90,19 @@ pub(crate) struct Loaded {
     pub(crate) header: Option<setup_header>,
 }
 
+impl Loaded {
+    /// The first address behind where the kernel can have its initramfs. (`Documentation/arch/x86/boot.rst`,
+    /// `initrd_addr_max` and `XLF_CAN_BE_LOADED_ABOVE_4G`.)
+    pub(crate) fn initramfs_end(&self) -> u64 {
+        match self.header {
+            Some(header) if header.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G == 0 => {
+                u64::from(header.initrd_addr_max) + 1
+            }
+            _ => u64::MAX,
+        }
+    }
+}
+
 /// Loads `kernel` into `ram`.
 pub(crate) fn load(kernel: &Kernel, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
     match kernel {
@@ -127,7 +140,7 @@ fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> 
         read_up_to(&mut file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
     let image = Image {
         size,
-        ram_end: low_ram_end(ram),
+        ram_end: low_ram_end(ram).min(layout::MAPPED_END.0),
     };
     let loaded = if magic[..magic_len] == *b"\x7fELF" {
         elf::load(&mut file, image, ram)

@@ -17,6 +17,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
+use crate::devices::ioapic;
 use crate::devices::power::{RESET_PULSE, SLEEP_TYPE_S5};
 use crate::layout;
 
@@ -28,8 +29,6 @@ const SDT_HEADER: u32 = 36;
 /// FADT, IAPC_BOOT_ARCH: VGA not present, CMOS clock not present (5.2.9.3 "IA-PC Boot Architecture Flags").
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
-/// The IOAPIC's ID: behind those of all local APICs.
-const IOAPIC_ID: u8 = crate::config::CPUS_MAX;
 
 /// All tables of a machine with `cpus` vCPUs, as they stand in memory from [`layout::ACPI`] on, the RSDP first.
 pub(crate) fn tables(cpus: u8) -> Vec<u8> {
@@ -100,7 +99,7 @@ fn madt(cpus: u8) -> MADT {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
     let address = u32::try_from(layout::IOAPIC.0).expect("below 4 GiB");
-    madt.add_structure(IoApic::new(IOAPIC_ID, address, 0));
+    madt.add_structure(IoApic::new(ioapic::ID, address, 0));
     madt
 }
 
