@@ -72,7 +72,7 @@ impl Config {
         }
         if self.memory > MEMORY_MAX {
             return refuse(format!(
-                "{} bytes of guest memory are too many: the most is 1024G",
+                "{} bytes of guest memory are too many: the most is 1T",
                 self.memory
             ));
         }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn values_out_of_bounds_are_named() {
         assert!(refusal(|c| c.memory = 31 << 20).contains("the least is 32M"));
-        assert!(refusal(|c| c.memory = u64::MAX).contains("the most is 1024G"));
+        assert!(refusal(|c| c.memory = u64::MAX).contains("the most is 1T"));
         assert!(refusal(|c| c.memory += 1).contains("multiple of 4096"));
         assert!(refusal(|c| c.cpus = 0).contains("0 vCPUs"));
         assert!(refusal(|c| c.cpus = 9).contains("from 1 to 8"));
