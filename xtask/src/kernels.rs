@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::cargo::root;
-use crate::process::{cannot_start, output, shown};
+use crate::process::{cannot_start, output, short, shown};
 use crate::report::Report;
 
 /// The kernels that we build ourselves.
@@ -48,7 +48,10 @@ pub(crate) fn ensure(report: &mut Report, kernel: Kernel) -> Result<PathBuf> {
     }
     report.stage(&step, || {
         let folder = build(kernel)?;
-        Ok((folder.clone(), format!("built in {}", folder.display())))
+        Ok((
+            folder.clone(),
+            format!("built in {}", short(&folder.to_string_lossy())),
+        ))
     })
 }
 

@@ -56,13 +56,25 @@ pub(crate) fn cannot_start(command: &Command, error: &std::io::Error) -> anyhow:
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
-        .map(|word| quoted(&word.to_string_lossy()))
+        .map(|word| quoted(&short(&word.to_string_lossy())))
         .collect::<Vec<_>>()
         .join(" ")
 }
 
+/// A path as it is typed in the workspace's folder: relative to it, or to the home folder.
+pub(crate) fn short(path: &str) -> String {
+    let below = |folder: &str, prefix: &str| {
+        let rest = path.strip_prefix(folder)?.strip_prefix('/')?;
+        Some(format!("{prefix}{rest}"))
+    };
+    let home = std::env::var("HOME").unwrap_or_default();
+    below(&crate::cargo::root().to_string_lossy(), "")
+        .or_else(|| below(&home, "~/").filter(|_| home.len() > 1))
+        .unwrap_or_else(|| path.to_owned())
+}
+
 fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%~".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
     } else {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::sample::{SampleArgs, Times, Words};
 use super::{BootArgs, Contender, guest, memory, sample, table, text, this_program};
-use crate::process::capture;
+use crate::process::{capture, short};
 use crate::report::Report;
 use crate::setup::{self, Wanted};
 use crate::{cargo, kvm};
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &BootArgs) -> Result<()> {
     };
     let made = setup::prepare(&mut report, &wanted)?;
     let minivm = report.stage("build minivm", || {
-        cargo::build_minivm().map(|path| (path.clone(), path.display().to_string()))
+        cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
     })?;
     // Not in /tmp, which the lab has one of its own of.
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
