@@ -498,6 +498,25 @@ fn a_guests_output_is_all_that_is_said() {
 }
 
 #[test]
+fn output_that_nobody_reads_ends_it_as_it_ends_other_programs() {
+    let files = Files::new();
+    let kernel = files.write("kernel", &Elf::of_code(&[&SHOW, &[0xeb, 0xfe]]).bytes());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = minivm();
+    command.args(["--accel", "kvm", "--kernel"]).arg(&kernel);
+    let output = command
+        .stdin(std::process::Stdio::null())
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    // 128 and SIGPIPE's number.
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    assert_eq!(output.stderr, b"");
+}
+
+#[test]
 fn help_names_every_flag() {
     let ended = run(minivm().arg("--help"), PATIENCE);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));

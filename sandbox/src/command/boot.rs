@@ -18,6 +18,8 @@ use super::units;
 
 /// The guest crashed.
 const EXIT_CRASHED: u8 = 1;
+/// Nobody reads stdout any more: the code of a program that was killed by SIGPIPE.
+const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 /// What the lab needs of memory beside the guest's: its kernel, this program, the monitor, page tables.
@@ -125,6 +127,10 @@ fn run_here(config: Config) -> anyhow::Result<ExitCode> {
         Err(error @ Error::Exit { .. }) => {
             eprintln!("minivm: {error}");
             return Ok(ExitCode::from(EXIT_CRASHED));
+        }
+        // As for any program whose reader is gone.
+        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return Ok(ExitCode::from(EXIT_BROKEN_PIPE));
         }
         other => other?,
     };
