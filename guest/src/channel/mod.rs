@@ -1,1 +1,29 @@
-//! What host and guest say to each other, on COM2 and in guest RAM.
+//! What host and guest say to each other once the guest's init runs: on COM2, and in guest RAM.
+//!
+//! A byte through a UART costs an exit to the host, and one from it an interrupt: tens of microseconds each where KVM is
+//! emulated, one or two on bare metal. So init sets two [`ring`] buffers apart in its RAM, one for each direction, and says
+//! where they are; from then on everything goes through them, and a byte on COM2 only means "look" (a doorbell). Where
+//! the host can't reach the guest's RAM, or init can't tell where its pages are, the bytes go through the UART instead.
+//!
+//! Either way the bytes are the same: [`frame`]s, each of which is one message ([`ToGuest`], [`ToHost`]).
+//!
+//! 1. The guest writes [`MAGIC`] and [`ToHost::Hello`] to COM2.
+//! 2. The host answers with [`ToGuest::Request`], and with [`ToGuest::Files`] if the request announces files.
+//! 3. The guest starts the command and says [`ToHost::Started`], or says [`ToHost::Refused`] and why; that is then the last
+//!    message.
+//! 4. Streams, signals and window sizes flow. Input flows only as far as the guest has asked for it ([`ToHost::Room`]), so
+//!    that input that the command doesn't read never holds up a signal.
+//! 5. The command has ended, and all its output is sent: for each path in [`Request::copy_out`] the guest sends
+//!    [`ToHost::FilesOf`] and [`ToHost::Files`]; then [`ToHost::Exit`], and ends the machine.
+//!
+//! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and nothing
+//! that is received decides how much memory is taken, beyond [`frame::BODY_MAX`].
+
+pub mod frame;
+mod message;
+pub mod ring;
+
+pub use message::{
+    Exit, Hello, MAGIC, MessageError, Refusal, Request, Rlimit, STDIN_WINDOW, Status, Times,
+    ToGuest, ToHost, VERSION, Window,
+};

@@ -1,0 +1,425 @@
+//! The messages. Streams are bytes as they are; what has structure is in postcard's format, a compact one of serde's.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::frame;
+
+/// What the guest's first message on COM2 begins with, so that whatever a kernel's driver may have written before it, while
+/// it found out what kind of UART this is, isn't taken for a message.
+pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
+
+/// The version of these messages. Both sides have to have the same.
+pub const VERSION: u16 = 1;
+
+/// How much input the host may send before it is asked for more, in bytes.
+pub const STDIN_WINDOW: u32 = 256 << 10;
+
+/// A message to the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToGuest<'a> {
+    /// What to do. The first message.
+    Request(Request),
+    /// Input for the command; none is its end.
+    Stdin(&'a [u8]),
+    /// A signal for the command, by its number on Linux.
+    Signal(u8),
+    /// The terminal has another size.
+    Window(Window),
+    /// A piece of a cpio archive of files for the guest; none is its end.
+    Files(&'a [u8]),
+}
+
+/// A message to the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToHost<'a> {
+    /// Init runs. The first message.
+    Hello(Hello),
+    /// The command runs.
+    Started,
+    /// There is none to run. The last message.
+    Refused(Refusal),
+    /// So many bytes more of input are welcome.
+    Room(u32),
+    /// Output.
+    Stdout(&'a [u8]),
+    /// Output of the other kind.
+    Stderr(&'a [u8]),
+    /// The files of the path with this number in [`Request::copy_out`] follow; a text says why there are none.
+    FilesOf(u32, Option<String>),
+    /// A piece of a cpio archive of files from the guest; none is its end.
+    Files(&'a [u8]),
+    /// Something the user should know, in a line.
+    Warning(String),
+    /// The command has ended. The last message.
+    Exit(Exit),
+}
+
+/// What the guest's init says first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`].
+    pub version: u16,
+    /// The guest-physical address of the [`ring`](super::ring) directory; `None` where the UART has to carry everything.
+    pub rings: Option<u64>,
+}
+
+/// What to run, and in what surroundings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The command: the program, looked up in the `PATH` of `env` if it has no slash, and its arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// Its environment, `NAME=value` each. Init adds `HOME`, `HOSTNAME`, `PATH` and, with a terminal, `TERM` where they aren't there.
+    pub env: Vec<Vec<u8>>,
+    /// Its working folder, made where it doesn't exist.
+    pub cwd: Vec<u8>,
+    /// Its user, as container images have it: `USER[:GROUP]`, names or numbers; empty means root.
+    pub user: String,
+    /// The machine's name.
+    pub hostname: String,
+    /// The size of the terminal that the command gets; without one its streams are pipes.
+    pub terminal: Option<Window>,
+    /// Whether input comes. If not, its stdin is empty.
+    pub stdin: bool,
+    /// Whether the root file system is read-only to the command.
+    pub read_only: bool,
+    /// Whether the command keeps all capabilities and may gain privileges.
+    pub privileged: bool,
+    /// Resource limits to set.
+    pub rlimits: Vec<Rlimit>,
+    /// Whether an archive of files follows the request.
+    pub copy_in: bool,
+    /// Absolute paths of the files and folders that are wanted after the command's end.
+    pub copy_out: Vec<Vec<u8>>,
+    /// The wall clock, in nanoseconds since 1970.
+    pub now: u64,
+}
+
+/// A limit as of `setrlimit(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Which: Linux's `RLIMIT_…` number.
+    pub resource: u32,
+    /// The soft limit.
+    pub soft: u64,
+    /// The hard limit.
+    pub hard: u64,
+}
+
+/// A terminal's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub columns: u16,
+}
+
+/// Why the command didn't run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// There is no such program.
+    NotFound(String),
+    /// It can't be executed.
+    NotExecutable(String),
+    /// Something else of the request can't be done.
+    Failed(String),
+}
+
+/// How the command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// By itself or by a signal.
+    pub status: Status,
+    /// Whether the kernel killed one of its processes, or it, for want of memory.
+    pub out_of_memory: bool,
+    /// User time of it and of the children it waited for, in microseconds.
+    pub user_time: u64,
+    /// System time likewise.
+    pub system_time: u64,
+    /// The largest resident set of one of these processes, in bytes.
+    pub peak_memory: u64,
+    /// When things happened.
+    pub times: Times,
+}
+
+/// An exit code or a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// It returned this code.
+    Code(u8),
+    /// The signal with this number killed it.
+    Signal(u8),
+}
+
+/// When things happened in the guest, in nanoseconds since its kernel started its clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// Init's first instruction.
+    pub init: u64,
+    /// [`ToHost::Hello`] was sent.
+    pub hello: u64,
+    /// The request had come.
+    pub request: u64,
+    /// The command was executed.
+    pub exec: u64,
+    /// The command had ended.
+    pub exit: u64,
+}
+
+/// Why a frame is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// No message has this tag.
+    #[error("a message of the unknown kind {0:#04x}")]
+    Tag(u8),
+    /// The body isn't what the tag promises.
+    #[error("a message of kind {0:#04x} that cannot be understood")]
+    Body(u8),
+}
+
+const REQUEST: u8 = 0x01;
+const STDIN: u8 = 0x02;
+const SIGNAL: u8 = 0x03;
+const WINDOW: u8 = 0x04;
+const FILES_IN: u8 = 0x05;
+
+const HELLO: u8 = 0x81;
+const STARTED: u8 = 0x82;
+const REFUSED: u8 = 0x83;
+const ROOM: u8 = 0x84;
+const STDOUT: u8 = 0x85;
+const STDERR: u8 = 0x86;
+const FILES_OF: u8 = 0x87;
+const FILES_OUT: u8 = 0x88;
+const WARNING: u8 = 0x89;
+const EXIT: u8 = 0x8a;
+
+impl<'a> ToGuest<'a> {
+    /// Appends it as a frame.
+    ///
+    /// # Panics
+    ///
+    /// As [`frame::encode`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            ToGuest::Request(request) => structure(REQUEST, request, out),
+            ToGuest::Stdin(bytes) => plain(STDIN, bytes, out),
+            ToGuest::Signal(number) => plain(SIGNAL, &[*number], out),
+            ToGuest::Window(window) => structure(WINDOW, window, out),
+            ToGuest::Files(bytes) => plain(FILES_IN, bytes, out),
+        }
+    }
+
+    /// Understands a frame.
+    ///
+    /// # Errors
+    ///
+    /// [`MessageError`] where it is no message to the guest.
+    pub fn decode(tag: u8, body: &'a [u8]) -> Result<Self, MessageError> {
+        Ok(match tag {
+            REQUEST => ToGuest::Request(parsed(tag, body)?),
+            STDIN => ToGuest::Stdin(body),
+            SIGNAL => match body {
+                &[number] => ToGuest::Signal(number),
+                _ => return Err(MessageError::Body(tag)),
+            },
+            WINDOW => ToGuest::Window(parsed(tag, body)?),
+            FILES_IN => ToGuest::Files(body),
+            _ => return Err(MessageError::Tag(tag)),
+        })
+    }
+}
+
+impl<'a> ToHost<'a> {
+    /// Appends it as a frame.
+    ///
+    /// # Panics
+    ///
+    /// As [`frame::encode`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            ToHost::Hello(hello) => structure(HELLO, hello, out),
+            ToHost::Started => plain(STARTED, &[], out),
+            ToHost::Refused(refusal) => structure(REFUSED, refusal, out),
+            ToHost::Room(bytes) => plain(ROOM, &bytes.to_le_bytes(), out),
+            ToHost::Stdout(bytes) => plain(STDOUT, bytes, out),
+            ToHost::Stderr(bytes) => plain(STDERR, bytes, out),
+            ToHost::FilesOf(number, why) => structure(FILES_OF, &(number, why), out),
+            ToHost::Files(bytes) => plain(FILES_OUT, bytes, out),
+            ToHost::Warning(text) => structure(WARNING, text, out),
+            ToHost::Exit(exit) => structure(EXIT, exit, out),
+        }
+    }
+
+    /// Understands a frame.
+    ///
+    /// # Errors
+    ///
+    /// [`MessageError`] where it is no message to the host.
+    pub fn decode(tag: u8, body: &'a [u8]) -> Result<Self, MessageError> {
+        Ok(match tag {
+            HELLO => ToHost::Hello(parsed(tag, body)?),
+            STARTED => ToHost::Started,
+            REFUSED => ToHost::Refused(parsed(tag, body)?),
+            ROOM => {
+                let bytes = body.try_into().map_err(|_| MessageError::Body(tag))?;
+                ToHost::Room(u32::from_le_bytes(bytes))
+            }
+            STDOUT => ToHost::Stdout(body),
+            STDERR => ToHost::Stderr(body),
+            FILES_OF => {
+                let (number, why) = parsed(tag, body)?;
+                ToHost::FilesOf(number, why)
+            }
+            FILES_OUT => ToHost::Files(body),
+            WARNING => ToHost::Warning(parsed(tag, body)?),
+            EXIT => ToHost::Exit(parsed(tag, body)?),
+            _ => return Err(MessageError::Tag(tag)),
+        })
+    }
+}
+
+fn plain(tag: u8, body: &[u8], out: &mut Vec<u8>) {
+    frame::encode(tag, out, |out| out.extend_from_slice(body));
+}
+
+fn structure(tag: u8, body: &impl Serialize, out: &mut Vec<u8>) {
+    let body = postcard::to_allocvec(body).expect("plain data in growing memory can be written");
+    plain(tag, &body, out);
+}
+
+/// A structure, with nothing behind it.
+fn parsed<'a, T: Deserialize<'a>>(tag: u8, body: &'a [u8]) -> Result<T, MessageError> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(MessageError::Body(tag)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::frame::Decoder;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    fn to_host(message: &ToHost) {
+        let (mut wire, mut decoder) = (Vec::new(), Decoder::default());
+        message.encode(&mut wire);
+        decoder.extend(&wire);
+        let (tag, body) = decoder.next().unwrap().unwrap();
+        assert_eq!(&ToHost::decode(tag, body).unwrap(), message);
+        assert_eq!(
+            ToGuest::decode(tag, body),
+            Err(MessageError::Tag(tag)),
+            "messages have one direction"
+        );
+    }
+
+    fn to_guest(message: &ToGuest) {
+        let (mut wire, mut decoder) = (Vec::new(), Decoder::default());
+        message.encode(&mut wire);
+        decoder.extend(&wire);
+        let (tag, body) = decoder.next().unwrap().unwrap();
+        assert_eq!(&ToGuest::decode(tag, body).unwrap(), message);
+        assert_eq!(
+            ToHost::decode(tag, body),
+            Err(MessageError::Tag(tag)),
+            "messages have one direction"
+        );
+    }
+
+    #[test]
+    fn messages_to_the_host_come_out_as_they_went_in() {
+        let exit = Exit {
+            status: Status::Signal(9),
+            out_of_memory: true,
+            user_time: 1,
+            system_time: u64::MAX,
+            peak_memory: 3,
+            times: Times {
+                init: 1,
+                hello: 2,
+                request: 3,
+                exec: 4,
+                exit: 5,
+            },
+        };
+        for message in [
+            ToHost::Hello(Hello {
+                version: VERSION,
+                rings: Some(0x12_3000),
+            }),
+            ToHost::Started,
+            ToHost::Refused(Refusal::NotFound("x".into())),
+            ToHost::Room(0xdead_beef),
+            ToHost::Stdout(b"out"),
+            ToHost::Stderr(b""),
+            ToHost::FilesOf(3, Some("no such file".into())),
+            ToHost::Files(&[0; 1000]),
+            ToHost::Warning("careful".into()),
+            ToHost::Exit(exit),
+        ] {
+            to_host(&message);
+        }
+    }
+
+    #[test]
+    fn messages_to_the_guest_come_out_as_they_went_in() {
+        let request = Request {
+            argv: vec![b"/bin/sh".to_vec(), vec![0xff, b'\n']],
+            env: vec![b"A=b".to_vec()],
+            cwd: b"/".to_vec(),
+            user: "1000:users".into(),
+            terminal: Some(Window {
+                rows: 24,
+                columns: 80,
+            }),
+            rlimits: vec![Rlimit {
+                resource: 7,
+                soft: 1,
+                hard: u64::MAX,
+            }],
+            ..Request::default()
+        };
+        for message in [
+            ToGuest::Request(request),
+            ToGuest::Stdin(b"in"),
+            ToGuest::Signal(15),
+            ToGuest::Window(Window {
+                rows: 1,
+                columns: 2,
+            }),
+            ToGuest::Files(b""),
+        ] {
+            to_guest(&message);
+        }
+    }
+
+    #[test]
+    fn a_body_with_too_much_or_too_little_is_refused() {
+        for (tag, body) in [
+            (ROOM, &[1, 2, 3][..]),
+            (HELLO, &[]),
+            (EXIT, &[0xff; 20]),
+            (FILES_OF, &[1, 0, 0]),
+        ] {
+            assert_eq!(ToHost::decode(tag, body), Err(MessageError::Body(tag)));
+        }
+        assert_eq!(
+            ToGuest::decode(SIGNAL, &[1, 2]),
+            Err(MessageError::Body(SIGNAL))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_panics(tag: u8, body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = ToHost::decode(tag, &body);
+            let _ = ToGuest::decode(tag, &body);
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! Two rings of bytes in guest RAM, one for each direction, and how to wait for the other side without asking again and
+//! again.
+//!
+//! Init takes ordinary pages of its own, pins them, and writes down where they are in one further page, the directory:
+//!
+//! | offset | what |
+//! |---|---|
+//! | 0 | [`DIRECTORY_MAGIC`], 8 bytes |
+//! | 8 | number of pages a ring, 4 bytes, little endian as all: a power of two, at most [`PAGES_MAX`] |
+//! | 64 | the ring to the host: four words, 64 bytes apart (a cache line each) |
+//! | 320 | the ring to the guest: likewise |
+//! | 1024 | the guest-physical addresses of the pages, 8 bytes each: those of the ring to the host, then those to the guest |
+//!
+//! The words of a ring are [`Word`]s. The positions count bytes for ever, modulo 2^32; what lies between them is what has
+//! been produced and not yet consumed. Each position has one writer. Since the other side is hostile, its position is
+//! checked on every use: it may claim no more than the ring holds.
+//!
+//! Who has to wait says so ([`Consumer::sleep`], [`Producer::sleep`]) and then looks once more; who has produced or
+//! consumed looks whether the other side waits ([`Producer::push`], [`Consumer::pop`] tell) and only then rings its bell.
+//! Both write first and read after, in one total order (`SeqCst`), so that at least one of them sees the other: a bell is
+//! never missed, and where both sides are busy there is none.
+
+/// Bytes a page.
+pub const PAGE: usize = 4096;
+/// The most pages a ring: 128, which is 512 KiB.
+pub const PAGES_MAX: usize = 128;
+/// What a directory begins with.
+pub const DIRECTORY_MAGIC: [u8; 8] = *b"rings v1";
+/// Where the number of pages a ring stands in the directory.
+pub const DIRECTORY_PAGES: usize = 8;
+/// Where the pages' addresses begin in the directory.
+pub const DIRECTORY_ADDRESSES: usize = 1024;
+
+/// Which ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the guest to the host.
+    ToHost = 0,
+    /// From the host to the guest.
+    ToGuest = 1,
+}
+
+/// What the two sides of a ring share besides its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// How many bytes were produced. The producer writes it.
+    Produced = 0,
+    /// How many bytes were consumed. The consumer writes it.
+    Consumed = 1,
+    /// Not zero while the consumer waits for bytes.
+    WantsData = 2,
+    /// Not zero while the producer waits for room.
+    WantsRoom = 3,
+}
+
+impl Word {
+    /// Where the word stands in the directory.
+    pub const fn offset(self, direction: Direction) -> usize {
+        64 + 256 * direction as usize + 64 * self as usize
+    }
+}
+
+/// One ring as one side sees it: its words and its bytes.
+pub trait Memory {
+    /// The ring's size in bytes: a power of two.
+    fn size(&self) -> u32;
+    /// Reads a word (`SeqCst`).
+    fn load(&self, word: Word) -> u32;
+    /// Writes a word (`SeqCst`).
+    fn store(&self, word: Word, value: u32);
+    /// Reads from `offset` on; it never runs past the ring's end.
+    fn read(&self, offset: u32, into: &mut [u8]);
+    /// Writes from `offset` on; it never runs past the ring's end.
+    fn write(&self, offset: u32, from: &[u8]);
+}
+
+/// The other side claims more than the ring holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the ring in guest memory is corrupt: produced {produced}, consumed {consumed}, size {size}"
+)]
+pub struct Corrupt {
+    /// The producer's position.
+    pub produced: u32,
+    /// The consumer's position.
+    pub consumed: u32,
+    /// The ring's size in bytes.
+    pub size: u32,
+}
+
+/// How an attempt went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// So many bytes were moved.
+    pub bytes: usize,
+    /// The other side waits for that: ring its bell.
+    pub bell: bool,
+}
+
+/// The end that bytes are put in.
+#[derive(Debug)]
+pub struct Producer<M> {
+    memory: M,
+    produced: u32,
+}
+
+/// The end that bytes are taken from.
+#[derive(Debug)]
+pub struct Consumer<M> {
+    memory: M,
+    consumed: u32,
+}
+
+impl<M: Memory> Producer<M> {
+    /// Takes the ring as it stands.
+    pub fn new(memory: M) -> Self {
+        let produced = memory.load(Word::Produced);
+        Producer { memory, produced }
+    }
+
+    /// Puts in as much of `bytes` as there is room for.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`] where the consumer's position can't be.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Moved, Corrupt> {
+        let size = self.memory.size();
+        let room = self.room()?;
+        let taken = u32::try_from(bytes.len()).map_or(room, |len| len.min(room));
+        let bytes = &bytes[..taken as usize];
+        let at = self.produced & (size - 1);
+        let (first, second) = bytes.split_at(bytes.len().min((size - at) as usize));
+        self.memory.write(at, first);
+        self.memory.write(0, second);
+        let mut bell = false;
+        if taken > 0 {
+            self.produced = self.produced.wrapping_add(taken);
+            self.memory.store(Word::Produced, self.produced);
+            bell = self.memory.load(Word::WantsData) != 0;
+            if bell {
+                self.memory.store(Word::WantsData, 0);
+            }
+        }
+        Ok(Moved {
+            bytes: bytes.len(),
+            bell,
+        })
+    }
+
+    /// Says that this side waits for room. Whether it really has to: if not, there is some by now.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Self::push).
+    pub fn sleep(&mut self) -> Result<bool, Corrupt> {
+        self.memory.store(Word::WantsRoom, 1);
+        let full = self.room()? == 0;
+        if !full {
+            self.memory.store(Word::WantsRoom, 0);
+        }
+        Ok(full)
+    }
+
+    fn room(&self) -> Result<u32, Corrupt> {
+        let consumed = self.memory.load(Word::Consumed);
+        let size = self.memory.size();
+        let used = self.produced.wrapping_sub(consumed);
+        size.checked_sub(used).ok_or(Corrupt {
+            produced: self.produced,
+            consumed,
+            size,
+        })
+    }
+}
+
+impl<M: Memory> Consumer<M> {
+    /// Takes the ring as it stands.
+    pub fn new(memory: M) -> Self {
+        let consumed = memory.load(Word::Consumed);
+        Consumer { memory, consumed }
+    }
+
+    /// Takes out as many bytes as are there and `into` holds.
+    ///
+    /// A producer that waits for room is woken when half of the ring is free, not for every byte.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`] where the producer's position can't be.
+    pub fn pop(&mut self, into: &mut [u8]) -> Result<Moved, Corrupt> {
+        let size = self.memory.size();
+        let used = self.used()?;
+        let taken = u32::try_from(into.len()).map_or(used, |len| len.min(used));
+        let into = &mut into[..taken as usize];
+        let at = self.consumed & (size - 1);
+        let (first, second) = into.split_at_mut(into.len().min((size - at) as usize));
+        self.memory.read(at, first);
+        self.memory.read(0, second);
+        let mut bell = false;
+        if taken > 0 {
+            self.consumed = self.consumed.wrapping_add(taken);
+            self.memory.store(Word::Consumed, self.consumed);
+            bell = used - taken <= size / 2 && self.memory.load(Word::WantsRoom) != 0;
+            if bell {
+                self.memory.store(Word::WantsRoom, 0);
+            }
+        }
+        Ok(Moved {
+            bytes: taken as usize,
+            bell,
+        })
+    }
+
+    /// Says that this side waits for bytes. Whether it really has to: if not, there are some by now.
+    ///
+    /// # Errors
+    ///
+    /// As [`pop`](Self::pop).
+    pub fn sleep(&mut self) -> Result<bool, Corrupt> {
+        self.memory.store(Word::WantsData, 1);
+        let empty = self.used()? == 0;
+        if !empty {
+            self.memory.store(Word::WantsData, 0);
+        }
+        Ok(empty)
+    }
+
+    fn used(&self) -> Result<u32, Corrupt> {
+        let produced = self.memory.load(Word::Produced);
+        let size = self.memory.size();
+        let used = produced.wrapping_sub(self.consumed);
+        if used > size {
+            return Err(Corrupt {
+                produced,
+                consumed: self.consumed,
+                size,
+            });
+        }
+        Ok(used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::sync::Arc;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    /// A ring in ordinary memory.
+    #[derive(Clone)]
+    struct Plain(Arc<(Vec<AtomicU8>, [AtomicU32; 4])>);
+
+    impl Plain {
+        fn new(size: usize, start: u32) -> Plain {
+            let bytes = (0..size).map(|_| AtomicU8::new(0)).collect();
+            let words = [start, start, 0, 0].map(AtomicU32::new);
+            Plain(Arc::new((bytes, words)))
+        }
+    }
+
+    impl Memory for Plain {
+        fn size(&self) -> u32 {
+            u32::try_from(self.0.0.len()).unwrap()
+        }
+        fn load(&self, word: Word) -> u32 {
+            self.0.1[word as usize].load(SeqCst)
+        }
+        fn store(&self, word: Word, value: u32) {
+            self.0.1[word as usize].store(value, SeqCst);
+        }
+        fn read(&self, offset: u32, into: &mut [u8]) {
+            for (to, from) in into.iter_mut().zip(&self.0.0[offset as usize..]) {
+                *to = from.load(Relaxed);
+            }
+        }
+        fn write(&self, offset: u32, from: &[u8]) {
+            for (from, to) in from.iter().zip(&self.0.0[offset as usize..]) {
+                to.store(*from, Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn the_words_fit_before_the_addresses_and_these_into_the_page() {
+        assert_eq!(Word::Produced.offset(Direction::ToHost), 64);
+        assert_eq!(Word::WantsRoom.offset(Direction::ToGuest), 512);
+        assert!(512 + 4 <= DIRECTORY_ADDRESSES);
+        assert!(DIRECTORY_ADDRESSES + 2 * PAGES_MAX * 8 <= PAGE);
+    }
+
+    #[test]
+    fn a_position_that_claims_more_than_the_ring_holds_is_corrupt() {
+        let ring = Plain::new(64, 0);
+        ring.store(Word::Produced, 65);
+        assert!(Consumer::new(ring.clone()).pop(&mut [0; 8]).is_err());
+        assert!(Consumer::new(ring.clone()).sleep().is_err());
+        let ring = Plain::new(64, 0);
+        ring.store(Word::Consumed, 1);
+        assert!(Producer::new(ring.clone()).push(b"x").is_err());
+        assert!(Producer::new(ring).sleep().is_err());
+    }
+
+    #[test]
+    fn who_does_not_wait_is_not_rung() {
+        let ring = Plain::new(64, u32::MAX - 3);
+        let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+        assert_eq!(
+            producer.push(b"abc"),
+            Ok(Moved {
+                bytes: 3,
+                bell: false
+            })
+        );
+        assert_eq!(consumer.sleep(), Ok(false), "there is something");
+        assert_eq!(
+            consumer.pop(&mut [0; 64]),
+            Ok(Moved {
+                bytes: 3,
+                bell: false
+            })
+        );
+        assert_eq!(consumer.sleep(), Ok(true));
+        assert_eq!(
+            producer.push(&[7; 100]),
+            Ok(Moved {
+                bytes: 64,
+                bell: true
+            })
+        );
+        assert_eq!(producer.sleep(), Ok(true));
+        assert_eq!(
+            consumer.pop(&mut [0; 31]),
+            Ok(Moved {
+                bytes: 31,
+                bell: false
+            })
+        );
+        assert_eq!(
+            consumer.pop(&mut [0; 1]),
+            Ok(Moved {
+                bytes: 1,
+                bell: true
+            })
+        );
+        assert_eq!(producer.sleep(), Ok(false), "there is room");
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_out_in_order(start: u32, steps in prop::collection::vec((0usize..90, 0usize..90), 1..200)) {
+            let ring = Plain::new(64, start);
+            let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
+            let (mut put, mut got) = (Vec::new(), Vec::new());
+            for (write, read) in steps {
+                let bytes: Vec<u8> = (0..write).map(|i| u8::try_from((put.len() + i) % 251).unwrap()).collect();
+                let moved = producer.push(&bytes).unwrap();
+                put.extend_from_slice(&bytes[..moved.bytes]);
+                let mut into = vec![0; read];
+                let moved = consumer.pop(&mut into).unwrap();
+                got.extend_from_slice(&into[..moved.bytes]);
+            }
+            prop_assert_eq!(&put[..got.len()], &got[..]);
+            prop_assert!(put.len() - got.len() <= 64);
+        }
+    }
+
+    /// Two threads, each of which sleeps whenever it may: a missed bell would be a hang, which the deadlines show.
+    #[test]
+    fn no_bell_is_missed() {
+        const TOTAL: usize = 2_000_000;
+        let ring = Plain::new(64, 0);
+        let (to_consumer, consumer_bell) = mpsc::channel();
+        let (to_producer, producer_bell) = mpsc::channel();
+        let deadline = std::time::Duration::from_secs(20);
+        let their = ring.clone();
+        let thread = std::thread::spawn(move || {
+            let mut producer = Producer::new(their);
+            let mut sent = 0;
+            while sent < TOTAL {
+                let bytes: Vec<u8> = (sent..(sent + 1 + sent % 90).min(TOTAL))
+                    .map(|i| u8::try_from(i % 251).unwrap())
+                    .collect();
+                let moved = producer.push(&bytes).unwrap();
+                sent += moved.bytes;
+                if moved.bell {
+                    to_consumer.send(()).unwrap();
+                }
+                if moved.bytes == 0 && producer.sleep().unwrap() {
+                    producer_bell
+                        .recv_timeout(deadline)
+                        .expect("the consumer rings");
+                }
+            }
+        });
+        let mut consumer = Consumer::new(ring);
+        let (mut seen, mut into) = (0, [0; 50]);
+        while seen < TOTAL {
+            let moved = consumer.pop(&mut into).unwrap();
+            for (i, byte) in into[..moved.bytes].iter().enumerate() {
+                assert_eq!(usize::from(*byte), (seen + i) % 251);
+            }
+            seen += moved.bytes;
+            if moved.bell {
+                let _ = to_producer.send(());
+            }
+            if moved.bytes == 0 && consumer.sleep().unwrap() {
+                consumer_bell
+                    .recv_timeout(deadline)
+                    .expect("the producer rings");
+            }
+        }
+        thread.join().unwrap();
+    }
+}
