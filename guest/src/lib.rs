@@ -1,25 +1,22 @@
 //! What a guest is made of.
 //!
-//! A guest's root file system is an initramfs: a cpio archive that the Linux kernel unpacks into memory before it starts
-//! `/init`. [`image`] finds container images and [`rootfs`] makes one file system of their layers; [`newc`] writes archives
-//! entry by entry; [`archive_dir`] makes one out of a folder. [`channel`] is what host and guest say to each other.
-
-#![cfg_attr(not(feature = "std"), no_std)]
-
-extern crate alloc;
-#[cfg(test)]
-extern crate std;
+//! A guest's root file system is an initramfs: a cpio archive that the Linux kernel unpacks into memory before it starts its
+//! first process. [`image`] finds container images and [`rootfs`] makes one archive of their layers; [`newc`] writes
+//! archives entry by entry; [`archive_dir`] makes one out of a folder. [`manifest`] is what an archive tells the guest's
+//! init, and [`channel`] is what host and guest say to each other.
+//!
+//! The init itself is the program `minivm-init` beside this library.
 
 pub mod channel;
 #[cfg(feature = "image")]
 pub mod image;
-#[cfg(feature = "std")]
+pub mod manifest;
+#[cfg(feature = "image")]
 pub mod newc;
 #[cfg(feature = "image")]
 pub mod rootfs;
-
-#[cfg(feature = "std")]
+#[cfg(feature = "image")]
 mod walk;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "image")]
 pub use walk::{Owner, archive_dir};

@@ -1,7 +1,5 @@
 //! Frames: a body's length (four bytes, little endian), a tag that tells what the body is (one), the body.
 
-use alloc::vec::Vec;
-
 /// The longest body in bytes: 1 MiB. A request with all of a command's arguments and environment fits.
 pub const BODY_MAX: usize = 1 << 20;
 

@@ -1,8 +1,5 @@
 //! The messages. Streams are bytes as they are; what has structure is in postcard's format, a compact one of serde's.
 
-use alloc::string::String;
-use alloc::vec::Vec;
-
 use serde::{Deserialize, Serialize};
 
 use super::frame;
@@ -303,7 +300,6 @@ fn parsed<'a, T: Deserialize<'a>>(tag: u8, body: &'a [u8]) -> Result<T, MessageE
 mod tests {
     use super::*;
     use crate::channel::frame::Decoder;
-    use alloc::vec;
     use proptest::prelude::*;
 
     fn to_host(message: &ToHost) {

@@ -1,16 +1,47 @@
 //! Container images: where they come from, what they say, and the layers they are made of.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A container image, found and held open.
 #[derive(Debug)]
 pub struct Image {
-    /// What its root file system's content is known by: equal identities, equal files. For an image with a manifest or a
-    /// config, `sha256:` and a digest.
+    /// What its root file system's content and its configuration are known by: equal identities, equal images.
     pub identity: String,
-    /// Layers, the lowest first.
-    pub layers: Vec<Layer>,
+    /// What it says about how it is to be run.
+    pub config: Config,
+    /// Its files.
+    pub root: Root,
+}
+
+/// Where an image's files are.
+#[derive(Debug)]
+pub enum Root {
+    /// In layers, the lowest first.
+    Layers(Vec<Layer>),
+    /// In a folder of the host's.
+    Folder(PathBuf),
+}
+
+/// How an image is to be run, as in the OCI image specification's `config`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The program and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// The arguments after these, which a user's own replace.
+    pub cmd: Vec<String>,
+    /// Environment, `NAME=value` each.
+    pub env: Vec<String>,
+    /// The working folder; empty means `/`.
+    pub working_dir: String,
+    /// `USER[:GROUP]`, names or numbers; empty means root.
+    pub user: String,
+    /// The signal that asks it to end, such as `SIGTERM` or `15`; empty means `SIGTERM`.
+    pub stop_signal: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A layer: a tar archive, plain or compressed, that adds, replaces and hides files.
