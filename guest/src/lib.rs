@@ -2,7 +2,7 @@
 //!
 //! A guest's root file system is an initramfs: a cpio archive that the Linux kernel unpacks into memory before it starts its
 //! first process. [`image`] finds container images and [`rootfs`] makes one archive of their layers; [`newc`] writes
-//! archives entry by entry; [`archive_dir`] makes one out of a folder. [`manifest`] is what an archive tells the guest's
+//! archives entry by entry and [`unpack`] reads them; [`archive_dir`] makes one out of a folder. [`manifest`] is what an archive tells the guest's
 //! init, and [`channel`] is what host and guest say to each other.
 //!
 //! The init itself is the program `minivm-init` beside this library.
@@ -11,12 +11,11 @@ pub mod channel;
 #[cfg(feature = "image")]
 pub mod image;
 pub mod manifest;
-#[cfg(feature = "image")]
 pub mod newc;
+pub mod pid1;
 #[cfg(feature = "image")]
 pub mod rootfs;
-#[cfg(feature = "image")]
+pub mod unpack;
 mod walk;
 
-#[cfg(feature = "image")]
-pub use walk::{Owner, archive_dir};
+pub use walk::{Owner, archive_dir, archive_path};

@@ -44,6 +44,21 @@ pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Err
     walk.archive.finish()
 }
 
+/// Writes one file, or a folder with what is below it, to `out` as an archive in which it is called `name`.
+///
+/// # Errors
+///
+/// As [`archive_dir`]'s.
+pub fn archive_path<W: Write>(path: &Path, name: &Path, owner: Owner, out: W) -> Result<W, Error> {
+    let mut walk = Walk {
+        archive: Archive::new(out),
+        owner,
+        linked: HashMap::new(),
+    };
+    walk.entry(path, name)?;
+    walk.archive.finish()
+}
+
 struct Walk<W> {
     archive: Archive<W>,
     owner: Owner,

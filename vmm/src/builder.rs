@@ -138,7 +138,7 @@ impl Builder {
                 ioapic,
             }),
             pumps,
-            ram,
+            ram: Arc::new(ram),
         })
     }
 }

@@ -58,5 +58,6 @@ pub use error::{Error, Result};
 pub use input::Input;
 pub use kernel::KernelError;
 pub use machine::Machine;
+pub use memory::{Memory, NoMemory};
 pub use outcome::{Outcome, Reset};
 pub use probe::{create_vm_time, probe};

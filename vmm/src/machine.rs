@@ -12,7 +12,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::control::{Control, Gate};
 use crate::error::{Error, Result};
 use crate::input::Pump;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Memory};
 use crate::outcome::Outcome;
 use crate::vcpu::{Surroundings, Vcpu};
 
@@ -39,7 +39,7 @@ pub struct Machine {
     pub(crate) around: Arc<Surroundings>,
     pub(crate) pumps: Vec<Pump>,
     // Last, so that it is unmapped after KVM's descriptors, which the others hold, are closed.
-    pub(crate) ram: GuestRam,
+    pub(crate) ram: Arc<GuestRam>,
 }
 
 impl Machine {
@@ -48,6 +48,11 @@ impl Machine {
         Control {
             gate: self.around.gate.clone(),
         }
+    }
+
+    /// A handle to its RAM.
+    pub fn memory(&self) -> Memory {
+        Memory::new(self.ram.clone())
     }
 
     /// Runs it on threads of its own, a vCPU each, and serves its serial input on this thread, until it ends.

@@ -10,10 +10,12 @@
 
 use std::io;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use crate::error::{Error, Result};
@@ -61,6 +63,80 @@ impl GuestRam {
     }
 }
 
+/// A running machine's RAM as a program sees it that shares some of it with the guest.
+///
+/// The guest can change any of it at any time: what is read twice may differ, and nothing in it can be trusted. The memory
+/// stays as long as a handle to it does, also when the machine has ended.
+///
+/// ```no_run
+/// # use minivm_vmm::{Builder, Config, Kernel};
+/// let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).build()?;
+/// let memory = machine.memory();
+/// let mut magic = [0; 8];
+/// memory.read(0xe_0000, &mut magic).expect("there is RAM at the ACPI tables' place");
+/// assert_eq!(&magic, b"RSD PTR ");
+/// # minivm_vmm::Result::Ok(())
+/// ```
+#[derive(Clone)]
+pub struct Memory(Arc<GuestRam>);
+
+/// An address in the guest that has no RAM, or not enough behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has no memory at {address:#x}")]
+pub struct NoMemory {
+    /// The guest-physical address.
+    pub address: u64,
+}
+
+impl Memory {
+    pub(crate) fn new(ram: Arc<GuestRam>) -> Self {
+        Memory(ram)
+    }
+
+    /// Copies bytes out of it, from the guest-physical `address` on.
+    ///
+    /// # Errors
+    ///
+    /// Where not all of them are RAM.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> std::result::Result<(), NoMemory> {
+        let read = self.0.map.read_slice(into, GuestAddress(address));
+        read.map_err(|_| NoMemory { address })
+    }
+
+    /// Copies bytes into it.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn write(&self, address: u64, from: &[u8]) -> std::result::Result<(), NoMemory> {
+        let written = self.0.map.write_slice(from, GuestAddress(address));
+        written.map_err(|_| NoMemory { address })
+    }
+
+    /// Reads a word of four bytes at once, in the one order that all such accesses have (`SeqCst`).
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), and where the address is no multiple of four.
+    pub fn load(&self, address: u64) -> std::result::Result<u32, NoMemory> {
+        let loaded = self.0.map.load(GuestAddress(address), Ordering::SeqCst);
+        loaded.map_err(|_| NoMemory { address })
+    }
+
+    /// Writes a word of four bytes at once, in the order of [`load`](Self::load).
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn store(&self, address: u64, word: u32) -> std::result::Result<(), NoMemory> {
+        let stored = self
+            .0
+            .map
+            .store(word, GuestAddress(address), Ordering::SeqCst);
+        stored.map_err(|_| NoMemory { address })
+    }
+}
+
 /// Lets vm-memory use `mapping` as the guest's memory from `base` on.
 fn region(base: GuestAddress, mapping: &Mapping) -> Result<GuestRegionMmap> {
     let builder = MmapRegionBuilder::new(mapping.size)
@@ -82,6 +158,8 @@ struct Mapping {
 
 // SAFETY: the pointer is the sole owner of its mapping, and memory has no thread.
 unsafe impl Send for Mapping {}
+// SAFETY: a shared `Mapping` lets nobody reach the memory: it only says where it is.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn anonymous(size: usize) -> io::Result<Self> {
@@ -134,9 +212,23 @@ fn unmap(address: *mut libc::c_void, size: usize) {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
-
     use super::*;
+
+    #[test]
+    fn a_handle_reaches_ram_and_nothing_else() {
+        let memory = Memory::new(Arc::new(GuestRam::new(64 << 20).unwrap()));
+        memory.write(0x1000, b"guest").unwrap();
+        let mut read = [0; 5];
+        memory.read(0x1000, &mut read).unwrap();
+        assert_eq!(&read, b"guest");
+        memory.store(0x2000, 0xdead_beef).unwrap();
+        assert_eq!(memory.load(0x2000), Ok(0xdead_beef));
+        let end = 64 << 20;
+        assert_eq!(memory.load(end), Err(NoMemory { address: end }));
+        assert!(memory.load(0x2001).is_err(), "it is not aligned");
+        assert!(memory.read(end - 4, &mut read).is_err());
+        assert!(memory.write(u64::MAX, &read).is_err());
+    }
 
     #[test]
     fn ram_is_aligned_and_reaches_behind_the_hole() {

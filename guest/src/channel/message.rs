@@ -115,7 +115,8 @@ pub struct Window {
 }
 
 /// Why the command didn't run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{0}")]
 pub enum Refusal {
     /// There is no such program.
     NotFound(String),

@@ -19,6 +19,16 @@
 //! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and nothing
 //! that is received decides how much memory is taken, beyond [`frame::BODY_MAX`].
 
+/// COM2's first I/O port: its data register.
+pub const COM2_PORT: u16 = 0x2f8;
+
+/// The word on the kernel's command line that tells init that a host listens: `rings`, or `uart` for one that wants
+/// everything through the UART, follows.
+pub const PARAMETER: &str = "minivm.channel=";
+
+/// What a file or folder is called in the archives of [`ToHost::Files`]; what is below a folder is below this.
+pub const COPIED: &str = "copied";
+
 pub mod frame;
 mod message;
 pub mod ring;

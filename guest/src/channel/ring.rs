@@ -243,8 +243,8 @@ impl<M: Memory> Consumer<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::sync::Arc;
-        use proptest::prelude::*;
     use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
     use std::sync::mpsc;
 
@@ -286,8 +286,8 @@ mod tests {
     fn the_words_fit_before_the_addresses_and_these_into_the_page() {
         assert_eq!(Word::Produced.offset(Direction::ToHost), 64);
         assert_eq!(Word::WantsRoom.offset(Direction::ToGuest), 512);
-        assert!(512 + 4 <= DIRECTORY_ADDRESSES);
-        assert!(DIRECTORY_ADDRESSES + 2 * PAGES_MAX * 8 <= PAGE);
+        const { assert!(512 + 4 <= DIRECTORY_ADDRESSES) };
+        const { assert!(DIRECTORY_ADDRESSES + 2 * PAGES_MAX * 8 <= PAGE) };
     }
 
     #[test]

@@ -6,12 +6,22 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 
 /// The code of a program that was killed by SIGPIPE.
 const BROKEN_PIPE: i32 = 128 + 13;
+
+/// How long the lab is left without an interrupt.
+///
+/// QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left; a timer's
+/// interrupt that comes in the same few nanoseconds is lost, once in some million exits, and a lab that waits for it
+/// sleeps for ever. Any other interrupt makes it look again.
+const PING: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
 
 /// What the lab had to say in the end.
 pub(super) enum Answer {
@@ -42,25 +52,32 @@ pub(super) fn serve(
     })
 }
 
-/// Sends what `input` has until its end, or until the other end of `stop` is closed.
-fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
+/// Sends what `input` has until its end, and pings, until the other end of `stop` is closed.
+fn feed(channel: &UnixStream, mut input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
     let mut buffer = Buffer::new();
-    while let Some(input) = &input {
-        let mut both = [
-            PollFd::new(input, PollFlags::IN),
-            PollFd::new(stop, PollFlags::IN),
-        ];
-        poll(&mut both, None)?;
-        if !both[1].revents().is_empty() {
+    if input.is_none() {
+        buffer.send(Kind::Stdin, 0, channel)?;
+    }
+    loop {
+        let mut ready = vec![PollFd::new(stop, PollFlags::IN)];
+        ready.extend(input.iter().map(|input| PollFd::new(input, PollFlags::IN)));
+        let quiet = poll(&mut ready, Some(&PING))? == 0;
+        if !ready[0].revents().is_empty() {
             return Ok(());
         }
-        match rustix::io::read(input, &mut buffer.payload()[..MAX_PAYLOAD]) {
-            // A stream that can't be read has ended, as far as the command can tell.
-            Ok(0) | Err(_) => break,
-            Ok(length) => buffer.send(Kind::Stdin, length, channel)?,
+        match &input {
+            Some(open) if !quiet => {
+                // A stream that can't be read has ended, as far as the command can tell.
+                let length = rustix::io::read(open, &mut buffer.payload()[..MAX_PAYLOAD]);
+                let length = length.unwrap_or(0);
+                buffer.send(Kind::Stdin, length, channel)?;
+                if length == 0 {
+                    input = None;
+                }
+            }
+            _ => buffer.send(Kind::Ping, 0, channel)?,
         }
     }
-    buffer.send(Kind::Stdin, 0, channel)
 }
 
 /// Writes output as it comes.
@@ -106,7 +123,7 @@ fn listen(
                     String::from_utf8_lossy(&payload).into_owned(),
                 ));
             }
-            Kind::Stdin => return Err(io::ErrorKind::InvalidData.into()),
+            Kind::Stdin | Kind::Ping => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }

@@ -25,16 +25,19 @@ pub(super) enum Kind {
     Exit = 5,
     /// To us, the last frame: why there was no command to end.
     Failed = 6,
+    /// To the lab: nothing. It comes with an interrupt, see `channel`.
+    Ping = 7,
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [
+    const ALL: [Kind; 7] = [
         Kind::Stdin,
         Kind::Started,
         Kind::Stdout,
         Kind::Stderr,
         Kind::Exit,
         Kind::Failed,
+        Kind::Ping,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {

@@ -15,7 +15,7 @@ use super::error::{Error, cannot};
 use super::frame::{self, Kind};
 use super::order::{self, Order};
 use super::relay::Relay;
-use super::{loopback, root};
+use super::root;
 
 /// The port that QEMU's `nr=1` makes on the first virtio-serial device.
 const CHANNEL: &str = "/dev/vport0p1";
@@ -81,7 +81,7 @@ fn run(channel: &File) -> Result<i32, Error> {
     let order: Order = serde_json::from_slice(&order)
         .map_err(|error| cannot("understand the order")(error.into()))?;
     root::prepare(order.root)?;
-    loopback::bring_up().map_err(cannot("bring up the loopback interface"))?;
+    minivm_guest::pid1::bring_loopback_up().map_err(cannot("bring up the loopback interface"))?;
     std::env::set_current_dir(&order.cwd)
         .map_err(cannot(format!("enter {}", order.cwd.display())))?;
 

@@ -16,7 +16,6 @@ mod frame;
 mod init;
 mod initramfs;
 mod kernel;
-mod loopback;
 mod order;
 mod qemu;
 mod relay;

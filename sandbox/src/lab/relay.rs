@@ -50,7 +50,12 @@ impl Relay {
 fn deliver(channel: File, stdin: ChildStdin) {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let (mut stdin, mut payload) = (Some(stdin), Vec::new());
-    while let Ok(Some(Kind::Stdin)) = frame::receive(&mut channel, &mut payload) {
+    while let Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) =
+        frame::receive(&mut channel, &mut payload)
+    {
+        if kind == Kind::Ping {
+            continue;
+        }
         let delivered = stdin
             .as_mut()
             .is_some_and(|stdin| stdin.write_all(&payload).is_ok());

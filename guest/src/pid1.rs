@@ -1,4 +1,4 @@
-//! The one network interface a lab has.
+//! What a first process does for its machine, whichever machine it is.
 
 use std::io;
 use std::net::UdpSocket;
@@ -7,8 +7,12 @@ use std::os::fd::AsRawFd;
 /// Sets `lo` up, as `ip link set lo up` does; the kernel gives it 127.0.0.1 by itself.
 ///
 /// `netdevice(7)`, `SIOCSIFFLAGS`: an interface is named in a request that goes through any socket.
+///
+/// # Errors
+///
+/// Where the kernel has no network, or this process may not change it.
 #[allow(unsafe_code, reason = "neither std nor rustix has this ioctl")]
-pub(super) fn bring_up() -> io::Result<()> {
+pub fn bring_loopback_up() -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let mut name = [0; libc::IFNAMSIZ];
     for (to, from) in name.iter_mut().zip(b"lo") {
@@ -19,8 +23,11 @@ pub(super) fn bring_up() -> io::Result<()> {
         ifr_name: name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
     };
+    // The type of an ioctl's number differs between C libraries.
+    #[allow(clippy::useless_conversion, reason = "it is of use with musl")]
+    let number = libc::SIOCSIFFLAGS.try_into().map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS reads a `struct ifreq` that has a name and flags; `request` is one and lives through the call.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
+    match unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw const request) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

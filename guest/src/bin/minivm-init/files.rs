@@ -1,0 +1,162 @@
+//! Files from the host before the command runs, and to the host after it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::path::Path;
+
+use minivm_guest::channel::{COPIED, ToGuest, ToHost};
+use minivm_guest::unpack::{Entry, Kind, Unpack};
+use minivm_guest::{Owner, archive_path};
+
+use crate::user::User;
+use crate::wire::Wire;
+use crate::{Error, cannot, mounts};
+
+/// Bytes of files in one message.
+const CHUNK: usize = 64 << 10;
+
+/// Takes an archive from the host, whose names start at the root, and puts its files there. They are the user's.
+pub(crate) fn copy_in(wire: &mut Wire, user: &User) -> Result<(), Error> {
+    let mut incoming = Incoming {
+        wire,
+        chunk: Vec::new(),
+        taken: 0,
+        ended: false,
+    };
+    let mut archive = Unpack::new(&mut incoming);
+    let mut folders = Vec::new();
+    while let Some(entry) = archive.next()? {
+        let path = Path::new("/").join(&entry.name);
+        place(&path, &entry, user, &mut archive)
+            .map_err(cannot(format!("write {}", path.display())))?;
+        if entry.kind == Kind::Folder {
+            folders.push((path, entry.permissions));
+        }
+    }
+    // A folder that its owner can't write to could not have been filled: this process is root, but who knows.
+    for (path, permissions) in folders {
+        fs::set_permissions(&path, fs::Permissions::from_mode(permissions))?;
+    }
+    incoming.finish()
+}
+
+fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Result<(), Error> {
+    if let Some(parent) = path.parent() {
+        mounts::make_folder(parent, 0o755)?;
+    }
+    match &entry.kind {
+        Kind::Folder => mounts::make_folder(path, 0o755)?,
+        Kind::File { .. } => {
+            let mut file = File::create(path)?;
+            io::copy(data, &mut file)?;
+            lchown(path, Some(user.uid), Some(user.gid))?;
+            file.set_permissions(fs::Permissions::from_mode(entry.permissions))?;
+            return Ok(());
+        }
+        Kind::Symlink(target) => {
+            if path.symlink_metadata().is_ok_and(|there| !there.is_dir()) {
+                fs::remove_file(path)?;
+            }
+            symlink(target, path)?;
+        }
+        Kind::Other => return Ok(()),
+    }
+    lchown(path, Some(user.uid), Some(user.gid))?;
+    Ok(())
+}
+
+/// The archive that comes in [`ToGuest::Files`].
+struct Incoming<'a> {
+    wire: &'a mut Wire,
+    chunk: Vec<u8>,
+    taken: usize,
+    ended: bool,
+}
+
+impl Incoming<'_> {
+    /// Waits for a piece of it.
+    fn next_chunk(&mut self) -> Result<(), Error> {
+        self.taken = 0;
+        self.chunk.clear();
+        let chunk = &mut self.chunk;
+        self.wire.receive_one(|message| {
+            // A signal for a command that isn't there yet is lost.
+            if let ToGuest::Files(bytes) = message {
+                chunk.extend_from_slice(bytes);
+                self.ended = bytes.is_empty();
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits for its end.
+    fn finish(mut self) -> Result<(), Error> {
+        while !self.ended {
+            self.next_chunk()?;
+        }
+        Ok(())
+    }
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.taken == self.chunk.len() && !self.ended {
+            self.next_chunk()
+                .map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        let len = (&self.chunk[self.taken..]).read(buffer)?;
+        self.taken += len;
+        Ok(len)
+    }
+}
+
+/// Sends the files and folders that were asked for, or why there are none.
+pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> {
+    for (number, path) in (0..).zip(paths) {
+        let path = Path::new(OsStr::from_bytes(path));
+        if let Err(error) = path.symlink_metadata() {
+            wire.send(&ToHost::FilesOf(number, Some(error.to_string())))?;
+            continue;
+        }
+        wire.send(&ToHost::FilesOf(number, None))?;
+        let outgoing = io::BufWriter::with_capacity(CHUNK, Outgoing { wire: &mut *wire });
+        let sent = archive_path(path, Path::new(COPIED), Owner::Keep, outgoing).map(drop);
+        // What can't be read ends the archive early, which the host takes for an error; this says why.
+        if let Err(error) = sent {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            wire.send(&ToHost::Warning(format!(
+                "{error}{}",
+                cause.unwrap_or_default()
+            )))?;
+        }
+        wire.send(&ToHost::Files(&[]))?;
+        wire.flush_all()?;
+    }
+    Ok(())
+}
+
+/// Where a part of an archive goes.
+struct Outgoing<'a> {
+    wire: &'a mut Wire,
+}
+
+impl Write for Outgoing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let part = &bytes[..bytes.len().min(CHUNK)];
+        let sent = if part.is_empty() {
+            Ok(())
+        } else {
+            let sent = self.wire.send(&ToHost::Files(part));
+            sent.and_then(|()| self.wire.flush_all())
+        };
+        sent.map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

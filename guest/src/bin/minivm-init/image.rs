@@ -1,0 +1,45 @@
+//! The image's files as the image has them: without what is ours, and with what the archive could not hold.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use minivm_guest::manifest::{FOLDER, IMAGES_INIT, INIT, Manifest, PATH, Xattr};
+use rustix::fs::{XattrFlags, lsetxattr};
+
+use crate::{Error, cannot};
+
+/// Takes what is ours away; returns what it said, and what could not be restored.
+pub(crate) fn restore() -> Result<(Manifest, Vec<String>), Error> {
+    let root = Path::new("/");
+    let manifest = match fs::read(root.join(PATH)) {
+        Ok(bytes) => Manifest::from_bytes(&bytes).map_err(cannot("understand the manifest"))?,
+        // An archive that somebody made by hand, with this program in it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Default::default()),
+        Err(error) => return Err(cannot("read the manifest")(error)),
+    };
+    fs::remove_file(root.join(INIT)).map_err(cannot("remove /init"))?;
+    match fs::rename(root.join(IMAGES_INIT), root.join(INIT)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(cannot("put back the image's /init")(error));
+        }
+        _ => {}
+    }
+    let folder = root.join(FOLDER);
+    fs::remove_dir_all(&folder).map_err(cannot(format!("remove {}", folder.display())))?;
+    let lost = manifest.xattrs.iter().filter_map(|xattr| set(xattr).err());
+    let lost = lost.map(|error| error.to_string()).collect();
+    Ok((manifest, lost))
+}
+
+fn set(xattr: &Xattr) -> Result<(), Error> {
+    let path = PathBuf::from("/").join(OsStr::from_bytes(&xattr.path));
+    let name = OsStr::from_bytes(&xattr.name);
+    lsetxattr(&path, name, &xattr.value, XattrFlags::empty()).map_err(cannot(format!(
+        "set the attribute {} of {}",
+        name.display(),
+        path.display()
+    )))
+}

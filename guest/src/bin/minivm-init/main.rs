@@ -1,0 +1,84 @@
+//! `minivm-init`: the guest's first process. It makes a container's surroundings out of a bare kernel and an image's files,
+//! runs one command in them for the host, tells how it ended, and ends the machine.
+//!
+//! 1. The kernel's file systems are mounted (`mounts`).
+//! 2. COM2 is opened, rings are laid out in memory, and the host is told where (`wire`, `rings`, `ports`).
+//! 3. The host's request comes. The image's files are put as the image has them (`image`), the rest of the surroundings is
+//!    made: host name, loopback, temporary folders (`surroundings`).
+//! 4. The command is started as its user (`command`, `user`), on pipes or on a terminal.
+//! 5. One loop moves bytes and signals until it has ended (`session`). Another thread does nothing but wait for processes.
+//! 6. Files that were asked for go out (`files`), then how it ended, and the machine is switched off.
+//!
+//! Where the kernel's command line doesn't say that there is a host, it runs the image's own command on the console.
+//!
+//! It never polls and never sleeps: it waits for descriptors.
+
+mod alone;
+mod command;
+mod files;
+mod image;
+mod mounts;
+mod ports;
+mod rings;
+mod session;
+mod surroundings;
+mod user;
+mod wire;
+
+use std::fs;
+
+use rustix::process::Pid;
+use rustix::system::RebootCommand;
+use rustix::time::{ClockId, clock_gettime};
+
+/// What goes wrong here, in a line.
+type Error = Box<dyn std::error::Error>;
+
+fn main() {
+    let started = clock();
+    if rustix::process::getpid() != Pid::INIT {
+        eprintln!(
+            "minivm-init: this is the first process of a minivm guest, and does nothing else"
+        );
+        std::process::exit(125);
+    }
+    if let Err(error) = run(started) {
+        print(&error.to_string());
+    }
+    if let Err(error) = rustix::system::reboot(RebootCommand::PowerOff) {
+        print(&format!("cannot switch the power off: {error}"));
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn run(started: u64) -> Result<(), Error> {
+    mounts::kernel_file_systems()?;
+    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let channel = cmdline
+        .split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix(minivm_guest::channel::PARAMETER))
+        .next_back();
+    match channel {
+        None => alone::run(),
+        Some(channel) => session::run(channel == "rings", started),
+    }
+}
+
+/// Prints a line on the console. It's done as one of the kernel's own error messages (`<3>`), which get through when nothing
+/// else does.
+fn print(line: &str) {
+    let _ = fs::write("/dev/kmsg", format!("<2>minivm-init: {line}\n"));
+}
+
+/// Nanoseconds since the kernel started its clock.
+fn clock() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// Adds to an error what was tried.
+fn cannot<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> Error {
+    move |error| format!("cannot {what}: {error}").into()
+}

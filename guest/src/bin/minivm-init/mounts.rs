@@ -1,0 +1,113 @@
+//! The guest's file systems.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use minivm_guest::manifest;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
+
+use crate::{Error, cannot};
+
+/// Mounts what the kernel tells of itself, and its devices.
+pub(crate) fn kernel_file_systems() -> Result<(), Error> {
+    let safe = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    attach("proc", "/proc", safe, c"")?;
+    attach("sysfs", "/sys", safe, c"")?;
+    // The kernel may have mounted it already (CONFIG_DEVTMPFS_MOUNT is for other roots, but who knows).
+    attach("devtmpfs", "/dev", MountFlags::NOSUID, c"mode=0755")
+}
+
+/// Makes the root a mount of its own. The kernel's first root is the one that can't be left: `pivot_root(2)`, by which
+/// container engines and sandboxes enter theirs, refuses to work in it.
+pub(crate) fn enter_root() -> Result<(), Error> {
+    let folder = Path::new("/").join(manifest::FOLDER);
+    make_folder(&folder, 0o755)?;
+    let entered = mount_bind("/", &folder)
+        .and_then(|()| move_mount("/proc", &folder))
+        .and_then(|()| move_mount("/sys", &folder))
+        .and_then(|()| move_mount("/dev", &folder))
+        .and_then(|()| rustix::process::chdir(&folder))
+        .and_then(|()| mount_move(".", "/"))
+        .and_then(|()| rustix::process::chroot("."))
+        .and_then(|()| rustix::process::chdir("/"));
+    entered.map_err(cannot("make the root a mount"))
+}
+
+fn move_mount(from: &str, root: &Path) -> rustix::io::Result<()> {
+    mount_move(from, root.join(&from[1..]))
+}
+
+/// Mounts what programs expect beside the kernel's own: terminals, shared memory, temporary files, cgroups.
+pub(crate) fn others() -> Result<(), Error> {
+    let safe = MountFlags::NOSUID | MountFlags::NODEV;
+    let data = safe | MountFlags::NOEXEC;
+    attach(
+        "devpts",
+        "/dev/pts",
+        data & !MountFlags::NODEV,
+        c"mode=0620,gid=5,ptmxmode=0666",
+    )?;
+    attach("tmpfs", "/dev/shm", data, c"mode=1777")?;
+    replace_link("/dev/ptmx", "pts/ptmx")?;
+    for (name, target) in [
+        ("fd", ""),
+        ("stdin", "/0"),
+        ("stdout", "/1"),
+        ("stderr", "/2"),
+    ] {
+        replace_link(&format!("/dev/{name}"), &format!("/proc/self/fd{target}"))?;
+    }
+    // Where the image has something in them, that stays.
+    for (folder, options) in [("/tmp", c"mode=1777"), ("/run", c"mode=0755")] {
+        if is_empty(folder) {
+            attach("tmpfs", folder, safe, options)?;
+        }
+    }
+    // Kernels without these are good enough for most commands.
+    let _ = attach("mqueue", "/dev/mqueue", data, c"");
+    let _ = attach("cgroup2", "/sys/fs/cgroup", data, c"");
+    Ok(())
+}
+
+/// Lets nothing be written to the root any more.
+pub(crate) fn make_root_read_only() -> Result<(), Error> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    mount_remount("/", flags, c"").map_err(cannot("make the root read-only"))
+}
+
+/// Creates a folder, and those above it, where there is none.
+pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
+    if !path.is_dir() {
+        fs::create_dir_all(path)
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+            .map_err(cannot(format!("create {}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// Whether a folder has nothing in it, or isn't there. A link to one has, in this sense, something in it.
+fn is_empty(folder: &str) -> bool {
+    match fs::symlink_metadata(folder) {
+        Ok(metadata) if metadata.is_dir() => {
+            fs::read_dir(folder).is_ok_and(|mut names| names.next().is_none())
+        }
+        Ok(_) => false,
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
+fn replace_link(path: &str, target: &str) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => symlink(target, path),
+    }
+    .map_err(cannot(format!("link {path}")))
+}
+
+fn attach(kind: &str, folder: &str, flags: MountFlags, options: &CStr) -> Result<(), Error> {
+    make_folder(Path::new(folder), 0o755)?;
+    mount(kind, folder, kind, flags, options).map_err(cannot(format!("mount {kind} on {folder}")))
+}

@@ -1,0 +1,168 @@
+//! The rings' memory: pages that stay where they are, and whose places in the guest's memory are known.
+//!
+//! The pages are shared ones: a page of ordinary memory is copied when a process is forked and either side writes to it,
+//! and the copy would be another page. They are locked, so that they are never swapped out; and the kernel is told not to
+//! move locked pages about when it tidies memory up. Where they are is in `/proc/self/pagemap`
+//! (`Documentation/admin-guide/mm/pagemap.rst`), which kernels with `CONFIG_PROC_PAGE_MONITOR` have.
+
+#![allow(
+    unsafe_code,
+    reason = "memory that the host changes has no safe interface"
+)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::ptr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use minivm_guest::channel::ring::{
+    Consumer, DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, Memory, PAGE,
+    Producer, Word,
+};
+
+/// Pages a ring: 256 KiB.
+const PAGES: usize = 64;
+/// The directory and two rings.
+const TOTAL: usize = 1 + 2 * PAGES;
+/// Size of a ring in bytes.
+const SIZE: usize = PAGES * PAGE;
+
+/// Bits of an entry of pagemap: the page's frame number, and whether the page is there at all.
+const PAGEMAP_FRAME: u64 = (1 << 55) - 1;
+const PAGEMAP_PRESENT: u64 = 1 << 63;
+
+/// This side's ends of the two rings.
+pub(crate) struct Rings {
+    pub(crate) output: Producer<Ring>,
+    pub(crate) input: Consumer<Ring>,
+    /// The guest-physical address of the directory, for the host.
+    pub(crate) directory: u64,
+}
+
+impl Rings {
+    /// Lays them out.
+    pub(crate) fn new() -> io::Result<Rings> {
+        // A kernel that never moves pages has no such file.
+        let _ = fs::write("/proc/sys/vm/compact_unevictable_allowed", "0");
+        let pages = Rc::new(Pages::new()?);
+        let addresses = pages.addresses()?;
+        let (directory, rings) = addresses.split_first().expect("there is at least one page");
+        pages.write(0, &DIRECTORY_MAGIC);
+        let count = u32::try_from(PAGES).expect("a few pages");
+        pages.write(DIRECTORY_PAGES, &count.to_le_bytes());
+        for (index, address) in rings.iter().enumerate() {
+            pages.write(DIRECTORY_ADDRESSES + 8 * index, &address.to_le_bytes());
+        }
+        Ok(Rings {
+            output: Producer::new(Ring::new(&pages, Direction::ToHost)),
+            input: Consumer::new(Ring::new(&pages, Direction::ToGuest)),
+            directory: *directory,
+        })
+    }
+}
+
+/// The directory and the rings, one after the other.
+struct Pages(*mut u8);
+
+impl Pages {
+    fn new() -> io::Result<Pages> {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | libc::MAP_LOCKED,
+        );
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { libc::mmap(ptr::null_mut(), TOTAL * PAGE, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Pages(start.cast()))
+    }
+
+    /// The pages' guest-physical addresses.
+    fn addresses(&self) -> io::Result<Vec<u64>> {
+        let mut entries = vec![0; TOTAL * 8];
+        let first = self.0.addr() / PAGE;
+        File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, first as u64 * 8)?;
+        entries
+            .chunks_exact(8)
+            .map(|entry| {
+                let entry = u64::from_le_bytes(entry.try_into().expect("8 bytes"));
+                // A process without CAP_SYS_ADMIN gets zeros for frame numbers.
+                match (entry & PAGEMAP_PRESENT, entry & PAGEMAP_FRAME) {
+                    (0, _) | (_, 0) => Err(io::Error::other("a page's place is not told")),
+                    (_, frame) => Ok(frame * PAGE as u64),
+                }
+            })
+            .collect()
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= TOTAL * PAGE, "within the pages");
+        // SAFETY: the range is in the mapping, as asserted, which lives as long as this process; `from` isn't in it, for
+        // no reference to it is ever made. The host may read it meanwhile, which it knows to be unfinished until it is
+        // told of it.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.0.add(offset), from.len()) };
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(offset + into.len() <= TOTAL * PAGE, "within the pages");
+        // SAFETY: as in `write`. A host that changes the bytes while they are copied makes other bytes of them, no more.
+        unsafe { ptr::copy_nonoverlapping(self.0.add(offset), into.as_mut_ptr(), into.len()) };
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(
+            offset + 4 <= PAGE && offset.is_multiple_of(4),
+            "in the directory"
+        );
+        let address = self.0.wrapping_add(offset).cast();
+        // SAFETY: in the mapping and aligned, as asserted; all that ever reach it, the host too, do so atomically.
+        unsafe { AtomicU32::from_ptr(address) }
+    }
+}
+
+/// One of the rings.
+pub(crate) struct Ring {
+    pages: Rc<Pages>,
+    direction: Direction,
+    /// Where it begins.
+    start: usize,
+}
+
+impl Ring {
+    fn new(pages: &Rc<Pages>, direction: Direction) -> Ring {
+        Ring {
+            pages: pages.clone(),
+            direction,
+            start: PAGE + SIZE * direction as usize,
+        }
+    }
+
+    fn word(&self, word: Word) -> &AtomicU32 {
+        self.pages.word(word.offset(self.direction))
+    }
+}
+
+impl Memory for Ring {
+    fn size(&self) -> u32 {
+        u32::try_from(SIZE).expect("256 KiB")
+    }
+
+    fn load(&self, word: Word) -> u32 {
+        self.word(word).load(Ordering::SeqCst)
+    }
+
+    fn store(&self, word: Word, value: u32) {
+        self.word(word).store(value, Ordering::SeqCst);
+    }
+
+    fn read(&self, offset: u32, into: &mut [u8]) {
+        self.pages.read(self.start + offset as usize, into);
+    }
+
+    fn write(&self, offset: u32, from: &[u8]) {
+        self.pages.write(self.start + offset as usize, from);
+    }
+}

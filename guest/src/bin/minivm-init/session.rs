@@ -1,0 +1,317 @@
+//! One command for the host: from hello to how it ended.
+
+use std::io::{self, PipeReader, Write};
+use std::os::fd::AsFd;
+use std::thread;
+
+use minivm_guest::channel::{Exit, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::command::{self, Running, Streams};
+use crate::user::{self, User};
+use crate::wire::Wire;
+use crate::{Error, clock, files, mounts, surroundings};
+
+/// What is read of an output at once.
+const CHUNK: usize = 64 << 10;
+/// Ctrl-D: what ends the input of a terminal's programs.
+const END_OF_INPUT: &[u8] = b"\x04";
+
+/// Serves one request.
+pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
+    let mut wire = Wire::open(with_rings)?;
+    let mut times = Times {
+        init,
+        hello: clock(),
+        ..Times::default()
+    };
+    let request = wire.receive_one(|message| match message {
+        ToGuest::Request(request) => Ok(request),
+        _ => Err("the host sent something before its request".into()),
+    })?;
+    times.request = clock();
+    if let Err(error) = serve(&mut wire, &request, times) {
+        wire.send(&ToHost::Refused(Refusal::Failed(error.to_string())))?;
+        wire.flush_all()?;
+    }
+    Ok(())
+}
+
+fn serve(wire: &mut Wire, request: &Request, mut times: Times) -> Result<(), Error> {
+    let now = Timespec {
+        tv_sec: i64::try_from(request.now / 1_000_000_000)?,
+        tv_nsec: i64::try_from(request.now % 1_000_000_000)?,
+    };
+    // A clock that can't be set runs from 1970; most commands don't care.
+    let _ = clock_settime(ClockId::Realtime, now);
+    let (_, lost) = surroundings::make(&request.hostname)?;
+    for lost in lost {
+        wire.send(&ToHost::Warning(lost))?;
+    }
+    let user = user::find(&request.user)?;
+    if request.copy_in {
+        files::copy_in(wire, &user)?;
+    }
+    if request.read_only {
+        mounts::make_root_read_only()?;
+    }
+    let status = match start(request, &user) {
+        Ok(session) => {
+            times.exec = clock();
+            session.run(wire)?
+        }
+        Err(refusal) => {
+            wire.send(&ToHost::Refused(refusal))?;
+            return wire.flush_all();
+        }
+    };
+    times.exit = clock();
+    files::copy_out(wire, &request.copy_out)?;
+    let (user_time, system_time, largest) = command::usage();
+    wire.send(&ToHost::Exit(Exit {
+        status,
+        out_of_memory: command::out_of_memory(),
+        user_time,
+        system_time,
+        peak_memory: command::peak_memory().unwrap_or(largest),
+        times,
+    }))?;
+    wire.flush_all()
+}
+
+fn start(request: &Request, user: &User) -> Result<Session, Refusal> {
+    let streams = match request.terminal {
+        Some(size) => Streams::Terminal(size),
+        None => Streams::Pipes,
+    };
+    let running = command::start(request, user, streams)?;
+    let failed = |error: io::Error| Refusal::Failed(error.to_string());
+    Ok(Session {
+        ended: wait_elsewhere(running.pid).map_err(failed)?,
+        running,
+        status: None,
+        input: Input::default(),
+    })
+}
+
+/// A command while it runs.
+struct Session {
+    running: Running,
+    /// Where the thread that waits for processes says that the command has ended.
+    ended: PipeReader,
+    status: Option<Status>,
+    input: Input,
+}
+
+/// Input that has come and the command has not read yet.
+#[derive(Default)]
+struct Input {
+    bytes: Vec<u8>,
+    /// No more will come.
+    ended: bool,
+    /// What the command has read since the host was last told.
+    read: u32,
+}
+
+/// What can be waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Wire,
+    End,
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Session {
+    /// Moves bytes and signals until the command has ended and all its output is sent.
+    fn run(mut self, wire: &mut Wire) -> Result<Status, Error> {
+        wire.send(&ToHost::Started)?;
+        if self.running.stdin.is_some() {
+            wire.send(&ToHost::Room(STDIN_WINDOW))?;
+        }
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let outputs = self.running.stdout.is_some() || self.running.stderr.is_some();
+            if let (Some(status), false) = (self.status, outputs) {
+                return Ok(status);
+            }
+            for source in self.wait(wire)? {
+                match source {
+                    Source::Wire => wire.receive(|message| self.take(message))?,
+                    Source::End => self.note_end()?,
+                    Source::Stdin => self.feed(wire)?,
+                    Source::Stdout | Source::Stderr => self.forward(source, wire, &mut buffer)?,
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self, wire: &Wire) -> Result<Vec<Source>, Error> {
+        let running = &self.running;
+        let mut sources = vec![(Source::Wire, wire.descriptor(), PollFlags::IN)];
+        if self.status.is_none() {
+            sources.push((Source::End, self.ended.as_fd(), PollFlags::IN));
+        }
+        if let Some(stdin) = running.stdin.as_ref().filter(|_| self.input.is_pending()) {
+            sources.push((Source::Stdin, stdin.as_fd(), PollFlags::OUT));
+        }
+        // While the host takes nothing, nothing is taken from the command, which then has to wait as well.
+        if !wire.is_full() {
+            let outputs = [
+                (Source::Stdout, &running.stdout),
+                (Source::Stderr, &running.stderr),
+            ];
+            for (source, output) in outputs {
+                sources.extend(output.iter().map(|fd| (source, fd.as_fd(), PollFlags::IN)));
+            }
+        }
+        let mut polled: Vec<_> = sources
+            .iter()
+            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready = sources
+            .iter()
+            .zip(&polled)
+            .filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((source, ..), _)| *source).collect())
+    }
+
+    /// Does what the host says.
+    fn take(&mut self, message: ToGuest) -> Result<(), Error> {
+        match message {
+            ToGuest::Stdin([]) => self.input.ended = true,
+            ToGuest::Stdin(bytes) if self.running.stdin.is_some() => {
+                self.input.bytes.extend_from_slice(bytes);
+            }
+            // Nobody reads it any more.
+            ToGuest::Stdin(_) => {}
+            ToGuest::Signal(number) => {
+                if let (Some(signal), None) = (Signal::from_named_raw(number.into()), self.status) {
+                    // It may just have ended.
+                    let _ = kill_process_group(self.running.pid, signal);
+                }
+            }
+            ToGuest::Window(size) => {
+                if let Some(terminal) = &self.running.terminal {
+                    command::set_size(terminal, size);
+                }
+            }
+            ToGuest::Request(_) | ToGuest::Files(_) => {
+                return Err("the host sent a message out of order".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives input to the command.
+    fn feed(&mut self, wire: &mut Wire) -> Result<(), Error> {
+        let Some(stdin) = &self.running.stdin else {
+            return Ok(());
+        };
+        let input = &mut self.input;
+        match rustix::io::write(stdin, &input.bytes) {
+            Ok(len) => {
+                input.bytes.drain(..len);
+                input.read += u32::try_from(len)?;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+            // The command has closed its stdin: what comes from now on is dropped.
+            Err(_) => self.running.stdin = None,
+        }
+        if input.read >= STDIN_WINDOW / 2 {
+            wire.send(&ToHost::Room(std::mem::take(&mut input.read)))?;
+        }
+        if input.bytes.is_empty() && input.ended {
+            if let Some(terminal) = &self.running.terminal {
+                let _ = rustix::io::write(terminal, END_OF_INPUT);
+            }
+            self.running.stdin = None;
+        }
+        Ok(())
+    }
+
+    /// Sends what the command has written.
+    fn forward(&mut self, source: Source, wire: &mut Wire, buffer: &mut [u8]) -> Result<(), Error> {
+        let output = match source {
+            Source::Stdout => &mut self.running.stdout,
+            _ => &mut self.running.stderr,
+        };
+        let Some(open) = output else { return Ok(()) };
+        match rustix::io::read(&*open, &mut *buffer) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            // A terminal that no program has open any more can't be read: EIO.
+            Ok(0) | Err(_) => {
+                *output = None;
+                Ok(())
+            }
+            Ok(len) => {
+                let bytes = &buffer[..len];
+                wire.send(&match source {
+                    Source::Stdout => ToHost::Stdout(bytes),
+                    _ => ToHost::Stderr(bytes),
+                })
+            }
+        }
+    }
+
+    /// The command has ended; what it left behind ends with it.
+    fn note_end(&mut self) -> Result<(), Error> {
+        let mut status = [0; 2];
+        io::Read::read_exact(&mut self.ended, &mut status)?;
+        let [kind, number] = status;
+        self.status = Some(match kind {
+            0 => Status::Code(number),
+            _ => Status::Signal(number),
+        });
+        self.running.stdin = None;
+        kill_all();
+        Ok(())
+    }
+}
+
+impl Input {
+    /// Whether there is something to be done with it.
+    fn is_pending(&self) -> bool {
+        !self.bytes.is_empty() || self.ended
+    }
+}
+
+/// Kills every process but this one.
+pub(crate) fn kill_all() {
+    // `kill(-1, …)`: process group 1 is written so. There may be none, which is an error.
+    let _ = kill_process_group(Pid::INIT, Signal::KILL);
+}
+
+/// Waits for processes, the command and all that lose their parents, on a thread of its own. The pipe tells how the command
+/// ended, in two bytes: 0 and its code, or 1 and its signal.
+fn wait_elsewhere(command: Pid) -> io::Result<PipeReader> {
+    let (reader, mut writer) = io::pipe()?;
+    thread::Builder::new().stack_size(64 << 10).spawn(move || {
+        // It fails when there is no process left, or for an interruption.
+        loop {
+            match rustix::process::wait(WaitOptions::empty()) {
+                Ok(Some((pid, status))) if pid == command => {
+                    let how = match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => [0, code],
+                        (_, signal) => [1, signal.unwrap_or(0)],
+                    };
+                    let how = how.map(|number| u8::try_from(number & 0xff).unwrap_or(0));
+                    // The reader is there as long as this process.
+                    let _ = writer.write_all(&how);
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+    })?;
+    Ok(reader)
+}

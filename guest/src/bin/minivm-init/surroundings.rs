@@ -1,0 +1,36 @@
+//! What surrounds a command, whoever wants it to run.
+
+use std::fs;
+
+use minivm_guest::manifest::{FOLDER, Manifest};
+
+use crate::{Error, cannot, image, mounts};
+
+/// Makes it. Returns what the image says, and what could not be done and is no reason to stop.
+pub(crate) fn make(hostname: &str) -> Result<(Manifest, Vec<String>), Error> {
+    let (manifest, lost) = image::restore()?;
+    mounts::enter_root()?;
+    fs::remove_dir(format!("/{FOLDER}")).map_err(cannot("remove the mount point"))?;
+    mounts::others()?;
+    // A kernel without a network is good enough for most commands.
+    let _ = minivm_guest::pid1::bring_loopback_up();
+    name_machine(hostname)?;
+    Ok((manifest, lost))
+}
+
+/// The machine's name, and the addresses that belong to it. What the image says itself stays.
+fn name_machine(name: &str) -> Result<(), Error> {
+    rustix::system::sethostname(name.as_bytes()).map_err(cannot("set the host name"))?;
+    let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{name}\n");
+    for (path, text) in [
+        ("/etc/hosts", hosts),
+        ("/etc/hostname", format!("{name}\n")),
+    ] {
+        if fs::metadata(path).is_ok_and(|file| file.len() > 0) {
+            continue;
+        }
+        // An image without /etc, such as one with a single static program, does without.
+        let _ = fs::write(path, text);
+    }
+    Ok(())
+}
