@@ -18,4 +18,4 @@ pub mod rootfs;
 pub mod unpack;
 mod walk;
 
-pub use walk::{Owner, archive_dir, archive_path};
+pub use walk::{Owner, append_path, archive_dir};

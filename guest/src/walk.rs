@@ -35,38 +35,41 @@ pub enum Owner {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Error> {
-    let mut walk = Walk {
-        archive: Archive::new(out),
-        owner,
-        linked: HashMap::new(),
-    };
-    walk.folder(root, Path::new(""))?;
-    walk.archive.finish()
+    let mut archive = Archive::new(out);
+    Walk::new(&mut archive, owner).folder(root, Path::new(""))?;
+    archive.finish()
 }
 
-/// Writes one file, or a folder with what is below it, to `out` as an archive in which it is called `name`.
+/// Adds one file, or a folder with what is below it, to `archive`, where it is called `name`.
 ///
 /// # Errors
 ///
 /// As [`archive_dir`]'s.
-pub fn archive_path<W: Write>(path: &Path, name: &Path, owner: Owner, out: W) -> Result<W, Error> {
-    let mut walk = Walk {
-        archive: Archive::new(out),
-        owner,
-        linked: HashMap::new(),
-    };
-    walk.entry(path, name)?;
-    walk.archive.finish()
+pub fn append_path<W: Write>(
+    archive: &mut Archive<W>,
+    path: &Path,
+    name: &Path,
+    owner: Owner,
+) -> Result<(), Error> {
+    Walk::new(archive, owner).entry(path, name)
 }
 
-struct Walk<W> {
-    archive: Archive<W>,
+struct Walk<'a, W> {
+    archive: &'a mut Archive<W>,
     owner: Owner,
     /// Files with several names by device and inode, once the first name is in the archive.
     linked: HashMap<(u64, u64), Linked>,
 }
 
-impl<W: Write> Walk<W> {
+impl<'a, W: Write> Walk<'a, W> {
+    fn new(archive: &'a mut Archive<W>, owner: Owner) -> Self {
+        Walk {
+            archive,
+            owner,
+            linked: HashMap::new(),
+        }
+    }
+
     fn folder(&mut self, folder: &Path, name: &Path) -> Result<(), Error> {
         let names = fs::read_dir(folder).and_then(|entries| {
             entries

@@ -47,7 +47,8 @@ pub(super) fn serve(
         let answer = listen(channel, stdout, stderr);
         // The other thread may wait for input, or for the lab to take it.
         drop(running);
-        channel.shutdown(std::net::Shutdown::Both)?;
+        // It may have been shut down already, see `stop`.
+        let _ = channel.shutdown(std::net::Shutdown::Both);
         answer
     })
 }

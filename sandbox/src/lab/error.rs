@@ -39,6 +39,9 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
+    /// [`Stop::stop`](super::Stop::stop) ended it.
+    #[error("the lab was stopped")]
+    Stopped,
     /// The lab is up but can't run the command.
     #[error("the lab {message}")]
     Refused {

@@ -20,6 +20,7 @@ mod order;
 mod qemu;
 mod relay;
 mod root;
+mod stop;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -33,6 +34,7 @@ pub use error::Error;
 pub use init::run_as_init;
 pub use kernel::find as find_kernel;
 pub use qemu::PROGRAM as QEMU;
+pub use stop::Stop;
 
 use channel::Answer;
 use error::cannot;
@@ -107,6 +109,8 @@ pub struct LabRequest {
     pub timeout: Option<Duration>,
     /// Whether the lab's clock counts instructions, one a nanosecond, instead of time: slower, but repeatable.
     pub icount: bool,
+    /// Ends it early.
+    pub stop: Stop,
 }
 
 /// How a command ended.
@@ -141,6 +145,7 @@ impl LabRequest {
             memory_mib: 1024,
             timeout: None,
             icount: false,
+            stop: Stop::default(),
         }
     }
 
@@ -174,6 +179,8 @@ impl LabRequest {
             .map_err(cannot("duplicate stderr"))?;
 
         let (qemu, channel) = Qemu::start(&machine, initramfs)?;
+        let ours = channel.try_clone().map_err(cannot("duplicate a socket"))?;
+        self.stop.set_channel(ours);
         let limit = self
             .timeout
             .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
@@ -191,6 +198,7 @@ impl LabRequest {
                 })
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
+            Answer::None if self.stop.was_called() => Err(Error::Stopped),
             Answer::None => match self.timeout {
                 Some(limit) if timed_out => Err(Error::Timeout { limit }),
                 _ => Err(Error::Died { console }),

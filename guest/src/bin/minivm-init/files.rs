@@ -9,7 +9,8 @@ use std::path::Path;
 
 use minivm_guest::channel::{COPIED, ToGuest, ToHost};
 use minivm_guest::unpack::{Entry, Kind, Unpack};
-use minivm_guest::{Owner, archive_path};
+use minivm_guest::newc::Archive;
+use minivm_guest::{Owner, append_path};
 
 use crate::user::User;
 use crate::wire::Wire;
@@ -123,7 +124,9 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
         }
         wire.send(&ToHost::FilesOf(number, None))?;
         let outgoing = io::BufWriter::with_capacity(CHUNK, Outgoing { wire: &mut *wire });
-        let sent = archive_path(path, Path::new(COPIED), Owner::Keep, outgoing).map(drop);
+        let mut archive = Archive::new(outgoing);
+        let sent = append_path(&mut archive, path, Path::new(COPIED), Owner::Keep)
+            .and_then(|()| archive.finish().map(drop));
         // What can't be read ends the archive early, which the host takes for an error; this says why.
         if let Err(error) = sent {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));

@@ -103,13 +103,15 @@ impl Pages {
         // SAFETY: the range is in the mapping, as asserted, which lives as long as this process; `from` isn't in it, for
         // no reference to it is ever made. The host may read it meanwhile, which it knows to be unfinished until it is
         // told of it.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.0.add(offset), from.len()) };
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.0.wrapping_add(offset), from.len()) };
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
         assert!(offset + into.len() <= TOTAL * PAGE, "within the pages");
         // SAFETY: as in `write`. A host that changes the bytes while they are copied makes other bytes of them, no more.
-        unsafe { ptr::copy_nonoverlapping(self.0.add(offset), into.as_mut_ptr(), into.len()) };
+        unsafe {
+            ptr::copy_nonoverlapping(self.0.wrapping_add(offset), into.as_mut_ptr(), into.len())
+        };
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {

@@ -1,0 +1,34 @@
+//! The guest's kernel, where nobody names another.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::cache;
+
+/// There is no kernel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no kernel in {}: make one with `cargo xtask setup`, or name one with --kernel", folder.display())]
+pub struct Missing {
+    /// Where it was looked for.
+    pub folder: PathBuf,
+}
+
+/// The kernel that `kernel-config/build.sh` has made last, or the one in the folder that `MINIVM_KERNEL` names.
+///
+/// # Errors
+///
+/// Where there is none.
+pub fn find() -> Result<PathBuf, Missing> {
+    let folder = match env::var_os("MINIVM_KERNEL") {
+        Some(folder) => PathBuf::from(folder),
+        None => cache::folder()
+            .unwrap_or_default()
+            .join("kernel/sandbox/current"),
+    };
+    let kernel = folder.join("vmlinux");
+    if kernel.is_file() {
+        Ok(kernel)
+    } else {
+        Err(Missing { folder })
+    }
+}

@@ -1,0 +1,76 @@
+//! The kernel's console of a machine whose command's streams are elsewhere: shown, or its last lines kept.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Lines that are kept, and the most bytes of one.
+const LINES: usize = 12;
+const LINE_MAX: usize = 400;
+
+/// A console's last lines.
+#[derive(Clone, Default)]
+pub(super) struct Tail(Arc<Mutex<VecDeque<Vec<u8>>>>);
+
+impl Tail {
+    /// The lines as text that can be shown: whatever a guest writes, no control character of it reaches a terminal.
+    pub(super) fn text(&self) -> Option<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown: Vec<_> = lines
+            .iter()
+            .map(|line| printable(line))
+            .filter(|line| !line.is_empty())
+            .collect();
+        (!shown.is_empty()).then(|| shown.join("\n"))
+    }
+}
+
+impl Write for Tail {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for &byte in bytes {
+            if byte == b'\n' || lines.is_empty() {
+                lines.push_back(Vec::new());
+                if lines.len() > LINES {
+                    lines.pop_front();
+                }
+            }
+            if let Some(line) = lines.back_mut().filter(|line| line.len() < LINE_MAX && byte != b'\n') {
+                line.push(byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn printable(line: &[u8]) -> String {
+    String::from_utf8_lossy(line)
+        .chars()
+        .filter(|c| !c.is_control())
+        .collect::<String>()
+        .trim_end()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_without_control_characters() {
+        let mut tail = Tail::default();
+        assert_eq!(tail.text(), None);
+        for number in 0..100 {
+            write!(tail, "line {number}\x1b[2J\r\n").unwrap();
+        }
+        let text = tail.text().unwrap();
+        assert!(text.ends_with("line 99[2J"), "{text:?}");
+        assert_eq!(text.lines().count(), LINES - 1);
+        tail.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        assert!(tail.text().unwrap().len() < LINES * (LINE_MAX + 1));
+    }
+}

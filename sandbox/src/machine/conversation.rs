@@ -1,0 +1,207 @@
+//! What the guest says, message by message.
+//!
+//! It says hello, gets its request, starts the command or refuses to, sends output and asks for input, sends files, and
+//! tells how the command ended. Whatever comes out of order, or is no message, ends the conversation.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use minivm_guest::channel::frame::Decoder;
+use minivm_guest::channel::{Hello, Refusal, Request, ToGuest, ToHost, VERSION};
+
+use super::files::{self, Incoming};
+use super::limits::{Capped, Watchdog};
+use super::outgoing::{CHUNK, FileWriter, Outgoing};
+use super::session::{End, Files};
+use super::{Error, cannot};
+
+/// The most warnings that a guest may give.
+const WARNINGS_MAX: usize = 20;
+
+/// A conversation with a guest.
+pub(super) struct Conversation<'a> {
+    pub(super) request: Request,
+    pub(super) copy_in: &'a [Files],
+    pub(super) copy_out: &'a [Files],
+    pub(super) max_copy_out: u64,
+    pub(super) stdout: Capped,
+    pub(super) stderr: Capped,
+    pub(super) timeout: Option<Duration>,
+    pub(super) outgoing: &'a Outgoing,
+    pub(super) watchdog: &'a Watchdog,
+    pub(super) phase: Phase,
+    pub(super) notes: Notes,
+}
+
+/// How far it has come.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Hello is to come.
+    Booting,
+    /// The request was sent.
+    Requested,
+    /// The command runs, or has run.
+    Started,
+    /// Files come: those with this number.
+    Files(usize, Incoming),
+}
+
+/// What is remembered of it.
+#[derive(Debug)]
+pub(super) struct Notes {
+    pub(super) warnings: Vec<String>,
+    pub(super) copy_failed: bool,
+    pub(super) begun: Instant,
+    pub(super) hello: Option<Instant>,
+    pub(super) exec: Option<Instant>,
+}
+
+impl Conversation<'_> {
+    /// Listens to the guest until it has said how the command ended; `None` where it never does.
+    pub(super) fn listen(&mut self, from_guest: &mut dyn Read) -> Result<Option<End>, Error> {
+        let mut decoder = Decoder::default();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let len = from_guest.read(&mut buffer).map_err(Error::Protocol)?;
+            if len == 0 {
+                return Ok(None);
+            }
+            decoder.extend(&buffer[..len]);
+            while let Some((tag, body)) = decoder.next().map_err(broken)? {
+                let message = ToHost::decode(tag, body).map_err(broken)?;
+                if let Some(end) = self.take(message)? {
+                    return Ok(Some(end));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, message: ToHost) -> Result<Option<End>, Error> {
+        match (&mut self.phase, message) {
+            (Phase::Booting, ToHost::Hello(hello)) => self.greet(&hello)?,
+            (Phase::Requested, ToHost::Started) => {
+                self.notes.exec = Some(Instant::now());
+                self.phase = Phase::Started;
+                self.watchdog.set(self.timeout);
+            }
+            (Phase::Requested, ToHost::Refused(refusal)) => return refused(refusal).map(Some),
+            (Phase::Started, ToHost::Stdout(bytes)) => {
+                let written = self.stdout.write(bytes);
+                return closed(written);
+            }
+            (Phase::Started, ToHost::Stderr(bytes)) => {
+                let written = self.stderr.write(bytes);
+                // As for any program, messages that nobody reads are lost.
+                drop(written);
+            }
+            (Phase::Started, ToHost::Room(bytes)) => self.outgoing.allow(bytes),
+            (Phase::Started, ToHost::FilesOf(number, why)) => self.begin_files(number, why)?,
+            (Phase::Files(_, incoming), ToHost::Files(bytes)) if !bytes.is_empty() => {
+                incoming.push(bytes).map_err(cannot("take files out"))?;
+            }
+            (Phase::Files(..), ToHost::Files(_)) => self.end_files(),
+            (Phase::Booting, _) => return Err(broken("its first message is no hello")),
+            (_, ToHost::Warning(text)) => self.warn(text),
+            (Phase::Started, ToHost::Exit(exit)) => return Ok(Some(End::Exited(exit))),
+            (phase, _) => return Err(broken(format!("a message out of order: {phase:?}"))),
+        }
+        Ok(None)
+    }
+
+    /// Sends the request, and the files for the guest.
+    fn greet(&mut self, hello: &Hello) -> Result<(), Error> {
+        if hello.version != VERSION {
+            return Err(Error::Version {
+                theirs: hello.version,
+                ours: VERSION,
+            });
+        }
+        self.notes.hello = Some(Instant::now());
+        self.phase = Phase::Requested;
+        self.request.now = now();
+        let request = ToGuest::Request(self.request.clone());
+        // A guest that has ended meanwhile says so by the end of its frames.
+        if self.outgoing.send(&request).is_err() || self.copy_in.is_empty() {
+            return Ok(());
+        }
+        let pieces = io::BufWriter::with_capacity(CHUNK, FileWriter(self.outgoing));
+        files::pack(self.copy_in, pieces)?;
+        let _ = self.outgoing.send(&ToGuest::Files(&[]));
+        Ok(())
+    }
+
+    fn begin_files(&mut self, number: u32, why: Option<String>) -> Result<(), Error> {
+        let number = number as usize;
+        let Some(files) = self.copy_out.get(number) else {
+            return Err(broken("it sends files that were not asked for"));
+        };
+        match why {
+            Some(why) => self.fail_copy(files.from.clone(), &why),
+            None => {
+                let incoming = Incoming::new(self.max_copy_out)
+                    .map_err(cannot("create a temporary file"))?;
+                self.phase = Phase::Files(number, incoming);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_files(&mut self) {
+        let Phase::Files(number, incoming) =
+            std::mem::replace(&mut self.phase, Phase::Started)
+        else {
+            return;
+        };
+        let files = &self.copy_out[number];
+        match incoming.unpack(files) {
+            Ok(left_out) => left_out
+                .into_iter()
+                .for_each(|what| self.warn(format!("left out {what}"))),
+            Err(error) => {
+                let to = format!("to {}: {error}", files.to.display());
+                self.fail_copy(files.from.clone(), &to);
+            }
+        }
+    }
+
+    fn fail_copy(&mut self, from: PathBuf, why: &str) {
+        self.notes.copy_failed = true;
+        self.warn(format!("cannot copy {} out: {why}", from.display()));
+    }
+
+    /// Keeps a line for the user, without what a terminal would take for a command.
+    fn warn(&mut self, text: String) {
+        if self.notes.warnings.len() < WARNINGS_MAX {
+            let text: String = text.chars().filter(|c| !c.is_control()).take(500).collect();
+            self.notes.warnings.push(text);
+        }
+    }
+}
+
+/// The wall clock in nanoseconds since 1970.
+fn now() -> u64 {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
+}
+
+fn refused(refusal: Refusal) -> Result<End, Error> {
+    match refusal {
+        Refusal::NotFound(what) => Ok(End::NotFound(what)),
+        Refusal::NotExecutable(what) => Ok(End::NotExecutable(what)),
+        Refusal::Failed(why) => Err(Error::Refused(why)),
+    }
+}
+
+/// Output that nobody takes any more ends the command, as it ends other programs.
+fn closed(written: io::Result<()>) -> Result<Option<End>, Error> {
+    match written {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::OutputClosed)),
+        Err(error) => Err(cannot("write the command's output")(error)),
+    }
+}
+
+fn broken(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Protocol(io::Error::new(io::ErrorKind::InvalidData, what))
+}

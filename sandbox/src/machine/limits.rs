@@ -1,0 +1,194 @@
+//! The limits of a session: on time and on output.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::{Error, cannot};
+
+/// How long a session may take to end once its time is up. After that, it waits for somebody who doesn't take its output.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why a machine was stopped before its command had ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its init didn't start in time.
+    NoInit,
+    /// The command's time was up.
+    TimedOut,
+    /// Somebody wanted it.
+    Asked,
+}
+
+/// Stops the machine, and remembers the first reason.
+pub(super) struct Stopper {
+    stop: Box<dyn Fn() + Send + Sync>,
+    why: Mutex<Option<Why>>,
+}
+
+impl Stopper {
+    pub(super) fn new(stop: Box<dyn Fn() + Send + Sync>) -> Self {
+        Stopper {
+            stop,
+            why: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn stop_because(&self, why: Why) {
+        self.why
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
+        (self.stop)();
+    }
+
+    /// The command has ended, and so does the machine.
+    pub(super) fn stop(&self) {
+        (self.stop)();
+    }
+
+    pub(super) fn why(&self) -> Option<Why> {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops the machine when its time is up.
+pub(super) struct Watchdog {
+    limit: Sender<Option<Duration>>,
+    watching: JoinHandle<()>,
+}
+
+impl Watchdog {
+    /// Gives the machine `boot` until the command starts. `overdue` is called where the session isn't over a second after
+    /// the command's limit.
+    pub(super) fn start(
+        stopper: Arc<Stopper>,
+        boot: Duration,
+        overdue: Option<Box<dyn FnOnce() + Send>>,
+    ) -> Result<Self, Error> {
+        let (limit, limits) = mpsc::channel();
+        let watch = move || {
+            let mut why = Why::NoInit;
+            let mut left = Some(boot);
+            loop {
+                let next = match left {
+                    Some(left) => limits.recv_timeout(left),
+                    None => limits.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                };
+                match next {
+                    Ok(limit) => (why, left) = (Why::TimedOut, limit),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+            stopper.stop_because(why);
+            if limits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout)
+                && let Some(overdue) = overdue
+            {
+                overdue();
+            }
+        };
+        let watching = thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(watch)
+            .map_err(cannot("start a thread"))?;
+        Ok(Watchdog { limit, watching })
+    }
+
+    /// The command has started: from now on its own limit counts.
+    pub(super) fn set(&self, limit: Option<Duration>) {
+        // It has stopped listening where the time is up.
+        let _ = self.limit.send(limit);
+    }
+
+    /// The session is over.
+    pub(super) fn end(self) {
+        drop(self.limit);
+        let _ = self.watching.join();
+    }
+}
+
+/// An output that takes so many bytes and drops what comes after them.
+pub(super) struct Capped {
+    out: Box<dyn Write + Send>,
+    left: Option<u64>,
+    pub(super) truncated: bool,
+}
+
+impl Capped {
+    pub(super) fn new(out: Box<dyn Write + Send>, limit: Option<u64>) -> Self {
+        Capped {
+            out,
+            left: limit,
+            truncated: false,
+        }
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let room = self.left.map_or(usize::MAX, |left| {
+            usize::try_from(left).unwrap_or(usize::MAX)
+        });
+        let taken = &bytes[..bytes.len().min(room)];
+        self.truncated |= taken.len() < bytes.len();
+        if let Some(left) = &mut self.left {
+            *left -= taken.len() as u64;
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        self.out.write_all(taken)?;
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn what_is_over_the_limit_is_dropped_and_noted() {
+        #[derive(Clone, Default)]
+        struct Shared(Arc<Mutex<Vec<u8>>>);
+        impl Write for Shared {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let out = Shared::default();
+        let mut capped = Capped::new(Box::new(out.clone()), Some(5));
+        capped.write(b"hello").unwrap();
+        assert!(!capped.truncated);
+        capped.write(b" world").unwrap();
+        assert!(capped.truncated);
+        assert_eq!(*out.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn the_first_reason_counts_and_the_machine_is_stopped() {
+        let (sender, stops) = channel();
+        let stopper = Arc::new(Stopper::new(Box::new(move || sender.send(()).unwrap())));
+        let watchdog =
+            Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
+        watchdog.set(Some(Duration::from_millis(1)));
+        stops.recv_timeout(Duration::from_secs(10)).unwrap();
+        stopper.stop_because(Why::Asked);
+        assert_eq!(stopper.why(), Some(Why::TimedOut));
+        watchdog.end();
+    }
+
+    #[test]
+    fn a_session_that_ends_in_time_is_left_alone() {
+        let stopper = Arc::new(Stopper::new(Box::new(|| panic!("it must not be stopped"))));
+        let watchdog =
+            Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
+        watchdog.set(None);
+        watchdog.end();
+        assert_eq!(stopper.why(), None);
+    }
+}

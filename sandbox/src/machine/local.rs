@@ -1,0 +1,114 @@
+//! A machine on this host's KVM.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+
+use minivm_vmm::{Builder, Input, Outcome};
+
+use super::console::Tail;
+use super::wire::wire;
+use super::{Ended, Error, Link, Machine, cannot};
+
+/// Builds the machine and runs it on threads of its own.
+pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
+    let tail = Tail::default();
+    let console: Box<dyn Write + Send> = match machine.console {
+        true => Box::new(File::from(stderr()?)),
+        false => Box::new(tail.clone()),
+    };
+    let pipe = || io::pipe().map_err(cannot("create a pipe"));
+    let ((from, com2_output), (com2_input, to)) = (pipe()?, pipe()?);
+    let machine = Builder::new(machine.config())
+        .console_output(console)
+        .com2_output(com2_output)
+        .com2_input(Input::from(OwnedFd::from(com2_input)))
+        .build()?;
+    let control = machine.control();
+    let (from_guest, to_guest) = wire(from, to, machine.memory());
+    let running = thread::Builder::new()
+        .name("machine".into())
+        .spawn(move || machine.run())
+        .map_err(cannot("start a thread"))?;
+    let end = move || {
+        let outcome = running.join().unwrap_or_else(|_| {
+            Err(minivm_vmm::Error::Output(io::Error::other(
+                "the machine's thread panicked",
+            )))
+        });
+        outcome
+            .map(|outcome| ended(outcome, &tail))
+            .map_err(Error::Monitor)
+    };
+    Ok(Link {
+        from_guest: Box::new(from_guest),
+        to_guest: Box::new(to_guest),
+        stop: Box::new(move || control.stop()),
+        end: Box::new(end),
+    })
+}
+
+fn stderr() -> Result<OwnedFd, Error> {
+    io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(cannot("use stderr"))
+}
+
+fn ended(outcome: Outcome, tail: &Tail) -> Ended {
+    let orderly = outcome.is_orderly() || outcome == Outcome::Stopped;
+    let how = match tail.text().filter(|_| !orderly) {
+        Some(console) => format!("{outcome}; its console:\n{console}"),
+        None => outcome.to_string(),
+    };
+    Ended { orderly, how }
+}
+
+/// Runs a machine whose frames come from stdin and go to stdout: what the lab does for `remote`. It ends with its input.
+///
+/// # Errors
+///
+/// As [`Machine::start`]'s, and where the machine doesn't end in good order.
+pub fn relay(machine: &Machine) -> Result<Ended, Error> {
+    let Link {
+        mut from_guest,
+        mut to_guest,
+        stop,
+        end,
+    } = start(machine)?;
+    let mut stdin = File::from(
+        io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(cannot("use stdin"))?,
+    );
+    thread::Builder::new()
+        .name("to-guest".into())
+        .spawn(move || {
+            // Whichever of the two has ended, nobody has anything to say to the guest any more.
+            let _ = pass(&mut stdin, &mut to_guest);
+            stop();
+        })
+        .map_err(cannot("start a thread"))?;
+    let mut stdout = File::from(
+        io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(cannot("use stdout"))?,
+    );
+    pass(&mut from_guest, &mut stdout).map_err(Error::Protocol)?;
+    end()
+}
+
+/// Moves bytes as they come.
+fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let len = from.read(&mut buffer)?;
+        if len == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..len])?;
+    }
+}

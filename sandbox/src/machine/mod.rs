@@ -1,0 +1,148 @@
+//! A machine that runs one command and tells how it ended.
+//!
+//! 1. A [`Machine`] says which kernel, which initramfs (made by [`crate::images`], with `minivm-init` in it), and how much of
+//!    what.
+//! 2. [`Machine::start`] starts it on this host's KVM (`local`), or in the lab (`remote`). What comes of it is a [`Link`]: two
+//!    streams of frames, a way to stop it, and how it ended. `wire` and `rings` are how the streams get out of a guest.
+//! 3. [`session::run`] sends a request over the link, moves bytes and signals, and makes a [`Report`] of what comes back.
+
+mod console;
+mod conversation;
+mod files;
+mod limits;
+mod local;
+mod outgoing;
+pub mod remote;
+mod rings;
+pub mod session;
+mod wire;
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use minivm_vmm::{Config, Kernel};
+
+pub use local::relay;
+pub use session::{Files, Report, Session};
+
+/// A machine with minivm's init in it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initramfs's.
+    pub initramfs: PathBuf,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Whether bulk goes through guest memory. If not, every byte goes through the UART.
+    pub rings: bool,
+    /// Whether the kernel's console is shown on stderr as it comes. If not, its last lines are kept for errors.
+    pub console: bool,
+}
+
+/// Where a machine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On this host's KVM.
+    Here,
+    /// In the lab.
+    Lab,
+}
+
+/// A machine that has been started.
+pub struct Link {
+    /// The frames that it sends; they end with it.
+    pub from_guest: Box<dyn Read + Send>,
+    /// The frames for it.
+    pub to_guest: Box<dyn Write + Send>,
+    /// Ends it, from any thread.
+    pub stop: Box<dyn Fn() + Send + Sync>,
+    /// Waits for its end.
+    pub end: Box<dyn FnOnce() -> Result<Ended, Error> + Send>,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whether its kernel shut down in good order, or was stopped from here.
+    pub orderly: bool,
+    /// In words.
+    pub how: String,
+}
+
+/// Why a machine can't run a command.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The monitor's error.
+    #[error(transparent)]
+    Monitor(#[from] minivm_vmm::Error),
+    /// The lab's.
+    #[error(transparent)]
+    Lab(#[from] crate::lab::Error),
+    /// The guest's end, without a word of how the command ended.
+    #[error("the machine ended before its command did: {0}")]
+    Died(String),
+    /// The guest's init said what can't be.
+    #[error("the guest broke the protocol")]
+    Protocol(#[source] io::Error),
+    /// The guest's init is of another version.
+    #[error("the initramfs has an init of another version ({theirs}, not {ours}): build it again")]
+    Version {
+        /// The guest's.
+        theirs: u16,
+        /// Ours.
+        ours: u16,
+    },
+    /// Nothing came from the guest's init.
+    #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]
+    NoInit(std::time::Duration),
+    /// The request was refused, for another reason than that the command can't be run.
+    #[error("the guest refused to run the command: {0}")]
+    Refused(String),
+    /// Something of the host's could not be had.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Names the action in the error of a system call.
+fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Host { action, source }
+}
+
+impl Machine {
+    /// Starts it. It waits for a request.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from starting.
+    pub fn start(&self, place: &Place) -> Result<Link, Error> {
+        match place {
+            Place::Here => local::start(self),
+            Place::Lab => remote::start(self),
+        }
+    }
+
+    /// The monitor's part of it.
+    fn config(&self) -> Config {
+        let channel = if self.rings { "rings" } else { "uart" };
+        Config {
+            initramfs: Some(self.initramfs.clone()),
+            cmdline: format!(
+                "console=ttyS0 quiet reboot=t panic=-1 {}{channel}",
+                minivm_guest::channel::PARAMETER
+            ),
+            memory: self.memory,
+            cpus: self.cpus,
+            ..Config::new(Kernel::File(self.kernel.clone()))
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What goes to the guest: messages from several threads, and input, as much of it as the guest has asked for.
+
+use std::io::{self, PipeReader, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use minivm_guest::channel::{STDIN_WINDOW, ToGuest};
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// Bytes in one message.
+pub(super) const CHUNK: usize = 64 << 10;
+
+/// The way to the guest.
+pub(super) struct Outgoing {
+    to_guest: Mutex<Box<dyn Write + Send>>,
+    /// How many bytes of input the guest takes; `None` when the session is over.
+    allowance: Mutex<Option<u32>>,
+    changed: Condvar,
+}
+
+impl Outgoing {
+    pub(super) fn new(to_guest: Box<dyn Write + Send>) -> Self {
+        Outgoing {
+            to_guest: Mutex::new(to_guest),
+            allowance: Mutex::new(Some(0)),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Sends a message, whole.
+    pub(super) fn send(&self, message: &ToGuest) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        let mut to_guest = self.to_guest.lock().unwrap_or_else(PoisonError::into_inner);
+        to_guest.write_all(&bytes).and_then(|()| to_guest.flush())
+    }
+
+    /// The guest takes more input. One that asks for more than a window at once doesn't get it sooner.
+    pub(super) fn allow(&self, bytes: u32) {
+        if let Some(allowance) = &mut *self.allowance() {
+            *allowance = allowance.saturating_add(bytes).min(STDIN_WINDOW);
+        }
+        self.changed.notify_all();
+    }
+
+    /// The session is over.
+    pub(super) fn close(&self) {
+        *self.allowance() = None;
+        self.changed.notify_all();
+    }
+
+    /// Sends input until its end, until nobody wants it, or until the other end of `quit` is closed.
+    pub(super) fn feed(&self, input: &OwnedFd, quit: &PipeReader) {
+        let mut buffer = vec![0; CHUNK];
+        while let Some(allowed) = self.wait_for_allowance() {
+            let mut both = [
+                PollFd::new(quit, PollFlags::IN),
+                PollFd::new(input, PollFlags::IN),
+            ];
+            if poll(&mut both, None).is_err() {
+                continue;
+            }
+            if !both[0].revents().is_empty() {
+                return;
+            }
+            let most = CHUNK.min(allowed as usize);
+            // A stream that can't be read has ended, as far as the command can tell.
+            let len = rustix::io::read(input, &mut buffer[..most]).unwrap_or(0);
+            if self.send(&ToGuest::Stdin(&buffer[..len])).is_err() || len == 0 {
+                return;
+            }
+            let len = u32::try_from(len).expect("at most a chunk");
+            if let Some(allowance) = &mut *self.allowance() {
+                *allowance = allowance.saturating_sub(len);
+            }
+        }
+    }
+
+    fn wait_for_allowance(&self) -> Option<u32> {
+        let mut allowance = self.allowance();
+        while *allowance == Some(0) {
+            allowance = self
+                .changed
+                .wait(allowance)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *allowance
+    }
+
+    fn allowance(&self) -> MutexGuard<'_, Option<u32>> {
+        self.allowance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes bytes as messages with pieces of files.
+pub(super) struct FileWriter<'a>(pub(super) &'a Outgoing);
+
+impl Write for FileWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let part = &bytes[..bytes.len().min(CHUNK)];
+        if !part.is_empty() {
+            self.0.send(&ToGuest::Files(part))?;
+        }
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

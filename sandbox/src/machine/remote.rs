@@ -1,0 +1,85 @@
+//! A machine in the lab: `minivm` there runs it, and passes its frames on.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use super::{Ended, Error, Link, Machine, cannot};
+use crate::lab::{Input, LabRequest, Output, Root};
+
+/// The argument that makes this program the other end. The command line must hand it to [`relay`](super::relay).
+pub const RELAY_COMMAND: &str = "lab-relay";
+/// What the lab needs of memory beside the guest's: its kernel, this program, the monitor, page tables.
+const OVERHEAD: u64 = 256 << 20;
+/// Where the lab has the files.
+const KERNEL: &str = "/kernel";
+const INITRAMFS: &str = "/initramfs";
+
+/// Starts a lab with the kernel, the initramfs and nothing else.
+pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
+    let pipe = || io::pipe().map_err(cannot("create a pipe"));
+    let ((input, to_guest), (from_guest, output)) = (pipe()?, pipe()?);
+    let mut request = LabRequest::new(Root::Private, command(machine));
+    request.files = vec![
+        (machine.kernel.clone(), KERNEL.into()),
+        (machine.initramfs.clone(), INITRAMFS.into()),
+    ];
+    request.memory_mib = memory(machine)?;
+    request.stdin = Input::From(OwnedFd::from(input));
+    request.stdout = Output::To(Box::new(output));
+    request.stderr = Output::Inherit;
+    let stop = request.stop.clone();
+    // QEMU ends with the thread that started it.
+    let running = thread::Builder::new()
+        .name("lab".into())
+        .spawn(move || request.run())
+        .map_err(cannot("start a thread"))?;
+    let end = move || match running.join() {
+        Ok(Ok(finished)) if finished.code == 0 => Ok(good("the machine ended")),
+        Ok(Ok(finished)) => Ok(Ended {
+            orderly: false,
+            how: format!("see above (exit code {})", finished.code),
+        }),
+        Ok(Err(crate::lab::Error::Stopped)) => Ok(good("the machine was stopped")),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(Error::Died("the lab's thread panicked".into())),
+    };
+    Ok(Link {
+        from_guest: Box::new(from_guest),
+        to_guest: Box::new(to_guest),
+        stop: Box::new(move || stop.stop()),
+        end: Box::new(end),
+    })
+}
+
+fn good(how: &str) -> Ended {
+    Ended {
+        orderly: true,
+        how: how.into(),
+    }
+}
+
+fn command(machine: &Machine) -> Vec<String> {
+    let mut command: Vec<String> = ["/minivm", RELAY_COMMAND, "--kernel", KERNEL]
+        .map(Into::into)
+        .to_vec();
+    command.extend(["--initramfs".into(), INITRAMFS.into()]);
+    command.extend(["--memory".into(), machine.memory.to_string()]);
+    command.extend(["--cpus".into(), machine.cpus.to_string()]);
+    command.extend((!machine.rings).then(|| "--no-rings".into()));
+    command.extend(machine.console.then(|| "--show-console".into()));
+    command
+}
+
+/// What the lab needs, in MiB: the files are there twice, in its initramfs and unpacked.
+fn memory(machine: &Machine) -> Result<u32, Error> {
+    let mut bytes = machine.memory + OVERHEAD;
+    for file in [&machine.kernel, &machine.initramfs] {
+        let metadata = fs::metadata(file).map_err(cannot(format!("read {}", file.display())))?;
+        bytes += 2 * metadata.len();
+    }
+    u32::try_from(bytes.div_ceil(1 << 20))
+        .map_err(io::Error::other)
+        .map_err(cannot("give the lab that much memory"))
+}

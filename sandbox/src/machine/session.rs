@@ -1,0 +1,230 @@
+//! One command in one machine: the request, the streams, the signals, the limits, the report.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_guest::channel::{Exit, Request, ToGuest, Window};
+
+use super::conversation::{Conversation, Notes, Phase};
+use super::limits::{Capped, Stopper, Watchdog, Why};
+use super::outgoing::Outgoing;
+use super::{Error, Link, cannot};
+
+/// How long a machine may take until its command starts. In the lab, and with a large image, it takes a few seconds.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a command is run with.
+pub struct Session {
+    /// What to run, and in what surroundings. `stdin`, `copy_in`, `copy_out` and `now` are set from the rest.
+    pub request: Request,
+    /// Its input, if it gets any.
+    pub stdin: Option<OwnedFd>,
+    /// Its output.
+    pub stdout: Box<dyn Write + Send>,
+    /// Its output of the other kind.
+    pub stderr: Box<dyn Write + Send>,
+    /// How long it may run, from its start until its files have been copied out. The boot before that has a limit of its
+    /// own.
+    pub timeout: Option<Duration>,
+    /// How many bytes of each output are passed on. What comes after them is dropped.
+    pub max_output: Option<u64>,
+    /// Files to copy into the guest before it starts.
+    pub copy_in: Vec<Files>,
+    /// Files to copy out of the guest when it has ended.
+    pub copy_out: Vec<Files>,
+    /// How many bytes of these are taken.
+    pub max_copy_out: u64,
+    /// What happens to it while it runs.
+    pub events: Receiver<Event>,
+    /// Called where the session isn't over a second after its time limit, because nobody takes the output.
+    pub overdue: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// Files to copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The file or folder.
+    pub from: PathBuf,
+    /// Where it goes.
+    pub to: PathBuf,
+}
+
+/// What can happen to a command from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It gets this signal.
+    Signal(u8),
+    /// Its terminal has another size.
+    Window(Window),
+    /// Its machine ends.
+    Stop,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself or by a signal.
+    Exited(Exit),
+    /// It was never there.
+    NotFound(String),
+    /// It can't be executed.
+    NotExecutable(String),
+    /// By its time limit.
+    TimedOut,
+    /// By [`Event::Stop`].
+    Stopped,
+    /// Nobody takes its output any more.
+    OutputClosed,
+}
+
+/// What came of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How the command ended.
+    pub end: End,
+    /// Whether output was dropped for being too much.
+    pub truncated: bool,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Whether some files could not be copied out; the warnings say which.
+    pub copy_failed: bool,
+    /// From the machine's start to its init's first word.
+    pub boot: Duration,
+    /// From there to the command's start.
+    pub setup: Duration,
+    /// From there to its end.
+    pub run: Duration,
+}
+
+impl Session {
+    /// Runs the command on `link` to its end, and the machine to its end.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no way to tell how the command ended.
+    pub fn run(mut self, link: Link) -> Result<Report, Error> {
+        self.complete_request();
+        let Link {
+            mut from_guest,
+            to_guest,
+            stop,
+            end,
+        } = link;
+        let outgoing = Arc::new(Outgoing::new(to_guest));
+        let stopper = Arc::new(Stopper::new(stop));
+        let watchdog = Watchdog::start(stopper.clone(), BOOT_LIMIT, self.overdue.take())?;
+        pass_on(self.events, outgoing.clone(), stopper.clone())?;
+        let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
+        let feeder = match self.stdin {
+            Some(stdin) => Some(feed(stdin, quit, outgoing.clone())?),
+            None => None,
+        };
+        let mut conversation = Conversation {
+            request: self.request,
+            copy_in: &self.copy_in,
+            copy_out: &self.copy_out,
+            max_copy_out: self.max_copy_out,
+            stdout: Capped::new(self.stdout, self.max_output),
+            stderr: Capped::new(self.stderr, self.max_output),
+            timeout: self.timeout,
+            outgoing: &outgoing,
+            watchdog: &watchdog,
+            phase: Phase::Booting,
+            notes: Notes {
+                warnings: Vec::new(),
+                copy_failed: false,
+                begun: Instant::now(),
+                hello: None,
+                exec: None,
+            },
+        };
+        let talked = conversation.listen(&mut from_guest);
+        let truncated = conversation.stdout.truncated || conversation.stderr.truncated;
+        let notes = conversation.notes;
+        let over = Instant::now();
+        watchdog.end();
+        stopper.stop();
+        outgoing.close();
+        drop(running);
+        // To the machine's end, so that nobody waits for it to take something.
+        let _ = io::copy(&mut from_guest, &mut io::sink());
+        if let Some(feeder) = feeder {
+            let _ = feeder.join();
+        }
+        let ended = end();
+        let end = match (talked, stopper.why()) {
+            (Ok(Some(end)), _) => end,
+            (_, Some(Why::TimedOut)) => End::TimedOut,
+            (_, Some(Why::Asked)) => End::Stopped,
+            (_, Some(Why::NoInit)) => return Err(Error::NoInit(BOOT_LIMIT)),
+            (Err(error), None) => return Err(error),
+            (Ok(None), None) => return Err(Error::Died(ended?.how)),
+        };
+        Ok(Report::new(end, truncated, notes, over))
+    }
+
+    /// Sets what follows from the rest.
+    fn complete_request(&mut self) {
+        self.request.stdin = self.stdin.is_some();
+        self.request.copy_in = !self.copy_in.is_empty();
+        let wanted = self.copy_out.iter().map(|files| files.from.as_os_str());
+        self.request.copy_out = wanted
+            .map(|from| from.as_encoded_bytes().to_vec())
+            .collect();
+    }
+}
+
+/// Passes on what happens, until nobody is left to whom something could happen.
+fn pass_on(
+    events: Receiver<Event>,
+    outgoing: Arc<Outgoing>,
+    stopper: Arc<Stopper>,
+) -> Result<(), Error> {
+    let pass = move || {
+        for event in events {
+            // A guest that has ended hears nothing.
+            let _ = match event {
+                Event::Signal(number) => outgoing.send(&ToGuest::Signal(number)),
+                Event::Window(window) => outgoing.send(&ToGuest::Window(window)),
+                Event::Stop => {
+                    stopper.stop_because(Why::Asked);
+                    Ok(())
+                }
+            };
+        }
+    };
+    let started = thread::Builder::new().name("events".into()).spawn(pass);
+    started.map(drop).map_err(cannot("start a thread"))
+}
+
+fn feed(
+    stdin: OwnedFd,
+    quit: io::PipeReader,
+    outgoing: Arc<Outgoing>,
+) -> Result<thread::JoinHandle<()>, Error> {
+    thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || outgoing.feed(&stdin, &quit))
+        .map_err(cannot("start a thread"))
+}
+
+impl Report {
+    fn new(end: End, truncated: bool, notes: Notes, over: Instant) -> Self {
+        let hello = notes.hello.unwrap_or(over);
+        let exec = notes.exec.unwrap_or(over);
+        Report {
+            end,
+            truncated,
+            warnings: notes.warnings,
+            copy_failed: notes.copy_failed,
+            boot: hello - notes.begun,
+            setup: exec - hello,
+            run: over - exec,
+        }
+    }
+}
