@@ -243,8 +243,8 @@ impl<M: Memory> Consumer<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::sync::Arc;
-        use proptest::prelude::*;
     use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
     use std::sync::mpsc;
 
