@@ -165,3 +165,6 @@ fn stored(path: &Path) -> Cow<'_, Path> {
         Err(_) => path.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

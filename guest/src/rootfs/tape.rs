@@ -146,8 +146,10 @@ impl<'a, R: BufRead> Tape<'a, R> {
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 Kind::Node(node(header).map_err(fault)?)
             }
-            // Before there was a type for folders, they were files whose names end with a slash.
-            EntryType::Regular if name.ends_with(b"/") => Kind::Folder,
+            // Before there were types, folders were files whose names end with a slash.
+            EntryType::Regular if header.as_old().linkflag == [0] && name.ends_with(b"/") => {
+                Kind::Folder
+            }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 stored = records.size.unwrap_or(size);
                 Kind::File { size: 0 }
