@@ -144,6 +144,7 @@ impl Node {
 pub struct Linked {
     inode: u32,
     attributes: Attributes,
+    links: u32,
 }
 
 /// An archive being written. Names are relative to the archive's root (a leading `/` is dropped) and come parents first.
@@ -217,21 +218,27 @@ impl<W: Write> Archive<W> {
         self.regular(name.as_ref(), header, size, data)
     }
 
-    /// Adds a file that has, or may get, further names. The data goes with the first name.
+    /// Adds a file that has, or may get, further names: `links` altogether, or 2 where that isn't known. The data goes with
+    /// the first name.
     pub fn linked_file(
         &mut self,
         name: impl AsRef<Path>,
         attributes: Attributes,
+        links: u32,
         size: u64,
         data: impl Read,
     ) -> Result<Linked, Error> {
         let inode = self.inode();
         let header = Header {
-            links: 2,
+            links,
             ..Header::new(inode, 0o100_000, attributes)
         };
         self.regular(name.as_ref(), header, size, data)?;
-        Ok(Linked { inode, attributes })
+        Ok(Linked {
+            inode,
+            attributes,
+            links,
+        })
     }
 
     /// Adds a further name of a file.
@@ -241,7 +248,7 @@ impl<W: Write> Archive<W> {
     /// zero leaves the data as they are.
     pub fn hard_link(&mut self, name: impl AsRef<Path>, file: Linked) -> Result<(), Error> {
         let header = Header {
-            links: 2,
+            links: file.links,
             ..Header::new(file.inode, 0o100_000, file.attributes)
         };
         self.header(name.as_ref(), &header)
@@ -290,13 +297,11 @@ impl<W: Write> Archive<W> {
 
     /// Ends the archive and hands the output back.
     pub fn finish(mut self) -> Result<W, Error> {
-        self.header(
-            Path::new(TRAILER),
-            &Header {
-                links: 1,
-                ..Header::default()
-            },
-        )?;
+        let header = Header {
+            links: 1,
+            ..Header::default()
+        };
+        self.stored(OsStr::new(TRAILER), &header)?;
         self.out.flush().map_err(Error::Write)?;
         Ok(self.out)
     }
@@ -334,11 +339,20 @@ impl<W: Write> Archive<W> {
         self.pad(header.size)
     }
 
-    /// Writes the header, the name and the padding after it.
     fn header(&mut self, name: &Path, header: &Header) -> Result<(), Error> {
         let stored = stored_name(name)?;
-        let name_size =
-            u32::try_from(stored.len() + 1).map_err(|_| Error::TooLong { path: name.into() })?;
+        if stored == TRAILER {
+            // A file may be called that. Linux looks for the name as it stands, before it opens it.
+            return self.stored(OsStr::new("./TRAILER!!!"), header);
+        }
+        self.stored(stored, header)
+    }
+
+    /// Writes the header, the name and the padding after it.
+    fn stored(&mut self, stored: &OsStr, header: &Header) -> Result<(), Error> {
+        let name_size = u32::try_from(stored.len() + 1).map_err(|_| Error::TooLong {
+            path: stored.into(),
+        })?;
         let Header {
             inode,
             mode,

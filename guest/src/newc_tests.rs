@@ -89,7 +89,7 @@ fn every_kind_of_entry_is_read_back() {
         .symlink("d/l", "../tty", Attributes::new(0o777))
         .unwrap();
     let file = archive
-        .linked_file("a", Attributes::new(0o755), 3, &b"abc"[..])
+        .linked_file("a", Attributes::new(0o755), 2, 3, &b"abc"[..])
         .unwrap();
     archive.hard_link("b", file).unwrap();
     let bytes = archive.finish().unwrap();
@@ -151,4 +151,18 @@ fn names_linux_would_skip_are_refused() {
         archive.symlink("l", target, Attributes::new(0o777)),
         Err(Error::TooLong { .. })
     ));
+}
+
+#[test]
+fn a_file_may_be_called_as_the_trailer_is() {
+    let mut archive = Archive::new(Vec::new());
+    archive
+        .file(TRAILER, Attributes::new(0o644), 1, &b"x"[..])
+        .unwrap();
+    archive.directory("after", Attributes::new(0o755)).unwrap();
+    let names: Vec<_> = entries(&archive.finish().unwrap())
+        .into_iter()
+        .map(|entry| entry.0)
+        .collect();
+    assert_eq!(names, ["./TRAILER!!!", "after"]);
 }

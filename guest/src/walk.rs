@@ -1,6 +1,8 @@
 //! Makes an archive out of a folder.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -36,7 +38,8 @@ pub enum Owner {
 /// ```
 pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Error> {
     let mut archive = Archive::new(out);
-    Walk::new(&mut archive, owner).folder(root, Path::new(""))?;
+    let mut walk = Walk::new(&mut archive, owner, |name| name.into());
+    walk.folder(root, Path::new(""))?;
     archive.finish()
 }
 
@@ -51,53 +54,84 @@ pub fn append_path<W: Write>(
     name: &Path,
     owner: Owner,
 ) -> Result<(), Error> {
-    Walk::new(archive, owner).entry(path, name)
+    Walk::new(archive, owner, |name| name.into()).entry(path, name)
 }
+
+/// Writes `root` itself and what is below it, each under the name that `stored` gives it; says how many there were below.
+#[cfg(feature = "image")]
+pub(crate) fn archive_root<W: Write>(
+    root: &Path,
+    owner: Owner,
+    stored: Stored,
+    archive: &mut Archive<W>,
+) -> Result<u64, Error> {
+    let metadata = fs::metadata(root).map_err(reading(root))?;
+    let mut walk = Walk::new(archive, owner, stored);
+    let attributes = walk.attributes(&metadata);
+    walk.archive.directory(".", attributes)?;
+    walk.folder(root, Path::new(""))?;
+    Ok(walk.count)
+}
+
+/// Where the archive has what lies at a path.
+type Stored = fn(&Path) -> Cow<'_, Path>;
 
 struct Walk<'a, W> {
     archive: &'a mut Archive<W>,
     owner: Owner,
+    stored: Stored,
     /// Files with several names by device and inode, once the first name is in the archive.
     linked: HashMap<(u64, u64), Linked>,
+    /// Names so far.
+    count: u64,
+}
+
+/// The names in a folder, sorted.
+pub(crate) fn names(folder: &Path) -> Result<Vec<OsString>, Error> {
+    let names = fs::read_dir(folder).and_then(|entries| {
+        entries
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<Vec<_>>>()
+    });
+    let mut names = names.map_err(reading(folder))?;
+    names.sort();
+    Ok(names)
 }
 
 impl<'a, W: Write> Walk<'a, W> {
-    fn new(archive: &'a mut Archive<W>, owner: Owner) -> Self {
+    fn new(archive: &'a mut Archive<W>, owner: Owner, stored: Stored) -> Walk<'a, W> {
         Walk {
             archive,
             owner,
+            stored,
             linked: HashMap::new(),
+            count: 0,
         }
     }
 
     fn folder(&mut self, folder: &Path, name: &Path) -> Result<(), Error> {
-        let names = fs::read_dir(folder).and_then(|entries| {
-            entries
-                .map(|entry| Ok(entry?.file_name()))
-                .collect::<io::Result<Vec<_>>>()
-        });
-        let mut names = names.map_err(reading(folder))?;
-        names.sort();
-        for below in names {
+        for below in names(folder)? {
             self.entry(&folder.join(&below), &name.join(&below))?;
         }
         Ok(())
     }
 
     fn entry(&mut self, path: &Path, name: &Path) -> Result<(), Error> {
+        self.count += 1;
         let metadata = fs::symlink_metadata(path).map_err(reading(path))?;
         let attributes = self.attributes(&metadata);
         let file_type = metadata.file_type();
+        let stored = (self.stored)(name);
         if file_type.is_dir() {
-            self.archive.directory(name, attributes)?;
+            self.archive.directory(stored, attributes)?;
             self.folder(path, name)
         } else if file_type.is_symlink() {
             let target = fs::read_link(path).map_err(reading(path))?;
-            self.archive.symlink(name, target, attributes)
+            self.archive.symlink(stored, target, attributes)
         } else if file_type.is_file() {
-            self.file(path, name, attributes, &metadata)
+            self.file(path, &stored, attributes, &metadata)
         } else {
-            self.archive.node(name, node(&metadata), attributes)
+            self.archive.node(stored, node(&metadata), attributes)
         }
     }
 
@@ -118,9 +152,10 @@ impl<'a, W: Write> Walk<'a, W> {
             .map_err(|errno| reading(path)(errno.into()))?;
         let data = File::from(data);
         if metadata.nlink() > 1 {
+            let links = u32::try_from(metadata.nlink()).unwrap_or(u32::MAX);
             let first = self
                 .archive
-                .linked_file(name, attributes, metadata.len(), data)?;
+                .linked_file(name, attributes, links, metadata.len(), data)?;
             self.linked.insert(identity, first);
             return Ok(());
         }
@@ -160,7 +195,7 @@ fn node(metadata: &Metadata) -> Node {
     }
 }
 
-fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = PathBuf::from(path);
     move |source| Error::Read { path, source }
 }

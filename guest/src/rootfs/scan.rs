@@ -1,0 +1,91 @@
+//! The first pass: what is in each layer, and whether it is the layer it should be.
+
+use std::io;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::error::{Error, Fault};
+use super::limits::Budget;
+use super::stream::{Check, Stream};
+use super::tape::{Entry, Kind, Tape};
+use crate::image::Layer;
+
+/// Where a layer's entries go.
+type Place = Mutex<Option<Result<Vec<Entry>, Error>>>;
+
+/// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
+pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Vec<Entry>>, Error> {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicUsize::new(0);
+    let found: Vec<Place> = layers.iter().map(|_| Place::default()).collect();
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (Some(layer), Some(place)) = (layers.get(index), found.get(index)) else {
+                return;
+            };
+            let result = one(layer, budget);
+            *place.lock().expect("a place has one writer") = Some(result);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..processors.min(layers.len()) {
+            // Without another thread it only takes longer.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let found = found.into_iter().map(Mutex::into_inner);
+    found
+        .map(|result| result.ok().flatten().expect("each layer was someone's"))
+        .collect()
+}
+
+fn one(layer: &Layer, budget: &Budget) -> Result<Vec<Entry>, Error> {
+    let name = &layer.blob.name;
+    thread::scope(|scope| {
+        let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
+        let mut tape = Tape::new(stream, name, &budget.limits);
+        let mut entries = Vec::new();
+        while let Some(entry) = tape.next()? {
+            charge(&entry, budget).map_err(|fault| Error::entry(name, &entry.path, fault))?;
+            entries.push(entry);
+        }
+        let (stream, marked) = tape.finish();
+        let check = stream.finish().map_err(|error| Error::read(name, error))?;
+        verify(layer, check, marked)?;
+        Ok(entries)
+    })
+}
+
+fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
+    budget.entry()?;
+    let xattrs = entry.xattrs.iter();
+    let xattrs: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+    let target = match &entry.kind {
+        Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
+        // A file's holes take no room in the layer, but they will in the archive: what `write` counts there.
+        Kind::File { .. } | Kind::Folder | Kind::Node(_) => 0,
+    };
+    Ok(budget.names(entry.path.len() + target + xattrs)?)
+}
+
+fn verify(layer: &Layer, check: Option<Check<'_>>, marked: bool) -> Result<(), Error> {
+    let actual = check.map(Check::digest).unwrap_or_default();
+    match &layer.diff_id {
+        Some(expected) if *expected != actual => Err(Error::Digest {
+            layer: layer.blob.name.clone(),
+            expected: expected.clone(),
+            actual,
+        }),
+        // It is as its maker made it.
+        Some(_) => Ok(()),
+        None if !marked => Err(Error::read(
+            &layer.blob.name,
+            io::ErrorKind::UnexpectedEof.into(),
+        )),
+        None => Ok(()),
+    }
+}
