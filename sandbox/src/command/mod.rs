@@ -2,8 +2,15 @@
 
 mod accel;
 mod boot;
+mod build;
 mod doctor;
+mod image;
 mod lab;
+mod relay;
+mod report;
+mod request;
+mod run;
+mod signals;
 mod terminal;
 mod units;
 
@@ -37,6 +44,10 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a command in a machine made from a container image
+    Run(Box<run::RunArgs>),
+    /// Make an initramfs of a container image
+    Build(build::BuildArgs),
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),
     /// Run a command of this host's on an emulated machine with real KVM
@@ -44,6 +55,9 @@ enum Command {
     /// The lab's process 1
     #[command(name = minivm::lab::INIT_COMMAND, hide = true)]
     LabInit,
+    /// The lab's end of `minivm run`
+    #[command(name = minivm::machine::remote::RELAY_COMMAND, hide = true)]
+    LabRelay(relay::RelayArgs),
 }
 
 impl Cli {
@@ -52,9 +66,12 @@ impl Cli {
         log_to_stderr(self.verbose);
         match self.command {
             None => boot::run(self.boot, self.verbose),
+            Some(Command::Run(args)) => run::run(*args, self.verbose),
+            Some(Command::Build(args)) => build::run(&args),
             Some(Command::Doctor(args)) => doctor::run(args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),
+            Some(Command::LabRelay(args)) => relay::run(args),
         }
     }
 }

@@ -22,6 +22,15 @@ pub(super) struct RawMode(());
 impl RawMode {
     /// Switches stdin to raw mode if it is a terminal.
     pub(super) fn enter() -> io::Result<Option<Self>> {
+        let raw = Self::enter_quietly()?;
+        if raw.is_some() {
+            restore_on_signals()?;
+        }
+        Ok(raw)
+    }
+
+    /// The same, where somebody else sees to the signals.
+    pub(super) fn enter_quietly() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);
@@ -31,7 +40,6 @@ impl RawMode {
         raw.make_raw();
         *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
         restore_on_panic();
-        restore_on_signals()?;
         tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(Some(RawMode(())))
     }

@@ -1,0 +1,63 @@
+//! `minivm build`: a container image becomes an initramfs.
+
+use std::io::{IsTerminal, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use minivm::images;
+use minivm_guest::rootfs;
+
+use super::image::{self, ImageArgs};
+
+/// How the archive is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Compression {
+    /// Not at all: boots fastest
+    None,
+    /// Quick to unpack
+    Lz4,
+    /// Small
+    Zstd,
+    /// What every kernel can unpack
+    Gzip,
+}
+
+#[derive(Args)]
+pub(super) struct BuildArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Where to write it
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// How to compress it
+    #[arg(long, value_enum, default_value_t = Compression::None, value_name = "HOW")]
+    compression: Compression,
+}
+
+/// Builds it.
+pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
+    let shelf = image::shelf()?;
+    let found = image::open(&args.image, &shelf)?;
+    let spinner = image::making(&args.image);
+    let compression = match args.compression {
+        Compression::None => rootfs::Compression::None,
+        Compression::Lz4 => rootfs::Compression::Lz4,
+        Compression::Zstd => rootfs::Compression::Zstd,
+        Compression::Gzip => rootfs::Compression::Gzip,
+    };
+    let made = images::build(&found, compression, &args.output);
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
+    let made = made?;
+    if !args.image.quiet && stdout().is_terminal() {
+        println!(
+            "{}: {} files, {} unpacked",
+            args.output.display(),
+            made.files,
+            indicatif::BinaryBytes(made.bytes)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,136 @@
+//! Finding an image and its archive, with progress where somebody watches.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use minivm::cache;
+use minivm::images::Shelf;
+use minivm_guest::image::{self, Digest, Image, Options, Progress, Source};
+
+/// When to ask a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    /// For what isn't here
+    Missing,
+    /// Always for what the tag stands for now
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Args)]
+pub(super) struct ImageArgs {
+    /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
+    /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
+    #[arg(value_name = "IMAGE")]
+    pub(super) image: Source,
+    /// When to ask a registry
+    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
+    pull: Pull,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+/// Where images and archives are kept.
+pub(super) fn shelf() -> anyhow::Result<Shelf> {
+    let folder = cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    Ok(Shelf::new(&folder))
+}
+
+/// Finds and opens the image.
+pub(super) fn open(args: &ImageArgs, shelf: &Shelf) -> anyhow::Result<Image> {
+    let options = Options {
+        pull: match args.pull {
+            Pull::Missing => image::Pull::Missing,
+            Pull::Always => image::Pull::Always,
+            Pull::Never => image::Pull::Never,
+        },
+        ..Options::default()
+    };
+    let bars = Bars::new(args.quiet);
+    Ok(image::open(&args.image, &shelf.store(), &options, &bars)?)
+}
+
+/// The image's archive, made where it isn't there, and its size in bytes.
+pub(super) fn archive(
+    args: &ImageArgs,
+    image: &Image,
+    shelf: &Shelf,
+) -> anyhow::Result<(PathBuf, u64)> {
+    let mut spinner = None;
+    let archive = shelf.archive(image, || spinner = making(args));
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
+    Ok(archive?)
+}
+
+/// Shows that an archive is being made.
+pub(super) fn making(args: &ImageArgs) -> Option<ProgressBar> {
+    let watched = !args.quiet && stderr().is_terminal();
+    watched.then(|| {
+        let spinner = ProgressBar::new_spinner();
+        spinner.set_message(format!("making an initramfs of {}", args.image));
+        spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+        spinner
+    })
+}
+
+/// A bar for each layer that is pulled, on stderr if that is a terminal.
+struct Bars {
+    all: MultiProgress,
+    quiet: bool,
+    bars: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    fn new(quiet: bool) -> Self {
+        // Its drawing goes to stderr, and nowhere where that is no terminal.
+        Bars {
+            all: MultiProgress::new(),
+            quiet,
+            bars: Mutex::default(),
+        }
+    }
+
+    fn with(&self, layer: &Digest, act: impl FnOnce(&mut HashMap<String, ProgressBar>, String)) {
+        if !self.quiet {
+            let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+            act(&mut bars, layer.to_string());
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn started(&self, layer: &Digest, total: u64) {
+        self.with(layer, |bars, name| {
+            let style = "{msg:12} {bar:30} {bytes:>10} of {total_bytes}, {bytes_per_sec}";
+            let style = ProgressStyle::with_template(style).expect("the template is a constant");
+            let short: String = name.chars().skip("sha256:".len()).take(12).collect();
+            let bar = ProgressBar::new(total).with_style(style).with_message(short);
+            bars.insert(name, self.all.add(bar));
+        });
+    }
+
+    fn advanced(&self, layer: &Digest, bytes: u64) {
+        self.with(layer, |bars, name| {
+            if let Some(bar) = bars.get(&name) {
+                bar.set_position(bytes);
+            }
+        });
+    }
+
+    fn done(&self, layer: &Digest) {
+        self.with(layer, |bars, name| {
+            if let Some(bar) = bars.remove(&name) {
+                bar.finish_and_clear();
+            }
+        });
+    }
+}

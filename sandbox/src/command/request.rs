@@ -1,0 +1,244 @@
+//! What a command is to be run with, from the flags and the image.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use minivm::machine::Files;
+use minivm_guest::channel::{Request, Rlimit};
+use minivm_guest::image::Config;
+
+/// As container users know them.
+#[derive(Args)]
+pub(super) struct RequestArgs {
+    /// Set an environment variable; without a value, pass the host's on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Read environment variables from a file, a line each
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Working folder
+    #[arg(short, long, value_name = "FOLDER")]
+    workdir: Option<OsString>,
+    /// User, and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Run this program instead of the image's entrypoint; an empty one means none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<OsString>,
+    /// The machine's name; the guest's host name too, where --hostname doesn't say otherwise
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The guest's host name
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Let nothing be written to the root file system
+    #[arg(long)]
+    read_only: bool,
+    /// Let the command gain privileges by set-user-ID programs and file capabilities
+    #[arg(long)]
+    privileged: bool,
+    /// Set a resource limit, such as nofile=1024 or nproc=100:200
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
+    ulimit: Vec<Rlimit>,
+    /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
+    #[arg(long, value_name = "SRC:DST", value_parser = files)]
+    pub(super) copy_in: Vec<Files>,
+    /// Copy a file or folder out of the guest when the command has ended
+    #[arg(long, value_name = "SRC:DST", value_parser = files)]
+    pub(super) copy_out: Vec<Files>,
+}
+
+impl RequestArgs {
+    /// What is asked for, where the flags have the last word.
+    pub(super) fn request(&self, config: &Config, command: &[OsString]) -> anyhow::Result<Request> {
+        let bytes = |text: &OsString| text.clone().into_vec();
+        let texts = |all: &[String]| -> Vec<Vec<u8>> {
+            all.iter().map(|text| text.clone().into_bytes()).collect()
+        };
+        let mut argv = match &self.entrypoint {
+            None => texts(&config.entrypoint),
+            Some(none) if none.is_empty() => Vec::new(),
+            Some(program) => vec![bytes(program)],
+        };
+        match (command, &self.entrypoint) {
+            ([], None) => argv.extend(texts(&config.cmd)),
+            (command, _) => argv.extend(command.iter().map(bytes)),
+        }
+        if argv.is_empty() {
+            bail!("the image names no command of its own: say which to run, behind `--`");
+        }
+        let mut env = texts(&config.env);
+        for file in &self.env_file {
+            env.extend(env_file(file)?);
+        }
+        env.extend(self.env.iter().filter_map(|entry| variable(bytes(entry))));
+        let cwd = match &self.workdir {
+            Some(folder) => bytes(folder),
+            None => config.working_dir.clone().into_bytes(),
+        };
+        if !cwd.is_empty() && !cwd.starts_with(b"/") {
+            bail!("the working folder must be an absolute path");
+        }
+        let name = self.hostname.as_ref().or(self.name.as_ref());
+        let hostname = name.cloned().unwrap_or_else(|| "minivm".into());
+        if hostname.is_empty() || hostname.len() > 64 || hostname.contains(['\0', '\n', '/']) {
+            bail!("{hostname:?} is no host name: it has 1 to 64 characters");
+        }
+        Ok(Request {
+            argv,
+            env,
+            cwd,
+            user: self.user.clone().unwrap_or_else(|| config.user.clone()),
+            hostname,
+            read_only: self.read_only,
+            privileged: self.privileged,
+            rlimits: self.ulimit.clone(),
+            ..Request::default()
+        })
+    }
+}
+
+/// A variable as it was given, or with the host's value; none where the host has none.
+fn variable(entry: Vec<u8>) -> Option<Vec<u8>> {
+    if entry.contains(&b'=') {
+        return Some(entry);
+    }
+    let value = std::env::var_os(OsString::from_vec(entry.clone()))?;
+    Some([entry, b"=".to_vec(), value.into_vec()].concat())
+}
+
+/// A line a variable; empty ones, and those that begin with #, are skipped.
+fn env_file(path: &PathBuf) -> anyhow::Result<Vec<Vec<u8>>> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text
+        .split(|&byte| byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+        .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+        .filter_map(|line| variable(line.to_vec()))
+        .collect())
+}
+
+fn files(text: &str) -> Result<Files, String> {
+    match text.rsplit_once(':') {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok(Files {
+            from: from.into(),
+            to: to.into(),
+        }),
+        _ => Err("expected SRC:DST, a path here and a path in the guest".into()),
+    }
+}
+
+fn ulimit(text: &str) -> Result<Rlimit, String> {
+    let expected = || format!("{text:?} is no limit: expected NAME=SOFT[:HARD], such as nofile=1024");
+    let (name, values) = text.split_once('=').ok_or_else(expected)?;
+    let resource = match name {
+        "as" => libc::RLIMIT_AS,
+        "core" => libc::RLIMIT_CORE,
+        "cpu" => libc::RLIMIT_CPU,
+        "data" => libc::RLIMIT_DATA,
+        "fsize" => libc::RLIMIT_FSIZE,
+        "memlock" => libc::RLIMIT_MEMLOCK,
+        "nofile" => libc::RLIMIT_NOFILE,
+        "nproc" => libc::RLIMIT_NPROC,
+        "stack" => libc::RLIMIT_STACK,
+        _ => return Err(format!("there is no limit called {name}")),
+    };
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let value = |text: &str| match text {
+        "unlimited" => Ok(u64::MAX),
+        number => number.parse().map_err(|_| expected()),
+    };
+    Ok(Rlimit {
+        resource,
+        soft: value(soft)?,
+        hard: value(hard)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RequestArgs,
+        command: Vec<OsString>,
+    }
+
+    fn config() -> Config {
+        Config {
+            entrypoint: vec!["/entry".into(), "-x".into()],
+            cmd: vec!["cmd".into()],
+            env: vec!["A=1".into(), "B=2".into()],
+            working_dir: "/srv".into(),
+            user: "app".into(),
+            ..Config::default()
+        }
+    }
+
+    fn request(line: &[&str]) -> anyhow::Result<Request> {
+        let line = Line::try_parse_from(["test"].iter().chain(line)).unwrap();
+        line.args.request(&config(), &line.command)
+    }
+
+    fn argv(line: &[&str]) -> Vec<String> {
+        let argv = request(line).unwrap().argv;
+        argv.into_iter().map(|one| String::from_utf8(one).unwrap()).collect()
+    }
+
+    #[test]
+    fn entrypoint_and_command_are_put_together_as_containers_have_it() {
+        assert_eq!(argv(&[]), ["/entry", "-x", "cmd"]);
+        assert_eq!(argv(&["--", "a", "b"]), ["/entry", "-x", "a", "b"]);
+        assert_eq!(argv(&["--entrypoint", "/bin/sh"]), ["/bin/sh"]);
+        assert_eq!(argv(&["--entrypoint", "/bin/sh", "--", "-c", "x"]), ["/bin/sh", "-c", "x"]);
+        assert_eq!(argv(&["--entrypoint", "", "--", "ls"]), ["ls"]);
+        assert!(request(&["--entrypoint", ""]).is_err());
+    }
+
+    #[test]
+    fn the_flags_have_the_last_word() {
+        let plain = request(&[]).unwrap();
+        assert_eq!((plain.cwd.as_slice(), plain.user.as_str()), (&b"/srv"[..], "app"));
+        assert_eq!(plain.hostname, "minivm");
+        let own = request(&["-w", "/tmp", "-u", "0", "--name", "box", "-e", "A=3"]).unwrap();
+        assert_eq!((own.cwd.as_slice(), own.user.as_str()), (&b"/tmp"[..], "0"));
+        assert_eq!(own.hostname, "box");
+        assert_eq!(own.env, [&b"A=1"[..], b"B=2", b"A=3"]);
+        assert!(request(&["-w", "tmp"]).is_err());
+        assert!(request(&["--hostname", ""]).is_err());
+    }
+
+    #[test]
+    fn an_env_file_has_a_variable_a_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "# comment\n\nX=a b\r\nPATH\nMINIVM_TEST_NOT_SET\n").unwrap();
+        let env = env_file(&file.path().to_owned()).unwrap();
+        assert_eq!(env[0], b"X=a b");
+        assert!(env[1].starts_with(b"PATH=/"), "the host's value");
+        assert_eq!(env.len(), 2);
+    }
+
+    #[test]
+    fn limits_have_a_name_and_one_or_two_values() {
+        let nofile = |soft, hard| Rlimit { resource: libc::RLIMIT_NOFILE, soft, hard };
+        assert_eq!(ulimit("nofile=10"), Ok(nofile(10, 10)));
+        assert_eq!(ulimit("nofile=10:unlimited"), Ok(nofile(10, u64::MAX)));
+        for wrong in ["nofile", "nofile=", "nofile=x", "files=1"] {
+            assert!(ulimit(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn copies_are_split_at_the_last_colon() {
+        let split = files("a:b:/c").unwrap();
+        assert_eq!((split.from, split.to), ("a:b".into(), "/c".into()));
+        assert!(files("a").is_err() && files(":b").is_err() && files("a:").is_err());
+    }
+}
