@@ -88,8 +88,8 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let (initramfs, size) = image::archive(&args.image, &found, &shelf)?;
     let with_image = started.elapsed();
     let machine = Machine {
-        kernel: match args.kernel {
-            Some(kernel) => kernel,
+        kernel: match &args.kernel {
+            Some(kernel) => kernel.clone(),
             None => minivm::kernel::find()?,
         },
         initramfs,

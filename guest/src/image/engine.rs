@@ -1,0 +1,336 @@
+//! Images of a container engine on this machine: Docker or Podman.
+//!
+//! Both serve Docker's HTTP API on a Unix socket (`GET /images/NAME/json` tells an image's id, `GET /images/NAME/get` sends
+//! what `docker save` would write). Where no socket answers, their commands are asked, which know further ways to an engine
+//! (contexts, SSH, a rootless Podman without a service). The archive is kept by the id: as long as the name stands for the
+//! same image, nothing is transferred again.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use reqwest::blocking::{Client, Response};
+use serde::Deserialize;
+
+use super::archive::Archive;
+use super::digest::Digest;
+use super::error::{Cause, Error, innermost, shown};
+use super::manifest::LARGEST_CONFIG;
+use super::store::{Partial, Store};
+use super::{Image, Options, Pull, files, saved};
+
+/// How long an engine may be silent: before a large image's first byte it writes all layers to its disk.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How long it may take to look an image up.
+const QUICK: Duration = Duration::from_secs(30);
+
+/// Opens an engine's image.
+pub(super) fn open(name: &str, store: &Store, options: &Options) -> Result<Image, Error> {
+    let variable = |name: &str| std::env::var_os(name);
+    let engines = engines(variable("DOCKER_HOST"), variable("XDG_RUNTIME_DIR"));
+    open_with(&engines, name, store, options)
+}
+
+/// A way to an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Engine {
+    Socket(PathBuf),
+    Command(PathBuf),
+}
+
+/// The ways to try, in order. Whoever sets `DOCKER_HOST` means that engine and no other.
+fn engines(docker_host: Option<OsString>, runtime_dir: Option<OsString>) -> Vec<Engine> {
+    let docker = Engine::Command("docker".into());
+    if let Some(host) = docker_host.filter(|host| !host.is_empty()) {
+        return match host.to_str().and_then(|host| host.strip_prefix("unix://")) {
+            Some(path) => vec![Engine::Socket(path.into()), docker],
+            None => vec![docker],
+        };
+    }
+    let podman = runtime_dir.map(|dir| Path::new(&dir).join("podman/podman.sock"));
+    let sockets = [
+        Some(PathBuf::from("/var/run/docker.sock")),
+        podman,
+        Some(PathBuf::from("/run/podman/podman.sock")),
+    ];
+    let sockets = sockets.into_iter().flatten().filter(|path| path.exists());
+    let mut engines: Vec<Engine> = sockets.map(Engine::Socket).collect();
+    engines.extend([docker, Engine::Command("podman".into())]);
+    engines
+}
+
+/// What a way leads to.
+enum Answer<T> {
+    Found(T),
+    /// The engine answers, and has no such image.
+    NoImage,
+    /// Nobody is there.
+    Nobody(Cause),
+}
+
+/// Opens the image of the first engine that has it.
+pub(super) fn open_with(
+    engines: &[Engine],
+    name: &str,
+    store: &Store,
+    options: &Options,
+) -> Result<Image, Error> {
+    let mut answered = false;
+    let mut cause = None;
+    for engine in engines {
+        match engine.id(name)? {
+            Answer::Found(id) => return open_id(engine, name, &id, store, options),
+            Answer::NoImage => answered = true,
+            // The first is the likeliest to have been meant.
+            Answer::Nobody(why) => cause = cause.or(Some(why)),
+        }
+    }
+    if answered {
+        return Err(Error::NoImage {
+            name: "the container engine".into(),
+            wanted: name.into(),
+            remedy: format!("`docker pull {name}` first, or leave docker-daemon: away"),
+        });
+    }
+    let problem = "neither Docker nor Podman answers; start one, add yourself to the group docker if its socket is closed to you, or leave docker-daemon: away";
+    Err(failed(name, problem, cause))
+}
+
+fn open_id(
+    engine: &Engine,
+    name: &str,
+    id: &Digest,
+    store: &Store,
+    options: &Options,
+) -> Result<Image, Error> {
+    let path = store.engine_path(id);
+    let open = |file: File| {
+        let archive = Archive::open(
+            format!("docker-daemon:{name}"),
+            file,
+            store,
+            options.largest,
+        )?;
+        saved::open(&archive, None, &options.platform)
+    };
+    // What is damaged is fetched anew.
+    if let Some(Ok(image)) = store.open(&path)?.map(open) {
+        return Ok(image);
+    }
+    if options.pull == Pull::Never {
+        return Err(Error::NotStored { image: name.into() });
+    }
+    let mut partial = store.partial(&format!("engine-{}", id.hex()))?;
+    // Somebody else may have fetched it while we waited.
+    if let Some(Ok(image)) = store.open(&path)?.map(open) {
+        partial.discard()?;
+        return Ok(image);
+    }
+    partial.restart()?;
+    engine.save(name, id, &mut partial, options)?;
+    let saved = partial
+        .file
+        .try_clone()
+        .map_err(|source| partial.failed(source))?;
+    // Only what can be read is kept.
+    match open(saved) {
+        Ok(_) => partial.publish(&path)?,
+        Err(error) => {
+            partial.discard()?;
+            return Err(error);
+        }
+    }
+    let kept = store.open(&path)?;
+    let kept = kept.ok_or_else(|| {
+        failed(
+            name,
+            "its archive was removed again; run it once more",
+            None,
+        )
+    })?;
+    open(kept)
+}
+
+fn failed(name: &str, problem: &str, source: Option<Cause>) -> Error {
+    Error::Engine {
+        image: name.into(),
+        problem: problem.into(),
+        source,
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+}
+
+impl Engine {
+    /// The id of the image.
+    fn id(&self, name: &str) -> Result<Answer<Digest>, Error> {
+        let text = match self {
+            Engine::Socket(path) => match get(path, &format!("images/{name}/json"), QUICK) {
+                Err(error) => return Ok(Answer::Nobody(innermost(&error))),
+                Ok(response) if response.status() == 404 => return Ok(Answer::NoImage),
+                Ok(response) => {
+                    let mut body = Vec::new();
+                    let read = read_limited(checked(name, response)?, &mut body, LARGEST_CONFIG);
+                    read.map_err(|error| {
+                        failed(
+                            name,
+                            "its answer broke off; try again",
+                            Some(innermost(&error)),
+                        )
+                    })?;
+                    let inspected: Inspected =
+                        serde_json::from_slice(&body).map_err(|source| Error::Json {
+                            image: name.into(),
+                            what: "description by the container engine",
+                            source,
+                        })?;
+                    inspected.id
+                }
+            },
+            Engine::Command(program) => {
+                let mut command = command(program);
+                command.args(["image", "inspect", "--format", "{{.Id}}", name]);
+                match command.output() {
+                    Err(error) => return Ok(Answer::Nobody(error.into())),
+                    Ok(output) if output.status.success() => {
+                        String::from_utf8_lossy(&output.stdout).into_owned()
+                    }
+                    Ok(output) => return Ok(no_id(&output.stderr)),
+                }
+            }
+        };
+        let text = text.trim();
+        let id = text.parse().ok().or_else(|| Digest::from_hex(text));
+        id.map(Answer::Found).ok_or_else(|| {
+            failed(
+                name,
+                &format!("its id is \"{}\", which is none", shown(text)),
+                None,
+            )
+        })
+    }
+
+    /// Writes the image's archive.
+    fn save(
+        &self,
+        name: &str,
+        id: &Digest,
+        partial: &mut Partial,
+        options: &Options,
+    ) -> Result<(), Error> {
+        match self {
+            Engine::Socket(path) => {
+                let answer = get(path, &format!("images/{id}/get"), PATIENCE);
+                let answer = answer.map_err(|error| {
+                    failed(
+                        name,
+                        "it does not send the image; try again",
+                        Some(innermost(&error)),
+                    )
+                })?;
+                let answer = checked(name, answer)?;
+                let saved = files::copy_limited(answer, &mut partial.file, options.largest);
+                let saved = saved.map_err(|error| {
+                    failed(
+                        name,
+                        "the transfer broke off; try again",
+                        Some(innermost(&error)),
+                    )
+                })?;
+                saved.map(drop).ok_or_else(|| Error::TooLarge {
+                    what: format!("docker-daemon:{name}"),
+                    limit: options.largest,
+                })
+            }
+            Engine::Command(program) => {
+                let out = partial
+                    .file
+                    .try_clone()
+                    .map_err(|source| partial.failed(source))?;
+                let mut command = command(program);
+                command.args(["save", &id.to_string()]).stdout(out);
+                let output = command.output().map_err(|source| {
+                    failed(name, "its command can't be run", Some(source.into()))
+                })?;
+                match output.status.success() {
+                    true => Ok(()),
+                    false => {
+                        let said = last_line(&output.stderr);
+                        Err(failed(
+                            name,
+                            &format!("`{} save` fails", program.display()),
+                            Some(said.into()),
+                        ))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// Why a command knows no id: the engine has no such image, or there is no engine.
+fn no_id(stderr: &[u8]) -> Answer<Digest> {
+    let said = last_line(stderr);
+    let lower = said.to_lowercase();
+    match lower.contains("no such image") || lower.contains("image not known") {
+        true => Answer::NoImage,
+        false => Answer::Nobody(said.into()),
+    }
+}
+
+fn last_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    shown(text.trim().lines().last().unwrap_or("it says nothing"))
+}
+
+/// Asks over the socket. The host in the address goes into a header and means nothing.
+fn get(socket: &Path, path: &str, patience: Duration) -> reqwest::Result<Response> {
+    // The client wants one even where there is no TLS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .unix_socket(socket)
+        .no_proxy()
+        .timeout(patience)
+        .build()?;
+    client.get(format!("http://localhost/{path}")).send()
+}
+
+fn checked(name: &str, response: Response) -> Result<Response, Error> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let mut body = Vec::new();
+    let said = match read_limited(response, &mut body, 64 << 10) {
+        Ok(()) => serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default(),
+        Err(_) => serde_json::Value::Null,
+    };
+    let said = said["message"]
+        .as_str()
+        .map(|message| shown(message).into());
+    Err(failed(
+        name,
+        &format!("it answers with HTTP status {}", status.as_u16()),
+        said,
+    ))
+}
+
+fn read_limited(from: impl io::Read, to: &mut impl Write, limit: u64) -> io::Result<()> {
+    match io::copy(&mut from.take(limit + 1), to)? > limit {
+        true => Err(io::Error::other("the answer is too long")),
+        false => Ok(()),
+    }
+}

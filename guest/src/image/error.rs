@@ -1,0 +1,215 @@
+//! What can go wrong between a name and an open image.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::digest::Digest;
+
+/// What lies below a failure. Libraries' chains are folded to their innermost cause, the one a user can act on.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why an image can't be had. Each is one line that names the thing and, where there is one, the remedy; causes are sources.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text names no image.
+    #[error("\"{}\" names no image: {problem}", shown(text))]
+    Name {
+        /// What was typed.
+        text: String,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// A file, folder or stream of the user's can't be read.
+    #[error("cannot read {name}")]
+    Read {
+        /// The file, folder or stream.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store's folder can't be used.
+    #[error("cannot keep images in {}", path.display())]
+    Store {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An archive or layout is not what it is said to be, or something in an image contradicts something else.
+    #[error("{name} {problem}")]
+    Invalid {
+        /// The file, folder or image.
+        name: String,
+        /// What is wrong with it: a sentence without its subject.
+        problem: String,
+    },
+    /// A manifest, an index or a configuration is not the JSON it should be.
+    #[error("cannot understand the {what} of {image}")]
+    Json {
+        /// The image.
+        image: String,
+        /// Which of its documents.
+        what: &'static str,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// Content doesn't have the digest that it is known by.
+    #[error(
+        "{what} has the digest {actual} instead of {expected}: it was damaged or changed on its way"
+    )]
+    Digest {
+        /// The content.
+        what: String,
+        /// What it should be.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+    /// Content is larger than anything sensible.
+    #[error("{what} is larger than {limit} bytes, the most that is accepted")]
+    TooLarge {
+        /// The content.
+        what: String,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The archive, layout or engine has no image of this name.
+    #[error("{name} has no image {wanted}; {remedy}")]
+    NoImage {
+        /// Where it was looked for.
+        name: String,
+        /// What was looked for.
+        wanted: String,
+        /// What there is, or how to get it there.
+        remedy: String,
+    },
+    /// The image is for other machines.
+    #[error("{image} is not for {wanted}; it is for {there}")]
+    Platform {
+        /// The image.
+        image: String,
+        /// This machine's platform.
+        wanted: String,
+        /// The platforms that the image is for, separated by commas.
+        there: String,
+    },
+    /// The image uses what minivm doesn't do.
+    #[error("{image} {problem}")]
+    Unsupported {
+        /// The image.
+        image: String,
+        /// What it uses, and the remedy: a sentence without its subject.
+        problem: String,
+    },
+    /// The image is not in the store, and pulling was ruled out.
+    #[error("{image} was not pulled before, and pulling is ruled out: allow it once")]
+    NotStored {
+        /// The image.
+        image: String,
+    },
+    /// The registry wants other credentials.
+    #[error(
+        "registry {registry} denies {image} (HTTP status {status}{detail}): check the name, or `docker login {registry}`"
+    )]
+    Denied {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+        /// 401 or 403.
+        status: u16,
+        /// What the registry said, after `: `; or nothing.
+        detail: String,
+    },
+    /// The registry doesn't know the image.
+    #[error(
+        "registry {registry} has no {image} (HTTP status 404{detail}): check the name and the tag"
+    )]
+    NotFound {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+        /// What the registry said, after `: `; or nothing.
+        detail: String,
+    },
+    /// The registry answers, but not with what was asked for, and went on so when asked again.
+    #[error("registry {registry} fails to serve {image} (HTTP status {status}{detail}): {remedy}")]
+    Registry {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+        /// The last answer's status.
+        status: u16,
+        /// What the registry said, after `: `; or nothing.
+        detail: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The registry can't be reached, or a transfer broke off and did so when it was taken up again.
+    #[error("cannot pull {image} from registry {registry}: {problem}")]
+    Transfer {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+        /// What happened, and what to do.
+        problem: String,
+        /// The cause, where the transfer itself failed.
+        source: Option<Cause>,
+    },
+    /// The container engine can't be asked, or refuses.
+    #[error("cannot get {image} from the container engine: {problem}")]
+    Engine {
+        /// The image.
+        image: String,
+        /// What happened, and what to do.
+        problem: String,
+        /// The cause, where there is one.
+        source: Option<Cause>,
+    },
+}
+
+impl Error {
+    pub(super) fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::Invalid {
+            name: name.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Text of unknown origin, made fit for a terminal: control characters escaped, and not too long.
+pub(super) fn shown(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = text
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// The innermost cause of a library's error.
+pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> Cause {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn what_is_shown_has_no_control_characters_and_an_end() {
+        assert_eq!(shown("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert!(shown(&"x".repeat(10_000)).chars().count() < 300);
+    }
+}

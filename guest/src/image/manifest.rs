@@ -1,0 +1,410 @@
+//! An image's documents: index, manifest and configuration.
+//!
+//! A *configuration* says how an image is run and, by their decompressed digests, what its layers are. A *manifest* names
+//! one configuration and the layers as they are stored. An *index* (Docker's "manifest list") names manifests, or further
+//! indexes, for several platforms. Docker's and OCI's differ in their media types only (OCI image specification,
+//! "Image Manifest", "Image Index", "Image Configuration"; Docker's "Image Manifest Version 2, Schema 2").
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::digest::Digest;
+use super::error::{Error, shown};
+use super::{Blob, Config, Image, Layer, Root};
+
+/// The largest index or manifest, as registries have it.
+pub(super) const LARGEST_MANIFEST: u64 = 4 << 20;
+/// The largest configuration.
+pub(super) const LARGEST_CONFIG: u64 = 8 << 20;
+const MOST_LAYERS: usize = 1000;
+/// How deep indexes may be nested.
+const DEEPEST: usize = 4;
+/// How many indexes and manifests are looked at for one image.
+const MOST_DOCUMENTS: usize = 100;
+
+/// The machine that an image is for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Platform {
+    /// The operating system, such as `linux`.
+    #[serde(default)]
+    pub os: String,
+    /// The architecture as Go names it, such as `amd64`.
+    #[serde(default)]
+    pub architecture: String,
+    /// What further it needs of that architecture, such as `v3`.
+    #[serde(default)]
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// Linux on this machine's processor.
+    pub fn here() -> Platform {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        Platform {
+            os: "linux".into(),
+            architecture: architecture.into(),
+            variant: None,
+        }
+    }
+
+    pub(super) fn fits(&self, wanted: &Platform) -> bool {
+        self.os == wanted.os && self.architecture == wanted.architecture
+    }
+
+    /// Whether every machine of the architecture does.
+    fn is_basic(&self) -> bool {
+        matches!(self.variant.as_deref(), None | Some("" | "v1" | "v8"))
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
+        match self.variant.as_deref() {
+            None | Some("") => Ok(()),
+            Some(variant) => write!(f, "/{}", shown(variant)),
+        }
+    }
+}
+
+/// What names a piece of content.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default)]
+    pub(super) media_type: String,
+    pub(super) digest: Digest,
+    /// In bytes; unknown where only a tag's digest is.
+    pub(super) size: Option<u64>,
+    #[serde(default)]
+    pub(super) platform: Option<Platform>,
+    #[serde(default)]
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Descriptor {
+    pub(super) fn bare(digest: Digest) -> Descriptor {
+        Descriptor {
+            media_type: String::new(),
+            digest,
+            size: None,
+            platform: None,
+            annotations: None,
+        }
+    }
+}
+
+/// What a document is, which says where it is found and how large it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Manifest,
+    Config,
+}
+
+impl Kind {
+    pub(super) fn limit(self) -> u64 {
+        match self {
+            Kind::Manifest => LARGEST_MANIFEST,
+            Kind::Config => LARGEST_CONFIG,
+        }
+    }
+
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Kind::Manifest => "manifest",
+            Kind::Config => "configuration",
+        }
+    }
+}
+
+/// Where documents are found by their digests.
+pub(super) trait Documents {
+    /// The document, its size and digest checked.
+    fn document(&self, descriptor: &Descriptor, kind: Kind) -> Result<Vec<u8>, Error>;
+}
+
+/// An image's documents, read and found to be consistent.
+#[derive(Debug)]
+pub(super) struct Documented {
+    /// The configuration's digest.
+    digest: Digest,
+    config: Config,
+    diff_ids: Vec<Digest>,
+    /// As they are stored, the lowest first.
+    pub(super) layers: Vec<Descriptor>,
+}
+
+/// Reads an image's documents, starting from its index or manifest.
+pub(super) fn read(
+    documents: &dyn Documents,
+    image: &str,
+    top: &Descriptor,
+    platform: &Platform,
+) -> Result<Documented, Error> {
+    let mut search = Search {
+        documents,
+        image,
+        platform,
+        seen: Vec::new(),
+        left: MOST_DOCUMENTS,
+    };
+    let manifest = search.manifest(top, 0)?;
+    let (descriptor, layers) = manifest.ok_or_else(|| search.no_platform())?;
+    let bytes = documents.document(&descriptor, Kind::Config)?;
+    let (config, diff_ids) = read_config(image, &bytes, platform)?;
+    check_layer_count(image, layers.len(), diff_ids.len())?;
+    Ok(Documented {
+        digest: descriptor.digest,
+        config,
+        diff_ids,
+        layers,
+    })
+}
+
+impl Documented {
+    /// The image, once its layers are at hand.
+    pub(super) fn image(self, blobs: Vec<Blob>) -> Image {
+        assemble(self.digest, self.config, self.diff_ids, blobs)
+    }
+}
+
+/// The parts of an image, put together.
+pub(super) fn assemble(
+    digest: Digest,
+    config: Config,
+    diff_ids: Vec<Digest>,
+    blobs: Vec<Blob>,
+) -> Image {
+    let layers = blobs.into_iter().zip(diff_ids);
+    let layers = layers.map(|(blob, diff_id)| Layer {
+        blob,
+        diff_id: Some(diff_id.to_string()),
+    });
+    Image {
+        identity: digest.to_string(),
+        config,
+        root: Root::Layers(layers.collect()),
+    }
+}
+
+/// The configuration's digest is the image's identity, so all layers must be covered by it.
+pub(super) fn check_layer_count(image: &str, layers: usize, diff_ids: usize) -> Result<(), Error> {
+    if layers > MOST_LAYERS {
+        let problem = format!("has {layers} layers, more than the {MOST_LAYERS} that are accepted");
+        return Err(Error::invalid(image, problem));
+    }
+    if layers != diff_ids {
+        let problem = format!(
+            "has {layers} layers, but its configuration has the digests of {diff_ids} (rootfs.diff_ids)"
+        );
+        return Err(Error::invalid(image, problem));
+    }
+    Ok(())
+}
+
+/// The search for the one manifest that fits.
+struct Search<'a> {
+    documents: &'a dyn Documents,
+    image: &'a str,
+    platform: &'a Platform,
+    /// The platforms that there are.
+    seen: Vec<String>,
+    left: usize,
+}
+
+/// An index, a manifest, or Docker's first kind of manifest.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: Option<u32>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+impl Search<'_> {
+    fn manifest(
+        &mut self,
+        descriptor: &Descriptor,
+        depth: usize,
+    ) -> Result<Option<(Descriptor, Vec<Descriptor>)>, Error> {
+        if depth > DEEPEST || self.left == 0 {
+            let problem = "has too many or too deeply nested indexes";
+            return Err(Error::invalid(self.image, problem));
+        }
+        self.left -= 1;
+        let bytes = self.documents.document(descriptor, Kind::Manifest)?;
+        let document: Document = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+            image: self.image.into(),
+            what: "manifest",
+            source,
+        })?;
+        match document {
+            Document { schema_version: Some(1), .. } => Err(self.unsupported(
+                "has a manifest of Docker's old schema 1: pull and push it again with a current Docker",
+            )),
+            Document { manifests: Some(manifests), config: None, layers: None, .. } => {
+                self.index(manifests, depth)
+            }
+            Document { config: Some(config), layers: Some(layers), manifests: None, .. } => {
+                self.check_types(&config, &layers)?;
+                Ok(Some((config, layers)))
+            }
+            _ => Err(Error::invalid(self.image, "has a manifest that is neither an OCI nor a Docker one")),
+        }
+    }
+
+    /// Entries for the very platform come first; those that don't say are looked into, for their configuration does.
+    fn index(
+        &mut self,
+        entries: Vec<Descriptor>,
+        depth: usize,
+    ) -> Result<Option<(Descriptor, Vec<Descriptor>)>, Error> {
+        let mut candidates = Vec::new();
+        for entry in entries {
+            match &entry.platform {
+                Some(platform) if !platform.fits(self.platform) => self.note(platform),
+                Some(platform) if platform.is_basic() => candidates.push((0, entry)),
+                Some(_) => candidates.push((1, entry)),
+                None => candidates.push((2, entry)),
+            }
+        }
+        candidates.sort_by_key(|(rank, _)| *rank);
+        for (rank, entry) in candidates {
+            match self.manifest(&entry, depth + 1)? {
+                // Without a platform a manifest may be for another machine: then the next one has a chance.
+                Some((config, layers)) if rank == 2 && !self.config_fits(&config)? => drop(layers),
+                Some(found) => return Ok(Some(found)),
+                None => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn config_fits(&mut self, config: &Descriptor) -> Result<bool, Error> {
+        let bytes = self.documents.document(config, Kind::Config)?;
+        match read_config(self.image, &bytes, self.platform) {
+            Ok(_) => Ok(true),
+            Err(Error::Platform { there, .. }) => {
+                self.seen.push(there);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `unknown/unknown` is how attestations are hidden in an index: nobody's platform.
+    fn note(&mut self, platform: &Platform) {
+        let platform_text = platform.to_string();
+        if platform.os != "unknown" && !self.seen.contains(&platform_text) && self.seen.len() < 50 {
+            self.seen.push(platform_text);
+        }
+    }
+
+    fn no_platform(&self) -> Error {
+        let there = match self.seen.is_empty() {
+            true => "none: its index is empty".to_owned(),
+            false => self.seen.join(", "),
+        };
+        Error::Platform {
+            image: self.image.into(),
+            wanted: self.platform.to_string(),
+            there,
+        }
+    }
+
+    fn check_types(&self, config: &Descriptor, layers: &[Descriptor]) -> Result<(), Error> {
+        let image_types = [
+            "",
+            "application/octet-stream",
+            "application/vnd.oci.image.config.v1+json",
+            "application/vnd.docker.container.image.v1+json",
+        ];
+        if !image_types.contains(&config.media_type.as_str()) {
+            let kind = shown(&config.media_type);
+            return Err(self.unsupported(&format!("is no container image but a {kind}")));
+        }
+        if layers
+            .iter()
+            .any(|layer| layer.media_type.ends_with("+encrypted"))
+        {
+            return Err(self.unsupported("has encrypted layers: decrypt it first, with skopeo"));
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, problem: &str) -> Error {
+        Error::Unsupported {
+            image: self.image.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ConfigFile {
+    #[serde(flatten)]
+    platform: Platform,
+    config: Option<Run>,
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Option<Vec<Digest>>,
+}
+
+/// Docker writes null for whatever is empty.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Run {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    stop_signal: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Reads a configuration, and the digests of the layers when they are decompressed.
+pub(super) fn read_config(
+    image: &str,
+    bytes: &[u8],
+    wanted: &Platform,
+) -> Result<(Config, Vec<Digest>), Error> {
+    let file: ConfigFile = serde_json::from_slice(bytes).map_err(|source| Error::Json {
+        image: image.into(),
+        what: "configuration",
+        source,
+    })?;
+    let Platform {
+        os, architecture, ..
+    } = &file.platform;
+    let silent = os.is_empty() && architecture.is_empty();
+    if !silent && !file.platform.fits(wanted) {
+        return Err(Error::Platform {
+            image: image.into(),
+            wanted: wanted.to_string(),
+            there: file.platform.to_string(),
+        });
+    }
+    let run = file.config.unwrap_or_default();
+    let config = Config {
+        entrypoint: run.entrypoint.unwrap_or_default(),
+        cmd: run.cmd.unwrap_or_default(),
+        env: run.env.unwrap_or_default(),
+        working_dir: run.working_dir.unwrap_or_default(),
+        user: run.user.unwrap_or_default(),
+        stop_signal: run.stop_signal.unwrap_or_default(),
+        labels: run.labels.unwrap_or_default(),
+    };
+    let diff_ids = file.rootfs.and_then(|rootfs| rootfs.diff_ids);
+    Ok((config, diff_ids.unwrap_or_default()))
+}

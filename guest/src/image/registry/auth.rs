@@ -1,0 +1,231 @@
+//! Proves to a registry who asks.
+//!
+//! A registry that wants to know answers 401 and says how in `WWW-Authenticate`: `Basic`, or `Bearer` with the address of a
+//! server that hands out tokens, to anybody or for a password (distribution documentation, "Token Authentication"). The
+//! password is what `docker login` has stored, asked for only when it is needed.
+
+use docker_credential::{CredentialRetrievalError, DockerCredential};
+use reqwest::Url;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use serde::Deserialize;
+
+use super::client::{Client, Failure};
+use crate::image::error::{Error, innermost, shown};
+
+/// The most that a token may be, with what is around it, in bytes.
+const LARGEST_TOKEN: usize = 1 << 20;
+
+/// The `Authorization` that answers a 401; none where there is nothing to answer with.
+pub(super) fn answer(client: &Client<'_>, headers: &HeaderMap) -> Result<Option<String>, Failure> {
+    let challenges = headers.get_all(WWW_AUTHENTICATE).iter();
+    let challenges: Vec<Challenge> = challenges
+        .filter_map(|text| Challenge::parse(text.to_str().ok()?))
+        .collect();
+    let of = |scheme: &str| {
+        challenges
+            .iter()
+            .find(|c| c.scheme.eq_ignore_ascii_case(scheme))
+    };
+    let credential = credential(client);
+    if let Some(bearer) = of("Bearer") {
+        return token(client, bearer, credential).map(|token| Some(format!("Bearer {token}")));
+    }
+    match (of("Basic"), credential) {
+        (Some(_), Some(DockerCredential::UsernamePassword(user, password))) => Ok(Some(format!(
+            "Basic {}",
+            base64(format!("{user}:{password}").as_bytes())
+        ))),
+        _ => Ok(None),
+    }
+}
+
+/// What `docker login` has stored for the registry.
+fn credential(client: &Client<'_>) -> Option<DockerCredential> {
+    let server = match client.name().registry() {
+        "docker.io" => "https://index.docker.io/v1/",
+        registry => registry,
+    };
+    match docker_credential::get_credential(server) {
+        Ok(credential) => Some(credential),
+        Err(
+            CredentialRetrievalError::ConfigNotFound
+            | CredentialRetrievalError::NoCredentialConfigured,
+        ) => None,
+        Err(error) => {
+            log::warn!("no credentials for {server}: {}", shown(&error.to_string()));
+            None
+        }
+    }
+}
+
+/// Names for one thing, older and newer.
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+fn token(
+    client: &Client<'_>,
+    challenge: &Challenge,
+    credential: Option<DockerCredential>,
+) -> Result<String, Failure> {
+    let realm = challenge.get("realm").unwrap_or_default();
+    let mut url = Url::parse(realm)
+        .map_err(|_| nonsense(client, "the address of its token server is none"))?;
+    let scope = challenge.get("scope").map(str::to_owned);
+    let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", client.name().repository()));
+    let service = challenge.get("service").unwrap_or_default();
+    let request = match credential {
+        Some(DockerCredential::IdentityToken(refresh)) => {
+            let mut form = url.clone();
+            form.set_query(None);
+            form.query_pairs_mut()
+                .append_pair("grant_type", "refresh_token")
+                .append_pair("client_id", "minivm")
+                .append_pair("service", service)
+                .append_pair("scope", &scope)
+                .append_pair("refresh_token", &refresh);
+            let body = form.query().unwrap_or_default().to_owned();
+            let form_type = "application/x-www-form-urlencoded";
+            client
+                .http()
+                .post(url)
+                .header(CONTENT_TYPE, form_type)
+                .body(body)
+        }
+        credential => {
+            url.query_pairs_mut()
+                .append_pair("service", service)
+                .append_pair("scope", &scope);
+            let request = client.http().get(url);
+            match credential {
+                Some(DockerCredential::UsernamePassword(user, password)) => {
+                    request.basic_auth(user, Some(password))
+                }
+                _ => request,
+            }
+        }
+    };
+    let response = request.send().map_err(|error| {
+        let problem = "its token server can't be reached; is the network up?".to_owned();
+        let error_is_final = error.is_connect() || error.is_builder() || error.is_redirect();
+        let error = client.transfer(problem, Some(innermost(&error)));
+        match error_is_final {
+            true => error.into(),
+            false => Failure::passing(error),
+        }
+    })?;
+    let mut body = Vec::new();
+    client.read(client.check(response)?, &mut |part| {
+        body.extend_from_slice(part);
+        match body.len() > LARGEST_TOKEN {
+            true => Err(Error::TooLarge {
+                what: format!("the token for {}", client.image()),
+                limit: LARGEST_TOKEN as u64,
+            }),
+            false => Ok(()),
+        }
+    })?;
+    let token = serde_json::from_slice(&body)
+        .ok()
+        .and_then(|t: Token| t.token.or(t.access_token));
+    let visible = |token: &String| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
+    token
+        .filter(visible)
+        .ok_or_else(|| nonsense(client, "its token server hands out no token"))
+}
+
+fn nonsense(client: &Client<'_>, problem: &str) -> Failure {
+    client
+        .transfer(format!("{problem}; try later"), None)
+        .into()
+}
+
+/// A way to prove oneself: `Bearer realm="https://…",service="…",scope="…"`.
+#[derive(Debug)]
+struct Challenge {
+    scheme: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl Challenge {
+    fn parse(text: &str) -> Option<Challenge> {
+        let (scheme, mut rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+        let mut parameters = Vec::new();
+        while let Some((key, after)) = rest.split_once('=') {
+            let (value, after) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => after.split_at(after.find(',').unwrap_or(after.len())),
+            };
+            let key = key.trim_matches([' ', ',']).to_ascii_lowercase();
+            parameters.push((key, value.to_owned()));
+            rest = after;
+        }
+        (!scheme.is_empty()).then(|| Challenge {
+            scheme: scheme.to_owned(),
+            parameters,
+        })
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        let found = self.parameters.iter().find(|(known, _)| known == key);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Base64 with padding, for `Basic` (RFC 4648, section 4).
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let value = (bits >> (18 - 6 * digit)) & 63;
+            text.push(match digit <= part.len() {
+                true => char::from(DIGITS[value as usize]),
+                false => '=',
+            });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_challenge_is_taken_apart() {
+        let text = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io", scope="repository:a/b:pull,push",x=1"#;
+        let challenge = Challenge::parse(text).unwrap();
+        assert_eq!(challenge.scheme, "Bearer");
+        assert_eq!(challenge.get("realm"), Some("https://auth.docker.io/token"));
+        assert_eq!(challenge.get("scope"), Some("repository:a/b:pull,push"));
+        assert_eq!(challenge.get("x"), Some("1"));
+        assert_eq!(challenge.get("absent"), None);
+    }
+
+    #[test]
+    fn base64_is_as_in_its_rfc() {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_challenge_panics(text in "[A-Za-z]{0,8}[ =,\"a-z]{0,40}") {
+            let _ = Challenge::parse(&text);
+        }
+    }
+}

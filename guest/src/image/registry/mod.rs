@@ -1,0 +1,188 @@
+//! Pulls images from registries (OCI distribution specification, "Pull").
+//!
+//! A tag is resolved to the digest of a manifest or an index; all else is asked for by digest and therefore kept for good.
+//! What the store has is not asked for again, so an image that was pulled opens without a network.
+
+mod auth;
+mod client;
+mod download;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::{Mutex, OnceLock};
+
+use super::digest::Digest;
+use super::error::Error;
+use super::manifest::{self, Descriptor, Documents, Kind};
+use super::progress::Progress;
+use super::reference::Reference;
+use super::store::Store;
+use super::{Image, Options, Pull, files};
+
+use client::Client;
+
+/// Opens an image of a registry.
+pub(super) fn open(
+    name: &Reference,
+    store: &Store,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Image, Error> {
+    let pulled = Pulled {
+        name,
+        image: name.to_string(),
+        store,
+        options,
+        client: OnceLock::new(),
+    };
+    let top = Descriptor::bare(pulled.top()?);
+    let documented = manifest::read(&pulled, &pulled.image, &top, &options.platform)?;
+    pulled.layers(&documented.layers, progress)?;
+    let mut blobs = Vec::new();
+    for layer in &documented.layers {
+        let file = store.blob(&layer.digest, layer.size)?;
+        let file = file.ok_or_else(|| pulled.vanished(&layer.digest))?;
+        let blob = files::whole(file, format!("layer {} of {}", layer.digest, pulled.image));
+        blobs.push(blob.map_err(|source| Error::Store {
+            path: store.blob_path(&layer.digest),
+            source,
+        })?);
+    }
+    Ok(documented.image(blobs))
+}
+
+/// An image, pulled as far as it is in the store.
+struct Pulled<'a> {
+    name: &'a Reference,
+    image: String,
+    store: &'a Store,
+    options: &'a Options,
+    /// Made when it is needed: it reads the system's root certificates and starts a thread.
+    client: OnceLock<Client<'a>>,
+}
+
+impl<'a> Pulled<'a> {
+    /// The digest of the index or manifest that the name stands for.
+    fn top(&self) -> Result<Digest, Error> {
+        if let Some(digest) = self.name.digest() {
+            return Ok(digest.clone());
+        }
+        // The registry belongs to the name even where it is not printed.
+        let key = format!(
+            "{}/{}:{}",
+            self.name.registry(),
+            self.name.repository(),
+            self.name.tag()
+        );
+        if self.options.pull != Pull::Always
+            && let Some(digest) = self.store.remembered(&key)?
+        {
+            return Ok(digest);
+        }
+        let (bytes, told) =
+            self.client()?
+                .document("manifests", self.name.tag(), Kind::Manifest)?;
+        let digest = Digest::of(&bytes);
+        if let Some(told) = told
+            && told != digest
+        {
+            let what = format!("the manifest of {}", self.image);
+            files::check_digest(&what, &bytes, &told)?;
+        }
+        self.store.keep(&digest, &bytes)?;
+        self.store.remember(&key, &digest)?;
+        Ok(digest)
+    }
+
+    /// The registry, if it may be asked.
+    fn client(&self) -> Result<&Client<'a>, Error> {
+        if self.options.pull == Pull::Never {
+            return Err(Error::NotStored {
+                image: self.image.clone(),
+            });
+        }
+        match self.client.get() {
+            Some(client) => Ok(client),
+            None => {
+                let client = Client::new(self.name, self.options)?;
+                Ok(self.client.get_or_init(|| client))
+            }
+        }
+    }
+
+    /// Pulls the layers that the store lacks, some at once; the first failure ends all.
+    fn layers(&self, layers: &[Descriptor], progress: &dyn Progress) -> Result<(), Error> {
+        // An image may have one layer several times.
+        let mut seen = HashSet::new();
+        let mut missing = Vec::new();
+        for layer in layers.iter().filter(|layer| seen.insert(&layer.digest)) {
+            match self.store.blob(&layer.digest, layer.size)? {
+                Some(_) => progress.done(&layer.digest),
+                None => missing.push(layer),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let client = self.client()?;
+        let threads = self.options.parallel.clamp(1, missing.len());
+        let queue = Mutex::new(missing.into_iter());
+        let failure = Mutex::new(None);
+        let next = || queue.lock().expect("no holder panics").next();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(layer) = next() {
+                        if let Err(error) = download::layer(client, self.store, layer, progress) {
+                            // The others stop too, with errors that tell nothing.
+                            let mut failure = failure.lock().expect("no holder panics");
+                            failure.get_or_insert(error);
+                            client.stop();
+                        }
+                        if client.is_stopped() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        failure
+            .into_inner()
+            .expect("no holder panics")
+            .map_or(Ok(()), Err)
+    }
+
+    fn vanished(&self, digest: &Digest) -> Error {
+        Error::Store {
+            path: self.store.blob_path(digest),
+            source: std::io::Error::other("the layer was removed again: run it once more"),
+        }
+    }
+}
+
+impl Documents for Pulled<'_> {
+    fn document(&self, descriptor: &Descriptor, kind: Kind) -> Result<Vec<u8>, Error> {
+        let digest = &descriptor.digest;
+        let what = format!("the {} {digest} of {}", kind.noun(), self.image);
+        if let Some(file) = self.store.blob(digest, descriptor.size)?
+            && let Ok(blob) = files::whole(file, what.clone())
+            && let Ok(bytes) = files::read_document(&blob, descriptor, kind)
+        {
+            return Ok(bytes);
+        }
+        let client = self.client()?;
+        if descriptor.size.is_some_and(|size| size > kind.limit()) {
+            let limit = kind.limit();
+            return Err(Error::TooLarge { what, limit });
+        }
+        let folder = match kind {
+            Kind::Manifest => "manifests",
+            Kind::Config => "blobs",
+        };
+        let (bytes, _) = client.document(folder, &digest.to_string(), kind)?;
+        files::check_digest(&what, &bytes, digest)?;
+        self.store.keep(digest, &bytes)?;
+        Ok(bytes)
+    }
+}
