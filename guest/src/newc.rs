@@ -370,7 +370,7 @@ impl<W: Write> Archive<W> {
         for field in [
             inode, mode, uid, gid, links, mtime, size, 0, 0, major, minor, name_size, 0,
         ] {
-            bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            write!(bytes, "{field:08x}").expect("growing memory can be written");
         }
         bytes.extend_from_slice(stored.as_bytes());
         bytes.push(0);

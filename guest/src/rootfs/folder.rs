@@ -17,8 +17,10 @@ use crate::walk::{self, Owner};
 ///
 /// Left out: those by which the host's own security modules know its files.
 pub(super) fn xattrs(root: &Path) -> Result<Vec<Xattr>, newc::Error> {
+    // The folder that is meant, if it is named by a link.
+    let root = fs::canonicalize(root).map_err(walk::reading(root))?;
     let mut found = Vec::new();
-    collect(root, Path::new(""), &mut found)?;
+    collect(&root, Path::new(""), &mut found)?;
     Ok(found)
 }
 

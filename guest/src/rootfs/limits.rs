@@ -20,7 +20,8 @@ pub struct Limits {
     pub expanded: u64,
     /// Entries of all layers, with the folders that they imply: 2 million.
     pub entries: u64,
-    /// Bytes of names, link targets and extended attributes of all layers, which are held in memory: 256 MiB.
+    /// Bytes of names, link targets and extended attributes of all layers, which are held in memory: 256 MiB. An attribute
+    /// counts for 64 bytes more than it has.
     pub names: u64,
     /// Bytes of the headers that a single entry may have before it: 1 MiB.
     pub header: u64,
@@ -54,7 +55,7 @@ pub(super) struct Budget {
     expanded: AtomicU64,
     entries: AtomicU64,
     names: AtomicU64,
-    /// Components of paths looked up by way of symbolic links: forty links of 4096 bytes for each entry are days.
+    /// Work done by way of symbolic links: forty links of 4096 bytes for each entry would take days.
     detours: AtomicU64,
 }
 
@@ -82,9 +83,9 @@ impl Budget {
         take(&self.names, bytes as u64, self.limits.names, what)
     }
 
-    pub(super) fn detour(&self) -> Result<(), Exceeded> {
+    pub(super) fn detour(&self, steps: u64) -> Result<(), Exceeded> {
         let limit = self.limits.entries.saturating_mul(16);
-        take(&self.detours, 1, limit, "steps along symbolic links")
+        take(&self.detours, steps, limit, "steps along symbolic links")
     }
 }
 

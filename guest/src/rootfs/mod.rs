@@ -12,6 +12,7 @@
 
 mod apply;
 mod error;
+mod fields;
 mod folder;
 mod limits;
 mod number;
@@ -52,7 +53,8 @@ pub struct Summary {
 
 /// Writes an initramfs with the image's files and `init`, the guest's first process, to `out`.
 ///
-/// What init has to know is in [`manifest::PATH`]; an image's own `/init` is at [`manifest::IMAGES_INIT`].
+/// What init has to know is in [`manifest::PATH`], in which paths are the image's. The image's own `/init` is at
+/// [`manifest::IMAGES_INIT`].
 ///
 /// # Errors
 ///

@@ -134,6 +134,7 @@ impl<'t> Names<'t> {
             let path = self.path(name);
             archive.directory(stored(os(&path)), self.attributes(name))?;
         }
+        // Where one of these has several names, it becomes several: nobody can tell but by the inode's number.
         for name in &self.others {
             let path = self.path(name);
             let (path, attributes) = (stored(os(&path)), self.attributes(name));

@@ -1,5 +1,8 @@
 //! Extended headers of POSIX ("pax"): records `LENGTH KEY=VALUE\n`, where the length counts the whole record, so that a value
 //! may hold any byte (`pax(1)`, "pax Extended Header").
+//!
+//! Extended attributes are in records of `SCHILY.xattr.`, as all makers of images write them. `LIBARCHIVE.xattr.` says the
+//! same again, and is left out.
 
 use std::collections::BTreeMap;
 

@@ -18,6 +18,8 @@ type Place = Mutex<Option<Result<Vec<Entry>, Error>>>;
 /// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
 pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Vec<Entry>>, Error> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    // A decompressor may need 128 MiB, if the layer says so.
+    let threads = processors.min(layers.len()).min(8);
     let next = AtomicUsize::new(0);
     let found: Vec<Place> = layers.iter().map(|_| Place::default()).collect();
     let work = || {
@@ -31,7 +33,7 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Vec<Entry>>, 
         }
     };
     thread::scope(|scope| {
-        for _ in 1..processors.min(layers.len()) {
+        for _ in 1..threads {
             // Without another thread it only takes longer.
             let _ = thread::Builder::new().spawn_scoped(scope, work);
         }
@@ -63,7 +65,10 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Vec<Entry>, Error> {
 fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
     budget.entry()?;
     let xattrs = entry.xattrs.iter();
-    let xattrs: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+    // An attribute takes memory even if it is of two bytes, and an entry may have tens of thousands.
+    let xattrs: usize = xattrs
+        .map(|(name, value)| name.len() + value.len() + 64)
+        .sum();
     let target = match &entry.kind {
         Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
         // A file's holes take no room in the layer, but they will in the archive: what `write` counts there.

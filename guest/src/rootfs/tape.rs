@@ -12,6 +12,7 @@ use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
 
 use super::error::{Error, Fault, Unsound};
+use super::fields::{attributes, node, normal, target};
 use super::limits::Limits;
 use super::number;
 use super::pax::{self, Records};
@@ -19,8 +20,6 @@ use super::sparse::{self, Map};
 use crate::newc::{Attributes, Node};
 
 pub(super) const BLOCK: usize = 512;
-/// The longest path that Linux takes, with its NUL.
-pub(super) const PATH_MAX: usize = 4096;
 
 /// An entry of a layer.
 #[derive(Debug)]
@@ -130,49 +129,24 @@ impl<'a, R: BufRead> Tape<'a, R> {
             (Some(name), ..) | (None, Some(name), _) | (None, None, Some(name)) => name.clone(),
             (None, None, None) => header.path_bytes().into_owned(),
         };
-        let fault = |fault| Error::entry(self.layer, &name, fault);
-        let path = normal(&name).map_err(fault)?;
-        let attributes = attributes(header, &records).map_err(fault)?;
-        let link = || {
-            let own = || header.link_name_bytes().unwrap_or_default().into_owned();
-            let link = before.link.clone().or_else(|| records.link.clone());
-            link.unwrap_or_else(own)
-        };
-        let mut stored = 0;
-        let kind = match header.entry_type() {
-            EntryType::Directory => Kind::Folder,
-            EntryType::Symlink => Kind::Symlink(target(link()).map_err(fault)?),
-            EntryType::Link => Kind::HardLink(normal(&link()).map_err(fault)?),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                Kind::Node(node(header).map_err(fault)?)
-            }
-            // Before there were types, folders were files whose names end with a slash.
-            EntryType::Regular if header.as_old().linkflag == [0] && name.ends_with(b"/") => {
-                Kind::Folder
-            }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                stored = records.size.unwrap_or(size);
-                Kind::File { size: 0 }
-            }
-            other => {
-                let kind = char::from(other.as_byte());
-                return Err(fault(Fault::Kind { kind }));
-            }
-        };
+        let layer = self.layer;
+        let fault = |fault| Error::entry(layer, &name, fault);
         // What has no data has none, whatever its size says: hard links carry their file's.
+        let (kind, stored) = match kind(header, &name, before, &records).map_err(fault)? {
+            Some(kind) => (Some(kind), 0),
+            None => (None, records.size.unwrap_or(size)),
+        };
         self.set_left(stored);
         let kind = match kind {
-            Kind::File { .. } => Kind::File {
+            Some(kind) => kind,
+            None => Kind::File {
                 size: self.file(header, stored, &records, &name)?,
             },
-            other => other,
         };
         Ok(Entry {
-            path,
-            attributes,
-            xattrs: records
-                .take_xattrs()
-                .map_err(|fault| Error::entry(self.layer, &name, fault))?,
+            path: normal(&name).map_err(fault)?,
+            attributes: attributes(header, &records).map_err(fault)?,
+            xattrs: records.take_xattrs().map_err(fault)?,
             kind,
         })
     }
@@ -302,6 +276,35 @@ impl<R: BufRead> Read for Counted<'_, '_, R> {
     }
 }
 
+/// What an entry is; `None` for a file.
+fn kind(
+    header: &Header,
+    name: &[u8],
+    before: &Before,
+    records: &Records,
+) -> Result<Option<Kind>, Fault> {
+    let link = || {
+        let own = || header.link_name_bytes().unwrap_or_default().into_owned();
+        let long = before.link.as_ref().or(records.link.as_ref());
+        long.cloned().unwrap_or_else(own)
+    };
+    Ok(match header.entry_type() {
+        EntryType::Directory => Some(Kind::Folder),
+        EntryType::Symlink => Some(Kind::Symlink(target(link())?)),
+        EntryType::Link => Some(Kind::HardLink(normal(&link())?)),
+        EntryType::Char | EntryType::Block | EntryType::Fifo => Some(Kind::Node(node(header)?)),
+        // Before there were types, folders were files whose names end with a slash.
+        EntryType::Regular if header.as_old().linkflag == [0] && name.ends_with(b"/") => {
+            Some(Kind::Folder)
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => None,
+        other => {
+            let kind = char::from(other.as_byte());
+            return Err(Fault::Kind { kind });
+        }
+    })
+}
+
 /// The sum of a header's bytes, its own field taken as spaces.
 fn checksum(block: &[u8; BLOCK]) -> i128 {
     let sum = |bytes: &[u8]| bytes.iter().map(|&byte| i128::from(byte)).sum::<i128>();
@@ -313,84 +316,4 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
         bytes.truncate(end);
     }
     bytes
-}
-
-/// A path without what doesn't matter in it; refused if it leads upwards or is too long for Linux.
-fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
-    if name.contains(&0) {
-        return Err(Fault::Nul);
-    }
-    let mut path = Vec::with_capacity(name.len());
-    for part in name.split(|&byte| byte == b'/') {
-        match part {
-            b"" | b"." => continue,
-            b".." => return Err(Fault::Upwards),
-            part if part.len() > 255 => return Err(Fault::TooLong),
-            _ => {}
-        }
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(part);
-    }
-    if path.len() >= PATH_MAX {
-        return Err(Fault::TooLong);
-    }
-    Ok(path.into())
-}
-
-/// What a symbolic link says, kept byte for byte.
-fn target(link: Vec<u8>) -> Result<Box<[u8]>, Fault> {
-    match link {
-        link if link.is_empty() => Err(Fault::NoName),
-        link if link.contains(&0) => Err(Fault::Nul),
-        link if link.len() >= PATH_MAX => Err(Fault::TooLong),
-        link => Ok(link.into()),
-    }
-}
-
-fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
-    let old = header.as_old();
-    let numbered = |bytes, field| number::field(bytes).ok_or(Fault::Number { field });
-    let owner = |record: Option<i128>, bytes, field| {
-        let id = record.map_or_else(|| numbered(bytes, field), Ok)?;
-        // Linux takes the highest number for "leave it as it is".
-        let fits = u32::try_from(id).ok().filter(|&id| id != u32::MAX);
-        fits.ok_or(Fault::Owner { id })
-    };
-    let mode = numbered(&old.mode, "mode")? & 0o7777;
-    let mtime = records
-        .mtime
-        .map_or_else(|| numbered(&old.mtime, "time"), Ok)?;
-    Ok(Attributes {
-        permissions: u32::try_from(mode).unwrap_or(0),
-        uid: owner(records.uid, &old.uid, "user")?,
-        gid: owner(records.gid, &old.gid, "group")?,
-        // Times before 1970 and after 2106 don't fit the format.
-        mtime: u32::try_from(mtime.max(0)).unwrap_or(u32::MAX),
-    })
-}
-
-/// A device is two numbers here; nothing is looked up or opened.
-fn node(header: &Header) -> Result<Node, Fault> {
-    let numbers: (&[u8], &[u8]) = match (header.as_gnu(), header.as_ustar()) {
-        (Some(gnu), _) => (&gnu.dev_major, &gnu.dev_minor),
-        (_, Some(ustar)) => (&ustar.dev_major, &ustar.dev_minor),
-        _ => (&[], &[]),
-    };
-    let numbered = |bytes, field| {
-        let number = number::field(bytes).and_then(|number| u32::try_from(number).ok());
-        number.ok_or(Fault::Number { field })
-    };
-    let device = || {
-        Ok((
-            numbered(numbers.0, "major number")?,
-            numbered(numbers.1, "minor number")?,
-        ))
-    };
-    match header.entry_type() {
-        EntryType::Char => device().map(|(major, minor)| Node::CharDevice { major, minor }),
-        EntryType::Block => device().map(|(major, minor)| Node::BlockDevice { major, minor }),
-        _ => Ok(Node::Fifo),
-    }
 }

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::error::{Fault, path};
 use super::limits::Budget;
-use super::tape::{PATH_MAX, Xattrs};
+use super::tape::Xattrs;
 use crate::manifest;
 use crate::newc::{Attributes, Node};
 
 /// How many links Linux follows (`MAXSYMLINKS` in `include/linux/namei.h`).
 const MAX_LINKS: u32 = 40;
-const NAME_MAX: usize = 255;
+/// The longest path that Linux takes, with its NUL, and the longest name in one (`include/uapi/linux/limits.h`).
+pub(super) const PATH_MAX: usize = 4096;
+pub(super) const NAME_MAX: usize = 255;
 
 /// Which inode: its place in [`Tree::inodes`].
 pub(super) type Id = u32;
@@ -205,7 +207,7 @@ impl Walk {
             let end = self.at + part.len();
             self.at = end + 1;
             if self.links > 0 {
-                tree.budget.detour()?;
+                tree.budget.detour(1)?;
             }
             match part {
                 b"" | b"." => continue,
@@ -226,6 +228,7 @@ impl Walk {
                         return Ok(Found::Missing(self.here(), part.to_vec()));
                     }
                     self.follow(target, end)?;
+                    tree.budget.detour(self.path.len() as u64 / 64)?;
                 }
                 Content::File { .. } | Content::Node(_) => {
                     let path = path(&self.path[..end]);

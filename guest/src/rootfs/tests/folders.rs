@@ -50,13 +50,18 @@ fn a_folder_becomes_an_archive_like_layers_do() {
 
 #[test]
 fn a_folders_extended_attributes_are_in_the_manifest() {
-    // Where temporary files are, a file system may have no attributes; the crate's own has.
-    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    // Where temporary files are, a file system may have no attributes; where programs are, it has.
+    let program = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
     fs::write(folder.path().join("a"), "").unwrap();
     for (name, value) in [("user.z", &b"\0\xff"[..]), ("user.b", b"")] {
         rustix::fs::lsetxattr(folder.path().join("a"), name, value, XattrFlags::empty()).unwrap();
     }
-    let xattrs = manifest(&plain(&image_in(folder.path().into())).unwrap()).xattrs;
+    let link = folder.path().with_extension("link");
+    symlink(folder.path(), &link).unwrap();
+    let archive = plain(&image_in(link.clone()));
+    fs::remove_file(link).unwrap();
+    let xattrs = manifest(&archive.unwrap()).xattrs;
     let found: Vec<_> = (xattrs.iter())
         .map(|xattr| (&*xattr.path, &*xattr.name, &*xattr.value))
         .collect();

@@ -98,10 +98,10 @@ fn names_targets_and_attributes_are_counted() {
         names,
         ..Limits::default()
     };
-    assert!(limited(&limits(13), vec![layer_of(&entries)]).is_ok());
-    let refused = limited(&limits(12), vec![layer_of(&entries)]).unwrap_err();
+    assert!(limited(&limits(77), vec![layer_of(&entries)]).is_ok());
+    let refused = limited(&limits(76), vec![layer_of(&entries)]).unwrap_err();
     assert!(
-        refused.ends_with("more than 12 bytes of names and attributes, the limit"),
+        refused.ends_with("more than 76 bytes of names and attributes, the limit"),
         "{refused}"
     );
 }
@@ -125,18 +125,22 @@ fn headers_that_claim_gigabytes_are_refused_unread() {
 #[test]
 fn paths_through_many_links_are_counted() {
     let target = "./".repeat(2000);
-    let mut entries: Vec<_> = (1..=39)
-        .map(|link| symlink(link.to_string(), target.clone() + &(link - 1).to_string()))
+    let link = |link: u32| symlink(link.to_string(), target.clone() + &(link - 1).to_string());
+    let links: Vec<_> = [folder("0")]
+        .into_iter()
+        .chain((1..=39).map(link))
         .collect();
-    entries.insert(0, folder("0"));
-    entries.extend((0..10).map(|name| file(format!("39/{name}"), "")));
+    let files: Vec<_> = (0..10).map(|name| file(format!("39/{name}"), "")).collect();
+    let hiding: Vec<_> = (0..100)
+        .map(|name| file(format!("39/no/.wh.{name}"), ""))
+        .collect();
     let limits = Limits {
         entries: 1000,
         ..Limits::default()
     };
-    let refused = limited(&limits, vec![layer_of(&entries)]).unwrap_err();
-    assert!(
-        refused.ends_with("more than 16000 steps along symbolic links, the limit"),
-        "{refused}"
-    );
+    for upper in [files, hiding] {
+        let refused = limited(&limits, vec![layer_of(&links), layer_of(&upper)]).unwrap_err();
+        let said = "more than 16000 steps along symbolic links, the limit";
+        assert!(refused.ends_with(said), "{refused}");
+    }
 }

@@ -246,7 +246,7 @@ fn entries(steps: &[Step], next: &mut usize) -> Vec<Entry> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn layers_are_what_a_simple_unpacker_makes_of_them(

@@ -88,8 +88,8 @@ fn a_layers_compression_does_not_matter() {
 #[test]
 fn compressed_archives_are_the_plain_one() {
     let image = image_of(&[&[
-        file("a", noise(9 << 20)),
-        file("b", vec![0; 9 << 20]),
+        file("a", noise(1 << 20)),
+        file("b", vec![0; 17 << 20]),
         file("c", noise(100)),
     ]]);
     let plain = written(&image, Compression::None);
@@ -108,7 +108,7 @@ fn compressed_archives_are_the_plain_one() {
         (Compression::Gzip, gzip),
         (Compression::Zstd, zstd),
     ] {
-        assert!(first.len() < plain.len() / 2 + (5 << 20));
+        assert!(first.len() < plain.len() / 4);
         assert!(written(&image, compression) == first, "{compression:?}");
     }
 }
