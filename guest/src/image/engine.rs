@@ -334,3 +334,7 @@ fn read_limited(from: impl io::Read, to: &mut impl Write, limit: u64) -> io::Res
         false => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -14,6 +14,8 @@ mod digest;
 mod engine;
 mod error;
 mod files;
+#[cfg(test)]
+mod fixtures;
 mod folder;
 mod layout;
 mod manifest;

@@ -7,6 +7,8 @@ mod auth;
 mod client;
 mod download;
 #[cfg(test)]
+mod server;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
