@@ -10,6 +10,7 @@
 //! the only part of a document that becomes part of a path, and an error tells what was wrong, in one line.
 
 mod archive;
+mod config;
 mod digest;
 mod engine;
 mod error;
@@ -30,7 +31,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,6 +118,10 @@ impl Default for Options {
 ///
 /// One line that names the image, what is wrong and what to do; what lies below is the error's source. A registry that
 /// fails, stalls or lies leads to an error too, within a time that [`Options`] bound.
+///
+/// # Panics
+///
+/// Within an asynchronous runtime's task, as blocking calls do there: give it a thread of its own.
 pub fn open(
     source: &Source,
     store: &Store,
@@ -126,6 +131,11 @@ pub fn open(
     match source {
         Source::Registry(name) => registry::open(name, store, options, progress),
         Source::Daemon(name) => engine::open(name, store, options),
+        Source::Stdin if io::stdin().is_terminal() => {
+            let problem =
+                "is a terminal: let it come from an archive, as in `docker save NAME | …`";
+            Err(Error::invalid("standard input", problem))
+        }
         Source::Stdin => open_stream(io::stdin().lock(), "standard input", store, options),
         Source::DockerArchive { file, reference } => {
             let archive = open_archive(file, store, options)?;

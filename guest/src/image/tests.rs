@@ -444,7 +444,9 @@ fn what_is_no_image_is_refused_by_name() {
     let error =
         with(&|m| m["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json"));
     assert!(
-        error.contains("no container image but a application/vnd.cncf.helm"),
+        error.contains(
+            "no container image, its configuration is of the type application/vnd.cncf.helm"
+        ),
         "{error}"
     );
     let error = with(&|m| {

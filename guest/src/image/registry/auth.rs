@@ -9,7 +9,8 @@ use reqwest::Url;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
 use serde::Deserialize;
 
-use super::client::{Client, Failure};
+use super::client::Client;
+use super::failure::Failure;
 use crate::image::error::{Error, innermost, shown};
 
 /// The most that a token may be, with what is around it, in bytes.

@@ -6,6 +6,7 @@
 mod auth;
 mod client;
 mod download;
+mod failure;
 #[cfg(test)]
 mod server;
 #[cfg(test)]

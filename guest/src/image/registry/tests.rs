@@ -337,6 +337,56 @@ fn a_truncated_layer_is_resumed_where_it_ended() {
 }
 
 #[test]
+fn a_line_that_breaks_often_is_good_enough_if_much_comes_between() {
+    let layer = vec![b'x'; 6 << 20];
+    let made = image_of(&Platform::here().architecture, vec![layer.clone()]);
+    let digest = Digest::of(&layer);
+    let ends = digest.to_string();
+    let registry = Registry::start(&made, move |request| {
+        let start = request.start();
+        let cut = Way::Cut((layer.len() - start).min(1_200_000));
+        request.path.ends_with(&ends).then(|| match start {
+            0 => Answer::new(200, layer.clone()).way(cut),
+            _ => partial(&layer, start).way(cut),
+        })
+    });
+    let place = Place::new();
+    check(&place.pull(&registry).unwrap(), &made);
+    assert_eq!(registry.requests_for(&digest).len(), 6);
+    assert!(place.options.retries < 5);
+}
+
+#[test]
+fn a_configuration_or_layer_that_is_too_large_is_not_even_asked_for() {
+    let made = image(&["one"]);
+    let good: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
+    for (pointer, size, needle) in [
+        ("/config/size", 9_u64 << 20, "larger than 8388608 bytes"),
+        ("/layers/0/size", u64::MAX, "larger than 68719476736 bytes"),
+    ] {
+        let mut manifest = good.clone();
+        *manifest.pointer_mut(pointer).unwrap() = json!(size);
+        let blob = pointer.trim_end_matches("size").to_owned() + "digest";
+        let blob: Digest = manifest
+            .pointer(&blob)
+            .unwrap()
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let registry = Registry::start(&made, move |request| {
+            request
+                .path
+                .ends_with("/1")
+                .then(|| Answer::new(200, manifest.to_string()))
+        });
+        let error = line(|| Place::new().pull(&registry));
+        assert!(error.contains(needle), "{error}");
+        assert_eq!(registry.requests_for(&blob).len(), 0);
+    }
+}
+
+#[test]
 fn a_later_pull_goes_on_where_an_earlier_one_failed() {
     let (made, digest) = large();
     let content = made.layers[0].clone();
