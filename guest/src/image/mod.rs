@@ -210,7 +210,9 @@ fn open_stream(
 /// A container image, found and held open.
 #[derive(Debug)]
 pub struct Image {
-    /// What its root file system's content and its configuration are known by: equal identities, equal images.
+    /// What its root file system's content and its configuration are known by: equal identities, equal images. `sha256:` and
+    /// 64 hexadecimal digits: of the configuration, which names all layers by their digests, so that an image is the same
+    /// from wherever it comes; or, for a bare folder or archive, of what the system tells about it.
     pub identity: String,
     /// What it says about how it is to be run.
     pub config: Config,
@@ -247,6 +249,8 @@ pub struct Config {
 }
 
 /// A layer: a tar archive, plain or compressed, that adds, replaces and hides files.
+///
+/// Whoever unpacks it checks it against its `diff_id`, for only what was pulled was checked before.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// The archive as it is kept.

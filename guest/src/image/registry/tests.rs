@@ -643,21 +643,36 @@ fn layers_are_pulled_three_at_a_time() {
 
 #[test]
 fn one_layers_failure_ends_the_others() {
-    let made = image(&["one", "two"]);
-    let bad = Digest::of(&made.layers[1]).to_string();
-    let drips = Digest::of(&made.layers[0]).to_string();
-    let content = made.layers[0].clone();
+    let (made, slow) = large();
+    let made = image_of(
+        &Platform::here().architecture,
+        vec![made.layers[0].clone(), b"bad".to_vec()],
+    );
+    let bad = Digest::of("bad").to_string();
+    let (slow, content) = (slow.to_string(), made.layers[0].clone());
     let registry = Registry::start(&made, move |request| {
-        if request.path.ends_with(&drips) {
-            // 2.5 kB at more than a kilobyte a second: not stalled.
-            return Some(
-                Answer::new(200, content.clone()).way(Way::Drip(Duration::from_micros(500))),
-            );
+        if request.path.ends_with(&slow) {
+            // More than a kilobyte a second, and so for minutes.
+            let drip = Way::Drip(Duration::from_micros(600));
+            return Some(Answer::new(200, content.clone()).way(drip));
         }
         request.path.ends_with(&bad).then(|| Answer::new(404, ""))
     });
     let error = line(|| Place::new().pull(&registry));
     assert!(error.contains("HTTP status 404"), "{error}");
+}
+
+#[test]
+fn a_tag_that_led_to_nothing_good_is_not_remembered() {
+    let made = image(&["one"]);
+    for bad in [r#"{"schemaVersion":1}"#, "{", "{}"] {
+        let registry = Registry::start(&made, move |request| {
+            (request.path.ends_with("/1") && request.nth == 0).then(|| Answer::new(200, bad))
+        });
+        let place = Place::new();
+        line(|| place.pull(&registry));
+        check(&place.pull(&registry).unwrap(), &made);
+    }
 }
 
 /// What was told of each layer: how it started, and all that came.
