@@ -131,7 +131,7 @@ fn open_id(
         return Ok(image);
     }
     partial.restart()?;
-    engine.save(name, id, &mut partial, options)?;
+    engine.save(name, id, &mut partial, options.largest)?;
     let saved = partial
         .file
         .try_clone()
@@ -224,54 +224,49 @@ impl Engine {
         name: &str,
         id: &Digest,
         partial: &mut Partial,
-        options: &Options,
+        limit: u64,
     ) -> Result<(), Error> {
         match self {
-            Engine::Socket(path) => {
-                let answer = get(path, &format!("images/{id}/get"), PATIENCE);
-                let answer = answer.map_err(|error| {
-                    failed(
-                        name,
-                        "it does not send the image; try again",
-                        Some(innermost(&error)),
-                    )
-                })?;
-                let answer = checked(name, answer)?;
-                let saved = files::copy_limited(answer, &mut partial.file, options.largest);
-                let saved = saved.map_err(|error| {
-                    failed(
-                        name,
-                        "the transfer broke off; try again",
-                        Some(innermost(&error)),
-                    )
-                })?;
-                saved.map(drop).ok_or_else(|| Error::TooLarge {
-                    what: format!("docker-daemon:{name}"),
-                    limit: options.largest,
-                })
-            }
+            Engine::Socket(path) => save_from_socket(path, name, id, &mut partial.file, limit),
             Engine::Command(program) => {
-                let out = partial
-                    .file
-                    .try_clone()
-                    .map_err(|source| partial.failed(source))?;
-                let mut command = command(program);
-                command.args(["save", &id.to_string()]).stdout(out);
-                let output = command.output().map_err(|source| {
-                    failed(name, "its command can't be run", Some(source.into()))
-                })?;
-                match output.status.success() {
-                    true => Ok(()),
-                    false => {
-                        let said = last_line(&output.stderr);
-                        Err(failed(
-                            name,
-                            &format!("`{} save` fails", program.display()),
-                            Some(said.into()),
-                        ))
-                    }
-                }
+                let out = partial.file.try_clone();
+                let out = out.map_err(|source| partial.failed(source))?;
+                save_by_command(program, name, id, out)
             }
+        }
+    }
+}
+
+fn save_from_socket(
+    socket: &Path,
+    name: &str,
+    id: &Digest,
+    to: &mut File,
+    limit: u64,
+) -> Result<(), Error> {
+    let broken = |problem, cause| failed(name, problem, Some(cause));
+    let answer = get(socket, &format!("images/{id}/get"), PATIENCE)
+        .map_err(|error| broken("it does not send the image; try again", innermost(&error)))?;
+    let saved = files::copy_limited(checked(name, answer)?, to, limit)
+        .map_err(|error| broken("the transfer broke off; try again", innermost(&error)))?;
+    saved.map(drop).ok_or_else(|| Error::TooLarge {
+        what: format!("docker-daemon:{name}"),
+        limit,
+    })
+}
+
+fn save_by_command(program: &Path, name: &str, id: &Digest, to: File) -> Result<(), Error> {
+    let mut command = command(program);
+    command.args(["save", &id.to_string()]).stdout(to);
+    let output = command.output();
+    let output =
+        output.map_err(|source| failed(name, "its command can't be run", Some(source.into())))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let said = last_line(&output.stderr);
+            let problem = format!("`{} save` fails", program.display());
+            Err(failed(name, &problem, Some(said.into())))
         }
     }
 }

@@ -349,6 +349,28 @@ fn an_index_yields_the_image_for_this_machine() {
 }
 
 #[test]
+fn a_layout_may_be_an_index_itself() {
+    let here = Platform::here().to_string();
+    let (ours, theirs) = (image(&["ours"]), image_for("s390x", &["theirs"]));
+    let mut files = ours.files();
+    files.extend(theirs.files());
+    let other = entry(&theirs.manifest, Some("linux/s390x"), None);
+    let attestation = entry(&ours.layers[0], Some("unknown/unknown"), None);
+    let mine = entry(&ours.manifest, Some(&here), None);
+    let both = index(&[attestation.clone(), other.clone(), mine]);
+    files.insert("index.json".into(), both);
+    check(&Place::new().layout(&files).unwrap(), &ours);
+    let windows = entry(&theirs.manifest, Some("windows/amd64"), None);
+    let neither = index(&[attestation, other.clone(), windows]);
+    files.insert("index.json".into(), neither);
+    let error = line(Place::new().layout(&files));
+    assert!(
+        error.contains(&format!("is not for {here}; it is for ")),
+        "{error}"
+    );
+}
+
+#[test]
 fn of_an_architectures_variants_the_basic_one_is_taken() {
     let here = Platform::here().to_string();
     let (basic, special) = (image(&["basic"]), image(&["special"]));
@@ -581,6 +603,21 @@ fn a_truncated_archive_is_refused_wherever_it_ends() {
     assert!(error.contains("it is truncated, make it again"), "{error}");
     let zipped = gzip(&whole);
     line(place.archive("docker-archive", &zipped[..zipped.len() / 2]));
+}
+
+#[test]
+fn an_archive_with_a_damaged_header_is_refused() {
+    let whole = archive(&image(&["one"]).saved(&["a:1"]));
+    // The second header is behind the first's content of one block; the changed byte is one of its name.
+    for at in [1024, 1024 + 100] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        let error = line(Place::new().archive("docker-archive", &damaged));
+        assert!(
+            error.contains("is damaged: there is no tar header"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
