@@ -1,7 +1,7 @@
 //! A registry that a test tells how to misbehave: an HTTP server of one thread a connection, one request a connection.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +15,7 @@ use crate::image::fixtures::Made;
 pub(super) struct Request {
     pub(super) path: String,
     pub(super) headers: HashMap<String, String>,
+    pub(super) body: String,
     /// How many requests for the path there were before.
     pub(super) nth: usize,
 }
@@ -186,19 +187,30 @@ impl Shared {
     }
 
     fn read(&self, stream: &TcpStream) -> Option<Request> {
-        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-        let path = lines.next()?.split(' ').nth(1)?.to_owned();
-        let lines = lines.take_while(|line| !line.is_empty());
-        let headers = lines.filter_map(|line| {
+        let mut reader = BufReader::new(stream);
+        let mut line = || {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            Some(line.trim_end().to_owned()).filter(|line| !line.is_empty())
+        };
+        let path = line()?.split(' ').nth(1)?.to_owned();
+        let mut headers = HashMap::new();
+        while let Some(line) = line() {
             let (name, value) = line.split_once(':')?;
-            Some((name.to_lowercase(), value.trim().to_owned()))
-        });
-        let headers = headers.collect();
+            headers.insert(name.to_lowercase(), value.trim().to_owned());
+        }
+        let length = headers
+            .get("content-length")
+            .map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        let body = String::from_utf8(body).unwrap();
         let mut requests = self.requests.lock().unwrap();
         let request = Request {
             nth: requests.iter().filter(|r| r.path == path).count(),
             path,
             headers,
+            body,
         };
         requests.push(request.clone());
         Some(request)

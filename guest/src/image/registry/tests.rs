@@ -217,6 +217,38 @@ fn credentials_of_docker_login_are_used_where_they_are_asked_for() {
     );
 }
 
+#[test]
+fn a_token_is_asked_for_with_the_password_or_token_of_docker_login() {
+    for identity_token in [false, true] {
+        let made = image(&["one"]);
+        let registry = Registry::start(&made, move |request| {
+            let host = request.header("host").unwrap();
+            if request.path.starts_with("/token") {
+                let form = "grant_type=refresh_token&client_id=minivm&service=tests&scope=repository%3Ao%2Fn%3Apull&refresh_token=a%26b";
+                let right = match identity_token {
+                    true => request.body == form && request.header("authorization").is_none(),
+                    false => request.header("authorization") == Some("Basic dXNlcjpwYXNz"),
+                };
+                let good = Answer::new(200, r#"{"access_token":"good"}"#);
+                return Some(if right { good } else { Answer::new(403, "") });
+            }
+            let challenge = format!(r#"Bearer realm="http://{host}/token",service="tests""#);
+            let denied = Answer::new(401, "").header("WWW-Authenticate", challenge);
+            (request.header("authorization") != Some("Bearer good")).then_some(denied)
+        });
+        let place = Place::new();
+        let mut login = json!({"auth": "dXNlcjpwYXNz"});
+        if identity_token {
+            login["identitytoken"] = json!("a&b");
+        }
+        let config = json!({"auths": {&registry.address: login}});
+        fs::write(place.folder.path().join("config.json"), config.to_string()).unwrap();
+        assert!(child(&place, &registry).wait().unwrap().success());
+        let error = line(|| Place::new().pull(&registry));
+        assert!(error.contains("(HTTP status 403)"), "{error}");
+    }
+}
+
 /// Pulls in a process of its own, whose `DOCKER_CONFIG` is the place's folder.
 fn child(place: &Place, registry: &Registry) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
