@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::blocking::{Client, Response};
@@ -130,7 +131,7 @@ fn open_id(
         return Ok(image);
     }
     partial.restart()?;
-    engine.save(name, id, &mut partial, options)?;
+    engine.save(name, id, &mut partial, options.largest)?;
     let saved = partial
         .file
         .try_clone()
@@ -223,54 +224,49 @@ impl Engine {
         name: &str,
         id: &Digest,
         partial: &mut Partial,
-        options: &Options,
+        limit: u64,
     ) -> Result<(), Error> {
         match self {
-            Engine::Socket(path) => {
-                let answer = get(path, &format!("images/{id}/get"), PATIENCE);
-                let answer = answer.map_err(|error| {
-                    failed(
-                        name,
-                        "it does not send the image; try again",
-                        Some(innermost(&error)),
-                    )
-                })?;
-                let answer = checked(name, answer)?;
-                let saved = files::copy_limited(answer, &mut partial.file, options.largest);
-                let saved = saved.map_err(|error| {
-                    failed(
-                        name,
-                        "the transfer broke off; try again",
-                        Some(innermost(&error)),
-                    )
-                })?;
-                saved.map(drop).ok_or_else(|| Error::TooLarge {
-                    what: format!("docker-daemon:{name}"),
-                    limit: options.largest,
-                })
-            }
+            Engine::Socket(path) => save_from_socket(path, name, id, &mut partial.file, limit),
             Engine::Command(program) => {
-                let out = partial
-                    .file
-                    .try_clone()
-                    .map_err(|source| partial.failed(source))?;
-                let mut command = command(program);
-                command.args(["save", &id.to_string()]).stdout(out);
-                let output = command.output().map_err(|source| {
-                    failed(name, "its command can't be run", Some(source.into()))
-                })?;
-                match output.status.success() {
-                    true => Ok(()),
-                    false => {
-                        let said = last_line(&output.stderr);
-                        Err(failed(
-                            name,
-                            &format!("`{} save` fails", program.display()),
-                            Some(said.into()),
-                        ))
-                    }
-                }
+                let out = partial.file.try_clone();
+                let out = out.map_err(|source| partial.failed(source))?;
+                save_by_command(program, name, id, out)
             }
+        }
+    }
+}
+
+fn save_from_socket(
+    socket: &Path,
+    name: &str,
+    id: &Digest,
+    to: &mut File,
+    limit: u64,
+) -> Result<(), Error> {
+    let broken = |problem, cause| failed(name, problem, Some(cause));
+    let answer = get(socket, &format!("images/{id}/get"), PATIENCE)
+        .map_err(|error| broken("it does not send the image; try again", innermost(&error)))?;
+    let saved = files::copy_limited(checked(name, answer)?, to, limit)
+        .map_err(|error| broken("the transfer broke off; try again", innermost(&error)))?;
+    saved.map(drop).ok_or_else(|| Error::TooLarge {
+        what: format!("docker-daemon:{name}"),
+        limit,
+    })
+}
+
+fn save_by_command(program: &Path, name: &str, id: &Digest, to: File) -> Result<(), Error> {
+    let mut command = command(program);
+    command.args(["save", &id.to_string()]).stdout(to);
+    let output = command.output();
+    let output =
+        output.map_err(|source| failed(name, "its command can't be run", Some(source.into())))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => {
+            let said = last_line(&output.stderr);
+            let problem = format!("`{} save` fails", program.display());
+            Err(failed(name, &problem, Some(said.into())))
         }
     }
 }
@@ -298,9 +294,15 @@ fn last_line(text: &[u8]) -> String {
 
 /// Asks over the socket. The host in the address goes into a header and means nothing.
 fn get(socket: &Path, path: &str, patience: Duration) -> reqwest::Result<Response> {
-    // The client wants one even where there is no TLS.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    // There is no TLS on the socket: the client is spared the system's root certificates, which take it a while to read.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has ciphers for the default versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
     let client = Client::builder()
+        .tls_backend_preconfigured(tls)
         .unix_socket(socket)
         .no_proxy()
         .timeout(patience)
@@ -334,3 +336,7 @@ fn read_limited(from: impl io::Read, to: &mut impl Write, limit: u64) -> io::Res
         false => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -198,6 +198,10 @@ pub(super) fn shown(text: &str) -> String {
 pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> Cause {
     let mut error = error;
     while let Some(source) = error.source() {
+        // What lies below speaks of queries and records.
+        if error.to_string() == "dns error" {
+            return "its name can't be resolved".into();
+        }
         error = source;
     }
     error.to_string().into()

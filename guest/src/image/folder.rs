@@ -2,7 +2,8 @@
 //!
 //! Neither has a digest, and reading all of one to compute it would cost more than starting a machine. What they are known
 //! by instead is what the system tells about them: a change of content changes at least the time of the last change of the
-//! inode (`st_ctime`), which nobody can set.
+//! inode (`st_ctime`), which nobody can set. The kernel's clock for it ticks every few milliseconds: a file that is changed
+//! twice within a tick, and looked at in between, looks the same.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -121,9 +122,18 @@ fn failed(path: &Path, source: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
+
+    /// Waits until the clock of inodes has moved on: at 100 Hz, the slowest, it does after 10 ms.
+    fn tick() {
+        thread::sleep(Duration::from_millis(20));
+    }
 
     fn tar_of(content: &[u8]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -147,6 +157,7 @@ mod tests {
         assert_eq!((layers.len(), layers[0].blob.offset), (1, 0));
         assert_eq!(layers[0].blob.len, fs::metadata(&path).unwrap().len());
         assert_eq!(first.identity, open_tar(&path).unwrap().identity);
+        tick();
         fs::write(&path, tar_of(b"hallo")).unwrap();
         assert_ne!(first.identity, open_tar(&path).unwrap().identity);
     }
@@ -189,8 +200,15 @@ mod tests {
             assert!(!seen.contains(&now), "{what} changed nothing");
             seen.push(now);
         };
-        fs::write(root.join("bin/sh"), "two").unwrap();
-        changed("content of the same size");
+        tick();
+        let mut file = File::options()
+            .write(true)
+            .open(root.join("bin/sh"))
+            .unwrap();
+        let time = file.metadata().unwrap().modified().unwrap();
+        file.write_all(b"two").unwrap();
+        file.set_modified(time).unwrap();
+        changed("content of the same size and time");
         fs::set_permissions(root.join("bin/sh"), fs::Permissions::from_mode(0o755)).unwrap();
         changed("a mode");
         fs::rename(root.join("bin/sh"), root.join("bin/bash")).unwrap();
@@ -199,8 +217,6 @@ mod tests {
         symlink("no", root.join("bin/ash")).unwrap();
         changed("a link's target");
     }
-
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_is_no_folder_and_links_are_not_followed() {

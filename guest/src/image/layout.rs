@@ -140,13 +140,16 @@ fn choose(
     platform: &Platform,
 ) -> Result<Descriptor, Error> {
     let reference = tag.and_then(|tag| tag.parse::<Reference>().ok());
+    // How attestations are hidden from whoever looks for a platform.
+    let unknown = |entry: &Descriptor| entry.platform.as_ref().is_some_and(|p| p.os == "unknown");
     let wanted = |entry: &Descriptor| match tag {
         None => true,
         Some(tag) => names(entry).any(|name| {
             name == tag || (reference.is_some() && name.parse::<Reference>().ok() == reference)
         }),
     };
-    let (mut found, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(wanted);
+    let entries = entries.into_iter().filter(|entry| !unknown(entry));
+    let (mut found, others): (Vec<_>, Vec<_>) = entries.partition(wanted);
     let total = found.len() + others.len();
     let there: BTreeSet<String> = found
         .iter()
@@ -157,27 +160,8 @@ fn choose(
         .collect();
     found.sort_by(|a, b| a.digest.cmp(&b.digest));
     found.dedup_by(|a, b| a.digest == b.digest);
-    let one_name = found
-        .iter()
-        .map(|e| names(e).next())
-        .collect::<BTreeSet<_>>()
-        .len()
-        == 1;
-    if found.len() > 1 && one_name && found.iter().all(|entry| entry.platform.is_some()) {
-        let seen: Vec<String> = found
-            .iter()
-            .filter_map(|e| e.platform.as_ref())
-            .map(Platform::to_string)
-            .collect();
-        found.retain(|entry| entry.platform.as_ref().is_some_and(|p| p.fits(platform)));
-        found.truncate(1);
-        if found.is_empty() {
-            return Err(Error::Platform {
-                image: name.into(),
-                wanted: platform.to_string(),
-                there: seen.join(", "),
-            });
-        }
+    if is_one_image(&found) {
+        return for_platform(name, found, platform);
     }
     match found.len() {
         1 => Ok(found.swap_remove(0)),
@@ -186,4 +170,29 @@ fn choose(
             Err(not_chosen(name, tag.map(str::to_owned), &there, total))
         }
     }
+}
+
+/// Whether several entries are one image for several platforms.
+fn is_one_image(entries: &[Descriptor]) -> bool {
+    let called: BTreeSet<_> = entries.iter().map(|entry| names(entry).next()).collect();
+    let platforms = entries.iter().all(|entry| entry.platform.is_some());
+    entries.len() > 1 && called.len() == 1 && platforms
+}
+
+fn for_platform(
+    name: &str,
+    entries: Vec<Descriptor>,
+    wanted: &Platform,
+) -> Result<Descriptor, Error> {
+    let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
+    let there: Vec<String> = platforms.map(Platform::to_string).collect();
+    let fits = |entry: &Descriptor| entry.platform.as_ref().is_some_and(|p| p.fits(wanted));
+    entries
+        .into_iter()
+        .find(fits)
+        .ok_or_else(|| Error::Platform {
+            image: name.into(),
+            wanted: wanted.to_string(),
+            there: there.join(", "),
+        })
 }

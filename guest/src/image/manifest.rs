@@ -10,6 +10,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use super::config;
 use super::digest::Digest;
 use super::error::{Error, shown};
 use super::{Blob, Config, Image, Layer, Root};
@@ -157,7 +158,7 @@ pub(super) fn read(
     let manifest = search.manifest(top, 0)?;
     let (descriptor, layers) = manifest.ok_or_else(|| search.no_platform())?;
     let bytes = documents.document(&descriptor, Kind::Config)?;
-    let (config, diff_ids) = read_config(image, &bytes, platform)?;
+    let (config, diff_ids) = config::read(image, &bytes, platform)?;
     check_layer_count(image, layers.len(), diff_ids.len())?;
     Ok(Documented {
         digest: descriptor.digest,
@@ -289,7 +290,7 @@ impl Search<'_> {
 
     fn config_fits(&mut self, config: &Descriptor) -> Result<bool, Error> {
         let bytes = self.documents.document(config, Kind::Config)?;
-        match read_config(self.image, &bytes, self.platform) {
+        match config::read(self.image, &bytes, self.platform) {
             Ok(_) => Ok(true),
             Err(Error::Platform { there, .. }) => {
                 self.seen.push(there);
@@ -328,7 +329,9 @@ impl Search<'_> {
         ];
         if !image_types.contains(&config.media_type.as_str()) {
             let kind = shown(&config.media_type);
-            return Err(self.unsupported(&format!("is no container image but a {kind}")));
+            return Err(self.unsupported(&format!(
+                "is no container image, its configuration is of the type {kind}"
+            )));
         }
         if layers
             .iter()
@@ -345,66 +348,4 @@ impl Search<'_> {
             problem: problem.into(),
         }
     }
-}
-
-#[derive(Deserialize)]
-struct ConfigFile {
-    #[serde(flatten)]
-    platform: Platform,
-    config: Option<Run>,
-    rootfs: Option<RootFs>,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Option<Vec<Digest>>,
-}
-
-/// Docker writes null for whatever is empty.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Run {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
-    stop_signal: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-}
-
-/// Reads a configuration, and the digests of the layers when they are decompressed.
-pub(super) fn read_config(
-    image: &str,
-    bytes: &[u8],
-    wanted: &Platform,
-) -> Result<(Config, Vec<Digest>), Error> {
-    let file: ConfigFile = serde_json::from_slice(bytes).map_err(|source| Error::Json {
-        image: image.into(),
-        what: "configuration",
-        source,
-    })?;
-    let Platform {
-        os, architecture, ..
-    } = &file.platform;
-    let silent = os.is_empty() && architecture.is_empty();
-    if !silent && !file.platform.fits(wanted) {
-        return Err(Error::Platform {
-            image: image.into(),
-            wanted: wanted.to_string(),
-            there: file.platform.to_string(),
-        });
-    }
-    let run = file.config.unwrap_or_default();
-    let config = Config {
-        entrypoint: run.entrypoint.unwrap_or_default(),
-        cmd: run.cmd.unwrap_or_default(),
-        env: run.env.unwrap_or_default(),
-        working_dir: run.working_dir.unwrap_or_default(),
-        user: run.user.unwrap_or_default(),
-        stop_signal: run.stop_signal.unwrap_or_default(),
-        labels: run.labels.unwrap_or_default(),
-    };
-    let diff_ids = file.rootfs.and_then(|rootfs| rootfs.diff_ids);
-    Ok((config, diff_ids.unwrap_or_default()))
 }

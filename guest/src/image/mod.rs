@@ -10,10 +10,13 @@
 //! the only part of a document that becomes part of a path, and an error tells what was wrong, in one line.
 
 mod archive;
+mod config;
 mod digest;
 mod engine;
 mod error;
 mod files;
+#[cfg(test)]
+mod fixtures;
 mod folder;
 mod layout;
 mod manifest;
@@ -28,7 +31,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,6 +118,10 @@ impl Default for Options {
 ///
 /// One line that names the image, what is wrong and what to do; what lies below is the error's source. A registry that
 /// fails, stalls or lies leads to an error too, within a time that [`Options`] bound.
+///
+/// # Panics
+///
+/// Within an asynchronous runtime's task, as blocking calls do there: give it a thread of its own.
 pub fn open(
     source: &Source,
     store: &Store,
@@ -124,6 +131,11 @@ pub fn open(
     match source {
         Source::Registry(name) => registry::open(name, store, options, progress),
         Source::Daemon(name) => engine::open(name, store, options),
+        Source::Stdin if io::stdin().is_terminal() => {
+            let problem =
+                "is a terminal: let it come from an archive, as in `docker save NAME | …`";
+            Err(Error::invalid("standard input", problem))
+        }
         Source::Stdin => open_stream(io::stdin().lock(), "standard input", store, options),
         Source::DockerArchive { file, reference } => {
             let archive = open_archive(file, store, options)?;
@@ -198,7 +210,9 @@ fn open_stream(
 /// A container image, found and held open.
 #[derive(Debug)]
 pub struct Image {
-    /// What its root file system's content and its configuration are known by: equal identities, equal images.
+    /// What its root file system's content and its configuration are known by: equal identities, equal images. `sha256:` and
+    /// 64 hexadecimal digits: of the configuration, which names all layers by their digests, so that an image is the same
+    /// from wherever it comes; or, for a bare folder or archive, of what the system tells about it.
     pub identity: String,
     /// What it says about how it is to be run.
     pub config: Config,
@@ -235,6 +249,8 @@ pub struct Config {
 }
 
 /// A layer: a tar archive, plain or compressed, that adds, replaces and hides files.
+///
+/// Whoever unpacks it checks it against its `diff_id`, for only what was pulled was checked before.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// The archive as it is kept.

@@ -7,6 +7,7 @@
 use serde::Deserialize;
 
 use super::archive::Archive;
+use super::config;
 use super::digest::Digest;
 use super::error::{Error, shown};
 use super::manifest::{self, LARGEST_CONFIG, LARGEST_MANIFEST, Platform};
@@ -49,7 +50,7 @@ pub(super) fn open(
         let what = format!("the configuration of {}", archive.name);
         files::check_digest(&what, &config, &named)?;
     }
-    let (config, diff_ids) = manifest::read_config(&archive.name, &config, platform)?;
+    let (config, diff_ids) = config::read(&archive.name, &config, platform)?;
     let names = saved.layers.unwrap_or_default();
     manifest::check_layer_count(&archive.name, names.len(), diff_ids.len())?;
     let layers = names.iter().map(|name| layer(archive, name));

@@ -16,13 +16,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::error::Error;
 use super::files;
+
+/// How long somebody else may hold a lock without writing; longer than any pause of a pull or of an engine.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A folder that keeps what was pulled, shared by all processes that use it.
 ///
@@ -146,11 +152,7 @@ fn lock(path: &Path) -> io::Result<File> {
         options.read(true).write(true).create(true).truncate(false);
         options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         let file = options.open(path)?;
-        while let Err(error) = flock(&file, FlockOperation::LockExclusive) {
-            if error != rustix::io::Errno::INTR {
-                return Err(error.into());
-            }
-        }
+        wait_for_lock(path, &file, PATIENCE)?;
         let ours = file.metadata()?;
         match fs::symlink_metadata(path) {
             Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
@@ -159,6 +161,33 @@ fn lock(path: &Path) -> io::Result<File> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Waits as long as whoever has the lock gets on, and then for `patience`: it might be stopped.
+fn wait_for_lock(path: &Path, file: &File, patience: Duration) -> io::Result<()> {
+    let mut len = None;
+    let mut since = Instant::now();
+    while let Err(error) = flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match error {
+            Errno::WOULDBLOCK => {}
+            Errno::INTR => continue,
+            error => return Err(error.into()),
+        }
+        if len.is_none() {
+            log::info!("waiting for another process that makes {}", path.display());
+        }
+        let now = Some(file.metadata()?.len());
+        if now != len {
+            (len, since) = (now, Instant::now());
+        }
+        if since.elapsed() > patience {
+            return Err(io::Error::other(
+                "another process has it locked and does nothing: end that one",
+            ));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn failed(path: &Path, source: io::Error) -> Error {
@@ -215,7 +244,6 @@ impl Partial {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -276,6 +304,20 @@ mod tests {
             first.publish(&store.blob_path(&digest)).unwrap();
             receiver.recv_timeout(Duration::from_secs(10)).unwrap();
         });
+    }
+
+    #[test]
+    fn a_maker_that_does_nothing_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let first = store.partial("x").unwrap();
+        let second = File::open(&first.path).unwrap();
+        let start = Instant::now();
+        let error = wait_for_lock(&first.path, &second, Duration::from_millis(100)).unwrap_err();
+        assert!(error.to_string().contains("does nothing"), "{error}");
+        assert!(start.elapsed() >= Duration::from_millis(100));
+        drop(first);
+        wait_for_lock(&folder.path().join("partial/x"), &second, Duration::ZERO).unwrap();
     }
 
     #[test]

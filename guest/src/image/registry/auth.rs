@@ -6,10 +6,12 @@
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use reqwest::Url;
+use reqwest::blocking::RequestBuilder;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
 use serde::Deserialize;
 
-use super::client::{Client, Failure};
+use super::client::Client;
+use super::failure::Failure;
 use crate::image::error::{Error, innermost, shown};
 
 /// The most that a token may be, with what is around it, in bytes.
@@ -65,48 +67,51 @@ struct Token {
     access_token: Option<String>,
 }
 
-fn token(
+/// The request for a token: with a refresh token or a password, if there is one, else as anybody.
+fn request(
     client: &Client<'_>,
     challenge: &Challenge,
     credential: Option<DockerCredential>,
-) -> Result<String, Failure> {
+) -> Result<RequestBuilder, Failure> {
     let realm = challenge.get("realm").unwrap_or_default();
     let mut url = Url::parse(realm)
         .map_err(|_| nonsense(client, "the address of its token server is none"))?;
     let scope = challenge.get("scope").map(str::to_owned);
     let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", client.name().repository()));
     let service = challenge.get("service").unwrap_or_default();
-    let request = match credential {
-        Some(DockerCredential::IdentityToken(refresh)) => {
-            let mut form = url.clone();
-            form.set_query(None);
-            form.query_pairs_mut()
-                .append_pair("grant_type", "refresh_token")
-                .append_pair("client_id", "minivm")
-                .append_pair("service", service)
-                .append_pair("scope", &scope)
-                .append_pair("refresh_token", &refresh);
-            let body = form.query().unwrap_or_default().to_owned();
-            let form_type = "application/x-www-form-urlencoded";
-            client
-                .http()
-                .post(url)
-                .header(CONTENT_TYPE, form_type)
-                .body(body)
+    if let Some(DockerCredential::IdentityToken(refresh)) = credential {
+        // A query and a form are written alike.
+        let mut form = url.clone();
+        form.set_query(None);
+        form.query_pairs_mut()
+            .append_pair("grant_type", "refresh_token")
+            .append_pair("client_id", "minivm")
+            .append_pair("service", service)
+            .append_pair("scope", &scope)
+            .append_pair("refresh_token", &refresh);
+        let body = form.query().unwrap_or_default().to_owned();
+        let form_type = "application/x-www-form-urlencoded";
+        let request = client.http().post(url).header(CONTENT_TYPE, form_type);
+        return Ok(request.body(body));
+    }
+    url.query_pairs_mut()
+        .append_pair("service", service)
+        .append_pair("scope", &scope);
+    let request = client.http().get(url);
+    Ok(match credential {
+        Some(DockerCredential::UsernamePassword(user, password)) => {
+            request.basic_auth(user, Some(password))
         }
-        credential => {
-            url.query_pairs_mut()
-                .append_pair("service", service)
-                .append_pair("scope", &scope);
-            let request = client.http().get(url);
-            match credential {
-                Some(DockerCredential::UsernamePassword(user, password)) => {
-                    request.basic_auth(user, Some(password))
-                }
-                _ => request,
-            }
-        }
-    };
+        _ => request,
+    })
+}
+
+fn token(
+    client: &Client<'_>,
+    challenge: &Challenge,
+    credential: Option<DockerCredential>,
+) -> Result<String, Failure> {
+    let request = request(client, challenge, credential)?;
     let response = request.send().map_err(|error| {
         let problem = "its token server can't be reached; is the network up?".to_owned();
         let error_is_final = error.is_connect() || error.is_builder() || error.is_redirect();

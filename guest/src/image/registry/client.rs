@@ -15,6 +15,7 @@ use reqwest::blocking::{self, Response};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE, RETRY_AFTER};
 
 use super::auth;
+use super::failure::{Failure, unreachable_for};
 use crate::image::digest::Digest;
 use crate::image::error::{Cause, Error, innermost, shown};
 use crate::image::manifest::Kind;
@@ -40,54 +41,6 @@ pub(super) struct Client<'a> {
     /// The `Authorization` that the registry wants, once it has asked for one.
     authorization: Mutex<Option<String>>,
     stopped: AtomicBool,
-}
-
-/// Why a request came to nothing.
-pub(super) enum Failure {
-    /// Asking again won't help.
-    Final(Box<Error>),
-    /// It may; not before `after`, if the registry says so.
-    Passing {
-        error: Box<Error>,
-        after: Option<Duration>,
-        /// How many bytes came before it.
-        headway: u64,
-    },
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure::Final(Box::new(error))
-    }
-}
-
-impl Failure {
-    pub(super) fn passing(error: Error) -> Failure {
-        Failure::Passing {
-            error: Box::new(error),
-            after: None,
-            headway: 0,
-        }
-    }
-
-    fn after_headway(self, bytes: u64) -> Failure {
-        match self {
-            Failure::Passing { error, after, .. } => Failure::Passing {
-                error,
-                after,
-                headway: bytes,
-            },
-            failure => failure,
-        }
-    }
-
-    /// Whether the registry has nothing from the asked byte on.
-    pub(super) fn is_out_of_range(&self) -> bool {
-        let Failure::Passing { error, .. } = self else {
-            return false;
-        };
-        matches!(**error, Error::Registry { status: 416, .. })
-    }
 }
 
 impl<'a> Client<'a> {
@@ -353,8 +306,9 @@ impl<'a> Client<'a> {
     fn not_sent(&self, error: &reqwest::Error) -> Failure {
         let cause = innermost(error);
         if error.is_connect() {
-            let problem = "it can't be reached; is the name right and the network up?".to_owned();
-            return self.transfer(problem, Some(cause)).into();
+            return self
+                .transfer(unreachable_for(error).into(), Some(cause))
+                .into();
         }
         if error.is_redirect() || error.is_builder() {
             let problem = "it sends the request where it can't go".to_owned();

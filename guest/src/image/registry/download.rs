@@ -6,7 +6,8 @@ use reqwest::StatusCode;
 use reqwest::blocking::Response;
 use reqwest::header::CONTENT_RANGE;
 
-use super::client::{Client, Failure};
+use super::client::Client;
+use super::failure::Failure;
 use crate::image::digest::Hasher;
 use crate::image::error::Error;
 use crate::image::manifest::Descriptor;

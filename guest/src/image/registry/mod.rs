@@ -6,6 +6,9 @@
 mod auth;
 mod client;
 mod download;
+mod failure;
+#[cfg(test)]
+mod server;
 #[cfg(test)]
 mod tests;
 
@@ -36,9 +39,14 @@ pub(super) fn open(
         options,
         client: OnceLock::new(),
     };
-    let top = Descriptor::bare(pulled.top()?);
-    let documented = manifest::read(&pulled, &pulled.image, &top, &options.platform)?;
+    let top = pulled.top()?;
+    let descriptor = Descriptor::bare(top.digest.clone());
+    let documented = manifest::read(&pulled, &pulled.image, &descriptor, &options.platform)?;
     pulled.layers(&documented.layers, progress)?;
+    // Not before: a tag that led to nothing good is to be asked for again.
+    if let Some(key) = top.news {
+        store.remember(&key, &top.digest)?;
+    }
     let mut blobs = Vec::new();
     for layer in &documented.layers {
         let file = store.blob(&layer.digest, layer.size)?;
@@ -62,11 +70,18 @@ struct Pulled<'a> {
     client: OnceLock<Client<'a>>,
 }
 
+/// The index or manifest that a name stands for.
+struct Top {
+    digest: Digest,
+    /// What to remember it by, if the registry said so just now.
+    news: Option<String>,
+}
+
 impl<'a> Pulled<'a> {
-    /// The digest of the index or manifest that the name stands for.
-    fn top(&self) -> Result<Digest, Error> {
+    fn top(&self) -> Result<Top, Error> {
+        let known = |digest| Top { digest, news: None };
         if let Some(digest) = self.name.digest() {
-            return Ok(digest.clone());
+            return Ok(known(digest.clone()));
         }
         // The registry belongs to the name even where it is not printed.
         let key = format!(
@@ -78,7 +93,7 @@ impl<'a> Pulled<'a> {
         if self.options.pull != Pull::Always
             && let Some(digest) = self.store.remembered(&key)?
         {
-            return Ok(digest);
+            return Ok(known(digest));
         }
         let (bytes, told) =
             self.client()?
@@ -91,8 +106,8 @@ impl<'a> Pulled<'a> {
             files::check_digest(&what, &bytes, &told)?;
         }
         self.store.keep(&digest, &bytes)?;
-        self.store.remember(&key, &digest)?;
-        Ok(digest)
+        let news = Some(key);
+        Ok(Top { digest, news })
     }
 
     /// The registry, if it may be asked.

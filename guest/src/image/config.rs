@@ -1,0 +1,72 @@
+//! An image's configuration: how it is run, and what its layers are when they are decompressed.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::Config;
+use super::digest::Digest;
+use super::error::Error;
+use super::manifest::Platform;
+
+#[derive(Deserialize)]
+struct ConfigFile {
+    #[serde(flatten)]
+    platform: Platform,
+    config: Option<Run>,
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Option<Vec<Digest>>,
+}
+
+/// Docker writes null for whatever is empty.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Run {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    stop_signal: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Reads a configuration, and the digests of the layers when they are decompressed.
+pub(super) fn read(
+    image: &str,
+    bytes: &[u8],
+    wanted: &Platform,
+) -> Result<(Config, Vec<Digest>), Error> {
+    let file: ConfigFile = serde_json::from_slice(bytes).map_err(|source| Error::Json {
+        image: image.into(),
+        what: "configuration",
+        source,
+    })?;
+    let Platform {
+        os, architecture, ..
+    } = &file.platform;
+    let silent = os.is_empty() && architecture.is_empty();
+    if !silent && !file.platform.fits(wanted) {
+        return Err(Error::Platform {
+            image: image.into(),
+            wanted: wanted.to_string(),
+            there: file.platform.to_string(),
+        });
+    }
+    let run = file.config.unwrap_or_default();
+    let config = Config {
+        entrypoint: run.entrypoint.unwrap_or_default(),
+        cmd: run.cmd.unwrap_or_default(),
+        env: run.env.unwrap_or_default(),
+        working_dir: run.working_dir.unwrap_or_default(),
+        user: run.user.unwrap_or_default(),
+        stop_signal: run.stop_signal.unwrap_or_default(),
+        labels: run.labels.unwrap_or_default(),
+    };
+    let diff_ids = file.rootfs.and_then(|rootfs| rootfs.diff_ids);
+    Ok((config, diff_ids.unwrap_or_default()))
+}
