@@ -28,7 +28,10 @@ fn main() {
     let init = std::fs::read(&built)
         .unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
     std::fs::write(out.join("minivm-init"), &init).expect("Cargo's folder can be written to");
-    let digest: String = Sha256::digest(&init).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = Sha256::digest(&init)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     println!("cargo::rustc-env=MINIVM_INIT_DIGEST={digest}");
 }
 

@@ -60,11 +60,7 @@ impl Shelf {
     /// # Errors
     ///
     /// Where it can't be made or kept.
-    pub fn archive(
-        &self,
-        image: &Image,
-        making: impl FnOnce(),
-    ) -> Result<(PathBuf, u64), Error> {
+    pub fn archive(&self, image: &Image, making: impl FnOnce()) -> Result<(PathBuf, u64), Error> {
         let folder = self.folder.join("initramfs");
         let path = folder.join(format!("{}.cpio", key(image)));
         if let Some(size) = size(&path) {
@@ -84,7 +80,8 @@ impl Shelf {
         write(image, Compression::None, &whole, &path)?;
         name(&whole, &path).map_err(failed("create", &path))?;
         let _ = fs::remove_file(&lock_path);
-        let size = size(&path).ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
+        let size =
+            size(&path).ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
         Ok((path, size))
     }
 }
@@ -95,11 +92,13 @@ impl Shelf {
 ///
 /// Where it can't be made or written.
 pub fn build(image: &Image, compression: Compression, path: &Path) -> Result<Summary, Error> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
     // Not every file system has files without a name, and none of them gives such a file a name that is taken.
-    let mut file = tempfile::NamedTempFile::new_in(folder)
-        .map_err(failed("create a file in", folder))?;
+    let mut file =
+        tempfile::NamedTempFile::new_in(folder).map_err(failed("create a file in", folder))?;
     let summary = write(image, compression, file.as_file_mut(), path)?;
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(file.path(), permissions).map_err(failed("create", path))?;
@@ -129,7 +128,11 @@ fn key(image: &Image) -> String {
     }
     hash.update(init_digest());
     let digest = hash.finalize();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Init's own digest, which `build.rs` has made: it would take a millisecond of each run.

@@ -39,7 +39,8 @@ pub(super) struct ImageArgs {
 
 /// Where images and archives are kept.
 pub(super) fn shelf() -> anyhow::Result<Shelf> {
-    let folder = cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    let folder =
+        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
     Ok(Shelf::new(&folder))
 }
 
@@ -113,7 +114,9 @@ impl Progress for Bars {
             let style = "{msg:12} {bar:30} {bytes:>10} of {total_bytes}, {bytes_per_sec}";
             let style = ProgressStyle::with_template(style).expect("the template is a constant");
             let short: String = name.chars().skip("sha256:".len()).take(12).collect();
-            let bar = ProgressBar::new(total).with_style(style).with_message(short);
+            let bar = ProgressBar::new(total)
+                .with_style(style)
+                .with_message(short);
             bars.insert(name, self.all.add(bar));
         });
     }

@@ -109,7 +109,11 @@ impl Printed {
             End::OutputClosed | End::Exited(_) => None,
         };
         let texts = |which: fn(&Captured) -> &Arc<Mutex<Vec<u8>>>| match captured {
-            Some(captured) => text(&which(captured).lock().unwrap_or_else(PoisonError::into_inner)),
+            Some(captured) => text(
+                &which(captured)
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            ),
             None => (None, None),
         };
         let (stdout, stdout_base64) = texts(|captured| &captured.stdout);
@@ -142,7 +146,10 @@ impl Printed {
         let say = |line: &str| eprintln!("minivm: {line}");
         self.warnings.iter().for_each(|warning| say(warning));
         if self.timed_out {
-            say(&format!("time limit of {:?} reached", timeout.unwrap_or_default()));
+            say(&format!(
+                "time limit of {:?} reached",
+                timeout.unwrap_or_default()
+            ));
         } else if let Some(error) = &self.error {
             say(error);
         }

@@ -133,7 +133,8 @@ fn files(text: &str) -> Result<Files, String> {
 }
 
 fn ulimit(text: &str) -> Result<Rlimit, String> {
-    let expected = || format!("{text:?} is no limit: expected NAME=SOFT[:HARD], such as nofile=1024");
+    let expected =
+        || format!("{text:?} is no limit: expected NAME=SOFT[:HARD], such as nofile=1024");
     let (name, values) = text.split_once('=').ok_or_else(expected)?;
     let resource = match name {
         "as" => libc::RLIMIT_AS,
@@ -189,7 +190,9 @@ mod tests {
 
     fn argv(line: &[&str]) -> Vec<String> {
         let argv = request(line).unwrap().argv;
-        argv.into_iter().map(|one| String::from_utf8(one).unwrap()).collect()
+        argv.into_iter()
+            .map(|one| String::from_utf8(one).unwrap())
+            .collect()
     }
 
     #[test]
@@ -197,7 +200,10 @@ mod tests {
         assert_eq!(argv(&[]), ["/entry", "-x", "cmd"]);
         assert_eq!(argv(&["--", "a", "b"]), ["/entry", "-x", "a", "b"]);
         assert_eq!(argv(&["--entrypoint", "/bin/sh"]), ["/bin/sh"]);
-        assert_eq!(argv(&["--entrypoint", "/bin/sh", "--", "-c", "x"]), ["/bin/sh", "-c", "x"]);
+        assert_eq!(
+            argv(&["--entrypoint", "/bin/sh", "--", "-c", "x"]),
+            ["/bin/sh", "-c", "x"]
+        );
         assert_eq!(argv(&["--entrypoint", "", "--", "ls"]), ["ls"]);
         assert!(request(&["--entrypoint", ""]).is_err());
     }
@@ -205,7 +211,10 @@ mod tests {
     #[test]
     fn the_flags_have_the_last_word() {
         let plain = request(&[]).unwrap();
-        assert_eq!((plain.cwd.as_slice(), plain.user.as_str()), (&b"/srv"[..], "app"));
+        assert_eq!(
+            (plain.cwd.as_slice(), plain.user.as_str()),
+            (&b"/srv"[..], "app")
+        );
         assert_eq!(plain.hostname, "minivm");
         let own = request(&["-w", "/tmp", "-u", "0", "--name", "box", "-e", "A=3"]).unwrap();
         assert_eq!((own.cwd.as_slice(), own.user.as_str()), (&b"/tmp"[..], "0"));
@@ -227,7 +236,11 @@ mod tests {
 
     #[test]
     fn limits_have_a_name_and_one_or_two_values() {
-        let nofile = |soft, hard| Rlimit { resource: libc::RLIMIT_NOFILE, soft, hard };
+        let nofile = |soft, hard| Rlimit {
+            resource: libc::RLIMIT_NOFILE,
+            soft,
+            hard,
+        };
         assert_eq!(ulimit("nofile=10"), Ok(nofile(10, 10)));
         assert_eq!(ulimit("nofile=10:unlimited"), Ok(nofile(10, u64::MAX)));
         for wrong in ["nofile", "nofile=", "nofile=x", "files=1"] {

@@ -158,7 +158,9 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
 fn memory(wanted: Option<u64>, image: u64) -> anyhow::Result<u64> {
     let page = 1 << 20;
     match wanted {
-        None => Ok((MEMORY + COPIES * image).next_multiple_of(page).min(MEMORY_MAX)),
+        None => Ok((MEMORY + COPIES * image)
+            .next_multiple_of(page)
+            .min(MEMORY_MAX)),
         Some(wanted) if wanted < MEMORY_MIN.max(2 * image) => bail!(
             "{} MiB of memory are too little: the image needs {} MiB",
             wanted >> 20,
@@ -173,8 +175,12 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
     if args.tty {
         let events = events.clone();
         // Who ends the machine by its keys has seen enough.
-        let end = move || drop(events.send(Event::Stop));
-        return Ok(Some(terminal::keys(end).context("cannot read the terminal")?));
+        let end = move || {
+            let _ = events.send(Event::Stop);
+        };
+        return Ok(Some(
+            terminal::keys(end).context("cannot read the terminal")?,
+        ));
     }
     if !args.interactive {
         return Ok(None);
@@ -201,8 +207,14 @@ fn output(
 /// The terminal's size.
 pub(super) fn window() -> Window {
     let size = rustix::termios::tcgetwinsize(io::stdout());
-    size.map_or(Window { rows: 24, columns: 80 }, |size| Window {
-        rows: size.ws_row,
-        columns: size.ws_col,
-    })
+    size.map_or(
+        Window {
+            rows: 24,
+            columns: 80,
+        },
+        |size| Window {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        },
+    )
 }

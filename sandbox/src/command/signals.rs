@@ -35,7 +35,11 @@ pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
                 }
                 _ => {
                     asked = true;
-                    let number = if signal == SIGTERM { stop_signal } else { number };
+                    let number = if signal == SIGTERM {
+                        stop_signal
+                    } else {
+                        number
+                    };
                     Event::Signal(number)
                 }
             };
@@ -44,7 +48,9 @@ pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
             }
         }
     };
-    thread::Builder::new().name("signals".into()).spawn(listen)?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(listen)?;
     Ok(())
 }
 
@@ -74,7 +80,14 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (name, expected) in [("", 15), ("SIGINT", 2), ("quit", 3), ("SIGSYS", 31), ("9", 9), ("SIGUSR2", 12)] {
+        for (name, expected) in [
+            ("", 15),
+            ("SIGINT", 2),
+            ("quit", 3),
+            ("SIGSYS", 31),
+            ("9", 9),
+            ("SIGUSR2", 12),
+        ] {
             assert_eq!(number(name).unwrap(), expected, "{name}");
         }
         for wrong in ["SIGNOTHING", "0", "65", "-1"] {

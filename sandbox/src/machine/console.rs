@@ -35,7 +35,10 @@ impl Write for Tail {
                     lines.pop_front();
                 }
             }
-            if let Some(line) = lines.back_mut().filter(|line| line.len() < LINE_MAX && byte != b'\n') {
+            if let Some(line) = lines
+                .back_mut()
+                .filter(|line| line.len() < LINE_MAX && byte != b'\n')
+            {
                 line.push(byte);
             }
         }

@@ -139,8 +139,8 @@ impl Conversation<'_> {
         match why {
             Some(why) => self.fail_copy(files.from.clone(), &why),
             None => {
-                let incoming = Incoming::new(self.max_copy_out)
-                    .map_err(cannot("create a temporary file"))?;
+                let incoming =
+                    Incoming::new(self.max_copy_out).map_err(cannot("create a temporary file"))?;
                 self.phase = Phase::Files(number, incoming);
             }
         }
@@ -148,8 +148,7 @@ impl Conversation<'_> {
     }
 
     fn end_files(&mut self) {
-        let Phase::Files(number, incoming) =
-            std::mem::replace(&mut self.phase, Phase::Started)
+        let Phase::Files(number, incoming) = std::mem::replace(&mut self.phase, Phase::Started)
         else {
             return;
         };

@@ -113,7 +113,9 @@ impl Incoming {
             };
             match place(&root, &path, below, &entry, &mut unpack)? {
                 Placed::Yes => {}
-                Placed::No(why) => left_out.push(format!("{}: {why}", parent.join(&path).display())),
+                Placed::No(why) => {
+                    left_out.push(format!("{}: {why}", parent.join(&path).display()))
+                }
             }
             if entry.kind == Kind::Folder {
                 folders.push((path, entry.permissions));
@@ -157,7 +159,10 @@ fn place(
         }
         Kind::File { .. } => {
             // A link that is in its place is replaced, not followed.
-            if root.symlink_metadata(path).is_ok_and(|there| !there.is_dir()) {
+            if root
+                .symlink_metadata(path)
+                .is_ok_and(|there| !there.is_dir())
+            {
                 root.remove_file(path)?;
             }
             let mut options = OpenOptions::new();
@@ -235,10 +240,15 @@ mod tests {
 
     #[test]
     fn a_file_is_called_as_asked_or_goes_into_a_folder_that_is_there() {
-        let (folder, result) = unpacked("new", |_| {}, |archive| file(archive, COPIED, 0o4751, "x"));
+        let (folder, result) =
+            unpacked("new", |_| {}, |archive| file(archive, COPIED, 0o4751, "x"));
         assert_eq!(result.unwrap(), Vec::<String>::new());
         let metadata = fs::metadata(folder.path().join("new")).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o7777, 0o751, "no set-user-ID");
+        assert_eq!(
+            metadata.permissions().mode() & 0o7777,
+            0o751,
+            "no set-user-ID"
+        );
         let (folder, result) = unpacked(
             "there",
             |folder| fs::create_dir(folder.join("there")).unwrap(),
@@ -250,30 +260,52 @@ mod tests {
 
     #[test]
     fn folders_keep_their_modes_even_when_they_are_closed() {
-        let (folder, result) = unpacked("new", |_| {}, |archive| {
-            archive.directory(COPIED, Attributes::new(0o555)).unwrap();
-            archive.directory("copied/a", Attributes::new(0o750)).unwrap();
-            file(archive, "copied/a/b", 0o600, "deep");
-            archive.symlink("copied/l", "a/b", Attributes::new(0o777)).unwrap();
-        });
+        let (folder, result) = unpacked(
+            "new",
+            |_| {},
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o555)).unwrap();
+                archive
+                    .directory("copied/a", Attributes::new(0o750))
+                    .unwrap();
+                file(archive, "copied/a/b", 0o600, "deep");
+                archive
+                    .symlink("copied/l", "a/b", Attributes::new(0o777))
+                    .unwrap();
+            },
+        );
         assert_eq!(result.unwrap(), Vec::<String>::new());
         let mode = |name: &str| {
             let metadata = fs::metadata(folder.path().join(name)).unwrap();
             metadata.permissions().mode() & 0o777
         };
-        assert_eq!((mode("new"), mode("new/a")), (0o755, 0o750), "the owner can always clean up");
+        assert_eq!(
+            (mode("new"), mode("new/a")),
+            (0o755, 0o750),
+            "the owner can always clean up"
+        );
         assert_eq!(fs::read(folder.path().join("new/l")).unwrap(), b"deep");
     }
 
     #[test]
     fn links_out_and_devices_are_left_out_and_told() {
-        let (folder, result) = unpacked("new", |_| {}, |archive| {
-            archive.directory(COPIED, Attributes::new(0o755)).unwrap();
-            for (name, to) in [("copied/abs", "/etc"), ("copied/up", ".."), ("copied/far", "a/../../..")] {
-                archive.symlink(name, to, Attributes::new(0o777)).unwrap();
-            }
-            archive.node("copied/pipe", Node::Fifo, Attributes::new(0o644)).unwrap();
-        });
+        let (folder, result) = unpacked(
+            "new",
+            |_| {},
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                for (name, to) in [
+                    ("copied/abs", "/etc"),
+                    ("copied/up", ".."),
+                    ("copied/far", "a/../../.."),
+                ] {
+                    archive.symlink(name, to, Attributes::new(0o777)).unwrap();
+                }
+                archive
+                    .node("copied/pipe", Node::Fifo, Attributes::new(0o644))
+                    .unwrap();
+            },
+        );
         assert_eq!(result.unwrap().len(), 4);
         assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 0);
     }
@@ -290,7 +322,9 @@ mod tests {
             },
             |archive| {
                 archive.directory(COPIED, Attributes::new(0o755)).unwrap();
-                archive.directory("copied/d", Attributes::new(0o755)).unwrap();
+                archive
+                    .directory("copied/d", Attributes::new(0o755))
+                    .unwrap();
                 file(archive, "copied/victim", 0o644, "gone");
             },
         );

@@ -173,8 +173,7 @@ mod tests {
     fn the_first_reason_counts_and_the_machine_is_stopped() {
         let (sender, stops) = channel();
         let stopper = Arc::new(Stopper::new(Box::new(move || sender.send(()).unwrap())));
-        let watchdog =
-            Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
+        let watchdog = Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
         watchdog.set(Some(Duration::from_millis(1)));
         stops.recv_timeout(Duration::from_secs(10)).unwrap();
         stopper.stop_because(Why::Asked);
@@ -185,8 +184,7 @@ mod tests {
     #[test]
     fn a_session_that_ends_in_time_is_left_alone() {
         let stopper = Arc::new(Stopper::new(Box::new(|| panic!("it must not be stopped"))));
-        let watchdog =
-            Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
+        let watchdog = Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
         watchdog.set(None);
         watchdog.end();
         assert_eq!(stopper.why(), None);

@@ -69,11 +69,7 @@ enum State {
 pub(super) struct ToGuest(Arc<Shared>);
 
 /// Makes both ends out of what the machine's COM2 is connected to: what comes out of it, and what goes into it.
-pub(super) fn wire(
-    from: PipeReader,
-    to: PipeWriter,
-    memory: Memory,
-) -> (FromGuest, ToGuest) {
+pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGuest, ToGuest) {
     let shared = Arc::new(Shared {
         com2: to,
         output: OnceLock::new(),
@@ -259,7 +255,9 @@ fn read(from: &mut PipeReader, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
 }
 
 fn bad(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

@@ -8,8 +8,8 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::Path;
 
 use minivm_guest::channel::{COPIED, ToGuest, ToHost};
-use minivm_guest::unpack::{Entry, Kind, Unpack};
 use minivm_guest::newc::Archive;
+use minivm_guest::unpack::{Entry, Kind, Unpack};
 use minivm_guest::{Owner, append_path};
 
 use crate::user::User;

@@ -133,6 +133,8 @@ impl Session {
         if self.running.stdin.is_some() {
             wire.send(&ToHost::Room(STDIN_WINDOW))?;
         }
+        // What has come by now doesn't ring any more.
+        wire.receive(|message| self.take(message))?;
         let mut buffer = vec![0; CHUNK];
         loop {
             let outputs = self.running.stdout.is_some() || self.running.stderr.is_some();
