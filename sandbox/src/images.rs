@@ -142,7 +142,7 @@ fn init_digest() -> &'static [u8] {
 
 fn size(path: &Path) -> Option<u64> {
     let metadata = fs::metadata(path).ok()?;
-    metadata.is_file().then(|| metadata.len())
+    metadata.is_file().then_some(metadata.len())
 }
 
 /// A file that is gone with its last descriptor, unless it gets a name.
