@@ -28,6 +28,7 @@ mod rootfs;
 mod setup;
 mod suite;
 mod tally;
+mod target;
 mod test;
 
 use std::process::ExitCode;

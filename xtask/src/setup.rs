@@ -1,4 +1,4 @@
-//! Everything that minivm needs on a fresh Debian machine with Rust, in four steps; each is done once.
+//! Everything that minivm needs on a fresh Debian machine with Rust, in a few steps; each is done once.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::kernels::{self, Kernel};
 use crate::report::Report;
-use crate::{debian_kernels, packages, rootfs};
+use crate::{debian_kernels, packages, rootfs, target};
 
 /// What goes beyond a guest's kernel and the demo's root file system.
 #[derive(Args, Clone, Copy, Default)]
@@ -57,6 +57,7 @@ pub(crate) fn rootfs() -> Result<()> {
 pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
     let cache = Cache::open()?;
     report.step("packages", || Ok(((), packages::install_all()?)))?;
+    report.step("Rust target", || Ok(((), target::install()?)))?;
     let initramfs = report.step("root file system", || rootfs::ensure(&cache))?;
     let debian_kernels = match wanted.debian_kernels {
         true => Some(report.step("Debian kernels", || debian_kernels::ensure(&cache))?),
