@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -100,7 +101,8 @@ impl Builder {
     ///
     /// As [`build`](Self::build)'s, without those that are about KVM.
     pub fn check(&self) -> Result<()> {
-        load(&self.config).map(drop)
+        self.config.check()?;
+        load(&self.config, &GuestRam::new(self.config.memory)?).map(drop)
     }
 
     /// Builds the machine, paused before its first instruction.
@@ -110,13 +112,16 @@ impl Builder {
     /// Whatever [`Error`] names: a bad configuration, kernel or initramfs, no usable KVM, no memory.
     pub fn build(self) -> Result<Machine> {
         let Builder { config, com1, com2 } = self;
-        let (ram, entry) = load(&config)?;
-
-        let kvm = open_kvm()?;
-        let vm = Arc::new(create_vm(&kvm)?);
-        lend_memory(&vm, &ram)?;
-        split_irqchip(&vm)?;
-        let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
+        config.check()?;
+        let ram = GuestRam::new(config.memory)?;
+        // Both take milliseconds, and neither needs the other.
+        let (loaded, created) = thread::scope(|scope| {
+            let loading = scope.spawn(|| load(&config, &ram));
+            let created = create(&config, &ram);
+            (loading.join().expect("loading doesn't panic"), created)
+        });
+        let entry = loaded?;
+        let (vm, vcpus) = created?;
         registers::set_entry(&vcpus[0].fd, entry)?;
 
         let gate = Gate::new(config.cpus)?;
@@ -143,18 +148,26 @@ impl Builder {
     }
 }
 
-/// Reserves guest RAM and fills it as a boot loader would; tells where the kernel is to be entered.
-fn load(config: &Config) -> Result<(GuestRam, GuestAddress)> {
-    config.check()?;
-    let ram = GuestRam::new(config.memory)?;
-    let kernel = kernel::load(&config.kernel, config.cmdline.len(), &ram)?;
+/// Fills guest RAM as a boot loader would; tells where the kernel is to be entered.
+fn load(config: &Config, ram: &GuestRam) -> Result<GuestAddress> {
+    let kernel = kernel::load(&config.kernel, config.cmdline.len(), ram)?;
     let initramfs = match &config.initramfs {
-        Some(path) => initramfs::load(path, &kernel, &ram)?,
+        Some(path) => initramfs::load(path, &kernel, ram)?,
         None => initramfs::Placed::default(),
     };
-    write_boot_data(config, &ram, kernel.header, initramfs, random_seed()?)
+    write_boot_data(config, ram, kernel.header, initramfs, random_seed()?)
         .expect("low memory is always there");
-    Ok((ram, kernel.entry))
+    Ok(kernel.entry)
+}
+
+/// Creates the machine in KVM, with its RAM and its processors.
+fn create(config: &Config, ram: &GuestRam) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
+    let kvm = open_kvm()?;
+    let vm = Arc::new(create_vm(&kvm)?);
+    lend_memory(&vm, ram)?;
+    split_irqchip(&vm)?;
+    let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
+    Ok((vm, vcpus))
 }
 
 /// Writes what a boot loader and firmware leave in memory.

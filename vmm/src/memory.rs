@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::layout;
 
 /// x86's large page: the granule of the host's transparent huge pages.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// All RAM of one machine. Dropping it unmaps it: that must not happen before the machine's KVM descriptors are closed.
 pub(crate) struct GuestRam {
