@@ -36,22 +36,36 @@ pub(crate) fn run() -> Result<()> {
         cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
     })?;
 
-    let mut command = Command::new(minivm);
+    let mut command = Command::new(&minivm);
     command
         .arg("--kernel")
         .arg(made.kernel.join("vmlinux"))
         .arg("--initramfs")
-        .arg(made.initramfs);
+        .arg(&made.initramfs);
     command.args(["--cmdline", CMDLINE, "--memory", "256M"]);
-    println!("\n$ {}", shown(&command));
-    let boot = boot(&mut command)?;
+    answer(&mut report, "boot", &mut command)?;
+
+    // The same files as an image, whose initramfs minivm makes and keeps.
+    let root = made.initramfs.with_file_name("rootfs");
+    let mut command = Command::new(&minivm);
+    command
+        .args(["run".into(), format!("dir:{}", root.display())])
+        .args(["--", "python3", "-c", "print(2+2)"]);
+    answer(&mut report, "run", &mut command)?;
+    report.print_table();
+    Ok(())
+}
+
+/// Runs one of minivm's commands, which is to print the answer.
+fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> {
+    println!("\n$ {}", shown(command));
+    let boot = boot(command)?;
     report.done(
-        "boot to answer",
+        &format!("{name} to answer"),
         format!("the guest printed {ANSWER}"),
         boot.to_answer,
     );
-    report.done("answer to end", "the machine is gone", boot.to_end);
-    report.print_table();
+    report.done(&format!("{name}'s end"), "the machine is gone", boot.to_end);
     Ok(())
 }
 

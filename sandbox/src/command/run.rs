@@ -14,6 +14,7 @@ use clap::Args;
 use minivm::machine::session::Event;
 use minivm::machine::{Machine, Place, Session};
 use minivm_guest::channel::Window;
+use minivm_guest::image::Source;
 use minivm_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 
 use super::accel::AccelArg;
@@ -81,6 +82,9 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     if args.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
         bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
+    }
+    if args.interactive && args.image.image == Source::Stdin {
+        bail!("-i and an image on stdin exclude each other: save the archive to a file");
     }
     let shelf = image::shelf()?;
     let found = image::open(&args.image, &shelf)?;
