@@ -136,8 +136,9 @@ impl Machine {
         let channel = if self.rings { "rings" } else { "uart" };
         Config {
             initramfs: Some(self.initramfs.clone()),
+            // Expedited: moving the command into its cgroup waits for a grace period, which takes as long as two ticks else.
             cmdline: format!(
-                "console=ttyS0 quiet reboot=t panic=-1 {}{channel}",
+                "console=ttyS0 quiet reboot=t panic=-1 rcupdate.rcu_expedited=1 {}{channel}",
                 minivm_guest::channel::PARAMETER
             ),
             memory: self.memory,

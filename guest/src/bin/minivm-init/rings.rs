@@ -22,8 +22,8 @@ use minivm_guest::channel::ring::{
     Producer, Word,
 };
 
-/// Pages a ring: 256 KiB.
-const PAGES: usize = 64;
+/// Pages a ring: 128 KiB.
+const PAGES: usize = 32;
 /// The directory and two rings.
 const TOTAL: usize = 1 + 2 * PAGES;
 /// Size of a ring in bytes.
