@@ -55,6 +55,20 @@ impl Shelf {
         Store::new(self.folder.join("images"))
     }
 
+    /// Removes all images and archives; says how many bytes they took. What a machine is being made of stays until it is
+    /// made, and what is being pulled stays altogether.
+    ///
+    /// # Errors
+    ///
+    /// Where something can't be removed.
+    pub fn clear(&self) -> Result<u64, Error> {
+        let mut freed = 0;
+        for folder in ["initramfs", "images"] {
+            freed += clear(&self.folder.join(folder))?;
+        }
+        Ok(freed)
+    }
+
     /// The image's archive, and its size in bytes. It is made if it isn't there; `making` is called before that.
     ///
     /// # Errors
@@ -84,6 +98,31 @@ impl Shelf {
             size(&path).ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
         Ok((path, size))
     }
+}
+
+/// Removes the files in a folder and below it; says how many bytes they took. Files that somebody has locked stay.
+fn clear(folder: &Path) -> Result<u64, Error> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(failed("read", folder))?,
+    };
+    let mut freed = 0;
+    for entry in entries {
+        let path = entry.map_err(failed("read", folder))?.path();
+        let metadata = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
+        if metadata.is_dir() {
+            freed += clear(&path)?;
+        } else if !is_locked(&path) {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            freed += metadata.len();
+        }
+    }
+    Ok(freed)
+}
+
+fn is_locked(path: &Path) -> bool {
+    let locked = |file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
+    File::open(path).is_ok_and(locked)
 }
 
 /// Writes the image's archive to a file of the user's, which appears when it is whole.
@@ -166,5 +205,31 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
         action,
         path,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shelf_is_cleared_but_for_what_is_in_use() {
+        let cache = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(cache.path());
+        assert_eq!(shelf.clear().unwrap(), 0, "there is nothing yet");
+        let blobs = cache.path().join("images/blobs/sha256");
+        let initramfs = cache.path().join("initramfs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir_all(&initramfs).unwrap();
+        fs::create_dir_all(cache.path().join("kernel")).unwrap();
+        fs::write(blobs.join("a"), [0; 100]).unwrap();
+        fs::write(initramfs.join("b.cpio"), [0; 20]).unwrap();
+        fs::write(cache.path().join("kernel/vmlinux"), [0; 3]).unwrap();
+        let held = File::create(blobs.join("pulled")).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(shelf.clear().unwrap(), 120);
+        assert!(blobs.join("pulled").exists());
+        assert!(cache.path().join("kernel/vmlinux").exists());
+        assert!(!blobs.join("a").exists() && !initramfs.join("b.cpio").exists());
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm::cache;
 use minivm::images::Shelf;
 use minivm_guest::image::{self, Digest, Image, Options, Progress, Source};
@@ -42,6 +43,13 @@ pub(super) fn shelf() -> anyhow::Result<Shelf> {
     let folder =
         cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
     Ok(Shelf::new(&folder))
+}
+
+/// `minivm prune`.
+pub(super) fn prune() -> anyhow::Result<ExitCode> {
+    let freed = shelf()?.clear()?;
+    println!("freed {}", BinaryBytes(freed));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Finds and opens the image.

@@ -48,6 +48,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Make an initramfs of a container image
     Build(build::BuildArgs),
+    /// Remove the images and archives that are kept in the cache
+    Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),
     /// Run a command of this host's on an emulated machine with real KVM
@@ -68,6 +70,7 @@ impl Cli {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Build(args)) => build::run(&args),
+            Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),
