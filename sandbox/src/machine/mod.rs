@@ -20,7 +20,7 @@ mod wire;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use minivm_vmm::{Config, Kernel};
+use minivm_vmm::{Builder, Config, Kernel};
 
 pub use local::relay;
 pub use session::{Files, Report, Session};
@@ -127,7 +127,11 @@ impl Machine {
     pub fn start(&self, place: &Place) -> Result<Link, Error> {
         match place {
             Place::Here => local::start(self),
-            Place::Lab => remote::start(self),
+            Place::Lab => {
+                // What is wrong with the files is better said at once, with their names here.
+                Builder::new(self.config()).check()?;
+                remote::start(self)
+            }
         }
     }
 
