@@ -13,6 +13,8 @@ use minivm_vmm::Memory;
 
 use super::rings::{self, Ring};
 
+/// The longest hello in bytes, with room for what it may become.
+const HELLO_MAX: usize = 256;
 /// What a kernel may write to COM2 before init does.
 const NOISE_MAX: usize = 64 << 10;
 /// A byte on COM2 that means "look".
@@ -118,6 +120,9 @@ impl FromGuest {
                 }
                 break hello.rings;
             }
+            if self.pending.len() > HELLO_MAX {
+                return Err(bad("the guest's first message is no hello"));
+            }
             let mut more = Vec::new();
             if !self.read_more(&mut more)? {
                 self.end();
@@ -205,6 +210,13 @@ impl FromGuest {
         }
         self.end();
         Ok(())
+    }
+}
+
+impl Drop for FromGuest {
+    /// Who waits for the guest to make room waits in vain when nobody listens to it any more.
+    fn drop(&mut self) {
+        self.shared.note(true);
     }
 }
 
