@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Hello, Refusal, Request, ToGuest, ToHost, VERSION};
+use minivm_guest::channel::{Hello, Refusal, ToHost, VERSION};
 
-use super::files::{self, Incoming};
+use super::files::Incoming;
 use super::limits::{Capped, Watchdog};
-use super::outgoing::{CHUNK, FileWriter, Outgoing};
+use super::outgoing::{CHUNK, Outgoing, Stage};
 use super::session::{End, Files};
 use super::{Error, cannot};
 
@@ -21,8 +21,6 @@ const WARNINGS_MAX: usize = 20;
 
 /// A conversation with a guest.
 pub(super) struct Conversation<'a> {
-    pub(super) request: Request,
-    pub(super) copy_in: &'a [Files],
     pub(super) copy_out: &'a [Files],
     pub(super) max_copy_out: u64,
     pub(super) stdout: Capped,
@@ -39,7 +37,7 @@ pub(super) struct Conversation<'a> {
 pub(super) enum Phase {
     /// Hello is to come.
     Booting,
-    /// The request was sent.
+    /// The request is on its way.
     Requested,
     /// The command runs, or has run.
     Started,
@@ -84,6 +82,7 @@ impl Conversation<'_> {
                 self.notes.exec = Some(Instant::now());
                 self.phase = Phase::Started;
                 self.watchdog.set(self.timeout);
+                self.outgoing.reach(Stage::Started);
             }
             (Phase::Requested, ToHost::Refused(refusal)) => return refused(refusal).map(Some),
             (Phase::Started, ToHost::Stdout(bytes)) => {
@@ -109,7 +108,7 @@ impl Conversation<'_> {
         Ok(None)
     }
 
-    /// Sends the request, and the files for the guest.
+    /// From now on the guest listens.
     fn greet(&mut self, hello: &Hello) -> Result<(), Error> {
         if hello.version != VERSION {
             return Err(Error::Version {
@@ -119,15 +118,7 @@ impl Conversation<'_> {
         }
         self.notes.hello = Some(Instant::now());
         self.phase = Phase::Requested;
-        self.request.now = now();
-        let request = ToGuest::Request(self.request.clone());
-        // A guest that has ended meanwhile says so by the end of its frames.
-        if self.outgoing.send(&request).is_err() || self.copy_in.is_empty() {
-            return Ok(());
-        }
-        let pieces = io::BufWriter::with_capacity(CHUNK, FileWriter(self.outgoing));
-        files::pack(self.copy_in, pieces)?;
-        let _ = self.outgoing.send(&ToGuest::Files(&[]));
+        self.outgoing.reach(Stage::Greeted);
         Ok(())
     }
 
@@ -176,12 +167,6 @@ impl Conversation<'_> {
             self.notes.warnings.push(text);
         }
     }
-}
-
-/// The wall clock in nanoseconds since 1970.
-fn now() -> u64 {
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
-    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
 }
 
 fn refused(refusal: Refusal) -> Result<End, Error> {
