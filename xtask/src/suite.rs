@@ -36,6 +36,7 @@ impl Place {
         match name {
             "lab" => Self::HereWithIgnored,
             "machine_code" | "cli" | "terminal" => Self::AnyKvm,
+            "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,
         }
