@@ -92,10 +92,13 @@ impl FromGuest {
     /// Reads up to and with the hello, and finds the rings that it tells of.
     fn start(&mut self) -> io::Result<()> {
         let mut seen = Vec::new();
+        let mut looked = 0;
         let start = loop {
-            if let Some(at) = find(&seen, &MAGIC) {
-                break at + MAGIC.len();
+            if let Some(at) = find(&seen[looked..], &MAGIC) {
+                break looked + at + MAGIC.len();
             }
+            // Its beginning may be there.
+            looked = seen.len().saturating_sub(MAGIC.len() - 1);
             if seen.len() > NOISE_MAX {
                 return Err(bad("the guest writes to COM2 what is no message"));
             }
