@@ -50,6 +50,8 @@ pub(super) enum Phase {
 pub(super) struct Notes {
     pub(super) warnings: Vec<String>,
     pub(super) copy_failed: bool,
+    /// How many of the files that were asked for have come, or have been excused. They come in order, each once.
+    pub(super) copies: usize,
     pub(super) begun: Instant,
     pub(super) hello: Option<Instant>,
     pub(super) exec: Option<Instant>,
@@ -102,7 +104,10 @@ impl Conversation<'_> {
             (Phase::Files(..), ToHost::Files(_)) => self.end_files(),
             (Phase::Booting, _) => return Err(broken("its first message is no hello")),
             (_, ToHost::Warning(text)) => self.warn(text),
-            (Phase::Started, ToHost::Exit(exit)) => return Ok(Some(End::Exited(exit))),
+            (Phase::Started, ToHost::Exit(exit)) => {
+                self.miss_files();
+                return Ok(Some(End::Exited(exit)));
+            }
             (phase, _) => return Err(broken(format!("a message out of order: {phase:?}"))),
         }
         Ok(None)
@@ -124,9 +129,11 @@ impl Conversation<'_> {
 
     fn begin_files(&mut self, number: u32, why: Option<String>) -> Result<(), Error> {
         let number = number as usize;
-        let Some(files) = self.copy_out.get(number) else {
+        let next = self.copy_out.get(number);
+        let Some(files) = next.filter(|_| number == self.notes.copies) else {
             return Err(broken("it sends files that were not asked for"));
         };
+        self.notes.copies += 1;
         match why {
             Some(why) => self.fail_copy(files.from.clone(), &why),
             None => {
@@ -152,6 +159,13 @@ impl Conversation<'_> {
                 let to = format!("to {}: {error}", files.to.display());
                 self.fail_copy(files.from.clone(), &to);
             }
+        }
+    }
+
+    /// Whatever has not come by the end.
+    fn miss_files(&mut self) {
+        for files in &self.copy_out[self.notes.copies..] {
+            self.fail_copy(files.from.clone(), "the guest did not send it");
         }
     }
 

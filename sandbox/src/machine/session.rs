@@ -151,6 +151,7 @@ impl Session {
             notes: Notes {
                 warnings: Vec::new(),
                 copy_failed: false,
+                copies: 0,
                 begun: Instant::now(),
                 hello: None,
                 exec: None,
