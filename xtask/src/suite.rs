@@ -35,7 +35,7 @@ impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" => Self::HereWithIgnored,
-            "machine_code" | "cli" | "terminal" => Self::AnyKvm,
+            "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,
