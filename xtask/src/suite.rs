@@ -34,7 +34,7 @@ pub(crate) enum Place {
 impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
-            "lab" => Self::HereWithIgnored,
+            "lab" | "killed" => Self::HereWithIgnored,
             "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
