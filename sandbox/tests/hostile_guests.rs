@@ -305,7 +305,11 @@ fn a_directory_that_is_none_is_refused() {
 #[test]
 fn positions_that_lie_are_found_out() {
     for (direction, word, value) in [
-        (Direction::ToHost, Word::Produced, PAGE as u32 + 1),
+        (
+            Direction::ToHost,
+            Word::Produced,
+            u32::try_from(PAGE).unwrap() + 1,
+        ),
         (Direction::ToHost, Word::Produced, u32::MAX),
         (Direction::ToHost, Word::Consumed, 1 << 31),
     ] {

@@ -234,7 +234,7 @@ fn what_is_no_message_ends_the_session() {
             "a frame of 4294967295 bytes was announced",
         ),
         (
-            after_hello(&header(BODY_MAX as u32 + 1, 0x85)),
+            after_hello(&header(u32::try_from(BODY_MAX + 1).unwrap(), 0x85)),
             "a frame of 1048577 bytes was announced",
         ),
         (header(0, 0), "a message of the unknown kind 0x00"),
@@ -537,7 +537,10 @@ fn archives_that_lead_elsewhere_write_nothing_there() {
     assert!(!report.unwrap().copy_failed);
     assert_eq!(fs::read(folder.path().join("below/out")).unwrap(), b"hi");
     let file = |name: &str| entry(name, 0o100_644, 4, b"evil");
-    let link = |name: &str, to: &str| entry(name, 0o120_777, to.len() as u32, to.as_bytes());
+    let link = |name: &str, to: &str| {
+        let len = u32::try_from(to.len()).unwrap();
+        entry(name, 0o120_777, len, to.as_bytes())
+    };
     let end = entry("TRAILER!!!", 0, 0, b"");
     let root = entry("copied", 0o040_755, 0, b"");
     for entries in [
