@@ -34,8 +34,9 @@ pub(crate) enum Place {
 impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
-            "lab" => Self::HereWithIgnored,
-            "machine_code" | "cli" | "terminal" => Self::AnyKvm,
+            "lab" | "killed" => Self::HereWithIgnored,
+            "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
+            "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,
         }

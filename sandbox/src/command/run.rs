@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm::machine::session::Event;
+use minivm::machine::session::{BOOT_LIMIT, Event};
 use minivm::machine::{Machine, Place, Session};
 use minivm_guest::channel::Window;
 use minivm_guest::image::Source;
@@ -129,6 +129,7 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
         stdin,
         stdout: output(&captured, |captured| &captured.stdout, io::stdout())?,
         stderr: output(&captured, |captured| &captured.stderr, io::stderr())?,
+        boot_limit: BOOT_LIMIT,
         timeout: args.timeout,
         max_output: args.max_output.or(args.json.then_some(CAPTURED)),
         copy_in: args.request.copy_in,

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Hello, Refusal, Request, ToGuest, ToHost, VERSION};
+use minivm_guest::channel::{Hello, Refusal, ToHost, VERSION};
 
-use super::files::{self, Incoming};
+use super::files::Incoming;
 use super::limits::{Capped, Watchdog};
-use super::outgoing::{CHUNK, FileWriter, Outgoing};
+use super::outgoing::{CHUNK, Outgoing, Stage};
 use super::session::{End, Files};
 use super::{Error, cannot};
 
@@ -21,8 +21,6 @@ const WARNINGS_MAX: usize = 20;
 
 /// A conversation with a guest.
 pub(super) struct Conversation<'a> {
-    pub(super) request: Request,
-    pub(super) copy_in: &'a [Files],
     pub(super) copy_out: &'a [Files],
     pub(super) max_copy_out: u64,
     pub(super) stdout: Capped,
@@ -39,7 +37,7 @@ pub(super) struct Conversation<'a> {
 pub(super) enum Phase {
     /// Hello is to come.
     Booting,
-    /// The request was sent.
+    /// The request is on its way.
     Requested,
     /// The command runs, or has run.
     Started,
@@ -52,6 +50,8 @@ pub(super) enum Phase {
 pub(super) struct Notes {
     pub(super) warnings: Vec<String>,
     pub(super) copy_failed: bool,
+    /// How many of the files that were asked for have come, or have been excused. They come in order, each once.
+    pub(super) copies: usize,
     pub(super) begun: Instant,
     pub(super) hello: Option<Instant>,
     pub(super) exec: Option<Instant>,
@@ -84,6 +84,7 @@ impl Conversation<'_> {
                 self.notes.exec = Some(Instant::now());
                 self.phase = Phase::Started;
                 self.watchdog.set(self.timeout);
+                self.outgoing.reach(Stage::Started);
             }
             (Phase::Requested, ToHost::Refused(refusal)) => return refused(refusal).map(Some),
             (Phase::Started, ToHost::Stdout(bytes)) => {
@@ -103,13 +104,16 @@ impl Conversation<'_> {
             (Phase::Files(..), ToHost::Files(_)) => self.end_files(),
             (Phase::Booting, _) => return Err(broken("its first message is no hello")),
             (_, ToHost::Warning(text)) => self.warn(text),
-            (Phase::Started, ToHost::Exit(exit)) => return Ok(Some(End::Exited(exit))),
+            (Phase::Started, ToHost::Exit(exit)) => {
+                self.miss_files();
+                return Ok(Some(End::Exited(exit)));
+            }
             (phase, _) => return Err(broken(format!("a message out of order: {phase:?}"))),
         }
         Ok(None)
     }
 
-    /// Sends the request, and the files for the guest.
+    /// From now on the guest listens.
     fn greet(&mut self, hello: &Hello) -> Result<(), Error> {
         if hello.version != VERSION {
             return Err(Error::Version {
@@ -119,23 +123,17 @@ impl Conversation<'_> {
         }
         self.notes.hello = Some(Instant::now());
         self.phase = Phase::Requested;
-        self.request.now = now();
-        let request = ToGuest::Request(self.request.clone());
-        // A guest that has ended meanwhile says so by the end of its frames.
-        if self.outgoing.send(&request).is_err() || self.copy_in.is_empty() {
-            return Ok(());
-        }
-        let pieces = io::BufWriter::with_capacity(CHUNK, FileWriter(self.outgoing));
-        files::pack(self.copy_in, pieces)?;
-        let _ = self.outgoing.send(&ToGuest::Files(&[]));
+        self.outgoing.reach(Stage::Greeted);
         Ok(())
     }
 
     fn begin_files(&mut self, number: u32, why: Option<String>) -> Result<(), Error> {
         let number = number as usize;
-        let Some(files) = self.copy_out.get(number) else {
+        let next = self.copy_out.get(number);
+        let Some(files) = next.filter(|_| number == self.notes.copies) else {
             return Err(broken("it sends files that were not asked for"));
         };
+        self.notes.copies += 1;
         match why {
             Some(why) => self.fail_copy(files.from.clone(), &why),
             None => {
@@ -164,6 +162,13 @@ impl Conversation<'_> {
         }
     }
 
+    /// Whatever has not come by the end.
+    fn miss_files(&mut self) {
+        for files in &self.copy_out[self.notes.copies..] {
+            self.fail_copy(files.from.clone(), "the guest did not send it");
+        }
+    }
+
     fn fail_copy(&mut self, from: PathBuf, why: &str) {
         self.notes.copy_failed = true;
         self.warn(format!("cannot copy {} out: {why}", from.display()));
@@ -176,12 +181,6 @@ impl Conversation<'_> {
             self.notes.warnings.push(text);
         }
     }
-}
-
-/// The wall clock in nanoseconds since 1970.
-fn now() -> u64 {
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
-    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
 }
 
 fn refused(refusal: Refusal) -> Result<End, Error> {

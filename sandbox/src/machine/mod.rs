@@ -20,6 +20,7 @@ mod wire;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
+use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 
 pub use local::relay;
@@ -99,6 +100,11 @@ pub enum Error {
     /// Nothing came from the guest's init.
     #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]
     NoInit(std::time::Duration),
+    /// The request doesn't fit a message.
+    #[error(
+        "the command and its environment are too long: {0} bytes, and the most is about {BODY_MAX}"
+    )]
+    TooLong(usize),
     /// The request was refused, for another reason than that the command can't be run.
     #[error("the guest refused to run the command: {0}")]
     Refused(String),

@@ -1,4 +1,6 @@
 //! What goes to the guest: messages from several threads, and input, as much of it as the guest has asked for.
+//!
+//! Who listens to the guest never sends: a send can wait until the guest makes room, of which only the listener would hear.
 
 use std::io::{self, PipeReader, Write};
 use std::os::fd::OwnedFd;
@@ -16,6 +18,21 @@ pub(super) struct Outgoing {
     /// How many bytes of input the guest takes; `None` when the session is over.
     allowance: Mutex<Option<u32>>,
     changed: Condvar,
+    stage: Mutex<Stage>,
+    reached: Condvar,
+}
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Nobody listens in the guest yet.
+    Booting,
+    /// Its init waits for the request.
+    Greeted,
+    /// There is a command.
+    Started,
+    /// There is nothing to say any more.
+    Over,
 }
 
 impl Outgoing {
@@ -24,7 +41,27 @@ impl Outgoing {
             to_guest: Mutex::new(to_guest),
             allowance: Mutex::new(Some(0)),
             changed: Condvar::new(),
+            stage: Mutex::new(Stage::Booting),
+            reached: Condvar::new(),
         }
+    }
+
+    /// The session has come so far.
+    pub(super) fn reach(&self, stage: Stage) {
+        *self.stage() = stage;
+        self.reached.notify_all();
+    }
+
+    /// Waits until it has; `false` where it is over instead.
+    pub(super) fn wait_for(&self, wanted: Stage) -> bool {
+        let mut stage = self.stage();
+        while *stage < wanted {
+            stage = self
+                .reached
+                .wait(stage)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *stage < Stage::Over
     }
 
     /// Sends a message, whole.
@@ -47,6 +84,7 @@ impl Outgoing {
     pub(super) fn close(&self) {
         *self.allowance() = None;
         self.changed.notify_all();
+        self.reach(Stage::Over);
     }
 
     /// Sends input until its end, until nobody wants it, or until the other end of `quit` is closed.
@@ -87,6 +125,10 @@ impl Outgoing {
         *allowance
     }
 
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn allowance(&self) -> MutexGuard<'_, Option<u32>> {
         self.allowance
             .lock()
@@ -95,13 +137,28 @@ impl Outgoing {
 }
 
 /// Writes bytes as messages with pieces of files.
-pub(super) struct FileWriter<'a>(pub(super) &'a Outgoing);
+pub(super) struct FileWriter<'a> {
+    outgoing: &'a Outgoing,
+    /// Whether the guest takes no more.
+    pub(super) broken: bool,
+}
+
+impl<'a> FileWriter<'a> {
+    pub(super) fn new(outgoing: &'a Outgoing) -> Self {
+        FileWriter {
+            outgoing,
+            broken: false,
+        }
+    }
+}
 
 impl Write for FileWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let part = &bytes[..bytes.len().min(CHUNK)];
         if !part.is_empty() {
-            self.0.send(&ToGuest::Files(part))?;
+            let sent = self.outgoing.send(&ToGuest::Files(part));
+            self.broken |= sent.is_err();
+            sent?;
         }
         Ok(part.len())
     }

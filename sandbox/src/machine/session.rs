@@ -4,19 +4,26 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::thread;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use minivm_guest::channel::frame::BODY_MAX;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 
 use super::conversation::{Conversation, Notes, Phase};
 use super::limits::{Capped, Stopper, Watchdog, Why};
-use super::outgoing::Outgoing;
-use super::{Error, Link, cannot};
+use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
+use super::{Error, Link, cannot, files};
 
-/// How long a machine may take until its command starts. In the lab, and with a large image, it takes a few seconds.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
+/// it takes a few seconds.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// What the texts of a request may have together, in bytes: a message's body, less 16 KiB for everything else.
+const REQUEST_MAX: usize = BODY_MAX - (16 << 10);
+/// The most bytes in which the length of a text of such a size is written down.
+const LENGTH: usize = 3;
 
 /// What a command is run with.
 pub struct Session {
@@ -28,6 +35,8 @@ pub struct Session {
     pub stdout: Box<dyn Write + Send>,
     /// Its output of the other kind.
     pub stderr: Box<dyn Write + Send>,
+    /// How long the machine may take until the command starts.
+    pub boot_limit: Duration,
     /// How long it may run, from its start until its files have been copied out. The boot before that has a limit of its
     /// own.
     pub timeout: Option<Duration>,
@@ -108,7 +117,7 @@ impl Session {
     ///
     /// Where there is no way to tell how the command ended.
     pub fn run(mut self, link: Link) -> Result<Report, Error> {
-        self.complete_request();
+        self.complete_request()?;
         let Link {
             mut from_guest,
             to_guest,
@@ -117,16 +126,20 @@ impl Session {
         } = link;
         let outgoing = Arc::new(Outgoing::new(to_guest));
         let stopper = Arc::new(Stopper::new(stop));
-        let watchdog = Watchdog::start(stopper.clone(), BOOT_LIMIT, self.overdue.take())?;
+        let watchdog = Watchdog::start(stopper.clone(), self.boot_limit, self.overdue.take())?;
         pass_on(self.events, outgoing.clone(), stopper.clone())?;
+        let asking = ask(
+            self.request,
+            self.copy_in,
+            outgoing.clone(),
+            stopper.clone(),
+        )?;
         let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
         let feeder = match self.stdin {
             Some(stdin) => Some(feed(stdin, quit, outgoing.clone())?),
             None => None,
         };
         let mut conversation = Conversation {
-            request: self.request,
-            copy_in: &self.copy_in,
             copy_out: &self.copy_out,
             max_copy_out: self.max_copy_out,
             stdout: Capped::new(self.stdout, self.max_output),
@@ -138,6 +151,7 @@ impl Session {
             notes: Notes {
                 warnings: Vec::new(),
                 copy_failed: false,
+                copies: 0,
                 begun: Instant::now(),
                 hello: None,
                 exec: None,
@@ -153,53 +167,123 @@ impl Session {
         drop(running);
         // To the machine's end, so that nobody waits for it to take something.
         let _ = io::copy(&mut from_guest, &mut io::sink());
+        // If that ended early, because of what the guest sends, it must not wait for anybody who reads it.
+        drop(from_guest);
+        let asked = asking.join().unwrap_or(Ok(()));
         if let Some(feeder) = feeder {
             let _ = feeder.join();
         }
         let ended = end();
+        asked?;
         let end = match (talked, stopper.why()) {
             (Ok(Some(end)), _) => end,
             (_, Some(Why::TimedOut)) => End::TimedOut,
             (_, Some(Why::Asked)) => End::Stopped,
-            (_, Some(Why::NoInit)) => return Err(Error::NoInit(BOOT_LIMIT)),
+            (_, Some(Why::NoInit)) => return Err(Error::NoInit(self.boot_limit)),
             (Err(error), None) => return Err(error),
             (Ok(None), None) => return Err(Error::Died(ended?.how)),
         };
         Ok(Report::new(end, truncated, notes, over))
     }
 
-    /// Sets what follows from the rest.
-    fn complete_request(&mut self) {
+    /// Sets what follows from the rest, and looks whether the whole can be sent.
+    fn complete_request(&mut self) -> Result<(), Error> {
         self.request.stdin = self.stdin.is_some();
         self.request.copy_in = !self.copy_in.is_empty();
         let wanted = self.copy_out.iter().map(|files| files.from.as_os_str());
         self.request.copy_out = wanted
             .map(|from| from.as_encoded_bytes().to_vec())
             .collect();
+        let request = &self.request;
+        let texts = [&request.argv, &request.env, &request.copy_out];
+        let texts = texts.into_iter().flatten().chain([&request.cwd]);
+        let bytes: usize = texts.map(|text| text.len() + LENGTH).sum();
+        match bytes {
+            ..REQUEST_MAX => Ok(()),
+            _ => Err(Error::TooLong(bytes)),
+        }
     }
 }
 
-/// Passes on what happens, until nobody is left to whom something could happen.
+/// Asks the guest, as soon as it listens, to run the command, and sends it its files.
+fn ask(
+    mut request: Request,
+    copy_in: Vec<Files>,
+    outgoing: Arc<Outgoing>,
+    stopper: Arc<Stopper>,
+) -> Result<JoinHandle<Result<(), Error>>, Error> {
+    let ask = move || {
+        if !outgoing.wait_for(Stage::Greeted) {
+            return Ok(());
+        }
+        request.now = now();
+        // A guest that has ended meanwhile says so by the end of its frames.
+        if outgoing.send(&ToGuest::Request(request)).is_err() || copy_in.is_empty() {
+            return Ok(());
+        }
+        let mut writer = FileWriter::new(&outgoing);
+        let packed = files::pack(&copy_in, io::BufWriter::with_capacity(CHUNK, &mut writer));
+        if packed.is_ok() || writer.broken {
+            let _ = outgoing.send(&ToGuest::Files(&[]));
+            return Ok(());
+        }
+        stopper.stop();
+        packed
+    };
+    thread::Builder::new()
+        .name("request".into())
+        .spawn(ask)
+        .map_err(cannot("start a thread"))
+}
+
+/// The wall clock in nanoseconds since 1970.
+fn now() -> u64 {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
+}
+
+/// Passes on what happens, until nobody is left to whom something could happen. What happens before there is a command waits
+/// for it; the machine's end doesn't.
 fn pass_on(
     events: Receiver<Event>,
     outgoing: Arc<Outgoing>,
     stopper: Arc<Stopper>,
 ) -> Result<(), Error> {
+    let (sender, messages) = mpsc::channel();
+    let sending = outgoing.clone();
+    let send = move || {
+        if !sending.wait_for(Stage::Started) {
+            return;
+        }
+        for message in messages {
+            // A guest that has ended hears nothing.
+            let _ = sending.send(&message);
+        }
+    };
     let pass = move || {
         for event in events {
-            // A guest that has ended hears nothing.
-            let _ = match event {
-                Event::Signal(number) => outgoing.send(&ToGuest::Signal(number)),
-                Event::Window(window) => outgoing.send(&ToGuest::Window(window)),
+            let sent = match event {
+                Event::Signal(number) => sender.send(ToGuest::Signal(number)),
+                Event::Window(window) => sender.send(ToGuest::Window(window)),
                 Event::Stop => {
                     stopper.stop_because(Why::Asked);
                     Ok(())
                 }
             };
+            // Over before there was a command.
+            if sent.is_err() {
+                return;
+            }
         }
     };
-    let started = thread::Builder::new().name("events".into()).spawn(pass);
-    started.map(drop).map_err(cannot("start a thread"))
+    for (name, work) in [
+        ("signals", Box::new(send) as Box<dyn FnOnce() + Send>),
+        ("events", Box::new(pass)),
+    ] {
+        let started = thread::Builder::new().name(name.into()).spawn(work);
+        started.map_err(cannot("start a thread"))?;
+    }
+    Ok(())
 }
 
 fn feed(

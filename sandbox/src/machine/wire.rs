@@ -13,6 +13,8 @@ use minivm_vmm::Memory;
 
 use super::rings::{self, Ring};
 
+/// The longest hello in bytes, with room for what it may become.
+const HELLO_MAX: usize = 256;
 /// What a kernel may write to COM2 before init does.
 const NOISE_MAX: usize = 64 << 10;
 /// A byte on COM2 that means "look".
@@ -90,10 +92,13 @@ impl FromGuest {
     /// Reads up to and with the hello, and finds the rings that it tells of.
     fn start(&mut self) -> io::Result<()> {
         let mut seen = Vec::new();
+        let mut looked = 0;
         let start = loop {
-            if let Some(at) = find(&seen, &MAGIC) {
-                break at + MAGIC.len();
+            if let Some(at) = find(&seen[looked..], &MAGIC) {
+                break looked + at + MAGIC.len();
             }
+            // Its beginning may be there.
+            looked = seen.len().saturating_sub(MAGIC.len() - 1);
             if seen.len() > NOISE_MAX {
                 return Err(bad("the guest writes to COM2 what is no message"));
             }
@@ -117,6 +122,9 @@ impl FromGuest {
                     self.pending.truncate(end);
                 }
                 break hello.rings;
+            }
+            if self.pending.len() > HELLO_MAX {
+                return Err(bad("the guest's first message is no hello"));
             }
             let mut more = Vec::new();
             if !self.read_more(&mut more)? {
@@ -205,6 +213,13 @@ impl FromGuest {
         }
         self.end();
         Ok(())
+    }
+}
+
+impl Drop for FromGuest {
+    /// Who waits for the guest to make room waits in vain when nobody listens to it any more.
+    fn drop(&mut self) {
+        self.shared.note(true);
     }
 }
 

@@ -1,0 +1,687 @@
+//! A guest may say anything. Whatever it says, a session ends with an answer, in time and with little memory.
+//!
+//! There is no machine here: a script plays the guest's side of the link.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use minivm::machine::session::{End, Event};
+use minivm::machine::{Ended, Error, Files, Link, Report, Session};
+use minivm_guest::channel::frame::{self, BODY_MAX};
+use minivm_guest::channel::{
+    Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
+};
+use minivm_guest::newc::{Archive, Attributes};
+use proptest::prelude::*;
+
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The limit of the guests that never come to the point.
+const SOON: Duration = Duration::from_millis(300);
+
+/// What the guest does when it has said everything.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    Ends,
+    /// Until it is stopped.
+    Waits,
+    /// Says what is from this place on again and again, until it is stopped.
+    Repeats(usize),
+}
+
+/// A guest's words.
+struct Script {
+    words: Vec<u8>,
+    said: usize,
+    then: Then,
+    stopped: Receiver<()>,
+}
+
+impl Read for Script {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.said == self.words.len() {
+            match self.then {
+                Then::Ends => return Ok(0),
+                Then::Waits => {
+                    self.stopped.recv().unwrap();
+                    self.then = Then::Ends;
+                    return Ok(0);
+                }
+                Then::Repeats(_) if self.stopped.try_recv().is_ok() => {
+                    self.then = Then::Ends;
+                    return Ok(0);
+                }
+                Then::Repeats(from) => self.said = from,
+            }
+        }
+        let len = (&self.words[self.said..]).read(buffer)?;
+        self.said += len;
+        Ok(len)
+    }
+}
+
+/// An output that is looked at afterwards.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A session with a scripted guest.
+struct Scene {
+    words: Vec<u8>,
+    then: Then,
+    timeout: Option<Duration>,
+    max_output: Option<u64>,
+    max_copy_out: u64,
+    copy_out: Vec<Files>,
+    stdin: Option<OwnedFd>,
+    events: Vec<Event>,
+    stdout: Shared,
+    /// What the guest was sent.
+    sent: Shared,
+}
+
+impl Scene {
+    fn new(words: Vec<u8>, then: Then) -> Self {
+        Scene {
+            words,
+            then,
+            timeout: None,
+            max_output: None,
+            max_copy_out: 1 << 20,
+            copy_out: Vec::new(),
+            stdin: None,
+            events: Vec::new(),
+            stdout: Shared::default(),
+            sent: Shared::default(),
+        }
+    }
+
+    /// Runs it on a thread of its own, so that a session that hangs fails the test.
+    fn play(self) -> Result<Report, Error> {
+        let (stop, stopped) = channel();
+        let (happen, events) = channel();
+        let script = Script {
+            words: self.words,
+            said: 0,
+            then: self.then,
+            stopped,
+        };
+        let link = Link {
+            from_guest: Box::new(script),
+            to_guest: Box::new(self.sent),
+            stop: Box::new(move || {
+                // It may have ended.
+                let _ = stop.send(());
+            }),
+            end: Box::new(|| {
+                Ok(Ended {
+                    orderly: true,
+                    how: "the script is over".into(),
+                })
+            }),
+        };
+        self.events
+            .into_iter()
+            .for_each(|event| happen.send(event).unwrap());
+        let session = Session {
+            request: Request {
+                argv: vec![b"true".to_vec()],
+                ..Request::default()
+            },
+            stdin: self.stdin,
+            stdout: Box::new(self.stdout),
+            stderr: Box::new(io::sink()),
+            boot_limit: SOON,
+            timeout: self.timeout,
+            max_output: self.max_output,
+            copy_in: Vec::new(),
+            copy_out: self.copy_out,
+            max_copy_out: self.max_copy_out,
+            events,
+            overdue: None,
+        };
+        let (report, reported) = channel();
+        std::thread::spawn(move || {
+            let result = session.run(link);
+            report.send(result).unwrap();
+        });
+        let result = reported.recv_timeout(PATIENCE);
+        drop(happen);
+        result.expect("the session ends, and does not panic")
+    }
+}
+
+fn encoded(messages: &[ToHost]) -> Vec<u8> {
+    let mut words = Vec::new();
+    messages
+        .iter()
+        .for_each(|message| message.encode(&mut words));
+    words
+}
+
+fn hello() -> ToHost<'static> {
+    ToHost::Hello(Hello {
+        version: VERSION,
+        rings: None,
+    })
+}
+
+fn exit(code: u8) -> ToHost<'static> {
+    ToHost::Exit(Exit {
+        status: Status::Code(code),
+        out_of_memory: false,
+        user_time: 0,
+        system_time: 0,
+        peak_memory: 0,
+        times: Times::default(),
+    })
+}
+
+/// How a guest's words end a session.
+fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
+    Scene::new(words, then).play().map(|report| report.end)
+}
+
+/// The error with its causes, as a user sees it.
+fn told(result: Result<impl std::fmt::Debug, Error>) -> String {
+    let error: anyhow::Error = result.expect_err("it is refused").into();
+    format!("{error:#}")
+}
+
+#[test]
+fn a_good_guest_is_understood() {
+    let words = encoded(&[hello(), ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
+    let scene = Scene::new(words, Then::Waits);
+    let stdout = scene.stdout.clone();
+    let End::Exited(exit) = scene.play().unwrap().end else {
+        panic!("it has exited");
+    };
+    assert_eq!(exit.status, Status::Code(3));
+    assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+}
+
+#[test]
+fn what_is_no_message_ends_the_session() {
+    let after_hello = |bytes: &[u8]| [encoded(&[hello()]), bytes.to_vec()].concat();
+    let header = |len: u32, tag: u8| [&len.to_le_bytes()[..], &[tag]].concat();
+    for (words, said) in [
+        (
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            "a frame of 542393671 bytes was announced",
+        ),
+        (
+            header(u32::MAX, 0x85),
+            "a frame of 4294967295 bytes was announced",
+        ),
+        (
+            after_hello(&header(u32::MAX, 0x85)),
+            "a frame of 4294967295 bytes was announced",
+        ),
+        (
+            after_hello(&header(u32::try_from(BODY_MAX + 1).unwrap(), 0x85)),
+            "a frame of 1048577 bytes was announced",
+        ),
+        (header(0, 0), "a message of the unknown kind 0x00"),
+        (
+            header(0, 0x81),
+            "a message of kind 0x81 that cannot be understood",
+        ),
+        (
+            after_hello(&header(0, 0x01)),
+            "a message of the unknown kind 0x01",
+        ),
+        (
+            after_hello(&header(0, 0x84)),
+            "a message of kind 0x84 that cannot be understood",
+        ),
+        (
+            after_hello(&[&header(2, 0x89)[..], &[200, 0]].concat()),
+            "a message of kind 0x89 that cannot be understood",
+        ),
+    ] {
+        let told = told(result(words, Then::Waits));
+        assert!(
+            told.starts_with("the guest broke the protocol: ") && told.contains(said),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn messages_out_of_order_end_the_session() {
+    let mut wrong: Vec<(Vec<ToHost>, &str)> = Vec::new();
+    for first in [
+        ToHost::Started,
+        ToHost::Stdout(b"x"),
+        ToHost::Warning("x".into()),
+        exit(0),
+    ] {
+        wrong.push((vec![first], "its first message is no hello"));
+    }
+    for second in [
+        hello(),
+        ToHost::Stdout(b"x"),
+        ToHost::Stderr(b""),
+        ToHost::Room(1),
+        ToHost::Files(b""),
+        exit(0),
+        ToHost::FilesOf(0, None),
+    ] {
+        wrong.push((vec![hello(), second], "a message out of order"));
+    }
+    for third in [
+        hello(),
+        ToHost::Started,
+        ToHost::Files(b""),
+        ToHost::Refused(Refusal::NotFound("x".into())),
+    ] {
+        wrong.push((
+            vec![hello(), ToHost::Started, third],
+            "a message out of order",
+        ));
+    }
+    for number in [0, 1, u32::MAX] {
+        for why in [None, Some("x".to_owned())] {
+            wrong.push((
+                vec![hello(), ToHost::Started, ToHost::FilesOf(number, why)],
+                "files that were not asked for",
+            ));
+        }
+    }
+    for (messages, said) in wrong {
+        let told = told(result(encoded(&messages), Then::Waits));
+        assert!(told.contains(said), "{messages:?}: {told}");
+    }
+}
+
+#[test]
+fn nothing_counts_after_the_exit() {
+    let words = encoded(&[
+        hello(),
+        ToHost::Started,
+        exit(0),
+        exit(1),
+        ToHost::Stdout(b"more"),
+    ]);
+    let scene = Scene::new([words, vec![0xff; 100]].concat(), Then::Waits);
+    let stdout = scene.stdout.clone();
+    assert!(matches!(
+        scene.play().unwrap().end,
+        End::Exited(Exit {
+            status: Status::Code(0),
+            ..
+        })
+    ));
+    assert!(stdout.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_guest_that_ends_early_is_told_from_one_that_exits() {
+    let whole = encoded(&[hello(), ToHost::Started, exit(0)]);
+    for len in 0..whole.len() {
+        let told = told(result(whole[..len].to_vec(), Then::Ends));
+        assert_eq!(
+            told, "the machine ended before its command did: the script is over",
+            "{len}"
+        );
+    }
+}
+
+#[test]
+fn another_version_is_named() {
+    let theirs = ToHost::Hello(Hello {
+        version: 99,
+        rings: None,
+    });
+    let told = told(result(encoded(&[theirs]), Then::Waits));
+    assert!(told.contains("another version (99, not "), "{told}");
+}
+
+#[test]
+fn a_guest_that_never_starts_a_command_has_a_limit() {
+    for words in [
+        vec![],
+        encoded(&[hello()]),
+        encoded(&[hello()])[..3].to_vec(),
+    ] {
+        assert!(matches!(
+            result(words, Then::Waits),
+            Err(Error::NoInit(SOON))
+        ));
+    }
+    // It talks all the time.
+    let first = encoded(&[hello()]);
+    let words = [first.clone(), encoded(&[ToHost::Warning("wait".into())])].concat();
+    let result = result(words, Then::Repeats(first.len()));
+    assert!(matches!(result, Err(Error::NoInit(SOON))), "{result:?}");
+}
+
+#[test]
+fn floods_end_at_the_time_limit_with_little_memory() {
+    let before = peak();
+    for (message, len) in [
+        (ToHost::Stdout(&[b'x'; 65536]), 10),
+        (ToHost::Stderr(b""), 1000),
+        (ToHost::Room(u32::MAX), 1000),
+        (ToHost::Warning("x".repeat(BODY_MAX - 10)), 1),
+    ] {
+        let start = encoded(&[hello(), ToHost::Started]);
+        let words = [start.clone(), encoded(&vec![message; len])].concat();
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut scene = Scene::new(words, Then::Repeats(start.len()));
+        scene.timeout = Some(SOON);
+        scene.max_output = Some(100);
+        scene.stdin = Some(reader.into());
+        let report = scene.play().unwrap();
+        assert_eq!(report.end, End::TimedOut);
+        assert!(
+            report.warnings.len() <= 20 && report.warnings.iter().all(|line| line.len() <= 500)
+        );
+    }
+    let grown = peak() - before;
+    assert!(grown < 32 << 10, "{grown} KiB more");
+}
+
+/// The most memory that this process has had, in KiB.
+fn peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let feeder = std::thread::spawn(move || {
+        // Until nobody reads it.
+        while writer.write_all(&[7; 65536]).is_ok() {}
+    });
+    let asked = [u32::MAX; 3].map(ToHost::Room);
+    let words = encoded(&[&[hello(), ToHost::Started], &asked[..]].concat());
+    let mut scene = Scene::new(words, Then::Waits);
+    scene.stdin = Some(reader.into());
+    scene.timeout = Some(SOON);
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::TimedOut);
+    feeder.join().unwrap();
+    let sent = sent.0.lock().unwrap();
+    // A window each time at the most, and frames around it.
+    assert!(
+        (1..=3 * STDIN_WINDOW as usize + 4096).contains(&sent.len()),
+        "{}",
+        sent.len()
+    );
+}
+
+#[test]
+fn signals_wait_for_the_command_and_the_end_does_not() {
+    let messages = |sent: &Shared| {
+        let mut decoder = frame::Decoder::default();
+        decoder.extend(&sent.0.lock().unwrap());
+        let mut tags = Vec::new();
+        while let Some((tag, body)) = decoder.next().unwrap() {
+            let message = ToGuest::decode(tag, body).unwrap();
+            tags.push(format!("{message:?}").split('(').next().unwrap().to_owned());
+        }
+        tags
+    };
+    let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+    scene.events = vec![Event::Signal(15), Event::Stop];
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::Stopped);
+    assert!(messages(&sent).iter().all(|message| message == "Request"));
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
+    scene.events = vec![Event::Signal(15)];
+    scene.timeout = Some(SOON);
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::TimedOut);
+    // This guest doesn't wait for its request, so that either may come first.
+    let mut told = messages(&sent);
+    told.sort();
+    assert_eq!(told, ["Request", "Signal"]);
+}
+
+/// An entry of a cpio archive, with a name that none should have.
+fn entry(name: &str, mode: u32, size: u32, data: &[u8]) -> Vec<u8> {
+    let name_size = u32::try_from(name.len() + 1).unwrap();
+    let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+    let mut entry = b"070701".to_vec();
+    fields
+        .iter()
+        .for_each(|field| write!(entry, "{field:08x}").unwrap());
+    entry.extend(name.as_bytes());
+    entry.resize((entry.len() + 1).next_multiple_of(4), 0);
+    entry.extend(data);
+    entry.resize(entry.len().next_multiple_of(4), 0);
+    entry
+}
+
+/// A good archive of one file.
+fn archive(name: &str) -> Vec<u8> {
+    let mut archive = Archive::new(Vec::new());
+    archive
+        .file(name, Attributes::new(0o644), 2, &b"hi"[..])
+        .unwrap();
+    archive.finish().unwrap()
+}
+
+/// What comes of an archive that a guest sends for the one folder that is copied out, to `out` in a new folder.
+fn copied(pieces: &[&[u8]]) -> (tempfile::TempDir, Result<Report, Error>) {
+    let mut messages = vec![hello(), ToHost::Started, ToHost::FilesOf(0, None)];
+    messages.extend(pieces.iter().map(|piece| ToHost::Files(piece)));
+    messages.extend([ToHost::Files(b""), exit(0)]);
+    let folder = tempfile::tempdir().unwrap();
+    let result = copying(folder.path(), encoded(&messages), Then::Waits).play();
+    (folder, result)
+}
+
+fn copying(folder: &Path, words: Vec<u8>, then: Then) -> Scene {
+    fs::write(folder.join("victim"), "safe").unwrap();
+    Scene {
+        copy_out: vec![Files {
+            from: "/work".into(),
+            to: folder.join("below/out"),
+        }],
+        ..Scene::new(words, then)
+    }
+}
+
+/// Nothing was written but below `below/out`.
+fn assert_untouched(folder: &Path) {
+    assert_eq!(fs::read(folder.join("victim")).unwrap(), b"safe");
+    let below = |path: &Path| {
+        fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        below(folder)
+            .iter()
+            .all(|name| name == "victim" || name == "below"),
+        "{:?}",
+        below(folder)
+    );
+    if folder.join("below").exists() {
+        assert!(
+            below(&folder.join("below"))
+                .iter()
+                .all(|name| name == "out")
+        );
+    }
+}
+
+#[test]
+fn archives_that_lead_elsewhere_write_nothing_there() {
+    let (folder, report) = copied(&[&archive("copied")]);
+    assert!(!report.unwrap().copy_failed);
+    assert_eq!(fs::read(folder.path().join("below/out")).unwrap(), b"hi");
+    let file = |name: &str| entry(name, 0o100_644, 4, b"evil");
+    let link = |name: &str, to: &str| {
+        let len = u32::try_from(to.len()).unwrap();
+        entry(name, 0o120_777, len, to.as_bytes())
+    };
+    let end = entry("TRAILER!!!", 0, 0, b"");
+    let root = entry("copied", 0o040_755, 0, b"");
+    for entries in [
+        vec![file("../victim")],
+        vec![file("copied/../../victim")],
+        vec![root.clone(), file("copied/../../victim")],
+        vec![file("/etc/victim")],
+        vec![file("victim")],
+        vec![file("")],
+        vec![file("copiedvictim")],
+        vec![link("copied", ".."), file("copied/victim")],
+        vec![
+            root.clone(),
+            link("copied/l", "../.."),
+            file("copied/l/victim"),
+        ],
+        vec![
+            root.clone(),
+            link("copied/l", "/"),
+            file("copied/l/tmp/minivm-victim"),
+        ],
+        vec![
+            root.clone(),
+            link("copied/a", "b"),
+            link("copied/b", "../.."),
+            file("copied/a/victim"),
+        ],
+        vec![entry("copied", 0o100_644, 100, b"short")],
+        vec![entry("copied", 0o100_644, u32::MAX, b"short")],
+        vec![entry("copied", 0o120_777, u32::MAX, b"short")],
+    ] {
+        let bytes = [entries.concat(), end.clone()].concat();
+        let (folder, report) = copied(&[&bytes]);
+        let report = report.unwrap();
+        assert!(
+            report.copy_failed || !report.warnings.is_empty(),
+            "{:?}",
+            String::from_utf8_lossy(&bytes)
+        );
+        assert_untouched(folder.path());
+        assert!(!Path::new("/tmp/minivm-victim").exists());
+    }
+}
+
+#[test]
+fn an_archive_that_is_none_fails_the_copy_and_no_more() {
+    for bytes in [
+        &b"x"[..],
+        &[0; 200],
+        &archive("copied")[..30],
+        b"070701zzzzzzzz",
+    ] {
+        let (folder, report) = copied(&[bytes]);
+        let report = report.unwrap();
+        assert!(report.copy_failed, "{bytes:?}");
+        assert!(
+            report.warnings[0].starts_with("cannot copy /work out: to "),
+            "{:?}",
+            report.warnings
+        );
+        assert!(matches!(report.end, End::Exited(_)));
+        assert_untouched(folder.path());
+    }
+}
+
+#[test]
+fn more_files_than_agreed_end_the_session() {
+    let piece = [0_u8; 65536];
+    let (folder, result) = copied(&[&piece[..]; 17]);
+    assert_eq!(
+        told(result),
+        "cannot take files out: the guest sends more than 1048576 bytes"
+    );
+    assert_untouched(folder.path());
+}
+
+#[test]
+fn files_that_never_come_are_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = encoded(&[hello(), ToHost::Started, exit(0)]);
+    let report = copying(folder.path(), words, Then::Waits).play().unwrap();
+    assert!(report.copy_failed, "{report:?}");
+    assert_eq!(report.warnings.len(), 1, "{report:?}");
+}
+
+#[test]
+fn the_same_files_do_not_come_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = archive("copied");
+    let once = [
+        ToHost::FilesOf(0, None),
+        ToHost::Files(&bytes),
+        ToHost::Files(b""),
+    ];
+    let words = encoded(&[&[hello(), ToHost::Started][..], &once, &once].concat());
+    let told = told(copying(folder.path(), words, Then::Waits).play());
+    assert!(told.contains("files that were not asked for"), "{told}");
+}
+
+/// What a guest may say: messages of every kind, with any content, and what is none.
+fn words() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = || prop::collection::vec(any::<u8>(), 0..64);
+    let message = prop_oneof![
+        6 => Just(encoded(&[hello()])),
+        6 => Just(encoded(&[ToHost::Started])),
+        2 => Just(encoded(&[exit(0)])),
+        2 => any::<u32>().prop_map(|room| encoded(&[ToHost::Room(room)])),
+        3 => bytes().prop_map(|bytes| encoded(&[ToHost::Stdout(&bytes)])),
+        2 => bytes().prop_map(|bytes| encoded(&[ToHost::Stderr(&bytes)])),
+        3 => (0_u32..2, proptest::option::of(".*")).prop_map(|(number, why)| encoded(&[ToHost::FilesOf(number, why)])),
+        3 => bytes().prop_map(|bytes| encoded(&[ToHost::Files(&bytes)])),
+        2 => Just(encoded(&[ToHost::Files(&archive("copied")), ToHost::Files(b"")])),
+        1 => ".*".prop_map(|text| encoded(&[ToHost::Warning(text)])),
+        1 => ".*".prop_map(|text| encoded(&[ToHost::Refused(Refusal::Failed(text))])),
+        1 => bytes(),
+        // A frame of any kind and length with another body than it says.
+        2 => (0x80_u8..0x90, 0_u32..70, bytes()).prop_map(|(tag, len, body)| [&len.to_le_bytes()[..], &[tag], &body].concat()),
+    ];
+    (any::<bool>(), prop::collection::vec(message, 0..12)).prop_map(|(polite, messages)| {
+        let start = match polite {
+            true => encoded(&[hello(), ToHost::Started]),
+            false => Vec::new(),
+        };
+        [start, messages.concat()].concat()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_guest_says_the_session_ends(words in words(), again: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let then = if again { Then::Repeats(0) } else { Then::Ends };
+        let mut scene = copying(folder.path(), words, then);
+        scene.timeout = Some(Duration::from_millis(20));
+        scene.stdin = Some(File::open("/dev/zero").unwrap().into());
+        if again && scene.words.is_empty() {
+            scene.then = Then::Waits;
+        }
+        let _ = scene.play();
+        assert_untouched(folder.path());
+    }
+}

@@ -1,0 +1,177 @@
+//! Files into the guest and out of it.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use crate::guest::{assert_well, end_of, noise, scratch, shell};
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A new folder.
+fn folder(name: &str) -> std::path::PathBuf {
+    let folder = scratch(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn files_and_folders_go_in_and_come_out_with_their_modes() {
+    let here = folder("copies");
+    let input = here.join("in");
+    fs::create_dir_all(input.join("deep/er")).unwrap();
+    let big = noise(3_000_001);
+    fs::write(input.join("big"), &big).unwrap();
+    fs::write(
+        input.join("deep/er/script"),
+        "#!/bin/sh\necho it runs as $(id -u)\n",
+    )
+    .unwrap();
+    chmod(&input.join("deep/er/script"), 0o750);
+    chmod(&input.join("deep"), 0o700);
+    symlink("deep/er", input.join("link")).unwrap();
+    let one = here.join("one");
+    fs::write(&one, "one").unwrap();
+    chmod(&one, 0o640);
+
+    let at = |path: &Path, to: &str| format!("{}:{to}", path.display());
+    let copies = [
+        at(&input, "/srv/all"),
+        at(&one, "/srv/new/"),
+        at(&one, "/etc/one"),
+    ];
+    let out = here.join("out");
+    let script = "stat -c '%a %u %n' /srv/all/deep /srv/all/deep/er/script /srv/new/one /etc/one; \
+                  /srv/all/link/script; cat /etc/one; echo; mkdir /tmp/result; cp -a /srv/all /tmp/result/again; \
+                  mkdir /tmp/result/closed; echo x > /tmp/result/closed/x; chmod 4555 /tmp/result/closed/x; chmod 500 /tmp/result/closed; \
+                  ln -s again/big /tmp/result/inside; exit 7";
+    let there = folder("copies-out");
+    let outs = [
+        format!("/tmp/result:{}", out.display()),
+        format!("/etc/one:{}", there.display()),
+    ];
+    let mut flags = vec!["-u", "app"];
+    copies
+        .iter()
+        .for_each(|copy| flags.extend(["--copy-in", copy]));
+    outs.iter()
+        .for_each(|copy| flags.extend(["--copy-out", copy]));
+    let ended = end_of(shell(&flags, script));
+    assert_eq!(
+        ended.text(),
+        "700 1000 /srv/all/deep\n750 1000 /srv/all/deep/er/script\n640 1000 /srv/new/one\n640 1000 /etc/one\n\
+         it runs as 1000\none\n",
+        "{}",
+        ended.stderr
+    );
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(7), ""));
+    assert!(fs::read(out.join("again/big")).unwrap() == big);
+    assert_eq!(mode(&out.join("again/deep")), 0o700);
+    assert_eq!(mode(&out.join("again/deep/er/script")), 0o750);
+    assert_eq!(
+        mode(&out.join("closed")),
+        0o700,
+        "the owner can always clean up"
+    );
+    assert_eq!(mode(&out.join("closed/x")), 0o555, "no set-user-ID");
+    assert_eq!(
+        fs::read_link(out.join("inside")).unwrap(),
+        Path::new("again/big")
+    );
+    assert_eq!(fs::read(there.join("one")).unwrap(), b"one");
+}
+
+#[test]
+fn what_cannot_be_copied_out_is_125_and_said_and_the_rest_is_copied() {
+    let here = folder("partly");
+    let to = |name: &str| here.join(name).display().to_string();
+    let outs = [
+        format!("/nowhere:{}", to("a")),
+        format!("/tmp/there:{}", to("b")),
+        format!("/tmp/special:{}", to("c")),
+        format!("/etc/passwd:{}", to("passwd/below")),
+    ];
+    fs::write(here.join("passwd"), "a file").unwrap();
+    let flags: Vec<&str> = outs
+        .iter()
+        .flat_map(|out| ["--copy-out", out.as_str()])
+        .collect();
+    let script = "echo fine > /tmp/there; mkdir /tmp/special; mknod /tmp/special/pipe p; ln -s /etc/passwd /tmp/special/out";
+    let ended = end_of(shell(&flags, script));
+    assert_eq!(ended.code, Some(125), "{}", ended.stderr);
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(
+        lines[0],
+        "minivm: cannot copy /nowhere out: No such file or directory (os error 2)"
+    );
+    assert!(
+        lines.iter().any(|line| line
+            .ends_with("special/pipe: neither a file, a folder nor a link")
+            || line.ends_with("c/pipe: neither a file, a folder nor a link")),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.ends_with("c/out: a link that leads elsewhere")),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("minivm: cannot copy /etc/passwd out: to ")),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(fs::read(here.join("b")).unwrap(), b"fine\n");
+}
+
+#[test]
+fn files_are_copied_out_of_a_command_that_was_killed() {
+    let here = folder("killed");
+    let out = format!("/tmp/there:{}", here.join("b").display());
+    let ended = end_of(shell(
+        &["--copy-out", &out],
+        "echo fine > /tmp/there; kill -9 $$",
+    ));
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(137), ""));
+    assert_eq!(fs::read(here.join("b")).unwrap(), b"fine\n");
+}
+
+#[test]
+fn a_cache_and_temporary_folder_are_left_as_they_were() {
+    let temporary = folder("tmp");
+    let mut command = shell(&[], "true");
+    command.env("TMPDIR", &temporary);
+    assert_well(&end_of(command));
+    let names = |folder: &Path| {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let archives = scratch("cache").join("minivm/initramfs");
+    let before = names(&archives);
+    let mut command = shell(&[], "true");
+    command.env("TMPDIR", &temporary);
+    assert_well(&end_of(command));
+    assert_eq!(names(&archives), before);
+    assert_eq!(names(&temporary), Vec::<std::ffi::OsString>::new());
+    assert!(
+        before
+            .iter()
+            .all(|name| name.to_str().unwrap().ends_with(".cpio")),
+        "{before:?}"
+    );
+}

@@ -1,0 +1,142 @@
+//! An image with a configuration of its own, run and built.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use minivm_tests::program::{self, Program};
+use rustix::process::Signal;
+
+use crate::guest::{
+    AT_ONCE, PATIENCE, assert_well, end_of, minivm, our_kernel, run_image, scratch, small_root,
+    text_of,
+};
+
+/// What `docker save` would write of an image of the small root file system.
+fn saved() -> &'static str {
+    static SAVED: OnceLock<String> = OnceLock::new();
+    SAVED.get_or_init(|| {
+        let folder = scratch("saved");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let layer = folder.join("layer.tar");
+        tar(&small_root().to_owned(), &layer, &["."]);
+        let output = Command::new("/bin/busybox")
+            .arg("sha256sum")
+            .arg(&layer)
+            .output()
+            .unwrap();
+        let digest = String::from_utf8(output.stdout)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned();
+        let config = serde_json::json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {
+                "Entrypoint": ["/bin/sh", "-c", "echo $0 $1 $GREETING from $(pwd), user $(id -u)"],
+                "Cmd": ["image", "says"],
+                "Env": ["GREETING=hello", "PATH=/bin"],
+                "WorkingDir": "/data/work",
+                "User": "app",
+                "StopSignal": "SIGUSR2",
+            },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+        });
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        let manifest =
+            r#"[{"Config": "config.json", "RepoTags": ["test:1"], "Layers": ["layer.tar"]}]"#;
+        fs::write(folder.join("manifest.json"), manifest).unwrap();
+        let archive = scratch("saved.tar");
+        tar(
+            &folder,
+            &archive,
+            &["manifest.json", "config.json", "layer.tar"],
+        );
+        format!("docker-archive:{}", archive.display())
+    })
+}
+
+fn tar(folder: &PathBuf, archive: &PathBuf, names: &[&str]) {
+    let mut tar = Command::new("/bin/busybox");
+    tar.arg("tar")
+        .arg("-C")
+        .arg(folder)
+        .arg("-cf")
+        .arg(archive)
+        .args(names);
+    assert!(tar.status().unwrap().success());
+}
+
+#[test]
+fn an_images_own_command_runs_as_the_image_says_and_as_the_flags_say() {
+    let text =
+        |flags: &[&str], words: &[&str]| text_of(run_image(saved(), our_kernel(), flags, words));
+    assert_eq!(
+        text(&[], &[]),
+        "image says hello from /data/work, user 1000\n"
+    );
+    assert_eq!(
+        text(&[], &["you", "say"]),
+        "you say hello from /data/work, user 1000\n"
+    );
+    let flags = ["-e", "GREETING=bye", "-w", "/", "-u", "0"];
+    assert_eq!(text(&flags, &[]), "image says bye from /, user 0\n");
+    assert_eq!(
+        text(&["--entrypoint", ""], &["echo", "$GREETING"]),
+        "$GREETING\n"
+    );
+}
+
+#[test]
+fn the_images_stop_signal_is_what_sigterm_becomes() {
+    let script =
+        "trap 'echo USR2; exit 3' USR2; echo ready; while :; do sleep 1000 & wait $!; done";
+    let flags = ["--entrypoint", "/bin/sh"];
+    let mut program = Program::start(&mut run_image(
+        saved(),
+        our_kernel(),
+        &flags,
+        &["-c", script],
+    ));
+    program.wait_for("ready\n", PATIENCE);
+    program.signal(Signal::TERM);
+    let ended = program.end(AT_ONCE);
+    assert_eq!(
+        (ended.code, ended.text().as_str()),
+        (Some(3), "ready\nUSR2\n")
+    );
+}
+
+#[test]
+fn a_built_initramfs_runs_the_images_command_on_the_console() {
+    for compression in ["none", "gzip"] {
+        let built = scratch("built.img");
+        let mut build = minivm();
+        build
+            .args(["build", "--compression", compression, saved(), "-o"])
+            .arg(&built);
+        assert_well(&program::run(&mut build, PATIENCE));
+        let mut boot = minivm();
+        boot.args(["--accel", "kvm", "--kernel"])
+            .arg(our_kernel())
+            .arg("--initramfs")
+            .arg(&built);
+        let ended = end_of(boot);
+        assert_well(&ended);
+        let text = ended.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0], "image says hello from /data/work, user 1000",
+            "{compression}"
+        );
+        // The kernel's own last word, which it says whatever it is told.
+        assert!(
+            lines.len() == 2 && lines[1].ends_with("reboot: Power down"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! What `--json` says.
+
+use minivm_tests::program::Ended;
+use serde_json::Value;
+
+use crate::guest::{end_of, run, shell};
+
+/// Every field that a report always has, in the order in which they are printed.
+const FIELDS: [&str; 12] = [
+    "exit_code",
+    "signal",
+    "timed_out",
+    "truncated",
+    "oom",
+    "error",
+    "warnings",
+    "wall_time",
+    "user_time",
+    "system_time",
+    "peak_memory",
+    "phases",
+];
+const PHASES: [&str; 6] = ["image", "boot", "init", "setup", "run", "total"];
+
+/// The one line on stdout.
+fn report(ended: &Ended) -> Value {
+    assert_eq!(ended.stderr, "");
+    assert_eq!(ended.text().lines().count(), 1, "{}", ended.text());
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(
+        report["exit_code"].as_i64(),
+        ended.code.map(Into::into),
+        "{report}"
+    );
+    report
+}
+
+#[test]
+fn json_has_the_outputs_and_everything_about_the_end() {
+    let script =
+        r"echo 4; printf '\377\000' >&2; n=0; while [ $n -lt 30000 ]; do n=$((n+1)); done; exit 42";
+    let report = report(&end_of(shell(&["--json"], script)));
+    let mut fields: Vec<&str> = report
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    fields.retain(|field| !field.starts_with("std"));
+    let mut expected = FIELDS;
+    fields.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(fields, expected);
+    assert_eq!(report["exit_code"], 42);
+    assert_eq!(
+        (&report["stdout"], &report["stderr_base64"]),
+        (&"4\n".into(), &"/wA=".into())
+    );
+    assert!(report.get("stdout_base64").is_none() && report.get("stderr").is_none());
+    for no in ["timed_out", "truncated", "oom"] {
+        assert_eq!(report[no], false, "{no}");
+    }
+    assert!(
+        report["signal"].is_null() && report["error"].is_null(),
+        "{report}"
+    );
+    assert_eq!(report["warnings"], Value::Array(vec![]));
+    let seconds = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{report}"));
+    let phases: Vec<f64> = PHASES
+        .iter()
+        .map(|phase| seconds(&report["phases"][phase]))
+        .collect();
+    assert_eq!(report["phases"].as_object().unwrap().len(), PHASES.len());
+    let (total, parts) = phases.split_last().unwrap();
+    assert!(phases.iter().all(|phase| *phase > 0.0), "{report}");
+    assert!(parts.iter().sum::<f64>() <= *total, "{report}");
+    assert_eq!(report["wall_time"], report["phases"]["run"]);
+    let used = seconds(&report["user_time"]) + seconds(&report["system_time"]);
+    // The guest's kernel counts in ticks where it has no better.
+    assert!(
+        used > 0.0 && used < seconds(&report["wall_time"]) + 0.02,
+        "{report}"
+    );
+    let peak = report["peak_memory"].as_u64().unwrap();
+    assert!((100 << 10..64 << 20).contains(&peak), "{peak}");
+}
+
+#[test]
+fn json_tells_signals_limits_and_refusals() {
+    let killed = report(&end_of(shell(&["--json"], "kill -9 $$")));
+    assert_eq!(
+        (&killed["exit_code"], &killed["signal"], &killed["oom"]),
+        (&137.into(), &9.into(), &false.into())
+    );
+    let flags = ["--json", "--timeout", "500ms", "--max-output", "10"];
+    let late = report(&end_of(shell(&flags, "seq 100; sleep 1000")));
+    assert_eq!(
+        (&late["exit_code"], &late["timed_out"], &late["truncated"]),
+        (&124.into(), &true.into(), &true.into())
+    );
+    assert_eq!(late["stdout"], "1\n2\n3\n4\n5\n");
+    assert_eq!(late["error"], "the time limit was reached");
+    let missing = report(&end_of(run(&["--json"], &["nobody"])));
+    assert_eq!(missing["exit_code"], 127);
+    assert!(
+        missing["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("no such command: nobody"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn out_of_memory_is_137_and_told() {
+    let hungry = "BEGIN { s = \"0123456789\"; while (1) s = s s }";
+    let flags = ["--json", "--memory", "64M"];
+    let report = report(&end_of(run(&flags, &["awk", hungry])));
+    assert_eq!(
+        (&report["exit_code"], &report["oom"]),
+        (&137.into(), &true.into()),
+        "{report}"
+    );
+    let peak = report["peak_memory"].as_u64().unwrap();
+    assert!((16 << 20..64 << 20).contains(&peak), "{peak}");
+    let plain = end_of(run(&flags[1..], &["awk", hungry]));
+    assert_eq!(plain.code, Some(137));
+    assert_eq!(
+        plain.stderr,
+        "minivm: the guest ran out of memory; more -m/--memory helps\n"
+    );
+}

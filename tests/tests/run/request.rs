@@ -1,0 +1,176 @@
+//! What a user asks for beside the command, as container users know it.
+
+use std::fs;
+
+use crate::guest::{end_of, run, scratch, shell, shell_text, text_of};
+
+#[test]
+fn the_environment_is_what_was_asked_for_and_nothing_of_the_hosts() {
+    let file = scratch("env-file");
+    fs::write(&file, "# comment\nFROM_FILE=a b\nTWICE=file\nPASSED_ON\n").unwrap();
+    let file = file.to_str().unwrap();
+    let flags = [
+        "-e",
+        "PLAIN=1=2",
+        "--env-file",
+        file,
+        "-e",
+        "TWICE=flag",
+        "-e",
+        "NOT_THERE",
+    ];
+    let mut command = run(&flags, &["env"]);
+    command
+        .env("PASSED_ON", "hosts")
+        .env("SECRET", "hosts")
+        .env("MINIVM_SECRET", "hosts");
+    let text = text_of(command);
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "FROM_FILE=a b",
+            "HOME=/root",
+            "HOSTNAME=minivm",
+            "PASSED_ON=hosts",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PLAIN=1=2",
+            "TWICE=flag",
+        ]
+    );
+}
+
+#[test]
+fn folder_user_and_name_are_the_users() {
+    let script = "pwd; stat -c %a .; id -u; id -g; id -G; echo $HOME $HOSTNAME; hostname; cat /etc/hostname; \
+                  grep -c box /etc/hosts; grep NoNewPrivs /proc/self/status; touch /data/x || echo not mine";
+    let flags = ["-w", "/srv/new", "-u", "app", "--hostname", "box"];
+    let ended = end_of(shell(&flags, script));
+    assert_eq!(
+        ended.text(),
+        "/srv/new\n755\n1000\n1001\n1001 4 44\n/home/app box\nbox\nbox\n1\nNoNewPrivs:\t1\nnot mine\n"
+    );
+    for (user, ids) in [
+        ("app:video", "1000 44 44\n"),
+        ("1000:log", "1000 4 4\n"),
+        ("4711", "4711 0 0\n"),
+        ("4711:815", "4711 815 815\n"),
+    ] {
+        assert_eq!(
+            shell_text(&["-u", user], "echo $(id -u) $(id -g) $(id -G)"),
+            ids,
+            "{user}"
+        );
+    }
+    for (user, named) in [("nobody", "user nobody"), ("app:wheel", "group wheel")] {
+        let ended = end_of(shell(&["-u", user], "true"));
+        assert_eq!(ended.code, Some(125));
+        let said =
+            format!("minivm: the guest refused to run the command: the image has no {named}\n");
+        assert_eq!(ended.stderr, said);
+    }
+}
+
+#[test]
+fn an_entrypoint_takes_the_command_as_its_arguments() {
+    assert_eq!(
+        text_of(run(&["--entrypoint", "/bin/echo"], &["a", "-b", "c d"])),
+        "a -b c d\n"
+    );
+}
+
+#[test]
+fn limits_are_set() {
+    let flags = [
+        "--ulimit",
+        "nofile=77",
+        "--ulimit",
+        "core=0:1024",
+        "--ulimit",
+        "nproc=100:200",
+    ];
+    let text = shell_text(
+        &flags,
+        "ulimit -n; ulimit -Hn; ulimit -c; grep processes /proc/self/limits",
+    );
+    let lines: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[..3], [["77"], ["77"], ["0"]]);
+    assert_eq!(lines[3][2..4], ["100", "200"], "{text}");
+}
+
+#[test]
+fn a_read_only_root_takes_no_writes_and_the_rest_does() {
+    let script = "touch /new || echo root; touch /bin/busybox || echo file; mkdir /data/d || echo folder; \
+                  mount -o remount,rw / || echo kept; touch /tmp/t /run/r /dev/shm/s && echo rest; \
+                  echo x > /proc/self/comm && echo proc";
+    let ended = end_of(shell(&["--read-only", "-u", "app"], script));
+    assert_eq!(
+        ended.text().replace("rest\n", ""),
+        "root\nfile\nfolder\nkept\nproc\n",
+        "{}",
+        ended.stderr
+    );
+    let ended = end_of(shell(
+        &["--read-only"],
+        "touch /new || echo root; touch /tmp/t /run/r /dev/shm/s && echo rest",
+    ));
+    assert_eq!(ended.text(), "root\nrest\n", "{}", ended.stderr);
+    let ended = end_of(shell(&[], "touch /new /bin/busybox && echo writable"));
+    assert_eq!(ended.text(), "writable\n", "{}", ended.stderr);
+}
+
+#[test]
+fn only_the_privileged_gain_privileges() {
+    let unprivileged = shell_text(&[], "grep NoNewPrivs /proc/self/status");
+    assert_eq!(unprivileged, "NoNewPrivs:\t1\n");
+    let privileged = shell_text(&["--privileged"], "grep NoNewPrivs /proc/self/status");
+    assert_eq!(privileged, "NoNewPrivs:\t0\n");
+}
+
+#[test]
+fn what_cannot_be_is_said_before_a_machine_is_started() {
+    for (flags, said) in [
+        (
+            &["-w", "relative"][..],
+            "minivm: the working folder must be an absolute path\n",
+        ),
+        (
+            &["--hostname", "a/b"],
+            "minivm: \"a/b\" is no host name: it has 1 to 64 characters\n",
+        ),
+        (
+            &["--memory", "1M"],
+            "minivm: 1 MiB of memory are too little: ",
+        ),
+        (
+            &["-t"],
+            "minivm: -t needs a terminal, and stdin or stdout is none: leave it out\n",
+        ),
+        (
+            &["--env-file", "/nowhere"],
+            "minivm: cannot read /nowhere: No such file or directory",
+        ),
+        (&["--copy-in", "/nowhere:/x"], "minivm: cannot "),
+    ] {
+        let ended = end_of(shell(flags, "true"));
+        assert_eq!(ended.code, Some(125), "{flags:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with(said),
+            "{flags:?}: {}",
+            ended.stderr
+        );
+    }
+    let ended = end_of(run(&[], &[]));
+    assert_eq!(ended.code, Some(125));
+    assert!(
+        ended
+            .stderr
+            .contains("the image names no command of its own"),
+        "{}",
+        ended.stderr
+    );
+}

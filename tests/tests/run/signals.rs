@@ -1,0 +1,81 @@
+//! Signals that minivm gets while a command runs.
+
+use std::time::{Duration, Instant};
+
+use minivm_tests::program::Program;
+use rustix::process::Signal;
+
+use crate::guest::{AT_ONCE, PATIENCE, shell};
+
+#[test]
+fn signals_reach_the_command_and_the_end_is_its_own() {
+    let script = "trap 'echo INT' INT; trap 'echo USR1' USR1; trap 'echo HUP; exit 7' HUP; echo ready; \
+                  while :; do sleep 1000 & wait $!; done";
+    let mut program = Program::start(&mut shell(&[], script));
+    program.wait_for("ready\n", PATIENCE);
+    for _ in 0..2 {
+        program.signal(Signal::USR1);
+        program.wait_for("USR1\n", PATIENCE);
+    }
+    program.signal(Signal::INT);
+    program.wait_for("INT\n", PATIENCE);
+    drop(program);
+    for (signal, name, code) in [
+        (Signal::TERM, "TERM", 143),
+        (Signal::INT, "INT", 130),
+        (Signal::QUIT, "QUIT", 131),
+    ] {
+        // Nothing catches it.
+        let mut program = Program::start(&mut shell(&[], "echo ready; exec sleep 1000"));
+        program.wait_for("ready\n", PATIENCE);
+        program.signal(signal);
+        let ended = program.end(AT_ONCE);
+        assert_eq!(
+            (ended.code, ended.stderr.as_str()),
+            (Some(code), ""),
+            "{name}"
+        );
+    }
+    let mut program = Program::start(&mut shell(&[], script));
+    program.wait_for("ready\n", PATIENCE);
+    program.signal(Signal::HUP);
+    let ended = program.end(AT_ONCE);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(7), ""));
+    assert_eq!(ended.text(), "ready\nHUP\n");
+}
+
+#[test]
+fn a_second_interrupt_ends_the_machine() {
+    let mut program = Program::start(&mut shell(
+        &[],
+        "trap 'echo no' INT; echo ready; while :; do :; done",
+    ));
+    program.wait_for("ready\n", PATIENCE);
+    program.signal(Signal::INT);
+    program.wait_for("no\n", PATIENCE);
+    program.signal(Signal::INT);
+    let sent = Instant::now();
+    let ended = program.end(PATIENCE);
+    assert!(
+        sent.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        sent.elapsed()
+    );
+    assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+}
+
+#[test]
+fn a_signal_before_the_command_runs_is_not_lost() {
+    // As from `timeout`, or a supervisor that changed its mind: whenever it comes, nothing goes on for ever.
+    for wait in [50, 150, 300, 450] {
+        let program = Program::start(&mut shell(&[], "echo up; exec sleep 1000"));
+        // The moments are those of the boot, whatever it is doing then: this waits for nothing in particular.
+        std::thread::sleep(Duration::from_millis(wait));
+        program.signal(Signal::TERM);
+        let ended = program.end(Duration::from_secs(10));
+        assert!(
+            matches!((ended.code, ended.signal), (Some(143), _) | (_, Some(15))),
+            "{wait} ms: {ended:?}"
+        );
+    }
+}
