@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// A running program. It is killed when this is dropped.
 pub struct Program {
@@ -100,6 +100,15 @@ impl Program {
             .as_mut()
             .expect("stdin is still open")
             .write_all(bytes)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// If it can't be sent one.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is our child");
     }
 
     /// Waits until `text` is in what it has written to stdout.
