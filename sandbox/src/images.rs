@@ -135,7 +135,28 @@ pub fn build(image: &Image, compression: Compression, path: &Path) -> Result<Sum
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
-    // Not every file system has files without a name, and none of them gives such a file a name that is taken.
+    let Ok(file) = unnamed(folder) else {
+        return build_named(image, compression, path, folder);
+    };
+    let summary = write(image, compression, &file, path)?;
+    // Only a name that is free can be given to it; the other one is there for a moment.
+    let named = tempfile::Builder::new().make_in(folder, |free| {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(linkat(CWD, own, CWD, free, AtFlags::SYMLINK_FOLLOW)?)
+    });
+    let named = named.map_err(failed("create a file in", folder))?;
+    let persisted = named.into_temp_path().persist(path);
+    persisted.map_err(|error| failed("create", path)(error.error))?;
+    Ok(summary)
+}
+
+/// Writes it where a file system knows no files without a name. A kill leaves the file there, under a name of its own.
+fn build_named(
+    image: &Image,
+    compression: Compression,
+    path: &Path,
+    folder: &Path,
+) -> Result<Summary, Error> {
     let mut file =
         tempfile::NamedTempFile::new_in(folder).map_err(failed("create a file in", folder))?;
     let summary = write(image, compression, file.as_file_mut(), path)?;

@@ -106,9 +106,9 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// If it has ended.
+    /// If it has ended and was waited for.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs, or waits to be reaped");
+        kill_process(Pid::from_child(&self.child), signal).expect("it is our child");
     }
 
     /// Waits until `text` is in what it has written to stdout.

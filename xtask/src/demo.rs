@@ -29,7 +29,7 @@ pub(crate) fn run() -> Result<()> {
         &mut report,
         &Wanted {
             lab: !kvm::runs_kernels(),
-            debian_kernels: false,
+            ..Wanted::default()
         },
     )?;
     let minivm = report.stage("build minivm", || {

@@ -28,6 +28,10 @@ const ALWAYS: [&str; 17] = [
     "ca-certificates",
 ];
 
+/// For the tests alone, which make and move images with the tools that everybody uses. Docker's daemon comes in
+/// `docker.io`; its client isn't needed.
+const FOR_TESTS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "docker.io"];
+
 /// The kernel's source, the one we want first.
 const SOURCES: [&str; 2] = ["linux-source-6.12", "linux-source"];
 
@@ -46,6 +50,11 @@ pub(crate) fn install_all() -> Result<String> {
         });
     }
     install(&missing)
+}
+
+/// Installs what only the tests need.
+pub(crate) fn install_for_tests() -> Result<String> {
+    install_some(&FOR_TESTS)
 }
 
 /// Installs these packages where they are missing.

@@ -19,12 +19,16 @@ pub(crate) struct Wanted {
     /// Fetch Debian's cloud and generic kernels too (for the tests)
     #[arg(long)]
     pub(crate) debian_kernels: bool,
+    /// Install the tools that make and move container images too (for the tests)
+    #[arg(long)]
+    pub(crate) image_tools: bool,
 }
 
 /// Where set-up put things.
 pub(crate) struct Made {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
+    pub(crate) lab_kernel: Option<PathBuf>,
     pub(crate) debian_kernels: Option<PathBuf>,
 }
 
@@ -58,18 +62,23 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
     let cache = Cache::open()?;
     report.step("packages", || Ok(((), packages::install_all()?)))?;
     report.step("Rust target", || Ok(((), target::install()?)))?;
+    if wanted.image_tools {
+        report.step("image tools", || Ok(((), packages::install_for_tests()?)))?;
+    }
     let initramfs = report.step("root file system", || rootfs::ensure(&cache))?;
     let debian_kernels = match wanted.debian_kernels {
         true => Some(report.step("Debian kernels", || debian_kernels::ensure(&cache))?),
         false => None,
     };
     let kernel = kernels::ensure(report, Kernel::Sandbox)?;
-    if wanted.lab {
-        kernels::ensure(report, Kernel::Lab)?;
-    }
+    let lab_kernel = match wanted.lab {
+        true => Some(kernels::ensure(report, Kernel::Lab)?),
+        false => None,
+    };
     Ok(Made {
         kernel,
         initramfs,
+        lab_kernel,
         debian_kernels,
     })
 }

@@ -29,12 +29,15 @@ pub(crate) enum Place {
     AnyKvm,
     /// Where KVM runs kernels, with its ignored tests: in the lab, or here if this machine can.
     Kvm,
+    /// Here, with the tools that make images, and with minivm's release; not with `--fast`, which has neither.
+    WithImageTools,
 }
 
 impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
+            "images" => Self::WithImageTools,
             "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
@@ -53,6 +56,11 @@ impl Environment {
             ("MINIVM_TEST_BZIMAGE", made.kernel.join("bzImage")),
             ("MINIVM_TEST_INITRAMFS", made.initramfs.clone()),
         ];
+        variables.extend(
+            made.lab_kernel
+                .as_ref()
+                .map(|folder| ("MINIVM_TEST_LAB_KERNEL", folder.join("vmlinux"))),
+        );
         if let Some(kernels) = &made.debian_kernels {
             variables.push(("MINIVM_TEST_DEBIAN_CLOUD", kernels.join("cloud/vmlinuz")));
             variables.push((
@@ -105,7 +113,9 @@ pub(crate) fn run_in_lab(
 pub(crate) fn skip(test: &Executable) -> Result<Tally> {
     let list = capture(Command::new(&test.path).args(["--list", "--format", "terse"]))?;
     let tests = list.lines().filter(|line| line.ends_with(": test")).count();
-    println!("{tests} tests skipped: they need the lab, which --fast leaves out");
+    println!(
+        "{tests} tests skipped: they need the lab or the image tools, which --fast leaves out"
+    );
     Ok(Tally {
         skipped: tests as u64,
         ..Tally::default()
@@ -174,6 +184,7 @@ mod tests {
     fn boots_need_kvm_and_the_labs_own_tests_do_not() {
         assert_eq!(Place::of("boot_debian"), Place::Kvm);
         assert_eq!(Place::of("lab"), Place::HereWithIgnored);
+        assert_eq!(Place::of("images"), Place::WithImageTools);
         assert_eq!(Place::of("minivm_vmm"), Place::Here);
     }
 

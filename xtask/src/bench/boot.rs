@@ -40,6 +40,7 @@ pub(crate) fn run(args: &BootArgs) -> Result<()> {
     let wanted = Wanted {
         lab: true,
         debian_kernels: true,
+        ..Wanted::default()
     };
     let made = setup::prepare(&mut report, &wanted)?;
     let minivm = report.stage("build minivm", || {

@@ -9,7 +9,8 @@ use crate::Error;
 pub(crate) struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// The groups beside `gid`.
+    /// All groups. `gid` is one of them, as in containers: a program that gives up `gid` would otherwise be free of what the
+    /// group must not do.
     pub(crate) groups: Vec<u32>,
     pub(crate) home: String,
 }
@@ -51,6 +52,9 @@ fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<User, Error> {
         groups = memberships(group, login);
     } else {
         gid = find_group(group, group_name)?;
+    }
+    if !groups.contains(&gid) {
+        groups.insert(0, gid);
     }
     Ok(User {
         uid,
@@ -105,17 +109,20 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_found_with_their_groups() {
-        assert_eq!(user(""), (0, 0, vec![44], "/root".into()));
-        assert_eq!(user("app"), (1000, 1001, vec![44, 4], "/home/app".into()));
+        assert_eq!(user(""), (0, 0, vec![0, 44], "/root".into()));
+        assert_eq!(
+            user("app"),
+            (1000, 1001, vec![1001, 44, 4], "/home/app".into())
+        );
         assert_eq!(user("1000"), user("app"));
-        assert_eq!(user("app:log"), (1000, 4, vec![], "/home/app".into()));
-        assert_eq!(user("1000:77"), (1000, 77, vec![], "/home/app".into()));
+        assert_eq!(user("app:log"), (1000, 4, vec![4], "/home/app".into()));
+        assert_eq!(user("1000:77"), (1000, 77, vec![77], "/home/app".into()));
     }
 
     #[test]
     fn a_number_needs_no_entry_and_a_name_that_is_a_number_wins() {
-        assert_eq!(user("4711"), (4711, 0, vec![], "/".into()));
-        assert_eq!(user("7"), (9, 9, vec![], "/seven".into()));
+        assert_eq!(user("4711"), (4711, 0, vec![0], "/".into()));
+        assert_eq!(user("7"), (9, 9, vec![9], "/seven".into()));
     }
 
     #[test]

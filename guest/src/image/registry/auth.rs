@@ -4,6 +4,8 @@
 //! server that hands out tokens, to anybody or for a password (distribution documentation, "Token Authentication"). The
 //! password is what `docker login` has stored, asked for only when it is needed.
 
+use std::path::{Path, PathBuf};
+
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use reqwest::Url;
 use reqwest::blocking::RequestBuilder;
@@ -53,11 +55,23 @@ fn credential(client: &Client<'_>) -> Option<DockerCredential> {
             CredentialRetrievalError::ConfigNotFound
             | CredentialRetrievalError::NoCredentialConfigured,
         ) => None,
+        // That is also what it says of a configuration that isn't there.
+        Err(CredentialRetrievalError::ConfigReadError) if !has_configuration() => None,
         Err(error) => {
             log::warn!("no credentials for {server}: {}", shown(&error.to_string()));
             None
         }
     }
+}
+
+/// Whether there is anything that `docker login` may have stored.
+fn has_configuration() -> bool {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
+    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let file = folder
+        .or_else(home)
+        .map(|folder| folder.join("config.json"));
+    file.is_some_and(|file| std::fs::symlink_metadata(file).is_ok())
 }
 
 /// Names for one thing, older and newer.

@@ -1,0 +1,18 @@
+//! Real images, made by the tools that everybody makes images with (umoci, skopeo, a registry, Docker), and what `minivm`
+//! makes of them.
+//!
+//! They run on the host as root: only root unpacks devices and owners, and `umoci`'s unpacking is what a guest's files are
+//! compared with. The few guests run where `--accel auto` puts them. `cargo xtask test` installs the tools and names the
+//! files in the environment; where one is missing, tests fail.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod bad;
+mod guest;
+mod initramfs;
+mod kills;
+mod made;
+mod registry;
+mod sources;
+mod tape;
+mod tools;
