@@ -44,32 +44,24 @@ fn the_environment_is_what_was_asked_for_and_nothing_of_the_hosts() {
 #[test]
 fn folder_user_and_name_are_the_users() {
     let script = "pwd; stat -c %a .; id -u; id -g; id -G; echo $HOME $HOSTNAME; hostname; cat /etc/hostname; \
-                  grep -c box /etc/hosts; grep NoNewPrivs /proc/self/status; touch /data/x || echo not mine";
+                  grep -c box /etc/hosts; touch /data/x || echo not mine";
     let flags = ["-w", "/srv/new", "-u", "app", "--hostname", "box"];
     let ended = end_of(shell(&flags, script));
     assert_eq!(
         ended.text(),
-        "/srv/new\n755\n1000\n1001\n1001 4 44\n/home/app box\nbox\nbox\n1\nNoNewPrivs:\t1\nnot mine\n"
+        "/srv/new\n755\n1000\n1001\n1001 4 44\n/home/app box\nbox\nbox\n1\nnot mine\n"
     );
-    for (user, ids) in [
-        ("app:video", "1000 44 44\n"),
-        ("1000:log", "1000 4 4\n"),
-        ("4711", "4711 0 0\n"),
-        ("4711:815", "4711 815 815\n"),
-    ] {
+    for (user, ids) in [("1000:log", "1000 4 4\n"), ("4711", "4711 0 0\n")] {
         assert_eq!(
             shell_text(&["-u", user], "echo $(id -u) $(id -g) $(id -G)"),
             ids,
             "{user}"
         );
     }
-    for (user, named) in [("nobody", "user nobody"), ("app:wheel", "group wheel")] {
-        let ended = end_of(shell(&["-u", user], "true"));
-        assert_eq!(ended.code, Some(125));
-        let said =
-            format!("minivm: the guest refused to run the command: the image has no {named}\n");
-        assert_eq!(ended.stderr, said);
-    }
+    let ended = end_of(shell(&["-u", "nobody"], "true"));
+    assert_eq!(ended.code, Some(125));
+    let said = "minivm: the guest refused to run the command: the image has no user nobody\n";
+    assert_eq!(ended.stderr, said);
 }
 
 #[test]
@@ -124,11 +116,10 @@ fn a_read_only_root_takes_no_writes_and_the_rest_does() {
 }
 
 #[test]
-fn only_the_privileged_gain_privileges() {
-    let unprivileged = shell_text(&[], "grep NoNewPrivs /proc/self/status");
-    assert_eq!(unprivileged, "NoNewPrivs:\t1\n");
-    let privileged = shell_text(&["--privileged"], "grep NoNewPrivs /proc/self/status");
-    assert_eq!(privileged, "NoNewPrivs:\t0\n");
+fn only_the_privileged_can_gain_privileges() {
+    let script = "grep NoNewPrivs /proc/self/status";
+    assert_eq!(shell_text(&[], script), "NoNewPrivs:\t1\n");
+    assert_eq!(shell_text(&["--privileged"], script), "NoNewPrivs:\t0\n");
 }
 
 #[test]
