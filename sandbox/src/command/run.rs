@@ -87,6 +87,7 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let mut request = args.request.request(&found.config, &args.command)?;
     let (initramfs, size) = image::archive(&args.image, &found, &shelf)?;
     let with_image = started.elapsed();
+    log::debug!("the image's archive is there {with_image:.2?} after the start");
     let machine = Machine {
         kernel: match &args.kernel {
             Some(kernel) => kernel.clone(),
@@ -120,6 +121,7 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     signals::listen(events, stop_signal).context("cannot listen to signals")?;
     let captured = args.json.then(Captured::default);
     let link = machine.start(&place)?;
+    log::debug!("the machine runs {:.2?} after the start", started.elapsed());
     let session = Session {
         request,
         stdin,
