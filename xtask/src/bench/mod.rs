@@ -1,10 +1,12 @@
-//! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run.
+//! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run. `cargo xtask bench image`:
+//! what images cost, side by side with the shell's tools.
 //!
 //! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
 //! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
 
 mod boot;
 mod guest;
+mod image;
 mod memory;
 mod sample;
 mod table;
@@ -21,6 +23,8 @@ pub(crate) use sample::SampleArgs;
 pub(crate) enum Bench {
     /// From exec to the guest's first word and to the end of the process
     Boot(BootArgs),
+    /// From an image to an initramfs, to a running machine, to its command, and in and out of it
+    Image(image::ImageArgs),
 }
 
 #[derive(Args)]
@@ -37,6 +41,7 @@ pub(crate) struct BootArgs {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot(args) => boot::run(args),
+        Bench::Image(args) => image::run(args),
     }
 }
 

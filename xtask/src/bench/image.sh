@@ -1,0 +1,40 @@
+# Runs guests in the lab and prints what Found in image.rs understands.
+# Arguments: minivm, image, runs, bytes for the rings, bytes for the UART.
+set -e
+minivm=$1 image=$2 runs=$3 bulk=$4 trickle=$5
+head -c "$bulk" /dev/urandom > /tmp/bulk
+head -c "$trickle" /tmp/bulk > /tmp/trickle
+
+run() { "$minivm" run --accel kvm --quiet --entrypoint= "$@"; }
+
+# move KIND THEN: one transfer, after which the guest's shell does THEN.
+move() {
+    rings= in=/dev/null do=:
+    case $1 in uart-*) rings=--no-rings bytes=$trickle file=/tmp/trickle ;; *) bytes=$bulk file=/tmp/bulk ;; esac
+    case $1 in *-out) do="head -c $bytes /dev/zero" ;; *-in) in=$file do="cat > /dev/null" ;; esac
+    run -v -i $rings "$image" -- sh -c "$do$2" < $in 2> /tmp/said > /dev/null
+}
+
+# Into the cache, and into the lab's memory.
+run "$image" -- true
+i=0
+while [ $i -lt "$runs" ]; do
+    i=$((i + 1))
+    echo "phases $(run --json "$image" -- true)"
+    for kind in rings-out rings-in uart-out uart-in; do
+        move $kind ''
+        echo "moved $kind $(sed -n 's/.* run \([0-9.]*\) s,.*/\1/p' /tmp/said)"
+    done
+done
+
+# The kernel counts the exits of machines that are there: the guest stays until somebody has looked.
+for kind in nothing rings-out rings-in uart-out uart-in; do
+    move $kind '; sleep 1' &
+    most=0
+    while kill -0 $! 2> /dev/null; do
+        now=$(cat /sys/kernel/debug/kvm/exits)
+        if [ "$now" -gt "$most" ]; then most=$now; fi
+        sleep 0.2
+    done
+    echo "exits $kind $most"
+done
