@@ -217,6 +217,27 @@ fn damaged_content_is_found_out() {
     swapped.change(&layer, |bytes| *bytes = other.bytes());
     assert_build_refused(&minivm, "another layer", &swapped.image(), &[&layer]);
 
+    // A layer of the right size that only its own digest tells from the right one.
+    let mut layer = Tape::new();
+    layer.file("file", mode(0o755), b"right");
+    let right = layer.bytes();
+    let mut wrong = right.clone();
+    wrong[512] ^= 1;
+    let folder = folder();
+    let path = folder.path().join("saved.tar");
+    let expected = format!("sha256:{}", hex(&right));
+    fs::write(&path, saved(&config_of(&expected), &wrong)).unwrap();
+    let image = format!("docker-archive:{}", path.display());
+    let actual = format!("digest sha256:{}", hex(&wrong));
+    assert_build_refused(
+        &minivm,
+        "digest",
+        &image,
+        &["layer.tar", &expected, &actual],
+    );
+    fs::write(&path, saved(&config_of(&expected), &right)).unwrap();
+    minivm.build(&image);
+
     let other_config = Spoiled::sound();
     let config = other_config.manifest()["config"]["digest"]
         .as_str()
@@ -241,6 +262,11 @@ fn saved(config: &str, layer: &[u8]) -> Vec<u8> {
     let manifest = r#"[{"Config":"config.json","RepoTags":["local/x:1"],"Layers":["layer.tar"]}]"#;
     archive.file("manifest.json", mode(0o644), manifest.as_bytes());
     archive.bytes()
+}
+
+/// A configuration that names one layer.
+fn config_of(layer: &str) -> String {
+    format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{layer}"]}}}}"#)
 }
 
 #[test]
@@ -329,10 +355,9 @@ fn a_bomb_is_stopped() {
     let part = zeros(64 << 20);
     let bomb = [gzip(&layer.bytes()), part.repeat(24 << 4)].concat();
     let digest = format!("sha256:{}", hex(&bomb));
-    let config = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#);
     let (minivm, folder, output) = (Minivm::new(), folder(), folder());
     let path = folder.path().join("bomb.tar");
-    fs::write(&path, saved(&config, &bomb)).unwrap();
+    fs::write(&path, saved(&config_of(&digest), &bomb)).unwrap();
     // Its memory is counted too: all that it may have is a quarter of a gigabyte.
     let mut limited = Command::new("prlimit");
     limited.args(["--data=268435456", "--"]);
