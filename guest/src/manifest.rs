@@ -14,6 +14,10 @@ pub const INIT: &str = "init";
 /// Where an image's own `/init`, file or folder, is until init puts it back.
 pub const IMAGES_INIT: &str = ".minivm/init";
 
+/// An empty file, the archive's last entry. Where it isn't there, the image did not fit into the guest's memory: the kernel
+/// stops unpacking then, and goes on with what it has.
+pub const COMPLETE: &str = ".minivm/complete";
+
 /// What init has to know of its image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {

@@ -43,7 +43,8 @@ pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Err
     archive.finish()
 }
 
-/// Adds one file, or a folder with what is below it, to `archive`, where it is called `name`.
+/// Adds one file, or a folder with what is below it, to `archive`, where it is called `name`. Files with several names become
+/// several files, so that who reads the archive need not know what was before.
 ///
 /// # Errors
 ///
@@ -54,7 +55,9 @@ pub fn append_path<W: Write>(
     name: &Path,
     owner: Owner,
 ) -> Result<(), Error> {
-    Walk::new(archive, owner, |name| name.into()).entry(path, name)
+    let mut walk = Walk::new(archive, owner, |name| name.into());
+    walk.links = false;
+    walk.entry(path, name)
 }
 
 /// Writes `root` itself and what is below it, each under the name that `stored` gives it; says how many there were below.
@@ -80,6 +83,8 @@ struct Walk<'a, W> {
     archive: &'a mut Archive<W>,
     owner: Owner,
     stored: Stored,
+    /// Whether files with several names keep them.
+    links: bool,
     /// Files with several names by device and inode, once the first name is in the archive.
     linked: HashMap<(u64, u64), Linked>,
     /// Names so far.
@@ -104,6 +109,7 @@ impl<'a, W: Write> Walk<'a, W> {
             archive,
             owner,
             stored,
+            links: true,
             linked: HashMap::new(),
             count: 0,
         }
@@ -151,7 +157,7 @@ impl<'a, W: Write> Walk<'a, W> {
         let data = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|errno| reading(path)(errno.into()))?;
         let data = File::from(data);
-        if metadata.nlink() > 1 {
+        if self.links && metadata.nlink() > 1 {
             let links = u32::try_from(metadata.nlink()).unwrap_or(u32::MAX);
             let first = self
                 .archive

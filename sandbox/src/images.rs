@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
 /// Changes when the same image and init make other bytes.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// Why there is no archive of an image.
 #[derive(Debug, thiserror::Error)]

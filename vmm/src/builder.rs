@@ -116,9 +116,13 @@ impl Builder {
         let ram = GuestRam::new(config.memory)?;
         // Both take milliseconds, and neither needs the other.
         let (loaded, created) = thread::scope(|scope| {
-            let loading = scope.spawn(|| load(&config, &ram));
+            let loading = thread::Builder::new().spawn_scoped(scope, || load(&config, &ram));
             let created = create(&config, &ram);
-            (loading.join().expect("loading doesn't panic"), created)
+            let loaded = match loading {
+                Ok(loading) => loading.join().expect("loading doesn't panic"),
+                Err(_) => load(&config, &ram),
+            };
+            (loaded, created)
         });
         let entry = loaded?;
         let (vm, vcpus) = created?;

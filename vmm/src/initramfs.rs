@@ -68,12 +68,17 @@ fn copy(file: &File, placed: Placed, ram: &GuestRam) -> io::Result<()> {
     };
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads)
-            .map(|number| scope.spawn(move || part(number)))
+            .map(|number| {
+                let copying = thread::Builder::new().spawn_scoped(scope, move || part(number));
+                (number, copying)
+            })
             .collect();
         let first = part(0);
-        let joined = others
-            .into_iter()
-            .map(|other| other.join().expect("copying doesn't panic"));
+        // Where no thread could be had, this one does it.
+        let joined = others.into_iter().map(|(number, copying)| match copying {
+            Ok(copying) => copying.join().expect("copying doesn't panic"),
+            Err(_) => part(number),
+        });
         joined.fold(first, |all, one| all.and(one))
     })
 }

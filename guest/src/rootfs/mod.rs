@@ -26,7 +26,7 @@ mod tape;
 mod tree;
 
 use std::borrow::Cow;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use self::limits::Budget;
@@ -106,6 +106,7 @@ pub fn write(
             folder::write(root, &mut archive)?
         }
     };
+    archive.file(manifest::COMPLETE, Attributes::new(0o400), 0, io::empty())?;
     let out = archive.finish()?.into_inner();
     let out = out.map_err(|error| Error::Write(error.into_error()))?;
     let bytes = out.bytes;

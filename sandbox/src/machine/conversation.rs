@@ -150,6 +150,7 @@ impl Conversation<'_> {
         else {
             return;
         };
+        self.max_copy_out = self.max_copy_out.saturating_sub(incoming.size());
         let files = &self.copy_out[number];
         match incoming.unpack(files) {
             Ok(left_out) => left_out

@@ -1,8 +1,9 @@
 //! Files into a guest and out of it, as cpio archives.
 //!
-//! What comes out of a guest can be anything. It is received whole, up to a limit, before any of it is unpacked; names stay
-//! below the place that the user named, whatever links the guest or others may have put there (cap-std sees to that); links
-//! that lead elsewhere, devices, and the bits that give privileges are left out.
+//! What comes out of a guest can be anything. It is received whole, up to a limit, before any of it is unpacked. A folder is
+//! unpacked into a folder that is opened once and never left: no entry's parent may be a link, and the guest's links are
+//! made last, when no file can be put through one any more, and only those that stay in that folder. Devices, and the bits
+//! that give privileges, are left out.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -13,11 +14,17 @@ use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use minivm_guest::channel::COPIED;
 use minivm_guest::newc::{self, Archive};
-use minivm_guest::unpack::{Entry, Kind, Unpack};
+use minivm_guest::unpack::{Kind, Unpack};
 use minivm_guest::{Owner, append_path};
+use rustix::fs::{Mode, OFlags};
 
 use super::session::Files;
 use super::{Error, cannot};
+
+/// Files, folders and links that are taken out of a guest at the most.
+const ENTRIES_MAX: usize = 1_000_000;
+/// What was left out is told so often at the most.
+const LEFT_OUT_MAX: usize = 10;
 
 /// Writes what is to go into the guest as one archive.
 pub(super) fn pack<W: Write>(all: &[Files], out: W) -> Result<(), Error> {
@@ -88,44 +95,36 @@ impl Incoming {
         self.spool.write_all(bytes)
     }
 
+    /// How many bytes have come.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Unpacks it to where the user wants it. Returns what was left out, and why.
     pub(super) fn unpack(mut self, files: &Files) -> io::Result<Vec<String>> {
         self.spool.rewind()?;
         let target = target(files);
-        let (Some(name), parent) = (target.file_name(), target.parent()) else {
+        if target.file_name().is_none() {
             return Err(io::Error::other("it is no place for a file"));
-        };
-        let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        fs::create_dir_all(parent)?;
-        let root = Dir::open_ambient_dir(parent, ambient_authority())?;
+        }
         let mut unpack = Unpack::new(io::BufReader::new(self.spool));
-        let mut left_out = Vec::new();
-        let mut folders = Vec::new();
-        while let Some(entry) = unpack.next()? {
-            let below = entry
-                .name
-                .strip_prefix(COPIED)
-                .map_err(|_| io::Error::other("the guest sends files that were not asked for"))?;
-            let path = match below.as_os_str().is_empty() {
-                true => PathBuf::from(name),
-                false => Path::new(name).join(below),
-            };
-            match place(&root, &path, below, &entry, &mut unpack)? {
-                Placed::Yes => {}
-                Placed::No(why) => {
-                    left_out.push(format!("{}: {why}", parent.join(&path).display()))
+        let first = unpack
+            .next()?
+            .filter(|entry| entry.name == Path::new(COPIED));
+        match first.map(|entry| (entry.kind, entry.permissions)) {
+            Some((Kind::File { .. }, permissions)) => {
+                let (folder, name) = (open_folder(parent(&target))?, name(&target));
+                write_file(&folder, Path::new(name), permissions, &mut unpack)?;
+                match unpack.next()? {
+                    None => Ok(Vec::new()),
+                    Some(_) => Err(unasked()),
                 }
             }
-            if entry.kind == Kind::Folder {
-                folders.push((path, entry.permissions));
+            Some((Kind::Folder, permissions)) => {
+                Folder::create(&target)?.fill(&mut unpack, permissions)
             }
+            _ => Err(io::Error::other("it is neither a file nor a folder")),
         }
-        // The deepest first: a folder that its owner may not write to is closed when it is full.
-        for (path, permissions) in folders.into_iter().rev() {
-            set_permissions(&root, &path, permissions)?;
-        }
-        Ok(left_out)
     }
 }
 
@@ -137,70 +136,183 @@ fn target(files: &Files) -> PathBuf {
     }
 }
 
-enum Placed {
-    Yes,
-    No(&'static str),
+fn parent(target: &Path) -> &Path {
+    let parent = target.parent();
+    parent
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
-fn place(
-    root: &Dir,
-    path: &Path,
-    below: &Path,
-    entry: &Entry,
-    data: &mut impl Read,
-) -> io::Result<Placed> {
-    match &entry.kind {
-        Kind::Folder => {
-            if !root.is_dir(path) {
-                root.create_dir(path)?;
-            }
-            // Until it is filled.
-            set_permissions(root, path, 0o700)?;
+fn name(target: &Path) -> &std::ffi::OsStr {
+    target.file_name().expect("it was checked")
+}
+
+/// Opens a folder that the user named, made where it isn't there.
+fn open_folder(path: &Path) -> io::Result<Dir> {
+    fs::create_dir_all(path)?;
+    Dir::open_ambient_dir(path, ambient_authority())
+}
+
+fn unasked() -> io::Error {
+    io::Error::other("the guest sends files that were not asked for")
+}
+
+/// A folder that is filled with what a guest sends.
+struct Folder {
+    dir: Dir,
+    /// Where it is, for messages.
+    path: PathBuf,
+    left_out: Vec<String>,
+    more_left_out: usize,
+}
+
+impl Folder {
+    /// Creates the folder, or opens the one that is there; a link in its place is not followed.
+    fn create(target: &Path) -> io::Result<Folder> {
+        let above = open_folder(parent(target))?;
+        match above.create_dir(name(target)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
-        Kind::File { .. } => {
-            // A link that is in its place is replaced, not followed.
-            if root
-                .symlink_metadata(path)
-                .is_ok_and(|there| !there.is_dir())
-            {
-                root.remove_file(path)?;
-            }
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600);
-            let mut file = root.open_with(path, &options)?;
-            io::copy(data, &mut file)?;
-            let permissions = fs::Permissions::from_mode(entry.permissions & 0o777);
-            file.set_permissions(cap_std::fs::Permissions::from_std(permissions))?;
-        }
-        Kind::Symlink(to) if stays_below(below, to) => {
-            if root.symlink_metadata(path).is_ok() {
-                root.remove_file(path)?;
-            }
-            root.symlink(to, path)?;
-        }
-        Kind::Symlink(_) => return Ok(Placed::No("a link that leads elsewhere")),
-        Kind::Other => return Ok(Placed::No("neither a file, a folder nor a link")),
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&above, name(target), flags, Mode::empty())?;
+        Ok(Folder {
+            dir: Dir::from_std_file(File::from(dir)),
+            path: target.to_owned(),
+            left_out: Vec::new(),
+            more_left_out: 0,
+        })
     }
-    Ok(Placed::Yes)
+
+    fn fill(mut self, unpack: &mut Unpack<impl Read>, permissions: u32) -> io::Result<Vec<String>> {
+        let mut folders = vec![(PathBuf::from("."), permissions)];
+        let mut links = Vec::new();
+        let mut entries = 0;
+        while let Some(entry) = unpack.next()? {
+            entries += 1;
+            if entries > ENTRIES_MAX {
+                return Err(io::Error::other("the guest sends too many files"));
+            }
+            let path = match entry.name.strip_prefix(COPIED) {
+                Ok(path) if !path.as_os_str().is_empty() => path.to_owned(),
+                _ => return Err(unasked()),
+            };
+            self.check_parent(&path)?;
+            match entry.kind {
+                Kind::Folder => {
+                    self.make_folder(&path)?;
+                    folders.push((path, entry.permissions));
+                }
+                Kind::File { .. } => write_file(&self.dir, &path, entry.permissions, unpack)?,
+                Kind::Symlink(to) => links.push((path, to)),
+                Kind::Other => self.leave_out(&path, "neither a file, a folder nor a link"),
+            }
+        }
+        for (path, to) in links {
+            self.make_link(&path, &to)?;
+        }
+        // The deepest first: a folder that its owner may not write to is closed when it is full.
+        for (path, permissions) in folders.into_iter().rev() {
+            set_permissions(&self.dir, &path, permissions)?;
+        }
+        if self.more_left_out > 0 {
+            self.left_out.push(format!("{} more", self.more_left_out));
+        }
+        Ok(self.left_out)
+    }
+
+    /// Refuses an entry in a folder that is a link: one of the user's, for the guest's own are made last.
+    fn check_parent(&self, path: &Path) -> io::Result<()> {
+        for folder in path.ancestors().skip(1) {
+            if folder.as_os_str().is_empty() {
+                break;
+            }
+            if !self.dir.symlink_metadata(folder)?.is_dir() {
+                let text = format!("{} is no folder", self.path.join(folder).display());
+                return Err(io::Error::other(text));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_folder(&self, path: &Path) -> io::Result<()> {
+        match self.dir.symlink_metadata(path) {
+            Ok(there) if there.is_dir() => {}
+            Ok(_) => {
+                self.dir.remove_file(path)?;
+                self.dir.create_dir(path)?;
+            }
+            Err(_) => self.dir.create_dir(path)?,
+        }
+        // Until it is filled.
+        set_permissions(&self.dir, path, 0o700)
+    }
+
+    fn make_link(&mut self, path: &Path, to: &Path) -> io::Result<()> {
+        if !stays_inside(path, to) {
+            self.leave_out(path, "a link that may lead elsewhere");
+            return Ok(());
+        }
+        // One of the links before it may have taken a folder's place.
+        self.check_parent(path)?;
+        match self.dir.symlink_metadata(path) {
+            Ok(there) if there.is_dir() => {
+                self.leave_out(path, "a link in the place of a folder");
+                return Ok(());
+            }
+            Ok(_) => self.dir.remove_file(path)?,
+            Err(_) => {}
+        }
+        self.dir.symlink(to, path)
+    }
+
+    fn leave_out(&mut self, path: &Path, why: &str) {
+        if self.left_out.len() < LEFT_OUT_MAX {
+            let path = self.path.join(path);
+            self.left_out.push(format!("{}: {why}", path.display()));
+        } else {
+            self.more_left_out += 1;
+        }
+    }
 }
 
-fn set_permissions(root: &Dir, path: &Path, permissions: u32) -> io::Result<()> {
+/// Writes a file in place of whatever file or link has its name.
+fn write_file(dir: &Dir, path: &Path, permissions: u32, data: &mut impl Read) -> io::Result<()> {
+    if dir
+        .symlink_metadata(path)
+        .is_ok_and(|there| !there.is_dir())
+    {
+        dir.remove_file(path)?;
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let mut file = dir.open_with(path, &options)?;
+    io::copy(data, &mut file)?;
+    let permissions = fs::Permissions::from_mode(permissions & 0o777);
+    file.set_permissions(cap_std::fs::Permissions::from_std(permissions))
+}
+
+/// The owner of a folder can always clean it up.
+fn set_permissions(dir: &Dir, path: &Path, permissions: u32) -> io::Result<()> {
     let permissions = fs::Permissions::from_mode(permissions & 0o777 | 0o700);
-    root.set_permissions(path, cap_std::fs::Permissions::from_std(permissions))
+    dir.set_permissions(path, cap_std::fs::Permissions::from_std(permissions))
 }
 
-/// Whether a link at `path`, which is relative to what is copied, leads to something in it.
-fn stays_below(path: &Path, to: &Path) -> bool {
-    let mut depth = path.components().count() as i64 - 1;
-    to.components().all(|part| {
-        depth += match part {
-            Component::Normal(_) => 1,
-            Component::ParentDir => -1,
-            Component::CurDir => 0,
-            Component::RootDir | Component::Prefix(_) => return false,
-        };
-        depth >= 0
-    })
+/// Whether a link at `path`, whose parents are folders, stays in the folder that `path` is relative to.
+///
+/// It does if it goes up only at its beginning, and not too far: from there on it goes down, and other links that it passes
+/// stay inside themselves. A `..` behind the name of a link would go up from wherever that leads.
+fn stays_inside(path: &Path, to: &Path) -> bool {
+    let depth = path.components().count() - 1;
+    let mut parts = to
+        .components()
+        .filter(|part| *part != Component::CurDir)
+        .peekable();
+    let mut up = 0;
+    while parts.next_if_eq(&Component::ParentDir).is_some() {
+        up += 1;
+    }
+    up <= depth && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 #[cfg(test)]
@@ -288,17 +400,23 @@ mod tests {
     }
 
     #[test]
-    fn links_out_and_devices_are_left_out_and_told() {
+    fn links_that_may_lead_out_and_devices_are_left_out_and_told() {
+        let links = [
+            ("copied/abs", "/etc"),
+            ("copied/up", ".."),
+            ("copied/far", "a/../../.."),
+            ("copied/d/l", ".."),
+            ("copied/d/m", "l/.."),
+        ];
         let (folder, result) = unpacked(
             "new",
             |_| {},
             |archive| {
                 archive.directory(COPIED, Attributes::new(0o755)).unwrap();
-                for (name, to) in [
-                    ("copied/abs", "/etc"),
-                    ("copied/up", ".."),
-                    ("copied/far", "a/../../.."),
-                ] {
+                archive
+                    .directory("copied/d", Attributes::new(0o755))
+                    .unwrap();
+                for (name, to) in links {
                     archive.symlink(name, to, Attributes::new(0o777)).unwrap();
                 }
                 archive
@@ -306,32 +424,89 @@ mod tests {
                     .unwrap();
             },
         );
-        assert_eq!(result.unwrap().len(), 4);
-        assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 0);
+        let left_out = result.unwrap();
+        assert_eq!(left_out.len(), 5, "{left_out:?}");
+        let new = folder.path().join("new");
+        assert_eq!(fs::read_dir(&new).unwrap().count(), 1);
+        assert_eq!(fs::read_link(new.join("d/l")).unwrap(), Path::new(".."));
+        assert_eq!(fs::read_dir(new.join("d")).unwrap().count(), 1);
     }
 
     #[test]
-    fn nothing_is_written_outside_through_links_that_are_there() {
-        let outside = tempfile::tempdir().unwrap();
-        fs::write(outside.path().join("victim"), "safe").unwrap();
-        let (_folder, result) = unpacked(
-            "new",
-            |folder| {
-                fs::create_dir(folder.join("new")).unwrap();
-                symlink(outside.path(), folder.join("new/out")).unwrap();
+    fn nothing_beside_the_target_is_touched() {
+        type Fill = fn(&mut Archive<&mut Vec<u8>>);
+        let attacks: [Fill; 4] = [
+            // The root is a link to a sibling.
+            |archive| {
+                archive
+                    .symlink(COPIED, "sibling", Attributes::new(0o777))
+                    .unwrap();
+                file(archive, "copied/victim", 0o755, "gone");
             },
+            // A chain of links, each of which looks harmless.
             |archive| {
                 archive.directory(COPIED, Attributes::new(0o755)).unwrap();
                 archive
                     .directory("copied/d", Attributes::new(0o755))
                     .unwrap();
+                archive
+                    .symlink("copied/d/l", "..", Attributes::new(0o777))
+                    .unwrap();
+                archive
+                    .symlink("copied/d/m", "l/..", Attributes::new(0o777))
+                    .unwrap();
+                file(archive, "copied/d/m/sibling/victim", 0o644, "gone");
+            },
+            // Another archive's name.
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                file(archive, "sibling/victim", 0o644, "gone");
+            },
+            // A file with children.
+            |archive| {
+                file(archive, COPIED, 0o644, "x");
                 file(archive, "copied/victim", 0o644, "gone");
             },
-        );
-        // `new/out` is there and leads outside: as a folder of its own it can't be used.
-        assert!(result.is_err());
-        assert_eq!(fs::read(outside.path().join("victim")).unwrap(), b"safe");
-        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+        ];
+        for (number, attack) in attacks.into_iter().enumerate() {
+            let (folder, result) = unpacked(
+                "new",
+                |folder| {
+                    fs::create_dir(folder.join("sibling")).unwrap();
+                    fs::write(folder.join("sibling/victim"), "safe").unwrap();
+                },
+                attack,
+            );
+            assert!(result.is_err(), "attack {number}");
+            let victim = folder.path().join("sibling/victim");
+            assert_eq!(fs::read(victim).unwrap(), b"safe", "attack {number}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_through_links_that_are_there() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("victim"), "safe").unwrap();
+        for link in ["new/out", "new/out/d"] {
+            let (_folder, result) = unpacked(
+                "new",
+                |folder| {
+                    fs::create_dir_all(folder.join(link).parent().unwrap()).unwrap();
+                    symlink(outside.path(), folder.join(link)).unwrap();
+                },
+                |archive| {
+                    archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                    archive
+                        .directory("copied/d", Attributes::new(0o755))
+                        .unwrap();
+                    file(archive, "copied/d/victim", 0o644, "mine");
+                },
+            );
+            // The first stands for the whole folder and can't be used, the second gives way to a folder.
+            assert_eq!(result.is_err(), link == "new/out");
+            assert_eq!(fs::read(outside.path().join("victim")).unwrap(), b"safe");
+            assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+        }
     }
 
     #[test]

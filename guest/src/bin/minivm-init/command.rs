@@ -20,6 +20,7 @@ use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use crate::ports::Com2;
 use crate::user::User;
 use crate::{Error, cannot, mounts};
 
@@ -205,6 +206,13 @@ fn before_exec(command: &mut Command, request: &Request, user: &User, streams: S
     let limits: Vec<_> = request.rlimits.iter().map(limit).collect();
     let user = user.clone();
     let privileged = request.privileged;
+    // Not what is everybody's: an empty stdin is /dev/null, and the console is the machine's.
+    let own_streams = match streams {
+        Streams::Terminal(_) => 0..3,
+        Streams::Pipes if request.stdin => 0..3,
+        Streams::Pipes => 1..3,
+        Streams::Inherited => 0..0,
+    };
     let prepare = move || {
         if let Some(cgroup) = &cgroup {
             rustix::io::write(cgroup, b"0")?;
@@ -219,6 +227,13 @@ fn before_exec(command: &mut Command, request: &Request, user: &User, streams: S
             // The type of the number differs between C libraries.
             // SAFETY: it reads a `rlimit`, which lives in `limits`.
             check(unsafe { libc::setrlimit(*resource as _, limit) })?;
+        }
+        // A kernel without such permissions has none to take away.
+        let _ = Com2::forbid();
+        for stream in own_streams.clone() {
+            // Who isn't root could not open its own output by its name, `/dev/stdout`, else.
+            // SAFETY: it takes numbers.
+            check(unsafe { libc::fchown(stream, user.uid, libc::gid_t::MAX) })?;
         }
         become_user(&user)?;
         if !privileged {

@@ -14,7 +14,7 @@ use minivm_guest::{Owner, append_path};
 
 use crate::user::User;
 use crate::wire::Wire;
-use crate::{Error, cannot, mounts};
+use crate::{Error, cannot};
 
 /// Bytes of files in one message.
 const CHUNK: usize = 64 << 10;
@@ -31,42 +31,57 @@ pub(crate) fn copy_in(wire: &mut Wire, user: &User) -> Result<(), Error> {
     let mut folders = Vec::new();
     while let Some(entry) = archive.next()? {
         let path = Path::new("/").join(&entry.name);
-        place(&path, &entry, user, &mut archive)
-            .map_err(cannot(format!("write {}", path.display())))?;
-        if entry.kind == Kind::Folder {
+        let placed = place(&path, &entry, user, &mut archive);
+        if placed.map_err(cannot(format!("write {}", path.display())))? {
             folders.push((path, entry.permissions));
         }
     }
-    // A folder that its owner can't write to could not have been filled: this process is root, but who knows.
+    // Only now: some of them may be closed even to their owner.
     for (path, permissions) in folders {
         fs::set_permissions(&path, fs::Permissions::from_mode(permissions))?;
     }
     incoming.finish()
 }
 
-fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Result<(), Error> {
+/// Puts an entry in its place. Whether it is a folder that was not there before.
+fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Result<bool, Error> {
     if let Some(parent) = path.parent() {
-        mounts::make_folder(parent, 0o755)?;
+        make_folders(parent, user)?;
     }
     match &entry.kind {
-        Kind::Folder => mounts::make_folder(path, 0o755)?,
+        Kind::Folder => {
+            let is_new = !path.is_dir();
+            make_folders(path, user)?;
+            return Ok(is_new);
+        }
         Kind::File { .. } => {
             let mut file = File::create(path)?;
             io::copy(data, &mut file)?;
             lchown(path, Some(user.uid), Some(user.gid))?;
             file.set_permissions(fs::Permissions::from_mode(entry.permissions))?;
-            return Ok(());
         }
         Kind::Symlink(target) => {
             if path.symlink_metadata().is_ok_and(|there| !there.is_dir()) {
                 fs::remove_file(path)?;
             }
             symlink(target, path)?;
+            lchown(path, Some(user.uid), Some(user.gid))?;
         }
-        Kind::Other => return Ok(()),
+        Kind::Other => {}
     }
-    lchown(path, Some(user.uid), Some(user.gid))?;
-    Ok(())
+    Ok(false)
+}
+
+/// Creates a folder and those above it, as the user's. What is there stays as it is.
+fn make_folders(path: &Path, user: &User) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_folders(parent, user)?;
+    }
+    fs::create_dir(path)?;
+    lchown(path, Some(user.uid), Some(user.gid))
 }
 
 /// The archive that comes in [`ToGuest::Files`].
@@ -117,15 +132,18 @@ impl Read for Incoming<'_> {
 /// Sends the files and folders that were asked for, or why there are none.
 pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> {
     for (number, path) in (0..).zip(paths) {
-        let path = Path::new(OsStr::from_bytes(path));
-        if let Err(error) = path.symlink_metadata() {
-            wire.send(&ToHost::FilesOf(number, Some(error.to_string())))?;
-            continue;
-        }
+        // What a link leads to is what is meant.
+        let path = match fs::canonicalize(OsStr::from_bytes(path)) {
+            Ok(path) => path,
+            Err(error) => {
+                wire.send(&ToHost::FilesOf(number, Some(error.to_string())))?;
+                continue;
+            }
+        };
         wire.send(&ToHost::FilesOf(number, None))?;
         let outgoing = io::BufWriter::with_capacity(CHUNK, Outgoing { wire: &mut *wire });
         let mut archive = Archive::new(outgoing);
-        let sent = append_path(&mut archive, path, Path::new(COPIED), Owner::Keep)
+        let sent = append_path(&mut archive, &path, Path::new(COPIED), Owner::Keep)
             .and_then(|()| archive.finish().map(drop));
         // What can't be read ends the archive early, which the host takes for an error; this says why.
         if let Err(error) = sent {

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use minivm_guest::manifest::{FOLDER, IMAGES_INIT, INIT, Manifest, PATH, Xattr};
+use minivm_guest::manifest::{COMPLETE, FOLDER, IMAGES_INIT, INIT, Manifest, PATH, Xattr};
 use rustix::fs::{XattrFlags, lsetxattr};
 
 use crate::{Error, cannot};
@@ -20,6 +20,11 @@ pub(crate) fn restore() -> Result<(Manifest, Vec<String>), Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Default::default()),
         Err(error) => return Err(cannot("read the manifest")(error)),
     };
+    if !root.join(COMPLETE).exists() {
+        return Err(
+            "the image does not fit into the guest's memory: more -m/--memory helps".into(),
+        );
+    }
     fs::remove_file(root.join(INIT)).map_err(cannot("remove /init"))?;
     match fs::rename(root.join(IMAGES_INIT), root.join(INIT)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -66,7 +66,7 @@ fn run(started: u64) -> Result<(), Error> {
     }
 }
 
-/// Prints a line on the console. It's done as one of the kernel's own error messages (`<3>`), which get through when nothing
+/// Prints a line on the console. It's done as one of the kernel's own critical messages (`<2>`), which get through when nothing
 /// else does.
 fn print(line: &str) {
     let _ = fs::write("/dev/kmsg", format!("<2>minivm-init: {line}\n"));

@@ -50,7 +50,7 @@ pub(crate) fn others() -> Result<(), Error> {
         data & !MountFlags::NODEV,
         c"mode=0620,gid=5,ptmxmode=0666",
     )?;
-    attach("tmpfs", "/dev/shm", data, c"mode=1777")?;
+    attach("tmpfs", "/dev/shm", data, c"mode=1777,size=10%")?;
     replace_link("/dev/ptmx", "pts/ptmx")?;
     for (name, target) in [
         ("fd", ""),
@@ -60,8 +60,12 @@ pub(crate) fn others() -> Result<(), Error> {
     ] {
         replace_link(&format!("/dev/{name}"), &format!("/proc/self/fd{target}"))?;
     }
-    // Where the image has something in them, that stays.
-    for (folder, options) in [("/tmp", c"mode=1777"), ("/run", c"mode=0755")] {
+    // Where the image has something in them, that stays. All of them together, and the root, which takes half, leave some of
+    // the memory to programs.
+    for (folder, options) in [
+        ("/tmp", c"mode=1777,size=20%"),
+        ("/run", c"mode=0755,size=10%"),
+    ] {
         if is_empty(folder) {
             attach("tmpfs", folder, safe, options)?;
         }

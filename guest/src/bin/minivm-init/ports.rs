@@ -10,11 +10,13 @@
 )]
 
 use std::arch::asm;
+use std::io;
+use std::marker::PhantomData;
 
 use minivm_guest::channel::COM2_PORT;
 
-/// The permission to write to COM2's data port.
-pub(crate) struct Com2(());
+/// The permission to write to COM2's data port. It is this thread's own.
+pub(crate) struct Com2(PhantomData<*const ()>);
 
 impl Com2 {
     /// Asks for it.
@@ -22,12 +24,21 @@ impl Com2 {
         // SAFETY: it changes what this thread may access, not what memory holds. The ports are those of a UART: nothing
         // that is written to them reaches memory.
         let error = unsafe { libc::ioperm(COM2_PORT.into(), 1, 1) };
-        (error == 0).then_some(Com2(()))
+        (error == 0).then_some(Com2(PhantomData))
+    }
+
+    /// Gives it up, for a process that becomes somebody else's: the permission outlives both fork and exec.
+    pub(crate) fn forbid() -> io::Result<()> {
+        // SAFETY: as above.
+        match unsafe { libc::ioperm(COM2_PORT.into(), 1, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Writes bytes, in order, in one exit to the host.
     pub(crate) fn write(&self, bytes: &[u8]) {
-        // SAFETY: the port is permitted to this thread, or there were no `self`. OUTSB reads `bytes.len()` bytes from RSI
+        // SAFETY: the port is permitted to this thread, or there were no `self`, which can't leave it. OUTSB reads `bytes.len()` bytes from RSI
         // on, upwards (the ABI has the direction flag clear), and those are the slice's.
         unsafe {
             asm!(

@@ -149,7 +149,7 @@ impl Ring {
 
 impl Memory for Ring {
     fn size(&self) -> u32 {
-        u32::try_from(SIZE).expect("256 KiB")
+        u32::try_from(SIZE).expect("a few pages")
     }
 
     fn load(&self, word: Word) -> u32 {

@@ -266,7 +266,13 @@ fn manifest(archive: &[u8]) -> Manifest {
 
 /// What an archive shows of an image, a line each: `folder/`, `file: data`, `link -> target`, `name = first name`.
 fn listing(archive: &[u8]) -> Vec<String> {
-    let ours = [".", ".minivm", ".minivm/manifest", "init"];
+    let ours = [
+        ".",
+        ".minivm",
+        ".minivm/complete",
+        ".minivm/manifest",
+        "init",
+    ];
     let mut first = BTreeMap::new();
     let mut lines = Vec::new();
     for (name, file) in read(archive) {

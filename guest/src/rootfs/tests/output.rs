@@ -138,6 +138,7 @@ fn an_archive_is_in_order() {
         "z",
         "b/y",
         "empty",
+        ".minivm/complete",
     ];
     assert_eq!(names, expected);
 }
