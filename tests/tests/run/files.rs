@@ -175,3 +175,45 @@ fn a_cache_and_temporary_folder_are_left_as_they_were() {
         "{before:?}"
     );
 }
+
+#[test]
+fn what_is_there_already_keeps_what_it_is_and_links_are_no_surprise() {
+    let here = folder("careful");
+    let tree = here.join("tree");
+    fs::create_dir(&tree).unwrap();
+    chmod(&tree, 0o700);
+    fs::write(tree.join("first"), "the same").unwrap();
+    fs::hard_link(tree.join("first"), tree.join("second")).unwrap();
+    let copies = format!("{}:/tmp", tree.display());
+    let out = here.join("out");
+    let (linked, names) = (out.join("linked"), out.join("names"));
+    fs::create_dir(&out).unwrap();
+    let outs = [
+        format!("/tmp/link:{}", linked.display()),
+        format!("/tmp/pair:{}", names.display()),
+    ];
+    let script = "stat -c '%a %u' /tmp; cat /tmp/first /tmp/second; echo; \
+                  mkdir /tmp/pair; echo pair > /tmp/pair/a; ln /tmp/pair/a /tmp/pair/b; \
+                  ln -s ../.. /tmp/pair/out; ln -s pair/a /tmp/link";
+    let ended = end_of(shell(
+        &[
+            "--copy-in",
+            &copies,
+            "--copy-out",
+            &outs[0],
+            "--copy-out",
+            &outs[1],
+        ],
+        script,
+    ));
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(ended.text(), "1777 0\nthe samethe same\n");
+    assert_eq!(fs::read_to_string(&linked).unwrap(), "pair\n");
+    assert_eq!(fs::read_to_string(names.join("a")).unwrap(), "pair\n");
+    assert_eq!(fs::read_to_string(names.join("b")).unwrap(), "pair\n");
+    assert!(
+        ended.stderr.contains("names/out: a link"),
+        "{}",
+        ended.stderr
+    );
+}

@@ -9,8 +9,8 @@ use minivm_tests::program::{self, Program};
 use rustix::process::Signal;
 
 use crate::guest::{
-    AT_ONCE, PATIENCE, assert_well, end_of, minivm, our_kernel, run_image, scratch, small_root,
-    text_of,
+    AT_ONCE, PATIENCE, assert_well, end_of, minivm, noise, our_kernel, run_image, scratch,
+    small_root, text_of,
 };
 
 /// What `docker save` would write of an image of the small root file system.
@@ -139,4 +139,30 @@ fn a_built_initramfs_runs_the_images_command_on_the_console() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn an_image_that_does_not_fit_into_memory_is_told_and_not_run_in_part() {
+    let root = scratch("too-large");
+    let _ = fs::remove_dir_all(&root);
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/sh")).unwrap();
+    fs::write(root.join("large"), noise(30 << 20)).unwrap();
+    let built = scratch("too-large.cpio");
+    let mut build = minivm();
+    build
+        .arg("build")
+        .arg(format!("dir:{}", root.display()))
+        .arg("-o")
+        .arg(&built);
+    assert_well(&end_of(build));
+    let mut boot = minivm();
+    boot.args(["--accel", "kvm", "--memory", "64M", "--kernel"])
+        .arg(our_kernel());
+    boot.arg("--initramfs").arg(&built);
+    let text = end_of(boot).text();
+    assert!(
+        text.contains("does not fit into the guest's memory"),
+        "{text}"
+    );
 }

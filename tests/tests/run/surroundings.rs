@@ -74,3 +74,20 @@ fn a_command_finds_what_containers_have() {
     });
     assert_ne!(randoms[0], randoms[1]);
 }
+
+#[test]
+fn a_user_can_open_its_own_output_by_name() {
+    let text = shell_text(
+        &["-u", "app"],
+        "echo out > /dev/stdout; echo also > /proc/self/fd/1; exec 2>&1; echo err > /dev/stderr; ls -l /dev/null",
+    );
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("out"));
+    assert_eq!(lines.next(), Some("also"));
+    assert_eq!(lines.next(), Some("err"));
+    let null = lines.next().unwrap();
+    assert!(
+        null.starts_with("crw-rw-rw-") && null.contains(" root "),
+        "{null}"
+    );
+}
