@@ -4,7 +4,7 @@
 //!    what.
 //! 2. [`Machine::start`] starts it on this host's KVM (`local`), or in the lab (`remote`). What comes of it is a [`Link`]: two
 //!    streams of frames, a way to stop it, and how it ended. `wire` and `rings` are how the streams get out of a guest.
-//! 3. [`session::run`] sends a request over the link, moves bytes and signals, and makes a [`Report`] of what comes back.
+//! 3. [`Session::run`] sends a request over the link, moves bytes and signals, and makes a [`Report`] of what comes back.
 
 mod console;
 mod conversation;
