@@ -4,7 +4,7 @@
 //! 1. each layer is decompressed, checked against its digest and read for its entries (`scan`); these are put over each other
 //!    in a tree that knows every name, and where its data are (`apply`, `tree`);
 //! 2. the archive's folders and links are written from the tree, then each layer is decompressed again for the data of the
-//!    files that are left (`pack`).
+//!    files that are left, and checked again: the files they lie in may be anybody's (`pack`).
 //!
 //! Nothing is unpacked anywhere: no disk, no privileges, no file system of the host's with its own ideas of names and owners.
 //! The same image makes the same bytes on every machine. The layers are hostile: whatever they hold, nothing is written but
@@ -122,8 +122,10 @@ fn write_layers(
 ) -> Result<u64, Error> {
     let budget = Budget::new(limits);
     let mut tree = Tree::new(&budget);
-    for ((layer, entries), number) in layers.iter().zip(scan::all(layers, &budget)?).zip(0..) {
-        apply::layer(&mut tree, number, &layer.blob.name, entries)?;
+    let mut digests = Vec::with_capacity(layers.len());
+    for ((layer, found), number) in layers.iter().zip(scan::all(layers, &budget)?).zip(0..) {
+        apply::layer(&mut tree, number, &layer.blob.name, found.entries)?;
+        digests.push(found.digest);
     }
     let names = Names::new(&tree);
     let xattrs = names.xattrs(limits).map_err(|source| Error::Limit {
@@ -131,7 +133,7 @@ fn write_layers(
         source,
     })?;
     write_ours(config, xattrs, init, archive)?;
-    names.write(layers, limits, archive)?;
+    names.write(layers, &digests, limits, archive)?;
     Ok(names.count())
 }
 
