@@ -314,7 +314,7 @@ fn a_layer_that_changes_after_it_was_checked_is_refused() {
         apply::layer(&mut tree, 0, "", found.entries).unwrap();
         digests.push(found.digest);
     }
-    let mut write = || {
+    let write = || {
         let mut archive = Archive::new(Vec::new());
         Names::new(&tree).write(layers, &digests, &Limits::default(), &mut archive)
     };
