@@ -96,13 +96,14 @@ pub fn write(
     out: impl Write,
 ) -> Result<Summary, Error> {
     let out = Compressor::new(compression, out).map_err(Error::Write)?;
-    let out = BufWriter::with_capacity(1 << 20, Counter::new(out, limits.expanded));
+    let out = BufWriter::with_capacity(1 << 20, Counter::new(out, limits));
     let mut archive = Archive::new(out);
     let files = match &image.root {
         Root::Layers(layers) => write_layers(layers, &image.config, init, limits, &mut archive)?,
         Root::Folder(root) => {
-            let xattrs = folder::xattrs(root)?;
-            write_ours(&image.config, xattrs, init, &mut archive)?;
+            let found = folder::survey(root)?;
+            limits.check_archive(found.data).map_err(refused)?;
+            write_ours(&image.config, found.xattrs, init, &mut archive)?;
             folder::write(root, &mut archive)?
         }
     };
@@ -111,6 +112,14 @@ pub fn write(
     let bytes = out.bytes;
     out.out.finish().map_err(Error::Write)?;
     Ok(Summary { bytes, files })
+}
+
+/// The whole image is too large.
+fn refused(source: Exceeded) -> Error {
+    Error::Limit {
+        layer: "the image".to_owned(),
+        source,
+    }
 }
 
 fn write_layers(
@@ -128,10 +137,9 @@ fn write_layers(
         digests.push(found.digest);
     }
     let names = Names::new(&tree);
-    let xattrs = names.xattrs(limits).map_err(|source| Error::Limit {
-        layer: "the image".to_owned(),
-        source,
-    })?;
+    // Before gigabytes are written for nothing.
+    limits.check_archive(names.data()).map_err(refused)?;
+    let xattrs = names.xattrs(limits).map_err(refused)?;
     write_ours(config, xattrs, init, archive)?;
     names.write(layers, &digests, limits, archive)?;
     Ok(names.count())

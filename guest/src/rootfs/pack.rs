@@ -86,6 +86,16 @@ impl<'t> Names<'t> {
         (self.folders.len() + self.others.len() + self.files.len() - 1) as u64
     }
 
+    /// Bytes of all files: nearly the whole archive.
+    pub(super) fn data(&self) -> u64 {
+        let files = self.files.chunk_by(|a, b| a.id == b.id);
+        let size = |names: &[Name<'_>]| match self.tree.inode(names[0].id).content {
+            Content::File { size, .. } => u64::from(size),
+            _ => 0,
+        };
+        files.map(size).sum()
+    }
+
     /// The path in the image.
     fn path(&self, name: &Name<'t>) -> Vec<u8> {
         let mut parts = vec![name.name];
