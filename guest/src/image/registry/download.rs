@@ -25,10 +25,6 @@ pub(super) fn layer(
     let size = layer
         .size
         .ok_or_else(|| Error::invalid(&what, "has no size in the manifest"))?;
-    if size > client.options.largest {
-        let limit = client.options.largest;
-        return Err(Error::TooLarge { what, limit });
-    }
     let partial = store.partial(layer.digest.hex())?;
     if store.blob(&layer.digest, layer.size)?.is_some() {
         progress.done(&layer.digest);
@@ -55,7 +51,7 @@ pub(super) fn layer(
         }
         return Err(error);
     }
-    partial.publish(&store.blob_path(&layer.digest))?;
+    drop(partial.publish(&store.blob_path(&layer.digest))?);
     progress.done(&layer.digest);
     Ok(())
 }

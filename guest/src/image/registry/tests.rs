@@ -393,7 +393,7 @@ fn a_configuration_or_layer_that_is_too_large_is_not_even_asked_for() {
     let good: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
     for (pointer, size, needle) in [
         ("/config/size", 9_u64 << 20, "larger than 8388608 bytes"),
-        ("/layers/0/size", u64::MAX, "larger than 68719476736 bytes"),
+        ("/layers/0/size", u64::MAX, "larger than 17179869184 bytes"),
     ] {
         let mut manifest = good.clone();
         *manifest.pointer_mut(pointer).unwrap() = json!(size);
@@ -469,6 +469,22 @@ fn a_registry_without_ranges_is_asked_for_all_of_it() {
         assert_eq!(requests[1].header("range"), Some("bytes=100000-"));
         assert_eq!(requests.get(2).and_then(|r| r.header("range")), None);
     }
+}
+
+#[test]
+fn layers_that_are_too_large_together_are_not_pulled() {
+    let made = image(&["one", "two"]);
+    let registry = Registry::good(&made);
+    let mut place = Place::new();
+    let total: usize = made.layers.iter().map(Vec::len).sum();
+    place.options.largest = total as u64 - 1;
+    let error = line(|| place.pull(&registry));
+    assert!(error.contains("is larger than"), "{error}");
+    for layer in &made.layers {
+        assert_eq!(registry.requests_for(&Digest::of(layer)).len(), 0);
+    }
+    place.options.largest += 1;
+    check(&place.pull(&registry).unwrap(), &made);
 }
 
 #[test]
