@@ -472,6 +472,21 @@ fn a_registry_without_ranges_is_asked_for_all_of_it() {
 }
 
 #[test]
+fn a_registry_that_always_begins_anew_is_not_asked_for_ever() {
+    let noise = vec![7; 4 << 20];
+    let made = image_of(&Platform::here().architecture, vec![noise.clone()]);
+    let digest = Digest::of(&noise);
+    let ends = digest.to_string();
+    let registry = Registry::start(&made, move |request| {
+        let whole = || Answer::new(200, noise.clone()).way(Way::Cut(2 << 20));
+        request.path.ends_with(&ends).then(whole)
+    });
+    let error = line(|| Place::new().pull(&registry));
+    assert!(error.contains("broke off again and again"), "{error}");
+    assert_eq!(registry.requests_for(&digest).len(), 3);
+}
+
+#[test]
 fn layers_that_are_too_large_together_are_not_pulled() {
     let made = image(&["one", "two"]);
     let registry = Registry::good(&made);
