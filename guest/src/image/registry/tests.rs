@@ -487,6 +487,21 @@ fn a_registry_that_always_begins_anew_is_not_asked_for_ever() {
 }
 
 #[test]
+fn a_store_is_not_cleared_while_a_layer_is_pulled() {
+    let made = image(&["one"]);
+    let place = Place::new();
+    let digest = Digest::of(&made.layers[0]).to_string();
+    let store = place.store();
+    let registry = Registry::start(&made, move |request| {
+        let free = store.hold_alone().unwrap().is_some();
+        // A status that is told at once.
+        (request.path.ends_with(&digest) && free).then(|| Answer::new(404, ""))
+    });
+    check(&place.pull(&registry).unwrap(), &made);
+    assert!(place.store().hold_alone().unwrap().is_some());
+}
+
+#[test]
 fn layers_that_are_too_large_together_are_not_pulled() {
     let made = image(&["one", "two"]);
     let registry = Registry::good(&made);
