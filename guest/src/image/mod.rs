@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use digest::Hasher;
 pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
 pub use manifest::Platform;
