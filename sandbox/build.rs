@@ -13,8 +13,15 @@ use sha2::{Digest, Sha256};
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
 fn main() {
-    for source in ["src", "Cargo.toml", "../Cargo.lock"] {
-        println!("cargo::rerun-if-changed=../guest/{source}");
+    for source in [
+        "../guest/src",
+        "../guest/Cargo.toml",
+        // It has the profile `init`, and the versions of what init is made of.
+        "../Cargo.toml",
+        "../Cargo.lock",
+        "../.cargo/config.toml",
+    ] {
+        println!("cargo::rerun-if-changed={source}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));
     let target = if is_installed(MUSL) {
@@ -42,15 +49,29 @@ fn target_folder(out: &Path) -> &Path {
         .unwrap_or(out)
 }
 
+/// Whether Rust's standard library is there for the target; Cargo is told to ask again when that changes.
 fn is_installed(target: &str) -> bool {
     let rustc = env::var_os("RUSTC").expect("Cargo sets it");
     let printed = Command::new(rustc)
         .args(["--print", "target-libdir", "--target", target])
         .output();
-    printed.is_ok_and(|printed| {
-        let folder = String::from_utf8_lossy(&printed.stdout).trim().to_owned();
-        printed.status.success() && Path::new(&folder).is_dir()
-    })
+    let Ok(printed) = printed else {
+        return false;
+    };
+    let libraries = PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim());
+    let installed = printed.status.success() && libraries.is_dir();
+    // A folder that isn't there counts as changed each time. `<sysroot>/lib/rustlib` is there, and in it rustup's list.
+    let targets = libraries.ancestors().nth(2).unwrap_or(&libraries);
+    let list = targets.join("components");
+    let watched = match installed {
+        true => &libraries,
+        false if list.exists() => &list,
+        false => targets,
+    };
+    if watched.exists() {
+        println!("cargo::rerun-if-changed={}", watched.display());
+    }
+    installed
 }
 
 fn build(target: &str, folder: &Path) {

@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
         config: Config::default(),
         root: Root::Layers(vec![layer(&data[..half]), layer(&data[half..])]),
     };
-    let limits = Limits { expanded: 1 << 22, entries: 1000, names: 1 << 20, header: 1 << 16 };
+    let limits = Limits { expanded: 1 << 22, archive: 1 << 22, entries: 1000, names: 1 << 20, header: 1 << 16 };
     let _ = rootfs::write(&image, b"init", Compression::None, &limits, io::sink());
 });
 

@@ -1,22 +1,27 @@
 //! Images as initramfs archives, each made once and kept.
 //!
 //! `<cache>/initramfs/<key>.cpio` is the archive of the image with the key's identity and of the init that this program
-//! carries. It appears there whole: it is written to a file without a name, which gets its name when it is complete.
+//! carries. It appears there whole: it is written to `<key>.partial`, locked, and renamed when it is complete and on the disk
+//! ([`Partial`]). Whoever uses an archive holds a lock on it, so that it isn't removed meanwhile.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use minivm_guest::image::{Image, Store};
-use minivm_guest::rootfs::{self, Compression, Limits, Summary};
+use minivm_guest::image::{self, Digest, Image, Partial, Store};
+use minivm_guest::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
-use sha2::{Digest, Sha256};
+use rustix::io::Errno;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
 /// Changes when the same image and init make other bytes.
 const FORMAT: &str = "2";
+/// The largest archive that a machine can start from, in bytes: it lies in guest memory below the hole at 3 GiB, and the kernel
+/// with its own data needs room there too.
+pub const LARGEST: u64 = 5 << 29;
 
 /// Why there is no archive of an image.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,20 @@ pub enum Error {
     /// The image can't be made one.
     #[error(transparent)]
     Rootfs(#[from] rootfs::Error),
+    /// The image makes an archive that no machine could start from.
+    #[error(
+        "the image takes more than {limit} bytes when it is unpacked, the most that a machine can start from: take a smaller one"
+    )]
+    TooLarge {
+        /// The limit in bytes, [`LARGEST`].
+        limit: u64,
+    },
+    /// Images can't be kept or cleared.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// Images that are being pulled can't be removed.
+    #[error("an image is being pulled: prune when that is done")]
+    Pulling,
     /// A file can't be written or read.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -55,74 +74,152 @@ impl Shelf {
         Store::new(self.folder.join("images"))
     }
 
-    /// Removes all images and archives; says how many bytes they took. What a machine is being made of stays until it is
-    /// made, and what is being pulled stays altogether.
+    /// Removes all images and archives; says how many bytes they took. Archives that are being made or used stay.
     ///
     /// # Errors
     ///
-    /// Where something can't be removed.
+    /// Where something can't be removed; [`Error::Pulling`] while images are being pulled.
     pub fn clear(&self) -> Result<u64, Error> {
+        let store = self.store();
         let mut freed = 0;
-        for folder in ["initramfs", "images"] {
-            freed += clear(&self.folder.join(folder))?;
+        if store.folder().exists() {
+            let _alone = store.hold_alone()?.ok_or(Error::Pulling)?;
+            freed += clear(store.folder(), Some(&store.lock_path()))?;
         }
-        Ok(freed)
+        Ok(freed + clear(&self.folder.join("initramfs"), None)?)
     }
 
-    /// The image's archive, and its size in bytes. It is made if it isn't there; `making` is called before that.
+    /// The image's archive. It is made if it isn't there; `making` is called before that.
     ///
     /// # Errors
     ///
-    /// Where it can't be made or kept.
-    pub fn archive(&self, image: &Image, making: impl FnOnce()) -> Result<(PathBuf, u64), Error> {
-        let folder = self.folder.join("initramfs");
-        let path = folder.join(format!("{}.cpio", key(image)));
-        if let Some(size) = size(&path) {
-            return Ok((path, size));
+    /// Where it can't be made or kept, or would be larger than [`LARGEST`].
+    pub fn archive(&self, image: &Image, making: impl FnOnce()) -> Result<Archive, Error> {
+        let path = self.folder.join("initramfs").join(key(image) + ".cpio");
+        if let Some(archive) = Archive::open(&path)? {
+            return Ok(archive);
         }
-        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
-        // Who comes second waits, and finds it made. The kernel takes the lock back however this process ends.
-        let lock_path = path.with_extension("lock");
-        let lock = File::create(&lock_path).map_err(failed("create", &lock_path))?;
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|errno| failed("lock", &lock_path)(errno.into()))?;
-        if let Some(size) = size(&path) {
-            return Ok((path, size));
+        // Who comes second waits, and finds it made.
+        let mut partial = Partial::lock(path.with_extension("partial"))?;
+        if let Some(archive) = Archive::open(&path)? {
+            partial.discard()?;
+            return Ok(archive);
         }
         making();
-        let whole = unnamed(&folder).map_err(failed("create a file in", &folder))?;
-        write(image, Compression::None, &whole, &path)?;
-        name(&whole, &path).map_err(failed("create", &path))?;
-        let _ = fs::remove_file(&lock_path);
-        let size =
-            size(&path).ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
-        Ok((path, size))
+        partial.restart()?;
+        let limits = Limits {
+            archive: LARGEST,
+            ..Limits::default()
+        };
+        if let Err(error) = write(image, Compression::None, &limits, &partial.file, &path) {
+            // It may be large, and nobody goes on from it.
+            let _ = partial.discard();
+            return Err(error);
+        }
+        let file = partial.publish(&path)?;
+        let archive = Archive::hold(file, &path).map_err(failed("lock", &path))?;
+        archive.ok_or_else(|| {
+            let removed = io::Error::other("it was removed again: run it once more");
+            failed("read", &path)(removed)
+        })
     }
 }
 
-/// Removes the files in a folder and below it; says how many bytes they took. Files that somebody has locked stay.
-fn clear(folder: &Path) -> Result<u64, Error> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        entries => entries.map_err(failed("read", folder))?,
+/// An archive that is there, and stays as long as this does.
+#[derive(Debug)]
+pub struct Archive {
+    /// The archive.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    _lock: File,
+}
+
+impl Archive {
+    /// The archive of this name, if there is a whole one.
+    fn open(path: &Path) -> Result<Option<Archive>, Error> {
+        match File::open(path) {
+            Ok(file) => Archive::hold(file, path).map_err(failed("lock", path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("open", path)(error)),
+        }
+    }
+
+    /// Keeps it there; `None` if it was removed before that, or is none.
+    fn hold(file: File, path: &Path) -> io::Result<Option<Archive>> {
+        lock(&file, FlockOperation::LockShared)?;
+        let metadata = file.metadata()?;
+        let named = fs::metadata(path).ok();
+        let same = |named: fs::Metadata| {
+            (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()) && named.len() > 0
+        };
+        Ok(named.is_some_and(same).then(|| Archive {
+            path: path.to_owned(),
+            size: metadata.len(),
+            _lock: file,
+        }))
+    }
+}
+
+/// Removes the files in a folder and below it; says how many bytes they took. Files that somebody has locked stay, and so does
+/// `kept`. Somebody else may be at it too.
+fn clear(folder: &Path, kept: Option<&Path>) -> Result<u64, Error> {
+    let Some(entries) = found(fs::read_dir(folder), "read", folder)? else {
+        return Ok(0);
     };
     let mut freed = 0;
     for entry in entries {
         let path = entry.map_err(failed("read", folder))?.path();
-        let metadata = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
+        if kept == Some(&*path) {
+            continue;
+        }
+        let Some(metadata) = found(fs::symlink_metadata(&path), "read", &path)? else {
+            continue;
+        };
         if metadata.is_dir() {
-            freed += clear(&path)?;
-        } else if !is_locked(&path) {
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            freed += clear(&path, kept)?;
+        } else if found(remove(&path, &metadata), "remove", &path)? == Some(true) {
             freed += metadata.len();
         }
     }
     Ok(freed)
 }
 
-fn is_locked(path: &Path) -> bool {
-    let locked = |file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-    File::open(path).is_ok_and(locked)
+/// Removes a file unless it is locked; says whether it did. The lock is ours until the name is gone: who waits for it sees that
+/// its file has none.
+fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
+    let mut file = None;
+    if metadata.is_file() {
+        // A network's file system locks for one alone only what can be written to.
+        let mut options = OpenOptions::new();
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let opened = options.read(true).write(true).custom_flags(flags);
+        let opened = file.insert(opened.open(path)?);
+        match lock(opened, FlockOperation::NonBlockingLockExclusive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            locked => locked?,
+        }
+    }
+    fs::remove_file(path)?;
+    drop(file);
+    Ok(true)
+}
+
+/// What was done to a file or folder; `None` where it isn't there.
+fn found<T>(done: io::Result<T>, action: &'static str, path: &Path) -> Result<Option<T>, Error> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        done => done.map(Some).map_err(failed(action, path)),
+    }
+}
+
+fn lock(file: &File, operation: FlockOperation) -> io::Result<()> {
+    loop {
+        match flock(file, operation) {
+            Err(Errno::INTR) => {}
+            locked => return Ok(locked?),
+        }
+    }
 }
 
 /// Writes the image's archive to a file of the user's, which appears when it is whole.
@@ -135,33 +232,44 @@ pub fn build(image: &Image, compression: Compression, path: &Path) -> Result<Sum
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
+    // A file without a name is gone if we are killed. A network's file system may not know such a thing, or not name it.
     let Ok(file) = unnamed(folder) else {
         return build_named(image, compression, path, folder);
     };
-    let summary = write(image, compression, &file, path)?;
+    let summary = write(image, compression, &Limits::default(), &file, path)?;
+    file.sync_data().map_err(failed("write", path))?;
     // Only a name that is free can be given to it; the other one is there for a moment.
     let named = tempfile::Builder::new().make_in(folder, |free| {
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         Ok(linkat(CWD, own, CWD, free, AtFlags::SYMLINK_FOLLOW)?)
     });
-    let named = named.map_err(failed("create a file in", folder))?;
+    let Ok(named) = named else {
+        return build_named(image, compression, path, folder);
+    };
     let persisted = named.into_temp_path().persist(path);
     persisted.map_err(|error| failed("create", path)(error.error))?;
     Ok(summary)
 }
 
-/// Writes it where a file system knows no files without a name. A kill leaves the file there, under a name of its own.
+/// A file that is gone with its last descriptor, unless it gets a name. The umask has the last word on its mode.
+fn unnamed(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666))?.into())
+}
+
+/// Writes it under a name from the start, one that nobody could guess: the folder may be everybody's. A kill leaves it there.
 fn build_named(
     image: &Image,
     compression: Compression,
     path: &Path,
     folder: &Path,
 ) -> Result<Summary, Error> {
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder).map_err(failed("create a file in", folder))?;
-    let summary = write(image, compression, file.as_file_mut(), path)?;
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    fs::set_permissions(file.path(), permissions).map_err(failed("create", path))?;
+    let file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .map_err(failed("create a file in", folder))?;
+    let summary = write(image, compression, &Limits::default(), file.as_file(), path)?;
+    file.as_file().sync_data().map_err(failed("write", path))?;
     file.persist(path)
         .map_err(|error| failed("create", path)(error.error))?;
     Ok(summary)
@@ -170,54 +278,43 @@ fn build_named(
 fn write(
     image: &Image,
     compression: Compression,
+    limits: &Limits,
     file: &File,
     path: &Path,
 ) -> Result<Summary, Error> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    let summary = rootfs::write(image, INIT, compression, &Limits::default(), &mut out)?;
+    let written = rootfs::write(image, INIT, compression, limits, &mut out);
+    let summary = written.map_err(|error| match exceeded(&error) {
+        Some(&Exceeded { limit: LARGEST, .. }) => Error::TooLarge { limit: LARGEST },
+        _ => error.into(),
+    })?;
     out.flush().map_err(failed("write", path))?;
     Ok(summary)
 }
 
+/// The limit that an error is about. A writer's error has it inside, and doesn't name it as its source.
+fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exceeded> {
+    let inner = error.downcast_ref().and_then(io::Error::get_ref);
+    error
+        .downcast_ref()
+        .or_else(|| inner.and_then(|inner| exceeded(inner)))
+        .or_else(|| error.source().and_then(exceeded))
+}
+
 /// What an archive is known by.
 fn key(image: &Image) -> String {
-    let mut hash = Sha256::new();
+    let mut fields = Vec::new();
     for part in [FORMAT.as_bytes(), image.identity.as_bytes()] {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
+        fields.extend(part.len().to_le_bytes());
+        fields.extend(part);
     }
-    hash.update(init_digest());
-    let digest = hash.finalize();
-    digest
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    fields.extend(init_digest());
+    Digest::of(fields).hex()[..32].to_owned()
 }
 
 /// Init's own digest, which `build.rs` has made: it would take a millisecond of each run.
 fn init_digest() -> &'static [u8] {
     env!("MINIVM_INIT_DIGEST").as_bytes()
-}
-
-fn size(path: &Path) -> Option<u64> {
-    let metadata = fs::metadata(path).ok()?;
-    metadata.is_file().then_some(metadata.len())
-}
-
-/// A file that is gone with its last descriptor, unless it gets a name.
-fn unnamed(folder: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o644))?.into())
-}
-
-/// Gives it one. Somebody else may have done so with the same bytes.
-fn name(file: &File, path: &Path) -> io::Result<()> {
-    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW) {
-        Err(rustix::io::Errno::EXIST) => Ok(()),
-        linked => Ok(linked?),
-    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -231,7 +328,146 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 
 #[cfg(test)]
 mod tests {
+    use minivm_guest::image::{Config, Root};
+
     use super::*;
+
+    struct Place {
+        folder: tempfile::TempDir,
+        shelf: Shelf,
+        image: Image,
+    }
+
+    impl Place {
+        /// A cache, and an image of one file.
+        fn new() -> Place {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("root");
+            fs::create_dir(&root).unwrap();
+            fs::write(root.join("hello"), "world").unwrap();
+            Place {
+                shelf: Shelf::new(&folder.path().join("cache")),
+                image: Image {
+                    identity: "test".to_owned(),
+                    config: Config::default(),
+                    root: Root::Folder(root),
+                },
+                folder,
+            }
+        }
+
+        fn names(&self, folder: &str) -> Vec<String> {
+            let entries = fs::read_dir(self.folder.path().join(folder)).unwrap();
+            let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+            let mut names: Vec<String> = entries
+                .map(|entry| name(entry).into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn an_archive_is_made_once_and_is_its_owners_alone() {
+        let place = Place::new();
+        let mut made = 0;
+        for _ in 0..2 {
+            let archive = place.shelf.archive(&place.image, || made += 1).unwrap();
+            assert_eq!(fs::metadata(&archive.path).unwrap().len(), archive.size);
+            assert_eq!(mode(&archive.path), 0o600);
+            assert_eq!(mode(archive.path.parent().unwrap()), 0o700);
+        }
+        assert_eq!(made, 1);
+        assert_eq!(place.names("cache/initramfs").len(), 1);
+    }
+
+    #[test]
+    fn an_archive_that_a_power_failure_emptied_is_made_again() {
+        let place = Place::new();
+        let archive = place.shelf.archive(&place.image, || {}).unwrap();
+        File::create(&archive.path).unwrap();
+        let mut made = false;
+        let again = place.shelf.archive(&place.image, || made = true).unwrap();
+        assert!(made && again.size == archive.size);
+    }
+
+    #[test]
+    fn an_archive_is_not_cleared_while_it_is_held() {
+        let place = Place::new();
+        let archive = place.shelf.archive(&place.image, || {}).unwrap();
+        assert_eq!(place.shelf.clear().unwrap(), 0);
+        let path = archive.path.clone();
+        assert!(path.exists());
+        let again = place.shelf.archive(&place.image, || {}).unwrap();
+        drop(archive);
+        assert_eq!(place.shelf.clear().unwrap(), 0, "one of two is left");
+        drop(again);
+        assert!(place.shelf.clear().unwrap() > 0);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_archive_that_no_machine_could_start_from_is_refused_and_not_kept() {
+        let place = Place::new();
+        let large = File::create(place.folder.path().join("root/large")).unwrap();
+        large.set_len(LARGEST).unwrap();
+        let error = place.shelf.archive(&place.image, || {}).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert_eq!(place.names("cache/initramfs"), [""; 0]);
+    }
+
+    #[test]
+    fn a_built_archive_has_the_mode_that_the_umask_leaves() {
+        let place = Place::new();
+        let path = place.folder.path().join("out.cpio");
+        let usual = place.folder.path().join("usual");
+        File::create(&usual).unwrap();
+        for _ in 0..2 {
+            build(&place.image, Compression::None, &path).unwrap();
+            assert_eq!(mode(&path), mode(&usual));
+            fs::remove_file(&path).unwrap();
+            build_named(&place.image, Compression::None, &path, place.folder.path()).unwrap();
+            assert_eq!(mode(&path), mode(&usual));
+        }
+        assert_eq!(place.names(""), ["out.cpio", "root", "usual"]);
+    }
+
+    #[test]
+    fn a_shelf_is_not_cleared_of_what_is_being_pulled() {
+        let place = Place::new();
+        let store = place.shelf.store();
+        let blob = store.folder().join("blobs/sha256/a");
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(&blob, [0; 100]).unwrap();
+        let pull = File::create(store.lock_path()).unwrap();
+        flock(&pull, FlockOperation::LockShared).unwrap();
+        let error = place.shelf.clear().unwrap_err();
+        assert!(matches!(error, Error::Pulling), "{error}");
+        assert!(blob.exists());
+        drop(pull);
+        assert_eq!(place.shelf.clear().unwrap(), 100);
+        assert_eq!(place.names("cache/images"), ["blobs", "lock"]);
+    }
+
+    #[test]
+    fn shelves_can_be_cleared_at_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let initramfs = cache.path().join("initramfs");
+        fs::create_dir(&initramfs).unwrap();
+        for number in 0..2000 {
+            fs::write(initramfs.join(number.to_string()), "x").unwrap();
+        }
+        let clear = || Shelf::new(cache.path()).clear().unwrap();
+        std::thread::scope(|scope| {
+            let _others = [scope.spawn(clear), scope.spawn(clear)];
+            clear();
+        });
+        assert_eq!(fs::read_dir(&initramfs).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_shelf_is_cleared_but_for_what_is_in_use() {

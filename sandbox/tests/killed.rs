@@ -121,7 +121,7 @@ impl Home {
         }
     }
 
-    /// Nothing is in the folders but what a next run uses: a whole archive, and what it locks to make one.
+    /// Nothing is in the folders but what a next run uses: a whole archive, and the locked beginning of one.
     fn assert_clean(&self, whole: &[u8], when: &str) {
         assert_eq!(names(&self.path("tmp")), Vec::<String>::new(), "{when}");
         assert!(
@@ -135,7 +135,7 @@ impl Home {
         for name in names(&self.archives()) {
             match name.rsplit_once('.').unwrap().1 {
                 "cpio" => assert_eq!(digest(&self.archives().join(name)), whole, "{when}"),
-                "lock" => {}
+                "partial" => {}
                 _ => panic!("{when}: {name}"),
             }
         }

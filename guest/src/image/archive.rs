@@ -23,8 +23,11 @@ use super::{Blob, files};
 const BLOCK: u64 = 512;
 /// How many members are listed; an image has some for each of its layers.
 const MOST_MEMBERS: usize = 100_000;
-/// How long the names in members of their own may be.
-const LONGEST_NAME: u64 = 64 << 10;
+/// How long members that say something of the next one may be.
+const LONGEST_EXTENSION: u64 = 64 << 10;
+/// How long a name or a link's target may be, as Linux has it, and how long all are together: they are held in memory.
+const LONGEST_NAME: usize = 4096;
+const MOST_NAMES: usize = 32 << 20;
 /// How many links are followed to one file.
 const MOST_LINKS: usize = 16;
 
@@ -150,6 +153,8 @@ struct Scan<'a> {
     path: Option<String>,
     target: Option<String>,
     size: Option<u64>,
+    /// Bytes of all names so far.
+    names: usize,
 }
 
 impl<'a> Scan<'a> {
@@ -162,6 +167,7 @@ impl<'a> Scan<'a> {
             path: None,
             target: None,
             size: None,
+            names: 0,
         }
     }
 
@@ -183,8 +189,10 @@ impl<'a> Scan<'a> {
             match special {
                 true => self.extension(kind, offset, size)?,
                 false => {
-                    let found = self.entry(&header, offset, size);
-                    members.extend(found);
+                    if let Some((path, member)) = self.entry(&header, offset, size) {
+                        self.weigh(&path, &member)?;
+                        members.insert(path, member);
+                    }
                 }
             }
             if members.len() > MOST_MEMBERS {
@@ -233,11 +241,8 @@ impl<'a> Scan<'a> {
 
     /// A member that says something of the next one.
     fn extension(&mut self, kind: EntryType, offset: u64, size: u64) -> Result<(), Error> {
-        if size > LONGEST_NAME {
-            return Err(Error::TooLarge {
-                what: format!("a name in {}", self.name),
-                limit: LONGEST_NAME,
-            });
+        if size > LONGEST_EXTENSION {
+            return Err(self.too_large("a name", LONGEST_EXTENSION));
         }
         let bytes = self.read(offset, size)?;
         let text = |bytes: &[u8]| {
@@ -280,6 +285,29 @@ impl<'a> Scan<'a> {
             _ => return None,
         };
         Some((path, member))
+    }
+
+    /// What a member takes of memory, if that isn't too much.
+    fn weigh(&mut self, path: &str, member: &Member) -> Result<(), Error> {
+        let target = match member {
+            Member::Link(target) => target.len(),
+            Member::File { .. } => 0,
+        };
+        if path.len().max(target) > LONGEST_NAME {
+            return Err(self.too_large("a name", LONGEST_NAME as u64));
+        }
+        self.names += path.len() + target;
+        match self.names > MOST_NAMES {
+            true => Err(self.too_large("all names", MOST_NAMES as u64)),
+            false => Ok(()),
+        }
+    }
+
+    fn too_large(&self, what: &str, limit: u64) -> Error {
+        Error::TooLarge {
+            what: format!("{what} in {}", self.name),
+            limit,
+        }
     }
 
     fn read(&self, offset: u64, size: u64) -> Result<Vec<u8>, Error> {

@@ -68,10 +68,10 @@ impl fmt::Display for Digest {
 
 /// A digest being computed.
 #[derive(Clone, Default)]
-pub(super) struct Hasher(Sha256);
+pub(crate) struct Hasher(Sha256);
 
 impl Hasher {
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
@@ -97,7 +97,7 @@ impl Hasher {
         self.update(bytes);
     }
 
-    pub(super) fn finish(self) -> Digest {
+    pub(crate) fn finish(self) -> Digest {
         let hex = self
             .0
             .finalize()

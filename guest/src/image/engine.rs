@@ -124,6 +124,8 @@ fn open_id(
     if options.pull == Pull::Never {
         return Err(Error::NotStored { image: name.into() });
     }
+    // Until it is open: or it might be removed as soon as it is there.
+    let _held = store.hold()?;
     let mut partial = store.partial(&format!("engine-{}", id.hex()))?;
     // Somebody else may have fetched it while we waited.
     if let Some(Ok(image)) = store.open(&path)?.map(open) {
@@ -138,7 +140,7 @@ fn open_id(
         .map_err(|source| partial.failed(source))?;
     // Only what can be read is kept.
     match open(saved) {
-        Ok(_) => partial.publish(&path)?,
+        Ok(_) => drop(partial.publish(&path)?),
         Err(error) => {
             partial.discard()?;
             return Err(error);

@@ -36,15 +36,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use digest::Hasher;
 pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
 pub use manifest::Platform;
 pub use progress::{Progress, Unwatched};
 pub use reference::Reference;
 pub use source::Source;
-pub use store::Store;
+pub use store::{Partial, Store};
 
 use archive::Archive;
+
+use crate::rootfs::Limits;
 
 /// Whether a registry may be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +82,8 @@ pub struct Options {
     pub longest_pause: Duration,
     /// How many layers are pulled at once.
     pub parallel: usize,
-    /// The largest layer, and the largest archive that is decompressed or read from standard input, in bytes.
+    /// How large all layers of an image may be together as a registry has them, and an archive that is decompressed or read
+    /// from standard input, in bytes: as large as they may be when they are unpacked.
     pub largest: u64,
 }
 
@@ -95,7 +99,7 @@ impl Default for Options {
             backoff: Duration::from_millis(500),
             longest_pause: Duration::from_secs(60),
             parallel: 3,
-            largest: 64 << 30,
+            largest: Limits::default().expanded,
         }
     }
 }

@@ -5,16 +5,19 @@
 //! <folder>/tags/<hex>           which manifest a tag had, by the SHA-256 of the image's name
 //! <folder>/engine/<hex>         archives that a container engine saved, by the image's id
 //! <folder>/partial/<name>       all of these while they are made
+//! <folder>/lock                 locked by pulls together, and by who clears the folder alone
 //! ```
+//!
+//! All of it is its owner's to read and nobody else's: an image may be private.
 //!
 //! Whatever is made is made in `partial` under a name that follows from what it will be, and by one process at a time: the
 //! maker holds the file's lock (`flock`), which the kernel drops when the process ends, however it ends. So nothing stale
 //! is left by a kill but a beginning, which the next maker goes on from or writes over. A finished file is checked, then
 //! renamed to its place: there it is whole or absent. Nobody locks to read.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -128,11 +131,46 @@ impl Store {
 
     /// The beginning of a file, locked; waits while somebody else makes it. Look whether it is finished by now.
     pub(super) fn partial(&self, name: &str) -> Result<Partial, Error> {
-        let folder = self.folder.join("partial");
-        self.make(&folder)?;
-        let path = folder.join(name);
-        let file = lock(&path).map_err(|source| failed(&path, source))?;
-        Ok(Partial { file, path })
+        Partial::lock(self.folder.join("partial").join(name))
+    }
+
+    /// Keeps the store from being cleared until the file is closed; waits while it is cleared.
+    pub(super) fn hold(&self) -> Result<File, Error> {
+        self.locked(FlockOperation::LockShared)
+    }
+
+    /// Keeps pulls from starting until the file is closed; `None` if one is under way. The lock's file has to stay when the
+    /// store is cleared.
+    ///
+    /// # Errors
+    ///
+    /// Where the lock's file can't be made or locked.
+    pub fn hold_alone(&self) -> Result<Option<File>, Error> {
+        match self.locked(FlockOperation::NonBlockingLockExclusive) {
+            Ok(held) => Ok(Some(held)),
+            Err(Error::Store { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The file that [`Store::hold_alone`] locks.
+    pub fn lock_path(&self) -> PathBuf {
+        self.folder.join("lock")
+    }
+
+    fn locked(&self, operation: FlockOperation) -> Result<File, Error> {
+        self.make(&self.folder)?;
+        let path = self.lock_path();
+        let file = open_own(&path).map_err(|source| failed(&path, source))?;
+        loop {
+            match flock(&file, operation) {
+                Ok(()) => return Ok(file),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(&path, error.into())),
+            }
+        }
     }
 
     fn tag_path(&self, image: &str) -> PathBuf {
@@ -140,18 +178,29 @@ impl Store {
     }
 
     fn make(&self, folder: &Path) -> Result<(), Error> {
-        fs::create_dir_all(folder).map_err(|source| failed(folder, source))
+        make(folder)
     }
+}
+
+/// Makes a folder, and those it is in, for its owner only.
+fn make(folder: &Path) -> Result<(), Error> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| failed(folder, source))
+}
+
+/// Opens a file that its owner may read and write, and nobody else.
+fn open_own(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options.mode(0o600).open(path)
 }
 
 /// Opens and locks the file of this name. Who had the lock before may have renamed or removed it meanwhile; then the lock
 /// is on a file that has no, or another, name, and it takes another turn.
 fn lock(path: &Path) -> io::Result<File> {
     loop {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-        let file = options.open(path)?;
+        let file = open_own(path)?;
         wait_for_lock(path, &file, PATIENCE)?;
         let ours = file.metadata()?;
         match fs::symlink_metadata(path) {
@@ -198,34 +247,75 @@ fn failed(path: &Path, source: io::Error) -> Error {
 }
 
 /// A file being made, locked against other makers until it is dropped.
+///
+/// It gets its name when it is whole; who comes upon the name finds all of it.
+///
+/// ```
+/// use std::io::Write;
+/// use minivm_guest::image::Partial;
+///
+/// let folder = tempfile::tempdir()?;
+/// let name = folder.path().join("greeting");
+/// let mut partial = Partial::lock(folder.path().join("greeting.partial"))?;
+/// partial.restart()?;
+/// partial.file.write_all(b"hello")?;
+/// assert!(!name.exists());
+/// partial.publish(&name)?;
+/// assert_eq!(std::fs::read(name)?, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
-pub(super) struct Partial {
-    pub(super) file: File,
+pub struct Partial {
+    /// The file, which may have the beginning that an earlier maker left.
+    pub file: File,
     path: PathBuf,
 }
 
 impl Partial {
+    /// Opens or makes the file, in a folder of its owner's, and locks it; waits while somebody else makes it. Look whether it
+    /// is finished by now.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or locked, or who has it locked does nothing for a quarter of an hour.
+    pub fn lock(path: PathBuf) -> Result<Partial, Error> {
+        let folder = path.parent().expect("a file is in a folder");
+        make(folder)?;
+        let file = lock(&path).map_err(|source| failed(&path, source))?;
+        Ok(Partial { file, path })
+    }
+
     /// Forgets what was written so far.
-    pub(super) fn restart(&mut self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// Where the file can't be truncated.
+    pub fn restart(&mut self) -> Result<(), Error> {
         let restarted = self.file.set_len(0).and_then(|()| self.file.rewind());
         restarted.map_err(|source| self.failed(source))
     }
 
-    /// Puts the file, whole and checked, into its place.
-    pub(super) fn publish(self, to: &Path) -> Result<(), Error> {
-        let parent = to
-            .parent()
-            .expect("a file of the store is in a folder of it");
-        fs::create_dir_all(parent).map_err(|source| failed(parent, source))?;
+    /// Puts the file, whole and checked, into its place; hands it out, still locked.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be written to the disk or renamed.
+    pub fn publish(self, to: &Path) -> Result<File, Error> {
+        make(to.parent().expect("a file is in a folder"))?;
         // Without it a power failure could leave the new name with old content: none.
         self.file
             .sync_data()
             .map_err(|source| self.failed(source))?;
-        fs::rename(&self.path, to).map_err(|source| failed(to, source))
+        fs::rename(&self.path, to).map_err(|source| failed(to, source))?;
+        Ok(self.file)
     }
 
     /// Removes the file.
-    pub(super) fn discard(self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be removed.
+    pub fn discard(self) -> Result<(), Error> {
         fs::remove_file(&self.path).map_err(|source| self.failed(source))
     }
 
@@ -237,7 +327,7 @@ impl Partial {
         self.restart()?;
         let written = self.file.write_all(bytes);
         written.map_err(|source| self.failed(source))?;
-        self.publish(to)
+        self.publish(to).map(drop)
     }
 }
 
@@ -301,7 +391,7 @@ mod tests {
             let early = receiver.recv_timeout(Duration::from_millis(100));
             assert!(early.is_err(), "the second maker did not wait");
             first.file.write_all(b"content").unwrap();
-            first.publish(&store.blob_path(&digest)).unwrap();
+            drop(first.publish(&store.blob_path(&digest)).unwrap());
             receiver.recv_timeout(Duration::from_secs(10)).unwrap();
         });
     }
@@ -318,6 +408,33 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(100));
         drop(first);
         wait_for_lock(&folder.path().join("partial/x"), &second, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn what_is_kept_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("images"));
+        let digest = Digest::of("content");
+        store.keep(&digest, b"content").unwrap();
+        let _held = store.hold().unwrap();
+        for (path, mode) in [
+            (store.blob_path(&digest), 0o100_600),
+            (store.lock_path(), 0o100_600),
+            (store.folder().to_owned(), 0o040_700),
+            (store.folder().join("partial"), 0o040_700),
+        ] {
+            assert_eq!(fs::metadata(&path).unwrap().mode(), mode, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_pulled_into_is_not_cleared() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let pulls = [store.hold().unwrap(), store.hold().unwrap()];
+        assert!(store.hold_alone().unwrap().is_none());
+        drop(pulls);
+        assert!(store.hold_alone().unwrap().is_some());
     }
 
     #[test]

@@ -638,6 +638,32 @@ fn what_is_no_archive_is_refused() {
 }
 
 #[test]
+fn an_archive_of_long_names_is_refused() {
+    let member = |name: &str| {
+        let long = [name.as_bytes(), b"\0"].concat();
+        let mut members = tar(&[
+            ("././@LongLink", EntryType::GNULongName, "", &long),
+            ("x", EntryType::Regular, "", b""),
+        ]);
+        members.truncate(members.len() - 1024);
+        members
+    };
+    let open = |content: &[u8]| line(Place::new().archive("docker-archive", content));
+    let error = open(&member(&"x".repeat(4096)));
+    assert!(error.contains("has no index.json"), "{error}");
+    let error = open(&member(&"x".repeat(4097)));
+    assert!(error.contains("a name in"), "{error}");
+    let link = tar(&[
+        ("././@LongLink", EntryType::GNULongLink, "", &[b'x'; 60_000]),
+        ("x", EntryType::Symlink, "", b""),
+    ]);
+    assert!(open(&link).contains("a name in"));
+    let many = (0..9000).flat_map(|n| member(&format!("{n:04000}")));
+    let error = open(&gzip(&many.collect::<Vec<_>>()));
+    assert!(error.contains("all names in"), "{error}");
+}
+
+#[test]
 fn names_that_lead_out_of_an_archive_lead_nowhere() {
     let made = image(&["one"]);
     let config = format!("{}.json", Digest::of(&made.config).hex());

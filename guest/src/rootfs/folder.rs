@@ -1,9 +1,11 @@
 //! An image that is a folder of the host's.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -13,31 +15,48 @@ use crate::manifest::{self, Xattr};
 use crate::newc::{self, Archive};
 use crate::walk::{self, Owner};
 
-/// The extended attributes of a folder and of everything below it, sorted.
-///
-/// Left out: those by which the host's own security modules know its files.
-pub(super) fn xattrs(root: &Path) -> Result<Vec<Xattr>, newc::Error> {
+/// What is to be known of a folder before its files are written.
+#[derive(Default)]
+pub(super) struct Survey {
+    /// The extended attributes of the folder and of everything below it, sorted.
+    ///
+    /// Left out: those by which the host's own security modules know its files.
+    pub(super) xattrs: Vec<Xattr>,
+    /// Bytes of all files: nearly the whole archive.
+    pub(super) data: u64,
+    /// Files with several names, whose data are there once.
+    linked: HashSet<(u64, u64)>,
+}
+
+/// Looks through a folder.
+pub(super) fn survey(root: &Path) -> Result<Survey, newc::Error> {
     // The folder that is meant, if it is named by a link.
     let root = fs::canonicalize(root).map_err(walk::reading(root))?;
-    let mut found = Vec::new();
+    let mut found = Survey::default();
     collect(&root, Path::new(""), &mut found)?;
     Ok(found)
 }
 
-fn collect(path: &Path, name: &Path, found: &mut Vec<Xattr>) -> Result<(), newc::Error> {
+fn collect(path: &Path, name: &Path, found: &mut Survey) -> Result<(), newc::Error> {
     for attribute in list(path).map_err(walk::reading(path))? {
         let hosts: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
         if hosts.contains(&&*attribute) {
             continue;
         }
         let value = value(path, &attribute).map_err(walk::reading(path))?;
-        found.push(Xattr {
+        found.xattrs.push(Xattr {
             path: name.as_os_str().as_bytes().to_vec(),
             name: attribute,
             value,
         });
     }
     let metadata = fs::symlink_metadata(path).map_err(walk::reading(path))?;
+    if metadata.is_file() {
+        let inode = (metadata.dev(), metadata.ino());
+        if metadata.nlink() == 1 || found.linked.insert(inode) {
+            found.data = found.data.saturating_add(metadata.len());
+        }
+    }
     if metadata.is_dir() {
         for below in walk::names(path)? {
             collect(&path.join(&below), &name.join(&below), found)?;

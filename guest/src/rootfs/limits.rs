@@ -16,8 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all layers, decompressed, and of the archive that is made of them: 16 GiB.
+    /// Bytes of all layers, decompressed: 16 GiB.
     pub expanded: u64,
+    /// Bytes of the archive that is made of them, before it is compressed: 16 GiB, and never more than `expanded`.
+    pub archive: u64,
     /// Entries of all layers, with the folders that they imply: 2 million.
     pub entries: u64,
     /// Bytes of names, link targets and extended attributes of all layers, which are held in memory: 256 MiB. An attribute
@@ -31,6 +33,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             expanded: 16 << 30,
+            archive: 16 << 30,
             entries: 2_000_000,
             names: 256 << 20,
             header: 1 << 20,
@@ -46,6 +49,18 @@ pub struct Exceeded {
     pub limit: u64,
     /// Of what.
     pub what: &'static str,
+}
+
+impl Limits {
+    /// Refuses an archive of this size.
+    pub(super) fn check_archive(&self, bytes: u64) -> Result<(), Exceeded> {
+        let limit = self.archive.min(self.expanded);
+        let what = "bytes in its archive";
+        match bytes <= limit {
+            true => Ok(()),
+            false => Err(Exceeded { limit, what }),
+        }
+    }
 }
 
 /// What all layers together have used of their limits; shared by the threads that read them.

@@ -4,7 +4,7 @@
 //! 1. each layer is decompressed, checked against its digest and read for its entries (`scan`); these are put over each other
 //!    in a tree that knows every name, and where its data are (`apply`, `tree`);
 //! 2. the archive's folders and links are written from the tree, then each layer is decompressed again for the data of the
-//!    files that are left (`pack`).
+//!    files that are left, and checked again: the files they lie in may be anybody's (`pack`).
 //!
 //! Nothing is unpacked anywhere: no disk, no privileges, no file system of the host's with its own ideas of names and owners.
 //! The same image makes the same bytes on every machine. The layers are hostile: whatever they hold, nothing is written but
@@ -96,13 +96,14 @@ pub fn write(
     out: impl Write,
 ) -> Result<Summary, Error> {
     let out = Compressor::new(compression, out).map_err(Error::Write)?;
-    let out = BufWriter::with_capacity(1 << 20, Counter::new(out, limits.expanded));
+    let out = BufWriter::with_capacity(1 << 20, Counter::new(out, limits));
     let mut archive = Archive::new(out);
     let files = match &image.root {
         Root::Layers(layers) => write_layers(layers, &image.config, init, limits, &mut archive)?,
         Root::Folder(root) => {
-            let xattrs = folder::xattrs(root)?;
-            write_ours(&image.config, xattrs, init, &mut archive)?;
+            let found = folder::survey(root)?;
+            limits.check_archive(found.data).map_err(refused)?;
+            write_ours(&image.config, found.xattrs, init, &mut archive)?;
             folder::write(root, &mut archive)?
         }
     };
@@ -114,6 +115,14 @@ pub fn write(
     Ok(Summary { bytes, files })
 }
 
+/// The whole image is too large.
+fn refused(source: Exceeded) -> Error {
+    Error::Limit {
+        layer: "the image".to_owned(),
+        source,
+    }
+}
+
 fn write_layers(
     layers: &[Layer],
     config: &Config,
@@ -123,16 +132,17 @@ fn write_layers(
 ) -> Result<u64, Error> {
     let budget = Budget::new(limits);
     let mut tree = Tree::new(&budget);
-    for ((layer, entries), number) in layers.iter().zip(scan::all(layers, &budget)?).zip(0..) {
-        apply::layer(&mut tree, number, &layer.blob.name, entries)?;
+    let mut digests = Vec::with_capacity(layers.len());
+    for ((layer, found), number) in layers.iter().zip(scan::all(layers, &budget)?).zip(0..) {
+        apply::layer(&mut tree, number, &layer.blob.name, found.entries)?;
+        digests.push(found.digest);
     }
     let names = Names::new(&tree);
-    let xattrs = names.xattrs(limits).map_err(|source| Error::Limit {
-        layer: "the image".to_owned(),
-        source,
-    })?;
+    // Before gigabytes are written for nothing.
+    limits.check_archive(names.data()).map_err(refused)?;
+    let xattrs = names.xattrs(limits).map_err(refused)?;
     write_ours(config, xattrs, init, archive)?;
-    names.write(layers, limits, archive)?;
+    names.write(layers, &digests, limits, archive)?;
     Ok(names.count())
 }
 

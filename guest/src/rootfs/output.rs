@@ -4,13 +4,13 @@ use std::io::{self, Write};
 use std::num::NonZero;
 use std::thread;
 
-use super::limits::Exceeded;
+use super::limits::Limits;
 
 /// How the archive is compressed. The guest's kernel finds out by itself, if it was built to read the format
 /// (`CONFIG_RD_LZ4`, `CONFIG_RD_ZSTD`, `CONFIG_RD_GZIP`).
 ///
-/// A guest whose initramfs is mapped rather than read starts fastest without: there is nothing to do before the files are
-/// copied.
+/// A guest on the same machine starts fastest without: the archive is copied into its memory as it is, and there is nothing to
+/// do before its kernel copies the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
     /// Not at all.
@@ -166,15 +166,15 @@ impl<W: Write> Write for Lz4<W> {
 pub(super) struct Counter<W> {
     pub(super) out: W,
     pub(super) bytes: u64,
-    limit: u64,
+    limits: Limits,
 }
 
 impl<W: Write> Counter<W> {
-    pub(super) fn new(out: W, limit: u64) -> Counter<W> {
+    pub(super) fn new(out: W, limits: &Limits) -> Counter<W> {
         Counter {
             out,
             bytes: 0,
-            limit,
+            limits: *limits,
         }
     }
 }
@@ -183,10 +183,8 @@ impl<W: Write> Write for Counter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.out.write(bytes)?;
         self.bytes += count as u64;
-        if self.bytes > self.limit {
-            let (limit, what) = (self.limit, "bytes in its archive");
-            return Err(io::Error::other(Exceeded { limit, what }));
-        }
+        let checked = self.limits.check_archive(self.bytes);
+        checked.map_err(io::Error::other)?;
         Ok(count)
     }
 

@@ -1,4 +1,7 @@
 //! The second pass: the tree becomes an archive, and the layers are read again for the data of the files that are left.
+//!
+//! A layer may lie in a file that somebody else writes to. What is read now is what gets into the archive, and the archive is
+//! known by what was read before: so each layer is read to its end and has to have the same digest as in the first pass.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -8,9 +11,9 @@ use std::path::Path;
 use std::thread;
 
 use super::error::Error;
-use super::limits::{Exceeded, Limits};
+use super::limits::{Budget, Exceeded, Limits};
 use super::stored;
-use super::stream::Stream;
+use super::stream::{Check, Stream};
 use super::tape::{Kind, Tape};
 use super::tree::{Content, Id, ROOT, Tree};
 use crate::image::Layer;
@@ -83,6 +86,16 @@ impl<'t> Names<'t> {
         (self.folders.len() + self.others.len() + self.files.len() - 1) as u64
     }
 
+    /// Bytes of all files: nearly the whole archive.
+    pub(super) fn data(&self) -> u64 {
+        let files = self.files.chunk_by(|a, b| a.id == b.id);
+        let size = |names: &[Name<'_>]| match self.tree.inode(names[0].id).content {
+            Content::File { size, .. } => u64::from(size),
+            _ => 0,
+        };
+        files.map(size).sum()
+    }
+
     /// The path in the image.
     fn path(&self, name: &Name<'t>) -> Vec<u8> {
         let mut parts = vec![name.name];
@@ -122,10 +135,11 @@ impl<'t> Names<'t> {
         Ok(found)
     }
 
-    /// Writes everything.
+    /// Writes everything. `digests` are those that the layers had in the first pass.
     pub(super) fn write(
         &self,
         layers: &[Layer],
+        digests: &[String],
         limits: &Limits,
         archive: &mut Archive<impl Write>,
     ) -> Result<(), Error> {
@@ -145,8 +159,8 @@ impl<'t> Names<'t> {
             }
         }
         for files in self.files.chunk_by(|a, b| self.layer(a) == self.layer(b)) {
-            let layer = &layers[self.layer(&files[0]) as usize];
-            self.layer_files(files, layer, limits, archive)?;
+            let number = self.layer(&files[0]) as usize;
+            self.layer_files(files, &layers[number], &digests[number], limits, archive)?;
         }
         Ok(())
     }
@@ -162,17 +176,20 @@ impl<'t> Names<'t> {
         self.tree.inode(name.id).attributes
     }
 
-    /// Writes the files whose data are in one layer, which is read up to the last of them.
+    /// Writes the files whose data are in one layer.
     fn layer_files(
         &self,
         files: &[Name<'t>],
         layer: &Layer,
+        digest: &str,
         limits: &Limits,
         archive: &mut Archive<impl Write>,
     ) -> Result<(), Error> {
         let changed = || Error::Changed {
             layer: layer.blob.name.clone(),
         };
+        // It was within the limits once; what it has become may have no end.
+        let budget = Budget::new(limits);
         thread::scope(|scope| {
             let mut tape = None;
             let mut read = 0;
@@ -187,7 +204,8 @@ impl<'t> Names<'t> {
                 let tape = match &mut tape {
                     Some(tape) => tape,
                     none => {
-                        let stream = Stream::start(scope, &layer.blob, None)?;
+                        let check = Check::new(&budget);
+                        let stream = Stream::start(scope, &layer.blob, Some(check))?;
                         none.insert(Tape::new(stream, &layer.blob.name, limits))
                     }
                 };
@@ -201,7 +219,15 @@ impl<'t> Names<'t> {
                 }
                 self.file(names, size, tape.data(), archive)?;
             }
-            Ok(())
+            let Some(tape) = tape else {
+                return Ok(());
+            };
+            let check = tape.finish().0.finish();
+            let check = check.map_err(|error| Error::read(&layer.blob.name, error))?;
+            match check.map(Check::digest).as_deref() {
+                Some(again) if again == digest => Ok(()),
+                _ => Err(changed()),
+            }
         })
     }
 

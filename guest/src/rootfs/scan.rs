@@ -12,11 +12,18 @@ use super::stream::{Check, Stream};
 use super::tape::{Entry, Kind, Tape};
 use crate::image::Layer;
 
-/// Where a layer's entries go.
-type Place = Mutex<Option<Result<Vec<Entry>, Error>>>;
+/// A layer as the first pass found it.
+pub(super) struct Scanned {
+    pub(super) entries: Vec<Entry>,
+    /// The digest of its decompressed bytes, which it has to have again in the second pass.
+    pub(super) digest: String,
+}
+
+/// Where what was found of a layer goes.
+type Place = Mutex<Option<Result<Scanned, Error>>>;
 
 /// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
-pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Vec<Entry>>, Error> {
+pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Error> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // A decompressor may need 128 MiB, if the layer says so.
     let threads = processors.min(layers.len()).min(8);
@@ -45,7 +52,7 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Vec<Entry>>, 
         .collect()
 }
 
-fn one(layer: &Layer, budget: &Budget) -> Result<Vec<Entry>, Error> {
+fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
     let name = &layer.blob.name;
     thread::scope(|scope| {
         let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
@@ -57,8 +64,9 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Vec<Entry>, Error> {
         }
         let (stream, marked) = tape.finish();
         let check = stream.finish().map_err(|error| Error::read(name, error))?;
-        verify(layer, check, marked)?;
-        Ok(entries)
+        let digest = check.map(Check::digest).unwrap_or_default();
+        verify(layer, &digest, marked)?;
+        Ok(Scanned { entries, digest })
     })
 }
 
@@ -77,13 +85,12 @@ fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
     Ok(budget.names(entry.path.len() + target + xattrs)?)
 }
 
-fn verify(layer: &Layer, check: Option<Check<'_>>, marked: bool) -> Result<(), Error> {
-    let actual = check.map(Check::digest).unwrap_or_default();
+fn verify(layer: &Layer, actual: &str, marked: bool) -> Result<(), Error> {
     match &layer.diff_id {
-        Some(expected) if *expected != actual => Err(Error::Digest {
+        Some(expected) if expected != actual => Err(Error::Digest {
             layer: layer.blob.name.clone(),
             expected: expected.clone(),
-            actual,
+            actual: actual.to_owned(),
         }),
         // It is as its maker made it.
         Some(_) => Ok(()),

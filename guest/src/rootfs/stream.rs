@@ -8,11 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, Scope};
 
-use sha2::{Digest, Sha256};
-
 use super::Error;
 use super::limits::Budget;
-use crate::image::Blob;
+use crate::image::{Blob, Hasher};
 
 const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;
@@ -103,14 +101,14 @@ impl Read for BlobReader {
 
 /// What is known of a stream once it is read to its end.
 pub(super) struct Check<'b> {
-    hash: Sha256,
+    hash: Hasher,
     budget: &'b Budget,
 }
 
 impl<'b> Check<'b> {
     pub(super) fn new(budget: &'b Budget) -> Check<'b> {
         Check {
-            hash: Sha256::new(),
+            hash: Hasher::default(),
             budget,
         }
     }
@@ -123,12 +121,7 @@ impl<'b> Check<'b> {
 
     /// The digest as container images write it.
     pub(super) fn digest(self) -> String {
-        use std::fmt::Write;
-        let mut text = String::from("sha256:");
-        for byte in self.hash.finalize() {
-            write!(text, "{byte:02x}").expect("a string takes everything");
-        }
-        text
+        self.hash.finish().to_string()
     }
 }
 

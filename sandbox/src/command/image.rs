@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, stderr};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm::cache;
-use minivm::images::Shelf;
+use minivm::images::{Archive, Shelf};
 use minivm_guest::image::{self, Digest, Image, Options, Progress, Source};
 
 /// When to ask a registry.
@@ -66,12 +65,8 @@ pub(super) fn open(args: &ImageArgs, shelf: &Shelf) -> anyhow::Result<Image> {
     Ok(image::open(&args.image, &shelf.store(), &options, &bars)?)
 }
 
-/// The image's archive, made where it isn't there, and its size in bytes.
-pub(super) fn archive(
-    args: &ImageArgs,
-    image: &Image,
-    shelf: &Shelf,
-) -> anyhow::Result<(PathBuf, u64)> {
+/// The image's archive, made where it isn't there.
+pub(super) fn archive(args: &ImageArgs, image: &Image, shelf: &Shelf) -> anyhow::Result<Archive> {
     let mut spinner = None;
     let archive = shelf.archive(image, || spinner = making(args));
     if let Some(spinner) = spinner {

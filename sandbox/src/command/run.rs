@@ -89,7 +89,8 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let shelf = image::shelf()?;
     let found = image::open(&args.image, &shelf)?;
     let mut request = args.request.request(&found.config, &args.command)?;
-    let (initramfs, size) = image::archive(&args.image, &found, &shelf)?;
+    // It stays as long as this is held: longer than until the machine has read it.
+    let archive = image::archive(&args.image, &found, &shelf)?;
     let with_image = started.elapsed();
     log::debug!("the image's archive is there {with_image:.2?} after the start");
     let machine = Machine {
@@ -97,8 +98,8 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
             Some(kernel) => kernel.clone(),
             None => minivm::kernel::find()?,
         },
-        initramfs,
-        memory: memory(args.memory, size)?,
+        initramfs: archive.path.clone(),
+        memory: memory(args.memory, archive.size)?,
         cpus: args.cpus,
         rings: !args.no_rings,
         console: verbose > 0,

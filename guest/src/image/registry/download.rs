@@ -25,10 +25,6 @@ pub(super) fn layer(
     let size = layer
         .size
         .ok_or_else(|| Error::invalid(&what, "has no size in the manifest"))?;
-    if size > client.options.largest {
-        let limit = client.options.largest;
-        return Err(Error::TooLarge { what, limit });
-    }
     let partial = store.partial(layer.digest.hex())?;
     if store.blob(&layer.digest, layer.size)?.is_some() {
         progress.done(&layer.digest);
@@ -44,6 +40,7 @@ pub(super) fn layer(
         partial,
         hasher: Hasher::default(),
         len: 0,
+        furthest: 0,
     };
     download.take_up()?;
     let finished = download.finish();
@@ -55,7 +52,7 @@ pub(super) fn layer(
         }
         return Err(error);
     }
-    partial.publish(&store.blob_path(&layer.digest))?;
+    drop(partial.publish(&store.blob_path(&layer.digest))?);
     progress.done(&layer.digest);
     Ok(())
 }
@@ -70,6 +67,8 @@ struct Download<'a> {
     /// Of what is in the partial file.
     hasher: Hasher,
     len: u64,
+    /// The most that there ever was of it.
+    furthest: u64,
 }
 
 impl Download<'_> {
@@ -85,6 +84,7 @@ impl Download<'_> {
             .rewind()
             .and_then(|()| self.hasher.read(&self.partial.file));
         self.len = read.map_err(|source| self.partial.failed(source))?;
+        self.furthest = self.len;
         self.progress.advanced(&self.layer.digest, self.len);
         Ok(())
     }
@@ -102,7 +102,12 @@ impl Download<'_> {
         let mut resumed = self.len > 0;
         loop {
             let client = self.client;
-            client.retrying(|| self.rest())?;
+            client.retrying(|| {
+                // What began anew brings what was there before: no headway, or it could go on so for ever.
+                let furthest = self.furthest;
+                let rest = self.rest();
+                rest.map_err(|failure| failure.after_headway(self.len.saturating_sub(furthest)))
+            })?;
             let actual = self.hasher.clone().finish();
             if actual == self.layer.digest {
                 return Ok(());
@@ -116,7 +121,7 @@ impl Download<'_> {
                     actual,
                 });
             }
-            resumed = false;
+            (resumed, self.furthest) = (false, 0);
         }
     }
 
@@ -141,13 +146,12 @@ impl Download<'_> {
                 return Err(self.client.broken_off(0, None));
             }
         }
-        let before = self.len;
         let client = self.client;
         let end = self.partial.file.seek(SeekFrom::Start(self.len));
         end.map_err(|source| self.partial.failed(source))?;
         client.read(response, &mut |part| self.append(part))?;
         match self.len < self.size {
-            true => Err(client.broken_off(self.len - before, None)),
+            true => Err(client.broken_off(0, None)),
             false => Ok(()),
         }
     }
@@ -162,6 +166,7 @@ impl Download<'_> {
         written.map_err(|source| self.partial.failed(source))?;
         self.hasher.update(part);
         self.len += part.len() as u64;
+        self.furthest = self.furthest.max(self.len);
         self.progress.advanced(&self.layer.digest, self.len);
         Ok(())
     }

@@ -13,6 +13,7 @@ mod server;
 mod tests;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::sync::{Mutex, OnceLock};
 
 use super::digest::Digest;
@@ -42,7 +43,7 @@ pub(super) fn open(
     let top = pulled.top()?;
     let descriptor = Descriptor::bare(top.digest.clone());
     let documented = manifest::read(&pulled, &pulled.image, &descriptor, &options.platform)?;
-    pulled.layers(&documented.layers, progress)?;
+    let _held = pulled.layers(&documented.layers, progress)?;
     // Not before: a tag that led to nothing good is to be asked for again.
     if let Some(key) = top.news {
         store.remember(&key, &top.digest)?;
@@ -126,20 +127,66 @@ impl<'a> Pulled<'a> {
         }
     }
 
-    /// Pulls the layers that the store lacks, some at once; the first failure ends all.
-    fn layers(&self, layers: &[Descriptor], progress: &dyn Progress) -> Result<(), Error> {
+    /// Pulls the layers that the store lacks, some at once; the first failure ends all. They stay until what it hands out is
+    /// closed, if anything was pulled.
+    fn layers(
+        &self,
+        layers: &[Descriptor],
+        progress: &dyn Progress,
+    ) -> Result<Option<File>, Error> {
         // An image may have one layer several times.
         let mut seen = HashSet::new();
+        let all = layers.iter().filter(|layer| seen.insert(&layer.digest));
+        let all: Vec<&Descriptor> = all.collect();
+        let mut held = None;
+        let mut missing = self.missing(&all)?;
+        if !missing.is_empty() {
+            self.check_total(&all)?;
+            self.client()?;
+            held = Some(self.store.hold()?);
+            // Somebody may have cleared the store before.
+            missing = self.missing(&all)?;
+        }
+        let there = |layer: &&&Descriptor| missing.iter().all(|m| m.digest != layer.digest);
+        all.iter()
+            .filter(there)
+            .for_each(|layer| progress.done(&layer.digest));
+        if !missing.is_empty() {
+            self.pull(missing, progress)?;
+        }
+        Ok(held)
+    }
+
+    /// What of these the store lacks.
+    fn missing<'d>(&self, layers: &[&'d Descriptor]) -> Result<Vec<&'d Descriptor>, Error> {
         let mut missing = Vec::new();
-        for layer in layers.iter().filter(|layer| seen.insert(&layer.digest)) {
-            match self.store.blob(&layer.digest, layer.size)? {
-                Some(_) => progress.done(&layer.digest),
-                None => missing.push(layer),
+        for layer in layers {
+            if self.store.blob(&layer.digest, layer.size)?.is_none() {
+                missing.push(*layer);
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        Ok(missing)
+    }
+
+    /// Refuses what would be too much for a disk before any of it is there.
+    fn check_total(&self, layers: &[&Descriptor]) -> Result<(), Error> {
+        let limit = self.options.largest;
+        let mut total: u64 = 0;
+        for layer in layers {
+            let size = layer.size.unwrap_or_default();
+            total = total.saturating_add(size);
+            let what = match size > limit {
+                true => format!("layer {} of {}", layer.digest, self.image),
+                false => self.image.clone(),
+            };
+            if total > limit {
+                return Err(Error::TooLarge { what, limit });
+            }
         }
+        Ok(())
+    }
+
+    fn pull(&self, missing: Vec<&Descriptor>, progress: &dyn Progress) -> Result<(), Error> {
         let client = self.client()?;
         let threads = self.options.parallel.clamp(1, missing.len());
         let queue = Mutex::new(missing.into_iter());

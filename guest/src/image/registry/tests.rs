@@ -393,7 +393,7 @@ fn a_configuration_or_layer_that_is_too_large_is_not_even_asked_for() {
     let good: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
     for (pointer, size, needle) in [
         ("/config/size", 9_u64 << 20, "larger than 8388608 bytes"),
-        ("/layers/0/size", u64::MAX, "larger than 68719476736 bytes"),
+        ("/layers/0/size", u64::MAX, "larger than 17179869184 bytes"),
     ] {
         let mut manifest = good.clone();
         *manifest.pointer_mut(pointer).unwrap() = json!(size);
@@ -469,6 +469,52 @@ fn a_registry_without_ranges_is_asked_for_all_of_it() {
         assert_eq!(requests[1].header("range"), Some("bytes=100000-"));
         assert_eq!(requests.get(2).and_then(|r| r.header("range")), None);
     }
+}
+
+#[test]
+fn a_registry_that_always_begins_anew_is_not_asked_for_ever() {
+    let noise = vec![7; 4 << 20];
+    let made = image_of(&Platform::here().architecture, vec![noise.clone()]);
+    let digest = Digest::of(&noise);
+    let ends = digest.to_string();
+    let registry = Registry::start(&made, move |request| {
+        let whole = || Answer::new(200, noise.clone()).way(Way::Cut(2 << 20));
+        request.path.ends_with(&ends).then(whole)
+    });
+    let error = line(|| Place::new().pull(&registry));
+    assert!(error.contains("broke off again and again"), "{error}");
+    assert_eq!(registry.requests_for(&digest).len(), 3);
+}
+
+#[test]
+fn a_store_is_not_cleared_while_a_layer_is_pulled() {
+    let made = image(&["one"]);
+    let place = Place::new();
+    let digest = Digest::of(&made.layers[0]).to_string();
+    let store = place.store();
+    let registry = Registry::start(&made, move |request| {
+        let free = store.hold_alone().unwrap().is_some();
+        // A status that is told at once.
+        (request.path.ends_with(&digest) && free).then(|| Answer::new(404, ""))
+    });
+    check(&place.pull(&registry).unwrap(), &made);
+    assert!(place.store().hold_alone().unwrap().is_some());
+}
+
+#[test]
+fn layers_that_are_too_large_together_are_not_pulled() {
+    let made = image(&["one", "two"]);
+    let registry = Registry::good(&made);
+    let mut place = Place::new();
+    let total: usize = made.layers.iter().map(Vec::len).sum();
+    place.options.largest = total as u64 - 1;
+    let error = line(|| place.pull(&registry));
+    assert!(error.contains("is larger than"), "{error}");
+    for layer in &made.layers {
+        assert_eq!(registry.requests_for(&Digest::of(layer)).len(), 0);
+    }
+    place.options.largest += 1;
+    check(&place.pull(&registry).unwrap(), &made);
 }
 
 #[test]

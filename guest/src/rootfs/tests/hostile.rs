@@ -307,18 +307,29 @@ fn a_layer_that_changes_after_it_was_checked_is_refused() {
     use std::os::unix::fs::FileExt;
     let layer = layer(&tar(&[file("a", "first")]), None);
     let budget = Budget::new(&Limits::default());
-    let entries = scan::all(std::slice::from_ref(&layer), &budget).unwrap();
+    let layers = std::slice::from_ref(&layer);
     let mut tree = Tree::new(&budget);
-    entries
-        .into_iter()
-        .for_each(|entries| apply::layer(&mut tree, 0, "", entries).unwrap());
-    for change in [tar(&[file("a", "other size")]), tar(&[folder("a")])] {
-        layer.blob.file.write_all_at(&change, 6).unwrap();
+    let mut digests = Vec::new();
+    for found in scan::all(layers, &budget).unwrap() {
+        apply::layer(&mut tree, 0, "", found.entries).unwrap();
+        digests.push(found.digest);
+    }
+    let write = || {
         let mut archive = Archive::new(Vec::new());
-        let layers = std::slice::from_ref(&layer);
-        let error = Names::new(&tree)
-            .write(layers, &Limits::default(), &mut archive)
-            .unwrap_err();
+        Names::new(&tree).write(layers, &digests, &Limits::default(), &mut archive)
+    };
+    write().unwrap();
+    let same_size = tar(&[file("a", "other")]);
+    let mut behind = tar(&[file("a", "first")]);
+    *behind.last_mut().unwrap() = 1;
+    for change in [
+        same_size,
+        behind,
+        tar(&[file("a", "other size")]),
+        tar(&[folder("a")]),
+    ] {
+        layer.blob.file.write_all_at(&change, 6).unwrap();
+        let error = write().unwrap_err();
         assert_eq!(chain(&error), "the layer has changed while it was read");
     }
 }

@@ -57,6 +57,38 @@ fn the_limit_is_for_all_layers_together() {
 }
 
 #[test]
+fn an_archive_that_is_too_large_is_refused_before_it_is_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a"), [0; 5000]).unwrap();
+    std::fs::hard_link(folder.path().join("a"), folder.path().join("b")).unwrap();
+    let entries = [file("a", [0; 5000]), hard("b", "a")];
+    let roots = [
+        Root::Folder(folder.path().to_owned()),
+        Root::Layers(vec![layer_of(&entries)]),
+    ];
+    for root in roots {
+        let image = Image {
+            root,
+            ..image(Vec::new())
+        };
+        let mut out = Vec::new();
+        let mut write = |archive| {
+            let limits = Limits {
+                archive,
+                ..Limits::default()
+            };
+            let written = write(&image, b"", Compression::None, &limits, &mut out);
+            written.map_err(|error| chain(&error))
+        };
+        let said = "the image has more than 4999 bytes in its archive, the limit";
+        assert_eq!(write(4999), Err(format!("cannot take the image: {said}")));
+        // The data are there once.
+        assert!(write(9000).is_ok());
+        assert!(out.starts_with(b"070701"));
+    }
+}
+
+#[test]
 fn holes_count_in_the_archive() {
     let mut entry = entry(EntryType::GNUSparse, "s");
     entry

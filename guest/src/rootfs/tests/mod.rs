@@ -13,7 +13,6 @@ use std::error::Error as _;
 use std::io::Write as _;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
 use super::*;
@@ -152,11 +151,7 @@ fn tar(entries: &[Entry]) -> Vec<u8> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let hex = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
-    format!("sha256:{hex}")
+    crate::image::Digest::of(bytes).to_string()
 }
 
 fn layer(bytes: &[u8], diff_id: Option<String>) -> Layer {
