@@ -83,6 +83,7 @@ impl Write for Shared {
 
 /// A session with a scripted guest.
 struct Scene {
+    request: Request,
     words: Vec<u8>,
     then: Then,
     timeout: Option<Duration>,
@@ -99,6 +100,10 @@ struct Scene {
 impl Scene {
     fn new(words: Vec<u8>, then: Then) -> Self {
         Scene {
+            request: Request {
+                argv: vec![b"true".to_vec()],
+                ..Request::default()
+            },
             words,
             then,
             timeout: None,
@@ -140,10 +145,7 @@ impl Scene {
             .into_iter()
             .for_each(|event| happen.send(event).unwrap());
         let session = Session {
-            request: Request {
-                argv: vec![b"true".to_vec()],
-                ..Request::default()
-            },
+            request: self.request,
             stdin: self.stdin,
             stdout: Box::new(self.stdout),
             stderr: Box::new(io::sink()),
@@ -214,6 +216,30 @@ fn a_good_guest_is_understood() {
     };
     assert_eq!(exit.status, Status::Code(3));
     assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+}
+
+#[test]
+fn a_request_that_fits_no_message_is_refused() {
+    let long = "x".repeat(2 * BODY_MAX);
+    for request in [
+        Request {
+            user: long.clone(),
+            ..Request::default()
+        },
+        Request {
+            hostname: long.clone(),
+            ..Request::default()
+        },
+        Request {
+            env: vec![b"A=".to_vec(); BODY_MAX / 2],
+            ..Request::default()
+        },
+    ] {
+        let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+        scene.request = request;
+        let told = told(scene.play());
+        assert!(told.contains("too long: "), "{told}");
+    }
 }
 
 #[test]

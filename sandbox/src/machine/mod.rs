@@ -102,7 +102,7 @@ pub enum Error {
     NoInit(std::time::Duration),
     /// The request doesn't fit a message.
     #[error(
-        "the command and its environment are too long: {0} bytes, and the most is about {BODY_MAX}"
+        "the command, its environment and its user are too long: {0} bytes together, and the most is {BODY_MAX}"
     )]
     TooLong(usize),
     /// The request was refused, for another reason than that the command can't be run.

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use minivm_guest::channel::frame::BODY_MAX;
+use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 
 use super::conversation::{Conversation, Notes, Phase};
@@ -19,11 +19,6 @@ use super::{Error, Link, cannot, files};
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
 /// it takes a few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
-
-/// What the texts of a request may have together, in bytes: a message's body, less 16 KiB for everything else.
-const REQUEST_MAX: usize = BODY_MAX - (16 << 10);
-/// The most bytes in which the length of a text of such a size is written down.
-const LENGTH: usize = 3;
 
 /// What a command is run with.
 pub struct Session {
@@ -194,14 +189,8 @@ impl Session {
         self.request.copy_out = wanted
             .map(|from| from.as_encoded_bytes().to_vec())
             .collect();
-        let request = &self.request;
-        let texts = [&request.argv, &request.env, &request.copy_out];
-        let texts = texts.into_iter().flatten().chain([&request.cwd]);
-        let bytes: usize = texts.map(|text| text.len() + LENGTH).sum();
-        match bytes {
-            ..REQUEST_MAX => Ok(()),
-            _ => Err(Error::TooLong(bytes)),
-        }
+        let checked = self.request.check();
+        checked.map_err(|BodyTooLong(bytes)| Error::TooLong(bytes))
     }
 }
 
