@@ -37,8 +37,8 @@ pub(super) enum Answer {
 pub(super) fn serve(
     channel: &UnixStream,
     input: Option<OwnedFd>,
-    stdout: Box<dyn Write + Send>,
-    stderr: Box<dyn Write + Send>,
+    stdout: &mut (dyn Write + Send),
+    stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
     let (stop, running) = io::pipe()?;
     thread::scope(|scope| {
@@ -84,8 +84,8 @@ fn feed(channel: &UnixStream, mut input: Option<OwnedFd>, stop: &PipeReader) -> 
 /// Writes output as it comes.
 fn listen(
     channel: &UnixStream,
-    mut stdout: impl Write,
-    mut stderr: impl Write,
+    stdout: &mut (dyn Write + Send),
+    stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let (mut payload, mut started) = (Vec::new(), None);

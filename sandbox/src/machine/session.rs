@@ -157,7 +157,10 @@ impl Session {
         let notes = conversation.notes;
         let over = Instant::now();
         watchdog.end();
-        stopper.stop();
+        // One that has ended by itself is left alone: why it did is still to be heard.
+        if !matches!(talked, Ok(None)) {
+            stopper.stop();
+        }
         outgoing.close();
         drop(running);
         // To the machine's end, so that nobody waits for it to take something.

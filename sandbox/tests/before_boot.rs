@@ -1,0 +1,72 @@
+//! `minivm run` from outside, where no guest gets to run: what it says before the boot, and of a machine that never comes up.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use minivm_tests::image::Elf;
+use minivm_tests::program::{Ended, run};
+use tempfile::TempDir;
+
+/// How long any of these may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// minivm's own error.
+const ERROR: i32 = 125;
+
+/// A cache, an image, a kernel that halts, and a QEMU that is a shell script.
+struct Home(TempDir);
+
+impl Home {
+    fn new(qemu: &str) -> Self {
+        let home = Home(tempfile::tempdir().unwrap());
+        for folder in ["root/bin", "bin", "lab"] {
+            fs::create_dir_all(home.path(folder)).unwrap();
+        }
+        fs::write(home.path("root/bin/true"), "").unwrap();
+        // `hlt`, without interrupts.
+        let kernel = Elf::of_code(&[&[0xfa, 0xf4]]).bytes();
+        fs::write(home.path("vmlinux"), &kernel).unwrap();
+        fs::write(home.path("lab/vmlinux"), &kernel).unwrap();
+        let program = home.path("bin/qemu-system-x86_64");
+        fs::write(&program, format!("#!/bin/sh\n{qemu}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs `flags` and the image in the lab that is none.
+    fn run(&self, flags: &[&str]) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
+        command
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("MINIVM_LAB_KERNEL", self.path("lab"))
+            .env(
+                "PATH",
+                format!("{}:/usr/bin:/bin", self.path("bin").display()),
+            )
+            .args(["run", "--accel", "lab", "--kernel"])
+            .arg(self.path("vmlinux"))
+            .args(flags)
+            .arg(format!("dir:{}", self.path("root").display()))
+            .args(["--", "/bin/true"]);
+        run(&mut command, PATIENCE)
+    }
+}
+
+#[test]
+fn a_lab_that_dies_is_told_from_one_that_was_stopped_and_its_console_is_shown() {
+    let ended = Home::new("echo KVM is on fire; exit 1").run(&["--quiet"]);
+    assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+    assert!(
+        ended.stderr.starts_with("minivm: the lab died: "),
+        "{ended:?}"
+    );
+    assert!(ended.stderr.contains("KVM is on fire"), "{ended:?}");
+}
