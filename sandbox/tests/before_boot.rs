@@ -62,11 +62,11 @@ impl Home {
 
 #[test]
 fn a_lab_that_dies_is_told_from_one_that_was_stopped_and_its_console_is_shown() {
-    let ended = Home::new("echo KVM is on fire; exit 1").run(&["--quiet"]);
+    let ended = Home::new(r"printf 'KVM is \033[31mon fire\n'; exit 1").run(&["--quiet"]);
     assert_eq!(ended.code, Some(ERROR), "{ended:?}");
     assert!(
         ended.stderr.starts_with("minivm: the lab died: "),
         "{ended:?}"
     );
-    assert!(ended.stderr.contains("KVM is on fire"), "{ended:?}");
+    assert!(ended.stderr.contains("KVM is [31mon fire"), "{ended:?}");
 }

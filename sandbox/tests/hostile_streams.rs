@@ -337,6 +337,28 @@ fn messages_out_of_order_end_the_session() {
 }
 
 #[test]
+fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
+    let text = || format!("sh\x1b]0;owned\x07\r\n{}", "x".repeat(BODY_MAX / 2));
+    let end = |refusal| result(encoded(&[hello(), ToHost::Refused(refusal)]), Then::Waits);
+    let shown = |text: &str| {
+        assert!(text.contains("sh]0;owned"), "{text:?}");
+        assert!(
+            text.len() < 600 && !text.contains(char::is_control),
+            "{text:?}"
+        );
+    };
+    match end(Refusal::NotFound(text())).unwrap() {
+        End::NotFound(what) => shown(&what),
+        other => panic!("{other:?}"),
+    }
+    match end(Refusal::NotExecutable(text())).unwrap() {
+        End::NotExecutable(what) => shown(&what),
+        other => panic!("{other:?}"),
+    }
+    shown(&told(end(Refusal::Failed(text()))));
+}
+
+#[test]
 fn nothing_counts_after_the_exit() {
     let words = encoded(&[
         hello(),

@@ -15,9 +15,12 @@ use super::limits::{Capped, Watchdog};
 use super::outgoing::{CHUNK, Outgoing, Stage};
 use super::session::{End, Files};
 use super::{Error, cannot};
+use crate::printable::printable;
 
 /// The most warnings that a guest may give.
 const WARNINGS_MAX: usize = 20;
+/// The most characters of a text of its that are shown.
+const TEXT_MAX: usize = 500;
 
 /// A conversation with a guest.
 pub(super) struct Conversation<'a> {
@@ -175,19 +178,19 @@ impl Conversation<'_> {
     }
 
     /// Keeps a line for the user, without what a terminal would take for a command.
-    fn warn(&mut self, text: String) {
+    fn warn(&mut self, text: impl AsRef<str>) {
         if self.notes.warnings.len() < WARNINGS_MAX {
-            let text: String = text.chars().filter(|c| !c.is_control()).take(500).collect();
-            self.notes.warnings.push(text);
+            self.notes.warnings.push(printable(text.as_ref(), TEXT_MAX));
         }
     }
 }
 
 fn refused(refusal: Refusal) -> Result<End, Error> {
+    let shown = |text: String| printable(&text, TEXT_MAX);
     match refusal {
-        Refusal::NotFound(what) => Ok(End::NotFound(what)),
-        Refusal::NotExecutable(what) => Ok(End::NotExecutable(what)),
-        Refusal::Failed(why) => Err(Error::Refused(why)),
+        Refusal::NotFound(what) => Ok(End::NotFound(shown(what))),
+        Refusal::NotExecutable(what) => Ok(End::NotExecutable(shown(what))),
+        Refusal::Failed(why) => Err(Error::Refused(shown(why))),
     }
 }
 
