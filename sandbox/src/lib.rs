@@ -6,3 +6,4 @@ pub mod kernel;
 pub mod lab;
 pub mod machine;
 pub mod printable;
+pub mod streams;
