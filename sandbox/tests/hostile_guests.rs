@@ -323,10 +323,10 @@ fn input_goes_on_while_nobody_takes_the_output() {
         let _ = took.send(input.write_all(&[7; 220 << 10]));
     });
     taken.recv_timeout(PATIENCE).expect("it is taken").unwrap();
-    happen.send(Event::Stop).unwrap();
+    happen.send(Event::Stop(2)).unwrap();
     drop(unblock);
     let report = reported.recv_timeout(PATIENCE).expect("it ends").unwrap();
-    assert_eq!(report.end, End::Stopped);
+    assert_eq!(report.end, End::Stopped(2));
 }
 
 #[test]

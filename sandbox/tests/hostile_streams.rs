@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -81,6 +82,14 @@ impl Write for Shared {
     }
 }
 
+/// What came of a scene.
+struct Played {
+    result: Result<Report, Error>,
+    /// How many still hold the way to the guest.
+    held: usize,
+    stopped: bool,
+}
+
 /// A session with a scripted guest.
 struct Scene {
     request: Request,
@@ -119,6 +128,12 @@ impl Scene {
 
     /// Runs it on a thread of its own, so that a session that hangs fails the test.
     fn play(self) -> Result<Report, Error> {
+        let Played { result, .. } = self.play_and_look();
+        result
+    }
+
+    /// The same, and what was left of the machine while its events' sender was still there.
+    fn play_and_look(self) -> Played {
         let (stop, stopped) = channel();
         let (happen, events) = channel();
         let script = Script {
@@ -127,10 +142,14 @@ impl Scene {
             then: self.then,
             stopped,
         };
+        let sent = Arc::downgrade(&self.sent.0);
+        let was_stopped = Arc::new(AtomicBool::new(false));
+        let stops = was_stopped.clone();
         let link = Link {
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
             stop: Box::new(move || {
+                stops.store(true, Ordering::SeqCst);
                 // It may have ended.
                 let _ = stop.send(());
             }),
@@ -164,8 +183,13 @@ impl Scene {
             report.send(result).unwrap();
         });
         let result = reported.recv_timeout(PATIENCE);
+        let held = sent.strong_count();
         drop(happen);
-        result.expect("the session ends, and does not panic")
+        Played {
+            result: result.expect("the session ends, and does not panic"),
+            held,
+            stopped: was_stopped.load(Ordering::SeqCst),
+        }
     }
 }
 
@@ -237,8 +261,20 @@ fn a_request_that_fits_no_message_is_refused() {
     ] {
         let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
         scene.request = request;
-        let told = told(scene.play());
+        let played = scene.play_and_look();
+        assert!(played.stopped && played.held == 0, "{}", played.held);
+        let told = told(played.result);
         assert!(told.contains("too long: "), "{told}");
+    }
+}
+
+#[test]
+fn nothing_of_a_machine_is_held_when_the_session_is_over() {
+    let words = encoded(&[hello(), ToHost::Started, exit(0)]);
+    for then in [Then::Ends, Then::Waits] {
+        let played = Scene::new(words.clone(), then).play_and_look();
+        played.result.unwrap();
+        assert_eq!((played.held, played.stopped), (0, true));
     }
 }
 
@@ -494,9 +530,9 @@ fn signals_wait_for_the_command_and_the_end_does_not() {
         tags
     };
     let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
-    scene.events = vec![Event::Signal(15), Event::Stop];
+    scene.events = vec![Event::Signal(15), Event::Stop(15)];
     let sent = scene.sent.clone();
-    assert_eq!(scene.play().unwrap().end, End::Stopped);
+    assert_eq!(scene.play().unwrap().end, End::Stopped(15));
     assert!(messages(&sent).iter().all(|message| message == "Request"));
     let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
     scene.events = vec![Event::Signal(15)];

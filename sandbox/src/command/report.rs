@@ -105,7 +105,7 @@ impl Printed {
             End::NotFound(what) => Some(format!("no such command: {what}")),
             End::NotExecutable(what) => Some(format!("cannot execute {what}")),
             End::TimedOut => Some("the time limit was reached".into()),
-            End::Stopped => Some("the machine was stopped".into()),
+            End::Stopped(_) => Some("the machine was stopped".into()),
             End::OutputClosed | End::Exited(_) => None,
         };
         let texts = |which: fn(&Captured) -> &Arc<Mutex<Vec<u8>>>| match captured {
@@ -197,8 +197,8 @@ fn exit_code(report: &Report) -> u8 {
         End::NotFound(_) => EXIT_NOT_FOUND,
         End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
         End::TimedOut => EXIT_TIMEOUT,
-        // As if by SIGINT, and by SIGPIPE.
-        End::Stopped => EXIT_SIGNAL + 2,
+        End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
+        // As if by SIGPIPE.
         End::OutputClosed => EXIT_SIGNAL + 13,
     }
 }
@@ -253,7 +253,8 @@ mod tests {
             (End::NotFound(String::new()), 127),
             (End::NotExecutable(String::new()), 126),
             (End::TimedOut, 124),
-            (End::Stopped, 130),
+            (End::Stopped(2), 130),
+            (End::Stopped(15), 143),
             (End::OutputClosed, 141),
         ] {
             assert_eq!(exit_code(&report(end.clone())), code, "{end:?}");

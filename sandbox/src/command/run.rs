@@ -26,6 +26,8 @@ use super::{EXIT_TIMEOUT, signals, units};
 
 /// What a guest has of memory beside what its image takes, if nobody says.
 const MEMORY: u64 = 256 << 20;
+/// What Ctrl-A x counts as.
+const SIGINT: u8 = 2;
 /// How often an image's size is needed: in the archive, in the file system, and as much again, for a file system in memory
 /// takes at most half of it.
 const COPIES: u64 = 3;
@@ -183,7 +185,7 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
         let events = events.clone();
         // Who ends the machine by its keys has seen enough.
         let end = move || {
-            let _ = events.send(Event::Stop);
+            let _ = events.send(Event::Stop(SIGINT));
         };
         return Ok(Some(
             terminal::keys(end).context("cannot read the terminal")?,

@@ -27,7 +27,7 @@ pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
                 SIGWINCH => Event::Window(run::window()),
                 SIGUSR1 | SIGUSR2 => Event::Signal(number),
                 _ if asked => {
-                    let _ = events.send(Event::Stop);
+                    let _ = events.send(Event::Stop(number));
                     // It has ended by then, unless nobody takes its output.
                     thread::sleep(GRACE);
                     terminal::restore();

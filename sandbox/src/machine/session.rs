@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 
 use super::conversation::{Conversation, Notes, Phase};
-use super::limits::{Capped, Stopper, Watchdog, Why};
+use super::limits::{Capped, Pending, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{Error, Link, cannot, files};
 
@@ -43,9 +43,9 @@ pub struct Session {
     pub copy_out: Vec<Files>,
     /// How many bytes of these are taken.
     pub max_copy_out: u64,
-    /// What happens to it while it runs.
+    /// What happens to it while it runs. A thread waits for that until the sender is dropped.
     pub events: Receiver<Event>,
-    /// Called where the session isn't over a second after its time limit, because nobody takes the output.
+    /// Called where the session isn't over a second after the command's time limit, because nobody takes the output.
     pub overdue: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -65,8 +65,8 @@ pub enum Event {
     Signal(u8),
     /// Its terminal has another size.
     Window(Window),
-    /// Its machine ends.
-    Stop,
+    /// Its machine ends, as if by this signal.
+    Stop(u8),
 }
 
 /// How a command ended.
@@ -80,8 +80,8 @@ pub enum End {
     NotExecutable(String),
     /// By its time limit.
     TimedOut,
-    /// By [`Event::Stop`].
-    Stopped,
+    /// By [`Event::Stop`], with its signal.
+    Stopped(u8),
     /// Nobody takes its output any more.
     OutputClosed,
 }
@@ -112,7 +112,6 @@ impl Session {
     ///
     /// Where there is no way to tell how the command ended.
     pub fn run(mut self, link: Link) -> Result<Report, Error> {
-        self.complete_request()?;
         let Link {
             mut from_guest,
             to_guest,
@@ -121,8 +120,16 @@ impl Session {
         } = link;
         let outgoing = Arc::new(Outgoing::new(to_guest));
         let stopper = Arc::new(Stopper::new(stop));
-        let watchdog = Watchdog::start(stopper.clone(), self.boot_limit, self.overdue.take())?;
-        pass_on(self.events, outgoing.clone(), stopper.clone())?;
+        let _machine = Guard(&stopper, &outgoing);
+        self.complete_request()?;
+        let pending = Pending::default();
+        let watchdog = Watchdog::start(
+            stopper.clone(),
+            self.boot_limit,
+            pending.clone(),
+            self.overdue.take(),
+        )?;
+        pass_on(self.events, outgoing.clone(), Arc::downgrade(&stopper))?;
         let asking = ask(
             self.request,
             self.copy_in,
@@ -137,8 +144,8 @@ impl Session {
         let mut conversation = Conversation {
             copy_out: &self.copy_out,
             max_copy_out: self.max_copy_out,
-            stdout: Capped::new(self.stdout, self.max_output),
-            stderr: Capped::new(self.stderr, self.max_output),
+            stdout: Capped::new(self.stdout, self.max_output, &pending),
+            stderr: Capped::new(self.stderr, self.max_output, &pending),
             timeout: self.timeout,
             outgoing: &outgoing,
             watchdog: &watchdog,
@@ -167,6 +174,7 @@ impl Session {
         let _ = io::copy(&mut from_guest, &mut io::sink());
         // If that ended early, because of what the guest sends, it must not wait for anybody who reads it.
         drop(from_guest);
+        outgoing.hang_up();
         let asked = asking.join().unwrap_or(Ok(()));
         if let Some(feeder) = feeder {
             let _ = feeder.join();
@@ -176,7 +184,7 @@ impl Session {
         let end = match (talked, stopper.why()) {
             (Ok(Some(end)), _) => end,
             (_, Some(Why::TimedOut)) => End::TimedOut,
-            (_, Some(Why::Asked)) => End::Stopped,
+            (_, Some(Why::Asked(signal))) => End::Stopped(signal),
             (_, Some(Why::NoInit)) => return Err(Error::NoInit(self.boot_limit)),
             (Err(error), None) => return Err(error),
             (Ok(None), None) => return Err(Error::Died(ended?.how)),
@@ -194,6 +202,17 @@ impl Session {
             .collect();
         let checked = self.request.check();
         checked.map_err(|BodyTooLong(bytes)| Error::TooLong(bytes))
+    }
+}
+
+/// Sees to it that neither the machine nor a thread outlives the session, whatever ends it.
+struct Guard<'a>(&'a Stopper, &'a Outgoing);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let Guard(stopper, outgoing) = self;
+        stopper.stop();
+        outgoing.close();
     }
 }
 
@@ -239,7 +258,7 @@ fn now() -> u64 {
 fn pass_on(
     events: Receiver<Event>,
     outgoing: Arc<Outgoing>,
-    stopper: Arc<Stopper>,
+    stopper: Weak<Stopper>,
 ) -> Result<(), Error> {
     let (sender, messages) = mpsc::channel();
     let sending = outgoing.clone();
@@ -257,8 +276,11 @@ fn pass_on(
             let sent = match event {
                 Event::Signal(number) => sender.send(ToGuest::Signal(number)),
                 Event::Window(window) => sender.send(ToGuest::Window(window)),
-                Event::Stop => {
-                    stopper.stop_because(Why::Asked);
+                Event::Stop(signal) => {
+                    let Some(stopper) = stopper.upgrade() else {
+                        return;
+                    };
+                    stopper.stop_because(Why::Asked(signal));
                     Ok(())
                 }
             };
