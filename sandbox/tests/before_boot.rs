@@ -16,6 +16,8 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// minivm's own error.
 const ERROR: i32 = 125;
+/// Wrong usage.
+const USAGE: i32 = 2;
 
 /// A cache, an image, a kernel that halts, and a QEMU that is a shell script.
 struct Home(TempDir);
@@ -58,6 +60,57 @@ impl Home {
             .args(["--", "/bin/true"]);
         run(&mut command, PATIENCE)
     }
+}
+
+#[test]
+fn json_is_printed_for_minivms_own_errors_too() {
+    let home = Home::new("echo KVM is on fire; exit 1");
+    for (flags, said) in [
+        (&["--json", "--quiet"][..], "the lab died: "),
+        (
+            &["--json", "--memory", "32M"],
+            "32 MiB of memory are too little",
+        ),
+        (
+            &["--json", "--copy-in", "/nowhere/at/all:/x"],
+            "cannot copy /nowhere/at/all",
+        ),
+        (
+            &["--json", "--env-file", "/nowhere"],
+            "cannot read /nowhere",
+        ),
+    ] {
+        let ended = home.run(flags);
+        assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+        let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert_eq!(report["exit_code"], ERROR, "{report}");
+        let error = report["error"].as_str().unwrap();
+        assert!(error.starts_with(said), "{report}");
+        assert!(report["command_exit_code"].is_null(), "{report}");
+        let told = format!("minivm: {error}");
+        assert!(ended.stderr.trim_end().ends_with(&told), "{ended:?}");
+    }
+}
+
+#[test]
+fn wrong_flags_are_wrong_usage() {
+    let home = Home::new("exit 1");
+    for (flags, said) in [
+        (["--ulimit", "nofile=2:1"], "the soft limit is more"),
+        (["--copy-in", "a:b"], "DST has to be an absolute path"),
+        (["-v", "/src:/dst"], "--copy-in HOST:PATH copies files"),
+    ] {
+        let ended = home.run(&flags);
+        assert_eq!(ended.code, Some(USAGE), "{ended:?}");
+        assert!(ended.stderr.contains(said), "{ended:?}");
+    }
+}
+
+#[test]
+fn what_container_users_are_used_to_is_taken() {
+    let ended = Home::new("echo KVM is on fire; exit 1").run(&["--rm", "--quiet"]);
+    assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+    assert!(ended.stderr.contains("KVM is on fire"), "{ended:?}");
 }
 
 #[test]
