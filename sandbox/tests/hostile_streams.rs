@@ -358,6 +358,10 @@ fn messages_out_of_order_end_the_session() {
             "a message out of order",
         ));
     }
+    wrong.push((
+        vec![hello(), ToHost::Started, hello()],
+        "a message out of order: a hello after the command's start",
+    ));
     for number in [0, 1, u32::MAX] {
         for why in [None, Some("x".to_owned())] {
             wrong.push((

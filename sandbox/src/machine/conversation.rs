@@ -48,6 +48,32 @@ pub(super) enum Phase {
     Files(usize, Incoming),
 }
 
+impl Phase {
+    fn when(&self) -> &'static str {
+        match self {
+            Phase::Booting => "before its hello",
+            Phase::Requested => "before the command's start",
+            Phase::Started => "after the command's start",
+            Phase::Files(..) => "among the files that it sends",
+        }
+    }
+}
+
+/// A message's kind in words.
+fn kind(message: &ToHost) -> &'static str {
+    match message {
+        ToHost::Hello(_) => "a hello",
+        ToHost::Started => "a command's start",
+        ToHost::Refused(_) => "a refusal",
+        ToHost::Room(_) => "a wish for input",
+        ToHost::Stdout(_) | ToHost::Stderr(_) => "output",
+        ToHost::FilesOf(..) => "the announcement of files",
+        ToHost::Files(_) => "a piece of a file",
+        ToHost::Warning(_) => "a warning",
+        ToHost::Exit(_) => "an exit",
+    }
+}
+
 /// What is remembered of it.
 #[derive(Debug)]
 pub(super) struct Notes {
@@ -111,7 +137,10 @@ impl Conversation<'_> {
                 self.miss_files();
                 return Ok(Some(End::Exited(exit)));
             }
-            (phase, _) => return Err(broken(format!("a message out of order: {phase:?}"))),
+            (phase, message) => {
+                let (kind, when) = (kind(&message), phase.when());
+                return Err(broken(format!("a message out of order: {kind} {when}")));
+            }
         }
         Ok(None)
     }
