@@ -12,7 +12,11 @@ use rustix::io::Errno;
 const RETRY: Duration = Duration::from_millis(2);
 
 /// Writes all of it and waits as long as it takes.
-pub(crate) fn write_all(out: &mut (impl Write + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+///
+/// Any but that there is no room yet.
+pub fn write_all(out: &mut (impl Write + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -40,6 +44,10 @@ fn wait_after(error: io::Error) -> io::Result<()> {
 }
 
 /// Reads what there is, and waits where there is nothing yet.
+///
+/// # Errors
+///
+/// Any but that there is nothing yet.
 pub fn read(from: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(&from, &mut *buffer) {

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minivm::machine::Report;
 use minivm::machine::session::End;
+use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
 use serde::Serialize;
 
@@ -185,7 +186,7 @@ impl Printed {
     pub(super) fn write(&self) -> io::Result<()> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');
-        io::stdout().lock().write_all(&line)
+        streams::write_all(&mut io::stdout().lock(), &line)
     }
 
     /// Says on stderr what the user has to know.

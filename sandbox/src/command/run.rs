@@ -40,7 +40,7 @@ const CAPTURED: u64 = 16 << 20;
 #[command(
     after_help = "Exit code: CMD's own; 128+n if signal n killed it; 124 at the time limit; 125 when minivm failed; \
                   126 if CMD can't be executed; 127 if it isn't there; 137 out of memory.\n\
-                  Ctrl-C goes to CMD, and a second one ends the machine; with -t, Ctrl-A x ends it."
+                  Ctrl-C goes to CMD, and a second one within ten seconds ends the machine; with -t, Ctrl-A x ends it."
 )]
 pub(super) struct RunArgs {
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub(super) struct RunArgs {
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory [default: 256M and three times the image]
+    /// Guest memory, at least 64M and three times the image [default: 256M and three times the image]
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
     /// Number of vCPUs

@@ -48,6 +48,20 @@ pub(super) enum Phase {
     Files(usize, Incoming),
 }
 
+impl Notes {
+    /// Of a session that begins now.
+    pub(super) fn new() -> Self {
+        Notes {
+            warnings: Vec::new(),
+            copy_failed: false,
+            copies: 0,
+            begun: Instant::now(),
+            hello: None,
+            exec: None,
+        }
+    }
+}
+
 impl Phase {
     fn when(&self) -> &'static str {
         match self {

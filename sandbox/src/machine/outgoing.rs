@@ -107,7 +107,8 @@ impl Outgoing {
             if poll(&mut both, None).is_err() {
                 continue;
             }
-            if !both[0].revents().is_empty() {
+            // What comes when the session is over is for somebody else.
+            if !both[0].revents().is_empty() || self.allowance().is_none() {
                 return;
             }
             let most = CHUNK.min(allowed as usize);

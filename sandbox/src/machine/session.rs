@@ -14,7 +14,7 @@ use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 use super::conversation::{Conversation, Notes, Phase};
 use super::limits::{Capped, Pending, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{Error, Link, cannot, files};
+use super::{Ended, Error, Link, cannot, files};
 
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
 /// it takes a few seconds.
@@ -136,11 +136,8 @@ impl Session {
             outgoing.clone(),
             stopper.clone(),
         )?;
-        let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
-        let feeder = match self.stdin {
-            Some(stdin) => Some(feed(stdin, quit, outgoing.clone())?),
-            None => None,
-        };
+        let feeder = self.stdin.map(|stdin| Feeder::start(stdin, &outgoing));
+        let feeder = feeder.transpose()?;
         let mut conversation = Conversation {
             copy_out: &self.copy_out,
             max_copy_out: self.max_copy_out,
@@ -150,14 +147,7 @@ impl Session {
             outgoing: &outgoing,
             watchdog: &watchdog,
             phase: Phase::Booting,
-            notes: Notes {
-                warnings: Vec::new(),
-                copy_failed: false,
-                copies: 0,
-                begun: Instant::now(),
-                hello: None,
-                exec: None,
-            },
+            notes: Notes::new(),
         };
         let talked = conversation.listen(&mut from_guest);
         let truncated = conversation.stdout.truncated || conversation.stderr.truncated;
@@ -169,26 +159,15 @@ impl Session {
             stopper.stop();
         }
         outgoing.close();
-        drop(running);
         // To the machine's end, so that nobody waits for it to take something.
         let _ = io::copy(&mut from_guest, &mut io::sink());
         // If that ended early, because of what the guest sends, it must not wait for anybody who reads it.
         drop(from_guest);
-        outgoing.hang_up();
         let asked = asking.join().unwrap_or(Ok(()));
-        if let Some(feeder) = feeder {
-            let _ = feeder.join();
-        }
+        feeder.into_iter().for_each(Feeder::end);
         let ended = end();
         asked?;
-        let end = match (talked, stopper.why()) {
-            (Ok(Some(end)), _) => end,
-            (_, Some(Why::TimedOut)) => End::TimedOut,
-            (_, Some(Why::Asked(signal))) => End::Stopped(signal),
-            (_, Some(Why::NoInit)) => return Err(Error::NoInit(self.boot_limit)),
-            (Err(error), None) => return Err(error),
-            (Ok(None), None) => return Err(Error::Died(ended?.how)),
-        };
+        let end = conclude(talked, stopper.why(), self.boot_limit, ended)?;
         Ok(Report::new(end, truncated, notes, over))
     }
 
@@ -205,6 +184,23 @@ impl Session {
     }
 }
 
+/// How it ended, from what the guest said and from why the machine was stopped.
+fn conclude(
+    talked: Result<Option<End>, Error>,
+    why: Option<Why>,
+    boot_limit: Duration,
+    ended: Result<Ended, Error>,
+) -> Result<End, Error> {
+    match (talked, why) {
+        (Ok(Some(end)), _) => Ok(end),
+        (_, Some(Why::TimedOut)) => Ok(End::TimedOut),
+        (_, Some(Why::Asked(signal))) => Ok(End::Stopped(signal)),
+        (_, Some(Why::NoInit)) => Err(Error::NoInit(boot_limit)),
+        (Err(error), None) => Err(error),
+        (Ok(None), None) => Err(Error::Died(ended?.how)),
+    }
+}
+
 /// Sees to it that neither the machine nor a thread outlives the session, whatever ends it.
 struct Guard<'a>(&'a Stopper, &'a Outgoing);
 
@@ -213,6 +209,8 @@ impl Drop for Guard<'_> {
         let Guard(stopper, outgoing) = self;
         stopper.stop();
         outgoing.close();
+        // Nobody sends by now: either all have ended, or the guest was never greeted.
+        outgoing.hang_up();
     }
 }
 
@@ -300,15 +298,28 @@ fn pass_on(
     Ok(())
 }
 
-fn feed(
-    stdin: OwnedFd,
-    quit: io::PipeReader,
-    outgoing: Arc<Outgoing>,
-) -> Result<thread::JoinHandle<()>, Error> {
-    thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || outgoing.feed(&stdin, &quit))
-        .map_err(cannot("start a thread"))
+/// The thread that passes input on.
+struct Feeder {
+    feeding: JoinHandle<()>,
+    running: io::PipeWriter,
+}
+
+impl Feeder {
+    fn start(stdin: OwnedFd, outgoing: &Arc<Outgoing>) -> Result<Self, Error> {
+        let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
+        let outgoing = outgoing.clone();
+        let feeding = thread::Builder::new()
+            .name("stdin".into())
+            .spawn(move || outgoing.feed(&stdin, &quit))
+            .map_err(cannot("start a thread"))?;
+        Ok(Feeder { feeding, running })
+    }
+
+    /// Waits for its end, but for no more input.
+    fn end(self) {
+        drop(self.running);
+        let _ = self.feeding.join();
+    }
 }
 
 impl Report {
