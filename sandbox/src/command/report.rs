@@ -191,39 +191,47 @@ impl Printed {
 
     /// Says on stderr what the user has to know.
     pub(super) fn tell(&self, quiet: bool, verbose: bool, timeout: Option<Duration>) {
-        let say = |line: &str| eprintln!("minivm: {line}");
+        for line in self.lines(quiet, verbose, timeout.unwrap_or_default()) {
+            eprintln!("minivm: {line}");
+        }
+    }
+
+    fn lines(&self, quiet: bool, verbose: bool, timeout: Duration) -> Vec<String> {
+        let mut lines = Vec::new();
         // Files that could not be copied are an error, and told like one.
         if !quiet || self.copy_failed {
-            self.warnings.iter().for_each(|warning| say(warning));
+            lines.extend(self.warnings.iter().cloned());
         }
         if self.timed_out {
-            say(&time_limit_reached(timeout.unwrap_or_default()));
-        } else if let Some(error) = &self.error {
-            say(error);
+            lines.push(time_limit_reached(timeout));
+        } else {
+            lines.extend(self.error.clone());
         }
         if self.oom && !quiet {
-            say("the guest ran out of memory; more -m/--memory helps");
+            lines.push("the guest ran out of memory; more -m/--memory helps".into());
         }
         if self.truncated && !quiet {
-            say("output was cut at --max-output");
+            lines.push("output was cut at --max-output".into());
         }
-        if verbose {
-            let phases = &self.phases;
-            say(&format!(
-                "image {:.3} s, build {:.3} s, boot {:.3} s, setup {:.3} s, run {:.3} s, end {:.3} s, total {:.3} s",
-                phases.image,
-                phases.build,
-                phases.boot + phases.init.unwrap_or_default(),
-                phases.setup,
-                phases.run,
-                phases.end,
-                phases.total
-            ));
-        }
+        lines.extend(verbose.then(|| self.phases.line()));
+        lines
     }
 }
 
 impl PrintedPhases {
+    fn line(&self) -> String {
+        format!(
+            "image {:.3} s, build {:.3} s, boot {:.3} s, setup {:.3} s, run {:.3} s, end {:.3} s, total {:.3} s",
+            self.image,
+            self.build,
+            self.boot + self.init.unwrap_or_default(),
+            self.setup,
+            self.run,
+            self.end,
+            self.total
+        )
+    }
+
     fn new(report: &Report, phases: &Phases, exit: Option<&Exit>) -> Self {
         let init = exit.map(|exit| {
             let nanos = exit.times.hello.saturating_sub(exit.times.init);
@@ -393,6 +401,28 @@ mod tests {
         ];
         assert!((sum.iter().sum::<f64>() - printed.total).abs() < 1e-9);
         assert!((printed.build - 0.002).abs() < 1e-9 && (printed.end - 0.033).abs() < 1e-9);
+    }
+
+    #[test]
+    fn quiet_means_no_warnings_and_all_errors() {
+        let lines = |report: &Report, quiet| {
+            Printed::new(report, &phases(), None).lines(quiet, false, Duration::from_secs(5))
+        };
+        let mut warned = report(exited(Status::Code(0), true));
+        warned.warnings = vec!["careful".into()];
+        warned.truncated = true;
+        assert_eq!(lines(&warned, true), [""; 0]);
+        assert_eq!(lines(&warned, false).len(), 3);
+        warned.copy_failed = true;
+        assert_eq!(lines(&warned, true), ["careful"]);
+        assert_eq!(
+            lines(&report(End::TimedOut), true),
+            ["time limit of 5s reached"]
+        );
+        assert_eq!(
+            lines(&report(End::NotFound("x".into())), true),
+            ["no such command: x"]
+        );
     }
 
     #[test]
