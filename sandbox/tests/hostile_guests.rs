@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use minivm::machine::session::{End, Event};
-use minivm::machine::{Error, Machine, Place, Session};
+use minivm::machine::{Error, Link, Machine, Place, Session};
 use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
@@ -327,6 +327,17 @@ fn input_goes_on_while_nobody_takes_the_output() {
     drop(unblock);
     let report = reported.recv_timeout(PATIENCE).expect("it ends").unwrap();
     assert_eq!(report.end, End::Stopped(2));
+}
+
+#[test]
+fn a_machine_whose_link_is_dropped_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, &Elf::of_code(&[&LOOP]).bytes());
+    let Link { stop, end, .. } = machine.start(&Place::Here).unwrap();
+    drop(stop);
+    let (sender, ended) = channel();
+    std::thread::spawn(move || sender.send(end().unwrap().orderly).unwrap());
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(true));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use minivm_vmm::{Builder, Input, Outcome};
 
 use super::console::Tail;
 use super::wire::wire;
-use super::{Ended, Error, Link, Machine, cannot};
+use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::printable::Filter;
 
 /// Builds the machine and runs it on threads of its own.
@@ -45,7 +45,7 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     Ok(Link {
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
-        stop: Box::new(move || control.stop()),
+        stop: StopOnDrop::boxed(move || control.stop()),
         end: Box::new(end),
     })
 }
