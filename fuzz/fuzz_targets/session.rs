@@ -3,6 +3,7 @@
 
 use std::io::{self, Cursor};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use minivm::machine::{Ended, Files, Link, Session};
@@ -33,6 +34,7 @@ fuzz_target!(|data: &[u8]| {
         stdin: None,
         stdout: Box::new(io::sink()),
         stderr: Box::new(io::sink()),
+        boot_limit: Duration::from_secs(60),
         timeout: None,
         max_output: Some(1000),
         copy_in: Vec::new(),

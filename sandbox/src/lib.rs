@@ -5,3 +5,5 @@ pub mod images;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
+pub mod printable;
+pub mod streams;

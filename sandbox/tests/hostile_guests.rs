@@ -7,12 +7,12 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use minivm::machine::session::End;
-use minivm::machine::{Error, Machine, Place, Session};
+use minivm::machine::session::{End, Event};
+use minivm::machine::{Error, Link, Machine, Place, Session};
 use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
@@ -63,6 +63,22 @@ fn count_for_ever(address: u64) -> Vec<u8> {
     code.extend(u32::try_from(address).unwrap().to_le_bytes());
     code.extend([0xeb, 0xf7]);
     code
+}
+
+/// Takes all that is in the ring to it and rings the bell, for ever.
+fn take_for_ever() -> Vec<u8> {
+    let word = |word: Word| DIRECTORY + word.offset(Direction::ToGuest) as u64;
+    let address = |address: u64| u32::try_from(address).unwrap().to_le_bytes();
+    [
+        &[0x8b, 0x04, 0x25][..], // mov eax, [produced]
+        &address(word(Word::Produced)),
+        &[0x89, 0x04, 0x25], // mov [consumed], eax
+        &address(word(Word::Consumed)),
+        &[0x66, 0xba, 0xf8, 0x02], // mov dx, COM2
+        &[0xee],                   // out dx, al
+        &[0xeb, 0xeb],             // jmp back to the start
+    ]
+    .concat()
 }
 
 /// What is laid out for a guest.
@@ -191,17 +207,22 @@ fn file(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Runs a session with a kernel's file of these bytes, on a thread of its own, so that one that hangs fails the test.
-fn run(kernel: &[u8], boot_limit: Duration) -> (Result<End, Error>, Vec<u8>) {
-    let folder = tempfile::tempdir().unwrap();
-    let machine = Machine {
-        kernel: file(&folder, "kernel", kernel),
-        initramfs: file(&folder, "initramfs", b"none"),
+/// A machine whose kernel's file has these bytes.
+fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> Machine {
+    Machine {
+        kernel: file(folder, "kernel", kernel),
+        initramfs: file(folder, "initramfs", b"none"),
         memory: MEMORY,
         cpus: 1,
         rings: true,
         console: false,
-    };
+    }
+}
+
+/// Runs a session with a kernel's file of these bytes, on a thread of its own, so that one that hangs fails the test.
+fn run(kernel: &[u8], boot_limit: Duration) -> (Result<End, Error>, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, kernel);
     let stdout = Shared::default();
     let (_happen, events) = channel();
     // More input than any ring holds.
@@ -248,6 +269,75 @@ fn a_good_guest_is_understood() {
         panic!("{result:?}");
     };
     assert_eq!((exit.status, &stdout[..]), (Status::Code(3), &b"4\n"[..]));
+}
+
+/// An output that takes nothing until the other end of this is gone.
+struct Blocked(Receiver<()>);
+
+impl Write for Blocked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn input_goes_on_while_nobody_takes_the_output() {
+    let mut guest = Guest::new(&[
+        ToHost::Started,
+        ToHost::Room(STDIN_WINDOW),
+        ToHost::Stdout(b"x"),
+    ]);
+    guest.code = take_for_ever();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, &guest.kernel());
+    let (stdin, mut input) = io::pipe().unwrap();
+    let (unblock, blocked) = channel();
+    let (happen, events) = channel();
+    let session = Session {
+        request: Request::default(),
+        stdin: Some(stdin.into()),
+        stdout: Box::new(Blocked(blocked)),
+        stderr: Box::new(io::sink()),
+        boot_limit: PATIENCE,
+        timeout: None,
+        max_output: None,
+        copy_in: Vec::new(),
+        copy_out: Vec::new(),
+        max_copy_out: 0,
+        events,
+        overdue: None,
+    };
+    let (report, reported) = channel();
+    std::thread::spawn(move || {
+        let link = machine.start(&Place::Here).unwrap();
+        report.send(session.run(link)).unwrap();
+    });
+    let (took, taken) = channel();
+    std::thread::spawn(move || {
+        // Far more than the pipe, a message and the ring hold, and less than the window.
+        let _ = took.send(input.write_all(&[7; 220 << 10]));
+    });
+    taken.recv_timeout(PATIENCE).expect("it is taken").unwrap();
+    happen.send(Event::Stop(2)).unwrap();
+    drop(unblock);
+    let report = reported.recv_timeout(PATIENCE).expect("it ends").unwrap();
+    assert_eq!(report.end, End::Stopped(2));
+}
+
+#[test]
+fn a_machine_whose_link_is_dropped_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, &Elf::of_code(&[&LOOP]).bytes());
+    let Link { stop, end, .. } = machine.start(&Place::Here).unwrap();
+    drop(stop);
+    let (sender, ended) = channel();
+    std::thread::spawn(move || sender.send(end().unwrap().orderly).unwrap());
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(true));
 }
 
 #[test]

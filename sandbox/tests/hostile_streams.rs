@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -81,8 +82,17 @@ impl Write for Shared {
     }
 }
 
+/// What came of a scene.
+struct Played {
+    result: Result<Report, Error>,
+    /// How many still hold the way to the guest.
+    held: usize,
+    stopped: bool,
+}
+
 /// A session with a scripted guest.
 struct Scene {
+    request: Request,
     words: Vec<u8>,
     then: Then,
     timeout: Option<Duration>,
@@ -99,6 +109,10 @@ struct Scene {
 impl Scene {
     fn new(words: Vec<u8>, then: Then) -> Self {
         Scene {
+            request: Request {
+                argv: vec![b"true".to_vec()],
+                ..Request::default()
+            },
             words,
             then,
             timeout: None,
@@ -114,6 +128,12 @@ impl Scene {
 
     /// Runs it on a thread of its own, so that a session that hangs fails the test.
     fn play(self) -> Result<Report, Error> {
+        let Played { result, .. } = self.play_and_look();
+        result
+    }
+
+    /// The same, and what was left of the machine while its events' sender was still there.
+    fn play_and_look(self) -> Played {
         let (stop, stopped) = channel();
         let (happen, events) = channel();
         let script = Script {
@@ -122,10 +142,14 @@ impl Scene {
             then: self.then,
             stopped,
         };
+        let sent = Arc::downgrade(&self.sent.0);
+        let was_stopped = Arc::new(AtomicBool::new(false));
+        let stops = was_stopped.clone();
         let link = Link {
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
             stop: Box::new(move || {
+                stops.store(true, Ordering::SeqCst);
                 // It may have ended.
                 let _ = stop.send(());
             }),
@@ -140,10 +164,7 @@ impl Scene {
             .into_iter()
             .for_each(|event| happen.send(event).unwrap());
         let session = Session {
-            request: Request {
-                argv: vec![b"true".to_vec()],
-                ..Request::default()
-            },
+            request: self.request,
             stdin: self.stdin,
             stdout: Box::new(self.stdout),
             stderr: Box::new(io::sink()),
@@ -162,8 +183,13 @@ impl Scene {
             report.send(result).unwrap();
         });
         let result = reported.recv_timeout(PATIENCE);
+        let held = sent.strong_count();
         drop(happen);
-        result.expect("the session ends, and does not panic")
+        Played {
+            result: result.expect("the session ends, and does not panic"),
+            held,
+            stopped: was_stopped.load(Ordering::SeqCst),
+        }
     }
 }
 
@@ -214,6 +240,42 @@ fn a_good_guest_is_understood() {
     };
     assert_eq!(exit.status, Status::Code(3));
     assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+}
+
+#[test]
+fn a_request_that_fits_no_message_is_refused() {
+    let long = "x".repeat(2 * BODY_MAX);
+    for request in [
+        Request {
+            user: long.clone(),
+            ..Request::default()
+        },
+        Request {
+            hostname: long.clone(),
+            ..Request::default()
+        },
+        Request {
+            env: vec![b"A=".to_vec(); BODY_MAX / 2],
+            ..Request::default()
+        },
+    ] {
+        let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+        scene.request = request;
+        let played = scene.play_and_look();
+        assert!(played.stopped && played.held == 0, "{}", played.held);
+        let told = told(played.result);
+        assert!(told.contains("too long: "), "{told}");
+    }
+}
+
+#[test]
+fn nothing_of_a_machine_is_held_when_the_session_is_over() {
+    let words = encoded(&[hello(), ToHost::Started, exit(0)]);
+    for then in [Then::Ends, Then::Waits] {
+        let played = Scene::new(words.clone(), then).play_and_look();
+        played.result.unwrap();
+        assert_eq!((played.held, played.stopped), (0, true));
+    }
 }
 
 #[test]
@@ -296,6 +358,10 @@ fn messages_out_of_order_end_the_session() {
             "a message out of order",
         ));
     }
+    wrong.push((
+        vec![hello(), ToHost::Started, hello()],
+        "a message out of order: a hello after the command's start",
+    ));
     for number in [0, 1, u32::MAX] {
         for why in [None, Some("x".to_owned())] {
             wrong.push((
@@ -308,6 +374,28 @@ fn messages_out_of_order_end_the_session() {
         let told = told(result(encoded(&messages), Then::Waits));
         assert!(told.contains(said), "{messages:?}: {told}");
     }
+}
+
+#[test]
+fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
+    let text = || format!("sh\x1b]0;owned\x07\r\n{}", "x".repeat(BODY_MAX / 2));
+    let end = |refusal| result(encoded(&[hello(), ToHost::Refused(refusal)]), Then::Waits);
+    let shown = |text: &str| {
+        assert!(text.contains("sh]0;owned"), "{text:?}");
+        assert!(
+            text.len() < 600 && !text.contains(char::is_control),
+            "{text:?}"
+        );
+    };
+    match end(Refusal::NotFound(text())).unwrap() {
+        End::NotFound(what) => shown(&what),
+        other => panic!("{other:?}"),
+    }
+    match end(Refusal::NotExecutable(text())).unwrap() {
+        End::NotExecutable(what) => shown(&what),
+        other => panic!("{other:?}"),
+    }
+    shown(&told(end(Refusal::Failed(text()))));
 }
 
 #[test]
@@ -446,9 +534,9 @@ fn signals_wait_for_the_command_and_the_end_does_not() {
         tags
     };
     let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
-    scene.events = vec![Event::Signal(15), Event::Stop];
+    scene.events = vec![Event::Signal(15), Event::Stop(15)];
     let sent = scene.sent.clone();
-    assert_eq!(scene.play().unwrap().end, End::Stopped);
+    assert_eq!(scene.play().unwrap().end, End::Stopped(15));
     assert!(messages(&sent).iter().all(|message| message == "Request"));
     let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
     scene.events = vec![Event::Signal(15)];

@@ -14,22 +14,43 @@ pub struct TooLong {
     pub len: u32,
 }
 
+/// A body of so many bytes, which is more than [`BODY_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a body of {0} bytes is too long for a frame: the most is {BODY_MAX}")]
+pub struct BodyTooLong(pub usize);
+
 /// Appends a frame to `out`. The body is what `body` appends.
 ///
 /// # Panics
 ///
 /// Where the body is longer than [`BODY_MAX`], which the caller has to see to.
 pub fn encode(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    if let Err(error) = try_encode(tag, out, body) {
+        panic!("{error}");
+    }
+}
+
+/// As [`encode`], for a body whose length is somebody else's doing. Where it is too long, `out` is left as it was.
+///
+/// # Errors
+///
+/// [`BodyTooLong`] with the body's length.
+pub fn try_encode(
+    tag: u8,
+    out: &mut Vec<u8>,
+    body: impl FnOnce(&mut Vec<u8>),
+) -> Result<(), BodyTooLong> {
     let start = out.len();
     out.extend_from_slice(&[0, 0, 0, 0, tag]);
     body(out);
     let len = out.len() - start - HEADER;
-    assert!(
-        len <= BODY_MAX,
-        "a body of {len} bytes is too long for a frame"
-    );
+    if len > BODY_MAX {
+        out.truncate(start);
+        return Err(BodyTooLong(len));
+    }
     let len = u32::try_from(len).expect("at most BODY_MAX");
     out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+    Ok(())
 }
 
 /// Finds the frames in a stream of bytes that comes in pieces of any size.
@@ -104,6 +125,18 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.extend(&[0xff, 0xff, 0xff, 0xff, 1]);
         assert_eq!(decoder.next(), Err(TooLong { len: u32::MAX }));
+    }
+
+    #[test]
+    fn a_body_beyond_the_limit_is_told_and_leaves_nothing() {
+        let mut wire = vec![9];
+        let body = |len| move |out: &mut Vec<u8>| out.resize(out.len() + len, 0);
+        assert_eq!(
+            try_encode(1, &mut wire, body(BODY_MAX + 1)),
+            Err(BodyTooLong(BODY_MAX + 1))
+        );
+        assert_eq!(wire, [9]);
+        assert_eq!(try_encode(1, &mut wire, body(BODY_MAX)), Ok(()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::frame;
+use super::frame::{self, BodyTooLong};
 
 /// What the guest's first message on COM2 begins with, so that whatever a kernel's driver may have written before it, while
 /// it found out what kind of UART this is, isn't taken for a message.
@@ -82,7 +82,7 @@ pub struct Request {
     pub stdin: bool,
     /// Whether the root file system is read-only to the command.
     pub read_only: bool,
-    /// Whether the command keeps all capabilities and may gain privileges.
+    /// Whether the command may gain privileges, by set-user-ID programs and file capabilities. Root has all capabilities anyway.
     pub privileged: bool,
     /// Resource limits to set.
     pub rlimits: Vec<Rlimit>,
@@ -195,6 +195,22 @@ const FILES_OUT: u8 = 0x88;
 const WARNING: u8 = 0x89;
 const EXIT: u8 = 0x8a;
 
+impl Request {
+    /// Whether it fits a message, whatever time it is: what images and users write into it has no limit.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyTooLong`] with its length.
+    pub fn check(&self) -> Result<(), BodyTooLong> {
+        let latest = Request {
+            now: u64::MAX,
+            ..self.clone()
+        };
+        let body = serialized(&latest);
+        frame::try_encode(REQUEST, &mut Vec::new(), |out| out.extend_from_slice(&body))
+    }
+}
+
 impl<'a> ToGuest<'a> {
     /// Appends it as a frame.
     ///
@@ -285,8 +301,11 @@ fn plain(tag: u8, body: &[u8], out: &mut Vec<u8>) {
 }
 
 fn structure(tag: u8, body: &impl Serialize, out: &mut Vec<u8>) {
-    let body = postcard::to_allocvec(body).expect("plain data in growing memory can be written");
-    plain(tag, &body, out);
+    plain(tag, &serialized(body), out);
+}
+
+fn serialized(body: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(body).expect("plain data in growing memory can be written")
 }
 
 /// A structure, with nothing behind it.

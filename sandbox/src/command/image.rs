@@ -27,7 +27,7 @@ enum Pull {
 pub(super) struct ImageArgs {
     /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
     /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", value_parser = source)]
     pub(super) image: Source,
     /// When to ask a registry
     #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
@@ -35,6 +35,19 @@ pub(super) struct ImageArgs {
     /// Say nothing but errors
     #[arg(short, long)]
     pub(super) quiet: bool,
+}
+
+/// An image's name. What others call volumes is told what it is called here.
+fn source(text: &str) -> Result<Source, String> {
+    text.parse().map_err(|error: image::Error| {
+        let hint = match text.split_once(":/") {
+            Some((_, path)) if !path.starts_with('/') => {
+                "; there are no volumes: --copy-in HOST:PATH copies files into the guest"
+            }
+            _ => "",
+        };
+        format!("{error}{hint}")
+    })
 }
 
 /// Where images and archives are kept.
@@ -138,5 +151,24 @@ impl Progress for Bars {
                 bar.finish_and_clear();
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_looks_like_a_volume_is_told_of_copies() {
+        for volume in ["/src:/dst", "data:/var/lib", "./a:/b"] {
+            assert!(
+                source(volume).unwrap_err().contains("--copy-in"),
+                "{volume}"
+            );
+        }
+        for wrong in ["https://a/b", "UPPER", "a b"] {
+            assert!(!source(wrong).unwrap_err().contains("--copy-in"), "{wrong}");
+        }
+        assert!(source("dir:/a").is_ok() && source("docker://alpine").is_ok());
     }
 }

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minivm::machine::Report;
 use minivm::machine::session::End;
+use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
 use serde::Serialize;
 
@@ -23,14 +24,26 @@ const EXIT_SIGNAL: u8 = 128;
 const EXIT_OUT_OF_MEMORY: u8 = EXIT_SIGNAL + 9;
 
 /// Outputs that are kept for a report.
-#[derive(Default)]
 pub(super) struct Captured {
-    pub(super) stdout: Arc<Mutex<Vec<u8>>>,
-    pub(super) stderr: Arc<Mutex<Vec<u8>>>,
+    pub(super) stdout: Memory,
+    pub(super) stderr: Memory,
+    /// Where each of them was cut, if it was.
+    limit: Option<u64>,
 }
 
-/// Memory as a writer.
-pub(super) struct Memory(pub(super) Arc<Mutex<Vec<u8>>>);
+impl Captured {
+    pub(super) fn new(limit: Option<u64>) -> Self {
+        Captured {
+            stdout: Memory::default(),
+            stderr: Memory::default(),
+            limit,
+        }
+    }
+}
+
+/// Memory as a writer. Clones are the same memory.
+#[derive(Clone, Default)]
+pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Memory {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -49,14 +62,18 @@ impl Write for Memory {
 pub(super) struct Phases {
     /// From minivm's start until the image's archive was there.
     pub(super) image: Duration,
+    /// And until the machine ran.
+    pub(super) machine: Duration,
     /// To the very end.
     pub(super) total: Duration,
 }
 
 /// A report as it is printed. Times are in seconds, memory in bytes.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(super) struct Printed {
     pub(super) exit_code: u8,
+    /// The command's own, which `exit_code` isn't where something failed after it.
+    command_exit_code: Option<u8>,
     signal: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stdout: Option<String>,
@@ -71,6 +88,8 @@ pub(super) struct Printed {
     oom: bool,
     error: Option<String>,
     warnings: Vec<String>,
+    #[serde(skip)]
+    copy_failed: bool,
     wall_time: f64,
     user_time: Option<f64>,
     system_time: Option<f64>,
@@ -78,12 +97,14 @@ pub(super) struct Printed {
     phases: PrintedPhases,
 }
 
-/// The phases, in the order in which they come.
-#[derive(Serialize)]
+/// The phases, in the order in which they come. They add up to `total`.
+#[derive(Default, Serialize)]
 struct PrintedPhases {
     /// Finding the image, and making its archive.
     image: f64,
-    /// Building the machine, and the kernel's start up to init's first instruction.
+    /// Building the machine.
+    build: f64,
+    /// The kernel's start up to init's first instruction.
     boot: f64,
     /// Init's own start: file systems, the channel.
     init: Option<f64>,
@@ -91,6 +112,8 @@ struct PrintedPhases {
     setup: f64,
     /// The command.
     run: f64,
+    /// The machine's end.
+    end: f64,
     /// All of it.
     total: f64,
 }
@@ -105,21 +128,25 @@ impl Printed {
             End::NotFound(what) => Some(format!("no such command: {what}")),
             End::NotExecutable(what) => Some(format!("cannot execute {what}")),
             End::TimedOut => Some("the time limit was reached".into()),
-            End::Stopped => Some("the machine was stopped".into()),
+            End::Stopped(_) => Some("the machine was stopped".into()),
             End::OutputClosed | End::Exited(_) => None,
         };
-        let texts = |which: fn(&Captured) -> &Arc<Mutex<Vec<u8>>>| match captured {
-            Some(captured) => text(
-                &which(captured)
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner),
-            ),
+        let texts = |which: fn(&Captured) -> &Memory| match captured {
+            Some(captured) => {
+                let bytes = which(captured).0.lock();
+                let bytes = bytes.unwrap_or_else(PoisonError::into_inner);
+                let cut = captured
+                    .limit
+                    .is_some_and(|limit| bytes.len() as u64 >= limit);
+                text(&bytes, cut && report.truncated)
+            }
             None => (None, None),
         };
         let (stdout, stdout_base64) = texts(|captured| &captured.stdout);
         let (stderr, stderr_base64) = texts(|captured| &captured.stderr);
         Printed {
             exit_code: exit_code(report),
+            command_exit_code: exit.map(command_exit_code),
             signal: exit.and_then(|exit| match exit.status {
                 Status::Signal(signal) => Some(signal),
                 Status::Code(_) => None,
@@ -133,6 +160,7 @@ impl Printed {
             oom: exit.is_some_and(|exit| exit.out_of_memory),
             error,
             warnings: report.warnings.clone(),
+            copy_failed: report.copy_failed,
             wall_time: report.run.as_secs_f64(),
             user_time: exit.map(|exit| micros(exit.user_time)),
             system_time: exit.map(|exit| micros(exit.system_time)),
@@ -141,46 +169,84 @@ impl Printed {
         }
     }
 
+    /// Of a run that minivm itself has failed at.
+    pub(super) fn failed(error: String, total: Duration) -> Self {
+        Printed {
+            exit_code: EXIT_ERROR,
+            error: Some(error),
+            phases: PrintedPhases {
+                total: total.as_secs_f64(),
+                ..PrintedPhases::default()
+            },
+            ..Printed::default()
+        }
+    }
+
+    /// Writes it to stdout, as an object in a line.
+    pub(super) fn write(&self) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        streams::write_all(&mut io::stdout().lock(), &line)
+    }
+
     /// Says on stderr what the user has to know.
     pub(super) fn tell(&self, quiet: bool, verbose: bool, timeout: Option<Duration>) {
-        let say = |line: &str| eprintln!("minivm: {line}");
-        self.warnings.iter().for_each(|warning| say(warning));
+        for line in self.lines(quiet, verbose, timeout.unwrap_or_default()) {
+            eprintln!("minivm: {line}");
+        }
+    }
+
+    fn lines(&self, quiet: bool, verbose: bool, timeout: Duration) -> Vec<String> {
+        let mut lines = Vec::new();
+        // Files that could not be copied are an error, and told like one.
+        if !quiet || self.copy_failed {
+            lines.extend(self.warnings.iter().cloned());
+        }
         if self.timed_out {
-            say(&format!(
-                "time limit of {:?} reached",
-                timeout.unwrap_or_default()
-            ));
-        } else if let Some(error) = &self.error {
-            say(error);
+            lines.push(time_limit_reached(timeout));
+        } else {
+            lines.extend(self.error.clone());
         }
         if self.oom && !quiet {
-            say("the guest ran out of memory; more -m/--memory helps");
+            lines.push("the guest ran out of memory; more -m/--memory helps".into());
         }
         if self.truncated && !quiet {
-            say("output was cut at --max-output");
+            lines.push("output was cut at --max-output".into());
         }
-        if verbose {
-            let phases = &self.phases;
-            say(&format!(
-                "image {:.3} s, boot {:.3} s, setup {:.3} s, run {:.3} s, total {:.3} s",
-                phases.image, phases.boot, phases.setup, phases.run, phases.total
-            ));
-        }
+        lines.extend(verbose.then(|| self.phases.line()));
+        lines
     }
 }
 
 impl PrintedPhases {
+    fn line(&self) -> String {
+        format!(
+            "image {:.3} s, build {:.3} s, boot {:.3} s, setup {:.3} s, run {:.3} s, end {:.3} s, total {:.3} s",
+            self.image,
+            self.build,
+            self.boot + self.init.unwrap_or_default(),
+            self.setup,
+            self.run,
+            self.end,
+            self.total
+        )
+    }
+
     fn new(report: &Report, phases: &Phases, exit: Option<&Exit>) -> Self {
         let init = exit.map(|exit| {
             let nanos = exit.times.hello.saturating_sub(exit.times.init);
-            Duration::from_nanos(nanos).as_secs_f64()
+            // The guest says so; it can't have been longer than the whole.
+            Duration::from_nanos(nanos).min(report.boot)
         });
+        let ended = phases.machine + report.boot + report.setup + report.run;
         PrintedPhases {
             image: phases.image.as_secs_f64(),
-            boot: (report.boot.as_secs_f64() - init.unwrap_or(0.0)).max(0.0),
-            init,
+            build: phases.machine.saturating_sub(phases.image).as_secs_f64(),
+            boot: (report.boot - init.unwrap_or_default()).as_secs_f64(),
+            init: init.map(|init| init.as_secs_f64()),
             setup: report.setup.as_secs_f64(),
             run: report.run.as_secs_f64(),
+            end: phases.total.saturating_sub(ended).as_secs_f64(),
             total: phases.total.as_secs_f64(),
         }
     }
@@ -189,24 +255,36 @@ impl PrintedPhases {
 fn exit_code(report: &Report) -> u8 {
     match &report.end {
         _ if report.copy_failed => EXIT_ERROR,
-        End::Exited(exit) => match exit.status {
-            Status::Code(code) => code,
-            Status::Signal(9) if exit.out_of_memory => EXIT_OUT_OF_MEMORY,
-            Status::Signal(signal) => EXIT_SIGNAL.saturating_add(signal),
-        },
+        End::Exited(exit) => command_exit_code(exit),
         End::NotFound(_) => EXIT_NOT_FOUND,
         End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
         End::TimedOut => EXIT_TIMEOUT,
-        // As if by SIGINT, and by SIGPIPE.
-        End::Stopped => EXIT_SIGNAL + 2,
+        End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
+        // As if by SIGPIPE.
         End::OutputClosed => EXIT_SIGNAL + 13,
     }
 }
 
-/// Text as it is, and anything else in base64.
-fn text(bytes: &[u8]) -> (Option<String>, Option<String>) {
+fn command_exit_code(exit: &Exit) -> u8 {
+    match exit.status {
+        Status::Code(code) => code,
+        Status::Signal(9) if exit.out_of_memory => EXIT_OUT_OF_MEMORY,
+        Status::Signal(signal) => EXIT_SIGNAL.saturating_add(signal),
+    }
+}
+
+/// What is said at the command's time limit.
+pub(super) fn time_limit_reached(limit: Duration) -> String {
+    format!("time limit of {limit:?} reached")
+}
+
+/// Text as it is, and anything else in base64. Text that was cut within a character ends before it.
+fn text(bytes: &[u8], cut: bool) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text.into()), None),
+        Err(error) if cut && error.error_len().is_none() => {
+            text(&bytes[..error.valid_up_to()], false)
+        }
         Err(_) => (None, Some(STANDARD.encode(bytes))),
     }
 }
@@ -253,7 +331,8 @@ mod tests {
             (End::NotFound(String::new()), 127),
             (End::NotExecutable(String::new()), 126),
             (End::TimedOut, 124),
-            (End::Stopped, 130),
+            (End::Stopped(2), 130),
+            (End::Stopped(15), 143),
             (End::OutputClosed, 141),
         ] {
             assert_eq!(exit_code(&report(end.clone())), code, "{end:?}");
@@ -265,7 +344,95 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_in_base64() {
-        assert_eq!(text("4\n".as_bytes()), (Some("4\n".into()), None));
-        assert_eq!(text(&[0xff, 0]), (None, Some("/wA=".into())));
+        assert_eq!(text("4\n".as_bytes(), false), (Some("4\n".into()), None));
+        assert_eq!(text(&[0xff, 0], true), (None, Some("/wA=".into())));
+    }
+
+    #[test]
+    fn text_that_was_cut_within_a_character_is_still_text() {
+        let half = &"aä".as_bytes()[..2];
+        assert_eq!(text(half, true), (Some("a".into()), None));
+        assert_eq!(text(half, false), (None, Some("YcM=".into())));
+        let captured = Captured::new(Some(2));
+        captured.stdout.clone().write_all(half).unwrap();
+        captured.stderr.clone().write_all(&half[1..]).unwrap();
+        let mut cut = report(exited(Status::Code(0), false));
+        cut.truncated = true;
+        let printed = Printed::new(&cut, &phases(), Some(&captured));
+        assert_eq!(printed.stdout.as_deref(), Some("a"));
+        assert_eq!(printed.stderr, None, "this one was not cut");
+    }
+
+    fn phases() -> Phases {
+        Phases {
+            image: Duration::from_millis(1),
+            machine: Duration::from_millis(3),
+            total: Duration::from_millis(64),
+        }
+    }
+
+    #[test]
+    fn the_phases_add_up() {
+        let mut report = report(exited(Status::Code(0), false));
+        report.boot = Duration::from_millis(4);
+        report.setup = Duration::from_millis(8);
+        report.run = Duration::from_millis(16);
+        if let End::Exited(exit) = &mut report.end {
+            // More than the whole boot.
+            exit.times.hello = 10_000_000;
+        }
+        let printed = PrintedPhases::new(
+            &report,
+            &phases(),
+            match &report.end {
+                End::Exited(exit) => Some(exit),
+                _ => None,
+            },
+        );
+        assert_eq!((printed.boot, printed.init), (0.0, Some(0.004)));
+        let sum = [
+            printed.image,
+            printed.build,
+            printed.boot,
+            printed.init.unwrap(),
+            printed.setup,
+            printed.run,
+            printed.end,
+        ];
+        assert!((sum.iter().sum::<f64>() - printed.total).abs() < 1e-9);
+        assert!((printed.build - 0.002).abs() < 1e-9 && (printed.end - 0.033).abs() < 1e-9);
+    }
+
+    #[test]
+    fn quiet_means_no_warnings_and_all_errors() {
+        let lines = |report: &Report, quiet| {
+            Printed::new(report, &phases(), None).lines(quiet, false, Duration::from_secs(5))
+        };
+        let mut warned = report(exited(Status::Code(0), true));
+        warned.warnings = vec!["careful".into()];
+        warned.truncated = true;
+        assert_eq!(lines(&warned, true), [""; 0]);
+        assert_eq!(lines(&warned, false).len(), 3);
+        warned.copy_failed = true;
+        assert_eq!(lines(&warned, true), ["careful"]);
+        assert_eq!(
+            lines(&report(End::TimedOut), true),
+            ["time limit of 5s reached"]
+        );
+        assert_eq!(
+            lines(&report(End::NotFound("x".into())), true),
+            ["no such command: x"]
+        );
+    }
+
+    #[test]
+    fn a_failed_copy_leaves_the_commands_own_code_in_the_report() {
+        let mut failed = report(exited(Status::Code(3), false));
+        failed.copy_failed = true;
+        let printed = Printed::new(&failed, &phases(), None);
+        assert_eq!(
+            (printed.exit_code, printed.command_exit_code),
+            (125, Some(3))
+        );
     }
 }

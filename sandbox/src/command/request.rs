@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -45,7 +45,7 @@ pub(super) struct RequestArgs {
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     ulimit: Vec<Rlimit>,
     /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
-    #[arg(long, value_name = "SRC:DST", value_parser = files)]
+    #[arg(long, value_name = "SRC:DST", value_parser = files_in)]
     pub(super) copy_in: Vec<Files>,
     /// Copy a file or folder out of the guest when the command has ended
     #[arg(long, value_name = "SRC:DST", value_parser = files)]
@@ -53,6 +53,15 @@ pub(super) struct RequestArgs {
 }
 
 impl RequestArgs {
+    /// What is missing here is better found before a machine runs.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        for Files { from, .. } in &self.copy_in {
+            from.symlink_metadata()
+                .with_context(|| format!("cannot copy {} into the guest", from.display()))?;
+        }
+        Ok(())
+    }
+
     /// What is asked for, where the flags have the last word.
     pub(super) fn request(&self, config: &Config, command: &[OsString]) -> anyhow::Result<Request> {
         let bytes = |text: &OsString| text.clone().into_vec();
@@ -132,6 +141,19 @@ fn files(text: &str) -> Result<Files, String> {
     }
 }
 
+/// The same into the guest, where no folder is the current one.
+fn files_in(text: &str) -> Result<Files, String> {
+    let files = files(text)?;
+    let mut parts = files.to.components();
+    let plain = parts.next() == Some(Component::RootDir)
+        && parts.all(|part| matches!(part, Component::Normal(_)));
+    let has_name = files.to != Path::new("/") || files.from.file_name().is_some();
+    match plain && has_name {
+        true => Ok(files),
+        false => Err("DST has to be an absolute path, without `..`, and with a name".into()),
+    }
+}
+
 fn ulimit(text: &str) -> Result<Rlimit, String> {
     let expected =
         || format!("{text:?} is no limit: expected NAME=SOFT[:HARD], such as nofile=1024");
@@ -153,10 +175,16 @@ fn ulimit(text: &str) -> Result<Rlimit, String> {
         "unlimited" => Ok(u64::MAX),
         number => number.parse().map_err(|_| expected()),
     };
+    let (soft, hard) = (value(soft)?, value(hard)?);
+    if soft > hard {
+        return Err(format!(
+            "{text:?}: the soft limit is more than the hard one"
+        ));
+    }
     Ok(Rlimit {
         resource,
-        soft: value(soft)?,
-        hard: value(hard)?,
+        soft,
+        hard,
     })
 }
 
@@ -243,7 +271,7 @@ mod tests {
         };
         assert_eq!(ulimit("nofile=10"), Ok(nofile(10, 10)));
         assert_eq!(ulimit("nofile=10:unlimited"), Ok(nofile(10, u64::MAX)));
-        for wrong in ["nofile", "nofile=", "nofile=x", "files=1"] {
+        for wrong in ["nofile", "nofile=", "nofile=x", "files=1", "nofile=2:1"] {
             assert!(ulimit(wrong).is_err(), "{wrong}");
         }
     }
@@ -253,5 +281,22 @@ mod tests {
         let split = files("a:b:/c").unwrap();
         assert_eq!((split.from, split.to), ("a:b".into(), "/c".into()));
         assert!(files("a").is_err() && files(":b").is_err() && files("a:").is_err());
+    }
+
+    #[test]
+    fn a_copy_into_the_guest_goes_to_an_absolute_path() {
+        for right in ["a:/b", "a:/b/", "a:/", ".:/b", "a:/./b"] {
+            assert!(files_in(right).is_ok(), "{right}");
+        }
+        for wrong in ["a:b", "a:./b", "a:/../b", "a:/b/..", ".:/", "..:/"] {
+            assert!(files_in(wrong).is_err(), "{wrong}");
+        }
+        let missing = ["--copy-in", "/nowhere/at/all:/x"];
+        let line = Line::try_parse_from(["test"].iter().chain(&missing)).unwrap();
+        let error = format!("{:#}", line.args.check().unwrap_err());
+        assert!(
+            error.starts_with("cannot copy /nowhere/at/all into"),
+            "{error}"
+        );
     }
 }

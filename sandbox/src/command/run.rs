@@ -5,27 +5,31 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use minivm::machine::session::{BOOT_LIMIT, Event};
 use minivm::machine::{Machine, Place, Session};
-use minivm_guest::channel::Window;
+use minivm::printable::printable;
+use minivm_guest::channel::{Request, Window};
 use minivm_guest::image::Source;
-use minivm_vmm::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
+use minivm_vmm::{CPUS_MAX, MEMORY_MAX};
 
 use super::accel::AccelArg;
 use super::image::{self, ImageArgs};
-use super::report::{Captured, Phases, Printed};
+use super::report::{Captured, Memory, Phases, Printed, time_limit_reached};
 use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
 use super::{EXIT_TIMEOUT, signals, units};
 
 /// What a guest has of memory beside what its image takes, if nobody says.
 const MEMORY: u64 = 256 << 20;
+/// What Ctrl-A x counts as.
+const SIGINT: u8 = 2;
+/// What of it the kernel and the command need at least.
+const KERNEL: u64 = 64 << 20;
 /// How often an image's size is needed: in the archive, in the file system, and as much again, for a file system in memory
 /// takes at most half of it.
 const COPIES: u64 = 3;
@@ -36,7 +40,7 @@ const CAPTURED: u64 = 16 << 20;
 #[command(
     after_help = "Exit code: CMD's own; 128+n if signal n killed it; 124 at the time limit; 125 when minivm failed; \
                   126 if CMD can't be executed; 127 if it isn't there; 137 out of memory.\n\
-                  Ctrl-C goes to CMD, and a second one ends the machine; with -t, Ctrl-A x ends it."
+                  Ctrl-C goes to CMD, and a second one within ten seconds ends the machine; with -t, Ctrl-A x ends it."
 )]
 pub(super) struct RunArgs {
     #[command(flatten)]
@@ -49,7 +53,7 @@ pub(super) struct RunArgs {
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory [default: 256M and three times the image]
+    /// Guest memory, at least 64M and three times the image [default: 256M and three times the image]
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
     /// Number of vCPUs
@@ -69,6 +73,9 @@ pub(super) struct RunArgs {
     json: bool,
     #[command(flatten)]
     accel: AccelArg,
+    /// Nothing is kept anyway: container users are used to it
+    #[arg(long, hide = true)]
+    rm: bool,
     /// Send every byte through the UART, and none through guest memory
     #[arg(long, hide = true)]
     no_rings: bool,
@@ -80,99 +87,168 @@ pub(super) struct RunArgs {
 /// Runs it.
 pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    if args.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-        bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
+    let ended = run_to_end(&args, verbose, started);
+    if let (Err(error), true) = (&ended, args.json) {
+        // Who reads JSON reads of this too. The error itself is told on stderr, as always.
+        let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
     }
-    if args.interactive && args.image.image == Source::Stdin {
-        bail!("-i and an image on stdin exclude each other: save the archive to a file");
-    }
+    ended
+}
+
+fn run_to_end(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Result<ExitCode> {
+    args.check()?;
     let shelf = image::shelf()?;
     let found = image::open(&args.image, &shelf)?;
-    let mut request = args.request.request(&found.config, &args.command)?;
+    let request = args.request.request(&found.config, &args.command)?;
     // It stays as long as this is held: longer than until the machine has read it.
     let archive = image::archive(&args.image, &found, &shelf)?;
     let with_image = started.elapsed();
     log::debug!("the image's archive is there {with_image:.2?} after the start");
-    let machine = Machine {
-        kernel: match &args.kernel {
-            Some(kernel) => kernel.clone(),
-            None => minivm::kernel::find()?,
-        },
-        initramfs: archive.path.clone(),
-        memory: memory(args.memory, archive.size)?,
-        cpus: args.cpus,
-        rings: !args.no_rings,
-        console: verbose > 0,
-    };
-    let place = match args.accel.why_lab()? {
-        None => Place::Here,
-        Some(why) => {
-            if !args.image.quiet {
-                eprintln!("minivm: running in the lab, an emulated machine with real KVM: {why}");
-            }
-            Place::Lab
-        }
-    };
+    let machine = args.machine(archive.path.clone(), archive.size, verbose > 0)?;
+    let place = args.place()?;
     let (events, happenings) = mpsc::channel();
-    let stop_signal = signals::number(&found.config.stop_signal)?;
-    let stdin = stdin(&args, &events)?;
-    if args.tty {
-        request.terminal = Some(window());
-    }
+    let stdin = stdin(args, &events)?;
     let raw = match args.tty {
         true => RawMode::enter_quietly().context("cannot set the terminal to raw mode")?,
         false => None,
     };
+    let stop_signal = args.stop_signal(&found.config.stop_signal);
     signals::listen(events, stop_signal).context("cannot listen to signals")?;
-    let captured = args.json.then(Captured::default);
-    let link = machine.start(&place)?;
-    log::debug!("the machine runs {:.2?} after the start", started.elapsed());
-    let session = Session {
+    let captured = args.json.then(|| Captured::new(args.max_output()));
+    let session = args.session(
         request,
         stdin,
-        stdout: output(&captured, |captured| &captured.stdout, io::stdout())?,
-        stderr: output(&captured, |captured| &captured.stderr, io::stderr())?,
-        boot_limit: BOOT_LIMIT,
-        timeout: args.timeout,
-        max_output: args.max_output.or(args.json.then_some(CAPTURED)),
-        copy_in: args.request.copy_in,
-        copy_out: args.request.copy_out,
-        max_copy_out: machine.memory,
-        events: happenings,
-        overdue: Some(Box::new(|| {
-            terminal::restore();
-            std::process::exit(EXIT_TIMEOUT.into())
-        })),
-    };
+        happenings,
+        captured.as_ref(),
+        machine.memory,
+    )?;
+    let link = machine.start(&place)?;
+    let with_machine = started.elapsed();
+    log::debug!("the machine runs {with_machine:.2?} after the start");
     let report = session.run(link);
     drop(raw);
-    let report = report?;
     let phases = Phases {
         image: with_image,
+        machine: with_machine,
         total: started.elapsed(),
     };
-    let printed = Printed::new(&report, &phases, captured.as_ref());
-    if args.json {
-        let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &printed)?;
-        writeln!(out)?;
-    } else {
-        printed.tell(args.image.quiet, verbose > 0, args.timeout);
+    let printed = Printed::new(&report?, &phases, captured.as_ref());
+    match args.json {
+        true => printed.write().context("cannot write to stdout")?,
+        false => printed.tell(args.image.quiet, verbose > 0, args.timeout),
     }
     Ok(ExitCode::from(printed.exit_code))
 }
 
-/// What the guest gets of memory. It has to hold the image.
+impl RunArgs {
+    /// What can be told from the flags alone.
+    fn check(&self) -> anyhow::Result<()> {
+        if self.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+            bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
+        }
+        if self.interactive && self.image.image == Source::Stdin {
+            bail!("-i and an image on stdin exclude each other: save the archive to a file");
+        }
+        self.request.check()
+    }
+
+    fn machine(&self, initramfs: PathBuf, image: u64, console: bool) -> anyhow::Result<Machine> {
+        Ok(Machine {
+            kernel: match &self.kernel {
+                Some(kernel) => kernel.clone(),
+                None => minivm::kernel::find()?,
+            },
+            initramfs,
+            memory: memory(self.memory, image)?,
+            cpus: self.cpus,
+            rings: !self.no_rings,
+            console,
+        })
+    }
+
+    fn place(&self) -> anyhow::Result<Place> {
+        let Some(why) = self.accel.why_lab()? else {
+            return Ok(Place::Here);
+        };
+        self.warn(&format!(
+            "running in the lab, an emulated machine with real KVM: {why}"
+        ));
+        Ok(Place::Lab)
+    }
+
+    /// What SIGTERM becomes for the image's command.
+    fn stop_signal(&self, name: &str) -> u8 {
+        signals::number(name).unwrap_or_else(|| {
+            let name = printable(name, 40);
+            self.warn(&format!(
+                "the image's stop signal {name:?} is none: its command gets SIGTERM"
+            ));
+            signals::TERM
+        })
+    }
+
+    fn warn(&self, text: &str) {
+        if !self.image.quiet {
+            eprintln!("minivm: {text}");
+        }
+    }
+
+    fn max_output(&self) -> Option<u64> {
+        self.max_output.or(self.json.then_some(CAPTURED))
+    }
+
+    fn session(
+        &self,
+        mut request: Request,
+        stdin: Option<OwnedFd>,
+        events: Receiver<Event>,
+        captured: Option<&Captured>,
+        max_copy_out: u64,
+    ) -> anyhow::Result<Session> {
+        request.terminal = self.tty.then(window);
+        let timeout = self.timeout;
+        Ok(Session {
+            request,
+            stdin,
+            stdout: output(captured.map(|captured| &captured.stdout), io::stdout())?,
+            stderr: output(captured.map(|captured| &captured.stderr), io::stderr())?,
+            boot_limit: BOOT_LIMIT,
+            timeout,
+            max_output: self.max_output(),
+            copy_in: self.request.copy_in.clone(),
+            copy_out: self.request.copy_out.clone(),
+            max_copy_out,
+            events,
+            // Never with --json, whose outputs are taken by memory.
+            overdue: Some(Box::new(move || end_overdue(timeout.unwrap_or_default()))),
+        })
+    }
+}
+
+/// Ends this process at the time limit, though an output is still to be taken by somebody.
+fn end_overdue(limit: Duration) {
+    terminal::restore();
+    let (said, saying) = mpsc::channel();
+    // It may be stderr that nobody takes.
+    std::thread::spawn(move || {
+        eprintln!("minivm: {}", time_limit_reached(limit));
+        let _ = said.send(());
+    });
+    let _ = saying.recv_timeout(Duration::from_millis(100));
+    std::process::exit(EXIT_TIMEOUT.into())
+}
+
+/// What the guest gets of memory. It has to hold the image, or files of it would be missing.
 fn memory(wanted: Option<u64>, image: u64) -> anyhow::Result<u64> {
-    let page = 1 << 20;
+    let needed = (KERNEL + COPIES * image).next_multiple_of(1 << 20);
     match wanted {
-        None => Ok((MEMORY + COPIES * image)
-            .next_multiple_of(page)
-            .min(MEMORY_MAX)),
-        Some(wanted) if wanted < MEMORY_MIN.max(2 * image) => bail!(
-            "{} MiB of memory are too little: the image needs {} MiB",
+        None => Ok((needed + MEMORY - KERNEL).min(MEMORY_MAX)),
+        Some(wanted) if wanted < needed => bail!(
+            "{} MiB of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
             wanted >> 20,
-            MEMORY_MIN.max(2 * image).div_ceil(page)
+            needed >> 20,
+            image.div_ceil(1 << 20),
+            KERNEL >> 20
         ),
         Some(wanted) => Ok(wanted),
     }
@@ -184,7 +260,7 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
         let events = events.clone();
         // Who ends the machine by its keys has seen enough.
         let end = move || {
-            let _ = events.send(Event::Stop);
+            let _ = events.send(Event::Stop(SIGINT));
         };
         return Ok(Some(
             terminal::keys(end).context("cannot read the terminal")?,
@@ -198,18 +274,14 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
 }
 
 /// Where an output goes: to our own of the same name, without a buffer, or into memory.
-fn output(
-    captured: &Option<Captured>,
-    which: impl FnOnce(&Captured) -> &Arc<Mutex<Vec<u8>>>,
-    own: impl AsFd,
-) -> anyhow::Result<Box<dyn Write + Send>> {
-    Ok(match captured {
-        Some(captured) => Box::new(super::report::Memory(which(captured).clone())),
-        None => {
-            let own = own.as_fd().try_clone_to_owned();
-            Box::new(std::fs::File::from(own.context("cannot use stdout")?))
-        }
-    })
+fn output(captured: Option<&Memory>, own: impl AsFd) -> anyhow::Result<Box<dyn Write + Send>> {
+    if let Some(memory) = captured {
+        return Ok(Box::new(memory.clone()));
+    }
+    let own = own.as_fd().try_clone_to_owned();
+    Ok(Box::new(std::fs::File::from(
+        own.context("cannot use stdout")?,
+    )))
 }
 
 /// The terminal's size.
@@ -225,4 +297,22 @@ pub(super) fn window() -> Window {
             columns: size.ws_col,
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_has_to_hold_the_image_and_the_kernel() {
+        let mib = 1 << 20;
+        assert_eq!(memory(None, 10 * mib).unwrap(), (256 + 30) * mib);
+        assert_eq!(memory(Some(94 * mib), 10 * mib).unwrap(), 94 * mib);
+        let error = memory(Some(93 * mib), 10 * mib).unwrap_err().to_string();
+        assert!(
+            error.contains("93 MiB") && error.contains("94 MiB"),
+            "{error}"
+        );
+        assert_eq!(memory(None, MEMORY_MAX).unwrap(), MEMORY_MAX);
+    }
 }

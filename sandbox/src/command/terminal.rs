@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use minivm::streams;
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -91,7 +92,7 @@ pub(super) fn keys(end: impl FnMut() + Send + 'static) -> io::Result<OwnedFd> {
         .name("keys".into())
         .spawn(move || {
             let mut buffer = [0; 1024];
-            while let Ok(len @ 1..) = rustix::io::read(io::stdin(), &mut buffer) {
+            while let Ok(len @ 1..) = streams::read(io::stdin(), &mut buffer) {
                 let kept = keys.filter(&mut buffer[..len]);
                 match rustix::io::write(&theirs, &buffer[..kept]) {
                     Ok(_) | Err(Errno::AGAIN) => {}

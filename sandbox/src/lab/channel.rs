@@ -7,6 +7,9 @@ use std::thread;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::streams;
 
 use super::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 
@@ -37,8 +40,8 @@ pub(super) enum Answer {
 pub(super) fn serve(
     channel: &UnixStream,
     input: Option<OwnedFd>,
-    stdout: Box<dyn Write + Send>,
-    stderr: Box<dyn Write + Send>,
+    stdout: &mut (dyn Write + Send),
+    stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
     let (stop, running) = io::pipe()?;
     thread::scope(|scope| {
@@ -62,15 +65,20 @@ fn feed(channel: &UnixStream, mut input: Option<OwnedFd>, stop: &PipeReader) -> 
     loop {
         let mut ready = vec![PollFd::new(stop, PollFlags::IN)];
         ready.extend(input.iter().map(|input| PollFd::new(input, PollFlags::IN)));
-        let quiet = poll(&mut ready, Some(&PING))? == 0;
+        let quiet = match poll(&mut ready, Some(&PING)) {
+            Err(Errno::INTR) => continue,
+            ready => ready? == 0,
+        };
         if !ready[0].revents().is_empty() {
             return Ok(());
         }
         match &input {
             Some(open) if !quiet => {
                 // A stream that can't be read has ended, as far as the command can tell.
-                let length = rustix::io::read(open, &mut buffer.payload()[..MAX_PAYLOAD]);
-                let length = length.unwrap_or(0);
+                let length = streams::try_read(open, &mut buffer.payload()[..MAX_PAYLOAD]);
+                let Some(length) = length.unwrap_or(Some(0)) else {
+                    continue;
+                };
                 buffer.send(Kind::Stdin, length, channel)?;
                 if length == 0 {
                     input = None;
@@ -84,8 +92,8 @@ fn feed(channel: &UnixStream, mut input: Option<OwnedFd>, stop: &PipeReader) -> 
 /// Writes output as it comes.
 fn listen(
     channel: &UnixStream,
-    mut stdout: impl Write,
-    mut stderr: impl Write,
+    stdout: &mut (dyn Write + Send),
+    stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let (mut payload, mut started) = (Vec::new(), None);
@@ -97,11 +105,7 @@ fn listen(
         match kind {
             Kind::Started => started = Some(Instant::now()),
             Kind::Stdout => {
-                if stdout
-                    .write_all(&payload)
-                    .and_then(|()| stdout.flush())
-                    .is_err()
-                {
+                if streams::write_all(stdout, &payload).is_err() {
                     return Ok(Answer::Exit {
                         code: BROKEN_PIPE,
                         started,
@@ -109,7 +113,7 @@ fn listen(
                 }
             }
             // As for any program, messages that nobody reads are lost.
-            Kind::Stderr => drop(stderr.write_all(&payload).and_then(|()| stderr.flush())),
+            Kind::Stderr => drop(streams::write_all(stderr, &payload)),
             Kind::Exit => {
                 let code = payload
                     .try_into()

@@ -169,11 +169,11 @@ impl LabRequest {
         };
         let initramfs = initramfs::build(&order, &self.files)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
-        let stdout = self
+        let mut stdout = self
             .stdout
             .open(io::stdout())
             .map_err(cannot("duplicate stdout"))?;
-        let stderr = self
+        let mut stderr = self
             .stderr
             .open(io::stderr())
             .map_err(cannot("duplicate stderr"))?;
@@ -184,7 +184,10 @@ impl LabRequest {
         let limit = self
             .timeout
             .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
-        let answer = channel::serve(&channel, input, stdout, stderr);
+        let answer = channel::serve(&channel, input, &mut *stdout, &mut *stderr);
+        // Before the outputs are closed: who sees their end may then stop what has ended by itself.
+        let stopped = self.stop.was_called();
+        drop((stdout, stderr));
         let timed_out = limit.is_some_and(qemu::Limit::reached);
         let console = qemu.end();
 
@@ -198,7 +201,7 @@ impl LabRequest {
                 })
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
-            Answer::None if self.stop.was_called() => Err(Error::Stopped),
+            Answer::None if stopped => Err(Error::Stopped),
             Answer::None => match self.timeout {
                 Some(limit) if timed_out => Err(Error::Timeout { limit }),
                 _ => Err(Error::Died { console }),

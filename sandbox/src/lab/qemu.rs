@@ -21,12 +21,15 @@ use rustix::process::Signal;
 
 use super::error::{Error, cannot};
 use super::{INIT_COMMAND, Root, initramfs};
+use crate::printable::printable;
 
 /// QEMU, as it is found in `PATH`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// How much of the console is kept for an error.
 const CONSOLE_LINES: usize = 20;
+/// How much of a line, in characters.
+const LINE_MAX: usize = 500;
 
 /// What the machine is made of.
 #[derive(Debug)]
@@ -225,15 +228,14 @@ fn inherit_and_die_with_us(command: &mut Command, files: [OwnedFd; 2]) {
 fn last_lines(console: PipeReader) -> String {
     let mut kept: Vec<String> = Vec::new();
     for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line);
-        let line = line.trim_end();
+        let line = printable(&String::from_utf8_lossy(&line), LINE_MAX);
         if line.is_empty() || line.contains("TCG doesn't support requested feature") {
             continue;
         }
         if kept.len() == CONSOLE_LINES {
             kept.remove(0);
         }
-        kept.push(line.to_owned());
+        kept.push(line);
     }
     if kept.is_empty() {
         "its console is empty".to_owned()

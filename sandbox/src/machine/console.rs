@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::printable::printable;
+
 /// Lines that are kept, and the most bytes of one.
 const LINES: usize = 12;
 const LINE_MAX: usize = 400;
@@ -18,7 +20,7 @@ impl Tail {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let shown: Vec<_> = lines
             .iter()
-            .map(|line| printable(line))
+            .map(|line| printable(&String::from_utf8_lossy(line), LINE_MAX))
             .filter(|line| !line.is_empty())
             .collect();
         (!shown.is_empty()).then(|| shown.join("\n"))
@@ -48,15 +50,6 @@ impl Write for Tail {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn printable(line: &[u8]) -> String {
-    String::from_utf8_lossy(line)
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect::<String>()
-        .trim_end()
-        .to_owned()
 }
 
 #[cfg(test)]

@@ -15,9 +15,12 @@ use super::limits::{Capped, Watchdog};
 use super::outgoing::{CHUNK, Outgoing, Stage};
 use super::session::{End, Files};
 use super::{Error, cannot};
+use crate::printable::printable;
 
 /// The most warnings that a guest may give.
 const WARNINGS_MAX: usize = 20;
+/// The most characters of a text of its that are shown.
+const TEXT_MAX: usize = 500;
 
 /// A conversation with a guest.
 pub(super) struct Conversation<'a> {
@@ -43,6 +46,46 @@ pub(super) enum Phase {
     Started,
     /// Files come: those with this number.
     Files(usize, Incoming),
+}
+
+impl Notes {
+    /// Of a session that begins now.
+    pub(super) fn new() -> Self {
+        Notes {
+            warnings: Vec::new(),
+            copy_failed: false,
+            copies: 0,
+            begun: Instant::now(),
+            hello: None,
+            exec: None,
+        }
+    }
+}
+
+impl Phase {
+    fn when(&self) -> &'static str {
+        match self {
+            Phase::Booting => "before its hello",
+            Phase::Requested => "before the command's start",
+            Phase::Started => "after the command's start",
+            Phase::Files(..) => "among the files that it sends",
+        }
+    }
+}
+
+/// A message's kind in words.
+fn kind(message: &ToHost) -> &'static str {
+    match message {
+        ToHost::Hello(_) => "a hello",
+        ToHost::Started => "a command's start",
+        ToHost::Refused(_) => "a refusal",
+        ToHost::Room(_) => "a wish for input",
+        ToHost::Stdout(_) | ToHost::Stderr(_) => "output",
+        ToHost::FilesOf(..) => "the announcement of files",
+        ToHost::Files(_) => "a piece of a file",
+        ToHost::Warning(_) => "a warning",
+        ToHost::Exit(_) => "an exit",
+    }
 }
 
 /// What is remembered of it.
@@ -108,7 +151,10 @@ impl Conversation<'_> {
                 self.miss_files();
                 return Ok(Some(End::Exited(exit)));
             }
-            (phase, _) => return Err(broken(format!("a message out of order: {phase:?}"))),
+            (phase, message) => {
+                let (kind, when) = (kind(&message), phase.when());
+                return Err(broken(format!("a message out of order: {kind} {when}")));
+            }
         }
         Ok(None)
     }
@@ -176,19 +222,19 @@ impl Conversation<'_> {
     }
 
     /// Keeps a line for the user, without what a terminal would take for a command.
-    fn warn(&mut self, text: String) {
+    fn warn(&mut self, text: impl AsRef<str>) {
         if self.notes.warnings.len() < WARNINGS_MAX {
-            let text: String = text.chars().filter(|c| !c.is_control()).take(500).collect();
-            self.notes.warnings.push(text);
+            self.notes.warnings.push(printable(text.as_ref(), TEXT_MAX));
         }
     }
 }
 
 fn refused(refusal: Refusal) -> Result<End, Error> {
+    let shown = |text: String| printable(&text, TEXT_MAX);
     match refusal {
-        Refusal::NotFound(what) => Ok(End::NotFound(what)),
-        Refusal::NotExecutable(what) => Ok(End::NotExecutable(what)),
-        Refusal::Failed(why) => Err(Error::Refused(why)),
+        Refusal::NotFound(what) => Ok(End::NotFound(shown(what))),
+        Refusal::NotExecutable(what) => Ok(End::NotExecutable(shown(what))),
+        Refusal::Failed(why) => Err(Error::Refused(shown(why))),
     }
 }
 

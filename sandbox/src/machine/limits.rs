@@ -1,12 +1,14 @@
 //! The limits of a session: on time and on output.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::{Error, cannot};
+use crate::streams;
 
 /// How long a session may take to end once its time is up. After that, it waits for somebody who doesn't take its output.
 const GRACE: Duration = Duration::from_secs(1);
@@ -18,8 +20,8 @@ pub(super) enum Why {
     NoInit,
     /// The command's time was up.
     TimedOut,
-    /// Somebody wanted it.
-    Asked,
+    /// Somebody wanted it, as if by this signal.
+    Asked(u8),
 }
 
 /// Stops the machine, and remembers the first reason.
@@ -62,10 +64,11 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Gives the machine `boot` until the command starts. `overdue` is called where the session isn't over a second after
-    /// the command's limit.
+    /// the command's limit because an output is `pending`: whatever else it does then has an end.
     pub(super) fn start(
         stopper: Arc<Stopper>,
         boot: Duration,
+        pending: Pending,
         overdue: Option<Box<dyn FnOnce() + Send>>,
     ) -> Result<Self, Error> {
         let (limit, limits) = mpsc::channel();
@@ -84,10 +87,13 @@ impl Watchdog {
                 }
             }
             stopper.stop_because(why);
-            if limits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout)
-                && let Some(overdue) = overdue
-            {
-                overdue();
+            let Some(overdue) = overdue.filter(|_| why == Why::TimedOut) else {
+                return;
+            };
+            while limits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
+                if pending.0.load(Ordering::SeqCst) {
+                    return overdue();
+                }
             }
         };
         let watching = thread::Builder::new()
@@ -110,17 +116,23 @@ impl Watchdog {
     }
 }
 
+/// Whether an output is being written. Clones tell of the same outputs.
+#[derive(Clone, Default)]
+pub(super) struct Pending(Arc<AtomicBool>);
+
 /// An output that takes so many bytes and drops what comes after them.
 pub(super) struct Capped {
     out: Box<dyn Write + Send>,
+    pending: Pending,
     left: Option<u64>,
     pub(super) truncated: bool,
 }
 
 impl Capped {
-    pub(super) fn new(out: Box<dyn Write + Send>, limit: Option<u64>) -> Self {
+    pub(super) fn new(out: Box<dyn Write + Send>, limit: Option<u64>, pending: &Pending) -> Self {
         Capped {
             out,
+            pending: pending.clone(),
             left: limit,
             truncated: false,
         }
@@ -138,8 +150,10 @@ impl Capped {
         if taken.is_empty() {
             return Ok(());
         }
-        self.out.write_all(taken)?;
-        self.out.flush()
+        self.pending.0.store(true, Ordering::SeqCst);
+        let written = streams::write_all(&mut *self.out, taken);
+        self.pending.0.store(false, Ordering::SeqCst);
+        written
     }
 }
 
@@ -161,7 +175,7 @@ mod tests {
             }
         }
         let out = Shared::default();
-        let mut capped = Capped::new(Box::new(out.clone()), Some(5));
+        let mut capped = Capped::new(Box::new(out.clone()), Some(5), &Pending::default());
         capped.write(b"hello").unwrap();
         assert!(!capped.truncated);
         capped.write(b" world").unwrap();
@@ -169,14 +183,43 @@ mod tests {
         assert_eq!(*out.0.lock().unwrap(), b"hello");
     }
 
+    fn watchdog(stopper: &Arc<Stopper>, boot: Duration) -> Watchdog {
+        Watchdog::start(stopper.clone(), boot, Pending::default(), None).unwrap()
+    }
+
+    #[test]
+    fn only_an_output_that_nobody_takes_after_the_commands_limit_is_overdue() {
+        let overdue = |limit: Option<Duration>, writing: bool| {
+            let stopper = Arc::new(Stopper::new(Box::new(|| {})));
+            let pending = Pending::default();
+            pending.0.store(writing, Ordering::SeqCst);
+            let (sender, called) = channel();
+            let overdue = Box::new(move || sender.send(()).unwrap());
+            let boot = match limit {
+                Some(_) => Duration::from_secs(60),
+                None => Duration::ZERO,
+            };
+            let watchdog = Watchdog::start(stopper, boot, pending, Some(overdue)).unwrap();
+            if limit.is_some() {
+                watchdog.set(limit);
+            }
+            let called = called.recv_timeout(GRACE + GRACE / 2);
+            watchdog.end();
+            called.is_ok()
+        };
+        assert!(overdue(Some(Duration::ZERO), true));
+        assert!(!overdue(Some(Duration::ZERO), false), "it only takes long");
+        assert!(!overdue(None, true), "the boot's limit");
+    }
+
     #[test]
     fn the_first_reason_counts_and_the_machine_is_stopped() {
         let (sender, stops) = channel();
         let stopper = Arc::new(Stopper::new(Box::new(move || sender.send(()).unwrap())));
-        let watchdog = Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
+        let watchdog = watchdog(&stopper, Duration::from_secs(60));
         watchdog.set(Some(Duration::from_millis(1)));
         stops.recv_timeout(Duration::from_secs(10)).unwrap();
-        stopper.stop_because(Why::Asked);
+        stopper.stop_because(Why::Asked(2));
         assert_eq!(stopper.why(), Some(Why::TimedOut));
         watchdog.end();
     }
@@ -184,7 +227,7 @@ mod tests {
     #[test]
     fn a_session_that_ends_in_time_is_left_alone() {
         let stopper = Arc::new(Stopper::new(Box::new(|| panic!("it must not be stopped"))));
-        let watchdog = Watchdog::start(stopper.clone(), Duration::from_secs(60), None).unwrap();
+        let watchdog = watchdog(&stopper, Duration::from_secs(60));
         watchdog.set(None);
         watchdog.end();
         assert_eq!(stopper.why(), None);

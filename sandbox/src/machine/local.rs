@@ -9,13 +9,14 @@ use minivm_vmm::{Builder, Input, Outcome};
 
 use super::console::Tail;
 use super::wire::wire;
-use super::{Ended, Error, Link, Machine, cannot};
+use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
+use crate::printable::Filter;
 
 /// Builds the machine and runs it on threads of its own.
 pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     let tail = Tail::default();
     let console: Box<dyn Write + Send> = match machine.console {
-        true => Box::new(File::from(stderr()?)),
+        true => Box::new(Filter::new(File::from(stderr()?))),
         false => Box::new(tail.clone()),
     };
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
@@ -44,7 +45,7 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     Ok(Link {
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
-        stop: Box::new(move || control.stop()),
+        stop: StopOnDrop::boxed(move || control.stop()),
         end: Box::new(end),
     })
 }

@@ -58,7 +58,7 @@ pub struct Link {
     pub from_guest: Box<dyn Read + Send>,
     /// The frames for it.
     pub to_guest: Box<dyn Write + Send>,
-    /// Ends it, from any thread.
+    /// Ends it, from any thread. So does dropping this.
     pub stop: Box<dyn Fn() + Send + Sync>,
     /// Waits for its end.
     pub end: Box<dyn FnOnce() -> Result<Ended, Error> + Send>,
@@ -102,7 +102,7 @@ pub enum Error {
     NoInit(std::time::Duration),
     /// The request doesn't fit a message.
     #[error(
-        "the command and its environment are too long: {0} bytes, and the most is about {BODY_MAX}"
+        "the command, its environment and its user are too long: {0} bytes together, and the most is {BODY_MAX}"
     )]
     TooLong(usize),
     /// The request was refused, for another reason than that the command can't be run.
@@ -116,6 +116,28 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// A way to stop a machine that is taken when nobody can take it any more.
+struct StopOnDrop<F: Fn()>(F);
+
+impl<F: Fn() + Send + Sync + 'static> StopOnDrop<F> {
+    fn boxed(stop: F) -> Box<dyn Fn() + Send + Sync> {
+        let guard = StopOnDrop(stop);
+        Box::new(move || guard.stop())
+    }
+}
+
+impl<F: Fn()> StopOnDrop<F> {
+    fn stop(&self) {
+        (self.0)();
+    }
+}
+
+impl<F: Fn()> Drop for StopOnDrop<F> {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 /// Names the action in the error of a system call.

@@ -9,12 +9,15 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use minivm_guest::channel::{STDIN_WINDOW, ToGuest};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::streams;
+
 /// Bytes in one message.
 pub(super) const CHUNK: usize = 64 << 10;
 
 /// The way to the guest.
 pub(super) struct Outgoing {
-    to_guest: Mutex<Box<dyn Write + Send>>,
+    /// `None` when nobody can take anything any more.
+    to_guest: Mutex<Option<Box<dyn Write + Send>>>,
     /// How many bytes of input the guest takes; `None` when the session is over.
     allowance: Mutex<Option<u32>>,
     changed: Condvar,
@@ -38,7 +41,7 @@ pub(super) enum Stage {
 impl Outgoing {
     pub(super) fn new(to_guest: Box<dyn Write + Send>) -> Self {
         Outgoing {
-            to_guest: Mutex::new(to_guest),
+            to_guest: Mutex::new(Some(to_guest)),
             allowance: Mutex::new(Some(0)),
             changed: Condvar::new(),
             stage: Mutex::new(Stage::Booting),
@@ -69,7 +72,13 @@ impl Outgoing {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         let mut to_guest = self.to_guest.lock().unwrap_or_else(PoisonError::into_inner);
+        let to_guest = to_guest.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         to_guest.write_all(&bytes).and_then(|()| to_guest.flush())
+    }
+
+    /// The machine has ended: lets go of the way to it, and so of its memory, whoever still holds this.
+    pub(super) fn hang_up(&self) {
+        *self.to_guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The guest takes more input. One that asks for more than a window at once doesn't get it sooner.
@@ -98,12 +107,15 @@ impl Outgoing {
             if poll(&mut both, None).is_err() {
                 continue;
             }
-            if !both[0].revents().is_empty() {
+            // What comes when the session is over is for somebody else.
+            if !both[0].revents().is_empty() || self.allowance().is_none() {
                 return;
             }
             let most = CHUNK.min(allowed as usize);
             // A stream that can't be read has ended, as far as the command can tell.
-            let len = rustix::io::read(input, &mut buffer[..most]).unwrap_or(0);
+            let Some(len) = streams::try_read(input, &mut buffer[..most]).unwrap_or(Some(0)) else {
+                continue;
+            };
             if self.send(&ToGuest::Stdin(&buffer[..len])).is_err() || len == 0 {
                 return;
             }

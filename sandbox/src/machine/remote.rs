@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use super::{Ended, Error, Link, Machine, cannot};
+use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::lab::{Input, LabRequest, Output, Root};
 
 /// The argument that makes this program the other end. The command line must hand it to [`relay`](super::relay).
@@ -48,7 +48,7 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     Ok(Link {
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
-        stop: Box::new(move || stop.stop()),
+        stop: StopOnDrop::boxed(move || stop.stop()),
         end: Box::new(end),
     })
 }

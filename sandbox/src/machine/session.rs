@@ -3,27 +3,22 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use minivm_guest::channel::frame::BODY_MAX;
+use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 
 use super::conversation::{Conversation, Notes, Phase};
-use super::limits::{Capped, Stopper, Watchdog, Why};
+use super::limits::{Capped, Pending, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{Error, Link, cannot, files};
+use super::{Ended, Error, Link, cannot, files};
 
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
 /// it takes a few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
-
-/// What the texts of a request may have together, in bytes: a message's body, less 16 KiB for everything else.
-const REQUEST_MAX: usize = BODY_MAX - (16 << 10);
-/// The most bytes in which the length of a text of such a size is written down.
-const LENGTH: usize = 3;
 
 /// What a command is run with.
 pub struct Session {
@@ -48,9 +43,9 @@ pub struct Session {
     pub copy_out: Vec<Files>,
     /// How many bytes of these are taken.
     pub max_copy_out: u64,
-    /// What happens to it while it runs.
+    /// What happens to it while it runs. A thread waits for that until the sender is dropped.
     pub events: Receiver<Event>,
-    /// Called where the session isn't over a second after its time limit, because nobody takes the output.
+    /// Called where the session isn't over a second after the command's time limit, because nobody takes the output.
     pub overdue: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -70,8 +65,8 @@ pub enum Event {
     Signal(u8),
     /// Its terminal has another size.
     Window(Window),
-    /// Its machine ends.
-    Stop,
+    /// Its machine ends, as if by this signal.
+    Stop(u8),
 }
 
 /// How a command ended.
@@ -85,8 +80,8 @@ pub enum End {
     NotExecutable(String),
     /// By its time limit.
     TimedOut,
-    /// By [`Event::Stop`].
-    Stopped,
+    /// By [`Event::Stop`], with its signal.
+    Stopped(u8),
     /// Nobody takes its output any more.
     OutputClosed,
 }
@@ -117,7 +112,6 @@ impl Session {
     ///
     /// Where there is no way to tell how the command ended.
     pub fn run(mut self, link: Link) -> Result<Report, Error> {
-        self.complete_request()?;
         let Link {
             mut from_guest,
             to_guest,
@@ -126,63 +120,54 @@ impl Session {
         } = link;
         let outgoing = Arc::new(Outgoing::new(to_guest));
         let stopper = Arc::new(Stopper::new(stop));
-        let watchdog = Watchdog::start(stopper.clone(), self.boot_limit, self.overdue.take())?;
-        pass_on(self.events, outgoing.clone(), stopper.clone())?;
+        let _machine = Guard(&stopper, &outgoing);
+        self.complete_request()?;
+        let pending = Pending::default();
+        let watchdog = Watchdog::start(
+            stopper.clone(),
+            self.boot_limit,
+            pending.clone(),
+            self.overdue.take(),
+        )?;
+        pass_on(self.events, outgoing.clone(), Arc::downgrade(&stopper))?;
         let asking = ask(
             self.request,
             self.copy_in,
             outgoing.clone(),
             stopper.clone(),
         )?;
-        let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
-        let feeder = match self.stdin {
-            Some(stdin) => Some(feed(stdin, quit, outgoing.clone())?),
-            None => None,
-        };
+        let feeder = self.stdin.map(|stdin| Feeder::start(stdin, &outgoing));
+        let feeder = feeder.transpose()?;
         let mut conversation = Conversation {
             copy_out: &self.copy_out,
             max_copy_out: self.max_copy_out,
-            stdout: Capped::new(self.stdout, self.max_output),
-            stderr: Capped::new(self.stderr, self.max_output),
+            stdout: Capped::new(self.stdout, self.max_output, &pending),
+            stderr: Capped::new(self.stderr, self.max_output, &pending),
             timeout: self.timeout,
             outgoing: &outgoing,
             watchdog: &watchdog,
             phase: Phase::Booting,
-            notes: Notes {
-                warnings: Vec::new(),
-                copy_failed: false,
-                copies: 0,
-                begun: Instant::now(),
-                hello: None,
-                exec: None,
-            },
+            notes: Notes::new(),
         };
         let talked = conversation.listen(&mut from_guest);
         let truncated = conversation.stdout.truncated || conversation.stderr.truncated;
         let notes = conversation.notes;
         let over = Instant::now();
         watchdog.end();
-        stopper.stop();
+        // One that has ended by itself is left alone: why it did is still to be heard.
+        if !matches!(talked, Ok(None)) {
+            stopper.stop();
+        }
         outgoing.close();
-        drop(running);
         // To the machine's end, so that nobody waits for it to take something.
         let _ = io::copy(&mut from_guest, &mut io::sink());
         // If that ended early, because of what the guest sends, it must not wait for anybody who reads it.
         drop(from_guest);
         let asked = asking.join().unwrap_or(Ok(()));
-        if let Some(feeder) = feeder {
-            let _ = feeder.join();
-        }
+        feeder.into_iter().for_each(Feeder::end);
         let ended = end();
         asked?;
-        let end = match (talked, stopper.why()) {
-            (Ok(Some(end)), _) => end,
-            (_, Some(Why::TimedOut)) => End::TimedOut,
-            (_, Some(Why::Asked)) => End::Stopped,
-            (_, Some(Why::NoInit)) => return Err(Error::NoInit(self.boot_limit)),
-            (Err(error), None) => return Err(error),
-            (Ok(None), None) => return Err(Error::Died(ended?.how)),
-        };
+        let end = conclude(talked, stopper.why(), self.boot_limit, ended)?;
         Ok(Report::new(end, truncated, notes, over))
     }
 
@@ -194,14 +179,38 @@ impl Session {
         self.request.copy_out = wanted
             .map(|from| from.as_encoded_bytes().to_vec())
             .collect();
-        let request = &self.request;
-        let texts = [&request.argv, &request.env, &request.copy_out];
-        let texts = texts.into_iter().flatten().chain([&request.cwd]);
-        let bytes: usize = texts.map(|text| text.len() + LENGTH).sum();
-        match bytes {
-            ..REQUEST_MAX => Ok(()),
-            _ => Err(Error::TooLong(bytes)),
-        }
+        let checked = self.request.check();
+        checked.map_err(|BodyTooLong(bytes)| Error::TooLong(bytes))
+    }
+}
+
+/// How it ended, from what the guest said and from why the machine was stopped.
+fn conclude(
+    talked: Result<Option<End>, Error>,
+    why: Option<Why>,
+    boot_limit: Duration,
+    ended: Result<Ended, Error>,
+) -> Result<End, Error> {
+    match (talked, why) {
+        (Ok(Some(end)), _) => Ok(end),
+        (_, Some(Why::TimedOut)) => Ok(End::TimedOut),
+        (_, Some(Why::Asked(signal))) => Ok(End::Stopped(signal)),
+        (_, Some(Why::NoInit)) => Err(Error::NoInit(boot_limit)),
+        (Err(error), None) => Err(error),
+        (Ok(None), None) => Err(Error::Died(ended?.how)),
+    }
+}
+
+/// Sees to it that neither the machine nor a thread outlives the session, whatever ends it.
+struct Guard<'a>(&'a Stopper, &'a Outgoing);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let Guard(stopper, outgoing) = self;
+        stopper.stop();
+        outgoing.close();
+        // Nobody sends by now: either all have ended, or the guest was never greeted.
+        outgoing.hang_up();
     }
 }
 
@@ -247,7 +256,7 @@ fn now() -> u64 {
 fn pass_on(
     events: Receiver<Event>,
     outgoing: Arc<Outgoing>,
-    stopper: Arc<Stopper>,
+    stopper: Weak<Stopper>,
 ) -> Result<(), Error> {
     let (sender, messages) = mpsc::channel();
     let sending = outgoing.clone();
@@ -265,8 +274,11 @@ fn pass_on(
             let sent = match event {
                 Event::Signal(number) => sender.send(ToGuest::Signal(number)),
                 Event::Window(window) => sender.send(ToGuest::Window(window)),
-                Event::Stop => {
-                    stopper.stop_because(Why::Asked);
+                Event::Stop(signal) => {
+                    let Some(stopper) = stopper.upgrade() else {
+                        return;
+                    };
+                    stopper.stop_because(Why::Asked(signal));
                     Ok(())
                 }
             };
@@ -286,15 +298,28 @@ fn pass_on(
     Ok(())
 }
 
-fn feed(
-    stdin: OwnedFd,
-    quit: io::PipeReader,
-    outgoing: Arc<Outgoing>,
-) -> Result<thread::JoinHandle<()>, Error> {
-    thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || outgoing.feed(&stdin, &quit))
-        .map_err(cannot("start a thread"))
+/// The thread that passes input on.
+struct Feeder {
+    feeding: JoinHandle<()>,
+    running: io::PipeWriter,
+}
+
+impl Feeder {
+    fn start(stdin: OwnedFd, outgoing: &Arc<Outgoing>) -> Result<Self, Error> {
+        let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
+        let outgoing = outgoing.clone();
+        let feeding = thread::Builder::new()
+            .name("stdin".into())
+            .spawn(move || outgoing.feed(&stdin, &quit))
+            .map_err(cannot("start a thread"))?;
+        Ok(Feeder { feeding, running })
+    }
+
+    /// Waits for its end, but for no more input.
+    fn end(self) {
+        drop(self.running);
+        let _ = self.feeding.join();
+    }
 }
 
 impl Report {

@@ -1,7 +1,7 @@
 //! The host's end of the control channel: two streams of frames, whether they go through guest memory or through COM2.
 //!
 //! Everything that comes from the guest may be a lie. What it can do with one is to end its own conversation: a position in
-//! a ring that can't be is an error, bells are counted by nobody, and what it doesn't take waits with it.
+//! a ring that can't be is an error, bells only wake who waits, and what it doesn't take waits with it.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,9 +26,20 @@ struct Shared {
     com2: PipeWriter,
     /// The ring to the guest, once the guest has said that it has one.
     output: OnceLock<Mutex<Producer<Ring>>>,
-    /// How many bells have come, and whether the machine has ended.
-    bells: Mutex<(u64, bool)>,
+    bells: Mutex<Bells>,
     rung: Condvar,
+}
+
+/// What has been heard on COM2 in ring mode.
+struct Bells {
+    /// How many have come.
+    count: u64,
+    /// Whether the machine has ended, or nobody listens to it any more.
+    ended: bool,
+    /// Whether somebody listens right now, for all who wait.
+    heard: bool,
+    /// What the guest writes to COM2; `None` when nobody listens any more, so that the guest doesn't wait for it either.
+    com2: Option<Arc<PipeReader>>,
 }
 
 impl Shared {
@@ -37,21 +48,49 @@ impl Shared {
         let _ = (&self.com2).write(&BELL);
     }
 
-    fn bells(&self) -> MutexGuard<'_, (u64, bool)> {
+    fn bells(&self) -> MutexGuard<'_, Bells> {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, ended: bool) {
+    /// Waits for more bells than there were `before`. Whether there will be none any more.
+    ///
+    /// The first who waits listens for the others too: who takes what the guest sends may be busy for long, with an output
+    /// that nobody reads, and who sends to the guest must hear of new room all the same.
+    fn wait(&self, before: u64) -> io::Result<bool> {
         let mut bells = self.bells();
-        bells.0 += 1;
-        bells.1 |= ended;
+        loop {
+            if bells.ended || bells.count != before {
+                return Ok(bells.ended);
+            }
+            let Some(com2) = bells.com2.clone().filter(|_| !bells.heard) else {
+                let waited = self.rung.wait(bells);
+                bells = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            bells.heard = true;
+            drop(bells);
+            let heard = read(&mut &*com2, &mut [0; 64]);
+            bells = self.bells();
+            bells.heard = false;
+            bells.count += 1;
+            bells.ended |= !matches!(heard, Ok(1..));
+            self.rung.notify_all();
+            heard?;
+        }
+    }
+
+    /// Nobody listens to the guest any more, or there is nothing to be heard.
+    fn end(&self) {
+        let mut bells = self.bells();
+        bells.ended = true;
+        bells.com2 = None;
         self.rung.notify_all();
     }
 }
 
 /// The frames that the guest sends. They end with the machine.
 pub(super) struct FromGuest {
-    com2: PipeReader,
+    com2: Arc<PipeReader>,
     memory: Memory,
     shared: Arc<Shared>,
     state: State,
@@ -72,10 +111,16 @@ pub(super) struct ToGuest(Arc<Shared>);
 
 /// Makes both ends out of what the machine's COM2 is connected to: what comes out of it, and what goes into it.
 pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGuest, ToGuest) {
+    let from = Arc::new(from);
     let shared = Arc::new(Shared {
         com2: to,
         output: OnceLock::new(),
-        bells: Mutex::new((0, false)),
+        bells: Mutex::new(Bells {
+            count: 0,
+            ended: false,
+            heard: false,
+            com2: Some(from.clone()),
+        }),
         rung: Condvar::new(),
     });
     let reader = FromGuest {
@@ -148,14 +193,14 @@ impl FromGuest {
 
     fn read_more(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
         let mut buffer = [0; 4096];
-        let len = read(&mut self.com2, &mut buffer)?;
+        let len = read(&mut &*self.com2, &mut buffer)?;
         into.extend_from_slice(&buffer[..len]);
         Ok(len > 0)
     }
 
     fn end(&mut self) {
         self.state = State::Ended;
-        self.shared.note(true);
+        self.shared.end();
     }
 }
 
@@ -170,13 +215,14 @@ impl Read for FromGuest {
             match &mut self.state {
                 State::Noise => self.start()?,
                 State::Uart => {
-                    let len = read(&mut self.com2, buffer)?;
+                    let len = read(&mut &*self.com2, buffer)?;
                     if len == 0 {
                         self.end();
                     }
                     return Ok(len);
                 }
                 State::Rings(input) => {
+                    let before = self.shared.bells().count;
                     let moved = input.pop(buffer).map_err(bad)?;
                     if moved.bell {
                         self.shared.ring();
@@ -187,10 +233,9 @@ impl Read for FromGuest {
                     if !input.sleep().map_err(bad)? {
                         continue;
                     }
-                    if read(&mut self.com2, &mut [0; 64])? == 0 {
+                    if self.shared.wait(before)? {
                         self.last(buffer.len())?;
                     }
-                    self.shared.note(false);
                 }
                 State::Ended => return Ok(0),
             }
@@ -219,7 +264,7 @@ impl FromGuest {
 impl Drop for FromGuest {
     /// Who waits for the guest to make room waits in vain when nobody listens to it any more.
     fn drop(&mut self) {
-        self.shared.note(true);
+        self.shared.end();
     }
 }
 
@@ -231,7 +276,7 @@ impl Write for ToGuest {
         };
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let before = shared.bells().0;
+            let before = shared.bells().count;
             let moved = output.push(bytes).map_err(bad)?;
             if moved.bell {
                 shared.ring();
@@ -242,14 +287,7 @@ impl Write for ToGuest {
             if !output.sleep().map_err(bad)? {
                 continue;
             }
-            let mut bells = shared.bells();
-            while bells.0 == before && !bells.1 {
-                bells = shared
-                    .rung
-                    .wait(bells)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if bells.1 {
+            if shared.wait(before)? {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
         }
@@ -260,7 +298,7 @@ impl Write for ToGuest {
     }
 }
 
-fn read(from: &mut PipeReader, buffer: &mut [u8]) -> io::Result<usize> {
+fn read(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match from.read(buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,0 +1,104 @@
+//! Streams that we share with others, who may have made them non-blocking: a terminal is one open file for all its programs.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+/// How long to wait before a full output is tried again. Not every writer has a file that could be polled.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// Writes all of it and waits as long as it takes.
+///
+/// # Errors
+///
+/// Any but that there is no room yet.
+pub fn write_all(out: &mut (impl Write + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match out.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(len) => bytes = &bytes[len..],
+            Err(error) => wait_after(error)?,
+        }
+    }
+    loop {
+        match out.flush() {
+            Err(error) => wait_after(error)?,
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+fn wait_after(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(()),
+        io::ErrorKind::WouldBlock => {
+            thread::sleep(RETRY);
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+/// Reads what there is, and waits where there is nothing yet.
+///
+/// # Errors
+///
+/// Any but that there is nothing yet.
+pub fn read(from: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::read(&from, &mut *buffer) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let mut input = [PollFd::new(&from, PollFlags::IN)];
+                match poll(&mut input, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Reads what there is; `None` where there is nothing after all, which is not the end.
+pub(crate) fn try_read(from: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    match rustix::io::read(from, buffer) {
+        Ok(len) => Ok(Some(len)),
+        Err(Errno::INTR | Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_full_output_is_waited_for_and_so_is_an_empty_input() {
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        assert_eq!(try_read(&reader, &mut [0]).unwrap(), None);
+        // More than a pipe holds.
+        let all = vec![7; 300_000];
+        let written = all.clone();
+        let writing = thread::spawn(move || write_all(&mut writer, &written));
+        let (mut seen, mut buffer) = (Vec::new(), vec![0; 4096]);
+        loop {
+            let len = read(&reader, &mut buffer).unwrap();
+            seen.extend_from_slice(&buffer[..len]);
+            if len == 0 {
+                break;
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+        writing.join().unwrap().unwrap();
+        assert_eq!(seen, all);
+        assert_eq!(reader.read(&mut buffer).unwrap(), 0);
+    }
+}
