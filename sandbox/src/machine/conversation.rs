@@ -218,7 +218,9 @@ impl Conversation<'_> {
 
     fn fail_copy(&mut self, from: PathBuf, why: &str) {
         self.notes.copy_failed = true;
-        self.warn(format!("cannot copy {} out: {why}", from.display()));
+        // Always told: it is why the run counts as failed. There are as many as the user asked for copies.
+        let text = format!("cannot copy {} out: {why}", from.display());
+        self.notes.warnings.push(printable(&text, TEXT_MAX));
     }
 
     /// Keeps a line for the user, without what a terminal would take for a command.
