@@ -48,7 +48,7 @@ pub const INIT_COMMAND: &str = "lab-init";
 pub enum Root {
     /// This program as `/minivm` and the files it was given, nothing else: no share with the host exists.
     Private,
-    /// All of the host's files, as they are. What the command writes is gone with the lab; `/tmp` and `/run` start empty.
+    /// All of the host's files, as they are. What the command writes is gone with the lab; `/run` starts empty.
     Host,
 }
 

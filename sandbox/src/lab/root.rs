@@ -22,12 +22,12 @@ pub(super) fn mount_kernel_file_systems() -> Result<(), Error> {
 
 /// Makes the root file system that the command sees.
 pub(super) fn prepare(root: Root) -> Result<(), Error> {
-    if root == Root::Host {
-        switch_to_host()?;
+    match root {
+        // Its /tmp stays as it is: the command may be in it.
+        Root::Host => switch_to_host()?,
+        Root::Private => attach("tmpfs", "/tmp", c"mode=1777")?,
     }
-    for (folder, options) in [("/tmp", c"mode=1777"), ("/run", c"mode=0755")] {
-        attach("tmpfs", folder, options)?;
-    }
+    attach("tmpfs", "/run", c"mode=0755")?;
     make_folder("/dev/pts")?;
     make_folder("/dev/shm")?;
     attach("devpts", "/dev/pts", c"mode=0620,ptmxmode=0666")?;

@@ -46,7 +46,6 @@ pub(crate) fn run(args: &BootArgs) -> Result<()> {
     let minivm = report.stage("build minivm", || {
         cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
     })?;
-    // Not in /tmp, which the lab has one of its own of.
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
     if kvm::is_there() {
         native(args, &minivm, folder.path())?;

@@ -50,7 +50,6 @@ pub(crate) fn run(args: &ImageArgs) -> Result<()> {
     let minivm = report.stage("build minivm", || {
         cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
     })?;
-    // Not in /tmp, which the lab has one of its own of.
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
     let rootfs = made.initramfs.with_file_name("rootfs");
     let bench = Bench {
