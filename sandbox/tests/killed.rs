@@ -176,7 +176,7 @@ fn whenever_it_is_killed_nothing_stays_and_the_next_run_works() {
     let archive = home.archives().join(archive);
     assert_eq!(
         fs::metadata(&archive).unwrap().permissions().mode() & 0o777,
-        0o644
+        0o600
     );
     let whole = digest(&archive);
     let life = home.assert_works();

@@ -110,7 +110,7 @@ fn a_long_command_line_arrives_and_one_too_long_is_refused() {
     assert_eq!(ended.text(), "60 10000\n");
     let ended = end_of(run(&[], &[&["echo"], &words[..], &words[..]].concat()));
     assert_eq!(ended.code, Some(125), "{}", ended.stderr);
-    let said = "minivm: the command and its environment are too long: ";
+    let said = "minivm: the command, its environment and its user are too long: ";
     assert!(ended.stderr.starts_with(said), "{}", ended.stderr);
 }
 
