@@ -114,13 +114,8 @@ impl Builder {
         let Builder { config, com1, com2 } = self;
         config.check()?;
         let ram = GuestRam::new(config.memory)?;
-        // All of these take milliseconds, and none needs the others.
+        // Both take milliseconds, and neither needs the other.
         let (loaded, created) = thread::scope(|scope| {
-            if let Some(path) = &config.initramfs {
-                // Without a thread for it, loading does it.
-                let _ =
-                    thread::Builder::new().spawn_scoped(scope, || initramfs::prepare(path, &ram));
-            }
             let loading = thread::Builder::new().spawn_scoped(scope, || load(&config, &ram));
             let created = create(&config, &ram);
             let loaded = match loading {

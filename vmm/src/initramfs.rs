@@ -46,15 +46,6 @@ pub(crate) fn load(path: &Path, kernel: &Loaded, ram: &GuestRam) -> Result<Place
     Ok(placed)
 }
 
-/// Makes the memory present that [`load`] will write to, which can be done before it is known what the kernel needs. A file
-/// that can't be loaded is found out there.
-pub(crate) fn prepare(path: &Path, ram: &GuestRam) {
-    let size = std::fs::metadata(path).map_or(0, |file| file.len());
-    if (SHARE_MIN..kernel::low_ram_end(ram)).contains(&size) {
-        ram.populate_top(size);
-    }
-}
-
 /// Copies the file to its place.
 fn copy(file: &File, placed: Placed, ram: &GuestRam) -> io::Result<()> {
     let processors = thread::available_parallelism().map_or(1, |number| number.get() as u64);

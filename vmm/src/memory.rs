@@ -28,7 +28,7 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 pub(crate) struct GuestRam {
     map: GuestMemoryMmap,
     // Behind `map`, so that it is dropped after it.
-    mappings: Vec<Mapping>,
+    _mappings: Vec<Mapping>,
 }
 
 impl GuestRam {
@@ -44,23 +44,15 @@ impl GuestRam {
         }
         let map = GuestMemoryMmap::from_regions(regions)
             .expect("the layout is in order and has no overlap");
-        Ok(GuestRam { map, mappings })
+        Ok(GuestRam {
+            map,
+            _mappings: mappings,
+        })
     }
 
     /// The view of it that reads and writes by guest-physical address.
     pub(crate) fn map(&self) -> &GuestMemoryMmap {
         &self.map
-    }
-
-    /// Makes the last `bytes` of the RAM below the hole present, as huge pages where the host has them. What is in them stays.
-    pub(crate) fn populate_top(&self, bytes: u64) {
-        let low = self.mappings.first().expect("there is RAM below the hole");
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let start = low.size.saturating_sub(bytes) / HUGE_PAGE * HUGE_PAGE;
-        let address = low.address.wrapping_add(start).cast();
-        // SAFETY: the range is in the mapping, whose content the advice leaves alone. Kernels before 5.14 refuse, and then
-        // the pages become present when they are written to.
-        unsafe { libc::madvise(address, low.size - start, libc::MADV_POPULATE_WRITE) };
     }
 
     /// Every region: guest-physical base, size in bytes, and address in this process.
@@ -221,17 +213,6 @@ fn unmap(address: *mut libc::c_void, size: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_that_is_made_present_keeps_what_is_in_it() {
-        let ram = GuestRam::new(64 << 20).unwrap();
-        let last = GuestAddress((64 << 20) - 4);
-        ram.map().write_obj(0x1234_5678u32, last).unwrap();
-        for bytes in [0, 1, 10 << 20, 64 << 20, u64::MAX] {
-            ram.populate_top(bytes);
-            assert_eq!(ram.map().read_obj::<u32>(last).unwrap(), 0x1234_5678);
-        }
-    }
 
     #[test]
     fn a_handle_reaches_ram_and_nothing_else() {
