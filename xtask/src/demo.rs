@@ -58,7 +58,10 @@ pub(crate) fn run() -> Result<()> {
 
 /// Runs one of minivm's commands, which is to print the answer.
 fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> {
-    println!("\n$ {}", shown(command));
+    // A shell takes a tilde for the home folder only where a word begins.
+    let home = std::env::var("HOME").unwrap_or_default();
+    let line = shown(command).replace(&format!("dir:{home}/"), "dir:$HOME/");
+    println!("\n$ {line}");
     let boot = boot(command)?;
     report.done(
         &format!("{name} to answer"),
