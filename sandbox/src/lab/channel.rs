@@ -18,9 +18,9 @@ const BROKEN_PIPE: i32 = 128 + 13;
 
 /// How long the lab is left without an interrupt.
 ///
-/// QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left; a timer's
-/// interrupt that comes in the same few nanoseconds is lost, once in some million exits, and a lab that waits for it
-/// sleeps for ever. Any other interrupt makes it look again.
+/// A lab was seen to sleep for ever, its processor halted and QEMU idle, while its kernel waited for a timer. The likely
+/// cause: QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left, and a
+/// timer's interrupt that comes in the same few nanoseconds is lost. Any other interrupt makes the processor look again.
 const PING: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
