@@ -116,12 +116,13 @@ impl Outgoing {
             let Some(len) = streams::try_read(input, &mut buffer[..most]).unwrap_or(Some(0)) else {
                 continue;
             };
+            // Before it is sent: the guest may have read it, and asked for more, before this thread goes on.
+            let spent = u32::try_from(len).expect("at most a chunk");
+            if let Some(allowance) = &mut *self.allowance() {
+                *allowance = allowance.saturating_sub(spent);
+            }
             if self.send(&ToGuest::Stdin(&buffer[..len])).is_err() || len == 0 {
                 return;
-            }
-            let len = u32::try_from(len).expect("at most a chunk");
-            if let Some(allowance) = &mut *self.allowance() {
-                *allowance = allowance.saturating_sub(len);
             }
         }
     }
@@ -177,5 +178,40 @@ impl Write for FileWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, OnceLock};
+
+    /// A guest that has read all that it was sent, and asks for as much again, before the sender goes on.
+    struct Prompt(Arc<OnceLock<Arc<Outgoing>>>);
+
+    impl Write for Prompt {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let len = u32::try_from(bytes.len() - minivm_guest::channel::frame::HEADER).unwrap();
+            self.0.get().unwrap().allow(len);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_window_is_lost_to_a_guest_that_is_quick() {
+        let guest = Arc::new(OnceLock::new());
+        let outgoing = Arc::new(Outgoing::new(Box::new(Prompt(guest.clone()))));
+        assert!(guest.set(outgoing.clone()).is_ok());
+        outgoing.allow(STDIN_WINDOW);
+        let (input, mut bytes) = io::pipe().unwrap();
+        let (quit, _running) = io::pipe().unwrap();
+        let writing = std::thread::spawn(move || bytes.write_all(&vec![7; 1 << 20]).unwrap());
+        outgoing.feed(&input.into(), &quit);
+        writing.join().unwrap();
+        assert_eq!(*outgoing.allowance(), Some(STDIN_WINDOW));
     }
 }
