@@ -22,8 +22,6 @@ const EXIT_CRASHED: u8 = 1;
 const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
-/// What the lab needs of memory beside the guest's: its kernel, this program, the monitor, page tables.
-const LAB_OVERHEAD: u64 = 256 << 20;
 /// Where the lab has the files.
 const LAB_KERNEL: &str = "/kernel";
 const LAB_INITRAMFS: &str = "/initramfs";
@@ -161,11 +159,9 @@ fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
     command.extend(["--memory".into(), config.memory.to_string().into()]);
     command.extend(["--cpus".into(), config.cpus.to_string().into()]);
 
-    let needed = config.memory + LAB_OVERHEAD + 2 * sizes(&files)?;
     let mut request = LabRequest::new(Root::Private, command);
     request.files = files;
-    request.memory_mib =
-        u32::try_from(needed.div_ceil(1 << 20)).context("too much memory for the lab")?;
+    request.make_room(config.memory)?;
     let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
     if raw.is_some() {
         // Ends this process, and with it the lab.
@@ -180,15 +176,4 @@ fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(
         u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR),
     ))
-}
-
-/// The files' size in bytes, all together.
-fn sizes(files: &[(PathBuf, PathBuf)]) -> anyhow::Result<u64> {
-    let mut total = 0;
-    for (file, _) in files {
-        total += std::fs::metadata(file)
-            .with_context(|| format!("cannot read {}", file.display()))?
-            .len();
-    }
-    Ok(total)
 }

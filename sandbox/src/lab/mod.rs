@@ -43,6 +43,9 @@ use qemu::{Machine, Qemu};
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 
+/// What a lab needs of memory beside a guest's and its files: its kernel, this program, the monitor, page tables.
+const OVERHEAD: u64 = 256 << 20;
+
 /// What the command sees as its file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
@@ -147,6 +150,25 @@ impl LabRequest {
             icount: false,
             stop: Stop::default(),
         }
+    }
+
+    /// Gives the lab the memory that a guest of `guest` bytes needs in it, with the files that it has by now.
+    ///
+    /// # Errors
+    ///
+    /// Where a file can't be read, or it is more than a lab can have.
+    pub fn make_room(&mut self, guest: u64) -> Result<(), Error> {
+        let mut bytes = guest + OVERHEAD;
+        for (file, _) in &self.files {
+            let metadata =
+                std::fs::metadata(file).map_err(cannot(format!("read {}", file.display())))?;
+            // They are there twice, in the lab's initramfs and unpacked.
+            bytes += 2 * metadata.len();
+        }
+        self.memory_mib = u32::try_from(bytes.div_ceil(1 << 20))
+            .map_err(io::Error::other)
+            .map_err(cannot("give the lab that much memory"))?;
+        Ok(())
     }
 
     /// Runs the command to its end.

@@ -160,20 +160,11 @@ impl Capped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use minivm_tests::output::Shared;
     use std::sync::mpsc::channel;
 
     #[test]
     fn what_is_over_the_limit_is_dropped_and_noted() {
-        #[derive(Clone, Default)]
-        struct Shared(Arc<Mutex<Vec<u8>>>);
-        impl Write for Shared {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().unwrap().write(bytes)
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let out = Shared::default();
         let mut capped = Capped::new(Box::new(out.clone()), Some(5), &Pending::default());
         capped.write(b"hello").unwrap();

@@ -1,6 +1,5 @@
 //! A machine in the lab: `minivm` there runs it, and passes its frames on.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -10,8 +9,6 @@ use crate::lab::{Input, LabRequest, Output, Root};
 
 /// The argument that makes this program the other end. The command line must hand it to [`relay`](super::relay).
 pub const RELAY_COMMAND: &str = "lab-relay";
-/// What the lab needs of memory beside the guest's: its kernel, this program, the monitor, page tables.
-const OVERHEAD: u64 = 256 << 20;
 /// Where the lab has the files.
 const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
@@ -25,7 +22,7 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
         (machine.kernel.clone(), KERNEL.into()),
         (machine.initramfs.clone(), INITRAMFS.into()),
     ];
-    request.memory_mib = memory(machine)?;
+    request.make_room(machine.memory)?;
     request.stdin = Input::From(OwnedFd::from(input));
     request.stdout = Output::To(Box::new(output));
     request.stderr = Output::Inherit;
@@ -70,16 +67,4 @@ fn command(machine: &Machine) -> Vec<String> {
     command.extend((!machine.rings).then(|| "--no-rings".into()));
     command.extend(machine.console.then(|| "--show-console".into()));
     command
-}
-
-/// What the lab needs, in MiB: the files are there twice, in its initramfs and unpacked.
-fn memory(machine: &Machine) -> Result<u32, Error> {
-    let mut bytes = machine.memory + OVERHEAD;
-    for file in [&machine.kernel, &machine.initramfs] {
-        let metadata = fs::metadata(file).map_err(cannot(format!("read {}", file.display())))?;
-        bytes += 2 * metadata.len();
-    }
-    u32::try_from(bytes.div_ceil(1 << 20))
-        .map_err(io::Error::other)
-        .map_err(cannot("give the lab that much memory"))
 }
