@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::cannot_start;
+use crate::process::{cannot_start, short};
+use crate::report::Report;
 
 /// The workspace's folder.
 pub(crate) fn root() -> &'static Path {
@@ -91,6 +92,13 @@ pub(crate) fn build_minivm() -> Result<PathBuf> {
     Ok(minivm
         .context("the package minivm has no binary minivm")?
         .path)
+}
+
+/// The same as a stage of a report.
+pub(crate) fn stage_minivm(report: &mut Report) -> Result<PathBuf> {
+    report.stage("build minivm", || {
+        build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
+    })
 }
 
 #[cfg(test)]

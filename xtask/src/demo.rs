@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo;
 use crate::kvm;
-use crate::process::{cannot_start, short, shown};
+use crate::process::{cannot_start, shown};
 use crate::report::Report;
 use crate::setup::{self, Wanted};
 
@@ -32,9 +32,7 @@ pub(crate) fn run() -> Result<()> {
             ..Wanted::default()
         },
     )?;
-    let minivm = report.stage("build minivm", || {
-        cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
-    })?;
+    let minivm = cargo::stage_minivm(&mut report)?;
 
     let mut command = Command::new(&minivm);
     command

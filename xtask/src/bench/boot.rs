@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::sample::{SampleArgs, Times, Words};
 use super::{BootArgs, Contender, guest, memory, sample, table, text, this_program};
-use crate::process::{capture, short};
+use crate::process::capture;
 use crate::report::Report;
 use crate::setup::{self, Wanted};
 use crate::{cargo, kvm};
@@ -43,9 +43,7 @@ pub(crate) fn run(args: &BootArgs) -> Result<()> {
         ..Wanted::default()
     };
     let made = setup::prepare(&mut report, &wanted)?;
-    let minivm = report.stage("build minivm", || {
-        cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
-    })?;
+    let minivm = cargo::stage_minivm(&mut report)?;
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
     if kvm::is_there() {
         native(args, &minivm, folder.path())?;

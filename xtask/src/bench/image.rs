@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::sample::Times;
 use super::{table, text};
-use crate::process::{cannot_start, capture, short, shown};
+use crate::process::{cannot_start, capture, shown};
 use crate::report::Report;
 use crate::setup::{self, Wanted};
 use crate::{cargo, kvm};
@@ -47,9 +47,7 @@ pub(crate) fn run(args: &ImageArgs) -> Result<()> {
         ..Wanted::default()
     };
     let made = setup::prepare(&mut report, &wanted)?;
-    let minivm = report.stage("build minivm", || {
-        cargo::build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))
-    })?;
+    let minivm = cargo::stage_minivm(&mut report)?;
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
     let rootfs = made.initramfs.with_file_name("rootfs");
     let bench = Bench {
