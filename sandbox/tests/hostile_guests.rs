@@ -8,7 +8,6 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use minivm::machine::session::{End, Event};
@@ -20,6 +19,7 @@ use minivm_guest::channel::{
     Exit, Hello, MAGIC, Request, STDIN_WINDOW, Status, Times, ToHost, VERSION,
 };
 use minivm_tests::image::{Elf, Segment};
+use minivm_tests::output::Shared;
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -185,19 +185,6 @@ fn exit(code: u8) -> ToHost<'static> {
 fn told(result: Result<End, Error>) -> String {
     let error: anyhow::Error = result.expect_err("it is refused").into();
     format!("{error:#}")
-}
-
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A file of the tests' own.

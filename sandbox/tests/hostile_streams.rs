@@ -8,9 +8,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use minivm::machine::session::{End, Event};
@@ -20,6 +20,7 @@ use minivm_guest::channel::{
     Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
+use minivm_tests::output::Shared;
 use proptest::prelude::*;
 
 /// How long anything here may take.
@@ -65,20 +66,6 @@ impl Read for Script {
         let len = (&self.words[self.said..]).read(buffer)?;
         self.said += len;
         Ok(len)
-    }
-}
-
-/// An output that is looked at afterwards.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
