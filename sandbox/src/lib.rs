@@ -1,9 +1,11 @@
 //! Runs code in small virtual machines.
 
+pub mod backend;
 pub mod cache;
 pub mod images;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
+mod output;
 pub mod printable;
 pub mod streams;

@@ -7,10 +7,12 @@ use anyhow::{Result, bail};
 
 use crate::process::{capture, output, shown};
 
-/// For the lab (QEMU, busybox), for building kernels (all the others), and for archives (cpio).
-const ALWAYS: [&str; 17] = [
+/// For the lab (QEMU, busybox), for sandboxes that are programs (bubblewrap), for building kernels (all the others), and for
+/// archives (cpio).
+const ALWAYS: [&str; 18] = [
     "qemu-system-x86",
     "busybox-static",
+    "bubblewrap",
     "flex",
     "bison",
     "bc",

@@ -15,7 +15,7 @@ use minivm::machine::{Machine, Place, Session};
 use minivm::printable::printable;
 use minivm_guest::channel::{Request, Window};
 use minivm_guest::image::Source;
-use minivm_vmm::{CPUS_MAX, MEMORY_MAX};
+use minivm_vmm::CPUS_MAX;
 
 use super::accel::AccelArg;
 use super::image::{self, ImageArgs};
@@ -24,15 +24,8 @@ use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
 use super::{EXIT_TIMEOUT, signals, units};
 
-/// What a guest has of memory beside what its image takes, if nobody says.
-const MEMORY: u64 = 256 << 20;
 /// What Ctrl-A x counts as.
 const SIGINT: u8 = 2;
-/// What of it the kernel and the command need at least.
-const KERNEL: u64 = 64 << 20;
-/// How often an image's size is needed: in the archive, in the file system, and as much again, for a file system in memory
-/// takes at most half of it.
-const COPIES: u64 = 3;
 /// How much of each output a JSON report holds, if nobody says.
 const CAPTURED: u64 = 16 << 20;
 
@@ -159,7 +152,7 @@ impl RunArgs {
                 None => minivm::kernel::find()?,
             },
             initramfs,
-            memory: memory(self.memory, image)?,
+            memory: minivm::machine::memory_for(image, self.memory)?,
             cpus: self.cpus,
             rings: !self.no_rings,
             console,
@@ -238,22 +231,6 @@ fn end_overdue(limit: Duration) {
     std::process::exit(EXIT_TIMEOUT.into())
 }
 
-/// What the guest gets of memory. It has to hold the image, or files of it would be missing.
-fn memory(wanted: Option<u64>, image: u64) -> anyhow::Result<u64> {
-    let needed = (KERNEL + COPIES * image).next_multiple_of(1 << 20);
-    match wanted {
-        None => Ok((needed + MEMORY - KERNEL).min(MEMORY_MAX)),
-        Some(wanted) if wanted < needed => bail!(
-            "{} MiB of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
-            wanted >> 20,
-            needed >> 20,
-            image.div_ceil(1 << 20),
-            KERNEL >> 20
-        ),
-        Some(wanted) => Ok(wanted),
-    }
-}
-
 /// CMD's input, if it gets any.
 fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedFd>> {
     if args.tty {
@@ -297,22 +274,4 @@ pub(super) fn window() -> Window {
             columns: size.ws_col,
         },
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_has_to_hold_the_image_and_the_kernel() {
-        let mib = 1 << 20;
-        assert_eq!(memory(None, 10 * mib).unwrap(), (256 + 30) * mib);
-        assert_eq!(memory(Some(94 * mib), 10 * mib).unwrap(), 94 * mib);
-        let error = memory(Some(93 * mib), 10 * mib).unwrap_err().to_string();
-        assert!(
-            error.contains("93 MiB") && error.contains("94 MiB"),
-            "{error}"
-        );
-        assert_eq!(memory(None, MEMORY_MAX).unwrap(), MEMORY_MAX);
-    }
 }

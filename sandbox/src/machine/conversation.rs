@@ -11,10 +11,11 @@ use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Hello, Refusal, ToHost, VERSION};
 
 use super::files::Incoming;
-use super::limits::{Capped, Watchdog};
+use super::limits::Watchdog;
 use super::outgoing::{CHUNK, Outgoing, Stage};
 use super::session::{End, Files};
 use super::{Error, cannot};
+use crate::output::Capped;
 use crate::printable::printable;
 
 /// The most warnings that a guest may give.

@@ -1,14 +1,12 @@
-//! The limits of a session: on time and on output.
+//! The limits of a session on time.
 
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::{Error, cannot};
-use crate::streams;
+use crate::output::Pending;
 
 /// How long a session may take to end once its time is up. After that, it waits for somebody who doesn't take its output.
 const GRACE: Duration = Duration::from_secs(1);
@@ -91,7 +89,7 @@ impl Watchdog {
                 return;
             };
             while limits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
-                if pending.0.load(Ordering::SeqCst) {
+                if pending.is_set() {
                     return overdue();
                 }
             }
@@ -116,63 +114,10 @@ impl Watchdog {
     }
 }
 
-/// Whether an output is being written. Clones tell of the same outputs.
-#[derive(Clone, Default)]
-pub(super) struct Pending(Arc<AtomicBool>);
-
-/// An output that takes so many bytes and drops what comes after them.
-pub(super) struct Capped {
-    out: Box<dyn Write + Send>,
-    pending: Pending,
-    left: Option<u64>,
-    pub(super) truncated: bool,
-}
-
-impl Capped {
-    pub(super) fn new(out: Box<dyn Write + Send>, limit: Option<u64>, pending: &Pending) -> Self {
-        Capped {
-            out,
-            pending: pending.clone(),
-            left: limit,
-            truncated: false,
-        }
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let room = self.left.map_or(usize::MAX, |left| {
-            usize::try_from(left).unwrap_or(usize::MAX)
-        });
-        let taken = &bytes[..bytes.len().min(room)];
-        self.truncated |= taken.len() < bytes.len();
-        if let Some(left) = &mut self.left {
-            *left -= taken.len() as u64;
-        }
-        if taken.is_empty() {
-            return Ok(());
-        }
-        self.pending.0.store(true, Ordering::SeqCst);
-        let written = streams::write_all(&mut *self.out, taken);
-        self.pending.0.store(false, Ordering::SeqCst);
-        written
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use minivm_tests::output::Shared;
     use std::sync::mpsc::channel;
-
-    #[test]
-    fn what_is_over_the_limit_is_dropped_and_noted() {
-        let out = Shared::default();
-        let mut capped = Capped::new(Box::new(out.clone()), Some(5), &Pending::default());
-        capped.write(b"hello").unwrap();
-        assert!(!capped.truncated);
-        capped.write(b" world").unwrap();
-        assert!(capped.truncated);
-        assert_eq!(*out.0.lock().unwrap(), b"hello");
-    }
 
     fn watchdog(stopper: &Arc<Stopper>, boot: Duration) -> Watchdog {
         Watchdog::start(stopper.clone(), boot, Pending::default(), None).unwrap()
@@ -183,7 +128,7 @@ mod tests {
         let overdue = |limit: Option<Duration>, writing: bool| {
             let stopper = Arc::new(Stopper::new(Box::new(|| {})));
             let pending = Pending::default();
-            pending.0.store(writing, Ordering::SeqCst);
+            pending.set(writing);
             let (sender, called) = channel();
             let overdue = Box::new(move || sender.send(()).unwrap());
             let boot = match limit {

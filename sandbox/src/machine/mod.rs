@@ -14,6 +14,7 @@ mod local;
 mod outgoing;
 pub mod remote;
 mod rings;
+mod room;
 pub mod session;
 mod wire;
 
@@ -24,6 +25,7 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 
 pub use local::relay;
+pub use room::memory_for;
 pub use session::{Files, Report, Session};
 
 /// A machine with minivm's init in it.
@@ -108,6 +110,9 @@ pub enum Error {
     /// The request was refused, for another reason than that the command can't be run.
     #[error("the guest refused to run the command: {0}")]
     Refused(String),
+    /// The guest would have too little memory.
+    #[error("{0}")]
+    NoRoom(String),
     /// Something of the host's could not be had.
     #[error("cannot {action}")]
     Host {

@@ -12,9 +12,10 @@ use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 
 use super::conversation::{Conversation, Notes, Phase};
-use super::limits::{Capped, Pending, Stopper, Watchdog, Why};
+use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{Ended, Error, Link, cannot, files};
+use crate::output::{Capped, Pending};
 
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
 /// it takes a few seconds.

@@ -1,0 +1,213 @@
+//! Control groups: limits on the memory and the number of processes of a sandbox, and what it takes.
+//!
+//! Either hierarchy will do: one for all (version 2), or one for each resource (version 1). A group is made where this
+//! process may make one: in its own group or beside it. Where it may not, the caller has to do without.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How the groups' folders begin. Our process's number follows, so that one of a process that was killed can be told.
+const PREFIX: &str = "minivm-";
+/// How long a group may take to be empty when its processes have been killed.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Processes and threads of a sandbox, at the most.
+const PIDS_MAX: &str = "1024";
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A group for one sandbox. It is removed when this is dropped, by when its processes have to be gone.
+pub(super) struct Cgroup {
+    memory: PathBuf,
+    /// The same in version 2; not always there in version 1.
+    pids: Option<PathBuf>,
+    version: Version,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Cgroup {
+    /// A new group, if there can be one.
+    pub(super) fn create(memory: Option<u64>) -> Option<Cgroup> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let group = Cgroup::in_version_2(&groups).or_else(|| Cgroup::in_version_1(&groups))?;
+        let limited = match memory {
+            Some(bytes) => group.limit(bytes),
+            None => Ok(()),
+        };
+        limited.ok().map(|()| group)
+    }
+
+    fn in_version_2(groups: &str) -> Option<Cgroup> {
+        let own = own(Path::new("/sys/fs/cgroup"), groups, "0:", "")?;
+        let memory = make(&own, "memory.max")?;
+        let group = Cgroup {
+            pids: Some(memory.clone()),
+            memory,
+            version: Version::Two,
+        };
+        // A group without this controller counts no processes, but memory all the same.
+        let _ = fs::write(group.memory.join("pids.max"), PIDS_MAX);
+        Some(group)
+    }
+
+    fn in_version_1(groups: &str) -> Option<Cgroup> {
+        let of = |controller: &str, file| {
+            let root = Path::new("/sys/fs/cgroup").join(controller);
+            make(&own(&root, groups, "", controller)?, file)
+        };
+        let mut group = Cgroup {
+            memory: of("memory", "memory.limit_in_bytes")?,
+            pids: None,
+            version: Version::One,
+        };
+        group.pids = of("pids", "pids.max");
+        if let Some(pids) = &group.pids {
+            let _ = fs::write(pids.join("pids.max"), PIDS_MAX);
+        }
+        Some(group)
+    }
+
+    fn limit(&self, bytes: u64) -> io::Result<()> {
+        let bytes = bytes.to_string();
+        let (limit, with_swap, swap) = match self.version {
+            Version::One => (
+                "memory.limit_in_bytes",
+                "memory.memsw.limit_in_bytes",
+                &*bytes,
+            ),
+            Version::Two => ("memory.max", "memory.swap.max", "0"),
+        };
+        fs::write(self.memory.join(limit), &bytes)?;
+        // Not there where the kernel counts no swap.
+        let _ = fs::write(self.memory.join(with_swap), swap);
+        Ok(())
+    }
+
+    /// The files to which a process writes `0` to enter.
+    pub(super) fn doors(&self) -> io::Result<Vec<File>> {
+        let mut folders = vec![&self.memory];
+        folders.extend(self.pids.as_ref().filter(|pids| **pids != self.memory));
+        let open = |folder: &PathBuf| {
+            File::options()
+                .write(true)
+                .open(folder.join("cgroup.procs"))
+        };
+        folders.into_iter().map(open).collect()
+    }
+
+    /// Bytes that its processes hold now: their own and shared memory, without the files that the kernel caches.
+    pub(super) fn memory(&self) -> Option<u64> {
+        let fields: &[&str] = match self.version {
+            Version::One => &["rss", "shmem"],
+            Version::Two => &["anon", "shmem"],
+        };
+        let stat = fs::read_to_string(self.memory.join("memory.stat")).ok()?;
+        Some(sum(&stat, fields))
+    }
+
+    /// Whether a process of it was killed for the want of memory.
+    pub(super) fn out_of_memory(&self) -> bool {
+        let file = match self.version {
+            Version::One => "memory.oom_control",
+            Version::Two => "memory.events",
+        };
+        let events = fs::read_to_string(self.memory.join(file)).unwrap_or_default();
+        sum(&events, &["oom_kill"]) > 0
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        for folder in self.pids.iter().chain([&self.memory]) {
+            // A process that was killed is in it until it is really gone.
+            while let Err(error) = fs::remove_dir(folder) {
+                if error.kind() != io::ErrorKind::ResourceBusy || began.elapsed() > PATIENCE {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// This process's own group in a hierarchy, from `/proc/self/cgroup`: lines of a number, controllers, and a path.
+fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<PathBuf> {
+    let line = groups.lines().find_map(|line| {
+        let (start, path) = line.split_at(line.match_indices(':').nth(1)?.0);
+        let controllers = start.split_once(':')?.1;
+        let same = controllers.split(',').any(|one| one == controller);
+        (start.starts_with(number) && same).then(|| &path[1..])
+    })?;
+    Some(root.join(line.trim_start_matches('/')))
+}
+
+/// Makes a group in the folder or beside it, if it then has this file.
+fn make(own: &Path, file: &str) -> Option<PathBuf> {
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{PREFIX}{}-{count}", std::process::id());
+    [Some(own), own.parent()]
+        .into_iter()
+        .flatten()
+        .find_map(|parent| {
+            remove_stale(parent);
+            let folder = parent.join(&name);
+            fs::create_dir(&folder).ok()?;
+            let writable = File::options().write(true).open(folder.join(file));
+            if writable.is_err() {
+                let _ = fs::remove_dir(&folder);
+                return None;
+            }
+            Some(folder)
+        })
+}
+
+/// Removes the groups of processes that were killed before they could. Only an empty group can be removed.
+fn remove_stale(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let process = process.and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// The sum of some fields of a file of lines, each a name and a number.
+fn sum(text: &str, fields: &[&str]) -> u64 {
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs
+        .filter(|(name, _)| fields.contains(name))
+        .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_group_is_found_in_either_hierarchy() {
+        let both = "9:name=systemd:/\n4:memory,other:/a/b\n0::/user.slice\n";
+        let root = Path::new("/r");
+        assert_eq!(own(root, both, "0:", ""), Some("/r/user.slice".into()));
+        assert_eq!(own(root, both, "", "memory"), Some("/r/a/b".into()));
+        assert_eq!(own(root, both, "", "pids"), None);
+        assert_eq!(own(root, "nonsense\n", "", "pids"), None);
+    }
+
+    #[test]
+    fn fields_are_summed_by_name() {
+        assert_eq!(sum("anon 5\nanon_thp 7\nshmem 8\n", &["anon", "shmem"]), 13);
+        assert_eq!(sum("", &["anon"]), 0);
+    }
+}

@@ -1,0 +1,73 @@
+//! What sandboxes are made of on this host: this program, the cache, an image, a kernel.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use minivm_guest::image::Image;
+
+use super::{Backend, Error, Microvm, Sandbox};
+use crate::images::Shelf;
+use crate::kernel;
+use crate::machine::Place;
+
+/// Where sandboxes come from.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The command `minivm`: some sandboxes run a part of it inside.
+    pub program: PathBuf,
+    /// The cache's folder, see [`crate::cache::folder`].
+    pub cache: PathBuf,
+    /// The image of those sandboxes that need one.
+    pub image: Option<Arc<Image>>,
+    /// The microVM's kernel; [`crate::kernel::find`]'s, where there is none.
+    pub kernel: Option<PathBuf>,
+    /// Where the microVM runs.
+    pub place: Place,
+}
+
+impl Host {
+    /// Opens one of the sandboxes. What it is made of is made first, where it isn't there: an archive or a folder of the image.
+    ///
+    /// # Errors
+    ///
+    /// Where the image can't be used, or something isn't there: [`Error::Unavailable`].
+    pub fn open(&self, backend: Backend) -> Result<Box<dyn Sandbox>, Error> {
+        match backend {
+            Backend::Microvm => Ok(Box::new(self.microvm()?)),
+            Backend::Gvisor | Backend::Monty | Backend::Deno | Backend::Chromium => {
+                Err(Error::Unavailable {
+                    backend,
+                    why: "it is not built in".into(),
+                    hint: "take the microVM".into(),
+                })
+            }
+        }
+    }
+
+    fn microvm(&self) -> Result<Microvm, Error> {
+        let image = self.image(Backend::Microvm)?;
+        let archive = self.shelf().archive(image, || {})?;
+        let kernel = match &self.kernel {
+            Some(kernel) => kernel.clone(),
+            None => kernel::find()?,
+        };
+        Ok(Microvm::new(
+            archive,
+            image.config.clone(),
+            kernel,
+            self.place.clone(),
+        ))
+    }
+
+    fn shelf(&self) -> Shelf {
+        Shelf::new(&self.cache)
+    }
+
+    fn image(&self, backend: Backend) -> Result<&Image, Error> {
+        self.image.as_deref().ok_or_else(|| Error::Unavailable {
+            backend,
+            why: "it needs an image".into(),
+            hint: "name one, such as python:3-alpine".into(),
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! The microVM: a virtual machine on KVM, from a container image.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use minivm_guest::channel::{Exit, Request, Status};
+use minivm_guest::image::Config;
+
+use super::exception::Tail;
+use super::{Backend, Capability, End, Error, Finished, Program, Sandbox, Task, Usage};
+use crate::images::Archive;
+use crate::machine::session::{self, BOOT_LIMIT};
+use crate::machine::{Machine, Place, Report, Session, memory_for};
+use crate::{kernel, lab};
+
+/// Machines made from one image.
+pub struct Microvm {
+    archive: Archive,
+    config: Config,
+    kernel: PathBuf,
+    place: Place,
+    cpus: u8,
+}
+
+impl Microvm {
+    /// Machines from the image with this archive and configuration.
+    pub fn new(archive: Archive, config: Config, kernel: PathBuf, place: Place) -> Self {
+        Microvm {
+            archive,
+            config,
+            kernel,
+            place,
+            cpus: 1,
+        }
+    }
+
+    fn request(&self, task: &Task) -> Request {
+        let mut env: Vec<Vec<u8>> = texts(&self.config.env);
+        let own = task.env.iter();
+        env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
+        Request {
+            argv: argv(&task.program),
+            env,
+            cwd: self.config.working_dir.clone().into_bytes(),
+            user: self.config.user.clone(),
+            hostname: "minivm".into(),
+            ..Request::default()
+        }
+    }
+}
+
+/// Code is for the image's Python. Its output is not buffered, or what was printed before a limit would be lost.
+pub(super) fn argv(program: &Program) -> Vec<Vec<u8>> {
+    match program {
+        Program::Command(words) => words.iter().cloned().map(OsString::into_vec).collect(),
+        Program::Code(code) => ["python3", "-u", "-c", code]
+            .map(|word| word.as_bytes().to_vec())
+            .to_vec(),
+        // It is not declared, so it doesn't come here.
+        Program::Resume { .. } => Vec::new(),
+    }
+}
+
+fn texts(all: &[String]) -> Vec<Vec<u8>> {
+    all.iter().map(|text| text.clone().into_bytes()).collect()
+}
+
+impl Sandbox for Microvm {
+    fn backend(&self) -> Backend {
+        Backend::Microvm
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        &[
+            Capability::Commands,
+            Capability::Packages,
+            Capability::Files,
+            Capability::Environment,
+            Capability::MemoryLimit,
+        ]
+    }
+
+    fn boundary(&self) -> &'static str {
+        "hardware virtualization (KVM)"
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if !self.kernel.is_file() {
+            let folder = self.kernel.parent().map(PathBuf::from).unwrap_or_default();
+            return Err(kernel::Missing { folder }.into());
+        }
+        match self.place {
+            Place::Here => Ok(()),
+            Place::Lab => lab::find_kernel()
+                .map(drop)
+                .map_err(|error| Error::Unavailable {
+                    backend: Backend::Microvm,
+                    why: error.to_string(),
+                    hint: "`minivm doctor` tells what mends it".into(),
+                }),
+        }
+    }
+
+    fn start(&self, task: Task) -> Result<Finished, Error> {
+        let began = Instant::now();
+        let machine = Machine {
+            kernel: self.kernel.clone(),
+            initramfs: self.archive.path.clone(),
+            memory: memory_for(self.archive.size, task.limits.memory)?,
+            cpus: self.cpus,
+            rings: true,
+            console: false,
+        };
+        let request = self.request(&task);
+        let tail = Tail::default();
+        let session = Session {
+            request,
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: tail.of(task.stderr),
+            boot_limit: BOOT_LIMIT,
+            timeout: task.limits.time,
+            max_output: task.limits.output,
+            copy_in: task.files,
+            copy_out: Vec::new(),
+            max_copy_out: 0,
+            events: task.events,
+            overdue: None,
+        };
+        let report = session.run(machine.start(&self.place)?)?;
+        let mut finished = finished(report, &tail);
+        finished.usage.total = began.elapsed();
+        Ok(finished)
+    }
+}
+
+fn finished(report: Report, tail: &Tail) -> Finished {
+    let mut usage = Usage::default();
+    let end = match report.end {
+        session::End::Exited(exit) => {
+            usage.user_time = Some(std::time::Duration::from_micros(exit.user_time));
+            usage.system_time = Some(std::time::Duration::from_micros(exit.system_time));
+            exited(&exit)
+        }
+        session::End::NotFound(what) => End::NotFound(what),
+        session::End::NotExecutable(what) => End::NotExecutable(what),
+        session::End::TimedOut => End::TimedOut,
+        session::End::Stopped(signal) => End::Stopped(signal),
+        session::End::OutputClosed => End::OutputClosed,
+    };
+    Finished {
+        exception: tail.exception_at(&end),
+        end,
+        truncated: report.truncated,
+        warnings: report.warnings,
+        usage,
+    }
+}
+
+fn exited(exit: &Exit) -> End {
+    match exit.status {
+        Status::Signal(9) if exit.out_of_memory => End::OutOfMemory,
+        Status::Signal(signal) => End::Signal(signal),
+        Status::Code(code) => End::Exited(code),
+    }
+}

@@ -1,0 +1,215 @@
+//! One trait, five sandboxes: the same task in a microVM, in gVisor, in Monty, in Deno with Pyodide, in Chromium with
+//! Pyodide.
+//!
+//! A [`Task`] is Python code or a command, with its input, its outputs and its limits. [`Sandbox::run`] runs it to its end and
+//! says what came of it: [`Finished`]. What a sandbox can't do it has not declared ([`Sandbox::capabilities`]), and a task that
+//! needs it is refused before anything runs.
+//!
+//! An adapter builds a command and reads an answer. What the adapters share is here: [`process`](self) starts a program in a
+//! jail (`jail`) with limits (`process`, `cgroup`), and `exception` reads tracebacks.
+
+mod cgroup;
+pub mod exception;
+mod host;
+mod jail;
+mod microvm;
+mod process;
+mod task;
+mod watch;
+
+use std::fmt;
+use std::io;
+
+use crate::{images, kernel, machine};
+
+pub use exception::Exception;
+pub use host::Host;
+pub use microvm::Microvm;
+pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
+
+/// The five.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Backend {
+    /// A virtual machine on KVM, with a Linux kernel of its own.
+    Microvm,
+    /// A kernel in user space.
+    Gvisor,
+    /// A Python interpreter that has nothing of the host.
+    Monty,
+    /// CPython as WebAssembly, in Deno.
+    Deno,
+    /// CPython as WebAssembly, in a browser.
+    Chromium,
+}
+
+impl Backend {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Backend; 5] = [
+        Backend::Microvm,
+        Backend::Gvisor,
+        Backend::Monty,
+        Backend::Deno,
+        Backend::Chromium,
+    ];
+
+    /// As users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Microvm => "microvm",
+            Backend::Gvisor => "gvisor",
+            Backend::Monty => "monty",
+            Backend::Deno => "deno",
+            Backend::Chromium => "chromium",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+/// What a sandbox may be able to do, beside running Python code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Capability {
+    /// Run any command of an image.
+    Commands,
+    /// Use Python packages that the image holds.
+    Packages,
+    /// Get files copied in.
+    Files,
+    /// See environment variables that it is given.
+    Environment,
+    /// Reach a network.
+    Network,
+    /// Call functions of the host's.
+    HostFunctions,
+    /// Be held to a limit on memory.
+    MemoryLimit,
+    /// Be suspended at a call, kept as bytes, and resumed.
+    Snapshot,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Capability::Commands => "commands",
+            Capability::Packages => "packages",
+            Capability::Files => "files",
+            Capability::Environment => "environment variables",
+            Capability::Network => "a network",
+            Capability::HostFunctions => "host functions",
+            Capability::MemoryLimit => "a memory limit",
+            Capability::Snapshot => "snapshots",
+        })
+    }
+}
+
+/// A way to run code that nobody trusts.
+pub trait Sandbox: Send + Sync {
+    /// Which one it is.
+    fn backend(&self) -> Backend;
+
+    /// All that it can do, beside running Python code.
+    fn capabilities(&self) -> &'static [Capability];
+
+    /// What stands between the code and the host, in a few words.
+    fn boundary(&self) -> &'static str;
+
+    /// Looks whether all is there that it needs. Nothing is run for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`], with what to do about it.
+    fn check(&self) -> Result<(), Error>;
+
+    /// Runs a task that needs nothing but what this sandbox has declared. Callers use [`Sandbox::run`].
+    ///
+    /// # Errors
+    ///
+    /// As `run`'s.
+    fn start(&self, task: Task) -> Result<Finished, Error>;
+
+    /// Runs a task to its end, and leaves nothing of it behind: no process, no file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] where the task needs what this sandbox hasn't declared, [`Error::Unavailable`] where a program
+    /// is missing, and others where the sandbox itself failed. Whatever the code does is no error but an [`End`].
+    fn run(&self, task: Task) -> Result<Finished, Error> {
+        if let Program::Code(code) = &task.program
+            && (code.len() > CODE_MAX || code.contains('\0'))
+        {
+            return Err(Error::Code);
+        }
+        let able = self.capabilities();
+        match task.needs().into_iter().find(|need| !able.contains(need)) {
+            Some(what) => Err(Error::NotSupported {
+                backend: self.backend(),
+                what,
+            }),
+            None => self.start(task),
+        }
+    }
+}
+
+/// Why a sandbox could not run a task.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The task needs what the sandbox can't do.
+    #[error("the backend {backend} has no {what}: take another one")]
+    NotSupported {
+        /// Which sandbox.
+        backend: Backend,
+        /// What it can't do.
+        what: Capability,
+    },
+    /// Something is not installed, or doesn't work on this host.
+    #[error("the backend {backend} is not available: {why}; {hint}")]
+    Unavailable {
+        /// Which sandbox.
+        backend: Backend,
+        /// What is missing.
+        why: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The code can't be handed over.
+    #[error(
+        "the code is longer than {CODE_MAX} bytes, or has a zero byte in it: put it into a file"
+    )]
+    Code,
+    /// The sandbox broke.
+    #[error("the backend {backend} failed: {detail}")]
+    Failed {
+        /// Which sandbox.
+        backend: Backend,
+        /// What it said.
+        detail: String,
+    },
+    /// The microVM's error.
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    /// There is no kernel for it.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Missing),
+    /// The image can't be used.
+    #[error(transparent)]
+    Images(#[from] images::Error),
+    /// Something of the host's could not be had.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Names the action in the error of a system call.
+fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Host { action, source }
+}

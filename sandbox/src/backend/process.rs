@@ -1,0 +1,298 @@
+//! A jailed program, run to its end: its streams, its limits, and how it ended.
+//!
+//! The program's processes end with the first of the jail's, so killing that one is enough. One thread waits for the end, for
+//! the time limit, for what happens from outside and, where no control group does it, watches the memory; one thread an
+//! output passes bytes on.
+
+#![allow(
+    unsafe_code,
+    reason = "between fork and exec only a few system calls are allowed"
+)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::FdFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+
+use super::cgroup::Cgroup;
+use super::exception::Tail;
+use super::jail::{self, Jailed};
+use super::{Backend, End, Error, Finished, Limits, Usage, cannot, watch};
+use crate::machine::session::Event;
+use crate::output::{Capped, Pending};
+
+/// How often it is looked what has happened, and how much memory is used.
+const TICK: Duration = Duration::from_millis(10);
+/// How long outputs are waited for when all who could write to them are gone. Then it is our own reader who doesn't take them.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What a program is run with.
+pub(super) struct Streams {
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: Box<dyn Write + Send>,
+    pub(super) stderr: Box<dyn Write + Send>,
+    pub(super) events: Receiver<Event>,
+}
+
+/// Why a program was ended from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    TimedOut,
+    OutOfMemory,
+    Stopped(u8),
+    OutputClosed,
+}
+
+/// Runs the program to its end. The exit code is the program's own, and 128+n where a signal has killed it: there is nobody
+/// who could tell the two apart.
+pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<Finished, Error> {
+    let began = Instant::now();
+    let Jailed {
+        backend,
+        command,
+        inherited,
+        status,
+    } = jailed;
+    let group = Cgroup::create(limits.memory);
+    let mut child = spawn(backend, command, inherited, streams.stdin, group.as_ref())?;
+    let outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
+    let mut watch = Watch {
+        child: &mut child,
+        group: group.as_ref(),
+        limits,
+        deadline: limits.time.and_then(|time| began.checked_add(time)),
+        peak: 0,
+    };
+    let why = watch.until_end(&streams.events, &outputs.closed)?;
+    let peak = watch.peak;
+    let ended = child.wait().map_err(cannot("wait for a process"))?;
+    let (truncated, tail) = outputs.finish();
+    let code = jail::exit_code(status);
+    let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
+    if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
+        return Err(jail::unusable(backend, &tail.text()));
+    }
+    let end = end(why, out_of_memory, code, ended);
+    Ok(Finished {
+        exception: tail.exception_at(&end),
+        end,
+        truncated,
+        warnings: Vec::new(),
+        usage: Usage {
+            total: began.elapsed(),
+            peak_memory: (peak > 0).then_some(peak),
+            ..Usage::default()
+        },
+    })
+}
+
+fn end(why: Option<Why>, out_of_memory: bool, code: Option<u8>, ended: ExitStatus) -> End {
+    match (why, out_of_memory, code) {
+        (Some(Why::TimedOut), ..) => End::TimedOut,
+        (Some(Why::Stopped(signal)), ..) => End::Stopped(signal),
+        (Some(Why::OutOfMemory), ..) | (None, true, _) => End::OutOfMemory,
+        (Some(Why::OutputClosed), ..) => End::OutputClosed,
+        (None, false, Some(code @ 129..=192)) => End::Signal(code - 128),
+        (None, false, Some(code)) => End::Exited(code),
+        (None, false, None) => {
+            let signal = ended.signal().and_then(|signal| u8::try_from(signal).ok());
+            End::Signal(signal.unwrap_or(9))
+        }
+    }
+}
+
+/// Starts it within its control group, with what it inherits, and bound to the life of this thread. Our own copies of what it
+/// inherits are closed on return, or the end of a pipe among them would never be seen.
+fn spawn(
+    backend: Backend,
+    mut command: Command,
+    inherited: Vec<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    group: Option<&Cgroup>,
+) -> Result<Child, Error> {
+    let doors = group.map_or_else(|| Ok(Vec::new()), Cgroup::doors);
+    let doors = doors.map_err(cannot("enter a control group"))?;
+    command
+        .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let parent = rustix::process::getpid();
+    let prepare = move || prepare(parent, &doors, &inherited);
+    // SAFETY: `prepare` makes system calls and nothing else: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn().map_err(|source| Error::Failed {
+        backend,
+        detail: format!("cannot start {}: {source}", command.get_program().display()),
+    })
+}
+
+/// What a new process does before it becomes the program.
+fn prepare(parent: Pid, doors: &[File], inherited: &[OwnedFd]) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Between fork and now it may have ended.
+    if rustix::process::getppid() != Some(parent) {
+        return Err(rustix::io::Errno::SRCH.into());
+    }
+    for door in doors {
+        rustix::io::write(door, b"0")?;
+    }
+    for file in inherited {
+        rustix::io::fcntl_setfd(file, FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Waits for a program's end.
+struct Watch<'a> {
+    child: &'a mut Child,
+    group: Option<&'a Cgroup>,
+    limits: &'a Limits,
+    deadline: Option<Instant>,
+    peak: u64,
+}
+
+impl Watch<'_> {
+    /// Waits for its end, and brings that about where there is a reason to.
+    fn until_end(
+        &mut self,
+        events: &Receiver<Event>,
+        closed: &Receiver<()>,
+    ) -> Result<Option<Why>, Error> {
+        let pid = Pid::from_child(self.child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty());
+        let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
+        loop {
+            if ends_within(&pidfd, self.patience()).map_err(cannot("wait for a process"))? {
+                return Ok(None);
+            }
+            if let Some(why) = self.reason(events, closed) {
+                // It may have ended meanwhile, which is just as well.
+                let _ = self.child.kill();
+                return Ok(Some(why));
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        left.map_or(TICK, |left| left.min(TICK))
+    }
+
+    /// Why it has to end now.
+    fn reason(&mut self, events: &Receiver<Event>, closed: &Receiver<()>) -> Option<Why> {
+        let asked = events.try_iter().find_map(|event| match event {
+            Event::Signal(signal) | Event::Stop(signal) => Some(Why::Stopped(signal)),
+            Event::Window(_) => None,
+        });
+        let late = self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline);
+        let memory = match self.group {
+            Some(group) => group.memory(),
+            None => Some(watch::memory_of(self.child.id())),
+        };
+        self.peak = self.peak.max(memory.unwrap_or_default());
+        let over = self.limits.memory.is_some_and(|limit| self.peak > limit);
+        asked
+            .or_else(|| closed.try_recv().ok().map(|()| Why::OutputClosed))
+            .or_else(|| late.then_some(Why::TimedOut))
+            .or_else(|| over.then_some(Why::OutOfMemory))
+    }
+}
+
+fn ends_within(pidfd: impl AsFd, patience: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(patience).expect("it is short");
+    match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The threads that pass outputs on.
+struct Outputs {
+    /// Each output's, with whether it was cut.
+    ended: Receiver<bool>,
+    /// Told where nobody takes an output any more.
+    closed: Receiver<()>,
+    tail: Tail,
+}
+
+impl Outputs {
+    fn start(
+        child: &mut Child,
+        stdout: Box<dyn Write + Send>,
+        stderr: Box<dyn Write + Send>,
+        limit: Option<u64>,
+    ) -> Result<Outputs, Error> {
+        let (sender, ended) = mpsc::channel();
+        let (closing, closed) = mpsc::channel();
+        let tail = Tail::default();
+        let from_stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("it is piped"));
+        let from_stderr: Box<dyn Read + Send> = Box::new(child.stderr.take().expect("it is piped"));
+        for (from, to, tail) in [
+            (from_stdout, stdout, None),
+            (from_stderr, stderr, Some(tail.clone())),
+        ] {
+            let (sender, closing) = (sender.clone(), closing.clone());
+            let mut to = Capped::new(to, limit, &Pending::default());
+            let pass_on = move || {
+                if pass(from, &mut to, tail.as_ref()).is_err() {
+                    let _ = closing.send(());
+                }
+                let _ = sender.send(to.truncated);
+            };
+            let thread = thread::Builder::new().name("output".into());
+            thread.spawn(pass_on).map_err(cannot("start a thread"))?;
+        }
+        Ok(Outputs {
+            ended,
+            closed,
+            tail,
+        })
+    }
+
+    /// Whether an output was cut, and the end of stderr. The program is gone.
+    fn finish(self) -> (bool, Tail) {
+        let mut truncated = false;
+        for _ in 0..2 {
+            match self.ended.recv_timeout(GRACE) {
+                Ok(cut) => truncated |= cut,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        (truncated, self.tail)
+    }
+}
+
+/// Passes all on until the end.
+fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let bytes = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(len) => &buffer[..len],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // A pipe has no errors of its own.
+            Err(_) => return Ok(()),
+        };
+        if let Some(tail) = tail {
+            tail.remember(bytes);
+        }
+        to.write(bytes)?;
+    }
+}
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! Jails with a shell in them.
+
+use std::sync::mpsc;
+
+use minivm_tests::output::Shared;
+
+use super::*;
+use crate::backend::jail::Jail;
+
+/// What a shell script comes to.
+struct Ran {
+    finished: Finished,
+    stdout: String,
+    stderr: String,
+}
+
+fn jail(script: &str) -> Jailed {
+    let jail = Jail::new(Backend::Deno).unwrap().show_system();
+    let jail = jail.env("PATH", "/usr/bin:/bin");
+    jail.program("/bin/sh", ["-c", script]).unwrap()
+}
+
+fn run_with(script: &str, limits: &Limits, events: Receiver<Event>) -> Ran {
+    let (stdout, stderr) = (Shared::default(), Shared::default());
+    let streams = Streams {
+        stdin: None,
+        stdout: Box::new(stdout.clone()),
+        stderr: Box::new(stderr.clone()),
+        events,
+    };
+    let finished = run(jail(script), streams, limits).unwrap();
+    let text = |shared: &Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
+    Ran {
+        finished,
+        stdout: text(&stdout),
+        stderr: text(&stderr),
+    }
+}
+
+fn run_script(script: &str, limits: &Limits) -> Ran {
+    run_with(script, limits, mpsc::channel().1)
+}
+
+fn limits() -> Limits {
+    Limits {
+        time: Some(Duration::from_secs(20)),
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn outputs_stay_apart_and_the_exit_code_is_the_programs() {
+    let ran = run_script("echo out; echo err >&2; exit 42", &limits());
+    assert_eq!((&*ran.stdout, &*ran.stderr), ("out\n", "err\n"));
+    assert_eq!(ran.finished.end, End::Exited(42));
+    let ran = run_script("kill -SEGV $$", &limits());
+    assert_eq!(ran.finished.end, End::Signal(11));
+}
+
+#[test]
+fn nothing_of_the_host_is_seen_inside() {
+    let script = "ls /root /home /etc/passwd /work 2>&1; env; ls /proc | grep -c '^[0-9]'; ls /tmp";
+    let ran = run_script(script, &limits());
+    assert!(!ran.stdout.contains("HOME="), "{}", ran.stdout);
+    let missing = ran.stdout.matches("No such file").count();
+    assert_eq!(missing, 4, "{}", ran.stdout);
+    // The jail's first process, the shell, ls and grep.
+    assert!(ran.stdout.lines().any(|line| line == "4"), "{}", ran.stdout);
+}
+
+#[test]
+fn the_time_limit_ends_all_processes() {
+    let mut limits = limits();
+    limits.time = Some(Duration::from_millis(300));
+    let ran = run_script("sleep 4321 & echo begun; sleep 4322", &limits);
+    assert_eq!(ran.finished.end, End::TimedOut);
+    assert_eq!(ran.stdout, "begun\n");
+    assert!(ran.finished.usage.total < Duration::from_secs(5));
+    assert_eq!(processes_with("432"), 0);
+}
+
+fn processes_with(argument: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let wanted = format!("sleep\0{argument}");
+    lines
+        .filter(|line| String::from_utf8_lossy(line).contains(&wanted))
+        .count()
+}
+
+#[test]
+fn the_memory_limit_ends_it_and_memory_is_measured() {
+    let mut limits = limits();
+    limits.memory = Some(64 << 20);
+    let hog = "exec tail /dev/zero";
+    assert_eq!(run_script(hog, &limits).finished.end, End::OutOfMemory);
+    let ran = run_script("sleep 0.2", &limits);
+    let peak = ran.finished.usage.peak_memory.unwrap();
+    assert!((1 << 10..32 << 20).contains(&peak), "{peak}");
+}
+
+#[test]
+fn a_flood_is_cut() {
+    let mut limits = limits();
+    limits.output = Some(1000);
+    let ran = run_script("head -c 5000000 /dev/zero", &limits);
+    assert_eq!(ran.stdout.len(), 1000);
+    assert!(ran.finished.truncated && ran.finished.end == End::Exited(0));
+}
+
+#[test]
+fn a_signal_from_outside_ends_it() {
+    let (sender, events) = mpsc::channel();
+    sender.send(Event::Signal(15)).unwrap();
+    let ran = run_with("sleep 4323", &limits(), events);
+    assert_eq!(ran.finished.end, End::Stopped(15));
+}
+
+#[test]
+fn what_is_not_there_is_the_jails_error() {
+    let jail = Jail::new(Backend::Deno).unwrap().show_system();
+    let jailed = jail.program("/nowhere", ["x"]).unwrap();
+    let streams = Streams {
+        stdin: None,
+        stdout: Box::new(io::sink()),
+        stderr: Box::new(io::sink()),
+        events: mpsc::channel().1,
+    };
+    let error = run(jailed, streams, &limits()).unwrap_err().to_string();
+    assert!(error.contains("/nowhere"), "{error}");
+}
+
+#[test]
+fn a_file_put_inside_can_be_read_and_not_written() {
+    let jail = Jail::new(Backend::Deno).unwrap().show_system();
+    let jail = jail.put(b"secret", "/data/file").unwrap();
+    let script = "cat /data/file; echo x > /data/file";
+    let jailed = jail.program("/bin/sh", ["-c", script]).unwrap();
+    let stdout = Shared::default();
+    let streams = Streams {
+        stdin: None,
+        stdout: Box::new(stdout.clone()),
+        stderr: Box::new(io::sink()),
+        events: mpsc::channel().1,
+    };
+    let finished = run(jailed, streams, &limits()).unwrap();
+    assert_eq!(*stdout.0.lock().unwrap(), b"secret");
+    assert_ne!(finished.end, End::Exited(0));
+}

@@ -1,0 +1,234 @@
+//! What is to be run, and what came of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use rustix::fs::MemfdFlags;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Capability, Exception};
+use crate::machine::Files;
+use crate::machine::session::Event;
+
+/// The most bytes of [`Program::Code`]: what Linux takes as one argument.
+pub const CODE_MAX: usize = (128 << 10) - 1;
+
+/// What a sandbox is to run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Program {
+    /// Python code, at most [`CODE_MAX`] bytes.
+    Code(String),
+    /// A command and its arguments.
+    Command(Vec<OsString>),
+    /// Code that was suspended: see [`End::Suspended`].
+    Resume {
+        /// What it was kept as.
+        state: Vec<u8>,
+        /// What the function returned that it had called, or the message of an exception.
+        returned: Result<Value, String>,
+    },
+}
+
+/// A call of one of the host's functions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// The function's name.
+    pub function: String,
+    /// Its arguments.
+    pub args: Vec<Value>,
+    /// Its arguments by name.
+    pub kwargs: Map<String, Value>,
+}
+
+/// A function of the host's that the code may call. What it returns as an error is the message of an exception there.
+pub type Function = Box<dyn FnMut(Call) -> Result<Value, String> + Send>;
+
+/// What a task may use up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// How long it may take: in a microVM from the command's start, in the others from the sandbox's.
+    pub time: Option<Duration>,
+    /// Bytes of memory: the machine's in a microVM, all of the sandbox's processes' in the others.
+    pub memory: Option<u64>,
+    /// Bytes of each output that are passed on. What comes after them is dropped.
+    pub output: Option<u64>,
+}
+
+/// A program with its surroundings.
+pub struct Task {
+    /// What to run.
+    pub program: Program,
+    /// Its input, if it gets any.
+    pub stdin: Option<OwnedFd>,
+    /// Its output.
+    pub stdout: Box<dyn Write + Send>,
+    /// Its output of the other kind.
+    pub stderr: Box<dyn Write + Send>,
+    /// Environment variables, beside those that the image or the sandbox sets itself.
+    pub env: Vec<(String, String)>,
+    /// Files and folders to copy in, to absolute paths.
+    pub files: Vec<Files>,
+    /// What it may use up.
+    pub limits: Limits,
+    /// Functions that it may call.
+    pub functions: BTreeMap<String, Function>,
+    /// Functions at whose call it is suspended.
+    pub suspend_at: BTreeSet<String>,
+    /// What happens to it while it runs. A signal ends it everywhere but in a microVM, whose command gets it.
+    pub events: Receiver<Event>,
+}
+
+impl Task {
+    /// A program without input, whose outputs go nowhere.
+    pub fn new(program: Program) -> Self {
+        Task {
+            program,
+            stdin: None,
+            stdout: Box::new(io::sink()),
+            stderr: Box::new(io::sink()),
+            env: Vec::new(),
+            files: Vec::new(),
+            limits: Limits::default(),
+            functions: BTreeMap::new(),
+            suspend_at: BTreeSet::new(),
+            events: mpsc::channel().1,
+        }
+    }
+
+    /// Python code without input, whose outputs go nowhere.
+    pub fn code(code: impl Into<String>) -> Self {
+        Task::new(Program::Code(code.into()))
+    }
+
+    /// Gives it these bytes to read.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no memory to keep them.
+    pub fn with_input(mut self, bytes: &[u8]) -> io::Result<Self> {
+        self.stdin = Some(in_memory(bytes)?);
+        Ok(self)
+    }
+
+    /// What a sandbox must be able to do to run it.
+    pub fn needs(&self) -> Vec<Capability> {
+        let resumes = matches!(self.program, Program::Resume { .. });
+        let needs = [
+            (
+                matches!(self.program, Program::Command(_)),
+                Capability::Commands,
+            ),
+            (!self.files.is_empty(), Capability::Files),
+            (!self.env.is_empty(), Capability::Environment),
+            (!self.functions.is_empty(), Capability::HostFunctions),
+            (self.limits.memory.is_some(), Capability::MemoryLimit),
+            (resumes || !self.suspend_at.is_empty(), Capability::Snapshot),
+        ];
+        let needed = needs.into_iter().filter(|(needed, _)| *needed);
+        needed.map(|(_, capability)| capability).collect()
+    }
+}
+
+/// A file of these bytes that has no name, to be read from its start.
+pub(super) fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create("minivm", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// By itself, with this exit code.
+    Exited(u8),
+    /// By this signal, which nobody here has sent.
+    Signal(u8),
+    /// By its time limit.
+    TimedOut,
+    /// By its memory limit.
+    OutOfMemory,
+    /// By [`Event::Stop`] or [`Event::Signal`], as if by this signal.
+    Stopped(u8),
+    /// Nobody takes its output any more.
+    OutputClosed,
+    /// The command was never there.
+    NotFound(String),
+    /// The command can't be executed.
+    NotExecutable(String),
+    /// At the call of one of [`Task::suspend_at`]. [`Program::Resume`] goes on from here, in any process.
+    Suspended {
+        /// The call.
+        call: Call,
+        /// The code's state.
+        state: Vec<u8>,
+    },
+}
+
+/// What a task took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// From the call to its return.
+    pub total: Duration,
+    /// Time that processors spent in user mode, as far as it is known.
+    pub user_time: Option<Duration>,
+    /// And in the kernel.
+    pub system_time: Option<Duration>,
+    /// The most bytes of this host's memory that the sandbox held at a time, as far as it is known.
+    pub peak_memory: Option<u64>,
+}
+
+/// What came of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// How it ended.
+    pub end: End,
+    /// The exception that ended Python code, as its traceback has it. The code can write what it likes there.
+    pub exception: Option<Exception>,
+    /// Whether output was dropped for being too much.
+    pub truncated: bool,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// What it took.
+    pub usage: Usage,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_task_needs_what_it_uses_and_nothing_else() {
+        assert_eq!(Task::code("pass").needs(), []);
+        let mut task = Task::new(Program::Command(vec!["true".into()]));
+        task.env.push(("A".into(), "1".into()));
+        task.limits.memory = Some(1 << 20);
+        task.suspend_at.insert("ask".into());
+        assert_eq!(
+            task.needs(),
+            [
+                Capability::Commands,
+                Capability::Environment,
+                Capability::MemoryLimit,
+                Capability::Snapshot
+            ]
+        );
+    }
+
+    #[test]
+    fn bytes_are_an_input() {
+        let task = Task::code("pass").with_input(b"hello").unwrap();
+        let mut read = String::new();
+        File::from(task.stdin.unwrap())
+            .read_to_string(&mut read)
+            .unwrap();
+        assert_eq!(read, "hello");
+    }
+}

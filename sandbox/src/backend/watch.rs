@@ -1,0 +1,56 @@
+//! Watching the memory of processes where no control group can: one that may be made without privileges is a rare thing.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+/// Bytes that a process and all below it hold, each page shared among its users.
+pub(super) fn memory_of(process: u32) -> u64 {
+    let parents = parents();
+    let mut family = vec![process];
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        let children = parents.iter().filter(|(_, of)| **of == parent);
+        family.extend(children.map(|(&child, _)| child));
+        next += 1;
+    }
+    family.into_iter().map(proportional).sum()
+}
+
+/// Every process's parent. A process can't be its own ancestor, so a walk down from one of them has an end.
+fn parents() -> BTreeMap<u32, u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parent = |entry: fs::DirEntry| {
+        let process = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name is in parentheses, and may have some itself.
+        let fields = stat.rsplit_once(") ")?.1;
+        Some((process, fields.split(' ').nth(1)?.parse().ok()?))
+    };
+    entries.filter_map(parent).collect()
+}
+
+/// A process's proportional set size, in bytes. None of its own is 0, as one's that has ended is.
+fn proportional(process: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or_default() << 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn children_count_too() {
+        let own = memory_of(std::process::id());
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let alone = memory_of(child.id());
+        assert!(own > 0 && alone > 0);
+        assert!(memory_of(std::process::id()) > alone);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(memory_of(child.id()), 0);
+    }
+}

@@ -1,0 +1,54 @@
+//! How much memory a machine needs to run a command of an image.
+
+use minivm_vmm::MEMORY_MAX;
+
+use super::Error;
+
+/// What a guest has of memory beside what its image takes, if nobody says.
+const MEMORY: u64 = 256 << 20;
+/// What of it the kernel and the command need at least.
+const KERNEL: u64 = 64 << 20;
+/// How often an image's size is needed: in the archive, in the file system, and as much again, for a file system in memory
+/// takes at most half of it.
+const COPIES: u64 = 3;
+
+/// What a guest gets of memory, in bytes, with an archive of `image` bytes. It has to hold the image, or files of it would be
+/// missing.
+///
+/// # Errors
+///
+/// [`Error::NoRoom`] where less is `wanted`.
+pub fn memory_for(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
+    let needed = (KERNEL + COPIES * image).next_multiple_of(1 << 20);
+    match wanted {
+        None => Ok((needed + MEMORY - KERNEL).min(MEMORY_MAX)),
+        Some(wanted) if wanted < needed => Err(Error::NoRoom(format!(
+            "{} MiB of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
+            wanted >> 20,
+            needed >> 20,
+            image.div_ceil(1 << 20),
+            KERNEL >> 20
+        ))),
+        Some(wanted) => Ok(wanted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_has_to_hold_the_image_and_the_kernel() {
+        let mib = 1 << 20;
+        assert_eq!(memory_for(10 * mib, None).unwrap(), (256 + 30) * mib);
+        assert_eq!(memory_for(10 * mib, Some(94 * mib)).unwrap(), 94 * mib);
+        let error = memory_for(10 * mib, Some(93 * mib))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("93 MiB") && error.contains("94 MiB"),
+            "{error}"
+        );
+        assert_eq!(memory_for(MEMORY_MAX, None).unwrap(), MEMORY_MAX);
+    }
+}

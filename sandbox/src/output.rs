@@ -1,0 +1,75 @@
+//! Outputs with a limit.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::streams;
+
+/// Whether an output is being written. Clones tell of the same outputs.
+#[derive(Clone, Default)]
+pub(crate) struct Pending(Arc<AtomicBool>);
+
+impl Pending {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set(&self, pending: bool) {
+        self.0.store(pending, Ordering::SeqCst);
+    }
+}
+
+/// An output that takes so many bytes and drops what comes after them.
+pub(crate) struct Capped {
+    out: Box<dyn Write + Send>,
+    pending: Pending,
+    left: Option<u64>,
+    pub(crate) truncated: bool,
+}
+
+impl Capped {
+    pub(crate) fn new(out: Box<dyn Write + Send>, limit: Option<u64>, pending: &Pending) -> Self {
+        Capped {
+            out,
+            pending: pending.clone(),
+            left: limit,
+            truncated: false,
+        }
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let room = self.left.map_or(usize::MAX, |left| {
+            usize::try_from(left).unwrap_or(usize::MAX)
+        });
+        let taken = &bytes[..bytes.len().min(room)];
+        self.truncated |= taken.len() < bytes.len();
+        if let Some(left) = &mut self.left {
+            *left -= taken.len() as u64;
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        self.pending.set(true);
+        let written = streams::write_all(&mut *self.out, taken);
+        self.pending.set(false);
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_tests::output::Shared;
+
+    #[test]
+    fn what_is_over_the_limit_is_dropped_and_noted() {
+        let out = Shared::default();
+        let mut capped = Capped::new(Box::new(out.clone()), Some(5), &Pending::default());
+        capped.write(b"hello").unwrap();
+        assert!(!capped.truncated);
+        capped.write(b" world").unwrap();
+        assert!(capped.truncated);
+        assert_eq!(*out.0.lock().unwrap(), b"hello");
+    }
+}
