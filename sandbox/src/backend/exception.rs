@@ -81,7 +81,7 @@ fn is_type(text: &str) -> bool {
 
 /// A writer that passes all on, and remembers the end of it. Clones remember the same.
 #[derive(Clone, Default)]
-pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     pub(super) fn remember(&self, bytes: &[u8]) {
@@ -103,8 +103,13 @@ impl Tail {
         failed.then(|| Exception::read(&self.text())).flatten()
     }
 
+    /// The exception at its end, where a program ended with this exit code.
+    pub fn exception_after(&self, code: u8) -> Option<Exception> {
+        self.exception_at(&End::Exited(code))
+    }
+
     /// A writer to `out` whose bytes are remembered here.
-    pub(super) fn of(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
+    pub fn of(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
         Box::new(Watched {
             out,
             tail: self.clone(),

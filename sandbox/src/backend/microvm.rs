@@ -9,7 +9,7 @@ use minivm_guest::channel::{Exit, Request, Status};
 use minivm_guest::image::Config;
 
 use super::exception::Tail;
-use super::{Backend, Capability, End, Error, Finished, Program, Sandbox, Task, Usage};
+use super::{Backend, Capability, End, Error, Finished, Program, Sandbox, Task, Usage, python};
 use crate::images::Archive;
 use crate::machine::session::{self, BOOT_LIMIT};
 use crate::machine::{Machine, Place, Report, Session, memory_for};
@@ -36,31 +36,30 @@ impl Microvm {
         }
     }
 
-    fn request(&self, task: &Task) -> Request {
+    fn request(&self, task: &Task) -> Result<Request, Error> {
         let mut env: Vec<Vec<u8>> = texts(&self.config.env);
         let own = task.env.iter();
         env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
-        Request {
-            argv: argv(&task.program),
+        Ok(Request {
+            argv: argv(&task.program)?,
             env,
             cwd: self.config.working_dir.clone().into_bytes(),
             user: self.config.user.clone(),
             hostname: "minivm".into(),
             ..Request::default()
-        }
+        })
     }
 }
 
-/// Code is for the image's Python. Its output is not buffered, or what was printed before a limit would be lost.
-pub(super) fn argv(program: &Program) -> Vec<Vec<u8>> {
-    match program {
-        Program::Command(words) => words.iter().cloned().map(OsString::into_vec).collect(),
-        Program::Code(code) => ["python3", "-u", "-c", code]
-            .map(|word| word.as_bytes().to_vec())
-            .to_vec(),
+/// What runs it. Code is for the image's Python.
+pub(super) fn argv(program: &Program) -> Result<Vec<Vec<u8>>, Error> {
+    let words = match program {
+        Program::Command(words) => words.clone(),
+        Program::Code(code) => python(code)?,
         // It is not declared, so it doesn't come here.
         Program::Resume { .. } => Vec::new(),
-    }
+    };
+    Ok(words.into_iter().map(OsString::into_vec).collect())
 }
 
 fn texts(all: &[String]) -> Vec<Vec<u8>> {
@@ -93,7 +92,7 @@ impl Sandbox for Microvm {
         }
         match self.place {
             Place::Here => Ok(()),
-            Place::Lab => lab::find_kernel()
+            Place::Lab { .. } => lab::find_kernel()
                 .map(drop)
                 .map_err(|error| Error::Unavailable {
                     backend: Backend::Microvm,
@@ -113,7 +112,7 @@ impl Sandbox for Microvm {
             rings: true,
             console: false,
         };
-        let request = self.request(&task);
+        let request = self.request(&task)?;
         let tail = Tail::default();
         let session = Session {
             request,
@@ -132,6 +131,7 @@ impl Sandbox for Microvm {
         let report = session.run(machine.start(&self.place)?)?;
         let mut finished = finished(report, &tail);
         finished.usage.total = began.elapsed();
+        finished.usage.peak_memory = self.place.host_memory();
         Ok(finished)
     }
 }

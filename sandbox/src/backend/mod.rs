@@ -17,6 +17,7 @@ mod process;
 mod task;
 mod watch;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 
@@ -52,6 +53,11 @@ impl Backend {
         Backend::Chromium,
     ];
 
+    /// Whether it runs on a container image.
+    pub fn needs_image(self) -> bool {
+        matches!(self, Backend::Microvm | Backend::Gvisor)
+    }
+
     /// As users write it.
     pub fn name(self) -> &'static str {
         match self {
@@ -61,6 +67,16 @@ impl Backend {
             Backend::Deno => "deno",
             Backend::Chromium => "chromium",
         }
+    }
+}
+
+impl clap::ValueEnum for Backend {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Backend::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
     }
 }
 
@@ -138,10 +154,8 @@ pub trait Sandbox: Send + Sync {
     /// [`Error::NotSupported`] where the task needs what this sandbox hasn't declared, [`Error::Unavailable`] where a program
     /// is missing, and others where the sandbox itself failed. Whatever the code does is no error but an [`End`].
     fn run(&self, task: Task) -> Result<Finished, Error> {
-        if let Program::Code(code) = &task.program
-            && (code.len() > CODE_MAX || code.contains('\0'))
-        {
-            return Err(Error::Code);
+        if let Program::Code(code) = &task.program {
+            python(code)?;
         }
         let able = self.capabilities();
         match task.needs().into_iter().find(|need| !able.contains(need)) {
@@ -206,6 +220,19 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// The command that runs code in an image's Python. Its output is not buffered, or what was printed before a limit would be
+/// lost.
+///
+/// # Errors
+///
+/// [`Error::Code`] where it can't be an argument.
+pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
+    if code.len() > CODE_MAX || code.contains('\0') {
+        return Err(Error::Code);
+    }
+    Ok(["python3", "-u", "-c", code].map(Into::into).to_vec())
 }
 
 /// Names the action in the error of a system call.

@@ -28,6 +28,11 @@ pub(super) struct AccelArg {
 }
 
 impl AccelArg {
+    /// Whether somebody has said where.
+    pub(super) fn is_set(&self) -> bool {
+        self.accel != Accel::Auto
+    }
+
     /// Why the lab is to be used, or `None` where this host's KVM is.
     pub(super) fn why_lab(&self) -> Result<Option<String>, Error> {
         match self.accel {

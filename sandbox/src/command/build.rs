@@ -38,8 +38,8 @@ pub(super) struct BuildArgs {
 /// Builds it.
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let shelf = image::shelf()?;
-    let found = image::open(&args.image, &shelf)?;
-    let spinner = image::making(&args.image);
+    let found = image::open(&args.image.image, &args.image.pull, &shelf)?;
+    let spinner = image::making(&args.image.image, args.image.pull.quiet);
     let compression = match args.compression {
         Compression::None => rootfs::Compression::None,
         Compression::Lz4 => rootfs::Compression::Lz4,
@@ -51,7 +51,7 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         spinner.finish_and_clear();
     }
     let made = made?;
-    if !args.image.quiet && stdout().is_terminal() {
+    if !args.image.pull.quiet && stdout().is_terminal() {
         println!(
             "{}: {} files, {} unpacked",
             args.output.display(),

@@ -29,6 +29,12 @@ pub(super) struct ImageArgs {
     /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
     #[arg(value_name = "IMAGE", value_parser = source)]
     pub(super) image: Source,
+    #[command(flatten)]
+    pub(super) pull: PullArgs,
+}
+
+#[derive(Args)]
+pub(super) struct PullArgs {
     /// When to ask a registry
     #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
     pull: Pull,
@@ -37,8 +43,22 @@ pub(super) struct ImageArgs {
     pub(super) quiet: bool,
 }
 
+/// The image that has Python, where nobody names one: what `MINIVM_IMAGE` names, or the root file system that `cargo xtask
+/// setup` has made, or the usual one.
+pub(super) fn python() -> anyhow::Result<Source> {
+    if let Some(name) = std::env::var_os("MINIVM_IMAGE").filter(|name| !name.is_empty()) {
+        let name = name.to_str().context("MINIVM_IMAGE is not text")?;
+        return source(name).map_err(|error| anyhow::anyhow!("MINIVM_IMAGE: {error}"));
+    }
+    let made = cache::folder().map(|cache| cache.join("demo/current/rootfs"));
+    match made.filter(|root| root.is_dir()) {
+        Some(root) => Ok(Source::Folder(root.canonicalize().unwrap_or(root))),
+        None => source("python:3-alpine").map_err(anyhow::Error::msg),
+    }
+}
+
 /// An image's name. What others call volumes is told what it is called here.
-fn source(text: &str) -> Result<Source, String> {
+pub(super) fn source(text: &str) -> Result<Source, String> {
     text.parse().map_err(|error: image::Error| {
         let hint = match text.split_once(":/") {
             Some((_, path)) if !path.starts_with('/') => {
@@ -65,7 +85,7 @@ pub(super) fn prune() -> anyhow::Result<ExitCode> {
 }
 
 /// Finds and opens the image.
-pub(super) fn open(args: &ImageArgs, shelf: &Shelf) -> anyhow::Result<Image> {
+pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::Result<Image> {
     let options = Options {
         pull: match args.pull {
             Pull::Missing => image::Pull::Missing,
@@ -75,13 +95,18 @@ pub(super) fn open(args: &ImageArgs, shelf: &Shelf) -> anyhow::Result<Image> {
         ..Options::default()
     };
     let bars = Bars::new(args.quiet);
-    Ok(image::open(&args.image, &shelf.store(), &options, &bars)?)
+    Ok(image::open(source, &shelf.store(), &options, &bars)?)
 }
 
 /// The image's archive, made where it isn't there.
-pub(super) fn archive(args: &ImageArgs, image: &Image, shelf: &Shelf) -> anyhow::Result<Archive> {
+pub(super) fn archive(
+    source: &Source,
+    quiet: bool,
+    image: &Image,
+    shelf: &Shelf,
+) -> anyhow::Result<Archive> {
     let mut spinner = None;
-    let archive = shelf.archive(image, || spinner = making(args));
+    let archive = shelf.archive(image, || spinner = making(source, quiet));
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
@@ -89,11 +114,11 @@ pub(super) fn archive(args: &ImageArgs, image: &Image, shelf: &Shelf) -> anyhow:
 }
 
 /// Shows that an archive is being made.
-pub(super) fn making(args: &ImageArgs) -> Option<ProgressBar> {
-    let watched = !args.quiet && stderr().is_terminal();
+pub(super) fn making(source: &Source, quiet: bool) -> Option<ProgressBar> {
+    let watched = !quiet && stderr().is_terminal();
     watched.then(|| {
         let spinner = ProgressBar::new_spinner();
-        spinner.set_message(format!("making an initramfs of {}", args.image));
+        spinner.set_message(format!("making an initramfs of {source}"));
         spinner.enable_steady_tick(std::time::Duration::from_millis(100));
         spinner
     })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use minivm::backend::{self, Exception, Finished};
 use minivm::machine::Report;
 use minivm::machine::session::End;
 use minivm::streams;
@@ -93,7 +94,11 @@ pub(super) struct Printed {
     wall_time: f64,
     user_time: Option<f64>,
     system_time: Option<f64>,
+    /// The command's, in the guest.
     peak_memory: Option<u64>,
+    /// The whole sandbox's, on this host.
+    pub(super) host_memory: Option<u64>,
+    pub(super) exception: Option<Exception>,
     phases: PrintedPhases,
 }
 
@@ -131,19 +136,6 @@ impl Printed {
             End::Stopped(_) => Some("the machine was stopped".into()),
             End::OutputClosed | End::Exited(_) => None,
         };
-        let texts = |which: fn(&Captured) -> &Memory| match captured {
-            Some(captured) => {
-                let bytes = which(captured).0.lock();
-                let bytes = bytes.unwrap_or_else(PoisonError::into_inner);
-                let cut = captured
-                    .limit
-                    .is_some_and(|limit| bytes.len() as u64 >= limit);
-                text(&bytes, cut && report.truncated)
-            }
-            None => (None, None),
-        };
-        let (stdout, stdout_base64) = texts(|captured| &captured.stdout);
-        let (stderr, stderr_base64) = texts(|captured| &captured.stderr);
         Printed {
             exit_code: exit_code(report),
             command_exit_code: exit.map(command_exit_code),
@@ -151,10 +143,6 @@ impl Printed {
                 Status::Signal(signal) => Some(signal),
                 Status::Code(_) => None,
             }),
-            stdout,
-            stdout_base64,
-            stderr,
-            stderr_base64,
             timed_out: report.end == End::TimedOut,
             truncated: report.truncated,
             oom: exit.is_some_and(|exit| exit.out_of_memory),
@@ -165,8 +153,77 @@ impl Printed {
             user_time: exit.map(|exit| micros(exit.user_time)),
             system_time: exit.map(|exit| micros(exit.system_time)),
             peak_memory: exit.map(|exit| exit.peak_memory),
+            host_memory: None,
+            exception: None,
             phases: PrintedPhases::new(report, phases, exit),
+            ..Printed::default()
         }
+        .with_outputs(captured)
+    }
+
+    /// Of a run in another sandbox than a microVM.
+    pub(super) fn of_backend(
+        finished: &Finished,
+        opened: Duration,
+        total: Duration,
+        captured: Option<&Captured>,
+    ) -> Self {
+        use backend::End;
+        let error = match &finished.end {
+            End::NotFound(what) => Some(format!("no such command: {what}")),
+            End::NotExecutable(what) => Some(format!("cannot execute {what}")),
+            End::TimedOut => Some("the time limit was reached".into()),
+            End::OutOfMemory => Some("the memory limit was reached".into()),
+            End::Stopped(_) => Some("the sandbox was stopped".into()),
+            End::Exited(_) | End::Signal(_) | End::OutputClosed | End::Suspended { .. } => None,
+        };
+        let (code, signal) = match finished.end {
+            End::Exited(code) => (Some(code), None),
+            End::Signal(signal) => (Some(EXIT_SIGNAL.saturating_add(signal)), Some(signal)),
+            _ => (None, None),
+        };
+        let usage = &finished.usage;
+        let time = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        Printed {
+            exit_code: backend_exit_code(&finished.end),
+            command_exit_code: code,
+            signal,
+            timed_out: finished.end == End::TimedOut,
+            truncated: finished.truncated,
+            oom: finished.end == End::OutOfMemory,
+            error,
+            warnings: finished.warnings.clone(),
+            wall_time: usage.total.as_secs_f64(),
+            user_time: time(usage.user_time),
+            system_time: time(usage.system_time),
+            host_memory: usage.peak_memory,
+            exception: finished.exception.clone(),
+            phases: PrintedPhases {
+                image: opened.as_secs_f64(),
+                run: usage.total.as_secs_f64(),
+                end: total.saturating_sub(opened + usage.total).as_secs_f64(),
+                total: total.as_secs_f64(),
+                ..PrintedPhases::default()
+            },
+            ..Printed::default()
+        }
+        .with_outputs(captured)
+    }
+
+    /// With the outputs that were kept.
+    fn with_outputs(mut self, captured: Option<&Captured>) -> Self {
+        let Some(captured) = captured else {
+            return self;
+        };
+        let texts = |memory: &Memory| {
+            let bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let full = |limit| bytes.len() as u64 >= limit;
+            text(&bytes, captured.limit.is_some_and(full) && self.truncated)
+        };
+        let (stdout, stderr) = (texts(&captured.stdout), texts(&captured.stderr));
+        (self.stdout, self.stdout_base64) = stdout;
+        (self.stderr, self.stderr_base64) = stderr;
+        self
     }
 
     /// Of a run that minivm itself has failed at.
@@ -207,7 +264,7 @@ impl Printed {
         } else {
             lines.extend(self.error.clone());
         }
-        if self.oom && !quiet {
+        if self.oom && self.error.is_none() && !quiet {
             lines.push("the guest ran out of memory; more -m/--memory helps".into());
         }
         if self.truncated && !quiet {
@@ -262,6 +319,21 @@ fn exit_code(report: &Report) -> u8 {
         End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
         // As if by SIGPIPE.
         End::OutputClosed => EXIT_SIGNAL + 13,
+    }
+}
+
+fn backend_exit_code(end: &backend::End) -> u8 {
+    use backend::End;
+    match end {
+        End::Exited(code) => *code,
+        End::Signal(signal) | End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
+        End::TimedOut => EXIT_TIMEOUT,
+        End::OutOfMemory => EXIT_OUT_OF_MEMORY,
+        // As if by SIGPIPE.
+        End::OutputClosed => EXIT_SIGNAL + 13,
+        End::NotFound(_) => EXIT_NOT_FOUND,
+        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
+        End::Suspended { .. } => EXIT_ERROR,
     }
 }
 

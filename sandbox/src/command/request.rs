@@ -62,6 +62,41 @@ impl RequestArgs {
         Ok(())
     }
 
+    /// The variables that flags set, as text.
+    pub(super) fn variables(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let mut env = Vec::new();
+        for file in &self.env_file {
+            env.extend(env_file(file)?);
+        }
+        let given = self.env.iter().cloned().map(OsString::into_vec);
+        env.extend(given.filter_map(variable));
+        let text = |entry: Vec<u8>| {
+            let entry = String::from_utf8(entry).context("an environment variable is not text")?;
+            let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
+            Ok((name.to_owned(), value.to_owned()))
+        };
+        env.into_iter().map(text).collect()
+    }
+
+    /// The first flag that only a microVM knows, if one is given.
+    pub(super) fn beyond_backends(&self) -> Option<&'static str> {
+        let flags = [
+            (self.workdir.is_some(), "--workdir"),
+            (self.user.is_some(), "--user"),
+            (self.entrypoint.is_some(), "--entrypoint"),
+            (self.name.is_some(), "--name"),
+            (self.hostname.is_some(), "--hostname"),
+            (self.read_only, "--read-only"),
+            (self.privileged, "--privileged"),
+            (!self.ulimit.is_empty(), "--ulimit"),
+            (!self.copy_out.is_empty(), "--copy-out"),
+        ];
+        flags
+            .into_iter()
+            .find(|(given, _)| *given)
+            .map(|(_, flag)| flag)
+    }
+
     /// What is asked for, where the flags have the last word.
     pub(super) fn request(&self, config: &Config, command: &[OsString]) -> anyhow::Result<Request> {
         let bytes = |text: &OsString| text.clone().into_vec();

@@ -1,4 +1,4 @@
-//! The lab's first file system: this very program as its init, the order it carries out, and the files it was given.
+//! The lab's first file system: the command `minivm` as its init, the order it carries out, and the files it was given.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -21,15 +21,14 @@ const FOLDERS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "root"];
 
 /// Writes the archive to memory that has a file descriptor but no name, so that nothing remains whatever becomes of us.
 /// Files are copied into it by the kernel.
-pub(super) fn build(order: &Order, files: &[(PathBuf, PathBuf)]) -> Result<OwnedFd, Error> {
+pub(super) fn build(
+    program: &Path,
+    order: &Order,
+    files: &[(PathBuf, PathBuf)],
+) -> Result<OwnedFd, Error> {
     let memory = rustix::fs::memfd_create("lab-initramfs", MemfdFlags::CLOEXEC);
     let memory = memory.map_err(|errno| cannot("create a memory file")(errno.into()))?;
-    let mut memory = write(
-        order,
-        Path::new("/proc/self/exe"),
-        files,
-        File::from(memory),
-    )?;
+    let mut memory = write(order, program, files, File::from(memory))?;
     memory.rewind().map_err(cannot("rewind the initramfs"))?;
     Ok(memory.into())
 }

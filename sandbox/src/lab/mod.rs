@@ -88,6 +88,8 @@ pub enum Output {
 /// # Ok::<(), minivm::lab::Error>(())
 /// ```
 pub struct LabRequest {
+    /// The command `minivm`, which is the other end there. A program that isn't `minivm` itself has to say where it is.
+    pub program: PathBuf,
     /// The file system.
     pub root: Root,
     /// The program, looked up in the `PATH` of `env`, and its arguments. It runs as root.
@@ -136,6 +138,7 @@ impl LabRequest {
             Root::Private => (Vec::new(), None),
         };
         LabRequest {
+            program: "/proc/self/exe".into(),
             root,
             command: command.into_iter().map(Into::into).collect(),
             files: Vec::new(),
@@ -189,7 +192,7 @@ impl LabRequest {
             env: self.env,
             cwd: self.cwd.into(),
         };
-        let initramfs = initramfs::build(&order, &self.files)?;
+        let initramfs = initramfs::build(&self.program, &order, &self.files)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
         let mut stdout = self
             .stdout

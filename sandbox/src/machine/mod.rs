@@ -51,7 +51,28 @@ pub enum Place {
     /// On this host's KVM.
     Here,
     /// In the lab.
-    Lab,
+    Lab {
+        /// As [`crate::lab::LabRequest::program`].
+        program: PathBuf,
+    },
+}
+
+impl Place {
+    /// The most bytes of this host's memory that machines there have held at a time, with this process's own or the lab's.
+    /// Both only grow, so it tells of the last machine where there was one.
+    pub fn host_memory(&self) -> Option<u64> {
+        match self {
+            Place::Here => {
+                let status = std::fs::read_to_string("/proc/self/status").ok()?;
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("VmHWM:"))?;
+                let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+                Some(kib << 10)
+            }
+            Place::Lab { .. } => None,
+        }
+    }
 }
 
 /// A machine that has been started.
@@ -160,10 +181,10 @@ impl Machine {
     pub fn start(&self, place: &Place) -> Result<Link, Error> {
         match place {
             Place::Here => local::start(self),
-            Place::Lab => {
+            Place::Lab { program } => {
                 // What is wrong with the files is better said at once, with their names here.
                 Builder::new(self.config()).check()?;
-                remote::start(self)
+                remote::start(self, program.clone())
             }
         }
     }

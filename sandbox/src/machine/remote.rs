@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::thread;
 
 use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
@@ -14,10 +15,11 @@ const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
 
 /// Starts a lab with the kernel, the initramfs and nothing else.
-pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
+pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, output)) = (pipe()?, pipe()?);
     let mut request = LabRequest::new(Root::Private, command(machine));
+    request.program = program;
     request.files = vec![
         (machine.kernel.clone(), KERNEL.into()),
         (machine.initramfs.clone(), INITRAMFS.into()),

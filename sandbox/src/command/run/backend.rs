@@ -1,0 +1,103 @@
+//! The same in another sandbox than a microVM.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use minivm::backend::{Host, Limits, Program, Task};
+use minivm::cache;
+use minivm::machine::Place;
+
+use super::super::report::{Captured, Printed};
+use super::super::{image, signals};
+use super::{RunArgs, output, stdin};
+
+pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
+    args.check_for_backend()?;
+    let sandbox = args.host()?.open(args.backend)?;
+    let (events, happenings) = mpsc::channel();
+    let captured = args.json.then(|| Captured::new(args.max_output()));
+    let task = Task {
+        stdin: stdin(args, &events)?,
+        stdout: output(
+            captured.as_ref().map(|captured| &captured.stdout),
+            io::stdout(),
+        )?,
+        stderr: output(
+            captured.as_ref().map(|captured| &captured.stderr),
+            io::stderr(),
+        )?,
+        env: args.request.variables()?,
+        files: args.request.copy_in.clone(),
+        limits: Limits {
+            time: args.timeout,
+            memory: args.memory,
+            output: args.max_output(),
+        },
+        events: happenings,
+        ..Task::new(args.program()?)
+    };
+    signals::listen(events, signals::TERM).context("cannot listen to signals")?;
+    let opened = started.elapsed();
+    let finished = sandbox.run(task)?;
+    let printed = Printed::of_backend(&finished, opened, started.elapsed(), captured.as_ref());
+    match args.json {
+        true => printed.write().context("cannot write to stdout")?,
+        false => printed.tell(args.pull.quiet, false, args.timeout),
+    }
+    Ok(ExitCode::from(printed.exit_code))
+}
+
+impl RunArgs {
+    fn program(&self) -> anyhow::Result<Program> {
+        match (&self.code, self.command()) {
+            (Some(code), _) => Ok(Program::Code(code.clone())),
+            (None, []) => bail!("say what to run: --code, or a command behind `--`"),
+            (None, words) => Ok(Program::Command(words.to_vec())),
+        }
+    }
+
+    /// What only a microVM knows is refused by name.
+    fn check_for_backend(&self) -> anyhow::Result<()> {
+        let flags = [
+            (self.tty, "-t"),
+            (self.cpus != 1, "--cpus"),
+            (self.kernel.is_some(), "--kernel"),
+            (self.no_rings, "--no-rings"),
+            (self.accel.is_set(), "--accel"),
+        ];
+        let given = flags.into_iter().find(|(given, _)| *given);
+        match given
+            .map(|(_, flag)| flag)
+            .or(self.request.beyond_backends())
+        {
+            Some(flag) => bail!(
+                "{flag} is for the microVM, and --backend {} does not know it: leave it out",
+                self.backend
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn host(&self) -> anyhow::Result<Host> {
+        let image = match self.backend.needs_image() {
+            true => Some(Arc::new(image::open(
+                &self.image()?,
+                &self.pull,
+                &image::shelf()?,
+            )?)),
+            false => None,
+        };
+        Ok(Host {
+            program: std::env::current_exe().context("cannot tell where minivm is")?,
+            cache: cache::folder()
+                .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
+            image,
+            kernel: None,
+            place: Place::Here,
+        })
+    }
+}

@@ -1,0 +1,152 @@
+//! A command in a microVM, with all that it can do.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use minivm::backend::exception::Tail;
+use minivm::backend::python;
+use minivm::machine::session::{BOOT_LIMIT, Event};
+use minivm::machine::{Machine, Session, memory_for};
+use minivm::printable::printable;
+use minivm_guest::channel::Request;
+use minivm_guest::image::Config;
+
+use super::super::report::{Captured, Phases, Printed, time_limit_reached};
+use super::super::terminal::{self, RawMode};
+use super::super::{EXIT_TIMEOUT, image, signals};
+use super::{RunArgs, output, stdin, window};
+
+pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Result<ExitCode> {
+    let source = args.image()?;
+    let quiet = args.pull.quiet;
+    let shelf = image::shelf()?;
+    let found = image::open(&source, &args.pull, &shelf)?;
+    let request = args.machine_request(&found.config)?;
+    // It stays as long as this is held: longer than until the machine has read it.
+    let archive = image::archive(&source, quiet, &found, &shelf)?;
+    let with_image = started.elapsed();
+    log::debug!("the image's archive is there {with_image:.2?} after the start");
+    let machine = args.machine(archive.path.clone(), archive.size, verbose > 0)?;
+    let place = args.place()?;
+    let (events, happenings) = mpsc::channel();
+    let stdin = stdin(args, &events)?;
+    let raw = match args.tty {
+        true => RawMode::enter_quietly().context("cannot set the terminal to raw mode")?,
+        false => None,
+    };
+    let stop_signal = args.stop_signal(&found.config.stop_signal);
+    signals::listen(events, stop_signal).context("cannot listen to signals")?;
+    let captured = args.json.then(|| Captured::new(args.max_output()));
+    let tail = args.code.is_some().then(Tail::default);
+    let mut session = args.session(
+        request,
+        stdin,
+        happenings,
+        captured.as_ref(),
+        machine.memory,
+    )?;
+    if let Some(tail) = &tail {
+        session.stderr = tail.of(session.stderr);
+    }
+    let link = machine.start(&place)?;
+    let with_machine = started.elapsed();
+    log::debug!("the machine runs {with_machine:.2?} after the start");
+    let report = session.run(link);
+    drop(raw);
+    let phases = Phases {
+        image: with_image,
+        machine: with_machine,
+        total: started.elapsed(),
+    };
+    let mut printed = Printed::new(&report?, &phases, captured.as_ref());
+    printed.host_memory = place.host_memory();
+    printed.exception = tail.and_then(|tail| tail.exception_after(printed.exit_code));
+    match args.json {
+        true => printed.write().context("cannot write to stdout")?,
+        false => printed.tell(quiet, verbose > 0, args.timeout),
+    }
+    Ok(ExitCode::from(printed.exit_code))
+}
+
+impl RunArgs {
+    fn machine_request(&self, config: &Config) -> anyhow::Result<Request> {
+        let Some(code) = &self.code else {
+            return self.request.request(config, self.command());
+        };
+        let without_entrypoint = Config {
+            entrypoint: Vec::new(),
+            ..config.clone()
+        };
+        self.request.request(&without_entrypoint, &python(code)?)
+    }
+
+    fn machine(&self, initramfs: PathBuf, image: u64, console: bool) -> anyhow::Result<Machine> {
+        Ok(Machine {
+            kernel: match &self.kernel {
+                Some(kernel) => kernel.clone(),
+                None => minivm::kernel::find()?,
+            },
+            initramfs,
+            memory: memory_for(image, self.memory)?,
+            cpus: self.cpus,
+            rings: !self.no_rings,
+            console,
+        })
+    }
+
+    /// What SIGTERM becomes for the image's command.
+    fn stop_signal(&self, name: &str) -> u8 {
+        signals::number(name).unwrap_or_else(|| {
+            let name = printable(name, 40);
+            self.warn(&format!(
+                "the image's stop signal {name:?} is none: its command gets SIGTERM"
+            ));
+            signals::TERM
+        })
+    }
+
+    fn session(
+        &self,
+        mut request: Request,
+        stdin: Option<OwnedFd>,
+        events: Receiver<Event>,
+        captured: Option<&Captured>,
+        max_copy_out: u64,
+    ) -> anyhow::Result<Session> {
+        request.terminal = self.tty.then(window);
+        let timeout = self.timeout;
+        Ok(Session {
+            request,
+            stdin,
+            stdout: output(captured.map(|captured| &captured.stdout), io::stdout())?,
+            stderr: output(captured.map(|captured| &captured.stderr), io::stderr())?,
+            boot_limit: BOOT_LIMIT,
+            timeout,
+            max_output: self.max_output(),
+            copy_in: self.request.copy_in.clone(),
+            copy_out: self.request.copy_out.clone(),
+            max_copy_out,
+            events,
+            // Never with --json, whose outputs are taken by memory.
+            overdue: Some(Box::new(move || end_overdue(timeout.unwrap_or_default()))),
+        })
+    }
+}
+
+/// Ends this process at the time limit, though an output is still to be taken by somebody.
+fn end_overdue(limit: Duration) {
+    terminal::restore();
+    let (said, saying) = mpsc::channel();
+    // It may be stderr that nobody takes.
+    std::thread::spawn(move || {
+        eprintln!("minivm: {}", time_limit_reached(limit));
+        let _ = said.send(());
+    });
+    let _ = saying.recv_timeout(Duration::from_millis(100));
+    std::process::exit(EXIT_TIMEOUT.into())
+}
