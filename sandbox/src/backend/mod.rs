@@ -14,6 +14,7 @@ mod host;
 mod jail;
 mod microvm;
 mod process;
+pub mod reach;
 mod task;
 mod watch;
 

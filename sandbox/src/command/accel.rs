@@ -7,6 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use minivm::machine::Place;
 use minivm_vmm::Error;
 
 /// Where the virtual machine gets its virtualization from.
@@ -31,6 +32,19 @@ impl AccelArg {
     /// Whether somebody has said where.
     pub(super) fn is_set(&self) -> bool {
         self.accel != Accel::Auto
+    }
+
+    /// Where machines run; `warn` is told why in the lab, if they do.
+    pub(super) fn place(&self, warn: impl FnOnce(&str)) -> Result<Place, Error> {
+        let Some(why) = self.why_lab()? else {
+            return Ok(Place::Here);
+        };
+        warn(&format!(
+            "running in the lab, an emulated machine with real KVM: {why}"
+        ));
+        Ok(Place::Lab {
+            program: "/proc/self/exe".into(),
+        })
     }
 
     /// Why the lab is to be used, or `None` where this host's KVM is.

@@ -3,6 +3,7 @@
 mod accel;
 mod boot;
 mod build;
+mod compare;
 mod doctor;
 mod image;
 mod lab;
@@ -46,6 +47,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a command in a machine made from a container image
     Run(Box<run::RunArgs>),
+    /// Run the same code in all sandboxes, side by side
+    Compare(compare::CompareArgs),
     /// Make an initramfs of a container image
     Build(build::BuildArgs),
     /// Remove the images and archives that are kept in the cache
@@ -69,6 +72,7 @@ impl Cli {
         match self.command {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),
+            Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(args),

@@ -136,15 +136,7 @@ impl RunArgs {
     }
 
     fn place(&self) -> anyhow::Result<Place> {
-        let Some(why) = self.accel.why_lab()? else {
-            return Ok(Place::Here);
-        };
-        self.warn(&format!(
-            "running in the lab, an emulated machine with real KVM: {why}"
-        ));
-        Ok(Place::Lab {
-            program: "/proc/self/exe".into(),
-        })
+        Ok(self.accel.place(|why| self.warn(why))?)
     }
 
     fn warn(&self, text: &str) {

@@ -1,0 +1,263 @@
+//! One sandbox: a few runs of an empty program, as many of the code, and what it can reach.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use minivm::backend::reach::{self, Probe, Reach, Secret};
+use minivm::backend::{Backend, End, Error, Exception, Finished, Host, Sandbox, Task};
+use minivm::machine::Place;
+use minivm::printable::printable;
+use serde::Serialize;
+
+/// How much of each output is kept.
+const OUTPUT_MAX: u64 = 64 << 10;
+/// What an empty program is.
+const EMPTY: &str = "pass";
+
+/// What is to be done.
+pub(super) struct Plan<'a> {
+    pub(super) code: &'a str,
+    pub(super) runs: u32,
+    pub(super) limit: Duration,
+    /// Needed to try what can be reached.
+    pub(super) secret: Option<Secret<'a>>,
+}
+
+impl Plan<'_> {
+    /// How many things are done in each sandbox.
+    pub(super) fn steps(&self) -> u64 {
+        let probes = self.secret.map_or(0, |_| Probe::ALL.len() as u64);
+        2 * u64::from(self.runs) + probes
+    }
+}
+
+/// What came of one sandbox. Times are in seconds, memory in bytes.
+#[derive(Serialize)]
+pub(super) struct Row {
+    #[serde(serialize_with = "as_name")]
+    pub(super) backend: Backend,
+    /// What stands between the code and the host.
+    pub(super) boundary: Option<&'static str>,
+    /// In the lab, times are those of an emulated processor.
+    pub(super) in_lab: bool,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+    pub(super) exit_code: Option<u8>,
+    pub(super) exception: Option<Exception>,
+    pub(super) timed_out: bool,
+    pub(super) oom: bool,
+    /// The median of `start_ups`.
+    pub(super) start_up: Option<f64>,
+    /// The median of `totals`.
+    pub(super) total: Option<f64>,
+    start_ups: Vec<f64>,
+    totals: Vec<f64>,
+    /// The most of all runs.
+    pub(super) peak_memory: Option<u64>,
+    pub(super) reach: BTreeMap<Probe, Reach>,
+    /// Why it could not be run.
+    pub(super) error: Option<String>,
+    #[serde(skip)]
+    unavailable: bool,
+}
+
+fn as_name<S: serde::Serializer>(backend: &Backend, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(backend.name())
+}
+
+impl Row {
+    fn new(backend: Backend, host: &Host) -> Row {
+        Row {
+            backend,
+            boundary: None,
+            in_lab: backend == Backend::Microvm && host.place != Place::Here,
+            stdout: String::new(),
+            stderr: String::new(),
+            exit_code: None,
+            exception: None,
+            timed_out: false,
+            oom: false,
+            start_up: None,
+            total: None,
+            start_ups: Vec::new(),
+            totals: Vec::new(),
+            peak_memory: None,
+            reach: BTreeMap::new(),
+            error: None,
+            unavailable: false,
+        }
+    }
+
+    /// Whether it is there at all.
+    pub(super) fn is_available(&self) -> bool {
+        !self.unavailable
+    }
+
+    /// Whether it has run the code, whatever that did.
+    pub(super) fn has_run(&self) -> bool {
+        self.error.is_none()
+    }
+
+    /// What the code printed, or why it didn't, in a line.
+    pub(super) fn answer(&self) -> String {
+        let text = match (&self.error, &self.exception) {
+            (Some(error), _) => error.clone(),
+            (None, Some(exception)) => format!("{}: {}", exception.kind, exception.message),
+            (None, None) if self.timed_out => "timed out".to_owned(),
+            (None, None) if self.oom => "out of memory".to_owned(),
+            (None, None) => match (self.stdout.trim_end(), self.exit_code) {
+                ("", Some(code)) if code != 0 => format!("exit code {code}"),
+                (text, _) => text.to_owned(),
+            },
+        };
+        printable(&text, 200)
+    }
+
+    /// Where nothing else shows progress.
+    pub(super) fn line(&self) -> String {
+        match self.total {
+            Some(total) => format!("{}: {total:.3} s", self.backend),
+            None => format!("{}: {}", self.backend, self.answer()),
+        }
+    }
+
+    fn failed(mut self, error: &Error) -> Row {
+        self.unavailable = matches!(error, Error::Unavailable { .. });
+        self.error = Some(match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        });
+        self
+    }
+
+    fn take(&mut self, finished: &Finished) {
+        self.exit_code = match finished.end {
+            End::Exited(code) => Some(code),
+            End::Signal(signal) | End::Stopped(signal) => Some(128_u8.saturating_add(signal)),
+            End::TimedOut => Some(124),
+            End::OutOfMemory => Some(137),
+            _ => None,
+        };
+        self.timed_out = finished.end == End::TimedOut;
+        self.oom = finished.end == End::OutOfMemory;
+        self.exception.clone_from(&finished.exception);
+        self.totals.push(finished.usage.total.as_secs_f64());
+        self.total = median(&self.totals);
+    }
+}
+
+/// Runs all of it. What can't be done is in the row.
+pub(super) fn measure(host: &Host, backend: Backend, plan: &Plan<'_>, bar: &ProgressBar) -> Row {
+    let before = bar.position();
+    let mut row = Row::new(backend, host);
+    let done = host.open(backend).and_then(|sandbox| {
+        sandbox.check()?;
+        row.boundary = Some(sandbox.boundary());
+        run_all(&*sandbox, plan, bar, &mut row)
+    });
+    bar.set_position(before + plan.steps());
+    match done {
+        Ok(()) => row,
+        Err(error) => row.failed(&error),
+    }
+}
+
+fn run_all(
+    sandbox: &dyn Sandbox,
+    plan: &Plan<'_>,
+    bar: &ProgressBar,
+    row: &mut Row,
+) -> Result<(), Error> {
+    let backend = sandbox.backend();
+    for run in 1..=plan.runs {
+        bar.set_message(format!(
+            "{backend}: an empty program, {run} of {}",
+            plan.runs
+        ));
+        let (finished, _, _) = run_once(sandbox, EMPTY, plan.limit)?;
+        row.start_ups.push(finished.usage.total.as_secs_f64());
+        row.start_up = median(&row.start_ups);
+        bar.inc(1);
+    }
+    for run in 1..=plan.runs {
+        bar.set_message(format!("{backend}: the code, {run} of {}", plan.runs));
+        let (finished, stdout, stderr) = run_once(sandbox, plan.code, plan.limit)?;
+        row.take(&finished);
+        row.peak_memory = row.peak_memory.max(finished.usage.peak_memory);
+        (row.stdout, row.stderr) = (stdout, stderr);
+        bar.inc(1);
+    }
+    for probe in plan.secret.iter().flat_map(|_| Probe::ALL) {
+        let Some(secret) = plan.secret else { break };
+        bar.set_message(format!("{backend}: can it reach a {}?", probe.name()));
+        row.reach
+            .insert(probe, reach::reach(sandbox, probe, secret)?);
+        bar.inc(1);
+    }
+    Ok(())
+}
+
+fn run_once(
+    sandbox: &dyn Sandbox,
+    code: &str,
+    limit: Duration,
+) -> Result<(Finished, String, String), Error> {
+    let (stdout, stderr) = (Kept::default(), Kept::default());
+    let mut task = Task::code(code);
+    task.limits.time = Some(limit);
+    task.limits.output = Some(OUTPUT_MAX);
+    task.stdout = Box::new(stdout.clone());
+    task.stderr = Box::new(stderr.clone());
+    let finished = sandbox.run(task)?;
+    Ok((finished, stdout.text(), stderr.text()))
+}
+
+/// The middle one, or between the two in the middle.
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        len if len % 2 == 1 => Some(sorted[middle]),
+        _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+    }
+}
+
+/// Memory as a writer.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_the_middle() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0]), Some(2.5));
+    }
+}
