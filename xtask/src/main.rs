@@ -14,6 +14,7 @@
 mod bench;
 mod cache;
 mod cargo;
+mod coding_image;
 mod debian;
 mod debian_kernels;
 mod debian_python;

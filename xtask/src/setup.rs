@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::kernels::{self, Kernel};
 use crate::report::Report;
-use crate::{debian_kernels, packages, rootfs, target};
+use crate::{coding_image, debian_kernels, packages, rootfs, target};
 
 /// What goes beyond a guest's kernel and the demo's root file system.
 #[derive(Args, Clone, Copy, Default)]
@@ -22,6 +22,9 @@ pub(crate) struct Wanted {
     /// Install the tools that make and move container images too (for the tests)
     #[arg(long)]
     pub(crate) image_tools: bool,
+    /// Make the image of the coding agent's example too, with git and pytest (for the tests)
+    #[arg(long)]
+    pub(crate) coding_image: bool,
 }
 
 /// Where set-up put things.
@@ -30,6 +33,7 @@ pub(crate) struct Made {
     pub(crate) initramfs: PathBuf,
     pub(crate) lab_kernel: Option<PathBuf>,
     pub(crate) debian_kernels: Option<PathBuf>,
+    pub(crate) coding_root: Option<PathBuf>,
 }
 
 /// `cargo xtask setup`.
@@ -70,6 +74,10 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
         true => Some(report.step("Debian kernels", || debian_kernels::ensure(&cache))?),
         false => None,
     };
+    let coding_root = match wanted.coding_image {
+        true => Some(report.step("coding image", || coding_image::ensure(&cache))?),
+        false => None,
+    };
     let kernel = kernels::ensure(report, Kernel::Sandbox)?;
     let lab_kernel = match wanted.lab {
         true => Some(kernels::ensure(report, Kernel::Lab)?),
@@ -80,5 +88,6 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
         initramfs,
         lab_kernel,
         debian_kernels,
+        coding_root,
     })
 }

@@ -37,7 +37,9 @@ impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
-            "images" => Self::WithImageTools,
+            "images" | "agents" | "conformance" | "leaks" | "gvisor" | "pyodide" => {
+                Self::WithImageTools
+            }
             "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
@@ -68,6 +70,11 @@ impl Environment {
                 kernels.join("generic/vmlinuz"),
             ));
         }
+        variables.extend(
+            made.coding_root
+                .as_ref()
+                .map(|root| ("MINIVM_TEST_CODING_ROOT", root.clone())),
+        );
         variables.extend(minivm.map(|path| ("MINIVM_TEST_BINARY", path.to_owned())));
         Self(variables)
     }

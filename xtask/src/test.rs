@@ -25,6 +25,7 @@ pub(crate) fn run(fast: bool) -> Result<()> {
             lab: !fast,
             debian_kernels: !fast,
             image_tools: !fast,
+            coding_image: !fast,
         },
     )?;
     run.lint();

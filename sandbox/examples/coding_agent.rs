@@ -1,0 +1,162 @@
+//! A coding agent's sandbox: a microVM with git, Python and pytest.
+//!
+//! The agent gets a copy of a repository, edits it, runs the tests, and hands a diff back. It needs a whole Linux for that,
+//! and nothing of the host: what it gets is copied in, what it made is copied out, and the machine is gone.
+//!
+//! ```console
+//! $ cargo run --release -p minivm --example coding_agent -- dir:ROOT    # or an image that has git, python3 and pytest
+//! ```
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use minivm::images::Shelf;
+use minivm::machine::session::{BOOT_LIMIT, End};
+use minivm::machine::{Files, Machine, Place, Report, Session, memory_for};
+use minivm::{cache, kernel};
+use minivm_guest::channel::{Request, Status};
+use minivm_guest::image::{self, Image, Options, Unwatched};
+
+/// What the agent does in the machine. It has a shell, and the repository in `/in/repo`.
+const SESSION: &str = r#"
+set -e
+export HOME=/root GIT_TEMPLATE_DIR= GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+git clone --quiet --no-hardlinks /in/repo /work
+cd /work
+echo '--- the tests, before'
+python3 -m pytest -q -p no:cacheprovider || true
+sed -i 's/return a - b/return a + b/' calculator.py
+echo '--- the tests, after'
+python3 -m pytest -q -p no:cacheprovider
+mkdir /out
+git diff > /out/change.diff
+"#;
+
+/// A repository with a fault in it.
+const CALCULATOR: &str = "def add(a, b):\n    return a - b\n";
+const TEST: &str = "from calculator import add\n\n\ndef test_add():\n    assert add(2, 2) == 4\n";
+
+#[allow(dead_code, reason = "the tests take this file as a module")]
+fn main() -> Result<()> {
+    let image = std::env::args().nth(1);
+    let image = image.context("usage: coding_agent IMAGE, one with git, python3 and pytest")?;
+    let program = std::env::current_exe()?.with_file_name("../minivm");
+    let folder = tempfile::tempdir()?;
+    let diff = run(&image, &program, folder.path(), Box::new(io::stdout()))?;
+    println!("--- the diff, copied out\n{}", fs::read_to_string(diff)?);
+    Ok(())
+}
+
+/// Lets the agent work on a new repository in `folder`; returns the diff's file there.
+pub(crate) fn run(
+    image: &str,
+    minivm: &Path,
+    folder: &Path,
+    output: Box<dyn Write + Send>,
+) -> Result<PathBuf> {
+    let repository = folder.join("repo");
+    make_repository(&repository)?;
+    let cache = cache::folder().context("HOME is not set")?;
+    let shelf = Shelf::new(&cache);
+    let image = image::open(
+        &image.parse()?,
+        &shelf.store(),
+        &Options::default(),
+        &Unwatched,
+    )?;
+    let diff = folder.join("change.diff");
+    let copies = [
+        Files {
+            from: repository,
+            to: "/in/repo".into(),
+        },
+        Files {
+            from: "/out/change.diff".into(),
+            to: diff.clone(),
+        },
+    ];
+    let report = work(&shelf, &image, minivm, copies, output)?;
+    match report.end {
+        End::Exited(exit) if exit.status == Status::Code(0) && !report.copy_failed => Ok(diff),
+        end => bail!(
+            "the agent's session ended with {end:?}: {}",
+            report.warnings.join("; ")
+        ),
+    }
+}
+
+/// One session in one machine.
+fn work(
+    shelf: &Shelf,
+    image: &Image,
+    minivm: &Path,
+    [copy_in, copy_out]: [Files; 2],
+    output: Box<dyn Write + Send>,
+) -> Result<Report> {
+    let archive = shelf.archive(image, || {})?;
+    let machine = Machine {
+        kernel: kernel::find()?,
+        initramfs: archive.path.clone(),
+        memory: memory_for(archive.size, None)?,
+        cpus: 1,
+        rings: true,
+        console: false,
+    };
+    // Where this host's KVM can't run a kernel, an emulated one can.
+    let place = match minivm_vmm::probe() {
+        Ok(()) => Place::Here,
+        Err(_) => Place::Lab {
+            program: minivm.into(),
+        },
+    };
+    let session = Session {
+        request: Request {
+            argv: ["sh", "-c", SESSION]
+                .map(|word| word.as_bytes().to_vec())
+                .to_vec(),
+            hostname: "agent".into(),
+            ..Request::default()
+        },
+        stdin: None,
+        stdout: output,
+        stderr: Box::new(io::stderr()),
+        boot_limit: BOOT_LIMIT,
+        timeout: Some(Duration::from_secs(120)),
+        max_output: Some(1 << 20),
+        copy_in: vec![copy_in],
+        copy_out: vec![copy_out],
+        max_copy_out: 1 << 20,
+        events: mpsc::channel().1,
+        overdue: None,
+    };
+    Ok(session.run(machine.start(&place)?)?)
+}
+
+fn make_repository(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("calculator.py"), CALCULATOR)?;
+    fs::write(folder.join("test_calculator.py"), TEST)?;
+    let who = [
+        "-c",
+        "user.name=Somebody",
+        "-c",
+        "user.email=somebody@example.com",
+    ];
+    for words in [
+        &["init", "--quiet"][..],
+        &["add", "."],
+        &["commit", "--quiet", "-m", "A calculator"],
+    ] {
+        let mut git = Command::new("git");
+        git.arg("-C").arg(folder).args(who).args(words);
+        if !git.status().context("cannot run git")?.success() {
+            bail!("git {} failed", words.join(" "));
+        }
+    }
+    Ok(())
+}

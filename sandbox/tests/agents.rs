@@ -1,0 +1,44 @@
+//! The agents of the examples, at work.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+#[path = "../examples/coding_agent.rs"]
+mod coding_agent;
+
+use std::path::PathBuf;
+
+use minivm_tests::output::Shared;
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    value
+        .unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test`"))
+        .into()
+}
+
+#[test]
+fn the_coding_agent_mends_the_repository_and_hands_the_diff_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = Shared::default();
+    let image = format!("dir:{}", variable("MINIVM_TEST_CODING_ROOT").display());
+    let minivm = variable("MINIVM_TEST_BINARY");
+    let diff =
+        coding_agent::run(&image, &minivm, folder.path(), Box::new(printed.clone())).unwrap();
+    let text = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
+    let (before, after) = text.split_once("--- the tests, after").unwrap();
+    assert!(
+        before.contains("1 failed") && before.contains("assert add(2, 2) == 4"),
+        "{text}"
+    );
+    assert!(after.contains("1 passed"), "{text}");
+    let diff = std::fs::read_to_string(diff).unwrap();
+    assert!(
+        diff.contains("-    return a - b\n+    return a + b\n"),
+        "{diff}"
+    );
+    let own = std::fs::read_to_string(folder.path().join("repo/calculator.py")).unwrap();
+    assert!(
+        own.contains("a - b"),
+        "the host's own repository is as it was"
+    );
+}
