@@ -9,11 +9,13 @@
 //! jail (`jail`) with limits (`process`, `cgroup`), and `exception` reads tracebacks.
 
 mod cgroup;
+mod deno;
 pub mod exception;
 mod host;
 mod jail;
 mod microvm;
 mod process;
+mod pyodide;
 mod task;
 mod watch;
 
@@ -22,6 +24,7 @@ use std::io;
 
 use crate::{images, kernel, machine};
 
+pub use deno::Deno;
 pub use exception::Exception;
 pub use host::Host;
 pub use microvm::Microvm;
