@@ -9,11 +9,13 @@
 //! jail (`jail`) with limits (`process`, `cgroup`), and `exception` reads tracebacks.
 
 mod cgroup;
+mod deno;
 pub mod exception;
 mod host;
 mod jail;
 mod microvm;
 mod process;
+mod pyodide;
 pub mod reach;
 mod task;
 mod watch;
@@ -24,6 +26,7 @@ use std::io;
 
 use crate::{images, kernel, machine};
 
+pub use deno::Deno;
 pub use exception::Exception;
 pub use host::Host;
 pub use microvm::Microvm;
