@@ -10,7 +10,7 @@ mod host;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ impl State {
             open_files: open_files(),
             ports: ports(),
             groups: groups(),
-            files: entries(std::env::temp_dir()).collect(),
+            files: entries(temporary_files()).collect(),
         }
     }
 
@@ -55,6 +55,17 @@ impl State {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// A folder for temporary files that nobody else uses.
+fn temporary_files() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let made = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        tempfile::env::override_temp_dir(folder.path()).expect("it is the first one");
+        folder
+    });
+    made.path()
 }
 
 fn entries(folder: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
@@ -126,6 +137,7 @@ fn groups() -> BTreeSet<PathBuf> {
 fn leaves_nothing_after_twenty_in_a_row_and_four_at_once(backend: Backend) {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    temporary_files();
     let sandbox: &dyn Sandbox = &*host::open(backend);
     let check = |number: usize| {
         let ran = run(sandbox, code(&format!("print({number})")));

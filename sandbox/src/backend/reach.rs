@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::{Backend, End, Error, Finished, Sandbox, Task, cannot};
 use crate::machine::session::Event;
+use crate::printable::printable;
 
 /// How long a probe may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -139,7 +140,7 @@ fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     )];
     match sandbox.backend() {
         Backend::Deno => tries.push(format!(
-            "from js import fetch\nprint(await fetch('http://127.0.0.1:{port}/'))"
+            "from js import fetch\nfrom pyodide.ffi import run_sync\nprint(run_sync(fetch('http://127.0.0.1:{port}/')))"
         )),
         Backend::Chromium => tries.push(request(&format!("http://127.0.0.1:{port}/"))),
         _ => {}
@@ -212,7 +213,8 @@ fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
             thread::sleep(TICK);
         }
         let tries = vec![
-            format!("print(open({PATH:?}).read())"),
+            // On a host without any sandbox it is to leave nothing.
+            format!("import os\nprint(open({PATH:?}).read())\nos.remove({PATH:?})"),
             "import os\nfor d in ('/tmp', '/var/tmp', '/dev/shm'):\n  if os.path.isdir(d):\n    for f in os.listdir(d):\n      \
              print(open(os.path.join(d, f)).read())\nraise FileNotFoundError('nothing of a neighbour')"
                 .to_owned(),
@@ -274,7 +276,12 @@ fn tell(
 /// How code was refused, in its own eyes.
 fn refusal(finished: &Finished) -> String {
     match (&finished.exception, &finished.end) {
-        (Some(exception), _) => exception.kind.clone(),
+        // JavaScript's own error is in the message: `NotCapable: Requires read access …`.
+        (Some(exception), _) if exception.kind == "JsException" => {
+            let name = exception.message.split(':').next().unwrap_or_default();
+            printable(name, 40)
+        }
+        (Some(exception), _) => printable(&exception.kind, 40),
         (None, End::Exited(code)) => format!("exit code {code}"),
         (None, end) => format!("{end:?}"),
     }
