@@ -320,11 +320,7 @@ fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exce
 
 /// What an archive is known by.
 fn key(image: &Image) -> String {
-    key_of(&[
-        FORMAT.as_bytes(),
-        image.identity.as_bytes(),
-        init_digest(),
-    ])
+    key_of(&[FORMAT.as_bytes(), image.identity.as_bytes(), init_digest()])
 }
 
 /// A name for what is made of these parts.

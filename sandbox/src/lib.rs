@@ -1,5 +1,6 @@
 //! Runs code in small virtual machines.
 
+pub mod assets;
 pub mod backend;
 pub mod cache;
 pub mod images;

@@ -1,15 +1,13 @@
 //! The microVM: a virtual machine on KVM, from a container image.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use minivm_guest::channel::{Exit, Request, Status};
+use minivm_guest::channel::{Exit, Status};
 use minivm_guest::image::Config;
 
 use super::exception::Tail;
-use super::{Backend, Capability, End, Error, Finished, Program, Sandbox, Task, Usage};
+use super::{Backend, Capability, End, Error, Finished, Sandbox, Task, Usage};
 use crate::images::Archive;
 use crate::machine::session::{self, BOOT_LIMIT};
 use crate::machine::{Machine, Place, Report, Session, memory_for};
@@ -35,36 +33,6 @@ impl Microvm {
             cpus: 1,
         }
     }
-
-    fn request(&self, task: &Task) -> Request {
-        let mut env: Vec<Vec<u8>> = texts(&self.config.env);
-        let own = task.env.iter();
-        env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
-        Request {
-            argv: argv(&task.program),
-            env,
-            cwd: self.config.working_dir.clone().into_bytes(),
-            user: self.config.user.clone(),
-            hostname: "minivm".into(),
-            ..Request::default()
-        }
-    }
-}
-
-/// Code is for the image's Python. Its output is not buffered, or what was printed before a limit would be lost.
-pub(super) fn argv(program: &Program) -> Vec<Vec<u8>> {
-    match program {
-        Program::Command(words) => words.iter().cloned().map(OsString::into_vec).collect(),
-        Program::Code(code) => ["python3", "-u", "-c", code]
-            .map(|word| word.as_bytes().to_vec())
-            .to_vec(),
-        // It is not declared, so it doesn't come here.
-        Program::Resume { .. } => Vec::new(),
-    }
-}
-
-fn texts(all: &[String]) -> Vec<Vec<u8>> {
-    all.iter().map(|text| text.clone().into_bytes()).collect()
 }
 
 impl Sandbox for Microvm {
@@ -113,7 +81,7 @@ impl Sandbox for Microvm {
             rings: true,
             console: false,
         };
-        let request = self.request(&task);
+        let request = task.request(&self.config);
         let tail = Tail::default();
         let session = Session {
             request,

@@ -5,9 +5,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use minivm_guest::channel::Request;
+use minivm_guest::image::Config;
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -18,6 +21,9 @@ use crate::machine::session::Event;
 
 /// The most bytes of [`Program::Code`]: what Linux takes as one argument.
 pub const CODE_MAX: usize = (128 << 10) - 1;
+
+/// What sandboxes call their machine.
+pub(super) const HOSTNAME: &str = "minivm";
 
 /// What a sandbox is to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,6 +138,33 @@ impl Task {
         ];
         let needed = needs.into_iter().filter(|(needed, _)| *needed);
         needed.map(|(_, capability)| capability).collect()
+    }
+
+    /// What `minivm-init` is asked for in an image with this configuration. Its command gets the user's variables last.
+    pub(super) fn request(&self, config: &Config) -> Request {
+        let mut env: Vec<Vec<u8>> = config.env.iter().map(|text| text.clone().into()).collect();
+        let own = self.env.iter();
+        env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
+        Request {
+            argv: argv(&self.program),
+            env,
+            cwd: config.working_dir.clone().into_bytes(),
+            user: config.user.clone(),
+            hostname: HOSTNAME.into(),
+            ..Request::default()
+        }
+    }
+}
+
+/// Code is for the image's Python. Its output is not buffered, or what was printed before a limit would be lost.
+fn argv(program: &Program) -> Vec<Vec<u8>> {
+    match program {
+        Program::Command(words) => words.iter().cloned().map(OsString::into_vec).collect(),
+        Program::Code(code) => ["python3", "-u", "-c", code]
+            .map(|word| word.as_bytes().to_vec())
+            .to_vec(),
+        // Nobody who runs images declares it, so it doesn't come here.
+        Program::Resume { .. } => Vec::new(),
     }
 }
 

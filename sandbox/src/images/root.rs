@@ -44,7 +44,9 @@ pub(super) fn open(folder: &Path, image: &Image, making: impl FnOnce()) -> Resul
         // Who comes second waits, and finds it made.
         let alone = hold(&path, FlockOperation::LockExclusive)?;
         if !path.is_dir() {
-            making.take().map(|making| making());
+            if let Some(making) = making.take() {
+                making();
+            }
             make(&path, image)?;
         }
         drop(alone);

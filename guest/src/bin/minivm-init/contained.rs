@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-pub(crate) use minivm_guest::contained::ARGUMENT;
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
+pub(crate) use minivm_guest::contained::ARGUMENT;
 use minivm_guest::contained::{ANSWER, FILES, REQUEST};
 use rustix::io::FdFlags;
 
