@@ -8,6 +8,7 @@
 //! The init itself is the program `minivm-init` beside this library.
 
 pub mod channel;
+pub mod contained;
 #[cfg(feature = "image")]
 pub mod image;
 pub mod manifest;

@@ -30,12 +30,16 @@ pub enum Kind {
 /// An entry without its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name: relative, and without `..` in it.
+    /// Its name: relative, and without `..` in it. The folder in which all of the archive is unpacked is called `.`.
     pub name: PathBuf,
     /// What it is.
     pub kind: Kind,
     /// Permissions with set-user-ID, set-group-ID and sticky bits.
     pub permissions: u32,
+    /// The time of its last change, in seconds since 1970.
+    pub mtime: u32,
+    /// A number that all names of one file have in common, where a file has more than one. Its data come with the first name.
+    pub link: Option<u32>,
 }
 
 /// An archive that is read from `R`.
@@ -80,6 +84,7 @@ impl<R: Read> Unpack<R> {
         }
         let field = |index: usize| field(&header[6 + 8 * index..][..8]);
         let (mode, size, name_size) = (field(1)?, field(6)?, field(11)?);
+        let (inode, links, mtime) = (field(0)?, field(4)?, field(5)?);
         let name = self.text(name_size, HEADER)?;
         let Some(name) = name.strip_suffix(b"\0") else {
             return Err(bad("a name has no end"));
@@ -97,10 +102,17 @@ impl<R: Read> Unpack<R> {
             0o120_000 => Kind::Symlink(OsString::from_vec(self.text(size, 0)?).into()),
             _ => Kind::Other,
         };
+        let name = match (name, &kind) {
+            (b".", Kind::Folder) => PathBuf::from("."),
+            _ => checked(OsString::from_vec(name.to_vec()).into())?,
+        };
+        let linked = links > 1 && matches!(kind, Kind::File { .. });
         Ok(Some(Entry {
-            name: checked(OsString::from_vec(name.to_vec()).into())?,
+            name,
             kind,
             permissions: mode & 0o7777,
+            mtime,
+            link: linked.then_some(inode),
         }))
     }
 
@@ -181,6 +193,8 @@ mod tests {
             name: name.into(),
             kind,
             permissions,
+            mtime: 0,
+            link: None,
         };
         let folder = entry("a", Kind::Folder, 0o700);
         assert_eq!(unpack.next().unwrap(), Some(folder));
@@ -192,6 +206,25 @@ mod tests {
         let link = entry("a/c", Kind::Symlink("../b".into()), 0o777);
         assert_eq!(unpack.next().unwrap(), Some(link));
         assert_eq!(unpack.next().unwrap(), None);
+    }
+
+    #[test]
+    fn names_of_one_file_have_a_number_in_common() {
+        let mut archive = Archive::new(Vec::new());
+        let attributes = Attributes {
+            mtime: 7,
+            ..Attributes::new(0o600)
+        };
+        archive.directory(".", attributes).unwrap();
+        let file = archive.linked_file("a", attributes, 2, 1, &b"x"[..]);
+        archive.hard_link("b", file.unwrap()).unwrap();
+        let bytes = archive.finish().unwrap();
+        let mut unpack = Unpack::new(&bytes[..]);
+        let [root, first, second] = std::array::from_fn(|_| unpack.next().unwrap().unwrap());
+        assert_eq!((root.name, root.mtime), (".".into(), 7));
+        assert_eq!((root.link, first.kind), (None, Kind::File { size: 1 }));
+        assert!(first.link.is_some() && first.link == second.link);
+        assert_eq!(second.kind, Kind::File { size: 0 });
     }
 
     #[test]

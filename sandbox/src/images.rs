@@ -3,6 +3,11 @@
 //! `<cache>/initramfs/<key>.cpio` is the archive of the image with the key's identity and of the init that this program
 //! carries. It appears there whole: it is written to `<key>.partial`, locked, and renamed when it is complete and on the disk
 //! ([`Partial`]). Whoever uses an archive holds a lock on it, so that it isn't removed meanwhile.
+//!
+//! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`.
+
+mod fill;
+mod root;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -14,6 +19,8 @@ use minivm_guest::image::{self, Digest, Image, Partial, Store};
 use minivm_guest::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
+
+pub use root::Root;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
@@ -74,7 +81,7 @@ impl Shelf {
         Store::new(self.folder.join("images"))
     }
 
-    /// Removes all images and archives; says how many bytes they took. Archives that are being made or used stay.
+    /// Removes all images, archives and folders; says how many bytes they took. What is being made or used stays.
     ///
     /// # Errors
     ///
@@ -86,7 +93,17 @@ impl Shelf {
             let _alone = store.hold_alone()?.ok_or(Error::Pulling)?;
             freed += clear(store.folder(), Some(&store.lock_path()))?;
         }
-        Ok(freed + clear(&self.folder.join("initramfs"), None)?)
+        freed += clear(&self.folder.join("initramfs"), None)?;
+        Ok(freed + root::clear(&self.folder.join("rootfs"))?)
+    }
+
+    /// The image's root as a folder. It is made if it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept.
+    pub fn root(&self, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
+        root::open(&self.folder.join("rootfs"), image, making)
     }
 
     /// The image's archive. It is made if it isn't there; `making` is called before that.
@@ -303,12 +320,16 @@ fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exce
 
 /// What an archive is known by.
 fn key(image: &Image) -> String {
+    key_of(&[FORMAT.as_bytes(), image.identity.as_bytes(), init_digest()])
+}
+
+/// A name for what is made of these parts.
+fn key_of(parts: &[&[u8]]) -> String {
     let mut fields = Vec::new();
-    for part in [FORMAT.as_bytes(), image.identity.as_bytes()] {
+    for part in parts {
         fields.extend(part.len().to_le_bytes());
-        fields.extend(part);
+        fields.extend(*part);
     }
-    fields.extend(init_digest());
     Digest::of(fields).hex()[..32].to_owned()
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use minivm_guest::image::Image;
 
-use super::{Backend, Deno, Error, Microvm, Sandbox};
+use super::{Backend, Deno, Error, Gvisor, Microvm, Sandbox};
 use crate::images::Shelf;
 use crate::kernel;
 use crate::machine::Place;
@@ -34,8 +34,9 @@ impl Host {
     pub fn open(&self, backend: Backend) -> Result<Box<dyn Sandbox>, Error> {
         match backend {
             Backend::Microvm => Ok(Box::new(self.microvm()?)),
+            Backend::Gvisor => Ok(Box::new(self.gvisor()?)),
             Backend::Deno => Ok(Box::new(Deno::open(&self.cache)?)),
-            Backend::Gvisor | Backend::Monty | Backend::Chromium => Err(Error::Unavailable {
+            Backend::Monty | Backend::Chromium => Err(Error::Unavailable {
                 backend,
                 why: "it is not built in".into(),
                 hint: "take the microVM".into(),
@@ -56,6 +57,12 @@ impl Host {
             kernel,
             self.place.clone(),
         ))
+    }
+
+    fn gvisor(&self) -> Result<Gvisor, Error> {
+        let image = self.image(Backend::Gvisor)?;
+        let root = self.shelf().root(image, || {})?;
+        Ok(Gvisor::new(root, image.config.clone(), self.cache.clone()))
     }
 
     fn shelf(&self) -> Shelf {

@@ -6,8 +6,9 @@
 //! SIGKILL finds neither afterwards.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, PipeReader, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,6 +23,16 @@ pub(super) struct Jail {
     command: Command,
     /// Open files that go in.
     inherited: Vec<OwnedFd>,
+    aside: Option<Aside>,
+}
+
+/// A stderr for bubblewrap and the program themselves, where the program is a sandbox whose own words must not be mixed up with
+/// those of the code in it.
+pub(super) struct Aside {
+    /// A file in memory that becomes their stderr.
+    pub(super) words: OwnedFd,
+    /// The number under which the program finds the real one. Until then something else is open under it.
+    pub(super) stderr: OwnedFd,
 }
 
 /// A jail's program, ready to be started.
@@ -29,6 +40,7 @@ pub(super) struct Jailed {
     pub(super) backend: Backend,
     pub(super) command: Command,
     pub(super) inherited: Vec<OwnedFd>,
+    pub(super) aside: Option<Aside>,
     /// Where bubblewrap tells how the program ended, if it ever began.
     pub(super) status: PipeReader,
 }
@@ -62,6 +74,7 @@ impl Jail {
             backend,
             command,
             inherited: Vec::new(),
+            aside: None,
         })
     }
 
@@ -118,6 +131,17 @@ impl Jail {
         self
     }
 
+    /// Sets the program's own words aside. Returns a copy of the file in which they will be, and the number of the open file that
+    /// is stderr instead.
+    pub(super) fn set_words_aside(mut self) -> Result<(Self, File, RawFd), Error> {
+        let words = super::task::in_memory(b"").map_err(cannot("keep a file in memory"))?;
+        let copy = words.try_clone().map_err(cannot("copy an open file"))?;
+        let stderr = OwnedFd::from(File::open("/dev/null").map_err(cannot("open /dev/null"))?);
+        let number = stderr.as_raw_fd();
+        self.aside = Some(Aside { words, stderr });
+        Ok((self, copy.into(), number))
+    }
+
     /// Sets a variable, of which there are none else.
     pub(super) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.arg("--setenv").arg(name).arg(value);
@@ -146,6 +170,7 @@ impl Jail {
             backend: self.backend,
             command: self.command,
             inherited: self.inherited,
+            aside: self.aside,
             status,
         })
     }

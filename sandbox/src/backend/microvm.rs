@@ -1,15 +1,13 @@
 //! The microVM: a virtual machine on KVM, from a container image.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use minivm_guest::channel::{Exit, Request, Status};
+use minivm_guest::channel::{Exit, Status};
 use minivm_guest::image::Config;
 
 use super::exception::Tail;
-use super::{Backend, Capability, End, Error, Finished, Program, Sandbox, Task, Usage, python};
+use super::{Backend, Capability, End, Error, Finished, Sandbox, Task, Usage};
 use crate::images::Archive;
 use crate::machine::session::{self, BOOT_LIMIT};
 use crate::machine::{Machine, Place, Report, Session, memory_for};
@@ -35,35 +33,6 @@ impl Microvm {
             cpus: 1,
         }
     }
-
-    fn request(&self, task: &Task) -> Result<Request, Error> {
-        let mut env: Vec<Vec<u8>> = texts(&self.config.env);
-        let own = task.env.iter();
-        env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
-        Ok(Request {
-            argv: argv(&task.program)?,
-            env,
-            cwd: self.config.working_dir.clone().into_bytes(),
-            user: self.config.user.clone(),
-            hostname: "minivm".into(),
-            ..Request::default()
-        })
-    }
-}
-
-/// What runs it. Code is for the image's Python.
-pub(super) fn argv(program: &Program) -> Result<Vec<Vec<u8>>, Error> {
-    let words = match program {
-        Program::Command(words) => words.clone(),
-        Program::Code(code) => python(code)?,
-        // It is not declared, so it doesn't come here.
-        Program::Resume { .. } => Vec::new(),
-    };
-    Ok(words.into_iter().map(OsString::into_vec).collect())
-}
-
-fn texts(all: &[String]) -> Vec<Vec<u8>> {
-    all.iter().map(|text| text.clone().into_bytes()).collect()
 }
 
 impl Sandbox for Microvm {
@@ -112,7 +81,7 @@ impl Sandbox for Microvm {
             rings: true,
             console: false,
         };
-        let request = self.request(&task)?;
+        let request = task.request(&self.config)?;
         let tail = Tail::default();
         let session = Session {
             request,

@@ -8,9 +8,11 @@
 //! An adapter builds a command and reads an answer. What the adapters share is here: [`process`](self) starts a program in a
 //! jail (`jail`) with limits (`process`, `cgroup`), and `exception` reads tracebacks.
 
+mod bundle;
 mod cgroup;
 mod deno;
 pub mod exception;
+mod gvisor;
 mod host;
 mod jail;
 mod microvm;
@@ -28,6 +30,7 @@ use crate::{images, kernel, machine};
 
 pub use deno::Deno;
 pub use exception::Exception;
+pub use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};

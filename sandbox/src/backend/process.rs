@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -24,7 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 use super::cgroup::Cgroup;
 use super::exception::Tail;
-use super::jail::{self, Jailed};
+use super::jail::{self, Aside, Jailed};
 use super::{Backend, End, Error, Finished, Limits, Usage, cannot, watch};
 use crate::machine::session::Event;
 use crate::output::{Capped, Pending};
@@ -33,6 +34,9 @@ use crate::output::{Capped, Pending};
 const TICK: Duration = Duration::from_millis(10);
 /// How long outputs are waited for when all who could write to them are gone. Then it is our own reader who doesn't take them.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How much of a file in memory is read: more than a message has.
+const CONTENT_MAX: usize = 2 << 20;
 
 /// What a program is run with.
 pub(super) struct Streams {
@@ -59,10 +63,18 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
         backend,
         command,
         inherited,
+        aside,
         status,
     } = jailed;
     let group = Cgroup::create(limits.memory);
-    let mut child = spawn(backend, command, inherited, streams.stdin, group.as_ref())?;
+    let words = aside.as_ref().map(|aside| aside.words.try_clone());
+    let words = words.transpose().map_err(cannot("copy an open file"))?;
+    let entry = Entry {
+        doors: doors(group.as_ref())?,
+        inherited,
+        aside,
+    };
+    let mut child = spawn(backend, command, entry, streams.stdin)?;
     let outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
     let mut watch = Watch {
         child: &mut child,
@@ -78,7 +90,9 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let code = jail::exit_code(status);
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
-        return Err(jail::unusable(backend, &tail.text()));
+        let said = words.map(|words| content(&words.into()));
+        let said = said.map_or_else(|| tail.text(), |said| String::from_utf8_lossy(&said).into());
+        return Err(jail::unusable(backend, &said));
     }
     let end = end(why, out_of_memory, code, ended);
     Ok(Finished {
@@ -109,23 +123,43 @@ fn end(why: Option<Why>, out_of_memory: bool, code: Option<u8>, ended: ExitStatu
     }
 }
 
+/// What was written to a file in memory, as far as anybody wants to read it.
+pub(super) fn content(file: &File) -> Vec<u8> {
+    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes =
+        vec![0; usize::try_from(size).map_or(CONTENT_MAX, |size| size.min(CONTENT_MAX))];
+    let len = file.read_at(&mut bytes, 0).unwrap_or_default();
+    bytes.truncate(len);
+    bytes
+}
+
+/// What a new process takes with it into the program.
+struct Entry {
+    /// Of its control group.
+    doors: Vec<File>,
+    inherited: Vec<OwnedFd>,
+    aside: Option<Aside>,
+}
+
+fn doors(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
+    let doors = group.map_or_else(|| Ok(Vec::new()), Cgroup::doors);
+    doors.map_err(cannot("enter a control group"))
+}
+
 /// Starts it within its control group, with what it inherits, and bound to the life of this thread. Our own copies of what it
 /// inherits are closed on return, or the end of a pipe among them would never be seen.
 fn spawn(
     backend: Backend,
     mut command: Command,
-    inherited: Vec<OwnedFd>,
+    mut entry: Entry,
     stdin: Option<OwnedFd>,
-    group: Option<&Cgroup>,
 ) -> Result<Child, Error> {
-    let doors = group.map_or_else(|| Ok(Vec::new()), Cgroup::doors);
-    let doors = doors.map_err(cannot("enter a control group"))?;
     command
         .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let parent = rustix::process::getpid();
-    let prepare = move || prepare(parent, &doors, &inherited);
+    let prepare = move || prepare(parent, &mut entry);
     // SAFETY: `prepare` makes system calls and nothing else: it allocates nothing and takes no lock.
     unsafe { command.pre_exec(prepare) };
     command.spawn().map_err(|source| Error::Failed {
@@ -135,17 +169,21 @@ fn spawn(
 }
 
 /// What a new process does before it becomes the program.
-fn prepare(parent: Pid, doors: &[File], inherited: &[OwnedFd]) -> io::Result<()> {
+fn prepare(parent: Pid, entry: &mut Entry) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Between fork and now it may have ended.
     if rustix::process::getppid() != Some(parent) {
         return Err(rustix::io::Errno::SRCH.into());
     }
-    for door in doors {
+    for door in &entry.doors {
         rustix::io::write(door, b"0")?;
     }
-    for file in inherited {
+    for file in &entry.inherited {
         rustix::io::fcntl_setfd(file, FdFlags::empty())?;
+    }
+    if let Some(aside) = &mut entry.aside {
+        rustix::io::dup2(rustix::stdio::stderr(), &mut aside.stderr)?;
+        rustix::stdio::dup2_stderr(&aside.words)?;
     }
     Ok(())
 }

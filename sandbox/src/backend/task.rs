@@ -5,19 +5,25 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use minivm_guest::channel::Request;
+use minivm_guest::image::Config;
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Capability, Exception};
+use super::{Capability, Error, Exception, python};
 use crate::machine::Files;
 use crate::machine::session::Event;
 
 /// The most bytes of [`Program::Code`]: what Linux takes as one argument.
 pub const CODE_MAX: usize = (128 << 10) - 1;
+
+/// What sandboxes call their machine.
+pub(super) const HOSTNAME: &str = "minivm";
 
 /// What a sandbox is to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,6 +139,32 @@ impl Task {
         let needed = needs.into_iter().filter(|(needed, _)| *needed);
         needed.map(|(_, capability)| capability).collect()
     }
+
+    /// What `minivm-init` is asked for in an image with this configuration. Its command gets the user's variables last.
+    pub(super) fn request(&self, config: &Config) -> Result<Request, Error> {
+        let mut env: Vec<Vec<u8>> = config.env.iter().map(|text| text.clone().into()).collect();
+        let own = self.env.iter();
+        env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
+        Ok(Request {
+            argv: argv(&self.program)?,
+            env,
+            cwd: config.working_dir.clone().into_bytes(),
+            user: config.user.clone(),
+            hostname: HOSTNAME.into(),
+            ..Request::default()
+        })
+    }
+}
+
+/// What runs it in an image. Code is for the image's Python.
+fn argv(program: &Program) -> Result<Vec<Vec<u8>>, Error> {
+    let words = match program {
+        Program::Command(words) => words.clone(),
+        Program::Code(code) => python(code)?,
+        // Nobody who runs images declares it, so it doesn't come here.
+        Program::Resume { .. } => Vec::new(),
+    };
+    Ok(words.into_iter().map(OsString::into_vec).collect())
 }
 
 /// A file of these bytes that has no name, to be read from its start.

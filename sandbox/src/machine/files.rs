@@ -27,7 +27,7 @@ const ENTRIES_MAX: usize = 1_000_000;
 const LEFT_OUT_MAX: usize = 10;
 
 /// Writes what is to go into the guest as one archive.
-pub(super) fn pack<W: Write>(all: &[Files], out: W) -> Result<(), Error> {
+pub(crate) fn pack<W: Write>(all: &[Files], out: W) -> Result<(), Error> {
     let wrap = |error: newc::Error| {
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         let action = error.to_string();

@@ -52,18 +52,7 @@ pub(crate) enum Streams {
 
 /// Starts what `request` asks for as `user`.
 pub(crate) fn start(request: &Request, user: &User, streams: Streams) -> Result<Running, Refusal> {
-    let failed = |error: Error| Refusal::Failed(error.to_string());
-    let (program, arguments) = request
-        .argv
-        .split_first()
-        .ok_or_else(|| Refusal::Failed("there is no command to run".into()))?;
-    let program = OsStr::from_bytes(program);
-    let mut command = Command::new(program);
-    command
-        .args(arguments.iter().map(|argument| OsStr::from_bytes(argument)))
-        .env_clear()
-        .envs(environment(request, user, streams))
-        .current_dir(working_folder(&request.cwd).map_err(failed)?);
+    let (program, mut command) = prepare(request, user, streams)?;
     let terminal = match streams {
         Streams::Terminal(size) => Some(Terminal::open(size).map_err(failed)?),
         _ => None,
@@ -110,6 +99,47 @@ pub(crate) fn start(request: &Request, user: &User, streams: Streams) -> Result<
         stderr: child.stderr.take().map(Into::into),
         terminal,
     })
+}
+
+/// Becomes what `request` asks for, as `user`. It comes back with the reason where it can't.
+pub(crate) fn become_command(request: &Request, user: &User) -> Refusal {
+    let (program, mut command) = match prepare(request, user, Streams::Pipes) {
+        Ok(prepared) => prepared,
+        Err(refusal) => return refusal,
+    };
+    let limits: Vec<_> = request.rlimits.iter().map(limit).collect();
+    let user = user.clone();
+    let become_it = move || {
+        set_limits(&limits)?;
+        become_user(&user)
+    };
+    // SAFETY: it is called in this process, which has one thread, and makes system calls only.
+    unsafe { command.pre_exec(become_it) };
+    refusal(program, &command.exec())
+}
+
+/// The program and the command, but for its streams and what it does before it is executed.
+fn prepare<'a>(
+    request: &'a Request,
+    user: &User,
+    streams: Streams,
+) -> Result<(&'a OsStr, Command), Refusal> {
+    let (program, arguments) = request
+        .argv
+        .split_first()
+        .ok_or_else(|| Refusal::Failed("there is no command to run".into()))?;
+    let program = OsStr::from_bytes(program);
+    let mut command = Command::new(program);
+    command
+        .args(arguments.iter().map(|argument| OsStr::from_bytes(argument)))
+        .env_clear()
+        .envs(environment(request, user, streams))
+        .current_dir(working_folder(&request.cwd).map_err(failed)?);
+    Ok((program, command))
+}
+
+fn failed(error: Error) -> Refusal {
+    Refusal::Failed(error.to_string())
 }
 
 /// As a shell has it: 127 for what isn't there, 126 for what can't be executed.
@@ -223,11 +253,7 @@ fn before_exec(command: &mut Command, request: &Request, user: &User, streams: S
             // send signals.
             unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
         }
-        for (resource, limit) in &limits {
-            // The type of the number differs between C libraries.
-            // SAFETY: it reads a `rlimit`, which lives in `limits`.
-            check(unsafe { libc::setrlimit(*resource as _, limit) })?;
-        }
+        set_limits(&limits)?;
         // A kernel without such permissions has none to take away.
         let _ = Com2::forbid();
         for stream in own_streams.clone() {
@@ -245,6 +271,15 @@ fn before_exec(command: &mut Command, request: &Request, user: &User, streams: S
     // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes system calls,
     // directly, and allocates nothing; this process has one thread at this time.
     unsafe { command.pre_exec(prepare) };
+}
+
+fn set_limits(limits: &[(u32, libc::rlimit)]) -> io::Result<()> {
+    for (resource, limit) in limits {
+        // The type of the number differs between C libraries.
+        // SAFETY: it reads a `rlimit`, which lives in `limits`.
+        check(unsafe { libc::setrlimit(*resource as _, limit) })?;
+    }
+    Ok(())
 }
 
 fn become_user(user: &User) -> io::Result<()> {

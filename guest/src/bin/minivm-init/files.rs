@@ -27,7 +27,13 @@ pub(crate) fn copy_in(wire: &mut Wire, user: &User) -> Result<(), Error> {
         taken: 0,
         ended: false,
     };
-    let mut archive = Unpack::new(&mut incoming);
+    unpack(&mut incoming, user)?;
+    incoming.finish()
+}
+
+/// Puts an archive's files in their places, below the root. They are the user's.
+pub(crate) fn unpack(archive: impl Read, user: &User) -> Result<(), Error> {
+    let mut archive = Unpack::new(archive);
     let mut folders = Vec::new();
     while let Some(entry) = archive.next()? {
         let path = Path::new("/").join(&entry.name);
@@ -40,7 +46,7 @@ pub(crate) fn copy_in(wire: &mut Wire, user: &User) -> Result<(), Error> {
     for (path, permissions) in folders {
         fs::set_permissions(&path, fs::Permissions::from_mode(permissions))?;
     }
-    incoming.finish()
+    Ok(())
 }
 
 /// Puts an entry in its place. Whether it is a folder that was not there before.

@@ -11,10 +11,13 @@
 //!
 //! Where the kernel's command line doesn't say that there is a host, it runs the image's own command on the console.
 //!
+//! In a sandbox that is no machine, but has made a container's surroundings already, there are steps 3 and 4 alone (`contained`).
+//!
 //! It never polls and never sleeps: it waits for descriptors.
 
 mod alone;
 mod command;
+mod contained;
 mod files;
 mod image;
 mod mounts;
@@ -41,6 +44,9 @@ fn main() {
             "minivm-init: this is the first process of a minivm guest, and does nothing else"
         );
         std::process::exit(125);
+    }
+    if std::env::args_os().nth(1).as_deref() == Some(contained::ARGUMENT.as_ref()) {
+        contained::run();
     }
     if let Err(error) = run(started) {
         print(&error.to_string());

@@ -18,9 +18,15 @@ pub(crate) fn make(hostname: &str) -> Result<(Manifest, Vec<String>), Error> {
     Ok((manifest, lost))
 }
 
-/// The machine's name, and the addresses that belong to it. What the image says itself stays.
+/// The machine's name, and the addresses that belong to it.
 fn name_machine(name: &str) -> Result<(), Error> {
     rustix::system::sethostname(name.as_bytes()).map_err(cannot("set the host name"))?;
+    write_names(name);
+    Ok(())
+}
+
+/// The addresses that belong to the machine's name, and its own. What the image says itself stays.
+pub(crate) fn write_names(name: &str) {
     let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{name}\n");
     for (path, text) in [
         ("/etc/hosts", hosts),
@@ -32,5 +38,4 @@ fn name_machine(name: &str) -> Result<(), Error> {
         // An image without /etc, such as one with a single static program, does without.
         let _ = fs::write(path, text);
     }
-    Ok(())
 }

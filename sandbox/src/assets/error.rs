@@ -1,0 +1,52 @@
+//! What goes wrong when programs are fetched.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a program can't be fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A program that fetches it isn't there itself.
+    #[error("cannot fetch {what}: {program} is not installed; {hint}")]
+    NoTool {
+        /// What was to be fetched.
+        what: &'static str,
+        /// What isn't there.
+        program: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// It can't be had from there.
+    #[error("cannot fetch {what} from {from}: {why}; {hint}")]
+    Fetch {
+        /// What was to be fetched.
+        what: &'static str,
+        /// From where.
+        from: String,
+        /// What was said.
+        why: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// It can't be kept.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Names the action and the file in the error of a system call.
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File {
+        action,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,461 @@
+//! gVisor with a real image: what the trait promises, and that nothing leads out or stays.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use minivm::backend::{Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task};
+use minivm::machine::session::Event;
+use minivm::machine::{Files, Place};
+use minivm::{assets, cache};
+use minivm_guest::image::{self, Config, Image, Options, Unwatched};
+use minivm_tests::output::Shared;
+
+/// A Python image's root file system, which `cargo xtask` has made.
+fn python_root() -> PathBuf {
+    let initramfs = std::env::var_os("MINIVM_TEST_INITRAMFS").expect("cargo xtask test sets it");
+    Path::new(&initramfs).with_file_name("rootfs")
+}
+
+fn python_image() -> Image {
+    let cache = cache::folder().unwrap();
+    let store = minivm::images::Shelf::new(&cache).store();
+    let source = format!("dir:{}", python_root().display());
+    image::open(
+        &source.parse().unwrap(),
+        &store,
+        &Options::default(),
+        &Unwatched,
+    )
+    .unwrap()
+}
+
+fn open(change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
+    open_in(&cache::folder().unwrap(), change)
+}
+
+fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
+    let mut image = python_image();
+    change(&mut image.config);
+    let host = Host {
+        program: env!("CARGO_BIN_EXE_minivm").into(),
+        cache: cache.to_owned(),
+        image: Some(Arc::new(image)),
+        kernel: None,
+        place: Place::Here,
+    };
+    let sandbox = host.open(Backend::Gvisor).unwrap();
+    if sandbox.check().is_err() {
+        assets::install_runsc(&host.cache, &mut |line| eprintln!("{line}")).unwrap();
+        sandbox.check().unwrap();
+    }
+    sandbox
+}
+
+static SANDBOX: LazyLock<Box<dyn Sandbox>> = LazyLock::new(|| open(|_| {}));
+
+/// What a task comes to.
+#[derive(Debug)]
+struct Ran {
+    finished: Finished,
+    stdout: String,
+    stderr: String,
+}
+
+fn run_in(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
+    let (stdout, stderr) = (Shared::default(), Shared::default());
+    task.stdout = Box::new(stdout.clone());
+    task.stderr = Box::new(stderr.clone());
+    task.limits.time = task.limits.time.or(Some(Duration::from_secs(60)));
+    let finished = sandbox.run(task).unwrap();
+    let text = |shared: &Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
+    Ran {
+        finished,
+        stdout: text(&stdout),
+        stderr: text(&stderr),
+    }
+}
+
+fn run(task: Task) -> Ran {
+    run_in(&**SANDBOX, task)
+}
+
+fn python(code: &str) -> Ran {
+    run(Task::code(code))
+}
+
+fn command(words: &[&str]) -> Task {
+    Task::new(Program::Command(words.iter().map(Into::into).collect()))
+}
+
+fn shell(script: &str) -> Ran {
+    run(command(&["sh", "-c", script]))
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn two_and_two_are_four() {
+    let ran = python("print(2+2)");
+    assert_eq!((&*ran.stdout, &*ran.stderr), ("4\n", ""));
+    assert_eq!(ran.finished.end, End::Exited(0));
+    assert_eq!(ran.finished.exception, None);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn outputs_stay_apart_and_text_is_unicode() {
+    let ran = python("import sys; print('ä€🦆'); print('err', file=sys.stderr)");
+    assert_eq!((&*ran.stdout, &*ran.stderr), ("ä€🦆\n", "err\n"));
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn exit_codes_and_signals_are_the_codes() {
+    for code in [0, 1, 2, 7, 124, 125, 126, 127, 128, 255] {
+        let ran = shell(&format!("exit {code}"));
+        assert_eq!(ran.finished.end, End::Exited(code), "{}", ran.stderr);
+    }
+    for signal in [6, 9, 11, 15] {
+        let ran = shell(&format!("kill -{signal} $$"));
+        assert_eq!(ran.finished.end, End::Signal(signal), "{}", ran.stderr);
+    }
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn words_that_look_like_gvisors_own_are_the_commands() {
+    let ran = shell("echo running container: starting container: no such file >&2; exit 128");
+    assert_eq!(ran.finished.end, End::Exited(128));
+    assert!(
+        ran.stderr.starts_with("running container: "),
+        "{}",
+        ran.stderr
+    );
+    let ran = shell("ls -l /proc/self/fd; echo x >&3; echo x >&4; echo x >&5; exit 3");
+    assert_eq!(
+        ran.finished.end,
+        End::Exited(3),
+        "nothing is inherited but streams"
+    );
+    assert_eq!(
+        ran.stderr.matches("Bad file descriptor").count(),
+        3,
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn a_command_that_is_not_there_or_no_program_is_told_apart() {
+    for missing in ["no-such-command", "/no/such/command"] {
+        let ran = run(command(&[missing, "x"]));
+        match &ran.finished.end {
+            End::NotFound(why) => assert!(why.starts_with(missing), "{why}"),
+            end => panic!("{end:?}"),
+        }
+        assert_eq!(ran.stderr, "");
+    }
+    for no_program in ["/usr", "/proc/version"] {
+        let ran = run(command(&[no_program]));
+        match &ran.finished.end {
+            End::NotExecutable(why) => assert!(why.starts_with(no_program), "{why}"),
+            end => panic!("{end:?}"),
+        }
+        assert_eq!(ran.stderr, "");
+    }
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn input_is_read_to_its_end() {
+    let code = "import sys; data = sys.stdin.buffer.read(); print(len(data), data[:5])";
+    let input = [b"hello".to_vec(), vec![0; 300_000]].concat();
+    let ran = run(Task::code(code).with_input(&input).unwrap());
+    assert_eq!(ran.stdout, "300005 b'hello'\n");
+    assert_eq!(python("import sys; print(sys.stdin.read())").stdout, "\n");
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn an_exception_has_a_type_a_message_and_a_line() {
+    let ran = python("def f():\n    raise ValueError('not this')\nf()");
+    assert_eq!(ran.finished.end, End::Exited(1));
+    let exception = ran.finished.exception.unwrap();
+    assert_eq!(exception.kind, "ValueError");
+    assert_eq!(exception.message, "not this");
+    assert_eq!(exception.line, Some(2));
+    assert!(ran.stderr.ends_with("ValueError: not this\n"));
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn the_time_limit_ends_it_with_what_it_has_printed() {
+    let mut task = Task::code("print('begun')\nwhile True: pass");
+    task.limits.time = Some(Duration::from_secs(3));
+    let ran = run(task);
+    assert_eq!(ran.finished.end, End::TimedOut);
+    assert_eq!(ran.stdout, "begun\n");
+    assert!(ran.finished.usage.total < Duration::from_secs(6));
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn what_takes_too_much_memory_is_ended() {
+    for code in [
+        "x = []\nwhile True: x.append(bytearray(1 << 20))",
+        "with open('/file', 'wb') as f:\n    while True: f.write(bytes(1 << 20))",
+        "with open('/tmp/file', 'wb') as f:\n    while True: f.write(bytes(1 << 20))",
+    ] {
+        let mut task = Task::code(code);
+        task.limits.memory = Some(200 << 20);
+        let ran = run(task);
+        assert_eq!(ran.finished.end, End::OutOfMemory, "{code}: {}", ran.stderr);
+        let peak = ran.finished.usage.peak_memory.unwrap();
+        assert!((50 << 20..500 << 20).contains(&peak), "{peak}");
+    }
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn there_are_only_so_many_processes() {
+    let code = "import os, time, signal\nchildren = []\ntry:\n    while True:\n        child = os.fork()\n        \
+                if child == 0: time.sleep(60); os._exit(0)\n        children.append(child)\n\
+                except BlockingIOError: print('enough', len(children))\nfor c in children: os.kill(c, signal.SIGKILL)";
+    let ran = python(code);
+    assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("enough "), "{}", ran.stdout);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn a_flood_is_cut() {
+    let mut task = Task::code("while True: print('x' * 1000)");
+    task.limits.output = Some(10_000);
+    task.limits.time = Some(Duration::from_secs(2));
+    let ran = run(task);
+    assert_eq!(ran.stdout.len(), 10_000);
+    assert!(ran.finished.truncated && ran.finished.end == End::TimedOut);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn the_environment_is_the_images_and_the_users() {
+    let sandbox = open(|config| config.env = vec!["A=image".into(), "B=image".into()]);
+    let mut task = command(&["env"]);
+    task.env = vec![("A".into(), "user's = ä".into())];
+    let ran = run_in(&*sandbox, task);
+    let mut lines: Vec<&str> = ran.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "A=user's = ä",
+            "B=image",
+            "HOME=/",
+            "HOSTNAME=minivm",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ],
+        "nothing of the host's"
+    );
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn user_and_folder_are_the_images() {
+    let sandbox = open(|config| {
+        config.user = "1000:7".into();
+        config.working_dir = "/work/not/there".into();
+    });
+    let script = "id -u; id -g; pwd; touch /tmp/x && echo wrote; touch /x; grep CapEff /proc/self/status; hostname";
+    let ran = run_in(&*sandbox, command(&["sh", "-c", script]));
+    assert_eq!(
+        ran.stdout, "1000\n7\n/work/not/there\nwrote\nCapEff:\t0000000000000000\nminivm\n",
+        "{}",
+        ran.stderr
+    );
+    assert!(ran.stderr.contains("Permission denied"), "{}", ran.stderr);
+    let sandbox = open(|config| config.user = "nobody-there".into());
+    let error = sandbox.run(command(&["true"])).unwrap_err();
+    let expected = "the backend gvisor failed: the image has no user nobody-there";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn files_are_copied_in_and_are_the_guests_own() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("data")).unwrap();
+    fs::write(folder.path().join("data/a.txt"), "from the host").unwrap();
+    fs::write(folder.path().join("single"), vec![b'x'; 3 << 20]).unwrap();
+    let files = |from: &str, to: &str| Files {
+        from: folder.path().join(from),
+        to: to.into(),
+    };
+    let mut task = command(&[
+        "sh",
+        "-c",
+        "cat /usr/a.txt; ls -d /usr/bin; echo more >> /usr/a.txt; wc -c < /new/folder/single; tail -n 1 /usr/a.txt",
+    ]);
+    task.files = vec![files("data", "/usr"), files("single", "/new/folder/")];
+    let ran = run(task);
+    assert_eq!(
+        ran.stdout, "from the host/usr/bin\n3145728\nfrom the hostmore\n",
+        "{}",
+        ran.stderr
+    );
+    let kept = fs::read(folder.path().join("data/a.txt")).unwrap();
+    assert_eq!(kept, b"from the host");
+    let mut task = command(&["true"]);
+    task.files = vec![files("missing", "/x")];
+    let error = SANDBOX.run(task).unwrap_err();
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+/// All below the kept root, with sizes and times.
+fn state(folder: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            all.push(format!(
+                "{:?} {} {:?}",
+                entry.path(),
+                metadata.len(),
+                metadata.modified()
+            ));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn what_a_run_writes_is_gone_with_it() {
+    LazyLock::force(&SANDBOX);
+    let kept = cache::folder().unwrap().join("rootfs");
+    let before = state(&kept);
+    let code = "import os, shutil\nopen('/bin/cat', 'w').write('x')\nopen('/new', 'w').write('x')\n\
+                shutil.rmtree('/usr/lib')\nos.mkdir('/etc/more')\nos.chmod('/', 0o777)\nprint(os.path.exists('/new'), os.path.exists('/usr/lib'))";
+    let ran = python(code);
+    assert_eq!(ran.stdout, "True False\n", "{}", ran.stderr);
+    assert_eq!(state(&kept), before);
+    assert_eq!(shell("ls -d /new /etc/more").stdout, "");
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn two_runs_at_once_do_not_meet() {
+    let code = "import os, time\nopen('/tmp/mine', 'x').write('1')\ntime.sleep(1)\nprint(os.listdir('/tmp'), os.getpid())";
+    thread::scope(|scope| {
+        let runs = [(); 3].map(|()| scope.spawn(|| python(code)));
+        for run in runs {
+            assert_eq!(run.join().unwrap().stdout, "['mine'] 1\n");
+        }
+    });
+}
+
+/// The processes that see this folder, or were told of it.
+fn processes_with(folder: &Path) -> usize {
+    let folder = folder.to_str().unwrap();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let tells = |process: &Path, file| {
+        let text = fs::read(process.join(file)).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains(folder)
+    };
+    let tells = |process: &Path| tells(process, "cmdline") || tells(process, "mountinfo");
+    entries.filter(|entry| tells(&entry.path())).count()
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn nothing_is_left_of_a_run_that_was_stopped() {
+    LazyLock::force(&SANDBOX);
+    let own_cache = tempfile::tempdir().unwrap();
+    let assets = own_cache.path().join("assets");
+    std::os::unix::fs::symlink(cache::folder().unwrap().join("assets"), assets).unwrap();
+    let sandbox = open_in(own_cache.path(), |_| {});
+    let (sender, events) = mpsc::channel();
+    let mut task = command(&["sh", "-c", "sleep 4711 & sleep 4711"]);
+    task.events = events;
+    thread::scope(|scope| {
+        let run = scope.spawn(|| run_in(&*sandbox, task));
+        while processes_with(own_cache.path()) < 3 {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(Duration::from_millis(500));
+        sender.send(Event::Signal(15)).unwrap();
+        assert_eq!(run.join().unwrap().finished.end, End::Stopped(15));
+    });
+    assert_eq!(processes_with(own_cache.path()), 0);
+    let shelf = minivm::images::Shelf::new(own_cache.path());
+    assert_eq!(shelf.clear().unwrap(), 0, "the root is in use");
+    drop(sandbox);
+    assert!(shelf.clear().unwrap() > 1 << 20);
+    let kept = fs::read_dir(own_cache.path().join("rootfs")).unwrap();
+    assert_eq!(kept.count(), 0);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn no_listener_on_the_host_is_reached() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let code = format!(
+        "import socket\nfor host in ['127.0.0.1', '10.0.0.1', '1.1.1.1']:\n    try: \
+         socket.create_connection((host, {port}), timeout=2); print('connected')\n    except OSError as e: print('no')"
+    );
+    assert_eq!(python(&code).stdout, "no\nno\nno\n");
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn nothing_of_the_host_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "host's secret").unwrap();
+    let paths = [
+        secret.display().to_string(),
+        env!("CARGO_MANIFEST_DIR").into(),
+        "/runsc".into(),
+        "/bundle".into(),
+    ];
+    for path in paths {
+        assert_eq!(shell(&format!("ls -d {path}")).stdout, "", "{path}");
+    }
+    // Cargo has set variables for this program.
+    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+    let ran = shell("cat /proc/*/environ /proc/*/cmdline; ls /proc; uname -a; dmesg");
+    assert!(!ran.stdout.contains("CARGO"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("runsc"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("gVisor"), "{}", ran.stdout);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn what_it_has_not_declared_is_refused() {
+    let mut task = Task::code("pass");
+    task.suspend_at.insert("ask".into());
+    let error = SANDBOX.run(task).unwrap_err();
+    let what = Capability::Snapshot;
+    assert!(
+        matches!(error, Error::NotSupported { what: refused, .. } if refused == what),
+        "{error}"
+    );
+    let error = SANDBOX.run(command(&[])).unwrap_err();
+    assert!(error.to_string().contains("no command"), "{error}");
+}
