@@ -97,13 +97,9 @@ impl Deno {
     ///
     /// [`Error::Unavailable`] where something isn't installed.
     pub fn open(cache: &Path) -> Result<Deno, Error> {
-        let (Some(deno), Some(pyodide)) = (npm::deno(cache), npm::pyodide(cache)) else {
-            let why = "Deno and Pyodide are not installed";
-            return Err(unavailable(why, "`minivm doctor --fix` installs them"));
-        };
         let mut deno = Deno {
-            deno,
-            pyodide,
+            deno: find(cache)?,
+            pyodide: npm::pyodide(cache).ok_or_else(not_installed)?,
             libraries: libraries()?,
             snapshot: None,
         };
@@ -176,6 +172,16 @@ impl Deno {
         let kept = file.persist(path);
         kept.map(drop).map_err(|error| wrap()(error.error))
     }
+}
+
+/// The program Deno, where Pyodide is there too.
+pub(super) fn find(cache: &Path) -> Result<PathBuf, Error> {
+    npm::deno(cache).ok_or_else(not_installed)
+}
+
+fn not_installed() -> Error {
+    let why = "Deno and Pyodide are not installed";
+    unavailable(why, "`minivm doctor --fix` installs them")
 }
 
 /// The libraries that Deno is linked against, where this host has them.

@@ -57,25 +57,11 @@ impl Gvisor {
         }
     }
 
-    /// The `runsc` to use: one in `PATH`, if it will do, or the one that was fetched.
     fn runsc(&self) -> Result<&Path, Error> {
         if let Some(runsc) = self.runsc.get() {
             return Ok(runsc);
         }
-        let installed = find_program("runsc");
-        let why = match &installed {
-            Some(path) => format!("{} is too old", path.display()),
-            None => "runsc is not installed".into(),
-        };
-        let all = installed
-            .into_iter()
-            .chain(assets::debian::runsc(&self.cache));
-        let runsc = all.into_iter().find(|path| has_systrap(path));
-        let runsc = runsc.ok_or_else(|| Error::Unavailable {
-            backend: Backend::Gvisor,
-            why,
-            hint: "`minivm doctor --fix` fetches one".into(),
-        })?;
+        let runsc = find_runsc(&self.cache)?;
         Ok(self.runsc.get_or_init(|| runsc))
     }
 
@@ -115,6 +101,22 @@ impl Gvisor {
             words,
         })
     }
+}
+
+/// The `runsc` to use: one in `PATH`, if it will do, or the one that was fetched.
+pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
+    let installed = find_program("runsc");
+    let why = match &installed {
+        Some(path) => format!("{} is too old", path.display()),
+        None => "runsc is not installed".into(),
+    };
+    let all = installed.into_iter().chain(assets::debian::runsc(cache));
+    let runsc = all.into_iter().find(|path| has_systrap(path));
+    runsc.ok_or_else(|| Error::Unavailable {
+        backend: Backend::Gvisor,
+        why,
+        hint: "`minivm doctor --fix` fetches one".into(),
+    })
 }
 
 /// Whether a `runsc` has the platform that works without privileges and without KVM: those before 2023 don't.

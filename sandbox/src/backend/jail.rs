@@ -204,7 +204,7 @@ pub(super) fn unusable(backend: Backend, said: &str) -> Error {
 }
 
 /// A program in `PATH`.
-pub(super) fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())

@@ -25,6 +25,7 @@ mod watch;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::{images, kernel, machine};
 
@@ -32,6 +33,7 @@ pub use deno::Deno;
 pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;
+pub use jail::find_program;
 pub use microvm::Microvm;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
 
@@ -227,6 +229,37 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What a backend is made of on this host beside an image, in a few words, where all of it is there. Nothing is run or made.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`], with what to do about it.
+pub fn find_parts(backend: Backend, cache: &Path) -> Result<String, Error> {
+    let name = |path: PathBuf| path.display().to_string();
+    match backend {
+        Backend::Microvm => Ok(name(kernel::find()?)),
+        Backend::Gvisor => gvisor::find_runsc(cache).map(name),
+        Backend::Monty => Ok("built in".into()),
+        Backend::Deno => deno::find(cache).map(name),
+        Backend::Chromium => find_program("chromium")
+            .map(name)
+            .ok_or_else(|| Error::Unavailable {
+                backend,
+                why: "Chromium is not installed".into(),
+                hint: "`sudo apt-get install chromium` installs it".into(),
+            }),
+    }
+}
+
+/// Looks whether the jail can be made in which all run that are no machines.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`], with what to do about it.
+pub fn check_jail(backend: Backend) -> Result<(), Error> {
+    jail::Jail::check(backend)
 }
 
 /// The command that runs code in an image's Python. Its output is not buffered, or what was printed before a limit would be

@@ -75,7 +75,7 @@ impl Cli {
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Prune) => image::prune(),
-            Some(Command::Doctor(args)) => doctor::run(args),
+            Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),
             Some(Command::LabRelay(args)) => relay::run(args),

@@ -1,115 +1,26 @@
-//! `minivm doctor`: what works on this host, why not, and the command that mends it.
+//! What machines need: KVM, or the lab.
 
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use clap::Args;
 use minivm_vmm::Error;
-use serde::Serialize;
 
-#[derive(Args)]
-pub(super) struct DoctorArgs {
-    /// Print a JSON array, one object a check
-    #[arg(long)]
-    json: bool,
-}
-
-/// How a check went.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    /// As it should be.
-    Ok,
-    /// It works, less well than it could.
-    Slow,
-    /// It isn't there, or doesn't work.
-    No,
-}
-
-/// One check's result.
-#[derive(Serialize)]
-struct Check {
-    name: &'static str,
-    state: State,
-    detail: String,
-    /// What mends it, where something is to be mended.
-    remedy: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Check {
-            name,
-            state: State::Ok,
-            detail: detail.into(),
-            remedy: None,
-        }
-    }
-
-    fn no(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Check {
-            name,
-            state: State::No,
-            detail: detail.into(),
-            remedy: Some(remedy.into()),
-        }
-    }
-}
+use super::{Check, State};
 
 /// From this on, creating a machine takes noticeably longer than the rest of what minivm does.
 const SLOW_CREATE_VM: Duration = Duration::from_millis(20);
 
-/// Checks everything and prints it. The exit code is 0 if a machine can be run here, on KVM or in the lab.
-pub(super) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+/// Whether machines run here on KVM, whether in the lab, and all that was looked at.
+pub(super) fn checks() -> (bool, bool, Vec<Check>) {
+    let good = |checks: &[Check]| checks.iter().all(|check| check.state == State::Ok);
     let kvm = [kvm_present(), kvm_usable()];
-    let kvm_works = kvm.iter().all(|check| check.state == State::Ok);
     let lab = [qemu(), lab_kernel()];
-    let lab_works = lab.iter().all(|check| check.state == State::Ok);
+    let (kvm_works, lab_works) = (good(&kvm), good(&lab));
     let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
     checks.push(huge_pages());
+    checks.push(kernel());
     checks.extend(lab);
-    checks.extend(
-        OTHERS
-            .iter()
-            .map(|(name, program, remedy)| other(name, program, remedy)),
-    );
-
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&checks)?);
-    } else {
-        print_table(&checks);
-        println!("\n{}", verdict(kvm_works, lab_works));
-    }
-    Ok(if kvm_works || lab_works {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-fn verdict(kvm_works: bool, lab_works: bool) -> &'static str {
-    match (kvm_works, lab_works) {
-        (true, _) => "Machines run on this host's KVM.",
-        (false, true) => {
-            "Machines run in the lab, an emulated machine with real KVM: correct, and slow."
-        }
-        (false, false) => "No machine can be run here; mend KVM or the lab.",
-    }
-}
-
-fn print_table(checks: &[Check]) {
-    for check in checks {
-        let state = match check.state {
-            State::Ok => "ok",
-            State::Slow => "slow",
-            State::No => "no",
-        };
-        println!("{state:<5} {:<14} {}", check.name, check.detail);
-        if let Some(remedy) = &check.remedy {
-            println!("{:20} → {remedy}", "");
-        }
-    }
+    (kvm_works, lab_works, checks)
 }
 
 fn kvm_present() -> Check {
@@ -187,7 +98,7 @@ fn huge_pages() -> Check {
 }
 
 fn qemu() -> Check {
-    other(
+    program(
         "lab: qemu",
         minivm::lab::QEMU,
         "sudo apt-get install qemu-system-x86",
@@ -201,20 +112,15 @@ fn lab_kernel() -> Check {
     }
 }
 
-/// What the other ways to run code need: the check's name, the program, and the command that installs it.
-const OTHERS: [(&str, &str, &str); 4] = [
-    (
-        "gvisor",
-        "runsc",
-        "https://gvisor.dev/docs/user_guide/install (Debian: apt-get install runsc)",
-    ),
-    ("deno", "deno", "npm install --global deno"),
-    ("chromium", "chromium", "sudo apt-get install chromium"),
-    ("python", "python3", "sudo apt-get install python3"),
-];
+fn kernel() -> Check {
+    match minivm::kernel::find() {
+        Ok(kernel) => Check::ok("kernel", kernel.display().to_string()),
+        Err(error) => Check::no("kernel", error.to_string(), "cargo xtask setup"),
+    }
+}
 
-fn other(name: &'static str, program: &str, remedy: &str) -> Check {
-    let Some(path) = find_program(program) else {
+pub(super) fn program(name: &'static str, program: &str, remedy: &str) -> Check {
+    let Some(path) = minivm::backend::find_program(program) else {
         return Check::no(name, format!("{program} is not installed"), remedy);
     };
     match Command::new(&path)
@@ -238,10 +144,4 @@ fn other(name: &'static str, program: &str, remedy: &str) -> Check {
             remedy,
         ),
     }
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
 }

@@ -1,0 +1,49 @@
+//! What the sandboxes need that are no machines.
+
+use std::path::Path;
+
+use minivm::backend::{self, Backend, Error};
+use minivm::cache;
+
+use super::{Check, machine};
+
+/// The backends beside the microVM, whose checks are the machine's.
+pub(super) const OTHERS: [Backend; 4] = [
+    Backend::Gvisor,
+    Backend::Monty,
+    Backend::Deno,
+    Backend::Chromium,
+];
+
+pub(super) fn checks() -> Vec<Check> {
+    let cache = cache::folder().unwrap_or_default();
+    let mut checks = vec![jail()];
+    checks.extend(OTHERS.map(|backend| check(backend, &cache)));
+    checks.push(machine::program(
+        "python",
+        "python3",
+        "sudo apt-get install python3",
+    ));
+    checks
+}
+
+fn jail() -> Check {
+    match backend::check_jail(Backend::Gvisor) {
+        Ok(()) => Check::ok("jail", "bubblewrap makes namespaces"),
+        Err(error) => refused("jail", &error),
+    }
+}
+
+fn check(backend: Backend, cache: &Path) -> Check {
+    match backend::find_parts(backend, cache) {
+        Ok(parts) => Check::ok(backend.name(), parts),
+        Err(error) => refused(backend.name(), &error),
+    }
+}
+
+fn refused(name: &'static str, error: &Error) -> Check {
+    match error {
+        Error::Unavailable { why, hint, .. } => Check::no(name, why.clone(), hint.clone()),
+        error => Check::no(name, error.to_string(), "`minivm doctor --fix` may mend it"),
+    }
+}

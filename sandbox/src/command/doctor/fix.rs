@@ -1,0 +1,118 @@
+//! `minivm doctor --fix`: installs what sandboxes lack.
+//!
+//! What comes into the cache takes no privileges: `runsc`, Deno, Pyodide. Debian's packages do, and are installed where we
+//! have them; else the command that does it is told.
+
+use std::io::{IsTerminal, stderr};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::ProgressBar;
+use minivm::backend::{self, Backend, Host};
+use minivm::machine::Place;
+use minivm::{assets, cache};
+
+use super::backends::OTHERS;
+
+/// A program, and the Debian package that has it.
+const PACKAGES: [(&str, &str); 3] = [
+    ("bwrap", "bubblewrap"),
+    ("chromium", "chromium"),
+    ("npm", "npm"),
+];
+
+/// Installs it; tells whether all sandboxes can be run then. What fails is told, and does not keep the rest from being done.
+pub(super) fn fix() -> anyhow::Result<bool> {
+    let cache =
+        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    let bar = bar();
+    let mut mended = packages(&bar);
+    for backend in OTHERS {
+        if let Err(error) = mend(backend, &cache, &bar) {
+            mended = false;
+            bar.suspend(|| eprintln!("minivm: {error:#}"));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(mended)
+}
+
+fn bar() -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// Says what is being done, to who watches and to who reads it later.
+fn tell(bar: &ProgressBar, what: &str) {
+    match bar.is_hidden() {
+        true => eprintln!("minivm: {what}"),
+        false => bar.set_message(what.to_owned()),
+    }
+}
+
+fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()> {
+    let mut told = |what: &str| tell(bar, what);
+    match backend {
+        Backend::Gvisor if backend::find_parts(backend, cache).is_err() => {
+            assets::install_runsc(cache, &mut told)?;
+        }
+        Backend::Deno | Backend::Chromium => {
+            assets::npm::install(cache, &mut told)?;
+        }
+        _ => {}
+    }
+    if backend == Backend::Deno {
+        told("starting Python once, and keeping its memory");
+        // It makes what it needs.
+        host(cache).open(backend)?;
+    }
+    backend::find_parts(backend, cache)?;
+    Ok(())
+}
+
+fn host(cache: &Path) -> Host {
+    Host {
+        program: "/proc/self/exe".into(),
+        cache: cache.to_owned(),
+        image: None,
+        kernel: None,
+        place: Place::Here,
+    }
+}
+
+/// Installs missing packages; tells whether none is missing then.
+fn packages(bar: &ProgressBar) -> bool {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(program, _)| backend::find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let names = missing.join(" ");
+    if !rustix::process::geteuid().is_root() {
+        bar.suspend(|| eprintln!("minivm: run `sudo apt-get install {names}`, which takes root"));
+        return false;
+    }
+    tell(bar, &format!("installing {names}"));
+    let apt_get = |words: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(["--quiet", "--quiet"]).args(words);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let install = [&["install", "--yes", "--no-install-recommends"], &*missing].concat();
+    let installed = apt_get(&["update"]) && apt_get(&install);
+    if !installed {
+        bar.suspend(|| eprintln!("minivm: `apt-get install {names}` failed; it says why above"));
+    }
+    installed
+}

@@ -1,0 +1,104 @@
+//! `minivm doctor`: what works on this host, why not, and the command that mends it.
+
+mod backends;
+mod fix;
+mod machine;
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+#[derive(Args)]
+#[command(
+    after_help = "Exit code: 0 if a machine can be run here, on KVM or in the lab; with --fix, if all sandboxes can."
+)]
+pub(super) struct DoctorArgs {
+    /// Print a JSON array, one object a check
+    #[arg(long)]
+    json: bool,
+    /// Install what sandboxes lack, before all is checked
+    #[arg(long)]
+    fix: bool,
+}
+
+/// How a check went.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// As it should be.
+    Ok,
+    /// It works, less well than it could.
+    Slow,
+    /// It isn't there, or doesn't work.
+    No,
+}
+
+/// One check's result.
+#[derive(Serialize)]
+struct Check {
+    name: &'static str,
+    state: State,
+    detail: String,
+    /// What mends it, where something is to be mended.
+    remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Check {
+            name,
+            state: State::Ok,
+            detail: detail.into(),
+            remedy: None,
+        }
+    }
+
+    fn no(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Check {
+            name,
+            state: State::No,
+            detail: detail.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+}
+
+/// Checks everything and prints it.
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let mended = !args.fix || fix::fix()?;
+    let (kvm_works, lab_works, mut checks) = machine::checks();
+    checks.extend(backends::checks());
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&checks)?);
+    } else {
+        print_table(&checks);
+        println!("\n{}", verdict(kvm_works, lab_works));
+    }
+    let works = mended && (kvm_works || lab_works);
+    Ok(ExitCode::from(u8::from(!works)))
+}
+
+fn verdict(kvm_works: bool, lab_works: bool) -> &'static str {
+    match (kvm_works, lab_works) {
+        (true, _) => "Machines run on this host's KVM.",
+        (false, true) => {
+            "Machines run in the lab, an emulated machine with real KVM: correct, and slow."
+        }
+        (false, false) => "No machine can be run here; mend KVM or the lab.",
+    }
+}
+
+fn print_table(checks: &[Check]) {
+    for check in checks {
+        let state = match check.state {
+            State::Ok => "ok",
+            State::Slow => "slow",
+            State::No => "no",
+        };
+        println!("{state:<5} {:<14} {}", check.name, check.detail);
+        if let Some(remedy) = &check.remedy {
+            println!("{:20} → {remedy}", "");
+        }
+    }
+}
