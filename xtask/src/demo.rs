@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: everything from nothing to a virtual machine in which Python answers 4.
+//! `cargo xtask demo`: everything from nothing to a virtual machine in which Python answers 4, and four other sandboxes.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -12,6 +12,7 @@ use crate::cargo;
 use crate::kvm;
 use crate::process::{cannot_start, shown};
 use crate::report::Report;
+use crate::sandboxes;
 use crate::setup::{self, Wanted};
 
 /// `reboot=t`: the guest's reboot is a triple fault, which ends the machine. `quiet loglevel=0`: nothing but the answer.
@@ -29,6 +30,7 @@ pub(crate) fn run() -> Result<()> {
         &mut report,
         &Wanted {
             lab: !kvm::runs_kernels(),
+            sandboxes: true,
             ..Wanted::default()
         },
     )?;
@@ -50,6 +52,21 @@ pub(crate) fn run() -> Result<()> {
         .args(["run".into(), format!("dir:{}", root.display())])
         .args(["--", "python3", "-c", "print(2+2)"]);
     answer(&mut report, "run", &mut command)?;
+
+    // The same code in all five sandboxes.
+    sandboxes::stage(&mut report, &minivm)?;
+    for backend in sandboxes::ALL {
+        let mut command = Command::new(&minivm);
+        command.args([
+            "run",
+            "--quiet",
+            "--backend",
+            backend,
+            "--code",
+            "print(2+2)",
+        ]);
+        answer(&mut report, backend, &mut command)?;
+    }
     report.print_table();
     Ok(())
 }

@@ -26,6 +26,7 @@ mod process;
 mod registry;
 mod report;
 mod rootfs;
+mod sandboxes;
 mod setup;
 mod suite;
 mod tally;

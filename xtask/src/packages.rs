@@ -7,12 +7,10 @@ use anyhow::{Result, bail};
 
 use crate::process::{capture, output, shown};
 
-/// For the lab (QEMU, busybox), for sandboxes that are programs (bubblewrap), for building kernels (all the others), and for
-/// archives (cpio).
-const ALWAYS: [&str; 18] = [
+/// For the lab (QEMU, busybox), for building kernels (all the others), and for archives (cpio).
+const ALWAYS: [&str; 17] = [
     "qemu-system-x86",
     "busybox-static",
-    "bubblewrap",
     "flex",
     "bison",
     "bc",
@@ -30,9 +28,19 @@ const ALWAYS: [&str; 18] = [
     "ca-certificates",
 ];
 
+/// For the sandboxes that are no machines. Deno and Pyodide come by npm, see [`npm`].
+const FOR_SANDBOXES: [&str; 2] = ["bubblewrap", "chromium"];
+
 /// For the tests alone, which make and move images with the tools that everybody uses. Docker's daemon comes in
 /// `docker.io`; its client isn't needed.
-const FOR_TESTS: [&str; 4] = ["skopeo", "umoci", "docker-registry", "docker.io"];
+const FOR_TESTS: [&str; 6] = [
+    "skopeo",
+    "umoci",
+    "docker-registry",
+    "docker.io",
+    "python3",
+    "git",
+];
 
 /// The kernel's source, the one we want first.
 const SOURCES: [&str; 2] = ["linux-source-6.12", "linux-source"];
@@ -52,6 +60,17 @@ pub(crate) fn install_all() -> Result<String> {
         });
     }
     install(&missing)
+}
+
+/// Installs what the sandboxes need that are no machines.
+pub(crate) fn install_for_sandboxes() -> Result<String> {
+    install(&[missing(&FOR_SANDBOXES)?, npm()].concat())
+}
+
+/// The package npm, unless there is an npm: others than Debian have it too, and the two exclude each other.
+fn npm() -> Vec<&'static str> {
+    let there = Command::new("npm").arg("--version").output().is_ok();
+    if there { Vec::new() } else { vec!["npm"] }
 }
 
 /// Installs what only the tests need.

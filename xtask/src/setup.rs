@@ -16,6 +16,9 @@ pub(crate) struct Wanted {
     /// Build the lab's kernel too (for machines without usable KVM, and for the tests)
     #[arg(long)]
     pub(crate) lab: bool,
+    /// Install what the sandboxes need that are no machines: bubblewrap, Chromium, npm
+    #[arg(long)]
+    pub(crate) sandboxes: bool,
     /// Fetch Debian's cloud and generic kernels too (for the tests)
     #[arg(long)]
     pub(crate) debian_kernels: bool,
@@ -66,6 +69,11 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
     let cache = Cache::open()?;
     report.step("packages", || Ok(((), packages::install_all()?)))?;
     report.step("Rust target", || Ok(((), target::install()?)))?;
+    if wanted.sandboxes {
+        report.step("sandboxes' packages", || {
+            Ok(((), packages::install_for_sandboxes()?))
+        })?;
+    }
     if wanted.image_tools {
         report.step("image tools", || Ok(((), packages::install_for_tests()?)))?;
     }

@@ -10,6 +10,7 @@ use crate::cargo::{self, Executable, cargo};
 use crate::kvm;
 use crate::process::pass_through;
 use crate::report::Report;
+use crate::sandboxes;
 use crate::setup::{self, Wanted};
 use crate::suite::{self, Environment, Place};
 use crate::tally::Tally;
@@ -24,6 +25,7 @@ pub(crate) fn run(fast: bool) -> Result<()> {
         &Wanted {
             lab: !fast,
             debian_kernels: !fast,
+            sandboxes: true,
             image_tools: !fast,
             coding_image: !fast,
         },
@@ -34,6 +36,9 @@ pub(crate) fn run(fast: bool) -> Result<()> {
     } else {
         run.attempt("build minivm", cargo::build_minivm)
     };
+    if let Some(minivm) = &minivm {
+        run.attempt("sandboxes", || sandboxes::install(minivm));
+    }
     let environment = Environment::new(&made, minivm.as_deref());
     for test in run.attempt("build tests", suite::build).unwrap_or_default() {
         run.test(&test, &environment, minivm.as_deref(), fast);
