@@ -9,6 +9,7 @@
 //! jail (`jail`) with limits (`process`, `cgroup`), and `exception` reads tracebacks.
 
 mod cgroup;
+pub mod chromium;
 mod deno;
 pub mod exception;
 mod host;
@@ -24,6 +25,7 @@ use std::io;
 
 use crate::{images, kernel, machine};
 
+pub use chromium::Chromium;
 pub use deno::Deno;
 pub use exception::Exception;
 pub use host::Host;
