@@ -364,6 +364,80 @@ fn input_comes_as_it_is_given(backend: Backend) {
     assert_eq!(*stdout.0.lock().unwrap(), b"one\ntwo\n");
 }
 
+fn a_browser_reaches_nobody_by_any_of_its_ways(backend: Backend) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let code = format!(
+        "import asyncio, js
+js.eval(\"\"\"
+const url = 'http://{address}/';
+window.open(url);
+const add = (name, fields) => document.documentElement.append(Object.assign(document.createElement(name), fields));
+add('img', {{ src: url }});
+add('iframe', {{ src: url }});
+add('link', {{ rel: 'prefetch', href: url }});
+add('link', {{ rel: 'preconnect', href: url }});
+add('script', {{ src: url }});
+navigator.sendBeacon(url, 'x');
+const frame = document.createElement('iframe');
+frame.name = 'frame';
+const form = Object.assign(document.createElement('form'), {{ action: url, method: 'post', target: 'frame' }});
+document.documentElement.append(frame, form);
+form.submit();
+new EventSource(url);
+const peer = new RTCPeerConnection({{
+  iceServers: [{{ urls: 'turn:{address}?transport=tcp', username: 'x', credential: 'x' }}],
+}});
+peer.createDataChannel('x');
+peer.createOffer().then((offer) => peer.setLocalDescription(offer));
+new Worker(URL.createObjectURL(new Blob([`fetch('${{url}}')`])));
+\"\"\")
+async def main(): await asyncio.sleep(3)
+asyncio.run(main())
+print('done')"
+    );
+    let ran = run_code(backend, &code);
+    assert_eq!(ran.stdout, "done\n", "{}", ran.stderr);
+    let nobody = listener.accept().unwrap_err();
+    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+}
+
+fn a_page_is_not_left_and_waits_for_nobody(backend: Backend) {
+    let dialogs = "import js; print(js.alert('x'), js.confirm('y'))";
+    assert_eq!(printed(backend, dialogs), "None False\n");
+    for way in ["location.href = 'about:blank'", "location.reload()"] {
+        let code = format!(
+            "import asyncio, js\nprint('once')\njs.eval(\"{way}\")\n\
+             async def main(): await asyncio.sleep(60)\nasyncio.run(main())"
+        );
+        let ran = run_code(backend, &code);
+        assert_eq!(ran.finished.end, End::Signal(6), "{way}");
+        assert_eq!(ran.stdout, "once\n", "{way}");
+        assert!(ran.stderr.contains("left its page"), "{}", ran.stderr);
+    }
+}
+
+fn a_crashed_page_is_told(backend: Backend) {
+    let hog =
+        "import js; js.eval('const all = []; while (true) all.push(new Array(1e6).fill(1.5))')";
+    let ran = run_code(backend, hog);
+    assert_eq!(ran.finished.end, End::Signal(6));
+    assert!(ran.stderr.contains("crashed"), "{}", ran.stderr);
+}
+
+fn what_the_page_tells_in_the_codes_name_breaks_nothing(backend: Backend) {
+    let code = "import js\nfor told in ['', 's', 'o', 'o!', 'ob2sK', 'é', 'zzz', 'e', '🐍']: js.minivmTold(told)\n\
+                js.minivmTold('x3')";
+    let ran = run_code(backend, code);
+    assert_eq!(ran.finished.end, End::Exited(3));
+    assert_eq!(ran.stdout, "ok\n");
+    let code = "import js; js.minivmTold('fit is over')";
+    let ran = run_code(backend, code);
+    assert_eq!(ran.finished.end, End::Signal(6));
+    assert_eq!(ran.stderr, "minivm: it is over\n");
+}
+
 /// Runs these claims for a backend.
 macro_rules! claims {
     ($module:ident, $backend:expr, $($claim:ident),+ $(,)?) => {
@@ -377,7 +451,7 @@ macro_rules! claims {
 }
 
 macro_rules! claims_of_both {
-    ($module:ident, $backend:expr $(, $more:ident)*) => {
+    ($module:ident, $backend:expr) => {
         claims!(
             $module,
             $backend,
@@ -400,13 +474,18 @@ macro_rules! claims_of_both {
             nothing_of_the_host_is_seen,
             random_numbers_differ_from_run_to_run,
             two_run_at_once,
-            $($more),*
+            input_comes_as_it_is_given,
         );
     };
 }
 
-claims_of_both!(
-    deno,
-    minivm::backend::Backend::Deno,
-    input_comes_as_it_is_given
+claims_of_both!(deno, minivm::backend::Backend::Deno);
+claims_of_both!(chromium, minivm::backend::Backend::Chromium);
+claims!(
+    browser,
+    minivm::backend::Backend::Chromium,
+    a_browser_reaches_nobody_by_any_of_its_ways,
+    a_page_is_not_left_and_waits_for_nobody,
+    a_crashed_page_is_told,
+    what_the_page_tells_in_the_codes_name_breaks_nothing,
 );

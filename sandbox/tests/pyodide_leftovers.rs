@@ -68,7 +68,7 @@ fn nothing_stays() {
         kernel: None,
         place: Place::Here,
     };
-    for backend in [Backend::Deno] {
+    for backend in [Backend::Deno, Backend::Chromium] {
         let sandbox = host.open(backend).unwrap();
         let before = files(&cache);
         for (code, end) in [

@@ -29,7 +29,7 @@ use minivm_guest::image::Digest;
 use super::exception::Tail;
 use super::jail::Jail;
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES};
+use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
 use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot};
 use crate::assets::npm;
 use crate::printable::printable;
@@ -112,6 +112,11 @@ impl Deno {
             }
         };
         Ok(deno)
+    }
+
+    /// The file of Python's memory, where there is one.
+    pub(super) fn into_snapshot(self) -> Option<PathBuf> {
+        self.snapshot
     }
 
     /// A jail with Deno, Pyodide and nothing else of the host's.
@@ -235,9 +240,9 @@ impl Sandbox for Deno {
     fn start(&self, task: Task) -> Result<Finished, Error> {
         let mut jail = self.jail()?;
         if let Some(snapshot) = &self.snapshot {
-            jail = jail.show(snapshot, "/snapshot");
+            jail = jail.show(snapshot, SNAPSHOT);
         }
-        let snapshot = self.snapshot.as_ref().map(|_| "/snapshot");
+        let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
         let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?.args(SEAL);
         let arguments = OPTIONS.iter().chain(&[READABLE, "/task/deno.mjs"]);
         let streams = Streams {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use minivm_guest::image::Image;
 
-use super::{Backend, Deno, Error, Gvisor, Microvm, Sandbox};
+use super::{Backend, Chromium, Deno, Error, Gvisor, Microvm, Sandbox};
 use crate::images::Shelf;
 use crate::kernel;
 use crate::machine::Place;
@@ -36,7 +36,8 @@ impl Host {
             Backend::Microvm => Ok(Box::new(self.microvm()?)),
             Backend::Gvisor => Ok(Box::new(self.gvisor()?)),
             Backend::Deno => Ok(Box::new(Deno::open(&self.cache)?)),
-            Backend::Monty | Backend::Chromium => Err(Error::Unavailable {
+            Backend::Chromium => Ok(Box::new(Chromium::open(&self.program, &self.cache)?)),
+            Backend::Monty => Err(Error::Unavailable {
                 backend,
                 why: "it is not built in".into(),
                 hint: "take the microVM".into(),

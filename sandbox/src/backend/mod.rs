@@ -10,6 +10,7 @@
 
 mod bundle;
 mod cgroup;
+pub mod chromium;
 mod deno;
 pub mod exception;
 mod gvisor;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{images, kernel, machine};
 
+pub use chromium::Chromium;
 pub use deno::Deno;
 pub use exception::Exception;
 pub use gvisor::Gvisor;
@@ -243,13 +245,7 @@ pub fn find_parts(backend: Backend, cache: &Path) -> Result<String, Error> {
         Backend::Gvisor => gvisor::find_runsc(cache).map(name),
         Backend::Monty => Ok("built in".into()),
         Backend::Deno => deno::find(cache).map(name),
-        Backend::Chromium => find_program("chromium")
-            .map(name)
-            .ok_or_else(|| Error::Unavailable {
-                backend,
-                why: "Chromium is not installed".into(),
-                hint: "`sudo apt-get install chromium` installs it".into(),
-            }),
+        Backend::Chromium => chromium::find().map(name),
     }
 }
 

@@ -20,6 +20,9 @@ const BOOTSTRAP: &str = include_str!("../../assets/bootstrap.py");
 /// JavaScript's side, as far as it is the same.
 pub(super) const SHARED: &str = include_str!("../../assets/pyodide.mjs");
 
+/// Where the jail has Python's memory as it is when Python has just started, if anything has.
+pub(super) const SNAPSHOT: &str = "/snapshot";
+
 /// What both can do.
 pub(super) const CAPABILITIES: &[Capability] = &[
     Capability::Files,
