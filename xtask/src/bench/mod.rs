@@ -1,10 +1,12 @@
 //! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run. `cargo xtask bench image`:
-//! what images cost, side by side with the shell's tools.
+//! what images cost, side by side with the shell's tools. `cargo xtask bench compare`: what the sandboxes' adapters cost, side
+//! by side with the tools driven by hand.
 //!
 //! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
 //! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
 
 mod boot;
+mod compare;
 mod guest;
 mod image;
 mod memory;
@@ -25,6 +27,8 @@ pub(crate) enum Bench {
     Boot(BootArgs),
     /// From an image to an initramfs, to a running machine, to its command, and in and out of it
     Image(image::ImageArgs),
+    /// The sandboxes, each against the same tool driven by hand
+    Compare(compare::CompareArgs),
 }
 
 #[derive(Args)]
@@ -42,6 +46,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot(args) => boot::run(args),
         Bench::Image(args) => image::run(args),
+        Bench::Compare(args) => compare::run(args),
     }
 }
 
