@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use minivm_guest::image::Image;
 
-use super::{Backend, Error, Microvm, Sandbox};
+use super::{Backend, Error, Microvm, Monty, Sandbox};
 use crate::images::Shelf;
 use crate::kernel;
 use crate::machine::Place;
@@ -34,13 +34,12 @@ impl Host {
     pub fn open(&self, backend: Backend) -> Result<Box<dyn Sandbox>, Error> {
         match backend {
             Backend::Microvm => Ok(Box::new(self.microvm()?)),
-            Backend::Gvisor | Backend::Monty | Backend::Deno | Backend::Chromium => {
-                Err(Error::Unavailable {
-                    backend,
-                    why: "it is not built in".into(),
-                    hint: "take the microVM".into(),
-                })
-            }
+            Backend::Monty => Ok(Box::new(Monty::new(self.program.clone()))),
+            Backend::Gvisor | Backend::Deno | Backend::Chromium => Err(Error::Unavailable {
+                backend,
+                why: "it is not built in".into(),
+                hint: "take the microVM".into(),
+            }),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod exception;
 mod host;
 mod jail;
 mod microvm;
+pub mod monty;
 mod process;
 mod task;
 mod watch;
@@ -25,6 +26,7 @@ use crate::{images, kernel, machine};
 pub use exception::Exception;
 pub use host::Host;
 pub use microvm::Microvm;
+pub use monty::Monty;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
 
 /// The five.

@@ -6,6 +6,7 @@ mod build;
 mod doctor;
 mod image;
 mod lab;
+mod monty;
 mod relay;
 mod report;
 mod request;
@@ -60,6 +61,9 @@ enum Command {
     /// The lab's end of `minivm run`
     #[command(name = minivm::machine::remote::RELAY_COMMAND, hide = true)]
     LabRelay(relay::RelayArgs),
+    /// The process in which the backend monty interprets code
+    #[command(name = minivm::backend::monty::WORKER_COMMAND, hide = true)]
+    MontyWorker(monty::WorkerArgs),
 }
 
 impl Cli {
@@ -75,6 +79,7 @@ impl Cli {
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),
             Some(Command::LabRelay(args)) => relay::run(args),
+            Some(Command::MontyWorker(args)) => monty::run(&args),
         }
     }
 }
