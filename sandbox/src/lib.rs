@@ -9,4 +9,5 @@ pub mod lab;
 pub mod machine;
 mod output;
 pub mod printable;
+pub mod startup;
 pub mod streams;

@@ -37,7 +37,7 @@ impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
-            "images" | "agents" | "conformance" | "leaks" | "gvisor" | "pyodide" => {
+            "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide" => {
                 Self::WithImageTools
             }
             "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,

@@ -17,6 +17,7 @@ mod gvisor;
 mod host;
 mod jail;
 mod microvm;
+pub mod monty;
 mod process;
 mod pyodide;
 pub mod reach;
@@ -37,6 +38,7 @@ pub use gvisor::Gvisor;
 pub use host::Host;
 pub use jail::find_program;
 pub use microvm::Microvm;
+pub use monty::Monty;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
 
 /// The five.

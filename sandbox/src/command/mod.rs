@@ -8,6 +8,7 @@ mod compare;
 mod doctor;
 mod image;
 mod lab;
+mod monty;
 mod relay;
 mod report;
 mod request;
@@ -67,6 +68,9 @@ enum Command {
     /// The part of the backend chromium that is in its jail
     #[command(name = minivm::backend::chromium::WORKER_COMMAND, hide = true)]
     ChromiumWorker(chromium::WorkerArgs),
+    /// The process in which the backend monty interprets code
+    #[command(name = minivm::backend::monty::WORKER_COMMAND, hide = true)]
+    MontyWorker(monty::WorkerArgs),
 }
 
 impl Cli {
@@ -84,6 +88,7 @@ impl Cli {
             Some(Command::LabInit) => minivm::lab::run_as_init(),
             Some(Command::LabRelay(args)) => relay::run(args),
             Some(Command::ChromiumWorker(args)) => chromium::run(&args),
+            Some(Command::MontyWorker(args)) => monty::run(&args),
         }
     }
 }

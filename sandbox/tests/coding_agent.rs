@@ -1,4 +1,4 @@
-//! The agents of the examples, at work.
+//! The coding agent of the examples, at work.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 

@@ -1,0 +1,100 @@
+//! Functions of Python's that Monty leaves to its host: `input`, `exit`, and a `print` that can write to stderr.
+
+use std::io;
+
+use monty_types::{ExcType, ExtFunctionResult, MontyException, MontyObject};
+
+use super::interpreter::{Host, Stream, exception};
+
+/// What Python says at the input's end.
+pub(super) const END_OF_INPUT: &str = "EOF when reading a line";
+
+/// One of these functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Builtin {
+    Input,
+    Exit,
+    /// Only where the code needs it: the interpreter has one of its own, which can't.
+    Print,
+}
+
+impl Builtin {
+    pub(super) fn named(name: &str) -> Option<Builtin> {
+        match name {
+            "input" => Some(Builtin::Input),
+            "exit" | "quit" => Some(Builtin::Exit),
+            "print" => Some(Builtin::Print),
+            _ => None,
+        }
+    }
+}
+
+/// `input(prompt)`: a line without its end.
+pub(super) fn input(args: &[MontyObject], host: &mut dyn Host) -> io::Result<ExtFunctionResult> {
+    if let Some(prompt) = args.first() {
+        host.write(Stream::Stdout, &prompt.to_string())?;
+    }
+    let line = match host.read_line() {
+        Ok(line) => line,
+        // The code's own input is bad, and the host is well.
+        Err(error) => return Ok(exception(ExcType::OSError, error.to_string()).into()),
+    };
+    Ok(match line.strip_suffix('\n') {
+        Some(line) => MontyObject::String(line.to_owned()).into(),
+        None if line.is_empty() => exception(ExcType::OSError, END_OF_INPUT).into(),
+        None => MontyObject::String(line).into(),
+    })
+}
+
+/// `print(..., file=sys.stderr)`.
+pub(super) fn print(
+    args: &[MontyObject],
+    kwargs: &[(MontyObject, MontyObject)],
+    host: &mut dyn Host,
+) -> io::Result<ExtFunctionResult> {
+    let (mut to, mut between, mut end) = (Stream::Stdout, " ".to_owned(), "\n".to_owned());
+    for (name, value) in kwargs {
+        match (name.to_string().as_str(), value) {
+            ("sep" | "end" | "file", MontyObject::None) | ("flush", _) => {}
+            ("sep", MontyObject::String(text)) => between.clone_from(text),
+            ("end", MontyObject::String(text)) => end.clone_from(text),
+            ("file", MontyObject::Repr(text)) if text == "<stdout>" => to = Stream::Stdout,
+            ("file", MontyObject::Repr(text)) if text == "<stderr>" => to = Stream::Stderr,
+            (name, _) => {
+                let why = format!("print() cannot use this value of its argument '{name}'");
+                return Ok(exception(ExcType::TypeError, why).into());
+            }
+        }
+    }
+    let texts: Vec<String> = args.iter().map(shown).collect();
+    host.write(to, &(texts.join(&between) + &end))?;
+    Ok(MontyObject::None.into())
+}
+
+/// As `str` shows it.
+fn shown(object: &MontyObject) -> String {
+    match object {
+        MontyObject::Repr(text) | MontyObject::Path(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// `exit(code)`: the exit code, where it is a number, and what is raised.
+pub(super) fn exit(args: &[MontyObject]) -> (Option<u8>, MontyException) {
+    let code = match args.first() {
+        None | Some(MontyObject::None) => Some(0),
+        Some(MontyObject::Bool(code)) => Some(u8::from(*code)),
+        Some(MontyObject::Int(code)) => Some(code.to_le_bytes()[0]),
+        Some(_) => None,
+    };
+    let told = args.first().filter(|arg| **arg != MontyObject::None);
+    let told = told.map(ToString::to_string);
+    (code, MontyException::new(ExcType::SystemExit, told))
+}
+
+/// What is written where `SystemExit` ends the code: its message, unless that is the exit code. None for any other exception.
+pub(super) fn exit_text(exception: &MontyException, code: Option<u8>) -> Option<Option<String>> {
+    let exits = exception.exc_type() == ExcType::SystemExit;
+    let message = exception.message().filter(|_| code.is_none());
+    exits.then(|| message.map(str::to_owned))
+}
