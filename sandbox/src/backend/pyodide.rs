@@ -3,6 +3,9 @@
 //! Pyodide's Python has a file system in memory and no processes. Its packages beyond the standard library are wheels of
 //! Pyodide's own, which are not installed here. JavaScript is within reach of the code (`import js`), all of it that the
 //! engine has: what that may do is for the engine to say, and is the sandbox.
+//!
+//! Both start Python from the same snapshot of its memory, which Deno has made; `sys._emscripten_info` names Deno in either.
+//! An interpreter that dies (`os.abort`, a fatal error) ends as by SIGABRT.
 
 use std::fs;
 use std::io;
