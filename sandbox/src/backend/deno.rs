@@ -29,7 +29,7 @@ use minivm_guest::image::Digest;
 use super::exception::Tail;
 use super::jail::Jail;
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::pyodide::{self, CAPABILITIES, SEAL, SNAPSHOT};
 use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot};
 use crate::assets::npm;
 use crate::printable::printable;
@@ -51,9 +51,6 @@ const OPTIONS: [&str; 9] = [
     "--cached-only",
     "--no-code-cache",
 ];
-
-/// The jail's root can be written to no more, when all is in it. Its `/tmp` can, a file system of its own in memory.
-const SEAL: [&str; 2] = ["--remount-ro", "/"];
 
 /// What runs Deno: the loader that it names, and the libraries that it is linked against.
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";

@@ -3,6 +3,9 @@
 //! Pyodide's Python has a file system in memory and no processes. Its packages beyond the standard library are wheels of
 //! Pyodide's own, which are not installed here. JavaScript is within reach of the code (`import js`), all of it that the
 //! engine has: what that may do is for the engine to say, and is the sandbox.
+//!
+//! Both start Python from the same snapshot of its memory, which Deno has made; `sys._emscripten_info` names Deno in either.
+//! An interpreter that dies (`os.abort`, a fatal error) ends as by SIGABRT.
 
 use std::fs;
 use std::io;
@@ -19,6 +22,21 @@ use crate::machine::guest_name;
 const BOOTSTRAP: &str = include_str!("../../assets/bootstrap.py");
 /// JavaScript's side, as far as it is the same.
 pub(super) const SHARED: &str = include_str!("../../assets/pyodide.mjs");
+
+/// What closes the jail when all is in it. Whoever is root outside would be so inside too, over the jail's mounts: with that
+/// power the host's files, which are shown for reading, can be made writable again. So it is another user there, without any
+/// powers; Chromium's own sandbox wants one too. Then the jail's root can be written to no more; its `/tmp` can, a file
+/// system of its own in memory.
+pub(super) const SEAL: [&str; 8] = [
+    "--uid",
+    "1000",
+    "--gid",
+    "1000",
+    "--cap-drop",
+    "ALL",
+    "--remount-ro",
+    "/",
+];
 
 /// Where the jail has Python's memory as it is when Python has just started, if anything has.
 pub(super) const SNAPSHOT: &str = "/snapshot";

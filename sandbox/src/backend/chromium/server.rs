@@ -183,9 +183,10 @@ mod tests {
     fn ask(address: &str, question: &str) -> String {
         let host = address.trim_start_matches("http://").trim_end_matches('/');
         let mut stream = TcpStream::connect(host).unwrap();
-        stream.write_all(question.as_bytes()).unwrap();
+        let _ = stream.write_all(question.as_bytes());
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        // Who asks too long a question sees the connection end before it is read.
+        let _ = stream.read_to_string(&mut answer);
         answer
     }
 

@@ -71,7 +71,8 @@ pub enum Failure {
 enum News {
     Told(String),
     Crashed(String),
-    Navigated,
+    /// The page is another now, of this address.
+    Navigated(String),
     Lost,
     Late,
 }
@@ -123,8 +124,14 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
     page.execute(AddBindingParams::new(TOLD)).await?;
     tokio::spawn(answer_dialogs(page.clone()));
     // It ends when the page has been loaded, which Python may put off.
-    tokio::spawn(async move { page.goto(address).await.map(drop) });
-    follow(select_all([news, lost.boxed(), late.boxed()]), drained).await
+    let there = address.clone();
+    tokio::spawn(async move { page.goto(there).await.map(drop) });
+    follow(
+        &address,
+        select_all([news, lost.boxed(), late.boxed()]),
+        drained,
+    )
+    .await
 }
 
 /// Closes what `alert` and its like open: they wait for somebody, and nobody is there.
@@ -148,18 +155,20 @@ async fn news(browser: &Browser, page: &Page) -> Result<BoxStream<'static, News>
     let navigated = page.event_listener::<EventFrameNavigated>().await?;
     let navigated = navigated.filter_map(|event| {
         let main = event.frame.parent_id.is_none();
-        async move { main.then_some(News::Navigated) }
+        let news = main.then(|| News::Navigated(event.frame.url.clone()));
+        async move { news }
     });
     Ok(select_all([told.boxed(), crashed.boxed(), navigated.boxed()]).boxed())
 }
 
-/// Passes on what is told, to the end.
+/// Passes on what is told, to the end of the page at this address.
 async fn follow(
+    address: &str,
     mut news: impl StreamExt<Item = News> + Unpin,
     drained: &Drained,
 ) -> Result<u8, Failure> {
     let mut started = false;
-    let mut pages = 0;
+    let mut arrived = false;
     while let Some(event) = news.next().await {
         match event {
             News::Told(text) => {
@@ -181,8 +190,9 @@ async fn follow(
             News::Crashed(how) if how == "oom" => return Err(Failure::OutOfMemory),
             News::Crashed(how) if started => return died(&format!("the page crashed ({how})")),
             News::Crashed(how) => return Err(Failure::Page(format!("its page crashed ({how})"))),
-            News::Navigated if pages == 0 => pages += 1,
-            News::Navigated => return died("the code has left its page"),
+            // An empty page may still come before it.
+            News::Navigated(url) if !arrived => arrived = url == address,
+            News::Navigated(_) => return died("the code has left its page"),
             News::Late if started => {}
             News::Late => return Err(Failure::Page("Python did not start in time".into())),
             News::Lost => break,
