@@ -1,7 +1,9 @@
-//! Programs that minivm doesn't carry, fetched once and kept in `<cache>/assets`: nothing of the system is changed for them.
+//! What some sandboxes are made of and minivm doesn't carry: it is fetched once and kept in `<cache>/assets`. Nothing of the
+//! system is changed for it.
 
 pub mod debian;
 mod error;
+pub mod npm;
 
 pub use debian::install_runsc;
 pub use error::Error;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use minivm_guest::image::Image;
 
-use super::{Backend, Error, Gvisor, Microvm, Sandbox};
+use super::{Backend, Chromium, Deno, Error, Gvisor, Microvm, Sandbox};
 use crate::images::Shelf;
 use crate::kernel;
 use crate::machine::Place;
@@ -35,7 +35,9 @@ impl Host {
         match backend {
             Backend::Microvm => Ok(Box::new(self.microvm()?)),
             Backend::Gvisor => Ok(Box::new(self.gvisor()?)),
-            Backend::Monty | Backend::Deno | Backend::Chromium => Err(Error::Unavailable {
+            Backend::Deno => Ok(Box::new(Deno::open(&self.cache)?)),
+            Backend::Chromium => Ok(Box::new(Chromium::open(&self.program, &self.cache)?)),
+            Backend::Monty => Err(Error::Unavailable {
                 backend,
                 why: "it is not built in".into(),
                 hint: "take the microVM".into(),

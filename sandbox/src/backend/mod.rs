@@ -10,12 +10,15 @@
 
 mod bundle;
 mod cgroup;
+pub mod chromium;
+mod deno;
 pub mod exception;
 mod gvisor;
 mod host;
 mod jail;
 mod microvm;
 mod process;
+mod pyodide;
 mod task;
 mod watch;
 
@@ -24,6 +27,8 @@ use std::io;
 
 use crate::{images, kernel, machine};
 
+pub use chromium::Chromium;
+pub use deno::Deno;
 pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;

@@ -3,6 +3,7 @@
 mod accel;
 mod boot;
 mod build;
+mod chromium;
 mod doctor;
 mod image;
 mod lab;
@@ -60,6 +61,9 @@ enum Command {
     /// The lab's end of `minivm run`
     #[command(name = minivm::machine::remote::RELAY_COMMAND, hide = true)]
     LabRelay(relay::RelayArgs),
+    /// The part of the backend chromium that is in its jail
+    #[command(name = minivm::backend::chromium::WORKER_COMMAND, hide = true)]
+    ChromiumWorker(chromium::WorkerArgs),
 }
 
 impl Cli {
@@ -75,6 +79,7 @@ impl Cli {
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),
             Some(Command::LabRelay(args)) => relay::run(args),
+            Some(Command::ChromiumWorker(args)) => chromium::run(&args),
         }
     }
 }

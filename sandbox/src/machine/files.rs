@@ -46,7 +46,7 @@ pub(crate) fn pack<W: Write>(all: &[Files], out: W) -> Result<(), Error> {
 }
 
 /// What a path in the guest is called in an archive: a folder, written with a slash at its end, is filled.
-fn guest_name(to: &Path, from: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn guest_name(to: &Path, from: &Path) -> Result<PathBuf, Error> {
     let into_folder = to.as_os_str().as_encoded_bytes().ends_with(b"/");
     let whole = match (into_folder, from.file_name()) {
         (true, Some(name)) => to.join(name),

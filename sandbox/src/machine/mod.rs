@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 
-pub(crate) use files::pack;
+pub(crate) use files::{guest_name, pack};
 pub use local::relay;
 pub use room::memory_for;
 pub use session::{Files, Report, Session};

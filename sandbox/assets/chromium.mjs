@@ -1,0 +1,78 @@
+// Runs a task in Pyodide, in a page. The page's server has Pyodide in /pyodide and the task in /task. What there is to tell
+// goes through `minivmTold`, which DevTools has put here: a letter for what it is, and the rest.
+
+import { loadPyodide } from "/pyodide/pyodide.mjs";
+import { connect, put, run, start } from "/task/pyodide.mjs";
+
+// So many messages or bytes may be on their way to the worker at a time.
+const MESSAGES_MAX = 256;
+const BYTES_MAX = 1 << 20;
+// A message's bytes: as many as a function takes arguments without complaint.
+const CHUNK = 1 << 15;
+
+const told = window.minivmTold;
+let sent = 0;
+let underWay = { messages: 0, bytes: 0 };
+
+/** Waits for an answer of the server's without leaving the call: Python's reads and writes can't be interrupted. */
+function ask(path) {
+  const request = new XMLHttpRequest();
+  request.open("GET", path, false);
+  // Each byte is a character then.
+  request.overrideMimeType("text/plain; charset=x-user-defined");
+  request.send();
+  if (request.status !== 200) throw new Error(`${path}: ${request.status}`);
+  return request.responseText;
+}
+
+function writer(letter) {
+  return (bytes) => {
+    const chunk = bytes.subarray(0, CHUNK);
+    told(letter + btoa(String.fromCharCode(...chunk)));
+    sent += 1;
+    underWay.messages += 1;
+    underWay.bytes += chunk.length;
+    if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
+      ask(`/drained?${sent}`);
+      underWay = { messages: 0, bytes: 0 };
+    }
+    return chunk.length;
+  };
+}
+
+function read(buffer) {
+  const bytes = ask(`/stdin?${buffer.length}`);
+  for (let index = 0; index < bytes.length; index++) buffer[index] = bytes.charCodeAt(index) & 0xff;
+  return bytes.length;
+}
+
+async function get(path) {
+  const response = await fetch(path);
+  if (!response.ok) throw new Error(`${path}: ${response.status}`);
+  return response;
+}
+
+async function runTask() {
+  const { env, entries, snapshot } = await (await get("/task.json")).json();
+  const pyodide = await start(loadPyodide, {
+    indexURL: "/pyodide/",
+    _loadSnapshot: snapshot ? (await get("/snapshot")).arrayBuffer() : undefined,
+  });
+  const writeErr = writer("e");
+  connect(pyodide, read, writer("o"), writeErr);
+  for (const [number, entry] of entries.entries()) {
+    const file = entry.kind === "file";
+    put(pyodide, entry.to, entry, file ? new Uint8Array(await (await get(`/files/${number}`)).arrayBuffer()) : undefined);
+  }
+  const code = await (await get("/task/code.py")).text();
+  const bootstrap = await (await get("/task/bootstrap.py")).text();
+  const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
+  told("s");
+  return run(pyodide, bootstrap, code, env, tell);
+}
+
+try {
+  told(`x${await runTask()}`);
+} catch (error) {
+  told(`f${error?.message ?? error}`);
+}

@@ -1,0 +1,185 @@
+//! Chromium with Pyodide: CPython as WebAssembly, in a page of a browser.
+//!
+//! There are three walls. A page may do what any site's may: it has no files, no processes, no other site's data, and its
+//! process is in Chromium's own sandbox, which is on, whoever runs minivm: Chromium is not root in the jail. `import js`
+//! reaches all of that and nothing else. The jail is around the whole browser: its network has nothing but a loopback device of
+//! its own, so that whatever a browser has for talking to the world (requests, sockets, WebRTC, windows, forms) talks to
+//! nobody. Of the host's files it shows the programs and libraries in `/usr`, which Chromium needs many of, for reading.
+//!
+//! The jail's first program is minivm itself ([`worker`]): it starts Chromium, with a profile that goes with the jail, drives
+//! it over DevTools, and serves the page (`server`) on the jail's loopback. The page can ask for what is served, which is
+//! Pyodide and the task, and can call the function by which it tells its output and end: with either it does what Python does
+//! with `print` and `sys.exit`. DevTools itself doesn't answer pages.
+//!
+//! chromiumoxide drives, of the crates that do the lighter and the one in better keep: minivm grows by 3 MB. It has no
+//! DevTools over pipes, nor has another, which is why the driver is in the jail.
+
+mod server;
+pub mod worker;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::jail::{Jail, find_program};
+use super::process::{self, Streams};
+use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::{Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot};
+use crate::assets::npm;
+use crate::printable::printable;
+
+/// The command of minivm's that is run in the jail.
+pub const WORKER_COMMAND: &str = "chromium-worker";
+/// What it ends with where the page didn't come to its end. Code may end with it too: the difference is what it has told.
+pub const WORKER_FAILED: u8 = 125;
+
+const LAUNCHER: &str = include_str!("../../../assets/chromium.mjs");
+
+/// Where distributions have the browser itself, and not a script that starts it.
+const BROWSERS: [&str; 3] = [
+    "/usr/lib/chromium/chromium",
+    "/usr/lib64/chromium-browser/chromium-browser",
+    "/usr/lib/chromium-browser/chromium-browser",
+];
+
+/// A user who is not root, in the jail: Chromium's sandbox is for such. Nothing is written to the jail's root when all is in it.
+const SEAL: [&str; 6] = ["--uid", "1000", "--gid", "1000", "--remount-ro", "/"];
+
+/// Chromium, Pyodide, and minivm, which drives.
+pub struct Chromium {
+    program: PathBuf,
+    chromium: PathBuf,
+    pyodide: PathBuf,
+    snapshot: Option<PathBuf>,
+}
+
+impl Chromium {
+    /// This host's Chromium and the Pyodide in this cache, driven by the command `minivm`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where something isn't installed.
+    pub fn open(program: &Path, cache: &Path) -> Result<Chromium, Error> {
+        let mut known = BROWSERS.iter().map(PathBuf::from);
+        let chromium = known.find(|path| path.is_file());
+        let chromium = chromium.or_else(|| find_program("chromium"));
+        let chromium = chromium.ok_or_else(|| {
+            unavailable(
+                "Chromium is not installed",
+                "`sudo apt-get install chromium` installs it",
+            )
+        })?;
+        let pyodide = npm::pyodide(cache).ok_or_else(|| {
+            unavailable(
+                "Pyodide is not installed",
+                "`minivm doctor --fix` installs it",
+            )
+        })?;
+        Ok(Chromium {
+            program: program.to_owned(),
+            chromium,
+            pyodide,
+            // Whoever has made it: the same Python runs in both.
+            snapshot: Deno::open(cache).ok().and_then(Deno::into_snapshot),
+        })
+    }
+}
+
+fn unavailable(why: &str, hint: &str) -> Error {
+    Error::Unavailable {
+        backend: Backend::Chromium,
+        why: why.into(),
+        hint: hint.into(),
+    }
+}
+
+impl Sandbox for Chromium {
+    fn backend(&self) -> Backend {
+        Backend::Chromium
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        CAPABILITIES
+    }
+
+    fn boundary(&self) -> &'static str {
+        "WebAssembly, Chromium's sandbox, namespaces (bubblewrap)"
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        Jail::check(Backend::Chromium)
+    }
+
+    fn start(&self, task: Task) -> Result<Finished, Error> {
+        let (told, tell) = io::pipe().map_err(cannot("create a pipe"))?;
+        let tell = OwnedFd::from(tell);
+        let number = tell.as_raw_fd().to_string();
+        let jail = Jail::new(Backend::Chromium)?
+            .show_system()
+            .show(&self.program, "/minivm")
+            .show(&self.pyodide, "/pyodide")
+            .put(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
+            .env("HOME", "/tmp")
+            .hand(tell);
+        let jail = match &self.snapshot {
+            Some(snapshot) => jail.show(snapshot, SNAPSHOT),
+            None => jail,
+        };
+        let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
+        let jail = pyodide::put(jail, Backend::Chromium, &task, snapshot)?.args(SEAL);
+        let chromium = self.chromium.as_os_str();
+        let jailed = jail.program(
+            "/minivm",
+            [WORKER_COMMAND.as_ref(), chromium, number.as_ref()],
+        )?;
+        let streams = Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        };
+        let finished = process::run(jailed, streams, &task.limits)?;
+        conclude(finished, told)
+    }
+}
+
+/// What came of it, by what the worker has told beside its exit code.
+fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> {
+    if finished.end != End::Exited(WORKER_FAILED) {
+        return Ok(finished);
+    }
+    let mut detail = String::new();
+    // All who could write to it are gone.
+    let _ = told.take(4096).read_to_string(&mut detail);
+    match detail.as_str() {
+        "" => Ok(finished),
+        OUT_OF_MEMORY => {
+            finished.end = End::OutOfMemory;
+            Ok(finished)
+        }
+        detail => Err(Error::Failed {
+            backend: Backend::Chromium,
+            detail: printable(detail, 500),
+        }),
+    }
+}
+
+/// What the worker tells of a page that got no more memory.
+const OUT_OF_MEMORY: &str = "out of memory";
+
+/// Writes to the pipe of this number why the page didn't come to its end.
+///
+/// # Errors
+///
+/// Where there is no such pipe.
+pub fn tell(number: u32, failure: &worker::Failure) -> io::Result<()> {
+    let text = match failure {
+        worker::Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
+        failure => failure.to_string(),
+    };
+    let mut pipe = File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{number}"))?;
+    io::Write::write_all(&mut pipe, text.as_bytes())
+}

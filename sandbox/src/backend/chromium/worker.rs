@@ -1,0 +1,254 @@
+//! The part of minivm that is in the jail: starts Chromium, opens the page in it, and passes on what the page tells.
+//!
+//! It is in there because DevTools is reached by TCP on the loopback device, and the jail's is its own. What the page tells
+//! comes as calls of a function that DevTools has given to it: at once, even while Python is busy. That there is never much
+//! under way is up to the page, which asks now and then how far this has come.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use chromiumoxide::cdp::browser_protocol::page::{
+    EventFrameNavigated, EventJavascriptDialogOpening, HandleJavaScriptDialogParams,
+};
+use chromiumoxide::cdp::browser_protocol::target::EventTargetCrashed;
+use chromiumoxide::cdp::js_protocol::runtime::{AddBindingParams, EventBindingCalled};
+use chromiumoxide::error::CdpError;
+use chromiumoxide::{Browser, BrowserConfig, Page};
+use futures_util::stream::{BoxStream, StreamExt, once, select_all};
+use serde_json::{Value, json};
+
+use super::server::{Drained, Served};
+
+/// The function that the page has.
+const TOLD: &str = "minivmTold";
+/// How long Chromium may take to start, and then the page until Python runs. It is for machines that do much else.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What Chromium is told: to be quiet and alone, and to keep nothing back because nobody looks.
+const FLAGS: [&str; 16] = [
+    "disable-background-networking",
+    "disable-background-timer-throttling",
+    "disable-backgrounding-occluded-windows",
+    "disable-breakpad",
+    "disable-client-side-phishing-detection",
+    "disable-component-update",
+    "disable-default-apps",
+    "disable-gpu",
+    "disable-hang-monitor",
+    "disable-quic",
+    "disable-renderer-backgrounding",
+    "disable-sync",
+    "hide-scrollbars",
+    "metrics-recording-only",
+    "mute-audio",
+    "no-first-run",
+];
+
+/// How a program ends that calls `abort`, for a page that fails where the code runs already.
+const ABORTED: u8 = 134;
+
+/// Why the page didn't come to its own end.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The page got no more memory.
+    #[error("its page is out of memory")]
+    OutOfMemory,
+    /// Chromium didn't start, or said something unexpected.
+    #[error("{0}")]
+    Browser(#[from] CdpError),
+    /// It started otherwise than it should.
+    #[error("{0}")]
+    Page(String),
+    /// Something of the system's could not be had.
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// What happens.
+enum News {
+    Told(String),
+    Crashed(String),
+    Navigated,
+    Lost,
+    Late,
+}
+
+/// Runs the jail's task in a page of this Chromium; returns its exit code.
+///
+/// # Errors
+///
+/// Where the page didn't come to its end by itself.
+pub fn run(chromium: &Path) -> Result<u8, Failure> {
+    let drained = Drained::default();
+    let (task, files) = task().map_err(|error| Failure::System("read the task", error))?;
+    let served = Served::new(task, files, drained.clone());
+    let address = served.start();
+    let address = address.map_err(|error| Failure::System("serve the page", error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| Failure::System("start", error))?;
+    runtime.block_on(drive(chromium, address, &drained))
+}
+
+async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8, Failure> {
+    let config = BrowserConfig::builder()
+        .chrome_executable(chromium)
+        .disable_default_args()
+        .args(FLAGS)
+        .arg(("password-store", "basic"))
+        .user_data_dir("/tmp/profile")
+        .viewport(None)
+        .launch_timeout(PATIENCE)
+        .request_timeout(PATIENCE)
+        .build()
+        .map_err(Failure::Page)?;
+    let (browser, mut handler) = Browser::launch(config).await?;
+    // It is what moves messages, for as long as there is a connection.
+    let lost = async move {
+        while let Some(Ok(())) = handler.next().await {}
+        News::Lost
+    };
+    let lost = tokio::spawn(lost);
+    let page = browser.new_page("about:blank").await?;
+    let news = news(&browser, &page).await?;
+    let lost = once(async { lost.await.unwrap_or(News::Lost) });
+    let late = once(async {
+        tokio::time::sleep(PATIENCE).await;
+        News::Late
+    });
+    page.execute(AddBindingParams::new(TOLD)).await?;
+    tokio::spawn(answer_dialogs(page.clone()));
+    // It ends when the page has been loaded, which Python may put off.
+    tokio::spawn(async move { page.goto(address).await.map(drop) });
+    follow(select_all([news, lost.boxed(), late.boxed()]), drained).await
+}
+
+/// Closes what `alert` and its like open: they wait for somebody, and nobody is there.
+async fn answer_dialogs(page: Page) -> Result<(), CdpError> {
+    let mut opened = page
+        .event_listener::<EventJavascriptDialogOpening>()
+        .await?;
+    while opened.next().await.is_some() {
+        page.execute(HandleJavaScriptDialogParams::new(false))
+            .await?;
+    }
+    Ok(())
+}
+
+/// All that happens to the page.
+async fn news(browser: &Browser, page: &Page) -> Result<BoxStream<'static, News>, CdpError> {
+    let told = page.event_listener::<EventBindingCalled>().await?;
+    let told = told.map(|event| News::Told(event.payload.clone()));
+    let crashed = browser.event_listener::<EventTargetCrashed>().await?;
+    let crashed = crashed.map(|event| News::Crashed(event.status.clone()));
+    let navigated = page.event_listener::<EventFrameNavigated>().await?;
+    let navigated = navigated.filter_map(|event| {
+        let main = event.frame.parent_id.is_none();
+        async move { main.then_some(News::Navigated) }
+    });
+    Ok(select_all([told.boxed(), crashed.boxed(), navigated.boxed()]).boxed())
+}
+
+/// Passes on what is told, to the end.
+async fn follow(
+    mut news: impl StreamExt<Item = News> + Unpin,
+    drained: &Drained,
+) -> Result<u8, Failure> {
+    let mut started = false;
+    let mut pages = 0;
+    while let Some(event) = news.next().await {
+        match event {
+            News::Told(text) => {
+                let (kind, rest) = text.split_at_checked(1).unwrap_or_default();
+                match kind {
+                    "o" => pass(&mut io::stdout(), rest)?,
+                    "e" => pass(&mut io::stderr(), rest)?,
+                    "s" => started = true,
+                    "x" => return Ok(rest.parse().unwrap_or(1)),
+                    "f" if !started => return Err(Failure::Page(rest.to_owned())),
+                    "f" => return died(rest),
+                    // It is the code's own call.
+                    _ => {}
+                }
+                if matches!(kind, "o" | "e") {
+                    drained.add();
+                }
+            }
+            News::Crashed(how) if how == "oom" => return Err(Failure::OutOfMemory),
+            News::Crashed(how) if started => return died(&format!("the page crashed ({how})")),
+            News::Crashed(how) => return Err(Failure::Page(format!("its page crashed ({how})"))),
+            News::Navigated if pages == 0 => pages += 1,
+            News::Navigated => return died("the code has left its page"),
+            News::Late if started => {}
+            News::Late => return Err(Failure::Page("Python did not start in time".into())),
+            News::Lost => break,
+        }
+    }
+    Err(Failure::Page("Chromium has ended".into()))
+}
+
+/// The end of a page in which the code runs, and has brought that about.
+fn died(why: &str) -> Result<u8, Failure> {
+    let told = writeln!(io::stderr(), "minivm: {why}");
+    told.map_err(|error| Failure::System("write the output", error))?;
+    Ok(ABORTED)
+}
+
+/// Writes bytes that have come in letters.
+fn pass(out: &mut dyn Write, letters: &str) -> Result<(), Failure> {
+    // Other letters are the code's own call.
+    let bytes = BASE64_STANDARD.decode(letters).unwrap_or_default();
+    let written = out.write_all(&bytes).and_then(|()| out.flush());
+    written.map_err(|error| Failure::System("write the output", error))
+}
+
+/// What the page is told of the task, and the task's files by their numbers.
+fn task() -> io::Result<(Vec<u8>, Vec<PathBuf>)> {
+    let mut told: Value = serde_json::from_reader(File::open("/task/task.json")?)?;
+    let mut listed = Vec::new();
+    let all = told["files"].take();
+    for files in all.as_array().into_iter().flatten() {
+        let text = |name: &str| files[name].as_str().unwrap_or_default().to_owned();
+        list(Path::new(&text("from")), text("to"), &mut listed)?;
+    }
+    let (entries, paths): (Vec<Value>, Vec<PathBuf>) = listed.into_iter().unzip();
+    told["entries"] = entries.into();
+    Ok((serde_json::to_vec(&told)?, paths))
+}
+
+/// Lists a file, folder or link and all below it. What else there may be is left out.
+fn list(path: &Path, to: String, listed: &mut Vec<(Value, PathBuf)>) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    let kind = match metadata.file_type() {
+        kind if kind.is_dir() => "folder",
+        kind if kind.is_symlink() => "link",
+        kind if kind.is_file() => "file",
+        _ => return Ok(()),
+    };
+    let mode = metadata.permissions().mode() & 0o7777;
+    let target = match kind {
+        "link" => Some(text(fs::read_link(path)?)?),
+        _ => None,
+    };
+    let entry = json!({ "to": to, "kind": kind, "mode": mode, "target": target });
+    listed.push((entry, path.to_owned()));
+    if kind == "folder" {
+        for entry in fs::read_dir(path)? {
+            let path = entry?.path();
+            let name = text(path.file_name().unwrap_or_default().into())?;
+            list(&path, format!("{to}/{name}"), listed)?;
+        }
+    }
+    Ok(())
+}
+
+fn text(path: PathBuf) -> io::Result<String> {
+    path.into_os_string().into_string().map_err(|name| {
+        let why = format!("the name {name:?} is not UTF-8");
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    })
+}

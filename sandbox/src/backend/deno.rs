@@ -1,0 +1,254 @@
+//! Deno with Pyodide: CPython as WebAssembly, in a JavaScript engine that permits next to nothing.
+//!
+//! There are two walls. The first is Deno's: the code can do what Deno's permissions let it, for `from js import Deno` reaches
+//! all of Deno. These are to read Pyodide's own files and the task's, and nothing else: no network, no processes, no
+//! environment, no other file for reading or writing, no library, no facts about the host, and nobody who is asked for more.
+//! A forbidden call raises `NotCapable`. What stays in reach without a permission: the three streams; `Deno.exit(n)`, by
+//! which the code chooses its exit code, as it may by `sys.exit(n)`; the versions of Deno and V8; the process's number
+//! and memory use, as the jail shows them; workers, which have the same permissions.
+//!
+//! The second is the jail: who gets past Deno finds a network with nothing in it, no processes but its own, and of the host's
+//! files Deno, its six libraries and Pyodide, for reading.
+//!
+//! Neither Deno's nor V8's own options bound the memory of WebAssembly and of buffers; the jail's control group does. A time
+//! limit ends the process, whatever it is at.
+//!
+//! Python starts in a third of the time from a snapshot of its memory, which is made once for each installation, by Pyodide's
+//! `makeMemorySnapshot`. That call is private and the version pinned. The random numbers of `random` are seeded anew after it,
+//! and those of `os.urandom` come from Deno; the seed of `hash` is the snapshot's, so that strings have the same hash in all
+//! runs of one installation. Where no snapshot can be made Python starts without.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use minivm_guest::image::Digest;
+
+use super::exception::Tail;
+use super::jail::Jail;
+use super::process::{self, Streams};
+use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot};
+use crate::assets::npm;
+use crate::printable::printable;
+
+const LAUNCHER: &str = include_str!("../../assets/deno.mjs");
+
+/// What may be read, of the jail's files.
+const READABLE: &str = "--allow-read=/pyodide/pyodide.asm.mjs,/pyodide/pyodide.asm.wasm,/pyodide/pyodide-lock.json,\
+                        /pyodide/python_stdlib.zip,/task,/files,/snapshot";
+/// Nothing is asked, nothing fetched, nothing looked for that could change what is run.
+const OPTIONS: [&str; 9] = [
+    "run",
+    "--quiet",
+    "--no-prompt",
+    "--no-remote",
+    "--no-npm",
+    "--no-config",
+    "--no-lock",
+    "--cached-only",
+    "--no-code-cache",
+];
+
+/// The jail's root can be written to no more, when all is in it. Its `/tmp` can, a file system of its own in memory.
+const SEAL: [&str; 2] = ["--remount-ro", "/"];
+
+/// What runs Deno: the loader that it names, and the libraries that it is linked against.
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+const LIBRARIES: [&str; 6] = [
+    "libc.so.6",
+    "libdl.so.2",
+    "libgcc_s.so.1",
+    "libm.so.6",
+    "libpthread.so.0",
+    "librt.so.1",
+];
+/// Where distributions have them.
+const LIBRARY_FOLDERS: [&str; 6] = [
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/usr/lib",
+    "/lib",
+];
+
+/// What making a snapshot may take.
+const SNAPSHOT_LIMITS: Limits = Limits {
+    time: Some(Duration::from_secs(120)),
+    memory: None,
+    output: Some(256 << 20),
+};
+
+/// Deno, Pyodide, and what they need.
+pub struct Deno {
+    deno: PathBuf,
+    pyodide: PathBuf,
+    libraries: Vec<PathBuf>,
+    snapshot: Option<PathBuf>,
+}
+
+impl Deno {
+    /// The installation in this cache. The snapshot is made, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where something isn't installed.
+    pub fn open(cache: &Path) -> Result<Deno, Error> {
+        let (Some(deno), Some(pyodide)) = (npm::deno(cache), npm::pyodide(cache)) else {
+            let why = "Deno and Pyodide are not installed";
+            return Err(unavailable(why, "`minivm doctor --fix` installs them"));
+        };
+        let mut deno = Deno {
+            deno,
+            pyodide,
+            libraries: libraries()?,
+            snapshot: None,
+        };
+        let path = snapshot_path(cache);
+        deno.snapshot = match deno.make_snapshot(&path) {
+            Ok(()) => Some(path),
+            Err(error) => {
+                log::warn!("Python starts without a snapshot, which takes longer: {error}");
+                None
+            }
+        };
+        Ok(deno)
+    }
+
+    /// The file of Python's memory, where there is one.
+    pub(super) fn into_snapshot(self) -> Option<PathBuf> {
+        self.snapshot
+    }
+
+    /// A jail with Deno, Pyodide and nothing else of the host's.
+    fn jail(&self) -> Result<Jail, Error> {
+        let mut jail = Jail::new(Backend::Deno)?
+            .show(&self.deno, "/deno")
+            .show(&self.pyodide, "/pyodide")
+            .show(Path::new(LOADER), LOADER);
+        for library in &self.libraries {
+            let name = library.file_name().unwrap_or_default();
+            jail = jail.show(library, Path::new("/lib").join(name));
+        }
+        let jail = jail
+            .env("LD_LIBRARY_PATH", "/lib")
+            .env("DENO_DIR", "/tmp/deno")
+            .env("DENO_NO_UPDATE_CHECK", "1")
+            .env("NO_COLOR", "1");
+        jail.put(LAUNCHER.as_bytes(), "/task/deno.mjs")
+    }
+
+    /// Runs Python up to where the code would start, and keeps its memory, unless that is there.
+    fn make_snapshot(&self, path: &Path) -> Result<(), Error> {
+        if path.is_file() {
+            return Ok(());
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let file = tempfile::NamedTempFile::new_in(folder);
+        let file = file.map_err(cannot(format!("create a file in {}", folder.display())))?;
+        let stdout = file.reopen().map_err(cannot("open a file again"))?;
+        let told = Tail::default();
+        let jail = self
+            .jail()?
+            .put(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?
+            .args(SEAL);
+        let arguments = OPTIONS
+            .iter()
+            .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
+        let streams = Streams {
+            stdin: None,
+            stdout: Box::new(stdout),
+            stderr: told.of(Box::new(io::sink())),
+            events: mpsc::channel().1,
+        };
+        let finished = process::run(jail.program("/deno", arguments)?, streams, &SNAPSHOT_LIMITS)?;
+        let size = file.as_file().metadata().map_or(0, |file| file.len());
+        // Its last word is the size, so that half a snapshot is never taken for a whole one.
+        if finished.end != End::Exited(0) || told.text().trim() != size.to_string() {
+            return Err(Error::Failed {
+                backend: Backend::Deno,
+                detail: format!(
+                    "the snapshot has {size} bytes, and Deno said {:?}",
+                    printable(&told.text(), 300)
+                ),
+            });
+        }
+        let wrap = || cannot(format!("write {}", path.display()));
+        file.as_file().sync_all().map_err(wrap())?;
+        let kept = file.persist(path);
+        kept.map(drop).map_err(|error| wrap()(error.error))
+    }
+}
+
+/// The libraries that Deno is linked against, where this host has them.
+fn libraries() -> Result<Vec<PathBuf>, Error> {
+    let of_glibc = Path::new(LOADER).exists();
+    let find = |name: &&str| {
+        let mut paths = LIBRARY_FOLDERS
+            .iter()
+            .map(|folder| Path::new(folder).join(name));
+        let found = paths.find(|path| of_glibc && fs::metadata(path).is_ok());
+        found.ok_or_else(|| {
+            let why = format!("Deno needs glibc's {name}, which is not here");
+            unavailable(why, "take a distribution with glibc, or another backend")
+        })
+    };
+    LIBRARIES.iter().map(find).collect()
+}
+
+/// Where the snapshot of this installation is, which what is run before it is part of.
+fn snapshot_path(cache: &Path) -> PathBuf {
+    let made_by = [&npm::key(), LAUNCHER, pyodide::SHARED].concat();
+    let key = Digest::of(made_by).hex()[..16].to_owned();
+    cache.join("assets").join(format!("python-{key}.snapshot"))
+}
+
+fn unavailable(why: impl Into<String>, hint: &str) -> Error {
+    Error::Unavailable {
+        backend: Backend::Deno,
+        why: why.into(),
+        hint: hint.into(),
+    }
+}
+
+impl Sandbox for Deno {
+    fn backend(&self) -> Backend {
+        Backend::Deno
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        CAPABILITIES
+    }
+
+    fn boundary(&self) -> &'static str {
+        "WebAssembly, Deno's permissions, namespaces (bubblewrap)"
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        Jail::check(Backend::Deno)
+    }
+
+    fn start(&self, task: Task) -> Result<Finished, Error> {
+        let mut jail = self.jail()?;
+        if let Some(snapshot) = &self.snapshot {
+            jail = jail.show(snapshot, SNAPSHOT);
+        }
+        let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
+        let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?.args(SEAL);
+        let arguments = OPTIONS.iter().chain(&[READABLE, "/task/deno.mjs"]);
+        let streams = Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        };
+        process::run(jail.program("/deno", arguments)?, streams, &task.limits)
+    }
+}
+
+#[cfg(test)]
+#[path = "deno_tests.rs"]
+mod tests;

@@ -1,0 +1,26 @@
+//! `minivm chromium-worker`: the part of the backend chromium that is in its jail.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use minivm::backend::chromium::{WORKER_FAILED, tell, worker};
+
+#[derive(Args)]
+pub(super) struct WorkerArgs {
+    /// The browser
+    chromium: PathBuf,
+    /// The number of the open file that is told of failures
+    told: u32,
+}
+
+/// Runs the jail's task in a page.
+pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
+    match worker::run(&args.chromium) {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(failure) => {
+            tell(args.told, &failure)?;
+            Ok(ExitCode::from(WORKER_FAILED))
+        }
+    }
+}
