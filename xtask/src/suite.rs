@@ -37,7 +37,7 @@ impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
-            "images" | "gvisor" => Self::WithImageTools,
+            "images" | "gvisor" | "turducken" => Self::WithImageTools,
             "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,

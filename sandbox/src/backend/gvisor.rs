@@ -57,25 +57,11 @@ impl Gvisor {
         }
     }
 
-    /// The `runsc` to use: one in `PATH`, if it will do, or the one that was fetched.
     fn runsc(&self) -> Result<&Path, Error> {
         if let Some(runsc) = self.runsc.get() {
             return Ok(runsc);
         }
-        let installed = find_program("runsc");
-        let why = match &installed {
-            Some(path) => format!("{} is too old", path.display()),
-            None => "runsc is not installed".into(),
-        };
-        let all = installed
-            .into_iter()
-            .chain(assets::debian::runsc(&self.cache));
-        let runsc = all.into_iter().find(|path| has_systrap(path));
-        let runsc = runsc.ok_or_else(|| Error::Unavailable {
-            backend: Backend::Gvisor,
-            why,
-            hint: "`minivm doctor --fix` fetches one".into(),
-        })?;
+        let runsc = find_runsc(&self.cache)?;
         Ok(self.runsc.get_or_init(|| runsc))
     }
 
@@ -87,7 +73,8 @@ impl Gvisor {
         let (answer, answered) = answer()?;
         let (jail, words, stderr) = Jail::new(Backend::Gvisor)?.set_words_aside()?;
         let init = for_reading(INIT)?;
-        let mut args = bundle::runsc_args();
+        let mut args = vec!["--rootless".to_owned(), "--platform=systrap".to_owned()];
+        args.extend(bundle::runsc_args());
         args.push(format!("--exec-fd={}", init.as_raw_fd()));
         let mut pass = |number: RawFd, inside: RawFd| {
             args.push(format!("--pass-fd={number}:{inside}"));
@@ -115,6 +102,22 @@ impl Gvisor {
             words,
         })
     }
+}
+
+/// The `runsc` to use: one in `PATH`, if it will do, or the one that was fetched.
+pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
+    let installed = find_program("runsc");
+    let why = match &installed {
+        Some(path) => format!("{} is too old", path.display()),
+        None => "runsc is not installed".into(),
+    };
+    let all = installed.into_iter().chain(assets::debian::runsc(cache));
+    let found = all.into_iter().find(|path| has_systrap(path));
+    found.ok_or_else(|| Error::Unavailable {
+        backend: Backend::Gvisor,
+        why,
+        hint: "`minivm doctor --fix` fetches one".into(),
+    })
 }
 
 /// Whether a `runsc` has the platform that works without privileges and without KVM: those before 2023 don't.

@@ -20,6 +20,7 @@ mod microvm;
 mod process;
 mod pyodide;
 mod task;
+mod turducken;
 mod watch;
 
 use std::fmt;
@@ -34,6 +35,7 @@ pub use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
+pub use turducken::Turducken;
 
 /// The five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -16,7 +16,7 @@ use super::{Backend, Capability, Error, Program, Task, cannot};
 use crate::machine::guest_name;
 
 /// Python's side: runs the code as `python -c` does.
-const BOOTSTRAP: &str = include_str!("../../assets/bootstrap.py");
+pub(super) const BOOTSTRAP: &str = include_str!("../../assets/bootstrap.py");
 /// JavaScript's side, as far as it is the same.
 pub(super) const SHARED: &str = include_str!("../../assets/pyodide.mjs");
 

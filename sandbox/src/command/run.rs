@@ -219,7 +219,7 @@ impl RunArgs {
 }
 
 /// Ends this process at the time limit, though an output is still to be taken by somebody.
-fn end_overdue(limit: Duration) {
+pub(super) fn end_overdue(limit: Duration) {
     terminal::restore();
     let (said, saying) = mpsc::channel();
     // It may be stderr that nobody takes.
@@ -251,7 +251,10 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
 }
 
 /// Where an output goes: to our own of the same name, without a buffer, or into memory.
-fn output(captured: Option<&Memory>, own: impl AsFd) -> anyhow::Result<Box<dyn Write + Send>> {
+pub(super) fn output(
+    captured: Option<&Memory>,
+    own: impl AsFd,
+) -> anyhow::Result<Box<dyn Write + Send>> {
     if let Some(memory) = captured {
         return Ok(Box::new(memory.clone()));
     }
