@@ -9,6 +9,7 @@
 mod fill;
 mod root;
 
+use std::borrow::Borrow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
@@ -112,34 +113,59 @@ impl Shelf {
     ///
     /// Where it can't be made or kept, or would be larger than [`LARGEST`].
     pub fn archive(&self, image: &Image, making: impl FnOnce()) -> Result<Archive, Error> {
-        let path = self.folder.join("initramfs").join(key(image) + ".cpio");
+        self.archive_of(&image.identity, || {
+            making();
+            Ok::<_, Error>(image)
+        })
+    }
+
+    /// The archive of an image with this identity, which is asked for if the archive isn't there.
+    ///
+    /// # Errors
+    ///
+    /// As `archive`'s, and what `image` fails with.
+    pub fn archive_of<I: Borrow<Image>, E: From<Error>>(
+        &self,
+        identity: &str,
+        image: impl FnOnce() -> Result<I, E>,
+    ) -> Result<Archive, E> {
+        let path = self.folder.join("initramfs").join(key(identity) + ".cpio");
         if let Some(archive) = Archive::open(&path)? {
             return Ok(archive);
         }
         // Who comes second waits, and finds it made.
-        let mut partial = Partial::lock(path.with_extension("partial"))?;
+        let partial = Partial::lock(path.with_extension("partial")).map_err(Error::from)?;
         if let Some(archive) = Archive::open(&path)? {
-            partial.discard()?;
+            partial.discard().map_err(Error::from)?;
             return Ok(archive);
         }
-        making();
-        partial.restart()?;
-        let limits = Limits {
-            archive: LARGEST,
-            ..Limits::default()
-        };
-        if let Err(error) = write(image, Compression::None, &limits, &partial.file, &path) {
-            // It may be large, and nobody goes on from it.
-            let _ = partial.discard();
-            return Err(error);
+        match image() {
+            Ok(image) => Ok(make(image.borrow(), partial, &path)?),
+            Err(error) => {
+                let _ = partial.discard();
+                Err(error)
+            }
         }
-        let file = partial.publish(&path)?;
-        let archive = Archive::hold(file, &path).map_err(failed("lock", &path))?;
-        archive.ok_or_else(|| {
-            let removed = io::Error::other("it was removed again: run it once more");
-            failed("read", &path)(removed)
-        })
     }
+}
+
+fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Error> {
+    partial.restart()?;
+    let limits = Limits {
+        archive: LARGEST,
+        ..Limits::default()
+    };
+    if let Err(error) = write(image, Compression::None, &limits, &partial.file, path) {
+        // It may be large, and nobody goes on from it.
+        let _ = partial.discard();
+        return Err(error);
+    }
+    let file = partial.publish(path)?;
+    let archive = Archive::hold(file, path).map_err(failed("lock", path))?;
+    archive.ok_or_else(|| {
+        let removed = io::Error::other("it was removed again: run it once more");
+        failed("read", path)(removed)
+    })
 }
 
 /// An archive that is there, and stays as long as this does.
@@ -319,8 +345,8 @@ fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exce
 }
 
 /// What an archive is known by.
-fn key(image: &Image) -> String {
-    key_of(&[FORMAT.as_bytes(), image.identity.as_bytes(), init_digest()])
+fn key(identity: &str) -> String {
+    key_of(&[FORMAT.as_bytes(), identity.as_bytes(), init_digest()])
 }
 
 /// A name for what is made of these parts.

@@ -9,5 +9,4 @@ pub mod lab;
 pub mod machine;
 mod output;
 pub mod printable;
-pub mod startup;
 pub mod streams;

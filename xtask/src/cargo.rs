@@ -97,9 +97,18 @@ pub(crate) fn build_minivm() -> Result<PathBuf> {
 /// Builds the release of one of the package's examples, as a stage of a report; returns its path.
 pub(crate) fn build_example(report: &mut Report, name: &str) -> Result<PathBuf> {
     report.stage(name, || {
-        let built = build(&["build", "--release", "--package", "minivm", "--example", name])?;
+        let built = build(&[
+            "build",
+            "--release",
+            "--package",
+            "minivm",
+            "--example",
+            name,
+        ])?;
         let example = built.into_iter().find(|executable| executable.name == name);
-        let path = example.with_context(|| format!("the package minivm has no example {name}"))?.path;
+        let path = example
+            .with_context(|| format!("the package minivm has no example {name}"))?
+            .path;
         Ok((path.clone(), short(&path.to_string_lossy())))
     })
 }

@@ -37,9 +37,8 @@ impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
-            "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide" => {
-                Self::WithImageTools
-            }
+            "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
+            | "turducken" => Self::WithImageTools,
             "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,

@@ -37,13 +37,11 @@ const CAPABILITIES: [&str; 10] = [
 ///
 /// `run` rather than `do`: it takes its environment and folders from the configuration and not from the caller, and open files.
 /// The layer over the root is in memory, or it would be a file in the root, which can't be written to. Control groups are the
-/// jail's, and so is the end of all: nothing needs `delete`.
+/// surroundings' business, and so is the end of all: nothing needs `delete`.
 pub(super) fn runsc_args() -> Vec<String> {
     let state = format!("--root={STATE}");
     let bundle = format!("--bundle={BUNDLE}");
     [
-        "--rootless",
-        "--platform=systrap",
         "--network=none",
         "--ignore-cgroups",
         "--overlay2=root:memory",
@@ -59,36 +57,59 @@ pub(super) fn runsc_args() -> Vec<String> {
     .to_vec()
 }
 
-/// The container's configuration: `minivm-init` as root, which becomes the command and its user.
+/// The configuration of a container that `minivm-init` is the first process of, as root: it becomes the command and its user.
 pub(super) fn config() -> Vec<u8> {
-    let limit = |name: &str, value: u64| json!({"type": name, "soft": value, "hard": value});
-    let capabilities = json!(CAPABILITIES);
-    let namespaces = ["pid", "network", "ipc", "uts", "mount"];
-    let namespaces = json!(namespaces.map(|kind| json!({"type": kind})));
-    let config = json!({
-        "ociVersion": "1.0.2",
-        "hostname": HOSTNAME,
-        "root": {"path": ROOT, "readonly": false},
-        "process": {
-            "args": ["minivm-init", minivm_guest::contained::ARGUMENT],
-            "cwd": "/",
-            "user": {"uid": 0, "gid": 0},
-            "noNewPrivileges": true,
-            "capabilities": {
-                "bounding": capabilities,
-                "effective": capabilities,
-                "permitted": capabilities,
+    let container = Container {
+        root: ROOT,
+        arguments: &["minivm-init", minivm_guest::contained::ARGUMENT],
+        env: &[],
+        capabilities: &CAPABILITIES,
+    };
+    container.config()
+}
+
+/// A container.
+pub(super) struct Container<'a> {
+    /// Its root folder.
+    pub(super) root: &'a str,
+    /// Its first process.
+    pub(super) arguments: &'a [&'a str],
+    /// That one's environment, `NAME=value` each.
+    pub(super) env: &'a [String],
+    /// And what it may do.
+    pub(super) capabilities: &'a [&'a str],
+}
+
+impl Container<'_> {
+    /// Its configuration.
+    pub(super) fn config(&self) -> Vec<u8> {
+        let limit = |name: &str, value: u64| json!({"type": name, "soft": value, "hard": value});
+        let namespaces = ["pid", "network", "ipc", "uts", "mount"];
+        let namespaces = json!(namespaces.map(|kind| json!({"type": kind})));
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "hostname": HOSTNAME,
+            "root": {"path": self.root, "readonly": false},
+            "process": {
+                "args": self.arguments,
+                "cwd": "/",
+                "env": self.env,
+                "user": {"uid": 0, "gid": 0},
+                "noNewPrivileges": true,
+                "capabilities": {
+                    "bounding": self.capabilities,
+                    "effective": self.capabilities,
+                    "permitted": self.capabilities,
+                },
+                "rlimits": [
+                    limit("RLIMIT_NPROC", PROCESSES),
+                    limit("RLIMIT_NOFILE", OPEN_FILES),
+                    limit("RLIMIT_CORE", 0),
+                ],
             },
-            "rlimits": [
-                limit("RLIMIT_NPROC", PROCESSES),
-                limit("RLIMIT_NOFILE", OPEN_FILES),
-                limit("RLIMIT_CORE", 0),
-            ],
-        },
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {
-            "namespaces": namespaces,
-        },
-    });
-    config.to_string().into_bytes()
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": namespaces},
+        });
+        config.to_string().into_bytes()
+    }
 }

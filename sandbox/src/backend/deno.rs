@@ -29,7 +29,7 @@ use minivm_guest::image::Digest;
 use super::exception::Tail;
 use super::jail::Jail;
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES, SEAL, SNAPSHOT};
+use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
 use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot};
 use crate::assets::npm;
 use crate::printable::printable;
@@ -37,10 +37,10 @@ use crate::printable::printable;
 const LAUNCHER: &str = include_str!("../../assets/deno.mjs");
 
 /// What may be read, of the jail's files.
-const READABLE: &str = "--allow-read=/pyodide/pyodide.asm.mjs,/pyodide/pyodide.asm.wasm,/pyodide/pyodide-lock.json,\
+pub(super) const READABLE: &str = "--allow-read=/pyodide/pyodide.asm.mjs,/pyodide/pyodide.asm.wasm,/pyodide/pyodide-lock.json,\
                         /pyodide/python_stdlib.zip,/task,/files,/snapshot";
 /// Nothing is asked, nothing fetched, nothing looked for that could change what is run.
-const OPTIONS: [&str; 9] = [
+pub(super) const OPTIONS: [&str; 9] = [
     "run",
     "--quiet",
     "--no-prompt",
@@ -50,6 +50,14 @@ const OPTIONS: [&str; 9] = [
     "--no-lock",
     "--cached-only",
     "--no-code-cache",
+];
+
+/// Its environment, which the code doesn't see.
+pub(super) const VARIABLES: [(&str, &str); 4] = [
+    ("LD_LIBRARY_PATH", "/lib"),
+    ("DENO_DIR", "/tmp/deno"),
+    ("DENO_NO_UPDATE_CHECK", "1"),
+    ("NO_COLOR", "1"),
 ];
 
 /// What runs Deno: the loader that it names, and the libraries that it is linked against.
@@ -116,21 +124,36 @@ impl Deno {
         self.snapshot
     }
 
-    /// A jail with Deno, Pyodide and nothing else of the host's.
-    fn jail(&self) -> Result<Jail, Error> {
-        let mut jail = Jail::new(Backend::Deno)?
-            .show(&self.deno, "/deno")
-            .show(&self.pyodide, "/pyodide")
-            .show(Path::new(LOADER), LOADER);
+    /// What of the host's files it needs, and where it finds them, but for its launcher.
+    pub(super) fn parts(&self) -> Vec<(&Path, String)> {
+        let mut parts = vec![
+            (&*self.deno, "/deno".to_owned()),
+            (&*self.pyodide, "/pyodide".to_owned()),
+            (Path::new(LOADER), LOADER.to_owned()),
+        ];
         for library in &self.libraries {
             let name = library.file_name().unwrap_or_default();
-            jail = jail.show(library, Path::new("/lib").join(name));
+            parts.push((library, format!("/lib/{}", name.display())));
         }
-        let jail = jail
-            .env("LD_LIBRARY_PATH", "/lib")
-            .env("DENO_DIR", "/tmp/deno")
-            .env("DENO_NO_UPDATE_CHECK", "1")
-            .env("NO_COLOR", "1");
+        let snapshot = self.snapshot.as_deref();
+        parts.extend(snapshot.map(|snapshot| (snapshot, SNAPSHOT.to_owned())));
+        parts
+    }
+
+    /// The file of Python's memory, where there is one.
+    pub(super) fn snapshot(&self) -> Option<&Path> {
+        self.snapshot.as_deref()
+    }
+
+    /// A jail with Deno, Pyodide and nothing else of the host's.
+    fn jail(&self) -> Result<Jail, Error> {
+        let mut jail = Jail::new(Backend::Deno)?;
+        for (host, inside) in self.parts() {
+            jail = jail.show(host, inside);
+        }
+        for (name, value) in VARIABLES {
+            jail = jail.env(name, value);
+        }
         jail.put(LAUNCHER.as_bytes(), "/task/deno.mjs")
     }
 
@@ -146,8 +169,7 @@ impl Deno {
         let told = Tail::default();
         let jail = self
             .jail()?
-            .put(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?
-            .args(SEAL);
+            .put(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?;
         let arguments = OPTIONS
             .iter()
             .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
@@ -235,12 +257,8 @@ impl Sandbox for Deno {
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
-        let mut jail = self.jail()?;
-        if let Some(snapshot) = &self.snapshot {
-            jail = jail.show(snapshot, SNAPSHOT);
-        }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?.args(SEAL);
+        let jail = pyodide::put(self.jail()?, Backend::Deno, &task, snapshot)?;
         let arguments = OPTIONS.iter().chain(&[READABLE, "/task/deno.mjs"]);
         let streams = Streams {
             stdin: task.stdin,

@@ -48,8 +48,7 @@ fn printed_beyond_deno(script: String) -> String {
             .jail()
             .unwrap()
             .put(script.as_bytes(), "/task/x.mjs")
-            .unwrap()
-            .args(SEAL);
+            .unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
         process::run(jail.program("/deno", arguments).unwrap(), streams, limits).unwrap()
     })

@@ -73,7 +73,8 @@ impl Gvisor {
         let (answer, answered) = answer()?;
         let (jail, words, stderr) = Jail::new(Backend::Gvisor)?.set_words_aside()?;
         let init = for_reading(INIT)?;
-        let mut args = bundle::runsc_args();
+        let mut args = vec!["--rootless".to_owned(), "--platform=systrap".to_owned()];
+        args.extend(bundle::runsc_args());
         args.push(format!("--exec-fd={}", init.as_raw_fd()));
         let mut pass = |number: RawFd, inside: RawFd| {
             args.push(format!("--pass-fd={number}:{inside}"));
@@ -111,8 +112,8 @@ pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
         None => "runsc is not installed".into(),
     };
     let all = installed.into_iter().chain(assets::debian::runsc(cache));
-    let runsc = all.into_iter().find(|path| has_systrap(path));
-    runsc.ok_or_else(|| Error::Unavailable {
+    let found = all.into_iter().find(|path| has_systrap(path));
+    found.ok_or_else(|| Error::Unavailable {
         backend: Backend::Gvisor,
         why,
         hint: "`minivm doctor --fix` fetches one".into(),

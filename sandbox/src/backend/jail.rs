@@ -17,6 +17,21 @@ use super::{Backend, Error, cannot};
 const BUBBLEWRAP: &str = "bwrap";
 const HINT: &str = "`sudo apt-get install bubblewrap` installs it";
 
+/// What closes the jail when all is in it. Whoever is root outside would be so inside too, over the jail's mounts: with that
+/// power the host's files, which are shown for reading, can be made writable again. So it is another user there, without any
+/// powers; Chromium's own sandbox wants one too. Then the jail's root can be written to no more; its `/tmp` can, a file
+/// system of its own in memory.
+const SEAL: [&str; 8] = [
+    "--uid",
+    "1000",
+    "--gid",
+    "1000",
+    "--cap-drop",
+    "ALL",
+    "--remount-ro",
+    "/",
+];
+
 /// A jail with nothing in it but an empty `/tmp`, `/proc` and a `/dev` of the harmless devices.
 pub(super) struct Jail {
     backend: Backend,
@@ -81,7 +96,11 @@ impl Jail {
     /// Looks whether jails can be made here.
     pub(super) fn check(backend: Backend) -> Result<(), Error> {
         let mut command = Jail::new(backend)?.show_system().command;
-        let output = command.args(["--", "true"]).stdin(Stdio::null()).output();
+        let output = command
+            .args(SEAL)
+            .args(["--", "true"])
+            .stdin(Stdio::null())
+            .output();
         let output = output.map_err(cannot("run bubblewrap"))?;
         if output.status.success() {
             return Ok(());
@@ -148,12 +167,6 @@ impl Jail {
         self
     }
 
-    /// What bubblewrap is told else.
-    pub(super) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.command.args(args);
-        self
-    }
-
     /// The program, by its path inside.
     pub(super) fn program<S: AsRef<OsStr>>(
         mut self,
@@ -163,6 +176,7 @@ impl Jail {
         let (status, told) = io::pipe().map_err(cannot("create a pipe"))?;
         let told = OwnedFd::from(told);
         let number = told.as_raw_fd().to_string();
+        self.command.args(SEAL);
         self.command.args(["--json-status-fd", &number, "--"]);
         self.command.arg(program).args(args);
         self.inherited.push(told);

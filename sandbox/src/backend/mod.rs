@@ -22,6 +22,7 @@ mod process;
 mod pyodide;
 pub mod reach;
 mod task;
+mod turducken;
 mod watch;
 
 use std::ffi::OsString;
@@ -40,6 +41,7 @@ pub use jail::find_program;
 pub use microvm::Microvm;
 pub use monty::Monty;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
+pub use turducken::Turducken;
 
 /// The five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,24 +19,9 @@ use super::{Backend, Capability, Error, Program, Task, cannot};
 use crate::machine::guest_name;
 
 /// Python's side: runs the code as `python -c` does.
-const BOOTSTRAP: &str = include_str!("../../assets/bootstrap.py");
+pub(super) const BOOTSTRAP: &str = include_str!("../../assets/bootstrap.py");
 /// JavaScript's side, as far as it is the same.
 pub(super) const SHARED: &str = include_str!("../../assets/pyodide.mjs");
-
-/// What closes the jail when all is in it. Whoever is root outside would be so inside too, over the jail's mounts: with that
-/// power the host's files, which are shown for reading, can be made writable again. So it is another user there, without any
-/// powers; Chromium's own sandbox wants one too. Then the jail's root can be written to no more; its `/tmp` can, a file
-/// system of its own in memory.
-pub(super) const SEAL: [&str; 8] = [
-    "--uid",
-    "1000",
-    "--gid",
-    "1000",
-    "--cap-drop",
-    "ALL",
-    "--remount-ro",
-    "/",
-];
 
 /// Where the jail has Python's memory as it is when Python has just started, if anything has.
 pub(super) const SNAPSHOT: &str = "/snapshot";

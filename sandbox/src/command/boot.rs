@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context;
 use clap::Args;
 use minivm::lab::{self, LabRequest, Root};
-use minivm::startup;
 use minivm_vmm::{Builder, CPUS_MAX, Config, Control, Error, Input, Kernel, Outcome};
 
 use super::accel::AccelArg;
@@ -119,7 +118,6 @@ fn run_here(config: Config) -> anyhow::Result<ExitCode> {
     let _ = control.set(machine.control());
     // Only now: whatever failed before was printed to a terminal in order.
     let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
-    startup::let_go();
     let outcome = machine.run();
     drop(raw);
     let outcome = match outcome {

@@ -15,6 +15,7 @@ mod request;
 mod run;
 mod signals;
 mod terminal;
+mod turducken;
 mod units;
 
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Make an initramfs of a container image
     Build(build::BuildArgs),
+    /// Run Python code in Pyodide in Deno in gVisor in a machine
+    Turducken(turducken::TurduckenArgs),
     /// Remove the images and archives that are kept in the cache
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
@@ -82,6 +85,7 @@ impl Cli {
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Build(args)) => build::run(&args),
+            Some(Command::Turducken(args)) => turducken::run(&args, self.verbose),
             Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),

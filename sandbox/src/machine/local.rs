@@ -11,7 +11,6 @@ use super::console::Tail;
 use super::wire::wire;
 use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::printable::Filter;
-use crate::startup;
 
 /// Builds the machine and runs it on threads of its own.
 pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
@@ -31,10 +30,7 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     let (from_guest, to_guest) = wire(from, to, machine.memory());
     let running = thread::Builder::new()
         .name("machine".into())
-        .spawn(move || {
-            startup::let_go();
-            machine.run()
-        })
+        .spawn(move || machine.run())
         .map_err(cannot("start a thread"))?;
     let end = move || {
         let outcome = running.join().unwrap_or_else(|_| {

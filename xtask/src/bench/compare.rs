@@ -65,14 +65,25 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         compare(args.runs, &minivm, backend, by_hand)?;
     }
     println!("\nMonty in process, from code to answer:");
-    print!("{}", capture(Command::new(&in_process).args(["--times", "1000", CODE]))?);
+    print!(
+        "{}",
+        capture(Command::new(&in_process).args(["--times", "1000", CODE]))?
+    );
     Ok(())
 }
 
 /// Measures a pair in turn and says what the adapter costs.
 fn compare(runs: usize, minivm: &Path, backend: &str, by_hand: Vec<String>) -> Result<()> {
     let minivm = text(minivm);
-    let words = [&*minivm, "run", "--quiet", "--backend", backend, "--code", CODE];
+    let words = [
+        &*minivm,
+        "run",
+        "--quiet",
+        "--backend",
+        backend,
+        "--code",
+        CODE,
+    ];
     let contenders = [
         Contender::new(&format!("minivm run --backend {backend}"), &words),
         Contender {
@@ -83,7 +94,10 @@ fn compare(runs: usize, minivm: &Path, backend: &str, by_hand: Vec<String>) -> R
     let all = sample::run(&SampleArgs {
         runs,
         copy: Vec::new(),
-        commands: contenders.iter().map(|one| Words(one.command.clone())).collect(),
+        commands: contenders
+            .iter()
+            .map(|one| Words(one.command.clone()))
+            .collect(),
     })?;
     let names: Vec<String> = contenders.into_iter().map(|one| one.name).collect();
     let title = format!("{backend}: exec → end, {runs} runs each");
@@ -96,7 +110,11 @@ fn verdict(ours: &Times, by_hand: &Times) -> String {
     let (ours, by_hand) = (median(&ours.to_end), median(&by_hand.to_end));
     let cost = ours - by_hand;
     let allowed = MILLISECONDS.max(SHARE * by_hand);
-    let kept = if cost <= allowed { "within" } else { "MORE THAN" };
+    let kept = if cost <= allowed {
+        "within"
+    } else {
+        "MORE THAN"
+    };
     format!("the adapter costs {cost:.1} ms: {kept} {allowed:.0} ms")
 }
 
@@ -104,14 +122,24 @@ impl Tools {
     fn find(minivm: &Path) -> Result<Tools> {
         let checks: Value = serde_json::from_str(&doctor(minivm)?)?;
         let detail = |name: &str| {
-            let check = checks.as_array().into_iter().flatten().find(|check| check["name"] == name);
+            let check = checks
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|check| check["name"] == name);
             let path = check.and_then(|check| check["detail"].as_str());
-            path.map(PathBuf::from).with_context(|| format!("the doctor knows no {name}"))
+            path.map(PathBuf::from)
+                .with_context(|| format!("the doctor knows no {name}"))
         };
         let deno = detail("deno")?;
         let modules = deno.ancestors().find(|path| path.ends_with("node_modules"));
-        let modules = modules.context("deno is not below node_modules")?.to_owned();
-        let assets = modules.ancestors().nth(2).context("node_modules is in the assets")?;
+        let modules = modules
+            .context("deno is not below node_modules")?
+            .to_owned();
+        let assets = modules
+            .ancestors()
+            .nth(2)
+            .context("node_modules is in the assets")?;
         Ok(Tools {
             runsc: detail("gvisor")?,
             chromium: detail("chromium")?,
@@ -124,19 +152,60 @@ impl Tools {
     fn gvisor(&self, root: &Path) -> Vec<String> {
         let root = format!("--root={}", text(root));
         let runsc = text(&self.runsc);
-        let flags = ["--rootless", "--platform=systrap", "--network=none", "--ignore-cgroups"];
-        let words = [&["env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", &runsc], &flags[..]].concat();
-        let inside = ["do", "--cwd", "/", &root, "/usr/local/bin/python3", "-u", "-c", CODE];
-        words.iter().chain(&inside).map(|&word| word.to_owned()).collect()
+        let flags = [
+            "--rootless",
+            "--platform=systrap",
+            "--network=none",
+            "--ignore-cgroups",
+        ];
+        let words = [
+            &["env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", &runsc],
+            &flags[..],
+        ]
+        .concat();
+        let inside = [
+            "do",
+            "--cwd",
+            "/",
+            &root,
+            "/usr/local/bin/python3",
+            "-u",
+            "-c",
+            CODE,
+        ];
+        words
+            .iter()
+            .chain(&inside)
+            .map(|&word| word.to_owned())
+            .collect()
     }
 
     fn deno(&self, folder: &Path) -> Result<Vec<String>> {
         let script = folder.join("deno.mjs");
         fs::write(&script, BY_HAND_DENO)?;
-        let allow = format!("--allow-read={},{}", text(&self.pyodide), text(&self.snapshot));
-        let (deno, pyodide, snapshot) = (text(&self.deno), text(&self.pyodide), text(&self.snapshot));
-        let flags = ["run", "--no-prompt", "--no-remote", "--no-npm", "--no-config", "--no-lock", "--cached-only"];
-        let words = [&[&*deno], &flags[..], &[&allow, &text(&script), &pyodide, &snapshot, CODE]].concat();
+        let script = text(&script);
+        let allow = format!(
+            "--allow-read={},{}",
+            text(&self.pyodide),
+            text(&self.snapshot)
+        );
+        let (deno, pyodide, snapshot) =
+            (text(&self.deno), text(&self.pyodide), text(&self.snapshot));
+        let flags = [
+            "run",
+            "--no-prompt",
+            "--no-remote",
+            "--no-npm",
+            "--no-config",
+            "--no-lock",
+            "--cached-only",
+        ];
+        let words = [
+            &[&*deno],
+            &flags[..],
+            &[&allow, &script, &pyodide, &snapshot, CODE],
+        ]
+        .concat();
         Ok(words.into_iter().map(str::to_owned).collect())
     }
 
@@ -157,6 +226,7 @@ fn doctor(minivm: &Path) -> Result<String> {
 fn newest_snapshot(assets: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(assets)?.flatten().map(|entry| entry.path());
     let snapshots = entries.filter(|path| path.extension().is_some_and(|end| end == "snapshot"));
-    let newest = snapshots.max_by_key(|path| fs::metadata(path).and_then(|file| file.modified()).ok());
+    let newest =
+        snapshots.max_by_key(|path| fs::metadata(path).and_then(|file| file.modified()).ok());
     newest.context("no snapshot of Python's memory in the assets")
 }

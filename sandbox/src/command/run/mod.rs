@@ -1,7 +1,7 @@
 //! `minivm run`: a command in a machine made from a container image, or in another sandbox.
 
 mod backend;
-mod machine;
+pub(super) mod machine;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -170,7 +170,10 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
 }
 
 /// Where an output goes: to our own of the same name, without a buffer, or into memory.
-fn output(captured: Option<&Memory>, own: impl AsFd) -> anyhow::Result<Box<dyn Write + Send>> {
+pub(super) fn output(
+    captured: Option<&Memory>,
+    own: impl AsFd,
+) -> anyhow::Result<Box<dyn Write + Send>> {
     if let Some(memory) = captured {
         return Ok(Box::new(memory.clone()));
     }
