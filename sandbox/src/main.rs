@@ -5,11 +5,6 @@ mod command;
 use std::process::ExitCode;
 
 use clap::Parser;
-use minivm::backend::monty;
-
-/// It counts where `minivm monty-worker` asks it to.
-#[global_allocator]
-static ALLOCATOR: monty::Allocator = monty::Allocator;
 
 fn main() -> ExitCode {
     match command::Cli::parse().run() {

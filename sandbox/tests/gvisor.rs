@@ -44,7 +44,7 @@ fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
     let mut image = python_image();
     change(&mut image.config);
     let host = Host {
-        program: env!("CARGO_BIN_EXE_minivm").into(),
+        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
         cache: cache.to_owned(),
         image: Some(Arc::new(image)),
         kernel: None,

@@ -27,7 +27,7 @@ struct Ran {
 
 fn run(code: &str) -> Ran {
     let host = Host {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_minivm")),
+        worker: PathBuf::from(env!("CARGO_BIN_EXE_minivm-worker")),
         cache: PathBuf::new(),
         image: None,
         kernel: None,

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn sandbox() -> Box<dyn Sandbox> {
     let host = Host {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_minivm")),
+        worker: PathBuf::from(env!("CARGO_BIN_EXE_minivm-worker")),
         cache: PathBuf::new(),
         image: None,
         kernel: None,
@@ -508,7 +508,7 @@ fn many_in_a_row_and_several_at_once_leave_nothing() {
     // By this path its processes can be told from those of other tests.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("minivm");
-    std::fs::copy(env!("CARGO_BIN_EXE_minivm"), &program).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_minivm-worker"), &program).unwrap();
     let sandbox = Monty::new(program.clone());
     for number in 0..20 {
         let code = format!("print(f({number}))");

@@ -23,7 +23,7 @@ fn open(backend: Backend) -> Box<dyn Sandbox> {
     let cache = minivm::cache::folder().unwrap();
     npm::install(&cache, &mut |what| eprintln!("{what}")).unwrap();
     let host = Host {
-        program: env!("CARGO_BIN_EXE_minivm").into(),
+        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
         cache,
         image: None,
         kernel: None,

@@ -62,7 +62,7 @@ fn nothing_stays() {
     let cache = minivm::cache::folder().unwrap();
     npm::install(&cache, &mut |_| {}).unwrap();
     let host = Host {
-        program: env!("CARGO_BIN_EXE_minivm").into(),
+        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
         cache: cache.clone(),
         image: None,
         kernel: None,

@@ -45,8 +45,7 @@ fn two_and_two_are_four_through_four_walls() {
 
 #[test]
 #[ignore = "needs a kernel, Deno, Pyodide and runsc: cargo xtask test"]
-fn each_wall_is_there_and_what_goes_wrong_is_told() {
-    // Pyodide says its platform, Deno forbids files, gVisor has no network, and the machine is the turducken.
+fn python_is_pyodides_and_files_are_forbidden_by_deno() {
     let code = "import sys, js\nprint(sys.platform, 'ä')\n\
                 try: js.Deno.readTextFileSync('/etc/hostname')\n\
                 except Exception as e: print('NotCapable' in str(e))\n\

@@ -22,7 +22,7 @@ use minivm::machine::Place;
 
 fn main() -> Result<()> {
     let host = Host {
-        program: minivm()?,
+        worker: worker()?,
         cache: PathBuf::new(),
         image: None,
         kernel: None,
@@ -50,11 +50,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The command, which Cargo puts beside the folder of the examples.
-fn minivm() -> Result<PathBuf> {
+/// The program for inside, which Cargo puts beside the folder of the examples.
+fn worker() -> Result<PathBuf> {
     let example = std::env::current_exe()?;
     let folder = example.parent().and_then(|folder| folder.parent());
-    let program = folder.context("the example is nowhere")?.join("minivm");
+    let program = folder
+        .context("the example is nowhere")?
+        .join("minivm-worker");
     ensure!(
         program.is_file(),
         "there is no {}: `cargo build -p minivm` makes it",

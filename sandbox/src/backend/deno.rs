@@ -124,7 +124,7 @@ impl Deno {
         self.snapshot
     }
 
-    /// What of the host's files it needs, and where it finds them, but for its launcher.
+    /// What of the host's files it needs, and where it finds them, but for its launcher and the snapshot.
     pub(super) fn parts(&self) -> Vec<(&Path, String)> {
         let mut parts = vec![
             (&*self.deno, "/deno".to_owned()),
@@ -135,8 +135,6 @@ impl Deno {
             let name = library.file_name().unwrap_or_default();
             parts.push((library, format!("/lib/{}", name.display())));
         }
-        let snapshot = self.snapshot.as_deref();
-        parts.extend(snapshot.map(|snapshot| (snapshot, SNAPSHOT.to_owned())));
         parts
     }
 
@@ -257,8 +255,12 @@ impl Sandbox for Deno {
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
+        let mut jail = self.jail()?;
+        if let Some(snapshot) = &self.snapshot {
+            jail = jail.show(snapshot, SNAPSHOT);
+        }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(self.jail()?, Backend::Deno, &task, snapshot)?;
+        let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?;
         let arguments = OPTIONS.iter().chain(&[READABLE, "/task/deno.mjs"]);
         let streams = Streams {
             stdin: task.stdin,

@@ -1,6 +1,6 @@
-//! What sandboxes are made of on this host: this program, the cache, an image, a kernel.
+//! What sandboxes are made of on this host: a program for inside, the cache, an image, a kernel.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minivm_guest::image::Image;
@@ -13,8 +13,8 @@ use crate::machine::Place;
 /// Where sandboxes come from.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// The command `minivm`: some sandboxes run a part of it inside.
-    pub program: PathBuf,
+    /// The program `minivm-worker`, which some sandboxes run inside. It lies beside `minivm`: see [`Host::worker_beside`].
+    pub worker: PathBuf,
     /// The cache's folder, see [`crate::cache::folder`].
     pub cache: PathBuf,
     /// The image of those sandboxes that need one.
@@ -26,6 +26,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// Where the worker is that belongs to this `minivm`.
+    pub fn worker_beside(minivm: &Path) -> PathBuf {
+        minivm.with_file_name("minivm-worker")
+    }
+
     /// Opens one of the sandboxes. What it is made of is made first, where it isn't there: an archive or a folder of the image.
     ///
     /// # Errors
@@ -35,9 +40,9 @@ impl Host {
         match backend {
             Backend::Microvm => Ok(Box::new(self.microvm()?)),
             Backend::Gvisor => Ok(Box::new(self.gvisor()?)),
-            Backend::Monty => Ok(Box::new(Monty::new(self.program.clone()))),
+            Backend::Monty => Ok(Box::new(Monty::new(self.worker.clone()))),
             Backend::Deno => Ok(Box::new(Deno::open(&self.cache)?)),
-            Backend::Chromium => Ok(Box::new(Chromium::open(&self.program, &self.cache)?)),
+            Backend::Chromium => Ok(Box::new(Chromium::open(&self.worker, &self.cache)?)),
         }
     }
 

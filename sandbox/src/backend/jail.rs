@@ -11,9 +11,17 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::{Backend, Error, cannot};
 
+/// How long bubblewrap may take to make a jail's first process.
+const PATIENCE: Duration = Duration::from_secs(2);
 const BUBBLEWRAP: &str = "bwrap";
 const HINT: &str = "`sudo apt-get install bubblewrap` installs it";
 
@@ -56,8 +64,8 @@ pub(super) struct Jailed {
     pub(super) command: Command,
     pub(super) inherited: Vec<OwnedFd>,
     pub(super) aside: Option<Aside>,
-    /// Where bubblewrap tells how the program ended, if it ever began.
-    pub(super) status: PipeReader,
+    /// What bubblewrap tells of it.
+    pub(super) status: Status,
 }
 
 impl Jail {
@@ -185,21 +193,62 @@ impl Jail {
             command: self.command,
             inherited: self.inherited,
             aside: self.aside,
-            status,
+            status: Status {
+                pipe: status,
+                told: String::new(),
+            },
         })
     }
 }
 
-/// The program's exit code, from what bubblewrap has told. None where it never began, or was killed.
-pub(super) fn exit_code(mut status: PipeReader) -> Option<u8> {
-    let mut told = String::new();
-    status.read_to_string(&mut told).ok()?;
-    let (_, code) = told.rsplit_once("\"exit-code\":")?;
-    let digits = code
-        .trim_start()
+/// What bubblewrap tells, as JSON: of the jail's first process when there is one, and of the program's end, if it ever began.
+pub(super) struct Status {
+    pipe: PipeReader,
+    told: String,
+}
+
+impl Status {
+    /// The jail's first process, with whose end all others end. It is waited for, but not for long.
+    ///
+    /// Who ends bubblewrap itself before that may leave the jail behind: its first process is bound to bubblewrap's life only when
+    /// it has come to that.
+    pub(super) fn first_process(&mut self) -> Option<Pid> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let first = number(&self.told, "\"child-pid\":");
+            if let Some(pid) = first.filter(|_| self.told.contains('}')) {
+                return Pid::from_raw(pid);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).ok()?;
+            let mut events = [PollFd::new(&self.pipe, PollFlags::IN)];
+            match poll(&mut events, Some(&timeout)) {
+                Ok(1..) => {}
+                Err(Errno::INTR) => continue,
+                _ => return None,
+            }
+            let mut buffer = [0; 256];
+            let len = self.pipe.read(&mut buffer).ok().filter(|len| *len > 0)?;
+            self.told += &String::from_utf8_lossy(&buffer[..len]);
+        }
+    }
+
+    /// The program's exit code. None where it never began, or was killed. All that could still tell it is gone.
+    pub(super) fn exit_code(mut self) -> Option<u8> {
+        self.pipe.read_to_string(&mut self.told).ok()?;
+        number(&self.told, "\"exit-code\":")
+    }
+}
+
+/// The number behind the last of these names.
+fn number<T: FromStr>(told: &str, name: &str) -> Option<T> {
+    let (_, number) = told.rsplit_once(name)?;
+    let digits = number.trim_start();
+    digits
         .split(|c: char| !c.is_ascii_digit())
-        .next();
-    digits?.parse().ok()
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// The error where bubblewrap said this instead of starting a program.
@@ -229,20 +278,24 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn told(text: &str) -> Option<u8> {
-        let (reader, mut writer) = io::pipe().unwrap();
+    /// The first process and the exit code.
+    fn told(text: &str) -> (Option<i32>, Option<u8>) {
+        let (pipe, mut writer) = io::pipe().unwrap();
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
-        exit_code(reader)
+        let told = String::new();
+        let mut status = Status { pipe, told };
+        let first = status.first_process().map(|pid| pid.as_raw_nonzero().get());
+        (first, status.exit_code())
     }
 
     #[test]
     fn a_program_that_never_began_has_no_exit_code() {
-        assert_eq!(
-            told("{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n"),
-            Some(42)
-        );
-        assert_eq!(told("{ \"child-pid\": 7 }\n"), None);
-        assert_eq!(told(""), None);
+        let both = "{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n";
+        assert_eq!(told(both), (Some(7), Some(42)));
+        assert_eq!(told("{ \"child-pid\": 7 }\n"), (Some(7), None));
+        assert_eq!(told("{ \"child-pid\": 7"), (None, None));
+        assert_eq!(told("{ \"child-pid\": 0 }\n"), (None, None));
+        assert_eq!(told(""), (None, None));
     }
 }

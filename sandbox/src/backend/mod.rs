@@ -275,6 +275,18 @@ pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
     Ok(["python3", "-u", "-c", code].map(Into::into).to_vec())
 }
 
+/// Looks whether the program for inside is there.
+fn worker_is_there(backend: Backend, worker: &Path) -> Result<(), Error> {
+    if worker.is_file() {
+        return Ok(());
+    }
+    Err(Error::Unavailable {
+        backend,
+        why: format!("there is no program {}", worker.display()),
+        hint: "it is built with minivm, and belongs beside it".into(),
+    })
+}
+
 /// Names the action in the error of a system call.
 fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let action = action.into();

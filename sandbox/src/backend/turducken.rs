@@ -85,12 +85,14 @@ impl Parts {
     fn new(runsc: &Path, deno: &Deno) -> Result<Parts, Error> {
         let mut copied = vec![(runsc.to_owned(), RUNSC.to_owned())];
         let below = |inside: &str| format!("{INNER}{inside}");
-        let parts = deno.parts().into_iter();
+        let snapshot = deno.snapshot();
+        let shown = snapshot.map(|snapshot| (snapshot, pyodide::SNAPSHOT.to_owned()));
+        let parts = deno.parts().into_iter().chain(shown);
         copied.extend(parts.map(|(host, inside)| (host.to_owned(), below(&inside))));
         let mut arguments = vec!["/deno"];
         arguments.extend(super::deno::OPTIONS);
         arguments.extend([V8, super::deno::READABLE, LAUNCHER_PATH]);
-        arguments.extend(deno.snapshot().map(|_| pyodide::SNAPSHOT));
+        arguments.extend(snapshot.map(|_| pyodide::SNAPSHOT));
         let env: Vec<String> = super::deno::VARIABLES
             .map(|(name, value)| format!("{name}={value}"))
             .to_vec();

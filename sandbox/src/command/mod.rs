@@ -3,12 +3,10 @@
 mod accel;
 mod boot;
 mod build;
-mod chromium;
 mod compare;
 mod doctor;
 mod image;
 mod lab;
-mod monty;
 mod relay;
 mod report;
 mod request;
@@ -68,12 +66,6 @@ enum Command {
     /// The lab's end of `minivm run`
     #[command(name = minivm::machine::remote::RELAY_COMMAND, hide = true)]
     LabRelay(relay::RelayArgs),
-    /// The part of the backend chromium that is in its jail
-    #[command(name = minivm::backend::chromium::WORKER_COMMAND, hide = true)]
-    ChromiumWorker(chromium::WorkerArgs),
-    /// The process in which the backend monty interprets code
-    #[command(name = minivm::backend::monty::WORKER_COMMAND, hide = true)]
-    MontyWorker(monty::WorkerArgs),
 }
 
 impl Cli {
@@ -91,8 +83,6 @@ impl Cli {
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm::lab::run_as_init(),
             Some(Command::LabRelay(args)) => relay::run(args),
-            Some(Command::ChromiumWorker(args)) => chromium::run(&args),
-            Some(Command::MontyWorker(args)) => monty::run(&args),
         }
     }
 }

@@ -23,7 +23,7 @@ const OUTPUT_MAX: u64 = 16 << 20;
 /// What is inside what, and what each keeps the next one from.
 const PICTURE: &str = "\
 microVM ▸ gVisor ▸ Deno ▸ Pyodide
-   │        │       │       └ CPython as WebAssembly: no machine code of the code's own
+   │        │       │       └ CPython as WebAssembly, in a memory of its own
    │        │       └ permissions: no file but Pyodide's, no network, no process
    │        └ a kernel in user space: the code's system calls are answered by it
    └ a Linux of its own, on virtual hardware (KVM)

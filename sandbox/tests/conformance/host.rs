@@ -43,7 +43,7 @@ pub(crate) fn host() -> &'static Host {
             &Unwatched,
         );
         Host {
-            program: minivm(),
+            worker: Host::worker_beside(&minivm()),
             cache,
             image: Some(Arc::new(image.unwrap())),
             kernel: std::env::var_os("MINIVM_TEST_KERNEL").map(PathBuf::from),

@@ -6,7 +6,7 @@
 //! its own, so that whatever a browser has for talking to the world (requests, sockets, WebRTC, windows, forms) talks to
 //! nobody. Of the host's files it shows the programs and libraries in `/usr`, which Chromium needs many of, for reading.
 //!
-//! The jail's first program is minivm itself ([`worker`]): it starts Chromium, with a profile that goes with the jail, drives
+//! The jail's first program is `minivm-worker` ([`worker`]): it starts Chromium, with a profile that goes with the jail, drives
 //! it over DevTools, and serves the page (`server`) on the jail's loopback. The page can ask for what is served, which is
 //! Pyodide and the task, and can call the function by which it tells its output and end: with either it does what Python does
 //! with `print` and `sys.exit`. DevTools itself refuses sockets and questions that a page's origin comes with.
@@ -25,12 +25,14 @@ use std::path::{Path, PathBuf};
 use super::jail::{Jail, find_program};
 use super::process::{self, Streams};
 use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
-use super::{Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot};
+use super::{
+    Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot, worker_is_there,
+};
 use crate::assets::npm;
 use crate::printable::printable;
 
-/// The command of minivm's that is run in the jail.
-pub const WORKER_COMMAND: &str = "chromium-worker";
+/// The command of `minivm-worker`'s for it.
+pub const WORKER_COMMAND: &str = "chromium";
 /// What it ends with where the page didn't come to its end. Code may end with it too: the difference is what it has told.
 pub const WORKER_FAILED: u8 = 125;
 
@@ -45,19 +47,19 @@ const BROWSERS: [&str; 3] = [
 
 /// Chromium, Pyodide, and minivm, which drives.
 pub struct Chromium {
-    program: PathBuf,
+    worker: PathBuf,
     chromium: PathBuf,
     pyodide: PathBuf,
     snapshot: Option<PathBuf>,
 }
 
 impl Chromium {
-    /// This host's Chromium and the Pyodide in this cache, driven by the command `minivm`.
+    /// This host's Chromium and the Pyodide in this cache, driven by the program `minivm-worker`.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`] where something isn't installed.
-    pub fn open(program: &Path, cache: &Path) -> Result<Chromium, Error> {
+    pub fn open(worker: &Path, cache: &Path) -> Result<Chromium, Error> {
         let chromium = find()?;
         let pyodide = npm::pyodide(cache).ok_or_else(|| {
             unavailable(
@@ -66,7 +68,7 @@ impl Chromium {
             )
         })?;
         Ok(Chromium {
-            program: program.to_owned(),
+            worker: worker.to_owned(),
             chromium,
             pyodide,
             // Whoever has made it: the same Python runs in both.
@@ -108,6 +110,7 @@ impl Sandbox for Chromium {
     }
 
     fn check(&self) -> Result<(), Error> {
+        worker_is_there(Backend::Chromium, &self.worker)?;
         Jail::check(Backend::Chromium)
     }
 
@@ -117,7 +120,7 @@ impl Sandbox for Chromium {
         let number = tell.as_raw_fd().to_string();
         let jail = Jail::new(Backend::Chromium)?
             .show_system()
-            .show(&self.program, "/minivm")
+            .show(&self.worker, "/worker")
             .show(&self.pyodide, "/pyodide")
             .put(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
             .env("HOME", "/tmp")
@@ -130,7 +133,7 @@ impl Sandbox for Chromium {
         let jail = pyodide::put(jail, Backend::Chromium, &task, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
-            "/minivm",
+            "/worker",
             [WORKER_COMMAND.as_ref(), chromium, number.as_ref()],
         )?;
         let streams = Streams {

@@ -36,6 +36,7 @@ use super::jail::Jail;
 use super::process::{self, Streams};
 use super::{
     Backend, Capability, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot,
+    worker_is_there,
 };
 use crate::printable::printable;
 
@@ -43,8 +44,8 @@ pub use in_process::InProcess;
 pub use memory::Allocator;
 pub use worker::work;
 
-/// The worker's command, which is for us alone.
-pub const WORKER_COMMAND: &str = "monty-worker";
+/// The command of `minivm-worker`'s for it.
+pub const WORKER_COMMAND: &str = "monty";
 
 const CAPABILITIES: &[Capability] = &[
     Capability::Environment,
@@ -62,13 +63,13 @@ const OWN_MEMORY: u64 = 8 << 20;
 
 /// The interpreter in a jailed process.
 pub struct Monty {
-    program: PathBuf,
+    worker: PathBuf,
 }
 
 impl Monty {
-    /// With this program, `minivm`, as the worker.
-    pub fn new(program: PathBuf) -> Self {
-        Monty { program }
+    /// With this program, `minivm-worker`.
+    pub fn new(worker: PathBuf) -> Self {
+        Monty { worker }
     }
 
     fn jail(&self, task: &Task) -> Result<Jail, Error> {
@@ -85,8 +86,7 @@ impl Monty {
             scope: scope(task, task.limits.memory.map(own)),
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
-        let jail = Jail::new(Backend::Monty)?.show(&self.program, "/minivm");
-        // Where root starts it, bubblewrap leaves it root's powers over its namespaces. It has no use for them.
+        let jail = Jail::new(Backend::Monty)?.show(&self.worker, "/worker");
         let jail = jail.put(&order, worker::ORDER)?;
         match &task.program {
             Program::Resume { state, .. } => jail.put(state, worker::STATE),
@@ -109,13 +109,7 @@ impl Sandbox for Monty {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if !self.program.is_file() {
-            return Err(Error::Unavailable {
-                backend: Backend::Monty,
-                why: format!("there is no program {}", self.program.display()),
-                hint: "it has to be the command minivm".into(),
-            });
-        }
+        worker_is_there(Backend::Monty, &self.worker)?;
         Jail::check(Backend::Monty)
     }
 
@@ -124,7 +118,7 @@ impl Sandbox for Monty {
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let theirs = OwnedFd::from(theirs);
         let args = [WORKER_COMMAND.into(), theirs.as_raw_fd().to_string()];
-        let jailed = jail.hand(theirs).program("/minivm", args)?;
+        let jailed = jail.hand(theirs).program("/worker", args)?;
         let serving = serve_in_thread(ours, task.functions)?;
         let limits = Limits {
             time: task.limits.time.map(|time| time.saturating_add(GRACE)),

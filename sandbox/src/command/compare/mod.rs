@@ -129,7 +129,9 @@ impl CompareArgs {
         };
         let open = |source: Source| image::open(&source, &self.pull, &image::shelf()?);
         Ok(Host {
-            program: std::env::current_exe().context("cannot tell where minivm is")?,
+            worker: Host::worker_beside(
+                &std::env::current_exe().context("cannot tell where minivm is")?,
+            ),
             cache: cache::folder()
                 .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
             image: image.map(open).transpose()?.map(Arc::new),

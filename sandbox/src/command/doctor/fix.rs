@@ -4,7 +4,7 @@
 //! have them; else the command that does it is told.
 
 use std::io::{IsTerminal, stderr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -78,7 +78,8 @@ fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()>
 
 fn host(cache: &Path) -> Host {
     Host {
-        program: "/proc/self/exe".into(),
+        // Nothing is run.
+        worker: PathBuf::new(),
         cache: cache.to_owned(),
         image: None,
         kernel: None,

@@ -92,7 +92,9 @@ impl RunArgs {
             false => None,
         };
         Ok(Host {
-            program: std::env::current_exe().context("cannot tell where minivm is")?,
+            worker: Host::worker_beside(
+                &std::env::current_exe().context("cannot tell where minivm is")?,
+            ),
             cache: cache::folder()
                 .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
             image,

@@ -1,4 +1,4 @@
-//! `minivm monty-worker`: the process in which the backend monty interprets code.
+//! `minivm-worker monty`: the process in which the backend monty interprets code.
 
 #![allow(
     unsafe_code,
@@ -14,13 +14,13 @@ use minivm::backend::monty;
 use rustix::io::FdFlags;
 
 #[derive(Args)]
-pub(super) struct WorkerArgs {
+pub(crate) struct WorkerArgs {
     /// The number of the socket
     socket: RawFd,
 }
 
 /// Runs the task that is in the jail.
-pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     ensure!(
         args.socket > 2,
         "the socket has to be none of the three streams"

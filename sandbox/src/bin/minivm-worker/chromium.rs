@@ -1,4 +1,4 @@
-//! `minivm chromium-worker`: the part of the backend chromium that is in its jail.
+//! `minivm-worker chromium`: the part of the backend chromium that is in its jail.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use clap::Args;
 use minivm::backend::chromium::{WORKER_FAILED, tell, worker};
 
 #[derive(Args)]
-pub(super) struct WorkerArgs {
+pub(crate) struct WorkerArgs {
     /// The browser
     chromium: PathBuf,
     /// The number of the open file that is told of failures
@@ -15,7 +15,7 @@ pub(super) struct WorkerArgs {
 }
 
 /// Runs the jail's task in a page.
-pub(super) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     match worker::run(&args.chromium) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(failure) => {

@@ -1,0 +1,40 @@
+//! `minivm-worker`: what runs inside the jails of sandboxes that need a program of ours there.
+//!
+//! It is a program of its own, so that the monitor carries neither an interpreter nor a browser's protocol. `minivm` starts it;
+//! it is of no use by hand.
+
+mod chromium;
+mod monty;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Our own failure, whatever the code did.
+const EXIT_ERROR: u8 = 125;
+
+/// It counts where the interpreter asks it to.
+#[global_allocator]
+static ALLOCATOR: minivm::backend::monty::Allocator = minivm::backend::monty::Allocator;
+
+/// The part of minivm's sandboxes that is inside their jails. `minivm` starts it.
+#[derive(Parser)]
+enum Cli {
+    /// Interpret code in this process
+    #[command(name = minivm::backend::monty::WORKER_COMMAND)]
+    Monty(monty::WorkerArgs),
+    /// Drive a browser in whose page code runs
+    #[command(name = minivm::backend::chromium::WORKER_COMMAND)]
+    Chromium(chromium::WorkerArgs),
+}
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse() {
+        Cli::Monty(args) => monty::run(&args),
+        Cli::Chromium(args) => chromium::run(&args),
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("minivm-worker: {error:#}");
+        ExitCode::from(EXIT_ERROR)
+    })
+}
