@@ -4,6 +4,10 @@
 //! It is a second wall behind the sandbox's own, and what sees to it that nothing stays: the program's processes end with the
 //! first of them, which ends with us; its files lie on a file system in memory, which goes with them. So even who kills us by
 //! SIGKILL finds neither afterwards.
+//!
+//! Bubblewrap alone doesn't see to that from its first moment: it binds the jail's first process to its own life only some
+//! milliseconds after it has made it. So it is itself the first process of a namespace, which `unshare` makes, and all that is
+//! below it ends with it, whatever it has come to.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,19 +15,12 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::str::FromStr;
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::Pid;
 
 use super::{Backend, Error, cannot};
 
-/// How long bubblewrap may take to make a jail's first process.
-const PATIENCE: Duration = Duration::from_secs(2);
 const BUBBLEWRAP: &str = "bwrap";
-const HINT: &str = "`sudo apt-get install bubblewrap` installs it";
+/// Of util-linux.
+const UNSHARE: &str = "unshare";
 
 /// What closes the jail when all is in it. Whoever is root outside would be so inside too, over the jail's mounts: with that
 /// power the host's files, which are shown for reading, can be made writable again. So it is another user there, without any
@@ -64,19 +61,27 @@ pub(super) struct Jailed {
     pub(super) command: Command,
     pub(super) inherited: Vec<OwnedFd>,
     pub(super) aside: Option<Aside>,
-    /// What bubblewrap tells of it.
-    pub(super) status: Status,
+    /// Where bubblewrap tells how the program ended, if it ever began.
+    pub(super) status: PipeReader,
 }
 
 impl Jail {
     pub(super) fn new(backend: Backend) -> Result<Jail, Error> {
-        let program = find_program(BUBBLEWRAP).ok_or_else(|| Error::Unavailable {
-            backend,
-            why: "bubblewrap is not installed".into(),
-            hint: HINT.into(),
-        })?;
-        let mut command = Command::new(program);
+        let installed = |program: &str, package: &str| {
+            find_program(program).ok_or_else(|| Error::Unavailable {
+                backend,
+                why: format!("{package} is not installed"),
+                hint: format!("`sudo apt-get install {package}` installs it"),
+            })
+        };
+        let mut command = Command::new(installed(UNSHARE, "util-linux")?);
         command.env_clear();
+        command.args(["--pid", "--fork", "--kill-child"]);
+        if !rustix::process::geteuid().is_root() {
+            // Only there an ordinary user has the power to make other namespaces.
+            command.args(["--user", "--map-current-user"]);
+        }
+        command.arg("--").arg(installed(BUBBLEWRAP, "bubblewrap")?);
         command.args([
             "--unshare-all",
             "--die-with-parent",
@@ -193,62 +198,21 @@ impl Jail {
             command: self.command,
             inherited: self.inherited,
             aside: self.aside,
-            status: Status {
-                pipe: status,
-                told: String::new(),
-            },
+            status,
         })
     }
 }
 
-/// What bubblewrap tells, as JSON: of the jail's first process when there is one, and of the program's end, if it ever began.
-pub(super) struct Status {
-    pipe: PipeReader,
-    told: String,
-}
-
-impl Status {
-    /// The jail's first process, with whose end all others end. It is waited for, but not for long.
-    ///
-    /// Who ends bubblewrap itself before that may leave the jail behind: its first process is bound to bubblewrap's life only when
-    /// it has come to that.
-    pub(super) fn first_process(&mut self) -> Option<Pid> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let first = number(&self.told, "\"child-pid\":");
-            if let Some(pid) = first.filter(|_| self.told.contains('}')) {
-                return Pid::from_raw(pid);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).ok()?;
-            let mut events = [PollFd::new(&self.pipe, PollFlags::IN)];
-            match poll(&mut events, Some(&timeout)) {
-                Ok(1..) => {}
-                Err(Errno::INTR) => continue,
-                _ => return None,
-            }
-            let mut buffer = [0; 256];
-            let len = self.pipe.read(&mut buffer).ok().filter(|len| *len > 0)?;
-            self.told += &String::from_utf8_lossy(&buffer[..len]);
-        }
-    }
-
-    /// The program's exit code. None where it never began, or was killed. All that could still tell it is gone.
-    pub(super) fn exit_code(mut self) -> Option<u8> {
-        self.pipe.read_to_string(&mut self.told).ok()?;
-        number(&self.told, "\"exit-code\":")
-    }
-}
-
-/// The number behind the last of these names.
-fn number<T: FromStr>(told: &str, name: &str) -> Option<T> {
-    let (_, number) = told.rsplit_once(name)?;
-    let digits = number.trim_start();
-    digits
+/// The program's exit code, from what bubblewrap has told. None where it never began, or was killed.
+pub(super) fn exit_code(mut status: PipeReader) -> Option<u8> {
+    let mut told = String::new();
+    status.read_to_string(&mut told).ok()?;
+    let (_, code) = told.rsplit_once("\"exit-code\":")?;
+    let digits = code
+        .trim_start()
         .split(|c: char| !c.is_ascii_digit())
-        .next()?
-        .parse()
-        .ok()
+        .next();
+    digits?.parse().ok()
 }
 
 /// The error where bubblewrap said this instead of starting a program.
@@ -278,24 +242,20 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// The first process and the exit code.
-    fn told(text: &str) -> (Option<i32>, Option<u8>) {
-        let (pipe, mut writer) = io::pipe().unwrap();
+    fn told(text: &str) -> Option<u8> {
+        let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
-        let told = String::new();
-        let mut status = Status { pipe, told };
-        let first = status.first_process().map(|pid| pid.as_raw_nonzero().get());
-        (first, status.exit_code())
+        exit_code(reader)
     }
 
     #[test]
     fn a_program_that_never_began_has_no_exit_code() {
-        let both = "{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n";
-        assert_eq!(told(both), (Some(7), Some(42)));
-        assert_eq!(told("{ \"child-pid\": 7 }\n"), (Some(7), None));
-        assert_eq!(told("{ \"child-pid\": 7"), (None, None));
-        assert_eq!(told("{ \"child-pid\": 0 }\n"), (None, None));
-        assert_eq!(told(""), (None, None));
+        assert_eq!(
+            told("{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n"),
+            Some(42)
+        );
+        assert_eq!(told("{ \"child-pid\": 7 }\n"), None);
+        assert_eq!(told(""), None);
     }
 }

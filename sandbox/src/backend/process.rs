@@ -1,6 +1,6 @@
 //! A jailed program, run to its end: its streams, its limits, and how it ended.
 //!
-//! The program's processes end with the first of the jail's, so killing that one is enough. One thread waits for the end, for
+//! All of a jail's processes end with the one that is started here, so killing that one is enough. One thread waits for the end, for
 //! the time limit, for what happens from outside and, where no control group does it, watches the memory; one thread an
 //! output passes bytes on.
 
@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 use super::cgroup::Cgroup;
 use super::exception::Tail;
-use super::jail::{self, Aside, Jailed, Status};
+use super::jail::{self, Aside, Jailed};
 use super::{Backend, End, Error, Finished, Limits, Usage, cannot, watch};
 use crate::machine::session::Event;
 use crate::output::{Capped, Pending};
@@ -64,7 +64,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
         command,
         inherited,
         aside,
-        mut status,
+        status,
     } = jailed;
     let group = Cgroup::create(limits.memory);
     let words = aside.as_ref().map(|aside| aside.words.try_clone());
@@ -78,7 +78,6 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
     let mut watch = Watch {
         child: &mut child,
-        status: &mut status,
         group: group.as_ref(),
         limits,
         deadline: limits.time.and_then(|time| began.checked_add(time)),
@@ -88,7 +87,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let peak = watch.peak;
     let ended = child.wait().map_err(cannot("wait for a process"))?;
     let (truncated, tail) = outputs.finish();
-    let code = status.exit_code();
+    let code = jail::exit_code(status);
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
         let said = words.map(|words| content(&words.into()));
@@ -192,7 +191,6 @@ fn prepare(parent: Pid, entry: &mut Entry) -> io::Result<()> {
 /// Waits for a program's end.
 struct Watch<'a> {
     child: &'a mut Child,
-    status: &'a mut Status,
     group: Option<&'a Cgroup>,
     limits: &'a Limits,
     deadline: Option<Instant>,
@@ -214,21 +212,11 @@ impl Watch<'_> {
                 return Ok(None);
             }
             if let Some(why) = self.reason(events, closed) {
-                self.kill();
+                // It may have ended meanwhile, which is just as well.
+                let _ = self.child.kill();
                 return Ok(Some(why));
             }
         }
-    }
-
-    /// Ends all of it. It may have ended meanwhile, which is just as well.
-    fn kill(&mut self) {
-        let first = self.status.first_process();
-        // Not waited for by us, its number may be somebody else's by now.
-        let ours = |pid: &Pid| watch::parent_of(*pid) == Some(self.child.id());
-        if let Some(first) = first.filter(ours) {
-            let _ = kill_process(first, Signal::KILL);
-        }
-        let _ = self.child.kill();
     }
 
     fn patience(&self) -> Duration {

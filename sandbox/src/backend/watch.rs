@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use rustix::process::Pid;
-
 /// Bytes that a process and all below it hold, each page shared among its users.
 pub(super) fn memory_of(process: u32) -> u64 {
     let parents = parents();
@@ -23,21 +21,12 @@ fn parents() -> BTreeMap<u32, u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let parent = |entry: fs::DirEntry| {
         let process = entry.file_name().to_str()?.parse().ok()?;
-        Some((process, parent(process)?))
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // The name is in parentheses, and may have some itself.
+        let fields = stat.rsplit_once(") ")?.1;
+        Some((process, fields.split(' ').nth(1)?.parse().ok()?))
     };
     entries.filter_map(parent).collect()
-}
-
-/// A process's parent, while it is there.
-pub(super) fn parent_of(process: Pid) -> Option<u32> {
-    parent(u32::try_from(process.as_raw_nonzero().get()).ok()?)
-}
-
-fn parent(process: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name is in parentheses, and may have some itself.
-    let fields = stat.rsplit_once(") ")?.1;
-    fields.split(' ').nth(1)?.parse().ok()
 }
 
 /// A process's proportional set size, in bytes. None of its own is 0, as one's that has ended is.

@@ -48,8 +48,8 @@ pub(crate) fn tells_type_message_and_line_of_an_exception(sandbox: &dyn Sandbox)
             ("TypeError", "not this: one", 2),
         ),
         (
-            "try:\n    [][1]\nexcept IndexError:\n    raise KeyError('k')",
-            ("KeyError", "'k'", 4),
+            "try:\n    [][1]\nexcept IndexError:\n    raise RuntimeError('k')",
+            ("RuntimeError", "k", 4),
         ),
     ] {
         let ran = run(sandbox, code(text));
