@@ -12,15 +12,20 @@
 )]
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::arch::vcpu_state::{Inventory, VcpuState};
 use crate::error::{Error, Result};
+use crate::memory::GuestRam;
 use crate::outcome::Outcome;
+use crate::snapshot::capture::Frozen;
+use crate::vcpu::Surroundings;
 
 /// After how long a thread that hasn't left is called again.
 const REPEAT: Duration = Duration::from_millis(20);
@@ -29,6 +34,9 @@ const REPEAT: Duration = Duration::from_millis(20);
 #[derive(Clone)]
 pub struct Control {
     pub(crate) gate: Arc<Gate>,
+    /// Not kept alive by this handle: the machine is gone when it has ended, whoever still has one.
+    pub(crate) around: Weak<Surroundings>,
+    pub(crate) ram: Weak<GuestRam>,
 }
 
 impl Control {
@@ -42,6 +50,24 @@ impl Control {
     /// Lets a paused machine go on. Does nothing if it runs or has ended.
     pub fn resume(&self) {
         self.gate.resume();
+    }
+
+    /// Saves the machine, which must be paused, in `folder`, in place of a snapshot that may be there; the machine stays
+    /// paused meanwhile, also if somebody resumes it. Then it can be resumed or stopped. Memory that is shared with the guest
+    /// ([`Memory`](crate::Memory)) must not be written to while this goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPaused`] where it runs, has ended, or ends meanwhile; [`Error::Save`] where the snapshot can't be written,
+    /// in which case what was in the folder is still there; [`Error::Kvm`] where KVM doesn't tell the state.
+    pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
+        // Behind the RAM, so that KVM's descriptors are closed first if the machine ends meanwhile.
+        let ram = self.ram.upgrade().ok_or(Error::NotPaused)?;
+        let around = self.around.upgrade().ok_or(Error::NotPaused)?;
+        let held = self.gate.hold()?;
+        let frozen = Frozen::new(&around);
+        let vcpus = held.save(Inventory::of_this_host(&around.vm)?)?;
+        frozen.save(folder.as_ref(), vcpus, &ram)
     }
 
     /// Ends the machine with [`Outcome::Stopped`], if it hasn't ended already; returns at once.
@@ -78,6 +104,8 @@ pub(crate) struct Gate {
 }
 
 struct Inner {
+    /// Somebody saves the paused machine: it stays paused.
+    held: bool,
     /// Why the machine ended, once it has, until somebody takes it.
     outcome: Option<Result<Outcome>>,
     /// A slot a vCPU.
@@ -91,6 +119,10 @@ struct Slot {
     kick: Option<Kick>,
     /// It waits at the gate.
     parked: bool,
+    /// It is asked for its state.
+    asked: Option<Arc<Inventory>>,
+    /// Its answer.
+    saved: Option<Result<VcpuState>>,
     /// It was halted for ever when somebody last looked, which may be outdated unless it is parked.
     halted: bool,
 }
@@ -106,6 +138,7 @@ impl Gate {
         Ok(Arc::new(Gate {
             phase: AtomicU8::new(Phase::Paused as u8),
             inner: Mutex::new(Inner {
+                held: false,
                 outcome: None,
                 slots: (0..vcpus).map(|_| Slot::default()).collect(),
             }),
@@ -126,26 +159,48 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Waits while the machine is paused. Tells whether vCPU `id` may enter the guest; if not, the machine has ended.
-    /// `halted` finds out whether the vCPU is halted for ever.
-    pub(crate) fn enter(&self, id: u8, halted: impl FnOnce() -> bool) -> bool {
+    /// Waits while the machine is paused, and meanwhile does what is asked of the vCPU. Tells whether vCPU `id` may enter
+    /// the guest; if not, the machine has ended.
+    pub(crate) fn enter(&self, id: u8, vcpu: &mut dyn Parked) -> bool {
         if self.phase() == Phase::Running {
             return true;
         }
-        let halted = halted();
+        let halted = vcpu.settle();
+        let slot = usize::from(id);
         let mut inner = self.lock();
-        inner.slots[usize::from(id)].halted = halted;
-        inner.slots[usize::from(id)].parked = true;
+        inner.slots[slot].halted = halted;
+        inner.slots[slot].parked = true;
         self.decide(&mut inner);
         self.changed.notify_all();
         while matches!(self.phase(), Phase::Paused | Phase::Checking) {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+            inner = match inner.slots[slot].asked.take() {
+                Some(inventory) => {
+                    inner.slots[slot].saved = Some(vcpu.save(&inventory));
+                    self.changed.notify_all();
+                    inner
+                }
+                None => self.wait(inner),
+            };
         }
-        inner.slots[usize::from(id)].parked = false;
+        inner.slots[slot].parked = false;
         self.phase() == Phase::Running
+    }
+
+    /// Keeps a paused machine paused.
+    fn hold(&self) -> Result<Held<'_>> {
+        let mut inner = self.lock();
+        while inner.held {
+            inner = self.wait(inner);
+        }
+        let all_there = inner
+            .slots
+            .iter()
+            .all(|slot| slot.kick.is_some() && slot.parked);
+        if self.phase() != Phase::Paused || !all_there {
+            return Err(Error::NotPaused);
+        }
+        inner.held = true;
+        Ok(Held { gate: self })
     }
 
     /// Ends a check as soon as all vCPUs are parked: only then can none of them wake another.
@@ -171,15 +226,15 @@ impl Gate {
             Phase::Paused | Phase::Ended => {}
         }
         while self.phase() == Phase::Paused && !inner.all_parked() {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+            inner = self.wait(inner);
         }
     }
 
     pub(crate) fn resume(&self) {
-        let _inner = self.lock();
+        let mut inner = self.lock();
+        while inner.held && self.phase() == Phase::Paused {
+            inner = self.wait(inner);
+        }
         if self.phase() == Phase::Paused {
             self.set_phase(Phase::Running);
             self.changed.notify_all();
@@ -262,6 +317,12 @@ impl Gate {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
+    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        self.changed
+            .wait(inner)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Only called by code that doesn't panic while it holds the lock, so a poisoned one is as good as any.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -281,6 +342,49 @@ impl Inner {
             .iter()
             .filter_map(|slot| slot.kick.as_ref())
             .for_each(Kick::send);
+    }
+}
+
+/// What a vCPU does at the gate, on its own thread.
+pub(crate) trait Parked {
+    /// Comes to rest between two instructions; tells whether the vCPU is halted for ever.
+    fn settle(&mut self) -> bool;
+
+    /// Reads the state, at rest.
+    fn save(&self, inventory: &Inventory) -> Result<VcpuState>;
+}
+
+/// A paused machine that stays paused as long as this lives.
+struct Held<'a> {
+    gate: &'a Gate,
+}
+
+impl Held<'_> {
+    /// The states of all vCPUs.
+    fn save(&self, inventory: Inventory) -> Result<Vec<VcpuState>> {
+        let inventory = Arc::new(inventory);
+        let mut inner = self.gate.lock();
+        for slot in &mut inner.slots {
+            slot.asked = Some(inventory.clone());
+            slot.saved = None;
+        }
+        self.gate.changed.notify_all();
+        while self.gate.phase() == Phase::Paused
+            && inner.slots.iter().any(|slot| slot.saved.is_none())
+        {
+            inner = self.gate.wait(inner);
+        }
+        let answers = inner.slots.iter_mut().map(|slot| slot.saved.take());
+        answers
+            .map(|answer| answer.unwrap_or(Err(Error::NotPaused)))
+            .collect()
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.gate.lock().held = false;
+        self.gate.changed.notify_all();
     }
 }
 

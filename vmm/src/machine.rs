@@ -1,6 +1,7 @@
 //! A built machine, and running it.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,11 +10,13 @@ use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, Subscrib
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::arch::vcpu_state::{Inventory, VcpuState};
 use crate::control::{Control, Gate};
 use crate::error::{Error, Result};
 use crate::input::Pump;
 use crate::memory::{GuestRam, Memory};
 use crate::outcome::Outcome;
+use crate::snapshot::capture::Frozen;
 use crate::vcpu::{Surroundings, Vcpu};
 
 /// How often the vCPUs are asked whether they are halted for ever, which KVM doesn't tell by itself. It costs an exit a
@@ -47,7 +50,26 @@ impl Machine {
     pub fn control(&self) -> Control {
         Control {
             gate: self.around.gate.clone(),
+            around: Arc::downgrade(&self.around),
+            ram: Arc::downgrade(&self.ram),
         }
+    }
+
+    /// Saves it in `folder` as it is before it runs, in place of a snapshot that may be there. One that runs is saved by
+    /// [`Control::snapshot`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Save`] where the snapshot can't be written, in which case what was in the folder is still there;
+    /// [`Error::Kvm`] where KVM doesn't tell the state.
+    pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let inventory = Inventory::of_this_host(&self.around.vm)?;
+        let vcpus = self
+            .vcpus
+            .iter()
+            .map(|vcpu| VcpuState::of(vcpu, &inventory))
+            .collect::<Result<_>>()?;
+        Frozen::new(&self.around).save(folder.as_ref(), vcpus, &self.ram)
     }
 
     /// A handle to its RAM.

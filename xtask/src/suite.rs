@@ -38,7 +38,7 @@ impl Place {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
             "images" => Self::WithImageTools,
-            "machine_code" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
+            "machine_code" | "snapshot" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,
