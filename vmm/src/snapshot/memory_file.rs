@@ -63,6 +63,7 @@ impl MemoryRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     inode: u64,
+    links: u64,
     length: u64,
     modified: (i64, i64),
     changed: (i64, i64),
@@ -80,6 +81,15 @@ impl Identity {
         Identity::of(file)
     }
 
+    /// Whether a file that was known as `self` is still what it was, now that it is known as `now`. That it was deleted is a
+    /// change of the file, which has its time, but not of its content, whose time is another.
+    pub(crate) fn still_holds(&self, now: &Identity) -> bool {
+        let deleted = now.links == 0 && self.links > 0;
+        self == now
+            || deleted
+                && (self.inode, self.length, self.modified) == (now.inode, now.length, now.modified)
+    }
+
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
@@ -89,6 +99,7 @@ impl From<&Metadata> for Identity {
     fn from(metadata: &Metadata) -> Self {
         Identity {
             inode: metadata.ino(),
+            links: metadata.nlink(),
             length: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),

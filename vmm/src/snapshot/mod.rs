@@ -176,7 +176,7 @@ impl Snapshot {
     /// Checks that the memory file is still what it was when it was opened.
     fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.0.memory).map_err(unreadable(&self.0.folder))?;
-        if now != self.0.identity {
+        if !self.0.identity.still_holds(&now) {
             return Err(self.error(SnapshotError::MemoryChanged));
         }
         Ok(())
@@ -235,3 +235,6 @@ fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests;

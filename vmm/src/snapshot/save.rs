@@ -5,12 +5,13 @@
 //! memory-0123456789abcdef   never written to once a state file names it
 //! ```
 //!
-//! 1. A new memory file is written, under a name of its own, and reaches the disk.
-//! 2. A new state file is written as `state.new`, and reaches the disk.
-//! 3. It is renamed to `state`: this is the moment.
-//! 4. Memory files that it doesn't name are deleted: the old one's, and those of savers that were killed.
+//! 1. Memory files that the old state file doesn't name are deleted: those of savers that were killed.
+//! 2. A new memory file is written, under a name of its own, and reaches the disk.
+//! 3. A new state file is written as `state.new`, and reaches the disk.
+//! 4. It is renamed to `state`: this is the moment.
+//! 5. The old memory file is deleted.
 //!
-//! Whatever fails or is killed before step 3 leaves the old snapshot as it was, and after it the new one is complete. A lock
+//! Whatever fails or is killed before step 4 leaves the old snapshot as it was, and after it the new one is complete. A lock
 //! on the folder keeps a second saver out. Machines that were restored from the old snapshot keep its memory file, which has
 //! no name any more.
 
@@ -19,10 +20,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use super::file;
 use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX};
 use super::state::{Devices, State};
+use super::{file, read_state};
 use crate::arch::vcpu_state::VcpuState;
+use crate::error::Error;
 use crate::memory::GuestRam;
 
 /// The state file's name.
@@ -47,6 +49,14 @@ pub(crate) fn save(
         }
         fs::TryLockError::Error(error) => error,
     })?;
+    match read_state(folder) {
+        Ok(old) => remove_all_but(folder, &old.memory.name),
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            remove_all_but(folder, "")
+        }
+        // Another version's, for one, whose memory file is not to be known.
+        Err(_) => {}
+    }
     let name = new_name()?;
     if let Err(error) = write(folder, &name, vcpus, devices, ram) {
         // What can't be deleted now is deleted by the next one who saves.

@@ -290,3 +290,32 @@ fn set_msrs(vcpu: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<()> {
 fn lacks(what: String) -> Error {
     Error::HostLacks(what)
 }
+
+#[cfg(test)]
+impl VcpuState {
+    /// A state of no vCPU that ever was, in which all that may be there is.
+    pub(crate) fn sample() -> Self {
+        VcpuState {
+            cpuid: vec![kvm_cpuid_entry2::default(); 3],
+            is_first: true,
+            tsc_khz: Some(2_000_000),
+            mp_state: Default::default(),
+            regs: kvm_regs {
+                rip: 0x1234,
+                ..Default::default()
+            },
+            sregs: Default::default(),
+            xcrs: Some(Default::default()),
+            xsave: Default::default(),
+            debug_regs: Default::default(),
+            msrs: vec![kvm_msr_entry {
+                index: MSR_TSC,
+                data: 5,
+                ..Default::default()
+            }],
+            tsc_deadline: Some(Default::default()),
+            lapic: Default::default(),
+            events: Default::default(),
+        }
+    }
+}
