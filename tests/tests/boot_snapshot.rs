@@ -1,0 +1,208 @@
+//! Real kernels that are saved in the middle of their work and go on in other processes.
+//!
+//! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the kernel in the environment.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use minivm_guest::newc::{Archive, Attributes, Node};
+use minivm_vmm::{Builder, Config, Control, Kernel, Outcome, Result, Snapshot};
+
+/// How long a guest may take, in the lab, which is slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The variable that makes a test be the other process: the snapshot's folder. The output goes to a file beside it.
+const FOLDER: &str = "MINIVM_TEST_SNAPSHOT";
+
+/// What came over the console.
+#[derive(Clone, Default)]
+struct Console(Arc<Mutex<Vec<u8>>>);
+
+impl Console {
+    fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+
+    fn wait_for(&self, count: usize) {
+        let start = std::time::Instant::now();
+        while self.len() < count {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "only this came:\n{}",
+                self.text()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A machine that runs on a thread of its own.
+struct Running {
+    control: Control,
+    console: Console,
+    ended: Receiver<Result<Outcome>>,
+}
+
+impl Running {
+    fn start(builder: Builder) -> Self {
+        let console = Console::default();
+        let machine = builder.console_output(console.clone()).build().unwrap();
+        let control = machine.control();
+        let (sender, ended) = channel();
+        std::thread::spawn(move || sender.send(machine.run()));
+        Running {
+            control,
+            console,
+            ended,
+        }
+    }
+
+    /// Runs it to its end, which is to be a good one: what it wrote.
+    fn finish(self) -> String {
+        match self.ended.recv_timeout(PATIENCE) {
+            Ok(outcome) => assert_eq!(
+                outcome.unwrap(),
+                Outcome::PowerOff,
+                "{}",
+                self.console.text()
+            ),
+            Err(_) => panic!("it doesn't end:\n{}", self.console.text()),
+        }
+        self.console.text()
+    }
+}
+
+/// A guest whose init is the program `computation`.
+fn computation(cpus: u8) -> Config {
+    static KERNEL: OnceLock<PathBuf> = OnceLock::new();
+    static INITRAMFS: OnceLock<PathBuf> = OnceLock::new();
+    let kernel = KERNEL.get_or_init(|| {
+        let file = std::env::var_os("MINIVM_TEST_KERNEL")
+            .expect("MINIVM_TEST_KERNEL is not set: run `cargo xtask test`");
+        let copy = scratch("snapshot-vmlinux");
+        fs::copy(file, &copy).unwrap();
+        copy
+    });
+    let initramfs = INITRAMFS.get_or_init(|| {
+        let mut archive = Archive::new(Vec::new());
+        archive.directory("dev", Attributes::new(0o755)).unwrap();
+        let console = Node::CharDevice { major: 5, minor: 1 };
+        archive
+            .node("dev/console", console, Attributes::new(0o600))
+            .unwrap();
+        let init = fs::read(env!("CARGO_BIN_EXE_computation")).unwrap();
+        archive
+            .file("init", Attributes::new(0o755), init.len() as u64, &init[..])
+            .unwrap();
+        let path = scratch("snapshot.cpio");
+        fs::write(&path, archive.finish().unwrap()).unwrap();
+        path
+    });
+    Config {
+        initramfs: Some(initramfs.clone()),
+        cmdline: "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t".into(),
+        cpus,
+        memory: 128 << 20,
+        ..Config::new(Kernel::File(kernel.clone()))
+    }
+}
+
+/// A file of the tests' own.
+fn scratch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// Restores the snapshot in another process, where this test runs as well and takes the other branch of [`or_restore`].
+fn restore_elsewhere(test: &str, folder: &Path) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--include-ignored", "--nocapture"])
+        .env(FOLDER, folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fs::read_to_string(output_file(folder)).unwrap()
+}
+
+fn output_file(folder: &Path) -> PathBuf {
+    folder.with_extension("output")
+}
+
+/// The other process's half of a test.
+fn or_restore(test: impl FnOnce()) {
+    match std::env::var_os(FOLDER) {
+        None => test(),
+        Some(folder) => {
+            let snapshot = Snapshot::open(&folder).unwrap();
+            let text = Running::start(Builder::restore(&snapshot)).finish();
+            fs::write(output_file(Path::new(&folder)), text).unwrap();
+        }
+    }
+}
+
+/// Saves a guest ten times while it computes, and restores each of the snapshots ten times.
+fn goes_on_a_hundred_times(test: &str, cpus: u8) {
+    let whole = Running::start(Builder::new(computation(cpus))).finish();
+    assert!(
+        whole.contains("result ") && whole.ends_with("clocks are right\r\n"),
+        "{whole}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = |index: usize| folder.path().join(index.to_string());
+
+    let running = Running::start(Builder::new(computation(cpus)));
+    let mut written = Vec::new();
+    for index in 0..10 {
+        running.console.wait_for(whole.len() * (2 * index + 1) / 21);
+        running.control.pause();
+        running.control.snapshot(path(index)).unwrap();
+        written.push(running.console.text());
+        running.control.resume();
+    }
+    assert_eq!(running.finish(), whole, "it was disturbed by being saved");
+
+    for (index, before) in written.iter().enumerate() {
+        for round in 0..10 {
+            let after = restore_elsewhere(test, &path(index));
+            assert_eq!(
+                format!("{before}{after}"),
+                whole,
+                "snapshot {index}, round {round}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_guest_with_one_cpu_goes_on_a_hundred_times() {
+    or_restore(|| goes_on_a_hundred_times("a_guest_with_one_cpu_goes_on_a_hundred_times", 1));
+}
+
+#[test]
+fn a_guest_with_two_cpus_goes_on_a_hundred_times() {
+    or_restore(|| goes_on_a_hundred_times("a_guest_with_two_cpus_goes_on_a_hundred_times", 2));
+}
