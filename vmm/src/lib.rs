@@ -45,6 +45,7 @@ mod config;
 mod control;
 mod devices;
 mod error;
+mod gate;
 mod initramfs;
 mod input;
 mod kernel;

@@ -11,8 +11,9 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::arch::vcpu_state::{Inventory, VcpuState};
-use crate::control::{Control, Gate};
+use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::input::Pump;
 use crate::memory::{GuestRam, Memory};
 use crate::outcome::Outcome;

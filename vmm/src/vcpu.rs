@@ -12,11 +12,11 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
 use crate::arch::vcpu_state::{Inventory, VcpuState};
-use crate::control::{Gate, Parked};
 use crate::devices::bus::{Bus, Request, lock};
 use crate::devices::ioapic::{IoApic, Routing};
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
+use crate::gate::{Gate, Parked};
 use crate::outcome::{Outcome, Reset};
 
 /// RFLAGS: maskable interrupts are on.

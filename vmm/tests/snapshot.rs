@@ -497,7 +497,7 @@ fn a_full_disk_leaves_the_old_snapshot() {
         (0..megabytes).for_each(|at| {
             machine
                 .memory()
-                .write(at + 8 << 20, &[byte; 1 << 20])
+                .write((at + 8) << 20, &[byte; 1 << 20])
                 .unwrap()
         });
         machine.snapshot(&folder)

@@ -20,8 +20,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Device, Request, lock};
 use super::ioapic::IoApic;
-use crate::control::Gate;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 
 /// Registers and bits (National Semiconductor PC16550D, "Registers").
 const IER: u8 = 1;

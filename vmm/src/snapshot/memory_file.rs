@@ -95,6 +95,20 @@ impl Identity {
     }
 }
 
+#[cfg(test)]
+impl Identity {
+    /// That of no file.
+    pub(crate) fn sample() -> Self {
+        Identity {
+            inode: 1,
+            links: 1,
+            length: 2,
+            modified: (3, 4),
+            changed: (5, 6),
+        }
+    }
+}
+
 impl From<&Metadata> for Identity {
     fn from(metadata: &Metadata) -> Self {
         Identity {

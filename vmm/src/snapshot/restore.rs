@@ -73,7 +73,7 @@ impl Prepared {
         // The memory is mapped by now, so a change from here on isn't one of the file that was looked at.
         snapshot.check_unchanged()?;
         for (vcpu, state) in created.vcpus.iter().zip(&state.vcpus) {
-            state.set(&vcpu.fd)?;
+            state.set(vcpu)?;
         }
         if let Some(clock) = state.devices.clock {
             set_clock(&created.vm, clock)?;

@@ -58,8 +58,6 @@ impl Inventory {
 pub(crate) struct VcpuState {
     /// What CPUID tells the guest.
     pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
-    /// Whether it is number 0.
-    is_first: bool,
     /// The frequency of its time stamp counter in kHz, where that is steady.
     pub(crate) tsc_khz: Option<u32>,
     mp_state: kvm_mp_state,
@@ -88,11 +86,7 @@ impl VcpuState {
     /// - The events (exceptions and interrupts on their way into the guest) are last, since all of the others may raise
     ///   one.
     pub(crate) fn of(vcpu: &Vcpu, inventory: &Inventory) -> Result<Self> {
-        let Vcpu {
-            id,
-            fd: vcpu,
-            cpuid,
-        } = vcpu;
+        let (vcpu, cpuid) = (&vcpu.fd, &vcpu.cpuid);
         let mp_state = vcpu
             .get_mp_state()
             .map_err(Error::kvm("KVM_GET_MP_STATE"))?;
@@ -115,7 +109,6 @@ impl VcpuState {
             .map_err(Error::kvm("KVM_GET_VCPU_EVENTS"))?;
         Ok(VcpuState {
             cpuid: cpuid.as_slice().to_vec(),
-            is_first: *id == 0,
             // Fails where the host's own counter isn't steady. (KVM API 4.56, KVM_GET_TSC_KHZ.)
             tsc_khz: vcpu.get_tsc_khz().ok(),
             mp_state,
@@ -133,7 +126,8 @@ impl VcpuState {
 
     /// Sets the state in a vCPU that has never run, and that has [`set_cpuid`](Self::set_cpuid) behind it. From the
     /// processor's mode to what waits to happen in it:
-    pub(crate) fn set(&self, vcpu: &VcpuFd) -> Result<()> {
+    pub(crate) fn set(&self, vcpu: &Vcpu) -> Result<()> {
+        let (id, vcpu) = (vcpu.id, &vcpu.fd);
         self.set_tsc_frequency(vcpu)?;
         // The mode, the segments and the local APIC's base and mode (xAPIC or x2APIC), by which KVM_SET_LAPIC reads what it
         // is given. The general registers don't depend on any of it. (KVM API 4.14, KVM_SET_SREGS; 4.12, KVM_SET_REGS.)
@@ -145,7 +139,9 @@ impl VcpuState {
         // The breakpoints. (KVM API 4.34, KVM_SET_DEBUGREGS.)
         vcpu.set_debug_regs(&self.debug_regs)
             .map_err(Error::kvm("KVM_SET_DEBUGREGS"))?;
-        self.part_tsc(vcpu)?;
+        if id == 0 {
+            self.part_tsc(vcpu)?;
+        }
         set_msrs(vcpu, &self.msrs)?;
         // After the counter, in terms of which KVM reckons when the APIC's timer is to fire: from here on it runs.
         // (KVM API 4.58, KVM_SET_LAPIC.)
@@ -198,7 +194,7 @@ impl VcpuState {
         })
     }
 
-    /// Lets the time stamp counter be set to what it was, in the machine's first vCPU.
+    /// Makes the machine's first vCPU's time stamp counter one that can be set to what it was.
     ///
     /// KVM takes a value that is less than a second off the counter as it runs for an attempt to set all vCPUs' counters
     /// alike, and so makes it. That is right between a machine's vCPUs, whose values were read one after the other. But
@@ -206,10 +202,7 @@ impl VcpuState {
     /// that had run for half a second would find itself half a second back. So the first vCPU's counter is first set to
     /// something far off. (Linux, `kvm_synchronize_tsc`.)
     fn part_tsc(&self, vcpu: &VcpuFd) -> Result<()> {
-        let tsc = self
-            .msrs
-            .iter()
-            .filter(|msr| self.is_first && msr.index == MSR_TSC);
+        let tsc = self.msrs.iter().filter(|msr| msr.index == MSR_TSC);
         let far: Vec<_> = tsc
             .map(|msr| kvm_msr_entry {
                 data: msr.data ^ FAR,
@@ -297,7 +290,6 @@ impl VcpuState {
     pub(crate) fn sample() -> Self {
         VcpuState {
             cpuid: vec![kvm_cpuid_entry2::default(); 3],
-            is_first: true,
             tsc_khz: Some(2_000_000),
             mp_state: Default::default(),
             regs: kvm_regs {
