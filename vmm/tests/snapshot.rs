@@ -518,3 +518,35 @@ fn a_full_disk_leaves_the_old_snapshot() {
     save(7, 3).unwrap();
     Snapshot::open(&folder).unwrap().verify().unwrap();
 }
+
+#[test]
+fn a_string_instruction_goes_on_from_its_middle() {
+    const COUNT: u32 = 30_000;
+    let [a, b, c, d] = COUNT.to_le_bytes();
+    #[rustfmt::skip]
+    let code = [
+        0xbf, 0x00, 0x00, 0x20, 0x00,                 // mov edi, 0x200000
+        0xb9, a, b, c, d,                             // mov ecx, COUNT
+        0x88, 0x0f, 0xff, 0xc7, 0xff, 0xc9, 0x75, 0xf8, // again: mov [rdi], cl; inc edi; dec ecx; jnz again
+        0xbe, 0x00, 0x00, 0x20, 0x00,                 // mov esi, 0x200000
+        0xb9, a, b, c, d,                             // mov ecx, COUNT
+        0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e,           // mov dx, 0x3f8; rep outsb
+        0xb0, 0xfe, 0xe6, 0x64,                       // mov al, 0xfe; out 0x64, al
+    ];
+    let expected: Vec<u8> = (1..=COUNT)
+        .rev()
+        .map(|number| number.to_le_bytes()[0])
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    for count in [1, 1000, 10_000] {
+        let mut output = saved_after(count, Builder::new(machine(&[&code])), folder.path());
+        assert!(output.len() < expected.len(), "it was saved too late");
+        let snapshot = Snapshot::open(folder.path()).unwrap();
+        output.extend(Running::start(Builder::restore(&snapshot)).finish());
+        assert!(
+            output == expected,
+            "{} bytes instead of {COUNT}, saved after {count}",
+            output.len()
+        );
+    }
+}
