@@ -123,7 +123,7 @@ fn computation(cpus: u8) -> Config {
         initramfs: Some(initramfs.clone()),
         cmdline: "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t".into(),
         cpus,
-        memory: 128 << 20,
+        memory: 64 << 20,
         ..Config::new(Kernel::File(kernel.clone()))
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use code::{map, place, wake};
 use minivm_vmm::{
-    Builder, Config, Control, Error, Input, Kernel, Outcome, Reset, Result, Snapshot,
+    Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Reset, Result, Snapshot,
     SnapshotError, layout,
 };
 use sha2::{Digest, Sha256};
@@ -549,4 +549,118 @@ fn a_string_instruction_goes_on_from_its_middle() {
             output.len()
         );
     }
+}
+
+/// How many numbers [`vector_computation`] computes, and where it tells how many are left; the last number follows.
+const NUMBERS: u32 = 30_000_000;
+const LEFT: u64 = 0x18_0000;
+
+/// The [`computation`]'s sequence, computed four- or eightfold in a vector register, in ring 3: even a KVM that emulates ring
+/// 0 runs ring 3 on the processor. Ring 0 opens the first 2 MiB to ring 3, switches SSE or AVX on, and goes there; ring 3
+/// ends with an instruction that it may not run.
+#[rustfmt::skip]
+fn vector_computation(avx: bool) -> Config {
+    let common = [
+        &[0x48, 0x83, 0x0c, 0x25, 0x00, 0x90, 0x00, 0x00, 0x04][..], // or qword [PML4], 4: user
+        &[0x48, 0x83, 0x0c, 0x25, 0x00, 0xa0, 0x00, 0x00, 0x04],     // or qword [PDPT], 4
+        &[0x48, 0x83, 0x0c, 0x25, 0x00, 0xb0, 0x00, 0x00, 0x04],     // or qword [PD], 4
+        &[0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8],                       // mov rax, cr3; mov cr3, rax
+        &[0xb9, 0x80, 0x00, 0x00, 0xc0],                             // mov ecx, EFER
+        &[0x0f, 0x32, 0x83, 0xc8, 0x01, 0x0f, 0x30],                 // rdmsr; or eax, SCE; wrmsr
+        &[0xb9, 0x81, 0x00, 0x00, 0xc0, 0x31, 0xc0],                 // mov ecx, STAR; xor eax, eax
+        &[0xba, 0x10, 0x00, 0x23, 0x00, 0x0f, 0x30],                 // mov edx, 0x230010 (the selectors); wrmsr
+        &[0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x06, 0x00, 0x00],           // mov rax, cr4; or eax, OSFXSR | OSXMMEXCPT
+        &[0x0f, 0x22, 0xe0],                                         // mov cr4, rax
+    ].concat();
+    let switch_avx_on = [
+        0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x00, 0x04, 0x00,              // mov rax, cr4; or eax, OSXSAVE
+        0x0f, 0x22, 0xe0,                                            // mov cr4, rax
+        0x31, 0xc9, 0xb8, 0x07, 0x00, 0x00, 0x00,                    // xor ecx, ecx; mov eax, 7 (x87, SSE, AVX)
+        0x31, 0xd2, 0x0f, 0x01, 0xd1,                                // xor edx, edx; xsetbv
+    ];
+    let go_to = |user: u32| [
+        &[0xb9][..], &user.to_le_bytes(),                            // mov ecx, user
+        &[0x41, 0xbb, 0x02, 0x00, 0x00, 0x00],                       // mov r11d, 2 (RFLAGS)
+        &[0x48, 0x0f, 0x07],                                         // sysretq
+    ].concat();
+    let start = [
+        &[0xb8, 0x01, 0x00, 0x00, 0x00][..],                         // mov eax, 1
+        &[0xbe], &NUMBERS.to_le_bytes(),                             // mov esi, NUMBERS
+        &[0xbf, 0x00, 0x00, 0x18, 0x00],                             // mov edi, LEFT
+    ].concat();
+    let with_avx = [
+        0xc5, 0xf9, 0x6e, 0xc0, 0xc4, 0xe2, 0x7d, 0x58, 0xc0,        // vmovd xmm0, eax; vpbroadcastd ymm0, xmm0
+        0xc5, 0xed, 0x72, 0xf0, 0x0d, 0xc5, 0xfd, 0xef, 0xc2,        // again: vpslld ymm2, ymm0, 13; vpxor ymm0, ymm0, ymm2
+        0xc5, 0xed, 0x72, 0xd0, 0x11, 0xc5, 0xfd, 0xef, 0xc2,        // vpsrld ymm2, ymm0, 17; vpxor ymm0, ymm0, ymm2
+        0xc5, 0xed, 0x72, 0xf0, 0x05, 0xc5, 0xfd, 0xef, 0xc2,        // vpslld ymm2, ymm0, 5; vpxor ymm0, ymm0, ymm2
+        0x89, 0x37, 0xff, 0xce, 0x75, 0xdf,                          // mov [rdi], esi; dec esi; jnz again
+        0xc4, 0xe3, 0x7d, 0x39, 0xc3, 0x01,                          // vextracti128 xmm3, ymm0, 1
+        0xc5, 0xf9, 0x7e, 0x5f, 0x04, 0xf4,                          // vmovd [rdi + 4], xmm3; hlt
+    ];
+    let with_sse = [
+        0x66, 0x0f, 0x6e, 0xc0, 0x66, 0x0f, 0x70, 0xc0, 0x00,        // movd xmm0, eax; pshufd xmm0, xmm0, 0
+        0x66, 0x0f, 0x6f, 0xd0, 0x66, 0x0f, 0x72, 0xf2, 0x0d,        // again: movdqa xmm2, xmm0; pslld xmm2, 13
+        0x66, 0x0f, 0xef, 0xc2,                                      // pxor xmm0, xmm2
+        0x66, 0x0f, 0x6f, 0xd0, 0x66, 0x0f, 0x72, 0xd2, 0x11,        // movdqa xmm2, xmm0; psrld xmm2, 17
+        0x66, 0x0f, 0xef, 0xc2,                                      // pxor xmm0, xmm2
+        0x66, 0x0f, 0x6f, 0xd0, 0x66, 0x0f, 0x72, 0xf2, 0x05,        // movdqa xmm2, xmm0; pslld xmm2, 5
+        0x66, 0x0f, 0xef, 0xc2,                                      // pxor xmm0, xmm2
+        0x89, 0x37, 0xff, 0xce, 0x75, 0xd3,                          // mov [rdi], esi; dec esi; jnz again
+        0x66, 0x0f, 0x70, 0xd8, 0xff,                                // pshufd xmm3, xmm0, 0xff
+        0x66, 0x0f, 0x7e, 0x5f, 0x04, 0xf4,                          // movd [rdi + 4], xmm3; hlt
+    ];
+    let (switch, compute) = if avx { (&switch_avx_on[..], &with_avx[..]) } else { (&[][..], &with_sse[..]) };
+    let kernel = common.len() + switch.len() + go_to(0).len();
+    let user = go_to(u32::try_from(layout::HIGH_RAM.0 + kernel as u64).unwrap());
+    machine(&[&common, switch, &user, &start, compute])
+}
+
+/// What is left to do for a [`vector_computation`], and the last number if that is nothing.
+fn progress(memory: &Memory) -> (u32, u32) {
+    (memory.load(LEFT).unwrap(), memory.load(LEFT + 4).unwrap())
+}
+
+/// Runs a [`vector_computation`] to its end: the last number.
+fn last_number(builder: Builder) -> u32 {
+    let machine = builder.build().unwrap();
+    let memory = machine.memory();
+    assert_eq!(machine.run().unwrap(), Outcome::TripleFault);
+    let (left, number) = progress(&memory);
+    assert_eq!(left, 1);
+    number
+}
+
+fn vector_registers_go_on(avx: bool) {
+    let expected = (0..NUMBERS).fold(1u32, |mut number, _| {
+        number ^= number << 13;
+        number ^= number >> 17;
+        number ^ number << 5
+    });
+    assert_eq!(last_number(Builder::new(vector_computation(avx))), expected);
+    let folder = tempfile::tempdir().unwrap();
+    for done in [1, 1_000_000, NUMBERS / 4] {
+        let machine = Builder::new(vector_computation(avx)).build().unwrap();
+        let (control, memory) = (machine.control(), machine.memory());
+        let runner = std::thread::spawn(move || machine.run());
+        while !(1..=NUMBERS - done).contains(&progress(&memory).0) {
+            std::thread::yield_now();
+        }
+        control.pause();
+        control.snapshot(folder.path()).unwrap();
+        assert_eq!(progress(&memory).1, 0, "it was saved too late");
+        control.stop();
+        runner.join().unwrap().unwrap();
+        let snapshot = Snapshot::open(folder.path()).unwrap();
+        assert_eq!(
+            last_number(Builder::restore(&snapshot)),
+            expected,
+            "saved after {done}"
+        );
+    }
+}
+
+#[test]
+fn vector_registers_go_on_the_widest_that_there_are() {
+    // The lab's processor has no AVX.
+    vector_registers_go_on(is_x86_feature_detected!("avx2"));
 }
