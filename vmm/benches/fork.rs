@@ -66,10 +66,9 @@ fn main() {
             first_byte(Instant::now(), Builder::restore_prepared(prepared))
         });
     }
-    for (name, memory) in [("64 MiB", 64 << 20), ("4 GiB", 4 << 30)] {
-        save(folder.path(), memory);
-        hold(name, &Snapshot::open(folder.path()).unwrap());
-    }
+    // Of 64 MiB only: a KVM that shadows page tables has 10 MiB of its own for 4 GiB, which times a thousand is a lot.
+    save(folder.path(), 64 << 20);
+    hold("64 MiB", &Snapshot::open(folder.path()).unwrap());
 }
 
 fn save(folder: &std::path::Path, memory: u64) {
@@ -112,7 +111,7 @@ fn first_byte(start: Instant, builder: Builder) -> Duration {
 /// Keeps many forks running at once.
 fn hold(name: &str, snapshot: &Snapshot) {
     raise_descriptor_limit();
-    let before = (private(), available());
+    let before = (private(), kernel());
     let start = Instant::now();
     let forks: Vec<_> = (0..HELD)
         .map(|_| {
@@ -136,10 +135,10 @@ fn hold(name: &str, snapshot: &Snapshot) {
     thread::sleep(Duration::from_millis(200));
     let per_fork = |now: u64, before: u64| now.saturating_sub(before) / HELD as u64;
     println!(
-        "{name:>7}, {HELD} forks held at once: all in {} ms; a fork has {} KiB of this process's own, and {} KiB with KVM's",
+        "{name:>7}, {HELD} forks held at once, all in {} ms: a fork has {} KiB of this process's own, and the kernel {} KiB for it",
         time.as_millis(),
         per_fork(private(), before.0),
-        per_fork(before.1, available()),
+        per_fork(kernel(), before.1),
     );
     forks.iter().for_each(|(control, _, _)| control.stop());
     for (_, runner, _) in forks {
@@ -156,9 +155,13 @@ fn private() -> u64 {
         .sum()
 }
 
-/// KiB of memory that the host has left.
-fn available() -> u64 {
-    number("/proc/meminfo", "MemAvailable:")
+/// KiB of memory that the host's kernel has for itself: everybody's, so it is only as good as the host is quiet.
+fn kernel() -> u64 {
+    let fields = ["Slab:", "KernelStack:", "PageTables:", "VmallocUsed:"];
+    fields
+        .iter()
+        .map(|field| number("/proc/meminfo", field))
+        .sum()
 }
 
 fn number(file: &str, field: &str) -> u64 {
