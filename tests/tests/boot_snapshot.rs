@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use minivm_guest::newc::{Archive, Attributes, Node};
-use minivm_vmm::{Builder, Config, Control, Kernel, Outcome, Result, Snapshot};
+use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
 
 /// How long a guest may take, in the lab, which is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,8 +33,20 @@ impl Console {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 
+    fn wait_for_text(&self, text: &str) {
+        let start = Instant::now();
+        while !self.text().contains(text) {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "only this came:\n{}",
+                self.text()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn wait_for(&self, count: usize) {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         while self.len() < count {
             assert!(
                 start.elapsed() < PATIENCE,
@@ -95,8 +107,26 @@ impl Running {
 
 /// A guest whose init is the program `computation`.
 fn computation(cpus: u8) -> Config {
-    static KERNEL: OnceLock<PathBuf> = OnceLock::new();
     static INITRAMFS: OnceLock<PathBuf> = OnceLock::new();
+    let initramfs = INITRAMFS.get_or_init(|| {
+        let init = fs::read(env!("CARGO_BIN_EXE_computation")).unwrap();
+        initramfs("computation", &[("init", &init)])
+    });
+    config(initramfs, cpus)
+}
+
+/// A guest with a shell on its console.
+fn shell() -> Config {
+    let busybox = fs::read("/bin/busybox").unwrap();
+    let init = b"#!/bin/busybox sh\nexec /bin/busybox sh -i </dev/console >/dev/console 2>&1\n";
+    config(
+        &initramfs("shell", &[("init", init), ("bin/busybox", &busybox)]),
+        1,
+    )
+}
+
+fn config(initramfs: &Path, cpus: u8) -> Config {
+    static KERNEL: OnceLock<PathBuf> = OnceLock::new();
     let kernel = KERNEL.get_or_init(|| {
         let file = std::env::var_os("MINIVM_TEST_KERNEL")
             .expect("MINIVM_TEST_KERNEL is not set: run `cargo xtask test`");
@@ -104,28 +134,33 @@ fn computation(cpus: u8) -> Config {
         fs::copy(file, &copy).unwrap();
         copy
     });
-    let initramfs = INITRAMFS.get_or_init(|| {
-        let mut archive = Archive::new(Vec::new());
-        archive.directory("dev", Attributes::new(0o755)).unwrap();
-        let console = Node::CharDevice { major: 5, minor: 1 };
-        archive
-            .node("dev/console", console, Attributes::new(0o600))
-            .unwrap();
-        let init = fs::read(env!("CARGO_BIN_EXE_computation")).unwrap();
-        archive
-            .file("init", Attributes::new(0o755), init.len() as u64, &init[..])
-            .unwrap();
-        let path = scratch("snapshot.cpio");
-        fs::write(&path, archive.finish().unwrap()).unwrap();
-        path
-    });
     Config {
-        initramfs: Some(initramfs.clone()),
+        initramfs: Some(initramfs.into()),
         cmdline: "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t".into(),
         cpus,
         memory: 64 << 20,
         ..Config::new(Kernel::File(kernel.clone()))
     }
+}
+
+/// An archive of programs, and a console.
+fn initramfs(name: &str, programs: &[(&str, &[u8])]) -> PathBuf {
+    let mut archive = Archive::new(Vec::new());
+    for folder in ["bin", "dev"] {
+        archive.directory(folder, Attributes::new(0o755)).unwrap();
+    }
+    let console = Node::CharDevice { major: 5, minor: 1 };
+    archive
+        .node("dev/console", console, Attributes::new(0o600))
+        .unwrap();
+    for (path, bytes) in programs {
+        archive
+            .file(path, Attributes::new(0o755), bytes.len() as u64, *bytes)
+            .unwrap();
+    }
+    let path = scratch(&format!("snapshot-{name}.cpio"));
+    fs::write(&path, archive.finish().unwrap()).unwrap();
+    path
 }
 
 /// A file of the tests' own.
@@ -205,4 +240,39 @@ fn a_guest_with_one_cpu_goes_on_a_hundred_times() {
 #[test]
 fn a_guest_with_two_cpus_goes_on_a_hundred_times() {
     or_restore(|| goes_on_a_hundred_times("a_guest_with_two_cpus_goes_on_a_hundred_times", 2));
+}
+
+#[test]
+fn clones_of_a_shell_go_their_own_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(Builder::new(shell()));
+    running.console.wait_for_text("# ");
+    running.control.pause();
+    running.control.snapshot(folder.path()).unwrap();
+    running.control.stop();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    let clones = [1, 2, 3, 4].map(|number| {
+        // The answer isn't in what the terminal echoes.
+        let commands = format!(
+            "n={number}; busybox echo clone-$((n * 1111)) >/file; \
+             busybox sleep 1; busybox cat /file; busybox ls /; busybox poweroff -f\n"
+        );
+        let input = Input::from_reader(io::Cursor::new(commands)).unwrap();
+        (
+            number,
+            Running::start(Builder::restore(&snapshot).console_input(input)),
+        )
+    });
+    for (number, clone) in clones {
+        let text = clone.finish();
+        for other in 1..=4 {
+            let word = format!("clone-{}", other * 1111);
+            assert_eq!(
+                text.contains(&word),
+                other == number,
+                "clone {number}:\n{text}"
+            );
+        }
+    }
+    snapshot.verify().unwrap();
 }
