@@ -51,7 +51,12 @@ fn main() {
         "time from the fork to the guest's first byte, in µs: median, 90th and 99th of {TIMED}"
     );
     for (name, memory) in [("64 MiB", 64 << 20), ("4 GiB", 4 << 30)] {
-        save(folder.path(), memory);
+        let saving = save(folder.path(), memory);
+        println!(
+            "{name:>7}, saving it, with {} MiB in use, in ms: {}",
+            FILLED >> 20,
+            saving.as_millis()
+        );
         let snapshot = Snapshot::open(folder.path()).unwrap();
         snapshot.check_host().unwrap();
         print(name, "snapshot opened in the call", || {
@@ -71,7 +76,8 @@ fn main() {
     hold("64 MiB", &Snapshot::open(folder.path()).unwrap());
 }
 
-fn save(folder: &std::path::Path, memory: u64) {
+/// Saves a machine: how long that takes, most of it until it has reached the disk.
+fn save(folder: &std::path::Path, memory: u64) -> Duration {
     let config = Config {
         memory,
         ..Config::new(Kernel::Code(GUEST.to_vec()))
@@ -81,7 +87,9 @@ fn save(folder: &std::path::Path, memory: u64) {
     for at in (8 << 20..8 << 20 | FILLED).step_by(1 << 20) {
         machine.memory().write(at, &filling).unwrap();
     }
+    let start = Instant::now();
     machine.snapshot(folder).unwrap();
+    start.elapsed()
 }
 
 fn print(name: &str, what: &str, mut fork: impl FnMut() -> Duration) {

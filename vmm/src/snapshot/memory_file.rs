@@ -4,8 +4,8 @@
 //!
 //! A restore must not read the file: its time would grow with the memory. So the content's checksum is verified once, by
 //! the one who wrote it, and what the file system says of the file from then on stands for it ([`Identity`]): its inode,
-//! length, and the times of its last change, which the kernel sets by itself on every write. As long as they are the same,
-//! so is the content, as far as anybody but root (who can set the clock back, or write to the disk underneath) and a broken
+//! length, number of names, and the times of its last change, which the kernel sets by itself on every write. As long as
+//! they are the same, so is the content, as far as anybody but root (who can set the clock back, or write to the disk underneath) and a broken
 //! disk are concerned. Where they are not, because the snapshot was copied or because somebody wrote to it, opening it takes
 //! as long as reading it does, and its content has to match its checksum.
 //!
@@ -33,7 +33,8 @@ pub(crate) const PAGE: usize = 4096;
 const CHUNK: usize = 64 * PAGE;
 /// How the files are called; a random number follows.
 pub(crate) const NAME_PREFIX: &str = "memory-";
-/// Longer than the steps of any file system's clock: the kernel's tick, at most 10 ms.
+/// Longer than the steps of a file system's clock: the kernel's tick, at most 10 ms. Where files' times are kept in seconds
+/// (ext3, FAT), a change in the same second as the file was written goes unnoticed.
 const TICK: Duration = Duration::from_millis(12);
 
 /// What the state file knows of its memory file.
