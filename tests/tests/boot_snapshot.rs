@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::newc::{Archive, Attributes, Node};
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
+use sha2::{Digest, Sha256};
 
 /// How long a guest may take, in the lab, which is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -275,4 +276,51 @@ fn clones_of_a_shell_go_their_own_ways() {
         }
     }
     snapshot.verify().unwrap();
+}
+
+/// States that a checksum is right for, and that nobody saved: KVM refuses them, or runs what it can make of them.
+#[test]
+fn no_mad_state_makes_a_restore_panic_or_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(Builder::new(computation(1)));
+    running.console.wait_for(100);
+    running.control.pause();
+    running.control.snapshot(folder.path()).unwrap();
+    running.control.stop();
+    let path = folder.path().join("state");
+    let good = fs::read(&path).unwrap();
+    let mut random = 1u64;
+    let (mut refused, mut ran) = (0, 0);
+    for _ in 0..200 {
+        let mut state = good.clone();
+        for _ in 0..4 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let at = 48 + usize::try_from(random >> 33).unwrap() % (state.len() - 48);
+            state[at] = random.to_le_bytes()[3];
+        }
+        let sum = Sha256::new()
+            .chain_update(&state[..16])
+            .chain_update(&state[48..])
+            .finalize();
+        state[16..48].copy_from_slice(&sum);
+        fs::write(&path, state).unwrap();
+        let machine =
+            Snapshot::open(folder.path()).and_then(|snapshot| Builder::restore(&snapshot).build());
+        let Ok(machine) = machine else {
+            refused += 1;
+            continue;
+        };
+        ran += 1;
+        let control = machine.control();
+        let (ended, wait) = channel();
+        // However it ends: with a reset, a crash, an error of KVM's, or because it is stopped.
+        std::thread::spawn(move || ended.send(machine.run().map(drop).map_err(drop)));
+        if wait.recv_timeout(Duration::from_millis(30)).is_err() {
+            control.stop();
+            wait.recv_timeout(PATIENCE).expect("it can be stopped").ok();
+        }
+    }
+    assert!(refused > 0 && ran > 0, "{refused} refused, {ran} ran");
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use code::{map, place, wake};
 use minivm_vmm::{
-    Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Reset, Result, Snapshot,
-    SnapshotError, layout,
+    Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Prepared, Reset, Result,
+    Snapshot, SnapshotError, layout,
 };
 use sha2::{Digest, Sha256};
 
@@ -336,6 +336,15 @@ fn machines_made_ahead_go_on_as_well() {
         let after = Running::start(Builder::restore_prepared(prepared)).finish();
         assert_eq!([&before[..], &after].concat(), computed());
     }
+}
+
+#[test]
+fn they_can_be_made_on_one_thread_and_run_on_another() {
+    fn shared<T: Send + Sync>() {}
+    fn handed_over<T: Send>() {}
+    shared::<Snapshot>();
+    handed_over::<Prepared>();
+    handed_over::<Builder>();
 }
 
 #[test]
