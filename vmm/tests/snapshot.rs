@@ -21,8 +21,8 @@ use minivm_vmm::{
 };
 use sha2::{Digest, Sha256};
 
-/// How long anything here may take.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// How long anything here may take, also in the lab, on a machine that has other things to do.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Passes every byte on to a channel.
 struct Tap(Sender<u8>);
@@ -560,15 +560,14 @@ fn a_string_instruction_goes_on_from_its_middle() {
     }
 }
 
-/// How many numbers [`vector_computation`] computes, and where it tells how many are left; the last number follows.
-const NUMBERS: u32 = 30_000_000;
+/// Where a [`vector_computation`] tells how many numbers are left to compute; the last number follows.
 const LEFT: u64 = 0x18_0000;
 
 /// The [`computation`]'s sequence, computed four- or eightfold in a vector register, in ring 3: even a KVM that emulates ring
 /// 0 runs ring 3 on the processor. Ring 0 opens the first 2 MiB to ring 3, switches SSE or AVX on, and goes there; ring 3
 /// ends with an instruction that it may not run.
 #[rustfmt::skip]
-fn vector_computation(avx: bool) -> Config {
+fn vector_computation(numbers: u32, avx: bool) -> Config {
     let common = [
         &[0x48, 0x83, 0x0c, 0x25, 0x00, 0x90, 0x00, 0x00, 0x04][..], // or qword [PML4], 4: user
         &[0x48, 0x83, 0x0c, 0x25, 0x00, 0xa0, 0x00, 0x00, 0x04],     // or qword [PDPT], 4
@@ -594,7 +593,7 @@ fn vector_computation(avx: bool) -> Config {
     ].concat();
     let start = [
         &[0xb8, 0x01, 0x00, 0x00, 0x00][..],                         // mov eax, 1
-        &[0xbe], &NUMBERS.to_le_bytes(),                             // mov esi, NUMBERS
+        &[0xbe], &numbers.to_le_bytes(),                             // mov esi, numbers
         &[0xbf, 0x00, 0x00, 0x18, 0x00],                             // mov edi, LEFT
     ].concat();
     let with_avx = [
@@ -639,19 +638,24 @@ fn last_number(builder: Builder) -> u32 {
     number
 }
 
-fn vector_registers_go_on(avx: bool) {
-    let expected = (0..NUMBERS).fold(1u32, |mut number, _| {
+fn vector_registers_go_on(numbers: u32, avx: bool) {
+    let expected = (0..numbers).fold(1u32, |mut number, _| {
         number ^= number << 13;
         number ^= number >> 17;
         number ^ number << 5
     });
-    assert_eq!(last_number(Builder::new(vector_computation(avx))), expected);
+    assert_eq!(
+        last_number(Builder::new(vector_computation(numbers, avx))),
+        expected
+    );
     let folder = tempfile::tempdir().unwrap();
-    for done in [1, 1_000_000, NUMBERS / 4] {
-        let machine = Builder::new(vector_computation(avx)).build().unwrap();
+    for done in [1, numbers / 32, numbers / 4] {
+        let machine = Builder::new(vector_computation(numbers, avx))
+            .build()
+            .unwrap();
         let (control, memory) = (machine.control(), machine.memory());
         let runner = std::thread::spawn(move || machine.run());
-        while !(1..=NUMBERS - done).contains(&progress(&memory).0) {
+        while !(1..=numbers - done).contains(&progress(&memory).0) {
             std::thread::yield_now();
         }
         control.pause();
@@ -670,6 +674,9 @@ fn vector_registers_go_on(avx: bool) {
 
 #[test]
 fn vector_registers_go_on_the_widest_that_there_are() {
-    // The lab's processor has no AVX.
-    vector_registers_go_on(is_x86_feature_detected!("avx2"));
+    // The lab's processor has no AVX, and is slow.
+    match is_x86_feature_detected!("avx2") {
+        true => vector_registers_go_on(30_000_000, true),
+        false => vector_registers_go_on(1_000_000, false),
+    }
 }
