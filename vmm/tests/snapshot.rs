@@ -39,11 +39,18 @@ impl Write for Tap {
     }
 }
 
-/// A machine that runs on a thread of its own.
+/// A machine that runs on a thread of its own, until this is dropped at the latest.
 struct Running {
     control: Control,
     output: Receiver<u8>,
-    runner: JoinHandle<Result<Outcome>>,
+    runner: Option<JoinHandle<Result<Outcome>>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.stop();
+        let _ = self.runner.take().map(JoinHandle::join);
+    }
 }
 
 impl Running {
@@ -54,7 +61,7 @@ impl Running {
         Running {
             control,
             output,
-            runner: std::thread::spawn(move || machine.run()),
+            runner: Some(std::thread::spawn(move || machine.run())),
         }
     }
 
@@ -66,23 +73,24 @@ impl Running {
     }
 
     /// Runs it to its end: what it writes until then.
-    fn finish(self) -> Vec<u8> {
+    fn finish(mut self) -> Vec<u8> {
         let start = Instant::now();
         while !self.control.has_ended() && start.elapsed() < DEADLINE {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.control.stop();
-        assert_eq!(
-            self.runner.join().unwrap().unwrap(),
-            Outcome::Reboot(Reset::Line)
-        );
+        assert_eq!(self.join(), Outcome::Reboot(Reset::Line));
         self.output.iter().collect()
     }
 
+    fn join(&mut self) -> Outcome {
+        self.runner.take().unwrap().join().unwrap().unwrap()
+    }
+
     /// Stops it: what it has written that wasn't read.
-    fn stop(self) -> Vec<u8> {
+    fn stop(mut self) -> Vec<u8> {
         self.control.stop();
-        assert_eq!(self.runner.join().unwrap().unwrap(), Outcome::Stopped);
+        assert_eq!(self.join(), Outcome::Stopped);
         self.output.iter().collect()
     }
 }
