@@ -12,15 +12,17 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use crate::arch::cpuid::Topology;
 use crate::arch::{acpi, boot_params, cpuid, paging, registers};
 use crate::config::Config;
-use crate::control::Gate;
 use crate::devices::bus::Bus;
 use crate::devices::ioapic::{self, IoApic};
 use crate::devices::power::{RESET_CODE, ResetLine, SleepControl};
-use crate::devices::uart::{IrqLine, Output, Uart};
+use crate::devices::uart::{self, IrqLine, Output, Uart};
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::input::Input;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
+use crate::snapshot::state::Devices;
+use crate::snapshot::{Prepared, Snapshot};
 use crate::vcpu::{Surroundings, Vcpu};
 use crate::{initramfs, kernel, layout};
 
@@ -39,9 +41,24 @@ use crate::{initramfs, kernel, layout};
 /// # minivm_vmm::Result::Ok(())
 /// ```
 pub struct Builder {
-    config: Config,
+    source: Source,
     com1: Port,
     com2: Port,
+}
+
+/// What a machine begins with.
+enum Source {
+    Boot(Config),
+    Snapshot(Snapshot),
+    Prepared(Prepared),
+}
+
+/// A machine in KVM, with everything but its devices.
+pub(crate) struct Created {
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) vm: Arc<VmFd>,
+    // Behind KVM's descriptors, so that it is unmapped when they are closed.
+    pub(crate) ram: Arc<GuestRam>,
 }
 
 /// What a serial port is connected to.
@@ -63,8 +80,22 @@ impl Port {
 impl Builder {
     /// A machine as `config` says, with serial ports that are connected to nothing.
     pub fn new(config: Config) -> Self {
+        Builder::from_source(Source::Boot(config))
+    }
+
+    /// A machine that goes on where the snapshot's was, with serial ports that are connected to nothing.
+    pub fn restore(snapshot: &Snapshot) -> Self {
+        Builder::from_source(Source::Snapshot(snapshot.clone()))
+    }
+
+    /// The same, from a machine made ahead of time.
+    pub fn restore_prepared(prepared: Prepared) -> Self {
+        Builder::from_source(Source::Prepared(prepared))
+    }
+
+    fn from_source(source: Source) -> Self {
         Builder {
-            config,
+            source,
             com1: Port::open_ended(),
             com2: Port::open_ended(),
         }
@@ -95,61 +126,81 @@ impl Builder {
     }
 
     /// Does what [`build`](Self::build) does before it needs KVM, and forgets it: finds out what is wrong with the
-    /// configuration and the files.
+    /// configuration and the files. A snapshot's have been checked when it was opened.
     ///
     /// # Errors
     ///
     /// As [`build`](Self::build)'s, without those that are about KVM.
     pub fn check(&self) -> Result<()> {
-        self.config.check()?;
-        load(&self.config, &GuestRam::new(self.config.memory)?).map(drop)
+        let Source::Boot(config) = &self.source else {
+            return Ok(());
+        };
+        config.check()?;
+        load(config, &GuestRam::new(config.memory)?).map(drop)
     }
 
-    /// Builds the machine, paused before its first instruction.
+    /// Builds the machine, paused before its first instruction, or before the next one after the snapshot.
     ///
     /// # Errors
     ///
-    /// Whatever [`Error`] names: a bad configuration, kernel or initramfs, no usable KVM, no memory.
+    /// Whatever [`Error`] names: a bad configuration, kernel, initramfs or snapshot, no usable KVM, no memory.
     pub fn build(self) -> Result<Machine> {
-        let Builder { config, com1, com2 } = self;
-        config.check()?;
-        let ram = GuestRam::new(config.memory)?;
-        // Both take milliseconds, and neither needs the other.
-        let (loaded, created) = thread::scope(|scope| {
-            let loading = thread::Builder::new().spawn_scoped(scope, || load(&config, &ram));
-            let created = create(&config, &ram);
-            let loaded = match loading {
-                Ok(loading) => loading.join().expect("loading doesn't panic"),
-                Err(_) => load(&config, &ram),
-            };
-            (loaded, created)
-        });
-        let entry = loaded?;
-        let (vm, vcpus) = created?;
-        registers::set_entry(&vcpus[0].fd, entry)?;
-
-        let gate = Gate::new(config.cpus)?;
-        let ioapic = Arc::new(Mutex::new(IoApic::new(message_sink(vm))));
-        let com1 = uart(layout::COM1_IRQ, &ioapic, com1, &gate)?;
-        let com2 = uart(layout::COM2_IRQ, &ioapic, com2, &gate)?;
-        let ports = port_bus(&com1.0, &com2.0);
-        let mmio = mmio_bus(&ioapic);
-        let pumps = [com1, com2]
-            .into_iter()
-            .filter_map(|(uart, input)| Some(input?.pump(uart)))
-            .collect();
-        Ok(Machine {
-            vcpus,
-            around: Arc::new(Surroundings {
-                gate,
-                ports,
-                mmio,
-                ioapic,
-            }),
-            pumps,
-            ram: Arc::new(ram),
-        })
+        let (created, devices) = match self.source {
+            Source::Boot(config) => (boot(&config)?, Devices::default()),
+            Source::Snapshot(snapshot) => snapshot.prepare()?.wake()?,
+            Source::Prepared(prepared) => prepared.wake()?,
+        };
+        connect(created, devices, self.com1, self.com2)
     }
+}
+
+/// Makes a machine that is about to run its kernel's first instruction.
+fn boot(config: &Config) -> Result<Created> {
+    config.check()?;
+    let ram = GuestRam::new(config.memory)?;
+    // Both take milliseconds, and neither needs the other.
+    let (loaded, created) = thread::scope(|scope| {
+        let loading = thread::Builder::new().spawn_scoped(scope, || load(config, &ram));
+        let created = create(config, &ram);
+        let loaded = match loading {
+            Ok(loading) => loading.join().expect("loading doesn't panic"),
+            Err(_) => load(config, &ram),
+        };
+        (loaded, created)
+    });
+    let entry = loaded?;
+    let (vm, vcpus) = created?;
+    registers::set_entry(&vcpus[0].fd, entry)?;
+    let ram = Arc::new(ram);
+    Ok(Created { vcpus, vm, ram })
+}
+
+/// Connects a machine with its devices.
+fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result<Machine> {
+    let Created { vcpus, vm, ram } = created;
+    let gate = Gate::new(u8::try_from(vcpus.len()).expect("checked against CPUS_MAX"))?;
+    let ioapic = IoApic::new(message_sink(vm.clone()), devices.ioapic);
+    let ioapic = Arc::new(Mutex::new(ioapic));
+    let (com1, input1) = uart(layout::COM1_IRQ, &ioapic, com1, &gate, devices.com1)?;
+    let (com2, input2) = uart(layout::COM2_IRQ, &ioapic, com2, &gate, devices.com2)?;
+    let pumps = [(input1, &com1), (input2, &com2)]
+        .into_iter()
+        .filter_map(|(input, uart)| Some(input?.pump(uart.clone())))
+        .collect();
+    Ok(Machine {
+        vcpus,
+        around: Arc::new(Surroundings {
+            gate,
+            ports: port_bus(&com1, &com2),
+            mmio: mmio_bus(&ioapic),
+            ioapic,
+            com1,
+            com2,
+            vm,
+        }),
+        pumps,
+        ram,
+    })
 }
 
 /// Fills guest RAM as a boot loader would; tells where the kernel is to be entered.
@@ -244,7 +295,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
 }
 
 /// Lets the guest use our memory as its RAM.
-fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
+pub(crate) fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
     for (slot, (base, size, host)) in (0u32..).zip(ram.regions()) {
         let region = kvm_userspace_memory_region {
             slot,
@@ -270,7 +321,7 @@ fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
 }
 
 /// Asks for local APICs, and their timers, in KVM, and for nothing else of a PC's interrupt controllers.
-fn split_irqchip(vm: &VmFd) -> Result<()> {
+pub(crate) fn split_irqchip(vm: &VmFd) -> Result<()> {
     // With the local APICs in KVM a guest's timer and inter-processor interrupts cost no exit to this process. The
     // number is that of the IOAPIC pins that will be emulated here, see devices/ioapic.rs. It decides what every vCPU is
     // made with, so it comes before the first of them. (KVM API 7.5, KVM_CAP_SPLIT_IRQCHIP.)
@@ -311,7 +362,11 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
             .map_err(Error::kvm("KVM_SET_CPUID2"))?;
         registers::set_firmware_msrs(&fd)?;
         registers::set_local_apic(&fd)?;
-        vcpus.push(Vcpu { id, fd });
+        vcpus.push(Vcpu {
+            id,
+            fd,
+            cpuid: table,
+        });
     }
     Ok(vcpus)
 }
@@ -340,6 +395,7 @@ fn uart(
     ioapic: &Arc<Mutex<IoApic>>,
     port: Port,
     gate: &Arc<Gate>,
+    state: uart::State,
 ) -> Result<ConnectedUart> {
     let irq = IrqLine {
         ioapic: ioapic.clone(),
@@ -349,7 +405,7 @@ fn uart(
         writer: port.output,
         gate: gate.clone(),
     };
-    let uart = Uart::new(irq, output).map_err(Error::host("an event descriptor"))?;
+    let uart = Uart::new(irq, output, state).map_err(Error::host("an event descriptor"))?;
     Ok((Arc::new(Mutex::new(uart)), port.input))
 }
 

@@ -1,34 +1,23 @@
-//! Pausing, resuming and stopping a machine, from any thread.
-//!
-//! Every vCPU thread passes [`Gate::enter`] before it enters the guest. To get a thread out of the guest, `pause` and
-//! `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a signal whose handler does nothing.
-//! The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin. The phase is set first, so
-//! a thread that has cleared its flag sees the new phase.
-//! (KVM API, 5 "The kvm_run structure", `immediate_exit`.)
+//! Pausing, resuming, saving and stopping a machine, from any thread. How a thread is got out of the guest stands in `gate`.
 
-#![allow(
-    unsafe_code,
-    reason = "the flag lies in memory that is shared with the kernel, and signals go to raw threads"
-)]
+use std::path::Path;
+use std::sync::{Arc, Weak};
 
-use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
-use std::time::Duration;
-
-use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
-
+use crate::arch::vcpu_state::Inventory;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::memory::GuestRam;
 use crate::outcome::Outcome;
-
-/// After how long a thread that hasn't left is called again.
-const REPEAT: Duration = Duration::from_millis(20);
+use crate::snapshot::capture::Frozen;
+use crate::vcpu::Surroundings;
 
 /// A handle to a machine for other threads than the one that runs it. Cheap to clone.
 #[derive(Clone)]
 pub struct Control {
     pub(crate) gate: Arc<Gate>,
+    /// Not kept alive by this handle: the machine is gone when it has ended, whoever still has one.
+    pub(crate) around: Weak<Surroundings>,
+    pub(crate) ram: Weak<GuestRam>,
 }
 
 impl Control {
@@ -44,6 +33,24 @@ impl Control {
         self.gate.resume();
     }
 
+    /// Saves the machine, which must be paused, in `folder`, in place of a snapshot that may be there; the machine stays
+    /// paused meanwhile, also if somebody resumes it. Then it can be resumed or stopped. Memory that is shared with the guest
+    /// ([`Memory`](crate::Memory)) must not be written to while this goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPaused`] where it runs, has ended, or ends meanwhile; [`Error::Save`] where the snapshot can't be written,
+    /// in which case what was in the folder is still there; [`Error::Kvm`] where KVM doesn't tell the state.
+    pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
+        // Behind the RAM, so that KVM's descriptors are closed first if the machine ends meanwhile.
+        let ram = self.ram.upgrade().ok_or(Error::NotPaused)?;
+        let around = self.around.upgrade().ok_or(Error::NotPaused)?;
+        let held = self.gate.hold()?;
+        let frozen = Frozen::new(&around);
+        let vcpus = held.save(Inventory::of_this_host(&around.vm)?)?;
+        frozen.save(folder.as_ref(), vcpus, &ram)
+    }
+
     /// Ends the machine with [`Outcome::Stopped`], if it hasn't ended already; returns at once.
     /// [`Machine::run`](crate::Machine::run) then returns.
     pub fn stop(&self) {
@@ -52,268 +59,6 @@ impl Control {
 
     /// Whether the machine has ended.
     pub fn has_ended(&self) -> bool {
-        self.gate.phase() == Phase::Ended
+        self.gate.has_ended()
     }
 }
-
-/// What the vCPUs are to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Phase {
-    Paused,
-    Running,
-    /// Paused for a moment, to find out whether all vCPUs are halted for ever.
-    Checking,
-    Ended,
-}
-
-/// The door between the vCPU threads and the guest.
-pub(crate) struct Gate {
-    /// A copy of the phase that can be read without a lock, once every exit.
-    phase: AtomicU8,
-    inner: Mutex<Inner>,
-    changed: Condvar,
-    /// Becomes readable when the machine has ended.
-    ended: EventFd,
-}
-
-struct Inner {
-    /// Why the machine ended, once it has, until somebody takes it.
-    outcome: Option<Result<Outcome>>,
-    /// A slot a vCPU.
-    slots: Vec<Slot>,
-}
-
-/// What the gate knows of one vCPU.
-#[derive(Default)]
-struct Slot {
-    /// How to get its thread out of the guest, while there is one.
-    kick: Option<Kick>,
-    /// It waits at the gate.
-    parked: bool,
-    /// It was halted for ever when somebody last looked, which may be outdated unless it is parked.
-    halted: bool,
-}
-
-impl Gate {
-    /// A closed gate for `vcpus` vCPUs.
-    pub(crate) fn new(vcpus: u8) -> Result<Arc<Self>> {
-        static HANDLER: Once = Once::new();
-        HANDLER.call_once(|| {
-            register_signal_handler(SIGRTMIN(), ignore).expect("SIGRTMIN can be handled");
-        });
-        let ended = EventFd::new(libc::EFD_CLOEXEC).map_err(Error::host("an event descriptor"))?;
-        Ok(Arc::new(Gate {
-            phase: AtomicU8::new(Phase::Paused as u8),
-            inner: Mutex::new(Inner {
-                outcome: None,
-                slots: (0..vcpus).map(|_| Slot::default()).collect(),
-            }),
-            changed: Condvar::new(),
-            ended,
-        }))
-    }
-
-    /// Registers the calling thread as the one that runs vCPU `id`. `immediate_exit` must stay valid until
-    /// [`leave`](Self::leave) has returned.
-    pub(crate) fn join(&self, id: u8, immediate_exit: *mut u8) {
-        self.lock().slots[usize::from(id)].kick = Some(Kick::of_this_thread(immediate_exit));
-    }
-
-    /// The calling thread doesn't run vCPU `id` any more.
-    pub(crate) fn leave(&self, id: u8) {
-        self.lock().slots[usize::from(id)].kick = None;
-        self.changed.notify_all();
-    }
-
-    /// Waits while the machine is paused. Tells whether vCPU `id` may enter the guest; if not, the machine has ended.
-    /// `halted` finds out whether the vCPU is halted for ever.
-    pub(crate) fn enter(&self, id: u8, halted: impl FnOnce() -> bool) -> bool {
-        if self.phase() == Phase::Running {
-            return true;
-        }
-        let halted = halted();
-        let mut inner = self.lock();
-        inner.slots[usize::from(id)].halted = halted;
-        inner.slots[usize::from(id)].parked = true;
-        self.decide(&mut inner);
-        self.changed.notify_all();
-        while matches!(self.phase(), Phase::Paused | Phase::Checking) {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        inner.slots[usize::from(id)].parked = false;
-        self.phase() == Phase::Running
-    }
-
-    /// Ends a check as soon as all vCPUs are parked: only then can none of them wake another.
-    fn decide(&self, inner: &mut Inner) {
-        if self.phase() != Phase::Checking || !inner.all_parked() {
-            return;
-        }
-        if inner.slots.iter().all(|slot| slot.halted) {
-            self.end_locked(inner, Ok(Outcome::Stuck));
-        } else {
-            self.set_phase(Phase::Running);
-        }
-    }
-
-    fn pause(&self) {
-        let mut inner = self.lock();
-        match self.phase() {
-            Phase::Running => {
-                self.set_phase(Phase::Paused);
-                inner.kick_all();
-            }
-            Phase::Checking => self.set_phase(Phase::Paused),
-            Phase::Paused | Phase::Ended => {}
-        }
-        while self.phase() == Phase::Paused && !inner.all_parked() {
-            inner = self
-                .changed
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    pub(crate) fn resume(&self) {
-        let _inner = self.lock();
-        if self.phase() == Phase::Paused {
-            self.set_phase(Phase::Running);
-            self.changed.notify_all();
-        }
-    }
-
-    /// Ends the machine. The first reason counts.
-    pub(crate) fn end(&self, outcome: Result<Outcome>) {
-        self.end_locked(&mut self.lock(), outcome);
-    }
-
-    fn end_locked(&self, inner: &mut Inner, outcome: Result<Outcome>) {
-        if self.phase() == Phase::Ended {
-            return;
-        }
-        self.set_phase(Phase::Ended);
-        inner.outcome = Some(outcome);
-        inner.kick_all();
-        self.changed.notify_all();
-        self.ended.write(1).expect("an event descriptor takes a 1");
-    }
-
-    /// Sets aside whether vCPU `id` is halted for ever. If all seem to be, they are stopped for a closer look: one that
-    /// was halted a moment ago may have been woken by another since.
-    pub(crate) fn note_halted(&self, id: u8, halted: bool) {
-        let mut inner = self.lock();
-        inner.slots[usize::from(id)].halted = halted;
-        if self.phase() == Phase::Running && inner.slots.iter().all(|slot| slot.halted) {
-            self.set_phase(Phase::Checking);
-            inner.kick_all();
-        }
-    }
-
-    /// Makes every vCPU leave the guest for a moment, so that its thread can look around.
-    pub(crate) fn nudge(&self) {
-        self.lock().kick_all();
-    }
-
-    /// Becomes readable when the machine has ended.
-    pub(crate) fn ended(&self) -> &EventFd {
-        &self.ended
-    }
-
-    /// Waits until no thread runs a vCPU any more. One that waits for its output to be taken hears of the end only by
-    /// a signal that comes while it waits, so the signal is repeated.
-    pub(crate) fn wait_until_left(&self) {
-        let mut inner = self.lock();
-        while inner.slots.iter().any(|slot| slot.kick.is_some()) {
-            let (guard, waited) = self
-                .changed
-                .wait_timeout(inner, REPEAT)
-                .unwrap_or_else(PoisonError::into_inner);
-            inner = guard;
-            if waited.timed_out() {
-                inner.kick_all();
-            }
-        }
-    }
-
-    /// Takes why the machine ended.
-    pub(crate) fn take_outcome(&self) -> Option<Result<Outcome>> {
-        self.lock().outcome.take()
-    }
-
-    /// Whether the machine has ended, for those that must not wait for anything any more.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.phase() == Phase::Ended
-    }
-
-    fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Paused,
-            1 => Phase::Running,
-            2 => Phase::Checking,
-            _ => Phase::Ended,
-        }
-    }
-
-    fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Release);
-    }
-
-    /// Only called by code that doesn't panic while it holds the lock, so a poisoned one is as good as any.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    /// Whether every vCPU that has a thread waits at the gate.
-    fn all_parked(&self) -> bool {
-        self.slots
-            .iter()
-            .all(|slot| slot.kick.is_none() || slot.parked)
-    }
-
-    fn kick_all(&self) {
-        self.slots
-            .iter()
-            .filter_map(|slot| slot.kick.as_ref())
-            .for_each(Kick::send);
-    }
-}
-
-/// Gets one thread out of the guest.
-struct Kick {
-    thread: libc::pthread_t,
-    immediate_exit: *mut u8,
-}
-
-// SAFETY: the pointer is used only while the slot holds it, under the gate's lock, and `Gate::join` demands that it is
-// valid until `Gate::leave`, which takes the same lock to remove it.
-unsafe impl Send for Kick {}
-
-impl Kick {
-    fn of_this_thread(immediate_exit: *mut u8) -> Self {
-        // SAFETY: it has no condition.
-        let thread = unsafe { libc::pthread_self() };
-        Kick {
-            thread,
-            immediate_exit,
-        }
-    }
-
-    fn send(&self) {
-        // SAFETY: valid, as said above; a byte is always aligned; the other side of it is the kernel, which only reads
-        // it, and the vCPU's thread, which clears it through kvm-ioctls.
-        let flag = unsafe { AtomicU8::from_ptr(self.immediate_exit) };
-        flag.store(1, Ordering::SeqCst);
-        // SAFETY: the thread has not ended: it takes its slot's kick away first.
-        let error = unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
-        debug_assert_eq!(error, 0, "{}", io::Error::from_raw_os_error(error));
-    }
-}
-
-/// The signal's only purpose is to end a system call.
-extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

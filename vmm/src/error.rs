@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::kernel::KernelError;
+use crate::snapshot::SnapshotError;
 
 /// The result of everything here that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -51,7 +52,7 @@ pub enum Error {
     /// A file could not be opened or read.
     #[error("cannot read the {what} {}", path.display())]
     File {
-        /// What the file was to be: `kernel` or `initramfs`.
+        /// What the file was to be: `kernel`, `initramfs` or `snapshot`.
         what: &'static str,
         /// Its path, as it was given.
         path: PathBuf,
@@ -80,6 +81,34 @@ pub enum Error {
         /// What guest memory has left between the kernel and the end of low RAM, in bytes.
         room: u64,
     },
+
+    /// The snapshot can't be used.
+    #[error("cannot restore {}", path.display())]
+    Snapshot {
+        /// The snapshot's folder, as it was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SnapshotError,
+    },
+
+    /// The processor or KVM of this host can't do what the guest of a snapshot already uses.
+    #[error(
+        "this host has no {0}, which the snapshot needs: restore it on a host like the one that saved it, or save it anew here"
+    )]
+    HostLacks(String),
+
+    /// The snapshot can't be written. What was in its place before is still there.
+    #[error("cannot save {}", path.display())]
+    Save {
+        /// The snapshot's folder, as it was given.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+
+    /// The machine runs, or has ended: only one that is paused has a state that can be saved.
+    #[error("cannot save a machine that is not paused: pause it first")]
+    NotPaused,
 
     /// Something of the host's that a machine needs (memory, a thread, a descriptor) could not be had.
     #[error("cannot get {what}")]

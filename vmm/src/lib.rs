@@ -13,6 +13,10 @@
 //! 6. Meanwhile [`Control`] can pause, resume or stop the machine, and input flows to the UARTs (`input`).
 //! 7. The guest ends, and the [`Outcome`] says how.
 //!
+//! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can go on from there
+//! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
+//! devices' state set instead of reset.
+//!
 //! The memory map is at the head of [`layout`].
 //!
 //! # Example
@@ -41,6 +45,7 @@ mod config;
 mod control;
 mod devices;
 mod error;
+mod gate;
 mod initramfs;
 mod input;
 mod kernel;
@@ -49,6 +54,7 @@ mod machine;
 mod memory;
 mod outcome;
 mod probe;
+mod snapshot;
 mod vcpu;
 
 pub use builder::Builder;
@@ -61,3 +67,4 @@ pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use outcome::{Outcome, Reset};
 pub use probe::{create_vm_time, probe};
+pub use snapshot::{Prepared, Snapshot, SnapshotError};

@@ -1,14 +1,20 @@
-//! Guest RAM: anonymous memory of this process that KVM lends to the guest.
+//! Guest RAM: memory of this process that KVM lends to the guest.
 //!
-//! A page that the guest never touches is never allocated. The mapping starts at a multiple of 2 MiB and asks for huge
-//! pages, so that one nested page fault makes 2 MiB present instead of 4 KiB.
+//! A machine that boots gets anonymous memory. A page that the guest never touches is never allocated. The mapping starts at
+//! a multiple of 2 MiB and asks for huge pages, so that one nested page fault makes 2 MiB present instead of 4 KiB.
+//!
+//! A restored machine's memory is a private mapping of the snapshot's memory file: nothing is read when it is mapped; a page
+//! that the guest reads is the page cache's, which all machines of the snapshot share; a page that it writes to becomes a
+//! copy of its own. The file itself never changes.
 
 #![allow(
     unsafe_code,
     reason = "mapping memory at chosen addresses has no safe interface"
 )]
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +33,8 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// All RAM of one machine. Dropping it unmaps it: that must not happen before the machine's KVM descriptors are closed.
 pub(crate) struct GuestRam {
     map: GuestMemoryMmap,
+    /// The file whose private mapping it is.
+    file: Option<Arc<File>>,
     // Behind `map`, so that it is dropped after it.
     _mappings: Vec<Mapping>,
 }
@@ -34,20 +42,49 @@ pub(crate) struct GuestRam {
 impl GuestRam {
     /// Reserves `bytes` of guest RAM, laid out as [`layout::ram`] says.
     pub(crate) fn new(bytes: u64) -> Result<Self> {
+        Self::mapped(bytes, None)
+    }
+
+    /// Maps `file`, which has `bytes` bytes, as guest RAM of its own: the part above the hole stands right behind the part
+    /// below it.
+    pub(crate) fn of_file(bytes: u64, file: Arc<File>) -> Result<Self> {
+        Self::mapped(bytes, Some(file))
+    }
+
+    fn mapped(bytes: u64, file: Option<Arc<File>>) -> Result<Self> {
         let mut regions = Vec::new();
         let mut mappings = Vec::new();
+        let mut offset = 0;
         for (base, size) in layout::ram(bytes) {
-            let size = usize::try_from(size).expect("checked against MEMORY_MAX");
-            let mapping = Mapping::anonymous(size).map_err(Error::host("guest memory"))?;
+            let length = usize::try_from(size).expect("checked against MEMORY_MAX");
+            let mapping = Mapping::reserve(length).map_err(Error::host("guest memory"))?;
+            match &file {
+                None => mapping.use_huge_pages(),
+                Some(file) => mapping
+                    .replace(file, offset)
+                    .map_err(Error::host("guest memory"))?,
+            }
             regions.push(region(base, &mapping)?);
             mappings.push(mapping);
+            offset += size;
         }
         let map = GuestMemoryMmap::from_regions(regions)
             .expect("the layout is in order and has no overlap");
         Ok(GuestRam {
             map,
+            file,
             _mappings: mappings,
         })
+    }
+
+    /// The file whose private mapping it is, if it is one.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.file.as_deref()
+    }
+
+    /// How much it is.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.map.iter().map(GuestMemoryRegion::len).sum()
     }
 
     /// The view of it that reads and writes by guest-physical address.
@@ -150,7 +187,7 @@ fn region(base: GuestAddress, mapping: &Mapping) -> Result<GuestRegionMmap> {
     Ok(GuestRegionMmap::new(mapped, base).expect("the layout ends far below 2^64"))
 }
 
-/// Anonymous memory, aligned to [`HUGE_PAGE`], unmapped on drop.
+/// Memory of this process, aligned to [`HUGE_PAGE`], unmapped on drop.
 struct Mapping {
     address: *mut u8,
     size: usize,
@@ -162,7 +199,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn anonymous(size: usize) -> io::Result<Self> {
+    /// Maps `size` bytes of anonymous memory.
+    fn reserve(size: usize) -> io::Result<Self> {
         // One huge page too many, so that there is an aligned address in it; the surplus costs address space only.
         let reserved = size
             .checked_add(HUGE_PAGE)
@@ -186,13 +224,39 @@ impl Mapping {
         let address = start.wrapping_byte_add(surplus);
         unmap(start, surplus);
         unmap(address.wrapping_byte_add(size), HUGE_PAGE - surplus);
-        // SAFETY: the range is ours; the advice changes how it is backed, not what it holds. A kernel without
-        // transparent huge pages refuses, and that is as well.
-        unsafe { libc::madvise(address, size, libc::MADV_HUGEPAGE) };
         Ok(Mapping {
             address: address.cast(),
             size,
         })
+    }
+
+    /// Asks for huge pages behind it.
+    fn use_huge_pages(&self) {
+        // SAFETY: the range is ours; the advice changes how it is backed, not what it holds. A kernel without
+        // transparent huge pages refuses, and that is as well.
+        unsafe { libc::madvise(self.address.cast(), self.size, libc::MADV_HUGEPAGE) };
+    }
+
+    /// Puts a private mapping of `file`, from `offset` on, in its place.
+    fn replace(&self, file: &File, offset: u64) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the range is ours, and nothing refers to it yet, so it may be replaced. What a private mapping holds can
+        // change while the file does, but guest memory is accessed as what can change at any time anyway.
+        let mapped = unsafe {
+            libc::mmap(
+                self.address.cast(),
+                self.size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 }
 

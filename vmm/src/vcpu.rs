@@ -5,14 +5,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED};
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_bindings::{
+    CpuId, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
-use crate::control::Gate;
+use crate::arch::vcpu_state::{Inventory, VcpuState};
 use crate::devices::bus::{Bus, Request, lock};
 use crate::devices::ioapic::{IoApic, Routing};
+use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
+use crate::gate::{Gate, Parked};
 use crate::outcome::{Outcome, Reset};
 
 /// RFLAGS: maskable interrupts are on.
@@ -24,12 +28,17 @@ pub(crate) struct Surroundings {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
+    pub(crate) com1: Arc<Mutex<Uart>>,
+    pub(crate) com2: Arc<Mutex<Uart>>,
+    pub(crate) vm: Arc<VmFd>,
 }
 
 /// A virtual processor.
 pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
+    /// What its guest is told by CPUID.
+    pub(crate) cpuid: CpuId,
 }
 
 impl Vcpu {
@@ -54,16 +63,31 @@ impl Vcpu {
 
     /// Serves exits until one of them ends the machine, or somebody else has.
     fn serve(&mut self, around: &Surroundings) -> Result<Option<Outcome>> {
-        while around.gate.enter(self.id, || self.is_halted_for_ever()) {
-            if let Some(outcome) = self.step(around)? {
+        let gate = &around.gate;
+        while gate.enter(self.id, &mut Visitor { vcpu: self, around }) {
+            if let Stay::Ended(outcome) = self.step(around)? {
                 return Ok(Some(outcome));
             }
         }
         Ok(None)
     }
 
+    /// Brings the vCPU to rest between two instructions, which it isn't while KVM waits to be told the result of an access
+    /// to a device: entered with `immediate_exit` set, KVM takes the result, finishes the instruction and comes back. What
+    /// is unfinished can't be read, so a state that were saved before would have lost it. A string instruction can make
+    /// another access first; KVM stops it after at most 1024.
+    fn settle(&mut self, around: &Surroundings) -> Result<Stay> {
+        loop {
+            self.fd.set_kvm_immediate_exit(1);
+            match self.step(around)? {
+                Stay::Served => {}
+                stay => return Ok(stay),
+            }
+        }
+    }
+
     /// One stay in the guest, and what it ended with.
-    fn step(&mut self, around: &Surroundings) -> Result<Option<Outcome>> {
+    fn step(&mut self, around: &Surroundings) -> Result<Stay> {
         // KVM_RUN makes this thread the processor until the guest does something that KVM doesn't handle. What that
         // was stands in the kvm_run structure that is mapped beside the descriptor; kvm-ioctls shows it as an enum. An
         // access to a port or register counts as done only when KVM_RUN is called again, which is when KVM takes the
@@ -80,9 +104,9 @@ impl Vcpu {
                 None
             }
             // A third exception while the second was being delivered: a PC resets, and so the machine ends.
-            Ok(VcpuExit::Shutdown) => return Ok(Some(around.reset(Reset::TripleFault))),
+            Ok(VcpuExit::Shutdown) => return Ok(Stay::Ended(around.reset(Reset::TripleFault))),
             // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
-            Ok(VcpuExit::Hlt) => return Ok(Some(Outcome::Stuck)),
+            Ok(VcpuExit::Hlt) => return Ok(Stay::Ended(Outcome::Stuck)),
             Ok(VcpuExit::Intr) => None,
             Ok(other) => {
                 let reason = describe(&other);
@@ -90,25 +114,22 @@ impl Vcpu {
             }
             Err(errno) => return self.interrupted(errno, around),
         };
-        Ok(request.map(|request| match request {
-            Request::PowerOff => Outcome::PowerOff,
-            Request::Reset => around.reset(Reset::Line),
-        }))
+        Ok(match request {
+            Some(Request::PowerOff) => Stay::Ended(Outcome::PowerOff),
+            Some(Request::Reset) => Stay::Ended(around.reset(Reset::Line)),
+            None => Stay::Served,
+        })
     }
 
     /// KVM_RUN failed: with EINTR because somebody kicked this thread, with EAGAIN because nothing was to be done.
-    fn interrupted(
-        &mut self,
-        errno: kvm_ioctls::Error,
-        around: &Surroundings,
-    ) -> Result<Option<Outcome>> {
+    fn interrupted(&mut self, errno: kvm_ioctls::Error, around: &Surroundings) -> Result<Stay> {
         match errno.errno() {
             libc::EINTR => {
                 self.fd.set_kvm_immediate_exit(0);
                 around.gate.note_halted(self.id, self.is_halted_for_ever());
-                Ok(None)
+                Ok(Stay::Interrupted)
             }
-            libc::EAGAIN => Ok(None),
+            libc::EAGAIN => Ok(Stay::Interrupted),
             _ => Err(Error::kvm("KVM_RUN")(errno)),
         }
     }
@@ -138,6 +159,37 @@ impl Vcpu {
             reason,
             rip,
         }
+    }
+}
+
+/// How a stay in the guest ended.
+enum Stay {
+    /// With something that has been served.
+    Served,
+    /// With nothing: somebody called the thread back.
+    Interrupted,
+    /// With the machine's end.
+    Ended(Outcome),
+}
+
+/// A vCPU at the gate.
+struct Visitor<'a> {
+    vcpu: &'a mut Vcpu,
+    around: &'a Surroundings,
+}
+
+impl Parked for Visitor<'_> {
+    fn settle(&mut self) -> bool {
+        match self.vcpu.settle(self.around) {
+            Ok(Stay::Ended(outcome)) => self.around.gate.end(Ok(outcome)),
+            Ok(_) => {}
+            Err(error) => self.around.gate.end(Err(error)),
+        }
+        self.vcpu.is_halted_for_ever()
+    }
+
+    fn save(&self, inventory: &Inventory) -> Result<VcpuState> {
+        VcpuState::of(self.vcpu, inventory)
     }
 }
 

@@ -4,10 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod code;
+
 use std::io::{self, Cursor, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use code::{map, place, wake};
 use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
 
 /// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
@@ -74,33 +77,6 @@ fn out(value: u8) -> [u8; 3] {
     [0xb0, value, 0xee]
 }
 
-/// Maps the 2 MiB around `address` to themselves: only the first GiB is mapped at the start. A page directory of its own,
-/// at 0xc000, is hung into the page directory pointer table at 0xa000.
-fn map(address: u64) -> Vec<u8> {
-    let page = address & !0x1f_ffff | 0x83;
-    let (directory, entry) = (
-        0xa000 + (address >> 30) * 8,
-        0xc000 + (address >> 21 & 0x1ff) * 8,
-    );
-    [
-        store(directory, 0xc003),
-        store(entry, page & 0xffff_ffff),
-        store(entry + 4, page >> 32),
-    ]
-    .concat()
-}
-
-/// `mov dword [address], value`.
-fn store(address: u64, value: u64) -> Vec<u8> {
-    let low_half = |number: u64| u32::try_from(number).unwrap().to_le_bytes();
-    [
-        &[0xc7, 0x04, 0x25],
-        &low_half(address)[..],
-        &low_half(value)[..],
-    ]
-    .concat()
-}
-
 /// `in al, dx`.
 const IN: [u8; 1] = [0xec];
 
@@ -164,27 +140,10 @@ fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
         0xb0, b'A', 0xba, 0xf8, 0x03, 0xee, // mov al, 'A'; mov dx, 0x3f8; out dx, al
         0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
     ];
-    let place: Vec<u8> = (0x3_0000u64..)
-        .step_by(4)
-        .zip(second.chunks(4))
-        .flat_map(|(at, word)| {
-            let mut bytes = [0; 8];
-            bytes[..word.len()].copy_from_slice(word);
-            store(at, u64::from_le_bytes(bytes))
-        })
-        .collect();
+    let place = place(0x3_0000, &second);
     // Long enough for the first look at who is halted to find the second vCPU not started yet.
     let spin = [0xb9, 0x00, 0x00, 0x04, 0x00, 0xff, 0xc9, 0x75, 0xfc]; // mov ecx, 0x40000; dec ecx; jnz
-    // mov esi, the local APIC; mov dword [rsi + register], value: to APIC 1, INIT and then SIPI
-    let send = |command: u8, vector: u8| {
-        let mut code = vec![0xbe, 0x00, 0x00, 0xe0, 0xfe];
-        code.extend([0xc7, 0x86, 0x10, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01]);
-        code.extend([
-            0xc7, 0x86, 0x00, 0x03, 0x00, 0x00, vector, command, 0x00, 0x00,
-        ]);
-        code
-    };
-    let wake = [send(0x45, 0), send(0x46, 0x30)].concat();
+    let wake = wake(0x30);
     let code = [
         &map(layout::LOCAL_APIC.0)[..],
         &place,

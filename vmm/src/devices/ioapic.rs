@@ -9,6 +9,8 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::bus::{Device, Request};
 use crate::error::Result;
 
@@ -60,28 +62,44 @@ pub(crate) enum Routing {
     Quiesced,
 }
 
-/// The registers of an IOAPIC.
-pub(crate) struct IoApic {
+/// What an IOAPIC remembers; by default, what it does after reset, with every pin masked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
     select: u8,
     id: u32,
     table: [u64; PINS as usize],
     /// Edges that came while their pin was masked: a bit a pin.
     pending: u32,
     ever_routed: bool,
-    sink: Sink,
 }
 
-impl IoApic {
-    /// An IOAPIC after reset, with every pin masked.
-    pub(crate) fn new(sink: Sink) -> Self {
-        IoApic {
+impl Default for State {
+    fn default() -> Self {
+        State {
             select: 0,
             id: u32::from(ID) << 24,
             table: [RTE_MASKED; PINS as usize],
             pending: 0,
             ever_routed: false,
-            sink,
         }
+    }
+}
+
+/// An IOAPIC.
+pub(crate) struct IoApic {
+    state: State,
+    sink: Sink,
+}
+
+impl IoApic {
+    /// An IOAPIC in a given state.
+    pub(crate) fn new(sink: Sink, state: State) -> Self {
+        IoApic { state, sink }
+    }
+
+    /// What it remembers.
+    pub(crate) fn state(&self) -> State {
+        self.state.clone()
     }
 
     /// An edge on `pin`. Where it is masked, the edge waits, lest an interrupt be lost while a driver reconfigures.
@@ -90,20 +108,20 @@ impl IoApic {
     ///
     /// Where the message couldn't be sent.
     pub(crate) fn pulse(&mut self, pin: u8) -> io::Result<()> {
-        let entry = self.table[usize::from(pin)];
+        let entry = self.state.table[usize::from(pin)];
         if entry & RTE_MASKED != 0 {
-            self.pending |= 1 << pin;
+            self.state.pending |= 1 << pin;
             return Ok(());
         }
-        self.pending &= !(1 << pin);
+        self.state.pending &= !(1 << pin);
         (self.sink)(message(entry))
     }
 
     /// What the guest has done with its interrupts.
     pub(crate) fn routing(&self) -> Routing {
         match (
-            self.ever_routed,
-            self.table.iter().all(|entry| entry & RTE_MASKED != 0),
+            self.state.ever_routed,
+            self.state.table.iter().all(|entry| entry & RTE_MASKED != 0),
         ) {
             (false, _) => Routing::Never,
             (true, false) => Routing::Active,
@@ -112,11 +130,11 @@ impl IoApic {
     }
 
     fn register(&self) -> u32 {
-        match self.select {
-            REG_ID | REG_ARBITRATION => self.id,
+        match self.state.select {
+            REG_ID | REG_ARBITRATION => self.state.id,
             REG_VERSION => VERSION | (u32::from(PINS) - 1) << 16,
             select => match entry_half(select) {
-                Some((pin, shift)) => u32::try_from(self.table[pin] >> shift & 0xffff_ffff)
+                Some((pin, shift)) => u32::try_from(self.state.table[pin] >> shift & 0xffff_ffff)
                     .expect("masked to 32 bits"),
                 None => u32::MAX,
             },
@@ -124,21 +142,21 @@ impl IoApic {
     }
 
     fn set_register(&mut self, value: u32) {
-        if self.select == REG_ID {
-            self.id = value & 0x0f00_0000;
-        } else if let Some((pin, shift)) = entry_half(self.select) {
-            let kept = self.table[pin] & (!(0xffff_ffff << shift) | RTE_READ_ONLY);
-            self.table[pin] = kept | (u64::from(value) << shift & !RTE_READ_ONLY);
+        if self.state.select == REG_ID {
+            self.state.id = value & 0x0f00_0000;
+        } else if let Some((pin, shift)) = entry_half(self.state.select) {
+            let kept = self.state.table[pin] & (!(0xffff_ffff << shift) | RTE_READ_ONLY);
+            self.state.table[pin] = kept | (u64::from(value) << shift & !RTE_READ_ONLY);
             self.deliver_pending(pin);
         }
     }
 
     fn deliver_pending(&mut self, pin: usize) {
-        if self.table[pin] & RTE_MASKED != 0 {
+        if self.state.table[pin] & RTE_MASKED != 0 {
             return;
         }
-        self.ever_routed = true;
-        if self.pending & 1 << pin != 0
+        self.state.ever_routed = true;
+        if self.state.pending & 1 << pin != 0
             && let Err(error) = self.pulse(u8::try_from(pin).expect("few pins"))
         {
             log::debug!("interrupt {pin} is lost: {error}");
@@ -166,7 +184,7 @@ fn message(entry: u64) -> Msi {
 impl Device for IoApic {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let value = match offset {
-            IOREGSEL => u32::from(self.select),
+            IOREGSEL => u32::from(self.state.select),
             IOWIN => self.register(),
             _ => return,
         };
@@ -177,7 +195,7 @@ impl Device for IoApic {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<Option<Request>> {
         match (offset, data) {
-            (IOREGSEL, &[select, ..]) => self.select = select,
+            (IOREGSEL, &[select, ..]) => self.state.select = select,
             (IOWIN, &[a, b, c, d]) => self.set_register(u32::from_le_bytes([a, b, c, d])),
             _ => log::debug!("write of {data:x?} to the IOAPIC at {offset:#x} is ignored"),
         }
@@ -198,7 +216,7 @@ mod tests {
             log.lock().unwrap().push(msi);
             Ok(())
         };
-        (IoApic::new(Box::new(sink)), sent)
+        (IoApic::new(Box::new(sink), State::default()), sent)
     }
 
     fn write(ioapic: &mut IoApic, register: u8, value: u32) {

@@ -13,14 +13,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
-use vm_superio::serial::{Error as SerialError, Serial, SerialEvents};
+use vm_superio::serial::{Error as SerialError, Serial, SerialEvents, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Device, Request, lock};
 use super::ioapic::IoApic;
-use crate::control::Gate;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 
 /// Registers and bits (National Semiconductor PC16550D, "Registers").
 const IER: u8 = 1;
@@ -30,6 +31,9 @@ const LCR_DLAB: u8 = 1 << 7;
 const MCR: u8 = 4;
 const MCR_RTS: u8 = 1 << 1;
 const MCR_LOOP: u8 = 1 << 4;
+
+/// How much input it holds, with its FIFO on or not: vm-superio's own limit.
+const FIFO: usize = 64;
 
 /// How long output that would block waits until it is tried again.
 const RETRY: Duration = Duration::from_millis(1);
@@ -88,6 +92,67 @@ impl SerialEvents for Emptied {
     }
 }
 
+/// What a UART remembers: its registers, and input that the guest hasn't taken yet. By default, what it does after reset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Divisor latch low and high, IER, IIR, LCR, LSR, MCR, MSR, SCR.
+    registers: [u8; 9],
+    input: Vec<u8>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::from(SerialState::default())
+    }
+}
+
+impl From<SerialState> for State {
+    fn from(serial: SerialState) -> Self {
+        State {
+            registers: [
+                serial.baud_divisor_low,
+                serial.baud_divisor_high,
+                serial.interrupt_enable,
+                serial.interrupt_identification,
+                serial.line_control,
+                serial.line_status,
+                serial.modem_control,
+                serial.modem_status,
+                serial.scratch,
+            ],
+            input: serial.in_buffer,
+        }
+    }
+}
+
+impl From<State> for SerialState {
+    fn from(state: State) -> Self {
+        let [low, high, ier, iir, lcr, lsr, mcr, msr, scr] = state.registers;
+        SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: ier,
+            interrupt_identification: iir,
+            line_control: lcr,
+            line_status: lsr,
+            modem_control: mcr,
+            modem_status: msr,
+            scratch: scr,
+            in_buffer: state.input,
+        }
+    }
+}
+
+impl State {
+    /// Checks that a UART can be in it.
+    pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
+        if self.input.len() > FIFO {
+            return Err("no UART holds so much input");
+        }
+        Ok(())
+    }
+}
+
 /// A UART with its surroundings.
 pub(crate) struct Uart {
     serial: Serial<IrqLine, Emptied, Output>,
@@ -95,13 +160,27 @@ pub(crate) struct Uart {
 }
 
 impl Uart {
-    /// A UART after reset that sends to `output`.
-    pub(crate) fn new(irq: IrqLine, output: Output) -> io::Result<Self> {
+    /// A UART in a given state that sends to `output`. If it waits for the guest to take an interrupt, it raises it again:
+    /// one too many does no harm.
+    pub(crate) fn new(irq: IrqLine, output: Output, state: State) -> io::Result<Self> {
         let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        Ok(Uart {
-            serial: Serial::with_events(irq, Emptied(room.clone()), output),
+        let serial = Serial::from_state(&state.into(), irq, Emptied(room.clone()), output);
+        let mut uart = Uart {
+            serial: serial.map_err(|error| match error {
+                SerialError::Trigger(error) | SerialError::IOError(error) => error,
+                SerialError::FullFifo => io::ErrorKind::InvalidData.into(),
+            })?,
             room,
-        })
+        };
+        if uart.capacity() > 0 {
+            uart.room.write(1)?;
+        }
+        Ok(uart)
+    }
+
+    /// What it remembers.
+    pub(crate) fn state(&self) -> State {
+        self.serial.state().into()
     }
 
     /// Becomes readable whenever [`capacity`](Self::capacity) may have grown.
@@ -173,6 +252,7 @@ fn register(offset: u64) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::ioapic;
 
     const LSR: u64 = 5;
 
@@ -195,8 +275,11 @@ mod tests {
             writer,
             gate: Gate::new(1).unwrap(),
         };
-        let ioapic = Arc::new(Mutex::new(IoApic::new(Box::new(|_| Ok(())))));
-        Uart::new(IrqLine { ioapic, pin: 4 }, output).unwrap()
+        let ioapic = Arc::new(Mutex::new(IoApic::new(
+            Box::new(|_| Ok(())),
+            ioapic::State::default(),
+        )));
+        Uart::new(IrqLine { ioapic, pin: 4 }, output, State::default()).unwrap()
     }
 
     fn read(uart: &mut Uart, offset: u64) -> u8 {

@@ -1,0 +1,369 @@
+//! The door between the vCPU threads and the guest: how a machine is paused, resumed and stopped.
+//!
+//! Every vCPU thread passes [`Gate::enter`] before it enters the guest. To get a thread out of the guest, `pause` and
+//! `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a signal whose handler does nothing.
+//! The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin. The phase is set first, so
+//! a thread that has cleared its flag sees the new phase.
+//! (KVM API, 5 "The kvm_run structure", `immediate_exit`.)
+
+#![allow(
+    unsafe_code,
+    reason = "the flag lies in memory that is shared with the kernel, and signals go to raw threads"
+)]
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::arch::vcpu_state::{Inventory, VcpuState};
+use crate::error::{Error, Result};
+use crate::outcome::Outcome;
+
+/// After how long a thread that hasn't left is called again.
+const REPEAT: Duration = Duration::from_millis(20);
+
+/// What the vCPUs are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    Paused,
+    Running,
+    /// Paused for a moment, to find out whether all vCPUs are halted for ever.
+    Checking,
+    Ended,
+}
+
+/// The gate of one machine.
+pub(crate) struct Gate {
+    /// A copy of the phase that can be read without a lock, once every exit.
+    phase: AtomicU8,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    /// Becomes readable when the machine has ended.
+    ended: EventFd,
+}
+
+struct Inner {
+    /// Somebody saves the paused machine: it stays paused.
+    held: bool,
+    /// Why the machine ended, once it has, until somebody takes it.
+    outcome: Option<Result<Outcome>>,
+    /// A slot a vCPU.
+    slots: Vec<Slot>,
+}
+
+/// What the gate knows of one vCPU.
+#[derive(Default)]
+struct Slot {
+    /// How to get its thread out of the guest, while there is one.
+    kick: Option<Kick>,
+    /// It waits at the gate.
+    parked: bool,
+    /// It is asked for its state.
+    asked: Option<Arc<Inventory>>,
+    /// Its answer.
+    saved: Option<Result<VcpuState>>,
+    /// It was halted for ever when somebody last looked, which may be outdated unless it is parked.
+    halted: bool,
+}
+
+impl Gate {
+    /// A closed gate for `vcpus` vCPUs.
+    pub(crate) fn new(vcpus: u8) -> Result<Arc<Self>> {
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(|| {
+            register_signal_handler(SIGRTMIN(), ignore).expect("SIGRTMIN can be handled");
+        });
+        let ended = EventFd::new(libc::EFD_CLOEXEC).map_err(Error::host("an event descriptor"))?;
+        Ok(Arc::new(Gate {
+            phase: AtomicU8::new(Phase::Paused as u8),
+            inner: Mutex::new(Inner {
+                held: false,
+                outcome: None,
+                slots: (0..vcpus).map(|_| Slot::default()).collect(),
+            }),
+            changed: Condvar::new(),
+            ended,
+        }))
+    }
+
+    /// Registers the calling thread as the one that runs vCPU `id`. `immediate_exit` must stay valid until
+    /// [`leave`](Self::leave) has returned.
+    pub(crate) fn join(&self, id: u8, immediate_exit: *mut u8) {
+        self.lock().slots[usize::from(id)].kick = Some(Kick::of_this_thread(immediate_exit));
+    }
+
+    /// The calling thread doesn't run vCPU `id` any more.
+    pub(crate) fn leave(&self, id: u8) {
+        self.lock().slots[usize::from(id)].kick = None;
+        self.changed.notify_all();
+    }
+
+    /// Waits while the machine is paused, and meanwhile does what is asked of the vCPU. Tells whether vCPU `id` may enter
+    /// the guest; if not, the machine has ended.
+    pub(crate) fn enter(&self, id: u8, vcpu: &mut dyn Parked) -> bool {
+        if self.phase() == Phase::Running {
+            return true;
+        }
+        let halted = vcpu.settle();
+        let slot = usize::from(id);
+        let mut inner = self.lock();
+        inner.slots[slot].halted = halted;
+        inner.slots[slot].parked = true;
+        self.decide(&mut inner);
+        self.changed.notify_all();
+        while matches!(self.phase(), Phase::Paused | Phase::Checking) {
+            inner = match inner.slots[slot].asked.take() {
+                Some(inventory) => {
+                    inner.slots[slot].saved = Some(vcpu.save(&inventory));
+                    self.changed.notify_all();
+                    inner
+                }
+                None => self.wait(inner),
+            };
+        }
+        inner.slots[slot].parked = false;
+        self.phase() == Phase::Running
+    }
+
+    /// Keeps a paused machine paused.
+    pub(crate) fn hold(&self) -> Result<Held<'_>> {
+        let mut inner = self.lock();
+        while inner.held {
+            inner = self.wait(inner);
+        }
+        let all_there = inner
+            .slots
+            .iter()
+            .all(|slot| slot.kick.is_some() && slot.parked);
+        if self.phase() != Phase::Paused || !all_there {
+            return Err(Error::NotPaused);
+        }
+        inner.held = true;
+        Ok(Held { gate: self })
+    }
+
+    /// Ends a check as soon as all vCPUs are parked: only then can none of them wake another.
+    fn decide(&self, inner: &mut Inner) {
+        if self.phase() != Phase::Checking || !inner.all_parked() {
+            return;
+        }
+        if inner.slots.iter().all(|slot| slot.halted) {
+            self.end_locked(inner, Ok(Outcome::Stuck));
+        } else {
+            self.set_phase(Phase::Running);
+        }
+    }
+
+    /// Stops every vCPU and waits until all have stopped.
+    pub(crate) fn pause(&self) {
+        let mut inner = self.lock();
+        match self.phase() {
+            Phase::Running => {
+                self.set_phase(Phase::Paused);
+                inner.kick_all();
+            }
+            Phase::Checking => self.set_phase(Phase::Paused),
+            Phase::Paused | Phase::Ended => {}
+        }
+        while self.phase() == Phase::Paused && !inner.all_parked() {
+            inner = self.wait(inner);
+        }
+    }
+
+    /// Lets a paused machine run.
+    pub(crate) fn resume(&self) {
+        let mut inner = self.lock();
+        while inner.held && self.phase() == Phase::Paused {
+            inner = self.wait(inner);
+        }
+        if self.phase() == Phase::Paused {
+            self.set_phase(Phase::Running);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends the machine. The first reason counts.
+    pub(crate) fn end(&self, outcome: Result<Outcome>) {
+        self.end_locked(&mut self.lock(), outcome);
+    }
+
+    fn end_locked(&self, inner: &mut Inner, outcome: Result<Outcome>) {
+        if self.phase() == Phase::Ended {
+            return;
+        }
+        self.set_phase(Phase::Ended);
+        inner.outcome = Some(outcome);
+        inner.kick_all();
+        self.changed.notify_all();
+        self.ended.write(1).expect("an event descriptor takes a 1");
+    }
+
+    /// Sets aside whether vCPU `id` is halted for ever. If all seem to be, they are stopped for a closer look: one that
+    /// was halted a moment ago may have been woken by another since.
+    pub(crate) fn note_halted(&self, id: u8, halted: bool) {
+        let mut inner = self.lock();
+        inner.slots[usize::from(id)].halted = halted;
+        if self.phase() == Phase::Running && inner.slots.iter().all(|slot| slot.halted) {
+            self.set_phase(Phase::Checking);
+            inner.kick_all();
+        }
+    }
+
+    /// Makes every vCPU leave the guest for a moment, so that its thread can look around.
+    pub(crate) fn nudge(&self) {
+        self.lock().kick_all();
+    }
+
+    /// Becomes readable when the machine has ended.
+    pub(crate) fn ended(&self) -> &EventFd {
+        &self.ended
+    }
+
+    /// Waits until no thread runs a vCPU any more. One that waits for its output to be taken hears of the end only by
+    /// a signal that comes while it waits, so the signal is repeated.
+    pub(crate) fn wait_until_left(&self) {
+        let mut inner = self.lock();
+        while inner.slots.iter().any(|slot| slot.kick.is_some()) {
+            let (guard, waited) = self
+                .changed
+                .wait_timeout(inner, REPEAT)
+                .unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+            if waited.timed_out() {
+                inner.kick_all();
+            }
+        }
+    }
+
+    /// Takes why the machine ended.
+    pub(crate) fn take_outcome(&self) -> Option<Result<Outcome>> {
+        self.lock().outcome.take()
+    }
+
+    /// Whether the machine has ended, for those that must not wait for anything any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.phase() == Phase::Ended
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Paused,
+            1 => Phase::Running,
+            2 => Phase::Checking,
+            _ => Phase::Ended,
+        }
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        self.changed
+            .wait(inner)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only called by code that doesn't panic while it holds the lock, so a poisoned one is as good as any.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Whether every vCPU that has a thread waits at the gate.
+    fn all_parked(&self) -> bool {
+        self.slots
+            .iter()
+            .all(|slot| slot.kick.is_none() || slot.parked)
+    }
+
+    fn kick_all(&self) {
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.kick.as_ref())
+            .for_each(Kick::send);
+    }
+}
+
+/// What a vCPU does at the gate, on its own thread.
+pub(crate) trait Parked {
+    /// Comes to rest between two instructions; tells whether the vCPU is halted for ever.
+    fn settle(&mut self) -> bool;
+
+    /// Reads the state, at rest.
+    fn save(&self, inventory: &Inventory) -> Result<VcpuState>;
+}
+
+/// A paused machine that stays paused as long as this lives.
+pub(crate) struct Held<'a> {
+    gate: &'a Gate,
+}
+
+impl Held<'_> {
+    /// The states of all vCPUs.
+    pub(crate) fn save(&self, inventory: Inventory) -> Result<Vec<VcpuState>> {
+        let inventory = Arc::new(inventory);
+        let mut inner = self.gate.lock();
+        for slot in &mut inner.slots {
+            slot.asked = Some(inventory.clone());
+            slot.saved = None;
+        }
+        self.gate.changed.notify_all();
+        while self.gate.phase() == Phase::Paused
+            && inner.slots.iter().any(|slot| slot.saved.is_none())
+        {
+            inner = self.gate.wait(inner);
+        }
+        let answers = inner.slots.iter_mut().map(|slot| slot.saved.take());
+        answers
+            .map(|answer| answer.unwrap_or(Err(Error::NotPaused)))
+            .collect()
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.gate.lock().held = false;
+        self.gate.changed.notify_all();
+    }
+}
+
+/// Gets one thread out of the guest.
+struct Kick {
+    thread: libc::pthread_t,
+    immediate_exit: *mut u8,
+}
+
+// SAFETY: the pointer is used only while the slot holds it, under the gate's lock, and `Gate::join` demands that it is
+// valid until `Gate::leave`, which takes the same lock to remove it.
+unsafe impl Send for Kick {}
+
+impl Kick {
+    fn of_this_thread(immediate_exit: *mut u8) -> Self {
+        // SAFETY: it has no condition.
+        let thread = unsafe { libc::pthread_self() };
+        Kick {
+            thread,
+            immediate_exit,
+        }
+    }
+
+    fn send(&self) {
+        // SAFETY: valid, as said above; a byte is always aligned; the other side of it is the kernel, which only reads
+        // it, and the vCPU's thread, which clears it through kvm-ioctls.
+        let flag = unsafe { AtomicU8::from_ptr(self.immediate_exit) };
+        flag.store(1, Ordering::SeqCst);
+        // SAFETY: the thread has not ended: it takes its slot's kick away first.
+        let error = unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
+        debug_assert_eq!(error, 0, "{}", io::Error::from_raw_os_error(error));
+    }
+}
+
+/// The signal's only purpose is to end a system call.
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -1,0 +1,59 @@
+//! Taking the state of a machine that is at rest.
+
+use std::path::Path;
+use std::sync::MutexGuard;
+
+use super::save;
+use super::state::Devices;
+use crate::arch::vcpu_state::VcpuState;
+use crate::devices::bus::lock;
+use crate::devices::ioapic::IoApic;
+use crate::devices::uart::Uart;
+use crate::error::{Error, Result};
+use crate::memory::GuestRam;
+use crate::vcpu::Surroundings;
+
+/// The devices of a machine whose vCPUs are at rest, kept from changing: input could still come, and with it an interrupt to
+/// a local APIC whose state has been taken already.
+pub(crate) struct Frozen<'a> {
+    around: &'a Surroundings,
+    // In the order in which everybody locks them: a UART that raises an interrupt locks the IOAPIC.
+    com1: MutexGuard<'a, Uart>,
+    com2: MutexGuard<'a, Uart>,
+    ioapic: MutexGuard<'a, IoApic>,
+}
+
+impl<'a> Frozen<'a> {
+    pub(crate) fn new(around: &'a Surroundings) -> Self {
+        Frozen {
+            around,
+            com1: lock(&around.com1),
+            com2: lock(&around.com2),
+            ioapic: lock(&around.ioapic),
+        }
+    }
+
+    /// Saves the machine, with its vCPUs' states and its RAM, in `folder`.
+    pub(crate) fn save(&self, folder: &Path, vcpus: Vec<VcpuState>, ram: &GuestRam) -> Result<()> {
+        let devices = self.devices()?;
+        save(folder, vcpus, devices, ram).map_err(|source| Error::Save {
+            path: folder.into(),
+            source,
+        })
+    }
+
+    fn devices(&self) -> Result<Devices> {
+        // What kvm-clock shows to the guest now; see where it is set. (KVM API 4.29, KVM_GET_CLOCK.)
+        let clock = self
+            .around
+            .vm
+            .get_clock()
+            .map_err(Error::kvm("KVM_GET_CLOCK"))?;
+        Ok(Devices {
+            clock: Some(clock.clock),
+            ioapic: self.ioapic.state(),
+            com1: self.com1.state(),
+            com2: self.com2.state(),
+        })
+    }
+}

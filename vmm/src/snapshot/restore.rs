@@ -1,0 +1,97 @@
+//! From a snapshot to a machine in KVM.
+//!
+//! Making a machine takes the longest, and doesn't depend on when it is wanted: [`prepare`] does it, ahead of time if there
+//! is any. [`Prepared::wake`] does the rest, from which on the guest's clocks run.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_clock_data;
+use kvm_ioctls::VmFd;
+
+use super::Snapshot;
+use super::state::Devices;
+use crate::builder::{Created, create_vm, lend_memory, split_irqchip};
+use crate::error::{Error, Result};
+use crate::memory::GuestRam;
+use crate::vcpu::Vcpu;
+
+/// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits to be given its state
+/// and its serial ports by [`Builder::restore_prepared`](crate::Builder::restore_prepared).
+///
+/// ```no_run
+/// use minivm_vmm::{Builder, Snapshot};
+///
+/// let snapshot = Snapshot::open("warm")?;
+/// let mut ahead: Vec<_> = (0..10).map(|_| snapshot.prepare()).collect::<Result<_, _>>()?;
+/// // … when one is wanted:
+/// let prepared = ahead.pop().expect("there are ten");
+/// let outcome = Builder::restore_prepared(prepared).console_output(std::io::stdout()).build()?.run()?;
+/// # minivm_vmm::Result::Ok(())
+/// ```
+pub struct Prepared {
+    snapshot: Snapshot,
+    created: Created,
+}
+
+/// Makes the machine.
+pub(super) fn prepare(snapshot: &Snapshot) -> Result<Prepared> {
+    let kvm = snapshot.kvm()?;
+    let ram = GuestRam::of_file(snapshot.memory(), snapshot.0.memory.clone())?;
+    let vm = Arc::new(create_vm(kvm)?);
+    lend_memory(&vm, &ram)?;
+    split_irqchip(&vm)?;
+    let vcpus = create_vcpus(&vm, snapshot)?;
+    let created = Created {
+        vcpus,
+        vm,
+        ram: Arc::new(ram),
+    };
+    Ok(Prepared {
+        snapshot: snapshot.clone(),
+        created,
+    })
+}
+
+/// Creates the processors, with the features that the guest has seen.
+fn create_vcpus(vm: &VmFd, snapshot: &Snapshot) -> Result<Vec<Vcpu>> {
+    let mut vcpus = Vec::new();
+    for (id, state) in (0..).zip(&snapshot.0.state.vcpus) {
+        let fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let cpuid = state.set_cpuid(&fd)?;
+        vcpus.push(Vcpu { id, fd, cpuid });
+    }
+    Ok(vcpus)
+}
+
+impl Prepared {
+    /// Gives it the snapshot's state, but for the devices', which it hands on.
+    pub(crate) fn wake(self) -> Result<(Created, Devices)> {
+        let Prepared { snapshot, created } = self;
+        let state = &snapshot.0.state;
+        // The memory is mapped by now, so a change from here on isn't one of the file that was looked at.
+        snapshot.check_unchanged()?;
+        for (vcpu, state) in created.vcpus.iter().zip(&state.vcpus) {
+            state.set(vcpu)?;
+        }
+        if let Some(clock) = state.devices.clock {
+            set_clock(&created.vm, clock)?;
+        }
+        Ok((created, state.devices.clone()))
+    }
+}
+
+/// Sets the guest's paravirtual clock going from where it was.
+fn set_clock(vm: &VmFd, nanoseconds: u64) -> Result<()> {
+    // kvm-clock counts nanoseconds since the machine began, in a page that a guest shares with KVM and reads together with
+    // the time stamp counter. So it comes after the counters, on whose being alike it depends whether all vCPUs can share
+    // one reading (the "master clock"). Without it the guest's clock would start at 0, and Linux would stand still until it
+    // has caught up. With KVM_CLOCK_REALTIME KVM would add the time that passed since the snapshot was saved; the time stamp
+    // counter and the timers wouldn't follow. (KVM API 4.30, KVM_SET_CLOCK.)
+    let clock = kvm_clock_data {
+        clock: nanoseconds,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(Error::kvm("KVM_SET_CLOCK"))
+}

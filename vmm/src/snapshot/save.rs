@@ -1,0 +1,130 @@
+//! Writing a snapshot's folder, so that at each moment it holds the old snapshot or the new one.
+//!
+//! ```text
+//! state                     names its memory file, and so decides which snapshot is in the folder
+//! memory-0123456789abcdef   never written to once a state file names it
+//! ```
+//!
+//! 1. Memory files that the old state file doesn't name are deleted: those of savers that were killed.
+//! 2. A new memory file is written, under a name of its own, and reaches the disk.
+//! 3. A new state file is written as `state.new`, and reaches the disk.
+//! 4. It is renamed to `state`: this is the moment.
+//! 5. The old memory file is deleted.
+//!
+//! Whatever fails or is killed before step 4 leaves the old snapshot as it was, and after it the new one is complete. A lock
+//! on the folder keeps a second saver out. Machines that were restored from the old snapshot keep its memory file, which has
+//! no name any more.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX};
+use super::state::{Devices, State};
+use super::{file, read_state};
+use crate::arch::vcpu_state::VcpuState;
+use crate::error::Error;
+use crate::memory::GuestRam;
+
+/// The state file's name.
+pub(crate) const STATE: &str = "state";
+const STATE_NEW: &str = "state.new";
+
+/// Saves a machine that stands still in `folder`, which is made if it isn't there.
+pub(crate) fn save(
+    folder: &Path,
+    vcpus: Vec<VcpuState>,
+    devices: Devices,
+    ram: &GuestRam,
+) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    let lock = File::open(folder)?;
+    lock.try_lock().map_err(|error| match error {
+        fs::TryLockError::WouldBlock => {
+            io::Error::other("somebody else is saving a snapshot there")
+        }
+        fs::TryLockError::Error(error) => error,
+    })?;
+    match read_state(folder) {
+        Ok(old) => remove_all_but(folder, &old.memory.name),
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            remove_all_but(folder, "")
+        }
+        // Another version's, for one, whose memory file is not to be known.
+        Err(_) => {}
+    }
+    let name = new_name()?;
+    if let Err(error) = write(folder, &name, vcpus, devices, ram) {
+        // What can't be deleted now is deleted by the next one who saves.
+        let _ = fs::remove_file(folder.join(STATE_NEW));
+        let _ = fs::remove_file(folder.join(&name));
+        return Err(error);
+    }
+    // The rename reaches the disk before the old memory file goes.
+    lock.sync_all()?;
+    remove_all_but(folder, &name);
+    Ok(())
+}
+
+fn write(
+    folder: &Path,
+    name: &str,
+    vcpus: Vec<VcpuState>,
+    devices: Devices,
+    ram: &GuestRam,
+) -> io::Result<()> {
+    let memory = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(folder.join(name))?;
+    let digest = memory_file::write(ram, &memory)?;
+    memory.set_permissions(Permissions::from_mode(0o400))?;
+    memory.sync_all()?;
+    let identity = Identity::settled(&memory)?;
+    let memory = MemoryRecord {
+        name: name.into(),
+        bytes: ram.bytes(),
+        identity,
+        digest,
+    };
+    let mut state = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(folder.join(STATE_NEW))?;
+    state.write_all(&file::encode(&State {
+        memory,
+        vcpus,
+        devices,
+    }))?;
+    state.sync_all()?;
+    fs::rename(folder.join(STATE_NEW), folder.join(STATE))
+}
+
+/// A name that no other memory file has had.
+fn new_name() -> io::Result<String> {
+    let mut number = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut number)?;
+    Ok(format!("{NAME_PREFIX}{:016x}", u64::from_ne_bytes(number)))
+}
+
+/// Deletes every other memory file. One that can't be deleted takes room and does no harm.
+fn remove_all_but(folder: &Path, name: &str) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let Some(file) = file.to_str() else { continue };
+        if file.starts_with(NAME_PREFIX) && file != name {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! A machine's state without its memory: plain data, as it stands in the state file.
+
+use serde::{Deserialize, Serialize};
+
+use super::memory_file::MemoryRecord;
+use crate::arch::vcpu_state::VcpuState;
+use crate::config::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
+use crate::devices::{ioapic, uart};
+
+/// Everything about a paused machine that isn't in its memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Which memory file belongs to it.
+    pub(crate) memory: MemoryRecord,
+    pub(crate) vcpus: Vec<VcpuState>,
+    pub(crate) devices: Devices,
+}
+
+/// What the vCPUs share.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Devices {
+    /// The clock that KVM shows to the guest (kvm-clock), in nanoseconds; `None` in a machine that boots, whose clock is
+    /// KVM's own.
+    pub(crate) clock: Option<u64>,
+    pub(crate) ioapic: ioapic::State,
+    pub(crate) com1: uart::State,
+    pub(crate) com2: uart::State,
+}
+
+impl State {
+    /// Checks what a checksum can't: that whoever wrote it wrote sense. What KVM checks itself is left to it.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let bytes = self.memory.bytes;
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&bytes) || !bytes.is_multiple_of(4096) {
+            return Err("no machine has so much memory");
+        }
+        if !self.memory.has_good_name() {
+            return Err("the memory file's name is not one");
+        }
+        if self.vcpus.is_empty() || self.vcpus.len() > usize::from(CPUS_MAX) {
+            return Err("no machine has so many vCPUs");
+        }
+        self.vcpus.iter().try_for_each(VcpuState::check)?;
+        self.devices.com1.check()?;
+        self.devices.com2.check()
+    }
+}

@@ -1,0 +1,527 @@
+//! Snapshots of machines that never were: what is saved, what is refused, and what is left when saving doesn't succeed. No
+//! KVM is needed for any of it.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::memory_file::{MemoryRecord, PAGE};
+use super::state::Devices;
+use super::*;
+use crate::arch::vcpu_state::VcpuState;
+use crate::layout;
+use crate::memory::GuestRam;
+
+const MEMORY: u64 = 32 << 20;
+
+fn ram_with(pages: &[(u64, u8)]) -> GuestRam {
+    let ram = GuestRam::new(MEMORY).unwrap();
+    fill(&ram, pages);
+    ram
+}
+
+fn fill(ram: &GuestRam, pages: &[(u64, u8)]) {
+    for &(page, byte) in pages {
+        ram.map()
+            .write_slice(&[byte; PAGE], GuestAddress(page * PAGE as u64))
+            .unwrap();
+    }
+}
+
+/// The byte that fills each page of interest, and whether it does.
+fn byte_of(ram: &GuestRam, page: u64) -> u8 {
+    let mut bytes = [0; PAGE];
+    ram.map()
+        .read_slice(&mut bytes, GuestAddress(page * PAGE as u64))
+        .unwrap();
+    assert!(
+        bytes.iter().all(|byte| *byte == bytes[0]),
+        "page {page} is mixed"
+    );
+    bytes[0]
+}
+
+fn save_ram(folder: &Path, ram: &GuestRam, clock: u64) -> io::Result<()> {
+    let devices = Devices {
+        clock: Some(clock),
+        ..Devices::default()
+    };
+    save(folder, vec![VcpuState::sample()], devices, ram)
+}
+
+/// A folder with a snapshot whose pages 1, 5 and the last hold something.
+fn saved() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 1), (5, 5), (8191, 9)]), 7).unwrap();
+    folder
+}
+
+fn state_file(folder: &TempDir) -> Vec<u8> {
+    fs::read(folder.path().join(save::STATE)).unwrap()
+}
+
+fn memory_path(folder: &Path) -> PathBuf {
+    folder.join(read_state(folder).unwrap().memory.name)
+}
+
+fn restored(snapshot: &Snapshot) -> GuestRam {
+    GuestRam::of_file(snapshot.memory(), snapshot.0.memory.clone()).unwrap()
+}
+
+fn refusal(folder: &Path) -> SnapshotError {
+    match Snapshot::open(folder).map(drop) {
+        Err(Error::Snapshot { source, .. }) => source,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Gives a state file another body, with a checksum that is right.
+fn with_body(file: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut file = file[..16].to_vec();
+    file[12..16].copy_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+    let sum = Sha256::new()
+        .chain_update(&file)
+        .chain_update(body)
+        .finalize();
+    file.extend(sum);
+    file.extend(body);
+    file
+}
+
+fn with_state(folder: &TempDir, change: impl FnOnce(&mut State)) -> SnapshotError {
+    let mut state = file::decode(&state_file(folder)).unwrap();
+    change(&mut state);
+    file::decode(&file::encode(&state)).unwrap_err()
+}
+
+#[test]
+fn what_is_saved_comes_back() {
+    let folder = saved();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    snapshot.verify().unwrap();
+    assert_eq!((snapshot.memory(), snapshot.cpus()), (MEMORY, 1));
+    assert_eq!(snapshot.0.state.devices.clock, Some(7));
+    assert_eq!(file::encode(&snapshot.0.state), state_file(&folder));
+    let ram = restored(&snapshot);
+    assert_eq!(
+        [0, 1, 2, 5, 8190, 8191].map(|page| byte_of(&ram, page)),
+        [0, 1, 0, 5, 0, 9]
+    );
+}
+
+#[test]
+fn zero_pages_take_no_room() {
+    let folder = saved();
+    let metadata = fs::metadata(memory_path(folder.path())).unwrap();
+    assert_eq!(metadata.len(), MEMORY);
+    assert!(
+        metadata.blocks() * 512 <= 64 << 10,
+        "{} blocks",
+        metadata.blocks()
+    );
+}
+
+#[test]
+fn memory_behind_the_hole_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let ram = GuestRam::new(4 << 30).unwrap();
+    let places = [
+        GuestAddress(0),
+        GuestAddress(layout::HOLE.0 - 1),
+        layout::ABOVE_HOLE,
+        GuestAddress((5 << 30) - 1),
+    ];
+    (0u8..)
+        .zip(places)
+        .for_each(|(byte, at)| ram.map().write_obj(byte + 1, at).unwrap());
+    save_ram(folder.path(), &ram, 0).unwrap();
+    let ram = restored(&Snapshot::open(folder.path()).unwrap());
+    assert_eq!(
+        places.map(|at| ram.map().read_obj::<u8>(at).unwrap()),
+        [1, 2, 3, 4]
+    );
+}
+
+#[test]
+fn clones_never_see_one_anothers_writes() {
+    let folder = saved();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    let clones: Vec<_> = (0..20).map(|_| restored(&snapshot)).collect();
+    (0u8..)
+        .zip(&clones)
+        .for_each(|(byte, ram)| fill(ram, &[(1, 100 + byte), (2, 100 + byte)]));
+    for (byte, ram) in (0u8..).zip(&clones) {
+        assert_eq!(
+            [1, 2, 5].map(|page| byte_of(ram, page)),
+            [100 + byte, 100 + byte, 5]
+        );
+    }
+    snapshot.verify().unwrap();
+    assert_eq!(byte_of(&restored(&snapshot), 1), 1);
+}
+
+#[test]
+fn a_clone_can_be_saved_itself() {
+    let (folder, second) = (saved(), tempfile::tempdir().unwrap());
+    let ram = restored(&Snapshot::open(folder.path()).unwrap());
+    // One more, one changed, one erased, and one that nobody has touched.
+    fill(&ram, &[(3, 3), (1, 11), (5, 0)]);
+    save_ram(second.path(), &ram, 8).unwrap();
+    // In place of the one that it is a clone of, too.
+    save_ram(folder.path(), &ram, 8).unwrap();
+    for folder in [&folder, &second] {
+        let snapshot = Snapshot::open(folder.path()).unwrap();
+        snapshot.verify().unwrap();
+        let ram = restored(&snapshot);
+        assert_eq!(
+            [0, 1, 3, 5, 8191].map(|page| byte_of(&ram, page)),
+            [0, 11, 3, 0, 9]
+        );
+    }
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        2,
+        "the old memory file is gone"
+    );
+}
+
+#[test]
+fn a_snapshot_that_is_open_outlives_its_folder() {
+    let folder = saved();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 77)]), 8).unwrap();
+    drop(folder);
+    snapshot.verify().unwrap();
+    assert_eq!(byte_of(&restored(&snapshot), 1), 1);
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        Snapshot::open(folder.path()).map(drop),
+        Err(Error::File {
+            what: "snapshot",
+            ..
+        })
+    ));
+    for (bytes, foreign) in [
+        (&b"\x7fELF\x02\x01\x01"[..], true),
+        (b"{\"version\": 1}", true),
+        (b"", false),
+    ] {
+        fs::write(folder.path().join(save::STATE), bytes).unwrap();
+        let refused = refusal(folder.path());
+        assert_eq!(
+            matches!(refused, SnapshotError::Foreign),
+            foreign,
+            "{refused:?}"
+        );
+        assert_eq!(
+            matches!(refused, SnapshotError::Truncated),
+            !foreign,
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn another_version_is_refused_by_name() {
+    let mut file = state_file(&saved());
+    file[8] = 0;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(0))));
+    file[8] = 2;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(2))));
+}
+
+/// Types that are saved have no names in the file, so nothing but this test notices when one of them changes.
+#[test]
+fn the_format_changes_with_its_version_only() {
+    let digest = Sha256::digest(file::encode(&State::sample()));
+    let digest: String = digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let known = (1, "7545c9a52a4e345e");
+    assert_eq!(
+        (file::VERSION, &*digest),
+        known,
+        "raise VERSION, and set the digest here"
+    );
+}
+
+#[test]
+fn a_state_file_cut_anywhere_is_refused() {
+    let file = state_file(&saved());
+    for len in (0..file.len())
+        .step_by(37)
+        .chain([47, 48, 49, file.len() - 1])
+    {
+        assert!(
+            matches!(file::decode(&file[..len]), Err(SnapshotError::Truncated)),
+            "{len}"
+        );
+    }
+    let longer = [&file[..], b"x"].concat();
+    assert!(matches!(file::decode(&longer), Err(SnapshotError::Damaged)));
+}
+
+#[test]
+fn a_state_file_with_any_bit_flipped_is_refused() {
+    let mut file = state_file(&saved());
+    // Every bit of the header, and one of each seventh byte of the body: the checksum has no favourites.
+    let header = (0..48 * 8).collect::<Vec<_>>();
+    let body = (48..file.len()).step_by(7).map(|at| at * 8 + at % 8);
+    for bit in header.into_iter().chain(body) {
+        file[bit / 8] ^= 1 << (bit % 8);
+        assert!(file::decode(&file).is_err(), "bit {bit}");
+        file[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(file::decode(&file).is_ok());
+}
+
+#[test]
+fn a_state_that_makes_no_sense_is_refused_though_its_checksum_is_right() {
+    let folder = saved();
+    let refused = |change: fn(&mut State)| match with_state(&folder, change) {
+        SnapshotError::Senseless(why) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(|state| state.vcpus.clear()).contains("vCPUs"));
+    assert!(
+        refused(|state| state.vcpus.extend((0..8).map(|_| VcpuState::sample()))).contains("vCPUs")
+    );
+    assert!(refused(|state| state.vcpus[0].cpuid.clear()).contains("CPUID"));
+    for bytes in [0, 4096, MEMORY + 1, 1 << 50, u64::MAX] {
+        let why = with_state(&folder, |state| state.memory.bytes = bytes);
+        assert!(
+            matches!(why, SnapshotError::Senseless(why) if why.contains("memory")),
+            "{why:?}"
+        );
+    }
+    for name in [
+        "",
+        "state",
+        "memory-",
+        "../memory-0123456789abcdef",
+        "memory-../../../../etc",
+        "memory-0123456789abcde/",
+    ] {
+        let why = with_state(&folder, |state| state.memory.name = name.into());
+        assert!(
+            matches!(why, SnapshotError::Senseless(why) if why.contains("name")),
+            "{name}: {why:?}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_state_file_makes_the_reader_panic(body in proptest::collection::vec(any::<u8>(), 0..4000)) {
+        let file = with_body(&file::encode(&State::sample()), &body);
+        prop_assert!(file::decode(&file).is_err());
+        prop_assert!(file::decode(&body).is_err());
+    }
+
+    #[test]
+    fn no_change_of_a_state_makes_the_reader_panic(at in 0usize..9000, bytes in any::<[u8; 8]>()) {
+        let file = file::encode(&State::sample());
+        let mut body = file[48..].to_vec();
+        let at = at % (body.len() - 8);
+        body[at..at + 8].copy_from_slice(&bytes);
+        if let Ok(state) = file::decode(&with_body(&file, &body)) {
+            prop_assert_eq!(state.check(), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn a_memory_file_of_the_wrong_size_is_refused() {
+    let folder = saved();
+    let path = memory_path(folder.path());
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    for found in [0, MEMORY - 4096, MEMORY + 1] {
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(found)
+            .unwrap();
+        let refused = refusal(folder.path());
+        assert!(
+            matches!(refused, SnapshotError::MemorySize { expected: MEMORY, found: is } if is == found),
+            "{refused:?}"
+        );
+    }
+    fs::remove_file(path).unwrap();
+    assert!(matches!(
+        Snapshot::open(folder.path()).map(drop),
+        Err(Error::File { .. })
+    ));
+}
+
+#[test]
+fn a_memory_file_with_a_bit_flipped_is_refused() {
+    for at in [0, 3 * PAGE as u64 + 77, 5 * PAGE as u64, MEMORY - 1] {
+        let folder = saved();
+        let path = memory_path(folder.path());
+        flip(&path, at);
+        assert!(
+            matches!(refusal(folder.path()), SnapshotError::MemoryDamaged),
+            "{at}"
+        );
+        // Flipped back, it is what was saved, though not at the time when it was saved.
+        flip(&path, at);
+        Snapshot::open(folder.path()).unwrap();
+    }
+}
+
+fn flip(path: &Path, at: u64) {
+    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+#[test]
+fn a_memory_file_that_changes_while_it_is_open_is_noticed() {
+    let folder = saved();
+    let path = memory_path(folder.path());
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    let _mapped = restored(&snapshot);
+    snapshot.check_unchanged().unwrap();
+    flip(&path, 5 * PAGE as u64);
+    assert!(matches!(
+        snapshot.check_unchanged(),
+        Err(Error::Snapshot {
+            source: SnapshotError::MemoryChanged,
+            ..
+        })
+    ));
+    // Also when it was changed back.
+    flip(&path, 5 * PAGE as u64);
+    assert!(snapshot.check_unchanged().is_err());
+    assert!(snapshot.verify().is_err());
+}
+
+#[test]
+fn a_copied_snapshot_is_read_through_and_then_good() {
+    let (folder, copy) = (saved(), tempfile::tempdir().unwrap());
+    for file in [memory_path(folder.path()), folder.path().join(save::STATE)] {
+        fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let snapshot = Snapshot::open(copy.path()).unwrap();
+    assert_ne!(snapshot.0.identity, snapshot.0.state.memory.identity);
+    snapshot.check_unchanged().unwrap();
+    assert_eq!(byte_of(&restored(&snapshot), 5), 5);
+}
+
+#[test]
+fn a_snapshot_is_its_owners_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("warm/template");
+    save_ram(&inside, &ram_with(&[]), 0).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(
+        (
+            mode(&inside),
+            mode(&inside.join(save::STATE)),
+            mode(&memory_path(&inside))
+        ),
+        (0o700, 0o600, 0o400)
+    );
+}
+
+#[test]
+fn two_do_not_save_in_one_place_at_once() {
+    let folder = saved();
+    let lock = File::open(folder.path()).unwrap();
+    lock.lock().unwrap();
+    let error = save_ram(folder.path(), &ram_with(&[]), 0).unwrap_err();
+    assert!(error.to_string().contains("somebody else"), "{error}");
+}
+
+/// The variable that makes a test be the process that is killed: the folder where it saves.
+const FOLDER: &str = "MINIVM_TEST_SAVE";
+
+/// Saves one snapshot after another, with a number in each page and in the clock.
+fn save_for_ever(folder: &Path) -> ! {
+    let ram = ram_with(&[]);
+    for number in 0u8.. {
+        fill(
+            &ram,
+            &std::array::from_fn::<_, 64, _>(|page| (page as u64 * 100, number | 1)),
+        );
+        save_ram(folder, &ram, (number | 1).into()).unwrap();
+    }
+    panic!("nobody killed this");
+}
+
+#[test]
+fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
+    let name = "snapshot::tests::a_saver_that_is_killed_leaves_a_whole_snapshot";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        save_for_ever(Path::new(&folder));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let saving = folder.path().join("snapshot");
+    save_ram(&saving, &ram_with(&[(1, 1)]), 0).unwrap();
+    // In steps that have nothing to do with those of the saver, which takes some 30 ms a snapshot.
+    let kills = std::env::var("MINIVM_TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    for round in 0..kills {
+        let mut saver = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(FOLDER, &saving)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(5000 + round * 7919 % 45_000));
+        saver.kill().unwrap();
+        saver.wait().unwrap();
+        assert_whole(&Snapshot::open(&saving).unwrap());
+        let left = fs::read_dir(&saving).unwrap().count();
+        assert!(
+            left <= 4,
+            "{left} files: what one leaves behind the next one clears away"
+        );
+    }
+}
+
+/// How often, unless `MINIVM_TEST_KILLS` says otherwise.
+const KILLS: u64 = 100;
+
+fn assert_whole(snapshot: &Snapshot) {
+    snapshot.verify().unwrap();
+    let number = snapshot.0.state.devices.clock.unwrap();
+    let ram = restored(snapshot);
+    for page in (0..64).map(|page| page * 100).filter(|_| number != 0) {
+        assert_eq!(u64::from(byte_of(&ram, page)), number);
+    }
+}
+
+impl State {
+    fn sample() -> Self {
+        let memory = MemoryRecord {
+            name: "memory-0123456789abcdef".into(),
+            bytes: MEMORY,
+            identity: Identity::sample(),
+            digest: [7; 32],
+        };
+        State {
+            memory,
+            vcpus: vec![VcpuState::sample()],
+            devices: Devices::default(),
+        }
+    }
+}
