@@ -38,7 +38,7 @@ impl Place {
         match name {
             "lab" | "killed" => Self::HereWithIgnored,
             "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
-            | "turducken" => Self::WithImageTools,
+            | "turducken" | "page" => Self::WithImageTools,
             "machine_code" | "snapshot" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,

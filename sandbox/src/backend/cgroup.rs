@@ -113,6 +113,17 @@ impl Cgroup {
         Some(sum(&stat, fields))
     }
 
+    /// The most bytes that it had at a time, with the files that the kernel has read for it. Kernels before 5.19 don't tell in
+    /// version 2.
+    pub(super) fn peak(&self) -> Option<u64> {
+        let file = match self.version {
+            Version::One => "memory.max_usage_in_bytes",
+            Version::Two => "memory.peak",
+        };
+        let text = fs::read_to_string(self.memory.join(file)).ok()?;
+        text.trim().parse().ok()
+    }
+
     /// Whether a process of it was killed for the want of memory.
     pub(super) fn out_of_memory(&self) -> bool {
         let file = match self.version {

@@ -86,8 +86,15 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let why = watch.until_end(&streams.events, &outputs.closed)?;
     let peak = watch.peak;
     let ended = child.wait().map_err(cannot("wait for a process"))?;
+    // It may itself have ended for that, before we saw it.
+    let why = why.or_else(|| outputs.closed.try_recv().ok().map(|()| Why::OutputClosed));
     let (truncated, tail) = outputs.finish();
     let code = jail::exit_code(status);
+    // What ends between two looks is not seen: its group knows the most that it had, with what of files was read for it.
+    let peak = match peak {
+        0 => group.as_ref().and_then(Cgroup::peak).unwrap_or(0),
+        peak => peak,
+    };
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
         let said = words.map(|words| content(&words.into()));

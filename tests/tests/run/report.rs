@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::guest::{end_of, run, shell};
 
 /// Every field that a report always has, in the order in which they are printed.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "exit_code",
     "command_exit_code",
     "signal",
@@ -14,6 +14,8 @@ const FIELDS: [&str; 13] = [
     "truncated",
     "oom",
     "error",
+    "exception",
+    "host_memory",
     "warnings",
     "wall_time",
     "user_time",

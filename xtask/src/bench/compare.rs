@@ -25,7 +25,7 @@ pub(crate) struct CompareArgs {
     runs: usize,
 }
 
-/// What is run: it says the mark that [`sample`] waits for.
+/// What is run: it says the mark that [`mod@sample`] waits for.
 const CODE: &str = "print('!')";
 const BY_HAND_DENO: &str = include_str!("by_hand/deno.mjs");
 const BY_HAND_CHROMIUM: &str = include_str!("by_hand/chromium.mjs");

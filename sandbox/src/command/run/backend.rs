@@ -53,7 +53,7 @@ pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> 
 
 impl RunArgs {
     fn program(&self) -> anyhow::Result<Program> {
-        match (&self.code, self.command()) {
+        match (&self.code, &*self.command()) {
             (Some(code), _) => Ok(Program::Code(code.clone())),
             (None, []) => bail!("say what to run: --code, or a command behind `--`"),
             (None, words) => Ok(Program::Command(words.to_vec())),

@@ -76,7 +76,7 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
 impl RunArgs {
     fn machine_request(&self, config: &Config) -> anyhow::Result<Request> {
         let Some(code) = &self.code else {
-            return self.request.request(config, self.command());
+            return self.request.request(config, &self.command());
         };
         let without_entrypoint = Config {
             entrypoint: Vec::new(),

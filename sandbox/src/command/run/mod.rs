@@ -42,7 +42,7 @@ pub(super) struct RunArgs {
     /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
     /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
     /// [default, with --code or `-- CMD`: $MINIVM_IMAGE, or one with Python]
-    #[arg(value_name = "IMAGE", value_parser = image::source)]
+    #[arg(value_name = "IMAGE", value_parser = image::source, required_unless_present_any = ["code", "command"])]
     image: Option<Source>,
     /// Run this Python code instead of a command
     #[arg(long, value_name = "PYTHON", conflicts_with_all = ["command", "words"])]
@@ -86,7 +86,7 @@ pub(super) struct RunArgs {
     /// Send every byte through the UART, and none through guest memory
     #[arg(long, hide = true)]
     no_rings: bool,
-    #[arg(trailing_var_arg = true, value_name = "CMD", hide = true)]
+    #[arg(num_args = 0.., allow_hyphen_values = true, value_name = "CMD", hide = true)]
     words: Vec<OsString>,
     /// The command and its arguments; without one, the image's own
     #[arg(last = true, value_name = "CMD")]
@@ -119,19 +119,19 @@ impl RunArgs {
         self.request.check()
     }
 
-    /// The command that was asked for; none where the image's own is.
-    fn command(&self) -> &[OsString] {
-        match &*self.command {
-            [] => &self.words,
-            command => command,
+    /// The command that was asked for; none where the image's own is. Dashes within it are its own.
+    fn command(&self) -> Vec<OsString> {
+        match (&*self.words, &*self.command) {
+            ([], command) => command.to_vec(),
+            (words, []) => words.to_vec(),
+            (words, command) => [words, &["--".into()], command].concat(),
         }
     }
 
     fn image(&self) -> anyhow::Result<Source> {
         match &self.image {
             Some(image) => Ok(image.clone()),
-            None if self.code.is_some() || !self.command.is_empty() => image::python(),
-            None => bail!("say which image to run, such as python:3-alpine, or give --code"),
+            None => image::python(),
         }
     }
 
