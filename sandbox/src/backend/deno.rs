@@ -13,6 +13,8 @@
 //! Neither Deno's nor V8's own options bound the memory of WebAssembly and of buffers; the jail's control group does. A time
 //! limit ends the process, whatever it is at.
 //!
+//! Deno's own caches (what it knows of its modules, and their code compiled) are made once as well, and shown for reading.
+//!
 //! Python starts in a third of the time from a snapshot of its memory, which is made once for each installation, by Pyodide's
 //! `makeMemorySnapshot`. That call is private and the version pinned. The random numbers of `random` are seeded anew after it,
 //! and those of `os.urandom` come from Deno; the seed of `hash` is the snapshot's, so that strings have the same hash in all
@@ -40,7 +42,7 @@ const LAUNCHER: &str = include_str!("../../assets/deno.mjs");
 pub(super) const READABLE: &str = "--allow-read=/pyodide/pyodide.asm.mjs,/pyodide/pyodide.asm.wasm,/pyodide/pyodide-lock.json,\
                         /pyodide/python_stdlib.zip,/task,/files,/snapshot";
 /// Nothing is asked, nothing fetched, nothing looked for that could change what is run.
-pub(super) const OPTIONS: [&str; 9] = [
+pub(super) const OPTIONS: [&str; 8] = [
     "run",
     "--quiet",
     "--no-prompt",
@@ -49,7 +51,6 @@ pub(super) const OPTIONS: [&str; 9] = [
     "--no-config",
     "--no-lock",
     "--cached-only",
-    "--no-code-cache",
 ];
 
 /// Its environment, which the code doesn't see.
@@ -59,6 +60,11 @@ pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("DENO_NO_UPDATE_CHECK", "1"),
     ("NO_COLOR", "1"),
 ];
+
+/// Where what Deno would keep is gone with it.
+pub(super) const KEEP_NOTHING: &str = "--no-code-cache";
+/// Where the jail has what Deno knows already of its modules, and their code compiled.
+const CACHES: &str = "/caches";
 
 /// What runs Deno: the loader that it names, and the libraries that it is linked against.
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -80,8 +86,8 @@ const LIBRARY_FOLDERS: [&str; 6] = [
     "/lib",
 ];
 
-/// What making a snapshot may take.
-const SNAPSHOT_LIMITS: Limits = Limits {
+/// What making a snapshot or caches may take.
+const MAKING_LIMITS: Limits = Limits {
     time: Some(Duration::from_secs(120)),
     memory: None,
     output: Some(256 << 20),
@@ -93,6 +99,7 @@ pub struct Deno {
     pyodide: PathBuf,
     libraries: Vec<PathBuf>,
     snapshot: Option<PathBuf>,
+    caches: Option<PathBuf>,
 }
 
 impl Deno {
@@ -107,15 +114,22 @@ impl Deno {
             pyodide: npm::pyodide(cache).ok_or_else(not_installed)?,
             libraries: libraries()?,
             snapshot: None,
+            caches: None,
         };
-        let path = snapshot_path(cache);
-        deno.snapshot = match deno.make_snapshot(&path) {
+        let kept = |made: Result<(), Error>, path: PathBuf| match made {
             Ok(()) => Some(path),
             Err(error) => {
-                log::warn!("Python starts without a snapshot, which takes longer: {error}");
+                log::warn!(
+                    "Python starts without {}, which takes longer: {error}",
+                    path.display()
+                );
                 None
             }
         };
+        let path = made_path(cache, "python", ".snapshot");
+        deno.snapshot = kept(deno.make_snapshot(&path), path);
+        let path = made_path(cache, "deno", ".caches");
+        deno.caches = kept(deno.make_caches(&path), path);
         Ok(deno)
     }
 
@@ -177,7 +191,7 @@ impl Deno {
             stderr: told.of(Box::new(io::sink())),
             events: mpsc::channel().1,
         };
-        let finished = process::run(jail.program("/deno", arguments)?, streams, &SNAPSHOT_LIMITS)?;
+        let finished = process::run(jail.program("/deno", arguments)?, streams, &MAKING_LIMITS)?;
         let size = file.as_file().metadata().map_or(0, |file| file.len());
         // Its last word is the size, so that half a snapshot is never taken for a whole one.
         if finished.end != End::Exited(0) || told.text().trim() != size.to_string() {
@@ -193,6 +207,58 @@ impl Deno {
         file.as_file().sync_all().map_err(wrap())?;
         let kept = file.persist(path);
         kept.map(drop).map_err(|error| wrap()(error.error))
+    }
+
+    /// Runs Python and keeps what Deno has found out for it, unless that is there. Later runs see it, and can't change it.
+    fn make_caches(&self, path: &Path) -> Result<(), Error> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let partial = tempfile::Builder::new()
+            .prefix("deno-partial-")
+            .tempdir_in(folder);
+        let partial =
+            partial.map_err(cannot(format!("create a folder in {}", folder.display())))?;
+        // Once to find out what the modules are, and once more to keep their code.
+        for _ in 0..2 {
+            let mut task = Task::code("pass");
+            task.limits = MAKING_LIMITS;
+            let jail = self.jail()?.lend(partial.path(), CACHES);
+            let finished = self.run_in(jail.env("DENO_DIR", CACHES), task, &[])?;
+            if finished.end != End::Exited(0) {
+                return Err(Error::Failed {
+                    backend: Backend::Deno,
+                    detail: format!("a program that does nothing ended with {:?}", finished.end),
+                });
+            }
+        }
+        match fs::rename(partial.path(), path) {
+            Ok(()) => drop(partial.keep()),
+            // Somebody else has made them meanwhile.
+            Err(_) if path.is_dir() => {}
+            Err(error) => return Err(cannot(format!("create {}", path.display()))(error)),
+        }
+        Ok(())
+    }
+
+    fn run_in(&self, mut jail: Jail, task: Task, more: &[&str]) -> Result<Finished, Error> {
+        if let Some(snapshot) = &self.snapshot {
+            jail = jail.show(snapshot, SNAPSHOT);
+        }
+        let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
+        let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?;
+        let arguments = OPTIONS
+            .iter()
+            .chain(more)
+            .chain(&[READABLE, "/task/deno.mjs"]);
+        let streams = Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        };
+        process::run(jail.program("/deno", arguments)?, streams, &task.limits)
     }
 }
 
@@ -222,11 +288,11 @@ fn libraries() -> Result<Vec<PathBuf>, Error> {
     LIBRARIES.iter().map(find).collect()
 }
 
-/// Where the snapshot of this installation is, which what is run before it is part of.
-fn snapshot_path(cache: &Path) -> PathBuf {
+/// Where something is that is made once of this installation. What is run before it is kept is a part of it.
+fn made_path(cache: &Path, name: &str, end: &str) -> PathBuf {
     let made_by = [&npm::key(), LAUNCHER, pyodide::SHARED].concat();
     let key = Digest::of(made_by).hex()[..16].to_owned();
-    cache.join("assets").join(format!("python-{key}.snapshot"))
+    cache.join("assets").join(format!("{name}-{key}{end}"))
 }
 
 fn unavailable(why: impl Into<String>, hint: &str) -> Error {
@@ -255,20 +321,13 @@ impl Sandbox for Deno {
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
-        let mut jail = self.jail()?;
-        if let Some(snapshot) = &self.snapshot {
-            jail = jail.show(snapshot, SNAPSHOT);
+        let jail = self.jail()?;
+        match &self.caches {
+            Some(caches) => {
+                self.run_in(jail.show(caches, CACHES).env("DENO_DIR", CACHES), task, &[])
+            }
+            None => self.run_in(jail, task, &[KEEP_NOTHING]),
         }
-        let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?;
-        let arguments = OPTIONS.iter().chain(&[READABLE, "/task/deno.mjs"]);
-        let streams = Streams {
-            stdin: task.stdin,
-            stdout: task.stdout,
-            stderr: task.stderr,
-            events: task.events,
-        };
-        process::run(jail.program("/deno", arguments)?, streams, &task.limits)
     }
 }
 

@@ -27,7 +27,7 @@ fn output(run: impl FnOnce(&Deno, Streams, &Limits) -> Finished) -> String {
         stderr: Box::new(stderr.clone()),
         events: mpsc::channel().1,
     };
-    let finished = run(&deno(), streams, &SNAPSHOT_LIMITS);
+    let finished = run(&deno(), streams, &MAKING_LIMITS);
     assert_eq!(finished.end, End::Exited(0), "{}", text(&stderr));
     text(&stdout)
 }

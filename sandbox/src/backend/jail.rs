@@ -127,6 +127,12 @@ impl Jail {
         self
     }
 
+    /// Lends a folder of the host's, to be written to.
+    pub(super) fn lend(mut self, host: &Path, inside: impl AsRef<OsStr>) -> Self {
+        self.command.arg("--bind").arg(host).arg(inside);
+        self
+    }
+
     /// Shows the host's programs and libraries, and what of `/etc` these can't do without.
     pub(super) fn show_system(mut self) -> Self {
         self = self.show(Path::new("/usr"), "/usr");

@@ -91,7 +91,12 @@ impl Parts {
         copied.extend(parts.map(|(host, inside)| (host.to_owned(), below(&inside))));
         let mut arguments = vec!["/deno"];
         arguments.extend(super::deno::OPTIONS);
-        arguments.extend([V8, super::deno::READABLE, LAUNCHER_PATH]);
+        arguments.extend([
+            super::deno::KEEP_NOTHING,
+            V8,
+            super::deno::READABLE,
+            LAUNCHER_PATH,
+        ]);
         arguments.extend(snapshot.map(|_| pyodide::SNAPSHOT));
         let env: Vec<String> = super::deno::VARIABLES
             .map(|(name, value)| format!("{name}={value}"))

@@ -18,6 +18,7 @@ const types = { mjs: "text/javascript", wasm: "application/wasm", json: "applica
 const server = createServer((request, response) => {
   const name = request.url === "/" ? "" : request.url.slice(1);
   const type = name ? types[name.split(".").pop()] ?? "application/octet-stream" : "text/html";
+  if (name === "favicon.ico") return response.writeHead(404).end();
   const body = name === "" ? page : name === "snapshot" ? readFileSync(snapshot) : readFileSync(join(folder, name));
   response.writeHead(200, { "content-type": type }).end(body);
 }).on("error", () => {});
