@@ -7,6 +7,6 @@ pub mod images;
 pub mod kernel;
 pub mod lab;
 pub mod machine;
-mod output;
+pub mod output;
 pub mod printable;
 pub mod streams;

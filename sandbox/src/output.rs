@@ -1,8 +1,8 @@
-//! Outputs with a limit.
+//! Outputs with a limit, and outputs that are kept.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::streams;
 
@@ -17,6 +17,33 @@ impl Pending {
 
     pub(crate) fn set(&self, pending: bool) {
         self.0.store(pending, Ordering::SeqCst);
+    }
+}
+
+/// Memory as a writer. Clones are the same memory, which can be looked at while it is written to.
+#[derive(Clone, Debug, Default)]
+pub struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    /// What was written so far. Nobody can write while this is held.
+    pub fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same as text, with marks for what is none.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

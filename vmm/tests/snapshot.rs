@@ -224,28 +224,31 @@ fn two_at_work() -> Config {
 
 #[test]
 fn two_vcpus_go_on() {
-    for count in [100, 2000] {
-        let folder = tempfile::tempdir().unwrap();
-        let (tap, counted) = channel();
-        let mut output = saved_after(
-            count,
-            Builder::new(two_at_work()).com2_output(Tap(tap)),
-            folder.path(),
-        );
-        let mut numbers: Vec<u8> = counted.iter().collect();
-        let before = numbers.len();
-        let (tap, counted) = channel();
-        let snapshot = Snapshot::open(folder.path()).unwrap();
-        assert_eq!(snapshot.cpus(), 2);
-        output.extend(Running::start(Builder::restore(&snapshot).com2_output(Tap(tap))).finish());
-        numbers.extend(counted.iter());
-        assert_eq!(output, computed());
-        assert_consecutive(&numbers);
-        assert!(
-            before > 0 && numbers.len() > before,
-            "the second one was at work before and after"
-        );
-    }
+    // When the second one gets a processor is the host's business: on a busy one it may not have begun when the first is saved,
+    // or be done. What counts is right in any case.
+    let both_at_work = |count| (0..20).any(|_| two_vcpus_are_saved_after(count));
+    assert!(both_at_work(100) && both_at_work(2000));
+}
+
+/// Saves after the first one has written `count` bytes; tells whether the second was at work before and after.
+fn two_vcpus_are_saved_after(count: usize) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let (tap, counted) = channel();
+    let mut output = saved_after(
+        count,
+        Builder::new(two_at_work()).com2_output(Tap(tap)),
+        folder.path(),
+    );
+    let mut numbers: Vec<u8> = counted.iter().collect();
+    let before = numbers.len();
+    let (tap, counted) = channel();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    assert_eq!(snapshot.cpus(), 2);
+    output.extend(Running::start(Builder::restore(&snapshot).com2_output(Tap(tap))).finish());
+    numbers.extend(counted.iter());
+    assert_eq!(output, computed());
+    assert_consecutive(&numbers);
+    before > 0 && numbers.len() > before
 }
 
 #[test]

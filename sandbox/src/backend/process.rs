@@ -1,8 +1,8 @@
 //! A jailed program, run to its end: its streams, its limits, and how it ended.
 //!
-//! All of a jail's processes end with the one that is started here, so killing that one is enough. One thread waits for the end, for
-//! the time limit, for what happens from outside and, where no control group does it, watches the memory; one thread an
-//! output passes bytes on.
+//! All of a jail's processes end with the one that is started here, so killing that one is enough. One thread waits for the
+//! end, for the time limit, for what happens from outside and, where no control group does it, watches the memory; one thread
+//! an output passes bytes on.
 
 #![allow(
     unsafe_code,

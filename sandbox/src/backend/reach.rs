@@ -3,11 +3,11 @@
 //! A probe runs code that does its best, and judges by what happens on this side: whether a secret came out, whether a
 //! connection was made, whether a process was seen. What the code itself says of it counts for nothing.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::{Backend, End, Error, Finished, Sandbox, Task, cannot};
 use crate::machine::session::Event;
+use crate::output::Kept;
 use crate::printable::printable;
 
 /// How long a probe may take.
@@ -199,7 +200,7 @@ fn has_process(mark: &str) -> bool {
 fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     const PATH: &str = "/tmp/minivm-reach";
     let secret = word();
-    let printed = Printed::default();
+    let printed = Kept::default();
     let (stop, events) = mpsc::channel();
     let mut task = Task::code(format!(
         "import time\nf = open({PATH:?}, 'w')\nf.write({secret:?})\nf.close()\nprint('written', flush=True)\ntime.sleep(60)"
@@ -252,7 +253,7 @@ fn tell(
     let mut refusals: Vec<String> = Vec::new();
     let mut own = false;
     for code in tries {
-        let printed = Printed::default();
+        let printed = Kept::default();
         let mut task = Task::code(code);
         task.limits.time = Some(LIMIT);
         task.stdout = Box::new(printed.clone());
@@ -284,29 +285,6 @@ fn refusal(finished: &Finished) -> String {
         (Some(exception), _) => printable(&exception.kind, 40),
         (None, End::Exited(code)) => format!("exit code {code}"),
         (None, end) => format!("{end:?}"),
-    }
-}
-
-/// Memory as a writer, to be read at any time.
-#[derive(Clone, Default)]
-struct Printed(Arc<Mutex<Vec<u8>>>);
-
-impl Printed {
-    fn text(&self) -> String {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-impl Write for Printed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -1,7 +1,6 @@
 //! What `minivm run` says of how it went: an exit code, lines on stderr, or one JSON object.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
 use std::time::Duration;
 
 use base64::Engine;
@@ -9,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use minivm::backend::{self, Exception, Finished};
 use minivm::machine::Report;
 use minivm::machine::session::End;
+use minivm::output::Kept;
 use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
 use serde::Serialize;
@@ -26,8 +26,8 @@ const EXIT_OUT_OF_MEMORY: u8 = EXIT_SIGNAL + 9;
 
 /// Outputs that are kept for a report.
 pub(super) struct Captured {
-    pub(super) stdout: Memory,
-    pub(super) stderr: Memory,
+    pub(super) stdout: Kept,
+    pub(super) stderr: Kept,
     /// Where each of them was cut, if it was.
     limit: Option<u64>,
 }
@@ -35,27 +35,10 @@ pub(super) struct Captured {
 impl Captured {
     pub(super) fn new(limit: Option<u64>) -> Self {
         Captured {
-            stdout: Memory::default(),
-            stderr: Memory::default(),
+            stdout: Kept::default(),
+            stderr: Kept::default(),
             limit,
         }
-    }
-}
-
-/// Memory as a writer. Clones are the same memory.
-#[derive(Clone, Default)]
-pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Memory {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -215,8 +198,8 @@ impl Printed {
         let Some(captured) = captured else {
             return self;
         };
-        let texts = |memory: &Memory| {
-            let bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let texts = |kept: &Kept| {
+            let bytes = kept.bytes();
             let full = |limit| bytes.len() as u64 >= limit;
             text(&bytes, captured.limit.is_some_and(full) && self.truncated)
         };
@@ -369,6 +352,7 @@ fn micros(micros: u64) -> f64 {
 mod tests {
     use super::*;
     use minivm_guest::channel::Times;
+    use std::io::Write;
 
     fn exited(status: Status, out_of_memory: bool) -> End {
         End::Exited(Exit {

@@ -1,14 +1,13 @@
 //! One sandbox: a few runs of an empty program, as many of the code, and what it can reach.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
 use minivm::backend::reach::{self, Probe, Reach, Secret};
 use minivm::backend::{Backend, End, Error, Exception, Finished, Host, Sandbox, Task};
 use minivm::machine::Place;
+use minivm::output::Kept;
 use minivm::printable::printable;
 use serde::Serialize;
 
@@ -224,29 +223,6 @@ fn median(values: &[f64]) -> Option<f64> {
         0 => None,
         len if len % 2 == 1 => Some(sorted[middle]),
         _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
-    }
-}
-
-/// Memory as a writer.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<u8>>>);
-
-impl Kept {
-    fn text(&self) -> String {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-impl Write for Kept {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

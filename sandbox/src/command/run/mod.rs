@@ -16,13 +16,14 @@ use clap::Args;
 use minivm::backend::Backend;
 use minivm::machine::Place;
 use minivm::machine::session::Event;
+use minivm::output::Kept;
 use minivm_guest::channel::Window;
 use minivm_guest::image::Source;
 use minivm_vmm::CPUS_MAX;
 
 use super::accel::AccelArg;
 use super::image::{self, PullArgs};
-use super::report::{Memory, Printed};
+use super::report::Printed;
 use super::request::RequestArgs;
 use super::{terminal, units};
 
@@ -171,7 +172,7 @@ fn stdin(args: &RunArgs, events: &Sender<Event>) -> anyhow::Result<Option<OwnedF
 
 /// Where an output goes: to our own of the same name, without a buffer, or into memory.
 pub(super) fn output(
-    captured: Option<&Memory>,
+    captured: Option<&Kept>,
     own: impl AsFd,
 ) -> anyhow::Result<Box<dyn Write + Send>> {
     if let Some(memory) = captured {
