@@ -83,7 +83,7 @@ fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> 
         format!("the guest printed {ANSWER}"),
         boot.to_answer,
     );
-    report.done(&format!("{name}'s end"), "the machine is gone", boot.to_end);
+    report.done(&format!("{name}'s end"), "it is gone", boot.to_end);
     Ok(())
 }
 
