@@ -29,7 +29,16 @@ pub enum Error {
         /// What to do about it.
         hint: &'static str,
     },
-    /// It can't be kept.
+    /// There is no npm.
+    #[error("npm is not installed: `sudo apt-get install npm` installs it")]
+    NoNpm,
+    /// The packages are for another processor.
+    #[error("the package of Deno that minivm installs is for x86-64 Linux, and this is {0}")]
+    Architecture(&'static str),
+    /// The npm registry was not reached, or didn't have what the lock file names.
+    #[error("npm cannot install Deno and Pyodide: {0}")]
+    Npm(String),
+    /// It can't be kept, or a program can't be run.
     #[error("cannot {action} {}", path.display())]
     File {
         /// What was tried.

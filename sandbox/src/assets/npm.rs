@@ -5,7 +5,7 @@
 //! appears whole: it is made in a folder beside it, and renamed. The packages' own scripts don't run.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -13,6 +13,8 @@ use minivm_guest::image::Digest;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::Error;
+use super::error::failed;
 use crate::printable::printable;
 
 const PACKAGE: &str = include_str!("../../assets/package.json");
@@ -32,30 +34,6 @@ const PYODIDE_FILES: [&str; 5] = [
 ];
 /// How folders begin in which something is being installed.
 const PARTIAL: &str = "npm-partial-";
-
-/// Why Deno and Pyodide could not be installed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no npm.
-    #[error("npm is not installed: `sudo apt-get install npm` installs it")]
-    NoNpm,
-    /// The packages are for another processor.
-    #[error("the package of Deno that minivm installs is for x86-64 Linux, and this is {0}")]
-    Architecture(&'static str),
-    /// The registry was not reached, or didn't have what the lock file names.
-    #[error("npm cannot install Deno and Pyodide: {0}")]
-    Npm(String),
-    /// A file or folder can't be written, or a program can't be run.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
 
 /// Installs both, unless they are there. `progress` is told what takes a while. The folder of the installation is returned.
 ///
@@ -191,15 +169,6 @@ fn settle(folder: &Path) -> Result<(), Error> {
         file.sync_all().map_err(failed("write", &path))?;
     }
     Ok(())
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File {
-        action,
-        path,
-        source,
-    }
 }
 
 #[cfg(test)]

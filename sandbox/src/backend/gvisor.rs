@@ -23,7 +23,7 @@ use minivm_guest::image::Config;
 use super::jail::{Jail, Jailed, find_program};
 use super::process::{self, Streams};
 use super::task::in_memory;
-use super::{Backend, Capability, End, Error, Finished, Sandbox, Task, bundle, cannot};
+use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, bundle, cannot};
 use crate::assets;
 use crate::images::{INIT, Root};
 use crate::machine;
@@ -173,13 +173,7 @@ impl Sandbox for Gvisor {
     }
 
     fn capabilities(&self) -> &'static [Capability] {
-        &[
-            Capability::Commands,
-            Capability::Packages,
-            Capability::Files,
-            Capability::Environment,
-            Capability::MemoryLimit,
-        ]
+        OF_IMAGES
     }
 
     fn boundary(&self) -> &'static str {

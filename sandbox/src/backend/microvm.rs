@@ -7,7 +7,7 @@ use minivm_guest::channel::{Exit, Status};
 use minivm_guest::image::Config;
 
 use super::exception::Tail;
-use super::{Backend, Capability, End, Error, Finished, Sandbox, Task, Usage};
+use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, Usage};
 use crate::images::Archive;
 use crate::machine::session::{self, BOOT_LIMIT};
 use crate::machine::{Machine, Place, Report, Session, memory_for};
@@ -41,13 +41,7 @@ impl Sandbox for Microvm {
     }
 
     fn capabilities(&self) -> &'static [Capability] {
-        &[
-            Capability::Commands,
-            Capability::Packages,
-            Capability::Files,
-            Capability::Environment,
-            Capability::MemoryLimit,
-        ]
+        OF_IMAGES
     }
 
     fn boundary(&self) -> &'static str {

@@ -137,6 +137,15 @@ impl fmt::Display for Capability {
     }
 }
 
+/// What both can do that run container images.
+const OF_IMAGES: &[Capability] = &[
+    Capability::Commands,
+    Capability::Packages,
+    Capability::Files,
+    Capability::Environment,
+    Capability::MemoryLimit,
+];
+
 /// A way to run code that nobody trusts.
 pub trait Sandbox: Send + Sync {
     /// Which one it is.

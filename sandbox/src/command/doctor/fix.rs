@@ -68,7 +68,7 @@ fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()>
         _ => {}
     }
     if backend == Backend::Deno {
-        told("starting Python once, and keeping its memory");
+        told("seeing to it that Python starts quickly");
         // It makes what it needs.
         host(cache).open(backend)?;
     }
