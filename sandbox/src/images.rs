@@ -350,7 +350,7 @@ fn key(identity: &str) -> String {
 }
 
 /// A name for what is made of these parts.
-fn key_of(parts: &[&[u8]]) -> String {
+pub(crate) fn key_of(parts: &[&[u8]]) -> String {
     let mut fields = Vec::new();
     for part in parts {
         fields.extend(part.len().to_le_bytes());

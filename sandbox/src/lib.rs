@@ -10,3 +10,4 @@ pub mod machine;
 pub mod output;
 pub mod printable;
 pub mod streams;
+pub mod templates;

@@ -9,7 +9,7 @@ use super::frame::{self, BodyTooLong};
 pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
 
 /// The version of these messages. Both sides have to have the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// How much input the host may send before it is asked for more, in bytes.
 pub const STDIN_WINDOW: u32 = 256 << 10;
@@ -17,7 +17,9 @@ pub const STDIN_WINDOW: u32 = 256 << 10;
 /// A message to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToGuest<'a> {
-    /// What to do. The first message.
+    /// To get ready for a request that comes later, maybe in a clone of this machine. If it comes, it is the first message.
+    Prepare(Preparation),
+    /// What to do. The first message, or the first after [`ToHost::Ready`].
     Request(Request),
     /// Input for the command; none is its end.
     Stdin(&'a [u8]),
@@ -34,6 +36,8 @@ pub enum ToGuest<'a> {
 pub enum ToHost<'a> {
     /// Init runs. The first message.
     Hello(Hello),
+    /// All is done that can be done before the request. The machine can be saved now.
+    Ready,
     /// The command runs.
     Started,
     /// There is none to run. The last message.
@@ -92,6 +96,26 @@ pub struct Request {
     pub copy_out: Vec<Vec<u8>>,
     /// The wall clock, in nanoseconds since 1970.
     pub now: u64,
+    /// Random bytes that no other machine gets: what tells clones of one machine apart.
+    pub entropy: [u8; 32],
+}
+
+/// What can be done before a request comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// The wall clock, in nanoseconds since 1970.
+    pub now: u64,
+    /// A Python that starts, and waits for its code.
+    pub interpreter: Option<Interpreter>,
+}
+
+/// A Python that has started before it has anything to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interpreter {
+    /// Who it is: its user, environment and working folder, and the program in `argv`.
+    pub request: Request,
+    /// Python code that it runs first, such as imports. Its names stay.
+    pub code: String,
 }
 
 /// A limit as of `setrlimit(2)`.
@@ -183,6 +207,7 @@ const STDIN: u8 = 0x02;
 const SIGNAL: u8 = 0x03;
 const WINDOW: u8 = 0x04;
 const FILES_IN: u8 = 0x05;
+const PREPARE: u8 = 0x06;
 
 const HELLO: u8 = 0x81;
 const STARTED: u8 = 0x82;
@@ -194,6 +219,7 @@ const FILES_OF: u8 = 0x87;
 const FILES_OUT: u8 = 0x88;
 const WARNING: u8 = 0x89;
 const EXIT: u8 = 0x8a;
+const READY: u8 = 0x8b;
 
 impl Request {
     /// Whether it fits a message, whatever time it is: what images and users write into it has no limit.
@@ -219,6 +245,7 @@ impl<'a> ToGuest<'a> {
     /// As [`frame::encode`].
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
+            ToGuest::Prepare(preparation) => structure(PREPARE, preparation, out),
             ToGuest::Request(request) => structure(REQUEST, request, out),
             ToGuest::Stdin(bytes) => plain(STDIN, bytes, out),
             ToGuest::Signal(number) => plain(SIGNAL, &[*number], out),
@@ -234,6 +261,7 @@ impl<'a> ToGuest<'a> {
     /// [`MessageError`] where it is no message to the guest.
     pub fn decode(tag: u8, body: &'a [u8]) -> Result<Self, MessageError> {
         Ok(match tag {
+            PREPARE => ToGuest::Prepare(parsed(tag, body)?),
             REQUEST => ToGuest::Request(parsed(tag, body)?),
             STDIN => ToGuest::Stdin(body),
             SIGNAL => match body {
@@ -256,6 +284,7 @@ impl<'a> ToHost<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             ToHost::Hello(hello) => structure(HELLO, hello, out),
+            ToHost::Ready => plain(READY, &[], out),
             ToHost::Started => plain(STARTED, &[], out),
             ToHost::Refused(refusal) => structure(REFUSED, refusal, out),
             ToHost::Room(bytes) => plain(ROOM, &bytes.to_le_bytes(), out),
@@ -276,6 +305,7 @@ impl<'a> ToHost<'a> {
     pub fn decode(tag: u8, body: &'a [u8]) -> Result<Self, MessageError> {
         Ok(match tag {
             HELLO => ToHost::Hello(parsed(tag, body)?),
+            READY => ToHost::Ready,
             STARTED => ToHost::Started,
             REFUSED => ToHost::Refused(parsed(tag, body)?),
             ROOM => {
@@ -369,6 +399,7 @@ mod tests {
                 version: VERSION,
                 rings: Some(0x12_3000),
             }),
+            ToHost::Ready,
             ToHost::Started,
             ToHost::Refused(Refusal::NotFound("x".into())),
             ToHost::Room(0xdead_beef),
@@ -401,7 +432,15 @@ mod tests {
             }],
             ..Request::default()
         };
+        let interpreter = Interpreter {
+            request: request.clone(),
+            code: "import json".into(),
+        };
         for message in [
+            ToGuest::Prepare(Preparation {
+                now: 1,
+                interpreter: Some(interpreter),
+            }),
             ToGuest::Request(request),
             ToGuest::Stdin(b"in"),
             ToGuest::Signal(15),

@@ -8,7 +8,9 @@
 //! Either way the bytes are the same: [`frame`]s, each of which is one message ([`ToGuest`], [`ToHost`]).
 //!
 //! 1. The guest writes [`MAGIC`] and [`ToHost::Hello`] to COM2.
-//! 2. The host answers with [`ToGuest::Request`], and with [`ToGuest::Files`] if the request announces files.
+//! 2. The host answers with [`ToGuest::Request`], and with [`ToGuest::Files`] if the request announces files. Or it sends
+//!    [`ToGuest::Prepare`] first; the guest then does what it can without a request and says [`ToHost::Ready`], at which
+//!    point the machine can be saved, and its clones get requests of their own.
 //! 3. The guest starts the command and says [`ToHost::Started`], or says [`ToHost::Refused`] and why; that is then the last
 //!    message.
 //! 4. Streams, signals and window sizes flow. Input flows only as far as the guest has asked for it ([`ToHost::Room`]), so
@@ -34,6 +36,6 @@ mod message;
 pub mod ring;
 
 pub use message::{
-    Exit, Hello, MAGIC, MessageError, Refusal, Request, Rlimit, STDIN_WINDOW, Status, Times,
-    ToGuest, ToHost, VERSION, Window,
+    Exit, Hello, Interpreter, MAGIC, MessageError, Preparation, Refusal, Request, Rlimit,
+    STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION, Window,
 };

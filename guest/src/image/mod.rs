@@ -36,6 +36,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use digest::Hasher;
 pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
@@ -234,7 +236,7 @@ pub enum Root {
 }
 
 /// How an image is to be run, as in the OCI image specification's `config`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The program and its first arguments.
     pub entrypoint: Vec<String>,

@@ -271,6 +271,9 @@ pub fn check_jail(backend: Backend) -> Result<(), Error> {
     jail::Jail::check(backend)
 }
 
+/// What Python is called in images.
+pub const PYTHON: &str = "python3";
+
 /// The command that runs code in an image's Python. Its output is not buffered, or what was printed before a limit would be
 /// lost.
 ///
@@ -281,7 +284,7 @@ pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
     if code.len() > CODE_MAX || code.contains('\0') {
         return Err(Error::Code);
     }
-    Ok(["python3", "-u", "-c", code].map(Into::into).to_vec())
+    Ok([PYTHON, "-u", "-c", code].map(Into::into).to_vec())
 }
 
 /// Looks whether the program for inside is there.

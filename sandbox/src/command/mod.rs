@@ -12,6 +12,7 @@ mod report;
 mod request;
 mod run;
 mod signals;
+mod template;
 mod terminal;
 mod turducken;
 mod units;
@@ -52,6 +53,9 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Make an initramfs of a container image
     Build(build::BuildArgs),
+    /// Make, list and remove templates: machines that are saved when they are ready
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
     /// Remove the images and archives that are kept in the cache
@@ -63,6 +67,15 @@ enum Command {
     /// The lab's process 1
     #[command(name = minivm::lab::INIT_COMMAND, hide = true)]
     LabInit,
+    /// Makes a template for the next run
+    #[command(name = minivm::templates::MAKE_COMMAND, hide = true)]
+    TemplateMake,
+    /// Keeps a lab for the next run
+    #[command(name = minivm::templates::lab::KEEPER_COMMAND, hide = true)]
+    LabKeep,
+    /// The end of a kept lab that is in the lab
+    #[command(name = minivm::templates::lab::AGENT_COMMAND, hide = true)]
+    LabAgent,
     /// The lab's end of `minivm run`
     #[command(name = minivm::machine::remote::RELAY_COMMAND, hide = true)]
     LabRelay(relay::RelayArgs),
@@ -77,6 +90,10 @@ impl Cli {
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Build(args)) => build::run(&args),
+            Some(Command::Template(command)) => template::run(command),
+            Some(Command::TemplateMake) => template::make_in_background(),
+            Some(Command::LabKeep) => template::keep_lab(),
+            Some(Command::LabAgent) => template::run_agent(),
             Some(Command::Turducken(args)) => turducken::run(&args, self.verbose),
             Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(&args),

@@ -27,7 +27,7 @@ const PING: Timespec = Timespec {
 };
 
 /// What the lab had to say in the end.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// The command ended.
     Exit { code: i32, started: Option<Instant> },
     /// It never began.
@@ -37,7 +37,7 @@ pub(super) enum Answer {
 }
 
 /// Carries input and output until the lab answers or is gone.
-pub(super) fn serve(
+pub(crate) fn serve(
     channel: &UnixStream,
     input: Option<OwnedFd>,
     stdout: &mut (dyn Write + Send),
@@ -128,7 +128,9 @@ fn listen(
                     String::from_utf8_lossy(&payload).into_owned(),
                 ));
             }
-            Kind::Stdin | Kind::Ping => return Err(io::ErrorKind::InvalidData.into()),
+            Kind::Stdin | Kind::Ping | Kind::Hangup => {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
         }
     }
 }

@@ -6,13 +6,13 @@
 use std::io::{self, Read, Write};
 
 /// The most bytes in one frame. What the kernel's virtio-console driver takes in one write.
-pub(super) const MAX_PAYLOAD: usize = 32 << 10;
+pub(crate) const MAX_PAYLOAD: usize = 32 << 10;
 
 const HEADER: usize = 5;
 
 /// What a frame is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// To the lab: input for the command. An empty frame is its end.
     Stdin = 1,
     /// To us: the command starts now.
@@ -27,10 +27,12 @@ pub(super) enum Kind {
     Failed = 6,
     /// To the lab: nothing. It comes with an interrupt, see `channel`.
     Ping = 7,
+    /// To the lab, the last frame at a port of a lab that stays: nobody listens any more. To its keeper: it is to end.
+    Hangup = 8,
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    const ALL: [Kind; 8] = [
         Kind::Stdin,
         Kind::Started,
         Kind::Stdout,
@@ -38,6 +40,7 @@ impl Kind {
         Kind::Exit,
         Kind::Failed,
         Kind::Ping,
+        Kind::Hangup,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {
@@ -46,20 +49,20 @@ impl Kind {
 }
 
 /// Room for a payload with its header before it, so that a frame leaves in one write.
-pub(super) struct Buffer(Vec<u8>);
+pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
-    pub(super) fn new() -> Buffer {
+    pub(crate) fn new() -> Buffer {
         Buffer(vec![0; HEADER + MAX_PAYLOAD])
     }
 
     /// Where a payload is put before it is sent.
-    pub(super) fn payload(&mut self) -> &mut [u8] {
+    pub(crate) fn payload(&mut self) -> &mut [u8] {
         &mut self.0[HEADER..]
     }
 
     /// Sends the first `length` bytes of the payload.
-    pub(super) fn send(&mut self, kind: Kind, length: usize, mut to: impl Write) -> io::Result<()> {
+    pub(crate) fn send(&mut self, kind: Kind, length: usize, mut to: impl Write) -> io::Result<()> {
         self.0[0] = kind as u8;
         let size = u32::try_from(length).map_err(io::Error::other)?;
         self.0[1..HEADER].copy_from_slice(&size.to_le_bytes());
@@ -68,7 +71,7 @@ impl Buffer {
 }
 
 /// Sends one frame. A payload that is too long is cut.
-pub(super) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()> {
+pub(crate) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()> {
     let mut buffer = Buffer::new();
     let length = payload.len().min(MAX_PAYLOAD);
     buffer.payload()[..length].copy_from_slice(&payload[..length]);
@@ -76,7 +79,7 @@ pub(super) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()>
 }
 
 /// Reads one frame into `payload`; `None` at the end of the stream.
-pub(super) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
+pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
     let mut header = [0; HEADER];
     if let Err(error) = from.read_exact(&mut header) {
         return if error.kind() == io::ErrorKind::UnexpectedEof {

@@ -10,9 +10,9 @@
 //! 4. `channel` here and `relay` there carry stdin, stdout, stderr and the exit code, in `frame`s;
 //! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
 
-mod channel;
+pub(crate) mod channel;
 mod error;
-mod frame;
+pub(crate) mod frame;
 mod init;
 mod initramfs;
 mod kernel;
@@ -106,6 +106,8 @@ pub struct LabRequest {
     pub stdout: Output,
     /// Its messages.
     pub stderr: Output,
+    /// Sockets whose other ends are ports in the lab beside its own: `/dev/vport0p2` and on.
+    pub ports: Vec<OwnedFd>,
     /// The lab's processors. More than one don't start faster.
     pub cpus: u32,
     /// The lab's memory in MiB. What is used of it is used of the host's.
@@ -147,6 +149,7 @@ impl LabRequest {
             stdin: Input::Inherit,
             stdout: Output::Inherit,
             stderr: Output::Inherit,
+            ports: Vec::new(),
             cpus: 1,
             memory_mib: 1024,
             timeout: None,
@@ -203,7 +206,7 @@ impl LabRequest {
             .open(io::stderr())
             .map_err(cannot("duplicate stderr"))?;
 
-        let (qemu, channel) = Qemu::start(&machine, initramfs)?;
+        let (qemu, channel) = Qemu::start(&machine, initramfs, self.ports)?;
         let ours = channel.try_clone().map_err(cannot("duplicate a socket"))?;
         self.stop.set_channel(ours);
         let limit = self

@@ -43,7 +43,13 @@ pub(super) struct Machine {
 
 impl Machine {
     /// QEMU's arguments. It finds the initramfs and its end of the channel as open files of these numbers.
-    fn arguments(&self, initramfs: RawFd, channel: RawFd, tsc_khz: Option<u64>) -> Vec<OsString> {
+    fn arguments(
+        &self,
+        initramfs: RawFd,
+        channel: RawFd,
+        ports: &[RawFd],
+        tsc_khz: Option<u64>,
+    ) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |text: &str| arguments.extend(text.split(' ').map(OsString::from));
         add("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
@@ -60,6 +66,12 @@ impl Machine {
         }
         add(&format!("-chardev socket,id=channel,fd={channel}"));
         add("-device virtio-serial-device -device virtserialport,chardev=channel,nr=1");
+        for (number, port) in (2..).zip(ports) {
+            add(&format!("-chardev socket,id=port{number},fd={port}"));
+            add(&format!(
+                "-device virtserialport,chardev=port{number},nr={number}"
+            ));
+        }
         if self.root == Root::Host {
             add("-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap");
             add("-device virtio-9p-device,fsdev=root,mount_tag=root");
@@ -109,23 +121,32 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts the machine; the stream is our end of its channel.
+    /// Starts the machine; the stream is our end of its channel. It gets the others' ends of more ports.
     pub(super) fn start(
         machine: &Machine,
         initramfs: OwnedFd,
+        ports: Vec<OwnedFd>,
     ) -> Result<(Qemu, UnixStream), Error> {
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let (console, output) = io::pipe().map_err(cannot("create a pipe"))?;
         let messages = output.try_clone().map_err(cannot("duplicate a pipe"))?;
         let mut command = Command::new(PROGRAM);
+        let numbers: Vec<_> = ports.iter().map(AsRawFd::as_raw_fd).collect();
+        let arguments = machine.arguments(
+            initramfs.as_raw_fd(),
+            theirs.as_raw_fd(),
+            &numbers,
+            host_tsc_khz(),
+        );
         command
-            .args(machine.arguments(initramfs.as_raw_fd(), theirs.as_raw_fd(), host_tsc_khz()))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        inherit_and_die_with_us(&mut command, [initramfs, theirs.into()]);
+        let files = [initramfs, theirs.into()].into_iter().chain(ports);
+        inherit_and_die_with_us(&mut command, files.collect());
         let process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
             _ => cannot(format!("start {PROGRAM}"))(error),
@@ -207,7 +228,7 @@ impl Limit {
     unsafe_code,
     reason = "the only way to set something between fork and exec"
 )]
-fn inherit_and_die_with_us(command: &mut Command, files: [OwnedFd; 2]) {
+fn inherit_and_die_with_us(command: &mut Command, files: Vec<OwnedFd>) {
     let us = rustix::process::getpid();
     let between = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -249,7 +270,7 @@ mod tests {
     use super::*;
 
     fn command_line(machine: &Machine) -> String {
-        let arguments = machine.arguments(7, 8, Some(2_596_142));
+        let arguments = machine.arguments(7, 8, &[], Some(2_596_142));
         arguments
             .join(std::ffi::OsStr::new(" "))
             .into_string()

@@ -78,6 +78,7 @@ impl Phase {
 fn kind(message: &ToHost) -> &'static str {
     match message {
         ToHost::Hello(_) => "a hello",
+        ToHost::Ready => "that it is ready",
         ToHost::Started => "a command's start",
         ToHost::Refused(_) => "a refusal",
         ToHost::Room(_) => "a wish for input",

@@ -1,33 +1,54 @@
 //! A machine on this host's KVM.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
-use minivm_vmm::{Builder, Input, Outcome};
+use minivm_vmm::{Builder, Control, Input, Memory, Outcome};
 
 use super::console::Tail;
-use super::wire::wire;
+use super::wire::{self, FromGuest, ToGuest};
 use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::printable::Filter;
 
 /// Builds the machine and runs it on threads of its own.
 pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
+    let builder = Builder::new(machine.config());
+    launch(builder, machine.console, |from, to, memory| {
+        Ok(wire::wire(from, to, memory))
+    })
+    .map(|(link, _)| link)
+}
+
+/// Lets a clone of a saved machine run, whose init waits for a request.
+pub(super) fn resume(builder: Builder, rings: Option<u64>, console: bool) -> Result<Link, Error> {
+    launch(builder, console, |from, to, memory| {
+        wire::resume(from, to, memory, rings).map_err(Error::Protocol)
+    })
+    .map(|(link, _)| link)
+}
+
+/// Runs what the builder makes, its console on stderr or kept, its COM2 at the wire's ends.
+pub(super) fn launch(
+    builder: Builder,
+    console: bool,
+    wire: impl FnOnce(PipeReader, PipeWriter, Memory) -> Result<(FromGuest, ToGuest), Error>,
+) -> Result<(Link, Control), Error> {
     let tail = Tail::default();
-    let console: Box<dyn Write + Send> = match machine.console {
+    let console: Box<dyn Write + Send> = match console {
         true => Box::new(Filter::new(File::from(stderr()?))),
         false => Box::new(tail.clone()),
     };
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((from, com2_output), (com2_input, to)) = (pipe()?, pipe()?);
-    let machine = Builder::new(machine.config())
+    let machine = builder
         .console_output(console)
         .com2_output(com2_output)
         .com2_input(Input::from(OwnedFd::from(com2_input)))
         .build()?;
     let control = machine.control();
-    let (from_guest, to_guest) = wire(from, to, machine.memory());
+    let (from_guest, to_guest) = wire(from, to, machine.memory())?;
     let running = thread::Builder::new()
         .name("machine".into())
         .spawn(move || machine.run())
@@ -42,12 +63,14 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
             .map(|outcome| ended(outcome, &tail))
             .map_err(Error::Monitor)
     };
-    Ok(Link {
+    let stop = control.clone();
+    let link = Link {
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
-        stop: StopOnDrop::boxed(move || control.stop()),
+        stop: StopOnDrop::boxed(move || stop.stop()),
         end: Box::new(end),
-    })
+    };
+    Ok((link, control))
 }
 
 fn stderr() -> Result<OwnedFd, Error> {

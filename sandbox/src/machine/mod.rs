@@ -16,13 +16,16 @@ pub mod remote;
 mod rings;
 mod room;
 pub mod session;
+pub mod template;
 mod wire;
 
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use minivm_guest::channel::Preparation;
 use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
+use serde::{Deserialize, Serialize};
 
 pub(crate) use files::{guest_name, pack};
 pub use local::relay;
@@ -30,7 +33,7 @@ pub use room::memory_for;
 pub use session::{Files, Report, Session};
 
 /// A machine with minivm's init in it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The kernel's file.
     pub kernel: PathBuf,
@@ -121,6 +124,9 @@ pub enum Error {
         /// Ours.
         ours: u16,
     },
+    /// The template's machine can't be had.
+    #[error("no machine of the template can be had: {0}")]
+    NoTemplate(String),
     /// Nothing came from the guest's init.
     #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]
     NoInit(std::time::Duration),
@@ -146,10 +152,10 @@ pub enum Error {
 }
 
 /// A way to stop a machine that is taken when nobody can take it any more.
-struct StopOnDrop<F: Fn()>(F);
+pub(crate) struct StopOnDrop<F: Fn()>(F);
 
 impl<F: Fn() + Send + Sync + 'static> StopOnDrop<F> {
-    fn boxed(stop: F) -> Box<dyn Fn() + Send + Sync> {
+    pub(crate) fn boxed(stop: F) -> Box<dyn Fn() + Send + Sync> {
         let guard = StopOnDrop(stop);
         Box::new(move || guard.stop())
     }
@@ -168,7 +174,7 @@ impl<F: Fn()> Drop for StopOnDrop<F> {
 }
 
 /// Names the action in the error of a system call.
-fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let action = action.into();
     move |source| Error::Host { action, source }
 }
@@ -188,6 +194,20 @@ impl Machine {
                 remote::start(self, program.clone())
             }
         }
+    }
+
+    /// Boots it on this host's KVM up to where it waits for a request, having prepared what it was told to, and saves it in
+    /// `folder`. [`template::resume`] goes on from there.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start)'s, [`Error::Refused`] where it can't be prepared, and where the folder can't be written.
+    pub fn save_prepared(
+        &self,
+        preparation: Preparation,
+        folder: &Path,
+    ) -> Result<template::Rings, Error> {
+        template::save(self, preparation, folder)
     }
 
     /// The monitor's part of it.

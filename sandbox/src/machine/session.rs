@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::conversation::{Conversation, Notes, Phase};
 use super::limits::{Stopper, Watchdog, Why};
@@ -227,6 +228,10 @@ fn ask(
             return Ok(());
         }
         request.now = now();
+        if getrandom(&mut request.entropy, GetRandomFlags::empty()) != Ok(request.entropy.len()) {
+            stopper.stop();
+            return Err(cannot("draw random bytes")(io::Error::last_os_error()));
+        }
         // A guest that has ended meanwhile says so by the end of its frames.
         if outgoing.send(&ToGuest::Request(request)).is_err() || copy_in.is_empty() {
             return Ok(());
@@ -247,7 +252,7 @@ fn ask(
 }
 
 /// The wall clock in nanoseconds since 1970.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
     since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use minivm_guest::channel::frame::{self, Decoder};
 use minivm_guest::channel::ring::{Consumer, Producer};
-use minivm_guest::channel::{MAGIC, ToHost};
+use minivm_guest::channel::{Hello, MAGIC, ToHost, VERSION};
 use minivm_vmm::Memory;
 
 use super::rings::{self, Ring};
@@ -109,6 +109,24 @@ enum State {
 /// The frames for the guest. It is to be used when the guest's hello has come, not before.
 pub(super) struct ToGuest(Arc<Shared>);
 
+/// Makes both ends of a machine that was saved when its init waited for a request, with its rings, if it had any, at this
+/// address. It has said hello long ago; who reads from here hears it again.
+pub(super) fn resume(
+    from: PipeReader,
+    to: PipeWriter,
+    memory: Memory,
+    rings: Option<u64>,
+) -> io::Result<(FromGuest, ToGuest)> {
+    let (mut from_guest, to_guest) = wire(from, to, memory);
+    from_guest.attach(rings)?;
+    let hello = Hello {
+        version: VERSION,
+        rings,
+    };
+    ToHost::Hello(hello).encode(&mut from_guest.pending);
+    Ok((from_guest, to_guest))
+}
+
 /// Makes both ends out of what the machine's COM2 is connected to: what comes out of it, and what goes into it.
 pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGuest, ToGuest) {
     let from = Arc::new(from);
@@ -178,6 +196,11 @@ impl FromGuest {
             }
             self.pending.append(&mut more);
         };
+        self.attach(rings)
+    }
+
+    /// From now on everything comes through the rings, if there are any.
+    fn attach(&mut self, rings: Option<u64>) -> io::Result<()> {
         self.state = match rings {
             None => State::Uart,
             Some(directory) => {

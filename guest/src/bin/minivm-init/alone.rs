@@ -9,14 +9,16 @@ use rustix::process::WaitOptions;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::command::{self, Streams};
-use crate::{Error, cannot, print, session, surroundings, user};
+use crate::{Error, cannot, identity, print, session, surroundings, user};
 
 /// What the machine is called.
 const HOSTNAME: &str = "minivm";
 
 /// Runs it to its end.
 pub(crate) fn run() -> Result<(), Error> {
-    let (manifest, lost) = surroundings::make(HOSTNAME)?;
+    let (manifest, lost) = surroundings::make()?;
+    identity::name_machine(HOSTNAME)?;
+    identity::write_down(HOSTNAME);
     for line in lost {
         print(&line);
     }
@@ -35,7 +37,7 @@ pub(crate) fn run() -> Result<(), Error> {
         ..Request::default()
     };
     let user = user::find(&request.user)?;
-    let running = command::start(&request, &user, Streams::Inherited)
+    let running = command::start(&request, &user, Streams::Inherited, None)
         .map_err(|refusal| format!("cannot run the image's command: {refusal}"))?;
     loop {
         match rustix::process::wait(WaitOptions::empty()) {

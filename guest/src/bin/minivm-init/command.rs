@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -28,6 +28,10 @@ use crate::{Error, cannot, mounts};
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The command's cgroup.
 const CGROUP: &str = "/sys/fs/cgroup/command";
+
+/// The number of a file that a command gets beside its streams: one that nothing else has, neither the streams nor what is
+/// open between fork and exec.
+pub(crate) const INHERITED: i32 = 100;
 
 /// A running command and this side's ends of its streams.
 pub(crate) struct Running {
@@ -50,8 +54,13 @@ pub(crate) enum Streams {
     Inherited,
 }
 
-/// Starts what `request` asks for as `user`.
-pub(crate) fn start(request: &Request, user: &User, streams: Streams) -> Result<Running, Refusal> {
+/// Starts what `request` asks for as `user`, with one more file, [`INHERITED`], where there is one.
+pub(crate) fn start(
+    request: &Request,
+    user: &User,
+    streams: Streams,
+    inherited: Option<OwnedFd>,
+) -> Result<Running, Refusal> {
     let (program, mut command) = prepare(request, user, streams)?;
     let terminal = match streams {
         Streams::Terminal(size) => Some(Terminal::open(size).map_err(failed)?),
@@ -72,7 +81,7 @@ pub(crate) fn start(request: &Request, user: &User, streams: Streams) -> Result<
         }
         None => {}
     }
-    before_exec(&mut command, request, user, streams);
+    before_exec(&mut command, request, user, streams, inherited);
     let mut child = command.spawn().map_err(|error| refusal(program, &error))?;
     // The terminal's other end must not stay open here, or its end would never be seen.
     drop(command);
@@ -152,7 +161,11 @@ fn refusal(program: &OsStr, error: &io::Error) -> Refusal {
 }
 
 /// The environment that was asked for, and what every command has.
-fn environment(request: &Request, user: &User, streams: Streams) -> Vec<(OsString, OsString)> {
+pub(crate) fn environment(
+    request: &Request,
+    user: &User,
+    streams: Streams,
+) -> Vec<(OsString, OsString)> {
     let mut all: Vec<Vec<u8>> = vec![
         PATH.into(),
         format!("HOME={}", user.home).into(),
@@ -177,7 +190,8 @@ fn environment(request: &Request, user: &User, streams: Streams) -> Vec<(OsStrin
         .collect()
 }
 
-fn working_folder(cwd: &[u8]) -> Result<&Path, Error> {
+/// The folder that is meant, made where it isn't there.
+pub(crate) fn working_folder(cwd: &[u8]) -> Result<&Path, Error> {
     let folder = match cwd {
         [] => Path::new("/"),
         cwd => Path::new(OsStr::from_bytes(cwd)),
@@ -231,7 +245,13 @@ pub(crate) fn set_size(terminal: &OwnedFd, size: Window) {
 }
 
 /// Arranges what the new process does to itself before it becomes the command.
-fn before_exec(command: &mut Command, request: &Request, user: &User, streams: Streams) {
+fn before_exec(
+    command: &mut Command,
+    request: &Request,
+    user: &User,
+    streams: Streams,
+    inherited: Option<OwnedFd>,
+) {
     let cgroup = cgroup();
     let limits: Vec<_> = request.rlimits.iter().map(limit).collect();
     let user = user.clone();
@@ -248,6 +268,10 @@ fn before_exec(command: &mut Command, request: &Request, user: &User, streams: S
             rustix::io::write(cgroup, b"0")?;
         }
         rustix::process::setsid()?;
+        if let Some(inherited) = &inherited {
+            // SAFETY: it takes numbers. What it closes, if anything, is nothing of this process's.
+            check(unsafe { libc::dup2(inherited.as_raw_fd(), INHERITED) })?;
+        }
         if streams != Streams::Pipes {
             // SAFETY: the call takes a number, no pointer. A console need not be a terminal, and then has no keys that
             // send signals.

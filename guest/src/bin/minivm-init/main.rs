@@ -5,6 +5,8 @@
 //! 2. COM2 is opened, rings are laid out in memory, and the host is told where (`wire`, `rings`, `ports`).
 //! 3. The host's request comes. The image's files are put as the image has them (`image`), the rest of the surroundings is
 //!    made: host name, loopback, temporary folders (`surroundings`).
+//!    Where the host asks for it, what doesn't depend on the request is done before it comes, up to a Python that has started
+//!    (`interpreter`): the machine can then be saved, and go on in clones. With its request each learns who it is (`identity`).
 //! 4. The command is started as its user (`command`, `user`), on pipes or on a terminal.
 //! 5. One loop moves bytes and signals until it has ended (`session`). Another thread does nothing but wait for processes.
 //! 6. Files that were asked for go out (`files`), then how it ended, and the machine is switched off.
@@ -19,7 +21,9 @@ mod alone;
 mod command;
 mod contained;
 mod files;
+mod identity;
 mod image;
+mod interpreter;
 mod mounts;
 mod ports;
 mod rings;

@@ -4,21 +4,36 @@ use std::io::{self, PipeReader, Write};
 use std::os::fd::AsFd;
 use std::thread;
 
-use minivm_guest::channel::{Exit, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost};
+use minivm_guest::channel::{
+    Exit, Preparation, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group};
-use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::command::{self, Running, Streams};
+use crate::interpreter::Waiting;
 use crate::user::{self, User};
 use crate::wire::Wire;
-use crate::{Error, clock, files, mounts, surroundings};
+use crate::{Error, clock, files, identity, mounts, surroundings};
 
 /// What is read of an output at once.
 const CHUNK: usize = 64 << 10;
 /// Ctrl-D: what ends the input of a terminal's programs.
 const END_OF_INPUT: &[u8] = b"\x04";
+
+/// What a host says first.
+enum First {
+    Prepare(Preparation),
+    Request(Request),
+}
+
+/// What was done before the request came.
+struct Prepared {
+    interpreter: Option<Waiting>,
+    /// What could not be done.
+    lost: Vec<String>,
+}
 
 /// Serves one request.
 pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
@@ -28,26 +43,59 @@ pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
         hello: clock(),
         ..Times::default()
     };
-    let request = wire.receive_one(|message| match message {
-        ToGuest::Request(request) => Ok(request),
+    let first = wire.receive_one(|message| match message {
+        ToGuest::Prepare(preparation) => Ok(First::Prepare(preparation)),
+        ToGuest::Request(request) => Ok(First::Request(request)),
         _ => Err("the host sent something before its request".into()),
     })?;
-    times.request = clock();
-    if let Err(error) = serve(&mut wire, &request, times) {
+    let served = match first {
+        First::Request(request) => {
+            times.request = clock();
+            serve(&mut wire, &request, None, times)
+        }
+        First::Prepare(preparation) => prepare(preparation).and_then(|prepared| {
+            wire.send(&ToHost::Ready)?;
+            // Here the machine is saved, and from here its clones go on.
+            let request = wire.receive_one(|message| match message {
+                ToGuest::Request(request) => Ok(request),
+                _ => Err("the host sent something before its request".into()),
+            })?;
+            // Their boot took no time.
+            times.request = clock();
+            (times.init, times.hello) = (times.request, times.request);
+            serve(&mut wire, &request, Some(prepared), times)
+        }),
+    };
+    if let Err(error) = served {
         wire.send(&ToHost::Refused(Refusal::Failed(error.to_string())))?;
         wire.flush_all()?;
     }
     Ok(())
 }
 
-fn serve(wire: &mut Wire, request: &Request, mut times: Times) -> Result<(), Error> {
-    let now = Timespec {
-        tv_sec: i64::try_from(request.now / 1_000_000_000)?,
-        tv_nsec: i64::try_from(request.now % 1_000_000_000)?,
+/// Does what doesn't depend on the request.
+fn prepare(preparation: Preparation) -> Result<Prepared, Error> {
+    identity::set_clock(preparation.now)?;
+    let (_, lost) = surroundings::make()?;
+    let interpreter = preparation.interpreter.map(Waiting::start).transpose()?;
+    Ok(Prepared { interpreter, lost })
+}
+
+fn serve(
+    wire: &mut Wire,
+    request: &Request,
+    prepared: Option<Prepared>,
+    mut times: Times,
+) -> Result<(), Error> {
+    identity::assume(request)?;
+    let Prepared { interpreter, lost } = match prepared {
+        Some(prepared) => prepared,
+        None => Prepared {
+            interpreter: None,
+            lost: surroundings::make()?.1,
+        },
     };
-    // A clock that can't be set runs from 1970; most commands don't care.
-    let _ = clock_settime(ClockId::Realtime, now);
-    let (_, lost) = surroundings::make(&request.hostname)?;
+    identity::write_down(&request.hostname);
     for lost in lost {
         wire.send(&ToHost::Warning(lost))?;
     }
@@ -58,7 +106,7 @@ fn serve(wire: &mut Wire, request: &Request, mut times: Times) -> Result<(), Err
     if request.read_only {
         mounts::make_root_read_only()?;
     }
-    let status = match start(request, &user) {
+    let status = match start(request, &user, interpreter) {
         Ok(session) => {
             times.exec = clock();
             session.run(wire)?
@@ -82,12 +130,15 @@ fn serve(wire: &mut Wire, request: &Request, mut times: Times) -> Result<(), Err
     wire.flush_all()
 }
 
-fn start(request: &Request, user: &User) -> Result<Session, Refusal> {
+fn start(request: &Request, user: &User, interpreter: Option<Waiting>) -> Result<Session, Refusal> {
     let streams = match request.terminal {
         Some(size) => Streams::Terminal(size),
         None => Streams::Pipes,
     };
-    let running = command::start(request, user, streams)?;
+    let running = match interpreter.and_then(|waiting| waiting.run(request, user)) {
+        Some(running) => running?,
+        None => command::start(request, user, streams, None)?,
+    };
     let failed = |error: io::Error| Refusal::Failed(error.to_string());
     Ok(Session {
         ended: wait_elsewhere(running.pid).map_err(failed)?,
@@ -207,7 +258,7 @@ impl Session {
                     command::set_size(terminal, size);
                 }
             }
-            ToGuest::Request(_) | ToGuest::Files(_) => {
+            ToGuest::Prepare(_) | ToGuest::Request(_) | ToGuest::Files(_) => {
                 return Err("the host sent a message out of order".into());
             }
         }

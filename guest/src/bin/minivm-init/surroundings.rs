@@ -7,22 +7,14 @@ use minivm_guest::manifest::{FOLDER, Manifest};
 use crate::{Error, cannot, image, mounts};
 
 /// Makes it. Returns what the image says, and what could not be done and is no reason to stop.
-pub(crate) fn make(hostname: &str) -> Result<(Manifest, Vec<String>), Error> {
+pub(crate) fn make() -> Result<(Manifest, Vec<String>), Error> {
     let (manifest, lost) = image::restore()?;
     mounts::enter_root()?;
     fs::remove_dir(format!("/{FOLDER}")).map_err(cannot("remove the mount point"))?;
     mounts::others()?;
     // A kernel without a network is good enough for most commands.
     let _ = minivm_guest::pid1::bring_loopback_up();
-    name_machine(hostname)?;
     Ok((manifest, lost))
-}
-
-/// The machine's name, and the addresses that belong to it.
-fn name_machine(name: &str) -> Result<(), Error> {
-    rustix::system::sethostname(name.as_bytes()).map_err(cannot("set the host name"))?;
-    write_names(name);
-    Ok(())
 }
 
 /// The addresses that belong to the machine's name, and its own. What the image says itself stays.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -10,36 +9,35 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use minivm::backend::exception::Tail;
 use minivm::backend::python;
+use minivm::images::Archive;
 use minivm::machine::session::{BOOT_LIMIT, Event};
-use minivm::machine::{Machine, Session, memory_for};
+use minivm::machine::{Link, Machine, Place, Session, memory_for};
 use minivm::printable::printable;
+use minivm::templates::{Recipe, Template};
 use minivm_guest::channel::Request;
 use minivm_guest::image::Config;
 
 use super::super::report::{Captured, Phases, Printed, time_limit_reached};
 use super::super::terminal::{self, RawMode};
-use super::super::{EXIT_TIMEOUT, image, signals};
+use super::super::{EXIT_TIMEOUT, image, signals, template};
 use super::{RunArgs, output, stdin, window};
 
 pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Result<ExitCode> {
-    let source = args.image()?;
     let quiet = args.pull.quiet;
-    let shelf = image::shelf()?;
-    let found = image::open(&source, &args.pull, &shelf)?;
-    let request = args.machine_request(&found.config)?;
-    // It stays as long as this is held: longer than until the machine has read it.
-    let archive = image::archive(&source, quiet, &found, &shelf)?;
+    let found = match &args.template {
+        Some(name) => Found::template(name)?,
+        None => args.find(verbose > 0)?,
+    };
+    let request = args.machine_request(&found.recipe.config)?;
     let with_image = started.elapsed();
     log::debug!("the image's archive is there {with_image:.2?} after the start");
-    let machine = args.machine(archive.path.clone(), archive.size, verbose > 0)?;
-    let place = args.place()?;
     let (events, happenings) = mpsc::channel();
     let stdin = stdin(args, &events)?;
     let raw = match args.tty {
         true => RawMode::enter_quietly().context("cannot set the terminal to raw mode")?,
         false => None,
     };
-    let stop_signal = args.stop_signal(&found.config.stop_signal);
+    let stop_signal = args.stop_signal(&found.recipe.config.stop_signal);
     signals::listen(events, stop_signal).context("cannot listen to signals")?;
     let captured = args.json.then(|| Captured::new(args.max_output()));
     let tail = args.code.is_some().then(Tail::default);
@@ -48,12 +46,12 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
         stdin,
         happenings,
         captured.as_ref(),
-        machine.memory,
+        found.recipe.machine.memory,
     )?;
     if let Some(tail) = &tail {
         session.stderr = tail.of(session.stderr);
     }
-    let link = machine.start(&place)?;
+    let (link, place) = args.machine(&found)?;
     let with_machine = started.elapsed();
     log::debug!("the machine runs {with_machine:.2?} after the start");
     let report = session.run(link);
@@ -73,6 +71,26 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
     Ok(ExitCode::from(printed.exit_code))
 }
 
+/// What a machine is to be made from.
+struct Found {
+    recipe: Recipe,
+    /// The image's archive stays as long as this is held: longer than until the machine has read it.
+    _archive: Option<Archive>,
+    /// The machine itself, saved.
+    template: Option<Template>,
+}
+
+impl Found {
+    fn template(name: &str) -> anyhow::Result<Found> {
+        let template = template::folder()?.open_named(name)?;
+        Ok(Found {
+            recipe: template.recipe.clone(),
+            _archive: None,
+            template: Some(template),
+        })
+    }
+}
+
 impl RunArgs {
     fn machine_request(&self, config: &Config) -> anyhow::Result<Request> {
         let Some(code) = &self.code else {
@@ -85,17 +103,62 @@ impl RunArgs {
         self.request.request(&without_entrypoint, &python(code)?)
     }
 
-    fn machine(&self, initramfs: PathBuf, image: u64, console: bool) -> anyhow::Result<Machine> {
-        Ok(Machine {
+    /// The image, with the flags' machine.
+    fn find(&self, console: bool) -> anyhow::Result<Found> {
+        let source = self.image()?;
+        let shelf = image::shelf()?;
+        let found = image::open(&source, &self.pull, &shelf)?;
+        // Before the archive is made: a request that can't be is told at once.
+        self.machine_request(&found.config)?;
+        let archive = image::archive(&source, self.pull.quiet, &found, &shelf)?;
+        let machine = Machine {
             kernel: match &self.kernel {
                 Some(kernel) => kernel.clone(),
                 None => minivm::kernel::find()?,
             },
-            initramfs,
-            memory: memory_for(image, self.memory)?,
+            initramfs: archive.path.clone(),
+            memory: memory_for(archive.size, self.memory)?,
             cpus: self.cpus,
             rings: !self.no_rings,
             console,
+        };
+        Ok(Found {
+            // What is ready for code has a Python that has started.
+            recipe: Recipe {
+                image: source.to_string(),
+                machine,
+                config: found.config,
+                warm: self.code.is_some().then(String::new),
+            },
+            _archive: Some(archive),
+            template: None,
+        })
+    }
+
+    /// The machine, and where it runs: one that goes on from a template, if there is one, or one that boots.
+    fn machine(&self, found: &Found) -> anyhow::Result<(Link, Place)> {
+        if let Some(template) = &found.template {
+            let link = template::folder()?.resume(template, found.recipe.machine.console)?;
+            return Ok((link, template.place()));
+        }
+        let place = self.place()?;
+        let link = match self.warm(&found.recipe, &place) {
+            Some(link) => link,
+            None => found.recipe.machine.start(&place)?,
+        };
+        Ok((link, place))
+    }
+
+    /// A machine that needs not be booted, if there is one.
+    fn warm(&self, recipe: &Recipe, place: &Place) -> Option<Link> {
+        if self.cold || std::env::var_os("MINIVM_COLD").is_some_and(|cold| !cold.is_empty()) {
+            return None;
+        }
+        let templates = template::folder().ok()?;
+        templates.start(recipe, place).unwrap_or_else(|error| {
+            // It is booted instead.
+            log::debug!("no template: {error}");
+            None
         })
     }
 

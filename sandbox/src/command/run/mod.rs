@@ -43,7 +43,7 @@ pub(super) struct RunArgs {
     /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
     /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
     /// [default, with --code or `-- CMD`: $MINIVM_IMAGE, or one with Python]
-    #[arg(value_name = "IMAGE", value_parser = image::source, required_unless_present_any = ["code", "command"])]
+    #[arg(value_name = "IMAGE", value_parser = image::source, required_unless_present_any = ["code", "command", "template"])]
     image: Option<Source>,
     /// Run this Python code instead of a command
     #[arg(long, value_name = "PYTHON", conflicts_with_all = ["command", "words"])]
@@ -76,6 +76,12 @@ pub(super) struct RunArgs {
     /// Another kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Go on from this template, which `minivm template create` has made: its image, kernel, memory and vCPUs
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "cold", "memory", "cpus", "kernel", "backend", "no_rings"])]
+    template: Option<String>,
+    /// Boot a machine of its own, and don't go on from one that was saved; the variable MINIVM_COLD means the same
+    #[arg(long)]
+    cold: bool,
     /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
     #[arg(long, conflicts_with = "tty")]
     json: bool,

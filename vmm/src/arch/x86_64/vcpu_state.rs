@@ -131,7 +131,7 @@ impl VcpuState {
         self.set_tsc_frequency(vcpu)?;
         // The mode, the segments and the local APIC's base and mode (xAPIC or x2APIC), by which KVM_SET_LAPIC reads what it
         // is given. The general registers don't depend on any of it. (KVM API 4.14, KVM_SET_SREGS; 4.12, KVM_SET_REGS.)
-        vcpu.set_sregs(&self.sregs)
+        vcpu.set_sregs(&as_the_processor_has_it(self.sregs))
             .map_err(Error::kvm("KVM_SET_SREGS"))?;
         vcpu.set_regs(&self.regs)
             .map_err(Error::kvm("KVM_SET_REGS"))?;
@@ -282,6 +282,22 @@ fn set_msrs(vcpu: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<()> {
 
 fn lacks(what: String) -> Error {
     Error::HostLacks(what)
+}
+
+/// SVM: CPUID 8000_0001, bit 2 of ECX (AMD APM vol. 3, "CPUID Fn8000_0001_ECX").
+const SVM: (u32, u32) = (0x8000_0001, 1 << 2);
+/// The bit of a task state segment's type that says that it is in use (AMD APM vol. 2, "TSS Descriptor").
+const TSS_BUSY: u8 = 1 << 1;
+
+/// The task register's segment is busy on Intel's processors. On AMD's it has no such bit, and KVM adds one when it is asked.
+/// The processor ignores it; but QEMU's emulation of one takes such a segment for none, and with it the guest's permissions for
+/// I/O ports (ioperm(2)): programs that had one when they were saved would be killed.
+fn as_the_processor_has_it(mut sregs: kvm_sregs) -> kvm_sregs {
+    let (leaf, bit) = SVM;
+    if std::arch::x86_64::__cpuid(leaf).ecx & bit != 0 {
+        sregs.tr.type_ &= !TSS_BUSY;
+    }
+    sregs
 }
 
 #[cfg(test)]

@@ -1,0 +1,99 @@
+# A Python that has started before there is anything to run. It is told what to import, says that it is ready, and waits. What
+# comes then is run as `python3 -c` would: in `__main__`, with the same tracebacks, the same ways to end.
+#
+# It says and hears everything over one socket. A message is a number of texts, each after its length.
+
+
+def run():
+    import gc
+    import os
+    import sys
+
+    socket = 100
+    main = sys.modules["__main__"].__dict__
+    main.pop("os")
+
+    def read(size):
+        data = b""
+        while len(data) < size:
+            part = os.read(socket, size - len(data))
+            if not part:
+                os._exit(1)
+            data += part
+        return data
+
+    def number():
+        return int.from_bytes(read(4), "little")
+
+    def texts():
+        return [read(number()) for _ in range(number())]
+
+    def prepare(code):
+        # What is printed now would be printed by each clone.
+        kept = os.dup(1), os.dup(2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        try:
+            exec(compile(code, "<warm>", "exec"), main)
+        except BaseException as error:
+            import traceback
+
+            lines = traceback.format_exception_only(type(error), error)
+            os.write(socket, b"\0" + lines[-1].strip().encode()[:500])
+            os._exit(1)
+        for number, copy in enumerate(kept, 1):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(null)
+
+    def diverge():
+        # All clones have been the same until now. The kernel's generator has been given bytes of its own by init; who keeps
+        # a state that was drawn from it earlier draws again. The seed of `hash` can't be changed in a running interpreter.
+        modules = sys.modules
+        if "random" in modules:
+            modules["random"].seed()
+        if "numpy.random" in modules:
+            modules["numpy.random"].seed()
+        if "_ssl" in modules:
+            modules["_ssl"].RAND_add(os.urandom(64), 64.0)
+        if "tempfile" in modules:
+            modules["tempfile"]._name_sequence = None
+        if "uuid" in modules:
+            modules["uuid"]._node = modules["uuid"]._last_timestamp = None
+
+    def hide(kind, error, trace):
+        # The frames of this file are nobody's business.
+        at = trace
+        while at is not None:
+            if at.tb_frame.f_code.co_filename == "<minivm>":
+                trace = at.tb_next
+            at = at.tb_next
+        sys.excepthook = sys.__excepthook__
+        sys.excepthook(kind, error.with_traceback(trace), trace)
+
+    prepare(texts()[0])
+    gc.collect()
+    # What is there by now lives as long as the process: looking through it again would only write to its pages.
+    if hasattr(gc, "freeze"):
+        gc.freeze()
+    os.write(socket, b"\1")
+
+    code, folder, *variables = texts()
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        os.write(socket, b"\0" + str(error).encode())
+        os._exit(1)
+    wanted = dict(entry.split(b"=", 1) for entry in variables)
+    if wanted != dict(os.environb):
+        os.environ.clear()
+        os.environb.update(wanted)
+    diverge()
+    os.write(socket, b"\1")
+    os.close(socket)
+    sys.excepthook = hide
+    exec(compile(code, "<string>", "exec"), main)
+
+
+run()

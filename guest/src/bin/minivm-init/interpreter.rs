@@ -1,0 +1,170 @@
+//! A Python that starts before there is anything to run, so that clones of the machine have one that has started.
+//!
+//! What it does is in `interpreter.py`. It has pipes for its streams from the start, and one more socket, over which it is told
+//! what to import and, in a clone, what to run. Where the request wants another process than the one that is there, it is
+//! killed, and the command is started as ever.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use minivm_guest::channel::{Interpreter, Refusal, Request};
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
+
+use crate::command::{self, INHERITED, Running, Streams};
+use crate::user::{self, User};
+use crate::{Error, cannot};
+
+/// The program, read by the interpreter's own first words.
+const PROGRAM: &str = include_str!("interpreter.py");
+/// How Python is asked to run code; the code follows.
+const ARGUMENTS: [&[u8]; 2] = [b"-u", b"-c"];
+/// What Python reads of its environment when it starts, and not again: a variable with such a name has to be as it was.
+const READ_AT_START: [&[u8]; 6] = [b"PYTHON", b"LC_", b"LANG", b"LD_", b"MALLOC_", b"TZ"];
+/// The most bytes of an error that are read.
+const ERROR_MAX: u64 = 1000;
+
+/// An interpreter that waits for its code.
+pub(crate) struct Waiting {
+    running: Running,
+    socket: UnixStream,
+    /// Who it is.
+    own: Request,
+    user: User,
+}
+
+impl Waiting {
+    /// Starts it, and waits until it has imported what it was told.
+    pub(crate) fn start(interpreter: Interpreter) -> Result<Waiting, Error> {
+        let Interpreter { request: own, code } = interpreter;
+        let user = user::find(&own.user)?;
+        let (mut socket, theirs) = UnixStream::pair()?;
+        let mut request = own.clone();
+        request.argv.extend(ARGUMENTS.map(<[u8]>::to_vec));
+        request.argv.push(first_words().into());
+        request.stdin = true;
+        let running = command::start(&request, &user, Streams::Pipes, Some(theirs.into()))?;
+        socket.write_all(PROGRAM.as_bytes())?;
+        socket.write_all(&texts([code.as_bytes()]))?;
+        answer(&mut socket)
+            .map_err(cannot("warm the interpreter"))?
+            .map_err(|error| format!("the code that warms the interpreter failed: {error}"))?;
+        Ok(Waiting {
+            running,
+            socket,
+            own,
+            user,
+        })
+    }
+
+    /// Lets it run the request's code, if it is the process that the request wants; otherwise it is gone after this.
+    pub(crate) fn run(
+        mut self,
+        request: &Request,
+        user: &User,
+    ) -> Option<Result<Running, Refusal>> {
+        let Some(code) = self.code_of(request, user) else {
+            self.dismiss();
+            return None;
+        };
+        let folder: &[u8] = match &*request.cwd {
+            [] => b"/",
+            folder => folder,
+        };
+        // Made where it isn't there, as for every command.
+        let _ = command::working_folder(&request.cwd);
+        let environment = command::environment(request, user, Streams::Pipes);
+        let variables = environment.into_iter().map(|(name, value)| {
+            let mut entry = name.into_encoded_bytes();
+            entry.push(b'=');
+            entry.extend(value.into_encoded_bytes());
+            entry
+        });
+        let mut message = vec![code.to_vec(), folder.to_vec()];
+        message.extend(variables);
+        let answered = self
+            .socket
+            .write_all(&texts(message.iter().map(Vec::as_slice)))
+            .and_then(|()| answer(&mut self.socket));
+        match answered {
+            Ok(Ok(())) => {
+                if !request.stdin {
+                    self.running.stdin = None;
+                }
+                Some(Ok(self.running))
+            }
+            Ok(Err(error)) => Some(Err(Refusal::Failed(error))),
+            // It has died.
+            Err(_) => {
+                self.dismiss();
+                None
+            }
+        }
+    }
+
+    /// The code that the request wants to be run, if this interpreter is the one to run it.
+    fn code_of<'a>(&self, request: &'a Request, user: &User) -> Option<&'a [u8]> {
+        let (program, arguments) = request.argv.split_first()?;
+        let (code, arguments) = arguments.split_last()?;
+        let own = &self.own;
+        let suits = own.argv == [program.as_slice()]
+            && arguments == ARGUMENTS
+            && request.terminal.is_none()
+            && request.rlimits.is_empty()
+            && request.privileged == own.privileged
+            && *user == self.user
+            && starting(request) == starting(own);
+        suits.then_some(code)
+    }
+
+    fn dismiss(self) {
+        let pid = self.running.pid;
+        // It may have ended by itself; then there is nobody to be killed, but somebody to be waited for.
+        let _ = kill_process(pid, Signal::KILL);
+        while let Err(Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
+    }
+}
+
+/// How it reads its program. The socket is there under the number that `command` gives it.
+fn first_words() -> String {
+    format!(
+        "import os; exec(compile(os.read({INHERITED}, {}), '<minivm>', 'exec'), {{'__name__': 'minivm'}})",
+        PROGRAM.len()
+    )
+}
+
+/// The variables that count when Python starts.
+fn starting(request: &Request) -> Vec<&[u8]> {
+    let all = request.env.iter().map(Vec::as_slice);
+    all.filter(|entry| READ_AT_START.iter().any(|name| entry.starts_with(name)))
+        .collect()
+}
+
+/// Texts as a message.
+fn texts<'a>(texts: impl IntoIterator<Item = &'a [u8], IntoIter: ExactSizeIterator>) -> Vec<u8> {
+    let texts = texts.into_iter();
+    let mut message = length(texts.len()).to_vec();
+    for text in texts {
+        message.extend(length(text.len()));
+        message.extend(text);
+    }
+    message
+}
+
+fn length(length: usize) -> [u8; 4] {
+    u32::try_from(length)
+        .expect("a message fits a frame")
+        .to_le_bytes()
+}
+
+/// Whether it went well, or why not.
+fn answer(socket: &mut UnixStream) -> io::Result<Result<(), String>> {
+    let mut went_well = [0];
+    socket.read_exact(&mut went_well)?;
+    if went_well == [1] {
+        return Ok(Ok(()));
+    }
+    let mut error = Vec::new();
+    socket.take(ERROR_MAX).read_to_end(&mut error)?;
+    Ok(Err(String::from_utf8_lossy(&error).into_owned()))
+}

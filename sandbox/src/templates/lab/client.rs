@@ -1,0 +1,163 @@
+//! The command's end: a machine in a lab that is there already.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_guest::channel::{Hello, ToHost, VERSION};
+
+use super::super::{Recipe, background};
+use super::{KEEPER_COMMAND, folder, key_of, socket};
+use crate::lab::channel::{self, Answer};
+use crate::lab::frame::{self, Kind};
+use crate::machine::{Ended, Error, Link, StopOnDrop, cannot};
+
+/// How often it is looked whether a keeper is there.
+const POLL: Duration = Duration::from_millis(20);
+/// How long a lab that is just being started is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A machine of this template in its lab, waiting for its request. `None` where there is no such lab, or no room in it; the
+/// first to ask starts one, which is there for those who come later.
+///
+/// # Errors
+///
+/// Where a thread or a pipe can't be made.
+pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>, Error> {
+    let Ok(stream) = UnixStream::connect(socket(cache, key)) else {
+        if let Err(error) = background(KEEPER_COMMAND, recipe) {
+            log::debug!("cannot start a lab for the next run: {error}");
+        }
+        return Ok(None);
+    };
+    match begin(&stream) {
+        Ok(()) => link(stream).map(Some),
+        Err(why) => {
+            log::debug!("no machine in the lab that is there: {why}");
+            Ok(None)
+        }
+    }
+}
+
+/// A machine of this template in its lab, which is started and waited for where it isn't there.
+///
+/// # Errors
+///
+/// Where there is none in the end.
+pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link, Error> {
+    let socket = socket(cache, key);
+    let began = Instant::now();
+    let mut started = false;
+    let stream = loop {
+        match UnixStream::connect(&socket) {
+            Ok(stream) => break stream,
+            Err(error) if began.elapsed() > PATIENCE => {
+                return Err(cannot("reach the template's lab")(error));
+            }
+            Err(_) if started => thread::sleep(POLL),
+            Err(_) => {
+                background(KEEPER_COMMAND, recipe).map_err(cannot("start a lab"))?;
+                started = true;
+            }
+        }
+    };
+    begin(&stream).map_err(Error::NoTemplate)?;
+    link(stream)
+}
+
+/// Waits until the keeper has a machine for us.
+fn begin(stream: &UnixStream) -> Result<(), String> {
+    let told = |error: io::Error| error.to_string();
+    let patience = Some(PATIENCE);
+    stream.set_read_timeout(patience).map_err(told)?;
+    let mut payload = Vec::new();
+    let begun = match frame::receive(stream, &mut payload).map_err(told)? {
+        Some(Kind::Started) => Ok(()),
+        Some(Kind::Failed) => Err(String::from_utf8_lossy(&payload).into_owned()),
+        _ => Err("its keeper has ended".into()),
+    };
+    stream.set_read_timeout(None).map_err(told)?;
+    begun
+}
+
+/// The machine at the other end of the stream, which has said hello when it was saved.
+fn link(stream: UnixStream) -> Result<Link, Error> {
+    let pipe = || io::pipe().map_err(cannot("create a pipe"));
+    let ((input, to_guest), (from_guest, mut output)) = (pipe()?, pipe()?);
+    let mut hello = Vec::new();
+    ToHost::Hello(Hello {
+        version: VERSION,
+        rings: None,
+    })
+    .encode(&mut hello);
+    // An empty pipe has room for it.
+    output
+        .write_all(&hello)
+        .map_err(cannot("write to a pipe"))?;
+    let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
+    let serve = move || {
+        let input = Some(OwnedFd::from(input));
+        channel::serve(&stream, input, &mut output, &mut io::stderr())
+    };
+    let serving = thread::Builder::new()
+        .name("lab".into())
+        .spawn(serve)
+        .map_err(cannot("start a thread"))?;
+    let end = move || {
+        let answer = serving.join();
+        let how = match answer {
+            Ok(Ok(Answer::Exit { code: 0, .. })) => "the machine ended".to_owned(),
+            Ok(Ok(Answer::Exit { code, .. })) => format!("see above (exit code {code})"),
+            Ok(Ok(Answer::Failed(why))) => why,
+            _ => "its lab ended".into(),
+        };
+        let orderly = how == "the machine ended";
+        Ok(Ended { orderly, how })
+    };
+    Ok(Link {
+        from_guest: Box::new(from_guest),
+        to_guest: Box::new(to_guest),
+        stop: StopOnDrop::boxed(move || {
+            // It fails where the keeper has hung up.
+            let _ = stopped.shutdown(std::net::Shutdown::Both);
+        }),
+        end: Box::new(end),
+    })
+}
+
+/// Ends all labs; says how many there were.
+///
+/// # Errors
+///
+/// Where the folder with their sockets can't be read.
+pub fn stop_all(cache: &Path) -> io::Result<usize> {
+    let entries = match fs::read_dir(folder(cache)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut stopped = 0;
+    for entry in entries {
+        let path = entry?.path();
+        if key_of(&path).is_none() {
+            continue;
+        }
+        let Ok(stream) = UnixStream::connect(&path) else {
+            continue;
+        };
+        let began = Instant::now();
+        let asked = frame::send(Kind::Hangup, &[], &stream);
+        let mut payload = Vec::new();
+        // It hangs up when it has ended.
+        stream.set_read_timeout(Some(PATIENCE))?;
+        while asked.is_ok()
+            && matches!(frame::receive(&stream, &mut payload), Ok(Some(_)))
+            && began.elapsed() < PATIENCE
+        {}
+        stopped += 1;
+    }
+    Ok(stopped)
+}

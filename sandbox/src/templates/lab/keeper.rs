@@ -1,0 +1,325 @@
+//! The keeper: a process that has a lab, and lets commands use it.
+
+use std::collections::VecDeque;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufReader, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::MemfdFlags;
+
+use super::super::{Error, Recipe, failed};
+use super::{AGENT_COMMAND, FAILED, IDLE, PORTS, READY, RECIPE, folder, socket};
+use crate::lab::frame::{self, Kind};
+use crate::lab::{self, LabRequest, Root, Stop};
+
+/// Where the lab has the files.
+const KERNEL: &str = "/kernel";
+const INITRAMFS: &str = "/initramfs";
+/// How often it is looked whether the lab is still used.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a machine may take to end when its command has gone.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// Keeps a lab for the template until nobody has used it for a while. Does nothing where somebody else keeps one.
+///
+/// # Errors
+///
+/// Where the lab can't be started, or its machine can't be made.
+pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
+    let key = recipe.key()?;
+    let path = socket(cache, &key);
+    let mut private = DirBuilder::new();
+    private
+        .recursive(true)
+        .mode(0o700)
+        .create(folder(cache))
+        .map_err(failed("create", &folder(cache)))?;
+    let Some(_alone) = lock(&path)? else {
+        return Ok(());
+    };
+    // Of one that was killed.
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(failed("listen at", &path))?;
+    let _removed = RemoveOnDrop(path);
+    let record = record(recipe)?;
+    let (request, ports) = request(recipe, &record)?;
+    let keeper = Arc::new(Keeper {
+        state: Mutex::new(State {
+            stage: Stage::Starting,
+            free: ports,
+            sessions: 0,
+            used: Instant::now(),
+        }),
+        changed: Condvar::new(),
+        stop: request.stop.clone(),
+    });
+    let accepting = keeper.clone();
+    thread::spawn(move || accepting.accept(&listener));
+    let watching = keeper.clone();
+    thread::spawn(move || watching.watch());
+    let ended = run_lab(request, &keeper);
+    // Those who ask now are told at once that they have to do without.
+    let why = match &ended {
+        Ok(()) => "it has ended".to_owned(),
+        Err(why) => why.clone(),
+    };
+    keeper.change(|state| state.stage = Stage::Ended(why));
+    if ended.is_err() {
+        thread::sleep(FAILED);
+    }
+    Ok(())
+}
+
+/// The recipe as the lab has it, in memory.
+fn record(recipe: &Recipe) -> Result<File, Error> {
+    let mut inside = recipe.clone();
+    inside.machine.kernel = KERNEL.into();
+    inside.machine.initramfs = INITRAMFS.into();
+    inside.machine.console = false;
+    let memory = rustix::fs::memfd_create("recipe", MemfdFlags::CLOEXEC).map_err(io::Error::from);
+    memory
+        .map(File::from)
+        .and_then(|mut file| {
+            serde_json::to_writer(&mut file, &inside)?;
+            Ok(file)
+        })
+        .map_err(failed("write", Path::new("memory")))
+}
+
+/// A lab with the template's files and the ports' other ends.
+fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixStream>), Error> {
+    let mut request = LabRequest::new(Root::Private, ["/minivm", AGENT_COMMAND]);
+    request.files = vec![
+        (recipe.machine.kernel.clone(), KERNEL.into()),
+        (recipe.machine.initramfs.clone(), INITRAMFS.into()),
+        (
+            format!("/proc/self/fd/{}", record.as_raw_fd()).into(),
+            RECIPE.into(),
+        ),
+    ];
+    let machine = &recipe.machine;
+    // The template itself, and a machine a port.
+    let machines = machine.memory * (1 + PORTS as u64);
+    request
+        .make_room(machines)
+        .map_err(crate::machine::Error::from)?;
+    request.stdin = lab::Input::Null;
+    request.stderr = lab::Output::Null;
+    let mut ports = VecDeque::new();
+    for _ in 0..PORTS {
+        let (ours, theirs) = UnixStream::pair().map_err(failed("create", Path::new("a socket")))?;
+        request.ports.push(OwnedFd::from(theirs));
+        ports.push_back(ours);
+    }
+    Ok((request, ports))
+}
+
+/// Runs it to its end.
+fn run_lab(mut request: LabRequest, keeper: &Arc<Keeper>) -> Result<(), String> {
+    request.stdout = lab::Output::To(Box::new(Announcement(keeper.clone())));
+    match request.run() {
+        Ok(finished) if finished.code == 0 => Ok(()),
+        Ok(finished) => Err(format!(
+            "the template could not be made ({})",
+            finished.code
+        )),
+        Err(lab::Error::Stopped) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+struct Keeper {
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: Stop,
+}
+
+struct State {
+    stage: Stage,
+    /// Ports that nobody uses; that which has waited longest first, for it has had time to make a machine.
+    free: VecDeque<UnixStream>,
+    sessions: usize,
+    /// When somebody last used it.
+    used: Instant,
+}
+
+#[derive(Clone, PartialEq)]
+enum Stage {
+    Starting,
+    Ready,
+    Ended(String),
+}
+
+/// The agent's stdout: a word, when it is ready.
+struct Announcement(Arc<Keeper>);
+
+impl Write for Announcement {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes == READY.as_bytes() {
+            self.0.change(|state| state.stage = Stage::Ready);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Keeper {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.state());
+        self.changed.notify_all();
+        changed
+    }
+
+    fn accept(self: Arc<Self>, listener: &UnixListener) {
+        for stream in listener.incoming().flatten() {
+            let keeper = self.clone();
+            // Where there is no thread for it, it is hung up on.
+            let _ = thread::Builder::new().spawn(move || keeper.serve(&stream));
+        }
+    }
+
+    /// Ends the lab when nobody uses it.
+    fn watch(&self) {
+        loop {
+            thread::sleep(LOOK);
+            let state = self.state();
+            if state.sessions == 0 && state.used.elapsed() > IDLE {
+                self.stop.stop();
+            }
+        }
+    }
+
+    /// Serves a command, or tells it why not.
+    fn serve(&self, client: &UnixStream) {
+        let port = match self.take() {
+            Ok(port) => port,
+            Err(why) => {
+                let _ = frame::send(Kind::Failed, why.as_bytes(), client);
+                return;
+            }
+        };
+        let clean = self.session(client, &port);
+        self.change(|state| {
+            state.sessions -= 1;
+            state.used = Instant::now();
+            if clean {
+                state.free.push_back(port);
+            }
+        });
+    }
+
+    /// A port, when the lab is there.
+    fn take(&self) -> Result<UnixStream, String> {
+        let mut state = self.state();
+        loop {
+            match &state.stage {
+                Stage::Ready => break,
+                Stage::Ended(why) => return Err(why.clone()),
+                Stage::Starting => {
+                    let waited = self.changed.wait(state);
+                    state = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        let port = state.free.pop_front();
+        let port = port.ok_or("all its machines are in use")?;
+        state.sessions += 1;
+        Ok(port)
+    }
+
+    /// Passes frames on between a command and its machine. Whether the port can be used again.
+    fn session(&self, client: &UnixStream, port: &UnixStream) -> bool {
+        if frame::send(Kind::Started, &[], client).is_err() {
+            // It was not begun.
+            return true;
+        }
+        thread::scope(|scope| {
+            let (over, ended) = mpsc::channel();
+            let input = scope.spawn(move || self.pass_in(client, port, &ended));
+            let ended = pass_out(port, client);
+            let _ = over.send(());
+            // Whoever still waits for the command's input waits in vain.
+            let _ = client.shutdown(Shutdown::Both);
+            let hung_up = input.join().unwrap_or(false);
+            ended && hung_up
+        })
+    }
+
+    /// What the command says, until it hangs up. Whether the machine has heard all of it.
+    fn pass_in(&self, client: &UnixStream, port: &UnixStream, ended: &Receiver<()>) -> bool {
+        let mut from = BufReader::with_capacity(2 * frame::MAX_PAYLOAD, client);
+        let mut payload = Vec::new();
+        loop {
+            match frame::receive(&mut from, &mut payload) {
+                Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) => {
+                    if frame::send(kind, &payload, port).is_err() {
+                        return false;
+                    }
+                }
+                Ok(Some(Kind::Hangup)) => {
+                    self.stop.stop();
+                    return false;
+                }
+                _ => break,
+            }
+        }
+        let told = frame::send(Kind::Hangup, &[], port).is_ok();
+        if ended.recv_timeout(ENDING) == Err(RecvTimeoutError::Timeout) {
+            // Nobody gets this port any more.
+            let _ = port.shutdown(Shutdown::Both);
+        }
+        told
+    }
+}
+
+/// What the machine says, until it has ended. Whether it has.
+fn pass_out(port: &UnixStream, client: &UnixStream) -> bool {
+    let mut payload = Vec::new();
+    let mut listening = true;
+    loop {
+        let Ok(Some(kind)) = frame::receive(port, &mut payload) else {
+            return false;
+        };
+        // A command that has gone hears nothing; its machine is told, and its last words are waited for.
+        listening = listening && frame::send(kind, &payload, client).is_ok();
+        if kind == Kind::Exit {
+            return true;
+        }
+    }
+}
+
+/// The lock of whoever keeps this lab; `None` where that is somebody else.
+fn lock(socket: &Path) -> Result<Option<File>, Error> {
+    let path = socket.with_extension("lock");
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(0o600);
+    let file = options.open(&path).map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        Ok(()) => Ok(Some(file)),
+    }
+}
+
+struct RemoveOnDrop(PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
