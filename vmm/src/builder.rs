@@ -22,7 +22,7 @@ use crate::input::Input;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::snapshot::state::Devices;
-use crate::snapshot::{Prepared, Snapshot};
+use crate::snapshot::{Prepared, Snapshot, WorkingSet};
 use crate::vcpu::{Surroundings, Vcpu};
 use crate::{initramfs, kernel, layout};
 
@@ -42,6 +42,7 @@ use crate::{initramfs, kernel, layout};
 /// ```
 pub struct Builder {
     source: Source,
+    working_set: Option<WorkingSet>,
     com1: Port,
     com2: Port,
 }
@@ -93,9 +94,16 @@ impl Builder {
         Builder::from_source(Source::Prepared(prepared))
     }
 
+    /// Has these pages of a restored machine's memory there before it runs.
+    pub fn working_set(mut self, pages: &WorkingSet) -> Self {
+        self.working_set = Some(pages.clone());
+        self
+    }
+
     fn from_source(source: Source) -> Self {
         Builder {
             source,
+            working_set: None,
             com1: Port::open_ended(),
             com2: Port::open_ended(),
         }
@@ -150,6 +158,10 @@ impl Builder {
             Source::Snapshot(snapshot) => snapshot.prepare()?.wake()?,
             Source::Prepared(prepared) => prepared.wake()?,
         };
+        // Not earlier: KVM makes its tables anew when the processor's mode is set.
+        if let (Some(pages), Some(vcpu)) = (&self.working_set, created.vcpus.first()) {
+            pages.prefault(&created.ram, vcpu);
+        }
         connect(created, devices, self.com1, self.com2)
     }
 }

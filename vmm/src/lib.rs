@@ -67,4 +67,4 @@ pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use outcome::{Outcome, Reset};
 pub use probe::{create_vm_time, probe};
-pub use snapshot::{Prepared, Snapshot, SnapshotError};
+pub use snapshot::{Prepared, Snapshot, SnapshotError, WorkingSet};

@@ -130,6 +130,10 @@ impl Memory {
         Memory(ram)
     }
 
+    pub(crate) fn ram(&self) -> &GuestRam {
+        &self.0
+    }
+
     /// Copies bytes out of it, from the guest-physical `address` on.
     ///
     /// # Errors

@@ -21,14 +21,6 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     .map(|(link, _)| link)
 }
 
-/// Lets a clone of a saved machine run, whose init waits for a request.
-pub(super) fn resume(builder: Builder, rings: Option<u64>, console: bool) -> Result<Link, Error> {
-    launch(builder, console, |from, to, memory| {
-        wire::resume(from, to, memory, rings).map_err(Error::Protocol)
-    })
-    .map(|(link, _)| link)
-}
-
 /// Runs what the builder makes, its console on stderr or kept, its COM2 at the wire's ends.
 pub(super) fn launch(
     builder: Builder,

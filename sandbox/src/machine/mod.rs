@@ -197,7 +197,7 @@ impl Machine {
     }
 
     /// Boots it on this host's KVM up to where it waits for a request, having prepared what it was told to, and saves it in
-    /// `folder`. [`template::resume`] goes on from there.
+    /// `folder`. [`template::Saved`] goes on from there.
     ///
     /// # Errors
     ///

@@ -1,24 +1,27 @@
 //! A machine that is saved when it is ready for a request, and machines that go on from there.
 
+use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Preparation, Refusal, ToGuest, ToHost, VERSION};
-use minivm_vmm::{Builder, Prepared, Snapshot};
+use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost, VERSION};
+use minivm_vmm::{Builder, Memory, Snapshot, WorkingSet};
 
 use super::limits::{Stopper, Watchdog, Why};
-use super::session::BOOT_LIMIT;
-use super::{Error, Link, Machine, local, wire};
+use super::session::{BOOT_LIMIT, Session};
+use super::{Error, Link, Machine, cannot, local, wire};
 use crate::output::Pending;
 use crate::printable::printable;
 
 /// How long a machine that has said that it is ready is left alone before it is saved, so that it waits when it goes on and
 /// has nothing left to do.
 const SETTLING: Duration = Duration::from_millis(50);
+/// The file with the pages that every clone touches.
+const PAGES: &str = "pages";
 /// The most characters of a guest's text that are shown.
 const TEXT_MAX: usize = 500;
 
@@ -110,20 +113,76 @@ fn until_ready(
     }
 }
 
-/// A clone of a saved machine, waiting for its request.
-///
-/// # Errors
-///
-/// As [`Builder::build`].
-pub fn resume(snapshot: &Snapshot, rings: Rings, console: bool) -> Result<Link, Error> {
-    local::resume(Builder::restore(snapshot), rings, console)
+/// A saved machine that is ready for a request.
+pub struct Saved {
+    snapshot: Snapshot,
+    rings: Rings,
+    pages: WorkingSet,
 }
 
-/// The same from a machine that was made ahead of time.
-///
-/// # Errors
-///
-/// As [`Builder::build`].
-pub fn resume_prepared(prepared: Prepared, rings: Rings) -> Result<Link, Error> {
-    local::resume(Builder::restore_prepared(prepared), rings, false)
+impl Saved {
+    /// Opens what is saved in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshot::open`].
+    pub fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
+        let pages = fs::read(folder.join(PAGES)).ok();
+        Ok(Saved {
+            snapshot: Snapshot::open(folder)?,
+            rings,
+            // Without them it is only slower.
+            pages: pages
+                .and_then(|bytes| postcard::from_bytes(&bytes).ok())
+                .unwrap_or_default(),
+        })
+    }
+
+    /// A clone that waits for its request.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`].
+    pub fn resume(&self, console: bool) -> Result<Link, Error> {
+        let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
+        self.launch(builder, console).map(|(link, _)| link)
+    }
+
+    fn launch(&self, builder: Builder, console: bool) -> Result<(Link, Option<Memory>), Error> {
+        let mut kept = None;
+        let (link, _) = local::launch(builder, console, |from, to, memory| {
+            kept = Some(memory.clone());
+            wire::resume(from, to, memory, self.rings).map_err(Error::Protocol)
+        })?;
+        Ok((link, kept))
+    }
+
+    /// Lets a clone serve `request`, to its end, and writes down which pages it touched: those that the others will touch too.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be run to its end, or the pages can't be written down.
+    pub(crate) fn rehearse(&self, request: Request, folder: &Path) -> Result<(), Error> {
+        let (link, memory) = self.launch(Builder::restore(&self.snapshot), false)?;
+        let (_, events) = mpsc::channel();
+        let session = Session {
+            request,
+            stdin: None,
+            stdout: Box::new(io::sink()),
+            stderr: Box::new(io::sink()),
+            boot_limit: BOOT_LIMIT,
+            timeout: Some(BOOT_LIMIT),
+            max_output: None,
+            copy_in: Vec::new(),
+            copy_out: Vec::new(),
+            max_copy_out: 0,
+            events,
+            overdue: None,
+        };
+        session.run(link)?;
+        let memory = memory.expect("the machine has been launched");
+        let pages = WorkingSet::of(&memory).map_err(cannot("tell which pages were touched"))?;
+        let bytes = postcard::to_allocvec(&pages).expect("plain data can be written");
+        fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))
+    }
 }

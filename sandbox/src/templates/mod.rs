@@ -17,10 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use minivm_vmm::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::template::{self, Rings};
+use crate::machine::template::{Rings, Saved};
 use crate::machine::{self, Link, Place};
 
 pub use recipe::Recipe;
@@ -88,12 +87,6 @@ pub struct Template {
     pub made: SystemTime,
     /// Its machine, saved on this host; `None` where it lives in a lab ([`crate::lab::warm`]).
     pub saved: Option<Saved>,
-}
-
-/// A machine that waits for its request.
-pub struct Saved {
-    snapshot: Snapshot,
-    rings: Rings,
 }
 
 /// What a list shows of a template.
@@ -185,7 +178,7 @@ impl Templates {
     /// Where this host can't restore it, or there is no lab.
     pub fn resume(&self, template: &Template, console: bool) -> Result<Link, Error> {
         Ok(match &template.saved {
-            Some(saved) => template::resume(&saved.snapshot, saved.rings, console)?,
+            Some(saved) => saved.resume(console)?,
             None => {
                 let key = template.recipe.key()?;
                 lab::connect_or_start(&template.recipe, &key, &self.cache)?
@@ -205,17 +198,14 @@ impl Templates {
         };
         let saved = match record.saved {
             None => None,
-            Some(Ready { rings }) => match Snapshot::open(&folder) {
+            Some(Ready { rings }) => match Saved::open(&folder, rings) {
                 // Removed in this moment.
                 Err(minivm_vmm::Error::File { source, .. })
                     if source.kind() == io::ErrorKind::NotFound && !folder.exists() =>
                 {
                     return Ok(None);
                 }
-                opened => Some(Saved {
-                    snapshot: opened?,
-                    rings,
-                }),
+                opened => Some(opened?),
             },
         };
         touch(&folder.join(RECORD));

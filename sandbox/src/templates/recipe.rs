@@ -13,7 +13,7 @@ use super::{Error, failed};
 use crate::backend::PYTHON;
 use crate::images::key_of;
 use crate::machine::session::now;
-use crate::machine::template::Rings;
+use crate::machine::template::{Rings, Saved};
 use crate::machine::{self, Machine};
 
 /// Hexadecimal digits of a key.
@@ -84,7 +84,32 @@ impl Recipe {
             now: now(),
             interpreter: self.interpreter(),
         };
-        self.machine.save_prepared(preparation, folder)
+        let rings = self.machine.save_prepared(preparation, folder)?;
+        let rehearsed = Saved::open(folder, rings)
+            .map_err(machine::Error::Monitor)
+            .and_then(|saved| saved.rehearse(self.rehearsal(), folder));
+        if let Err(error) = rehearsed {
+            log::debug!("the template is slower than it could be: {error}");
+        }
+        Ok(rings)
+    }
+
+    /// Something to run that does what all requests have to do.
+    fn rehearsal(&self) -> Request {
+        match self.interpreter() {
+            Some(Interpreter { mut request, .. }) => {
+                request
+                    .argv
+                    .extend(["-u", "-c", "print(2+2)"].map(Into::into));
+                request
+            }
+            // No program: what is run is not known.
+            None => Request {
+                argv: vec!["/".into()],
+                hostname: "minivm".into(),
+                ..Request::default()
+            },
+        }
     }
 
     /// The image's Python as its own user, in its own environment.

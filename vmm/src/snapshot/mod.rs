@@ -4,7 +4,8 @@
 //! - `memory_file` holds its RAM; a restore maps it, and neither reads nor copies it;
 //! - `save` writes both so that a folder holds a whole snapshot or none;
 //! - `capture` takes the state of a machine that is at rest;
-//! - `restore` makes a machine in KVM and puts the state into it.
+//! - `restore` makes a machine in KVM and puts the state into it;
+//! - `working_set` is what a clone touches of its memory.
 //!
 //! How a vCPU's state is read and set, and in which order, stands in `arch`.
 //!
@@ -25,6 +26,7 @@ pub(crate) mod restore;
 mod save;
 mod sparse;
 pub(crate) mod state;
+mod working_set;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -36,6 +38,7 @@ use kvm_ioctls::{Cap, Kvm};
 pub use error::SnapshotError;
 pub use restore::Prepared;
 use save::save;
+pub use working_set::WorkingSet;
 
 use crate::arch::features;
 use crate::builder::open_kvm;

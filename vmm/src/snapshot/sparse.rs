@@ -19,6 +19,8 @@ use crate::memory::GuestRam;
 /// Bits of a page's entry in `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
+/// Of a file's, and not a copy of it that is this process's own.
+const OF_FILE: u64 = 1 << 61;
 /// How many of those are read at a time: those of 32 MiB.
 const ENTRIES: usize = 8192;
 
@@ -40,7 +42,7 @@ pub(crate) fn used(ram: &GuestRam, len_max: usize) -> io::Result<Vec<Piece>> {
     for (base, size, host) in ram.regions() {
         let offsets = region_offset..region_offset + size;
         // Where /proc isn't to be had, all of it is looked through, which takes longer.
-        let touched = touched(host, size)
+        let touched = touched(host, size, Present::Any)
             .unwrap_or_else(|_| iter::once(0..size).collect())
             .into_iter()
             .map(|part| shift(part, region_offset));
@@ -80,8 +82,19 @@ fn clip(range: &Range<u64>, bounds: &Range<u64>) -> Range<u64> {
     start.clamp(bounds.start, bounds.end)..end.clamp(bounds.start, bounds.end)
 }
 
-/// Which parts of `size` bytes of this process's memory, from address `host` on, have pages.
-fn touched(host: u64, size: u64) -> io::Result<Vec<Range<u64>>> {
+/// Which pages are meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Present {
+    /// All that there are.
+    Any,
+    /// Those that nobody else has.
+    Own,
+    /// Those of a file.
+    Shared,
+}
+
+/// Which parts of `size` bytes of this process's memory, from address `host` on, have such pages.
+pub(super) fn touched(host: u64, size: u64, wanted: Present) -> io::Result<Vec<Range<u64>>> {
     let page = PAGE as u64;
     let pagemap = File::open("/proc/self/pagemap")?;
     let mut parts: Vec<Range<u64>> = Vec::new();
@@ -92,7 +105,11 @@ fn touched(host: u64, size: u64) -> io::Result<Vec<Range<u64>>> {
         pagemap.read_exact_at(entries, (host / page + first) * 8)?;
         for (index, entry) in (first..).zip(entries.chunks_exact(8)) {
             let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
-            if entry & (PRESENT | SWAPPED) == 0 {
+            let kind = match entry & OF_FILE {
+                0 => Present::Own,
+                _ => Present::Shared,
+            };
+            if entry & (PRESENT | SWAPPED) == 0 || wanted != Present::Any && wanted != kind {
                 continue;
             }
             let at = index * page;

@@ -5,13 +5,11 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use minivm_vmm::Snapshot;
-
 use super::super::{Error, Recipe, failed};
 use super::{PORTS, READY, RECIPE};
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 use crate::machine::Link;
-use crate::machine::template::{self, Rings};
+use crate::machine::template::Saved;
 
 /// Where the lab keeps the template: in memory.
 const TEMPLATE: &str = "/run/template";
@@ -29,12 +27,12 @@ pub fn run() -> Result<(), Error> {
         .map_err(failed("read", path))?;
     let folder = Path::new(TEMPLATE);
     let rings = recipe.save(folder)?;
-    let snapshot = Snapshot::open(folder)?;
+    let saved = Saved::open(folder, rings)?;
     thread::scope(|scope| {
         for number in 0..PORTS {
-            let snapshot = &snapshot;
+            let saved = &saved;
             scope.spawn(move || {
-                if let Err(error) = serve(number, snapshot, rings) {
+                if let Err(error) = serve(number, saved) {
                     eprintln!("minivm: port {number}: {error}");
                 }
             });
@@ -47,7 +45,7 @@ pub fn run() -> Result<(), Error> {
 }
 
 /// Session after session at one port.
-fn serve(number: usize, snapshot: &Snapshot, rings: Rings) -> Result<(), Error> {
+fn serve(number: usize, saved: &Saved) -> Result<(), Error> {
     // The first port is the lab's own.
     let path = format!("/dev/vport0p{}", number + 2);
     let path = Path::new(&path);
@@ -56,7 +54,7 @@ fn serve(number: usize, snapshot: &Snapshot, rings: Rings) -> Result<(), Error> 
     // The next session's first frames may have been read with this one's last.
     let mut input = BufReader::with_capacity(2 * MAX_PAYLOAD, &port);
     loop {
-        let link = template::resume(snapshot, rings, false)?;
+        let link = saved.resume(false)?;
         session(link, &mut input, &port).map_err(failed("use", path))?;
     }
 }
