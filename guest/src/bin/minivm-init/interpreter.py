@@ -48,8 +48,8 @@ def run():
         os.close(null)
 
     def diverge():
-        # All clones have been the same until now. The kernel's generator has been given bytes of its own by init; who keeps
-        # a state that was drawn from it earlier draws again. The seed of `hash` can't be changed in a running interpreter.
+        # The kernel's generator has been given bytes of its own by init; these keep what was drawn from it earlier, also in a
+        # child. The seed of `hash` can't be changed in a running interpreter.
         modules = sys.modules
         if "random" in modules:
             modules["random"].seed()
@@ -89,8 +89,13 @@ def run():
     if wanted != dict(os.environb):
         os.environ.clear()
         os.environb.update(wanted)
+    # A clone of a machine is to its programs what a child is to a process. Whoever keeps a generator's state knows about
+    # children, and draws again in one (os.register_at_fork, pthread_atfork, MADV_WIPEONFORK, or another process number).
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     diverge()
-    os.write(socket, b"\1")
+    os.write(socket, b"\1" + os.getpid().to_bytes(4, "little"))
     os.close(socket)
     sys.excepthook = hide
     exec(compile(code, "<string>", "exec"), main)

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use minivm_guest::channel::{Interpreter, Refusal, Request};
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::command::{self, INHERITED, Running, Streams};
 use crate::user::{self, User};
@@ -88,6 +88,12 @@ impl Waiting {
             .and_then(|()| answer(&mut self.socket));
         match answered {
             Ok(Ok(())) => {
+                let child = match read_pid(&mut self.socket) {
+                    Ok(child) => child,
+                    Err(error) => return Some(Err(Refusal::Failed(error.to_string()))),
+                };
+                reap(self.running.pid);
+                self.running.pid = child;
                 if !request.stdin {
                     self.running.stdin = None;
                 }
@@ -121,8 +127,13 @@ impl Waiting {
         let pid = self.running.pid;
         // It may have ended by itself; then there is nobody to be killed, but somebody to be waited for.
         let _ = kill_process(pid, Signal::KILL);
-        while let Err(Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
+        reap(pid);
     }
+}
+
+/// Waits for a child that ends.
+fn reap(pid: Pid) {
+    while let Err(Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
 }
 
 /// How it reads its program. The socket is there under the number that `command` gives it.
@@ -155,6 +166,13 @@ fn length(length: usize) -> [u8; 4] {
     u32::try_from(length)
         .expect("a message fits a frame")
         .to_le_bytes()
+}
+
+/// The process that the code runs in: a child of the one that waited, which ends, so that it becomes this process's.
+fn read_pid(socket: &mut UnixStream) -> io::Result<Pid> {
+    let mut pid = [0; 4];
+    socket.read_exact(&mut pid)?;
+    Pid::from_raw(i32::from_le_bytes(pid)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Whether it went well, or why not.
