@@ -28,6 +28,7 @@ pub(crate) mod state;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -133,6 +134,17 @@ impl Snapshot {
     /// The machine's number of vCPUs.
     pub fn cpus(&self) -> u8 {
         u8::try_from(self.0.state.vcpus.len()).expect("checked against CPUS_MAX")
+    }
+
+    /// How many bytes its files take on the disk, which is less than the machine's memory: what is zero takes none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where the file system doesn't tell.
+    pub fn disk_size(&self) -> Result<u64> {
+        let memory = self.0.memory.metadata();
+        let memory = memory.map_err(unreadable(&self.0.folder))?.blocks() * 512;
+        Ok(memory + file::encode(&self.0.state).len() as u64)
     }
 
     /// Finds out whether this host has what the snapshot needs, as [`prepare`](Self::prepare) does, once.
