@@ -4,6 +4,8 @@ mod accel;
 mod boot;
 mod build;
 mod compare;
+mod console;
+mod control;
 mod doctor;
 mod image;
 mod lab;
@@ -12,6 +14,7 @@ mod report;
 mod request;
 mod run;
 mod signals;
+mod snapshot;
 mod terminal;
 mod turducken;
 mod units;
@@ -52,6 +55,10 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Make an initramfs of a container image
     Build(build::BuildArgs),
+    /// Save a machine that runs, started with --control SOCKET, in a folder
+    Snapshot(snapshot::SnapshotArgs),
+    /// Run a machine from where it was saved
+    Restore(snapshot::RestoreArgs),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
     /// Remove the images and archives that are kept in the cache
@@ -77,6 +84,8 @@ impl Cli {
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Build(args)) => build::run(&args),
+            Some(Command::Snapshot(args)) => snapshot::snapshot(args),
+            Some(Command::Restore(args)) => snapshot::restore(args),
             Some(Command::Turducken(args)) => turducken::run(&args, self.verbose),
             Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(&args),
