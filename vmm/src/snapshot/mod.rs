@@ -162,7 +162,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// As [`check_host`](Self::check_host), and where KVM or the host refuse something.
+    /// As [`check_host`](Self::check_host), [`Error::Snapshot`] where the memory file has changed since it was opened, and
+    /// where KVM or the host refuse something.
     pub fn prepare(&self) -> Result<Prepared> {
         restore::prepare(self)
     }
@@ -186,7 +187,7 @@ impl Snapshot {
     }
 
     /// Checks that the memory file is still what it was when it was opened.
-    fn check_unchanged(&self) -> Result<()> {
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.0.memory).map_err(unreadable(&self.0.folder))?;
         if !self.0.identity.still_holds(&now) {
             return Err(self.error(SnapshotError::MemoryChanged));
