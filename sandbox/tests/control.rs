@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use minivm_tests::image::Elf;
@@ -322,6 +322,39 @@ fn a_client_that_leaves_ends_no_machine() {
 }
 
 #[test]
+fn a_machine_whose_output_nobody_takes_is_saved_once_somebody_does() {
+    let place = Place::new();
+    let mut command = place.boot();
+    let mut machine = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It fills the pipe, and then stands in the middle of an instruction.
+    std::thread::sleep(Duration::from_secs(2));
+    let ask = || {
+        let mut command = minivm();
+        command.arg("snapshot").arg(place.socket());
+        Program::start(command.arg(place.folder()).arg("--stop"))
+    };
+    let leaves = ask();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(killed(leaves), b"");
+    let stays = ask();
+    std::thread::sleep(Duration::from_millis(300));
+    let mut output = Vec::new();
+    machine
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut output)
+        .unwrap();
+    assert_eq!(machine.wait().unwrap().code(), Some(0));
+    assert_saved(&stays.end(PATIENCE), &place.folder());
+    assert_counts_from(1, &output);
+}
+
+#[test]
 fn clients_at_once_are_served_one_after_the_other() {
     let place = Place::new();
     let machine = place.counting();
@@ -463,6 +496,8 @@ fn a_socket_that_cannot_be_made_is_told() {
             "No such file",
         ],
     );
+    let file = place.path("kernel/socket");
+    assert_refused("below a file", &at(&file), &["Not a directory"]);
     let long = place.path(&"x".repeat(120));
     assert_refused(
         "too long",
@@ -498,10 +533,7 @@ fn the_socket_goes_with_its_machine() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = place.boot();
-    let status = command
-        .stdin(std::process::Stdio::null())
-        .stdout(writer)
-        .status();
+    let status = command.stdin(Stdio::null()).stdout(writer).status();
     assert_eq!(status.unwrap().code(), Some(141));
     gone("a broken pipe");
 }

@@ -14,6 +14,7 @@ use super::{console, control};
 #[derive(Args)]
 #[command(
     after_help = "The guest stands still while its memory is written to the disk, and goes on; it notices nothing.\n\
+                  Output that nobody takes is waited for: a guest is saved between two instructions.\n\
                   A snapshot is as secret as the machine's memory: its files are readable by their owner only.\n\
                   Exit code: 0 when it is saved, 125 when it is not; then the machine goes on, whatever was asked for."
 )]

@@ -6,8 +6,8 @@
 //! ← {"saved":{"bytes":51200000,"microseconds":312000}}      or {"failed":"cannot save /var/tmp/warm: …"}
 //! ```
 //!
-//! Whoever may open the socket, its owner and root, may save the machine's memory and end it. Everybody else's requests end
-//! where the file's mode says so. What a client does wrong is answered, or the client is left: the machine goes on.
+//! Whoever may open the socket may save the machine's memory and end it: its file's mode lets its owner and root. What a client
+//! does wrong is answered, or the client is left: the machine goes on.
 
 mod server;
 mod socket;
@@ -81,8 +81,13 @@ pub(super) fn ask(socket: &Path, request: &Request) -> anyhow::Result<Saved> {
     let _ = stream.write_all(line.as_bytes());
     let mut stream = BufReader::new(stream);
     let mut answer = String::new();
-    let read = (&mut stream).take(LINE_MAX).read_line(&mut answer);
-    read.with_context(|| format!("cannot hear the machine at {}", socket.display()))?;
+    match (&mut stream).take(LINE_MAX).read_line(&mut answer) {
+        // It went without having read the request.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        read => {
+            read.with_context(|| format!("cannot hear the machine at {}", socket.display()))?;
+        }
+    }
     if answer.is_empty() {
         bail!(
             "the machine at {} ended, or left, without an answer",
