@@ -527,6 +527,9 @@ fn help_names_every_flag() {
         "--memory",
         "--cpus",
         "--accel",
+        "--control",
+        "snapshot",
+        "restore",
         "doctor",
         "lab",
     ] {

@@ -4,7 +4,8 @@
 //! $ cargo bench -p minivm-vmm --bench fork
 //! ```
 //!
-//! The guest is a few bytes of machine code, so that nearly all of it is this program's and KVM's time.
+//! The guest is a few bytes of machine code, so that nearly all of it is this program's and KVM's time. `cargo xtask bench warm`
+//! runs this too, beside whole processes.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that can't go on fails")]
 
@@ -14,11 +15,18 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_vmm::{Builder, Config, Kernel, Snapshot};
+use minivm_vmm::{Builder, Config, Kernel, Pool, Snapshot};
 
 /// How many forks are timed, and how many are alive at once.
 const TIMED: usize = 300;
 const HELD: usize = 1000;
+/// How many machines a pool keeps ready.
+const READY: usize = 4;
+/// What half of the forks are to be within, with the machine created in the call, and ahead.
+const GOAL: Duration = Duration::from_millis(2);
+const GOAL_AHEAD: Duration = Duration::from_micros(500);
+/// KiB of this process's own that a fork is to stay below.
+const GOAL_HELD: u64 = 300;
 /// How much of guest memory holds something.
 const FILLED: u64 = 48 << 20;
 
@@ -48,28 +56,43 @@ impl Write for Stopwatch {
 fn main() {
     let folder = tempfile::tempdir().unwrap();
     println!(
-        "time from the fork to the guest's first byte, in µs: median, 90th and 99th of {TIMED}"
+        "{:<42} {:>7} {:>7} {:>7}",
+        format!("fork → first byte, in µs, {TIMED} each"),
+        "50 %",
+        "90 %",
+        "99 %"
     );
     for (name, memory) in [("64 MiB", 64 << 20), ("4 GiB", 4 << 30)] {
         let saving = save(folder.path(), memory);
+        let snapshot = Snapshot::open(folder.path()).unwrap();
+        snapshot.check_host().unwrap();
+        print(name, "snapshot opened in the call", None, || {
+            let start = Instant::now();
+            let snapshot = Snapshot::open(folder.path()).unwrap();
+            first_byte(start, || Builder::restore(&snapshot))
+        });
+        print(name, "machine created in the call", Some(GOAL), || {
+            first_byte(Instant::now(), || Builder::restore(&snapshot))
+        });
+        print(name, "machine created ahead", Some(GOAL_AHEAD), || {
+            let prepared = snapshot.prepare().unwrap();
+            first_byte(Instant::now(), || Builder::restore_prepared(prepared))
+        });
+        let pool = Pool::new(&snapshot, READY).unwrap();
+        print(name, "machine from a pool", Some(GOAL_AHEAD), || {
+            // Another is made in its place meanwhile.
+            while pool.ready() < READY {
+                thread::sleep(Duration::from_millis(1));
+            }
+            first_byte(Instant::now(), || {
+                Builder::restore_prepared(pool.take().unwrap())
+            })
+        });
         println!(
-            "{name:>7}, saving it, with {} MiB in use, in ms: {}",
+            "{name:>7}, saving it, with {} MiB in use: {} ms",
             FILLED >> 20,
             saving.as_millis()
         );
-        let snapshot = Snapshot::open(folder.path()).unwrap();
-        snapshot.check_host().unwrap();
-        print(name, "snapshot opened in the call", || {
-            let snapshot = Snapshot::open(folder.path()).unwrap();
-            first_byte(Instant::now(), Builder::restore(&snapshot))
-        });
-        print(name, "machine created in the call", || {
-            first_byte(Instant::now(), Builder::restore(&snapshot))
-        });
-        print(name, "machine created ahead", || {
-            let prepared = snapshot.prepare().unwrap();
-            first_byte(Instant::now(), Builder::restore_prepared(prepared))
-        });
     }
     // Of 64 MiB only: a KVM that shadows page tables has 10 MiB of its own for 4 GiB, which times a thousand is a lot.
     save(folder.path(), 64 << 20);
@@ -92,22 +115,33 @@ fn save(folder: &std::path::Path, memory: u64) -> Duration {
     start.elapsed()
 }
 
-fn print(name: &str, what: &str, mut fork: impl FnMut() -> Duration) {
+fn print(name: &str, what: &str, goal: Option<Duration>, mut fork: impl FnMut() -> Duration) {
     let mut times: Vec<_> = (0..TIMED).map(|_| fork()).collect();
     times.sort_unstable();
-    let at = |hundredth: usize| times[TIMED * hundredth / 100].as_micros();
-    println!(
-        "{name:>7}, {what:<27} {:>6} {:>6} {:>6}",
-        at(50),
-        at(90),
-        at(99)
-    );
+    let at = |hundredth: usize| times[TIMED * hundredth / 100];
+    let row = format!("{name:>7}, {what}");
+    print!("{row:<42}");
+    for hundredth in [50, 90, 99] {
+        print!(" {:>7}", at(hundredth).as_micros());
+    }
+    match goal {
+        Some(goal) => println!(
+            "   goal: half within {}: {}",
+            goal.as_micros(),
+            reached(at(50) <= goal)
+        ),
+        None => println!(),
+    }
+}
+
+fn reached(is_so: bool) -> &'static str {
+    if is_so { "reached" } else { "NOT REACHED" }
 }
 
 /// Runs a fork until its first byte comes: how long that took.
-fn first_byte(start: Instant, builder: Builder) -> Duration {
+fn first_byte(start: Instant, fork: impl FnOnce() -> Builder) -> Duration {
     let (sender, first) = channel();
-    let machine = builder.console_output(Stopwatch(sender)).build().unwrap();
+    let machine = fork().console_output(Stopwatch(sender)).build().unwrap();
     let control = machine.control();
     let runner = thread::spawn(move || machine.run());
     let time = first.recv().unwrap() - start;
@@ -142,11 +176,18 @@ fn hold(name: &str, snapshot: &Snapshot) {
     let time = start.elapsed();
     thread::sleep(Duration::from_millis(200));
     let per_fork = |now: u64, before: u64| now.saturating_sub(before) / HELD as u64;
+    let own = per_fork(private(), before.0);
     println!(
-        "{name:>7}, {HELD} forks held at once, all in {} ms: a fork has {} KiB of this process's own, and the kernel {} KiB for it",
-        time.as_millis(),
-        per_fork(private(), before.0),
-        per_fork(kernel(), before.1),
+        "{name:>7}, {HELD} forks held at once, started in {} ms, each:",
+        time.as_millis()
+    );
+    println!(
+        "{own:>7} KiB of this process's own   goal: below {GOAL_HELD}: {}",
+        reached(own < GOAL_HELD)
+    );
+    println!(
+        "{:>7} KiB of the host's kernel",
+        per_fork(kernel(), before.1)
     );
     forks.iter().for_each(|(control, _, _)| control.stop());
     for (_, runner, _) in forks {

@@ -15,7 +15,7 @@
 //!
 //! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can go on from there
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
-//! devices' state set instead of reset.
+//! devices' state set instead of reset. A [`Pool`] makes them ahead.
 //!
 //! The memory map is at the head of [`layout`].
 //!
@@ -53,6 +53,7 @@ pub mod layout;
 mod machine;
 mod memory;
 mod outcome;
+mod pool;
 mod probe;
 mod snapshot;
 mod vcpu;
@@ -66,5 +67,6 @@ pub use kernel::KernelError;
 pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use outcome::{Outcome, Reset};
+pub use pool::Pool;
 pub use probe::{create_vm_time, probe};
 pub use snapshot::{Prepared, Snapshot, SnapshotError, WorkingSet};

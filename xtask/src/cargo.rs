@@ -113,7 +113,19 @@ pub(crate) fn build_example(report: &mut Report, name: &str) -> Result<PathBuf> 
     })
 }
 
-/// The same as a stage of a report.
+/// Builds one of the packages' benchmarks, as a stage of a report; returns its path.
+pub(crate) fn build_bench(report: &mut Report, package: &str, name: &str) -> Result<PathBuf> {
+    report.stage(name, || {
+        let built = build(&["bench", "--package", package, "--bench", name, "--no-run"])?;
+        let bench = built.into_iter().find(|executable| executable.name == name);
+        let path = bench
+            .with_context(|| format!("the package {package} has no benchmark {name}"))?
+            .path;
+        Ok((path.clone(), short(&path.to_string_lossy())))
+    })
+}
+
+/// Builds the release of minivm as a stage of a report; returns its path.
 pub(crate) fn stage_minivm(report: &mut Report) -> Result<PathBuf> {
     report.stage("build minivm", || {
         build_minivm().map(|path| (path.clone(), short(&path.to_string_lossy())))

@@ -39,7 +39,8 @@ impl Place {
             "lab" | "killed" => Self::HereWithIgnored,
             "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
             | "turducken" | "page" => Self::WithImageTools,
-            "machine_code" | "snapshot" | "cli" | "terminal" | "hostile_guests" => Self::AnyKvm,
+            "machine_code" | "snapshot" | "pool" | "cli" | "control" | "terminal"
+            | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,

@@ -1,25 +1,17 @@
 //! `minivm --kernel …`: boots a kernel with the terminal as its console.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use minivm::lab::{self, LabRequest, Root};
-use minivm_vmm::{Builder, CPUS_MAX, Config, Control, Error, Input, Kernel, Outcome};
+use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
 use super::accel::AccelArg;
 use super::terminal::{self, RawMode};
-use super::units;
+use super::{console, units};
 
-/// The guest crashed.
-const EXIT_CRASHED: u8 = 1;
-/// Nobody reads stdout any more: the code of a program that was killed by SIGPIPE.
-const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 /// Where the lab has the files.
@@ -49,6 +41,9 @@ pub(super) struct BootArgs {
     /// There is no other console: nothing else can be asked for
     #[arg(long, value_parser = ["off"], hide = true)]
     console: Option<String>,
+    /// Let `minivm snapshot` save the machine while it runs: a Unix socket, made here and removed at the end
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     #[command(flatten)]
     accel: AccelArg,
 }
@@ -78,65 +73,21 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     };
     config.check()?;
     match args.accel.why_lab()? {
-        None => run_here(config),
+        None => console::run(Builder::new(config), args.control.as_deref()),
         Some(why) => {
+            if let Some(socket) = args.control {
+                bail!(
+                    "--control {} needs this host's KVM, and the machine would run in the lab: {why}; run both there: \
+                     `minivm lab -- sh -c 'minivm --kernel … --control … & …'`",
+                    socket.display()
+                );
+            }
             // What is wrong with the files is better said at once, with their names here.
             Builder::new(config.clone()).check()?;
             eprintln!("minivm: running in the lab, an emulated machine with real KVM: {why}");
             run_in_lab(config, verbose)
         }
     }
-}
-
-fn run_here(config: Config) -> anyhow::Result<ExitCode> {
-    // Not through `io::stdout()`, which keeps a line until it is whole.
-    let stdout = File::from(
-        io::stdout()
-            .as_fd()
-            .try_clone_to_owned()
-            .context("cannot use stdout")?,
-    );
-    let control = Arc::new(OnceLock::<Control>::new());
-    let stdin = if rustix::termios::isatty(io::stdin()) {
-        let control = control.clone();
-        let end = move || {
-            if let Some(control) = control.get() {
-                control.stop();
-            }
-        };
-        terminal::keys(end).context("cannot read the terminal")?
-    } else {
-        io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .context("cannot use stdin")?
-    };
-    let machine = Builder::new(config)
-        .console_output(stdout)
-        .console_input(Input::from(stdin))
-        .build()?;
-    let _ = control.set(machine.control());
-    // Only now: whatever failed before was printed to a terminal in order.
-    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
-    let outcome = machine.run();
-    drop(raw);
-    let outcome = match outcome {
-        // The guest's doing, and not minivm's failure.
-        Err(error @ Error::Exit { .. }) => {
-            eprintln!("minivm: {error}");
-            return Ok(ExitCode::from(EXIT_CRASHED));
-        }
-        // As for any program whose reader is gone.
-        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            return Ok(ExitCode::from(EXIT_BROKEN_PIPE));
-        }
-        other => other?,
-    };
-    if outcome.is_orderly() || outcome == Outcome::Stopped {
-        return Ok(ExitCode::SUCCESS);
-    }
-    eprintln!("minivm: {outcome}");
-    Ok(ExitCode::from(EXIT_CRASHED))
 }
 
 /// Runs this program with the same arguments in the lab, which gets the two files and nothing else.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,6 +11,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm::cache;
 use minivm::images::{Archive, Shelf};
+use minivm::templates::{Templates, lab};
 use minivm_guest::image::{self, Digest, Image, Options, Progress, Source};
 
 /// When to ask a registry.
@@ -72,15 +74,23 @@ pub(super) fn source(text: &str) -> Result<Source, String> {
 
 /// Where images and archives are kept.
 pub(super) fn shelf() -> anyhow::Result<Shelf> {
-    let folder =
-        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
-    Ok(Shelf::new(&folder))
+    Ok(Shelf::new(&cache_folder()?))
+}
+
+/// Where everything is kept that was made once.
+pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
+    cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")
 }
 
 /// `minivm prune`.
 pub(super) fn prune() -> anyhow::Result<ExitCode> {
-    let freed = shelf()?.clear()?;
+    let cache = cache_folder()?;
+    let labs = lab::stop_all(&cache).context("cannot end the labs that are kept")?;
+    let freed = Shelf::new(&cache).clear()? + Templates::new(&cache).clear()?;
     println!("freed {}", BinaryBytes(freed));
+    if labs > 0 {
+        println!("ended {labs} of the labs that were kept");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

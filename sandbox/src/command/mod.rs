@@ -4,6 +4,8 @@ mod accel;
 mod boot;
 mod build;
 mod compare;
+mod console;
+mod control;
 mod doctor;
 mod image;
 mod lab;
@@ -12,6 +14,7 @@ mod report;
 mod request;
 mod run;
 mod signals;
+mod snapshot;
 mod template;
 mod terminal;
 mod turducken;
@@ -56,9 +59,13 @@ enum Command {
     /// Make, list and remove templates: machines that are saved when they are ready
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Save a machine that runs, started with --control SOCKET, in a folder
+    Snapshot(snapshot::SnapshotArgs),
+    /// Run a machine from where it was saved
+    Restore(snapshot::RestoreArgs),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
-    /// Remove the images and archives that are kept in the cache
+    /// Remove the images, archives and templates that are kept in the cache, but those with names, and end the labs that are kept
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),
@@ -94,6 +101,8 @@ impl Cli {
             Some(Command::TemplateMake) => template::make_in_background(),
             Some(Command::LabKeep) => template::keep_lab(),
             Some(Command::LabAgent) => template::run_agent(),
+            Some(Command::Snapshot(args)) => snapshot::snapshot(args),
+            Some(Command::Restore(args)) => snapshot::restore(args),
             Some(Command::Turducken(args)) => turducken::run(&args, self.verbose),
             Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(&args),

@@ -21,12 +21,8 @@ const INSISTS: Duration = Duration::from_secs(10);
 /// Hands signals on. The second one of those by which users end programs ends the machine. What was ignored before, as
 /// `nohup` does it, stays ignored.
 pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
-    let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let heard = all
-        .into_iter()
-        .filter(|signal| !is_ignored(&status, *signal));
-    let mut signals = Signals::new(heard)?;
+    let mut signals =
+        unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let listen = move || {
         let mut user = User::default();
         for signal in signals.forever() {
@@ -52,6 +48,27 @@ pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
         .name("signals".into())
         .spawn(listen)?;
     Ok(())
+}
+
+/// Does `clean_up` when a signal is about to end this process, as it then does. What was ignored before stays ignored.
+pub(super) fn before_death(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut signals = unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                clean_up();
+                // Ends the process as the signal would have done.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        })?;
+    Ok(())
+}
+
+/// Listens to those of the signals that this process doesn't ignore.
+fn unless_ignored(all: &[i32]) -> io::Result<Signals> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Signals::new(all.iter().filter(|signal| !is_ignored(&status, **signal)))
 }
 
 /// Whether a process with this `/proc/PID/status` ignores the signal.

@@ -8,7 +8,6 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, TableStyle};
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar};
-use minivm::cache;
 use minivm::machine::{Machine, memory_for};
 use minivm::templates::{self, Listed, Recipe, Templates, lab};
 use minivm_guest::image::Source;
@@ -107,11 +106,7 @@ pub(super) fn run(command: TemplateCommand) -> anyhow::Result<ExitCode> {
 
 /// Where templates are kept.
 pub(super) fn folder() -> anyhow::Result<Templates> {
-    Ok(Templates::new(&cache()?))
-}
-
-fn cache() -> anyhow::Result<PathBuf> {
-    cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")
+    Ok(Templates::new(&image::cache_folder()?))
 }
 
 impl CreateArgs {
@@ -221,7 +216,7 @@ pub(super) fn make_in_background() -> anyhow::Result<ExitCode> {
 /// Keeps a lab for the recipe on stdin.
 pub(super) fn keep_lab() -> anyhow::Result<ExitCode> {
     let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
-    lab::run_keeper(&recipe, &cache()?)?;
+    lab::run_keeper(&recipe, &image::cache_folder()?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use minivm::streams;
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
+
+use super::signals;
 
 /// The terminal's settings before they were changed.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
@@ -25,7 +25,7 @@ impl RawMode {
     pub(super) fn enter() -> io::Result<Option<Self>> {
         let raw = Self::enter_quietly()?;
         if raw.is_some() {
-            restore_on_signals()?;
+            signals::before_death(restore)?;
         }
         Ok(raw)
     }
@@ -66,20 +66,6 @@ fn restore_on_panic() {
         restore();
         default(info);
     }));
-}
-
-fn restore_on_signals() -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                restore();
-                // Ends the process as the signal would have done.
-                let _ = signal_hook::low_level::emulate_default_handler(signal);
-            }
-        })?;
-    Ok(())
 }
 
 /// A pipe with what is typed, less minivm's own keys: Ctrl-A x calls `end`, Ctrl-A Ctrl-A is a Ctrl-A for the guest. What

@@ -53,11 +53,16 @@ pub(crate) struct MemoryRecord {
 impl MemoryRecord {
     /// Whether its name is one that a memory file can have: in this folder, and no other file's.
     pub(crate) fn has_good_name(&self) -> bool {
-        let number = self.name.strip_prefix(NAME_PREFIX);
-        number.is_some_and(|number| {
-            number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
-        })
+        is_memory_file(&self.name)
     }
+}
+
+/// Whether a file is a memory file by its name.
+pub(crate) fn is_memory_file(name: &str) -> bool {
+    let number = name.strip_prefix(NAME_PREFIX);
+    number.is_some_and(|number| {
+        number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
 }
 
 /// How a file system knows a file's content. The device's number isn't in it: it can be another one after a reboot.

@@ -30,6 +30,7 @@ mod working_set;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -138,6 +139,17 @@ impl Snapshot {
         u8::try_from(self.0.state.vcpus.len()).expect("checked against CPUS_MAX")
     }
 
+    /// How many bytes its files take on the disk, which is less than the machine's memory: what is zero takes none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where the file system doesn't tell.
+    pub fn disk_size(&self) -> Result<u64> {
+        let memory = self.0.memory.metadata();
+        let memory = memory.map_err(unreadable(&self.0.folder))?.blocks() * 512;
+        Ok(memory + file::encode(&self.0.state).len() as u64)
+    }
+
     /// Finds out whether this host has what the snapshot needs, as [`prepare`](Self::prepare) does, once.
     ///
     /// # Errors
@@ -153,7 +165,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// As [`check_host`](Self::check_host), and where KVM or the host refuse something.
+    /// As [`check_host`](Self::check_host), [`Error::Snapshot`] where the memory file has changed since it was opened, and
+    /// where KVM or the host refuse something.
     pub fn prepare(&self) -> Result<Prepared> {
         restore::prepare(self)
     }
@@ -177,7 +190,7 @@ impl Snapshot {
     }
 
     /// Checks that the memory file is still what it was when it was opened.
-    fn check_unchanged(&self) -> Result<()> {
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.0.memory).map_err(unreadable(&self.0.folder))?;
         if !self.0.identity.still_holds(&now) {
             return Err(self.error(SnapshotError::MemoryChanged));

@@ -37,6 +37,8 @@ pub struct Prepared {
 pub(super) fn prepare(snapshot: &Snapshot) -> Result<Prepared> {
     let kvm = snapshot.kvm()?;
     let ram = GuestRam::of_file(snapshot.memory(), snapshot.0.memory.clone())?;
+    // Looked at again when it wakes: this is for whoever makes machines ahead, and would make none of any use.
+    snapshot.check_unchanged()?;
     let vm = Arc::new(create_vm(kvm)?);
     lend_memory(&vm, &ram)?;
     split_irqchip(&vm)?;

@@ -20,7 +20,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX};
+use super::error::SnapshotError;
+use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX, is_memory_file};
 use super::state::{Devices, State};
 use super::{file, read_state};
 use crate::arch::vcpu_state::VcpuState;
@@ -53,6 +54,15 @@ pub(crate) fn save(
         Ok(old) => remove_all_but(folder, &old.memory.name),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             remove_all_but(folder, "")
+        }
+        // Somebody's own file, in a folder that was named by mistake.
+        Err(Error::Snapshot {
+            source: SnapshotError::Foreign,
+            ..
+        }) => {
+            return Err(io::Error::other(
+                "it has a file `state` that is not a snapshot's: name another folder",
+            ));
         }
         // Another version's, for one, whose memory file is not to be known.
         Err(_) => {}
@@ -115,7 +125,8 @@ fn new_name() -> io::Result<String> {
     Ok(format!("{NAME_PREFIX}{:016x}", u64::from_ne_bytes(number)))
 }
 
-/// Deletes every other memory file. One that can't be deleted takes room and does no harm.
+/// Deletes every other memory file, and nothing that only begins like one. One that can't be deleted takes room and does no
+/// harm.
 fn remove_all_but(folder: &Path, name: &str) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
@@ -123,7 +134,7 @@ fn remove_all_but(folder: &Path, name: &str) {
     for entry in entries.flatten() {
         let file = entry.file_name();
         let Some(file) = file.to_str() else { continue };
-        if file.starts_with(NAME_PREFIX) && file != name {
+        if is_memory_file(file) && file != name {
             let _ = fs::remove_file(entry.path());
         }
     }

@@ -125,6 +125,11 @@ fn zero_pages_take_no_room() {
         "{} blocks",
         metadata.blocks()
     );
+    let size = Snapshot::open(folder.path()).unwrap().disk_size().unwrap();
+    assert!(
+        (metadata.blocks() * 512..=128 << 10).contains(&size),
+        "{size}"
+    );
 }
 
 #[test]
@@ -441,6 +446,26 @@ fn a_snapshot_is_its_owners_alone() {
         ),
         (0o700, 0o600, 0o400)
     );
+}
+
+#[test]
+fn other_files_in_its_folder_are_left_alone() {
+    let folder = saved();
+    let own = ["memory-of-a-summer.txt", "memory-0123456789abcdef.bak"];
+    for name in own {
+        fs::write(folder.path().join(name), name).unwrap();
+    }
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    for name in own {
+        assert_eq!(fs::read_to_string(folder.path().join(name)).unwrap(), name);
+    }
+    fs::write(folder.path().join(save::STATE), "of affairs").unwrap();
+    let refused = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
+    assert!(
+        refused.to_string().contains("is not a snapshot's"),
+        "{refused}"
+    );
+    assert_eq!(state_file(&folder), b"of affairs");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{cargo, kvm};
 /// One command line for all kernels.
 const CMDLINE: &str = "console=ttyS0 reboot=t panic=-1 quiet loglevel=0";
 /// QEMU as small as it gets.
-const QEMU: [&str; 13] = [
+pub(super) const QEMU: [&str; 13] = [
     "qemu-system-x86_64",
     "-M",
     "microvm",
@@ -152,7 +152,11 @@ fn print_times(contenders: &[Contender], all: &[Times], unit: &str) {
     table::print("exec → end", unit, &names, all, |times| &times.to_end);
 }
 
-fn sample_args(runs: usize, copy: &[std::path::PathBuf], contenders: &[Contender]) -> SampleArgs {
+pub(super) fn sample_args(
+    runs: usize,
+    copy: &[std::path::PathBuf],
+    contenders: &[Contender],
+) -> SampleArgs {
     SampleArgs {
         runs,
         copy: copy.to_vec(),

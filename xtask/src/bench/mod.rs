@@ -1,6 +1,7 @@
 //! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run. `cargo xtask bench image`:
 //! what images cost, side by side with the shell's tools. `cargo xtask bench compare`: what the sandboxes' adapters cost, side
-//! by side with the tools driven by hand.
+//! by side with the tools driven by hand. `cargo xtask bench warm`: what it costs to go on from a snapshot, side by side with
+//! a boot.
 //!
 //! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
 //! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
@@ -12,6 +13,7 @@ mod image;
 mod memory;
 mod sample;
 mod table;
+mod warm;
 
 use std::path::PathBuf;
 
@@ -27,6 +29,8 @@ pub(crate) enum Bench {
     Boot(BootArgs),
     /// From an image to an initramfs, to a running machine, to its command, and in and out of it
     Image(image::ImageArgs),
+    /// From a snapshot to the guest's next word: forks in one process, and whole processes
+    Warm(warm::WarmArgs),
     /// The sandboxes, each against the same tool driven by hand
     Compare(compare::CompareArgs),
 }
@@ -46,6 +50,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Boot(args) => boot::run(args),
         Bench::Image(args) => image::run(args),
+        Bench::Warm(args) => warm::run(args),
         Bench::Compare(args) => compare::run(args),
     }
 }

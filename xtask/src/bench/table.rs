@@ -28,6 +28,14 @@ pub(crate) fn print(
     }
 }
 
+/// The value that so many hundredths of all are within.
+pub(crate) fn percentile(values: &[f64], hundredths: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len() * hundredths).div_ceil(100).max(1) - 1;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
 /// The middle value, or the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -42,6 +50,15 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_many_hundredths_are_within_a_percentile() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        let at = |hundredths| percentile(&values, hundredths);
+        assert_eq!([at(50), at(99), at(100)], [100.0, 198.0, 200.0]);
+        assert_eq!(percentile(&[7.0], 50), 7.0);
+        assert!(percentile(&[], 99).is_nan());
+    }
 
     #[test]
     fn the_median_is_in_the_middle() {

@@ -5,6 +5,8 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::thread;
 
+use minivm_guest::channel::frame::HEADER;
+
 use super::super::{Error, Recipe, failed};
 use super::{PORTS, READY, RECIPE};
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
@@ -67,8 +69,7 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
         stop,
         end,
     } = link;
-    // Its first words, which are read in one piece: the command has been told that the machine said hello.
-    from_guest.read(&mut [0; 64])?;
+    skip_hello(&mut from_guest)?;
     thread::scope(|scope| {
         let hearing = scope.spawn(|| {
             let heard = take_in(input, &mut to_guest);
@@ -91,6 +92,15 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
             .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
         passed
     })
+}
+
+/// The command has been told that the machine said hello.
+fn skip_hello(from_guest: &mut impl Read) -> io::Result<()> {
+    let mut header = [0; HEADER];
+    from_guest.read_exact(&mut header)?;
+    let [len @ .., _tag] = header;
+    let mut body = from_guest.take(u32::from_le_bytes(len).into());
+    io::copy(&mut body, &mut io::sink()).map(drop)
 }
 
 /// What the command says, until it hangs up. What a machine that has ended doesn't take is dropped.

@@ -1,0 +1,98 @@
+//! A machine with the terminal as its console, whatever it begins with: a kernel or a snapshot.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context;
+use minivm_vmm::{Builder, Control, Error, Input, Outcome};
+
+use super::control::Socket;
+use super::signals;
+use super::terminal::{self, RawMode};
+
+/// The guest crashed.
+const EXIT_CRASHED: u8 = 1;
+/// Nobody reads stdout any more: the code of a program that was killed by SIGPIPE.
+const EXIT_BROKEN_PIPE: u8 = 128 + 13;
+
+/// Runs the machine to its end. If a path is given, a socket there takes requests meanwhile.
+pub(super) fn run(builder: Builder, socket: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let socket = socket.map(bind).transpose()?;
+    let control = Arc::new(OnceLock::new());
+    let machine = builder
+        .console_output(stdout()?)
+        .console_input(Input::from(stdin(&control)?))
+        .build()?;
+    let _ = control.set(machine.control());
+    // Only now: whatever failed before was printed to a terminal in order.
+    let raw = match socket {
+        Some(_) => RawMode::enter_quietly(),
+        None => RawMode::enter(),
+    }
+    .context("cannot set the terminal to raw mode")?;
+    let server = socket
+        .map(|socket| socket.serve(machine.control()))
+        .transpose()?;
+    let outcome = machine.run();
+    drop(server);
+    drop(raw);
+    tell(outcome)
+}
+
+/// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.
+fn bind(path: &Path) -> anyhow::Result<Socket> {
+    let socket = Socket::bind(path)?;
+    let name = socket.name();
+    signals::before_death(move || {
+        terminal::restore();
+        name.remove();
+    })
+    .context("cannot listen to signals")?;
+    Ok(socket)
+}
+
+/// Not `io::stdout()`, which keeps a line until it is whole.
+fn stdout() -> anyhow::Result<File> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    Ok(File::from(stdout.context("cannot use stdout")?))
+}
+
+/// What is typed, or stdin as it is where it is no terminal. Ctrl-A x ends the machine, once there is one.
+fn stdin(control: &Arc<OnceLock<Control>>) -> anyhow::Result<OwnedFd> {
+    if !rustix::termios::isatty(io::stdin()) {
+        let stdin = io::stdin().as_fd().try_clone_to_owned();
+        return stdin.context("cannot use stdin");
+    }
+    let control = control.clone();
+    let end = move || {
+        if let Some(control) = control.get() {
+            control.stop();
+        }
+    };
+    terminal::keys(end).context("cannot read the terminal")
+}
+
+/// The exit code, and on stderr why it is none of the good ones.
+fn tell(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
+    let outcome = match outcome {
+        // The guest's doing, and not minivm's failure.
+        Err(error @ Error::Exit { .. }) => {
+            eprintln!("minivm: {error}");
+            return Ok(ExitCode::from(EXIT_CRASHED));
+        }
+        // As for any program whose reader is gone.
+        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return Ok(ExitCode::from(EXIT_BROKEN_PIPE));
+        }
+        other => other?,
+    };
+    if outcome.is_orderly() || outcome == Outcome::Stopped {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("minivm: {outcome}");
+    Ok(ExitCode::from(EXIT_CRASHED))
+}

@@ -1,0 +1,87 @@
+//! `minivm snapshot` and `minivm restore`: a raw machine that is saved, and machines that go on from there.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use minivm_vmm::{Builder, Snapshot};
+
+use super::accel::AccelArg;
+use super::{console, control};
+
+#[derive(Args)]
+#[command(
+    after_help = "The guest stands still while its memory is written to the disk, and goes on; it notices nothing.\n\
+                  Output that nobody takes is waited for: a guest is saved between two instructions.\n\
+                  A snapshot is as secret as the machine's memory: its files are readable by their owner only.\n\
+                  Exit code: 0 when it is saved, 125 when it is not; then the machine goes on, whatever was asked for."
+)]
+pub(super) struct SnapshotArgs {
+    /// The socket that the machine was started with, by --control SOCKET
+    #[arg(value_name = "SOCKET")]
+    socket: PathBuf,
+    /// The snapshot's folder, which is made if it isn't there; a snapshot in it is replaced
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// End the machine once it is saved, instead of letting it go on
+    #[arg(long)]
+    stop: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The terminal is the machine's serial console, as it was of the machine that was saved; Ctrl-A x ends the machine.\n\
+                  What the guest doesn't know, somebody has to tell it, over the console:\n  \
+                  - no time has passed for it: its clock shows the time at which it was saved (date -s);\n  \
+                  - its random numbers are those of every other machine of this snapshot, until its kernel gets new entropy\n    \
+                  (writing to /dev/urandom and the ioctl RNDRESEEDCRNG); what programs have drawn already stays the same;\n  \
+                  - it is nobody in particular: host name, machine ID and keys are those of every other one.\n\
+                  Exit code: 0 when the guest shut down, 1 when it crashed, 125 when minivm failed, 2 for wrong usage."
+)]
+pub(super) struct RestoreArgs {
+    /// The snapshot's folder
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Let `minivm snapshot` save the machine while it runs: a Unix socket, made here and removed at the end
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    #[command(flatten)]
+    accel: AccelArg,
+}
+
+/// Asks a running machine to save itself, and tells where that is.
+pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
+    // The machine has a working folder of its own.
+    let folder = std::path::absolute(&args.folder)
+        .with_context(|| format!("cannot use {}", args.folder.display()))?;
+    let request = control::Request {
+        snapshot: folder,
+        stop: args.stop,
+    };
+    let saved = control::ask(&args.socket, &request)?;
+    writeln!(
+        io::stdout(),
+        "saved in {}: {:.1} MiB on disk; the guest stood still for {:.1?}",
+        request.snapshot.display(),
+        saved.mebibytes(),
+        saved.pause()
+    )
+    .context("cannot write to stdout")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a machine from where the snapshot's was.
+pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    // What is wrong with it is told also where nothing could run.
+    let snapshot = Snapshot::open(&args.folder)?;
+    if let Some(why) = args.accel.why_lab()? {
+        bail!(
+            "cannot restore {} outside the lab, an emulated machine with real KVM: {why}; \
+             run `minivm lab -- minivm restore …` there, or restore it on a host with KVM",
+            args.folder.display()
+        );
+    }
+    console::run(Builder::restore(&snapshot), args.control.as_deref())
+}

@@ -1,0 +1,181 @@
+//! A real guest that is saved by the command `minivm snapshot` while it runs, and goes on by `minivm restore`.
+//!
+//! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the files in the environment. What clients and files
+//! can do wrong is tried with smaller guests, in `sandbox/tests/control.rs`.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use minivm_guest::newc::{Archive, Attributes, Node};
+use minivm_tests::program::{Ended, Program, run};
+
+/// How long anything may take, in the lab, which is slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Counts until a line is typed, says it again, and ends.
+const INIT: &[u8] = b"#!/bin/busybox sh
+exec </dev/console >/dev/console 2>&1
+/bin/busybox stty -echo
+while :; do n=$((n + 1)); echo \"count $n\"; done &
+counter=$!
+read word
+kill $counter
+wait
+echo \"heard $word\"
+/bin/busybox poweroff -f
+";
+
+/// The file that `variable` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
+fn copied(copy: &'static OnceLock<PathBuf>, variable: &str) -> &'static Path {
+    copy.get_or_init(|| {
+        let file = std::env::var_os(variable)
+            .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"));
+        let copy = scratch(&format!("restore-{variable}"));
+        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{variable} {file:?}: {error}"));
+        copy
+    })
+}
+
+/// A file of the tests' own.
+fn scratch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+fn minivm() -> Command {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(copied(&COPY, "MINIVM_TEST_BINARY"))
+}
+
+fn initramfs() -> PathBuf {
+    let mut archive = Archive::new(Vec::new());
+    for folder in ["bin", "dev"] {
+        archive.directory(folder, Attributes::new(0o755)).unwrap();
+    }
+    for (name, major, minor) in [("console", 5, 1), ("null", 1, 3)] {
+        let device = Node::CharDevice { major, minor };
+        archive
+            .node(format!("dev/{name}"), device, Attributes::new(0o600))
+            .unwrap();
+    }
+    let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
+    for (path, bytes) in [("init", INIT), ("bin/busybox", &busybox)] {
+        let size = bytes.len() as u64;
+        archive
+            .file(path, Attributes::new(0o755), size, bytes)
+            .unwrap();
+    }
+    let path = scratch("restore.cpio");
+    fs::write(&path, archive.finish().unwrap()).unwrap();
+    path
+}
+
+fn boot(socket: &Path) -> Program {
+    static KERNEL: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = minivm();
+    command.args(["--accel", "kvm", "--memory", "64M", "--kernel"]);
+    command.arg(copied(&KERNEL, "MINIVM_TEST_KERNEL"));
+    command.arg("--initramfs").arg(initramfs());
+    let cmdline = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t";
+    command.args(["--cmdline", cmdline]).arg("--control");
+    Program::start(command.arg(socket))
+}
+
+fn restore(folder: &Path) -> Program {
+    let mut command = minivm();
+    Program::start(command.args(["restore", "--accel", "kvm"]).arg(folder))
+}
+
+fn snapshot(socket: &Path, folder: &Path, flags: &[&str]) -> Ended {
+    let mut command = minivm();
+    command.arg("snapshot").arg(socket).arg(folder);
+    let ended = run(command.args(flags), PATIENCE);
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(0), ""),
+        "{ended:?}"
+    );
+    ended
+}
+
+/// Types a word; the guest is to say it again and to end.
+fn heard(mut machine: Program, word: &str) -> String {
+    machine.write(format!("{word}\n").as_bytes()).unwrap();
+    let ended = machine.end(PATIENCE);
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(0), ""),
+        "{ended:?}"
+    );
+    let text = ended.text();
+    assert!(text.contains(&format!("heard {word}\n")), "{text}");
+    text
+}
+
+/// The numbers that a guest has counted, which are to follow one another. Where it was saved, a line may have been begun.
+fn counted(text: &str) -> (u32, u32) {
+    let numbers: Vec<u32> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("count ")?.parse().ok())
+        .collect();
+    assert!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "{text}"
+    );
+    let first = numbers.first().unwrap_or_else(|| panic!("{text}"));
+    (*first, *numbers.last().unwrap())
+}
+
+#[test]
+fn a_guest_is_saved_while_it_runs_and_goes_on_in_other_processes() {
+    let place = tempfile::tempdir().unwrap();
+    let (socket, folder) = (place.path().join("socket"), place.path().join("saved"));
+    let mut machine = boot(&socket);
+    machine.wait_for("count 50\n", PATIENCE);
+    let saved = snapshot(&socket, &folder, &[]).text();
+    println!("{saved}");
+    assert!(saved.starts_with(&format!("saved in {}: ", folder.display())));
+
+    let mut clones = [(); 2].map(|()| restore(&folder));
+    for clone in &mut clones {
+        clone.wait_for("\ncount ", PATIENCE);
+    }
+    let [one, other] = clones;
+    let (one, other) = (heard(one, "one"), heard(other, "other"));
+    assert!(!one.contains("heard other") && !other.contains("heard one"));
+    let ((begun, last), (begun_too, last_too)) = (counted(&one), counted(&other));
+    assert!(
+        begun > 50 && last > begun && last_too > begun,
+        "{one}\n{other}"
+    );
+    assert_eq!(begun, begun_too, "both begin where it was saved");
+
+    // The one that was saved has noticed nothing.
+    let (first, last) = counted(&heard(machine, "original"));
+    assert!(first == 1 && last >= begun);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_guest_that_is_stopped_goes_on_with_the_next_byte() {
+    let place = tempfile::tempdir().unwrap();
+    let (socket, folder) = (place.path().join("socket"), place.path().join("saved"));
+    let mut machine = boot(&socket);
+    machine.wait_for("count 20\n", PATIENCE);
+    snapshot(&socket, &folder, &["--stop"]);
+    assert!(!socket.exists());
+    let before = machine.end(PATIENCE);
+    assert_eq!((before.code, before.stderr.as_str()), (Some(0), ""));
+    let mut restored = restore(&folder);
+    restored.wait_for("\ncount ", PATIENCE);
+    let after = heard(restored, "after");
+    let whole = format!("{}{after}", before.text());
+    let (first, last) = counted(&whole);
+    assert!(first == 1 && last > 20);
+    let lines = whole.lines().filter(|line| line.starts_with("count "));
+    assert_eq!(lines.count(), usize::try_from(last).unwrap(), "{whole}");
+}

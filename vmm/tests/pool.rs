@@ -1,0 +1,276 @@
+//! Machines made ahead, of a few bytes of code: handed out once, made again, and gone with their pool.
+//!
+//! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
+use tempfile::TempDir;
+
+/// How long anything here may take, also in the lab, on a machine that has other things to do.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Tests share this process, and count what it has.
+static PROCESS: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    PROCESS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory as a writer.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A guest that counts in memory how often it has been run, tells, and resets. Saved before its first instruction.
+#[rustfmt::skip]
+fn saved() -> (TempDir, Snapshot) {
+    let code = [
+        0xfe, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // inc byte [0x200000]
+        0x8a, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // mov al, [0x200000]
+        0x66, 0xba, 0xf8, 0x03, 0xee,             // mov dx, 0x3f8; out dx, al
+        0xb0, 0xfe, 0xe6, 0x64,                   // mov al, 0xfe; out 0x64, al
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { memory: 64 << 20, ..Config::new(Kernel::Code(code.into())) };
+    Builder::new(config).build().unwrap().snapshot(folder.path()).unwrap();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    (folder, snapshot)
+}
+
+/// Takes a machine and runs it to its end: it is to be the first that runs it.
+fn take_and_run(pool: &Pool) {
+    let console = Kept::default();
+    let machine = Builder::restore_prepared(pool.take().unwrap())
+        .console_output(console.clone())
+        .build()
+        .unwrap();
+    assert_eq!(machine.run().unwrap(), Outcome::Reboot(Reset::Line));
+    assert_eq!(*console.0.lock().unwrap(), [1]);
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < DEADLINE, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How many descriptors of KVM's this process has, and how many threads of pools.
+fn in_use() -> (usize, usize) {
+    let entries = |path: &str| {
+        fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+    };
+    let is_kvms =
+        |path: &Path| fs::read_link(path).is_ok_and(|link| link.to_string_lossy().contains("kvm"));
+    let is_pools =
+        |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "pool\n");
+    (
+        entries("/proc/self/fd")
+            .filter(|path| is_kvms(path))
+            .count(),
+        entries("/proc/self/task")
+            .filter(|path| is_pools(path))
+            .count(),
+    )
+}
+
+#[test]
+fn each_machine_is_handed_out_once() {
+    let _alone = alone();
+    let (_folder, snapshot) = saved();
+    let pool = Pool::new(&snapshot, 3).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..25).for_each(|_| take_and_run(&pool)));
+        }
+    });
+}
+
+#[test]
+fn it_is_refilled() {
+    let _alone = alone();
+    let (_folder, snapshot) = saved();
+    let pool = Pool::new(&snapshot, 3).unwrap();
+    for round in 0..5 {
+        wait_for("three are ready", || pool.ready() == 3);
+        let taken: Vec<_> = (0..=round).map(|_| pool.take().unwrap()).collect();
+        wait_for("three others are ready", || pool.ready() == 3);
+        drop(taken);
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(pool.ready(), 3, "and no more than that");
+}
+
+#[test]
+fn one_that_keeps_none_ready_makes_them_in_the_call() {
+    let _alone = alone();
+    let (_folder, snapshot) = saved();
+    let pool = Pool::new(&snapshot, 0).unwrap();
+    (0..3).for_each(|_| take_and_run(&pool));
+    assert_eq!(pool.ready(), 0);
+}
+
+#[test]
+fn dropped_it_leaves_no_thread_and_no_descriptor() {
+    let _alone = alone();
+    let (_folder, snapshot) = saved();
+    snapshot.check_host().unwrap();
+    let before = in_use();
+    // At any moment of its life, also while it makes one.
+    for moment in 0..20 {
+        let pool = Pool::new(&snapshot, 4).unwrap();
+        std::thread::sleep(Duration::from_micros(200) * moment);
+        drop(pool);
+        assert_eq!(in_use(), before, "moment {moment}");
+    }
+    let pool = Pool::new(&snapshot, 4).unwrap();
+    wait_for("four are ready", || pool.ready() == 4);
+    assert!(
+        in_use().0 >= before.0 + 8 && in_use().1 == before.1 + 1,
+        "{:?}",
+        in_use()
+    );
+    let taken = pool.take().unwrap();
+    drop(pool);
+    // What was taken is its taker's.
+    assert_eq!(
+        Builder::restore_prepared(taken)
+            .build()
+            .unwrap()
+            .run()
+            .unwrap(),
+        Outcome::Reboot(Reset::Line)
+    );
+    assert_eq!(in_use(), before);
+}
+
+#[test]
+fn a_memory_file_that_has_changed_is_refused_by_name() {
+    let _alone = alone();
+    let (folder, snapshot) = saved();
+    let pool = Pool::new(&snapshot, 2).unwrap();
+    wait_for("two are ready", || pool.ready() == 2);
+    let mut files = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let memory = files
+        .find(|path| path.to_str().unwrap().contains("memory-"))
+        .unwrap();
+    fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&memory)
+        .unwrap()
+        .write_all(&[0xf4])
+        .unwrap();
+    for _ in 0..5 {
+        let refused = pool.take().map(drop).unwrap_err();
+        assert!(
+            matches!(&refused, Error::Snapshot { source: SnapshotError::MemoryChanged, path } if path == folder.path()),
+            "{refused:?}"
+        );
+    }
+    // None are made of it either.
+    assert!(snapshot.prepare().is_err() && pool.ready() <= 2);
+}
+
+#[test]
+fn a_snapshot_that_is_deleted_is_as_good() {
+    let _alone = alone();
+    let (folder, snapshot) = saved();
+    let pool = Pool::new(&snapshot, 2).unwrap();
+    drop(folder);
+    (0..6).for_each(|_| take_and_run(&pool));
+}
+
+/// This test is both processes: the other one may have few descriptors.
+#[test]
+fn what_goes_wrong_is_told_once_and_not_tried_again_and_again() {
+    let _alone = alone();
+    let name = "what_goes_wrong_is_told_once_and_not_tried_again_and_again";
+    if std::env::var_os("MINIVM_TEST_FEW_DESCRIPTORS").is_some() {
+        return with_few_descriptors();
+    }
+    let status = Command::new("sh")
+        .args(["-c", "ulimit -n 60; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env("MINIVM_TEST_FEW_DESCRIPTORS", "1")
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+}
+
+fn with_few_descriptors() {
+    let (_folder, snapshot) = saved();
+    // Opened while that is possible.
+    let stat = fs::File::open("/proc/self/stat").unwrap();
+    let pool = Pool::new(&snapshot, 1000).unwrap();
+    let mut made = 0;
+    wait_for("no more can be made", || {
+        std::thread::sleep(Duration::from_millis(100));
+        std::mem::replace(&mut made, pool.ready()) == pool.ready() && made > 0
+    });
+    // It doesn't try for ever.
+    let before = processor_time(&stat);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(
+        processor_time(&stat) - before <= 2,
+        "in hundredths of a second"
+    );
+    let error = pool.take().map(drop).unwrap_err();
+    assert!(
+        matches!(error, Error::Kvm { .. } | Error::Host { .. }),
+        "{error:?}"
+    );
+    // Those that are ready can still be had; each leaves room for another, or for the failure to make it.
+    let taken = pool.take().unwrap();
+    drop(taken);
+    let mut had = 0;
+    wait_for("all can be had", || {
+        had += usize::from(pool.take().is_ok());
+        had > made
+    });
+}
+
+/// What this process has used of the processors, in hundredths of a second.
+fn processor_time(stat: &fs::File) -> u64 {
+    let mut text = [0; 1024];
+    let len = stat.read_at(&mut text, 0).unwrap();
+    let stat = String::from_utf8_lossy(&text[..len]);
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn threads_can_share_it() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Pool>();
+}
