@@ -160,6 +160,7 @@ pub(super) fn sample_args(
     SampleArgs {
         runs,
         copy: copy.to_vec(),
+        mark: guest::MARK,
         commands: contenders
             .iter()
             .map(|one| Words(one.command.clone()))

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::sample::{SampleArgs, Times, Words};
 use super::table::median;
-use super::{Contender, sample, table, text};
+use super::{Contender, guest, sample, table, text};
 use crate::process::capture;
 use crate::report::Report;
 use crate::setup::{self, Wanted};
@@ -94,6 +94,7 @@ fn compare(runs: usize, minivm: &Path, backend: &str, by_hand: Vec<String>) -> R
     let all = sample::run(&SampleArgs {
         runs,
         copy: Vec::new(),
+        mark: guest::MARK,
         commands: contenders
             .iter()
             .map(|one| Words(one.command.clone()))

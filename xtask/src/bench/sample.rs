@@ -19,6 +19,9 @@ pub(crate) struct SampleArgs {
     /// Files to copy into a folder in memory first; commands find them by their names in the working folder
     #[arg(long)]
     pub(crate) copy: Vec<std::path::PathBuf>,
+    /// The output that counts contains this byte
+    #[arg(long, default_value_t = MARK)]
+    pub(crate) mark: u8,
     /// A command as a JSON array; several take turns
     #[arg(long = "command", value_parser = words)]
     pub(crate) commands: Vec<Words>,
@@ -56,7 +59,7 @@ pub(crate) fn run(args: &SampleArgs) -> Result<Vec<Times>> {
             let (program, arguments) = words.split_first().context("an empty command")?;
             let mut command = Command::new(program);
             command.args(arguments).current_dir(folder.path());
-            let (to_mark, to_end) = time(&mut command)?;
+            let (to_mark, to_end) = time(&mut command, args.mark)?;
             if round > 0 {
                 times.to_mark.push(to_mark);
                 times.to_end.push(to_end);
@@ -67,7 +70,7 @@ pub(crate) fn run(args: &SampleArgs) -> Result<Vec<Times>> {
 }
 
 /// Runs one command; milliseconds to the mark and to the end.
-fn time(command: &mut Command) -> Result<(f64, f64)> {
+fn time(command: &mut Command, mark: u8) -> Result<(f64, f64)> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -84,7 +87,7 @@ fn time(command: &mut Command) -> Result<(f64, f64)> {
         if len == 0 {
             break;
         }
-        if marked.is_none() && bytes[..len].contains(&MARK) {
+        if marked.is_none() && bytes[..len].contains(&mark) {
             marked = Some(start.elapsed());
         }
     }

@@ -1,21 +1,25 @@
 //! Warm machines: what it costs to go on from a snapshot, beside what it costs to boot.
 //!
 //! On this host's own KVM, with a guest of a few bytes: forks within one process, which the benchmark `fork` of the monitor
-//! times, and whole processes, from exec to the first byte on stdout.
+//! times, and whole processes, from exec to the first byte on stdout. In the lab, Python in a Linux: `minivm run --code` that goes
+//! on from a template, that boots, and QEMU's microvm that boots the same.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use minivm_vmm::{Builder, Config, Kernel};
+use serde_json::Value;
 
 use super::boot::{QEMU, sample_args};
 use super::sample::Times;
 use super::{Contender, guest, sample, table, text};
-use crate::process::pass_through;
+use crate::process::{capture, pass_through};
 use crate::report::Report;
-use crate::setup::{self, Wanted};
+use crate::setup::{self, Made, Wanted};
 use crate::{cargo, kvm};
 
 /// How much of a saved guest's memory holds something.
@@ -23,23 +27,161 @@ const FILLED: u64 = 48 << 20;
 /// What half of the restores are to be within, in milliseconds.
 const GOAL: f64 = 5.0;
 
+/// How many times faster than a boot a run from a template is to be, half of the time.
+const LAB_GOAL: f64 = 20.0;
+/// How long a template may take to be there.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What is run, and what it says.
+const CODE: &str = "print(2+2)";
+const ANSWER: u8 = b'4';
+
 #[derive(Args)]
 pub(crate) struct WarmArgs {
     /// Processes of each kind
     #[arg(long, default_value_t = 200)]
     pub(crate) runs: usize,
+    /// The same in the lab
+    #[arg(long, default_value_t = 20)]
+    pub(crate) lab_runs: usize,
+    /// Leave out the lab
+    #[arg(long)]
+    pub(crate) native_only: bool,
 }
 
 pub(crate) fn run(args: &WarmArgs) -> Result<()> {
     let mut report = Report::new();
-    setup::prepare(&mut report, &Wanted::default())?;
+    let wanted = Wanted {
+        lab: !args.native_only,
+        ..Wanted::default()
+    };
+    let made = setup::prepare(&mut report, &wanted)?;
     let minivm = cargo::stage_minivm(&mut report)?;
     let forks = cargo::build_bench(&mut report, "minivm-vmm", "fork")?;
-    if !kvm::is_there() {
-        bail!("this host has no /dev/kvm: nothing can be measured without the lab");
-    }
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
-    native(args, &minivm, &forks, folder.path())
+    if kvm::is_there() {
+        native(args, &minivm, &forks, folder.path())?;
+    } else {
+        println!("\nthis host has no /dev/kvm: no figures for the monitor alone");
+    }
+    if !args.native_only {
+        lab(args.lab_runs, &minivm, &made)?;
+    }
+    Ok(())
+}
+
+/// Python in a Linux, from exec on this host to the answer.
+fn lab(runs: usize, minivm: &Path, made: &Made) -> Result<()> {
+    let minivm = &text(minivm);
+    let rootfs = format!("dir:{}", text(&made.initramfs.with_file_name("rootfs")));
+    let run = [minivm, "run", "--accel", "lab", "--quiet"];
+    let warm = [&run[..], &[&rootfs, "--code", CODE]].concat();
+    let cold = [&run[..], &["--cold", &rootfs, "--code", CODE]].concat();
+    let kernel = text(&made.kernel.join("bzImage"));
+    let initramfs = text(&made.initramfs);
+    let files = ["-kernel", &kernel, "-initrd", &initramfs];
+    let rest = [
+        "-append",
+        "console=ttyS0 reboot=t panic=-1 quiet loglevel=0",
+    ];
+    let qemu = [&QEMU[..], &["354", "-cpu", "host"], &files, &rest].concat();
+    let qemu = [&[minivm, "lab", "--memory", "2G", "--"], &qemu[..]].concat();
+    let contenders = [
+        Contender::new("minivm run, from a template", &warm),
+        Contender::new("minivm run --cold", &cold),
+        Contender::new("QEMU microvm", &qemu),
+    ];
+    wait_for_template(&warm)?;
+    let mut args = sample_args(runs, &[], &contenders);
+    args.mark = ANSWER;
+    let all = sample::run(&args)?;
+    println!("\nIn the lab: Python in a Linux prints 2+2, {runs} runs each");
+    let half = table::percentile(&all[0].to_mark, 50);
+    for (title, pick) in [
+        (
+            "exec → answer",
+            (|times| &times.to_mark) as fn(&Times) -> &Vec<f64>,
+        ),
+        ("exec → end", |times| &times.to_end),
+    ] {
+        print_in_lab(title, &contenders, &all, pick);
+    }
+    let ratio = table::percentile(&all[1].to_mark, 50) / half;
+    let verdict = match ratio >= LAB_GOAL {
+        true => "reached",
+        false => "NOT REACHED",
+    };
+    println!(
+        "\n  a run from a template is {ratio:.0} times faster than one that boots; goal: {LAB_GOAL}: {verdict}"
+    );
+    phases(runs, &warm)
+}
+
+/// Runs the command until it goes on from a template, which the first run has made.
+fn wait_for_template(words: &[&str]) -> Result<()> {
+    let began = Instant::now();
+    while report_of(words)?["phases"]["boot"].as_f64() > Some(0.01) {
+        if began.elapsed() > PATIENCE {
+            bail!("there is no template after {PATIENCE:?}");
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    Ok(())
+}
+
+/// What `--json` says of a run.
+fn report_of(words: &[&str]) -> Result<Value> {
+    let mut command = Command::new(words[0]);
+    // Behind `run`.
+    command.arg(words[1]).arg("--json").args(&words[2..]);
+    Ok(serde_json::from_str(&capture(&mut command)?)?)
+}
+
+fn print_in_lab(
+    title: &str,
+    contenders: &[Contender],
+    all: &[Times],
+    pick: fn(&Times) -> &Vec<f64>,
+) {
+    println!("\n{title}");
+    println!("  {:<34} {:>9} {:>9}  {:>6}", "ms", "50 %", "99 %", "ratio");
+    let first = table::percentile(pick(&all[0]), 50);
+    for (one, times) in contenders.iter().zip(all) {
+        let [half, nearly_all] = [50, 99].map(|part| table::percentile(pick(times), part));
+        let ratio = half / first;
+        println!(
+            "  {:<34} {half:>9.1} {nearly_all:>9.1}  {ratio:>6.1}",
+            one.name
+        );
+    }
+}
+
+/// Where the time of a run from a template goes, as it says itself.
+fn phases(runs: usize, words: &[&str]) -> Result<()> {
+    let names = [
+        ("image", "the image and its template's name are found"),
+        (
+            "build",
+            "this host's KVM is tried; a waiting clone is handed over",
+        ),
+        ("setup", "request → the clone's code begins"),
+        ("run", "the code runs"),
+        ("end", "the command ends"),
+        ("total", "all of it, as minivm sees it"),
+    ];
+    let mut all = vec![Vec::new(); names.len()];
+    for _ in 0..runs {
+        let report = report_of(words)?;
+        for ((name, _), times) in names.iter().zip(&mut all) {
+            let seconds = report["phases"][name].as_f64().context("no such phase")?;
+            times.push(seconds * 1e6);
+        }
+    }
+    println!("\nIts phases\n  {:<60} {:>9} {:>9}", "µs", "50 %", "99 %");
+    for ((_, what), times) in names.iter().zip(&all) {
+        let [half, nearly_all] = [50, 99].map(|part| table::percentile(times, part));
+        println!("  {what:<60} {half:>9.0} {nearly_all:>9.0}");
+    }
+    Ok(())
 }
 
 /// Guests of a few bytes on this host's KVM: what the monitor itself takes.

@@ -106,9 +106,13 @@ fn serve(
     if request.read_only {
         mounts::make_root_read_only()?;
     }
+    let earlier;
     let status = match start(request, &user, interpreter) {
         Ok(session) => {
             times.exec = clock();
+            // What a Python took to start is not the command's.
+            let (user_time, system_time, _) = command::usage();
+            earlier = (user_time, system_time);
             session.run(wire)?
         }
         Err(refusal) => {
@@ -122,8 +126,8 @@ fn serve(
     wire.send(&ToHost::Exit(Exit {
         status,
         out_of_memory: command::out_of_memory(),
-        user_time,
-        system_time,
+        user_time: user_time - earlier.0,
+        system_time: system_time - earlier.1,
         peak_memory: command::peak_memory().unwrap_or(largest),
         times,
     }))?;
