@@ -111,6 +111,7 @@ pub(super) fn folder() -> anyhow::Result<Templates> {
 
 impl CreateArgs {
     fn create(self, templates: &Templates) -> anyhow::Result<()> {
+        templates.check_free(&self.name)?;
         let shelf = image::shelf()?;
         let found = image::open(&self.image, &self.pull, &shelf)?;
         let archive = image::archive(&self.image, self.pull.quiet, &found, &shelf)?;
@@ -145,6 +146,12 @@ impl CreateArgs {
         let created = templates.create(&self.name, &recipe, &place);
         spinner.finish_and_clear();
         created?;
+        if !self.pull.quiet {
+            println!(
+                "made {0}: `minivm run --template {0}` goes on from it",
+                self.name
+            );
+        }
         Ok(())
     }
 }

@@ -100,6 +100,9 @@ pub struct Ended {
     pub how: String,
 }
 
+/// How [`Error::NoTemplate`] begins.
+pub(crate) const NO_TEMPLATE: &str = "the template's machine cannot be had: ";
+
 /// Why a machine can't run a command.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -125,7 +128,7 @@ pub enum Error {
         ours: u16,
     },
     /// The template's machine can't be had.
-    #[error("no machine of the template can be had: {0}")]
+    #[error("{NO_TEMPLATE}{0}")]
     NoTemplate(String),
     /// Nothing came from the guest's init.
     #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]

@@ -105,7 +105,7 @@ fn until_ready(
                 }
                 (ToHost::Ready, None) => return Ok(Some(rings)),
                 (ToHost::Refused(Refusal::Failed(why)), None) => {
-                    return Err(Error::Refused(printable(&why, TEXT_MAX)));
+                    return Err(Error::NoTemplate(printable(&why, TEXT_MAX)));
                 }
                 _ => return Err(broken("a message out of order before it is ready")),
             }

@@ -233,14 +233,27 @@ impl Templates {
     ///
     /// Where the name is none or taken, or the machine can't be made.
     pub fn create(&self, name: &str, recipe: &Recipe, place: &Place) -> Result<(), Error> {
+        self.check_free(name)?;
         let recipe = &recipe.clone().settled()?;
+        match self.make(name, recipe, place)? {
+            true => Ok(()),
+            false => Err(Error::Exists(name.to_owned())),
+        }
+    }
+
+    /// Looks whether a template can be given this name.
+    ///
+    /// # Errors
+    ///
+    /// Where the name is none or taken.
+    pub fn check_free(&self, name: &str) -> Result<(), Error> {
         check_name(name)?;
         if recipe::is_key(name) {
             return Err(Error::Name(name.to_owned()));
         }
-        match self.make(name, recipe, place)? {
-            true => Ok(()),
-            false => Err(Error::Exists(name.to_owned())),
+        match self.folder.join(name).exists() {
+            true => Err(Error::Exists(name.to_owned())),
+            false => Ok(()),
         }
     }
 
@@ -353,6 +366,15 @@ impl Templates {
             return Err(Error::Missing(name.to_owned()));
         }
         let _lock = self.lock(name)?;
+        if let Ok(Some(Record {
+            recipe,
+            saved: None,
+            ..
+        })) = read_record(name, &folder)
+        {
+            // Others may use its lab; those boot their machines then.
+            let _ = lab::stop_one(&recipe.key()?, &self.cache);
+        }
         let partial = folder.with_extension("partial");
         remove(&partial)?;
         let freed = size(&folder);

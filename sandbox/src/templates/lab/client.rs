@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use minivm_guest::channel::{Hello, ToHost, VERSION};
 
 use super::super::{Recipe, background};
-use super::{KEEPER_COMMAND, folder, key_of, socket};
+use super::{KEEPER_COMMAND, folder, is_socket, socket};
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
 use crate::machine::{Ended, Error, Link, StopOnDrop, cannot};
 
 /// How often it is looked whether a keeper is there.
 const POLL: Duration = Duration::from_millis(20);
+/// How long a lab that is to end may take.
+const ENDING: Duration = Duration::from_secs(10);
 /// How long a lab that is just being started is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -142,22 +144,27 @@ pub fn stop_all(cache: &Path) -> io::Result<usize> {
     let mut stopped = 0;
     for entry in entries {
         let path = entry?.path();
-        if key_of(&path).is_none() {
-            continue;
+        if is_socket(&path) && stop(&path)? {
+            stopped += 1;
         }
-        let Ok(stream) = UnixStream::connect(&path) else {
-            continue;
-        };
-        let began = Instant::now();
-        let asked = frame::send(Kind::Hangup, &[], &stream);
-        let mut payload = Vec::new();
-        // It hangs up when it has ended.
-        stream.set_read_timeout(Some(PATIENCE))?;
-        while asked.is_ok()
-            && matches!(frame::receive(&stream, &mut payload), Ok(Some(_)))
-            && began.elapsed() < PATIENCE
-        {}
-        stopped += 1;
     }
     Ok(stopped)
+}
+
+/// Ends the lab of the template with this key, if there is one.
+pub(crate) fn stop_one(key: &str, cache: &Path) -> io::Result<bool> {
+    stop(&socket(cache, key))
+}
+
+/// Ends the lab whose keeper listens there, and waits until it has ended. Whether there was one.
+fn stop(socket: &Path) -> io::Result<bool> {
+    let Ok(stream) = UnixStream::connect(socket) else {
+        return Ok(false);
+    };
+    stream.set_read_timeout(Some(ENDING))?;
+    if frame::send(Kind::Hangup, &[], &stream).is_ok() {
+        // It hangs up when it has ended.
+        let _ = io::copy(&mut &stream, &mut io::sink());
+    }
+    Ok(true)
 }

@@ -19,12 +19,17 @@ use super::super::{Error, Recipe, failed};
 use super::{AGENT_COMMAND, FAILED, IDLE, PORTS, READY, RECIPE, folder, socket};
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Root, Stop};
+use crate::machine::NO_TEMPLATE;
+use crate::output::Kept;
+use crate::printable::printable;
 
 /// Where the lab has the files.
 const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
 /// How often it is looked whether the lab is still used.
 const LOOK: Duration = Duration::from_secs(1);
+/// The most characters that are passed on of why there is no template.
+const MESSAGE_MAX: usize = 500;
 /// How long a machine may take to end when its command has gone.
 const ENDING: Duration = Duration::from_secs(10);
 
@@ -112,7 +117,6 @@ fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixS
         .make_room(machines)
         .map_err(crate::machine::Error::from)?;
     request.stdin = lab::Input::Null;
-    request.stderr = lab::Output::Null;
     let mut ports = VecDeque::new();
     for _ in 0..PORTS {
         let (ours, theirs) = UnixStream::pair().map_err(failed("create", Path::new("a socket")))?;
@@ -124,13 +128,17 @@ fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixS
 
 /// Runs it to its end.
 fn run_lab(mut request: LabRequest, keeper: &Arc<Keeper>) -> Result<(), String> {
+    let messages = Kept::default();
     request.stdout = lab::Output::To(Box::new(Announcement(keeper.clone())));
+    request.stderr = lab::Output::To(Box::new(messages.clone()));
     match request.run() {
         Ok(finished) if finished.code == 0 => Ok(()),
-        Ok(finished) => Err(format!(
-            "the template could not be made ({})",
-            finished.code
-        )),
+        Ok(_) => {
+            let text = messages.text();
+            let why = text.trim().trim_start_matches("minivm: ");
+            let why = why.trim_start_matches(NO_TEMPLATE);
+            Err(printable(why, MESSAGE_MAX))
+        }
         Err(lab::Error::Stopped) => Ok(()),
         Err(error) => Err(error.to_string()),
     }

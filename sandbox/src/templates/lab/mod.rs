@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use agent::run as run_agent;
+pub(super) use client::stop_one;
 pub use client::{connect, connect_or_start, stop_all};
 pub use keeper::run as run_keeper;
 
@@ -52,8 +53,7 @@ fn folder(cache: &Path) -> PathBuf {
     cache.join("labs")
 }
 
-/// The key of the lab at this socket.
-fn key_of(socket: &Path) -> Option<&str> {
-    let named = socket.extension() == Some(OsStr::new(SOCKET));
-    socket.file_stem()?.to_str().filter(|_| named)
+/// Whether a file in the folder is a keeper's socket.
+fn is_socket(path: &Path) -> bool {
+    path.extension() == Some(OsStr::new(SOCKET))
 }
