@@ -72,6 +72,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether it is about the template itself, and will be the same the next time.
+    fn is_of_template(&self) -> bool {
+        use minivm_vmm::Error::{HostLacks, Snapshot};
+        match self {
+            Error::Damaged(_) => true,
+            Error::Snapshot(error) | Error::Machine(machine::Error::Monitor(error)) => {
+                matches!(error, Snapshot { .. } | HostLacks(_))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Where templates are kept.
 #[derive(Clone, Debug)]
 pub struct Templates {
@@ -151,8 +165,11 @@ impl Templates {
         if let Place::Lab { .. } = place {
             return Ok(lab::connect(recipe, &key, &self.cache)?);
         }
-        match self.open(&key) {
-            Ok(Some(template)) => self.resume(&template, recipe.machine.console).map(Some),
+        let resumed = self.open(&key).and_then(|template| {
+            let resume = |template| self.resume(&template, recipe.machine.console);
+            template.map(resume).transpose()
+        });
+        match resumed {
             Ok(None) => {
                 if !self.failed_lately(&key)
                     && let Err(error) = background(MAKE_COMMAND, recipe)
@@ -162,11 +179,12 @@ impl Templates {
                 Ok(None)
             }
             // Nobody has asked for it by name, and another one can be made.
-            Err(error) => {
+            Err(error) if error.is_of_template() => {
                 log::debug!("the template is of no use: {error}");
                 self.remove(&key)?;
                 Ok(None)
             }
+            resumed => resumed,
         }
     }
 

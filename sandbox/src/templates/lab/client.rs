@@ -18,6 +18,8 @@ use crate::machine::{Ended, Error, Link, StopOnDrop, cannot};
 
 /// How often it is looked whether a keeper is there.
 const POLL: Duration = Duration::from_millis(20);
+/// How long a lab is asked to end that is used.
+const INSISTING: Duration = Duration::from_secs(1);
 /// How long a lab that is to end may take.
 const ENDING: Duration = Duration::from_secs(10);
 /// How long a lab that is just being started is waited for.
@@ -156,15 +158,22 @@ pub(crate) fn stop_one(key: &str, cache: &Path) -> io::Result<bool> {
     stop(&socket(cache, key))
 }
 
-/// Ends the lab whose keeper listens there, and waits until it has ended. Whether there was one.
+/// Asks the keeper that listens there to end its lab, unless somebody uses it, and waits until it has. Whether it has.
 fn stop(socket: &Path) -> io::Result<bool> {
-    let Ok(stream) = UnixStream::connect(socket) else {
-        return Ok(false);
-    };
-    stream.set_read_timeout(Some(ENDING))?;
-    if frame::send(Kind::Hangup, &[], &stream).is_ok() {
-        // It hangs up when it has ended.
-        let _ = io::copy(&mut &stream, &mut io::sink());
+    let began = Instant::now();
+    let mut asked = false;
+    while let Ok(stream) = UnixStream::connect(socket) {
+        // A command that has just ended still counts for a moment.
+        if began.elapsed() > INSISTING {
+            return Ok(false);
+        }
+        asked = true;
+        stream.set_read_timeout(Some(ENDING))?;
+        if frame::send(Kind::Hangup, &[], &stream).is_ok() {
+            // It hangs up when it is done.
+            let _ = io::copy(&mut &stream, &mut io::sink());
+        }
+        thread::sleep(POLL);
     }
-    Ok(true)
+    Ok(asked)
 }

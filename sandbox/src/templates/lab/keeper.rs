@@ -19,7 +19,8 @@ use super::super::{Error, Recipe, failed};
 use super::{AGENT_COMMAND, FAILED, IDLE, PORTS, READY, RECIPE, folder, socket};
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Root, Stop};
-use crate::machine::NO_TEMPLATE;
+use crate::machine::Error::NoTemplate;
+use crate::machine::{self, NO_TEMPLATE};
 use crate::output::Kept;
 use crate::printable::printable;
 
@@ -54,23 +55,21 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(failed("listen at", &path))?;
     let _removed = RemoveOnDrop(path);
-    let record = record(recipe)?;
-    let (request, ports) = request(recipe, &record)?;
     let keeper = Arc::new(Keeper {
         state: Mutex::new(State {
             stage: Stage::Starting,
-            free: ports,
+            free: VecDeque::new(),
             sessions: 0,
             used: Instant::now(),
         }),
         changed: Condvar::new(),
-        stop: request.stop.clone(),
+        stop: Stop::default(),
     });
     let accepting = keeper.clone();
     thread::spawn(move || accepting.accept(&listener));
     let watching = keeper.clone();
     thread::spawn(move || watching.watch());
-    let ended = run_lab(request, &keeper);
+    let ended = run_lab(recipe, &keeper);
     // Those who ask now are told at once that they have to do without.
     let why = match &ended {
         Ok(()) => "it has ended".to_owned(),
@@ -110,12 +109,12 @@ fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixS
             RECIPE.into(),
         ),
     ];
-    let machine = &recipe.machine;
     // The template itself, and a machine a port.
-    let machines = machine.memory * (1 + PORTS as u64);
-    request
-        .make_room(machines)
-        .map_err(crate::machine::Error::from)?;
+    let machines = recipe.machine.memory * (1 + PORTS as u64);
+    if available_memory().is_some_and(|available| machines > available / 2) {
+        return Err(NoTemplate("this host has too little memory to keep a lab".into()).into());
+    }
+    request.make_room(machines).map_err(machine::Error::from)?;
     request.stdin = lab::Input::Null;
     let mut ports = VecDeque::new();
     for _ in 0..PORTS {
@@ -126,9 +125,14 @@ fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixS
     Ok((request, ports))
 }
 
-/// Runs it to its end.
-fn run_lab(mut request: LabRequest, keeper: &Arc<Keeper>) -> Result<(), String> {
+/// Runs a lab to its end.
+fn run_lab(recipe: &Recipe, keeper: &Arc<Keeper>) -> Result<(), String> {
+    let told = |error: Error| error.to_string();
+    let record = record(recipe).map_err(told)?;
+    let (mut request, ports) = request(recipe, &record).map_err(told)?;
+    keeper.change(|state| state.free = ports);
     let messages = Kept::default();
+    request.stop = keeper.stop.clone();
     request.stdout = lab::Output::To(Box::new(Announcement(keeper.clone())));
     request.stderr = lab::Output::To(Box::new(messages.clone()));
     match request.run() {
@@ -279,7 +283,8 @@ impl Keeper {
                         return false;
                     }
                 }
-                Ok(Some(Kind::Hangup)) => {
+                // Asked to end: only where nobody else uses it.
+                Ok(Some(Kind::Hangup)) if self.state().sessions == 1 => {
                     self.stop.stop();
                     return false;
                 }
@@ -309,6 +314,16 @@ fn pass_out(port: &UnixStream, client: &UnixStream) -> bool {
             return true;
         }
     }
+}
+
+/// How many bytes programs can have before something has to be swapped out (proc(5), "/proc/meminfo").
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
 }
 
 /// The lock of whoever keeps this lab; `None` where that is somebody else.
