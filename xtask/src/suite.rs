@@ -36,7 +36,7 @@ pub(crate) enum Place {
 impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
-            "lab" | "killed" => Self::HereWithIgnored,
+            "lab" | "killed" | "warm_lab" => Self::HereWithIgnored,
             "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
             | "turducken" | "page" => Self::WithImageTools,
             "machine_code" | "snapshot" | "pool" | "cli" | "control" | "terminal"
@@ -134,6 +134,8 @@ fn run(mut command: Command, test: &Executable, environment: &Environment) -> Re
         .current_dir(&test.package)
         .env("CARGO_MANIFEST_DIR", &test.package);
     command.envs(environment.0.iter().map(|(name, value)| (name, value)));
+    // Tests of a boot boot, and leave nothing running; those of templates unset it.
+    command.env("MINIVM_COLD", "1");
     count(&mut command, &mut stdout())
 }
 

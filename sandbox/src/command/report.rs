@@ -82,6 +82,8 @@ pub(super) struct Printed {
     /// The whole sandbox's, on this host.
     pub(super) host_memory: Option<u64>,
     pub(super) exception: Option<Exception>,
+    /// Whether the machine went on from a template; null where there was none.
+    pub(super) warm: Option<bool>,
     phases: PrintedPhases,
 }
 
@@ -138,6 +140,7 @@ impl Printed {
             peak_memory: exit.map(|exit| exit.peak_memory),
             host_memory: None,
             exception: None,
+            warm: None,
             phases: PrintedPhases::new(report, phases, exit),
             ..Printed::default()
         }

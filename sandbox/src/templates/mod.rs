@@ -7,6 +7,7 @@
 //! Templates that `minivm run` makes by itself are called by what they were made from ([`Recipe::key`]): another image,
 //! kernel, memory, processor or `minivm` has another name. Of these only those are kept that were used last.
 
+mod background;
 pub mod lab;
 mod recipe;
 
@@ -14,7 +15,6 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,12 @@ use serde::{Deserialize, Serialize};
 use crate::machine::template::{Rings, Saved};
 use crate::machine::{self, Link, Place};
 
+use background::background;
+pub use background::recipe_of_background;
 pub use recipe::Recipe;
+
+/// The argument that makes this program make a template that nobody has named, of the recipe on its stdin.
+pub const MAKE_COMMAND: &str = "template-make";
 
 /// How many templates are kept that nobody has named.
 const KEPT: usize = 8;
@@ -170,22 +175,20 @@ impl Templates {
             template.map(resume).transpose()
         });
         match resumed {
-            Ok(None) => {
-                if !self.failed_lately(&key)
-                    && let Err(error) = background(MAKE_COMMAND, recipe)
-                {
-                    log::debug!("cannot make a template for the next run: {error}");
-                }
-                Ok(None)
-            }
+            Ok(None) => {}
             // Nobody has asked for it by name, and another one can be made.
             Err(error) if error.is_of_template() => {
                 log::debug!("the template is of no use: {error}");
                 self.remove(&key)?;
-                Ok(None)
             }
-            resumed => resumed,
+            resumed => return resumed,
         }
+        if !self.failed_lately(&key)
+            && let Err(error) = background(MAKE_COMMAND, recipe)
+        {
+            log::debug!("cannot make a template for the next run: {error}");
+        }
+        Ok(None)
     }
 
     /// A machine that goes on from the template, waiting for its request: here, or in the template's lab, which is started if
@@ -452,34 +455,6 @@ impl Templates {
             Ok(()) => Ok(file),
         }
     }
-}
-
-/// The argument that makes this program make a template that nobody has named, of the recipe on its stdin.
-pub const MAKE_COMMAND: &str = "template-make";
-
-/// Runs this program with a recipe, as a process that outlives this one and is not waited for.
-fn background(command: &str, recipe: &Recipe) -> io::Result<()> {
-    let mut child = Command::new("/proc/self/exe")
-        .arg(command)
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let mut stdin = child.stdin.take().expect("it is piped");
-    Ok(serde_json::to_writer(&mut stdin, recipe)?)
-}
-
-/// What a process in the background was told, which leaves its terminal and its group: a key that ends the one that started it
-/// is not for it.
-///
-/// # Errors
-///
-/// Where stdin has no recipe.
-pub fn recipe_of_background() -> io::Result<Recipe> {
-    // It fails for who leads a group, and has left by that.
-    let _ = rustix::process::setsid();
-    Ok(serde_json::from_reader(io::stdin().lock())?)
 }
 
 /// Writes down what it is.

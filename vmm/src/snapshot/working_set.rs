@@ -68,7 +68,11 @@ impl WorkingSet {
 
     /// How many bytes of it were written to, and how many only read.
     pub fn bytes(&self) -> (u64, u64) {
-        let bytes = |parts: &[Range<u64>]| parts.iter().map(|part| part.end - part.start).sum();
+        let bytes = |parts: &[Range<u64>]| {
+            parts
+                .iter()
+                .fold(0, |sum: u64, part| sum.saturating_add(size(part)))
+        };
         (bytes(&self.written), bytes(&self.read))
     }
 
@@ -87,9 +91,14 @@ impl WorkingSet {
     }
 }
 
+/// Its bytes. A set is read from a file, and may say anything.
+fn size(part: &Range<u64>) -> u64 {
+    part.end.saturating_sub(part.start)
+}
+
 /// Makes copies of pages that are a file's (madvise(2), MADV_POPULATE_WRITE, from Linux 5.14 on).
 fn copy(ram: &GuestRam, part: &Range<u64>) {
-    let length = usize::try_from(part.end - part.start).unwrap_or(0);
+    let length = usize::try_from(size(part)).unwrap_or(0);
     let Ok(slice) = ram.map().get_slice(GuestAddress(part.start), length) else {
         return;
     };
@@ -103,7 +112,7 @@ fn copy(ram: &GuestRam, part: &Range<u64>) {
 fn enter(part: &Range<u64>, vcpu: &Vcpu) -> io::Result<()> {
     let mut range = kvm_pre_fault_memory {
         gpa: part.start,
-        size: part.end - part.start,
+        size: size(part),
         ..Default::default()
     };
     while range.size > 0 {

@@ -119,7 +119,7 @@ fn lab(runs: usize, minivm: &Path, made: &Made) -> Result<()> {
 /// Runs the command until it goes on from a template, which the first run has made.
 fn wait_for_template(words: &[&str]) -> Result<()> {
     let began = Instant::now();
-    while report_of(words)?["phases"]["boot"].as_f64() > Some(0.01) {
+    while report_of(words)?["warm"] != true {
         if began.elapsed() > PATIENCE {
             bail!("there is no template after {PATIENCE:?}");
         }

@@ -12,6 +12,8 @@ def run():
     socket = 100
     main = sys.modules["__main__"].__dict__
     main.pop("os")
+    # What Python has set itself because it found no locale (PEP 538).
+    locale = os.environb.get(b"LC_CTYPE")
 
     def read(size):
         data = b""
@@ -61,16 +63,24 @@ def run():
             modules["tempfile"]._name_sequence = None
         if "uuid" in modules:
             modules["uuid"]._node = modules["uuid"]._last_timestamp = None
+        if "multiprocessing.process" in modules:
+            modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
-    def hide(kind, error, trace):
-        # The frames of this file are nobody's business.
-        at = trace
-        while at is not None:
-            if at.tb_frame.f_code.co_filename == "<minivm>":
-                trace = at.tb_next
-            at = at.tb_next
-        sys.excepthook = sys.__excepthook__
-        sys.excepthook(kind, error.with_traceback(trace), trace)
+    def hide_frames():
+        # The frames of this file are nobody's business, neither Python's own hook's nor the code's.
+        hook = sys.excepthook
+
+        def hide(kind, error, trace):
+            at = trace
+            while at is not None:
+                if at.tb_frame.f_code.co_filename == "<minivm>":
+                    trace = at.tb_next
+                at = at.tb_next
+            sys.excepthook = hook
+            sys.last_traceback = trace
+            hook(kind, error.with_traceback(trace), trace)
+
+        sys.excepthook = hide
 
     prepare(texts()[0])
     gc.collect()
@@ -79,13 +89,15 @@ def run():
         gc.freeze()
     os.write(socket, b"\1")
 
-    code, folder, *variables = texts()
+    code, folder, stdin, *variables = texts()
     try:
         os.chdir(folder)
     except OSError as error:
         os.write(socket, b"\0" + str(error).encode())
         os._exit(1)
     wanted = dict(entry.split(b"=", 1) for entry in variables)
+    if locale is not None:
+        wanted.setdefault(b"LC_CTYPE", locale)
     if wanted != dict(os.environb):
         os.environ.clear()
         os.environb.update(wanted)
@@ -95,10 +107,20 @@ def run():
         os._exit(0)
     os.setsid()
     diverge()
+    if stdin != b"1":
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
     os.write(socket, b"\1" + os.getpid().to_bytes(4, "little"))
     os.close(socket)
-    sys.excepthook = hide
-    exec(compile(code, "<string>", "exec"), main)
+    try:
+        # As text: in bytes, a first line may name an encoding, which it may not in `-c`.
+        exec(compile(code.decode(), "<string>", "exec"), main)
+    except SystemExit:
+        raise
+    except BaseException:
+        hide_frames()
+        raise
 
 
 run()

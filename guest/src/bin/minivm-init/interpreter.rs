@@ -4,6 +4,7 @@
 //! what to import and, in a clone, what to run. Where the request wants another process than the one that is there, it is
 //! killed, and the command is started as ever.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -19,8 +20,11 @@ use crate::{Error, cannot};
 const PROGRAM: &str = include_str!("interpreter.py");
 /// How Python is asked to run code; the code follows.
 const ARGUMENTS: [&[u8]; 2] = [b"-u", b"-c"];
-/// What Python reads of its environment when it starts, and not again: a variable with such a name has to be as it was.
-const READ_AT_START: [&[u8]; 6] = [b"PYTHON", b"LC_", b"LANG", b"LD_", b"MALLOC_", b"TZ"];
+/// What decides which Python starts, and what it reads of its environment then and not again: a variable whose name begins so has
+/// to be as it was.
+const READ_AT_START: [&[u8]; 8] = [
+    b"PATH=", b"HOME=", b"PYTHON", b"LC_", b"LANG", b"LD_", b"MALLOC_", b"TZ",
+];
 /// The most bytes of an error that are read.
 const ERROR_MAX: u64 = 1000;
 
@@ -73,14 +77,18 @@ impl Waiting {
         };
         // Made where it isn't there, as for every command.
         let _ = command::working_folder(&request.cwd);
-        let environment = command::environment(request, user, Streams::Pipes);
+        // In the order in which `Command` hands them to a program.
+        let environment: BTreeMap<_, _> = command::environment(request, user, Streams::Pipes)
+            .into_iter()
+            .collect();
         let variables = environment.into_iter().map(|(name, value)| {
             let mut entry = name.into_encoded_bytes();
             entry.push(b'=');
             entry.extend(value.into_encoded_bytes());
             entry
         });
-        let mut message = vec![code.to_vec(), folder.to_vec()];
+        let stdin: &[u8] = if request.stdin { b"1" } else { b"" };
+        let mut message = vec![code.to_vec(), folder.to_vec(), stdin.to_vec()];
         message.extend(variables);
         let answered = self
             .socket
@@ -115,6 +123,8 @@ impl Waiting {
         let own = &self.own;
         let suits = own.argv == [program.as_slice()]
             && arguments == ARGUMENTS
+            // What isn't has an error of its own.
+            && std::str::from_utf8(code).is_ok()
             && request.terminal.is_none()
             && request.rlimits.is_empty()
             && request.privileged == own.privileged

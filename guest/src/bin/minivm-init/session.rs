@@ -106,14 +106,10 @@ fn serve(
     if request.read_only {
         mounts::make_root_read_only()?;
     }
-    let earlier;
-    let status = match start(request, &user, interpreter) {
-        Ok(session) => {
+    let (status, earlier) = match start(request, &user, interpreter) {
+        Ok((session, earlier)) => {
             times.exec = clock();
-            // What a Python took to start is not the command's.
-            let (user_time, system_time, _) = command::usage();
-            earlier = (user_time, system_time);
-            session.run(wire)?
+            (session.run(wire)?, earlier)
         }
         Err(refusal) => {
             wire.send(&ToHost::Refused(refusal))?;
@@ -126,15 +122,20 @@ fn serve(
     wire.send(&ToHost::Exit(Exit {
         status,
         out_of_memory: command::out_of_memory(),
-        user_time: user_time - earlier.0,
-        system_time: system_time - earlier.1,
+        user_time: user_time.saturating_sub(earlier.0),
+        system_time: system_time.saturating_sub(earlier.1),
         peak_memory: command::peak_memory().unwrap_or(largest),
         times,
     }))?;
     wire.flush_all()
 }
 
-fn start(request: &Request, user: &User, interpreter: Option<Waiting>) -> Result<Session, Refusal> {
+/// Starts the command. Also says what was used by those that ended before it: the Python that waited, if there was one.
+fn start(
+    request: &Request,
+    user: &User,
+    interpreter: Option<Waiting>,
+) -> Result<(Session, (u64, u64)), Refusal> {
     let streams = match request.terminal {
         Some(size) => Streams::Terminal(size),
         None => Streams::Pipes,
@@ -144,12 +145,15 @@ fn start(request: &Request, user: &User, interpreter: Option<Waiting>) -> Result
         None => command::start(request, user, streams, None)?,
     };
     let failed = |error: io::Error| Refusal::Failed(error.to_string());
-    Ok(Session {
+    // Before anybody waits for the command.
+    let (user_time, system_time, _) = command::usage();
+    let session = Session {
         ended: wait_elsewhere(running.pid).map_err(failed)?,
         running,
         status: None,
         input: Input::default(),
-    })
+    };
+    Ok((session, (user_time, system_time)))
 }
 
 /// A command while it runs.

@@ -51,7 +51,7 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
     if let Some(tail) = &tail {
         session.stderr = tail.of(session.stderr);
     }
-    let (link, place) = args.machine(&found)?;
+    let Started { link, place, warm } = args.machine(&found)?;
     let with_machine = started.elapsed();
     log::debug!("the machine runs {with_machine:.2?} after the start");
     let report = session.run(link);
@@ -63,6 +63,7 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
     };
     let mut printed = Printed::new(&report?, &phases, captured.as_ref());
     printed.host_memory = place.host_memory();
+    printed.warm = Some(warm);
     printed.exception = tail.and_then(|tail| tail.exception_after(printed.exit_code));
     match args.json {
         true => printed.write().context("cannot write to stdout")?,
@@ -78,6 +79,14 @@ struct Found {
     _archive: Option<Archive>,
     /// The machine itself, saved.
     template: Option<Template>,
+}
+
+/// A machine that runs.
+struct Started {
+    link: Link,
+    place: Place,
+    /// Whether it goes on from a template.
+    warm: bool,
 }
 
 impl Found {
@@ -135,18 +144,23 @@ impl RunArgs {
         })
     }
 
-    /// The machine, and where it runs: one that goes on from a template, if there is one, or one that boots.
-    fn machine(&self, found: &Found) -> anyhow::Result<(Link, Place)> {
+    /// A machine that goes on from a template, if there is one, or one that boots.
+    fn machine(&self, found: &Found) -> anyhow::Result<Started> {
         if let Some(template) = &found.template {
             let link = template::folder()?.resume(template, found.recipe.machine.console)?;
-            return Ok((link, template.place()));
+            let place = template.place();
+            return Ok(Started {
+                link,
+                place,
+                warm: true,
+            });
         }
         let place = self.place()?;
-        let link = match self.warm(&found.recipe, &place) {
-            Some(link) => link,
-            None => found.recipe.machine.start(&place)?,
+        let (link, warm) = match self.warm(&found.recipe, &place) {
+            Some(link) => (link, true),
+            None => (found.recipe.machine.start(&place)?, false),
         };
-        Ok((link, place))
+        Ok(Started { link, place, warm })
     }
 
     /// A machine that needs not be booted, if there is one.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use minivm_guest::channel::{Hello, ToHost, VERSION};
 
 use super::super::{Recipe, background};
-use super::{KEEPER_COMMAND, folder, is_socket, socket};
+use super::{ASK, END, KEEPER_COMMAND, connect_to, folder, is_socket, socket};
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
 use crate::machine::{Ended, Error, Link, StopOnDrop, cannot};
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// Where a thread or a pipe can't be made.
 pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>, Error> {
-    let Ok(stream) = UnixStream::connect(socket(cache, key)) else {
+    let Ok(stream) = connect_to(&socket(cache, key)) else {
         if let Err(error) = background(KEEPER_COMMAND, recipe) {
             log::debug!("cannot start a lab for the next run: {error}");
         }
@@ -57,7 +57,7 @@ pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link
     let began = Instant::now();
     let mut started = false;
     let stream = loop {
-        match UnixStream::connect(&socket) {
+        match connect_to(&socket) {
             Ok(stream) => break stream,
             Err(error) if began.elapsed() > PATIENCE => {
                 return Err(cannot("reach the template's lab")(error));
@@ -75,9 +75,13 @@ pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link
 
 /// Waits until the keeper has a machine for us.
 fn begin(stream: &UnixStream) -> Result<(), String> {
-    let told = |error: io::Error| error.to_string();
+    let told = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => format!("it is not ready within {PATIENCE:?}"),
+        _ => error.to_string(),
+    };
     let patience = Some(PATIENCE);
     stream.set_read_timeout(patience).map_err(told)?;
+    frame::send(ASK, &[], stream).map_err(told)?;
     let mut payload = Vec::new();
     let begun = match frame::receive(stream, &mut payload).map_err(told)? {
         Some(Kind::Started) => Ok(()),
@@ -162,15 +166,15 @@ pub(crate) fn stop_one(key: &str, cache: &Path) -> io::Result<bool> {
 fn stop(socket: &Path) -> io::Result<bool> {
     let began = Instant::now();
     let mut asked = false;
-    while let Ok(stream) = UnixStream::connect(socket) {
+    while let Ok(stream) = connect_to(socket) {
         // A command that has just ended still counts for a moment.
         if began.elapsed() > INSISTING {
             return Ok(false);
         }
         asked = true;
         stream.set_read_timeout(Some(ENDING))?;
-        if frame::send(Kind::Hangup, &[], &stream).is_ok() {
-            // It hangs up when it is done.
+        if frame::send(END, &[], &stream).is_ok() {
+            // It hangs up when it has ended, or at once where it doesn't.
             let _ = io::copy(&mut &stream, &mut io::sink());
         }
         thread::sleep(POLL);

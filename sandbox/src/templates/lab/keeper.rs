@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 
 use super::super::{Error, Recipe, failed};
-use super::{AGENT_COMMAND, FAILED, IDLE, PORTS, READY, RECIPE, folder, socket};
+use super::{AGENT_COMMAND, ASK, END, FAILED, IDLE, PORTS, READY, RECIPE, folder, listen, socket};
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Root, Stop};
 use crate::machine::Error::NoTemplate;
@@ -53,7 +53,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     };
     // Of one that was killed.
     let _ = fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(failed("listen at", &path))?;
+    let listener = listen(&path).map_err(failed("listen at", &path))?;
     let _removed = RemoveOnDrop(path);
     let keeper = Arc::new(Keeper {
         state: Mutex::new(State {
@@ -61,6 +61,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
             free: VecDeque::new(),
             sessions: 0,
             used: Instant::now(),
+            leaving: false,
         }),
         changed: Condvar::new(),
         stop: Stop::default(),
@@ -77,7 +78,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     };
     keeper.change(|state| state.stage = Stage::Ended(why));
     if ended.is_err() {
-        thread::sleep(FAILED);
+        keeper.stay(FAILED);
     }
     Ok(())
 }
@@ -161,6 +162,8 @@ struct State {
     sessions: usize,
     /// When somebody last used it.
     used: Instant,
+    /// Whether somebody wants it to end.
+    leaving: bool,
 }
 
 #[derive(Clone, PartialEq)]
@@ -216,8 +219,31 @@ impl Keeper {
         }
     }
 
-    /// Serves a command, or tells it why not.
+    /// Ends as soon as it can. Who has asked for it waits until its connection ends, which it does with this process.
+    fn leave(&self) -> ! {
+        self.stop.stop();
+        self.change(|state| state.leaving = true);
+        loop {
+            thread::park();
+        }
+    }
+
+    /// Answers those who ask, for so long or until it is to leave.
+    fn stay(&self, limit: Duration) {
+        let staying = |state: &mut State| !state.leaving;
+        drop(
+            self.changed
+                .wait_timeout_while(self.state(), limit, staying),
+        );
+    }
+
+    /// Serves a command, or tells it why not. Who doesn't know how to ask gets nothing.
     fn serve(&self, client: &UnixStream) {
+        match frame::receive(client, &mut Vec::new()) {
+            Ok(Some(ASK)) => {}
+            Ok(Some(END)) if self.state().sessions == 0 => self.leave(),
+            _ => return,
+        }
         let port = match self.take() {
             Ok(port) => port,
             Err(why) => {
@@ -276,19 +302,11 @@ impl Keeper {
     fn pass_in(&self, client: &UnixStream, port: &UnixStream, ended: &Receiver<()>) -> bool {
         let mut from = BufReader::with_capacity(2 * frame::MAX_PAYLOAD, client);
         let mut payload = Vec::new();
-        loop {
-            match frame::receive(&mut from, &mut payload) {
-                Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) => {
-                    if frame::send(kind, &payload, port).is_err() {
-                        return false;
-                    }
-                }
-                // Asked to end: only where nobody else uses it.
-                Ok(Some(Kind::Hangup)) if self.state().sessions == 1 => {
-                    self.stop.stop();
-                    return false;
-                }
-                _ => break,
+        while let Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) =
+            frame::receive(&mut from, &mut payload)
+        {
+            if frame::send(kind, &payload, port).is_err() {
+                return false;
             }
         }
         let told = frame::send(Kind::Hangup, &[], port).is_ok();

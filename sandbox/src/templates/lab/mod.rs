@@ -8,17 +8,24 @@
 //!  (`client`)               (`keeper`)                 (`agent`)
 //! ```
 //!
-//! The agent boots the template's machine, saves it in the lab's memory, and keeps a clone waiting at every port. A session
-//! begins with the first frame at a port and has two ends: the agent says that the machine has ended, and the keeper hangs up.
-//! Then the port gets another clone. A keeper whose template can't be made tells so to everybody who asks for a while.
+//! A command says what it wants in its first frame: a machine ([`ASK`]), or that the keeper ends ([`END`]). The agent boots the
+//! template's machine, saves it in the lab's memory, and keeps a clone waiting at every port. A session begins with the first
+//! frame at a port and has two ends: the agent says that the machine has ended, and the keeper hangs up. Then the port gets
+//! another clone. A keeper whose template can't be made tells so to everybody who asks for a while.
 
 mod agent;
 mod client;
 mod keeper;
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::lab::frame::Kind;
 
 pub use agent::run as run_agent;
 pub(super) use client::stop_one;
@@ -30,6 +37,10 @@ pub const KEEPER_COMMAND: &str = "lab-keep";
 /// The argument that makes this program an agent. The command line must hand it to [`run_agent`].
 pub const AGENT_COMMAND: &str = "lab-agent";
 
+/// What a command sends that wants a machine.
+const ASK: Kind = Kind::Ping;
+/// What it sends that wants the keeper to end.
+const END: Kind = Kind::Hangup;
 /// How many commands can run in a lab at once.
 const PORTS: usize = 4;
 /// How long a lab stays that nobody uses.
@@ -44,6 +55,30 @@ const RECIPE: &str = "/recipe.json";
 /// Where a template's keeper listens.
 fn socket(cache: &Path, key: &str) -> PathBuf {
     folder(cache).join(key).with_extension(SOCKET)
+}
+
+/// Listens there.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    by_folder(socket, UnixListener::bind)
+}
+
+/// Connects to who listens there.
+fn connect_to(socket: &Path) -> io::Result<UnixStream> {
+    by_folder(socket, UnixStream::connect)
+}
+
+/// A socket's address has room for a hundred bytes of its path (unix(7)), and a cache may be further down than that. So it is
+/// reached from its folder, as an open file of this process.
+fn by_folder<T>(socket: &Path, reach: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
+    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = File::open(folder)?;
+    reach(
+        Path::new("/proc/self/fd")
+            .join(folder.as_raw_fd().to_string())
+            .join(name),
+    )
 }
 
 /// The sockets' extension.
