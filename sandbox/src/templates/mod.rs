@@ -6,6 +6,28 @@
 //!
 //! Templates that `minivm run` makes by itself are called by what they were made from ([`Recipe::key`]): another image,
 //! kernel, memory, processor or `minivm` has another name. Of these only those are kept that were used last.
+//!
+//! ```no_run
+//! use minivm::machine::{Machine, Place, Report, Session};
+//! use minivm::templates::{Recipe, Templates};
+//!
+//! /// Runs a command in a fork of a machine that has been made once.
+//! fn fork(machine: Machine, session: Session) -> Result<Report, Box<dyn std::error::Error>> {
+//!     let cache = minivm::cache::folder().ok_or("there is no cache")?;
+//!     let templates = Templates::new(&cache);
+//!     let recipe = Recipe {
+//!         image: "python:3-slim".into(),
+//!         machine,
+//!         config: Default::default(),
+//!         warm: Some("import json".into()),
+//!     };
+//!     if templates.open("science")?.is_none() {
+//!         templates.create("science", &recipe, &Place::Here)?;
+//!     }
+//!     let template = templates.open_named("science")?;
+//!     Ok(session.run(templates.resume(&template, false)?)?)
+//! }
+//! ```
 
 mod background;
 pub mod lab;
