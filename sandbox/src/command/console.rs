@@ -27,6 +27,7 @@ pub(super) fn run(builder: Builder, socket: Option<&Path>) -> anyhow::Result<Exi
         .console_output(stdout()?)
         .console_input(Input::from(stdin(&control)?))
         .build()?;
+    log::debug!("the machine is there");
     let _ = control.set(machine.control());
     // Only now: whatever failed before was printed to a terminal in order.
     let raw = match socket {
@@ -38,6 +39,7 @@ pub(super) fn run(builder: Builder, socket: Option<&Path>) -> anyhow::Result<Exi
         .map(|socket| socket.serve(machine.control()))
         .transpose()?;
     let outcome = machine.run();
+    log::debug!("the machine is gone");
     drop(server);
     drop(raw);
     tell(outcome)

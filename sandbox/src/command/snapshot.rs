@@ -74,8 +74,10 @@ pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs a machine from where the snapshot's was.
 pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    log::debug!("the command line is understood");
     // What is wrong with it is told also where nothing could run.
     let snapshot = Snapshot::open(&args.folder)?;
+    log::debug!("the snapshot is opened");
     if let Some(why) = args.accel.why_lab()? {
         bail!(
             "cannot restore {} outside the lab, an emulated machine with real KVM: {why}; \

@@ -4,8 +4,9 @@
 //! times, and whole processes, from exec to the first byte on stdout. In the lab, Python in a Linux: `minivm run --code` that goes
 //! on from a template, that boots, and QEMU's microvm that boots the same.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 use super::boot::{QEMU, sample_args};
 use super::sample::Times;
 use super::{Contender, guest, sample, table, text};
-use crate::process::{capture, pass_through};
+use crate::process::{cannot_start, capture, pass_through, shown};
 use crate::report::Report;
 use crate::setup::{self, Made, Wanted};
 use crate::{cargo, kvm};
@@ -218,7 +219,81 @@ fn processes(args: &WarmArgs, minivm: &Path, folder: &Path) -> Result<()> {
         args.runs
     );
     print_to_mark(&contenders, &all, restores);
+    let small = &contenders[0];
+    println!("\n{}: where its time goes", small.name);
+    steps(args.runs, &small.command)
+}
+
+/// What `minivm -v restore` says, or does, and what it has done by then.
+const STEPS: [(&str, &str); 6] = [
+    ("command line is understood", "exec, and the command line"),
+    ("snapshot is opened", "the snapshot is found and checked"),
+    (
+        "machine is there",
+        "KVM makes the machine; memory is mapped, state set",
+    ),
+    (FIRST_BYTE, "it runs: the guest's first byte"),
+    (
+        "machine is gone",
+        "the guest ends, the machine is taken down",
+    ),
+    (LAST, "the process ends"),
+];
+const FIRST_BYTE: &str = "first byte on stdout";
+const LAST: &str = "the end";
+
+/// Times a restore step by step, and prints how long each step takes.
+fn steps(runs: usize, command: &[String]) -> Result<()> {
+    let mut all = vec![Vec::new(); STEPS.len()];
+    for _ in 0..runs {
+        let mut before = 0.0;
+        for (took, at) in all.iter_mut().zip(step_times(command)?) {
+            took.push(at - before);
+            before = at;
+        }
+    }
+    println!("  {:<60} {:>9} {:>9}", "µs", "50 %", "99 %");
+    for ((_, what), took) in STEPS.iter().zip(&all) {
+        let [half, nearly_all] = [50, 99].map(|part| table::percentile(took, part));
+        println!("  {what:<60} {half:>9.0} {nearly_all:>9.0}");
+    }
     Ok(())
+}
+
+/// Microseconds from exec to each step of one restore.
+fn step_times(words: &[String]) -> Result<Vec<f64>> {
+    let mut command = Command::new(&words[0]);
+    command.arg(&words[1]).arg("-v").args(&words[2..]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let started = Instant::now();
+    let micros = move || started.elapsed().as_secs_f64() * 1e6;
+    let mut child = command
+        .spawn()
+        .map_err(|error| cannot_start(&command, &error))?;
+    let mut stdout = child.stdout.take().context("its stdout is not a pipe")?;
+    let stderr = child.stderr.take().context("its stderr is not a pipe")?;
+    let first = thread::spawn(move || stdout.read_exact(&mut [0]).map(|()| micros()));
+    let mut said = Vec::new();
+    for line in BufReader::new(stderr).lines() {
+        let line = line?;
+        if STEPS.iter().any(|(step, _)| line.contains(step)) {
+            said.push(micros());
+        }
+    }
+    child.wait()?;
+    let end = micros();
+    let first = first
+        .join()
+        .ok()
+        .context("a thread panicked")?
+        .with_context(|| format!("{} wrote nothing", shown(&command)))?;
+    let [understood, opened, there, gone] = said[..] else {
+        bail!("{} did not say all of its steps", shown(&command));
+    };
+    Ok(vec![understood, opened, there, first, gone, end])
 }
 
 /// Saves a machine that is about to run its first instruction; tells where.
