@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -73,7 +74,11 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     };
     config.check()?;
     match args.accel.why_lab()? {
-        None => console::run(Builder::new(config), args.control.as_deref()),
+        None => console::run(
+            Builder::new(config),
+            args.control.as_deref(),
+            Instant::now(),
+        ),
         Some(why) => {
             if let Some(socket) = args.control {
                 bail!(

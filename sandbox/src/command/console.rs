@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use anyhow::Context;
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
@@ -20,14 +21,18 @@ const EXIT_CRASHED: u8 = 1;
 const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 
 /// Runs the machine to its end. If a path is given, a socket there takes requests meanwhile.
-pub(super) fn run(builder: Builder, socket: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(super) fn run(
+    builder: Builder,
+    socket: Option<&Path>,
+    started: Instant,
+) -> anyhow::Result<ExitCode> {
     let socket = socket.map(bind).transpose()?;
     let control = Arc::new(OnceLock::new());
     let machine = builder
         .console_output(stdout()?)
         .console_input(Input::from(stdin(&control)?))
         .build()?;
-    log::debug!("the machine is there");
+    log_step("the machine is there", started);
     let _ = control.set(machine.control());
     // Only now: whatever failed before was printed to a terminal in order.
     let raw = match socket {
@@ -39,10 +44,16 @@ pub(super) fn run(builder: Builder, socket: Option<&Path>) -> anyhow::Result<Exi
         .map(|socket| socket.serve(machine.control()))
         .transpose()?;
     let outcome = machine.run();
-    log::debug!("the machine is gone");
+    log_step("the machine is gone", started);
     drop(server);
     drop(raw);
     tell(outcome)
+}
+
+/// Tells those who want to know it how far it has come.
+pub(super) fn log_step(what: &str, started: Instant) {
+    let micros = started.elapsed().as_micros();
+    log::debug!("{what} after {micros} µs");
 }
 
 /// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.

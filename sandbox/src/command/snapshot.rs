@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -74,10 +75,11 @@ pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs a machine from where the snapshot's was.
 pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
     log::debug!("the command line is understood");
     // What is wrong with it is told also where nothing could run.
     let snapshot = Snapshot::open(&args.folder)?;
-    log::debug!("the snapshot is opened");
+    console::log_step("the snapshot is opened", started);
     if let Some(why) = args.accel.why_lab()? {
         bail!(
             "cannot restore {} outside the lab, an emulated machine with real KVM: {why}; \
@@ -85,5 +87,9 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
             args.folder.display()
         );
     }
-    console::run(Builder::restore(&snapshot), args.control.as_deref())
+    console::run(
+        Builder::restore(&snapshot),
+        args.control.as_deref(),
+        started,
+    )
 }

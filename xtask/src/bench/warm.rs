@@ -276,12 +276,23 @@ fn step_times(words: &[String]) -> Result<Vec<f64>> {
     let mut stdout = child.stdout.take().context("its stdout is not a pipe")?;
     let stderr = child.stderr.take().context("its stderr is not a pipe")?;
     let first = thread::spawn(move || stdout.read_exact(&mut [0]).map(|()| micros()));
-    let mut said = Vec::new();
+    let mut said: Vec<f64> = Vec::new();
     for line in BufReader::new(stderr).lines() {
         let line = line?;
-        if STEPS.iter().any(|(step, _)| line.contains(step)) {
-            said.push(micros());
+        if !STEPS.iter().any(|(step, _)| line.contains(step)) {
+            continue;
         }
+        // Its own word counts: a line can wait in the pipe until this process is on again.
+        let start = said.first().copied();
+        let own = line
+            .strip_suffix(" µs")
+            .and_then(|line| line.rsplit(' ').next());
+        let since = own.and_then(|digits| digits.parse::<f64>().ok());
+        said.push(
+            start
+                .zip(since)
+                .map_or_else(micros, |(start, since)| start + since),
+        );
     }
     child.wait()?;
     let end = micros();
