@@ -154,6 +154,13 @@ fn leaves_nothing_after_twenty_in_a_row_and_four_at_once(backend: Backend) {
         }
     });
     (5..25).for_each(check);
+    let mut endless = code("while True:\n    pass");
+    endless.limits.time = Some(Duration::from_secs(2));
+    assert_eq!(
+        run(sandbox, endless).finished.end,
+        End::TimedOut,
+        "{backend}"
+    );
     assert_eq!(State::settled(&before), before, "{backend}");
 }
 
