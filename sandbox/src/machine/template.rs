@@ -157,12 +157,19 @@ impl Saved {
         Ok((link, kept))
     }
 
-    /// Lets a clone serve `request`, to its end, and writes down which pages it touched: those that the others will touch too.
+    /// Lets a clone serve `request`, and writes down which pages it touched: those that the others will touch too.
+    pub(crate) fn rehearse(&self, request: Request, folder: &Path) -> Result<(), Error> {
+        let pages = self.watch(request)?;
+        let bytes = postcard::to_allocvec(&pages).expect("plain data can be written");
+        fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))
+    }
+
+    /// Which pages a clone touches that serves `request` to its end, and is given none ahead.
     ///
     /// # Errors
     ///
-    /// Where it can't be run to its end, or the pages can't be written down.
-    pub(crate) fn rehearse(&self, request: Request, folder: &Path) -> Result<(), Error> {
+    /// Where it can't be run to its end, or the host doesn't tell.
+    pub fn watch(&self, request: Request) -> Result<WorkingSet, Error> {
         let (link, memory) = self.launch(Builder::restore(&self.snapshot), false)?;
         let (_, events) = mpsc::channel();
         let session = Session {
@@ -181,8 +188,11 @@ impl Saved {
         };
         session.run(link)?;
         let memory = memory.expect("the machine has been launched");
-        let pages = WorkingSet::of(&memory).map_err(cannot("tell which pages were touched"))?;
-        let bytes = postcard::to_allocvec(&pages).expect("plain data can be written");
-        fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))
+        WorkingSet::of(&memory).map_err(cannot("tell which pages were touched"))
+    }
+
+    /// The pages that clones are given before they run.
+    pub fn pages(&self) -> &WorkingSet {
+        &self.pages
     }
 }

@@ -123,6 +123,7 @@ impl Bench {
         let mut command = Command::new(&self.minivm);
         command
             .env("XDG_CACHE_HOME", self.folder.join("cache"))
+            .env("MINIVM_COLD", "1")
             .env("MINIVM_KERNEL", &self.kernels[0])
             .env("MINIVM_LAB_KERNEL", &self.kernels[1]);
         command

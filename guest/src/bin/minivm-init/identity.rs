@@ -25,9 +25,10 @@ const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Becomes the machine that the request is for.
 pub(crate) fn assume(request: &Request) -> Result<(), Error> {
-    // First: whatever draws a random number from here on draws one of its own.
-    add_entropy(&request.entropy).map_err(cannot("seed the random number generator"))?;
+    // First: it is getting later.
     set_clock(request.now)?;
+    // Whatever draws a random number from here on draws one of its own.
+    add_entropy(&request.entropy).map_err(cannot("seed the random number generator"))?;
     name_machine(&request.hostname)
 }
 

@@ -61,7 +61,7 @@ impl Waiting {
         })
     }
 
-    /// Lets it run the request's code, if it is the process that the request wants; otherwise it is gone after this.
+    /// Lets it run the request's code, if it is the process that the request wants, and can; otherwise it is gone after this.
     pub(crate) fn run(
         mut self,
         request: &Request,
@@ -76,7 +76,10 @@ impl Waiting {
             folder => folder,
         };
         // Made where it isn't there, as for every command.
-        let _ = command::working_folder(&request.cwd);
+        if command::working_folder(&request.cwd).is_err() {
+            self.dismiss();
+            return None;
+        }
         // In the order in which `Command` hands them to a program.
         let environment: BTreeMap<_, _> = command::environment(request, user, Streams::Pipes)
             .into_iter()
@@ -107,9 +110,8 @@ impl Waiting {
                 }
                 Some(Ok(self.running))
             }
-            Ok(Err(error)) => Some(Err(Refusal::Failed(error))),
-            // It has died.
-            Err(_) => {
+            // It can't go to the folder, or has died. Whoever starts the command as ever finds the words for it.
+            _ => {
                 self.dismiss();
                 None
             }

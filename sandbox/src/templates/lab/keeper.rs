@@ -31,6 +31,8 @@ const INITRAMFS: &str = "/initramfs";
 const LOOK: Duration = Duration::from_secs(1);
 /// The most characters that are passed on of why there is no template.
 const MESSAGE_MAX: usize = 500;
+/// How long a command waits for a machine where all are in use: a fraction of what one takes to boot.
+const QUEUE: Duration = Duration::from_millis(200);
 /// How long a machine may take to end when its command has gone.
 const ENDING: Duration = Duration::from_secs(10);
 
@@ -261,18 +263,17 @@ impl Keeper {
         });
     }
 
-    /// A port, when the lab is there.
+    /// A port, when the lab is there and one is free.
     fn take(&self) -> Result<UnixStream, String> {
-        let mut state = self.state();
-        loop {
-            match &state.stage {
-                Stage::Ready => break,
-                Stage::Ended(why) => return Err(why.clone()),
-                Stage::Starting => {
-                    let waited = self.changed.wait(state);
-                    state = waited.unwrap_or_else(PoisonError::into_inner);
-                }
-            }
+        let starting = |state: &mut State| state.stage == Stage::Starting;
+        let state = self.changed.wait_while(self.state(), starting);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        // Many runs are short, and one that has just ended gives its machine back a moment later.
+        let none = |state: &mut State| state.stage == Stage::Ready && state.free.is_empty();
+        let waited = self.changed.wait_timeout_while(state, QUEUE, none);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if let Stage::Ended(why) = &state.stage {
+            return Err(why.clone());
         }
         let port = state.free.pop_front();
         let port = port.ok_or("all its machines are in use")?;

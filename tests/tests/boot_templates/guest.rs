@@ -1,0 +1,229 @@
+//! How the tests make templates and go on from them.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{OnceLock, mpsc};
+use std::time::Duration;
+
+use minivm::machine::session::{BOOT_LIMIT, End};
+use minivm::machine::{Report, Session};
+use minivm::templates::{Template, Templates};
+use minivm_guest::channel::{Request, Status};
+use minivm_tests::output::Shared;
+use minivm_tests::program::{self, Ended};
+use serde_json::Value;
+
+/// How long a run may take, or any wait in it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the small image has of busybox.
+const APPLETS: &str = "cat dd echo head sh sleep true wc";
+
+/// A file of the tests' own.
+pub(crate) fn scratch(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates");
+        // Templates that an earlier run has left are not those of this one.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    });
+    folder.join(name)
+}
+
+/// What `variable` says, which `cargo xtask test` sets.
+fn variable(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
+        .into()
+}
+
+/// How often something is done: what `variable` says, or so often.
+pub(crate) fn times(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable).map_or(otherwise, |times| times.parse().unwrap())
+}
+
+/// The file that `name` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
+fn copied(copy: &'static OnceLock<PathBuf>, name: &str) -> &'static Path {
+    copy.get_or_init(|| {
+        let file = variable(name);
+        let copy = scratch(name);
+        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{name} {file:?}: {error}"));
+        copy
+    })
+}
+
+pub(crate) fn kernel() -> &'static Path {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    copied(&COPY, "MINIVM_TEST_KERNEL")
+}
+
+/// The image with Python.
+pub(crate) fn python_image() -> String {
+    let root = variable("MINIVM_TEST_INITRAMFS").with_file_name("rootfs");
+    format!("dir:{}", root.display())
+}
+
+/// A root file system of busybox alone.
+pub(crate) fn small_root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let root = scratch("root");
+        for folder in ["bin", "etc", "tmp"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+        for applet in APPLETS.split(' ') {
+            symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        root
+    })
+}
+
+pub(crate) fn small_image() -> String {
+    format!("dir:{}", small_root().display())
+}
+
+/// The cache: no user's, and where templates are.
+pub(crate) fn cache() -> PathBuf {
+    scratch("cache/minivm")
+}
+
+/// A template's folder.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    cache().join("templates").join(name)
+}
+
+pub(crate) fn templates() -> Templates {
+    Templates::new(&cache())
+}
+
+/// `minivm` with that cache.
+pub(crate) fn minivm() -> Command {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(copied(&COPY, "MINIVM_TEST_BINARY"));
+    command.env("XDG_CACHE_HOME", scratch("cache"));
+    command.env_remove("MINIVM_COLD");
+    command
+}
+
+/// `minivm run` in an image, whose machine boots or not.
+pub(crate) fn run(image: &str, flags: &[&str], words: &[&str]) -> Command {
+    let mut command = minivm();
+    command.args(["run", "--accel", "kvm", "--kernel"]);
+    command.arg(kernel()).args(flags).arg(image).args(words);
+    command
+}
+
+/// `minivm run` from a template.
+pub(crate) fn run_from(template: &str, flags: &[&str], words: &[&str]) -> Command {
+    let mut command = minivm();
+    command.args(["run", "--accel", "kvm", "--template", template]);
+    command.args(flags).args(words);
+    command
+}
+
+/// `minivm template create`.
+pub(crate) fn create(name: &str, image: &str, flags: &[&str]) -> Command {
+    let mut command = minivm();
+    command.args([
+        "template", "create", "--quiet", "--accel", "kvm", "--kernel",
+    ]);
+    command.arg(kernel()).args(flags).args([name, image]);
+    command
+}
+
+pub(crate) fn end_of(mut command: Command) -> Ended {
+    program::run(&mut command, PATIENCE)
+}
+
+/// What a command writes that ends well and says nothing on stderr.
+pub(crate) fn text_of(command: Command) -> String {
+    let ended = end_of(command);
+    let told = (ended.code, ended.stderr.as_str());
+    assert_eq!(told, (Some(0), ""), "{}", ended.text());
+    ended.text()
+}
+
+/// What `minivm run --json` says.
+pub(crate) fn report_of(command: Command) -> Value {
+    let ended = end_of(command);
+    serde_json::from_slice(&ended.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {} {}", ended.text(), ended.stderr))
+}
+
+/// A template without an interpreter, of the small image.
+pub(crate) fn small() -> Template {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| drop(text_of(create("small", &small_image(), &[]))));
+    templates().open_named("small").unwrap()
+}
+
+/// Makes sure that there is a template called `python`, of a Python with nothing imported.
+pub(crate) fn python() -> &'static str {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        drop(text_of(create(
+            "python",
+            &python_image(),
+            &["--warm", "python3"],
+        )))
+    });
+    "python"
+}
+
+/// A request for Python code, as `--code` makes one.
+pub(crate) fn code(code: &str) -> Request {
+    request(&["python3", "-u", "-c", code])
+}
+
+pub(crate) fn request(words: &[&str]) -> Request {
+    Request {
+        argv: words.iter().map(|word| word.as_bytes().to_vec()).collect(),
+        hostname: "minivm".into(),
+        ..Request::default()
+    }
+}
+
+/// Lets a clone of a template serve a request, its output where it is told.
+pub(crate) fn serve(
+    template: &Template,
+    request: Request,
+    stdin: Option<OwnedFd>,
+    stdout: impl Write + Send + 'static,
+    stderr: impl Write + Send + 'static,
+) -> Report {
+    let link = template.saved.as_ref().unwrap().resume(false).unwrap();
+    let (_, events) = mpsc::channel();
+    let session = Session {
+        request,
+        stdin,
+        stdout: Box::new(stdout),
+        stderr: Box::new(stderr),
+        boot_limit: BOOT_LIMIT,
+        timeout: Some(PATIENCE),
+        max_output: None,
+        copy_in: Vec::new(),
+        copy_out: Vec::new(),
+        max_copy_out: 0,
+        events,
+        overdue: None,
+    };
+    session.run(link).unwrap()
+}
+
+/// What a clone of a template says that serves a request well.
+pub(crate) fn answer(template: &Template, request: Request) -> String {
+    let (stdout, stderr) = (Shared::default(), Shared::default());
+    let report = serve(template, request, None, stdout.clone(), stderr.clone());
+    let text = |shared: &Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+    let well = matches!(&report.end, End::Exited(exit) if exit.status == Status::Code(0));
+    assert!(well, "{:?}: {}", report.end, text(&stderr));
+    assert_eq!(text(&stderr), "");
+    text(&stdout)
+}

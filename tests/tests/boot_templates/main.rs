@@ -1,0 +1,16 @@
+//! Templates with real kernels: what their clones have in common, what they must not have in common, and what becomes of a
+//! template that is damaged, killed while it is made, or removed while it is used.
+//!
+//! They run where KVM runs kernels, or in the lab. What is about the command is done with the command, the rest with the
+//! library, which takes less time.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod clock;
+mod forks;
+mod guest;
+mod kills;
+mod names;
+mod pages;
+mod same;
+mod unnamed;
