@@ -95,8 +95,6 @@ fn wait_for_template(minivm: &Path) -> Result<()> {
 
 /// Runs one of minivm's commands, which is to print the answer.
 fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> {
-    // It boots, and nothing is left running for later runs.
-    command.env("MINIVM_COLD", "1");
     // A shell takes a tilde for the home folder only where a word begins.
     let home = std::env::var("HOME").unwrap_or_default();
     let line = shown(command).replace(&format!("dir:{home}/"), "dir:$HOME/");
