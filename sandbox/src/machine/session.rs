@@ -227,11 +227,11 @@ fn ask(
         if !outgoing.wait_for(Stage::Greeted) {
             return Ok(());
         }
-        request.now = now();
         if getrandom(&mut request.entropy, GetRandomFlags::empty()) != Ok(request.entropy.len()) {
             stopper.stop();
             return Err(cannot("draw random bytes")(io::Error::last_os_error()));
         }
+        request.now = now();
         // A guest that has ended meanwhile says so by the end of its frames.
         if outgoing.send(&ToGuest::Request(request)).is_err() || copy_in.is_empty() {
             return Ok(());

@@ -1,12 +1,12 @@
 //! What time it is in a clone.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::guest::{answer, code, create, python_image, serve, templates, text_of};
+use minivm::templates::Template;
+
+use crate::guest::{Made, answer, code, python, python_image, serve, templates};
 
 /// How often the two clocks are compared. The comparison that took the least time counts.
 const QUESTIONS: usize = 50;
@@ -22,31 +22,26 @@ def clocks():
 saved = clocks()
 ";
 
-fn template() -> minivm::templates::Template {
-    static MADE: std::sync::OnceLock<()> = std::sync::OnceLock::new();
-    MADE.get_or_init(|| {
-        text_of(create("clock", &python_image(), &["--warm", WARM]));
-        thread::sleep(BETWEEN);
-    });
-    templates().open_named("clock").unwrap()
+/// One that has lain about for a while.
+fn made(name: &'static str) -> Made {
+    let made = Made::new(name, &python_image(), &["--warm", WARM]);
+    thread::sleep(BETWEEN);
+    made
 }
 
 fn now() -> f64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
 }
 
-#[test]
-fn a_clones_wall_clock_is_the_hosts() {
-    let template = template();
+/// How far the clock of a clone is off, and the time within which that was told, both in seconds.
+fn offset(template: &Template) -> (f64, f64) {
     let ((stdin, mut ask), (answers, stdout)) = (io::pipe().unwrap(), io::pipe().unwrap());
-    let mut answers = BufReader::new(File::from(OwnedFd::from(answers)));
-    let asked = "for line in sys.stdin: print(time.time())";
-    let mut request = code(asked);
+    let mut answers = BufReader::new(answers);
+    let mut request = code("for line in sys.stdin: print(time.time())");
     request.stdin = true;
-    let (delay, offset) = thread::scope(|scope| {
-        let template = &template;
+    thread::scope(|scope| {
         scope.spawn(move || serve(template, request, Some(stdin.into()), stdout, io::stderr()));
-        let mut best = (f64::INFINITY, 0.0);
+        let mut best = (0.0, f64::INFINITY);
         for _ in 0..QUESTIONS {
             let before = now();
             ask.write_all(b"\n").unwrap();
@@ -54,30 +49,37 @@ fn a_clones_wall_clock_is_the_hosts() {
             answers.read_line(&mut line).unwrap();
             let after = now();
             let there: f64 = line.trim().parse().unwrap();
-            let delay = after - before;
-            if delay < best.0 {
-                best = (delay, there - (before + after) / 2.0);
+            if after - before < best.1 {
+                best = (there - (before + after) / 2.0, after - before);
             }
         }
         drop(ask);
         best
-    });
-    println!(
-        "off by {:.2} ms, told within {:.2} ms",
-        offset * 1e3,
-        delay * 1e3
-    );
-    assert!(
-        offset.abs() <= OFF + delay / 2.0,
-        "off by {offset} s, told within {delay} s"
-    );
+    })
+}
+
+/// Of three clones, the best counts: on a busy host, the time that a clone is told may have to wait for a processor.
+#[test]
+fn a_clones_wall_clock_is_the_hosts() {
+    let made = made("wall-clock");
+    let template = made.open();
+    let told = [(); 3].map(|()| offset(&template));
+    for (offset, within) in told {
+        println!(
+            "off by {:.2} ms, told within {:.2} ms",
+            offset * 1e3,
+            within * 1e3
+        );
+    }
+    let good = |(offset, within): &(f64, f64)| offset.abs() <= OFF + within / 2.0;
+    assert!(told.iter().any(good), "{told:?}");
 }
 
 #[test]
 fn clocks_that_count_from_the_boot_go_on_where_they_were() {
-    let template = template();
+    let made = made("counted");
     let asked = "for then, now in zip(saved, clocks()): print(now - then)";
-    let text = answer(&template, code(asked));
+    let text = answer(&made.open(), code(asked));
     let since: Vec<f64> = text.lines().map(|line| line.parse().unwrap()).collect();
     assert_eq!(since.len(), 2, "{text}");
     for since in since {
@@ -88,8 +90,9 @@ fn clocks_that_count_from_the_boot_go_on_where_they_were() {
 
 #[test]
 fn a_timer_takes_as_long_as_it_says() {
-    let template = template();
+    let template = templates().open_named(python()).unwrap();
     let asked = r"
+import time
 for clock in time.monotonic, time.time:
     before = clock()
     time.sleep(0.5)

@@ -8,7 +8,7 @@ use std::thread;
 use minivm::templates::Template;
 use minivm_guest::channel::Request;
 
-use crate::guest::{answer, code, create, python_image, request, small, templates, text_of, times};
+use crate::guest::{Made, answer, code, python_image, request, small, times};
 
 /// How many clones run at a time.
 const AT_ONCE: usize = 4;
@@ -83,10 +83,9 @@ fn assert_all_differ(template: &Template, request: &Request, forks: usize, kinds
 
 #[test]
 fn no_two_clones_draw_the_same_random_number() {
-    text_of(create("drawn", &python_image(), &["--warm", WARM]));
-    let template = templates().open_named("drawn").unwrap();
+    let template = Made::new("drawn", &python_image(), &["--warm", WARM]);
     let forks = times("MINIVM_TEST_FORKS", 40);
-    assert_all_differ(&template, &code(DRAW), forks, KINDS);
+    assert_all_differ(&template.open(), &code(DRAW), forks, KINDS);
 }
 
 #[test]

@@ -138,6 +138,33 @@ pub(crate) fn create(name: &str, image: &str, flags: &[&str]) -> Command {
     command
 }
 
+/// A template that is gone when its test has ended: the lab keeps all of them in memory.
+pub(crate) struct Made(&'static str);
+
+impl Made {
+    /// Makes it.
+    pub(crate) fn new(name: &'static str, image: &str, flags: &[&str]) -> Self {
+        text_of(create(name, image, flags));
+        Made(name)
+    }
+
+    /// One that is made otherwise.
+    pub(crate) fn of(name: &'static str) -> Self {
+        Made(name)
+    }
+
+    pub(crate) fn open(&self) -> Template {
+        templates().open_named(self.0).unwrap()
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // The test may have removed it.
+        let _ = templates().remove(self.0);
+    }
+}
+
 pub(crate) fn end_of(mut command: Command) -> Ended {
     program::run(&mut command, PATIENCE)
 }

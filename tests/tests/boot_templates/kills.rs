@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::guest::{
-    answer, cache, create, end_of, request, small_image, templates, text_of, times,
+    Made, answer, cache, create, end_of, request, small_image, templates, text_of, times,
 };
 
 /// What of the templates' folder belongs to this one, other than its lock.
@@ -59,7 +59,7 @@ fn a_template_whose_making_was_killed_is_whole_or_not_there() {
         }
     }
     println!("{kills} kills within {whole:?}, {there} of them too late");
-    text_of(create(name, &small_image(), &[]));
+    let _made = Made::new(name, &small_image(), &[]);
     assert_eq!(parts(name), [name]);
     let template = templates().open_named(name).unwrap();
     assert_eq!(answer(&template, request(&["echo", "well"])), "well\n");
@@ -68,6 +68,7 @@ fn a_template_whose_making_was_killed_is_whole_or_not_there() {
 #[test]
 fn while_one_makes_a_template_nobody_else_does() {
     let name = "contested";
+    let _made = Made::of(name);
     let mut first = create(name, &small_image(), &[]).spawn().unwrap();
     let partial = cache().join("templates/contested.partial");
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use minivm_tests::program::{self, Program};
 
 use crate::guest::{
-    PATIENCE, create, end_of, folder, minivm, python_image, run_from, scratch, small, small_image,
-    text_of,
+    Made, PATIENCE, create, end_of, folder, minivm, python_image, run_from, scratch, small,
+    small_image, text_of,
 };
 
 fn template(words: &[&str]) -> program::Ended {
@@ -59,7 +59,7 @@ fn only_names_can_be_names() {
 
 #[test]
 fn what_there_is_is_listed_inspected_and_removed() {
-    text_of(create("listed", &small_image(), &["-m", "100M"]));
+    let _made = Made::new("listed", &small_image(), &["-m", "100M"]);
     let mut ls = minivm();
     ls.args(["template", "ls"]);
     let table = text_of(ls);
@@ -157,7 +157,7 @@ fn what_cannot_be_made_is_told_and_leaves_nothing() {
 #[test]
 fn what_warms_a_template_is_not_seen_but_its_names_are() {
     let warm = "import json\nprint('printed when it was made')\nimport sys\nprint('so was this', file=sys.stderr)\ndef double(x): return 2 * x";
-    text_of(create("named", &python_image(), &["--warm", warm]));
+    let _made = Made::new("named", &python_image(), &["--warm", warm]);
     let asked = "print(json.dumps([double(21), sorted(name for name in globals() if not name.startswith('__'))]))";
     let text = text_of(run_from("named", &[], &["--code", asked]));
     assert_eq!(text, "[42, [\"double\", \"json\", \"sys\"]]\n");
@@ -180,7 +180,7 @@ fn error_of(name: &str) -> String {
 #[test]
 fn a_damaged_template_is_refused_by_its_name() {
     let name = "damaged";
-    text_of(create(name, &small_image(), &["-m", "80M"]));
+    let _made = Made::new(name, &small_image(), &["-m", "80M"]);
     let works = || text_of(run_from(name, &[], &["--", "echo", "well"])) == "well\n";
     let (state, record) = (
         folder(name).join("state"),
@@ -267,12 +267,13 @@ fn a_damaged_template_is_refused_by_its_name() {
     assert_eq!((removed.code, removed.stderr.as_str()), (Some(0), ""));
     text_of(create(name, &small_image(), &["-m", "80M"]));
     assert!(works(), "made again");
+    fs::remove_file(&copy).unwrap();
 }
 
 #[test]
 fn removing_a_template_does_its_machines_no_harm() {
     let name = "removed";
-    text_of(create(name, &python_image(), &["--warm", "python3"]));
+    let _made = Made::new(name, &python_image(), &["--warm", "python3"]);
     // Touches all over its memory once the template has gone.
     let code = "import sys\nprint('up')\nsys.stdin.readline()\nimport json, decimal, asyncio\nprint(len(bytes(50_000_000)))";
     let mut running = Program::start(&mut run_from(name, &["-i"], &["--code", code]));

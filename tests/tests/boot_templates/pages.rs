@@ -8,8 +8,7 @@ use minivm_vmm::WorkingSet;
 use serde_json::Value;
 
 use crate::guest::{
-    answer, code, create, folder, python, python_image, request, run_from, small, templates,
-    text_of,
+    Made, answer, code, folder, python, python_image, request, run_from, small, templates, text_of,
 };
 
 const PAGE: u64 = 4096;
@@ -84,14 +83,13 @@ fn set(written: &[Range<u64>], read: &[Range<u64>]) -> Vec<u8> {
 #[test]
 fn a_bad_list_of_pages_breaks_nothing() {
     let name = "pages";
-    text_of(create(name, &python_image(), &["--warm", "python3"]));
+    let made = Made::new(name, &python_image(), &["--warm", "python3"]);
     let file = folder(name).join("pages");
     let whole = fs::read(&file).unwrap();
     let works = |what: &str| {
-        let template = templates().open_named(name).unwrap();
-        assert_eq!(answer(&template, code("print(6*7)")), "42\n", "{what}");
+        assert_eq!(answer(&made.open(), code("print(6*7)")), "42\n", "{what}");
     };
-    let template = templates().open_named(name).unwrap();
+    let template = made.open();
     assert_eq!(whole, bytes_of(template.saved.as_ref().unwrap().pages()));
     let memory = template.recipe.machine.memory;
     #[expect(

@@ -14,8 +14,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::guest::{
-    PATIENCE, create, python, python_image, run, run_from, scratch, small, small_image, small_root,
-    text_of,
+    Made, PATIENCE, python, python_image, run, run_from, scratch, small, small_image, small_root,
 };
 
 /// What a run has to show.
@@ -418,7 +417,7 @@ fn saved() -> String {
 #[test]
 fn an_images_own_command_is_the_same() {
     let image = saved();
-    text_of(create("entrypoint", &image, &[]));
+    let _made = Made::new("entrypoint", &image, &[]);
     for (flags, words) in [
         (&[][..], &[][..]),
         (&[], &["--", "others", "say"]),
