@@ -224,19 +224,9 @@ fn a_damaged_template_is_refused_by_its_name() {
     fs::write(&record, &written).unwrap();
 
     // A memory file that was written to is read through, and found out.
-    let memory = fs::read_dir(folder(name))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let memory = memory
-        .filter(|path| {
-            path.file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .starts_with("memory-")
-        })
-        .next();
-    let memory = memory.unwrap();
+    let mut files = fs::read_dir(folder(name)).unwrap().map(Result::unwrap);
+    let memory = files.find(|file| file.file_name().to_string_lossy().starts_with("memory-"));
+    let memory = memory.unwrap().path();
     let copy = scratch("memory-copy");
     fs::copy(&memory, &copy).unwrap();
     // A copy is good, though it is another file.

@@ -96,6 +96,7 @@ fn a_bad_list_of_pages_breaks_nothing() {
         clippy::reversed_empty_ranges,
         reason = "that is what is wrong with it"
     )]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     let sets = [
         ("none", set(&[], &[])),
         ("all of memory", set(&[0..memory], &[0..memory])),
