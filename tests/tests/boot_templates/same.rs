@@ -44,7 +44,7 @@ fn shown(mut command: Command, input: Option<&[u8]>) -> Shown {
     }
 }
 
-fn code<'a>(text: &'a str) -> [&'a str; 2] {
+fn code(text: &str) -> [&str; 2] {
     ["--code", text]
 }
 
@@ -195,6 +195,9 @@ fn code_runs_as_in_a_python_that_has_just_started() {
     );
 }
 
+/// Flags, code and input.
+type Case<'a> = (&'a [&'a str], &'a str, Option<&'a [u8]>);
+
 /// A run that boots and one from the template, with the same flags.
 fn assert_same(
     template: &str,
@@ -230,7 +233,7 @@ fn flags_mean_the_same() {
         "print([line for line in open('/proc/self/status') if line[:3] in ('NoN', 'Cap')])";
     let limits = "import resource as r\nprint([r.getrlimit(n) for n in range(16)])\nfiles = [open('/dev/null') for _ in range(100)]";
     let names = "import os, socket; print(socket.gethostname(), os.environ['HOSTNAME'], open('/etc/hostname').read(), open('/etc/hosts').read())";
-    let cases: &[(&[&str], &str, Option<&[u8]>)] = &[
+    let cases: &[Case] = &[
         (
             &["-e", "A=b", "-e", "Z=", "-e", "ODD= x=y "],
             environment,

@@ -299,14 +299,11 @@ impl Keeper {
     fn pass_in(&self, client: &UnixStream, port: &UnixStream, ended: &Receiver<()>) -> bool {
         let mut from = BufReader::with_capacity(2 * frame::MAX_PAYLOAD, client);
         let mut payload = Vec::new();
-        loop {
-            match frame::receive(&mut from, &mut payload) {
-                Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) => {
-                    if frame::send(kind, &payload, port).is_err() {
-                        return false;
-                    }
-                }
-                _ => break,
+        while let Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) =
+            frame::receive(&mut from, &mut payload)
+        {
+            if frame::send(kind, &payload, port).is_err() {
+                return false;
             }
         }
         let told = frame::send(Kind::Hangup, &[], port).is_ok();
