@@ -48,6 +48,7 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
         command
             .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("MINIVM_COLD", "1")
             .env("MINIVM_LAB_KERNEL", self.path("lab"))
             .env(
                 "PATH",

@@ -61,6 +61,7 @@ impl Home {
         let mut command = Command::new(binary);
         command
             .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("MINIVM_COLD", "1")
             .env("TMPDIR", self.path("tmp"))
             .env("MINIVM_LAB_KERNEL", &self.lab_kernel)
             .args(["run", "--quiet", "--kernel"])

@@ -57,7 +57,9 @@ pub(super) fn save(
                 .map(|()| rings)
                 .map_err(Error::Monitor)
         }
-        (_, Some(Why::NoInit)) => Err(Error::NoInit(BOOT_LIMIT)),
+        (_, Some(Why::NoInit)) => Err(Error::NoTemplate(format!(
+            "it is not ready within {BOOT_LIMIT:?}: the code that warms it does not end, or its init did not start"
+        ))),
         (Err(error), _) => Err(error),
         (Ok(_), _) => {
             stopper.stop();

@@ -1,6 +1,7 @@
 //! `minivm template`: names, what is told of a template, and what becomes of a damaged one.
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 
 use minivm_tests::program::{self, Program};
 
@@ -224,9 +225,13 @@ fn a_damaged_template_is_refused_by_its_name() {
     fs::write(&record, &written).unwrap();
 
     // A memory file that was written to is read through, and found out.
-    let mut files = fs::read_dir(folder(name)).unwrap().map(Result::unwrap);
-    let memory = files.find(|file| file.file_name().to_string_lossy().starts_with("memory-"));
-    let memory = memory.unwrap().path();
+    let is_memory = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b"memory-")
+    };
+    let files = fs::read_dir(folder(name)).unwrap();
+    let mut files = files.map(|entry| entry.unwrap().path());
+    let memory = files.find(is_memory).unwrap();
     let copy = scratch("memory-copy");
     fs::copy(&memory, &copy).unwrap();
     // A copy is good, though it is another file.

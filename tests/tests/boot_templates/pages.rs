@@ -1,7 +1,6 @@
 //! The pages that clones are given before they run: what they save, and what a bad list of them does.
 
 use std::fs;
-use std::ops::Range;
 
 use minivm::templates::Template;
 use minivm_vmm::WorkingSet;
@@ -12,6 +11,9 @@ use crate::guest::{
 };
 
 const PAGE: u64 = 4096;
+
+/// The first byte of a part of memory, and the first behind it.
+type Part = (u64, u64);
 
 /// The pages that are written to.
 fn written(set: &WorkingSet) -> Vec<u64> {
@@ -49,11 +51,11 @@ fn a_clone_has_few_pages_left_to_copy_when_it_runs() {
 /// A set as its file has it.
 fn bytes_of(pages: &WorkingSet) -> Vec<u8> {
     let pages = serde_json::to_value(pages).unwrap();
-    let parts = |name: &str| -> Vec<Range<u64>> {
+    let parts = |name: &str| -> Vec<Part> {
         let parts = pages[name].as_array().unwrap().iter();
         let bound = |part: &Value, name: &str| part[name].as_u64().unwrap();
         parts
-            .map(|part| bound(part, "start")..bound(part, "end"))
+            .map(|part| (bound(part, "start"), bound(part, "end")))
             .collect()
     };
     set(&parts("written"), &parts("read"))
@@ -61,7 +63,7 @@ fn bytes_of(pages: &WorkingSet) -> Vec<u8> {
 
 /// The same of any ranges: the number of them and each one's ends, as variable-length numbers, of what is written to and of
 /// what is read.
-fn set(written: &[Range<u64>], read: &[Range<u64>]) -> Vec<u8> {
+fn set(written: &[Part], read: &[Part]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut number = |mut number: u64| {
         while number > 0x7f {
@@ -73,8 +75,8 @@ fn set(written: &[Range<u64>], read: &[Range<u64>]) -> Vec<u8> {
     for parts in [written, read] {
         number(parts.len() as u64);
         for part in parts {
-            number(part.start);
-            number(part.end);
+            number(part.0);
+            number(part.1);
         }
     }
     bytes
@@ -92,31 +94,35 @@ fn a_bad_list_of_pages_breaks_nothing() {
     let template = made.open();
     assert_eq!(whole, bytes_of(template.saved.as_ref().unwrap().pages()));
     let memory = template.recipe.machine.memory;
-    #[expect(
-        clippy::reversed_empty_ranges,
-        reason = "that is what is wrong with it"
-    )]
-    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     let sets = [
         ("none", set(&[], &[])),
-        ("all of memory", set(&[0..memory], &[0..memory])),
+        ("all of memory", set(&[(0, memory)], &[(0, memory)])),
         (
             "beyond memory",
-            set(&[memory..memory + PAGE], &[memory - PAGE..memory + PAGE]),
+            set(
+                &[(memory, memory + PAGE)],
+                &[(memory - PAGE, memory + PAGE)],
+            ),
         ),
         (
             "the hole for devices",
-            set(&[0xfec0_0000..0xfed0_0000], &[0xfec0_0000..0xfed0_0000]),
+            set(&[(0xfec0_0000, 0xfed0_0000)], &[(0xfec0_0000, 0xfed0_0000)]),
         ),
-        ("huge", set(&[0..u64::MAX, 0..u64::MAX], &[PAGE..u64::MAX])),
-        ("backwards", set(&[PAGE..0, u64::MAX..0], &[u64::MAX..PAGE])),
+        (
+            "huge",
+            set(&[(0, u64::MAX), (0, u64::MAX)], &[(PAGE, u64::MAX)]),
+        ),
+        (
+            "backwards",
+            set(&[(PAGE, 0), (u64::MAX, 0)], &[(u64::MAX, PAGE)]),
+        ),
         (
             "parts of pages",
-            set(&[1..2, PAGE + 1..PAGE + 9], &[5..PAGE - 1]),
+            set(&[(1, 2), (PAGE + 1, PAGE + 9)], &[(5, PAGE - 1)]),
         ),
         (
             "many",
-            set(&vec![0..PAGE; 10_000], &vec![PAGE..2 * PAGE; 10_000]),
+            set(&vec![(0, PAGE); 10_000], &vec![(PAGE, 2 * PAGE); 10_000]),
         ),
         ("truncated", whole[..whole.len() / 2].to_vec()),
         ("garbage", b"no list of pages at all".repeat(1000)),

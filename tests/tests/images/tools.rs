@@ -52,6 +52,7 @@ impl Minivm {
         let mut command = Command::new(given("MINIVM_TEST_BINARY"));
         command
             .env("XDG_CACHE_HOME", self.cache.path())
+            .env("MINIVM_COLD", "1")
             .env("MINIVM_KERNEL", kernel.parent().unwrap())
             .env("MINIVM_LAB_KERNEL", lab.parent().unwrap())
             .env("RUST_BACKTRACE", "1")

@@ -89,6 +89,8 @@ pub(crate) fn minivm() -> Command {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     let mut command = Command::new(copied(&COPY, "MINIVM_TEST_BINARY"));
     command.env("XDG_CACHE_HOME", scratch("cache"));
+    // Every machine boots, and nothing is left running.
+    command.env("MINIVM_COLD", "1");
     command
 }
 
