@@ -126,7 +126,7 @@ pub struct Template {
     pub recipe: Recipe,
     /// When it was made.
     pub made: SystemTime,
-    /// Its machine, saved on this host; `None` where it lives in a lab ([`crate::lab::warm`]).
+    /// Its machine, saved on this host; `None` where it lives in a lab ([`lab`]).
     pub saved: Option<Saved>,
 }
 

@@ -8,7 +8,7 @@
 //!  (`client`)               (`keeper`)                 (`agent`)
 //! ```
 //!
-//! A command says what it wants in its first frame: a machine ([`ASK`]), or that the keeper ends ([`END`]). The agent boots the
+//! A command says what it wants in its first frame: a machine (`ASK`), or that the keeper ends (`END`). The agent boots the
 //! template's machine, saves it in the lab's memory, and keeps a clone waiting at every port. A session begins with the first
 //! frame at a port and has two ends: the agent says that the machine has ended, and the keeper hangs up. Then the port gets
 //! another clone. A keeper whose template can't be made tells so to everybody who asks for a while.
