@@ -30,6 +30,7 @@ tell("os.urandom", os.urandom(8).hex())
 tell("random", random.random())
 tell("random.Random", random.Random().random())
 tell("uuid1", uuid.uuid1())
+tell("uuid1's node", uuid.uuid1().node)
 tell("uuid4", uuid.uuid4())
 tell("secrets", secrets.token_hex(8))
 tell("tempfile", tempfile.mktemp())
@@ -42,7 +43,7 @@ program = subprocess.run(["sh", "-c", script], capture_output=True).stdout
 tell("a new program's", program[:8].hex())
 tell("addresses", "+".join(line.split("-")[0] for line in program[8:].decode("latin-1").splitlines()))
 "#;
-const KINDS: usize = 13;
+const KINDS: usize = 14;
 
 const DRAW_WITHOUT_PYTHON: &str = r#"
 echo random: $(cat /proc/sys/kernel/random/uuid)

@@ -62,7 +62,10 @@ def run():
         if "tempfile" in modules:
             modules["tempfile"]._name_sequence = None
         if "uuid" in modules:
-            modules["uuid"]._node = modules["uuid"]._last_timestamp = None
+            uuid = modules["uuid"]
+            # A random node, as where there is no network card. The C library's has its own once it was asked, for good.
+            uuid._node = int.from_bytes(os.urandom(6), "big") | 1 << 40
+            uuid._last_timestamp = uuid._generate_time_safe = None
         if "multiprocessing.process" in modules:
             modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
