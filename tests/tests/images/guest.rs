@@ -83,8 +83,10 @@ fn a_guest_finds_the_files_that_a_reference_unpacks() {
     assert_eq!((guest.code, &*guest.stderr), (Some(0), ""));
     let mut guest = parsed(&guest.text());
 
-    // The image has none, and minivm gives it one.
-    assert!(guest.remove("/etc/hostname").is_some());
+    // The image has none, and minivm gives it some.
+    for given in ["/etc/hostname", "/etc/machine-id"] {
+        assert!(guest.remove(given).is_some(), "{given}");
+    }
     for path in guest.keys() {
         assert!(reference.contains_key(path), "{path:?} is too much");
     }
