@@ -5,12 +5,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufRead, BufReader, PipeReader};
+use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -26,6 +26,8 @@ use crate::printable::printable;
 /// QEMU, as it is found in `PATH`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// How often a key is pressed.
+const PING: Duration = Duration::from_millis(700);
 /// How much of the console is kept for an error.
 const CONSOLE_LINES: usize = 20;
 /// How much of a line, in characters.
@@ -118,6 +120,8 @@ fn parse_tsc_khz(cpuinfo: &str) -> Option<u64> {
 pub(super) struct Qemu {
     process: Arc<Mutex<Child>>,
     console: Option<JoinHandle<String>>,
+    /// The pings end with it.
+    _running: mpsc::Sender<()>,
 }
 
 impl Qemu {
@@ -140,22 +144,26 @@ impl Qemu {
         );
         command
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(output)
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
         let files = [initramfs, theirs.into()].into_iter().chain(ports);
         inherit_and_die_with_us(&mut command, files.collect());
-        let process = command.spawn().map_err(|error| match error.kind() {
+        let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
             _ => cannot(format!("start {PROGRAM}"))(error),
         })?;
         let console = Some(thread::spawn(move || last_lines(console)));
+        let keys = process.stdin.take().expect("it is piped");
+        let (running, ended) = mpsc::channel();
+        thread::spawn(move || ping(keys, &ended));
         Ok((
             Qemu {
                 process: Arc::new(Mutex::new(process)),
                 console,
+                _running: running,
             },
             ours,
         ))
@@ -207,6 +215,20 @@ fn kill(process: &Mutex<Child>) {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .kill();
+}
+
+/// Presses a key that nobody looks at, again and again, until the other end is dropped.
+///
+/// The lab is not left without an interrupt for long, see [`channel`](super::channel). Where the interrupt that is lost is the
+/// channel's own, there comes no other of its kind: a device that has raised its line waits to be asked why. This one is
+/// another device's.
+fn ping(mut keys: ChildStdin, ended: &mpsc::Receiver<()>) {
+    while ended.recv_timeout(PING) == Err(RecvTimeoutError::Timeout) {
+        // It fails when QEMU has ended.
+        if keys.write_all(b"\0").is_err() {
+            return;
+        }
+    }
 }
 
 /// A time limit that counts.

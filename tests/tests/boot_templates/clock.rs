@@ -4,8 +4,6 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use minivm::templates::Template;
-
 use crate::guest::{Made, answer, code, python, python_image, serve, templates};
 
 /// How often the two clocks are compared. The comparison that took the least time counts.
@@ -33,14 +31,19 @@ fn now() -> f64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64()
 }
 
-/// How far the clock of a clone is off, and the time within which that was told, both in seconds.
-fn offset(template: &Template) -> (f64, f64) {
+/// A clone is told the time at which its request was sent, and is behind by as long as the request took to get to it: a part of
+/// the set-up, which the lab stretches to some ten milliseconds, and a busy host to more.
+#[test]
+fn a_clones_wall_clock_is_the_hosts() {
+    let made = made("wall-clock");
+    let template = &made.open();
     let ((stdin, mut ask), (answers, stdout)) = (io::pipe().unwrap(), io::pipe().unwrap());
     let mut answers = BufReader::new(answers);
     let mut request = code("for line in sys.stdin: print(time.time())");
     request.stdin = true;
-    thread::scope(|scope| {
-        scope.spawn(move || serve(template, request, Some(stdin.into()), stdout, io::stderr()));
+    let (offset, within, report) = thread::scope(|scope| {
+        let serving =
+            scope.spawn(move || serve(template, request, Some(stdin.into()), stdout, io::stderr()));
         let mut best = (0.0, f64::INFINITY);
         for _ in 0..QUESTIONS {
             let before = now();
@@ -54,25 +57,14 @@ fn offset(template: &Template) -> (f64, f64) {
             }
         }
         drop(ask);
-        best
-    })
-}
-
-/// Of three clones, the best counts: on a busy host, the time that a clone is told may have to wait for a processor.
-#[test]
-fn a_clones_wall_clock_is_the_hosts() {
-    let made = made("wall-clock");
-    let template = made.open();
-    let told = [(); 3].map(|()| offset(&template));
-    for (offset, within) in told {
-        println!(
-            "off by {:.2} ms, told within {:.2} ms",
-            offset * 1e3,
-            within * 1e3
-        );
-    }
-    let good = |(offset, within): &(f64, f64)| offset.abs() <= OFF + within / 2.0;
-    assert!(told.iter().any(good), "{told:?}");
+        (best.0, best.1, serving.join().unwrap())
+    });
+    let setup = report.setup.as_secs_f64();
+    let told =
+        format!("off by {offset:.4} s, told within {within:.4} s, after {setup:.4} s of set-up");
+    println!("{told}");
+    let known = OFF + within / 2.0;
+    assert!(offset <= known && -offset <= known + setup, "{told}");
 }
 
 #[test]
