@@ -102,11 +102,21 @@ pub enum Error {
 impl Error {
     /// Whether it is about the template itself, and will be the same the next time.
     fn is_of_template(&self) -> bool {
-        use minivm_vmm::Error::{HostLacks, Snapshot};
+        use minivm_vmm::Error::{File, HostLacks, Snapshot};
         match self {
             Error::Damaged(_) => true,
             Error::Snapshot(error) | Error::Machine(machine::Error::Monitor(error)) => {
-                matches!(error, Snapshot { .. } | HostLacks(_))
+                match error {
+                    Snapshot { .. } | HostLacks(_) => true,
+                    // Not there, or no file at all; too many open files are another matter.
+                    File { source, .. } => {
+                        matches!(
+                            source.kind(),
+                            io::ErrorKind::NotFound | io::ErrorKind::Other
+                        )
+                    }
+                    _ => false,
+                }
             }
             _ => false,
         }
