@@ -215,21 +215,15 @@ fn run(kernel: &[u8], boot_limit: Duration) -> (Result<End, Error>, Vec<u8>) {
     // More input than any ring holds.
     let stdin = std::fs::File::open("/dev/zero").unwrap();
     let session = Session {
-        request: Request {
-            argv: vec![vec![b'x'; 100_000]],
-            ..Request::default()
-        },
         stdin: Some(stdin.into()),
         stdout: Box::new(stdout.clone()),
-        stderr: Box::new(io::sink()),
         boot_limit,
         timeout: Some(SOON),
-        max_output: None,
-        copy_in: Vec::new(),
-        copy_out: Vec::new(),
-        max_copy_out: 0,
         events,
-        overdue: None,
+        ..Session::new(Request {
+            argv: vec![vec![b'x'; 100_000]],
+            ..Request::default()
+        })
     };
     let (report, reported) = channel();
     std::thread::spawn(move || {

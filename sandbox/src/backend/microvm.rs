@@ -9,7 +9,7 @@ use minivm_guest::image::Config;
 use super::exception::Tail;
 use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, Usage};
 use crate::images::Archive;
-use crate::machine::session::{self, BOOT_LIMIT};
+use crate::machine::session;
 use crate::machine::{Machine, Place, Report, Session, memory_for};
 use crate::{kernel, lab};
 
@@ -78,18 +78,14 @@ impl Sandbox for Microvm {
         let request = task.request(&self.config)?;
         let tail = Tail::default();
         let session = Session {
-            request,
             stdin: task.stdin,
             stdout: task.stdout,
             stderr: tail.of(task.stderr),
-            boot_limit: BOOT_LIMIT,
             timeout: task.limits.time,
             max_output: task.limits.output,
             copy_in: task.files,
-            copy_out: Vec::new(),
-            max_copy_out: 0,
             events: task.events,
-            overdue: None,
+            ..Session::new(request)
         };
         let report = session.run(machine.start(&self.place)?)?;
         let mut finished = finished(report, &tail);

@@ -108,6 +108,26 @@ pub struct Report {
 }
 
 impl Session {
+    /// Runs what is requested without input, and drops its output: nothing is copied, nothing happens to it, and it may take
+    /// as long as it likes once it has started.
+    pub fn new(request: Request) -> Self {
+        Session {
+            request,
+            stdin: None,
+            stdout: Box::new(io::sink()),
+            stderr: Box::new(io::sink()),
+            boot_limit: BOOT_LIMIT,
+            timeout: None,
+            max_output: None,
+            copy_in: Vec::new(),
+            copy_out: Vec::new(),
+            max_copy_out: 0,
+            // Nobody has the other end.
+            events: mpsc::channel().1,
+            overdue: None,
+        }
+    }
+
     /// Runs the command on `link` to its end, and the machine to its end.
     ///
     /// # Errors

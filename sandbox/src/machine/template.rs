@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -173,20 +173,9 @@ impl Saved {
     /// Where it can't be run to its end, or the host doesn't tell.
     pub fn watch(&self, request: Request) -> Result<WorkingSet, Error> {
         let (link, memory) = self.launch(Builder::restore(&self.snapshot), false)?;
-        let (_, events) = mpsc::channel();
         let session = Session {
-            request,
-            stdin: None,
-            stdout: Box::new(io::sink()),
-            stderr: Box::new(io::sink()),
-            boot_limit: BOOT_LIMIT,
             timeout: Some(BOOT_LIMIT),
-            max_output: None,
-            copy_in: Vec::new(),
-            copy_out: Vec::new(),
-            max_copy_out: 0,
-            events,
-            overdue: None,
+            ..Session::new(request)
         };
         session.run(link)?;
         let memory = memory.expect("the machine has been launched");

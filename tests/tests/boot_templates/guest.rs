@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{OnceLock, mpsc};
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use minivm::machine::session::{BOOT_LIMIT, End};
+use minivm::machine::session::End;
 use minivm::machine::{Report, Session};
 use minivm::templates::{Template, Templates};
 use minivm_guest::channel::{Request, Status};
@@ -226,20 +226,12 @@ pub(crate) fn serve(
     stderr: impl Write + Send + 'static,
 ) -> Report {
     let link = template.saved.as_ref().unwrap().resume(false).unwrap();
-    let (_, events) = mpsc::channel();
     let session = Session {
-        request,
         stdin,
         stdout: Box::new(stdout),
         stderr: Box::new(stderr),
-        boot_limit: BOOT_LIMIT,
         timeout: Some(PATIENCE),
-        max_output: None,
-        copy_in: Vec::new(),
-        copy_out: Vec::new(),
-        max_copy_out: 0,
-        events,
-        overdue: None,
+        ..Session::new(request)
     };
     session.run(link).unwrap()
 }

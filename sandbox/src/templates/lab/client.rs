@@ -116,14 +116,12 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         .spawn(serve)
         .map_err(cannot("start a thread"))?;
     let end = move || {
-        let answer = serving.join();
-        let how = match answer {
-            Ok(Ok(Answer::Exit { code: 0, .. })) => "the machine ended".to_owned(),
-            Ok(Ok(Answer::Exit { code, .. })) => format!("see above (exit code {code})"),
-            Ok(Ok(Answer::Failed(why))) => why,
-            _ => "its lab ended".into(),
+        let (orderly, how) = match serving.join() {
+            Ok(Ok(Answer::Exit { code: 0, .. })) => (true, "the machine ended".to_owned()),
+            Ok(Ok(Answer::Exit { code, .. })) => (false, format!("see above (exit code {code})")),
+            Ok(Ok(Answer::Failed(why))) => (false, why),
+            _ => (false, "its lab ended".to_owned()),
         };
-        let orderly = how == "the machine ended";
         Ok(Ended { orderly, how })
     };
     Ok(Link {
