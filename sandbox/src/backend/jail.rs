@@ -7,7 +7,7 @@
 //!
 //! Bubblewrap alone doesn't see to that from its first moment: it binds the jail's first process to its own life only some
 //! milliseconds after it has made it. So it is itself the first process of a namespace, which `unshare` makes, and all that is
-//! below it ends with it, whatever it has come to.
+//! below it ends with it, whatever it has come to. It gets a `/proc` of that namespace, for it looks up its own child there.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -76,7 +76,7 @@ impl Jail {
         };
         let mut command = Command::new(installed(UNSHARE, "util-linux")?);
         command.env_clear();
-        command.args(["--pid", "--fork", "--kill-child"]);
+        command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]);
         if !rustix::process::geteuid().is_root() {
             // Only there an ordinary user has the power to make other namespaces.
             command.args(["--user", "--map-current-user"]);

@@ -48,6 +48,29 @@ fn limits() -> Limits {
     }
 }
 
+/// Bubblewrap is the first process of its namespace and makes the second. It asks `/proc` for that one by its number, which on
+/// a whole machine somebody else has, and in a container maybe nobody.
+#[test]
+fn jails_can_be_made_where_no_process_has_their_numbers() {
+    let mut container = Command::new("unshare");
+    container.args(["--pid", "--mount-proc", "--fork", "--kill-child"]);
+    if !rustix::process::geteuid().is_root() {
+        container.args(["--user", "--map-root-user"]);
+    }
+    // The second process of this namespace is a short one.
+    let script = "/bin/true; \"$0\" --exact \"$1\"; exit $?";
+    let test = "backend::process::tests::outputs_stay_apart_and_the_exit_code_is_the_programs";
+    let output = container
+        .args(["sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .arg(test)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("1 passed"), "{told}");
+}
+
 #[test]
 fn outputs_stay_apart_and_the_exit_code_is_the_programs() {
     let ran = run_script("echo out; echo err >&2; exit 42", &limits());
