@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use minivm::machine::session::{End, Event};
 use minivm::machine::{Ended, Error, Files, Link, Report, Session};
@@ -316,6 +316,7 @@ fn what_is_no_message_ends_the_session() {
 fn messages_out_of_order_end_the_session() {
     let mut wrong: Vec<(Vec<ToHost>, &str)> = Vec::new();
     for first in [
+        ToHost::Time,
         ToHost::Started,
         ToHost::Stdout(b"x"),
         ToHost::Warning("x".into()),
@@ -336,6 +337,7 @@ fn messages_out_of_order_end_the_session() {
     }
     for third in [
         hello(),
+        ToHost::Time,
         ToHost::Started,
         ToHost::Files(b""),
         ToHost::Refused(Refusal::NotFound("x".into())),
@@ -442,9 +444,37 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
     }
     // It talks all the time.
     let first = encoded(&[hello()]);
-    let words = [first.clone(), encoded(&[ToHost::Warning("wait".into())])].concat();
-    let result = result(words, Then::Repeats(first.len()));
-    assert!(matches!(result, Err(Error::NoInit(SOON))), "{result:?}");
+    for said in [ToHost::Warning("wait".into()), ToHost::Time] {
+        let words = [first.clone(), encoded(&[said])].concat();
+        let result = result(words, Then::Repeats(first.len()));
+        assert!(matches!(result, Err(Error::NoInit(SOON))), "{result:?}");
+    }
+}
+
+#[test]
+fn the_time_is_told_to_whoever_asks() {
+    let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
+    let began = now();
+    let scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
+    let sent = scene.sent.clone();
+    assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
+    let mut decoder = frame::Decoder::default();
+    decoder.extend(&sent.0.lock().unwrap());
+    let mut times = Vec::new();
+    while let Some((tag, body)) = decoder.next().unwrap() {
+        times.push(match ToGuest::decode(tag, body).unwrap() {
+            ToGuest::Request(request) => request.now,
+            ToGuest::Time(now) => now,
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(
+        times.len(),
+        2,
+        "with the request, and when it was asked for"
+    );
+    times = [vec![began], times, vec![now()]].concat();
+    assert!(times.is_sorted(), "{times:?}");
 }
 
 #[test]

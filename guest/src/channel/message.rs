@@ -9,7 +9,7 @@ use super::frame::{self, BodyTooLong};
 pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
 
 /// The version of these messages. Both sides have to have the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// How much input the host may send before it is asked for more, in bytes.
 pub const STDIN_WINDOW: u32 = 256 << 10;
@@ -29,6 +29,8 @@ pub enum ToGuest<'a> {
     Window(Window),
     /// A piece of a cpio archive of files for the guest; none is its end.
     Files(&'a [u8]),
+    /// The wall clock, in nanoseconds since 1970: the answer to [`ToHost::Time`].
+    Time(u64),
 }
 
 /// A message to the host.
@@ -38,6 +40,9 @@ pub enum ToHost<'a> {
     Hello(Hello),
     /// All is done that can be done before the request. The machine can be saved now.
     Ready,
+    /// What time is it? Asked between the request, with its files, and the command's start, one question at a time: a request is
+    /// on its way for as long as a busy host likes, and only who asks knows how long the answer took.
+    Time,
     /// The command runs.
     Started,
     /// There is none to run. The last message.
@@ -94,7 +99,7 @@ pub struct Request {
     pub copy_in: bool,
     /// Absolute paths of the files and folders that are wanted after the command's end.
     pub copy_out: Vec<Vec<u8>>,
-    /// The wall clock, in nanoseconds since 1970.
+    /// The wall clock, in nanoseconds since 1970, when this was sent. See [`ToHost::Time`].
     pub now: u64,
     /// Random bytes that no other machine gets: what tells clones of one machine apart.
     pub entropy: [u8; 32],
@@ -208,6 +213,7 @@ const SIGNAL: u8 = 0x03;
 const WINDOW: u8 = 0x04;
 const FILES_IN: u8 = 0x05;
 const PREPARE: u8 = 0x06;
+const TIME: u8 = 0x07;
 
 const HELLO: u8 = 0x81;
 const STARTED: u8 = 0x82;
@@ -220,6 +226,7 @@ const FILES_OUT: u8 = 0x88;
 const WARNING: u8 = 0x89;
 const EXIT: u8 = 0x8a;
 const READY: u8 = 0x8b;
+const ASK_TIME: u8 = 0x8c;
 
 impl Request {
     /// Whether it fits a message, whatever time it is: what images and users write into it has no limit.
@@ -251,6 +258,7 @@ impl<'a> ToGuest<'a> {
             ToGuest::Signal(number) => plain(SIGNAL, &[*number], out),
             ToGuest::Window(window) => structure(WINDOW, window, out),
             ToGuest::Files(bytes) => plain(FILES_IN, bytes, out),
+            ToGuest::Time(now) => plain(TIME, &now.to_le_bytes(), out),
         }
     }
 
@@ -270,6 +278,10 @@ impl<'a> ToGuest<'a> {
             },
             WINDOW => ToGuest::Window(parsed(tag, body)?),
             FILES_IN => ToGuest::Files(body),
+            TIME => {
+                let now = body.try_into().map_err(|_| MessageError::Body(tag))?;
+                ToGuest::Time(u64::from_le_bytes(now))
+            }
             _ => return Err(MessageError::Tag(tag)),
         })
     }
@@ -285,6 +297,7 @@ impl<'a> ToHost<'a> {
         match self {
             ToHost::Hello(hello) => structure(HELLO, hello, out),
             ToHost::Ready => plain(READY, &[], out),
+            ToHost::Time => plain(ASK_TIME, &[], out),
             ToHost::Started => plain(STARTED, &[], out),
             ToHost::Refused(refusal) => structure(REFUSED, refusal, out),
             ToHost::Room(bytes) => plain(ROOM, &bytes.to_le_bytes(), out),
@@ -306,6 +319,7 @@ impl<'a> ToHost<'a> {
         Ok(match tag {
             HELLO => ToHost::Hello(parsed(tag, body)?),
             READY => ToHost::Ready,
+            ASK_TIME => ToHost::Time,
             STARTED => ToHost::Started,
             REFUSED => ToHost::Refused(parsed(tag, body)?),
             ROOM => {
@@ -400,6 +414,7 @@ mod tests {
                 rings: Some(0x12_3000),
             }),
             ToHost::Ready,
+            ToHost::Time,
             ToHost::Started,
             ToHost::Refused(Refusal::NotFound("x".into())),
             ToHost::Room(0xdead_beef),
@@ -449,6 +464,7 @@ mod tests {
                 columns: 2,
             }),
             ToGuest::Files(b""),
+            ToGuest::Time(1 << 60),
         ] {
             to_guest(&message);
         }
@@ -464,10 +480,9 @@ mod tests {
         ] {
             assert_eq!(ToHost::decode(tag, body), Err(MessageError::Body(tag)));
         }
-        assert_eq!(
-            ToGuest::decode(SIGNAL, &[1, 2]),
-            Err(MessageError::Body(SIGNAL))
-        );
+        for (tag, body) in [(SIGNAL, &[1, 2][..]), (TIME, &[0; 7])] {
+            assert_eq!(ToGuest::decode(tag, body), Err(MessageError::Body(tag)));
+        }
     }
 
     proptest! {

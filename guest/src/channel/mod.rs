@@ -11,8 +11,8 @@
 //! 2. The host answers with [`ToGuest::Request`], and with [`ToGuest::Files`] if the request announces files. Or it sends
 //!    [`ToGuest::Prepare`] first; the guest then does what it can without a request and says [`ToHost::Ready`], at which
 //!    point the machine can be saved, and its clones get requests of their own.
-//! 3. The guest starts the command and says [`ToHost::Started`], or says [`ToHost::Refused`] and why; that is then the last
-//!    message.
+//! 3. The guest asks for the time ([`ToHost::Time`]), starts the command and says [`ToHost::Started`], or says
+//!    [`ToHost::Refused`] and why; that is then the last message.
 //! 4. Streams, signals and window sizes flow. Input flows only as far as the guest has asked for it ([`ToHost::Room`]), so
 //!    that input that the command doesn't read never holds up a signal.
 //! 5. The command has ended, and all its output is sent: for each path in [`Request::copy_out`] the guest sends

@@ -79,6 +79,7 @@ fn kind(message: &ToHost) -> &'static str {
     match message {
         ToHost::Hello(_) => "a hello",
         ToHost::Ready => "that it is ready",
+        ToHost::Time => "a question for the time",
         ToHost::Started => "a command's start",
         ToHost::Refused(_) => "a refusal",
         ToHost::Room(_) => "a wish for input",
@@ -131,6 +132,7 @@ impl Conversation<'_> {
                 self.watchdog.set(self.timeout);
                 self.outgoing.reach(Stage::Started);
             }
+            (Phase::Requested, ToHost::Time) => self.outgoing.ask_time(),
             (Phase::Requested, ToHost::Refused(refusal)) => return refused(refusal).map(Some),
             (Phase::Started, ToHost::Stdout(bytes)) => {
                 let written = self.stdout.write(bytes);

@@ -21,8 +21,14 @@ pub(super) struct Outgoing {
     /// How many bytes of input the guest takes; `None` when the session is over.
     allowance: Mutex<Option<u32>>,
     changed: Condvar,
-    stage: Mutex<Stage>,
-    reached: Condvar,
+    progress: Mutex<Progress>,
+    moved: Condvar,
+}
+
+struct Progress {
+    stage: Stage,
+    /// Whether the guest waits to be told the time.
+    asks_time: bool,
 }
 
 /// How far a session has come.
@@ -44,27 +50,43 @@ impl Outgoing {
             to_guest: Mutex::new(Some(to_guest)),
             allowance: Mutex::new(Some(0)),
             changed: Condvar::new(),
-            stage: Mutex::new(Stage::Booting),
-            reached: Condvar::new(),
+            progress: Mutex::new(Progress {
+                stage: Stage::Booting,
+                asks_time: false,
+            }),
+            moved: Condvar::new(),
         }
     }
 
     /// The session has come so far.
     pub(super) fn reach(&self, stage: Stage) {
-        *self.stage() = stage;
-        self.reached.notify_all();
+        self.progress().stage = stage;
+        self.moved.notify_all();
+    }
+
+    /// The guest wants to know what time it is.
+    pub(super) fn ask_time(&self) {
+        self.progress().asks_time = true;
+        self.moved.notify_all();
     }
 
     /// Waits until it has; `false` where it is over instead.
     pub(super) fn wait_for(&self, wanted: Stage) -> bool {
-        let mut stage = self.stage();
-        while *stage < wanted {
-            stage = self
-                .reached
-                .wait(stage)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        *stage < Stage::Over
+        self.wait_while(|progress| progress.stage < wanted).stage < Stage::Over
+    }
+
+    /// Waits until the guest asks for the time; `false` where it has begun with something else instead.
+    pub(super) fn wait_for_question(&self) -> bool {
+        let mut progress =
+            self.wait_while(|progress| progress.stage < Stage::Started && !progress.asks_time);
+        progress.stage < Stage::Started && std::mem::take(&mut progress.asks_time)
+    }
+
+    fn wait_while(&self, goes_on: impl Fn(&Progress) -> bool) -> MutexGuard<'_, Progress> {
+        let waited = self
+            .moved
+            .wait_while(self.progress(), |progress| goes_on(progress));
+        waited.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a message, whole.
@@ -138,8 +160,8 @@ impl Outgoing {
         *allowance
     }
 
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allowance(&self) -> MutexGuard<'_, Option<u32>> {

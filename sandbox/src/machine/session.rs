@@ -236,7 +236,7 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Asks the guest, as soon as it listens, to run the command, and sends it its files.
+/// Asks the guest, as soon as it listens, to run the command, sends it its files, and tells it the time whenever it asks.
 fn ask(
     mut request: Request,
     copy_in: Vec<Files>,
@@ -253,17 +253,22 @@ fn ask(
         }
         request.now = now();
         // A guest that has ended meanwhile says so by the end of its frames.
-        if outgoing.send(&ToGuest::Request(request)).is_err() || copy_in.is_empty() {
+        if outgoing.send(&ToGuest::Request(request)).is_err() {
             return Ok(());
         }
-        let mut writer = FileWriter::new(&outgoing);
-        let packed = files::pack(&copy_in, io::BufWriter::with_capacity(CHUNK, &mut writer));
-        if packed.is_ok() || writer.broken {
+        if !copy_in.is_empty() {
+            let mut writer = FileWriter::new(&outgoing);
+            let packed = files::pack(&copy_in, io::BufWriter::with_capacity(CHUNK, &mut writer));
+            if packed.is_err() && !writer.broken {
+                stopper.stop();
+                return packed;
+            }
             let _ = outgoing.send(&ToGuest::Files(&[]));
-            return Ok(());
         }
-        stopper.stop();
-        packed
+        while outgoing.wait_for_question() {
+            let _ = outgoing.send(&ToGuest::Time(now()));
+        }
+        Ok(())
     };
     thread::Builder::new()
         .name("request".into())
