@@ -91,15 +91,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The files to which a process writes `0` to enter.
+    /// The files to which a process of one thread writes `0` to enter.
+    ///
+    /// In version 1 it enters as a thread, which comes to the same and takes 0.04 ms. As a process it would first have to wait
+    /// until no other can start a thread meanwhile: 14 ms. Version 2 has threads of its own kind only.
     pub(super) fn doors(&self) -> io::Result<Vec<File>> {
+        let door = match self.version {
+            Version::One => "tasks",
+            Version::Two => "cgroup.procs",
+        };
         let mut folders = vec![&self.memory];
         folders.extend(self.pids.as_ref().filter(|pids| **pids != self.memory));
-        let open = |folder: &PathBuf| {
-            File::options()
-                .write(true)
-                .open(folder.join("cgroup.procs"))
-        };
+        let open = |folder: &PathBuf| File::options().write(true).open(folder.join(door));
         folders.into_iter().map(open).collect()
     }
 

@@ -1,6 +1,6 @@
 //! gVisor: a kernel in user space, from a container image.
 //!
-//! `runsc` starts it, in a jail: [`bundle`](super::bundle) says with what. The code's system calls are answered by a program of
+//! `runsc` starts it, in a jail, as root of a user namespace in it ([`rootless`]): [`bundle`](super::bundle) says with what. The code's system calls are answered by a program of
 //! the host's (the sentry, in Go), which itself may make few. The image's root is shown to it for reading, under a layer in
 //! memory for what is written.
 //!
@@ -23,11 +23,16 @@ use minivm_guest::image::Config;
 use super::jail::{Jail, Jailed, find_program};
 use super::process::{self, Streams};
 use super::task::in_memory;
-use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, bundle, cannot};
+use super::{
+    Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, bundle, cannot, rootless,
+    worker_is_there,
+};
 use crate::assets;
 use crate::images::{INIT, Root};
 use crate::machine;
 
+/// Where `minivm-worker` is in the jail.
+const WORKER: &str = "/worker";
 /// What runsc ends with where it fails, and where it crashes, as Go's programs do. A command can end with these too.
 const FAILED: [u8; 2] = [128, 2];
 
@@ -35,6 +40,7 @@ const FAILED: [u8; 2] = [128, 2];
 pub struct Gvisor {
     root: Root,
     config: Config,
+    worker: PathBuf,
     cache: PathBuf,
     runsc: OnceLock<PathBuf>,
 }
@@ -47,11 +53,13 @@ struct Prepared {
 }
 
 impl Gvisor {
-    /// Sandboxes from the image with this root and configuration. `runsc` may lie in the cache.
-    pub fn new(root: Root, config: Config, cache: PathBuf) -> Self {
+    /// Sandboxes from the image with this root and configuration, with this program, `minivm-worker`. `runsc` may lie in the
+    /// cache.
+    pub fn new(root: Root, config: Config, worker: PathBuf, cache: PathBuf) -> Self {
         Gvisor {
             root,
             config,
+            worker,
             cache,
             runsc: OnceLock::new(),
         }
@@ -73,7 +81,14 @@ impl Gvisor {
         let (answer, answered) = answer()?;
         let (jail, words, stderr) = Jail::new(Backend::Gvisor)?.set_words_aside()?;
         let init = for_reading(INIT)?;
-        let mut args = vec!["--rootless".to_owned(), "--platform=systrap".to_owned()];
+        let mut args = [
+            rootless::WORKER_COMMAND,
+            bundle::RUNSC,
+            "--rootless",
+            "--platform=systrap",
+        ]
+        .map(str::to_owned)
+        .to_vec();
         args.extend(bundle::runsc_args());
         args.push(format!("--exec-fd={}", init.as_raw_fd()));
         let mut pass = |number: RawFd, inside: RawFd| {
@@ -92,12 +107,13 @@ impl Gvisor {
         }
         args.push(bundle::NAME.into());
         let jail = jail
+            .show(&self.worker, WORKER)
             .show(self.runsc()?, bundle::RUNSC)
             .show(&self.root.path, bundle::ROOT)
             .put(&bundle::config(), bundle::CONFIG)?;
         let jail = handed.into_iter().fold(jail, Jail::hand);
         Ok(Prepared {
-            jailed: jail.program(bundle::RUNSC, args)?,
+            jailed: jail.program(WORKER, args)?,
             answer,
             words,
         })
@@ -182,6 +198,7 @@ impl Sandbox for Gvisor {
 
     fn check(&self) -> Result<(), Error> {
         self.runsc()?;
+        worker_is_there(Backend::Gvisor, &self.worker)?;
         Jail::check(Backend::Gvisor)
     }
 

@@ -64,7 +64,12 @@ impl Host {
     fn gvisor(&self) -> Result<Gvisor, Error> {
         let image = self.image(Backend::Gvisor)?;
         let root = self.shelf().root(image, || {})?;
-        Ok(Gvisor::new(root, image.config.clone(), self.cache.clone()))
+        Ok(Gvisor::new(
+            root,
+            image.config.clone(),
+            self.worker.clone(),
+            self.cache.clone(),
+        ))
     }
 
     fn shelf(&self) -> Shelf {

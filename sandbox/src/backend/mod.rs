@@ -21,6 +21,7 @@ pub mod monty;
 mod process;
 mod pyodide;
 pub mod reach;
+pub mod rootless;
 mod task;
 mod turducken;
 mod watch;

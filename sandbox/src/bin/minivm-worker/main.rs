@@ -5,6 +5,7 @@
 
 mod chromium;
 mod monty;
+mod rootless;
 
 use std::process::ExitCode;
 
@@ -26,12 +27,16 @@ enum Cli {
     /// Drive a browser in whose page code runs
     #[command(name = minivm::backend::chromium::WORKER_COMMAND)]
     Chromium(chromium::WorkerArgs),
+    /// Become a program as root of a user namespace
+    #[command(name = minivm::backend::rootless::WORKER_COMMAND)]
+    Rootless(rootless::WorkerArgs),
 }
 
 fn main() -> ExitCode {
     let ended = match Cli::parse() {
         Cli::Monty(args) => monty::run(&args),
         Cli::Chromium(args) => chromium::run(&args),
+        Cli::Rootless(args) => rootless::run(&args),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("minivm-worker: {error:#}");

@@ -1,0 +1,25 @@
+//! `minivm-worker rootless`: the first program in gVisor's jail.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use minivm::backend::rootless;
+
+#[derive(Args)]
+pub(crate) struct WorkerArgs {
+    /// What is executed
+    program: PathBuf,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// Becomes the program.
+pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
+    let program = &args.program;
+    Err(rootless::exec(program, &args.args))
+        .with_context(|| format!("cannot become root for {}", program.display()))
+}
