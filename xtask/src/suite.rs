@@ -92,13 +92,14 @@ pub(crate) fn run_here(
     test: &Executable,
     environment: &Environment,
     with_ignored: bool,
+    output: &mut Vec<u8>,
 ) -> Result<Tally> {
     let mut command = bounded();
     command.arg(&test.path);
     if with_ignored {
         command.arg("--include-ignored");
     }
-    run(command, test, environment)
+    run(command, test, environment, output)
 }
 
 /// Runs a test program in the lab, one test after the other. The lab hands environment and working folder on.
@@ -106,6 +107,7 @@ pub(crate) fn run_in_lab(
     test: &Executable,
     environment: &Environment,
     minivm: &Path,
+    output: &mut Vec<u8>,
 ) -> Result<Tally> {
     let mut command = bounded();
     command
@@ -113,30 +115,36 @@ pub(crate) fn run_in_lab(
         .args(["lab", "--memory", LAB_MEMORY, "--"])
         .arg(&test.path);
     command.args(["--test-threads=1", "--include-ignored"]);
-    run(command, test, environment)
+    run(command, test, environment, output)
 }
 
 /// Counts the tests of a program that can't run now, all of them as skipped.
-pub(crate) fn skip(test: &Executable) -> Result<Tally> {
+pub(crate) fn skip(test: &Executable, output: &mut Vec<u8>) -> Result<Tally> {
     let list = capture(Command::new(&test.path).args(["--list", "--format", "terse"]))?;
     let tests = list.lines().filter(|line| line.ends_with(": test")).count();
-    println!(
+    writeln!(
+        output,
         "{tests} tests skipped: they need the lab or the image tools, which --fast leaves out"
-    );
+    )?;
     Ok(Tally {
         skipped: tests as u64,
         ..Tally::default()
     })
 }
 
-fn run(mut command: Command, test: &Executable, environment: &Environment) -> Result<Tally> {
+fn run(
+    mut command: Command,
+    test: &Executable,
+    environment: &Environment,
+    output: &mut Vec<u8>,
+) -> Result<Tally> {
     command
         .current_dir(&test.package)
         .env("CARGO_MANIFEST_DIR", &test.package);
     command.envs(environment.0.iter().map(|(name, value)| (name, value)));
     // Tests of a boot boot, and leave nothing running; those of templates unset it.
     command.env("MINIVM_COLD", "1");
-    count(&mut command, &mut stdout())
+    count(&mut command, output)
 }
 
 /// Runs the examples in the documentation.

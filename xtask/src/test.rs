@@ -2,7 +2,9 @@
 //! with the line `N passed, N failed, N skipped`.
 
 use std::path::Path;
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -40,11 +42,63 @@ pub(crate) fn run(fast: bool) -> Result<()> {
         run.attempt("sandboxes", || sandboxes::install(minivm));
     }
     let environment = Environment::new(&made, minivm.as_deref());
-    for test in run.attempt("build tests", suite::build).unwrap_or_default() {
-        run.test(&test, &environment, minivm.as_deref(), fast);
-    }
+    let tests = run.attempt("build tests", suite::build).unwrap_or_default();
+    run.test(&tests, &environment, minivm.as_deref(), fast);
     run.count("doc tests", suite::run_doc_tests);
     run.close(fast)
+}
+
+/// How a test program is run.
+enum Way<'a> {
+    Here { with_ignored: bool },
+    InLab { minivm: &'a Path },
+    NotNow,
+    WithoutMinivm,
+}
+
+impl<'a> Way<'a> {
+    fn of(test: &Executable, minivm: Option<&'a Path>, fast: bool) -> Self {
+        let place = Place::of(&test.name);
+        let elsewhere = match place {
+            Place::Kvm => !kvm::runs_kernels(),
+            Place::AnyKvm => !kvm::is_there(),
+            Place::WithImageTools => fast || minivm.is_none(),
+            Place::Here | Place::HereWithIgnored => false,
+        };
+        match (elsewhere, minivm) {
+            (false, _) => Way::Here {
+                with_ignored: place != Place::Here && !(fast && place == Place::HereWithIgnored),
+            },
+            (true, _) if fast => Way::NotNow,
+            (true, Some(minivm)) => Way::InLab { minivm },
+            (true, None) => Way::WithoutMinivm,
+        }
+    }
+
+    fn is_in_lab(&self) -> bool {
+        matches!(self, Way::InLab { .. })
+    }
+
+    fn name(&self, test: &Executable) -> String {
+        match self {
+            Way::InLab { .. } => format!("{} (lab)", test.name),
+            _ => test.name.clone(),
+        }
+    }
+
+    fn run(
+        &self,
+        test: &Executable,
+        environment: &Environment,
+        output: &mut Vec<u8>,
+    ) -> Result<Tally> {
+        match *self {
+            Way::Here { with_ignored } => suite::run_here(test, environment, with_ignored, output),
+            Way::InLab { minivm } => suite::run_in_lab(test, environment, minivm, output),
+            Way::NotNow => suite::skip(test, output),
+            Way::WithoutMinivm => bail!("it needs minivm, which didn't build"),
+        }
+    }
 }
 
 struct Run {
@@ -74,37 +128,33 @@ impl Run {
         });
     }
 
-    /// Runs one test program at its place.
+    /// Runs the test programs in two lanes. Those in the lab keep one processor busy, and the others run beside them.
     fn test(
         &mut self,
-        test: &Executable,
+        tests: &[Executable],
         environment: &Environment,
         minivm: Option<&Path>,
         fast: bool,
     ) {
-        let place = Place::of(&test.name);
-        let elsewhere = match place {
-            Place::Kvm => !kvm::runs_kernels(),
-            Place::AnyKvm => !kvm::is_there(),
-            Place::WithImageTools => fast || minivm.is_none(),
-            Place::Here | Place::HereWithIgnored => false,
-        };
-        match (elsewhere, minivm) {
-            (false, _) => {
-                let with_ignored =
-                    place != Place::Here && !(fast && place == Place::HereWithIgnored);
-                self.count(&test.name, || {
-                    suite::run_here(test, environment, with_ignored)
+        let ways = tests.iter().map(|test| (test, Way::of(test, minivm, fast)));
+        let (in_lab, here): (Vec<_>, Vec<_>) = ways.partition(|(_, way)| way.is_in_lab());
+        let run = &Mutex::new(self);
+        thread::scope(|scope| {
+            for lane in [in_lab, here] {
+                scope.spawn(move || {
+                    for (test, way) in lane {
+                        let started = Instant::now();
+                        let mut output = Vec::new();
+                        let tally = way.run(test, environment, &mut output);
+                        // What two lanes print at once nobody can read, so it is printed when a program has ended.
+                        let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
+                        let name = way.name(test);
+                        println!("{name} …\n{}", String::from_utf8_lossy(&output));
+                        run.record(&name, tally, started.elapsed());
+                    }
                 });
             }
-            (true, _) if fast => self.count(&test.name, || suite::skip(test)),
-            (true, Some(minivm)) => {
-                self.count(&format!("{} (lab)", test.name), || {
-                    suite::run_in_lab(test, environment, minivm)
-                });
-            }
-            (true, None) => self.count(&test.name, || bail!("it needs minivm, which didn't build")),
-        }
+        });
     }
 
     /// A step that makes something. Its failure is told, and counted.
@@ -117,11 +167,16 @@ impl Run {
     fn count(&mut self, name: &str, work: impl FnOnce() -> Result<Tally>) {
         println!("{name} …");
         let started = Instant::now();
-        let tally = work().unwrap_or_else(|error| {
+        let tally = work();
+        self.record(name, tally, started.elapsed());
+    }
+
+    fn record(&mut self, name: &str, tally: Result<Tally>, took: Duration) {
+        let tally = tally.unwrap_or_else(|error| {
             eprintln!("xtask: {error:#}");
             Tally::failure()
         });
-        self.report.done(name, tally, started.elapsed());
+        self.report.done(name, tally, took);
         self.tally += tally;
     }
 
