@@ -46,7 +46,12 @@ impl Host {
         }
     }
 
-    fn microvm(&self) -> Result<Microvm, Error> {
+    /// The microVM, as a type of its own: see [`Microvm::warm`].
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open)'s.
+    pub fn microvm(&self) -> Result<Microvm, Error> {
         let image = self.image(Backend::Microvm)?;
         let archive = self.shelf().archive(image, || {})?;
         let kernel = match &self.kernel {

@@ -1,6 +1,6 @@
-//! The microVM: a virtual machine on KVM, from a container image.
+//! The microVM: a virtual machine on KVM, from a container image. It boots for each task, or goes on from a template.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use minivm_guest::channel::{Exit, Status};
@@ -10,7 +10,8 @@ use super::exception::Tail;
 use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, Usage};
 use crate::images::Archive;
 use crate::machine::session;
-use crate::machine::{Machine, Place, Report, Session, memory_for};
+use crate::machine::{Link, Machine, Place, Report, Session, memory_for};
+use crate::templates::{Recipe, Template, Templates};
 use crate::{kernel, lab};
 
 /// Machines made from one image.
@@ -20,6 +21,13 @@ pub struct Microvm {
     kernel: PathBuf,
     place: Place,
     cpus: u8,
+    warm: Option<Warm>,
+}
+
+/// What machines go on from instead of booting.
+struct Warm {
+    templates: Templates,
+    template: Template,
 }
 
 impl Microvm {
@@ -31,6 +39,55 @@ impl Microvm {
             kernel,
             place,
             cpus: 1,
+            warm: None,
+        }
+    }
+
+    /// The same, going on from a template with a Python that has started: the one of this image in this cache, which is made
+    /// first if it isn't there. A task that asks for another size of memory boots as before.
+    ///
+    /// In the lab, the template is kept by a process of this program, which therefore has to be `minivm`.
+    ///
+    /// # Errors
+    ///
+    /// Where the template can't be made.
+    pub fn warm(mut self, image: String, cache: &Path) -> Result<Self, Error> {
+        let templates = Templates::new(cache);
+        let recipe = Recipe {
+            image,
+            machine: self.machine(None)?,
+            config: self.config.clone(),
+            warm: Some(String::new()),
+        };
+        let template = templates.open_or_create(&recipe, &self.place)?;
+        self.warm = Some(Warm {
+            templates,
+            template,
+        });
+        Ok(self)
+    }
+
+    fn machine(&self, memory: Option<u64>) -> Result<Machine, Error> {
+        Ok(Machine {
+            kernel: self.kernel.clone(),
+            initramfs: self.archive.path.clone(),
+            memory: memory_for(self.archive.size, memory)?,
+            cpus: self.cpus,
+            rings: true,
+            console: false,
+        })
+    }
+
+    /// One that waits for its request, or will when it has booted.
+    fn link(&self, machine: &Machine) -> Result<Link, Error> {
+        match &self.warm {
+            Some(Warm {
+                templates,
+                template,
+            }) if template.recipe.machine.memory == machine.memory => {
+                Ok(templates.resume(template, false)?)
+            }
+            _ => Ok(machine.start(&self.place)?),
         }
     }
 }
@@ -67,14 +124,7 @@ impl Sandbox for Microvm {
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
         let began = Instant::now();
-        let machine = Machine {
-            kernel: self.kernel.clone(),
-            initramfs: self.archive.path.clone(),
-            memory: memory_for(self.archive.size, task.limits.memory)?,
-            cpus: self.cpus,
-            rings: true,
-            console: false,
-        };
+        let machine = self.machine(task.limits.memory)?;
         let request = task.request(&self.config)?;
         let tail = Tail::default();
         let session = Session {
@@ -87,7 +137,7 @@ impl Sandbox for Microvm {
             events: task.events,
             ..Session::new(request)
         };
-        let report = session.run(machine.start(&self.place)?)?;
+        let report = session.run(self.link(&machine)?)?;
         let mut finished = finished(report, &tail);
         finished.usage.total = began.elapsed();
         finished.usage.peak_memory = self.place.host_memory();

@@ -31,7 +31,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{images, kernel, machine};
+use crate::{images, kernel, machine, templates};
 
 pub use chromium::Chromium;
 pub use deno::Deno;
@@ -231,6 +231,9 @@ pub enum Error {
     /// The microVM's error.
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    /// There is no template for it, or it is of no use.
+    #[error(transparent)]
+    Template(#[from] templates::Error),
     /// There is no kernel for it.
     #[error(transparent)]
     Kernel(#[from] kernel::Missing),

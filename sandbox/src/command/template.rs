@@ -109,6 +109,11 @@ pub(super) fn folder() -> anyhow::Result<Templates> {
     Ok(Templates::new(&image::cache_folder()?))
 }
 
+/// Whether machines are to boot: by the flag, or by the variable.
+pub(super) fn is_unwanted(cold: bool) -> bool {
+    cold || std::env::var_os("MINIVM_COLD").is_some_and(|cold| !cold.is_empty())
+}
+
 impl CreateArgs {
     fn create(self, templates: &Templates) -> anyhow::Result<()> {
         templates.check_free(&self.name)?;

@@ -37,6 +37,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,8 @@ pub const MAKE_COMMAND: &str = "template-make";
 
 /// How many templates are kept that nobody has named.
 const KEPT: usize = 8;
+/// How often it is looked whether somebody else has made a template.
+const POLL: Duration = Duration::from_millis(50);
 /// How long it is remembered that a template can't be made.
 const FAILED: Duration = Duration::from_secs(600);
 /// The file that says what a template was made from.
@@ -221,6 +224,36 @@ impl Templates {
             log::debug!("cannot make a template for the next run: {error}");
         }
         Ok(None)
+    }
+
+    /// The template of this recipe, which nobody has named. It is made where it isn't there; a lab for it is started.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made.
+    pub fn open_or_create(&self, recipe: &Recipe, place: &Place) -> Result<Template, Error> {
+        let recipe = recipe.clone().settled()?;
+        let key = recipe.key()?;
+        if let Place::Lab { .. } = place {
+            lab::connect_or_start(&recipe, &key, &self.cache)?;
+            return Ok(Template {
+                recipe,
+                made: SystemTime::now(),
+                saved: None,
+            });
+        }
+        loop {
+            match self.open(&key) {
+                Ok(Some(template)) => return Ok(template),
+                Err(error) if error.is_of_template() => drop(self.remove(&key)?),
+                opened => drop(opened?),
+            }
+            match self.create_unnamed(&recipe) {
+                // Somebody else is making it.
+                Err(Error::Busy(_)) => thread::sleep(POLL),
+                created => created?,
+            }
+        }
     }
 
     /// A machine that goes on from the template, waiting for its request: here, or in the template's lab, which is started if

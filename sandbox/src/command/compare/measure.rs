@@ -21,15 +21,28 @@ pub(super) struct Plan<'a> {
     pub(super) code: &'a str,
     pub(super) runs: u32,
     pub(super) limit: Duration,
+    /// The image's name, where a microVM is to be looked at that goes on from a template, too.
+    pub(super) warm: Option<String>,
     /// Needed to try what can be reached.
     pub(super) secret: Option<Secret<'a>>,
 }
 
 impl Plan<'_> {
-    /// How many things are done in each sandbox.
-    pub(super) fn steps(&self) -> u64 {
+    /// How many things are done in these sandboxes.
+    pub(super) fn steps(&self, backends: &[Backend]) -> u64 {
+        let warm = backends
+            .iter()
+            .filter(|&&backend| self.warm(backend).is_some());
+        (backends.len() + warm.count()) as u64 * self.steps_of_one()
+    }
+
+    fn steps_of_one(&self) -> u64 {
         let probes = self.secret.map_or(0, |_| Probe::ALL.len() as u64);
         2 * u64::from(self.runs) + probes
+    }
+
+    fn warm(&self, backend: Backend) -> Option<&String> {
+        self.warm.as_ref().filter(|_| backend == Backend::Microvm)
     }
 }
 
@@ -57,8 +70,12 @@ pub(super) struct Row {
     /// The most of all runs.
     pub(super) peak_memory: Option<u64>,
     pub(super) reach: BTreeMap<Probe, Reach>,
+    /// The same in one that goes on from a template, of which this one knows nothing.
+    pub(super) warm: Option<Box<Row>>,
     /// Why it could not be run.
     pub(super) error: Option<String>,
+    #[serde(skip)]
+    is_warm: bool,
     #[serde(skip)]
     unavailable: bool,
 }
@@ -85,9 +102,24 @@ impl Row {
             totals: Vec::new(),
             peak_memory: None,
             reach: BTreeMap::new(),
+            warm: None,
             error: None,
+            is_warm: false,
             unavailable: false,
         }
+    }
+
+    /// What readers call it.
+    pub(super) fn name(&self) -> &'static str {
+        match self.is_warm {
+            true => "microvm, warm",
+            false => self.backend.name(),
+        }
+    }
+
+    /// This one, and the warm one where there is one.
+    pub(super) fn both(&self) -> impl Iterator<Item = &Row> {
+        std::iter::once(self).chain(self.warm.as_deref())
     }
 
     /// Whether it is there at all.
@@ -118,8 +150,8 @@ impl Row {
     /// Where nothing else shows progress.
     pub(super) fn line(&self) -> String {
         match self.total {
-            Some(total) => format!("{}: {total:.3} s", self.backend),
-            None => format!("{}: {}", self.backend, self.answer()),
+            Some(total) => format!("{}: {total:.3} s", self.name()),
+            None => format!("{}: {}", self.name(), self.answer()),
         }
     }
 
@@ -150,14 +182,33 @@ impl Row {
 
 /// Runs all of it. What can't be done is in the row.
 pub(super) fn measure(host: &Host, backend: Backend, plan: &Plan<'_>, bar: &ProgressBar) -> Row {
+    let mut row = fill(Row::new(backend, host), plan, bar, || host.open(backend));
+    if let (Some(image), true) = (plan.warm(backend), row.has_run()) {
+        let mut warm = Row::new(backend, host);
+        warm.is_warm = true;
+        bar.set_message("microvm: making a template");
+        let open = || {
+            let microvm = host.microvm()?.warm(image.clone(), &host.cache)?;
+            Ok(Box::new(microvm) as Box<dyn Sandbox>)
+        };
+        row.warm = Some(Box::new(fill(warm, plan, bar, open)));
+    }
+    row
+}
+
+fn fill(
+    mut row: Row,
+    plan: &Plan<'_>,
+    bar: &ProgressBar,
+    open: impl FnOnce() -> Result<Box<dyn Sandbox>, Error>,
+) -> Row {
     let before = bar.position();
-    let mut row = Row::new(backend, host);
-    let done = host.open(backend).and_then(|sandbox| {
+    let done = open().and_then(|sandbox| {
         sandbox.check()?;
         row.boundary = Some(sandbox.boundary());
         run_all(&*sandbox, plan, bar, &mut row)
     });
-    bar.set_position(before + plan.steps());
+    bar.set_position(before + plan.steps_of_one());
     match done {
         Ok(()) => row,
         Err(error) => row.failed(&error),
@@ -170,7 +221,7 @@ fn run_all(
     bar: &ProgressBar,
     row: &mut Row,
 ) -> Result<(), Error> {
-    let backend = sandbox.backend();
+    let backend = row.name();
     for run in 1..=plan.runs {
         bar.set_message(format!(
             "{backend}: an empty program, {run} of {}",

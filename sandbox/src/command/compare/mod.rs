@@ -21,7 +21,7 @@ use minivm_guest::image::Source;
 
 use super::accel::AccelArg;
 use super::image::{self, PullArgs};
-use super::units;
+use super::{template, units};
 use measure::{Plan, Row};
 
 /// The variable that the sandboxes are not to see.
@@ -49,6 +49,9 @@ pub(super) struct CompareArgs {
     /// End a run after this time
     #[arg(long, value_name = "DURATION", value_parser = units::duration, default_value = "60s")]
     timeout: Duration,
+    /// Leave the microVM out that goes on from a template; the variable MINIVM_COLD means the same
+    #[arg(long)]
+    cold: bool,
     /// Don't try what the code could reach
     #[arg(long)]
     no_reach: bool,
@@ -73,7 +76,8 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         // Better now than after a minute.
         page::check(page)?;
     }
-    let host = args.host()?;
+    let image = args.image()?;
+    let host = args.host(image.as_ref())?;
     let backends = match &*args.backends {
         [] => &Backend::ALL,
         some => some,
@@ -82,17 +86,22 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         code: &args.code,
         runs: args.runs,
         limit: args.timeout,
+        warm: image
+            .filter(|_| !template::is_unwanted(args.cold))
+            .map(|image| image.to_string()),
         secret: (!args.no_reach).then_some(Secret {
             name: SECRET,
             value: &secret,
         }),
     };
-    let bar = args.bar(backends.len() as u64 * plan.steps());
+    let bar = args.bar(plan.steps(backends));
     let mut rows = Vec::new();
     for &backend in backends {
         let row = measure::measure(&host, backend, &plan, &bar);
         if bar.is_hidden() && !args.pull.quiet {
-            eprintln!("minivm: {}", row.line());
+            for row in row.both() {
+                eprintln!("minivm: {}", row.line());
+            }
         }
         rows.push(row);
     }
@@ -118,16 +127,20 @@ fn again_with_a_secret() -> anyhow::Result<ExitCode> {
 }
 
 impl CompareArgs {
-    fn host(&self) -> anyhow::Result<Host> {
+    /// The image, where a sandbox needs one.
+    fn image(&self) -> anyhow::Result<Option<Source>> {
         let needs_image = |backends: &[Backend]| {
             backends.is_empty() || backends.iter().any(|backend| backend.needs_image())
         };
-        let image = match (needs_image(&self.backends), &self.image) {
-            (false, _) => None,
-            (true, Some(image)) => Some(image.clone()),
-            (true, None) => Some(image::python()?),
-        };
-        let open = |source: Source| image::open(&source, &self.pull, &image::shelf()?);
+        match (needs_image(&self.backends), &self.image) {
+            (false, _) => Ok(None),
+            (true, Some(image)) => Ok(Some(image.clone())),
+            (true, None) => image::python().map(Some),
+        }
+    }
+
+    fn host(&self, image: Option<&Source>) -> anyhow::Result<Host> {
+        let open = |source: &Source| image::open(source, &self.pull, &image::shelf()?);
         Ok(Host {
             worker: Host::worker_beside(
                 &std::env::current_exe().context("cannot tell where minivm is")?,

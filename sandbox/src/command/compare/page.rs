@@ -25,6 +25,8 @@ struct Page<'a> {
     runs: u32,
     lab: bool,
     probes: Vec<&'static str>,
+    sandboxes: usize,
+    /// One for each of them, and one for the microVM that is warm.
     rows: Vec<PageRow>,
 }
 
@@ -91,14 +93,19 @@ fn render(code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<String> {
         runs,
         lab: rows.iter().any(|row| row.in_lab),
         probes: probes.iter().map(|probe| probe.name()).collect(),
-        rows: rows.iter().map(|row| page_row(row, probes, most)).collect(),
+        sandboxes: rows.len(),
+        rows: rows
+            .iter()
+            .flat_map(Row::both)
+            .map(|row| page_row(row, probes, most))
+            .collect(),
     };
     page.render().context("cannot make the page")
 }
 
 fn page_row(row: &Row, probes: &[Probe], most: Option<u64>) -> PageRow {
     PageRow {
-        name: row.backend.name(),
+        name: row.name(),
         in_lab: row.in_lab,
         answer: row.answer(),
         boundary: row.boundary.unwrap_or("–"),

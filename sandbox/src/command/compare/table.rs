@@ -29,9 +29,10 @@ pub(super) fn table(rows: &[Row]) -> Table {
             "boundary",
             "code reaches",
         ]);
-    for row in rows.iter().filter(|row| row.is_available()) {
+    let available = rows.iter().filter(|row| row.is_available());
+    for row in available.flat_map(Row::both) {
         table.add_row([
-            row.backend.name().to_owned(),
+            row.name().to_owned(),
             row.answer(),
             seconds(row.start_up),
             seconds(row.total) + if row.in_lab { " (lab)" } else { "" },

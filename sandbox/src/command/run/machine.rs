@@ -165,7 +165,7 @@ impl RunArgs {
 
     /// A machine that needs not be booted, if there is one.
     fn warm(&self, recipe: &Recipe, place: &Place) -> Option<Link> {
-        if self.cold || std::env::var_os("MINIVM_COLD").is_some_and(|cold| !cold.is_empty()) {
+        if template::is_unwanted(self.cold) {
             return None;
         }
         let templates = template::folder().ok()?;
