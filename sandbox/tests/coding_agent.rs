@@ -5,23 +5,15 @@
 #[path = "../examples/coding_agent.rs"]
 mod coding_agent;
 
-use std::path::PathBuf;
-
+use minivm_tests::given;
 use minivm_tests::output::Shared;
-
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    value
-        .unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test`"))
-        .into()
-}
 
 #[test]
 fn the_coding_agent_mends_the_repository_and_hands_the_diff_out() {
     let folder = tempfile::tempdir().unwrap();
     let printed = Shared::default();
-    let image = format!("dir:{}", variable("MINIVM_TEST_CODING_ROOT").display());
-    let minivm = variable("MINIVM_TEST_BINARY");
+    let image = format!("dir:{}", given::path("MINIVM_TEST_CODING_ROOT").display());
+    let minivm = given::path("MINIVM_TEST_BINARY");
     let diff =
         coding_agent::run(&image, &minivm, folder.path(), Box::new(printed.clone())).unwrap();
     let text = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -15,18 +15,13 @@ use minivm::machine::session::Event;
 use minivm::machine::{Files, Place};
 use minivm::{assets, cache};
 use minivm_guest::image::{self, Config, Image, Options, Unwatched};
+use minivm_tests::given;
 use minivm_tests::output::Shared;
-
-/// A Python image's root file system, which `cargo xtask` has made.
-fn python_root() -> PathBuf {
-    let initramfs = std::env::var_os("MINIVM_TEST_INITRAMFS").expect("cargo xtask test sets it");
-    Path::new(&initramfs).with_file_name("rootfs")
-}
 
 fn python_image() -> Image {
     let cache = cache::folder().unwrap();
     let store = minivm::images::Shelf::new(&cache).store();
-    let source = format!("dir:{}", python_root().display());
+    let source = format!("dir:{}", given::python_root().display());
     image::open(
         &source.parse().unwrap(),
         &store,

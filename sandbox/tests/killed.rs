@@ -5,12 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use minivm_tests::program::{ends_until, run};
+use minivm_tests::{busybox, given};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sha2::{Digest, Sha256};
@@ -33,13 +34,10 @@ impl Home {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
-        for name in ["root/bin", "tmp", "cache"] {
+        for name in ["tmp", "cache"] {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in ["sh", "cat", "echo"] {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
+        busybox::make_root(&root, "sh cat echo");
         // Making the archive is to take a while.
         fs::write(root.join("data"), vec![b'x'; 8 << 20]).unwrap();
         let lab_kernel = match std::env::var_os("MINIVM_LAB_KERNEL") {
@@ -54,7 +52,7 @@ impl Home {
     }
 
     fn minivm(&self) -> Command {
-        let kernel = std::env::var_os("MINIVM_TEST_KERNEL").expect("run `cargo xtask test`");
+        let kernel = given::path("MINIVM_TEST_KERNEL");
         // The optimized one where there is one: in the lab it runs emulated.
         let optimized = std::env::var_os("MINIVM_TEST_BINARY");
         let binary = optimized.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into());

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use minivm_tests::given;
 use minivm_tests::program::{self, Ended};
 use serde_json::Value;
 
@@ -35,7 +36,7 @@ frame.onload = () => {
 </script>"##;
 
 fn compare(args: &[&str]) -> Ended {
-    let release = std::env::var_os("MINIVM_TEST_BINARY").expect("run `cargo xtask test`");
+    let release = given::path("MINIVM_TEST_BINARY");
     program::run(Command::new(release).arg("compare").args(args), PATIENCE)
 }
 

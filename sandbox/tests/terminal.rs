@@ -4,19 +4,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use minivm_tests::image::Elf;
 use minivm_tests::program::ends_until;
+use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, OutputModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, OutputModes};
 use tempfile::TempDir;
 
 /// How long anything here may take.
@@ -43,19 +41,13 @@ const ECHO: [u8; 31] = [
 /// minivm in a terminal of its own.
 struct Session {
     child: Child,
-    /// What a user has: keys, and a screen.
-    keys: File,
-    screen: Receiver<u8>,
-    /// The terminal, as minivm has it.
-    terminal: File,
-    /// Its settings before minivm was started.
+    terminal: Terminal,
+    screen: Receiver<Vec<u8>>,
+    /// What has come and was not expected yet.
+    seen: VecDeque<u8>,
+    /// The terminal's settings before minivm was started.
     before: String,
     _files: TempDir,
-}
-
-/// The settings, in words.
-fn settings(termios: &Termios) -> String {
-    format!("{termios:?}")
 }
 
 impl Session {
@@ -64,56 +56,35 @@ impl Session {
         let files = tempfile::tempdir().unwrap();
         let path = files.path().join("kernel");
         std::fs::write(&path, kernel).unwrap();
-
-        let master =
-            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
-        let terminal = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(name)
-            .unwrap();
-        let before = settings(&tcgetattr(&terminal).unwrap());
-
-        let stdio = || Stdio::from(terminal.try_clone().unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_minivm"))
-            .args(["--accel", "kvm", "--kernel"])
-            .arg(&path)
-            .stdin(stdio())
-            .stdout(stdio())
-            .stderr(stdio())
-            .spawn()
-            .unwrap();
-        let keys = File::from(master);
-        let mut output = keys.try_clone().unwrap();
-        let (sender, screen) = channel();
-        thread::spawn(move || {
-            let mut byte = [0];
-            while let Ok(1) = output.read(&mut byte) {
-                if sender.send(byte[0]).is_err() {
-                    break;
-                }
-            }
-        });
+        let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
+        command.args(["--accel", "kvm", "--kernel"]).arg(&path);
+        let terminal = Terminal::new(24, 80);
         Session {
-            child,
-            keys,
-            screen,
+            before: terminal.settings_in_words(),
+            child: terminal.start(&mut command),
+            screen: terminal.screen(),
+            seen: VecDeque::new(),
             terminal,
-            before,
             _files: files,
         }
     }
 
+    /// Waits for the next byte.
+    fn next(&mut self) -> u8 {
+        while self.seen.is_empty() {
+            self.seen
+                .extend(self.screen.recv_timeout(PATIENCE).unwrap());
+        }
+        self.seen.pop_front().unwrap()
+    }
+
     /// Waits for the guest's next byte.
-    fn expect(&self, byte: u8) {
-        assert_eq!(self.screen.recv_timeout(PATIENCE).unwrap(), byte);
+    fn expect(&mut self, byte: u8) {
+        assert_eq!(self.next(), byte);
     }
 
     fn press(&mut self, keys: &[u8]) {
-        self.keys.write_all(keys).unwrap();
+        self.terminal.press(keys);
     }
 
     fn signal(&self, signal: Signal) {
@@ -121,7 +92,7 @@ impl Session {
     }
 
     fn assert_raw(&self) {
-        let now = tcgetattr(&self.terminal).unwrap();
+        let now = self.terminal.settings();
         let cooked = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
         assert!(!now.local_modes.intersects(cooked), "{now:?}");
         assert!(!now.output_modes.contains(OutputModes::OPOST), "{now:?}");
@@ -131,7 +102,7 @@ impl Session {
     fn end(&mut self) -> ExitStatus {
         assert!(ends_until(&self.child, Instant::now() + PATIENCE), "no end");
         let status = self.child.wait().unwrap();
-        assert_eq!(settings(&tcgetattr(&self.terminal).unwrap()), self.before);
+        assert_eq!(self.terminal.settings_in_words(), self.before);
         status
     }
 }
@@ -146,7 +117,7 @@ impl Drop for Session {
 
 /// A session with a guest that runs until it is ended.
 fn endless() -> Session {
-    let session = Session::start(&Elf::of_code(&[&SHOW, &LOOP]).bytes());
+    let mut session = Session::start(&Elf::of_code(&[&SHOW, &LOOP]).bytes());
     session.expect(b'.');
     session.assert_raw();
     session
@@ -201,7 +172,7 @@ fn a_guests_crash_leaves_the_terminal_as_it_was() {
 fn an_error_leaves_the_terminal_as_it_was() {
     let mut session = Session::start(b"not a kernel");
     assert_eq!(session.end().code(), Some(125));
-    let line: Vec<u8> = std::iter::from_fn(|| session.screen.recv_timeout(PATIENCE).ok())
+    let line: Vec<u8> = std::iter::repeat_with(|| session.next())
         .take_while(|&byte| byte != b'\n')
         .collect();
     let line = String::from_utf8(line).unwrap();

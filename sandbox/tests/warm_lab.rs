@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_tests::program::{self, Ended, Program, ends_until};
+use minivm_tests::{busybox, given};
 use rustix::process::{Pid, Signal, getsid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -44,14 +44,7 @@ impl Home {
     fn below(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        let root = path.join("root");
-        for name in ["bin", "etc", "tmp"] {
-            fs::create_dir_all(root.join(name)).unwrap();
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in APPLETS.split(' ') {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
+        busybox::make_root(&path.join("root"), APPLETS);
         let lab_kernel = match std::env::var_os("MINIVM_LAB_KERNEL") {
             Some(folder) => folder.into(),
             None => minivm::cache::folder().unwrap().join("kernel/lab/current"),
@@ -90,7 +83,7 @@ impl Home {
 
     /// `minivm run` in the lab, with an image of its own.
     fn run(&self, flags: &[&str], words: &[&str]) -> Command {
-        let kernel = std::env::var_os("MINIVM_TEST_KERNEL").expect("run `cargo xtask test`");
+        let kernel = given::path("MINIVM_TEST_KERNEL");
         let mut command = self.minivm();
         command.args(["run", "--quiet", "--accel", "lab", "--kernel"]);
         command.arg(kernel).args(flags);
@@ -250,6 +243,39 @@ fn the_first_run_boots_and_those_after_it_do_not() {
     // Nor does it use the one that is there.
     assert_eq!(home.report(&["--cold"], &["true"])["warm"], false);
     assert_eq!(home.keeper(), keeper);
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_comparison_shows_a_warm_machine_beside_one_that_boots() {
+    let home = Home::new();
+    let kernel = given::path("MINIVM_TEST_KERNEL");
+    let python = given::python_root();
+    let page = home.path.join("page.html");
+    let mut command = home.minivm();
+    command
+        .env("MINIVM_KERNEL", kernel.parent().unwrap())
+        .args(["compare", "--backends=microvm", "--runs=1", "--accel=lab"])
+        .args(["--no-reach", "--json", "--html"])
+        .arg(&page)
+        .arg(format!("dir:{}", python.display()));
+    let ended = program::run(&mut command, PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let rows: Vec<Value> = serde_json::from_slice(&ended.stdout).unwrap();
+    let [row] = &rows[..] else {
+        panic!("an object a backend: {rows:?}");
+    };
+    let warm = &row["warm"];
+    for row in [row, warm] {
+        let said = (&row["backend"], &row["stdout"]);
+        assert_eq!(said, (&"microvm".into(), &"4\n".into()));
+    }
+    let total = |row: &Value| row["total"].as_f64().unwrap();
+    // It is some fifty times; on a busy host, whatever boots is slower too.
+    assert!(total(warm) * 4.0 < total(row), "{row}");
+    assert!(is_there(home.keeper()));
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("<th>microvm, warm</th>"), "{page}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use minivm_guest::newc::{Archive, Attributes, Node};
+use minivm_tests::given;
 use minivm_tests::program::{Ended, Program};
 use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};
 
@@ -46,19 +47,8 @@ impl Linux {
             DebianCloud => "MINIVM_TEST_DEBIAN_CLOUD",
             DebianGeneric => "MINIVM_TEST_DEBIAN_GENERIC",
         };
-        copied(&COPIES[self as usize], variable)
+        COPIES[self as usize].get_or_init(|| given::copy(variable, &scratch("")))
     }
-}
-
-/// The file that `variable` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
-fn copied(copy: &'static OnceLock<PathBuf>, variable: &str) -> &'static Path {
-    copy.get_or_init(|| {
-        let file = std::env::var_os(variable)
-            .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"));
-        let copy = scratch(variable);
-        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{variable} {file:?}: {error}"));
-        copy
-    })
 }
 
 /// A file of the tests' own.
@@ -198,7 +188,8 @@ impl Write for Console {
 
 fn minivm(linux: Linux, initramfs: &Path, cmdline: &str, flags: &[&str]) -> Program {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    let mut command = Command::new(copied(&COPY, "MINIVM_TEST_BINARY"));
+    let mut command =
+        Command::new(COPY.get_or_init(|| given::copy("MINIVM_TEST_BINARY", &scratch(""))));
     command.args(["--accel", "kvm", "--cmdline", cmdline]);
     command.arg("--kernel").arg(linux.path());
     command.arg("--initramfs").arg(initramfs);
@@ -335,7 +326,7 @@ fn memory_above_the_hole_is_found() {
 fn python_prints_4_and_nothing_else() {
     let _shared = shared();
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    let initramfs = copied(&COPY, "MINIVM_TEST_INITRAMFS");
+    let initramfs = COPY.get_or_init(|| given::copy("MINIVM_TEST_INITRAMFS", &scratch("")));
     let cmdline = "reboot=t panic=-1 quiet loglevel=0";
     let ended = minivm(OurVmlinux, initramfs, cmdline, &[]).end(PATIENCE);
     assert_orderly(&ended);

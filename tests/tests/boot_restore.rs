@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use minivm_guest::newc::{Archive, Attributes, Node};
+use minivm_tests::given;
 use minivm_tests::program::{Ended, Program, run};
 
 /// How long anything may take, in the lab, which is slow.
@@ -30,17 +31,6 @@ echo \"heard $word\"
 /bin/busybox poweroff -f
 ";
 
-/// The file that `variable` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
-fn copied(copy: &'static OnceLock<PathBuf>, variable: &str) -> &'static Path {
-    copy.get_or_init(|| {
-        let file = std::env::var_os(variable)
-            .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"));
-        let copy = scratch(&format!("restore-{variable}"));
-        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{variable} {file:?}: {error}"));
-        copy
-    })
-}
-
 /// A file of the tests' own.
 fn scratch(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
@@ -48,7 +38,7 @@ fn scratch(name: &str) -> PathBuf {
 
 fn minivm() -> Command {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    Command::new(copied(&COPY, "MINIVM_TEST_BINARY"))
+    Command::new(COPY.get_or_init(|| given::copy("MINIVM_TEST_BINARY", &scratch(""))))
 }
 
 fn initramfs() -> PathBuf {
@@ -78,7 +68,7 @@ fn boot(socket: &Path) -> Program {
     static KERNEL: OnceLock<PathBuf> = OnceLock::new();
     let mut command = minivm();
     command.args(["--accel", "kvm", "--memory", "64M", "--kernel"]);
-    command.arg(copied(&KERNEL, "MINIVM_TEST_KERNEL"));
+    command.arg(KERNEL.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch(""))));
     command.arg("--initramfs").arg(initramfs());
     let cmdline = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t";
     command.args(["--cmdline", cmdline]).arg("--control");

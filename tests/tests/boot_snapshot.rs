@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use minivm_guest::newc::{Archive, Attributes, Node};
+use minivm_tests::given;
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
 use sha2::{Digest, Sha256};
 
@@ -128,13 +129,7 @@ fn shell() -> Config {
 
 fn config(initramfs: &Path, cpus: u8) -> Config {
     static KERNEL: OnceLock<PathBuf> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| {
-        let file = std::env::var_os("MINIVM_TEST_KERNEL")
-            .expect("MINIVM_TEST_KERNEL is not set: run `cargo xtask test`");
-        let copy = scratch("snapshot-vmlinux");
-        fs::copy(file, &copy).unwrap();
-        copy
-    });
+    let kernel = KERNEL.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")));
     Config {
         initramfs: Some(initramfs.into()),
         cmdline: "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t".into(),

@@ -1,6 +1,6 @@
 //! The sandboxes under test, and running code in them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use minivm::cache;
 use minivm::images::Shelf;
 use minivm::machine::Place;
 use minivm_guest::image::{self, Options, Source, Unwatched};
+use minivm_tests::given;
 use minivm_tests::output::Shared;
 
 /// How long anything may take that is to end by itself. The lab is slow, and several run at once.
@@ -23,13 +24,6 @@ pub(crate) fn minivm() -> PathBuf {
     release.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into())
 }
 
-/// A root file system with Python.
-pub(crate) fn root() -> PathBuf {
-    let archive = std::env::var_os("MINIVM_TEST_INITRAMFS")
-        .expect("MINIVM_TEST_INITRAMFS is not set: run `cargo xtask test`");
-    Path::new(&archive).with_file_name("rootfs")
-}
-
 pub(crate) fn host() -> &'static Host {
     static HOST: OnceLock<Host> = OnceLock::new();
     HOST.get_or_init(|| {
@@ -37,7 +31,7 @@ pub(crate) fn host() -> &'static Host {
         let options = Options::default();
         let shelf = Shelf::new(&cache);
         let image = image::open(
-            &Source::Folder(root()),
+            &Source::Folder(given::python_root()),
             &shelf.store(),
             &options,
             &Unwatched,

@@ -46,7 +46,10 @@ fn start(sandbox: &dyn Sandbox, folder: &Path) -> Child {
     command.args(["run", "-q", "--backend", sandbox.backend().name()]);
     command.args(["--code", "print('begun')\nwhile True:\n    pass"]);
     command.env("TMPDIR", folder);
-    command.env("MINIVM_IMAGE", format!("dir:{}", host::root().display()));
+    command.env(
+        "MINIVM_IMAGE",
+        format!("dir:{}", minivm_tests::given::python_root().display()),
+    );
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

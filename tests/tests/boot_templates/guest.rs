@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -15,6 +14,7 @@ use minivm::templates::{Template, Templates};
 use minivm_guest::channel::{Request, Status};
 use minivm_tests::output::Shared;
 use minivm_tests::program::{self, Ended};
+use minivm_tests::{busybox, given};
 use serde_json::Value;
 
 /// How long a run may take, or any wait in it.
@@ -36,37 +36,19 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// What `variable` says, which `cargo xtask test` sets.
-fn variable(variable: &str) -> PathBuf {
-    std::env::var_os(variable)
-        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
-        .into()
-}
-
 /// How often something is done: what `variable` says, or so often.
 pub(crate) fn times(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).map_or(otherwise, |times| times.parse().unwrap())
 }
 
-/// The file that `name` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
-fn copied(copy: &'static OnceLock<PathBuf>, name: &str) -> &'static Path {
-    copy.get_or_init(|| {
-        let file = variable(name);
-        let copy = scratch(name);
-        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{name} {file:?}: {error}"));
-        copy
-    })
-}
-
 pub(crate) fn kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    copied(&COPY, "MINIVM_TEST_KERNEL")
+    COPY.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")))
 }
 
 /// The image with Python.
 pub(crate) fn python_image() -> String {
-    let root = variable("MINIVM_TEST_INITRAMFS").with_file_name("rootfs");
-    format!("dir:{}", root.display())
+    format!("dir:{}", given::python_root().display())
 }
 
 /// A root file system of busybox alone.
@@ -74,13 +56,7 @@ pub(crate) fn small_root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
         let root = scratch("root");
-        for folder in ["bin", "etc", "tmp"] {
-            fs::create_dir_all(root.join(folder)).unwrap();
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in APPLETS.split(' ') {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
+        busybox::make_root(&root, APPLETS);
         root
     })
 }
@@ -106,7 +82,8 @@ pub(crate) fn templates() -> Templates {
 /// `minivm` with that cache.
 pub(crate) fn minivm() -> Command {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    let mut command = Command::new(copied(&COPY, "MINIVM_TEST_BINARY"));
+    let mut command =
+        Command::new(COPY.get_or_init(|| given::copy("MINIVM_TEST_BINARY", &scratch(""))));
     command.env("XDG_CACHE_HOME", scratch("cache"));
     command.env_remove("MINIVM_COLD");
     command

@@ -2,16 +2,17 @@
 //!
 //! What can't be the same stands in [`what_cannot_be_the_same_is_known`].
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
+use std::time::Instant;
 
+use minivm_tests::busybox;
 use minivm_tests::program::{Program, ends_until};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use minivm_tests::terminal::Terminal;
 
 use crate::guest::{
     Made, PATIENCE, python, python_image, run, run_from, scratch, small, small_image, small_root,
@@ -370,51 +371,16 @@ fn files_come_out_the_same() {
     assert_eq!(files(&warm).2.len(), 256);
 }
 
-/// What `docker save` would write of the small image, with a command of its own.
+/// The small image, with a command of its own.
 fn saved() -> String {
-    let folder = scratch("saved");
-    fs::create_dir_all(&folder).unwrap();
-    let tar = |from: &Path, archive: &Path, names: &[&str]| {
-        let mut tar = Command::new("/bin/busybox");
-        tar.arg("tar")
-            .arg("-C")
-            .arg(from)
-            .arg("-cf")
-            .arg(archive)
-            .args(names);
-        assert!(tar.status().unwrap().success());
-    };
-    let layer = folder.join("layer.tar");
-    tar(small_root(), &layer, &["."]);
-    let sum = Command::new("/bin/busybox")
-        .arg("sha256sum")
-        .arg(&layer)
-        .output()
-        .unwrap();
-    let sum = String::from_utf8(sum.stdout).unwrap();
-    let config = serde_json::json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {
-            "Entrypoint": ["/bin/sh", "-c", "echo $0 $1 $GREETING from $(pwd); cat /proc/self/status | head -n 12; exit 6"],
-            "Cmd": ["image", "says"],
-            "Env": ["GREETING=hello", "PATH=/bin"],
-            "WorkingDir": "/data/work",
-            "User": "1000",
-        },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", &sum[..64])] },
-    });
-    fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let manifest =
-        r#"[{"Config": "config.json", "RepoTags": ["test:1"], "Layers": ["layer.tar"]}]"#;
-    fs::write(folder.join("manifest.json"), manifest).unwrap();
-    let archive = scratch("saved.tar");
-    tar(
-        &folder,
-        &archive,
-        &["manifest.json", "config.json", "layer.tar"],
-    );
-    format!("docker-archive:{}", archive.display())
+    let config = r#"{
+        "Entrypoint": ["/bin/sh", "-c", "echo $0 $1 $GREETING from $(pwd); cat /proc/self/status | head -n 12; exit 6"],
+        "Cmd": ["image", "says"],
+        "Env": ["GREETING=hello", "PATH=/bin"],
+        "WorkingDir": "/data/work",
+        "User": "1000"
+    }"#;
+    busybox::save_image(small_root(), config, &scratch("saved"))
 }
 
 #[test]
@@ -448,48 +414,17 @@ fn an_images_own_command_is_the_same() {
 
 /// All that is on the screen of a terminal that a run has.
 fn on_screen(mut command: Command) -> (Option<i32>, String) {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let size = Winsize {
-        ws_row: 33,
-        ws_col: 77,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    tcsetwinsize(&master, size).unwrap();
-    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
-    let terminal = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(name)
-        .unwrap();
-    let stdio = || Stdio::from(terminal.try_clone().unwrap());
-    let mut child = command
-        .stdin(stdio())
-        .stdout(stdio())
-        .stderr(stdio())
-        .spawn()
-        .unwrap();
-    drop(command);
-    drop(terminal);
-    let mut master = File::from(master);
-    let mut output = master.try_clone().unwrap();
-    let reading = thread::spawn(move || {
-        let mut screen = Vec::new();
-        // It fails with the terminal's last user.
-        let _ = output.read_to_end(&mut screen);
-        screen
-    });
-    master.write_all(b"typed\r").unwrap();
-    let ended = ends_until(&child, std::time::Instant::now() + PATIENCE);
+    let mut terminal = Terminal::new(33, 77);
+    let mut child = terminal.start(&mut command);
+    terminal.let_go();
+    let screen = terminal.screen();
+    terminal.press(b"typed\r");
+    let ended = ends_until(&child, Instant::now() + PATIENCE);
     let _ = child.kill();
     let code = child.wait().unwrap().code();
     assert!(ended, "no end");
-    (
-        code,
-        String::from_utf8_lossy(&reading.join().unwrap()).into_owned(),
-    )
+    let seen: Vec<u8> = screen.iter().flatten().collect();
+    (code, String::from_utf8_lossy(&seen).into_owned())
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use minivm_tests::given;
+
 use crate::tape::{Attributes, Tape, mode, name};
-use crate::tools::{given, tool};
+use crate::tools::tool;
 
 /// An OCI layout with the images, and other forms of them.
 pub(crate) struct Images {
@@ -113,7 +115,7 @@ fn python(images: &Images, layout: &str) {
     let bundle = images.folder.join("bundle");
     let bundle = bundle.to_str().unwrap();
     tool(&["umoci", "unpack", "--image", &image, bundle]);
-    let demo = given("MINIVM_TEST_INITRAMFS").with_file_name("rootfs");
+    let demo = given::python_root();
     let from = format!("{}/.", demo.display());
     tool(&["cp", "-a", &from, &format!("{bundle}/rootfs/")]);
     tool(&["umoci", "repack", "--image", &image, bundle]);

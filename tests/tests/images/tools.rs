@@ -9,20 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_tests::given;
 use minivm_tests::program::{Ended, ends_until, run};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// How long a tool, or `minivm` without a guest, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What `cargo xtask test` has put into the environment.
-pub(crate) fn given(variable: &str) -> PathBuf {
-    let value = std::env::var_os(variable);
-    value
-        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
-        .into()
-}
 
 /// A folder of a test's own. It is not in `/tmp`, of which the lab has one of its own.
 pub(crate) fn folder() -> TempDir {
@@ -47,9 +40,9 @@ impl Minivm {
     }
 
     pub(crate) fn command(&self) -> Command {
-        let kernel = given("MINIVM_TEST_KERNEL");
-        let lab = given("MINIVM_TEST_LAB_KERNEL");
-        let mut command = Command::new(given("MINIVM_TEST_BINARY"));
+        let kernel = given::path("MINIVM_TEST_KERNEL");
+        let lab = given::path("MINIVM_TEST_LAB_KERNEL");
+        let mut command = Command::new(given::path("MINIVM_TEST_BINARY"));
         command
             .env("XDG_CACHE_HOME", self.cache.path())
             .env("MINIVM_COLD", "1")

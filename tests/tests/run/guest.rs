@@ -1,13 +1,14 @@
 //! How the tests run the command: the kernel, the images, and a cache of their own.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use minivm_tests::program::{self, Ended, Program};
+use minivm_tests::{busybox, given};
 
 /// How long a run may take, or any wait in it: in the lab, Debian's kernels take five seconds to boot, alone.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,31 +29,14 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// What `variable` says, which `cargo xtask test` sets.
-fn variable(variable: &str) -> PathBuf {
-    std::env::var_os(variable)
-        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
-        .into()
-}
-
-/// The file that `name` names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
-fn copied(copy: &'static OnceLock<PathBuf>, name: &str) -> &'static Path {
-    copy.get_or_init(|| {
-        let file = variable(name);
-        let copy = scratch(name);
-        fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{name} {file:?}: {error}"));
-        copy
-    })
-}
-
 pub(crate) fn our_kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    copied(&COPY, "MINIVM_TEST_KERNEL")
+    COPY.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")))
 }
 
 pub(crate) fn debians_kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    copied(&COPY, "MINIVM_TEST_DEBIAN_CLOUD")
+    COPY.get_or_init(|| given::copy("MINIVM_TEST_DEBIAN_CLOUD", &scratch("")))
 }
 
 /// A root file system of busybox, a few users, and files that can't be executed.
@@ -62,12 +46,9 @@ pub(crate) fn small_root() -> &'static Path {
         let root = scratch("root");
         // What another run left would be added to.
         let _ = fs::remove_dir_all(&root);
-        for folder in ["bin", "etc", "root", "home/app", "data"] {
+        busybox::make_root(&root, APPLETS);
+        for folder in ["root", "home/app", "data"] {
             fs::create_dir_all(root.join(folder)).unwrap();
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
-        for applet in APPLETS.split_whitespace() {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         for (name, text, mode) in [
             ("etc/passwd", PASSWD, 0o644),
@@ -87,7 +68,8 @@ pub(crate) fn small_root() -> &'static Path {
 /// `minivm` with a cache that is no user's.
 pub(crate) fn minivm() -> Command {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    let mut command = Command::new(copied(&COPY, "MINIVM_TEST_BINARY"));
+    let mut command =
+        Command::new(COPY.get_or_init(|| given::copy("MINIVM_TEST_BINARY", &scratch(""))));
     command.env("XDG_CACHE_HOME", scratch("cache"));
     // Every machine boots, and nothing is left running.
     command.env("MINIVM_COLD", "1");

@@ -1,10 +1,9 @@
 //! An image with a configuration of its own, run and built.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::OnceLock;
 
+use minivm_tests::busybox;
 use minivm_tests::program::{self, Program};
 use rustix::process::Signal;
 
@@ -13,62 +12,20 @@ use crate::guest::{
     small_root, text_of,
 };
 
-/// What `docker save` would write of an image of the small root file system.
+/// An image of the small root file system, with a configuration of its own.
 fn saved() -> &'static str {
     static SAVED: OnceLock<String> = OnceLock::new();
     SAVED.get_or_init(|| {
-        let folder = scratch("saved");
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        let layer = folder.join("layer.tar");
-        tar(&small_root().to_owned(), &layer, &["."]);
-        let output = Command::new("/bin/busybox")
-            .arg("sha256sum")
-            .arg(&layer)
-            .output()
-            .unwrap();
-        let digest = String::from_utf8(output.stdout)
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap()
-            .to_owned();
-        let config = serde_json::json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {
-                "Entrypoint": ["/bin/sh", "-c", "echo $0 $1 $GREETING from $(pwd), user $(id -u)"],
-                "Cmd": ["image", "says"],
-                "Env": ["GREETING=hello", "PATH=/bin"],
-                "WorkingDir": "/data/work",
-                "User": "app",
-                "StopSignal": "SIGUSR2",
-            },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
-        });
-        fs::write(folder.join("config.json"), config.to_string()).unwrap();
-        let manifest =
-            r#"[{"Config": "config.json", "RepoTags": ["test:1"], "Layers": ["layer.tar"]}]"#;
-        fs::write(folder.join("manifest.json"), manifest).unwrap();
-        let archive = scratch("saved.tar");
-        tar(
-            &folder,
-            &archive,
-            &["manifest.json", "config.json", "layer.tar"],
-        );
-        format!("docker-archive:{}", archive.display())
+        let config = r#"{
+            "Entrypoint": ["/bin/sh", "-c", "echo $0 $1 $GREETING from $(pwd), user $(id -u)"],
+            "Cmd": ["image", "says"],
+            "Env": ["GREETING=hello", "PATH=/bin"],
+            "WorkingDir": "/data/work",
+            "User": "app",
+            "StopSignal": "SIGUSR2"
+        }"#;
+        busybox::save_image(small_root(), config, &scratch("saved"))
     })
-}
-
-fn tar(folder: &PathBuf, archive: &PathBuf, names: &[&str]) {
-    let mut tar = Command::new("/bin/busybox");
-    tar.arg("tar")
-        .arg("-C")
-        .arg(folder)
-        .arg("-cf")
-        .arg(archive)
-        .args(names);
-    assert!(tar.status().unwrap().success());
 }
 
 #[test]

@@ -1,82 +1,34 @@
 //! `-t`: the command has a terminal, and the user's is as it was afterwards.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::Child;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use minivm_tests::program::ends_until;
+use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::LocalModes;
 
 use crate::guest::{AT_ONCE, PATIENCE, shell};
 
 /// minivm in a terminal of its own.
 struct Session {
     child: Child,
-    keys: File,
+    terminal: Terminal,
     screen: Receiver<Vec<u8>>,
     seen: String,
-    terminal: File,
     before: String,
-}
-
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    }
-}
-
-/// All of a terminal's settings, to be compared.
-fn settings(terminal: &Termios) -> String {
-    format!("{terminal:?}")
 }
 
 impl Session {
     fn start(flags: &[&str], script: &str) -> Self {
-        let master =
-            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        tcsetwinsize(&master, size(33, 77)).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
-        let terminal = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(name)
-            .unwrap();
-        let before = settings(&tcgetattr(&terminal).unwrap());
-        let stdio = || Stdio::from(terminal.try_clone().unwrap());
-        let mut command = shell(flags, script);
-        let child = command
-            .stdin(stdio())
-            .stdout(stdio())
-            .stderr(stdio())
-            .spawn()
-            .unwrap();
-        let keys = File::from(master);
-        let mut output = keys.try_clone().unwrap();
-        let (sender, screen) = channel();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(len @ 1..) = output.read(&mut buffer) {
-                if sender.send(buffer[..len].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
+        let terminal = Terminal::new(33, 77);
         Session {
-            child,
-            keys,
-            screen,
+            before: terminal.settings_in_words(),
+            child: terminal.start(&mut shell(flags, script)),
+            screen: terminal.screen(),
             seen: String::new(),
             terminal,
-            before,
         }
     }
 
@@ -94,10 +46,6 @@ impl Session {
         self.seen = rest.to_owned();
     }
 
-    fn press(&mut self, keys: &[u8]) {
-        self.keys.write_all(keys).unwrap();
-    }
-
     /// Waits for the end, and checks that the terminal is as it was.
     fn end(&mut self) -> Option<i32> {
         assert!(
@@ -106,7 +54,7 @@ impl Session {
             self.seen
         );
         let status = self.child.wait().unwrap();
-        assert_eq!(settings(&tcgetattr(&self.terminal).unwrap()), self.before);
+        assert_eq!(self.terminal.settings_in_words(), self.before);
         status.code()
     }
 }
@@ -125,26 +73,26 @@ fn a_terminal_has_a_name_a_size_and_keys() {
                   echo ready; until [ \"$line\" = last ]; do read -r line && echo got $line; done; cat; echo over; exit 5";
     let mut session = Session::start(&["-t"], script);
     session.expect("/dev/pts/0\r\n33 77\r\nxterm\r\nready\r\n");
-    let now = tcgetattr(&session.terminal).unwrap();
+    let now = session.terminal.settings();
     assert!(
         !now.local_modes
             .intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG),
         "{now:?}"
     );
     // The guest's terminal echoes, and edits lines.
-    session.press(b"wrong\x15hello\r");
+    session.terminal.press(b"wrong\x15hello\r");
     session.expect("hello\r\n");
     session.expect("got hello\r\n");
-    tcsetwinsize(&session.keys, size(50, 132)).unwrap();
+    session.terminal.resize(50, 132);
     // Who is no session's leader isn't told by the kernel.
     kill_process(Pid::from_child(&session.child), Signal::WINCH).unwrap();
     session.expect("50 132\r\n");
     session.expect("resized\r\n");
-    session.press(b"\x03");
+    session.terminal.press(b"\x03");
     session.expect("interrupted\r\n");
-    session.press(b"last\r");
+    session.terminal.press(b"last\r");
     session.expect("got last\r\n");
-    session.press(b"\x04");
+    session.terminal.press(b"\x04");
     session.expect("over\r\n");
     assert_eq!(session.end(), Some(5));
 }
@@ -153,7 +101,7 @@ fn a_terminal_has_a_name_a_size_and_keys() {
 fn every_end_leaves_the_terminal_as_it_was() {
     let mut escaped = Session::start(&["-t"], "trap '' INT; echo ready; while :; do :; done");
     escaped.expect("ready");
-    escaped.press(b"\x01x");
+    escaped.terminal.press(b"\x01x");
     assert_eq!(escaped.end(), Some(130));
     let mut late = Session::start(
         &["-t", "--timeout", "1s"],

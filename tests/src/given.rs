@@ -1,0 +1,36 @@
+//! What `cargo xtask test` gives to tests in their environment.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The path that a variable names.
+///
+/// # Panics
+///
+/// Where it isn't set.
+pub fn path(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
+        .into()
+}
+
+/// The file that a variable names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
+///
+/// # Panics
+///
+/// Where it isn't set, or there is no such file.
+pub fn copy(variable: &str, folder: &Path) -> PathBuf {
+    let file = path(variable);
+    let copy = folder.join(variable);
+    fs::copy(&file, &copy).unwrap_or_else(|error| panic!("{variable} {file:?}: {error}"));
+    copy
+}
+
+/// The root file system with Python, from which `MINIVM_TEST_INITRAMFS` was made.
+///
+/// # Panics
+///
+/// Where that isn't set.
+pub fn python_root() -> PathBuf {
+    path("MINIVM_TEST_INITRAMFS").with_file_name("rootfs")
+}
