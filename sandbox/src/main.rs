@@ -4,10 +4,8 @@ mod command;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    match command::Cli::parse().run() {
+    match command::Cli::understand().run() {
         Ok(code) => code,
         Err(error) => {
             eprintln!("minivm: {error:#}");

@@ -427,6 +427,9 @@ fn wrong_usage_is_told_apart() {
         (&["--kernel", "k", "--no-such-flag"], "'--no-such-flag'"),
         (&["no-such-command"], "'no-such-command'"),
         (&["--initramfs", "i"], "--kernel <FILE>"),
+        (&["--kernel", "k", "doctor"], "--kernel is for"),
+        (&["--cpus", "2", "prune"], "not before `prune`"),
+        (&["-v"], "--kernel <FILE>"),
         (&[], "--kernel <FILE>"),
     ] {
         let ended = run(minivm().args(arguments), PATIENCE);
@@ -540,7 +543,8 @@ fn help_names_every_flag() {
 
 #[test]
 fn the_doctors_json_is_a_list_of_checks() {
-    let ended = run(minivm().args(["doctor", "--json"]), PATIENCE);
+    // Where `-v` stands doesn't matter.
+    let ended = run(minivm().args(["-v", "doctor", "--json"]), PATIENCE);
     let checks: Vec<serde_json::Value> = serde_json::from_slice(&ended.stdout).unwrap();
     assert!(!checks.is_empty());
     for check in checks {

@@ -22,7 +22,9 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -33,8 +35,8 @@ const EXIT_TIMEOUT: u8 = 124;
 #[derive(Parser)]
 #[command(
     version,
-    args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
+    override_usage = "minivm [OPTIONS] --kernel <FILE>\n       minivm [-v] <COMMAND>",
     after_help = "The terminal is the machine's serial console; in a terminal, Ctrl-A x ends the machine.\n\
                   Exit code: 0 when the guest shut down, 1 when it crashed, 125 when minivm failed, 2 for wrong usage."
 )]
@@ -89,6 +91,17 @@ enum Command {
 }
 
 impl Cli {
+    /// Understands the command line, or ends with what is wrong with it.
+    pub(crate) fn understand() -> Self {
+        let mut command = Cli::command();
+        let matches = command.get_matches_mut();
+        if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
+            let wrong = format!("--{flag} is for `minivm --kernel FILE`, and not before `{name}`");
+            command.error(ErrorKind::ArgumentConflict, wrong).exit();
+        }
+        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
     /// Does what the command line says.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
@@ -111,6 +124,13 @@ impl Cli {
             Some(Command::LabRelay(args)) => relay::run(args),
         }
     }
+}
+
+/// A flag of a machine that is booted without a command, if one was given. clap can refuse these itself, but then `-v` too.
+fn boot_flag(matches: &ArgMatches) -> Option<&str> {
+    let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let mut ids = matches.ids().map(clap::Id::as_str);
+    ids.find(|id| !["verbose", "BootArgs"].contains(id) && given(id))
 }
 
 fn log_to_stderr(verbose: u8) {
