@@ -82,19 +82,20 @@ impl Shelf {
         Store::new(self.folder.join("images"))
     }
 
-    /// Removes all images, archives and folders; says how many bytes they took. What is being made or used stays.
+    /// Removes all images, archives and folders; says how many bytes they took. What is being made or used stays, and so do the
+    /// archives `kept`.
     ///
     /// # Errors
     ///
     /// Where something can't be removed; [`Error::Pulling`] while images are being pulled.
-    pub fn clear(&self) -> Result<u64, Error> {
+    pub fn clear(&self, kept: &[PathBuf]) -> Result<u64, Error> {
         let store = self.store();
         let mut freed = 0;
         if store.folder().exists() {
             let _alone = store.hold_alone()?.ok_or(Error::Pulling)?;
-            freed += clear(store.folder(), Some(&store.lock_path()))?;
+            freed += clear(store.folder(), &[store.lock_path()])?;
         }
-        freed += clear(&self.folder.join("initramfs"), None)?;
+        freed += clear(&self.folder.join("initramfs"), kept)?;
         Ok(freed + root::clear(&self.folder.join("rootfs"))?)
     }
 
@@ -206,14 +207,14 @@ impl Archive {
 
 /// Removes the files in a folder and below it; says how many bytes they took. Files that somebody has locked stay, and so does
 /// `kept`. Somebody else may be at it too.
-fn clear(folder: &Path, kept: Option<&Path>) -> Result<u64, Error> {
+fn clear(folder: &Path, kept: &[PathBuf]) -> Result<u64, Error> {
     let Some(entries) = found(fs::read_dir(folder), "read", folder)? else {
         return Ok(0);
     };
     let mut freed = 0;
     for entry in entries {
         let path = entry.map_err(failed("read", folder))?.path();
-        if kept == Some(&*path) {
+        if kept.contains(&path) {
             continue;
         }
         let Some(metadata) = found(fs::symlink_metadata(&path), "read", &path)? else {
@@ -307,10 +308,12 @@ fn build_named(
     path: &Path,
     folder: &Path,
 ) -> Result<Summary, Error> {
+    fs::metadata(folder).map_err(failed("create a file in", folder))?;
     let file = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder)
-        .map_err(failed("create a file in", folder))?;
+        // Without the name that it would have had.
+        .map_err(|error| failed("create a file in", folder)(error.kind().into()))?;
     let summary = write(image, compression, &Limits::default(), file.as_file(), path)?;
     file.as_file().sync_data().map_err(failed("write", path))?;
     file.persist(path)
@@ -446,14 +449,14 @@ mod tests {
     fn an_archive_is_not_cleared_while_it_is_held() {
         let place = Place::new();
         let archive = place.shelf.archive(&place.image, || {}).unwrap();
-        assert_eq!(place.shelf.clear().unwrap(), 0);
+        assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
         let path = archive.path.clone();
         assert!(path.exists());
         let again = place.shelf.archive(&place.image, || {}).unwrap();
         drop(archive);
-        assert_eq!(place.shelf.clear().unwrap(), 0, "one of two is left");
+        assert_eq!(place.shelf.clear(&[]).unwrap(), 0, "one of two is left");
         drop(again);
-        assert!(place.shelf.clear().unwrap() > 0);
+        assert!(place.shelf.clear(&[]).unwrap() > 0);
         assert!(!path.exists());
     }
 
@@ -492,11 +495,11 @@ mod tests {
         fs::write(&blob, [0; 100]).unwrap();
         let pull = File::create(store.lock_path()).unwrap();
         flock(&pull, FlockOperation::LockShared).unwrap();
-        let error = place.shelf.clear().unwrap_err();
+        let error = place.shelf.clear(&[]).unwrap_err();
         assert!(matches!(error, Error::Pulling), "{error}");
         assert!(blob.exists());
         drop(pull);
-        assert_eq!(place.shelf.clear().unwrap(), 100);
+        assert_eq!(place.shelf.clear(&[]).unwrap(), 100);
         assert_eq!(place.names("cache/images"), ["blobs", "lock"]);
     }
 
@@ -508,7 +511,7 @@ mod tests {
         for number in 0..2000 {
             fs::write(initramfs.join(number.to_string()), "x").unwrap();
         }
-        let clear = || Shelf::new(cache.path()).clear().unwrap();
+        let clear = || Shelf::new(cache.path()).clear(&[]).unwrap();
         std::thread::scope(|scope| {
             let _others = [scope.spawn(clear), scope.spawn(clear)];
             clear();
@@ -520,7 +523,7 @@ mod tests {
     fn a_shelf_is_cleared_but_for_what_is_in_use() {
         let cache = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(cache.path());
-        assert_eq!(shelf.clear().unwrap(), 0, "there is nothing yet");
+        assert_eq!(shelf.clear(&[]).unwrap(), 0, "there is nothing yet");
         let blobs = cache.path().join("images/blobs/sha256");
         let initramfs = cache.path().join("initramfs");
         fs::create_dir_all(&blobs).unwrap();
@@ -531,7 +534,7 @@ mod tests {
         fs::write(cache.path().join("kernel/vmlinux"), [0; 3]).unwrap();
         let held = File::create(blobs.join("pulled")).unwrap();
         flock(&held, FlockOperation::LockExclusive).unwrap();
-        assert_eq!(shelf.clear().unwrap(), 120);
+        assert_eq!(shelf.clear(&[]).unwrap(), 120);
         assert!(blobs.join("pulled").exists());
         assert!(cache.path().join("kernel/vmlinux").exists());
         assert!(!blobs.join("a").exists() && !initramfs.join("b.cpio").exists());

@@ -520,6 +520,21 @@ fn output_that_nobody_reads_ends_it_as_it_ends_other_programs() {
 }
 
 #[test]
+fn what_another_sandbox_does_not_know_is_refused() {
+    for (arguments, part) in [
+        (&["dir:/tmp"][..], "runs no images: leave dir:/tmp out"),
+        (&["--cold"], "--cold is for the microVM"),
+        (&["--cpus", "2"], "--cpus is for the microVM"),
+    ] {
+        let mut command = minivm();
+        command.args(["run", "--backend", "monty", "--code", "print(4)"]);
+        let ended = run(command.args(arguments), PATIENCE);
+        assert_eq!((ended.code, ended.text().as_str()), (Some(125), ""));
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn help_names_every_flag() {
     let ended = run(minivm().arg("--help"), PATIENCE);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));

@@ -396,9 +396,9 @@ fn nothing_is_left_of_a_run_that_was_stopped() {
     });
     assert_eq!(processes_with(own_cache.path()), 0);
     let shelf = minivm::images::Shelf::new(own_cache.path());
-    assert_eq!(shelf.clear().unwrap(), 0, "the root is in use");
+    assert_eq!(shelf.clear(&[]).unwrap(), 0, "the root is in use");
     drop(sandbox);
-    assert!(shelf.clear().unwrap() > 1 << 20);
+    assert!(shelf.clear(&[]).unwrap() > 1 << 20);
     let kept = fs::read_dir(own_cache.path().join("rootfs")).unwrap();
     assert_eq!(kept.count(), 0);
 }

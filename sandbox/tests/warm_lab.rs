@@ -436,6 +436,38 @@ fn prune_ends_a_lab_that_nobody_uses() {
 
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
+fn a_template_with_a_name_outlives_its_lab_and_prune() {
+    let home = Home::new();
+    let kernel = given::path("MINIVM_TEST_KERNEL");
+    let mut create = home.minivm();
+    create.args(["template", "create", "kept", "--quiet", "--accel", "lab"]);
+    create.arg("--kernel").arg(kernel);
+    create.arg(format!("dir:{}", home.path.join("root").display()));
+    let ended = program::run(&mut create, PATIENCE);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let run = || {
+        let mut run = home.minivm();
+        run.args(["run", "--quiet", "--template", "kept", "--", "echo", "4"]);
+        program::run(&mut run, PATIENCE)
+    };
+    assert!(
+        home.prune()
+            .ends_with("ended 1 of the labs that were kept\n")
+    );
+    assert_end(&run(), 0, "4\n", "");
+
+    // Without what it is made of, it is told, and no lab is started for it.
+    home.prune();
+    fs::remove_dir_all(home.path.join("cache/minivm/initramfs")).unwrap();
+    let ended = run();
+    assert_eq!((ended.code, ended.text().as_str()), (Some(125), ""));
+    let told = "minivm: the archive of the template's image is gone, ";
+    assert!(ended.stderr.starts_with(told), "{}", ended.stderr);
+    assert_eq!(home.keepers(), [0; 0]);
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
 fn a_template_that_cannot_be_made_holds_nothing_up() {
     let home = Home::new();
     let run = || {

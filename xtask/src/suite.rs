@@ -1,6 +1,6 @@
 //! Running the tests: each test program here, or in the lab where a boot needs a KVM that this machine doesn't have.
 
-use std::io::{BufRead, BufReader, Write, stdout};
+use std::io::{self, BufRead, BufReader, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -162,17 +162,16 @@ fn bounded() -> Command {
     command
 }
 
-/// Runs a command, shows its output as it comes, and sums what its tests say. A command that fails without a failed test
+/// Runs a command, hands its outputs on as they come, both as one, and sums what its tests say. A command that fails without a failed test
 /// (it crashed, or took too long) is an error.
 fn count(command: &mut Command, shown_to: &mut impl Write) -> Result<Tally> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(|error| cannot_start(command, &error))?;
-    let output = child
-        .stdout
-        .take()
-        .context("the test's stdout is not a pipe")?;
+    let (output, input) = io::pipe().context("cannot create a pipe")?;
+    let copy = input.try_clone().context("cannot copy a pipe")?;
+    command.stdin(Stdio::null()).stdout(input).stderr(copy);
+    let child = command.spawn();
+    // Our own ends, or the pipe would have no end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child.map_err(|error| cannot_start(command, &error))?;
     let mut tally = Tally::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read the test's output")?;

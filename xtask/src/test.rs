@@ -128,7 +128,7 @@ impl Run {
         });
     }
 
-    /// Runs the test programs in two lanes. Those in the lab keep one processor busy, and the others run beside them.
+    /// Runs the test programs in two lanes: those that run in the lab, and the others, some of which start labs themselves.
     fn test(
         &mut self,
         tests: &[Executable],
@@ -143,13 +143,14 @@ impl Run {
             for lane in [in_lab, here] {
                 scope.spawn(move || {
                     for (test, way) in lane {
+                        let name = way.name(test);
+                        println!("{name} …");
                         let started = Instant::now();
                         let mut output = Vec::new();
                         let tally = way.run(test, environment, &mut output);
                         // What two lanes print at once nobody can read, so it is printed when a program has ended.
                         let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
-                        let name = way.name(test);
-                        println!("{name} …\n{}", String::from_utf8_lossy(&output));
+                        println!("\n{name}: {}", String::from_utf8_lossy(&output));
                         run.record(&name, tally, started.elapsed());
                     }
                 });

@@ -190,7 +190,7 @@ pub struct Times {
     pub hello: u64,
     /// The request had come.
     pub request: u64,
-    /// The command was executed.
+    /// The command was about to be executed.
     pub exec: u64,
     /// The command had ended.
     pub exit: u64,

@@ -20,7 +20,7 @@ use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
 use minivm_guest::contained;
 use minivm_guest::image::Config;
 
-use super::jail::{Jail, Jailed, find_program};
+use super::jail::{Jail, Jailed, find_program, no_namespaces};
 use super::process::{self, Streams};
 use super::task::in_memory;
 use super::{
@@ -74,6 +74,7 @@ impl Gvisor {
     }
 
     fn prepare(&self, task: &Task) -> Result<Prepared, Error> {
+        worker_is_there(Backend::Gvisor, &self.worker)?;
         let request = Request {
             copy_in: !task.files.is_empty(),
             ..task.request(&self.config)?
@@ -238,11 +239,13 @@ fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
             (End::Exited(code), Some(said)) if FAILED.contains(code) => Err(failed(said)),
             _ => Ok(end),
         },
-        None => {
-            Err(failed(said(words).unwrap_or_else(|| {
-                format!("runsc ended by itself ({end:?})")
-            })))
-        }
+        None => Err(match said(words) {
+            Some(said) if said.starts_with(rootless::FAILED) => {
+                no_namespaces(Backend::Gvisor, said)
+            }
+            Some(said) => failed(said),
+            None => failed(format!("runsc ended by itself ({end:?})")),
+        }),
     }
 }
 
@@ -264,6 +267,9 @@ fn answered(answer: &File) -> Option<Option<Refusal>> {
 /// What runsc has said: why it crashed, or else its last line.
 fn said(words: &File) -> Option<String> {
     let text = String::from_utf8_lossy(&process::content(words)).into_owned();
+    if let Some((_, why)) = text.split_once(rootless::FAILED) {
+        return Some(format!("{}{}", rootless::FAILED, why.trim()));
+    }
     let crash = |line: &&str| line.starts_with("panic: ") || line.starts_with("fatal error: ");
     let line = text.lines().find(crash);
     let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))?;

@@ -7,7 +7,8 @@
 //!
 //! Bubblewrap alone doesn't see to that from its first moment: it binds the jail's first process to its own life only some
 //! milliseconds after it has made it. So it is itself the first process of a namespace, which `unshare` makes, and all that is
-//! below it ends with it, whatever it has come to. It gets a `/proc` of that namespace, for it looks up its own child there.
+//! below it ends with it, whatever it has come to. It gets a `/proc` of that namespace, for it looks up its own child there. (Where
+//! minivm is root in a container that hides parts of `/proc`, the jail's shows them, as far as modes and users let it.)
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -227,11 +228,16 @@ pub(super) fn unusable(backend: Backend, said: &str) -> Error {
     let said = said
         .unwrap_or("it was killed")
         .trim_start_matches("bwrap: ");
+    no_namespaces(backend, format!("bubblewrap cannot make a jail ({said})"))
+}
+
+/// The error where a namespace could not be made.
+pub(super) fn no_namespaces(backend: Backend, why: String) -> Error {
     Error::Unavailable {
         backend,
-        why: format!("bubblewrap cannot make a jail ({said})"),
-        hint: "user namespaces may be switched off: see the sysctls kernel.unprivileged_userns_clone and \
-               kernel.apparmor_restrict_unprivileged_userns"
+        why,
+        hint: "user namespaces may be switched off, or too few: see the sysctls user.max_user_namespaces, \
+               kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns"
             .into(),
     }
 }

@@ -255,8 +255,14 @@ pub enum Error {
 /// # Errors
 ///
 /// [`Error::Unavailable`], with what to do about it.
-pub fn find_parts(backend: Backend, cache: &Path) -> Result<String, Error> {
+pub fn find_parts(backend: Backend, cache: &Path, worker: &Path) -> Result<String, Error> {
     let name = |path: PathBuf| path.display().to_string();
+    if matches!(
+        backend,
+        Backend::Gvisor | Backend::Monty | Backend::Chromium
+    ) {
+        worker_is_there(backend, worker)?;
+    }
     match backend {
         Backend::Microvm => Ok(name(kernel::find()?)),
         Backend::Gvisor => gvisor::find_runsc(cache).map(name),

@@ -21,23 +21,25 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 /// The command of `minivm-worker`'s for it.
 pub const WORKER_COMMAND: &str = "rootless";
 
-/// Becomes the program, as root of a new user namespace (user_namespaces(7)) with mounts of its own.
-///
-/// # Errors
-///
-/// Where user namespaces can't be made or nested here, or the program can't be executed. On success it does not return.
-pub fn exec(program: &Path, args: &[OsString]) -> io::Error {
-    let become_root = || {
-        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        // SAFETY: this process has one thread, and it shares no file descriptors with others.
-        unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
-        // Who has no power outside may name his own user and group, and the group only where groups can't be dropped.
-        fs::write("/proc/self/setgroups", "deny")?;
-        fs::write("/proc/self/uid_map", format!("0 {} 1", user.as_raw()))?;
-        fs::write("/proc/self/gid_map", format!("0 {} 1", group.as_raw()))
-    };
-    match become_root() {
-        Ok(()) => Command::new(program).args(args).exec(),
-        Err(error) => error,
+/// What the worker says first where that can't be done.
+pub const FAILED: &str = "cannot become root in a user namespace: ";
+
+/// Becomes the program, as root of a new user namespace (user_namespaces(7)) with mounts of its own. Returns only the error, in
+/// words: user namespaces can't be made or nested here, or the program can't be executed.
+pub fn exec(program: &Path, args: &[OsString]) -> String {
+    if let Err(error) = become_root() {
+        return format!("{FAILED}{error}");
     }
+    let error = Command::new(program).args(args).exec();
+    format!("cannot execute {}: {error}", program.display())
+}
+
+fn become_root() -> io::Result<()> {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    // SAFETY: this process has one thread, and it shares no file descriptors with others.
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
+    // Who has no power outside may name his own user and group, and the group only where groups can't be dropped.
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("0 {} 1", user.as_raw()))?;
+    fs::write("/proc/self/gid_map", format!("0 {} 1", group.as_raw()))
 }

@@ -86,7 +86,13 @@ pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
 pub(super) fn prune() -> anyhow::Result<ExitCode> {
     let cache = cache_folder()?;
     let labs = lab::stop_all(&cache).context("cannot end the labs that are kept")?;
-    let freed = Shelf::new(&cache).clear()? + Templates::new(&cache).clear()?;
+    let templates = Templates::new(&cache);
+    let mut freed = templates.clear()?;
+    // Those that have names, and live in a lab, are made anew from their archives.
+    let left = templates.list()?.into_iter().filter(|left| left.lab);
+    let recipes = left.filter_map(|left| left.recipe);
+    let kept: Vec<_> = recipes.map(|recipe| recipe.machine.initramfs).collect();
+    freed += Shelf::new(&cache).clear(&kept)?;
     println!("freed {}", BinaryBytes(freed));
     if labs > 0 {
         println!("ended {labs} of the labs that were kept");

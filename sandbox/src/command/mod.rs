@@ -20,11 +20,14 @@ mod terminal;
 mod turducken;
 mod units;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use minivm::backend::Host;
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -67,7 +70,7 @@ enum Command {
     Restore(snapshot::RestoreArgs),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
-    /// Remove the images, archives and templates that are kept in the cache, but those with names, and end the labs that are kept
+    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),
@@ -131,6 +134,12 @@ fn boot_flag(matches: &ArgMatches) -> Option<&str> {
     let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let mut ids = matches.ids().map(clap::Id::as_str);
     ids.find(|id| !["verbose", "BootArgs"].contains(id) && given(id))
+}
+
+/// The program that belongs beside this one.
+fn worker() -> anyhow::Result<PathBuf> {
+    let minivm = std::env::current_exe().context("cannot tell where minivm is")?;
+    Ok(Host::worker_beside(&minivm))
 }
 
 fn log_to_stderr(verbose: u8) {

@@ -111,7 +111,8 @@ pub(super) fn folder() -> anyhow::Result<Templates> {
 
 /// Whether machines are to boot: by the flag, or by the variable.
 pub(super) fn is_unwanted(cold: bool) -> bool {
-    cold || std::env::var_os("MINIVM_COLD").is_some_and(|cold| !cold.is_empty())
+    let variable = std::env::var_os("MINIVM_COLD");
+    cold || variable.is_some_and(|cold| !cold.is_empty() && cold != "0")
 }
 
 impl CreateArgs {

@@ -20,20 +20,23 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is more than can be counted"))
 }
 
-/// A duration: a number, and ms, s or m.
+/// A duration that is not nothing: a number, and ms, s, m or h.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let expected =
-        || format!("{text:?} is not a duration: expected a number and ms, s or m, such as 5s");
+    let expected = || {
+        format!(
+            "{text:?} is not a duration: expected a number from 1 on and ms, s, m or h, such as 5s"
+        )
+    };
     let (number, unit) = split(text).ok_or_else(expected)?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => number
-            .checked_mul(60)
-            .map(Duration::from_secs)
-            .ok_or_else(expected),
-        _ => Err(expected()),
-    }
+    let seconds = match unit {
+        "ms" if number > 0 => return Ok(Duration::from_millis(number)),
+        "s" => Some(number),
+        "m" => number.checked_mul(60),
+        "h" => number.checked_mul(60 * 60),
+        _ => None,
+    };
+    let seconds = seconds.filter(|&seconds| seconds > 0);
+    seconds.map(Duration::from_secs).ok_or_else(expected)
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
@@ -70,7 +73,17 @@ mod tests {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("5ms"), Ok(Duration::from_millis(5)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "5", "s", "1h", "-1s"] {
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "1d",
+            "-1s",
+            "0s",
+            "0ms",
+            "18446744073709551615h",
+        ] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

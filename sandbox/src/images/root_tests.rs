@@ -125,12 +125,12 @@ fn a_root_is_not_cleared_while_it_is_held() {
     chmod(&closed, 0o500);
     let root = place.shelf.root(&place.image(), || {}).unwrap();
     let again = place.shelf.root(&place.image(), || {}).unwrap();
-    assert_eq!(place.shelf.clear().unwrap(), 0);
+    assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
     drop(again);
-    assert_eq!(place.shelf.clear().unwrap(), 0);
+    assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
     assert!(root.path.join("closed/file").exists());
     drop(root);
-    assert_eq!(place.shelf.clear().unwrap(), 4);
+    assert_eq!(place.shelf.clear(&[]).unwrap(), 4);
     assert_eq!(place.kept(), [""; 0]);
     chmod(&closed, 0o700);
 }
@@ -148,12 +148,12 @@ fn many_who_want_one_root_make_it_once() {
                 };
                 let root = place.shelf.root(&place.image(), making).unwrap();
                 assert_eq!(fs::read(root.path.join("file")).unwrap().len(), 1 << 20);
-                place.shelf.clear().unwrap();
+                place.shelf.clear(&[]).unwrap();
             });
         }
     });
     assert!(made.into_inner() >= 1);
-    place.shelf.clear().unwrap();
+    place.shelf.clear(&[]).unwrap();
     assert_eq!(place.kept(), [""; 0]);
 }
 

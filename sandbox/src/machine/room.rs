@@ -23,13 +23,21 @@ pub fn memory_for(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
     match wanted {
         None => Ok((needed + MEMORY - KERNEL).min(MEMORY_MAX)),
         Some(wanted) if wanted < needed => Err(Error::NoRoom(format!(
-            "{} MiB of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
-            wanted >> 20,
+            "{} of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
+            told(wanted),
             needed >> 20,
             image.div_ceil(1 << 20),
             KERNEL >> 20
         ))),
         Some(wanted) => Ok(wanted),
+    }
+}
+
+/// Less than a MiB was hardly meant, and is told as it was understood.
+fn told(bytes: u64) -> String {
+    match bytes >> 20 {
+        0 => format!("{bytes} bytes"),
+        mib => format!("{mib} MiB"),
     }
 }
 

@@ -357,14 +357,24 @@ impl Report {
     fn new(end: End, truncated: bool, notes: Notes, over: Instant) -> Self {
         let hello = notes.hello.unwrap_or(over);
         let exec = notes.exec.unwrap_or(over);
+        let heard_of = over - hello;
+        // That a quick command has started may be heard when it has ended. The guest knows how long it took, and can't have it
+        // longer than what was heard of it.
+        let run = match &end {
+            End::Exited(exit) => {
+                let nanos = exit.times.exit.saturating_sub(exit.times.exec);
+                (over - exec).max(Duration::from_nanos(nanos)).min(heard_of)
+            }
+            _ => over - exec,
+        };
         Report {
             end,
             truncated,
             warnings: notes.warnings,
             copy_failed: notes.copy_failed,
             boot: hello - notes.begun,
-            setup: exec - hello,
-            run: over - exec,
+            setup: heard_of - run,
+            run,
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use super::Recipe;
 
@@ -16,7 +16,7 @@ const FIRST: libc::c_uint = 3;
 
 /// Runs this program with a recipe, as a process that outlives this one and is not waited for. It has nothing of this one's:
 /// whoever waits until a pipe is closed or a lock is free waits for the command, not for what is kept afterwards.
-pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<()> {
+pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<Child> {
     let mut process = Command::new("/proc/self/exe");
     process
         .arg(command)
@@ -34,7 +34,8 @@ pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<()> {
     unsafe { process.pre_exec(close) };
     let mut child = process.spawn()?;
     let mut stdin = child.stdin.take().expect("it is piped");
-    Ok(serde_json::to_writer(&mut stdin, recipe)?)
+    serde_json::to_writer(&mut stdin, recipe)?;
+    Ok(child)
 }
 
 /// What a process in the background was told, which leaves its terminal and its group: a key that ends the one that started it

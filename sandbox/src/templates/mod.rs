@@ -38,7 +38,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +54,9 @@ pub const MAKE_COMMAND: &str = "template-make";
 
 /// How many templates are kept that nobody has named.
 const KEPT: usize = 8;
-/// How often it is looked whether somebody else has made a template.
+/// How long somebody else may take to make a template.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often it is looked whether that has been done.
 const POLL: Duration = Duration::from_millis(50);
 /// How long it is remembered that a template can't be made.
 const FAILED: Duration = Duration::from_secs(600);
@@ -90,6 +92,12 @@ pub enum Error {
     /// Its record isn't what was written.
     #[error("the template {0} is damaged: `minivm template rm {0}` removes it")]
     Damaged(String),
+    /// What it is to be made of in a lab is gone.
+    #[error(
+        "the archive of the template's image is gone, {}: `minivm template rm` removes the template, and then it can be created again",
+        .0.display()
+    )]
+    Archive(PathBuf, #[source] io::Error),
     /// A file can't be written or read.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -242,16 +250,24 @@ impl Templates {
                 saved: None,
             });
         }
+        let began = Instant::now();
         loop {
             match self.open(&key) {
                 Ok(Some(template)) => return Ok(template),
-                Err(error) if error.is_of_template() => drop(self.remove(&key)?),
+                Err(error) if error.is_of_template() => match self.remove(&key) {
+                    // Somebody else does the same.
+                    Err(Error::Busy(_) | Error::Missing(_)) => {}
+                    removed => drop(removed?),
+                },
                 opened => drop(opened?),
             }
             match self.create_unnamed(&recipe) {
                 // Somebody else is making it.
-                Err(Error::Busy(_)) => thread::sleep(POLL),
-                created => created?,
+                Err(Error::Busy(_)) if began.elapsed() < PATIENCE => thread::sleep(POLL),
+                created => {
+                    created?;
+                    return self.open(&key)?.ok_or(Error::Missing(key));
+                }
             }
         }
     }
@@ -266,6 +282,11 @@ impl Templates {
         Ok(match &template.saved {
             Some(saved) => saved.resume(console)?,
             None => {
+                let archive = &template.recipe.machine.initramfs;
+                // The lab would be kept for telling it.
+                if let Err(source) = fs::metadata(archive) {
+                    return Err(Error::Archive(archive.clone(), source));
+                }
                 let key = template.recipe.key()?;
                 lab::connect_or_start(&template.recipe, &key, &self.cache)?
             }
@@ -350,14 +371,19 @@ impl Templates {
     /// Where the machine can't be made, or somebody else is making it.
     pub fn create_unnamed(&self, recipe: &Recipe) -> Result<(), Error> {
         let key = recipe.key()?;
-        if let Err(error) = self.make(&key, recipe, &Place::Here) {
-            let _ = File::create(self.failure(&key));
-            return Err(error);
+        match self.make(&key, recipe, &Place::Here) {
+            // Nobody knows yet whether it can be made.
+            Err(error @ Error::Busy(_)) => return Err(error),
+            Err(error) => {
+                let _ = File::create(self.failure(&key));
+                return Err(error);
+            }
+            Ok(_) => drop(fs::remove_file(self.failure(&key))),
         }
         let mut unnamed: Vec<_> = self.list()?;
-        unnamed.retain(|listed| recipe::is_key(&listed.name));
+        unnamed.retain(|listed| recipe::is_key(&listed.name) && listed.name != key);
         unnamed.sort_by_key(|listed| std::cmp::Reverse(listed.used));
-        for old in unnamed.iter().skip(KEPT) {
+        for old in unnamed.iter().skip(KEPT - 1) {
             // Somebody else may be at it.
             let _ = self.remove(&old.name);
         }

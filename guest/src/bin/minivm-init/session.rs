@@ -111,11 +111,10 @@ fn serve(
         mounts::make_root_read_only()?;
     }
     adjust_clock(wire)?;
+    // Before it can have done anything.
+    times.exec = clock();
     let (status, earlier) = match start(request, &user, interpreter) {
-        Ok((session, earlier)) => {
-            times.exec = clock();
-            (session.run(wire)?, earlier)
-        }
+        Ok((session, earlier)) => (session.run(wire)?, earlier),
         Err(refusal) => {
             wire.send(&ToHost::Refused(refusal))?;
             return wire.flush_all();

@@ -115,6 +115,7 @@ impl Sandbox for Chromium {
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
+        worker_is_there(Backend::Chromium, &self.worker)?;
         let (told, tell) = io::pipe().map_err(cannot("create a pipe"))?;
         let tell = OwnedFd::from(tell);
         let number = tell.as_raw_fd().to_string();

@@ -86,6 +86,7 @@ impl Monty {
             scope: scope(task, task.limits.memory.map(own)),
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
+        worker_is_there(Backend::Monty, &self.worker)?;
         let jail = Jail::new(Backend::Monty)?.show(&self.worker, "/worker");
         let jail = jail.put(&order, worker::ORDER)?;
         match &task.program {

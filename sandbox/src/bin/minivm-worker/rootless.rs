@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::bail;
 use clap::Args;
 use minivm::backend::rootless;
 
@@ -19,7 +19,5 @@ pub(crate) struct WorkerArgs {
 
 /// Becomes the program.
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
-    let program = &args.program;
-    Err(rootless::exec(program, &args.args))
-        .with_context(|| format!("cannot become root for {}", program.display()))
+    bail!(rootless::exec(&args.program, &args.args))
 }

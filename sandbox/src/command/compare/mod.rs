@@ -21,7 +21,7 @@ use minivm_guest::image::Source;
 
 use super::accel::AccelArg;
 use super::image::{self, PullArgs};
-use super::{template, units};
+use super::{template, units, worker};
 use measure::{Plan, Row};
 
 /// The variable that the sandboxes are not to see.
@@ -96,9 +96,13 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     };
     let bar = args.bar(plan.steps(backends));
     let mut rows = Vec::new();
+    let in_lines = bar.is_hidden() && !args.pull.quiet;
     for &backend in backends {
+        if in_lines {
+            eprintln!("minivm: {backend} …");
+        }
         let row = measure::measure(&host, backend, &plan, &bar);
-        if bar.is_hidden() && !args.pull.quiet {
+        if in_lines {
             for row in row.both() {
                 eprintln!("minivm: {}", row.line());
             }
@@ -114,7 +118,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
             "none of the sandboxes is available here: `minivm doctor --fix` installs what is missing"
         );
     }
-    let all_ran = asked.iter().all(|row| row.has_run());
+    let all_ran = asked.iter().flat_map(|row| row.both()).all(Row::has_run);
     Ok(ExitCode::from(u8::from(!all_ran)))
 }
 
@@ -142,9 +146,7 @@ impl CompareArgs {
     fn host(&self, image: Option<&Source>) -> anyhow::Result<Host> {
         let open = |source: &Source| image::open(source, &self.pull, &image::shelf()?);
         Ok(Host {
-            worker: Host::worker_beside(
-                &std::env::current_exe().context("cannot tell where minivm is")?,
-            ),
+            worker: worker()?,
             cache: cache::folder()
                 .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
             image: image.map(open).transpose()?.map(Arc::new),

@@ -76,10 +76,14 @@ fn temporary(path: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let folder = parent.unwrap_or(Path::new("."));
+    let cannot = || format!("cannot write {}", path.display());
+    fs::metadata(folder).with_context(cannot)?;
     tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder)
-        .with_context(|| format!("cannot write {}", path.display()))
+        // Without the name that it would have had.
+        .map_err(|error| std::io::Error::from(error.kind()))
+        .with_context(cannot)
 }
 
 fn render(code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<String> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use minivm::backend::{self, Backend, Error};
 use minivm::cache;
 
+use super::super::worker;
 use super::{Check, machine};
 
 /// The backends beside the microVM, whose checks are the machine's.
@@ -35,7 +36,7 @@ fn jail() -> Check {
 }
 
 fn check(backend: Backend, cache: &Path) -> Check {
-    match backend::find_parts(backend, cache) {
+    match backend::find_parts(backend, cache, &worker().unwrap_or_default()) {
         Ok(parts) => Check::ok(backend.name(), parts),
         Err(error) => refused(backend.name(), &error),
     }

@@ -14,6 +14,7 @@ use minivm::backend::{self, Backend, Host};
 use minivm::machine::Place;
 use minivm::{assets, cache};
 
+use super::super::worker;
 use super::backends::OTHERS;
 
 /// A program, and the Debian package that has it.
@@ -59,7 +60,7 @@ fn tell(bar: &ProgressBar, what: &str) {
 fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()> {
     let mut told = |what: &str| tell(bar, what);
     match backend {
-        Backend::Gvisor if backend::find_parts(backend, cache).is_err() => {
+        Backend::Gvisor if find_parts(backend, cache).is_err() => {
             assets::install_runsc(cache, &mut told)?;
         }
         Backend::Deno | Backend::Chromium => {
@@ -72,8 +73,12 @@ fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()>
         // It makes what it needs.
         host(cache).open(backend)?;
     }
-    backend::find_parts(backend, cache)?;
+    find_parts(backend, cache)?;
     Ok(())
+}
+
+fn find_parts(backend: Backend, cache: &Path) -> anyhow::Result<String> {
+    Ok(backend::find_parts(backend, cache, &worker()?)?)
 }
 
 fn host(cache: &Path) -> Host {

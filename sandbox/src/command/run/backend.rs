@@ -12,7 +12,7 @@ use minivm::cache;
 use minivm::machine::Place;
 
 use super::super::report::{Captured, Printed};
-use super::super::{image, signals};
+use super::super::{image, signals, worker};
 use super::{RunArgs, output, stdin};
 
 pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
@@ -62,8 +62,15 @@ impl RunArgs {
 
     /// What only a microVM knows is refused by name.
     fn check_for_backend(&self) -> anyhow::Result<()> {
+        if let (Some(image), false) = (&self.image, self.backend.needs_image()) {
+            bail!(
+                "--backend {} runs no images: leave {image} out",
+                self.backend
+            );
+        }
         let flags = [
             (self.tty, "-t"),
+            (self.cold, "--cold"),
             (self.cpus != 1, "--cpus"),
             (self.kernel.is_some(), "--kernel"),
             (self.no_rings, "--no-rings"),
@@ -92,9 +99,7 @@ impl RunArgs {
             false => None,
         };
         Ok(Host {
-            worker: Host::worker_beside(
-                &std::env::current_exe().context("cannot tell where minivm is")?,
-            ),
+            worker: worker()?,
             cache: cache::folder()
                 .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
             image,

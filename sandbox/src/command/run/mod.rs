@@ -34,7 +34,7 @@ const CAPTURED: u64 = 16 << 20;
 
 #[derive(Args)]
 #[command(
-    override_usage = "minivm run [OPTIONS] IMAGE [--] [CMD]...\n       minivm run [OPTIONS] [IMAGE] --code PYTHON",
+    override_usage = "minivm run [OPTIONS] IMAGE [--] [CMD]...\n       minivm run [OPTIONS] [IMAGE] --code PYTHON\n       minivm run [OPTIONS] --template NAME [--] [CMD]...",
     after_help = "Exit code: CMD's own; 128+n if signal n killed it; 124 at the time limit; 125 when minivm failed; \
                   126 if CMD can't be executed; 127 if it isn't there; 137 out of memory.\n\
                   Ctrl-C goes to CMD, and a second one within ten seconds ends the machine; with -t, Ctrl-A x ends it."

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,22 +56,29 @@ pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>,
 pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link, Error> {
     let socket = socket(cache, key);
     let began = Instant::now();
-    let mut started = false;
+    let mut keeper = None;
     let stream = loop {
-        match connect_to(&socket) {
+        let error = match connect_to(&socket) {
             Ok(stream) => break stream,
-            Err(error) if began.elapsed() > PATIENCE => {
-                return Err(cannot("reach the template's lab")(error));
-            }
-            Err(_) if started => thread::sleep(POLL),
-            Err(_) => {
-                background(KEEPER_COMMAND, recipe).map_err(cannot("start a lab"))?;
-                started = true;
-            }
+            Err(error) => error,
+        };
+        let Some(keeper) = &mut keeper else {
+            let started = background(KEEPER_COMMAND, recipe);
+            keeper = Some(started.map_err(cannot("start a lab"))?);
+            continue;
+        };
+        if began.elapsed() > PATIENCE || has_failed(keeper) {
+            return Err(cannot("reach the template's lab")(error));
         }
+        thread::sleep(POLL);
     };
     begin(&stream).map_err(Error::NoTemplate)?;
     link(stream)
+}
+
+/// Whether the keeper has ended and there is no other: one that leaves the lab to another ends well.
+fn has_failed(keeper: &mut Child) -> bool {
+    matches!(keeper.try_wait(), Ok(Some(status)) if !status.success())
 }
 
 /// Waits until the keeper has a machine for us.
