@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use minivm::machine::Place;
 use minivm::templates::Templates;
 use serde_json::Value;
 
@@ -107,10 +108,10 @@ fn a_cold_run_neither_makes_a_template_nor_uses_one() {
     cache.made(&MACHINE);
     all_cold();
     // As if it weren't set.
-    assert_eq!(
-        cache.report(&cache.kernel, &MACHINE, Some(""))["warm"],
-        true
-    );
+    for variable in ["", "0"] {
+        let report = cache.report(&cache.kernel, &MACHINE, Some(variable));
+        assert_eq!(report["warm"], true, "{variable:?}");
+    }
 }
 
 #[test]
@@ -160,22 +161,51 @@ fn a_damaged_template_that_nobody_has_named_is_made_anew() {
     }
 }
 
+fn name(number: u64) -> String {
+    format!("{number:032x}")
+}
+
+/// The record of one more, which is what is looked at where it is decided which are kept.
+fn record(other: &Path, number: u64, used: SystemTime) {
+    let copy = other.with_file_name(name(number));
+    fs::create_dir(&copy).unwrap();
+    let record = copy.join("template.json");
+    fs::copy(other.join("template.json"), &record).unwrap();
+    let record = fs::File::options().append(true).open(record);
+    record.unwrap().set_modified(used).unwrap();
+}
+
+#[test]
+fn one_is_made_where_it_is_not_there_and_once() {
+    let cache = Cache::new("opened");
+    let folder = cache.made(&MACHINE);
+    let templates = cache.templates();
+    let key = folder.file_name().unwrap().to_str().unwrap();
+    let recipe = templates.open(key).unwrap().unwrap().recipe;
+    // A clock that was wrong: all others were used later than the one that is made now.
+    for number in 0..8 {
+        record(
+            &folder,
+            number,
+            SystemTime::now() + Duration::from_secs(86_400),
+        );
+    }
+    // This program is another one than minivm, and has another template.
+    let first = templates.open_or_create(&recipe, &Place::Here).unwrap();
+    let again = templates.open_or_create(&recipe, &Place::Here).unwrap();
+    assert_eq!(first.made, again.made);
+    assert_eq!(cache.keys().len(), 8);
+    assert!(first.saved.is_some());
+}
+
 #[test]
 fn the_eight_that_were_used_last_are_kept() {
     let cache = Cache::new("eight");
     let first = cache.made(&MACHINE);
-    let name = |number: u64| format!("{number:032x}");
-    // The records of eight more, which is what is looked at. The order in which they were used is 2, 1, 0, 7, … 3.
+    // The order in which they were used is 2, 1, 0, 7, … 3.
     for number in 0..8 {
-        let copy = first.with_file_name(name(number));
-        fs::create_dir(&copy).unwrap();
-        let record = copy.join("template.json");
-        fs::copy(first.join("template.json"), &record).unwrap();
         let used = SystemTime::now() - Duration::from_secs(1000 + 60 * ((number + 5) % 8));
-        let record = fs::File::options()
-            .append(true)
-            .open(copy.join("template.json"));
-        record.unwrap().set_modified(used).unwrap();
+        record(&first, number, used);
     }
     assert_eq!(cache.keys().len(), 9);
     let new = cache.made(&["-m", "91M"]);
