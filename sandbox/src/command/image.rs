@@ -55,8 +55,13 @@ pub(super) fn python() -> anyhow::Result<Source> {
     let made = cache::folder().map(|cache| cache.join("demo/current/rootfs"));
     match made.filter(|root| root.is_dir()) {
         Some(root) => Ok(Source::Folder(root.canonicalize().unwrap_or(root))),
-        None => source("python:3-alpine").map_err(anyhow::Error::msg),
+        None => source_with_python(),
     }
+}
+
+/// One in a registry that everybody has.
+fn source_with_python() -> anyhow::Result<Source> {
+    source("python:3-alpine").map_err(anyhow::Error::msg)
 }
 
 /// An image's name. What others call volumes is told what it is called here.
@@ -98,6 +103,23 @@ pub(super) fn prune() -> anyhow::Result<ExitCode> {
         println!("ended {labs} of the labs that were kept");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Finds and opens an image that somebody has named, or the one with Python.
+pub(super) fn open_named_or_python(
+    named: Option<&Source>,
+    source: &Source,
+    args: &PullArgs,
+    shelf: &Shelf,
+) -> anyhow::Result<Image> {
+    let opened = open(source, args, shelf);
+    let is_usual = source_with_python().is_ok_and(|usual| usual == *source);
+    match named.is_none() && is_usual {
+        true => opened.context(
+            "no image was named, and `cargo xtask setup` has made none; MINIVM_IMAGE may name one",
+        ),
+        false => opened,
+    }
 }
 
 /// Finds and opens the image.

@@ -144,7 +144,10 @@ impl CompareArgs {
     }
 
     fn host(&self, image: Option<&Source>) -> anyhow::Result<Host> {
-        let open = |source: &Source| image::open(source, &self.pull, &image::shelf()?);
+        let open = |source: &Source| {
+            let named = self.image.as_ref();
+            image::open_named_or_python(named, source, &self.pull, &image::shelf()?)
+        };
         Ok(Host {
             worker: worker()?,
             cache: cache::folder()

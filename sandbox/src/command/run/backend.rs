@@ -91,7 +91,8 @@ impl RunArgs {
 
     fn host(&self) -> anyhow::Result<Host> {
         let image = match self.backend.needs_image() {
-            true => Some(Arc::new(image::open(
+            true => Some(Arc::new(image::open_named_or_python(
+                self.image.as_ref(),
                 &self.image()?,
                 &self.pull,
                 &image::shelf()?,

@@ -116,7 +116,7 @@ impl RunArgs {
     fn find(&self, console: bool) -> anyhow::Result<Found> {
         let source = self.image()?;
         let shelf = image::shelf()?;
-        let found = image::open(&source, &self.pull, &shelf)?;
+        let found = image::open_named_or_python(self.image.as_ref(), &source, &self.pull, &shelf)?;
         // Before the archive is made: a request that can't be is told at once.
         self.machine_request(&found.config)?;
         let archive = image::archive(&source, self.pull.quiet, &found, &shelf)?;
