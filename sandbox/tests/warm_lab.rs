@@ -243,6 +243,23 @@ fn the_first_run_boots_and_those_after_it_do_not() {
     // Nor does it use the one that is there.
     assert_eq!(home.report(&["--cold"], &["true"])["warm"], false);
     assert_eq!(home.keeper(), keeper);
+
+    // It is listed, and can be removed by the name that it has there.
+    let template = |words: &[&str]| {
+        let ended = program::run(home.minivm().arg("template").args(words), PATIENCE);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+        ended.text()
+    };
+    let listed: Vec<Value> = serde_json::from_str(&template(&["ls", "--json"])).unwrap();
+    let [listed] = &listed[..] else {
+        panic!("one lab is kept: {listed:?}");
+    };
+    let image = format!("dir:{}", home.path.join("root").display());
+    assert_eq!(listed["recipe"]["image"], image);
+    assert_eq!(listed["lab"], true);
+    template(&["rm", listed["name"].as_str().unwrap()]);
+    home.assert_nothing_is_left();
+    assert_eq!(template(&["ls", "--json"]), "[]\n");
 }
 
 #[test]

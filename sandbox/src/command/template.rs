@@ -92,7 +92,7 @@ pub(super) fn run(command: TemplateCommand) -> anyhow::Result<ExitCode> {
     let templates = folder()?;
     match command {
         TemplateCommand::Create(args) => args.create(&templates)?,
-        TemplateCommand::Ls { json } => list(&templates.list()?, json)?,
+        TemplateCommand::Ls { json } => list(&all(&templates)?, json)?,
         TemplateCommand::Rm { names } => {
             for name in names {
                 let freed = templates.remove(&name)?;
@@ -160,6 +160,24 @@ impl CreateArgs {
         }
         Ok(())
     }
+}
+
+/// Those that are there, and those that a kept lab has and nobody has named.
+fn all(templates: &Templates) -> anyhow::Result<Vec<Listed>> {
+    let mut all = templates.list()?;
+    for (name, recipe) in lab::kept(&image::cache_folder()?) {
+        let recipe = Some(recipe);
+        if !all.iter().any(|named| named.lab && named.recipe == recipe) {
+            all.push(Listed {
+                name,
+                recipe,
+                lab: true,
+                size: 0,
+                used: None,
+            });
+        }
+    }
+    Ok(all)
 }
 
 fn list(all: &[Listed], json: bool) -> anyhow::Result<()> {

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 
 use super::super::{Error, Recipe, failed};
-use super::{AGENT_COMMAND, ASK, END, FAILED, IDLE, PORTS, READY, RECIPE, folder, listen, socket};
+use super::{
+    AGENT_COMMAND, ASK, END, FAILED, IDLE, Note, PORTS, READY, RECIPE, folder, listen, socket,
+};
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Root, Stop};
 use crate::machine::Error::NoTemplate;
@@ -56,6 +58,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     // Of one that was killed.
     let _ = fs::remove_file(&path);
     let listener = listen(&path).map_err(failed("listen at", &path))?;
+    let _noted = write_note(&path, recipe)?;
     let _removed = RemoveOnDrop(path);
     let keeper = Arc::new(Keeper {
         state: Mutex::new(State {
@@ -356,6 +359,18 @@ fn lock(socket: &Path) -> Result<Option<File>, Error> {
         Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
         Ok(()) => Ok(Some(file)),
     }
+}
+
+/// Tells others what is kept here.
+fn write_note(socket: &Path, recipe: &Recipe) -> Result<RemoveOnDrop, Error> {
+    let path = Note::path(socket);
+    let note = Note {
+        process: std::process::id(),
+        recipe: recipe.clone(),
+    };
+    let text = serde_json::to_vec(&note).expect("plain data can be written");
+    fs::write(&path, text).map_err(failed("write", &path))?;
+    Ok(RemoveOnDrop(path))
 }
 
 struct RemoveOnDrop(PathBuf);

@@ -18,13 +18,16 @@ mod client;
 mod keeper;
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::Recipe;
 use crate::lab::frame::Kind;
 
 pub use agent::run as run_agent;
@@ -79,6 +82,40 @@ fn by_folder<T>(socket: &Path, reach: impl FnOnce(PathBuf) -> io::Result<T>) -> 
             .join(folder.as_raw_fd().to_string())
             .join(name),
     )
+}
+
+/// What a keeper writes down beside its socket.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    process: u32,
+    recipe: Recipe,
+}
+
+impl Note {
+    fn path(socket: &Path) -> PathBuf {
+        socket.with_extension("json")
+    }
+
+    /// One that was killed has left its note behind.
+    fn is_true(&self) -> bool {
+        let line = fs::read(format!("/proc/{}/cmdline", self.process)).unwrap_or_default();
+        line.split(|&byte| byte == 0)
+            .any(|word| word == KEEPER_COMMAND.as_bytes())
+    }
+}
+
+/// The templates in the labs that are kept now, by their keys.
+pub fn kept(cache: &Path) -> Vec<(String, Recipe)> {
+    let entries = fs::read_dir(folder(cache)).into_iter().flatten().flatten();
+    let sockets = entries
+        .map(|entry| entry.path())
+        .filter(|path| is_socket(path));
+    let noted = sockets.filter_map(|socket| {
+        let key = socket.file_stem()?.to_str()?.to_owned();
+        let note: Note = serde_json::from_slice(&fs::read(Note::path(&socket)).ok()?).ok()?;
+        note.is_true().then_some((key, note.recipe))
+    });
+    noted.collect()
 }
 
 /// The sockets' extension.
