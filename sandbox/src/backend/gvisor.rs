@@ -1,8 +1,8 @@
 //! gVisor: a kernel in user space, from a container image.
 //!
-//! `runsc` starts it, in a jail, as root of a user namespace in it ([`rootless`]): [`bundle`](super::bundle) says with what. The code's system calls are answered by a program of
-//! the host's (the sentry, in Go), which itself may make few. The image's root is shown to it for reading, under a layer in
-//! memory for what is written.
+//! `runsc` starts it, in a jail, as root of a user namespace in it ([`rootless`]): [`bundle`](super::bundle) says with what. The
+//! code's system calls are answered by a program of the host's (the sentry, in Go), which itself may make few. The image's root
+//! is shown to it for reading, under a layer in memory for what is written.
 //!
 //! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and becomes the
 //! command, as it does in a machine, so that both sandboxes do the same. What it answers and what runsc says itself arrives in
