@@ -23,8 +23,10 @@ const POLL: Duration = Duration::from_millis(20);
 const INSISTING: Duration = Duration::from_secs(1);
 /// How long a lab that is to end may take.
 const ENDING: Duration = Duration::from_secs(10);
-/// How long a lab that is just being started is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a lab that is just being started is waited for by who can't do without. It may have to be started twice.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// The same by who can boot instead: some times what either takes on a host that has nothing else to do.
+const SHORT: Duration = Duration::from_secs(10);
 
 /// A machine of this template in its lab, waiting for its request. `None` where there is no such lab, or no room in it; the
 /// first to ask starts one, which is there for those who come later.
@@ -39,7 +41,7 @@ pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>,
         }
         return Ok(None);
     };
-    match begin(&stream) {
+    match begin(&stream, SHORT) {
         Ok(()) => link(stream).map(Some),
         Err(why) => {
             log::debug!("no machine in the lab that is there: {why}");
@@ -54,12 +56,24 @@ pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>,
 ///
 /// Where there is none in the end.
 pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link, Error> {
-    let socket = socket(cache, key);
     let began = Instant::now();
+    loop {
+        let stream = reach(recipe, &socket(cache, key), began)?;
+        match begin(&stream, PATIENCE) {
+            Ok(()) => return link(stream),
+            // Its lab stood still. The next one may do better.
+            Err(Refused::Silently) if began.elapsed() < PATIENCE => {}
+            Err(refused) => return Err(Error::NoTemplate(refused.to_string())),
+        }
+    }
+}
+
+/// Connects to the template's keeper, which is started where there is none.
+fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, Error> {
     let mut keeper = None;
-    let stream = loop {
-        let error = match connect_to(&socket) {
-            Ok(stream) => break stream,
+    loop {
+        let error = match connect_to(socket) {
+            Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
         let Some(keeper) = &mut keeper else {
@@ -71,9 +85,7 @@ pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link
             return Err(cannot("reach the template's lab")(error));
         }
         thread::sleep(POLL);
-    };
-    begin(&stream).map_err(Error::NoTemplate)?;
-    link(stream)
+    }
 }
 
 /// Whether the keeper has ended and there is no other: one that leaves the lab to another ends well.
@@ -81,23 +93,41 @@ fn has_failed(keeper: &mut Child) -> bool {
     matches!(keeper.try_wait(), Ok(Some(status)) if !status.success())
 }
 
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// The keeper has ended, and said nothing.
+    #[error("its keeper has ended")]
+    Silently,
+    /// In words.
+    #[error("{0}")]
+    Because(String),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Refused::Because("its lab is still being started".into()),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Refused::Silently,
+            _ => Refused::Because(error.to_string()),
+        }
+    }
+}
+
 /// Waits until the keeper has a machine for us.
-fn begin(stream: &UnixStream) -> Result<(), String> {
-    let told = |error: io::Error| match error.kind() {
-        io::ErrorKind::WouldBlock => format!("it is not ready within {PATIENCE:?}"),
-        _ => error.to_string(),
-    };
-    let patience = Some(PATIENCE);
-    stream.set_read_timeout(patience).map_err(told)?;
-    frame::send(ASK, &[], stream).map_err(told)?;
+fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
+    stream.set_read_timeout(Some(patience))?;
+    frame::send(ASK, &[], stream)?;
     let mut payload = Vec::new();
-    let begun = match frame::receive(stream, &mut payload).map_err(told)? {
-        Some(Kind::Started) => Ok(()),
-        Some(Kind::Failed) => Err(String::from_utf8_lossy(&payload).into_owned()),
-        _ => Err("its keeper has ended".into()),
-    };
-    stream.set_read_timeout(None).map_err(told)?;
-    begun
+    match frame::receive(stream, &mut payload)? {
+        Some(Kind::Started) => {}
+        Some(Kind::Failed) => {
+            let why = String::from_utf8_lossy(&payload).into_owned();
+            return Err(Refused::Because(why));
+        }
+        _ => return Err(Refused::Silently),
+    }
+    Ok(stream.set_read_timeout(None)?)
 }
 
 /// The machine at the other end of the stream, which has said hello when it was saved.

@@ -29,6 +29,8 @@ use crate::printable::printable;
 /// Where the lab has the files.
 const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
+/// How long a lab may take until its template is there: ten times what it takes on a host that has nothing else to do.
+const START: Duration = Duration::from_secs(60);
 /// How often it is looked whether the lab is still used.
 const LOOK: Duration = Duration::from_secs(1);
 /// The most characters that are passed on of why there is no template.
@@ -67,6 +69,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
             sessions: 0,
             used: Instant::now(),
             leaving: false,
+            still: false,
         }),
         changed: Condvar::new(),
         stop: Stop::default(),
@@ -76,6 +79,11 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let watching = keeper.clone();
     thread::spawn(move || watching.watch());
     let ended = run_lab(recipe, &keeper);
+    if keeper.state().still {
+        // Those who wait are hung up on, and may start another keeper.
+        let why = format!("its lab was not ready within {START:?}");
+        return Err(NoTemplate(why).into());
+    }
     // Those who ask now are told at once that they have to do without.
     let why = match &ended {
         Ok(()) => "it has ended".to_owned(),
@@ -169,6 +177,8 @@ struct State {
     used: Instant,
     /// Whether somebody wants it to end.
     leaving: bool,
+    /// Whether it never came to be ready.
+    still: bool,
 }
 
 #[derive(Clone, PartialEq)]
@@ -213,11 +223,17 @@ impl Keeper {
         }
     }
 
-    /// Ends the lab when nobody uses it.
+    /// Ends the lab when nobody uses it, or where it stands still before it is ready. That happens: the emulator loses
+    /// interrupts.
     fn watch(&self) {
+        let began = Instant::now();
         loop {
             thread::sleep(LOOK);
-            let state = self.state();
+            let mut state = self.state();
+            if state.stage == Stage::Starting && began.elapsed() > START {
+                state.still = true;
+                self.stop.stop();
+            }
             if state.sessions == 0 && state.used.elapsed() > IDLE {
                 self.stop.stop();
             }
