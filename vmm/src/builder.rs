@@ -297,7 +297,13 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     // The descriptor is the machine: when the last reference to it is gone, so is the machine, which is why nothing can
     // be left behind. (KVM API 4.2, KVM_CREATE_VM.)
-    let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
+    // A signal to this thread interrupts it where it makes threads of the kernel's: it is tried again, as after any EINTR.
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            created => break created.map_err(Error::kvm("KVM_CREATE_VM"))?,
+        }
+    };
     // Intel processors that can't run real mode need three pages that no RAM may overlap; AMD's ignore it. It has to
     // come before any vCPU. (KVM API 4.36, KVM_SET_TSS_ADDR.)
     let address = usize::try_from(layout::KVM_TSS.0).expect("below 4 GiB");
