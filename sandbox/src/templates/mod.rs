@@ -254,11 +254,7 @@ impl Templates {
         loop {
             match self.open(&key) {
                 Ok(Some(template)) => return Ok(template),
-                Err(error) if error.is_of_template() => match self.remove(&key) {
-                    // Somebody else does the same.
-                    Err(Error::Busy(_) | Error::Missing(_)) => {}
-                    removed => drop(removed?),
-                },
+                Err(error) if error.is_of_template() => drop(self.remove_if_free(&key)?),
                 opened => drop(opened?),
             }
             match self.create_unnamed(&recipe) {
@@ -503,6 +499,14 @@ impl Templates {
         Ok(freed)
     }
 
+    /// The same where somebody else may be at it, or has done it: nothing is removed then.
+    fn remove_if_free(&self, name: &str) -> Result<u64, Error> {
+        match self.remove(name) {
+            Err(Error::Busy(_) | Error::Missing(_)) => Ok(0),
+            removed => removed,
+        }
+    }
+
     /// Removes those that nobody has named, and what was left of those that were never whole.
     ///
     /// # Errors
@@ -512,10 +516,7 @@ impl Templates {
         let mut freed = 0;
         for listed in self.list()? {
             if recipe::is_key(&listed.name) {
-                match self.remove(&listed.name) {
-                    Err(Error::Busy(_) | Error::Missing(_)) => {}
-                    removed => freed += removed?,
-                }
+                freed += self.remove_if_free(&listed.name)?;
             }
         }
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
