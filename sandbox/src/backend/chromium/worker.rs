@@ -46,6 +46,11 @@ const FLAGS: [&str; 16] = [
     "mute-audio",
     "no-first-run",
 ];
+/// What Chromium does without. In a few of its processes it samples allocations, to report how memory is used, and follows the
+/// stack of each: beyond its end where that is one of WebAssembly's own, as `asyncio.run` has it (JSPI), and the page crashes.
+/// With `HeapProfilerReporting:stable-probability/1.0/nonstable-probability/1.0/sampling-rate/1000` enabled instead, most runs
+/// do that ask for much inside `asyncio.run` (Chromium 156).
+const WITHOUT: &str = "HeapProfilerReporting";
 
 /// How a program ends that calls `abort`, for a page that fails where the code runs already.
 const ABORTED: u8 = 134;
@@ -101,6 +106,7 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
         .disable_default_args()
         .args(FLAGS)
         .arg(("password-store", "basic"))
+        .arg(("disable-features", WITHOUT))
         .user_data_dir("/tmp/profile")
         .viewport(None)
         .launch_timeout(PATIENCE)
