@@ -19,6 +19,7 @@ mod debian;
 mod debian_kernels;
 mod debian_python;
 mod demo;
+mod failures;
 mod kernels;
 mod kvm;
 mod packages;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::cargo::{self, Executable, cargo};
+use crate::failures;
 use crate::kvm;
 use crate::process::pass_through;
 use crate::report::Report;
@@ -21,6 +22,7 @@ pub(crate) fn run(fast: bool) -> Result<()> {
     let mut run = Run {
         report: Report::new(),
         tally: Tally::default(),
+        failures: Vec::new(),
     };
     let made = setup::prepare(
         &mut run.report,
@@ -104,6 +106,8 @@ impl<'a> Way<'a> {
 struct Run {
     report: Report,
     tally: Tally,
+    /// What the failed tests of each program said.
+    failures: Vec<String>,
 }
 
 impl Run {
@@ -150,7 +154,12 @@ impl Run {
                         let tally = way.run(test, environment, &mut output);
                         // What two lanes print at once nobody can read, so it is printed when a program has ended.
                         let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
-                        println!("\n{name}: {}", String::from_utf8_lossy(&output));
+                        let output = String::from_utf8_lossy(&output);
+                        println!("\n{name}: {output}");
+                        if !matches!(tally, Ok(Tally { failed: 0, .. })) {
+                            run.failures
+                                .push(format!("{name}:\n{}", failures::told(&output)));
+                        }
                         run.record(&name, tally, started.elapsed());
                     }
                 });
@@ -189,6 +198,9 @@ impl Run {
     /// The table of steps, and the closing line, which is the last on stdout.
     fn close(self, fast: bool) -> Result<()> {
         self.report.print_table();
+        for failure in &self.failures {
+            println!("\n{failure}");
+        }
         if fast {
             println!(
                 "the tests that need the lab were left out (--fast): those of them are among the skipped"
