@@ -117,8 +117,17 @@ impl Program {
     ///
     /// If that takes longer than `patience`, or the program closes its stdout before.
     pub fn wait_for(&mut self, text: &str, patience: Duration) {
+        self.wait_for_times(text, 1, patience);
+    }
+
+    /// Waits until `text` is in what it has written to stdout this many times.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than `patience`, or the program closes its stdout before.
+    pub fn wait_for_times(&mut self, text: &str, times: usize, patience: Duration) {
         let deadline = Instant::now() + patience;
-        while !as_text(&self.stdout).contains(text) {
+        while as_text(&self.stdout).matches(text).count() < times {
             if let Err(why) = self.take_output(deadline) {
                 panic!(
                     "waiting for {text:?}: {why}; so far:\n{}",

@@ -132,7 +132,8 @@ fn a_guest_is_saved_while_it_runs_and_goes_on_in_other_processes() {
 
     let mut clones = [(); 2].map(|()| restore(&folder));
     for clone in &mut clones {
-        clone.wait_for("\ncount ", PATIENCE);
+        // One that had only begun to count would be stopped with the first number.
+        clone.wait_for_times("\ncount ", 3, PATIENCE);
     }
     let [one, other] = clones;
     let (one, other) = (heard(one, "one"), heard(other, "other"));
