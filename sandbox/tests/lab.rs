@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -266,4 +267,73 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         folder.path().display()
     );
     assert_eq!(text(&output.stderr), expected);
+}
+
+/// A folder with a `qemu-system-x86_64` that gives the kernel no timer in its first starts, as a host does that leaves it
+/// standing while it measures it. Each start leaves a line in the file `starts`.
+fn qemu_without_a_timer(starts: u32) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let real = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+        .map(|folder| folder.join("qemu-system-x86_64"))
+        .find(|path| path.exists())
+        .unwrap();
+    let script = format!(
+        "#!/bin/sh
+echo >> {folder}/starts
+[ $(wc -l < {folder}/starts) -gt {starts} ] && exec {real} \"$@\"
+for word; do
+    shift
+    case $word in console=*) word=\"noapictimer $word\";; esac
+    set -- \"$@\" \"$word\"
+done
+exec {real} \"$@\"
+",
+        folder = folder.path().display(),
+        real = real.display()
+    );
+    let path = folder.path().join("qemu-system-x86_64");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Runs `cat` in a lab of this QEMU, gives it a word, and tells how often QEMU was started.
+fn echoed_with(folder: &Path) -> (Output, usize) {
+    let path = std::env::var("PATH").unwrap();
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_minivm"))
+        .args(["lab", LIMIT, "--", "cat"])
+        .env("PATH", format!("{}:{path}", folder.display()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have ended by then, if it doesn't start.
+    let _ = lab.stdin.take().unwrap().write_all(b"word\n");
+    let output = lab.wait_with_output().unwrap();
+    let starts = fs::read_to_string(folder.join("starts")).unwrap();
+    (output, starts.lines().count())
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_lab_without_a_timer_is_started_again() {
+    let folder = qemu_without_a_timer(2);
+    let (output, starts) = echoed_with(folder.path());
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!((text(&output.stdout), starts), ("word\n", 3));
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn a_lab_that_never_has_a_timer_is_given_up() {
+    let folder = qemu_without_a_timer(1000);
+    let (output, starts) = echoed_with(folder.path());
+    assert_eq!(
+        text(&output.stderr),
+        "minivm: the lab has no timer to rely on after 5 starts (processor 0 has no timer): leave this machine more of its time\n"
+    );
+    assert_eq!((text(&output.stdout), starts), ("", 5));
+    assert_eq!(output.status.code(), Some(125));
 }

@@ -4,7 +4,6 @@ use std::io::{self, BufReader, PipeReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -18,9 +17,9 @@ const BROKEN_PIPE: i32 = 128 + 13;
 
 /// How long the lab is left without an interrupt.
 ///
-/// A lab was seen to sleep for ever, its processor halted and QEMU idle, while its kernel waited for a timer. The likely
-/// cause: QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left, and a
-/// timer's interrupt that comes in the same few nanoseconds is lost. Any other interrupt makes the processor look again.
+/// QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left: another one that
+/// comes in the same few nanoseconds, a timer's, is forgotten, and where the processor then halts, it does so until the next
+/// (QEMU 7.2, target/i386/tcg/sysemu/svm_helper.c, `do_vmexit`). Any other interrupt makes it look again.
 const PING: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
@@ -28,12 +27,40 @@ const PING: Timespec = Timespec {
 
 /// What the lab had to say in the end.
 pub(crate) enum Answer {
-    /// The command ended.
-    Exit { code: i32, started: Option<Instant> },
+    /// The command ended, with this code.
+    Exit(i32),
     /// It never began.
     Failed(String),
     /// Nothing: the lab was killed or died.
     None,
+}
+
+/// The first that a lab says.
+pub(super) enum Begun {
+    /// The command starts.
+    Started,
+    /// It won't.
+    Failed(String),
+    /// Another lab may do better.
+    Again(String),
+    /// Nothing: the lab was killed or died.
+    None,
+}
+
+/// Waits for a lab's first word. Until then nothing is sent to it: it may not be the one that takes it.
+pub(super) fn begin(channel: &UnixStream) -> io::Result<Begun> {
+    let mut payload = Vec::new();
+    // A QEMU that was killed may leave half a frame.
+    let Ok(Some(kind)) = frame::receive(channel, &mut payload) else {
+        return Ok(Begun::None);
+    };
+    let why = String::from_utf8_lossy(&payload).into_owned();
+    match kind {
+        Kind::Started => Ok(Begun::Started),
+        Kind::Failed => Ok(Begun::Failed(why)),
+        Kind::Again => Ok(Begun::Again(why)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// Carries input and output until the lab answers or is gone.
@@ -96,20 +123,17 @@ fn listen(
     stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
-    let (mut payload, mut started) = (Vec::new(), None);
+    let mut payload = Vec::new();
     loop {
         // A QEMU that was killed may leave half a frame.
         let Ok(Some(kind)) = frame::receive(&mut channel, &mut payload) else {
             return Ok(Answer::None);
         };
         match kind {
-            Kind::Started => started = Some(Instant::now()),
+            Kind::Started => {}
             Kind::Stdout => {
                 if streams::write_all(stdout, &payload).is_err() {
-                    return Ok(Answer::Exit {
-                        code: BROKEN_PIPE,
-                        started,
-                    });
+                    return Ok(Answer::Exit(BROKEN_PIPE));
                 }
             }
             // As for any program, messages that nobody reads are lost.
@@ -118,17 +142,14 @@ fn listen(
                 let code = payload
                     .try_into()
                     .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-                return Ok(Answer::Exit {
-                    code: i32::from_le_bytes(code),
-                    started,
-                });
+                return Ok(Answer::Exit(i32::from_le_bytes(code)));
             }
             Kind::Failed => {
                 return Ok(Answer::Failed(
                     String::from_utf8_lossy(&payload).into_owned(),
                 ));
             }
-            Kind::Stdin | Kind::Ping | Kind::Hangup => {
+            Kind::Stdin | Kind::Ping | Kind::Hangup | Kind::Again => {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }

@@ -29,10 +29,12 @@ pub(crate) enum Kind {
     Ping = 7,
     /// To the lab, the last frame at a port of a lab that stays: nobody listens any more. To its keeper: it is to end.
     Hangup = 8,
+    /// To us, the first and last frame: why a lab is of no use that another one, just like it, may not be.
+    Again = 9,
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
+    const ALL: [Kind; 9] = [
         Kind::Stdin,
         Kind::Started,
         Kind::Stdout,
@@ -41,6 +43,7 @@ impl Kind {
         Kind::Failed,
         Kind::Ping,
         Kind::Hangup,
+        Kind::Again,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {
@@ -124,7 +127,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_and_an_endless_frame_are_errors() {
-        for wire in [*b"\0\0\0\0\0", *b"\x09\0\0\0\0", *b"\x04\xff\xff\xff\xff"] {
+        for wire in [*b"\0\0\0\0\0", *b"\x0a\0\0\0\0", *b"\x04\xff\xff\xff\xff"] {
             let error = receive(&wire[..], &mut Vec::new()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }

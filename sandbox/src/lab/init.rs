@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::system::RebootCommand;
 
+use super::clock;
 use super::error::{Error, cannot};
 use super::frame::{self, Kind};
 use super::order::{self, Order};
@@ -54,7 +55,11 @@ fn chain(error: &Error) -> String {
 /// Runs the command and sends its exit code, or why it can't be run.
 fn answer() -> Result<(), Error> {
     root::mount_kernel_file_systems()?;
+    let fault = clock::fault();
     let channel = open_channel()?;
+    if let Some(why) = fault {
+        return frame::send(Kind::Again, why.as_bytes(), &channel).map_err(cannot("say why"));
+    }
     let ended = run(&channel);
     let sent = match &ended {
         Ok(code) => frame::send(Kind::Exit, &code.to_le_bytes(), &channel),
@@ -68,9 +73,8 @@ fn open_channel() -> Result<File, Error> {
     let start = Instant::now();
     loop {
         match File::options().read(true).write(true).open(CHANNEL) {
-            Err(_) if start.elapsed() < Duration::from_secs(10) => {
-                thread::sleep(Duration::from_millis(1))
-            }
+            // Not by sleeping, which may have no end (see `clock`). The kernel's threads get the time meanwhile.
+            Err(_) if start.elapsed() < Duration::from_secs(10) => thread::yield_now(),
             opened => return opened.map_err(cannot(format!("open {CHANNEL}"))),
         }
     }

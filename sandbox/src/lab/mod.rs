@@ -11,6 +11,7 @@
 //! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
 
 pub(crate) mod channel;
+mod clock;
 mod error;
 pub(crate) mod frame;
 mod init;
@@ -36,7 +37,7 @@ pub use kernel::find as find_kernel;
 pub use qemu::PROGRAM as QEMU;
 pub use stop::Stop;
 
-use channel::Answer;
+use channel::{Answer, Begun};
 use error::cannot;
 use qemu::{Machine, Qemu};
 
@@ -45,6 +46,9 @@ pub const INIT_COMMAND: &str = "lab-init";
 
 /// What a lab needs of memory beside a guest's and its files: its kernel, this program, the monitor, page tables.
 const OVERHEAD: u64 = 256 << 20;
+
+/// How often a lab is started that turns out to have no timer to rely on, see [`clock`].
+const STARTS_MAX: u32 = 5;
 
 /// What the command sees as its file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,13 +210,39 @@ impl LabRequest {
             .open(io::stderr())
             .map_err(cannot("duplicate stderr"))?;
 
-        let (qemu, channel) = Qemu::start(&machine, initramfs, self.ports)?;
-        let ours = channel.try_clone().map_err(cannot("duplicate a socket"))?;
-        self.stop.set_channel(ours);
-        let limit = self
-            .timeout
-            .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
-        let answer = channel::serve(&channel, input, &mut *stdout, &mut *stderr);
+        let mut starts = 1;
+        let (qemu, channel, limit, begun) = loop {
+            let files = initramfs.try_clone();
+            let files = files.map_err(cannot("duplicate a file"))?;
+            let ports = self.ports.iter().map(OwnedFd::try_clone);
+            let ports = ports.collect::<io::Result<_>>();
+            let ports = ports.map_err(cannot("duplicate a socket"))?;
+            let (qemu, channel) = Qemu::start(&machine, files, ports)?;
+            let ours = channel.try_clone().map_err(cannot("duplicate a socket"))?;
+            self.stop.set_channel(ours);
+            let limit = self
+                .timeout
+                .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
+            let begun = channel::begin(&channel).map_err(cannot("talk to the lab"))?;
+            match begun {
+                Begun::Again(why) if starts < STARTS_MAX => {
+                    log::debug!("the lab is started again: {why}");
+                    starts += 1;
+                }
+                begun => break (qemu, channel, limit, begun),
+            }
+        };
+        // QEMU's are the only ones from here on: their peers are to see it end.
+        drop((initramfs, self.ports));
+        let boot = start.elapsed();
+        let answer = match begun {
+            Begun::Started => channel::serve(&channel, input, &mut *stdout, &mut *stderr),
+            Begun::Failed(why) => Ok(Answer::Failed(why)),
+            Begun::Again(why) => Ok(Answer::Failed(format!(
+                "has no timer to rely on after {STARTS_MAX} starts ({why}): leave this machine more of its time"
+            ))),
+            Begun::None => Ok(Answer::None),
+        };
         // Before the outputs are closed: who sees their end may then stop what has ended by itself.
         let stopped = self.stop.was_called();
         drop((stdout, stderr));
@@ -220,14 +250,11 @@ impl LabRequest {
         let console = qemu.end();
 
         match answer.map_err(cannot("talk to the lab"))? {
-            Answer::Exit { code, started } => {
-                let boot = started.map_or(start.elapsed(), |at| at - start);
-                Ok(Finished {
-                    code,
-                    boot,
-                    total: start.elapsed(),
-                })
-            }
+            Answer::Exit(code) => Ok(Finished {
+                code,
+                boot,
+                total: start.elapsed(),
+            }),
             Answer::Failed(message) => Err(Error::Refused { message }),
             Answer::None if stopped => Err(Error::Stopped),
             Answer::None => match self.timeout {

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(20);
 const INSISTING: Duration = Duration::from_secs(1);
 /// How long a lab that is to end may take.
 const ENDING: Duration = Duration::from_secs(10);
-/// How long a lab that is just being started is waited for by who can't do without. It may have to be started twice.
+/// How long a lab that is just being started is waited for by who can't do without.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// The same by who can boot instead: some times what either takes on a host that has nothing else to do.
 const SHORT: Duration = Duration::from_secs(10);
@@ -155,8 +155,8 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         .map_err(cannot("start a thread"))?;
     let end = move || {
         let (orderly, how) = match serving.join() {
-            Ok(Ok(Answer::Exit { code: 0, .. })) => (true, "the machine ended".to_owned()),
-            Ok(Ok(Answer::Exit { code, .. })) => (false, format!("see above (exit code {code})")),
+            Ok(Ok(Answer::Exit(0))) => (true, "the machine ended".to_owned()),
+            Ok(Ok(Answer::Exit(code))) => (false, format!("see above (exit code {code})")),
             Ok(Ok(Answer::Failed(why))) => (false, why),
             _ => (false, "its lab ended".to_owned()),
         };

@@ -29,9 +29,9 @@ use crate::printable::printable;
 /// Where the lab has the files.
 const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
-/// How long a lab may take until its template is there: some five times what it takes on a host that has nothing else to do, and
-/// three times on one with four of them on two processors.
-const START: Duration = Duration::from_secs(30);
+/// How long a lab may take until its template is there: less than anybody waits for it, and long enough for an interpreter that
+/// imports much.
+const START: Duration = Duration::from_secs(140);
 /// How often it is looked whether the lab is still used.
 const LOOK: Duration = Duration::from_secs(1);
 /// The most characters that are passed on of why there is no template.
@@ -224,8 +224,7 @@ impl Keeper {
         }
     }
 
-    /// Ends the lab when nobody uses it, or where it stands still before it is ready. That happens: the emulator loses a timer
-    /// of the lab's kernel, and a sleep there has no end.
+    /// Ends the lab when nobody uses it, or where it isn't ready in time.
     fn watch(&self) {
         let began = Instant::now();
         loop {
