@@ -471,6 +471,10 @@ fn a_guest_that_kvm_cannot_run_ends_with_the_reason() {
         &ended.stderr,
         &["vCPU 0 stopped", "instruction pointer 0x30000000"],
     );
+    // Another kernel would have had no chance either.
+    let blames_kvm = ended.stderr.ends_with(": leave out --accel kvm\n");
+    let unusable = matches!(minivm_vmm::probe(), Err(minivm_vmm::Error::KvmUnusable(_)));
+    assert_eq!(blames_kvm, unusable, "{ended:?}");
 }
 
 #[test]

@@ -6,8 +6,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use minivm::machine::Place;
+use minivm::machine::{self, Place};
 use minivm_vmm::Error;
 
 /// Where the virtual machine gets its virtualization from.
@@ -67,6 +68,27 @@ impl AccelArg {
                 Err(error) => Err(error),
             },
         }
+    }
+}
+
+/// The error, with where it comes from: a guest that runs what KVM can't may be at fault itself, or have `--accel kvm` behind
+/// it, for which nobody has asked what this KVM can.
+pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
+    let stopped = error.chain().any(|cause| {
+        let of_machine = match cause.downcast_ref() {
+            Some(machine::Error::Monitor(error)) => Some(error),
+            _ => None,
+        };
+        matches!(
+            of_machine.or(cause.downcast_ref()),
+            Some(Error::Exit { .. })
+        )
+    });
+    match stopped.then(minivm_vmm::probe) {
+        Some(Err(why @ Error::KvmUnusable(_))) => {
+            anyhow!("{error:#}; {why}: leave out --accel kvm")
+        }
+        _ => error,
     }
 }
 

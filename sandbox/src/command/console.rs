@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::Context;
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
 
+use super::accel::explain;
 use super::control::Socket;
 use super::signals;
 use super::terminal::{self, RawMode};
@@ -94,7 +95,7 @@ fn tell(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
     let outcome = match outcome {
         // The guest's doing, and not minivm's failure.
         Err(error @ Error::Exit { .. }) => {
-            eprintln!("minivm: {error}");
+            eprintln!("minivm: {:#}", explain(error.into()));
             return Ok(ExitCode::from(EXIT_CRASHED));
         }
         // As for any program whose reader is gone.

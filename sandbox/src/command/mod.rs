@@ -108,6 +108,10 @@ impl Cli {
     /// Does what the command line says.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
+        self.carry_out().map_err(accel::explain)
+    }
+
+    fn carry_out(self) -> anyhow::Result<ExitCode> {
         match self.command {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),

@@ -25,6 +25,16 @@ pub enum Error {
     /// The lab's own file system can't be made.
     #[error("cannot make the lab's initramfs")]
     Initramfs(#[from] minivm_guest::newc::Error),
+    /// This machine has less memory than that.
+    #[error(
+        "the lab would need {needed} MiB for the guest and itself, and this machine has {there}: give the guest less (--memory)"
+    )]
+    TooLarge {
+        /// In MiB.
+        needed: u64,
+        /// With what it can swap, in MiB.
+        there: u64,
+    },
     /// A system call failed.
     #[error("cannot {action}")]
     Io {

@@ -166,16 +166,22 @@ impl LabRequest {
     ///
     /// # Errors
     ///
-    /// Where a file can't be read, or it is more than a lab can have.
+    /// Where a file can't be read, or it is more than this machine has.
     pub fn make_room(&mut self, guest: u64) -> Result<(), Error> {
-        let mut bytes = guest + OVERHEAD;
+        let mut bytes = guest.saturating_add(OVERHEAD);
         for (file, _) in &self.files {
             let metadata =
                 std::fs::metadata(file).map_err(cannot(format!("read {}", file.display())))?;
             // They are there twice, in the lab's initramfs and unpacked.
-            bytes += 2 * metadata.len();
+            bytes = bytes.saturating_add(metadata.len().saturating_mul(2));
         }
-        self.memory_mib = u32::try_from(bytes.div_ceil(1 << 20))
+        let needed = bytes.div_ceil(1 << 20);
+        let system = rustix::system::sysinfo();
+        let there = ((system.totalram + system.totalswap) * u64::from(system.mem_unit)) >> 20;
+        if needed > there {
+            return Err(Error::TooLarge { needed, there });
+        }
+        self.memory_mib = u32::try_from(needed)
             .map_err(io::Error::other)
             .map_err(cannot("give the lab that much memory"))?;
         Ok(())
@@ -285,5 +291,21 @@ impl Output {
             ))),
             Output::To(writer) => Ok(writer),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_larger_than_this_machine_is_refused_with_both_sizes() {
+        let mut request = LabRequest::new(Root::Private, ["true"]);
+        for size in [1 << 50, u64::MAX] {
+            let error = request.make_room(size).unwrap_err().to_string();
+            assert!(error.contains("and this machine has "), "{error}");
+        }
+        request.make_room(64 << 20).unwrap();
+        assert_eq!(request.memory_mib, 64 + 256);
     }
 }

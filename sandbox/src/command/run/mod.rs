@@ -21,7 +21,7 @@ use minivm_guest::channel::Window;
 use minivm_guest::image::Source;
 use minivm_vmm::CPUS_MAX;
 
-use super::accel::AccelArg;
+use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
 use super::report::Printed;
 use super::request::RequestArgs;
@@ -107,6 +107,7 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
         Backend::Microvm => machine::run(&args, verbose, started),
         _ => backend::run(&args, started),
     });
+    let ended = ended.map_err(explain);
     if let (Err(error), true) = (&ended, args.json) {
         // Who reads JSON reads of this too. The error itself is told on stderr, as always.
         let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
