@@ -357,10 +357,12 @@ fn whatever_ends_a_run_frees_its_machine() {
     let late = running(&home, &["--timeout", "1s"], busy).end(SOON);
     assert_end(&late, 124, "up\n", "minivm: time limit of 1s reached\n");
 
-    // The first signal is the command's, which doesn't care.
-    let interrupted = running(&home, &[], busy);
+    // The first signal is the command's, which says that it doesn't care: two that come at once are one.
+    let script = "trap 'echo no' INT; echo ready; while :; do :; done";
+    let mut interrupted = running(&home, &[], script);
+    interrupted.wait_for("ready\n", PATIENCE);
     interrupted.signal(Signal::INT);
-    thread::sleep(Duration::from_millis(100));
+    interrupted.wait_for("no\n", PATIENCE);
     interrupted.signal(Signal::INT);
     assert_eq!(interrupted.end(SOON).code, Some(130));
     let interrupted = running(&home, &[], "sleep 1000");
