@@ -35,8 +35,11 @@ fn fault_of_processor(part: &str) -> Option<String> {
         let mut lines = part.lines();
         lines.find_map(|line| Some(line.trim().strip_prefix(name)?.trim()))
     };
-    if field("Clock Event Device:")? == "<NULL>" {
-        return Some(format!("processor {number} has no timer"));
+    match field("Clock Event Device:")? {
+        "<NULL>" => return Some(format!("processor {number} has no timer")),
+        "lapic" => {}
+        // One that needn't be measured.
+        _ => return None,
     }
     let multiplier: f64 = field("mult:")?.parse().ok()?;
     let shift: i32 = field("shift:")?.parse().ok()?;
@@ -86,5 +89,11 @@ mod tests {
         for list in ["", "Per CPU device: 0\n", "Timer List Version: v9\n"] {
             assert_eq!(fault_in(list), None);
         }
+    }
+
+    #[test]
+    fn a_timer_of_another_kind_has_a_speed_of_its_own() {
+        let deadline = SOUND.replace("lapic", "lapic-deadline");
+        assert_eq!(fault_in(&deadline.replace("268428154", "1")), None);
     }
 }
