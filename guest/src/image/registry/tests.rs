@@ -346,7 +346,7 @@ fn a_registrys_pause_is_kept_unless_it_is_too_long() {
     });
     let start = Instant::now();
     let error = line(|| Place::new().pull(&registry));
-    assert!(start.elapsed() < Duration::from_secs(60));
+    assert!(start.elapsed() < Duration::from_secs(1));
     assert!(
         error.contains("HTTP status 429") && error.contains("docker login"),
         "{error}"
