@@ -14,7 +14,11 @@ const LIMIT: &str = "--timeout=100s";
 
 /// `minivm lab` with the flags and command, all of its streams pipes.
 fn lab(arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_minivm"))
+    start(&mut Command::new(env!("CARGO_BIN_EXE_minivm")), arguments)
+}
+
+fn start(minivm: &mut Command, arguments: &[&str]) -> Child {
+    minivm
         .arg("lab")
         .args(arguments)
         .stdin(Stdio::piped())
@@ -273,23 +277,19 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
 /// standing while it measures it. Each start leaves a line in the file `starts`.
 fn qemu_without_a_timer(starts: u32) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let real = std::env::split_paths(&std::env::var_os("PATH").unwrap())
-        .map(|folder| folder.join("qemu-system-x86_64"))
-        .find(|path| path.exists())
-        .unwrap();
     let script = format!(
         "#!/bin/sh
+PATH=${{PATH#*:}}
 echo >> {folder}/starts
-[ $(wc -l < {folder}/starts) -gt {starts} ] && exec {real} \"$@\"
+[ $(wc -l < {folder}/starts) -gt {starts} ] && exec qemu-system-x86_64 \"$@\"
 for word; do
     shift
     case $word in console=*) word=\"noapictimer $word\";; esac
     set -- \"$@\" \"$word\"
 done
-exec {real} \"$@\"
+exec qemu-system-x86_64 \"$@\"
 ",
-        folder = folder.path().display(),
-        real = real.display()
+        folder = folder.path().display()
     );
     let path = folder.path().join("qemu-system-x86_64");
     fs::write(&path, script).unwrap();
@@ -300,14 +300,9 @@ exec {real} \"$@\"
 /// Runs `cat` in a lab of this QEMU, gives it a word, and tells how often QEMU was started.
 fn echoed_with(folder: &Path) -> (Output, usize) {
     let path = std::env::var("PATH").unwrap();
-    let mut lab = Command::new(env!("CARGO_BIN_EXE_minivm"))
-        .args(["lab", LIMIT, "--", "cat"])
-        .env("PATH", format!("{}:{path}", folder.display()))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut minivm = Command::new(env!("CARGO_BIN_EXE_minivm"));
+    minivm.env("PATH", format!("{}:{path}", folder.display()));
+    let mut lab = start(&mut minivm, &[LIMIT, "--", "cat"]);
     // It may have ended by then, if it doesn't start.
     let _ = lab.stdin.take().unwrap().write_all(b"word\n");
     let output = lab.wait_with_output().unwrap();

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use minivm::machine::{self, Place};
+use minivm::templates;
 use minivm_vmm::Error;
 
 /// Where the virtual machine gets its virtualization from.
@@ -74,21 +75,24 @@ impl AccelArg {
 /// The error, with where it comes from: a guest that runs what KVM can't may be at fault itself, or have `--accel kvm` behind
 /// it, for which nobody has asked what this KVM can.
 pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
-    let stopped = error.chain().any(|cause| {
-        let of_machine = match cause.downcast_ref() {
-            Some(machine::Error::Monitor(error)) => Some(error),
-            _ => None,
-        };
-        matches!(
-            of_machine.or(cause.downcast_ref()),
-            Some(Error::Exit { .. })
-        )
-    });
+    let stopped = matches!(error.chain().find_map(of_monitor), Some(Error::Exit { .. }));
     match stopped.then(minivm_vmm::probe) {
         Some(Err(why @ Error::KvmUnusable(_))) => {
             anyhow!("{error:#}; {why}: leave out --accel kvm")
         }
         _ => error,
+    }
+}
+
+/// The monitor's error that it is, or stands for without being its source.
+fn of_monitor<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    let of_machine = match cause.downcast_ref() {
+        Some(templates::Error::Machine(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    };
+    match of_machine {
+        Some(machine::Error::Monitor(error)) => Some(error),
+        _ => cause.downcast_ref(),
     }
 }
 

@@ -108,22 +108,20 @@ impl Cli {
     /// Does what the command line says.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
-        self.carry_out().map_err(accel::explain)
-    }
-
-    fn carry_out(self) -> anyhow::Result<ExitCode> {
         match self.command {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Build(args)) => build::run(&args),
-            Some(Command::Template(command)) => template::run(command),
+            Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
             Some(Command::LabKeep) => template::keep_lab(),
             Some(Command::LabAgent) => template::run_agent(),
             Some(Command::Snapshot(args)) => snapshot::snapshot(args),
             Some(Command::Restore(args)) => snapshot::restore(args),
-            Some(Command::Turducken(args)) => turducken::run(&args, self.verbose),
+            Some(Command::Turducken(args)) => {
+                turducken::run(&args, self.verbose).map_err(accel::explain)
+            }
             Some(Command::Prune) => image::prune(),
             Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),

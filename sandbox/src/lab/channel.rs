@@ -31,34 +31,25 @@ pub(crate) enum Answer {
     Exit(i32),
     /// It never began.
     Failed(String),
-    /// Nothing: the lab was killed or died.
-    None,
-}
-
-/// The first that a lab says.
-pub(super) enum Begun {
-    /// The command starts.
-    Started,
-    /// It won't.
-    Failed(String),
-    /// Another lab may do better.
+    /// It didn't begin in this lab; another one may do better.
     Again(String),
     /// Nothing: the lab was killed or died.
     None,
 }
 
-/// Waits for a lab's first word. Until then nothing is sent to it: it may not be the one that takes it.
-pub(super) fn begin(channel: &UnixStream) -> io::Result<Begun> {
+/// Waits for a lab's first word: `None` where the command starts, or else the only answer. Until then nothing is sent to the
+/// lab, for another one may be the one that takes it.
+pub(super) fn begin(channel: &UnixStream) -> io::Result<Option<Answer>> {
     let mut payload = Vec::new();
     // A QEMU that was killed may leave half a frame.
     let Ok(Some(kind)) = frame::receive(channel, &mut payload) else {
-        return Ok(Begun::None);
+        return Ok(Some(Answer::None));
     };
     let why = String::from_utf8_lossy(&payload).into_owned();
     match kind {
-        Kind::Started => Ok(Begun::Started),
-        Kind::Failed => Ok(Begun::Failed(why)),
-        Kind::Again => Ok(Begun::Again(why)),
+        Kind::Started => Ok(None),
+        Kind::Failed => Ok(Some(Answer::Failed(why))),
+        Kind::Again => Ok(Some(Answer::Again(why))),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }

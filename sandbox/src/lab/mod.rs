@@ -37,7 +37,7 @@ pub use kernel::find as find_kernel;
 pub use qemu::PROGRAM as QEMU;
 pub use stop::Stop;
 
-use channel::{Answer, Begun};
+use channel::Answer;
 use error::cannot;
 use qemu::{Machine, Qemu};
 
@@ -217,7 +217,7 @@ impl LabRequest {
             .map_err(cannot("duplicate stderr"))?;
 
         let mut starts = 1;
-        let (qemu, channel, limit, begun) = loop {
+        let (qemu, channel, limit, early) = loop {
             let files = initramfs.try_clone();
             let files = files.map_err(cannot("duplicate a file"))?;
             let ports = self.ports.iter().map(OwnedFd::try_clone);
@@ -229,25 +229,20 @@ impl LabRequest {
             let limit = self
                 .timeout
                 .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
-            let begun = channel::begin(&channel).map_err(cannot("talk to the lab"))?;
-            match begun {
-                Begun::Again(why) if starts < STARTS_MAX => {
+            match channel::begin(&channel).map_err(cannot("talk to the lab"))? {
+                Some(Answer::Again(why)) if starts < STARTS_MAX => {
                     log::debug!("the lab is started again: {why}");
                     starts += 1;
                 }
-                begun => break (qemu, channel, limit, begun),
+                early => break (qemu, channel, limit, early),
             }
         };
         // QEMU's are the only ones from here on: their peers are to see it end.
         drop((initramfs, self.ports));
         let boot = start.elapsed();
-        let answer = match begun {
-            Begun::Started => channel::serve(&channel, input, &mut *stdout, &mut *stderr),
-            Begun::Failed(why) => Ok(Answer::Failed(why)),
-            Begun::Again(why) => Ok(Answer::Failed(format!(
-                "has no timer to rely on after {STARTS_MAX} starts ({why}): leave this machine more of its time"
-            ))),
-            Begun::None => Ok(Answer::None),
+        let answer = match early {
+            Some(answer) => Ok(answer),
+            None => channel::serve(&channel, input, &mut *stdout, &mut *stderr),
         };
         // Before the outputs are closed: who sees their end may then stop what has ended by itself.
         let stopped = self.stop.was_called();
@@ -262,6 +257,11 @@ impl LabRequest {
                 total: start.elapsed(),
             }),
             Answer::Failed(message) => Err(Error::Refused { message }),
+            Answer::Again(why) => Err(Error::Refused {
+                message: format!(
+                    "has no timer to rely on after {STARTS_MAX} starts ({why}): leave this machine more of its time"
+                ),
+            }),
             Answer::None if stopped => Err(Error::Stopped),
             Answer::None => match self.timeout {
                 Some(limit) if timed_out => Err(Error::Timeout { limit }),
