@@ -297,8 +297,12 @@ fn flags_mean_the_same() {
             "import sys; print(repr(sys.stdin.read()))",
             Some(b"not for you"),
         ),
-        // Whether a Python that has to start first could have printed by then, nobody knows.
-        (&["--timeout", "500ms"], "import time; time.sleep(60)", None),
+        // A Python that has to start first is to have printed by then, on a busy machine too.
+        (
+            &["--timeout", "5s"],
+            "import time; print('up'); time.sleep(60)",
+            None,
+        ),
         (&["--max-output", "1000"], "print('x' * 5000)", None),
     ];
     for (flags, asked, input) in cases {
