@@ -82,13 +82,14 @@ fn outputs_stay_apart_and_the_exit_code_is_the_programs() {
 
 #[test]
 fn nothing_of_the_host_is_seen_inside() {
-    let script = "ls /root /home /etc/passwd /work 2>&1; env; ls /proc | grep -c '^[0-9]'; ls /tmp";
+    let script =
+        "ls /root /home /etc/passwd /work 2>&1; env; set -- /proc/[0-9]*; echo $#; ls /tmp";
     let ran = run_script(script, &limits());
     assert!(!ran.stdout.contains("HOME="), "{}", ran.stdout);
     let missing = ran.stdout.matches("No such file").count();
     assert_eq!(missing, 4, "{}", ran.stdout);
-    // The jail's first process, the shell, ls and grep.
-    assert!(ran.stdout.lines().any(|line| line == "4"), "{}", ran.stdout);
+    // The jail's first process and the shell, which counts by itself: of a pipe's two programs, one may not be there yet.
+    assert!(ran.stdout.lines().any(|line| line == "2"), "{}", ran.stdout);
 }
 
 #[test]
