@@ -7,14 +7,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use minivm_tests::image::{BzImage, CODE, Elf, Segment};
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, run};
 use tempfile::TempDir;
 
-/// How long any of these may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// minivm's own error.
 const ERROR: i32 = 125;
 /// Wrong usage.

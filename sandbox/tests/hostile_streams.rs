@@ -21,12 +21,13 @@ use minivm_guest::channel::{
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_tests::output::Shared;
+use minivm_tests::patience::PATIENCE;
 use proptest::prelude::*;
 
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(300);
+/// One within which the host has said all that it has to say, on a busy machine too.
+const AMPLE: Duration = Duration::from_secs(3);
 
 /// What the guest does when it has said everything.
 #[derive(Clone, Copy, PartialEq)]
@@ -82,6 +83,7 @@ struct Scene {
     request: Request,
     words: Vec<u8>,
     then: Then,
+    boot_limit: Duration,
     timeout: Option<Duration>,
     max_output: Option<u64>,
     max_copy_out: u64,
@@ -102,6 +104,7 @@ impl Scene {
             },
             words,
             then,
+            boot_limit: PATIENCE,
             timeout: None,
             max_output: None,
             max_copy_out: 1 << 20,
@@ -155,7 +158,7 @@ impl Scene {
             stdin: self.stdin,
             stdout: Box::new(self.stdout),
             stderr: Box::new(io::sink()),
-            boot_limit: SOON,
+            boot_limit: self.boot_limit,
             timeout: self.timeout,
             max_output: self.max_output,
             copy_in: Vec::new(),
@@ -437,16 +440,17 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
         encoded(&[hello()]),
         encoded(&[hello()])[..3].to_vec(),
     ] {
-        assert!(matches!(
-            result(words, Then::Waits),
-            Err(Error::NoInit(SOON))
-        ));
+        let mut scene = Scene::new(words, Then::Waits);
+        scene.boot_limit = SOON;
+        assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
     }
     // It talks all the time.
     let first = encoded(&[hello()]);
     for said in [ToHost::Warning("wait".into()), ToHost::Time] {
         let words = [first.clone(), encoded(&[said])].concat();
-        let result = result(words, Then::Repeats(first.len()));
+        let mut scene = Scene::new(words, Then::Repeats(first.len()));
+        scene.boot_limit = SOON;
+        let result = scene.play();
         assert!(matches!(result, Err(Error::NoInit(SOON))), "{result:?}");
     }
 }
@@ -455,9 +459,10 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
 fn the_time_is_told_to_whoever_asks() {
     let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
     let began = now();
-    let scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
+    scene.boot_limit = AMPLE;
     let sent = scene.sent.clone();
-    assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
+    assert!(matches!(scene.play(), Err(Error::NoInit(AMPLE))));
     let mut decoder = frame::Decoder::default();
     decoder.extend(&sent.0.lock().unwrap());
     let mut times = Vec::new();
@@ -525,7 +530,7 @@ fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
     let words = encoded(&[&[hello(), ToHost::Started], &asked[..]].concat());
     let mut scene = Scene::new(words, Then::Waits);
     scene.stdin = Some(reader.into());
-    scene.timeout = Some(SOON);
+    scene.timeout = Some(AMPLE);
     let sent = scene.sent.clone();
     assert_eq!(scene.play().unwrap().end, End::TimedOut);
     feeder.join().unwrap();
@@ -557,7 +562,7 @@ fn signals_wait_for_the_command_and_the_end_does_not() {
     assert!(messages(&sent).iter().all(|message| message == "Request"));
     let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
     scene.events = vec![Event::Signal(15)];
-    scene.timeout = Some(SOON);
+    scene.timeout = Some(AMPLE);
     let sent = scene.sent.clone();
     assert_eq!(scene.play().unwrap().end, End::TimedOut);
     // This guest doesn't wait for its request, so that either may come first.
@@ -781,6 +786,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let then = if again { Then::Repeats(0) } else { Then::Ends };
         let mut scene = copying(folder.path(), words, then);
+        scene.boot_limit = SOON;
         scene.timeout = Some(Duration::from_millis(20));
         scene.stdin = Some(File::open("/dev/zero").unwrap().into());
         if again && scene.words.is_empty() {

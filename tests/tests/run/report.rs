@@ -104,8 +104,11 @@ fn json_tells_signals_limits_and_refusals() {
         (&killed["exit_code"], &killed["signal"], &killed["oom"]),
         (&137.into(), &9.into(), &false.into())
     );
-    let flags = ["--json", "--timeout", "500ms", "--max-output", "10"];
-    let late = report(&end_of(shell(&flags, "seq 100; sleep 1000")));
+    let flags = ["--json", "--timeout", "2s", "--max-output", "10"];
+    let late = report(&end_of(shell(
+        &flags,
+        r"printf '1\n2\n3\n4\n5\n6\n'; sleep 1000",
+    )));
     assert_eq!(
         (&late["exit_code"], &late["timed_out"], &late["truncated"]),
         (&124.into(), &true.into(), &true.into())
