@@ -37,7 +37,7 @@ pub(super) struct Archive {
     /// What the archive is called in errors.
     pub(super) name: String,
     file: Arc<File>,
-    members: HashMap<String, Member>,
+    members: HashMap<Vec<u8>, Member>,
 }
 
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ enum Member {
         len: u64,
     },
     /// The target, from the archive's root.
-    Link(String),
+    Link(Vec<u8>),
 }
 
 impl Archive {
@@ -84,7 +84,7 @@ impl Archive {
 
     /// The regular file of this name.
     pub(super) fn member(&self, name: &str) -> Option<Blob> {
-        let mut key = resolve("", name)?;
+        let mut key = resolve(b"", name.as_bytes())?;
         for _ in 0..MOST_LINKS {
             match self.members.get(&key)? {
                 Member::Link(target) => key.clone_from(target),
@@ -128,19 +128,23 @@ fn gunzip(name: &str, mut file: &File, store: &Store, limit: u64) -> Result<File
 }
 
 /// A path within the archive, seen from one of its folders; `None` if it leads out.
-fn resolve(folder: &str, path: &str) -> Option<String> {
-    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
-    if path.starts_with('/') {
+fn resolve(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let slash = |&byte: &u8| byte == b'/';
+    let mut parts: Vec<&[u8]> = folder
+        .split(slash)
+        .filter(|part| !part.is_empty())
+        .collect();
+    if path.starts_with(b"/") {
         return None;
     }
-    for part in path.split('/') {
+    for part in path.split(slash) {
         match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()?),
+            b"" | b"." => {}
+            b".." => drop(parts.pop()?),
             part => parts.push(part),
         }
     }
-    (!parts.is_empty()).then(|| parts.join("/"))
+    (!parts.is_empty()).then(|| parts.join(&b'/'))
 }
 
 /// The walk from header to header.
@@ -150,8 +154,8 @@ struct Scan<'a> {
     position: u64,
     end: u64,
     /// What the next header's own fields are replaced by.
-    path: Option<String>,
-    target: Option<String>,
+    path: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
     size: Option<u64>,
     /// Bytes of all names so far.
     names: usize,
@@ -171,7 +175,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn members(mut self) -> Result<HashMap<String, Member>, Error> {
+    fn members(mut self) -> Result<HashMap<Vec<u8>, Member>, Error> {
         let mut members = HashMap::new();
         while let Some(header) = self.header()? {
             let own_size = header.entry_size().map_err(|_| self.damaged())?;
@@ -245,10 +249,7 @@ impl<'a> Scan<'a> {
             return Err(self.too_large("a name", LONGEST_EXTENSION));
         }
         let bytes = self.read(offset, size)?;
-        let text = |bytes: &[u8]| {
-            let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-            String::from_utf8(bytes.to_vec()).ok()
-        };
+        let text = |bytes: &[u8]| Some(bytes.strip_suffix(&[0]).unwrap_or(bytes).to_vec());
         if kind.is_gnu_longname() {
             self.path = text(&bytes);
         } else if kind.is_gnu_longlink() {
@@ -271,16 +272,17 @@ impl<'a> Scan<'a> {
     }
 
     /// A file or link; what has no place in an image's archive is passed over.
-    fn entry(&mut self, header: &Header, offset: u64, size: u64) -> Option<(String, Member)> {
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-        let path = self.path.take().or_else(|| text(&header.path_bytes()));
+    fn entry(&mut self, header: &Header, offset: u64, size: u64) -> Option<(Vec<u8>, Member)> {
+        let path = self.path.take();
+        let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
         let target = self.target.take();
-        let target = target.or_else(|| text(&header.link_name_bytes()?));
-        let path = resolve("", &path?)?;
-        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let target = target.or_else(|| Some(header.link_name_bytes()?.into_owned()));
+        let path = resolve(b"", &path)?;
+        let folder = path.iter().rposition(|&byte| byte == b'/');
+        let folder = folder.map_or(&b""[..], |end| &path[..end]);
         let member = match header.entry_type() {
             EntryType::Symlink => Member::Link(resolve(folder, &target?)?),
-            EntryType::Link => Member::Link(resolve("", &target?)?),
+            EntryType::Link => Member::Link(resolve(b"", &target?)?),
             kind if kind.is_file() || kind.is_contiguous() => Member::File { offset, len: size },
             _ => return None,
         };
@@ -288,7 +290,7 @@ impl<'a> Scan<'a> {
     }
 
     /// What a member takes of memory, if that isn't too much.
-    fn weigh(&mut self, path: &str, member: &Member) -> Result<(), Error> {
+    fn weigh(&mut self, path: &[u8], member: &Member) -> Result<(), Error> {
         let target = match member {
             Member::Link(target) => target.len(),
             Member::File { .. } => 0,
