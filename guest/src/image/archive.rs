@@ -9,16 +9,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, BufReader, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
 use tar::{EntryType, Header, PaxExtensions};
 
 use super::error::{Error, shown};
 use super::store::Store;
 use super::{Blob, files};
+use crate::compression::{Format, START, decompress, format};
 
 const BLOCK: u64 = 512;
 /// How many members are listed; an image has some for each of its layers.
@@ -51,7 +51,7 @@ enum Member {
 }
 
 impl Archive {
-    /// Lists the archive's members; one that is compressed with gzip is decompressed into the store's folder, where it has
+    /// Lists the archive's members; one that is compressed is decompressed into the store's folder, where it has
     /// no name, if that takes no more than `limit` bytes.
     pub(super) fn open(
         name: String,
@@ -59,16 +59,18 @@ impl Archive {
         store: &Store,
         limit: u64,
     ) -> Result<Archive, Error> {
-        let mut magic = [0; 6];
-        let read = file.read_at(&mut magic, 0);
+        let mut start = [0; START];
+        let read = file.read_at(&mut start, 0);
         let read = read.map_err(|source| failed(&name, source))?;
-        let file = match magic {
-            [0x1f, 0x8b, ..] => gunzip(&name, &file, store, limit)?,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => return Err(compressed(&name, "zstd")),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => return Err(compressed(&name, "xz")),
-            [b'B', b'Z', b'h', ..] => return Err(compressed(&name, "bzip2")),
+        let file = match format(&start[..read]) {
             _ if read == 0 => return Err(Error::invalid(name, "is empty")),
-            _ => file,
+            Format::Plain => file,
+            Format::Other(method) => {
+                let problem =
+                    format!("is compressed with {method}: decompress it first, or use gzip");
+                return Err(Error::invalid(name, problem));
+            }
+            format => decompressed(&name, format, &file, store, limit)?,
         };
         let end = file
             .metadata()
@@ -109,15 +111,17 @@ fn failed(name: &str, source: io::Error) -> Error {
     }
 }
 
-fn compressed(name: &str, method: &str) -> Error {
-    let problem = format!("is compressed with {method}: decompress it first, or use gzip");
-    Error::invalid(name, problem)
-}
-
-fn gunzip(name: &str, mut file: &File, store: &Store, limit: u64) -> Result<File, Error> {
+fn decompressed(
+    name: &str,
+    format: Format,
+    mut file: &File,
+    store: &Store,
+    limit: u64,
+) -> Result<File, Error> {
     let mut spool = store.spool()?;
     file.rewind().map_err(|source| failed(name, source))?;
-    let copied = files::copy_limited(MultiGzDecoder::new(file), &mut spool, limit);
+    let content = decompress(format, BufReader::with_capacity(128 << 10, file));
+    let copied = content.and_then(|content| files::copy_limited(content, &mut spool, limit));
     match copied.map_err(|source| failed(name, source))? {
         Some(_) => Ok(spool),
         None => Err(Error::TooLarge {
