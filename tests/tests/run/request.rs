@@ -150,7 +150,7 @@ fn users_are_found_in_text_of_any_encoding() {
     assert_eq!(ended.code, Some(125), "{}", ended.stderr);
     assert_eq!(
         ended.stderr,
-        "minivm: cannot read /etc/passwd: it is not a file\n"
+        "minivm: the guest refused to run the command: cannot read /etc/passwd: it is not a file\n"
     );
 }
 

@@ -119,11 +119,20 @@ fn credential(client: &Client<'_>) -> Option<DockerCredential> {
         ) => None,
         // That is also what it says of a configuration that isn't there.
         Err(CredentialRetrievalError::ConfigReadError) if !has_configuration() => None,
+        Err(error) if knows_none(&error) => None,
         Err(error) => {
             log::warn!("no credentials for {server}: {}", shown(&error.to_string()));
             None
         }
     }
+}
+
+/// Whether it is a helper that says in Docker's words that nothing is stored for the registry.
+fn knows_none(error: &CredentialRetrievalError) -> bool {
+    let CredentialRetrievalError::HelperFailure { stdout, .. } = error else {
+        return false;
+    };
+    stdout.trim() == "credentials not found in native keychain"
 }
 
 /// Whether there is anything that `docker login` may have stored.
@@ -287,6 +296,19 @@ mod tests {
         assert_eq!(challenge.get("scope"), Some("repository:a/b:pull,push"));
         assert_eq!(challenge.get("x"), Some("1"));
         assert_eq!(challenge.get("absent"), None);
+    }
+
+    #[test]
+    fn a_helper_that_knows_nothing_is_no_failure() {
+        let said = |stdout: &str| CredentialRetrievalError::HelperFailure {
+            helper: "docker-credential-x".into(),
+            stdout: stdout.into(),
+            stderr: String::new(),
+        };
+        assert!(knows_none(&said(
+            "credentials not found in native keychain\n"
+        )));
+        assert!(!knows_none(&said("the keychain is locked")));
     }
 
     #[test]
