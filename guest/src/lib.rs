@@ -8,6 +8,8 @@
 //! The init itself is the program `minivm-init` beside this library.
 
 pub mod channel;
+#[cfg(feature = "image")]
+mod compression;
 pub mod contained;
 #[cfg(feature = "image")]
 pub mod image;

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
@@ -249,7 +251,8 @@ fn a_flood_is_cut() {
 fn the_environment_is_the_images_and_the_users() {
     let sandbox = open(|config| config.env = vec!["A=image".into(), "B=image".into()]);
     let mut task = command(&["env"]);
-    task.env = vec![("A".into(), "user's = ä".into())];
+    let odd = OsStr::from_bytes(b"\xff").to_owned();
+    task.env = vec![("A".into(), "user's = ä".into()), ("ODD".into(), odd)];
     let ran = run_in(&*sandbox, task);
     let mut lines: Vec<&str> = ran.stdout.lines().collect();
     lines.sort_unstable();
@@ -260,6 +263,7 @@ fn the_environment_is_the_images_and_the_users() {
             "B=image",
             "HOME=/",
             "HOSTNAME=minivm",
+            "ODD=\u{fffd}",
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         ],
         "nothing of the host's"

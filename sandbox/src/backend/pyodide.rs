@@ -62,7 +62,7 @@ pub(super) fn put(
         Program::Resume { .. } => return Err(not_supported(backend, Capability::Snapshot)),
     };
     let mut told = Told {
-        env: variables(backend, &task.env)?,
+        env: variables(backend, &task.texts(backend)?)?,
         files: Vec::new(),
         snapshot,
     };

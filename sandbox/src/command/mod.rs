@@ -19,6 +19,7 @@ mod template;
 mod terminal;
 mod turducken;
 mod units;
+mod variables;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,7 +1,6 @@
 //! What a command is to be run with, from the flags and the image.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -10,6 +9,8 @@ use clap::Args;
 use minivm::machine::Files;
 use minivm_guest::channel::{Request, Rlimit};
 use minivm_guest::image::Config;
+
+use super::variables;
 
 /// As container users know them.
 #[derive(Args)]
@@ -62,20 +63,26 @@ impl RequestArgs {
         Ok(())
     }
 
-    /// The variables that flags set, as text.
-    pub(super) fn variables(&self) -> anyhow::Result<Vec<(String, String)>> {
+    /// The variables that flags set, `NAME=value` each.
+    fn entries(&self) -> anyhow::Result<Vec<Vec<u8>>> {
         let mut env = Vec::new();
         for file in &self.env_file {
-            env.extend(env_file(file)?);
+            env.extend(variables::of_file(file)?);
         }
-        let given = self.env.iter().cloned().map(OsString::into_vec);
-        env.extend(given.filter_map(variable));
-        let text = |entry: Vec<u8>| {
-            let entry = String::from_utf8(entry).context("an environment variable is not text")?;
-            let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
-            Ok((name.to_owned(), value.to_owned()))
+        for entry in &self.env {
+            env.extend(variables::given(entry.clone().into_vec())?);
+        }
+        Ok(env)
+    }
+
+    /// The same as names and values.
+    pub(super) fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
+        let apart = |entry: Vec<u8>| {
+            let mut parts = entry.splitn(2, |&byte| byte == b'=');
+            let mut next = || OsString::from_vec(parts.next().unwrap_or_default().to_vec());
+            (next(), next())
         };
-        env.into_iter().map(text).collect()
+        Ok(self.entries()?.into_iter().map(apart).collect())
     }
 
     /// The first flag that only a microVM knows, if one is given.
@@ -116,10 +123,7 @@ impl RequestArgs {
             bail!("the image names no command of its own: say which to run, behind `--`");
         }
         let mut env = texts(&config.env);
-        for file in &self.env_file {
-            env.extend(env_file(file)?);
-        }
-        env.extend(self.env.iter().filter_map(|entry| variable(bytes(entry))));
+        env.extend(self.entries()?);
         let cwd = match &self.workdir {
             Some(folder) => bytes(folder),
             None => config.working_dir.clone().into_bytes(),
@@ -144,26 +148,6 @@ impl RequestArgs {
             ..Request::default()
         })
     }
-}
-
-/// A variable as it was given, or with the host's value; none where the host has none.
-fn variable(entry: Vec<u8>) -> Option<Vec<u8>> {
-    if entry.contains(&b'=') {
-        return Some(entry);
-    }
-    let value = std::env::var_os(OsString::from_vec(entry.clone()))?;
-    Some([entry, b"=".to_vec(), value.into_vec()].concat())
-}
-
-/// A line a variable; empty ones, and those that begin with #, are skipped.
-fn env_file(path: &PathBuf) -> anyhow::Result<Vec<Vec<u8>>> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text
-        .split(|&byte| byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-        .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
-        .filter_map(|line| variable(line.to_vec()))
-        .collect())
 }
 
 fn files(text: &str) -> Result<Files, String> {
@@ -288,13 +272,14 @@ mod tests {
     }
 
     #[test]
-    fn an_env_file_has_a_variable_a_line() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(&file, "# comment\n\nX=a b\r\nPATH\nMINIVM_TEST_NOT_SET\n").unwrap();
-        let env = env_file(&file.path().to_owned()).unwrap();
-        assert_eq!(env[0], b"X=a b");
-        assert!(env[1].starts_with(b"PATH=/"), "the host's value");
-        assert_eq!(env.len(), 2);
+    fn variables_are_taken_apart_at_the_first_equals_sign() {
+        let line = ["-e", "A=1=2", "-e", "B=", "-e", "MINIVM_TEST_NOT_SET"];
+        let line = Line::try_parse_from(["test"].iter().chain(&line)).unwrap();
+        let variables = line.args.variables().unwrap();
+        assert_eq!(
+            variables,
+            [("A".into(), "1=2".into()), ("B".into(), "".into())]
+        );
     }
 
     #[test]

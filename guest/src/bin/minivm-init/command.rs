@@ -168,7 +168,7 @@ pub(crate) fn environment(
 ) -> Vec<(OsString, OsString)> {
     let mut all: Vec<Vec<u8>> = vec![
         PATH.into(),
-        format!("HOME={}", user.home).into(),
+        [b"HOME=", &*user.home].concat(),
         format!("HOSTNAME={}", request.hostname).into(),
     ];
     if streams != Streams::Pipes {

@@ -65,14 +65,14 @@ fn main() {
 
 fn run(started: u64) -> Result<(), Error> {
     mounts::kernel_file_systems()?;
-    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let cmdline = fs::read("/proc/cmdline")?;
     let channel = cmdline
-        .split_ascii_whitespace()
-        .filter_map(|word| word.strip_prefix(minivm_guest::channel::PARAMETER))
+        .split(u8::is_ascii_whitespace)
+        .filter_map(|word| word.strip_prefix(minivm_guest::channel::PARAMETER.as_bytes()))
         .next_back();
     match channel {
         None => alone::run(),
-        Some(channel) => session::run(channel == "rings", started),
+        Some(channel) => session::run(channel == b"rings", started),
     }
 }
 

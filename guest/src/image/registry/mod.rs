@@ -8,6 +8,9 @@ mod client;
 mod download;
 mod failure;
 #[cfg(test)]
+mod proof_tests;
+mod redirect;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod tests;

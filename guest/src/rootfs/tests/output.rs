@@ -3,6 +3,8 @@
 use std::io::Read as _;
 
 use super::*;
+use crate::compression::Format;
+use crate::compression::tests::compressed;
 
 pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -77,6 +79,13 @@ fn a_layers_compression_does_not_matter() {
         ]
         .concat(),
         [b"\x50\x2a\x4d\x18\0\0\0\0".to_vec(), zstd(&tar)].concat(),
+        compressed(Format::Xz, &tar),
+        [compressed(Format::Xz, one), compressed(Format::Xz, two)].concat(),
+        [
+            compressed(Format::Bzip2, one),
+            compressed(Format::Bzip2, two),
+        ]
+        .concat(),
     ];
     let archives = kinds.map(|kind| plain(&image(vec![layer(&kind, Some(digest(&tar)))])).unwrap());
     assert_eq!(read(&archives[0])[&b"b"[..]].data, noise(700_000));

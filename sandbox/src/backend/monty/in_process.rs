@@ -67,7 +67,7 @@ impl Sandbox for InProcess {
             None => None,
             Some(_) => Some(memory::claim().map_err(not_counted)?),
         };
-        let scope = super::scope(&task, task.limits.memory);
+        let scope = super::scope(&task, task.limits.memory)?;
         let (start, mut host) = Local::new(task);
         let ended = interpreter::run(start, &scope, &mut host);
         let flushed = host.flush();

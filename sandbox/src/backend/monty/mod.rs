@@ -83,7 +83,7 @@ impl Monty {
         let own = |bytes: u64| bytes - OWN_MEMORY.min(bytes / 2);
         let order = Order {
             program,
-            scope: scope(task, task.limits.memory.map(own)),
+            scope: scope(task, task.limits.memory.map(own))?,
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
@@ -149,14 +149,14 @@ impl Sandbox for Monty {
 }
 
 /// What code may see of its task.
-fn scope(task: &Task, memory: Option<u64>) -> Scope {
-    Scope {
+fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
+    Ok(Scope {
         functions: in_process::names(&task.functions),
         suspend_at: task.suspend_at.clone(),
-        env: task.env.iter().cloned().collect(),
+        env: task.texts(Backend::Monty)?.into_iter().collect(),
         time: task.limits.time,
         memory,
-    }
+    })
 }
 
 fn end(outcome: Outcome) -> End {
