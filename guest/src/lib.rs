@@ -11,6 +11,7 @@ pub mod channel;
 pub mod contained;
 #[cfg(feature = "image")]
 pub mod image;
+pub mod inherited;
 pub mod manifest;
 pub mod newc;
 pub mod pid1;

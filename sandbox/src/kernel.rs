@@ -7,7 +7,7 @@ use crate::cache;
 
 /// There is no kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no kernel in {}: make one with `cargo xtask setup`, or name one with --kernel", folder.display())]
+#[error("no kernel in {}: make one with `cargo xtask setup`, or name one with --kernel, or the folder of one that is there, another user's for one, in MINIVM_KERNEL", folder.display())]
 pub struct Missing {
     /// Where it was looked for.
     pub folder: PathBuf,

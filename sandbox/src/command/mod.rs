@@ -144,6 +144,18 @@ fn worker() -> anyhow::Result<PathBuf> {
     Ok(Host::worker_beside(&minivm))
 }
 
+/// Ends this process, which could not write to stdout.
+pub(crate) fn cannot_print(error: &std::io::Error) -> ! {
+    let code = match error.kind() {
+        std::io::ErrorKind::BrokenPipe => console::EXIT_BROKEN_PIPE,
+        _ => {
+            eprintln!("minivm: cannot write to stdout: {error}");
+            EXIT_ERROR
+        }
+    };
+    std::process::exit(code.into())
+}
+
 fn log_to_stderr(verbose: u8) {
     let level = match verbose {
         0 => log::LevelFilter::Warn,

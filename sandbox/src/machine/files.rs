@@ -3,7 +3,7 @@
 //! What comes out of a guest can be anything. It is received whole, up to a limit, before any of it is unpacked. A folder is
 //! unpacked into a folder that is opened once and never left: no entry's parent may be a link, and the guest's links are
 //! made last, when no file can be put through one any more, and only those that stay in that folder. Devices, and the bits
-//! that give privileges, are left out.
+//! that give privileges, are left out. A single file goes to what the user names, see [`crate::output_path`].
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::session::Files;
 use super::{Error, cannot};
+use crate::output_path::Output;
 
 /// Files, folders and links that are taken out of a guest at the most.
 const ENTRIES_MAX: usize = 1_000_000;
@@ -113,12 +114,15 @@ impl Incoming {
             .filter(|entry| entry.name == Path::new(COPIED));
         match first.map(|entry| (entry.kind, entry.permissions)) {
             Some((Kind::File { .. }, permissions)) => {
-                let (folder, name) = (open_folder(parent(&target))?, name(&target));
-                write_file(&folder, Path::new(name), permissions, &mut unpack)?;
-                match unpack.next()? {
-                    None => Ok(Vec::new()),
-                    Some(_) => Err(unasked()),
+                fs::create_dir_all(parent(&target))?;
+                let mut output = Output::open(&target, 0o600)?;
+                io::copy(&mut unpack, &mut output)?;
+                if unpack.next()?.is_some() {
+                    return Err(unasked());
                 }
+                output.set_permissions(permissions & 0o777)?;
+                output.finish()?;
+                Ok(Vec::new())
             }
             Some((Kind::Folder, permissions)) => {
                 Folder::create(&target)?.fill(&mut unpack, permissions)
