@@ -133,6 +133,13 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// Whether the stack is so small that not much more can be done.
+    pub fn is_of_the_stack(&self) -> bool {
+        matches!(self, Refused::Limit { flag: 's', .. })
+    }
+}
+
 /// Puts right all that a program inherits that a user starts.
 ///
 /// # Errors
@@ -309,7 +316,11 @@ pub fn limit_behind(error: &(dyn std::error::Error + 'static)) -> Option<String>
         libc::EAGAIN => &[ADDRESSES, DATA, THREADS],
         _ => return None,
     };
+    let root = rustix::process::geteuid().is_root();
     let set = limits.iter().filter_map(|(resource, what, flag)| {
+        if root && *resource == Resource::Nproc {
+            return None;
+        }
         let is = getrlimit(*resource).current?;
         Some(format!(
             "the limit of {what} is {is} (`ulimit -{flag}` raises it)"

@@ -48,7 +48,11 @@ pub fn folder() -> Option<PathBuf> {
 ///
 /// What is wrong with it, and what mends it.
 pub fn check() -> Result<(), Untrusted> {
-    folder().map_or(Ok(()), |folder| check_folder(&folder))
+    match folder().map_or(Ok(()), |folder| check_folder(&folder)) {
+        // Its only user is root, whatever files of the host's it shows.
+        Err(_) if lab::is_inside() => Ok(()),
+        checked => checked,
+    }
 }
 
 fn check_folder(folder: &Path) -> Result<(), Untrusted> {
@@ -88,7 +92,7 @@ fn check_folder(folder: &Path) -> Result<(), Untrusted> {
 
 fn check_one(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     let us = rustix::process::geteuid().as_raw();
-    if metadata.uid() != us && !lab::is_inside() {
+    if metadata.uid() != us {
         return Err(foreign(path, metadata));
     }
     if metadata.mode() & OTHERS_WRITE != 0 {
@@ -109,7 +113,7 @@ fn check_above(folder: &Path) -> Result<(), Untrusted> {
     let Some((above, metadata)) = there else {
         return Ok(());
     };
-    if ![us, 0].contains(&metadata.uid()) && !lab::is_inside() {
+    if ![us, 0].contains(&metadata.uid()) {
         return Err(foreign(above, &metadata));
     }
     if metadata.mode() & 0o002 != 0 && metadata.mode() & STICKY == 0 {

@@ -278,7 +278,11 @@ pub fn build(
     path: &Path,
     mut output: Output,
 ) -> Result<Summary, Error> {
-    let summary = write(image, compression, &Limits::default(), &mut output, path)?;
+    let written = write(image, compression, &Limits::default(), &mut output, path);
+    let summary = written.map_err(|error| match output.failure() {
+        Some(failure) => failed("write", path)(failure),
+        None => error,
+    })?;
     let synced = output.sync();
     let finished = synced.and_then(|()| output.finish());
     finished.map_err(failed("write", path))?;

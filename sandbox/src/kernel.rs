@@ -19,7 +19,7 @@ pub struct Missing {
 ///
 /// Where there is none.
 pub fn find() -> Result<PathBuf, Missing> {
-    let folder = match env::var_os("MINIVM_KERNEL") {
+    let folder = match env::var_os("MINIVM_KERNEL").filter(|folder| !folder.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => cache::folder()
             .unwrap_or_default()

@@ -22,14 +22,14 @@ mod command;
 
 use std::process::ExitCode;
 
-use minivm::cache;
 use minivm_guest::inherited;
 
 fn main() -> ExitCode {
-    // Before the command line is understood, for which the stack may be too small.
-    let trusted = inherited::put_right().map_err(Into::into);
-    let trusted = trusted.and_then(|()| Ok(cache::check()?));
-    let ran = trusted.and_then(|()| command::Cli::understand().run());
+    let ran = match inherited::put_right() {
+        // The command line could not be understood.
+        Err(refused) if refused.is_of_the_stack() => Err(refused.into()),
+        inherited => command::Cli::understand().run(inherited),
+    };
     ran.unwrap_or_else(|error| {
         let limit = inherited::limit_behind(error.as_ref());
         let limit = limit.map_or_else(String::new, |limit| format!("; {limit}"));

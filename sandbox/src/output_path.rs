@@ -24,7 +24,7 @@ use tempfile::TempPath;
 /// As many links as the kernel follows.
 const LINKS_MAX: usize = 40;
 /// How long a FIFO may be without a reader.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has one.
 const LOOK: Duration = Duration::from_millis(10);
 /// Everybody may write to a folder, and names in it are their owners'.
@@ -35,6 +35,8 @@ const SHARED: u32 = 0o1002;
 pub struct Output {
     file: File,
     sink: Sink,
+    /// What the system said to the last write that failed.
+    failure: Option<i32>,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Output {
             return Ok(Output {
                 file: copy_of(number)?,
                 sink: Sink::There,
+                failure: None,
             });
         }
         let is_file = there.as_ref().is_none_or(Metadata::is_file);
@@ -72,6 +75,7 @@ impl Output {
             Some(there) if !is_file || is_of_a_process(&place) => Ok(Output {
                 file: open_there(&place, &there)?,
                 sink: Sink::There,
+                failure: None,
             }),
             _ => Output::whole(place, mode),
         }
@@ -83,7 +87,11 @@ impl Output {
         // A file without a name is gone if we are killed. A network's file system may not know such a thing.
         if let Ok(file) = unnamed(folder, mode) {
             let sink = Sink::Whole { place, named: None };
-            return Ok(Output { file, sink });
+            return Ok(Output {
+                file,
+                sink,
+                failure: None,
+            });
         }
         let named = tempfile::Builder::new()
             .permissions(Permissions::from_mode(mode))
@@ -95,7 +103,13 @@ impl Output {
         Ok(Output {
             file,
             sink: Sink::Whole { place, named },
+            failure: None,
         })
+    }
+
+    /// Why it could not be written to, where that is what went wrong.
+    pub fn failure(&self) -> Option<io::Error> {
+        self.failure.map(io::Error::from_raw_os_error)
     }
 
     /// Gives a new file these permissions. What was there keeps its own.
@@ -150,6 +164,10 @@ impl Write for Output {
                         Ok(_) | Err(Errno::INTR) => {}
                         Err(error) => return Err(error.into()),
                     }
+                }
+                Err(error) => {
+                    self.failure = error.raw_os_error();
+                    return Err(error);
                 }
                 written => return written,
             }

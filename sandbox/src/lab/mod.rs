@@ -44,7 +44,7 @@ use qemu::{Machine, Qemu};
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 
-/// Whether this is in a lab, whose only user is root, whatever files of the host's it shows.
+/// Whether this is in a lab.
 pub(crate) fn is_inside() -> bool {
     let init = std::fs::read("/proc/1/cmdline").unwrap_or_default();
     rustix::process::geteuid().is_root()

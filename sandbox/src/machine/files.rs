@@ -514,18 +514,37 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_a_files_place_is_replaced() {
-        let outside = tempfile::tempdir().unwrap();
-        let victim = outside.path().join("victim");
-        fs::write(&victim, "safe").unwrap();
+    fn a_link_that_the_user_names_is_followed() {
         let (folder, result) = unpacked(
             "new",
-            |folder| symlink(&victim, folder.join("new")).unwrap(),
-            |archive| file(archive, COPIED, 0o644, "mine"),
+            |folder| {
+                fs::write(folder.join("old"), "old").unwrap();
+                fs::hard_link(folder.join("old"), folder.join("other")).unwrap();
+                symlink("old", folder.join("new")).unwrap();
+            },
+            |archive| file(archive, COPIED, 0o640, "mine"),
         );
         result.unwrap();
-        assert_eq!(fs::read(folder.path().join("new")).unwrap(), b"mine");
-        assert_eq!(fs::read(&victim).unwrap(), b"safe");
+        let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
+        assert!(folder.path().join("new").is_symlink());
+        assert_eq!(
+            (read("old"), read("other")),
+            (b"mine".into(), b"old".into())
+        );
+        let mode = folder.path().join("old").metadata().unwrap().permissions();
+        assert_eq!(mode.mode() & 0o7777, 0o640);
+    }
+
+    #[test]
+    fn a_socket_in_a_files_place_is_refused_and_stays() {
+        let (folder, result) = unpacked(
+            "new",
+            |folder| drop(std::os::unix::net::UnixListener::bind(folder.join("new")).unwrap()),
+            |archive| file(archive, COPIED, 0o644, "mine"),
+        );
+        assert_eq!(result.unwrap_err().to_string(), "it is a socket");
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(names.len(), 1);
     }
 
     #[test]
