@@ -16,7 +16,8 @@ use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::ptr;
 
-use rustix::fs::{Mode, OFlags, fcntl_getfl};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 
 /// Signals that are made to do what they do by default: this process, or one that it starts, waits for children, counts on a
@@ -61,21 +62,21 @@ const LIMITS: [Limit; 5] = [
         resource: Resource::As,
         least: 256 * MIB,
         enough: 256 * MIB,
-        what: "bytes of address space",
+        what: "address space in bytes",
         flag: 'v',
     },
     Limit {
         resource: Resource::Data,
         least: 128 * MIB,
         enough: 128 * MIB,
-        what: "bytes of data",
+        what: "data in bytes",
         flag: 'd',
     },
     Limit {
         resource: Resource::Stack,
         least: MIB,
         enough: 8 * MIB,
-        what: "bytes of stack",
+        what: "stack in bytes",
         flag: 's',
     },
     // A vCPU's thread is called out of its guest by a signal that is queued.
@@ -229,31 +230,60 @@ impl Limit {
 
 /// Closed ones are open by now: Rust's library has opened `/dev/null` in their places.
 fn streams() -> Result<(), Refused> {
-    let opened_for = |stream, wanted| {
-        let flags = fcntl_getfl(stream).unwrap_or(OFlags::PATH);
-        let access = flags & OFlags::RWMODE;
-        !flags.contains(OFlags::PATH) && (access == OFlags::RDWR || access == wanted)
-    };
+    use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
     // `nohup` leaves a stdin from which nothing can be read.
-    if !opened_for(rustix::stdio::stdin(), OFlags::RDONLY)
-        && let Ok(nothing) = null(OFlags::RDONLY)
-    {
-        let _ = rustix::stdio::dup2_stdin(nothing);
+    if let Some(stream) = instead(stdin(), OFlags::RDONLY, true) {
+        let _ = dup2_stdin(stream);
     }
-    if !opened_for(rustix::stdio::stderr(), OFlags::WRONLY)
-        && let Ok(nothing) = null(OFlags::WRONLY)
-    {
-        let _ = rustix::stdio::dup2_stderr(nothing);
+    if let Some(stream) = instead(stderr(), OFlags::WRONLY, true) {
+        let _ = dup2_stderr(stream);
+    }
+    if let Some(stream) = instead(stdout(), OFlags::WRONLY, false) {
+        let _ = dup2_stdout(stream);
     }
     // What would be lost there is the answer.
-    match opened_for(rustix::stdio::stdout(), OFlags::WRONLY) {
+    match is_open_for(flags_of(stdout()), OFlags::WRONLY) {
         true => Ok(()),
         false => Err(Refused::Stdout),
     }
 }
 
-fn null(access: OFlags) -> rustix::io::Result<rustix::fd::OwnedFd> {
-    rustix::fs::open("/dev/null", access | OFlags::CLOEXEC, Mode::empty())
+fn flags_of(stream: BorrowedFd) -> OFlags {
+    fcntl_getfl(stream).unwrap_or(OFlags::PATH)
+}
+
+fn is_open_for(flags: OFlags, wanted: OFlags) -> bool {
+    let access = flags & OFlags::RWMODE;
+    !flags.contains(OFlags::PATH) && (access == OFlags::RDWR || access == wanted)
+}
+
+/// What a stream is replaced by, if it has to be: nothing, where it can't be used and that may be, or the same pipe or device,
+/// opened anew, where others have made theirs non-blocking.
+fn instead(stream: BorrowedFd, access: OFlags, or_nothing: bool) -> Option<OwnedFd> {
+    let flags = flags_of(stream);
+    let quiet = access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let open = |path: &str| rustix::fs::open(path, quiet, Mode::empty()).ok();
+    let opened = if !is_open_for(flags, access) {
+        or_nothing.then(|| open("/dev/null"))??
+    } else if flags.contains(OFlags::NONBLOCK) {
+        let kind = FileType::from_raw_mode(fstat(stream).ok()?.st_mode);
+        match kind {
+            FileType::Fifo | FileType::CharacterDevice => {
+                open(&format!("/proc/self/fd/{}", stream.as_raw_fd()))?
+            }
+            // A socket can't be opened anew.
+            FileType::Socket => {
+                let _ = fcntl_setfl(stream, flags - OFlags::NONBLOCK);
+                return None;
+            }
+            _ => return None,
+        }
+    } else {
+        return None;
+    };
+    // Only opening it was not to wait.
+    fcntl_setfl(&opened, fcntl_getfl(&opened).ok()? - OFlags::NONBLOCK).ok()?;
+    Some(opened)
 }
 
 fn environment() -> Result<(), Refused> {

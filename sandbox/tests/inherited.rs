@@ -91,7 +91,7 @@ fn what_cannot_be_put_right_is_refused_by_name() {
         ),
         (
             vec!["prlimit", "--stack=100000"],
-            &["stack is 100000", "ulimit -s"],
+            &["stack in bytes is 100000", "ulimit -s"],
         ),
         (
             vec!["prlimit", "--as=100000000"],
@@ -220,6 +220,38 @@ fn who_has(file: &Path) -> Vec<u32> {
         open.any(|entry| fs::read_link(entry.path()).is_ok_and(|to| to == file))
     };
     numbers.filter(has).collect()
+}
+
+#[test]
+fn streams_that_others_made_non_blocking_are_waited_for() {
+    use std::io::{Read, Write};
+    let (input, mut writer) = std::io::pipe().unwrap();
+    let (mut reader, output) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&input, true).unwrap();
+    rustix::io::ioctl_fionbio(&output, true).unwrap();
+    // More than a pipe holds, both ways.
+    const SIZE: usize = 0o1_000_000;
+    let mut tar = vec![0; 512];
+    tar[..4].copy_from_slice(b"file");
+    tar[100..136].copy_from_slice(b"0000644\00000000\00000000\000001000000\0");
+    tar[156] = b'0';
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar.iter().map(|&byte| u32::from(byte)).sum();
+    tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    tar.extend([b'x'; SIZE]);
+    tar.extend([0; 1024]);
+    let mut building = {
+        let mut command = Command::new(MINIVM);
+        command.args(["build", "-q", "-o", "/dev/stdout", "-"]);
+        command.stdin(input).stdout(output).spawn().unwrap()
+    };
+    // Our copy of its end is closed with the command.
+    let writing = std::thread::spawn(move || writer.write_all(&tar).unwrap());
+    let mut written = Vec::new();
+    reader.read_to_end(&mut written).unwrap();
+    writing.join().unwrap();
+    assert!(building.wait().unwrap().success());
+    assert!(written.starts_with(b"070701") && written.len() > SIZE);
 }
 
 #[test]
