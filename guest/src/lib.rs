@@ -13,6 +13,7 @@ mod compression;
 pub mod contained;
 #[cfg(feature = "image")]
 pub mod image;
+pub mod inherited;
 pub mod manifest;
 pub mod newc;
 pub mod pid1;

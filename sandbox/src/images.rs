@@ -12,14 +12,15 @@ mod root;
 use std::borrow::Borrow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use minivm_guest::image::{self, Digest, Image, Partial, Store};
 use minivm_guest::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+
+use crate::output_path::Output;
 
 pub use root::Root;
 
@@ -266,58 +267,25 @@ fn lock(file: &File, operation: FlockOperation) -> io::Result<()> {
     }
 }
 
-/// Writes the image's archive to a file of the user's, which appears when it is whole.
+/// Writes the image's archive to where a user wants it, `path`, of which `output` is what was opened.
 ///
 /// # Errors
 ///
 /// Where it can't be made or written.
-pub fn build(image: &Image, compression: Compression, path: &Path) -> Result<Summary, Error> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
-    // A file without a name is gone if we are killed. A network's file system may not know such a thing, or not name it.
-    let Ok(file) = unnamed(folder) else {
-        return build_named(image, compression, path, folder);
-    };
-    let summary = write(image, compression, &Limits::default(), &file, path)?;
-    file.sync_data().map_err(failed("write", path))?;
-    // Only a name that is free can be given to it; the other one is there for a moment.
-    let named = tempfile::Builder::new().make_in(folder, |free| {
-        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(linkat(CWD, own, CWD, free, AtFlags::SYMLINK_FOLLOW)?)
-    });
-    let Ok(named) = named else {
-        return build_named(image, compression, path, folder);
-    };
-    let persisted = named.into_temp_path().persist(path);
-    persisted.map_err(|error| failed("create", path)(error.error))?;
-    Ok(summary)
-}
-
-/// A file that is gone with its last descriptor, unless it gets a name. The umask has the last word on its mode.
-fn unnamed(folder: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666))?.into())
-}
-
-/// Writes it under a name from the start, one that nobody could guess: the folder may be everybody's. A kill leaves it there.
-fn build_named(
+pub fn build(
     image: &Image,
     compression: Compression,
     path: &Path,
-    folder: &Path,
+    mut output: Output,
 ) -> Result<Summary, Error> {
-    fs::metadata(folder).map_err(failed("create a file in", folder))?;
-    let file = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-        // Without the name that it would have had.
-        .map_err(|error| failed("create a file in", folder)(error.kind().into()))?;
-    let summary = write(image, compression, &Limits::default(), file.as_file(), path)?;
-    file.as_file().sync_data().map_err(failed("write", path))?;
-    file.persist(path)
-        .map_err(|error| failed("create", path)(error.error))?;
+    let written = write(image, compression, &Limits::default(), &mut output, path);
+    let summary = written.map_err(|error| match output.failure() {
+        Some(failure) => failed("write", path)(failure),
+        None => error,
+    })?;
+    let synced = output.sync();
+    let finished = synced.and_then(|()| output.finish());
+    finished.map_err(failed("write", path))?;
     Ok(summary)
 }
 
@@ -325,7 +293,7 @@ fn write(
     image: &Image,
     compression: Compression,
     limits: &Limits,
-    file: &File,
+    file: impl Write,
     path: &Path,
 ) -> Result<Summary, Error> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -477,10 +445,8 @@ mod tests {
         let usual = place.folder.path().join("usual");
         File::create(&usual).unwrap();
         for _ in 0..2 {
-            build(&place.image, Compression::None, &path).unwrap();
-            assert_eq!(mode(&path), mode(&usual));
-            fs::remove_file(&path).unwrap();
-            build_named(&place.image, Compression::None, &path, place.folder.path()).unwrap();
+            let output = Output::open(&path, 0o666).unwrap();
+            build(&place.image, Compression::None, &path, output).unwrap();
             assert_eq!(mode(&path), mode(&usual));
         }
         assert_eq!(place.names(""), ["out.cpio", "root", "usual"]);

@@ -97,6 +97,11 @@ impl Program {
             .write_all(bytes)
     }
 
+    /// Its process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

@@ -71,7 +71,7 @@ impl Jail {
         let installed = |program: &str, package: &str| {
             find_program(program).ok_or_else(|| Error::Unavailable {
                 backend,
-                why: format!("{package} is not installed"),
+                why: format!("{program} is in no folder of PATH: {package} is not installed, or PATH lacks its folder"),
                 hint: format!("`sudo apt-get install {package}` installs it"),
             })
         };
@@ -242,9 +242,10 @@ pub(super) fn no_namespaces(backend: Backend, why: String) -> Error {
     }
 }
 
-/// A program in `PATH`.
+/// A program in `PATH`, but for what of that depends on the working folder.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
+        .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
 }

@@ -48,7 +48,7 @@ pub(super) struct TurduckenArgs {
     kernel: Option<PathBuf>,
     /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,

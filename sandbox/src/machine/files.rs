@@ -3,7 +3,7 @@
 //! What comes out of a guest can be anything. It is received whole, up to a limit, before any of it is unpacked. A folder is
 //! unpacked into a folder that is opened once and never left: no entry's parent may be a link, and the guest's links are
 //! made last, when no file can be put through one any more, and only those that stay in that folder. Devices, and the bits
-//! that give privileges, are left out.
+//! that give privileges, are left out. A single file goes to what the user names, see [`crate::output_path`].
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -20,6 +20,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::session::Files;
 use super::{Error, cannot};
+use crate::output_path::Output;
 
 /// Files, folders and links that are taken out of a guest at the most.
 const ENTRIES_MAX: usize = 1_000_000;
@@ -113,12 +114,15 @@ impl Incoming {
             .filter(|entry| entry.name == Path::new(COPIED));
         match first.map(|entry| (entry.kind, entry.permissions)) {
             Some((Kind::File { .. }, permissions)) => {
-                let (folder, name) = (open_folder(parent(&target))?, name(&target));
-                write_file(&folder, Path::new(name), permissions, &mut unpack)?;
-                match unpack.next()? {
-                    None => Ok(Vec::new()),
-                    Some(_) => Err(unasked()),
+                fs::create_dir_all(parent(&target))?;
+                let mut output = Output::open(&target, 0o600)?;
+                io::copy(&mut unpack, &mut output)?;
+                if unpack.next()?.is_some() {
+                    return Err(unasked());
                 }
+                output.set_permissions(permissions & 0o777)?;
+                output.finish()?;
+                Ok(Vec::new())
             }
             Some((Kind::Folder, permissions)) => {
                 Folder::create(&target)?.fill(&mut unpack, permissions)
@@ -510,18 +514,37 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_a_files_place_is_replaced() {
-        let outside = tempfile::tempdir().unwrap();
-        let victim = outside.path().join("victim");
-        fs::write(&victim, "safe").unwrap();
+    fn a_link_that_the_user_names_is_followed() {
         let (folder, result) = unpacked(
             "new",
-            |folder| symlink(&victim, folder.join("new")).unwrap(),
-            |archive| file(archive, COPIED, 0o644, "mine"),
+            |folder| {
+                fs::write(folder.join("old"), "old").unwrap();
+                fs::hard_link(folder.join("old"), folder.join("other")).unwrap();
+                symlink("old", folder.join("new")).unwrap();
+            },
+            |archive| file(archive, COPIED, 0o640, "mine"),
         );
         result.unwrap();
-        assert_eq!(fs::read(folder.path().join("new")).unwrap(), b"mine");
-        assert_eq!(fs::read(&victim).unwrap(), b"safe");
+        let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
+        assert!(folder.path().join("new").is_symlink());
+        assert_eq!(
+            (read("old"), read("other")),
+            (b"mine".into(), b"old".into())
+        );
+        let mode = folder.path().join("old").metadata().unwrap().permissions();
+        assert_eq!(mode.mode() & 0o7777, 0o640);
+    }
+
+    #[test]
+    fn a_socket_in_a_files_place_is_refused_and_stays() {
+        let (folder, result) = unpacked(
+            "new",
+            |folder| drop(std::os::unix::net::UnixListener::bind(folder.join("new")).unwrap()),
+            |archive| file(archive, COPIED, 0o644, "mine"),
+        );
+        assert_eq!(result.unwrap_err().to_string(), "it is a socket");
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(names.len(), 1);
     }
 
     #[test]

@@ -469,6 +469,57 @@ fn other_files_in_its_folder_are_left_alone() {
 }
 
 #[test]
+fn a_folder_that_others_may_change_is_refused() {
+    let folder = saved();
+    let before = state_file(&folder);
+    let refusal = || {
+        let error = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
+        assert_eq!(state_file(&folder), before);
+        error.to_string()
+    };
+    for mode in [0o777, 0o775, 0o1777] {
+        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        let said = refusal();
+        assert!(said.contains(&format!("mode {mode:04o}")), "{said}");
+        assert!(said.contains("chmod go-w"), "{said}");
+    }
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    // Only root can give a folder away.
+    let before = state_file(&folder);
+    if std::os::unix::fs::chown(folder.path(), Some(1234), None).is_ok() {
+        let error = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
+        assert!(error.to_string().contains("is user 1234's"), "{error}");
+        assert_eq!(state_file(&folder), before);
+    }
+}
+
+#[test]
+fn what_lies_where_the_new_state_is_written_is_not_followed() {
+    let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
+    let victim = elsewhere.path().join("victim");
+    fs::write(&victim, "safe").unwrap();
+    let new = folder.path().join("state.new");
+    std::os::unix::fs::symlink(&victim, &new).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    fs::hard_link(&victim, &new).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap();
+    assert_eq!(fs::read(&victim).unwrap(), b"safe");
+    Snapshot::open(folder.path()).unwrap().verify().unwrap();
+}
+
+#[test]
+fn a_link_of_the_users_own_leads_to_its_folder() {
+    let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
+    let link = elsewhere.path().join("link");
+    std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+    let before = state_file(&folder);
+    save_ram(&link, &ram_with(&[(1, 2)]), 8).unwrap();
+    assert!(link.is_symlink());
+    assert_ne!(state_file(&folder), before);
+}
+
+#[test]
 fn two_do_not_save_in_one_place_at_once() {
     let folder = saved();
     let lock = File::open(folder.path()).unwrap();

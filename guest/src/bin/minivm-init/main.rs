@@ -34,6 +34,7 @@ mod wire;
 
 use std::fs;
 
+use minivm_guest::inherited;
 use rustix::process::Pid;
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, clock_gettime};
@@ -43,6 +44,7 @@ type Error = Box<dyn std::error::Error>;
 
 fn main() {
     let started = clock();
+    inherited::signals();
     if rustix::process::getpid() != Pid::INIT {
         eprintln!(
             "minivm-init: this is the first process of a minivm guest, and does nothing else"

@@ -220,7 +220,8 @@ pub(crate) fn end_overdue(limit: Duration) {
     terminal::restore();
     let (said, saying) = mpsc::channel();
     // It may be stderr that nobody takes.
-    std::thread::spawn(move || {
+    // Where no thread can be made, the exit code has to say it alone.
+    let _ = std::thread::Builder::new().spawn(move || {
         eprintln!("minivm: {}", time_limit_reached(limit));
         let _ = said.send(());
     });

@@ -84,7 +84,7 @@ pub(super) struct RunArgs {
     cold: bool,
     /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
     #[arg(long, conflicts_with = "tty")]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     accel: AccelArg,
     /// Nothing is kept anyway: container users are used to it
