@@ -28,6 +28,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use minivm::backend::Host;
+use minivm::streams;
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -163,7 +164,7 @@ impl log::Log for StderrLog {
     }
 
     fn log(&self, record: &log::Record) {
-        eprintln!("minivm: {}", record.args());
+        streams::tell(&record.args().to_string());
     }
 
     fn flush(&self) {}
