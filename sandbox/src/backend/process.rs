@@ -408,14 +408,14 @@ impl Outputs {
     }
 
     /// Waits until all is passed on that the program has written, which is gone, unless there is a reason to hurry. Returns why
-    /// it was ended, with that.
-    fn finish(&mut self, mut why: Option<Why>, hurry: impl Fn() -> Option<Why>) -> Option<Why> {
+    /// it was ended, or this was.
+    fn finish(&mut self, why: Option<Why>, hurry: impl Fn() -> Option<Why>) -> Option<Why> {
+        let mut hurries = why.filter(|why| why.hurries());
         let mut until = None;
         while self.left > 0 {
-            let hurries = why.filter(|why| why.hurries()).or_else(&hurry);
-            if let (Some(hurries), None) = (hurries, until) {
-                why = why.or(Some(hurries));
-                until = Some(Instant::now() + GRACE);
+            hurries = hurries.or_else(&hurry);
+            if hurries.is_some() {
+                until = until.or_else(|| Instant::now().checked_add(GRACE));
             }
             match self.passed.recv_timeout(TICK) {
                 Ok(passed) => self.note(passed),
@@ -424,7 +424,7 @@ impl Outputs {
             }
             if self.left > 0 && until.is_some_and(|until| Instant::now() >= until) {
                 self.note_loss();
-                break;
+                return why.or(hurries);
             }
         }
         // It may itself have ended for that, before we saw it.

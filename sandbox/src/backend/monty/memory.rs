@@ -135,8 +135,8 @@ pub(super) fn claim() -> Result<Claim, &'static str> {
     Ok(Claim(lock))
 }
 
-/// What is to be done before the process ends beyond the ceiling. It may not wait, and should not allocate: whatever it allocates
-/// is beyond, too, so that it is called again.
+/// What is to be done before the process ends beyond the ceiling. It should not allocate: whatever it allocates is beyond, too,
+/// so that it is called again.
 pub(super) fn before_end(last: impl Fn() + Send + Sync + 'static) {
     // There is one, of one worker.
     let _ = BEFORE_END.set(Box::new(last));

@@ -127,7 +127,7 @@ impl Held {
         self.flush_locked(&mut self.block())
     }
 
-    /// The same where nothing may be waited for or allocated, because the process is about to end.
+    /// The same for a process that is about to end: without waiting for the other thread, and without a need of memory.
     pub(super) fn flush_last(&self) {
         if let Ok(mut block) = self.0.block.try_lock() {
             let _ = self.flush_locked(&mut block);
