@@ -25,18 +25,22 @@ function ask(path) {
   return request.responseText;
 }
 
+function send(letter, chunk) {
+  told(letter + btoa(String.fromCharCode(...chunk)));
+  sent += 1;
+  underWay.messages += 1;
+  underWay.bytes += chunk.length;
+  if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
+    ask(`/drained?${sent}`);
+    underWay = { messages: 0, bytes: 0 };
+  }
+}
+
+/** Writes all of it, for few programs look whether they have to write the rest. */
 function writer(letter) {
   return (bytes) => {
-    const chunk = bytes.subarray(0, CHUNK);
-    told(letter + btoa(String.fromCharCode(...chunk)));
-    sent += 1;
-    underWay.messages += 1;
-    underWay.bytes += chunk.length;
-    if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
-      ask(`/drained?${sent}`);
-      underWay = { messages: 0, bytes: 0 };
-    }
-    return chunk.length;
+    for (let at = 0; at < bytes.length; at += CHUNK) send(letter, bytes.subarray(at, at + CHUNK));
+    return bytes.length;
   };
 }
 

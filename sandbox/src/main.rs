@@ -22,6 +22,7 @@ mod command;
 
 use std::process::ExitCode;
 
+use minivm::streams;
 use minivm_guest::inherited;
 
 fn main() -> ExitCode {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     ran.unwrap_or_else(|error| {
         let limit = inherited::limit_behind(error.as_ref());
         let limit = limit.map_or_else(String::new, |limit| format!("; {limit}"));
-        eprintln!("minivm: {error:#}{limit}");
+        streams::tell(&format!("{error:#}{limit}"));
         ExitCode::from(command::EXIT_ERROR)
     })
 }

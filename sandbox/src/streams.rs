@@ -43,6 +43,12 @@ fn wait_after(error: io::Error) -> io::Result<()> {
     }
 }
 
+/// Says a line on stderr, as minivm's own. Where that can't take it, it is lost: there is no other place to say so.
+pub fn tell(line: &str) {
+    let line = format!("minivm: {line}\n");
+    let _ = write_all(&mut io::stderr().lock(), line.as_bytes());
+}
+
 /// Reads what there is, and waits where there is nothing yet.
 ///
 /// # Errors

@@ -497,6 +497,14 @@ fn a_signal_from_outside_ends_it() {
 }
 
 #[test]
+fn what_was_printed_before_an_endless_instruction_comes_out() {
+    let mut task = Task::code("print('begun')\nx = 7 ** (10 ** 8)");
+    task.limits.time = Some(Duration::from_millis(500));
+    let ran = run(&*sandbox(), task);
+    assert_eq!((ran.finished.end, &*ran.stdout), (End::TimedOut, "begun\n"));
+}
+
+#[test]
 fn an_output_that_nobody_takes_ends_it() {
     for sandbox in both() {
         let (reader, writer) = std::io::pipe().unwrap();

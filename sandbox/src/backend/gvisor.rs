@@ -4,8 +4,10 @@
 //! code's system calls are answered by a program of the host's (the sentry, in Go), which itself may make few. The image's root
 //! is shown to it for reading, under a layer in memory for what is written.
 //!
-//! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and becomes the
-//! command, as it does in a machine, so that both sandboxes do the same. What it answers and what runsc says itself arrives in
+//! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and runs the
+//! command, as it does in a machine, so that both sandboxes do the same. The sentry makes files that it is handed non-blocking,
+//! and a write to one comes back short where a pipe of the sandbox's own would have waited: so the command has pipes of the
+//! sandbox's own, and init passes on what comes out of them ([`contained`]). What it answers and what runsc says itself arrives in
 //! files of ours to which the command has no way, so neither an exit code nor a text of the command's can be taken for theirs.
 
 use std::fs::File;

@@ -30,10 +30,10 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use minivm::backend::Host;
-use minivm::cache;
+use minivm::{cache, streams};
 use minivm_guest::inherited::Refused;
 
-use report::Printed;
+use report::{Captured, Printed};
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -117,7 +117,8 @@ impl Cli {
         if let Err(error) = self.check(inherited) {
             if self.command.as_ref().is_some_and(Command::tells_json) {
                 // Who reads JSON reads of this too.
-                let _ = Printed::failed(format!("{error:#}"), Duration::ZERO).write();
+                let nothing = Captured::new(None);
+                let _ = Printed::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
             }
             return Err(error);
         }
@@ -210,7 +211,7 @@ impl log::Log for StderrLog {
     }
 
     fn log(&self, record: &log::Record) {
-        eprintln!("minivm: {}", record.args());
+        streams::tell(&record.args().to_string());
     }
 
     fn flush(&self) {}

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use minivm::backend::{self, Exception, Finished};
 use minivm::machine::Report;
 use minivm::machine::session::End;
-use minivm::output::Kept;
+use minivm::output::{self, Kept};
 use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
 use serde::Serialize;
@@ -23,6 +23,9 @@ const EXIT_NOT_FOUND: u8 = 127;
 const EXIT_SIGNAL: u8 = 128;
 /// As if by SIGKILL, which is what the kernel sends.
 const EXIT_OUT_OF_MEMORY: u8 = EXIT_SIGNAL + 9;
+
+/// What is told where output was over the limit.
+const CUT: &str = "output was cut at --max-output";
 
 /// Outputs that are kept for a report.
 pub(super) struct Captured {
@@ -39,6 +42,12 @@ impl Captured {
             stderr: Kept::default(),
             limit,
         }
+    }
+
+    /// Whether one of them has come to the limit.
+    fn is_full(&self) -> bool {
+        let full = |kept: &Kept| Some(kept.bytes().len() as u64) >= self.limit;
+        self.limit.is_some() && (full(&self.stdout) || full(&self.stderr))
     }
 }
 
@@ -144,6 +153,7 @@ impl Printed {
             phases: PrintedPhases::new(report, phases, exit),
             ..Printed::default()
         }
+        .with_loss()
         .with_outputs(captured)
     }
 
@@ -193,7 +203,30 @@ impl Printed {
             },
             ..Printed::default()
         }
+        .with_loss()
         .with_outputs(captured)
+    }
+
+    /// With what it means that output was dropped: a run that loses some has not gone well, whatever its command says.
+    fn with_loss(mut self) -> Self {
+        if self.truncated && self.exit_code == 0 {
+            self.exit_code = EXIT_ERROR;
+            self.error = self.losses().into_iter().next();
+        }
+        self
+    }
+
+    /// What tells of output that was dropped, if some was.
+    fn losses(&self) -> Vec<String> {
+        let told = self.warnings.iter();
+        let told: Vec<_> = told
+            .filter(|told| output::tells_of_a_loss(told))
+            .cloned()
+            .collect();
+        match (self.truncated, &*told) {
+            (true, []) => vec![CUT.into()],
+            _ => told,
+        }
     }
 
     /// With the outputs that were kept.
@@ -212,17 +245,19 @@ impl Printed {
         self
     }
 
-    /// Of a run that minivm itself has failed at.
-    pub(super) fn failed(error: String, total: Duration) -> Self {
+    /// Of a run that minivm itself has failed at, with the outputs that had come by then.
+    pub(super) fn failed(error: String, total: Duration, captured: &Captured) -> Self {
         Printed {
             exit_code: EXIT_ERROR,
             error: Some(error),
+            truncated: captured.is_full(),
             phases: PrintedPhases {
                 total: total.as_secs_f64(),
                 ..PrintedPhases::default()
             },
             ..Printed::default()
         }
+        .with_outputs(Some(captured))
     }
 
     /// Writes it to stdout, as an object in a line.
@@ -235,27 +270,35 @@ impl Printed {
     /// Says on stderr what the user has to know.
     pub(super) fn tell(&self, quiet: bool, verbose: bool, timeout: Option<Duration>) {
         for line in self.lines(quiet, verbose, timeout.unwrap_or_default()) {
-            eprintln!("minivm: {line}");
+            streams::tell(&line);
+        }
+    }
+
+    /// Says on stderr, beside the object, that a command which has ended by itself has lost output.
+    pub(super) fn tell_losses(&self) {
+        if self.command_exit_code.is_some() {
+            self.losses().iter().for_each(|line| streams::tell(line));
         }
     }
 
     fn lines(&self, quiet: bool, verbose: bool, timeout: Duration) -> Vec<String> {
         let mut lines = Vec::new();
-        // Files that could not be copied are an error, and told like one.
+        let losses = self.losses();
+        // Files that could not be copied are an error, and told like one; output that was dropped is told below.
         if !quiet || self.copy_failed {
-            lines.extend(self.warnings.iter().cloned());
+            let others = self.warnings.iter().filter(|told| !losses.contains(told));
+            lines.extend(others.cloned());
         }
+        let error = self.error.clone().filter(|error| !losses.contains(error));
         if self.timed_out {
             lines.push(time_limit_reached(timeout));
         } else {
-            lines.extend(self.error.clone());
+            lines.extend(error.clone());
         }
-        if self.oom && self.error.is_none() && !quiet {
+        if self.oom && error.is_none() && !quiet {
             lines.push("the guest ran out of memory; more -m/--memory helps".into());
         }
-        if self.truncated && !quiet {
-            lines.push("output was cut at --max-output".into());
-        }
+        lines.extend(losses);
         lines.extend(verbose.then(|| self.phases.line()));
         lines
     }
@@ -470,10 +513,10 @@ mod tests {
         let mut warned = report(exited(Status::Code(0), true));
         warned.warnings = vec!["careful".into()];
         warned.truncated = true;
-        assert_eq!(lines(&warned, true), [""; 0]);
+        assert_eq!(lines(&warned, true), [CUT]);
         assert_eq!(lines(&warned, false).len(), 3);
         warned.copy_failed = true;
-        assert_eq!(lines(&warned, true), ["careful"]);
+        assert_eq!(lines(&warned, true), ["careful", CUT]);
         assert_eq!(
             lines(&report(End::TimedOut), true),
             ["time limit of 5s reached"]
@@ -482,6 +525,38 @@ mod tests {
             lines(&report(End::NotFound("x".into())), true),
             ["no such command: x"]
         );
+    }
+
+    #[test]
+    fn lost_output_is_an_error_where_the_command_knows_of_none() {
+        let printed = |code, warnings: &[&str]| {
+            let mut lost = report(exited(Status::Code(code), false));
+            lost.truncated = true;
+            lost.warnings = warnings.iter().map(ToString::to_string).collect();
+            Printed::new(&lost, &phases(), None)
+        };
+        let cut = printed(0, &["careful"]);
+        assert_eq!((cut.exit_code, cut.command_exit_code), (125, Some(0)));
+        assert_eq!(cut.error.as_deref(), Some(CUT));
+        assert_eq!(cut.lines(true, false, Duration::ZERO), [CUT]);
+        let slow = printed(0, &[output::NOT_TAKEN]);
+        assert_eq!(slow.lines(true, false, Duration::ZERO), [output::NOT_TAKEN]);
+        let own = printed(3, &[]);
+        assert_eq!((own.exit_code, own.error.as_ref()), (3, None));
+        assert_eq!(own.lines(true, false, Duration::ZERO), [CUT]);
+    }
+
+    #[test]
+    fn a_failure_has_the_outputs_that_came_before_it() {
+        let captured = Captured::new(Some(3));
+        captured.stdout.clone().write_all(b"abc").unwrap();
+        let printed = Printed::failed("it died".into(), Duration::ZERO, &captured);
+        assert_eq!(printed.stdout.as_deref(), Some("abc"));
+        assert_eq!(printed.stderr.as_deref(), Some(""));
+        assert!(printed.truncated, "nobody can tell any more");
+        let captured = Captured::new(Some(4));
+        captured.stdout.clone().write_all(b"abc").unwrap();
+        assert!(!Printed::failed(String::new(), Duration::ZERO, &captured).truncated);
     }
 
     #[test]

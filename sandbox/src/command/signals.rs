@@ -10,7 +10,7 @@ use minivm::machine::session::Event;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::{run, terminal};
+use super::run;
 
 /// How long a machine that is to end may take.
 const GRACE: Duration = Duration::from_secs(1);
@@ -33,8 +33,8 @@ pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
                     let _ = events.send(Event::Stop(number));
                     // It has ended by then, unless nobody takes its output.
                     thread::sleep(GRACE);
-                    terminal::restore();
-                    std::process::exit(128 + signal);
+                    let told = "its end was not waited for: output may have been dropped";
+                    run::machine::end_at_once(vec![told.into()], 128 + number);
                 }
                 SIGTERM => Event::Signal(stop_signal),
                 _ => Event::Signal(number),

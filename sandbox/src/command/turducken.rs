@@ -11,7 +11,7 @@ use clap::Args;
 use minivm::backend::{CODE_MAX, Task, Turducken};
 use minivm::machine::session::BOOT_LIMIT;
 use minivm::machine::{Machine, Place, Session, memory_for};
-use minivm::{cache, kernel};
+use minivm::{cache, kernel, streams};
 
 use super::accel::AccelArg;
 use super::report::{Captured, Phases, Printed};
@@ -59,15 +59,19 @@ pub(super) struct TurduckenArgs {
 /// Runs it.
 pub(super) fn run(args: &TurduckenArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let ended = run_to_end(args, verbose > 0, started);
-    if let (Err(error), true) = (&ended, args.json) {
-        // Who reads JSON reads of this too. The error itself is told on stderr, as always.
-        let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
-    }
-    ended
+    let captured = args.json.then(|| Captured::new(Some(OUTPUT_MAX)));
+    let ended = run_to_end(args, verbose > 0, started, captured.as_ref());
+    run::finish(ended, started, captured.as_ref(), |printed| {
+        printed.tell(args.quiet, verbose > 0, Some(args.timeout));
+    })
 }
 
-fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::Result<ExitCode> {
+fn run_to_end(
+    args: &TurduckenArgs,
+    verbose: bool,
+    started: Instant,
+    captured: Option<&Captured>,
+) -> anyhow::Result<Printed> {
     if args.code.len() > CODE_MAX || args.code.contains('\0') {
         bail!("the code is longer than {CODE_MAX} bytes, or has a zero byte in it");
     }
@@ -96,8 +100,7 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
         console: verbose,
     };
     let place = args.place()?;
-    let captured = args.json.then(|| Captured::new(Some(OUTPUT_MAX)));
-    let session = args.session(&turducken, captured.as_ref())?;
+    let session = args.session(&turducken, captured)?;
     let link = machine.start(&place)?;
     let with_machine = started.elapsed();
     let report = session.run(link)?;
@@ -106,19 +109,14 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
         machine: with_machine,
         total: started.elapsed(),
     };
-    let printed = Printed::new(&report, &phases, captured.as_ref());
-    match args.json {
-        true => printed.write().context("cannot write to stdout")?,
-        false => printed.tell(args.quiet, verbose, Some(args.timeout)),
-    }
-    Ok(ExitCode::from(printed.exit_code))
+    Ok(Printed::new(&report, &phases, captured))
 }
 
 impl TurduckenArgs {
     fn place(&self) -> anyhow::Result<Place> {
         let warn = |why: &str| {
             if !self.quiet {
-                eprintln!("minivm: {why}");
+                streams::tell(why);
             }
         };
         Ok(self.accel.place(warn)?)

@@ -139,9 +139,8 @@ impl Conversation<'_> {
                 return closed(written);
             }
             (Phase::Started, ToHost::Stderr(bytes)) => {
-                let written = self.stderr.write(bytes);
-                // As for any program, messages that nobody reads are lost.
-                drop(written);
+                let written = self.stderr.write_or_drop(bytes);
+                return closed(written);
             }
             (Phase::Started, ToHost::Room(bytes)) => self.outgoing.allow(bytes),
             (Phase::Started, ToHost::FilesOf(number, why)) => self.begin_files(number, why)?,

@@ -9,6 +9,7 @@
 mod console;
 mod conversation;
 mod files;
+pub(crate) mod last_words;
 mod limits;
 mod local;
 mod outgoing;

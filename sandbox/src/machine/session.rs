@@ -16,7 +16,7 @@ use super::conversation::{Conversation, Notes, Phase};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{Ended, Error, Link, cannot, files};
-use crate::output::{Capped, Pending};
+use crate::output::{self, Capped, Pending};
 
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
 /// it takes a few seconds.
@@ -173,7 +173,9 @@ impl Session {
         };
         let talked = conversation.listen(&mut from_guest);
         let truncated = conversation.stdout.truncated || conversation.stderr.truncated;
-        let notes = conversation.notes;
+        let mut notes = conversation.notes;
+        let dropped = conversation.stderr.failed.as_ref();
+        notes.warnings.extend(dropped.map(output::not_written));
         let over = Instant::now();
         watchdog.end();
         // One that has ended by itself is left alone: why it did is still to be heard.

@@ -1,15 +1,17 @@
 //! What goes in and what comes out.
 
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
 
 use minivm_tests::program::{Program, ends_until};
 
 use crate::guest::{
-    PATIENCE, assert_well, debians_kernel, end_of, fed, noise, our_kernel, run, run_image, shell,
-    shell_text, small_root, text_of,
+    PATIENCE, assert_well, debians_kernel, end_of, fed, noise, our_kernel, run, run_image, scratch,
+    shell, shell_text, small_root, text_of,
 };
 
 /// Size of what goes through the rings, and through the UART.
@@ -149,6 +151,65 @@ fn output_over_the_limit_is_cut_and_marked_and_holds_nothing_up() {
     let exactly = end_of(shell(&["--max-output", "1000"], "yes | head -c 1000"));
     assert_well(&exactly);
     assert_eq!(exactly.stdout.len(), 1000);
+    // Where the command itself has seen nothing go wrong, something has.
+    let quiet = end_of(shell(&["-q", "--max-output", "1000"], "yes | head -c 1001"));
+    assert_eq!(quiet.code, Some(125));
+    assert_eq!(quiet.stderr, "minivm: output was cut at --max-output\n");
+}
+
+#[test]
+fn a_full_disk_is_told_and_an_error() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let mut command = shell(&[], "head -c 1048576 /dev/zero; exit 3");
+    let output = command
+        .stdout(full())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let expected =
+        "minivm: cannot write the command's output: No space left on device (os error 28)\n";
+    assert_eq!((output.status.code(), &*told), (Some(125), expected));
+    // The command goes on without its messages, and there is no room for ours.
+    for (script, code) in [
+        ("echo err >&2; echo out", 125),
+        ("echo err >&2; echo out; exit 3", 3),
+    ] {
+        let mut command = shell(&[], script);
+        let output = command
+            .stderr(full())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let ended = (output.status.code(), &*output.stdout);
+        assert_eq!(ended, (Some(code), &b"out\n"[..]), "{script}");
+    }
+}
+
+#[test]
+fn one_large_write_comes_out_whole_however_late_it_is_read() {
+    let script = "dd if=/dev/zero bs=1048576 count=1 2>/dev/null; dd if=/dev/zero bs=65537 count=1 2>/dev/null >&2";
+    let file = scratch("messages");
+    let mut child = shell(&[], script)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(File::create(&file).unwrap())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let room = rustix::pipe::fcntl_getpipe_size(&stdout).unwrap() as u64;
+    let deadline = Instant::now() + PATIENCE;
+    while rustix::io::ioctl_fionread(&stdout).unwrap() < room {
+        assert!(Instant::now() < deadline, "its output doesn't fill a pipe");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut read = Vec::new();
+    stdout.read_to_end(&mut read).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(
+        (read.len(), fs::read(file).unwrap().len()),
+        (1 << 20, 65537)
+    );
 }
 
 #[test]

@@ -18,7 +18,9 @@ use chromiumoxide::cdp::browser_protocol::target::EventTargetCrashed;
 use chromiumoxide::cdp::js_protocol::runtime::{AddBindingParams, EventBindingCalled};
 use chromiumoxide::error::CdpError;
 use chromiumoxide::{Browser, BrowserConfig, Page};
-use futures_util::stream::{BoxStream, StreamExt, once, select_all};
+use futures_util::stream::{
+    BoxStream, PollNext, StreamExt, once, select_all, select_with_strategy,
+};
 use serde_json::{Value, json};
 
 use super::server::{Drained, Served};
@@ -121,7 +123,7 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
     };
     let lost = tokio::spawn(lost);
     let page = browser.new_page("about:blank").await?;
-    let news = news(&browser, &page).await?;
+    let (told, ends) = news(&browser, &page).await?;
     let lost = once(async { lost.await.unwrap_or(News::Lost) });
     let late = once(async {
         tokio::time::sleep(PATIENCE).await;
@@ -132,12 +134,10 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
     // It ends when the page has been loaded, which Python may put off.
     let there = address.clone();
     tokio::spawn(async move { page.goto(there).await.map(drop) });
-    follow(
-        &address,
-        select_all([news, lost.boxed(), late.boxed()]),
-        drained,
-    )
-    .await
+    let ends = select_all([ends, lost.boxed(), late.boxed()]);
+    // What it has told comes before its end, however that came about.
+    let news = select_with_strategy(told, ends, |(): &mut ()| PollNext::Left);
+    follow(&address, news, drained).await
 }
 
 /// Closes what `alert` and its like open: they wait for somebody, and nobody is there.
@@ -152,8 +152,11 @@ async fn answer_dialogs(page: Page) -> Result<(), CdpError> {
     Ok(())
 }
 
-/// All that happens to the page.
-async fn news(browser: &Browser, page: &Page) -> Result<BoxStream<'static, News>, CdpError> {
+/// What the page tells, and what else happens to it.
+async fn news(
+    browser: &Browser,
+    page: &Page,
+) -> Result<(BoxStream<'static, News>, BoxStream<'static, News>), CdpError> {
     let told = page.event_listener::<EventBindingCalled>().await?;
     let told = told.map(|event| News::Told(event.payload.clone()));
     let crashed = browser.event_listener::<EventTargetCrashed>().await?;
@@ -164,7 +167,8 @@ async fn news(browser: &Browser, page: &Page) -> Result<BoxStream<'static, News>
         let news = main.then(|| News::Navigated(event.frame.url.clone()));
         async move { news }
     });
-    Ok(select_all([told.boxed(), crashed.boxed(), navigated.boxed()]).boxed())
+    let ends = select_all([crashed.boxed(), navigated.boxed()]);
+    Ok((told.boxed(), ends.boxed()))
 }
 
 /// Passes on what is told, to the end of the page at this address.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,9 @@ use minivm::backend::python;
 use minivm::images::Archive;
 use minivm::machine::session::{BOOT_LIMIT, Event};
 use minivm::machine::{Link, Machine, Place, Session, memory_for};
+use minivm::output::NOT_TAKEN;
 use minivm::printable::printable;
+use minivm::streams;
 use minivm::templates::{Recipe, Template};
 use minivm_guest::channel::Request;
 use minivm_guest::image::Config;
@@ -22,8 +23,12 @@ use super::super::terminal::{self, RawMode};
 use super::super::{EXIT_TIMEOUT, image, signals, template};
 use super::{RunArgs, output, stdin, window};
 
-pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Result<ExitCode> {
-    let quiet = args.pull.quiet;
+pub(super) fn run(
+    args: &RunArgs,
+    verbose: u8,
+    started: Instant,
+    captured: Option<&Captured>,
+) -> anyhow::Result<Printed> {
     let found = match &args.template {
         Some(name) => Found::template(name)?,
         None => args.find(verbose > 0)?,
@@ -39,13 +44,12 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
     };
     let stop_signal = args.stop_signal(&found.recipe.config.stop_signal);
     signals::listen(events, stop_signal).context("cannot listen to signals")?;
-    let captured = args.json.then(|| Captured::new(args.max_output()));
     let tail = args.code.is_some().then(Tail::default);
     let mut session = args.session(
         request,
         stdin,
         happenings,
-        captured.as_ref(),
+        captured,
         found.recipe.machine.memory,
     )?;
     if let Some(tail) = &tail {
@@ -61,15 +65,11 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
         machine: with_machine,
         total: started.elapsed(),
     };
-    let mut printed = Printed::new(&report?, &phases, captured.as_ref());
+    let mut printed = Printed::new(&report?, &phases, captured);
     printed.host_memory = place.host_memory();
     printed.warm = Some(warm);
     printed.exception = tail.and_then(|tail| tail.exception_after(printed.exit_code));
-    match args.json {
-        true => printed.write().context("cannot write to stdout")?,
-        false => printed.tell(quiet, verbose > 0, args.timeout),
-    }
-    Ok(ExitCode::from(printed.exit_code))
+    Ok(printed)
 }
 
 /// What a machine is to be made from.
@@ -217,14 +217,22 @@ impl RunArgs {
 
 /// Ends this process at the time limit, though an output is still to be taken by somebody.
 pub(crate) fn end_overdue(limit: Duration) {
+    end_at_once(
+        vec![time_limit_reached(limit), NOT_TAKEN.into()],
+        EXIT_TIMEOUT,
+    );
+}
+
+/// Ends this process with these lines, though an output is still to be taken by somebody.
+pub(crate) fn end_at_once(lines: Vec<String>, code: u8) -> ! {
     terminal::restore();
     let (said, saying) = mpsc::channel();
     // It may be stderr that nobody takes.
     // Where no thread can be made, the exit code has to say it alone.
     let _ = std::thread::Builder::new().spawn(move || {
-        eprintln!("minivm: {}", time_limit_reached(limit));
+        lines.iter().for_each(|line| streams::tell(line));
         let _ = said.send(());
     });
     let _ = saying.recv_timeout(Duration::from_millis(100));
-    std::process::exit(EXIT_TIMEOUT.into())
+    std::process::exit(code.into())
 }

@@ -17,13 +17,14 @@ use minivm::backend::Backend;
 use minivm::machine::Place;
 use minivm::machine::session::Event;
 use minivm::output::Kept;
+use minivm::streams;
 use minivm_guest::channel::Window;
 use minivm_guest::image::Source;
 use minivm_vmm::CPUS_MAX;
 
 use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
-use super::report::Printed;
+use super::report::{Captured, Printed};
 use super::request::RequestArgs;
 use super::{terminal, units};
 
@@ -103,16 +104,41 @@ pub(super) struct RunArgs {
 /// Runs it.
 pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    let captured = args.json.then(|| Captured::new(args.max_output()));
     let ended = args.check().and_then(|()| match args.backend {
-        Backend::Microvm => machine::run(&args, verbose, started),
-        _ => backend::run(&args, started),
+        Backend::Microvm => machine::run(&args, verbose, started, captured.as_ref()),
+        _ => backend::run(&args, started, captured.as_ref()),
     });
     let ended = ended.map_err(explain);
-    if let (Err(error), true) = (&ended, args.json) {
-        // Who reads JSON reads of this too. The error itself is told on stderr, as always.
-        let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
+    finish(ended, started, captured.as_ref(), |printed| {
+        printed.tell(args.pull.quiet, verbose > 0, args.timeout);
+    })
+}
+
+/// Says what came of it: as an object, where outputs were kept for one, or as `tell` does.
+pub(super) fn finish(
+    ended: anyhow::Result<Printed>,
+    started: Instant,
+    captured: Option<&Captured>,
+    tell: impl FnOnce(&Printed),
+) -> anyhow::Result<ExitCode> {
+    let Some(captured) = captured else {
+        let printed = ended?;
+        tell(&printed);
+        return Ok(ExitCode::from(printed.exit_code));
+    };
+    match ended {
+        Ok(printed) => {
+            printed.tell_losses();
+            printed.write().context("cannot write to stdout")?;
+            Ok(ExitCode::from(printed.exit_code))
+        }
+        Err(error) => {
+            // Who reads JSON reads of this too. The error itself is told on stderr, as always.
+            let _ = Printed::failed(format!("{error:#}"), started.elapsed(), captured).write();
+            Err(error)
+        }
     }
-    ended
 }
 
 impl RunArgs {
@@ -149,7 +175,7 @@ impl RunArgs {
 
     fn warn(&self, text: &str) {
         if !self.pull.quiet {
-            eprintln!("minivm: {text}");
+            streams::tell(text);
         }
     }
 
