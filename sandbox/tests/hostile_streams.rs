@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
-use minivm::machine::session::{End, Event};
+use minivm::machine::session::{End, Event, TERM};
 use minivm::machine::{Ended, Error, Files, Link, Report, Session};
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
@@ -85,6 +85,7 @@ struct Scene {
     timeout: Option<Duration>,
     max_output: Option<u64>,
     max_copy_out: u64,
+    copy_out_grace: Option<Duration>,
     copy_out: Vec<Files>,
     stdin: Option<OwnedFd>,
     events: Vec<Event>,
@@ -105,6 +106,7 @@ impl Scene {
             timeout: None,
             max_output: None,
             max_copy_out: 1 << 20,
+            copy_out_grace: None,
             copy_out: Vec::new(),
             stdin: None,
             events: Vec::new(),
@@ -161,6 +163,8 @@ impl Scene {
             copy_in: Vec::new(),
             copy_out: self.copy_out,
             max_copy_out: self.max_copy_out,
+            copy_out_grace: self.copy_out_grace,
+            stop_signal: TERM,
             events,
             overdue: None,
         };

@@ -40,9 +40,10 @@ pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> 
         events: happenings,
         ..Task::new(args.program()?)
     };
-    signals::listen(events, signals::TERM).context("cannot listen to signals")?;
+    signals::listen(events).context("cannot listen to signals")?;
     let opened = started.elapsed();
     let finished = sandbox.run(task)?;
+    signals::end_at_once();
     let printed = Printed::of_backend(&finished, opened, started.elapsed(), captured.as_ref());
     match args.json {
         true => printed.write().context("cannot write to stdout")?,

@@ -103,8 +103,8 @@ pub(super) struct RunArgs {
 /// Runs it.
 pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let ended = args.check().and_then(|()| match args.backend {
-        Backend::Microvm => machine::run(&args, verbose, started),
+    let ended = args.check().and_then(|copied| match args.backend {
+        Backend::Microvm => machine::run(&args, copied, verbose, started),
         _ => backend::run(&args, started),
     });
     let ended = ended.map_err(explain);
@@ -116,8 +116,8 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
 }
 
 impl RunArgs {
-    /// What can be told from the flags alone.
-    fn check(&self) -> anyhow::Result<()> {
+    /// What can be told from the flags alone. Says how many bytes of files are to be copied in.
+    fn check(&self) -> anyhow::Result<u64> {
         if self.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
         }
