@@ -573,6 +573,9 @@ fn floods_end_at_the_time_limit_with_little_memory() {
         assert!(
             report.warnings.len() <= 20 && report.warnings.iter().all(|line| line.len() <= 500)
         );
+        if let Some(last) = report.warnings.last() {
+            assert!(last.starts_with("there were ") && last.ends_with(" more warnings"));
+        }
     }
     let grown = peak() - before;
     assert!(grown < 32 << 10, "{grown} KiB more");

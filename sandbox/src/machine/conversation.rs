@@ -17,8 +17,8 @@ use super::{Error, cannot};
 use crate::output::Capped;
 use crate::printable::printable;
 
-/// The most warnings that a guest may give.
-const WARNINGS_MAX: usize = 20;
+/// The most warnings of a guest that are kept.
+const WARNINGS_MAX: usize = 19;
 /// The most characters of a text of its that are shown.
 const TEXT_MAX: usize = 500;
 
@@ -54,6 +54,7 @@ impl Notes {
     pub(super) fn new() -> Self {
         Notes {
             warnings: Vec::new(),
+            more_warnings: 0,
             copy_failed: false,
             copies: 0,
             cut: None,
@@ -95,6 +96,7 @@ fn kind(message: &ToHost) -> &'static str {
 #[derive(Debug)]
 pub(super) struct Notes {
     pub(super) warnings: Vec<String>,
+    more_warnings: u64,
     pub(super) copy_failed: bool,
     /// How many of the files that were asked for have come, or have been excused. They come in order, each once.
     pub(super) copies: usize,
@@ -376,6 +378,16 @@ impl Notes {
     fn warn(&mut self, text: impl AsRef<str>) {
         if self.warnings.len() < WARNINGS_MAX {
             self.warnings.push(printable(text.as_ref(), TEXT_MAX));
+        } else {
+            self.more_warnings += 1;
+        }
+    }
+
+    /// Says how many warnings were not kept.
+    pub(super) fn count_warnings(&mut self) {
+        if self.more_warnings > 0 {
+            let text = format!("there were {} more warnings", self.more_warnings);
+            self.warnings.push(text);
         }
     }
 }

@@ -220,6 +220,7 @@ impl Session {
         if let Some(why) = why_nothing_more(&end, self.copy_out_grace.is_some()) {
             notes.miss_copies(&self.copy_out, why);
         }
+        notes.count_warnings();
         Ok(Report::new(end, truncated, notes, over))
     }
 
