@@ -22,4 +22,4 @@ pub mod rootfs;
 pub mod unpack;
 mod walk;
 
-pub use walk::{Owner, append_path, archive_dir};
+pub use walk::{FILE_MAX, Nodes, Owner, append_path, archive_dir};

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use minivm::images::Shelf;
-use minivm::machine::session::{BOOT_LIMIT, End};
+use minivm::machine::session::{BOOT_LIMIT, End, TERM};
 use minivm::machine::{Files, Machine, Place, Report, Session, memory_for};
 use minivm::{cache, kernel};
 use minivm_guest::channel::{Request, Status};
@@ -131,6 +131,8 @@ fn work(
         copy_in: vec![copy_in],
         copy_out: vec![copy_out],
         max_copy_out: 1 << 20,
+        copy_out_grace: None,
+        stop_signal: TERM,
         events: mpsc::channel().1,
         overdue: None,
     };

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
@@ -120,6 +120,18 @@ impl Output {
     pub fn set_permissions(&self, mode: u32) -> io::Result<()> {
         match self.sink {
             Sink::Whole { .. } => self.file.set_permissions(Permissions::from_mode(mode)),
+            Sink::There => Ok(()),
+        }
+    }
+
+    /// Gives a new file this time of its last change.
+    ///
+    /// # Errors
+    ///
+    /// Where its file system doesn't let it.
+    pub fn set_modified(&self, time: SystemTime) -> io::Result<()> {
+        match self.sink {
+            Sink::Whole { .. } => self.file.set_modified(time),
             Sink::There => Ok(()),
         }
     }

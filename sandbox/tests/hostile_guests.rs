@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use minivm::machine::session::{End, Event};
+use minivm::machine::session::{End, Event, TERM};
 use minivm::machine::{Error, Link, Machine, Place, Session};
 use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
@@ -291,6 +291,8 @@ fn input_goes_on_while_nobody_takes_the_output() {
         copy_in: Vec::new(),
         copy_out: Vec::new(),
         max_copy_out: 0,
+        copy_out_grace: None,
+        stop_signal: TERM,
         events,
         overdue: None,
     };

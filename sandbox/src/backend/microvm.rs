@@ -10,7 +10,7 @@ use super::exception::Tail;
 use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, Usage};
 use crate::images::Archive;
 use crate::machine::session;
-use crate::machine::{Link, Machine, Place, Report, Session, memory_for};
+use crate::machine::{Link, Machine, Place, Report, Session, check_copies, check_room, memory_for};
 use crate::templates::{Recipe, Template, Templates};
 use crate::{kernel, lab};
 
@@ -125,6 +125,7 @@ impl Sandbox for Microvm {
     fn start(&self, task: Task) -> Result<Finished, Error> {
         let began = Instant::now();
         let machine = self.machine(task.limits.memory)?;
+        check_room(check_copies(&task.files)?, machine.memory)?;
         let request = task.request(&self.config)?;
         let tail = Tail::default();
         let session = Session {

@@ -188,7 +188,16 @@ pub trait Sandbox: Send + Sync {
                 backend: self.backend(),
                 what,
             }),
-            None => self.start(task),
+            None => {
+                // A machine tells it by itself.
+                let left_out = match self.backend() {
+                    Backend::Microvm => Vec::new(),
+                    _ => machine::left_out(&task.files)?,
+                };
+                let mut finished = self.start(task)?;
+                finished.warnings.splice(0..0, left_out);
+                Ok(finished)
+            }
         }
     }
 }

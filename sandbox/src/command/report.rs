@@ -340,14 +340,15 @@ impl PrintedPhases {
 
 fn exit_code(report: &Report) -> u8 {
     match &report.end {
-        _ if report.copy_failed => EXIT_ERROR,
-        End::Exited(exit) => command_exit_code(exit),
-        End::NotFound(_) => EXIT_NOT_FOUND,
-        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
+        // These are why files were not copied, where they weren't.
         End::TimedOut => EXIT_TIMEOUT,
         End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
         // As if by SIGPIPE.
         End::OutputClosed => EXIT_SIGNAL + 13,
+        _ if report.copy_failed => EXIT_ERROR,
+        End::Exited(exit) => command_exit_code(exit),
+        End::NotFound(_) => EXIT_NOT_FOUND,
+        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
     }
 }
 
@@ -442,6 +443,10 @@ mod tests {
         let mut failed = report(exited(Status::Code(0), false));
         failed.copy_failed = true;
         assert_eq!(exit_code(&failed), 125);
+        for (end, code) in [(End::TimedOut, 124), (End::Stopped(15), 143)] {
+            failed.end = end;
+            assert_eq!(exit_code(&failed), code, "it is why files are missing");
+        }
     }
 
     #[test]

@@ -3,14 +3,15 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use minivm::machine::Files;
+use minivm::machine::{Files, check_copies};
 use minivm_guest::channel::{Request, Rlimit};
 use minivm_guest::image::Config;
 
-use super::variables;
+use super::{units, variables};
 
 /// As container users know them.
 #[derive(Args)]
@@ -51,16 +52,23 @@ pub(super) struct RequestArgs {
     /// Copy a file or folder out of the guest when the command has ended
     #[arg(long, value_name = "SRC:DST", value_parser = files)]
     pub(super) copy_out: Vec<Files>,
+    /// Copy them at the time limit, too: CMD is killed, and they are copied as they are then
+    #[arg(long, requires = "copy_out")]
+    copy_out_on_timeout: bool,
+    /// How long that may take
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = units::duration, requires = "copy_out_on_timeout")]
+    copy_out_grace: Duration,
 }
 
 impl RequestArgs {
-    /// What is missing here is better found before a machine runs.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        for Files { from, .. } in &self.copy_in {
-            from.symlink_metadata()
-                .with_context(|| format!("cannot copy {} into the guest", from.display()))?;
-        }
-        Ok(())
+    /// What is missing here is better found before a machine runs. Says how many bytes are to be copied in.
+    pub(super) fn check(&self) -> anyhow::Result<u64> {
+        Ok(check_copies(&self.copy_in)?)
+    }
+
+    /// How long files may be copied out once the time limit has been reached.
+    pub(super) fn copy_out_grace(&self) -> Option<Duration> {
+        self.copy_out_on_timeout.then_some(self.copy_out_grace)
     }
 
     /// The variables that flags set, `NAME=value` each.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use minivm::backend::{CODE_MAX, Task, Turducken};
-use minivm::machine::session::BOOT_LIMIT;
+use minivm::machine::session::{self, BOOT_LIMIT};
 use minivm::machine::{Machine, Place, Session, memory_for};
 use minivm::{cache, kernel, streams};
 
@@ -128,7 +128,7 @@ impl TurduckenArgs {
         captured: Option<&Captured>,
     ) -> anyhow::Result<Session> {
         let (events, happenings) = mpsc::channel();
-        signals::listen(events, signals::TERM).context("cannot listen to signals")?;
+        signals::listen(events).context("cannot listen to signals")?;
         let input = Task::code("").with_input(self.code.as_bytes());
         let input = input.context("cannot keep the code in memory")?.stdin;
         let timeout = self.timeout;
@@ -143,6 +143,8 @@ impl TurduckenArgs {
             copy_in: Vec::new(),
             copy_out: Vec::new(),
             max_copy_out: 0,
+            copy_out_grace: None,
+            stop_signal: session::TERM,
             events: happenings,
             // Never with --json, whose outputs are taken by memory.
             overdue: Some(Box::new(move || run::machine::end_overdue(timeout))),

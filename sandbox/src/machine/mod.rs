@@ -8,6 +8,7 @@
 
 mod console;
 mod conversation;
+mod copy_out;
 mod files;
 pub(crate) mod last_words;
 mod limits;
@@ -28,7 +29,8 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use files::{guest_name, pack};
+pub use files::{check_copies, check_room};
+pub(crate) use files::{guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
 pub use session::{Files, Report, Session};

@@ -40,6 +40,8 @@ pub(super) enum Stage {
     Greeted,
     /// There is a command.
     Started,
+    /// There was one: its files come.
+    Ended,
     /// There is nothing to say any more.
     Over,
 }
@@ -62,6 +64,11 @@ impl Outgoing {
     pub(super) fn reach(&self, stage: Stage) {
         self.progress().stage = stage;
         self.moved.notify_all();
+    }
+
+    /// Whether there was a command that has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.progress().stage >= Stage::Ended
     }
 
     /// The guest wants to know what time it is.

@@ -12,7 +12,8 @@ use minivm_tests::{busybox, given};
 
 /// What the images' shell scripts call.
 const APPLETS: &str = "awk cat cut date dd echo env false grep head hexdump hostname id ls mkdir mknod mount nc printf ps \
-                       readlink seq sh sha256sum sleep sort stat stty su tail tee test timeout touch true tty uname wc yes";
+                       readlink seq sh sha256sum sleep sort stat stty su tail tee test timeout touch true truncate tty uname wc \
+                       yes";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:An app:/home/app:/bin/sh\n";
 const GROUP: &str = "root:x:0:\napp:x:1001:\nlog:x:4:app\nvideo:x:44:app\n";

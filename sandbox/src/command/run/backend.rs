@@ -36,9 +36,10 @@ pub(super) fn run(
         events: happenings,
         ..Task::new(args.program()?)
     };
-    signals::listen(events, signals::TERM).context("cannot listen to signals")?;
+    signals::listen(events).context("cannot listen to signals")?;
     let opened = started.elapsed();
     let finished = sandbox.run(task)?;
+    signals::end_at_once();
     Ok(Printed::of_backend(
         &finished,
         opened,

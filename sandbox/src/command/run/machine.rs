@@ -9,8 +9,8 @@ use anyhow::Context;
 use minivm::backend::exception::Tail;
 use minivm::backend::python;
 use minivm::images::Archive;
-use minivm::machine::session::{BOOT_LIMIT, Event};
-use minivm::machine::{Link, Machine, Place, Session, memory_for};
+use minivm::machine::session::{BOOT_LIMIT, Event, TERM};
+use minivm::machine::{Link, Machine, Place, Session, check_room, memory_for};
 use minivm::output::NOT_TAKEN;
 use minivm::printable::printable;
 use minivm::streams;
@@ -23,8 +23,10 @@ use super::super::terminal::{self, RawMode};
 use super::super::{EXIT_TIMEOUT, image, signals, template};
 use super::{RunArgs, output, stdin, window};
 
+/// Runs it; `copied` bytes of files are to be copied in.
 pub(super) fn run(
     args: &RunArgs,
+    copied: u64,
     verbose: u8,
     started: Instant,
     captured: Option<&Captured>,
@@ -34,6 +36,7 @@ pub(super) fn run(
         None => args.find(verbose > 0)?,
     };
     let request = args.machine_request(&found.recipe.config)?;
+    check_room(copied, found.recipe.machine.memory)?;
     let with_image = started.elapsed();
     log::debug!("the image's archive is there {with_image:.2?} after the start");
     let (events, happenings) = mpsc::channel();
@@ -43,7 +46,7 @@ pub(super) fn run(
         false => None,
     };
     let stop_signal = args.stop_signal(&found.recipe.config.stop_signal);
-    signals::listen(events, stop_signal).context("cannot listen to signals")?;
+    signals::listen(events).context("cannot listen to signals")?;
     let tail = args.code.is_some().then(Tail::default);
     let mut session = args.session(
         request,
@@ -52,6 +55,7 @@ pub(super) fn run(
         captured,
         found.recipe.machine.memory,
     )?;
+    session.stop_signal = stop_signal;
     if let Some(tail) = &tail {
         session.stderr = tail.of(session.stderr);
     }
@@ -60,6 +64,7 @@ pub(super) fn run(
     log::debug!("the machine runs {with_machine:.2?} after the start");
     let report = session.run(link);
     drop(raw);
+    signals::end_at_once();
     let phases = Phases {
         image: with_image,
         machine: with_machine,
@@ -208,6 +213,8 @@ impl RunArgs {
             copy_in: self.request.copy_in.clone(),
             copy_out: self.request.copy_out.clone(),
             max_copy_out,
+            copy_out_grace: self.request.copy_out_grace(),
+            stop_signal: TERM,
             events,
             // Never with --json, whose outputs are taken by memory.
             overdue: Some(Box::new(move || end_overdue(timeout.unwrap_or_default()))),

@@ -105,8 +105,8 @@ pub(super) struct RunArgs {
 pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let captured = args.json.then(|| Captured::new(args.max_output()));
-    let ended = args.check().and_then(|()| match args.backend {
-        Backend::Microvm => machine::run(&args, verbose, started, captured.as_ref()),
+    let ended = args.check().and_then(|copied| match args.backend {
+        Backend::Microvm => machine::run(&args, copied, verbose, started, captured.as_ref()),
         _ => backend::run(&args, started, captured.as_ref()),
     });
     let ended = ended.map_err(explain);
@@ -142,8 +142,8 @@ pub(super) fn finish(
 }
 
 impl RunArgs {
-    /// What can be told from the flags alone.
-    fn check(&self) -> anyhow::Result<()> {
+    /// What can be told from the flags alone. Says how many bytes of files are to be copied in.
+    fn check(&self) -> anyhow::Result<u64> {
         if self.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
         }
