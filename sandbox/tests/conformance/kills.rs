@@ -63,7 +63,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Each process below one, with the time of its start: numbers are used again.
-fn descendants(of: u32) -> BTreeMap<u32, u64> {
+pub(crate) fn descendants(of: u32) -> BTreeMap<u32, u64> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let number = entry
