@@ -7,7 +7,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -22,9 +24,13 @@ use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 
 fn python_image() -> Image {
+    image_of(&given::python_root())
+}
+
+fn image_of(root: &Path) -> Image {
     let cache = cache::folder().unwrap();
     let store = minivm::images::Shelf::new(&cache).store();
-    let source = format!("dir:{}", given::python_root().display());
+    let source = format!("dir:{}", root.display());
     image::open(
         &source.parse().unwrap(),
         &store,
@@ -289,6 +295,49 @@ fn user_and_folder_are_the_images() {
     let error = sandbox.run(command(&["true"])).unwrap_err();
     let expected = "the backend gvisor failed: the image has no user nobody-there";
     assert_eq!(error.to_string(), expected);
+}
+
+/// Many servers write their logs so.
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn outputs_can_be_opened_by_name_whoever_the_user_is() {
+    let script = "echo out > /dev/stdout; echo err > /dev/stderr; echo again > /proc/self/fd/1";
+    for user in ["", "1000", "1000:7"] {
+        let sandbox = open(|config| config.user = user.into());
+        let ran = run_in(&*sandbox, command(&["sh", "-c", script]));
+        assert_eq!((&*ran.stdout, &*ran.stderr), ("out\nagain\n", "err\n"));
+    }
+}
+
+/// Where minivm is root, the sandbox on the host is not; root inside is root of the image's files all the same.
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn root_reads_what_the_image_keeps_for_root() {
+    let cache = tempfile::tempdir().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let mut copy = Command::new("cp");
+    copy.arg("-a")
+        .arg(given::python_root().join("."))
+        .arg(root.path());
+    assert!(copy.status().unwrap().success());
+    let secret = root.path().join("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::write(secret.join("file"), "for root\n").unwrap();
+    fs::set_permissions(secret.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    let host = Host {
+        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
+        cache: cache.path().to_owned(),
+        image: Some(Arc::new(image_of(root.path()))),
+        kernel: None,
+        place: Place::Here,
+    };
+    let assets = cache::folder().unwrap().join("assets");
+    symlink(assets, host.cache.join("assets")).unwrap();
+    let sandbox = host.open(Backend::Gvisor).unwrap();
+    let script = "cat /secret/file; stat -c '%u %a' /secret /secret/file; echo more >> /secret/file; wc -l < /secret/file";
+    let ran = run_in(&*sandbox, command(&["sh", "-c", script]));
+    assert_eq!(ran.stdout, "for root\n0 700\n0 600\n2\n", "{}", ran.stderr);
 }
 
 #[test]

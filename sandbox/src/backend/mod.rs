@@ -12,16 +12,19 @@ mod bundle;
 mod cgroup;
 pub mod chromium;
 mod deno;
+mod descent;
 pub mod exception;
 mod gvisor;
 mod host;
 mod jail;
 mod microvm;
 pub mod monty;
+mod packed;
 mod process;
 mod pyodide;
 pub mod reach;
 pub mod rootless;
+mod seccomp;
 mod task;
 mod turducken;
 mod watch;
@@ -288,6 +291,11 @@ pub fn find_parts(backend: Backend, cache: &Path, worker: &Path) -> Result<Strin
 /// [`Error::Unavailable`], with what to do about it.
 pub fn check_jail(backend: Backend) -> Result<(), Error> {
     jail::Jail::check(backend)
+}
+
+/// What of the jail's walls can't be had on this host, each in a few words, and what mends it. The cache's file system counts.
+pub fn jail_weaknesses(cache: &Path) -> Vec<(String, String)> {
+    jail::weaknesses(cache)
 }
 
 /// What Python is called in images.

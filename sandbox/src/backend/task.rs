@@ -60,10 +60,22 @@ pub type Function = Box<dyn FnMut(Call) -> Result<Value, String> + Send>;
 pub struct Limits {
     /// How long it may take: in a microVM from the command's start, in the others from the sandbox's.
     pub time: Option<Duration>,
-    /// Bytes of memory: the machine's in a microVM, all of the sandbox's processes' in the others.
+    /// Bytes of memory: the machine's in a microVM, all of the sandbox's processes' in the others. Where it isn't said each has
+    /// a default.
     pub memory: Option<u64>,
     /// Bytes of each output that are passed on. What comes after them is dropped.
     pub output: Option<u64>,
+}
+
+impl Limits {
+    /// The same, with so much memory where nothing is said of it.
+    #[must_use]
+    pub(super) fn with_memory(self, bytes: u64) -> Limits {
+        Limits {
+            memory: self.memory.or(Some(bytes)),
+            ..self
+        }
+    }
 }
 
 /// A program with its surroundings.

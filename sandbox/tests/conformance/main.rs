@@ -10,6 +10,7 @@ mod host;
 mod kills;
 mod outputs;
 mod suite;
+mod walls;
 
 /// The suite, for one sandbox.
 macro_rules! conforms {
@@ -39,6 +40,27 @@ macro_rules! conforms {
         })*
     };
 }
+
+/// What is around those that are no machines.
+macro_rules! walls {
+    ($name:ident, $backend:ident: $($test:ident),*) => {
+        mod $name {
+            use minivm::backend::Backend;
+
+            use crate::{host, walls};
+
+            $(#[test]
+            fn $test() {
+                walls::$test(&*host::open(Backend::$backend));
+            })*
+        }
+    };
+}
+
+walls!(gvisor_walls, Gvisor: hold_what_breaks_out);
+walls!(monty_walls, Monty: hold_what_breaks_out);
+walls!(deno_walls, Deno: hold_what_breaks_out, hand_in_copies);
+walls!(chromium_walls, Chromium: hold_what_breaks_out, hand_in_copies);
 
 conforms!(microvm, Microvm);
 conforms!(gvisor, Gvisor);

@@ -4,10 +4,8 @@
 //! comes as calls of a function that DevTools has given to it: at once, even while Python is busy. That there is never much
 //! under way is up to the page, which asks now and then how far this has come.
 
-use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -91,9 +89,7 @@ enum News {
 /// Where the page didn't come to its end by itself.
 pub fn run(chromium: &Path) -> Result<u8, Failure> {
     let drained = Drained::default();
-    let (task, files) = task().map_err(|error| Failure::System("read the task", error))?;
-    let served = Served::new(task, files, drained.clone());
-    let address = served.start();
+    let address = Served::new(drained.clone()).start();
     let address = address.map_err(|error| Failure::System("serve the page", error))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -224,51 +220,4 @@ fn pass(out: &mut dyn Write, letters: &str) -> Result<(), Failure> {
     let bytes = BASE64_STANDARD.decode(letters).unwrap_or_default();
     let written = out.write_all(&bytes).and_then(|()| out.flush());
     written.map_err(|error| Failure::System("write the output", error))
-}
-
-/// What the page is told of the task, and the task's files by their numbers.
-fn task() -> io::Result<(Vec<u8>, Vec<PathBuf>)> {
-    let mut told: Value = serde_json::from_reader(File::open("/task/task.json")?)?;
-    let mut listed = Vec::new();
-    let all = told["files"].take();
-    for files in all.as_array().into_iter().flatten() {
-        let text = |name: &str| files[name].as_str().unwrap_or_default().to_owned();
-        list(Path::new(&text("from")), text("to"), &mut listed)?;
-    }
-    let (entries, paths): (Vec<Value>, Vec<PathBuf>) = listed.into_iter().unzip();
-    told["entries"] = entries.into();
-    Ok((serde_json::to_vec(&told)?, paths))
-}
-
-/// Lists a file, folder or link and all below it. What else there may be is left out.
-fn list(path: &Path, to: String, listed: &mut Vec<(Value, PathBuf)>) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    let kind = match metadata.file_type() {
-        kind if kind.is_dir() => "folder",
-        kind if kind.is_symlink() => "link",
-        kind if kind.is_file() => "file",
-        _ => return Ok(()),
-    };
-    let mode = metadata.permissions().mode() & 0o7777;
-    let target = match kind {
-        "link" => Some(text(fs::read_link(path)?)?),
-        _ => None,
-    };
-    let entry = json!({ "to": to, "kind": kind, "mode": mode, "target": target });
-    listed.push((entry, path.to_owned()));
-    if kind == "folder" {
-        for entry in fs::read_dir(path)? {
-            let path = entry?.path();
-            let name = text(path.file_name().unwrap_or_default().into())?;
-            list(&path, format!("{to}/{name}"), listed)?;
-        }
-    }
-    Ok(())
-}
-
-fn text(path: PathBuf) -> io::Result<String> {
-    path.into_os_string().into_string().map_err(|name| {
-        let why = format!("the name {name:?} is not UTF-8");
-        io::Error::new(io::ErrorKind::InvalidData, why)
-    })
 }

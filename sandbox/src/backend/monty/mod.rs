@@ -34,6 +34,7 @@ use self::wire::{Fault, FromWorker, ToWorker};
 use self::worker::{Interpreted, Order};
 use super::jail::Jail;
 use super::process::{self, Streams};
+use super::seccomp::Calls;
 use super::{
     Backend, Capability, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot,
     worker_is_there,
@@ -60,6 +61,10 @@ const GRACE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What a worker needs beside its code: it is a part of a limit on memory.
 const OWN_MEMORY: u64 = 8 << 20;
+/// What code gets of memory where nothing is said, in bytes.
+const MEMORY: u64 = 256 << 20;
+/// Nothing is written to the jail's `/tmp`.
+const ROOM: u64 = 1 << 20;
 
 /// The interpreter in a jailed process.
 pub struct Monty {
@@ -87,7 +92,8 @@ impl Monty {
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
-        let jail = Jail::new(Backend::Monty)?.show(&self.worker, "/worker");
+        let jail = Jail::new(Backend::Monty)?.calls(Calls::Monty).room(ROOM);
+        let jail = jail.show(&self.worker, "/worker")?;
         let jail = jail.put(&order, worker::ORDER)?;
         match &task.program {
             Program::Resume { state, .. } => jail.put(state, worker::STATE),
@@ -114,7 +120,8 @@ impl Sandbox for Monty {
         Jail::check(Backend::Monty)
     }
 
-    fn start(&self, task: Task) -> Result<Finished, Error> {
+    fn start(&self, mut task: Task) -> Result<Finished, Error> {
+        task.limits = task.limits.with_memory(MEMORY);
         let jail = self.jail(&task)?;
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let theirs = OwnedFd::from(theirs);

@@ -27,6 +27,10 @@ const STACK: usize = 256 << 20;
 /// times; beyond this it is a runaway.
 const HEADROOM: u64 = 2 << 20;
 
+/// Addresses that a process takes beside what its code has: its program, its stack, and what its allocator keeps at hand for
+/// each thread.
+const ADDRESSES: u64 = 1 << 30;
+
 /// The exit code of a process that has panicked.
 const PANICKED: u8 = 101;
 
@@ -60,14 +64,18 @@ pub fn work(socket: OwnedFd) -> io::Result<u8> {
 
 /// It needs no files and leaves no core.
 fn limit_self() {
-    for resource in [Resource::Core, Resource::Fsize] {
-        let none = Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        };
-        // The jail has no place for files, so this is the second reason why there are none.
-        let _ = setrlimit(resource, none);
-    }
+    // The jail has no place for files, so this is the second reason why there are none.
+    hold(Resource::Core, 0);
+    hold(Resource::Fsize, 0);
+}
+
+/// Lowers a limit for good, where it isn't lower already.
+fn hold(resource: Resource, most: u64) {
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    let _ = setrlimit(resource, limit);
 }
 
 fn interpret(socket: UnixStream) -> io::Result<u8> {
@@ -82,6 +90,7 @@ fn interpret(socket: UnixStream) -> io::Result<u8> {
     let mut host = Remote::new(socket)?;
     host.flush_at_an_abrupt_end();
     let claim = order.scope.memory.map(|bytes| {
+        hold(Resource::As, bytes.saturating_add(ADDRESSES));
         let claim = memory::claim();
         let most = usize::try_from(bytes.saturating_add(HEADROOM)).unwrap_or(usize::MAX);
         memory::end_process_beyond(most);
