@@ -21,6 +21,8 @@ use minivm_guest::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
 
+use crate::machine::{self, memory_for};
+
 pub use root::Root;
 
 /// `minivm-init`, which every archive has.
@@ -176,6 +178,8 @@ pub struct Archive {
     pub path: PathBuf,
     /// Its size in bytes.
     pub size: u64,
+    /// How many files, folders and links it has.
+    pub files: u64,
     _lock: File,
 }
 
@@ -197,11 +201,24 @@ impl Archive {
         let same = |named: fs::Metadata| {
             (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()) && named.len() > 0
         };
-        Ok(named.is_some_and(same).then(|| Archive {
+        if !named.is_some_and(same) {
+            return Ok(None);
+        }
+        Ok(Some(Archive {
             path: path.to_owned(),
             size: metadata.len(),
+            files: rootfs::inodes(&file)?.unwrap_or_default(),
             _lock: file,
         }))
+    }
+
+    /// What a guest gets of memory with it, in bytes: see [`memory_for`].
+    ///
+    /// # Errors
+    ///
+    /// Where less is `wanted` than it takes.
+    pub fn memory(&self, wanted: Option<u64>) -> Result<u64, machine::Error> {
+        memory_for(self.size, self.files, wanted)
     }
 }
 

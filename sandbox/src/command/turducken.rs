@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use minivm::backend::{CODE_MAX, Task, Turducken};
 use minivm::machine::session::BOOT_LIMIT;
-use minivm::machine::{Machine, Place, Session, memory_for};
+use minivm::machine::{Machine, Place, Session};
 use minivm::{cache, kernel};
 
 use super::accel::AccelArg;
@@ -90,7 +90,7 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
             None => kernel::find()?,
         },
         initramfs: archive.path.clone(),
-        memory: memory_for(archive.size, args.memory)?,
+        memory: archive.memory(args.memory)?,
         cpus: 1,
         rings: true,
         console: verbose,

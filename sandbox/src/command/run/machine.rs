@@ -11,7 +11,7 @@ use minivm::backend::exception::Tail;
 use minivm::backend::python;
 use minivm::images::Archive;
 use minivm::machine::session::{BOOT_LIMIT, Event};
-use minivm::machine::{Link, Machine, Place, Session, memory_for};
+use minivm::machine::{Link, Machine, Place, Session};
 use minivm::printable::printable;
 use minivm::templates::{Recipe, Template};
 use minivm_guest::channel::Request;
@@ -126,7 +126,7 @@ impl RunArgs {
                 None => minivm::kernel::find()?,
             },
             initramfs: archive.path.clone(),
-            memory: memory_for(archive.size, self.memory)?,
+            memory: archive.memory(self.memory)?,
             cpus: self.cpus,
             rings: !self.no_rings,
             console,
