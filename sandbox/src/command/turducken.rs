@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use minivm::backend::{CODE_MAX, Task, Turducken};
+use minivm::kernel;
 use minivm::machine::session::BOOT_LIMIT;
 use minivm::machine::{Machine, Place, Session};
-use minivm::{cache, kernel};
 
 use super::accel::AccelArg;
 use super::report::{Captured, Phases, Printed};
@@ -71,8 +71,7 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
     if args.code.len() > CODE_MAX || args.code.contains('\0') {
         bail!("the code is longer than {CODE_MAX} bytes, or has a zero byte in it");
     }
-    let cache =
-        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    let cache = super::image::cache_folder()?;
     let watched = stderr().is_terminal() && !args.quiet;
     if watched {
         eprint!("{PICTURE}");

@@ -17,7 +17,8 @@ use super::{RunArgs, output, stdin};
 
 pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     args.check_for_backend()?;
-    let sandbox = args.host()?.open(args.backend)?;
+    let sandbox = args.host()?.open(args.backend);
+    let sandbox = sandbox.map_err(image::explain_full)?;
     let (events, happenings) = mpsc::channel();
     let captured = args.json.then(|| Captured::new(args.max_output()));
     let task = Task {
