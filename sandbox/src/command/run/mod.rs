@@ -25,7 +25,7 @@ use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
 use super::report::Printed;
 use super::request::RequestArgs;
-use super::{terminal, units};
+use super::{hint, terminal, units};
 
 /// What Ctrl-A x counts as.
 const SIGINT: u8 = 2;
@@ -61,7 +61,8 @@ pub(super) struct RunArgs {
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory, at least 64M and three times the image [default: 256M and three times the image]
+    /// Guest memory, at least 64M and three times the image [default: 256M, three times the image, and 8K for each of its
+    /// files]
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
     /// Number of vCPUs
@@ -107,7 +108,7 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
         Backend::Microvm => machine::run(&args, verbose, started),
         _ => backend::run(&args, started),
     });
-    let ended = ended.map_err(explain);
+    let ended = ended.map_err(explain).map_err(hint::full);
     if let (Err(error), true) = (&ended, args.json) {
         // Who reads JSON reads of this too. The error itself is told on stderr, as always.
         let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
