@@ -1,16 +1,18 @@
 //! The cache from outside: its limit, what `minivm prune` gets past, a cache that can only be read, a disk that is full.
 //!
-//! No machine runs: the archive of an image is made before the kernel is looked at, and there is none.
+//! But for one, no machine runs: the archive of an image is made before the kernel is looked at, and there is none.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, File};
+use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use minivm_tests::program::{Ended, Program, run};
+use minivm_tests::{busybox, given};
 use tempfile::TempDir;
 
 /// How long any of these may take.
@@ -336,6 +338,38 @@ fn a_full_disk_is_told_of_and_the_cache_goes_on() {
     assert!(lines.next().unwrap().contains("/no/kernel"), "{ended:?}");
     assert!(!ended.stderr.contains("partial"), "{ended:?}");
     assert!(ended.text().starts_with("freed "), "{ended:?}");
+}
+
+#[test]
+fn an_image_of_many_small_files_fits_by_itself() {
+    const FILES: usize = 40_000;
+    let home = Home::new();
+    let root = home.path("root");
+    busybox::make_root(&root, "sh ls wc");
+    let file = home.path("many.tar");
+    let mut tar = tar::Builder::new(BufWriter::new(File::create(&file).unwrap()));
+    tar.follow_symlinks(false);
+    tar.append_dir_all("", &root).unwrap();
+    for number in 0..FILES {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("many/{number}"), &b"hello"[..])
+            .unwrap();
+    }
+    tar.into_inner().unwrap().flush().unwrap();
+    let kernel = given::path("MINIVM_TEST_KERNEL");
+    let lab_kernel = match std::env::var_os("MINIVM_LAB_KERNEL") {
+        Some(folder) => folder.into(),
+        None => minivm::cache::folder().unwrap().join("kernel/lab/current"),
+    };
+    let mut command = home.minivm(&["run", "-q", "--kernel", kernel.to_str().unwrap()]);
+    command.env("MINIVM_LAB_KERNEL", lab_kernel);
+    command.arg(format!("tar:{}", file.display()));
+    command.args(["--", "sh", "-c", "ls /many | wc -l"]);
+    let ended = run(&mut command, PATIENCE);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.text(), format!("{FILES}\n"));
 }
 
 #[test]
