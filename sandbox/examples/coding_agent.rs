@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use minivm::images::Shelf;
 use minivm::machine::session::{BOOT_LIMIT, End, TERM};
-use minivm::machine::{Files, Machine, Place, Report, Session, memory_for};
+use minivm::machine::{Files, Machine, Place, Report, Session};
 use minivm::{cache, kernel};
 use minivm_guest::channel::{Request, Status};
 use minivm_guest::image::{self, Image, Options, Unwatched};
@@ -102,7 +102,7 @@ fn work(
     let machine = Machine {
         kernel: kernel::find()?,
         initramfs: archive.path.clone(),
-        memory: memory_for(archive.size, None)?,
+        memory: archive.memory(None)?,
         cpus: 1,
         rings: true,
         console: false,

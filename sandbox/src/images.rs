@@ -4,25 +4,32 @@
 //! carries. It appears there whole: it is written to `<key>.partial`, locked, and renamed when it is complete and on the disk
 //! ([`Partial`]). Whoever uses an archive holds a lock on it, so that it isn't removed meanwhile.
 //!
-//! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`.
+//! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`. What all of these take
+//! on the disk has a limit, see `evict`.
 
+mod evict;
 mod fill;
 mod root;
+mod tree;
 
 use std::borrow::Borrow;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use minivm_guest::image::{self, Digest, Image, Partial, Store};
 use minivm_guest::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::machine::{self, memory_for};
 use crate::output_path::Output;
 
+pub use evict::{LIMIT, set_limit};
 pub use root::Root;
+pub use tree::Cleared;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
@@ -88,16 +95,39 @@ impl Shelf {
     ///
     /// # Errors
     ///
-    /// Where something can't be removed; [`Error::Pulling`] while images are being pulled.
+    /// Where something can't be removed, which doesn't keep the rest; [`Error::Pulling`] while images are being pulled.
     pub fn clear(&self, kept: &[PathBuf]) -> Result<u64, Error> {
+        self.sweep(kept).whole()
+    }
+
+    /// The same; tells of all that can't be removed.
+    pub fn sweep(&self, kept: &[PathBuf]) -> Cleared {
+        let mut cleared = Cleared::default();
         let store = self.store();
-        let mut freed = 0;
         if store.folder().exists() {
-            let _alone = store.hold_alone()?.ok_or(Error::Pulling)?;
-            freed += clear(store.folder(), &[store.lock_path()])?;
+            match store.hold_alone() {
+                Ok(Some(_alone)) => {
+                    let kept = [store.lock_path()];
+                    cleared.add(tree::remove_unlocked(store.folder(), &kept));
+                }
+                Ok(None) => cleared.note(Error::Pulling),
+                Err(error) => cleared.note(error.into()),
+            }
         }
-        freed += clear(&self.folder.join("initramfs"), kept)?;
-        Ok(freed + root::clear(&self.folder.join("rootfs"))?)
+        cleared.add(tree::remove_unlocked(&self.folder.join("initramfs"), kept));
+        cleared.add(root::clear(&self.folder.join("rootfs")));
+        cleared
+    }
+
+    /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago goes, unless it is in use. To be called when
+    /// something was put into it; archives and folders are seen to.
+    pub fn evict(&self) {
+        evict::evict(&self.folder, None);
+    }
+
+    /// The same, but for the template of this name, which has just been made.
+    pub(crate) fn evict_beside(&self, template: &str) {
+        evict::evict(&self.folder, Some(template));
     }
 
     /// The image's root as a folder. It is made if it isn't there; `making` is called before that.
@@ -106,7 +136,11 @@ impl Shelf {
     ///
     /// Where it can't be made or kept.
     pub fn root(&self, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
-        root::open(&self.folder.join("rootfs"), image, making)
+        let (root, made) = root::open(&self.folder.join("rootfs"), image, making)?;
+        if made {
+            self.evict();
+        }
+        Ok(root)
     }
 
     /// The image's archive. It is made if it isn't there; `making` is called before that.
@@ -142,13 +176,22 @@ impl Shelf {
             return Ok(archive);
         }
         match image() {
-            Ok(image) => Ok(make(image.borrow(), partial, &path)?),
+            Ok(image) => {
+                let archive = make(image.borrow(), partial, &path)?;
+                self.evict();
+                Ok(archive)
+            }
             Err(error) => {
                 let _ = partial.discard();
                 Err(error)
             }
         }
     }
+}
+
+/// Removes a folder of the cache's with all that is in it.
+pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
+    tree::remove(folder).whole()
 }
 
 fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Error> {
@@ -177,6 +220,8 @@ pub struct Archive {
     pub path: PathBuf,
     /// Its size in bytes.
     pub size: u64,
+    /// How many files, folders and links it has.
+    pub files: u64,
     _lock: File,
 }
 
@@ -198,56 +243,32 @@ impl Archive {
         let same = |named: fs::Metadata| {
             (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()) && named.len() > 0
         };
-        Ok(named.is_some_and(same).then(|| Archive {
+        if !named.is_some_and(same) {
+            return Ok(None);
+        }
+        touch(&file);
+        Ok(Some(Archive {
             path: path.to_owned(),
             size: metadata.len(),
+            files: rootfs::inodes(&file)?.unwrap_or_default(),
             _lock: file,
         }))
     }
+
+    /// What a guest gets of memory with it, in bytes: see [`memory_for`].
+    ///
+    /// # Errors
+    ///
+    /// Where less is `wanted` than it takes.
+    pub fn memory(&self, wanted: Option<u64>) -> Result<u64, machine::Error> {
+        memory_for(self.size, self.files, wanted)
+    }
 }
 
-/// Removes the files in a folder and below it; says how many bytes they took. Files that somebody has locked stay, and so does
-/// `kept`. Somebody else may be at it too.
-fn clear(folder: &Path, kept: &[PathBuf]) -> Result<u64, Error> {
-    let Some(entries) = found(fs::read_dir(folder), "read", folder)? else {
-        return Ok(0);
-    };
-    let mut freed = 0;
-    for entry in entries {
-        let path = entry.map_err(failed("read", folder))?.path();
-        if kept.contains(&path) {
-            continue;
-        }
-        let Some(metadata) = found(fs::symlink_metadata(&path), "read", &path)? else {
-            continue;
-        };
-        if metadata.is_dir() {
-            freed += clear(&path, kept)?;
-        } else if found(remove(&path, &metadata), "remove", &path)? == Some(true) {
-            freed += metadata.len();
-        }
-    }
-    Ok(freed)
-}
-
-/// Removes a file unless it is locked; says whether it did. The lock is ours until the name is gone: who waits for it sees that
-/// its file has none.
-fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
-    let mut file = None;
-    if metadata.is_file() {
-        // A network's file system locks for one alone only what can be written to.
-        let mut options = OpenOptions::new();
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let opened = options.read(true).write(true).custom_flags(flags);
-        let opened = file.insert(opened.open(path)?);
-        match lock(opened, FlockOperation::NonBlockingLockExclusive) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            locked => locked?,
-        }
-    }
-    fs::remove_file(path)?;
-    drop(file);
-    Ok(true)
+/// Notes that a file was used. Where that can't be, it goes earlier than it should.
+fn touch(file: &File) {
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    let _ = file.set_times(now);
 }
 
 /// What was done to a file or folder; `None` where it isn't there.

@@ -7,6 +7,7 @@ mod compare;
 mod console;
 mod control;
 mod doctor;
+mod hint;
 mod image;
 mod lab;
 mod relay;
@@ -76,7 +77,8 @@ enum Command {
     Restore(snapshot::RestoreArgs),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
-    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
+    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses; what can't be removed is
+    /// told of, and the exit code is 125 then. By itself the cache keeps within MINIVM_CACHE_SIZE
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),

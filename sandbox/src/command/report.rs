@@ -13,7 +13,7 @@ use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
 use serde::Serialize;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT};
+use super::{EXIT_ERROR, EXIT_TIMEOUT, hint};
 
 /// The command can't be executed.
 const EXIT_NOT_EXECUTABLE: u8 = 126;
@@ -124,8 +124,8 @@ impl Printed {
             _ => None,
         };
         let error = match &report.end {
-            End::NotFound(what) => Some(format!("no such command: {what}")),
-            End::NotExecutable(what) => Some(format!("cannot execute {what}")),
+            End::NotFound(what) => Some(hint::not_found(what)),
+            End::NotExecutable(what) => Some(hint::not_executable(what)),
             End::TimedOut => Some("the time limit was reached".into()),
             End::Stopped(_) => Some("the machine was stopped".into()),
             End::OutputClosed | End::Exited(_) => None,
@@ -166,8 +166,8 @@ impl Printed {
     ) -> Self {
         use backend::End;
         let error = match &finished.end {
-            End::NotFound(what) => Some(format!("no such command: {what}")),
-            End::NotExecutable(what) => Some(format!("cannot execute {what}")),
+            End::NotFound(what) => Some(hint::not_found(what)),
+            End::NotExecutable(what) => Some(hint::not_executable(what)),
             End::TimedOut => Some("the time limit was reached".into()),
             End::OutOfMemory => Some("the memory limit was reached".into()),
             End::Stopped(_) => Some("the sandbox was stopped".into()),
@@ -380,15 +380,26 @@ pub(super) fn time_limit_reached(limit: Duration) -> String {
     format!("time limit of {limit:?} reached")
 }
 
+/// How short text is in JSON at any rate.
+const SHORT: usize = 4096;
+
 /// Text as it is, and anything else in base64. Text that was cut within a character ends before it.
 fn text(bytes: &[u8], cut: bool) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(bytes) {
+        _ if is_binary(bytes) => (None, Some(STANDARD.encode(bytes))),
         Ok(text) => (Some(text.into()), None),
         Err(error) if cut && error.error_len().is_none() => {
             text(&bytes[..error.valid_up_to()], false)
         }
         Err(_) => (None, Some(STANDARD.encode(bytes))),
     }
+}
+
+/// Whether it is so full of control characters that it was hardly meant as text: JSON has six bytes for each.
+fn is_binary(bytes: &[u8]) -> bool {
+    let is_text = |byte: &&u8| matches!(byte, b'\t' | b'\n' | 0x0c | b'\r' | 0x08 | b' '..);
+    let text = bytes.iter().filter(is_text).count();
+    bytes.len() > SHORT && bytes.len() - text > bytes.len() / 4
 }
 
 fn micros(micros: u64) -> f64 {
@@ -453,6 +464,16 @@ mod tests {
     fn what_is_no_text_is_in_base64() {
         assert_eq!(text("4\n".as_bytes(), false), (Some("4\n".into()), None));
         assert_eq!(text(&[0xff, 0], true), (None, Some("/wA=".into())));
+    }
+
+    #[test]
+    fn what_is_full_of_control_characters_is_in_base64_unless_it_is_short() {
+        let zeros = vec![0; SHORT + 1];
+        let (text_of, encoded) = text(&zeros, false);
+        assert_eq!((text_of, encoded.unwrap().len()), (None, 5464));
+        let coloured = "\x1b[31mred\x1b[0m\r\n\t".repeat(1000);
+        assert_eq!(text(coloured.as_bytes(), false), (Some(coloured), None));
+        assert!(text(&zeros[1..], false).0.is_some());
     }
 
     #[test]

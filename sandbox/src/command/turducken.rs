@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use minivm::backend::{CODE_MAX, Task, Turducken};
 use minivm::machine::session::{self, BOOT_LIMIT};
-use minivm::machine::{Machine, Place, Session, memory_for};
-use minivm::{cache, kernel, streams};
+use minivm::machine::{Machine, Place, Session};
+use minivm::{kernel, streams};
 
 use super::accel::AccelArg;
 use super::report::{Captured, Phases, Printed};
@@ -75,8 +75,7 @@ fn run_to_end(
     if args.code.len() > CODE_MAX || args.code.contains('\0') {
         bail!("the code is longer than {CODE_MAX} bytes, or has a zero byte in it");
     }
-    let cache =
-        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    let cache = super::image::cache_folder()?;
     let watched = stderr().is_terminal() && !args.quiet;
     if watched {
         eprint!("{PICTURE}");
@@ -94,7 +93,7 @@ fn run_to_end(
             None => kernel::find()?,
         },
         initramfs: archive.path.clone(),
-        memory: memory_for(archive.size, args.memory)?,
+        memory: archive.memory(args.memory)?,
         cpus: 1,
         rings: true,
         console: verbose,

@@ -153,6 +153,36 @@ fn an_archive_is_in_order() {
 }
 
 #[test]
+fn an_archive_tells_how_many_inodes_it_has() {
+    let inodes_of = |bytes: &[u8]| {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+        inodes(&file).unwrap()
+    };
+    let entries = [
+        file("z", "1"),
+        hard("y", "z"),
+        symlink("s", "t"),
+        folder("a"),
+        file("a/empty", ""),
+    ];
+    let archive = plain(&image_of(&[&entries])).unwrap();
+    let numbers = crate::newc::tests::entries(&archive);
+    let numbers: std::collections::BTreeSet<_> = numbers.iter().map(|entry| entry.2).collect();
+    // Our own folder and three files in it or beside it, the root, and of these five two are one.
+    assert_eq!(numbers.len(), 5 + 4);
+    assert_eq!(inodes_of(&archive), Some(5 + 4));
+    for wrong in [
+        &b""[..],
+        b"short",
+        &[b'x'; 1000],
+        &archive[..archive.len() - 4],
+    ] {
+        assert_eq!(inodes_of(wrong), None);
+    }
+}
+
+#[test]
 fn an_output_that_fails_is_an_error() {
     struct Full;
     impl std::io::Write for Full {

@@ -19,7 +19,6 @@ use chromiumoxide::{Browser, BrowserConfig, Page};
 use futures_util::stream::{
     BoxStream, PollNext, StreamExt, once, select_all, select_with_strategy,
 };
-use serde_json::{Value, json};
 
 use super::server::{Drained, Served};
 

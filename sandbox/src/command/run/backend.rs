@@ -20,7 +20,8 @@ pub(super) fn run(
     captured: Option<&Captured>,
 ) -> anyhow::Result<Printed> {
     args.check_for_backend()?;
-    let sandbox = args.host()?.open(args.backend)?;
+    let sandbox = args.host()?.open(args.backend);
+    let sandbox = sandbox.map_err(image::explain_full)?;
     let (events, happenings) = mpsc::channel();
     let task = Task {
         stdin: stdin(args, &events)?,

@@ -10,7 +10,7 @@ use minivm::backend::exception::Tail;
 use minivm::backend::python;
 use minivm::images::Archive;
 use minivm::machine::session::{BOOT_LIMIT, Event, TERM};
-use minivm::machine::{Link, Machine, Place, Session, check_room, memory_for};
+use minivm::machine::{Link, Machine, Place, Session, check_room};
 use minivm::output::NOT_TAKEN;
 use minivm::printable::printable;
 use minivm::streams;
@@ -131,7 +131,7 @@ impl RunArgs {
                 None => minivm::kernel::find()?,
             },
             initramfs: archive.path.clone(),
-            memory: memory_for(archive.size, self.memory)?,
+            memory: archive.memory(self.memory)?,
             cpus: self.cpus,
             rings: !self.no_rings,
             console,

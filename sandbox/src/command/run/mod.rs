@@ -26,7 +26,7 @@ use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
 use super::report::{Captured, Printed};
 use super::request::RequestArgs;
-use super::{terminal, units};
+use super::{hint, terminal, units};
 
 /// What Ctrl-A x counts as.
 const SIGINT: u8 = 2;
@@ -62,7 +62,8 @@ pub(super) struct RunArgs {
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory, at least 64M and three times the image [default: 256M and three times the image]
+    /// Guest memory, at least 64M and three times the image [default: 256M, three times the image, and 8K for each of its
+    /// files]
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
     /// Number of vCPUs
@@ -109,7 +110,7 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
         Backend::Microvm => machine::run(&args, copied, verbose, started, captured.as_ref()),
         _ => backend::run(&args, started, captured.as_ref()),
     });
-    let ended = ended.map_err(explain);
+    let ended = ended.map_err(explain).map_err(hint::full);
     finish(ended, started, captured.as_ref(), |printed| {
         printed.tell(args.pull.quiet, verbose > 0, args.timeout);
     })
