@@ -12,6 +12,7 @@ mod bundle;
 mod cgroup;
 pub mod chromium;
 mod deno;
+mod emulator;
 pub mod exception;
 mod gvisor;
 mod host;
@@ -35,6 +36,7 @@ use crate::{images, kernel, machine, templates};
 
 pub use chromium::Chromium;
 pub use deno::Deno;
+pub(crate) use emulator::{EmulatorEnd, EmulatorJail, JailedEmulator};
 pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;

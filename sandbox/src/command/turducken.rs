@@ -106,7 +106,7 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
         machine: with_machine,
         total: started.elapsed(),
     };
-    let printed = Printed::new(&report, &phases, captured.as_ref());
+    let printed = Printed::new(&report, &phases, captured.as_ref()).at(&place);
     match args.json {
         true => printed.write().context("cannot write to stdout")?,
         false => printed.tell(args.quiet, verbose, Some(args.timeout)),
@@ -121,7 +121,7 @@ impl TurduckenArgs {
                 eprintln!("minivm: {why}");
             }
         };
-        Ok(self.accel.place(warn)?)
+        self.accel.place(warn)
     }
 
     fn session(

@@ -61,7 +61,8 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
         machine: with_machine,
         total: started.elapsed(),
     };
-    let mut printed = Printed::new(&report?, &phases, captured.as_ref());
+    let printed = Printed::new(&report?, &phases, captured.as_ref());
+    let mut printed = printed.at(&place);
     printed.host_memory = place.host_memory();
     printed.warm = Some(warm);
     printed.exception = tail.and_then(|tail| tail.exception_after(printed.exit_code));
@@ -147,6 +148,7 @@ impl RunArgs {
     /// A machine that goes on from a template, if there is one, or one that boots.
     fn machine(&self, found: &Found) -> anyhow::Result<Started> {
         if let Some(template) = &found.template {
+            self.accel.allow(&template.place())?;
             let link = template::folder()?.resume(template, found.recipe.machine.console)?;
             let place = template.place();
             return Ok(Started {
