@@ -21,7 +21,7 @@ use host::{code, run};
 /// What has not changed for so long is at rest.
 const REST: Duration = Duration::from_millis(500);
 /// How long the last of a sandbox may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// All that could be left behind.
 #[derive(Debug, PartialEq, Eq)]

@@ -36,8 +36,8 @@ impl EmulatorJail {
     /// Where what makes jails is missing.
     pub(crate) fn of(program: PathBuf) -> Result<EmulatorJail, Error> {
         let mut jail = Jail::new(Backend::Microvm)?.show_system();
-        if let Some(folder) = home_of(&program) {
-            jail = jail.show(&folder, &folder);
+        for path in own_files(&program) {
+            jail = jail.show(&path, &path);
         }
         Ok(EmulatorJail(jail, program))
     }
@@ -75,31 +75,51 @@ impl EmulatorEnd {
     }
 }
 
-/// The folder that a program was installed in with all that belongs to it; `None` where it is the system's, which is shown.
-fn home_of(program: &Path) -> Option<PathBuf> {
-    let system = ["/usr", "/bin", "/sbin"];
-    if system.iter().any(|folder| program.starts_with(folder)) {
-        return None;
-    }
-    let folder = program.parent()?;
-    let home = match folder.file_name() {
-        Some(name) if name == "bin" => folder.parent()?,
-        _ => folder,
+/// What of a program's own has to be shown: nothing where it is the system's, which is shown anyway. Else the program and what
+/// QEMU calls its data, as it is installed or was built. Never a whole folder above it, which may be the user's home.
+fn own_files(program: &Path) -> Vec<PathBuf> {
+    const SYSTEM: [&str; 3] = ["/usr", "/bin", "/sbin"];
+    const DATA: [&str; 4] = [
+        "../share/qemu",
+        "../share/seabios",
+        "pc-bios",
+        "qemu-bundle",
+    ];
+    let Some(folder) = program.parent() else {
+        return Vec::new();
     };
-    (home != Path::new("/")).then(|| home.to_owned())
+    if SYSTEM.iter().any(|system| program.starts_with(system)) {
+        return Vec::new();
+    }
+    let data = DATA
+        .iter()
+        .filter_map(|name| folder.join(name).canonicalize().ok());
+    std::iter::once(program.to_owned()).chain(data).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_program_of_the_systems_needs_nothing_else_shown() {
-        let home = |program: &str| home_of(Path::new(program));
-        assert_eq!(home("/usr/bin/qemu-system-x86_64"), None);
-        assert_eq!(home("/bin/qemu-system-x86_64"), None);
-        assert_eq!(home("/opt/qemu/bin/qemu"), Some("/opt/qemu".into()));
-        assert_eq!(home("/home/me/build/qemu"), Some("/home/me/build".into()));
-        assert_eq!(home("/qemu"), None);
+        for program in ["/usr/bin/qemu-system-x86_64", "/bin/qemu-system-x86_64"] {
+            assert_eq!(own_files(Path::new(program)), [""; 0].map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn of_another_one_its_data_is_shown_and_nothing_beside() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path().canonicalize().unwrap();
+        for folder in ["bin", "share/qemu", ".ssh"] {
+            fs::create_dir_all(home.join(folder)).unwrap();
+        }
+        let program = home.join("bin/qemu");
+        assert_eq!(
+            own_files(&program),
+            [program.clone(), home.join("share/qemu")]
+        );
     }
 }

@@ -57,7 +57,7 @@ impl AccelArg {
         match self.accel {
             Some(accel) => Ok(Asked {
                 accel,
-                by: "--accel",
+                by: "--accel ",
             }),
             None => of_variable(std::env::var_os(VARIABLE).as_deref()),
         }
@@ -77,7 +77,7 @@ impl AccelArg {
                     by,
                 },
                 Place::Lab { .. },
-            ) => bail!("the template lives in the lab, {LAB}, which {by} kvm refuses"),
+            ) => bail!("the template lives in the lab, {LAB}, which {by}kvm refuses"),
             _ => Ok(()),
         }
     }
@@ -98,7 +98,7 @@ impl AccelArg {
         let Asked { accel, by } = self.asked()?;
         match accel {
             Accel::Kvm => Ok(None),
-            Accel::Lab => Ok(Some(format!("asked for by {by} lab"))),
+            Accel::Lab => Ok(Some(format!("asked for by {by}lab"))),
             Accel::Auto if was_usable() => Ok(None),
             Accel::Auto => match minivm_vmm::probe() {
                 Ok(()) => {
@@ -140,7 +140,7 @@ fn of_variable(value: Option<&OsStr>) -> anyhow::Result<Asked> {
     };
     Ok(Asked {
         accel,
-        by: VARIABLE,
+        by: "MINIVM_ACCEL=",
     })
 }
 
@@ -150,7 +150,8 @@ pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     let stopped = matches!(error.chain().find_map(of_monitor), Some(Error::Exit { .. }));
     match stopped.then(minivm_vmm::probe) {
         Some(Err(why @ Error::KvmUnusable(_))) => {
-            anyhow!("{error:#}; {why}: leave out --accel kvm")
+            let variable = std::env::var_os(VARIABLE).map_or("", |_| " and unset MINIVM_ACCEL");
+            anyhow!("{error:#}; {why}: leave out --accel kvm{variable}")
         }
         _ => error,
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
 use super::jail::command;
@@ -148,6 +148,7 @@ pub(super) struct Qemu {
 /// QEMU itself, or the jail around it.
 struct Process {
     child: Mutex<Child>,
+    jailed: bool,
     /// Whether it was killed from here.
     killed: AtomicBool,
 }
@@ -206,6 +207,7 @@ impl Qemu {
             Qemu {
                 process: Arc::new(Process {
                     child: Mutex::new(process),
+                    jailed: jailed.is_some(),
                     killed: AtomicBool::new(false),
                 }),
                 console,
@@ -260,10 +262,13 @@ impl Process {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// It may have ended already, which is just as well.
     fn kill(&self) {
         self.killed.store(true, Ordering::Relaxed);
-        // It may have ended already, which is just as well.
-        let _ = self.child().kill();
+        let mut child = self.child();
+        if !self.jailed || kill_only_child(child.id()).is_none() {
+            let _ = child.kill();
+        }
     }
 
     fn end(&self) {
@@ -288,6 +293,21 @@ impl Drop for Qemu {
     fn drop(&mut self) {
         self.process.end();
     }
+}
+
+/// Kills a process's child; `None` where it has none. The first process in a jail takes all others with it, and is waited for
+/// by the one that has made the jail, which then ends too: where that one is killed instead, who becomes its child's parent may
+/// never wait for it.
+fn kill_only_child(parent: u32) -> Option<()> {
+    let only_child = || {
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        Pid::from_raw(children.trim().parse().ok()?)
+    };
+    let child = only_child()?;
+    let pidfd = pidfd_open(child, PidfdFlags::empty()).ok()?;
+    // Its number was no other's by then.
+    (only_child() == Some(child)).then_some(())?;
+    pidfd_send_signal(&pidfd, Signal::KILL).ok()
 }
 
 /// Presses a key that nobody looks at, again and again, until the other end is dropped.

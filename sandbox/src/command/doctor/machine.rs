@@ -58,7 +58,7 @@ fn kvm_usable() -> Check {
         Err(error) => Check::no(
             NAME,
             error.to_string(),
-            "use a host with hardware virtualization, or --accel lab",
+            "use a host with hardware virtualization, or --accel lab for development",
         ),
     }
 }
