@@ -102,7 +102,7 @@ impl Sandbox for Microvm {
     }
 
     fn boundary(&self) -> &'static str {
-        "hardware virtualization (KVM)"
+        self.place.boundary()
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -140,6 +140,7 @@ impl Sandbox for Microvm {
         };
         let report = session.run(self.link(&machine)?)?;
         let mut finished = finished(report, &tail);
+        finished.warnings.extend(self.place.warning());
         finished.usage.total = began.elapsed();
         finished.usage.peak_memory = self.place.host_memory();
         Ok(finished)

@@ -13,6 +13,7 @@ mod cgroup;
 pub mod chromium;
 mod deno;
 mod descent;
+mod emulator;
 pub mod exception;
 mod gvisor;
 mod host;
@@ -38,6 +39,7 @@ use crate::{images, kernel, machine, templates};
 
 pub use chromium::Chromium;
 pub use deno::Deno;
+pub(crate) use emulator::{EmulatorEnd, EmulatorJail, JailedEmulator};
 pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;

@@ -9,7 +9,7 @@ use clap::Args;
 use minivm::lab::{self, LabRequest, Root};
 use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
-use super::accel::AccelArg;
+use super::accel::{AccelArg, running_in_lab};
 use super::terminal::{self, RawMode};
 use super::{console, units};
 
@@ -89,7 +89,7 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
             }
             // What is wrong with the files is better said at once, with their names here.
             Builder::new(config.clone()).check()?;
-            eprintln!("minivm: running in the lab, an emulated machine with real KVM: {why}");
+            eprintln!("minivm: {}", running_in_lab(&why));
             run_in_lab(config, verbose)
         }
     }
@@ -129,6 +129,9 @@ fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
     }
     let finished = request.run();
     drop(raw);
+    if let Some(warning) = lab::unjailed_warning() {
+        eprintln!("minivm: {warning}");
+    }
     Ok(ExitCode::from(
         u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR),
     ))

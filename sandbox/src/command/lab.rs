@@ -11,6 +11,10 @@ use minivm::lab::{Error, LabRequest, Root};
 use super::{EXIT_ERROR, EXIT_TIMEOUT, units};
 
 #[derive(Args)]
+#[command(
+    after_help = "The command sees this host's files, and QEMU has your rights: it is for code that you trust.\n\
+                  With --private it sees none, and QEMU runs in a jail; an emulator is no wall against hostile code even then."
+)]
 pub(super) struct LabArgs {
     /// The lab's processors; more than one don't make it start faster
     #[arg(long, default_value_t = 1, value_name = "N")]

@@ -82,7 +82,7 @@ enum Command {
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),
-    /// Run a command of this host's on an emulated machine with real KVM
+    /// Run a command of this host's on an emulated machine with real KVM, with your rights and no jail around it
     Lab(lab::LabArgs),
     /// The lab's process 1
     #[command(name = minivm::lab::INIT_COMMAND, hide = true)]

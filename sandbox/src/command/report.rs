@@ -6,8 +6,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minivm::backend::{self, Exception, Finished};
-use minivm::machine::Report;
 use minivm::machine::session::End;
+use minivm::machine::{Place, Report};
 use minivm::output::{self, Kept};
 use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
@@ -91,6 +91,8 @@ pub(super) struct Printed {
     /// The whole sandbox's, on this host.
     pub(super) host_memory: Option<u64>,
     pub(super) exception: Option<Exception>,
+    /// What gave the machine its virtualization, `kvm` or `lab`; null where there was none.
+    pub(super) accel: Option<&'static str>,
     /// Whether the machine went on from a template; null where there was none.
     pub(super) warm: Option<bool>,
     phases: PrintedPhases,
@@ -242,6 +244,13 @@ impl Printed {
         let (stdout, stderr) = (texts(&captured.stdout), texts(&captured.stderr));
         (self.stdout, self.stdout_base64) = stdout;
         (self.stderr, self.stderr_base64) = stderr;
+        self
+    }
+
+    /// With where the machine ran.
+    pub(super) fn at(mut self, place: &Place) -> Self {
+        self.accel = Some(place.accel());
+        self.warnings.extend(place.warning());
         self
     }
 

@@ -108,7 +108,7 @@ fn run_to_end(
         machine: with_machine,
         total: started.elapsed(),
     };
-    Ok(Printed::new(&report, &phases, captured))
+    Ok(Printed::new(&report, &phases, captured).at(&place))
 }
 
 impl TurduckenArgs {
@@ -118,7 +118,7 @@ impl TurduckenArgs {
                 streams::tell(why);
             }
         };
-        Ok(self.accel.place(warn)?)
+        self.accel.place(warn)
     }
 
     fn session(

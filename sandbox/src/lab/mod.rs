@@ -9,6 +9,10 @@
 //! 3. `init` makes the root file system there, and runs the command;
 //! 4. `channel` here and `relay` there carry stdin, stdout, stderr and the exit code, in `frame`s;
 //! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
+//!
+//! It is a tool for development, and no wall against hostile code: QEMU's authors promise none where it emulates. A lab that
+//! shows the host's files ([`Root::Host`]) has its user's rights. The QEMU of a private one is held by a filter of system calls
+//! and by a jail (`jail`), which is where an escape would end up.
 
 pub(crate) mod channel;
 mod clock;
@@ -16,6 +20,7 @@ mod error;
 pub(crate) mod frame;
 mod init;
 mod initramfs;
+mod jail;
 mod kernel;
 mod order;
 mod qemu;
@@ -33,6 +38,8 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 pub use init::run_as_init;
+pub use jail::{check_jail, unjailed_warning};
+pub(crate) use jail::{set_unjailed, unjailed};
 pub use kernel::find as find_kernel;
 pub use qemu::PROGRAM as QEMU;
 pub use stop::Stop;
@@ -230,7 +237,7 @@ impl LabRequest {
             let ports = self.ports.iter().map(OwnedFd::try_clone);
             let ports = ports.collect::<io::Result<_>>();
             let ports = ports.map_err(cannot("duplicate a socket"))?;
-            let (qemu, channel) = Qemu::start(&machine, files, ports)?;
+            let (mut qemu, channel) = Qemu::start(&machine, files, ports)?;
             let ours = channel.try_clone().map_err(cannot("duplicate a socket"))?;
             self.stop.set_channel(ours);
             let limit = self
@@ -240,6 +247,13 @@ impl LabRequest {
                 Some(Answer::Again(why)) if starts < STARTS_MAX => {
                     log::debug!("the lab is started again: {why}");
                     starts += 1;
+                }
+                Some(Answer::None)
+                    if !self.stop.was_called()
+                        && let Some(why) = qemu.jail_failed() =>
+                {
+                    log::debug!("the lab is started again, without a jail: {why}");
+                    set_unjailed(why);
                 }
                 early => break (qemu, channel, limit, early),
             }

@@ -2,8 +2,11 @@
 //!
 //! The machine is QEMU's `microvm`: a processor, memory, a serial port and virtio devices on MMIO, and firmware that does
 //! next to nothing. Its kernel is loaded through the PVH entry if it is an ELF file.
+//!
+//! A lab that shares nothing with the host may run hostile code, so its QEMU runs with a filter of system calls and in a jail
+//! (see `jail`). One that shows the host's files has the user's rights, as any program that is started by hand.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -11,23 +14,35 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
+use super::jail::command;
 use super::{INIT_COMMAND, Root, initramfs};
+use crate::backend::EmulatorEnd;
 use crate::printable::printable;
 
 /// QEMU, as it is found in `PATH`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// QEMU's own filter of system calls: none that is obsolete, gains rights, starts a program or changes how threads are scheduled.
+const FILTER: &str =
+    "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// How often a key is pressed.
 const PING: Duration = Duration::from_millis(700);
+/// How long a process takes to end whose channel has ended.
+const MOMENT: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
 /// How much of the console is kept for an error.
 const CONSOLE_LINES: usize = 20;
 /// How much of a line, in characters.
@@ -47,6 +62,7 @@ impl Machine {
     /// QEMU's arguments. It finds the initramfs and its end of the channel as open files of these numbers.
     fn arguments(
         &self,
+        kernel: &OsStr,
         initramfs: RawFd,
         channel: RawFd,
         ports: &[RawFd],
@@ -74,12 +90,15 @@ impl Machine {
                 "-device virtserialport,chardev=port{number},nr={number}"
             ));
         }
-        if self.root == Root::Host {
-            add("-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap");
-            add("-device virtio-9p-device,fsdev=root,mount_tag=root");
+        match self.root {
+            Root::Host => {
+                add("-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap");
+                add("-device virtio-9p-device,fsdev=root,mount_tag=root");
+            }
+            Root::Private => add(FILTER),
         }
         add(&format!("-initrd /proc/self/fd/{initramfs} -kernel"));
-        arguments.push(self.kernel.clone().into());
+        arguments.push(kernel.to_owned());
         arguments.push("-append".into());
         arguments.push(self.kernel_command_line(tsc_khz).into());
         arguments
@@ -118,10 +137,20 @@ fn parse_tsc_khz(cpuinfo: &str) -> Option<u64> {
 
 /// A running machine. It's killed when this is dropped, and by the kernel when the thread that started it ends.
 pub(super) struct Qemu {
-    process: Arc<Mutex<Child>>,
+    process: Arc<Process>,
     console: Option<JoinHandle<String>>,
+    /// Of one in a jail.
+    jailed: Option<EmulatorEnd>,
     /// The pings end with it.
     _running: mpsc::Sender<()>,
+}
+
+/// QEMU itself, or the jail around it.
+struct Process {
+    child: Mutex<Child>,
+    jailed: bool,
+    /// Whether it was killed from here.
+    killed: AtomicBool,
 }
 
 impl Qemu {
@@ -134,39 +163,70 @@ impl Qemu {
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let (console, output) = io::pipe().map_err(cannot("create a pipe"))?;
         let messages = output.try_clone().map_err(cannot("duplicate a pipe"))?;
-        let mut command = Command::new(PROGRAM);
         let numbers: Vec<_> = ports.iter().map(AsRawFd::as_raw_fd).collect();
+        let (initramfs_number, channel_number) = (initramfs.as_raw_fd(), theirs.as_raw_fd());
+        let mut files: Vec<OwnedFd> = [initramfs, theirs.into()]
+            .into_iter()
+            .chain(ports)
+            .collect();
+        let kernel: OsString = match machine.root {
+            Root::Host => machine.kernel.clone().into(),
+            Root::Private => {
+                let kernel = super::jail::copy(&machine.kernel)?;
+                let path = format!("/proc/self/fd/{}", kernel.as_raw_fd());
+                files.push(kernel);
+                path.into()
+            }
+        };
         let arguments = machine.arguments(
-            initramfs.as_raw_fd(),
-            theirs.as_raw_fd(),
+            &kernel,
+            initramfs_number,
+            channel_number,
             &numbers,
             host_tsc_khz(),
         );
+        let (mut command, files, jailed) = command(machine.root, &arguments, files)?;
         command
-            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        let files = [initramfs, theirs.into()].into_iter().chain(ports);
-        inherit_and_die_with_us(&mut command, files.collect());
+        inherit_and_die_with_us(&mut command, files);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
             _ => cannot(format!("start {PROGRAM}"))(error),
         })?;
+        // With its copies of the files that have gone in: the end of one among them is to be seen.
+        drop(command);
         let console = Some(thread::spawn(move || last_lines(console)));
         let keys = process.stdin.take().expect("it is piped");
         let (running, ended) = mpsc::channel();
         thread::spawn(move || ping(keys, &ended));
         Ok((
             Qemu {
-                process: Arc::new(Mutex::new(process)),
+                process: Arc::new(Process {
+                    child: Mutex::new(process),
+                    jailed: jailed.is_some(),
+                    killed: AtomicBool::new(false),
+                }),
                 console,
+                jailed,
                 _running: running,
             },
             ours,
         ))
+    }
+
+    /// Why it never came to be, where that is the jail's fault. The channel has ended, and was not cut from here.
+    pub(super) fn jail_failed(&mut self) -> Option<String> {
+        let jailed = self.jailed.take()?;
+        let by_itself = self.process.ends_by_itself()? && !jailed.has_begun();
+        by_itself.then(|| {
+            let said = self.console();
+            let said = said.lines().last().unwrap_or_default();
+            format!("bubblewrap cannot make one ({said})")
+        })
     }
 
     /// Kills the machine when the time is up, unless the answer is dropped before.
@@ -176,45 +236,78 @@ impl Qemu {
         let watch = thread::spawn(move || {
             let reached = cancelled.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
             if reached {
-                kill(&process);
+                process.kill();
             }
             reached
         });
         Limit { cancel, watch }
     }
 
-    /// Kills the machine and returns the last lines of its console.
+    /// Kills the machine and returns the last lines of its console. All of its jail is gone then, too.
     pub(super) fn end(mut self) -> String {
-        self.stop();
+        self.process.end();
+        self.console()
+    }
+
+    fn console(&mut self) -> String {
         self.console
             .take()
             .and_then(|console| console.join().ok())
             .unwrap_or_default()
     }
+}
 
-    fn stop(&self) {
-        kill(&self.process);
+impl Process {
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It may have ended already, which is just as well.
+    fn kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
+        let mut child = self.child();
+        if !self.jailed || kill_only_child(child.id()).is_none() {
+            let _ = child.kill();
+        }
+    }
+
+    fn end(&self) {
+        self.kill();
         // The process is ours and was killed: there's nothing to be done about an error, and none is known.
-        let _ = self
-            .process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wait();
+        let _ = self.child().wait();
+    }
+
+    /// Whether it has ended with an exit code of its own, for which it gets a moment; `None` where it hasn't ended.
+    fn ends_by_itself(&self) -> Option<bool> {
+        let mut child = self.child();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok()?;
+        let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+        let (1, Ok(status)) = (poll(&mut ended, Some(&MOMENT)).ok()?, child.wait()) else {
+            return None;
+        };
+        Some(status.code().is_some() && !self.killed.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        self.stop();
+        self.process.end();
     }
 }
 
-fn kill(process: &Mutex<Child>) {
-    // It may have ended already, which is just as well.
-    let _ = process
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .kill();
+/// Kills a process's child; `None` where it has none. The first process in a jail takes all others with it, and is waited for
+/// by the one that has made the jail, which then ends too: where that one is killed instead, who becomes its child's parent may
+/// never wait for it.
+fn kill_only_child(parent: u32) -> Option<()> {
+    let only_child = || {
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        Pid::from_raw(children.trim().parse().ok()?)
+    };
+    let child = only_child()?;
+    let pidfd = pidfd_open(child, PidfdFlags::empty()).ok()?;
+    // Its number was no other's by then.
+    (only_child() == Some(child)).then_some(())?;
+    pidfd_send_signal(&pidfd, Signal::KILL).ok()
 }
 
 /// Presses a key that nobody looks at, again and again, until the other end is dropped.
@@ -292,7 +385,8 @@ mod tests {
     use super::*;
 
     fn command_line(machine: &Machine) -> String {
-        let arguments = machine.arguments(7, 8, &[], Some(2_596_142));
+        let kernel = OsStr::new("/proc/self/fd/9");
+        let arguments = machine.arguments(kernel, 7, 8, &[], Some(2_596_142));
         arguments
             .join(std::ffi::OsStr::new(" "))
             .into_string()
@@ -316,11 +410,12 @@ mod tests {
         assert!(line.contains("-smp 2 -m 512M"), "{line}");
         assert!(line.contains("-chardev socket,id=channel,fd=8"), "{line}");
         assert!(
-            line.contains("-initrd /proc/self/fd/7 -kernel /k/vmlinux -append console"),
+            line.contains("-initrd /proc/self/fd/7 -kernel /proc/self/fd/9 -append console"),
             "{line}"
         );
         assert!(line.contains("tsc_early_khz=2596142"), "{line}");
         assert!(line.ends_with("rdinit=/minivm -- lab-init"), "{line}");
+        assert!(line.contains("-sandbox on,"), "{line}");
     }
 
     #[test]

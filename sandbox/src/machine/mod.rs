@@ -29,6 +29,8 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
+use crate::lab;
+
 pub use files::{check_copies, check_room};
 pub(crate) use files::{guest_name, left_out, pack};
 pub use local::relay;
@@ -65,6 +67,30 @@ pub enum Place {
 }
 
 impl Place {
+    /// What gives machines there their virtualization, in a word: as `--accel` is told.
+    pub fn accel(&self) -> &'static str {
+        match self {
+            Place::Here => "kvm",
+            Place::Lab { .. } => "lab",
+        }
+    }
+
+    /// What stands there between a machine and the host.
+    pub fn boundary(&self) -> &'static str {
+        match self {
+            Place::Here => "hardware virtualization (KVM)",
+            Place::Lab { .. } => "an emulator for development (QEMU): no wall against hostile code",
+        }
+    }
+
+    /// What the user of machines there should know, if anything, once one has run.
+    pub fn warning(&self) -> Option<String> {
+        match self {
+            Place::Here => None,
+            Place::Lab { .. } => lab::unjailed_warning(),
+        }
+    }
+
     /// The most bytes of this host's memory that machines there have held at a time, with this process's own or the lab's.
     /// Both only grow, so it tells of the last machine where there was one.
     pub fn host_memory(&self) -> Option<u64> {

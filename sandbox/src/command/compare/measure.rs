@@ -53,6 +53,8 @@ pub(super) struct Row {
     pub(super) backend: Backend,
     /// What stands between the code and the host.
     pub(super) boundary: Option<&'static str>,
+    /// What gave the machine its virtualization, `kvm` or `lab`; null where there was none.
+    accel: Option<&'static str>,
     /// In the lab, times are those of an emulated processor.
     pub(super) in_lab: bool,
     pub(super) stdout: String,
@@ -89,6 +91,7 @@ impl Row {
         Row {
             backend,
             boundary: None,
+            accel: (backend == Backend::Microvm).then(|| host.place.accel()),
             in_lab: backend == Backend::Microvm && host.place != Place::Here,
             stdout: String::new(),
             stderr: String::new(),

@@ -62,8 +62,17 @@ fn check(backend: Backend, cache: &Path) -> Check {
 }
 
 fn refused(name: &'static str, error: &Error) -> Check {
+    let (why, hint) = why_and_hint(error);
+    Check::no(name, why, hint)
+}
+
+/// Why something isn't there, and what to do about it.
+pub(super) fn why_and_hint(error: &Error) -> (String, String) {
     match error {
-        Error::Unavailable { why, hint, .. } => Check::no(name, why.clone(), hint.clone()),
-        error => Check::no(name, error.to_string(), "`minivm doctor --fix` may mend it"),
+        Error::Unavailable { why, hint, .. } => (why.clone(), hint.clone()),
+        error => (
+            error.to_string(),
+            "`minivm doctor --fix` may mend it".into(),
+        ),
     }
 }

@@ -3,9 +3,11 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use minivm::machine::Place;
 use minivm_vmm::Error;
 
-use super::{Check, State};
+use super::super::accel::LAB;
+use super::{Check, State, backends};
 
 /// From this on, creating a machine takes noticeably longer than the rest of what minivm does.
 const SLOW_CREATE_VM: Duration = Duration::from_millis(20);
@@ -20,6 +22,8 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     checks.push(huge_pages());
     checks.push(kernel());
     checks.extend(lab);
+    checks.push(lab_jail());
+    checks.push(accel(kvm_works, lab_works));
     (kvm_works, lab_works, checks)
 }
 
@@ -54,7 +58,7 @@ fn kvm_usable() -> Check {
         Err(error) => Check::no(
             NAME,
             error.to_string(),
-            "use a host with hardware virtualization, or --accel lab",
+            "use a host with hardware virtualization, or --accel lab for development",
         ),
     }
 }
@@ -68,12 +72,7 @@ fn create_vm_time() -> Option<Check> {
     } else {
         let remedy = "echo never | sudo tee /sys/module/kvm/parameters/nx_huge_pages \
                       (or mount the cgroup file system with -o favordynmods)";
-        Check {
-            name: NAME,
-            state: State::Slow,
-            detail,
-            remedy: Some(remedy.into()),
-        }
+        Check::slow(NAME, detail, remedy)
     })
 }
 
@@ -88,13 +87,8 @@ fn huge_pages() -> Check {
         );
     }
     let remedy = format!("echo madvise | sudo tee {FILE}");
-    let detail = "guest memory gets small pages only, which makes boots slower".into();
-    Check {
-        name: NAME,
-        state: State::Slow,
-        detail,
-        remedy: Some(remedy),
-    }
+    let detail = "guest memory gets small pages only, which makes boots slower";
+    Check::slow(NAME, detail, remedy)
 }
 
 fn qemu() -> Check {
@@ -109,6 +103,47 @@ fn lab_kernel() -> Check {
     match minivm::lab::find_kernel() {
         Ok(kernel) => Check::ok("lab: kernel", kernel.display().to_string()),
         Err(error) => Check::no("lab: kernel", error.to_string(), "cargo xtask setup --lab"),
+    }
+}
+
+/// The lab works without.
+fn lab_jail() -> Check {
+    const NAME: &str = "lab: jail";
+    match minivm::lab::check_jail() {
+        Ok(()) => Check::ok(
+            NAME,
+            "its QEMU runs in bubblewrap's jail; that of `minivm lab --`, which shows this host's files, does not",
+        ),
+        Err(error) => {
+            let (why, hint) = backends::why_and_hint(&error);
+            Check::no(NAME, format!("its QEMU has your rights: {why}"), hint)
+        }
+    }
+}
+
+/// Where machines run, if nobody says where.
+fn accel(kvm_works: bool, lab_works: bool) -> Check {
+    const NAME: &str = "accel";
+    let (word, check) = match (kvm_works, lab_works) {
+        (true, _) => {
+            let detail = format!("kvm: {}", Place::Here.boundary());
+            ("kvm", Check::ok(NAME, detail))
+        }
+        (false, true) => {
+            let remedy = "for hostile code, use a host whose KVM works; --accel kvm or MINIVM_ACCEL=kvm refuse the lab";
+            ("lab", Check::slow(NAME, format!("lab: {LAB}"), remedy))
+        }
+        (false, false) => {
+            return Check::no(
+                NAME,
+                "none: no machine can be run here",
+                "mend KVM or the lab",
+            );
+        }
+    };
+    Check {
+        accel: Some(word),
+        ..check
     }
 }
 

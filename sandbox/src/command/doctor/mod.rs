@@ -42,6 +42,8 @@ struct Check {
     detail: String,
     /// What mends it, where something is to be mended.
     remedy: Option<String>,
+    /// Where machines run, `kvm` or `lab`: in the check that tells it.
+    accel: Option<&'static str>,
 }
 
 impl Check {
@@ -51,6 +53,7 @@ impl Check {
             state: State::Ok,
             detail: detail.into(),
             remedy: None,
+            accel: None,
         }
     }
 
@@ -60,6 +63,15 @@ impl Check {
             state: State::No,
             detail: detail.into(),
             remedy: Some(remedy.into()),
+            accel: None,
+        }
+    }
+
+    /// Works, less well than it could.
+    fn slow(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Check {
+            state: State::Slow,
+            ..Check::no(name, detail, remedy)
         }
     }
 }
@@ -83,7 +95,7 @@ fn verdict(kvm_works: bool, lab_works: bool) -> &'static str {
     match (kvm_works, lab_works) {
         (true, _) => "Machines run on this host's KVM.",
         (false, true) => {
-            "Machines run in the lab, an emulated machine with real KVM: correct, and slow."
+            "Machines run in the lab, an emulator for development: correct, slow, and no wall against hostile code."
         }
         (false, false) => "No machine can be run here; mend KVM or the lab.",
     }

@@ -70,7 +70,7 @@ pub(super) fn run(
         machine: with_machine,
         total: started.elapsed(),
     };
-    let mut printed = Printed::new(&report?, &phases, captured);
+    let mut printed = Printed::new(&report?, &phases, captured).at(&place);
     printed.host_memory = place.host_memory();
     printed.warm = Some(warm);
     printed.exception = tail.and_then(|tail| tail.exception_after(printed.exit_code));
@@ -152,6 +152,7 @@ impl RunArgs {
     /// A machine that goes on from a template, if there is one, or one that boots.
     fn machine(&self, found: &Found) -> anyhow::Result<Started> {
         if let Some(template) = &found.template {
+            self.accel.allow(&template.place())?;
             let link = template::folder()?.resume(template, found.recipe.machine.console)?;
             let place = template.place();
             return Ok(Started {

@@ -151,6 +151,9 @@ impl RunArgs {
         if self.interactive && self.image == Some(Source::Stdin) {
             bail!("-i and an image on stdin exclude each other: save the archive to a file");
         }
+        if self.backend == Backend::Microvm {
+            self.accel.check()?;
+        }
         self.request.check()
     }
 
@@ -171,7 +174,7 @@ impl RunArgs {
     }
 
     fn place(&self) -> anyhow::Result<Place> {
-        Ok(self.accel.place(|why| self.warn(why))?)
+        self.accel.place(|why| self.warn(why))
     }
 
     fn warn(&self, text: &str) {

@@ -13,6 +13,7 @@ use minivm_guest::channel::{Hello, ToHost, VERSION};
 
 use super::super::{Recipe, background};
 use super::{ASK, END, KEEPER_COMMAND, connect_to, folder, is_socket, socket};
+use crate::lab;
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
 use crate::machine::last_words::LastWords;
@@ -62,36 +63,33 @@ pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link
         let stream = reach(recipe, &socket(cache, key), began)?;
         match begin(&stream, PATIENCE) {
             Ok(()) => return link(stream),
-            // Its lab stood still. The next one may do better.
-            Err(Refused::Silently) if began.elapsed() < PATIENCE => {}
+            // Its lab stood still, or is being ended. The next one may do better, as soon as this one is gone.
+            Err(Refused::Silently) if began.elapsed() < PATIENCE => thread::sleep(POLL),
             Err(refused) => return Err(Error::NoTemplate(refused.to_string())),
         }
     }
 }
 
-/// Connects to the template's keeper, which is started where there is none.
+/// Connects to the template's keeper, which is started where there is none. One that leaves the lab to another ends well; where
+/// that one was just about to end, a further one is started.
 fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, Error> {
-    let mut keeper = None;
+    let mut keeper: Option<Child> = None;
     loop {
         let error = match connect_to(socket) {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
-        let Some(keeper) = &mut keeper else {
+        let ended = keeper.as_mut().map(Child::try_wait);
+        let failed = matches!(ended, Some(Ok(Some(status))) if !status.success());
+        if began.elapsed() > PATIENCE || failed {
+            return Err(cannot("reach the template's lab")(error));
+        }
+        if matches!(ended, None | Some(Ok(Some(_)))) {
             let started = background(KEEPER_COMMAND, recipe);
             keeper = Some(started.map_err(cannot("start a lab"))?);
-            continue;
-        };
-        if began.elapsed() > PATIENCE || has_failed(keeper) {
-            return Err(cannot("reach the template's lab")(error));
         }
         thread::sleep(POLL);
     }
-}
-
-/// Whether the keeper has ended and there is no other: one that leaves the lab to another ends well.
-fn has_failed(keeper: &mut Child) -> bool {
-    matches!(keeper.try_wait(), Ok(Some(status)) if !status.success())
 }
 
 /// Why there is no machine.
@@ -115,18 +113,20 @@ impl From<io::Error> for Refused {
     }
 }
 
-/// Waits until the keeper has a machine for us.
+/// Waits until the keeper has a machine for us. It tells why its lab has no jail around it, where it hasn't.
 fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     stream.set_read_timeout(Some(patience))?;
     frame::send(ASK, &[], stream)?;
     let mut payload = Vec::new();
-    match frame::receive(stream, &mut payload)? {
+    let kind = frame::receive(stream, &mut payload)?;
+    let why = String::from_utf8_lossy(&payload).into_owned();
+    match kind {
         Some(Kind::Started) => {}
-        Some(Kind::Failed) => {
-            let why = String::from_utf8_lossy(&payload).into_owned();
-            return Err(Refused::Because(why));
-        }
+        Some(Kind::Failed) => return Err(Refused::Because(why)),
         _ => return Err(Refused::Silently),
+    }
+    if !why.is_empty() {
+        lab::set_unjailed(why);
     }
     Ok(stream.set_read_timeout(None)?)
 }

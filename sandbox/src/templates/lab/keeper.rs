@@ -63,18 +63,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let listener = listen(&path).map_err(failed("listen at", &path))?;
     let _noted = write_note(&path, recipe)?;
     let _removed = RemoveOnDrop(path);
-    let keeper = Arc::new(Keeper {
-        state: Mutex::new(State {
-            stage: Stage::Starting,
-            free: VecDeque::new(),
-            sessions: 0,
-            used: Instant::now(),
-            leaving: false,
-            still: false,
-        }),
-        changed: Condvar::new(),
-        stop: Stop::default(),
-    });
+    let keeper = Arc::new(Keeper::new(IDLE));
     let accepting = keeper.clone();
     thread::spawn(move || accepting.accept(&listener));
     let watching = keeper.clone();
@@ -85,13 +74,19 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
         let why = format!("its lab was not ready within {START:?}");
         return Err(NoTemplate(why).into());
     }
-    // Those who ask now are told at once that they have to do without.
-    let why = match &ended {
-        Ok(()) => "it has ended".to_owned(),
-        Err(why) => why.clone(),
-    };
-    keeper.change(|state| state.stage = Stage::Ended(why));
-    if ended.is_err() {
+    let failed = keeper.change(|state| match (&state.stage, ended) {
+        (Stage::Starting, Err(why)) => {
+            // Those who ask now are told at once that they have to do without.
+            state.stage = Stage::Failed(why);
+            true
+        }
+        // One that was there can be made again.
+        _ => {
+            state.stage = Stage::Leaving;
+            false
+        }
+    });
+    if failed {
         keeper.stay(FAILED);
     }
     Ok(())
@@ -167,6 +162,8 @@ struct Keeper {
     state: Mutex<State>,
     changed: Condvar,
     stop: Stop,
+    /// How long the lab stays that nobody uses.
+    idle: Duration,
 }
 
 struct State {
@@ -176,17 +173,27 @@ struct State {
     sessions: usize,
     /// When somebody last used it.
     used: Instant,
-    /// Whether somebody wants it to end.
-    leaving: bool,
     /// Whether it never came to be ready.
     still: bool,
 }
 
-#[derive(Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
 enum Stage {
     Starting,
     Ready,
-    Ended(String),
+    /// There can be none, for this reason.
+    Failed(String),
+    /// It is being ended, or has been. No session begins any more; another keeper may have a lab again.
+    Leaving,
+}
+
+/// Why a command gets no machine.
+#[derive(Debug, PartialEq)]
+enum NoMachine {
+    /// For this reason.
+    Because(String),
+    /// This lab is being ended. The command is hung up on, and may boot or start another lab.
+    Leaving,
 }
 
 /// The agent's stdout: a word, when it is ready.
@@ -195,7 +202,7 @@ struct Announcement(Arc<Keeper>);
 impl Write for Announcement {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes == READY.as_bytes() {
-            self.0.change(|state| state.stage = Stage::Ready);
+            self.0.change(State::is_ready);
         }
         Ok(bytes.len())
     }
@@ -205,7 +212,36 @@ impl Write for Announcement {
     }
 }
 
+impl State {
+    fn is_idle(&self, limit: Duration) -> bool {
+        self.stage == Stage::Ready && self.used.elapsed() > limit
+    }
+
+    /// One that is being ended already is of no use any more.
+    fn is_ready(&mut self) {
+        if self.stage == Stage::Starting {
+            self.stage = Stage::Ready;
+            self.used = Instant::now();
+        }
+    }
+}
+
 impl Keeper {
+    fn new(idle: Duration) -> Keeper {
+        Keeper {
+            state: Mutex::new(State {
+                stage: Stage::Starting,
+                free: VecDeque::new(),
+                sessions: 0,
+                used: Instant::now(),
+                still: false,
+            }),
+            changed: Condvar::new(),
+            stop: Stop::default(),
+            idle,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,21 +265,31 @@ impl Keeper {
         let began = Instant::now();
         loop {
             thread::sleep(LOOK);
-            let mut state = self.state();
-            if state.stage == Stage::Starting && began.elapsed() > START {
-                state.still = true;
-                self.stop.stop();
-            }
-            if state.sessions == 0 && state.used.elapsed() > IDLE {
-                self.stop.stop();
-            }
+            self.end_if(|state| {
+                state.still = state.stage == Stage::Starting && began.elapsed() > START;
+                state.still || state.is_idle(self.idle)
+            });
         }
     }
 
-    /// Ends as soon as it can. Who has asked for it waits until its connection ends, which it does with this process.
-    fn leave(&self) -> ! {
-        self.stop.stop();
-        self.change(|state| state.leaving = true);
+    /// Ends the lab if that is wanted and nobody uses it; tells whether it is being ended. That is decided and settled in one
+    /// go: a command has its machine before, or gets none.
+    fn end_if(&self, wanted: impl FnOnce(&mut State) -> bool) -> bool {
+        let ending = self.change(|state| {
+            let ending = state.sessions == 0 && wanted(state);
+            if ending {
+                state.stage = Stage::Leaving;
+            }
+            ending
+        });
+        if ending {
+            self.stop.stop();
+        }
+        ending
+    }
+
+    /// Waits until this connection ends, which it does with this process.
+    fn stay_connected() -> ! {
         loop {
             thread::park();
         }
@@ -251,7 +297,7 @@ impl Keeper {
 
     /// Answers those who ask, for so long or until it is to leave.
     fn stay(&self, limit: Duration) {
-        let staying = |state: &mut State| !state.leaving;
+        let staying = |state: &mut State| state.stage != Stage::Leaving;
         drop(
             self.changed
                 .wait_timeout_while(self.state(), limit, staying),
@@ -262,15 +308,16 @@ impl Keeper {
     fn serve(&self, client: &UnixStream) {
         match frame::receive(client, &mut Vec::new()) {
             Ok(Some(ASK)) => {}
-            Ok(Some(END)) if self.state().sessions == 0 => self.leave(),
+            Ok(Some(END)) if self.end_if(|_| true) => Keeper::stay_connected(),
             _ => return,
         }
         let port = match self.take() {
             Ok(port) => port,
-            Err(why) => {
+            Err(NoMachine::Because(why)) => {
                 let _ = frame::send(Kind::Failed, why.as_bytes(), client);
                 return;
             }
+            Err(NoMachine::Leaving) => return,
         };
         let clean = self.session(client, &port);
         self.change(|state| {
@@ -283,7 +330,7 @@ impl Keeper {
     }
 
     /// A port, when the lab is there and one is free.
-    fn take(&self) -> Result<UnixStream, String> {
+    fn take(&self) -> Result<UnixStream, NoMachine> {
         let starting = |state: &mut State| state.stage == Stage::Starting;
         let state = self.changed.wait_while(self.state(), starting);
         let state = state.unwrap_or_else(PoisonError::into_inner);
@@ -291,18 +338,23 @@ impl Keeper {
         let none = |state: &mut State| state.stage == Stage::Ready && state.free.is_empty();
         let waited = self.changed.wait_timeout_while(state, QUEUE, none);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if let Stage::Ended(why) = &state.stage {
-            return Err(why.clone());
+        match &state.stage {
+            Stage::Starting | Stage::Ready => {}
+            Stage::Failed(why) => return Err(NoMachine::Because(why.clone())),
+            Stage::Leaving => return Err(NoMachine::Leaving),
         }
-        let port = state.free.pop_front();
-        let port = port.ok_or("all its machines are in use")?;
+        let Some(port) = state.free.pop_front() else {
+            let why = "all its machines are in use";
+            return Err(NoMachine::Because(why.to_owned()));
+        };
         state.sessions += 1;
         Ok(port)
     }
 
     /// Passes frames on between a command and its machine. Whether the port can be used again.
     fn session(&self, client: &UnixStream, port: &UnixStream) -> bool {
-        if frame::send(Kind::Started, &[], client).is_err() {
+        let unjailed = lab::unjailed().unwrap_or_default();
+        if frame::send(Kind::Started, unjailed.as_bytes(), client).is_err() {
             // It was not begun.
             return true;
         }
@@ -394,5 +446,61 @@ struct RemoveOnDrop(PathBuf);
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that is ready, with a machine whose other end is returned.
+    fn ready() -> (Keeper, UnixStream) {
+        let keeper = Keeper::new(Duration::ZERO);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        keeper.change(|state| {
+            state.free.push_back(ours);
+            state.is_ready();
+        });
+        (keeper, theirs)
+    }
+
+    #[test]
+    fn a_lab_that_is_being_ended_hands_out_no_machine() {
+        let (keeper, _machine) = ready();
+        assert!(keeper.end_if(|_| true));
+        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+        // Nor does one that has its template only then.
+        let keeper = Keeper::new(Duration::ZERO);
+        assert!(keeper.end_if(|_| true));
+        keeper.change(State::is_ready);
+        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+    }
+
+    #[test]
+    fn a_lab_that_is_used_is_not_ended() {
+        let (keeper, _machine) = ready();
+        let _port = keeper.take().unwrap();
+        assert!(!keeper.end_if(|_| true));
+        assert_eq!(keeper.state().stage, Stage::Ready);
+    }
+
+    #[test]
+    fn a_lab_is_ended_or_used_and_never_both() {
+        for _ in 0..1000 {
+            let (keeper, _machine) = ready();
+            let (taken, ended) = thread::scope(|scope| {
+                let taking = scope.spawn(|| keeper.take().is_ok());
+                let idle = |state: &mut State| state.is_idle(Duration::ZERO);
+                let ended = keeper.end_if(idle) || keeper.end_if(|_| true);
+                (taking.join().unwrap(), ended)
+            });
+            assert_ne!(taken, ended);
+        }
+    }
+
+    #[test]
+    fn a_lab_that_is_still_starting_is_not_idle() {
+        let keeper = Keeper::new(Duration::ZERO);
+        assert!(!keeper.end_if(|state| state.is_idle(Duration::ZERO)));
     }
 }
