@@ -24,7 +24,7 @@ use crate::memory::GuestRam;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet};
 use crate::vcpu::{Surroundings, Vcpu};
-use crate::{initramfs, kernel, layout};
+use crate::{initramfs, kernel, layout, restraint};
 
 /// A machine to be: its configuration, and what its serial ports are connected to.
 ///
@@ -309,6 +309,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     let address = usize::try_from(layout::KVM_TSS.0).expect("below 4 GiB");
     vm.set_tss_address(address)
         .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
+    restraint::apply(&vm)?;
     Ok(vm)
 }
 
@@ -353,7 +354,7 @@ pub(crate) fn split_irqchip(vm: &VmFd) -> Result<()> {
 }
 
 /// Creates the processors. Number 0 is the one that starts; the others wait for its signal.
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
+pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
     // What this processor and this KVM can give to a guest. (KVM API 4.46, KVM_GET_SUPPORTED_CPUID.)
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)

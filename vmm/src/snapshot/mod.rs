@@ -253,4 +253,6 @@ fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 #[cfg(test)]
+mod forged;
+#[cfg(test)]
 mod tests;
