@@ -195,9 +195,10 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
     let ioapic = Arc::new(Mutex::new(ioapic));
     let (com1, input1) = uart(layout::COM1_IRQ, &ioapic, com1, &gate, devices.com1)?;
     let (com2, input2) = uart(layout::COM2_IRQ, &ioapic, com2, &gate, devices.com2)?;
+    let intake = Arc::new(Mutex::new(()));
     let pumps = [(input1, &com1), (input2, &com2)]
         .into_iter()
-        .filter_map(|(input, uart)| Some(input?.pump(uart.clone())))
+        .filter_map(|(input, uart)| Some(input?.pump(uart.clone(), intake.clone())))
         .collect();
     Ok(Machine {
         vcpus,
@@ -208,6 +209,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
             ioapic,
             com1,
             com2,
+            intake,
             vm,
         }),
         pumps,

@@ -32,6 +32,8 @@ pub(crate) struct Surroundings {
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
     pub(crate) com1: Arc<Mutex<Uart>>,
     pub(crate) com2: Arc<Mutex<Uart>>,
+    /// Locked before the UARTs by what moves input into them, and by what saves them.
+    pub(crate) intake: Arc<Mutex<()>>,
     pub(crate) vm: Arc<VmFd>,
 }
 
