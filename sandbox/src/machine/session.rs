@@ -424,7 +424,7 @@ impl Feeder {
         let outgoing = outgoing.clone();
         let feeding = thread::Builder::new()
             .name("stdin".into())
-            .spawn(move || outgoing.feed(&stdin, &quit))
+            .spawn(move || outgoing.feed(&minivm_vmm::Input::from(stdin), &quit))
             .map_err(cannot("start a thread"))?;
         Ok(Feeder { feeding, running })
     }
