@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use minivm_tests::program::{Ended, Program, run};
@@ -224,34 +225,36 @@ fn who_has(file: &Path) -> Vec<u32> {
 
 #[test]
 fn streams_that_others_made_non_blocking_are_waited_for() {
-    use std::io::{Read, Write};
-    let (input, mut writer) = std::io::pipe().unwrap();
-    let (mut reader, output) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&input, true).unwrap();
-    rustix::io::ioctl_fionbio(&output, true).unwrap();
     // More than a pipe holds, both ways.
-    const SIZE: usize = 0o1_000_000;
-    let mut tar = vec![0; 512];
-    tar[..4].copy_from_slice(b"file");
-    tar[100..136].copy_from_slice(b"0000644\00000000\00000000\000001000000\0");
-    tar[156] = b'0';
-    tar[148..156].fill(b' ');
-    let sum: u32 = tar.iter().map(|&byte| u32::from(byte)).sum();
-    tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    tar.extend([b'x'; SIZE]);
-    tar.extend([0; 1024]);
-    let mut building = {
-        let mut command = Command::new(MINIVM);
-        command.args(["build", "-q", "-o", "/dev/stdout", "-"]);
-        command.stdin(input).stdout(output).spawn().unwrap()
-    };
-    // Our copy of its end is closed with the command.
-    let writing = std::thread::spawn(move || writer.write_all(&tar).unwrap());
-    let mut written = Vec::new();
-    reader.read_to_end(&mut written).unwrap();
-    writing.join().unwrap();
-    assert!(building.wait().unwrap().success());
-    assert!(written.starts_with(b"070701") && written.len() > SIZE);
+    const SIZE: usize = 1 << 18;
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), [b'x'; SIZE]).unwrap();
+    let image = format!("dir:{}", folder.path().display());
+    for (image, read) in [(&*image, true), ("-", false)] {
+        let (input, mut writer) = std::io::pipe().unwrap();
+        let (mut reader, output) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&input, true).unwrap();
+        rustix::io::ioctl_fionbio(&output, true).unwrap();
+        let building = {
+            let mut command = Command::new(MINIVM);
+            command.args(["build", "-q", "-o", "/dev/stdout", image]);
+            command.stdin(input).stdout(output).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        // Our copies of its ends are closed with the command.
+        if !read {
+            // A tar without anything in it.
+            writer.write_all(&[0; SIZE]).unwrap();
+        }
+        drop(writer);
+        let mut written = Vec::new();
+        reader.read_to_end(&mut written).unwrap();
+        let ended = building.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.success(), read, "{said}");
+        assert_eq!(written.len() > SIZE, read);
+        assert_eq!(said.contains("standard input has no index.json"), !read);
+    }
 }
 
 #[test]
