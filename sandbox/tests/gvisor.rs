@@ -188,6 +188,27 @@ fn input_is_read_to_its_end() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn a_write_is_whole_and_an_output_the_users_own() {
+    let ran = python("import os, sys\nprint(os.write(1, b'x' * 1000000), file=sys.stderr)");
+    assert_eq!((ran.stdout.len(), &*ran.stderr), (1_000_000, "1000000\n"));
+    let sandbox = open(|config| config.user = "1000".into());
+    let ran = run_in(
+        &*sandbox,
+        command(&["sh", "-c", "echo out >/dev/stdout; id -u >/dev/stderr"]),
+    );
+    assert_eq!((&*ran.stdout, &*ran.stderr), ("out\n", "1000\n"));
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn what_is_left_running_holds_nothing_up_and_its_output_is_whole() {
+    let ran = shell("(sleep 1000 &); sleep 1001 & head -c 100000 /dev/zero; exit 5");
+    assert_eq!(ran.finished.end, End::Exited(5));
+    assert_eq!(ran.stdout.len(), 100_000);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
 fn an_exception_has_a_type_a_message_and_a_line() {
     let ran = python("def f():\n    raise ValueError('not this')\nf()");
     assert_eq!(ran.finished.end, End::Exited(1));
@@ -415,7 +436,8 @@ fn two_runs_at_once_do_not_meet() {
     thread::scope(|scope| {
         let runs = [(); 3].map(|()| scope.spawn(|| python(code)));
         for run in runs {
-            assert_eq!(run.join().unwrap().stdout, "['mine'] 1\n");
+            // Init is the first of each sandbox's processes.
+            assert_eq!(run.join().unwrap().stdout, "['mine'] 2\n");
         }
     });
 }

@@ -1,6 +1,6 @@
-//! What a machine in the lab says last: why it ended, which `minivm` there writes to stderr as a line of its own.
+//! What a machine in the lab says last: why it ended, which `minivm` there writes to stderr.
 //!
-//! The line becomes a part of our own error, and so it is kept back here until something comes after it. All else is passed on
+//! That becomes a part of our own error, and so it is kept back here until something else comes after it. All else is passed on
 //! as it comes.
 
 use std::io::{self, Write};
@@ -9,19 +9,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::printable::printable;
 use crate::streams;
 
-/// How a line of `minivm`'s begins.
+/// How a message of `minivm`'s begins.
 const PREFIX: &[u8] = b"minivm: ";
-/// The most bytes of a line that are kept back.
-const LINE_MAX: usize = 4096;
-/// The most characters of it that are shown.
-const TEXT_MAX: usize = 500;
+/// The most bytes of one that are kept back.
+const MESSAGE_MAX: usize = 16 << 10;
+/// The most characters of a line of it that are shown.
+const LINE_MAX: usize = 500;
 
-/// A writer that keeps the last line back where that is `minivm`'s.
+/// A writer that keeps back what may be the last message.
 pub(crate) struct LastWords {
     out: Box<dyn Write + Send>,
     kept: Kept,
-    /// Whether what is passed on ended within a line.
-    within: bool,
+    /// Whether a message may have more than a line: then whatever follows it is its own, up to the next one.
+    long: bool,
+    /// A line's beginning, as long as it can be a message's.
+    begun: Vec<u8>,
+    /// Where the rest of the line goes that has begun, when that is known.
+    rest: Option<Rest>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Kept,
+    PassedOn,
 }
 
 /// What is kept back.
@@ -30,14 +40,57 @@ pub(crate) struct Kept(Arc<Mutex<Vec<u8>>>);
 
 impl LastWords {
     /// One that passes on to `out`.
-    pub(crate) fn to(out: impl Write + Send + 'static) -> (LastWords, Kept) {
+    pub(crate) fn to(out: impl Write + Send + 'static, long: bool) -> (LastWords, Kept) {
         let kept = Kept::default();
         let words = LastWords {
             out: Box::new(out),
             kept: kept.clone(),
-            within: false,
+            long,
+            begun: Vec::new(),
+            rest: None,
         };
         (words, kept)
+    }
+
+    /// Takes a line, or what has come of it.
+    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+        let mut kept = self.kept.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.begun.extend_from_slice(piece);
+        let ends = piece.ends_with(b"\n");
+        let rest = match self.rest {
+            Some(rest) => rest,
+            None => {
+                let len = self.begun.len().min(PREFIX.len());
+                let begins = self.begun[..len] == PREFIX[..len];
+                if begins && len < PREFIX.len() {
+                    return Ok(());
+                }
+                let follows = self.long && !begins && !kept.is_empty();
+                if !follows {
+                    self.out.write_all(&kept)?;
+                    kept.clear();
+                }
+                match begins || follows {
+                    true => Rest::Kept,
+                    false => Rest::PassedOn,
+                }
+            }
+        };
+        let full = kept.len() + self.begun.len() > MESSAGE_MAX;
+        if rest == Rest::Kept && !full {
+            kept.append(&mut self.begun);
+        } else {
+            self.out.write_all(&kept)?;
+            kept.clear();
+            self.out.write_all(&self.begun)?;
+            self.begun.clear();
+        }
+        self.rest = match ends {
+            true => None,
+            false if full => Some(Rest::PassedOn),
+            false => Some(rest),
+        };
+        Ok(())
     }
 }
 
@@ -46,8 +99,9 @@ impl Kept {
     pub(crate) fn why(&self, code: i32) -> String {
         let kept = self.take();
         let text = String::from_utf8_lossy(kept.strip_prefix(PREFIX).unwrap_or_default());
-        match printable(text.trim(), TEXT_MAX) {
-            text if text.is_empty() => format!("exit code {code} in the lab"),
+        let lines: Vec<String> = text.lines().map(|line| printable(line, LINE_MAX)).collect();
+        match lines.join("\n") {
+            text if text.trim().is_empty() => format!("exit code {code} in the lab"),
             text => text,
         }
     }
@@ -66,23 +120,8 @@ impl Kept {
 
 impl Write for LastWords {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut kept = self.kept.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            if kept.ends_with(b"\n") {
-                self.out.write_all(&kept)?;
-                kept.clear();
-            }
-            if !self.within {
-                kept.extend_from_slice(line);
-                let len = kept.len().min(PREFIX.len());
-                if kept[..len] == PREFIX[..len] && kept.len() <= LINE_MAX {
-                    continue;
-                }
-            }
-            let all = if self.within { line } else { &kept };
-            self.out.write_all(all)?;
-            self.within = !all.ends_with(b"\n");
-            kept.clear();
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.take(piece)?;
         }
         Ok(bytes.len())
     }
@@ -92,49 +131,85 @@ impl Write for LastWords {
     }
 }
 
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        // No message after all.
+        let _ = self.out.write_all(&self.begun);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use minivm_tests::output::Shared;
 
     /// What is passed on, and what is said to be why.
-    fn told(pieces: &[&str]) -> (String, String) {
+    fn told(pieces: &[&str], long: bool) -> (String, String) {
         let out = Shared::default();
-        let (mut words, kept) = LastWords::to(out.clone());
+        let (mut words, kept) = LastWords::to(out.clone(), long);
         for piece in pieces {
             words.write_all(piece.as_bytes()).unwrap();
         }
+        drop(words);
         let passed = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
         (passed, kept.why(7))
     }
 
     #[test]
-    fn the_last_line_is_kept_back_and_all_else_passed_on() {
-        let all = "a\nminivm: one\nminivm: the guest crashed\n";
-        let expected = (
-            "a\nminivm: one\n".to_owned(),
-            "the guest crashed".to_owned(),
-        );
-        assert_eq!(told(&[all]), expected);
-        let letters: Vec<String> = all.chars().map(String::from).collect();
-        let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-        assert_eq!(told(&letters), expected);
+    fn the_last_message_is_kept_back_and_all_else_passed_on() {
+        for (all, long, passed, why) in [
+            (
+                "a\nminivm: one\nminivm: it died\n",
+                false,
+                "a\nminivm: one\n",
+                "it died",
+            ),
+            (
+                "a\nminivm: one\nminivm: it died\n",
+                true,
+                "a\nminivm: one\n",
+                "it died",
+            ),
+            (
+                "minivm: one\nb\nminivm: it:\n[ 1.0] x\n",
+                true,
+                "minivm: one\nb\n",
+                "it:\n[ 1.0] x",
+            ),
+            (
+                "minivm: one\nb\nminivm: two",
+                false,
+                "minivm: one\nb\n",
+                "two",
+            ),
+        ] {
+            let expected = (passed.to_owned(), why.to_owned());
+            assert_eq!(told(&[all], long), expected);
+            let letters: Vec<String> = all.chars().map(String::from).collect();
+            let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
+            assert_eq!(told(&letters, long), expected);
+        }
     }
 
     #[test]
-    fn what_is_not_minivms_last_line_is_passed_on_whole() {
+    fn what_is_no_message_is_passed_on_whole() {
         let code = "exit code 7 in the lab".to_owned();
         for text in [
             "",
             "x",
+            "mini",
             "mini\n",
             "minimal: x",
             "x minivm: y\n",
             "minivm: a\nb",
         ] {
-            assert_eq!(told(&[text]), (text.to_owned(), code.clone()), "{text}");
+            assert_eq!(
+                told(&[text], false),
+                (text.to_owned(), code.clone()),
+                "{text}"
+            );
         }
-        let long = format!("minivm: {}", "x".repeat(5000));
-        assert_eq!(told(&[&long]), (long.clone(), code));
+        let long = format!("minivm: {}\nx", "x".repeat(MESSAGE_MAX));
+        assert_eq!(told(&[&long], true), (long.clone(), code));
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> 
     request.make_room(machine.memory)?;
     request.stdin = Input::From(OwnedFd::from(input));
     request.stdout = Output::To(Box::new(output));
-    let (stderr, said) = LastWords::to(io::stderr());
+    let (stderr, said) = LastWords::to(io::stderr(), !machine.console);
     request.stderr = Output::To(Box::new(stderr));
     let stop = request.stop.clone();
     // QEMU ends with the thread that started it.

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm::backend::{Backend, Capability, Sandbox};
+use minivm_tests::program::ends_until;
 use serde_json::Value;
 
 use crate::{host, kills};
@@ -176,8 +177,11 @@ impl Case {
                 command.args(["--", "/write"]);
             }
             Python => {
-                let file = if stream == Stdout { "stdout" } else { "stderr" };
-                let code = format!("import sys\nprint('x' * {size}, end='', file=sys.{file})");
+                let file = match stream {
+                    Stdout => "",
+                    Stderr => ", file=sys.stderr",
+                };
+                let code = format!("import sys\nprint('x' * {size}, end=''{file})");
                 command.args(["--code", &code]);
             }
         }
@@ -212,7 +216,7 @@ fn read_late(mut from: std::io::PipeReader, child: &Child, about: &str) -> Vec<u
     loop {
         let held = rustix::io::ioctl_fionread(&from).unwrap();
         let over = held > 0 && kills::descendants(child.id()).is_empty();
-        if over || held == room {
+        if over || held == room || ends_until(child, Instant::now()) {
             break;
         }
         assert!(Instant::now() < deadline, "{about}: {held} bytes have come");
@@ -225,7 +229,7 @@ fn read_late(mut from: std::io::PipeReader, child: &Child, about: &str) -> Vec<u
 }
 
 fn end_of(child: &mut Child, about: &str) -> Option<i32> {
-    let ended = minivm_tests::program::ends_until(child, Instant::now() + PATIENCE);
+    let ended = ends_until(child, Instant::now() + PATIENCE);
     if !ended {
         let _ = child.kill();
     }

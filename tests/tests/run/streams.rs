@@ -188,7 +188,7 @@ fn a_full_disk_is_told_and_an_error() {
 
 #[test]
 fn one_large_write_comes_out_whole_however_late_it_is_read() {
-    let script = "dd if=/dev/zero bs=1048576 count=1 2>/dev/null; dd if=/dev/zero bs=65537 count=1 2>/dev/null >&2";
+    let script = "dd if=/dev/zero bs=1048576 count=1 2>/dev/null; { dd if=/dev/zero bs=65537 count=1 2>/dev/null; } >&2";
     let file = scratch("messages");
     let mut child = shell(&[], script)
         .stdin(Stdio::null())

@@ -146,7 +146,7 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         .write_all(&hello)
         .map_err(cannot("write to a pipe"))?;
     let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
-    let (mut stderr, said) = LastWords::to(io::stderr());
+    let (mut stderr, said) = LastWords::to(io::stderr(), true);
     let serve = move || {
         let input = Some(OwnedFd::from(input));
         channel::serve(&stream, input, &mut output, &mut stderr)
