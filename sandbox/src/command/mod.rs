@@ -18,6 +18,7 @@ mod signals;
 mod snapshot;
 mod template;
 mod terminal;
+mod tmpfs;
 mod turducken;
 mod units;
 mod variables;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use minivm::machine::{Files, check_copies};
-use minivm_guest::channel::{Request, Rlimit};
+use minivm_guest::channel::{Request, Rlimit, Tmpfs};
 use minivm_guest::image::Config;
 
+use super::tmpfs::tmpfs;
 use super::{units, variables};
 
 /// As container users know them.
@@ -46,6 +47,12 @@ pub(super) struct RequestArgs {
     /// Set a resource limit, such as nofile=1024 or nproc=100:200
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     ulimit: Vec<Rlimit>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE", value_parser = shm_size)]
+    shm_size: Option<u64>,
+    /// Mount a file system in memory, with mount's options and tmpfs's own
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs)]
+    tmpfs: Vec<Tmpfs>,
     /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
     #[arg(long, value_name = "SRC:DST", value_parser = files_in)]
     pub(super) copy_in: Vec<Files>,
@@ -104,6 +111,8 @@ impl RequestArgs {
             (self.read_only, "--read-only"),
             (self.privileged, "--privileged"),
             (!self.ulimit.is_empty(), "--ulimit"),
+            (self.shm_size.is_some(), "--shm-size"),
+            (!self.tmpfs.is_empty(), "--tmpfs"),
             (!self.copy_out.is_empty(), "--copy-out"),
         ];
         flags
@@ -153,6 +162,8 @@ impl RequestArgs {
             read_only: self.read_only,
             privileged: self.privileged,
             rlimits: self.ulimit.clone(),
+            shm_size: self.shm_size,
+            tmpfs: self.tmpfs.clone(),
             ..Request::default()
         })
     }
@@ -178,6 +189,14 @@ fn files_in(text: &str) -> Result<Files, String> {
     match plain && has_name {
         true => Ok(files),
         false => Err("DST has to be an absolute path, without `..`, and with a name".into()),
+    }
+}
+
+/// A size of something: for tmpfs, nothing means no limit.
+fn shm_size(text: &str) -> Result<u64, String> {
+    match units::bytes(text)? {
+        0 => Err("it has to be more than nothing".into()),
+        size => Ok(size),
     }
 }
 

@@ -155,6 +155,31 @@ fn users_are_found_in_text_of_any_encoding() {
 }
 
 #[test]
+fn memory_is_mounted_as_asked_for() {
+    let flags = [
+        "--shm-size",
+        "96MiB",
+        "--tmpfs",
+        "/new/scratch:exec,size=1.5M,mode=750",
+        "--tmpfs",
+        "/data",
+        "--read-only",
+        "-m",
+        "512M",
+    ];
+    let script = "grep -e /dev/shm -e /new/scratch -e ' /data ' /proc/mounts | cut -d' ' -f2-4; stat -c %a /new/scratch; \
+                  echo x > /data/x && echo wrote; dd if=/dev/zero of=/new/scratch/x bs=1M count=2 2>/dev/null || echo full";
+    assert_eq!(
+        shell_text(&flags, script),
+        "/dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=98304k\n\
+         /new/scratch tmpfs rw,nosuid,nodev,relatime,size=1536k,mode=750\n\
+         /data tmpfs rw,nosuid,nodev,noexec,relatime\n750\nwrote\nfull\n"
+    );
+    let size = "grep /dev/shm /proc/mounts | cut -d' ' -f4 | cut -d, -f6";
+    assert_eq!(shell_text(&["-m", "512M"], size), "size=65536k\n");
+}
+
+#[test]
 fn a_value_need_not_be_text() {
     let file = scratch("odd-env-file");
     fs::write(&file, b"\xef\xbb\xbf  FROM_FILE=\xe9\r\n").unwrap();
