@@ -25,9 +25,9 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
-use super::jail::command;
+use super::jail::{Prepared, prepare};
 use super::{INIT_COMMAND, Root, initramfs};
-use crate::backend::EmulatorEnd;
+use crate::backend::{EmulatorDescent, EmulatorEnd};
 use crate::printable::printable;
 
 /// QEMU, as it is found in `PATH`.
@@ -185,14 +185,19 @@ impl Qemu {
             &numbers,
             host_tsc_khz(),
         );
-        let (mut command, files, jailed) = command(machine.root, &arguments, files)?;
+        let Prepared {
+            mut command,
+            files,
+            jailed,
+        } = prepare(machine.root, &arguments, files)?;
+        let (descent, jailed) = jailed.unzip();
         command
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        inherit_and_die_with_us(&mut command, files);
+        inherit_and_die_with_us(&mut command, files, descent);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
             _ => cannot(format!("start {PROGRAM}"))(error),
@@ -343,9 +348,17 @@ impl Limit {
     unsafe_code,
     reason = "the only way to set something between fork and exec"
 )]
-fn inherit_and_die_with_us(command: &mut Command, files: Vec<OwnedFd>) {
+fn inherit_and_die_with_us(
+    command: &mut Command,
+    files: Vec<OwnedFd>,
+    descent: Option<EmulatorDescent>,
+) {
     let us = rustix::process::getpid();
     let between = move || {
+        // First, for a process that becomes another user is not bound to its parent's life any more.
+        if let Some(descent) = &descent {
+            descent.descend()?;
+        }
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // If we died before that line, no signal will come.
         if rustix::process::getppid() != Some(us) {
@@ -355,8 +368,8 @@ fn inherit_and_die_with_us(command: &mut Command, files: Vec<OwnedFd>) {
             .iter()
             .try_for_each(|file| Ok(rustix::io::fcntl_setfd(file, FdFlags::empty())?))
     };
-    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes three kinds of system
-    // calls, directly, and allocates nothing: both kinds of error it returns are made without a heap.
+    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes system calls,
+    // directly, and allocates nothing: both kinds of error it returns are made without a heap.
     unsafe { command.pre_exec(between) };
 }
 

@@ -43,6 +43,7 @@ fn weaknesses(cache: &Path) -> Vec<Check> {
         state: State::Slow,
         detail,
         remedy: Some(remedy),
+        accel: None,
     };
     let found = backend::jail_weaknesses(cache);
     match found.is_empty() {
