@@ -1,7 +1,7 @@
 //! Where minivm keeps what it made: `$XDG_CACHE_HOME/minivm`, else `~/.cache/minivm`.
 //!
 //! What lies there is run and believed: kernels, programs, saved machines, the sockets of labs. So [`check`] lets only a folder
-//! pass that nobody but its user can have put anything into.
+//! pass into which its user alone can have put anything.
 
 use std::env;
 use std::fs::{self, DirBuilder, Metadata};
@@ -41,8 +41,8 @@ pub fn folder() -> Option<PathBuf> {
     Some(cache.join("minivm"))
 }
 
-/// Looks whether the folder, if there is one, can be trusted: it is a folder itself, this user's, and nobody else may write to
-/// it; and so it is with what it holds, where others get at that.
+/// Looks whether the folder, if there is one, can be trusted: it is a folder itself, this user's, and no other user may write
+/// to it; and so it is with what it holds, where others get at that.
 ///
 /// # Errors
 ///
@@ -105,7 +105,7 @@ fn check_one(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     Ok(())
 }
 
-/// Whoever has the folder that it is in can put another one in its place.
+/// The owner of the folder that it is in can put another one in its place.
 fn check_above(folder: &Path) -> Result<(), Untrusted> {
     let us = rustix::process::geteuid().as_raw();
     let mut above = folder.ancestors().skip(1);

@@ -127,7 +127,7 @@ fn root() -> Result<PathBuf> {
         .join("minivm"))
 }
 
-/// Makes a folder to which nobody else may write, whatever the umask: minivm believes no other. One that is there becomes one.
+/// Makes a folder to which no other user may write, whatever the umask: minivm believes no other. One that is there becomes one.
 fn make_own(folder: &Path) -> std::io::Result<()> {
     DirBuilder::new()
         .recursive(true)

@@ -11,7 +11,7 @@
 //! 4. It is renamed to `state`: this is the moment.
 //! 5. The old memory file is deleted.
 //!
-//! The folder is opened once, and all is done in what was opened. It has to be the user's own, and no one else's to write to:
+//! The folder is opened once, and all is done in what was opened. It has to be the user's own, and no other user's to write to:
 //! memory and devices that others can change would be theirs to run.
 //!
 //! Whatever fails or is killed before step 4 leaves the old snapshot as it was, and after it the new one is complete. A lock
