@@ -33,6 +33,9 @@ use crate::layout;
 
 /// x86's large page: the granule of the host's transparent huge pages.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
+/// The largest block that a guest's kernel hands memory out from (Linux, `MAX_PAGE_ORDER`): one that needs a little more than
+/// another did takes it from the same.
+const BLOCK: u64 = 4 << 20;
 /// How many parts of one region differ in how they are mapped, at most.
 pub(crate) const MAPPINGS: usize = 16;
 
@@ -103,7 +106,7 @@ impl GuestRam {
         self.file.as_deref()
     }
 
-    /// Asks for huge pages behind what isn't the file's, but for those of which a part is in `touched`.
+    /// Asks for huge pages behind what isn't the file's, but for blocks of which a part is in `touched`.
     pub(crate) fn use_huge_pages_beside(&self, touched: &[Range<u64>]) {
         for ((base, size, _), mapping) in self.regions().zip(&self.mappings) {
             let region = base.0..base.0 + size;
@@ -159,23 +162,27 @@ fn between(holes: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// What is left of `hole` when every huge page is taken away of which a part is in `touched`.
+/// What is left of `hole` when every [`BLOCK`] is taken away of which a part is in `touched`.
 fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
-    let huge = HUGE_PAGE as u64;
-    let mut pages: Vec<_> = within(touched, hole)
-        .into_iter()
-        .map(|part| part.start / huge * huge..part.end.next_multiple_of(huge))
+    let blocks: Vec<_> = touched
+        .iter()
+        .filter(|part| part.start < part.end)
+        .map(|part| {
+            let end = part.end.checked_next_multiple_of(BLOCK);
+            part.start / BLOCK * BLOCK..end.unwrap_or(u64::MAX)
+        })
         .collect();
-    pages.sort_unstable_by_key(|page| page.start);
-    // Two that touch the same huge page are one.
-    pages.dedup_by(|next, page| {
-        let overlaps = next.start <= page.end;
+    let mut blocks = within(&blocks, hole);
+    blocks.sort_unstable_by_key(|block| block.start);
+    // Several parts may be in the same block.
+    blocks.dedup_by(|next, block| {
+        let overlaps = next.start <= block.end;
         if overlaps {
-            page.end = page.end.max(next.end);
+            block.end = block.end.max(next.end);
         }
         overlaps
     });
-    between(&pages, hole.end - hole.start)
+    between(&blocks, hole.end - hole.start)
         .into_iter()
         .map(|part| hole.start + part.start..hole.start + part.end)
         .collect()
@@ -398,25 +405,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_hole_has_no_huge_page_that_is_touched() {
+    fn what_is_left_of_a_hole_has_no_block_that_is_touched() {
         const MIB: u64 = 1 << 20;
-        let hole = 4 * MIB..16 * MIB;
-        assert_eq!(without(&hole, &[]), [hole.clone()]);
-        let page = |at: u64| at..at + 4096;
-        assert_eq!(
-            without(
-                &hole,
-                &[page(7 * MIB), page(0), page(20 * MIB), page(6 * MIB)]
-            ),
-            [4 * MIB..6 * MIB, 8 * MIB..16 * MIB]
-        );
-        assert_eq!(
-            without(&hole, &[5 * MIB..7 * MIB, page(16 * MIB - 4096)]),
-            [8 * MIB..14 * MIB]
-        );
+        let left = |touched: &[(u64, u64)]| -> Vec<(u64, u64)> {
+            let touched: Vec<_> = touched.iter().map(|part| part.0..part.1).collect();
+            let left = without(&(4 * MIB..16 * MIB), &touched);
+            let parts = left.iter().map(|part| (part.start / MIB, part.end / MIB));
+            parts.collect()
+        };
+        let page = |at: u64| (at, at + 4096);
+        assert_eq!(left(&[]), [(4, 16)]);
+        let pages = [page(7 * MIB), page(0), page(20 * MIB), page(6 * MIB)];
+        assert_eq!(left(&pages), [(8, 16)]);
+        let pages = [(5 * MIB, 7 * MIB), page(16 * MIB - 4096)];
+        assert_eq!(left(&pages), [(8, 12)]);
         // A set is read from a file, and may say anything.
-        let anything = [u64::MAX - 1..u64::MAX, 9 * MIB..5 * MIB, 0..u64::MAX];
-        assert_eq!(without(&hole, &anything), []);
+        assert_eq!(
+            left(&[(u64::MAX - 1, u64::MAX), (9 * MIB, 5 * MIB)]),
+            [(4, 16)]
+        );
+        assert_eq!(left(&[(0, u64::MAX)]), []);
     }
 
     #[test]

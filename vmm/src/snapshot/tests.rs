@@ -227,7 +227,8 @@ fn huge_pages_are_where_no_clone_has_been() {
     let folder = saved();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     // All but the first and the last huge page, which hold something.
-    assert_eq!(snapshot.0.holes, [2 * MIB..30 * MIB]);
+    let hole = 2 * MIB..30 * MIB;
+    assert_eq!(snapshot.0.holes, std::slice::from_ref(&hole));
     let ram = restored(&snapshot);
     let (_, _, host) = ram.regions().next().unwrap();
     let flag = |at: u64, flag: &str| flags_at(host + at).iter().any(|other| other == flag);
@@ -236,11 +237,12 @@ fn huge_pages_are_where_no_clone_has_been() {
     fill(&ram, &[(3072, 1), (0, 1)]);
     assert_eq!(own_pages(&ram), 2);
     assert!([0, 4, 12, 31].iter().all(|at| !flag(at * MIB, "hg")));
-    ram.use_huge_pages_beside(&[12 * MIB..12 * MIB + 4096]);
+    let touched = 12 * MIB..12 * MIB + 4096;
+    ram.use_huge_pages_beside(std::slice::from_ref(&touched));
     if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
-        assert!([2, 11, 14, 29].iter().all(|at| flag(at * MIB, "hg")));
+        assert!([2, 11, 16, 29].iter().all(|at| flag(at * MIB, "hg")));
     }
-    assert!([0, 12, 13, 31].iter().all(|at| !flag(at * MIB, "hg")));
+    assert!([0, 12, 13, 15, 31].iter().all(|at| !flag(at * MIB, "hg")));
     assert!(
         [0, 4, 12, 31].iter().all(|at| flag(at * MIB, "dd")),
         "in dumps"

@@ -18,6 +18,7 @@
 //! It never polls and never sleeps: it waits for descriptors.
 
 mod alone;
+mod blank;
 mod command;
 mod contained;
 mod files;

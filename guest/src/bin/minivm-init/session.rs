@@ -15,7 +15,7 @@ use crate::command::{self, Running, Streams};
 use crate::interpreter::Waiting;
 use crate::user::{self, User};
 use crate::wire::Wire;
-use crate::{Error, clock, files, identity, mounts, surroundings};
+use crate::{Error, blank, clock, files, identity, mounts, surroundings};
 
 /// What is read of an output at once.
 const CHUNK: usize = 64 << 10;
@@ -82,6 +82,7 @@ fn prepare(preparation: Preparation) -> Result<Prepared, Error> {
     identity::set_clock(preparation.now)?;
     let (_, lost) = surroundings::make()?;
     let interpreter = preparation.interpreter.map(Waiting::start).transpose()?;
+    blank::fill();
     Ok(Prepared { interpreter, lost })
 }
 
