@@ -341,6 +341,7 @@ fn a_full_disk_is_told_of_and_the_cache_goes_on() {
 }
 
 #[test]
+#[ignore = "needs the lab: cargo xtask test"]
 fn an_image_of_many_small_files_fits_by_itself() {
     const FILES: usize = 40_000;
     let home = Home::new();

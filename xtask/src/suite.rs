@@ -36,7 +36,7 @@ pub(crate) enum Place {
 impl Place {
     pub(crate) fn of(name: &str) -> Self {
         match name {
-            "lab" | "killed" | "warm_lab" => Self::HereWithIgnored,
+            "lab" | "killed" | "warm_lab" | "cache" => Self::HereWithIgnored,
             "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
             | "turducken" | "page" => Self::WithImageTools,
             "minivm_vmm" | "machine_code" | "snapshot" | "pool" | "cli" | "control"

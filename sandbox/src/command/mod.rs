@@ -78,8 +78,10 @@ enum Command {
     Restore(snapshot::RestoreArgs),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
-    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses; what can't be removed is
-    /// told of, and the exit code is 125 then. By itself the cache keeps within MINIVM_CACHE_SIZE
+    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
+    ///
+    /// What can't be removed is told by name, and the exit code is 125 then. By itself the cache keeps within
+    /// MINIVM_CACHE_SIZE, 10G if that isn't set: what was used longest ago goes when something new has come.
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),

@@ -161,7 +161,20 @@ fn a_root_that_is_half_removed_or_has_no_size_counts() {
     fs::rename(&halved, halved.with_extension("partial")).unwrap();
     let (unknown, _) = place.root("b", 100_000, 2);
     fs::write(unknown.with_extension("lock"), "").unwrap();
-    assert_eq!(root::used(&unknown).unwrap().1, 100_000);
+    let lock = unknown.with_extension("lock");
+    File::options()
+        .write(true)
+        .open(&lock)
+        .unwrap()
+        .set_modified(moment(2))
+        .unwrap();
+    assert_eq!(root::used(&unknown).unwrap(), (moment(2), 100_000));
+    assert_eq!(
+        fs::read_to_string(&lock).unwrap(),
+        "100000",
+        "it is counted once"
+    );
+    assert_eq!(root::used(&unknown).unwrap(), (moment(2), 100_000));
     assert!(size >= 100_000);
     let entries = Cache::new(&place.cache()).entries();
     assert_eq!(

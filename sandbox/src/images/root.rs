@@ -173,12 +173,20 @@ pub(super) fn used(root: &Path) -> io::Result<(SystemTime, u64)> {
     let mut file = File::open(root.with_extension(LOCK))?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
+    let used = file.metadata()?.modified()?;
     let size = match text.parse() {
         Ok(size) => size,
         // One that was made before sizes were noted, or on a full disk.
-        Err(_) => tree::size(root) + tree::size(&root.with_extension(PARTIAL)),
+        Err(_) => {
+            let size = tree::size(root) + tree::size(&root.with_extension(PARTIAL));
+            if let Ok(Some(lock)) = lock_alone(root) {
+                write_size(&lock, size);
+                let _ = lock.set_modified(used);
+            }
+            size
+        }
     };
-    Ok((file.metadata()?.modified()?, size))
+    Ok((used, size))
 }
 
 /// Removes a root unless it is in use; says whether it is gone.
