@@ -3,6 +3,7 @@
 # the same fragment, source and compiler give the same path, at once. README.md beside it tells more.
 set -euo pipefail
 export LC_ALL=C
+umask 022 # minivm believes no kernel that others could have changed
 readonly RECIPE=1 # part of the key: raise it where a change below changes what is built
 readonly HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 

@@ -41,7 +41,7 @@ fuzz_target!(|data: &[u8]| {
         copy_out: vec![Files { from: "/out".into(), to: folder.join("out") }],
         max_copy_out: 1 << 20,
         events: happenings,
-        overdue: None,
+        ..Session::new(Request::default())
     };
     let link = Link {
         from_guest: Box::new(Cursor::new(said)),

@@ -8,9 +8,12 @@
 //! The init itself is the program `minivm-init` beside this library.
 
 pub mod channel;
+#[cfg(feature = "image")]
+mod compression;
 pub mod contained;
 #[cfg(feature = "image")]
 pub mod image;
+pub mod inherited;
 pub mod manifest;
 pub mod newc;
 pub mod pid1;
@@ -19,4 +22,4 @@ pub mod rootfs;
 pub mod unpack;
 mod walk;
 
-pub use walk::{Owner, append_path, archive_dir};
+pub use walk::{FILE_MAX, Nodes, Owner, append_path, archive_dir};

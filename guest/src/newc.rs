@@ -63,9 +63,9 @@ pub enum Error {
         actual: u64,
     },
     /// The format has 32 bits for a size.
-    #[error("{} has {size} bytes, a cpio archive holds files of less than 4 GiB", name.display())]
+    #[error("{} has {size} bytes, and an archive holds only files of less than 4 GiB", name.display())]
     TooLarge {
-        /// The entry's name.
+        /// The file.
         name: PathBuf,
         /// The file's size in bytes.
         size: u64,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,9 @@ pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Err
 }
 
 /// Adds one file, or a folder with what is below it, to `archive`, where it is called `name`. Files with several names become
-/// several files, so that who reads the archive need not know what was before.
+/// several files, so that who reads the archive need not know what was before. A small file is read before its size is told:
+/// those of `/proc` and `/sys` have another one than they say. A `path` that is a link is followed; links below it aren't.
+/// Devices, pipes and sockets become entries, too; they are also returned, for most readers leave them out.
 ///
 /// # Errors
 ///
@@ -54,11 +56,50 @@ pub fn append_path<W: Write>(
     path: &Path,
     name: &Path,
     owner: Owner,
-) -> Result<(), Error> {
+) -> Result<Nodes, Error> {
     let mut walk = Walk::new(archive, owner, |name| name.into());
-    walk.links = false;
-    walk.entry(path, name)
+    walk.copies = true;
+    walk.entry(&followed(path)?, name)?;
+    Ok(walk.nodes)
 }
+
+/// Devices, pipes and sockets that were met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// The first of them.
+    pub first: Vec<PathBuf>,
+    /// How many there were besides.
+    pub more: usize,
+}
+
+impl Nodes {
+    /// How many are named.
+    const NAMED: usize = 10;
+
+    /// One more.
+    pub fn add(&mut self, path: &Path) {
+        match self.first.len() < Self::NAMED {
+            true => self.first.push(path.into()),
+            false => self.more += 1,
+        }
+    }
+}
+
+/// What a path leads to, where it is a link.
+fn followed(path: &Path) -> Result<PathBuf, Error> {
+    let metadata = fs::symlink_metadata(path).map_err(reading(path))?;
+    match metadata.is_symlink() {
+        true => fs::canonicalize(path).map_err(reading(path)),
+        false => Ok(path.to_owned()),
+    }
+}
+
+/// The largest file that can be archived, in bytes: the format has 32 bits for a size.
+pub const FILE_MAX: u64 = u32::MAX as u64;
+/// A file of at most so many bytes is read before its size is told, where it is copied.
+const SMALL: u64 = 64 << 10;
+/// And it may have so many in truth.
+const SMALL_MAX: u64 = 64 << 20;
 
 /// Writes `root` itself and what is below it, each under the name that `stored` gives it; says how many there were below.
 #[cfg(feature = "image")]
@@ -83,12 +124,13 @@ struct Walk<'a, W> {
     archive: &'a mut Archive<W>,
     owner: Owner,
     stored: Stored,
-    /// Whether files with several names keep them.
-    links: bool,
+    /// Whether files are copied, as they are now: each by itself, and with what can be read of it.
+    copies: bool,
     /// Files with several names by device and inode, once the first name is in the archive.
     linked: HashMap<(u64, u64), Linked>,
     /// Names so far.
     count: u64,
+    nodes: Nodes,
 }
 
 /// The names in a folder, sorted.
@@ -109,9 +151,10 @@ impl<'a, W: Write> Walk<'a, W> {
             archive,
             owner,
             stored,
-            links: true,
+            copies: false,
             linked: HashMap::new(),
             count: 0,
+            nodes: Nodes::default(),
         }
     }
 
@@ -137,6 +180,7 @@ impl<'a, W: Write> Walk<'a, W> {
         } else if file_type.is_file() {
             self.file(path, &stored, attributes, &metadata)
         } else {
+            self.nodes.add(path);
             self.archive.node(stored, node(&metadata), attributes)
         }
     }
@@ -152,20 +196,56 @@ impl<'a, W: Write> Walk<'a, W> {
         if let Some(&first) = self.linked.get(&identity) {
             return self.archive.hard_link(name, first);
         }
-        // Not followed even if it has become a link since it was looked at.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let data = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|errno| reading(path)(errno.into()))?;
-        let data = File::from(data);
-        if self.links && metadata.nlink() > 1 {
+        let size = metadata.len();
+        if size > FILE_MAX {
+            let name = path.into();
+            return Err(Error::TooLarge { name, size });
+        }
+        let data = opened(path)?;
+        if self.copies {
+            return self.copy(path, name, attributes, size, data);
+        }
+        if metadata.nlink() > 1 {
             let links = u32::try_from(metadata.nlink()).unwrap_or(u32::MAX);
             let first = self
                 .archive
-                .linked_file(name, attributes, links, metadata.len(), data)?;
+                .linked_file(name, attributes, links, size, data)?;
             self.linked.insert(identity, first);
             return Ok(());
         }
-        self.archive.file(name, attributes, metadata.len(), data)
+        self.archive.file(name, attributes, size, data)
+    }
+
+    fn copy(
+        &mut self,
+        path: &Path,
+        name: &Path,
+        attributes: Attributes,
+        size: u64,
+        data: File,
+    ) -> Result<(), Error> {
+        let copied = if size <= SMALL {
+            let whole = read_small(data).map_err(reading(path))?;
+            let size = whole.len() as u64;
+            self.archive.file(name, attributes, size, &*whole)
+        } else {
+            self.archive.file(name, attributes, size, data)
+        };
+        // It is known by where it is, and not by what it is called on its way.
+        copied.map_err(|error| match error {
+            Error::Short {
+                expected, actual, ..
+            } => Error::Short {
+                name: path.into(),
+                expected,
+                actual,
+            },
+            Error::Copy { source, .. } => Error::Copy {
+                name: path.into(),
+                source,
+            },
+            other => other,
+        })
     }
 
     fn attributes(&self, metadata: &Metadata) -> Attributes {
@@ -180,6 +260,28 @@ impl<'a, W: Write> Walk<'a, W> {
             uid,
             gid,
             mtime,
+        }
+    }
+}
+
+/// Opens a file. It isn't followed even if it has become a link since it was looked at, nor waited for if it has become a pipe.
+fn opened(path: &Path) -> Result<File, Error> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    opened
+        .map(File::from)
+        .map_err(|errno| reading(path)(errno.into()))
+}
+
+fn read_small(data: File) -> io::Result<Vec<u8>> {
+    let mut whole = Vec::new();
+    data.take(SMALL_MAX + 1).read_to_end(&mut whole)?;
+    match whole.len() as u64 <= SMALL_MAX {
+        true => Ok(whole),
+        false => {
+            let text =
+                format!("there is more of it than its size tells, and than {SMALL_MAX} bytes");
+            Err(io::Error::other(text))
         }
     }
 }
@@ -241,5 +343,64 @@ mod tests {
         let inodes: Vec<_> = entries(&archive).iter().map(|entry| entry.2).collect();
         assert_eq!(inodes, [1, 2, 3, 3]);
         assert_eq!(archive, archive_dir(root, Owner::Root, Vec::new()).unwrap());
+    }
+
+    /// What `append_path` makes of a path.
+    fn copied(path: &Path) -> Result<(Vec<u8>, Nodes), Error> {
+        let mut archive = Archive::new(Vec::new());
+        let nodes = append_path(&mut archive, path, Path::new("x"), Owner::Root)?;
+        Ok((archive.finish()?, nodes))
+    }
+
+    #[test]
+    fn a_copy_has_what_can_be_read_and_not_what_the_size_says() {
+        // Nothing, and a page, by what they say of themselves.
+        for path in [
+            "/proc/self/limits",
+            "/sys/kernel/mm/transparent_hugepage/enabled",
+        ] {
+            let Ok(content) = fs::read(path) else {
+                continue;
+            };
+            assert!(!content.is_empty());
+            let (archive, _) = copied(Path::new(path)).unwrap();
+            assert_eq!(entries(&archive)[0].4, content, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_named_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "data").unwrap();
+        symlink(&file, &link).unwrap();
+        let (archive, _) = copied(&link).unwrap();
+        let entries = entries(&archive);
+        assert_eq!(
+            (entries[0].1 & 0o170_000, &*entries[0].4),
+            (0o100_000, &b"data"[..])
+        );
+        fs::remove_file(&file).unwrap();
+        let Err(Error::Read { path, .. }) = copied(&link) else {
+            panic!("it leads nowhere");
+        };
+        assert_eq!(path, link);
+    }
+
+    #[test]
+    fn what_is_neither_file_nor_folder_is_named_and_what_is_too_large_is_refused_by_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..12 {
+            let socket = folder.path().join(format!("socket{number:02}"));
+            std::os::unix::net::UnixListener::bind(socket).unwrap();
+        }
+        let (_, nodes) = copied(folder.path()).unwrap();
+        assert_eq!((nodes.first.len(), nodes.more), (10, 2));
+        assert_eq!(nodes.first[0], folder.path().join("socket00"));
+        let large = folder.path().join("large");
+        File::create(&large).unwrap().set_len(1 << 32).unwrap();
+        let told = copied(folder.path()).unwrap_err().to_string();
+        let said = "has 4294967296 bytes, and an archive holds only files of less than 4 GiB";
+        assert_eq!(told, format!("{} {said}", large.display()));
     }
 }

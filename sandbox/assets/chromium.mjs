@@ -2,7 +2,7 @@
 // goes through `minivmTold`, which DevTools has put here: a letter for what it is, and the rest.
 
 import { loadPyodide } from "/pyodide/pyodide.mjs";
-import { connect, put, run, start } from "/task/pyodide.mjs";
+import { connect, run, start, unpack } from "/task/pyodide.mjs";
 
 // So many messages or bytes may be on their way to the worker at a time.
 const MESSAGES_MAX = 256;
@@ -25,18 +25,22 @@ function ask(path) {
   return request.responseText;
 }
 
+function send(letter, chunk) {
+  told(letter + btoa(String.fromCharCode(...chunk)));
+  sent += 1;
+  underWay.messages += 1;
+  underWay.bytes += chunk.length;
+  if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
+    ask(`/drained?${sent}`);
+    underWay = { messages: 0, bytes: 0 };
+  }
+}
+
+/** Writes all of it, for few programs look whether they have to write the rest. */
 function writer(letter) {
   return (bytes) => {
-    const chunk = bytes.subarray(0, CHUNK);
-    told(letter + btoa(String.fromCharCode(...chunk)));
-    sent += 1;
-    underWay.messages += 1;
-    underWay.bytes += chunk.length;
-    if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
-      ask(`/drained?${sent}`);
-      underWay = { messages: 0, bytes: 0 };
-    }
-    return chunk.length;
+    for (let at = 0; at < bytes.length; at += CHUNK) send(letter, bytes.subarray(at, at + CHUNK));
+    return bytes.length;
   };
 }
 
@@ -53,17 +57,14 @@ async function get(path) {
 }
 
 async function runTask() {
-  const { env, entries, snapshot } = await (await get("/task.json")).json();
+  const { env, files, snapshot } = await (await get("/task/task.json")).json();
   const pyodide = await start(loadPyodide, {
     indexURL: "/pyodide/",
     _loadSnapshot: snapshot ? (await get("/snapshot")).arrayBuffer() : undefined,
   });
   const writeErr = writer("e");
   connect(pyodide, read, writer("o"), writeErr);
-  for (const [number, entry] of entries.entries()) {
-    const file = entry.kind === "file";
-    put(pyodide, entry.to, entry, file ? new Uint8Array(await (await get(`/files/${number}`)).arrayBuffer()) : undefined);
-  }
+  if (files) unpack(pyodide, new Uint8Array(await (await get("/task/files.cpio")).arrayBuffer()));
   const code = await (await get("/task/code.py")).text();
   const bootstrap = await (await get("/task/bootstrap.py")).text();
   const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));

@@ -30,6 +30,32 @@ export function put(pyodide, path, { kind, mode, target }, bytes) {
   FS.chmod(path, mode);
 }
 
+/** Puts all that is in an archive (cpio, as minivm writes it) into Python's file system. Files' bytes stay where they are. */
+export function unpack(pyodide, archive) {
+  const words = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const text = (from, length) => {
+    const bytes = archive.subarray(from, from + length);
+    try {
+      return words.decode(bytes);
+    } catch {
+      throw new Error(`the name ${JSON.stringify(new TextDecoder().decode(bytes))} is not UTF-8`);
+    }
+  };
+  const next4 = (offset) => Math.ceil(offset / 4) * 4;
+  for (let at = 0; ; ) {
+    // Six characters say what it is, and each field has eight.
+    const field = (index) => parseInt(text(at + 6 + 8 * index, 8), 16);
+    const [mode, size, length] = [field(1), field(6), field(11)];
+    const name = text(at + 110, length - 1);
+    if (name === "TRAILER!!!") return;
+    const data = next4(at + 110 + length);
+    const kind = { 0o040000: "folder", 0o100000: "file", 0o120000: "link" }[mode & 0o170000];
+    const target = kind === "link" ? text(data, size) : undefined;
+    if (kind) put(pyodide, `/${name}`, { kind, mode: mode & 0o7777, target }, archive.subarray(data, data + size));
+    at = next4(data + size);
+  }
+}
+
 /** Runs the code, and returns its exit status. `writeError` gets a line where the interpreter itself came to its end. */
 export async function run(pyodide, bootstrap, code, env, writeError) {
   const { runPython, toPy } = pyodide;

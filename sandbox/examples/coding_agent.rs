@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use minivm::images::Shelf;
-use minivm::machine::session::{BOOT_LIMIT, End};
-use minivm::machine::{Files, Machine, Place, Report, Session, memory_for};
+use minivm::machine::session::{BOOT_LIMIT, End, TERM};
+use minivm::machine::{Files, Machine, Place, Report, Session};
 use minivm::{cache, kernel};
 use minivm_guest::channel::{Request, Status};
 use minivm_guest::image::{self, Image, Options, Unwatched};
@@ -102,7 +102,7 @@ fn work(
     let machine = Machine {
         kernel: kernel::find()?,
         initramfs: archive.path.clone(),
-        memory: memory_for(archive.size, None)?,
+        memory: archive.memory(None)?,
         cpus: 1,
         rings: true,
         console: false,
@@ -131,6 +131,8 @@ fn work(
         copy_in: vec![copy_in],
         copy_out: vec![copy_out],
         max_copy_out: 1 << 20,
+        copy_out_grace: None,
+        stop_signal: TERM,
         events: mpsc::channel().1,
         overdue: None,
     };

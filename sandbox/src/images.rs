@@ -4,24 +4,32 @@
 //! carries. It appears there whole: it is written to `<key>.partial`, locked, and renamed when it is complete and on the disk
 //! ([`Partial`]). Whoever uses an archive holds a lock on it, so that it isn't removed meanwhile.
 //!
-//! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`.
+//! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`. What all of these take
+//! on the disk has a limit, see `evict`.
 
+mod evict;
 mod fill;
 mod root;
+mod tree;
 
 use std::borrow::Borrow;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use minivm_guest::image::{self, Digest, Image, Partial, Store};
 use minivm_guest::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::machine::{self, memory_for};
+use crate::output_path::Output;
+
+pub use evict::{LIMIT, set_limit};
 pub use root::Root;
+pub use tree::Cleared;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
@@ -87,16 +95,39 @@ impl Shelf {
     ///
     /// # Errors
     ///
-    /// Where something can't be removed; [`Error::Pulling`] while images are being pulled.
+    /// Where something can't be removed, which doesn't keep the rest; [`Error::Pulling`] while images are being pulled.
     pub fn clear(&self, kept: &[PathBuf]) -> Result<u64, Error> {
+        self.sweep(kept).whole()
+    }
+
+    /// The same; tells of all that can't be removed.
+    pub fn sweep(&self, kept: &[PathBuf]) -> Cleared {
+        let mut cleared = Cleared::default();
         let store = self.store();
-        let mut freed = 0;
         if store.folder().exists() {
-            let _alone = store.hold_alone()?.ok_or(Error::Pulling)?;
-            freed += clear(store.folder(), &[store.lock_path()])?;
+            match store.hold_alone() {
+                Ok(Some(_alone)) => {
+                    let kept = [store.lock_path()];
+                    cleared.add(tree::remove_unlocked(store.folder(), &kept));
+                }
+                Ok(None) => cleared.note(Error::Pulling),
+                Err(error) => cleared.note(error.into()),
+            }
         }
-        freed += clear(&self.folder.join("initramfs"), kept)?;
-        Ok(freed + root::clear(&self.folder.join("rootfs"))?)
+        cleared.add(tree::remove_unlocked(&self.folder.join("initramfs"), kept));
+        cleared.add(root::clear(&self.folder.join("rootfs")));
+        cleared
+    }
+
+    /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago goes, unless it is in use. To be called when
+    /// something was put into it; archives and folders are seen to.
+    pub fn evict(&self) {
+        evict::evict(&self.folder, None);
+    }
+
+    /// The same, but for the template of this name, which has just been made.
+    pub(crate) fn evict_beside(&self, template: &str) {
+        evict::evict(&self.folder, Some(template));
     }
 
     /// The image's root as a folder. It is made if it isn't there; `making` is called before that.
@@ -105,7 +136,11 @@ impl Shelf {
     ///
     /// Where it can't be made or kept.
     pub fn root(&self, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
-        root::open(&self.folder.join("rootfs"), image, making)
+        let (root, made) = root::open(&self.folder.join("rootfs"), image, making)?;
+        if made {
+            self.evict();
+        }
+        Ok(root)
     }
 
     /// The image's archive. It is made if it isn't there; `making` is called before that.
@@ -141,13 +176,22 @@ impl Shelf {
             return Ok(archive);
         }
         match image() {
-            Ok(image) => Ok(make(image.borrow(), partial, &path)?),
+            Ok(image) => {
+                let archive = make(image.borrow(), partial, &path)?;
+                self.evict();
+                Ok(archive)
+            }
             Err(error) => {
                 let _ = partial.discard();
                 Err(error)
             }
         }
     }
+}
+
+/// Removes a folder of the cache's with all that is in it.
+pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
+    tree::remove(folder).whole()
 }
 
 fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Error> {
@@ -176,6 +220,8 @@ pub struct Archive {
     pub path: PathBuf,
     /// Its size in bytes.
     pub size: u64,
+    /// How many files, folders and links it has.
+    pub files: u64,
     _lock: File,
 }
 
@@ -197,56 +243,32 @@ impl Archive {
         let same = |named: fs::Metadata| {
             (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()) && named.len() > 0
         };
-        Ok(named.is_some_and(same).then(|| Archive {
+        if !named.is_some_and(same) {
+            return Ok(None);
+        }
+        touch(&file);
+        Ok(Some(Archive {
             path: path.to_owned(),
             size: metadata.len(),
+            files: rootfs::inodes(&file)?.unwrap_or_default(),
             _lock: file,
         }))
     }
+
+    /// What a guest gets of memory with it, in bytes: see [`memory_for`].
+    ///
+    /// # Errors
+    ///
+    /// Where less is `wanted` than it takes.
+    pub fn memory(&self, wanted: Option<u64>) -> Result<u64, machine::Error> {
+        memory_for(self.size, self.files, wanted)
+    }
 }
 
-/// Removes the files in a folder and below it; says how many bytes they took. Files that somebody has locked stay, and so does
-/// `kept`. Somebody else may be at it too.
-fn clear(folder: &Path, kept: &[PathBuf]) -> Result<u64, Error> {
-    let Some(entries) = found(fs::read_dir(folder), "read", folder)? else {
-        return Ok(0);
-    };
-    let mut freed = 0;
-    for entry in entries {
-        let path = entry.map_err(failed("read", folder))?.path();
-        if kept.contains(&path) {
-            continue;
-        }
-        let Some(metadata) = found(fs::symlink_metadata(&path), "read", &path)? else {
-            continue;
-        };
-        if metadata.is_dir() {
-            freed += clear(&path, kept)?;
-        } else if found(remove(&path, &metadata), "remove", &path)? == Some(true) {
-            freed += metadata.len();
-        }
-    }
-    Ok(freed)
-}
-
-/// Removes a file unless it is locked; says whether it did. The lock is ours until the name is gone: who waits for it sees that
-/// its file has none.
-fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
-    let mut file = None;
-    if metadata.is_file() {
-        // A network's file system locks for one alone only what can be written to.
-        let mut options = OpenOptions::new();
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let opened = options.read(true).write(true).custom_flags(flags);
-        let opened = file.insert(opened.open(path)?);
-        match lock(opened, FlockOperation::NonBlockingLockExclusive) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            locked => locked?,
-        }
-    }
-    fs::remove_file(path)?;
-    drop(file);
-    Ok(true)
+/// Notes that a file was used. Where that can't be, it goes earlier than it should.
+fn touch(file: &File) {
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    let _ = file.set_times(now);
 }
 
 /// What was done to a file or folder; `None` where it isn't there.
@@ -266,58 +288,25 @@ fn lock(file: &File, operation: FlockOperation) -> io::Result<()> {
     }
 }
 
-/// Writes the image's archive to a file of the user's, which appears when it is whole.
+/// Writes the image's archive to where a user wants it, `path`, of which `output` is what was opened.
 ///
 /// # Errors
 ///
 /// Where it can't be made or written.
-pub fn build(image: &Image, compression: Compression, path: &Path) -> Result<Summary, Error> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
-    // A file without a name is gone if we are killed. A network's file system may not know such a thing, or not name it.
-    let Ok(file) = unnamed(folder) else {
-        return build_named(image, compression, path, folder);
-    };
-    let summary = write(image, compression, &Limits::default(), &file, path)?;
-    file.sync_data().map_err(failed("write", path))?;
-    // Only a name that is free can be given to it; the other one is there for a moment.
-    let named = tempfile::Builder::new().make_in(folder, |free| {
-        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(linkat(CWD, own, CWD, free, AtFlags::SYMLINK_FOLLOW)?)
-    });
-    let Ok(named) = named else {
-        return build_named(image, compression, path, folder);
-    };
-    let persisted = named.into_temp_path().persist(path);
-    persisted.map_err(|error| failed("create", path)(error.error))?;
-    Ok(summary)
-}
-
-/// A file that is gone with its last descriptor, unless it gets a name. The umask has the last word on its mode.
-fn unnamed(folder: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666))?.into())
-}
-
-/// Writes it under a name from the start, one that nobody could guess: the folder may be everybody's. A kill leaves it there.
-fn build_named(
+pub fn build(
     image: &Image,
     compression: Compression,
     path: &Path,
-    folder: &Path,
+    mut output: Output,
 ) -> Result<Summary, Error> {
-    fs::metadata(folder).map_err(failed("create a file in", folder))?;
-    let file = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-        // Without the name that it would have had.
-        .map_err(|error| failed("create a file in", folder)(error.kind().into()))?;
-    let summary = write(image, compression, &Limits::default(), file.as_file(), path)?;
-    file.as_file().sync_data().map_err(failed("write", path))?;
-    file.persist(path)
-        .map_err(|error| failed("create", path)(error.error))?;
+    let written = write(image, compression, &Limits::default(), &mut output, path);
+    let summary = written.map_err(|error| match output.failure() {
+        Some(failure) => failed("write", path)(failure),
+        None => error,
+    })?;
+    let synced = output.sync();
+    let finished = synced.and_then(|()| output.finish());
+    finished.map_err(failed("write", path))?;
     Ok(summary)
 }
 
@@ -325,7 +314,7 @@ fn write(
     image: &Image,
     compression: Compression,
     limits: &Limits,
-    file: &File,
+    file: impl Write,
     path: &Path,
 ) -> Result<Summary, Error> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -477,10 +466,8 @@ mod tests {
         let usual = place.folder.path().join("usual");
         File::create(&usual).unwrap();
         for _ in 0..2 {
-            build(&place.image, Compression::None, &path).unwrap();
-            assert_eq!(mode(&path), mode(&usual));
-            fs::remove_file(&path).unwrap();
-            build_named(&place.image, Compression::None, &path, place.folder.path()).unwrap();
+            let output = Output::open(&path, 0o666).unwrap();
+            build(&place.image, Compression::None, &path, output).unwrap();
             assert_eq!(mode(&path), mode(&usual));
         }
         assert_eq!(place.names(""), ["out.cpio", "root", "usual"]);

@@ -7,7 +7,7 @@ use crate::cache;
 
 /// There is no kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no kernel in {}: make one with `cargo xtask setup`, or name one with --kernel", folder.display())]
+#[error("no kernel in {}: make one with `cargo xtask setup`, or name one with --kernel, or the folder of one that is there, another user's for one, in MINIVM_KERNEL", folder.display())]
 pub struct Missing {
     /// Where it was looked for.
     pub folder: PathBuf,
@@ -19,7 +19,7 @@ pub struct Missing {
 ///
 /// Where there is none.
 pub fn find() -> Result<PathBuf, Missing> {
-    let folder = match env::var_os("MINIVM_KERNEL") {
+    let folder = match env::var_os("MINIVM_KERNEL").filter(|folder| !folder.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => cache::folder()
             .unwrap_or_default()

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod lab;
 pub mod machine;
 pub mod output;
+pub mod output_path;
 pub mod printable;
 pub mod streams;
 pub mod templates;

@@ -20,6 +20,22 @@ impl Pending {
     }
 }
 
+/// What is told where output is dropped because whatever reads it was too slow, at a time limit or a stop.
+pub const NOT_TAKEN: &str = "output was dropped: its reader had not taken it by the end";
+
+/// What is told where messages are dropped.
+pub(crate) fn not_written(error: &io::Error) -> String {
+    format!("{NOT_WRITTEN}{error}")
+}
+
+/// How that begins.
+const NOT_WRITTEN: &str = "cannot write the command's stderr: ";
+
+/// Whether a warning tells of output that was dropped for another reason than a limit on its size.
+pub fn tells_of_a_loss(warning: &str) -> bool {
+    warning == NOT_TAKEN || warning.starts_with(NOT_WRITTEN)
+}
+
 /// Memory as a writer. Clones are the same memory, which can be looked at while it is written to.
 #[derive(Clone, Debug, Default)]
 pub struct Kept(Arc<Mutex<Vec<u8>>>);
@@ -53,6 +69,8 @@ pub(crate) struct Capped {
     pending: Pending,
     left: Option<u64>,
     pub(crate) truncated: bool,
+    /// Why it takes no more, where that is no reason to end the command.
+    pub(crate) failed: Option<io::Error>,
 }
 
 impl Capped {
@@ -62,6 +80,23 @@ impl Capped {
             pending: pending.clone(),
             left: limit,
             truncated: false,
+            failed: None,
+        }
+    }
+
+    /// Writes messages. Where they can't be written any more, they are dropped from there on, and the command goes on: its exit
+    /// code is worth more. An error is only that nobody reads them.
+    pub(crate) fn write_or_drop(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        match self.write(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.truncated = true;
+                self.failed = Some(error);
+                Ok(())
+            }
+            written => written,
         }
     }
 
@@ -98,5 +133,24 @@ mod tests {
         capped.write(b" world").unwrap();
         assert!(capped.truncated);
         assert_eq!(*out.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn messages_to_a_full_disk_are_dropped_and_noted_and_those_to_a_closed_pipe_an_error() {
+        let full =
+            || -> Box<dyn Write + Send> { Box::new(std::fs::File::create("/dev/full").unwrap()) };
+        let mut capped = Capped::new(full(), None, &Pending::default());
+        assert!(capped.write(b"x").is_err() && !capped.truncated);
+        let mut capped = Capped::new(full(), None, &Pending::default());
+        capped.write_or_drop(b"x").unwrap();
+        capped.write_or_drop(b"y").unwrap();
+        assert!(capped.truncated);
+        let told = not_written(capped.failed.as_ref().unwrap());
+        assert!(told.contains("No space left on device") && tells_of_a_loss(&told));
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut capped = Capped::new(Box::new(writer), None, &Pending::default());
+        let error = capped.write_or_drop(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

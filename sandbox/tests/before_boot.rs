@@ -6,14 +6,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use minivm_tests::image::Elf;
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, run};
 use tempfile::TempDir;
 
-/// How long any of these may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// minivm's own error.
 const ERROR: i32 = 125;
 /// Wrong usage.

@@ -5,16 +5,17 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use minivm_tests::image::{BzImage, CODE, Elf, Segment};
-use minivm_tests::program::{Ended, run};
+use minivm_tests::patience::PATIENCE;
+use minivm_tests::program::{Ended, ends_until, run};
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-/// How long any of these may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// minivm's own error.
 const ERROR: i32 = 125;
 /// Wrong usage.
@@ -536,6 +537,33 @@ fn what_another_sandbox_does_not_know_is_refused() {
         assert_eq!((ended.code, ended.text().as_str()), (Some(125), ""));
         assert!(ended.stderr.contains(part), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn one_signal_ends_a_run_whose_report_is_not_read() {
+    let mut command = minivm();
+    command.args(["run", "--json", "--backend", "monty", "--code"]);
+    // More than a pipe holds.
+    command.arg("print('x' * 200000)");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // When there is something of it, all has ended but this process.
+    let mut first = [0];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut first)
+        .unwrap();
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let ended = ends_until(&child, Instant::now() + PATIENCE);
+    child.kill().unwrap();
+    assert!(ended, "it hears the first one");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
 #[test]

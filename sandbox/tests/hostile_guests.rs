@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use minivm::machine::session::{End, Event};
+use minivm::machine::session::{End, Event, TERM};
 use minivm::machine::{Error, Link, Machine, Place, Session};
 use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
@@ -20,9 +20,8 @@ use minivm_guest::channel::{
 };
 use minivm_tests::image::{Elf, Segment};
 use minivm_tests::output::Shared;
+use minivm_tests::patience::PATIENCE;
 
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(500);
 /// The guests' memory.
@@ -91,6 +90,7 @@ struct Guest {
     code: Vec<u8>,
     /// What it may take until it has started a command.
     boot_limit: Duration,
+    timeout: Duration,
 }
 
 impl Guest {
@@ -106,7 +106,8 @@ impl Guest {
             pages: 1,
             directory: vec![0; PAGE],
             code: LOOP.to_vec(),
-            boot_limit: SOON,
+            boot_limit: PATIENCE,
+            timeout: PATIENCE,
             ring,
         };
         guest.put(0, &DIRECTORY_MAGIC);
@@ -155,7 +156,7 @@ impl Guest {
 
     /// Runs a session with it: how it ended, and what was on its stdout.
     fn session(&self) -> (Result<End, Error>, Vec<u8>) {
-        run(&self.kernel(), self.boot_limit)
+        run(&self.kernel(), self.boot_limit, self.timeout)
     }
 
     fn told(&self) -> String {
@@ -207,7 +208,7 @@ fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> Machine {
 }
 
 /// Runs a session with a kernel's file of these bytes, on a thread of its own, so that one that hangs fails the test.
-fn run(kernel: &[u8], boot_limit: Duration) -> (Result<End, Error>, Vec<u8>) {
+fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, Error>, Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
     let machine = machine(&folder, kernel);
     let stdout = Shared::default();
@@ -218,7 +219,7 @@ fn run(kernel: &[u8], boot_limit: Duration) -> (Result<End, Error>, Vec<u8>) {
         stdin: Some(stdin.into()),
         stdout: Box::new(stdout.clone()),
         boot_limit,
-        timeout: Some(SOON),
+        timeout: Some(timeout),
         events,
         ..Session::new(Request {
             argv: vec![vec![b'x'; 100_000]],
@@ -290,6 +291,8 @@ fn input_goes_on_while_nobody_takes_the_output() {
         copy_in: Vec::new(),
         copy_out: Vec::new(),
         max_copy_out: 0,
+        copy_out_grace: None,
+        stop_signal: TERM,
         events,
         overdue: None,
     };
@@ -395,6 +398,7 @@ fn positions_that_lie_are_found_out() {
     // Nothing can be sent to this one; its limit ends it.
     let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
     guest.word(Direction::ToGuest, Word::Consumed, 1 << 31);
+    guest.timeout = SOON;
     assert_eq!(guest.session().0.unwrap(), End::TimedOut);
 }
 
@@ -411,6 +415,7 @@ fn rings_of_one_page_for_all_do_no_harm() {
     for pages in [1, 2, 128] {
         let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
         guest.pages(pages);
+        (guest.boot_limit, guest.timeout) = (SOON, SOON);
         // What the host sends overwrites what it reads: whatever that is, it ends.
         let _ = guest.session();
         // The directory as a page of the rings: what the host sends overwrites the positions.
@@ -427,9 +432,11 @@ fn bells_without_end_are_no_messages() {
     // The bells are the hello's own bytes, again and again.
     let mut guest = Guest::new(&[]);
     guest.code = say_for_ever(guest.hello.len());
+    guest.boot_limit = SOON;
     assert!(matches!(guest.session().0, Err(Error::NoInit(SOON))));
     let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
     guest.code = say_for_ever(guest.hello.len());
+    guest.timeout = SOON;
     assert_eq!(guest.session().0.unwrap(), End::TimedOut);
     // Nobody listens to these, for the ring is broken: the machine ends all the same.
     let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
@@ -452,12 +459,13 @@ fn bells_without_end_are_no_messages() {
 #[test]
 fn a_guest_that_says_nothing_has_a_limit() {
     assert!(matches!(
-        run(&Elf::of_code(&[&LOOP]).bytes(), SOON).0,
+        run(&Elf::of_code(&[&LOOP]).bytes(), SOON, PATIENCE).0,
         Err(Error::NoInit(SOON))
     ));
     // A part of the hello only.
     let mut guest = Guest::new(&[]);
     guest.hello.truncate(MAGIC.len() + 3);
+    guest.boot_limit = SOON;
     assert!(matches!(guest.session().0, Err(Error::NoInit(SOON))));
 }
 
@@ -485,7 +493,6 @@ fn noise_without_end_is_refused() {
         guest.hello = hello;
         guest.code = say_for_ever(guest.hello.len());
         // It takes some 64 KiB of noise, each byte an exit.
-        guest.boot_limit = PATIENCE;
         let told = guest.told();
         assert!(told.contains(said), "{said}: {told}");
     }

@@ -7,13 +7,13 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
-use minivm::machine::session::{End, Event};
+use minivm::machine::session::{End, Event, TERM};
 use minivm::machine::{Ended, Error, Files, Link, Report, Session};
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
@@ -21,12 +21,13 @@ use minivm_guest::channel::{
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_tests::output::Shared;
+use minivm_tests::patience::PATIENCE;
 use proptest::prelude::*;
 
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(300);
+/// One within which the host has said all that it has to say, on a busy machine too.
+const AMPLE: Duration = Duration::from_secs(3);
 
 /// What the guest does when it has said everything.
 #[derive(Clone, Copy, PartialEq)]
@@ -38,16 +39,37 @@ enum Then {
     Repeats(usize),
 }
 
+/// What a guest waits for before it goes on.
+#[derive(Clone, Copy)]
+enum Until {
+    /// It was stopped, and yet goes on.
+    Stopped,
+    /// Its command was to be killed.
+    Killed,
+}
+
 /// A guest's words.
 struct Script {
     words: Vec<u8>,
     said: usize,
+    /// What it waits for once it has said so much.
+    waits: Option<(usize, Until)>,
+    sent: Weak<Mutex<Vec<u8>>>,
     then: Then,
     stopped: Receiver<()>,
 }
 
 impl Read for Script {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut end = self.words.len();
+        match self.waits {
+            Some((at, _)) if self.said < at => end = at,
+            Some((_, until)) => {
+                self.wait(until);
+                self.waits = None;
+            }
+            None => {}
+        }
         if self.said == self.words.len() {
             match self.then {
                 Then::Ends => return Ok(0),
@@ -63,10 +85,43 @@ impl Read for Script {
                 Then::Repeats(from) => self.said = from,
             }
         }
-        let len = (&self.words[self.said..]).read(buffer)?;
+        let len = (&self.words[self.said..end]).read(buffer)?;
         self.said += len;
         Ok(len)
     }
+}
+
+impl Script {
+    fn wait(&mut self, until: Until) {
+        match until {
+            Until::Stopped => {
+                self.stopped.recv().unwrap();
+                self.then = Then::Ends;
+            }
+            Until::Killed => {
+                let sent = self.sent.upgrade().unwrap();
+                let is_killed = || {
+                    told_guest(&sent)
+                        .iter()
+                        .any(|message| message == "Signal(9)")
+                };
+                while !is_killed() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+}
+
+/// What the guest was told, one message after the other.
+fn told_guest(sent: &Mutex<Vec<u8>>) -> Vec<String> {
+    let mut decoder = frame::Decoder::default();
+    decoder.extend(&sent.lock().unwrap());
+    let mut told = Vec::new();
+    while let Some((tag, body)) = decoder.next().unwrap() {
+        told.push(format!("{:?}", ToGuest::decode(tag, body).unwrap()));
+    }
+    told
 }
 
 /// What came of a scene.
@@ -82,12 +137,18 @@ struct Scene {
     request: Request,
     words: Vec<u8>,
     then: Then,
+    boot_limit: Duration,
     timeout: Option<Duration>,
     max_output: Option<u64>,
     max_copy_out: u64,
+    copy_out_grace: Option<Duration>,
     copy_out: Vec<Files>,
+    waits: Option<(usize, Until)>,
     stdin: Option<OwnedFd>,
     events: Vec<Event>,
+    /// What happens once there is this file.
+    later: Option<(PathBuf, Event)>,
+    stop_signal: u8,
     stdout: Shared,
     /// What the guest was sent.
     sent: Shared,
@@ -102,12 +163,17 @@ impl Scene {
             },
             words,
             then,
+            boot_limit: PATIENCE,
             timeout: None,
             max_output: None,
             max_copy_out: 1 << 20,
+            copy_out_grace: None,
             copy_out: Vec::new(),
+            waits: None,
             stdin: None,
             events: Vec::new(),
+            later: None,
+            stop_signal: TERM,
             stdout: Shared::default(),
             sent: Shared::default(),
         }
@@ -127,6 +193,8 @@ impl Scene {
             words: self.words,
             said: 0,
             then: self.then,
+            waits: self.waits,
+            sent: Arc::downgrade(&self.sent.0),
             stopped,
         };
         let sent = Arc::downgrade(&self.sent.0);
@@ -155,12 +223,14 @@ impl Scene {
             stdin: self.stdin,
             stdout: Box::new(self.stdout),
             stderr: Box::new(io::sink()),
-            boot_limit: SOON,
+            boot_limit: self.boot_limit,
             timeout: self.timeout,
             max_output: self.max_output,
             copy_in: Vec::new(),
             copy_out: self.copy_out,
             max_copy_out: self.max_copy_out,
+            copy_out_grace: self.copy_out_grace,
+            stop_signal: self.stop_signal,
             events,
             overdue: None,
         };
@@ -169,6 +239,14 @@ impl Scene {
             let result = session.run(link);
             report.send(result).unwrap();
         });
+        if let Some((seen, event)) = self.later {
+            let began = Instant::now();
+            while !seen.exists() {
+                assert!(began.elapsed() < PATIENCE, "{} comes", seen.display());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            happen.send(event).unwrap();
+        }
         let result = reported.recv_timeout(PATIENCE);
         let held = sent.strong_count();
         drop(happen);
@@ -437,16 +515,17 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
         encoded(&[hello()]),
         encoded(&[hello()])[..3].to_vec(),
     ] {
-        assert!(matches!(
-            result(words, Then::Waits),
-            Err(Error::NoInit(SOON))
-        ));
+        let mut scene = Scene::new(words, Then::Waits);
+        scene.boot_limit = SOON;
+        assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
     }
     // It talks all the time.
     let first = encoded(&[hello()]);
     for said in [ToHost::Warning("wait".into()), ToHost::Time] {
         let words = [first.clone(), encoded(&[said])].concat();
-        let result = result(words, Then::Repeats(first.len()));
+        let mut scene = Scene::new(words, Then::Repeats(first.len()));
+        scene.boot_limit = SOON;
+        let result = scene.play();
         assert!(matches!(result, Err(Error::NoInit(SOON))), "{result:?}");
     }
 }
@@ -455,9 +534,10 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
 fn the_time_is_told_to_whoever_asks() {
     let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
     let began = now();
-    let scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
+    scene.boot_limit = AMPLE;
     let sent = scene.sent.clone();
-    assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
+    assert!(matches!(scene.play(), Err(Error::NoInit(AMPLE))));
     let mut decoder = frame::Decoder::default();
     decoder.extend(&sent.0.lock().unwrap());
     let mut times = Vec::new();
@@ -498,6 +578,9 @@ fn floods_end_at_the_time_limit_with_little_memory() {
         assert!(
             report.warnings.len() <= 20 && report.warnings.iter().all(|line| line.len() <= 500)
         );
+        if let Some(last) = report.warnings.last() {
+            assert!(last.starts_with("there were ") && last.ends_with(" more warnings"));
+        }
     }
     let grown = peak() - before;
     assert!(grown < 32 << 10, "{grown} KiB more");
@@ -525,7 +608,7 @@ fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
     let words = encoded(&[&[hello(), ToHost::Started], &asked[..]].concat());
     let mut scene = Scene::new(words, Then::Waits);
     scene.stdin = Some(reader.into());
-    scene.timeout = Some(SOON);
+    scene.timeout = Some(AMPLE);
     let sent = scene.sent.clone();
     assert_eq!(scene.play().unwrap().end, End::TimedOut);
     feeder.join().unwrap();
@@ -540,15 +623,10 @@ fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
 
 #[test]
 fn signals_wait_for_the_command_and_the_end_does_not() {
-    let messages = |sent: &Shared| {
-        let mut decoder = frame::Decoder::default();
-        decoder.extend(&sent.0.lock().unwrap());
-        let mut tags = Vec::new();
-        while let Some((tag, body)) = decoder.next().unwrap() {
-            let message = ToGuest::decode(tag, body).unwrap();
-            tags.push(format!("{message:?}").split('(').next().unwrap().to_owned());
-        }
-        tags
+    let messages = |sent: &Shared| -> Vec<String> {
+        let told = told_guest(&sent.0);
+        let kind = |message: &String| message.split('(').next().unwrap().to_owned();
+        told.iter().map(kind).collect()
     };
     let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
     scene.events = vec![Event::Signal(15), Event::Stop(15)];
@@ -557,7 +635,7 @@ fn signals_wait_for_the_command_and_the_end_does_not() {
     assert!(messages(&sent).iter().all(|message| message == "Request"));
     let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
     scene.events = vec![Event::Signal(15)];
-    scene.timeout = Some(SOON);
+    scene.timeout = Some(AMPLE);
     let sent = scene.sent.clone();
     assert_eq!(scene.play().unwrap().end, End::TimedOut);
     // This guest doesn't wait for its request, so that either may come first.
@@ -731,6 +809,152 @@ fn files_that_never_come_are_missed() {
     assert_eq!(report.warnings.len(), 1, "{report:?}");
 }
 
+/// A guest that sends a folder with two files, of which one comes only in part, and then more: its words, and how many there
+/// are up to that part.
+fn half_a_folder(rest: &[ToHost]) -> (Vec<u8>, usize) {
+    let mut begun = entry("copied", 0o040_755, 0, b"");
+    begun.extend(entry("copied/whole", 0o100_644, 2, b"hi"));
+    begun.extend(entry("copied/part", 0o100_644, 200_000, b""));
+    begun.extend([b'x'; 100_000]);
+    let mut words = encoded(&[
+        hello(),
+        ToHost::Started,
+        ToHost::FilesOf(0, None),
+        ToHost::Files(&begun),
+    ]);
+    let until = words.len();
+    words.extend(encoded(rest));
+    (words, until)
+}
+
+/// Of half a folder, one file is there.
+fn assert_one_is_whole(folder: &Path) {
+    let names: Vec<_> = fs::read_dir(folder.join("below/out")).unwrap().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert_eq!(fs::read(folder.join("below/out/whole")).unwrap(), b"hi");
+}
+
+#[test]
+fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
+    for limit in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let (words, _) = half_a_folder(&[]);
+        let mut scene = copying(folder.path(), words, Then::Waits);
+        match limit {
+            true => scene.timeout = Some(SOON),
+            false => {
+                let seen = folder.path().join("below/out/whole");
+                scene.later = Some((seen, Event::Signal(15)));
+                // The image's, which is for the command.
+                scene.stop_signal = 10;
+            }
+        }
+        let report = scene.play().unwrap();
+        let (end, why) = match limit {
+            true => (
+                End::TimedOut,
+                "the time limit was reached first; with --copy-out-on-timeout, what is there then is copied",
+            ),
+            false => (End::Stopped(15), "the machine was stopped"),
+        };
+        assert_eq!((report.end, report.copy_failed), (end, true));
+        let said =
+            format!("/work was not copied out as a whole, but 1 of its files and folders: {why}");
+        assert_eq!(report.warnings, [said]);
+        assert_one_is_whole(folder.path());
+    }
+}
+
+#[test]
+fn an_exit_that_is_heard_after_the_limit_is_no_exit_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = vec![b'x'; 100_000];
+    let end = entry("TRAILER!!!", 0, 0, b"");
+    let rest = [rest, end].concat();
+    let (words, until) = half_a_folder(&[ToHost::Files(&rest), ToHost::Files(b""), exit(0)]);
+    let mut scene = copying(folder.path(), words, Then::Waits);
+    scene.waits = Some((until, Until::Stopped));
+    scene.timeout = Some(SOON);
+    let report = scene.play().unwrap();
+    assert_eq!((report.end, report.copy_failed), (End::TimedOut, true));
+    assert_one_is_whole(folder.path());
+}
+
+#[test]
+fn a_command_that_timed_out_is_killed_and_its_files_are_copied_where_that_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = encoded(&[hello(), ToHost::Started]);
+    let rest = [
+        ToHost::FilesOf(0, None),
+        ToHost::Files(&archive("copied")),
+        ToHost::Files(b""),
+        exit(137),
+    ];
+    let words = [begun.clone(), encoded(&rest)].concat();
+    let mut scene = copying(folder.path(), words, Then::Waits);
+    scene.waits = Some((begun.len(), Until::Killed));
+    scene.timeout = Some(Duration::from_millis(1));
+    scene.copy_out_grace = Some(PATIENCE);
+    let report = scene.play().unwrap();
+    assert_eq!(
+        (report.end, report.copy_failed, report.warnings),
+        (End::TimedOut, false, Vec::<String>::new())
+    );
+    assert_eq!(fs::read(folder.path().join("below/out")).unwrap(), b"hi");
+}
+
+#[test]
+fn a_copy_that_was_not_done_is_told_in_one_line_whatever_ended_the_command() {
+    let ended = |change: &dyn Fn(&mut Scene)| {
+        let folder = tempfile::tempdir().unwrap();
+        let words = encoded(&[hello(), ToHost::Started]);
+        let mut scene = copying(folder.path(), words, Then::Waits);
+        change(&mut scene);
+        let report = scene.play().unwrap();
+        assert!(
+            report.copy_failed && report.warnings.len() == 1,
+            "{report:?}"
+        );
+        (report.end, report.warnings[0].clone())
+    };
+    let limit = |scene: &mut Scene| scene.timeout = Some(Duration::from_millis(1));
+    let told = |end, why: &str| (end, format!("nothing was copied out: {why}"));
+    assert_eq!(
+        ended(&limit),
+        told(
+            End::TimedOut,
+            "the time limit was reached first; with --copy-out-on-timeout, what is there then is copied"
+        )
+    );
+    assert_eq!(
+        ended(&|scene| {
+            limit(scene);
+            scene.copy_out_grace = Some(Duration::from_millis(1));
+        }),
+        told(
+            End::TimedOut,
+            "the time limit was reached, and --copy-out-grace is over"
+        )
+    );
+    assert_eq!(
+        ended(&|scene| scene.events = vec![Event::Stop(2)]),
+        told(End::Stopped(2), "the machine was stopped")
+    );
+}
+
+#[test]
+fn a_command_gets_its_own_stop_signal() {
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
+    scene.events = vec![Event::Signal(15), Event::Signal(1)];
+    scene.stop_signal = 37;
+    scene.timeout = Some(SOON);
+    let sent = scene.sent.clone();
+    scene.play().unwrap();
+    let mut signals = told_guest(&sent.0);
+    signals.retain(|message| message.starts_with("Signal"));
+    assert_eq!(signals, ["Signal(37)", "Signal(1)"]);
+}
+
 #[test]
 fn the_same_files_do_not_come_twice() {
     let folder = tempfile::tempdir().unwrap();
@@ -781,6 +1005,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let then = if again { Then::Repeats(0) } else { Then::Ends };
         let mut scene = copying(folder.path(), words, then);
+        scene.boot_limit = SOON;
         scene.timeout = Some(Duration::from_millis(20));
         scene.stdin = Some(File::open("/dev/zero").unwrap().into());
         if again && scene.words.is_empty() {

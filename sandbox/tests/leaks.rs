@@ -7,6 +7,7 @@
 #[path = "conformance/host.rs"]
 mod host;
 
+use minivm_tests::patience::PATIENCE;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,6 @@ use host::{code, run};
 
 /// What has not changed for so long is at rest.
 const REST: Duration = Duration::from_millis(500);
-/// How long the last of a sandbox may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// All that could be left behind.
 #[derive(Debug, PartialEq, Eq)]

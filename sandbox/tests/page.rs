@@ -24,6 +24,7 @@ frame.onload = () => {
   document.querySelector("#seen").textContent = "SEEN" + JSON.stringify({
     code: page.querySelector("#code").textContent,
     bars: all("#time .bar").map((bar) => bar.getBoundingClientRect().width),
+    rows: all("#time .bar").map((bar) => [bar.getBoundingClientRect().top, bar.getBoundingClientRect().bottom]),
     tracks: all("#time .track").map((track) => track.getBoundingClientRect().width),
     figures: all("#time .figure").map((figure) => figure.textContent),
     answers: all("#answers td code").map((code) => code.textContent),
@@ -118,6 +119,12 @@ fn the_page_shows_a_chart_and_tables_and_nothing_runs_in_it() {
         width(&bars[2]) > width(&bars[0]),
         "gVisor takes longer than Monty: {bars:?}"
     );
+    // Beside each other: one behind the other, the rest of the longer one would look like a part of the time.
+    for rows in list("rows").chunks(2) {
+        let edge = |bar: usize, edge: usize| rows[bar][edge].as_f64().unwrap();
+        let apart = edge(0, 0) >= edge(1, 1) || edge(1, 0) >= edge(0, 1);
+        assert!(apart, "{rows:?}");
+    }
     assert!(
         list("figures")
             .iter()

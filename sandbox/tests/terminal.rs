@@ -8,17 +8,15 @@ use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use minivm_tests::image::Elf;
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::ends_until;
 use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{LocalModes, OutputModes};
 use tempfile::TempDir;
-
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `mov dx, 0x3f8; mov al, '.'; out dx, al`: says that it runs.
 const SHOW: [u8; 7] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee];

@@ -403,6 +403,24 @@ fn bytes_and_files_arrive_as_they_went() {
     let ended = program::run(&mut home.shell(&copies, &script), PATIENCE);
     assert_end(&ended, 3, "10000001\n", "");
     assert!(fs::read(out.join("copy")).unwrap() == sent);
+
+    // The lab tells why a guest has died, and what came before is kept.
+    let script = "echo out; echo err >&2; sleep 1; echo c > /proc/sysrq-trigger";
+    let ended = program::run(&mut home.shell(&["--json"], script), PATIENCE);
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let outputs = (&report["stdout"], &report["stderr"]);
+    assert_eq!(outputs, (&"out\n".into(), &"err\n".into()), "{report}");
+    let why = "the machine ended before its command did: the guest's kernel panicked";
+    assert!(
+        report["error"].as_str().unwrap().starts_with(why),
+        "{report}"
+    );
+    assert_eq!(
+        ended.stderr.matches("minivm: ").count(),
+        1,
+        "{}",
+        ended.stderr
+    );
     home.assert_all_are_free();
 }
 

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use crate::patience::processes;
+
 /// A running program. It is killed when this is dropped.
 pub struct Program {
     child: Child,
     /// Its input; `None` ends it.
     pub stdin: Option<ChildStdin>,
-    output: Receiver<(Instant, Vec<u8>)>,
+    output: Receiver<Vec<u8>>,
     stdout: Vec<u8>,
-    last_output: Instant,
     stderr: Option<JoinHandle<Vec<u8>>>,
 }
 
@@ -32,8 +33,6 @@ pub struct Ended {
     pub stdout: Vec<u8>,
     /// All that it wrote to stderr.
     pub stderr: String,
-    /// From its last byte on stdout to its end.
-    pub lingered: Duration,
 }
 
 impl Ended {
@@ -65,10 +64,7 @@ impl Program {
         thread::spawn(move || {
             let mut buffer = [0; 65536];
             while let Ok(len @ 1..) = stdout.read(&mut buffer) {
-                if sender
-                    .send((Instant::now(), buffer[..len].to_vec()))
-                    .is_err()
-                {
+                if sender.send(buffer[..len].to_vec()).is_err() {
                     break;
                 }
             }
@@ -85,7 +81,6 @@ impl Program {
             child,
             output,
             stdout: Vec::new(),
-            last_output: Instant::now(),
             stderr: Some(stderr),
         }
     }
@@ -100,6 +95,11 @@ impl Program {
             .as_mut()
             .expect("stdin is still open")
             .write_all(bytes)
+    }
+
+    /// Its process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal.
@@ -130,8 +130,9 @@ impl Program {
         while as_text(&self.stdout).matches(text).count() < times {
             if let Err(why) = self.take_output(deadline) {
                 panic!(
-                    "waiting for {text:?}: {why}; so far:\n{}",
-                    as_text(&self.stdout)
+                    "waiting for {text:?}: {why}; so far:\n{}\n{}",
+                    as_text(&self.stdout),
+                    processes()
                 );
             }
         }
@@ -151,34 +152,32 @@ impl Program {
                 Err(RecvTimeoutError::Timeout) => break true,
             }
         };
+        let processes = late.then(processes);
         if late {
             // Ends the thread that reads stderr.
             let _ = self.child.kill();
         }
         let status = self.child.wait().expect("it is our child");
-        let lingered = self.last_output.elapsed();
         let stderr = self.stderr.take().expect("taken once").join();
         let stderr = String::from_utf8_lossy(&stderr.expect("reading doesn't panic")).into_owned();
         let stdout = std::mem::take(&mut self.stdout);
         assert!(
             !late,
-            "no end within {patience:?}; stdout:\n{}\nstderr:\n{stderr}",
-            as_text(&stdout)
+            "no end within {patience:?}; stdout:\n{}\nstderr:\n{stderr}\n{}",
+            as_text(&stdout),
+            processes.unwrap_or_default()
         );
         Ended {
             code: status.code(),
             signal: status.signal(),
             stdout,
             stderr,
-            lingered,
         }
     }
 
     fn take_output(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let (at, bytes) = self.output.recv_timeout(left)?;
-        self.stdout.extend(bytes);
-        self.last_output = at;
+        self.stdout.extend(self.output.recv_timeout(left)?);
         Ok(())
     }
 

@@ -9,14 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use minivm_guest::newc::{Archive, Attributes, Node};
 use minivm_tests::given;
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
-
-/// How long anything may take, in the lab, which is slow.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts until a line is typed, says it again, and ends.
 const INIT: &[u8] = b"#!/bin/busybox sh

@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::newc::{Archive, Attributes, Node};
 use minivm_tests::given;
+use minivm_tests::patience::PATIENCE;
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
 use sha2::{Digest, Sha256};
 
-/// How long a guest may take, in the lab, which is slow.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// The variable that makes a test be the other process: the snapshot's folder. The output goes to a file beside it.
 const FOLDER: &str = "MINIVM_TEST_SNAPSHOT";
 

@@ -24,7 +24,7 @@ use crate::memory::GuestRam;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet};
 use crate::vcpu::{Surroundings, Vcpu};
-use crate::{initramfs, kernel, layout};
+use crate::{initramfs, kernel, layout, restraint};
 
 /// A machine to be: its configuration, and what its serial ports are connected to.
 ///
@@ -195,9 +195,10 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
     let ioapic = Arc::new(Mutex::new(ioapic));
     let (com1, input1) = uart(layout::COM1_IRQ, &ioapic, com1, &gate, devices.com1)?;
     let (com2, input2) = uart(layout::COM2_IRQ, &ioapic, com2, &gate, devices.com2)?;
+    let intake = Arc::new(Mutex::new(()));
     let pumps = [(input1, &com1), (input2, &com2)]
         .into_iter()
-        .filter_map(|(input, uart)| Some(input?.pump(uart.clone())))
+        .filter_map(|(input, uart)| Some(input?.pump(uart.clone(), intake.clone())))
         .collect();
     Ok(Machine {
         vcpus,
@@ -208,6 +209,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
             ioapic,
             com1,
             com2,
+            intake,
             vm,
         }),
         pumps,
@@ -309,6 +311,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     let address = usize::try_from(layout::KVM_TSS.0).expect("below 4 GiB");
     vm.set_tss_address(address)
         .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
+    restraint::apply(&vm)?;
     Ok(vm)
 }
 
@@ -353,7 +356,7 @@ pub(crate) fn split_irqchip(vm: &VmFd) -> Result<()> {
 }
 
 /// Creates the processors. Number 0 is the one that starts; the others wait for its signal.
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
+pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
     // What this processor and this KVM can give to a guest. (KVM API 4.46, KVM_GET_SUPPORTED_CPUID.)
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)

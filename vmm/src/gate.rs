@@ -116,7 +116,9 @@ impl Gate {
         inner.slots[slot].parked = true;
         self.decide(&mut inner);
         self.changed.notify_all();
+        let mut paused = false;
         while matches!(self.phase(), Phase::Paused | Phase::Checking) {
+            paused |= self.phase() == Phase::Paused;
             inner = match inner.slots[slot].asked.take() {
                 Some(inventory) => {
                     inner.slots[slot].saved = Some(vcpu.save(&inventory));
@@ -127,7 +129,12 @@ impl Gate {
             };
         }
         inner.slots[slot].parked = false;
-        self.phase() == Phase::Running
+        let runs = self.phase() == Phase::Running;
+        drop(inner);
+        if paused && runs {
+            vcpu.resume();
+        }
+        runs
     }
 
     /// Keeps a paused machine paused.
@@ -298,6 +305,9 @@ pub(crate) trait Parked {
 
     /// Reads the state, at rest.
     fn save(&self, inventory: &Inventory) -> Result<VcpuState>;
+
+    /// Tells the guest that it was paused, before it goes on.
+    fn resume(&self);
 }
 
 /// A paused machine that stays paused as long as this lives.

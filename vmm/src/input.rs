@@ -1,8 +1,17 @@
 //! Input for a serial port: from a descriptor, as fast as the guest takes it.
+//!
+//! Reading never waits: another process that reads from the same pipe or terminal may have taken what was there a moment ago.
+//! And nothing is read while the UART is locked, which its vCPU waits for.
+
+#![allow(
+    unsafe_code,
+    reason = "reading without waiting from what others have open too has no safe interface in std"
+)]
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -12,6 +21,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::bus::lock;
 use crate::devices::uart::Uart;
+
+/// The number of `/dev/ptmx`: opened again, a terminal's other end is another terminal's.
+const TERMINAL_MULTIPLEXER: libc::dev_t = libc::makedev(5, 2);
 
 /// Where a serial port's input comes from. Its end is not the guest's end.
 ///
@@ -24,15 +36,61 @@ use crate::devices::uart::Uart;
 /// ```
 pub struct Input {
     source: File,
+    way: Way,
+    /// What it was made from, where `source` was opened anew: a pipe that is open for writing too has no end.
+    _given: Option<File>,
+}
+
+/// How it is read without waiting.
+enum Way {
+    /// By a plain read: of a file, or of what was opened for us alone, and so that it doesn't wait.
+    Plain,
+    /// By a read that says that it doesn't wait: of what others have open too, and find as they left it.
+    Asking,
 }
 
 impl From<OwnedFd> for Input {
     /// Reads from a descriptor: a terminal, a pipe, a socket or a file. It is read only when it has something and the
     /// guest takes it, so that what the guest doesn't take stays where it is.
     fn from(source: OwnedFd) -> Self {
-        Input {
-            source: source.into(),
+        let given = File::from(source);
+        let way = match given.metadata() {
+            Ok(metadata) if metadata.is_file() => Way::Plain,
+            _ => Way::Asking,
+        };
+        match opened_anew(&given) {
+            Some(source) => Input {
+                source,
+                way: Way::Plain,
+                _given: Some(given),
+            },
+            None => Input {
+                source: given,
+                way,
+                _given: None,
+            },
         }
+    }
+}
+
+/// The same pipe or terminal once more, open for this process alone and so that reading doesn't wait; `None` where there is no
+/// such thing, or another user's.
+fn opened_anew(given: &File) -> Option<File> {
+    let metadata = given.metadata().ok()?;
+    let terminal = given.is_terminal() && metadata.rdev() != TERMINAL_MULTIPLEXER;
+    if !metadata.file_type().is_fifo() && !terminal {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", given.as_raw_fd());
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let options = File::options().read(true).custom_flags(flags).open(path);
+    options.ok()
+}
+
+impl AsFd for Input {
+    /// What can be watched for input.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
     }
 }
 
@@ -51,59 +109,127 @@ impl Input {
         Ok(Input::from(OwnedFd::from(ours)))
     }
 
-    /// Connects it to `uart`.
-    pub(crate) fn pump(self, uart: Arc<Mutex<Uart>>) -> Pump {
-        let room = lock(&uart).room();
-        Pump {
-            source: Some(self.source),
-            watched: false,
-            uart,
-            room,
-        }
-    }
-}
-
-/// Moves input into a UART whenever there is some and the UART has room.
-pub(crate) struct Pump {
-    /// `None` when it has come to its end.
-    source: Option<File>,
-    /// Whether the event loop tells when the source has something.
-    watched: bool,
-    uart: Arc<Mutex<Uart>>,
-    room: Arc<EventFd>,
-}
-
-impl Pump {
-    /// Reads as much as the UART takes, once.
-    fn fill(&mut self) -> io::Result<Filled> {
-        let mut uart = lock(&self.uart);
-        let mut buffer = [0; 64];
-        let capacity = uart.capacity().min(buffer.len());
-        let Some(source) = self.source.as_mut().filter(|_| capacity > 0) else {
-            return Ok(Filled::NoRoom);
+    /// Reads what there is, without waiting; `None` where there is nothing, which is not the end.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be read.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let read = match self.way {
+            Way::Plain => (&self.source).read(buffer),
+            Way::Asking => read_now(&self.source, buffer),
         };
-        match source.read(&mut buffer[..capacity]) {
-            Ok(0) => Ok(Filled::End),
-            Ok(len) => uart.receive(&buffer[..len]).map(|()| Filled::Some),
+        match read {
+            Ok(len) => Ok(Some(len)),
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
                 ) =>
             {
-                Ok(Filled::Some)
+                Ok(None)
             }
             Err(error) => Err(error),
         }
     }
 
+    /// Connects it to `uart`. As long as `intake` is locked nothing is between the two.
+    pub(crate) fn pump(self, uart: Arc<Mutex<Uart>>, intake: Arc<Mutex<()>>) -> Pump {
+        let room = lock(&uart).room();
+        Pump {
+            source: Some(self),
+            early: Vec::new(),
+            watched: false,
+            uart,
+            intake,
+            room,
+        }
+    }
+}
+
+/// Reads what is there now (preadv2(2), RWF_NOWAIT). Devices and kernels that don't know of it are asked first whether there
+/// is anything, which is nearly the same.
+fn read_now(source: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: the one part is `buffer`, which may be written to. -1 stands for the file's position.
+    let read =
+        unsafe { libc::preadv2(source.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+    if let Ok(len) = usize::try_from(read) {
+        return Ok(len);
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+            let mut watched = libc::pollfd {
+                fd: source.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: it is one structure, which may be written to.
+            match unsafe { libc::poll(&raw mut watched, 1, 0) } {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                1 => { source }.read(buffer),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+        error => Err(error),
+    }
+}
+
+/// Moves input into a UART whenever there is some and the UART has room.
+pub(crate) struct Pump {
+    /// `None` when it has come to its end.
+    source: Option<Input>,
+    /// What was read and then found no room any more: a driver that had asked for input has thought better of it.
+    early: Vec<u8>,
+    /// Whether the event loop tells when the source has something.
+    watched: bool,
+    uart: Arc<Mutex<Uart>>,
+    intake: Arc<Mutex<()>>,
+    room: Arc<EventFd>,
+}
+
+impl Pump {
+    /// Moves as much as the UART takes, once.
+    fn fill(&mut self) -> io::Result<Filled> {
+        let intake = self.intake.clone();
+        let _taking = lock(&intake);
+        let capacity = lock(&self.uart).capacity();
+        let Some(source) = self.source.as_ref().filter(|_| capacity > 0) else {
+            return Ok(Filled::NoRoom);
+        };
+        if self.early.is_empty() {
+            let mut buffer = [0; 64];
+            let most = capacity.min(buffer.len());
+            match source.try_read(&mut buffer[..most])? {
+                None => return Ok(Filled::Some),
+                Some(0) => return Ok(Filled::End),
+                Some(len) => self.early.extend(&buffer[..len]),
+            }
+        }
+        let mut uart = lock(&self.uart);
+        let taken = uart.capacity().min(self.early.len());
+        if taken == 0 {
+            return Ok(Filled::NoRoom);
+        }
+        let early: Vec<_> = self.early.drain(..taken).collect();
+        uart.receive(&early).map(|()| Filled::Some)
+    }
+
     /// Watches the source again, now that there is room. A regular file can't be watched; it is always ready.
     fn watch(&mut self, ops: &mut EventOps) {
-        let Some(source) = &self.source else { return };
+        if !self.early.is_empty() {
+            self.advance(ops);
+        }
+        let Some(source) = self.source.as_ref().filter(|_| self.early.is_empty()) else {
+            return;
+        };
         if self.watched {
             return;
         }
-        self.watched = ops.add(Events::new(source, EventSet::IN)).is_ok();
+        self.watched = ops.add(Events::new(&source.source, EventSet::IN)).is_ok();
         if !self.watched {
             self.advance(ops);
         }
@@ -111,7 +237,7 @@ impl Pump {
 
     fn unwatch(&mut self, ops: &mut EventOps) {
         if let Some(source) = self.source.as_ref().filter(|_| self.watched) {
-            let _ = ops.remove(Events::new(source, EventSet::IN));
+            let _ = ops.remove(Events::new(&source.source, EventSet::IN));
         }
         self.watched = false;
     }
@@ -155,5 +281,95 @@ impl MutEventSubscriber for Pump {
         } else {
             self.advance(ops);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::FromRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+
+    /// A terminal's two ends.
+    fn terminal() -> (File, File) {
+        let (mut ours, mut theirs) = (0, 0);
+        let none = std::ptr::null_mut();
+        // SAFETY: both places may be written to; nothing else is asked for.
+        let opened = unsafe {
+            libc::openpty(
+                &raw mut ours,
+                &raw mut theirs,
+                none,
+                none.cast(),
+                none.cast(),
+            )
+        };
+        assert_eq!(opened, 0, "{}", io::Error::last_os_error());
+        // SAFETY: the descriptors are new, and each becomes one file's.
+        let file = |descriptor| unsafe { File::from_raw_fd(descriptor) };
+        (file(ours), file(theirs))
+    }
+
+    fn fifo(folder: &Path) -> File {
+        let path = folder.join("fifo");
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the name ends with a zero.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        File::options().read(true).write(true).open(path).unwrap()
+    }
+
+    /// Whether an open file waits when it is read.
+    fn waits(file: impl AsFd) -> bool {
+        // SAFETY: it has no condition.
+        let flags = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) };
+        flags & libc::O_NONBLOCK == 0
+    }
+
+    #[test]
+    fn what_another_reader_has_taken_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, pipes_writer) = io::pipe().unwrap();
+        let (socket, sockets_writer) = UnixStream::pair().unwrap();
+        let (terminals_writer, terminal) = terminal();
+        let fifo = fifo(folder.path());
+        let fifos_writer = fifo.try_clone().unwrap();
+        let sources: [(&str, OwnedFd, OwnedFd); 4] = [
+            ("a pipe", pipe.into(), pipes_writer.into()),
+            ("a socket", socket.into(), sockets_writer.into()),
+            ("a terminal", terminal.into(), terminals_writer.into()),
+            ("a FIFO", fifo.into(), fifos_writer.into()),
+        ];
+        for (name, source, writer) in sources {
+            let other = File::from(source.try_clone().unwrap());
+            let mut writer = File::from(writer);
+            let input = Input::from(source);
+            let mut buffer = [0; 16];
+            assert_eq!(input.try_read(&mut buffer).unwrap(), None, "{name}");
+            writer.write_all(b"taken\n").unwrap();
+            assert_eq!((&other).read(&mut buffer).unwrap(), 6, "{name}");
+            assert_eq!(input.try_read(&mut buffer).unwrap(), None, "{name}");
+            writer.write_all(b"ours\n").unwrap();
+            let read = (0..1000).find_map(|_| {
+                thread::yield_now();
+                input.try_read(&mut buffer).unwrap()
+            });
+            assert_eq!(read, Some(5), "{name}");
+            assert_eq!(&buffer[..5], b"ours\n", "{name}");
+            assert!(waits(&other), "{name} is another for the others now");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_to_its_end_from_where_it_stands() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"skipped read").unwrap();
+        io::Seek::seek(&mut file, io::SeekFrom::Start(8)).unwrap();
+        let input = Input::from(OwnedFd::from(file));
+        let mut buffer = [0; 16];
+        assert_eq!(input.try_read(&mut buffer).unwrap(), Some(4));
+        assert_eq!(&buffer[..4], b"read");
+        assert_eq!(input.try_read(&mut buffer).unwrap(), Some(0));
     }
 }

@@ -55,6 +55,7 @@ mod memory;
 mod outcome;
 mod pool;
 mod probe;
+mod restraint;
 mod snapshot;
 mod vcpu;
 

@@ -5,19 +5,23 @@
 //!
 //! A restored machine's memory is a private mapping of the snapshot's memory file: nothing is read when it is mapped; a page
 //! that the guest reads is the page cache's, which all machines of the snapshot share; a page that it writes to becomes a
-//! copy of its own. The file itself never changes.
+//! copy of its own. The file itself never changes. Where the file has a large hole the memory is anonymous, as a booted
+//! machine's: there is nothing to share, and a page that isn't copied comes sooner. It gets huge pages only where it is known
+//! that clones leave it alone until they do something of their own: each page that they all touch would take 2 MiB.
 
 #![allow(
     unsafe_code,
     reason = "mapping memory at chosen addresses has no safe interface"
 )]
 
+use std::cmp::Reverse;
 use std::fs::File;
-use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::{io, iter};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -29,41 +33,57 @@ use crate::layout;
 
 /// x86's large page: the granule of the host's transparent huge pages.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
+/// How many parts of one region differ in how they are mapped, at most.
+pub(crate) const MAPPINGS: usize = 16;
 
 /// All RAM of one machine. Dropping it unmaps it: that must not happen before the machine's KVM descriptors are closed.
 pub(crate) struct GuestRam {
     map: GuestMemoryMmap,
     /// The file whose private mapping it is.
     file: Option<Arc<File>>,
+    /// What isn't the file's, by guest-physical address, in whole huge pages.
+    blank: Vec<Range<u64>>,
     // Behind `map`, so that it is dropped after it.
-    _mappings: Vec<Mapping>,
+    mappings: Vec<Mapping>,
 }
 
 impl GuestRam {
     /// Reserves `bytes` of guest RAM, laid out as [`layout::ram`] says.
     pub(crate) fn new(bytes: u64) -> Result<Self> {
-        Self::mapped(bytes, None)
+        Self::mapped(bytes, None, &[])
     }
 
     /// Maps `file`, which has `bytes` bytes, as guest RAM of its own: the part above the hole stands right behind the part
-    /// below it.
-    pub(crate) fn of_file(bytes: u64, file: Arc<File>) -> Result<Self> {
-        Self::mapped(bytes, Some(file))
+    /// below it. The file is known to hold nothing in `holes`, which are whole huge pages and in order.
+    pub(crate) fn of_file(bytes: u64, file: Arc<File>, holes: &[Range<u64>]) -> Result<Self> {
+        Self::mapped(bytes, Some(file), holes)
     }
 
-    fn mapped(bytes: u64, file: Option<Arc<File>>) -> Result<Self> {
+    fn mapped(bytes: u64, file: Option<Arc<File>>, holes: &[Range<u64>]) -> Result<Self> {
         let mut regions = Vec::new();
         let mut mappings = Vec::new();
+        let mut blank = Vec::new();
         let mut offset = 0;
         for (base, size) in layout::ram(bytes) {
             let length = usize::try_from(size).expect("checked against MEMORY_MAX");
             let mapping = Mapping::reserve(length).map_err(Error::host("guest memory"))?;
             match &file {
-                None => mapping.use_huge_pages(),
-                Some(file) => mapping
-                    .replace(file, offset)
-                    .map_err(Error::host("guest memory"))?,
+                None => mapping.use_huge_pages(0..size),
+                Some(file) => {
+                    let holes = within(holes, &(offset..offset + size));
+                    for part in between(&holes, size) {
+                        mapping
+                            .replace(&part, file, offset + part.start)
+                            .map_err(Error::host("guest memory"))?;
+                    }
+                    blank.extend(
+                        holes
+                            .iter()
+                            .map(|hole| base.0 + hole.start..base.0 + hole.end),
+                    );
+                }
             }
+            mapping.keep_out_of_dumps();
             regions.push(region(base, &mapping)?);
             mappings.push(mapping);
             offset += size;
@@ -73,13 +93,31 @@ impl GuestRam {
         Ok(GuestRam {
             map,
             file,
-            _mappings: mappings,
+            blank,
+            mappings,
         })
     }
 
     /// The file whose private mapping it is, if it is one.
     pub(crate) fn file(&self) -> Option<&File> {
         self.file.as_deref()
+    }
+
+    /// Asks for huge pages behind what isn't the file's, but for those of which a part is in `touched`.
+    pub(crate) fn use_huge_pages_beside(&self, touched: &[Range<u64>]) {
+        for ((base, size, _), mapping) in self.regions().zip(&self.mappings) {
+            let region = base.0..base.0 + size;
+            let blank = within(&self.blank, &region);
+            let mut parts: Vec<_> = blank
+                .iter()
+                .flat_map(|hole| without(hole, &within(touched, &region)))
+                .collect();
+            // Each is a mapping of the kernel's, of which a process can have some 65,000.
+            parts.sort_unstable_by_key(|part| Reverse(part.end - part.start));
+            for part in parts.into_iter().take(MAPPINGS) {
+                mapping.use_huge_pages(part);
+            }
+        }
     }
 
     /// How much it is.
@@ -98,6 +136,49 @@ impl GuestRam {
             .iter()
             .map(|region| (region.start_addr(), region.len(), region.as_ptr() as u64))
     }
+}
+
+/// The parts of `ranges` that lie in `region`, by their places in it.
+fn within(ranges: &[Range<u64>], region: &Range<u64>) -> Vec<Range<u64>> {
+    ranges
+        .iter()
+        .map(|range| range.start.max(region.start)..range.end.min(region.end))
+        .filter(|range| range.start < range.end)
+        .map(|range| range.start - region.start..range.end - region.start)
+        .collect()
+}
+
+/// What is left of `size` bytes between `holes`, which are in order.
+fn between(holes: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
+    let starts = iter::once(0).chain(holes.iter().map(|hole| hole.end));
+    let ends = holes.iter().map(|hole| hole.start).chain([size]);
+    starts
+        .zip(ends)
+        .map(|(start, end)| start..end)
+        .filter(|part| part.start < part.end)
+        .collect()
+}
+
+/// What is left of `hole` when every huge page is taken away of which a part is in `touched`.
+fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
+    let huge = HUGE_PAGE as u64;
+    let mut pages: Vec<_> = within(touched, hole)
+        .into_iter()
+        .map(|part| part.start / huge * huge..part.end.next_multiple_of(huge))
+        .collect();
+    pages.sort_unstable_by_key(|page| page.start);
+    // Two that touch the same huge page are one.
+    pages.dedup_by(|next, page| {
+        let overlaps = next.start <= page.end;
+        if overlaps {
+            page.end = page.end.max(next.end);
+        }
+        overlaps
+    });
+    between(&pages, hole.end - hole.start)
+        .into_iter()
+        .map(|part| hole.start + part.start..hole.start + part.end)
+        .collect()
 }
 
 /// A running machine's RAM as a program sees it that shares some of it with the guest.
@@ -234,23 +315,41 @@ impl Mapping {
         })
     }
 
-    /// Asks for huge pages behind it.
-    fn use_huge_pages(&self) {
-        // SAFETY: the range is ours; the advice changes how it is backed, not what it holds. A kernel without
-        // transparent huge pages refuses, and that is as well.
-        unsafe { libc::madvise(self.address.cast(), self.size, libc::MADV_HUGEPAGE) };
+    /// Asks for huge pages behind a part of it. A kernel without transparent huge pages refuses, and that is as well.
+    fn use_huge_pages(&self, part: Range<u64>) {
+        self.advise(&part, libc::MADV_HUGEPAGE);
     }
 
-    /// Puts a private mapping of `file`, from `offset` on, in its place.
-    fn replace(&self, file: &File, offset: u64) -> io::Result<()> {
+    /// Has it left out of this process's core dumps: it is the guest's, as secret as what it works on, and large.
+    fn keep_out_of_dumps(&self) {
+        self.advise(&(0..self.size as u64), libc::MADV_DONTDUMP);
+    }
+
+    fn advise(&self, part: &Range<u64>, advice: libc::c_int) {
+        let (address, size) = self.part(part);
+        // SAFETY: the range is ours; the advice changes how it is kept, not what it holds.
+        unsafe { libc::madvise(address, size, advice) };
+    }
+
+    /// Address and size of a part of it.
+    fn part(&self, part: &Range<u64>) -> (*mut libc::c_void, usize) {
+        let place = |at: u64| usize::try_from(at).map_or(self.size, |at| at.min(self.size));
+        let (start, end) = (place(part.start), place(part.end));
+        let address = self.address.wrapping_byte_add(start);
+        (address.cast(), end.saturating_sub(start))
+    }
+
+    /// Puts a private mapping of `file`, from `offset` on, in a part's place.
+    fn replace(&self, part: &Range<u64>, file: &File, offset: u64) -> io::Result<()> {
+        let (address, size) = self.part(part);
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: the range is ours, and nothing refers to it yet, so it may be replaced. What a private mapping holds can
         // change while the file does, but guest memory is accessed as what can change at any time anyway.
         let mapped = unsafe {
             libc::mmap(
-                self.address.cast(),
-                self.size,
+                address,
+                size,
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags,
                 file.as_raw_fd(),
@@ -296,6 +395,28 @@ mod tests {
         assert!(memory.load(0x2001).is_err(), "it is not aligned");
         assert!(memory.read(end - 4, &mut read).is_err());
         assert!(memory.write(u64::MAX, &read).is_err());
+    }
+
+    #[test]
+    fn what_is_left_of_a_hole_has_no_huge_page_that_is_touched() {
+        const MIB: u64 = 1 << 20;
+        let hole = 4 * MIB..16 * MIB;
+        assert_eq!(without(&hole, &[]), [hole.clone()]);
+        let page = |at: u64| at..at + 4096;
+        assert_eq!(
+            without(
+                &hole,
+                &[page(7 * MIB), page(0), page(20 * MIB), page(6 * MIB)]
+            ),
+            [4 * MIB..6 * MIB, 8 * MIB..16 * MIB]
+        );
+        assert_eq!(
+            without(&hole, &[5 * MIB..7 * MIB, page(16 * MIB - 4096)]),
+            [8 * MIB..14 * MIB]
+        );
+        // A set is read from a file, and may say anything.
+        let anything = [u64::MAX - 1..u64::MAX, 9 * MIB..5 * MIB, 0..u64::MAX];
+        assert_eq!(without(&hole, &anything), []);
     }
 
     #[test]

@@ -32,11 +32,13 @@ pub fn probe() -> Result<()> {
     let machine = Builder::new(config).console_output(Tap(sender)).build()?;
     let control = machine.control();
     let (ended, wait) = channel::<()>();
-    let watchdog = thread::spawn(move || {
+    let watch = move || {
         if wait.recv_timeout(PATIENCE).is_err() {
             control.stop();
         }
-    });
+    };
+    let watchdog = thread::Builder::new().spawn(watch);
+    let watchdog = watchdog.map_err(Error::host("a thread"))?;
     let outcome = machine.run();
     // Where the watchdog is gone already, it has stopped the machine.
     let _ = ended.send(());

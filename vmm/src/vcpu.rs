@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    CpuId, KVM_EXIT_X86_BUS_LOCK, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
@@ -18,6 +19,7 @@ use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Parked};
 use crate::outcome::{Outcome, Reset};
+use crate::restraint;
 
 /// RFLAGS: maskable interrupts are on.
 const RFLAGS_IF: u64 = 1 << 9;
@@ -30,6 +32,8 @@ pub(crate) struct Surroundings {
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
     pub(crate) com1: Arc<Mutex<Uart>>,
     pub(crate) com2: Arc<Mutex<Uart>>,
+    /// Locked before the UARTs by what moves input into them, and by what saves them.
+    pub(crate) intake: Arc<Mutex<()>>,
     pub(crate) vm: Arc<VmFd>,
 }
 
@@ -108,6 +112,10 @@ impl Vcpu {
             // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
             Ok(VcpuExit::Hlt) => return Ok(Stay::Ended(Outcome::Stuck)),
             Ok(VcpuExit::Intr) => None,
+            Ok(VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK)) => {
+                restraint::rest();
+                None
+            }
             Ok(other) => {
                 let reason = describe(&other);
                 return Err(self.unexpected(reason));
@@ -190,6 +198,13 @@ impl Parked for Visitor<'_> {
 
     fn save(&self, inventory: &Inventory) -> Result<VcpuState> {
         VcpuState::of(self.vcpu, inventory)
+    }
+
+    fn resume(&self) {
+        // A guest that finds its clock further on than it should be takes itself for hung (Linux: "soft lockup"). This tells
+        // it, in the page that kvm-clock has with it, that it stood still. One without kvm-clock can't be told: EINVAL.
+        // (KVM API 4.70, KVM_KVMCLOCK_CTRL.)
+        let _ = self.vcpu.fd.kvmclock_ctrl();
     }
 }
 

@@ -18,7 +18,7 @@ const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 /// `jmp $`: loops for ever.
 const LOOP: [u8; 2] = [0xeb, 0xfe];
 /// How long anything here may take.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Passes every byte on to a channel.
 struct Tap(Sender<u8>);

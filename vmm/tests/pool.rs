@@ -16,7 +16,7 @@ use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot,
 use tempfile::TempDir;
 
 /// How long anything here may take, also in the lab, on a machine that has other things to do.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Tests share this process, and count what it has.
 static PROCESS: Mutex<()> = Mutex::new(());
@@ -143,7 +143,8 @@ fn dropped_it_leaves_no_thread_and_no_descriptor() {
         let pool = Pool::new(&snapshot, 4).unwrap();
         std::thread::sleep(Duration::from_micros(200) * moment);
         drop(pool);
-        assert_eq!(in_use(), before, "moment {moment}");
+        // A thread that was joined may be listed for a moment longer.
+        wait_for(&format!("moment {moment}"), || in_use() == before);
     }
     let pool = Pool::new(&snapshot, 4).unwrap();
     wait_for("four are ready", || pool.ready() == 4);
@@ -228,18 +229,14 @@ fn with_few_descriptors() {
     // Opened while that is possible.
     let stat = fs::File::open("/proc/self/stat").unwrap();
     let pool = Pool::new(&snapshot, 1000).unwrap();
-    let mut made = 0;
-    wait_for("no more can be made", || {
-        std::thread::sleep(Duration::from_millis(100));
-        std::mem::replace(&mut made, pool.ready()) == pool.ready() && made > 0
+    // It makes as many as it can, and doesn't try for ever to make more.
+    wait_for("it rests", || {
+        let before = processor_time(&stat);
+        std::thread::sleep(Duration::from_millis(500));
+        let hundredths = processor_time(&stat) - before;
+        pool.ready() > 0 && hundredths <= 2
     });
-    // It doesn't try for ever.
-    let before = processor_time(&stat);
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(
-        processor_time(&stat) - before <= 2,
-        "in hundredths of a second"
-    );
+    let made = pool.ready();
     let error = pool.take().map(drop).unwrap_err();
     assert!(
         matches!(error, Error::Kvm { .. } | Error::Host { .. }),

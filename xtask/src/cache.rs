@@ -4,7 +4,8 @@
 //! whole result, whatever was killed and when. Such leftovers are removed by the next [`Cache::open`], which is safe because
 //! only one `cargo xtask` has the cache open at a time.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -27,7 +28,8 @@ impl Cache {
         let root = root()?;
         for folder in FOLDERS {
             let folder = root.join(folder);
-            fs::create_dir_all(&folder)
+            make_own(&root)
+                .and_then(|()| make_own(&folder))
                 .with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let cache = Self {
@@ -123,6 +125,19 @@ fn root() -> Result<PathBuf> {
     Ok(base
         .ok_or_else(|| anyhow!("no place for the cache: set HOME or XDG_CACHE_HOME"))?
         .join("minivm"))
+}
+
+/// Makes a folder to which nobody else may write, whatever the umask: minivm believes no other. One that is there becomes one.
+fn make_own(folder: &Path) -> std::io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)?;
+    let mode = fs::metadata(folder)?.mode();
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(folder, Permissions::from_mode(mode & 0o755))
 }
 
 fn lock(path: &Path) -> Result<File> {

@@ -5,6 +5,7 @@
 //! | `setup` | Debian packages, kernels, the demo's root file system | [`setup`] |
 //! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
 //! | `test` | everything that checks the project; ends with the count | [`mod@test`] |
+//! | `soak` | the tests again and again, beside busy processors | [`soak`] |
 //! | `bench` | measures, side by side with a peer | [`mod@bench`] |
 //! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
 //!
@@ -29,6 +30,7 @@ mod report;
 mod rootfs;
 mod sandboxes;
 mod setup;
+mod soak;
 mod suite;
 mod tally;
 mod target;
@@ -58,6 +60,8 @@ enum Task {
         #[arg(long)]
         fast: bool,
     },
+    /// Run the tests again and again, beside threads that keep the processors busy
+    Soak(soak::Soak),
     /// Measure, side by side with a peer
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Task::Setup(wanted) => setup::run(&wanted),
         Task::Demo => demo::run(),
         Task::Test { fast } => test::run(fast),
+        Task::Soak(wanted) => soak::run(&wanted),
         Task::Bench(what) => bench::run(&what),
         Task::Sample(args) => bench::sample(&args),
         Task::Kernel { which } => setup::kernel(which),

@@ -39,8 +39,8 @@ impl Place {
             "lab" | "killed" | "warm_lab" => Self::HereWithIgnored,
             "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
             | "turducken" | "page" => Self::WithImageTools,
-            "machine_code" | "snapshot" | "pool" | "cli" | "control" | "terminal"
-            | "hostile_guests" => Self::AnyKvm,
+            "minivm_vmm" | "machine_code" | "snapshot" | "pool" | "cli" | "control"
+            | "terminal" | "hostile_guests" => Self::AnyKvm,
             "run" => Self::Kvm,
             _ if name.starts_with("boot") => Self::Kvm,
             _ => Self::Here,
@@ -201,7 +201,8 @@ mod tests {
         assert_eq!(Place::of("boot_debian"), Place::Kvm);
         assert_eq!(Place::of("lab"), Place::HereWithIgnored);
         assert_eq!(Place::of("images"), Place::WithImageTools);
-        assert_eq!(Place::of("minivm_vmm"), Place::Here);
+        assert_eq!(Place::of("minivm_vmm"), Place::AnyKvm);
+        assert_eq!(Place::of("minivm_guest"), Place::Here);
     }
 
     #[test]

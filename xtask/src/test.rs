@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that checks the project. It goes on after a failure, so that one run tells all, and ends
 //! with the line `N passed, N failed, N skipped`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,37 +14,17 @@ use crate::kvm;
 use crate::process::pass_through;
 use crate::report::Report;
 use crate::sandboxes;
-use crate::setup::{self, Wanted};
+use crate::setup::{self, Made, Wanted};
 use crate::suite::{self, Environment, Place};
 use crate::tally::Tally;
 
 pub(crate) fn run(fast: bool) -> Result<()> {
-    let mut run = Run {
-        report: Report::new(),
-        tally: Tally::default(),
-        failures: Vec::new(),
-    };
-    let made = setup::prepare(
-        &mut run.report,
-        &Wanted {
-            lab: !fast,
-            debian_kernels: !fast,
-            sandboxes: true,
-            image_tools: !fast,
-            coding_image: !fast,
-        },
-    )?;
+    let mut run = Run::new();
+    let made = run.set_up(fast)?;
     run.lint();
-    let minivm = if fast {
-        None
-    } else {
-        run.attempt("build minivm", cargo::build_minivm)
-    };
-    if let Some(minivm) = &minivm {
-        run.attempt("sandboxes", || sandboxes::install(minivm));
-    }
+    let minivm = if fast { None } else { run.minivm() };
     let environment = Environment::new(&made, minivm.as_deref());
-    let tests = run.attempt("build tests", suite::build).unwrap_or_default();
+    let tests = run.tests();
     run.test(&tests, &environment, minivm.as_deref(), fast);
     run.count("doc tests", suite::run_doc_tests);
     run.close(fast)
@@ -103,7 +83,7 @@ impl<'a> Way<'a> {
     }
 }
 
-struct Run {
+pub(crate) struct Run {
     report: Report,
     tally: Tally,
     /// What the failed tests of each program said.
@@ -111,6 +91,39 @@ struct Run {
 }
 
 impl Run {
+    pub(crate) fn new() -> Self {
+        Run {
+            report: Report::new(),
+            tally: Tally::default(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Makes what the tests need, or what those need that are quick.
+    pub(crate) fn set_up(&mut self, fast: bool) -> Result<Made> {
+        let wanted = Wanted {
+            lab: !fast,
+            debian_kernels: !fast,
+            sandboxes: true,
+            image_tools: !fast,
+            coding_image: !fast,
+        };
+        setup::prepare(&mut self.report, &wanted)
+    }
+
+    /// Builds minivm, and has it install its sandboxes.
+    pub(crate) fn minivm(&mut self) -> Option<PathBuf> {
+        let minivm = self.attempt("build minivm", cargo::build_minivm)?;
+        self.attempt("sandboxes", || sandboxes::install(&minivm));
+        Some(minivm)
+    }
+
+    /// Builds the test programs.
+    pub(crate) fn tests(&mut self) -> Vec<Executable> {
+        self.attempt("build tests", suite::build)
+            .unwrap_or_default()
+    }
+
     /// What needs no test to run: the format, clippy's and rustdoc's warnings.
     fn lint(&mut self) {
         self.attempt("format", || {
@@ -133,7 +146,7 @@ impl Run {
     }
 
     /// Runs the test programs in two lanes: those that run in the lab, and the others, some of which start labs themselves.
-    fn test(
+    pub(crate) fn test(
         &mut self,
         tests: &[Executable],
         environment: &Environment,
@@ -196,7 +209,7 @@ impl Run {
     }
 
     /// The table of steps, and the closing line, which is the last on stdout.
-    fn close(self, fast: bool) -> Result<()> {
+    pub(crate) fn close(self, fast: bool) -> Result<()> {
         self.report.print_table();
         for failure in &self.failures {
             println!("\n{failure}");

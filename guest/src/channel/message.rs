@@ -9,7 +9,7 @@ use super::frame::{self, BodyTooLong};
 pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
 
 /// The version of these messages. Both sides have to have the same.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// How much input the host may send before it is asked for more, in bytes.
 pub const STDIN_WINDOW: u32 = 256 << 10;
@@ -95,6 +95,10 @@ pub struct Request {
     pub privileged: bool,
     /// Resource limits to set.
     pub rlimits: Vec<Rlimit>,
+    /// The most bytes in `/dev/shm`, where it is to be another number than init's own.
+    pub shm_size: Option<u64>,
+    /// Further file systems in memory.
+    pub tmpfs: Vec<Tmpfs>,
     /// Whether an archive of files follows the request.
     pub copy_in: bool,
     /// Absolute paths of the files and folders that are wanted after the command's end.
@@ -132,6 +136,17 @@ pub struct Rlimit {
     pub soft: u64,
     /// The hard limit.
     pub hard: u64,
+}
+
+/// A file system in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Where: an absolute path, made where it doesn't exist.
+    pub path: Vec<u8>,
+    /// What mount(2) takes as flags: Linux's `MS_…`.
+    pub flags: u32,
+    /// Options of its own (tmpfs(5)), separated by commas.
+    pub options: String,
 }
 
 /// A terminal's size.

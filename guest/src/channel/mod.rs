@@ -37,5 +37,5 @@ pub mod ring;
 
 pub use message::{
     Exit, Hello, Interpreter, MAGIC, MessageError, Preparation, Refusal, Request, Rlimit,
-    STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION, Window,
+    STDIN_WINDOW, Status, Times, Tmpfs, ToGuest, ToHost, VERSION, Window,
 };

@@ -9,16 +9,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, BufReader, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
 use tar::{EntryType, Header, PaxExtensions};
 
 use super::error::{Error, shown};
 use super::store::Store;
 use super::{Blob, files};
+use crate::compression::{Format, START, decompress, format};
 
 const BLOCK: u64 = 512;
 /// How many members are listed; an image has some for each of its layers.
@@ -37,7 +37,7 @@ pub(super) struct Archive {
     /// What the archive is called in errors.
     pub(super) name: String,
     file: Arc<File>,
-    members: HashMap<String, Member>,
+    members: HashMap<Vec<u8>, Member>,
 }
 
 #[derive(Clone, Debug)]
@@ -47,11 +47,11 @@ enum Member {
         len: u64,
     },
     /// The target, from the archive's root.
-    Link(String),
+    Link(Vec<u8>),
 }
 
 impl Archive {
-    /// Lists the archive's members; one that is compressed with gzip is decompressed into the store's folder, where it has
+    /// Lists the archive's members; one that is compressed is decompressed into the store's folder, where it has
     /// no name, if that takes no more than `limit` bytes.
     pub(super) fn open(
         name: String,
@@ -59,16 +59,18 @@ impl Archive {
         store: &Store,
         limit: u64,
     ) -> Result<Archive, Error> {
-        let mut magic = [0; 6];
-        let read = file.read_at(&mut magic, 0);
+        let mut start = [0; START];
+        let read = file.read_at(&mut start, 0);
         let read = read.map_err(|source| failed(&name, source))?;
-        let file = match magic {
-            [0x1f, 0x8b, ..] => gunzip(&name, &file, store, limit)?,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => return Err(compressed(&name, "zstd")),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => return Err(compressed(&name, "xz")),
-            [b'B', b'Z', b'h', ..] => return Err(compressed(&name, "bzip2")),
+        let file = match format(&start[..read]) {
             _ if read == 0 => return Err(Error::invalid(name, "is empty")),
-            _ => file,
+            Format::Plain => file,
+            Format::Other(method) => {
+                let problem =
+                    format!("is compressed with {method}: decompress it first, or use gzip");
+                return Err(Error::invalid(name, problem));
+            }
+            format => decompressed(&name, format, &file, store, limit)?,
         };
         let end = file
             .metadata()
@@ -84,7 +86,7 @@ impl Archive {
 
     /// The regular file of this name.
     pub(super) fn member(&self, name: &str) -> Option<Blob> {
-        let mut key = resolve("", name)?;
+        let mut key = resolve(b"", name.as_bytes())?;
         for _ in 0..MOST_LINKS {
             match self.members.get(&key)? {
                 Member::Link(target) => key.clone_from(target),
@@ -109,15 +111,17 @@ fn failed(name: &str, source: io::Error) -> Error {
     }
 }
 
-fn compressed(name: &str, method: &str) -> Error {
-    let problem = format!("is compressed with {method}: decompress it first, or use gzip");
-    Error::invalid(name, problem)
-}
-
-fn gunzip(name: &str, mut file: &File, store: &Store, limit: u64) -> Result<File, Error> {
+fn decompressed(
+    name: &str,
+    format: Format,
+    mut file: &File,
+    store: &Store,
+    limit: u64,
+) -> Result<File, Error> {
     let mut spool = store.spool()?;
     file.rewind().map_err(|source| failed(name, source))?;
-    let copied = files::copy_limited(MultiGzDecoder::new(file), &mut spool, limit);
+    let content = decompress(format, BufReader::with_capacity(128 << 10, file));
+    let copied = content.and_then(|content| files::copy_limited(content, &mut spool, limit));
     match copied.map_err(|source| failed(name, source))? {
         Some(_) => Ok(spool),
         None => Err(Error::TooLarge {
@@ -128,19 +132,23 @@ fn gunzip(name: &str, mut file: &File, store: &Store, limit: u64) -> Result<File
 }
 
 /// A path within the archive, seen from one of its folders; `None` if it leads out.
-fn resolve(folder: &str, path: &str) -> Option<String> {
-    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
-    if path.starts_with('/') {
+fn resolve(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let slash = |&byte: &u8| byte == b'/';
+    let mut parts: Vec<&[u8]> = folder
+        .split(slash)
+        .filter(|part| !part.is_empty())
+        .collect();
+    if path.starts_with(b"/") {
         return None;
     }
-    for part in path.split('/') {
+    for part in path.split(slash) {
         match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()?),
+            b"" | b"." => {}
+            b".." => drop(parts.pop()?),
             part => parts.push(part),
         }
     }
-    (!parts.is_empty()).then(|| parts.join("/"))
+    (!parts.is_empty()).then(|| parts.join(&b'/'))
 }
 
 /// The walk from header to header.
@@ -150,8 +158,8 @@ struct Scan<'a> {
     position: u64,
     end: u64,
     /// What the next header's own fields are replaced by.
-    path: Option<String>,
-    target: Option<String>,
+    path: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
     size: Option<u64>,
     /// Bytes of all names so far.
     names: usize,
@@ -171,7 +179,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn members(mut self) -> Result<HashMap<String, Member>, Error> {
+    fn members(mut self) -> Result<HashMap<Vec<u8>, Member>, Error> {
         let mut members = HashMap::new();
         while let Some(header) = self.header()? {
             let own_size = header.entry_size().map_err(|_| self.damaged())?;
@@ -245,10 +253,7 @@ impl<'a> Scan<'a> {
             return Err(self.too_large("a name", LONGEST_EXTENSION));
         }
         let bytes = self.read(offset, size)?;
-        let text = |bytes: &[u8]| {
-            let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-            String::from_utf8(bytes.to_vec()).ok()
-        };
+        let text = |bytes: &[u8]| Some(bytes.strip_suffix(&[0]).unwrap_or(bytes).to_vec());
         if kind.is_gnu_longname() {
             self.path = text(&bytes);
         } else if kind.is_gnu_longlink() {
@@ -271,16 +276,17 @@ impl<'a> Scan<'a> {
     }
 
     /// A file or link; what has no place in an image's archive is passed over.
-    fn entry(&mut self, header: &Header, offset: u64, size: u64) -> Option<(String, Member)> {
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-        let path = self.path.take().or_else(|| text(&header.path_bytes()));
+    fn entry(&mut self, header: &Header, offset: u64, size: u64) -> Option<(Vec<u8>, Member)> {
+        let path = self.path.take();
+        let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
         let target = self.target.take();
-        let target = target.or_else(|| text(&header.link_name_bytes()?));
-        let path = resolve("", &path?)?;
-        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let target = target.or_else(|| Some(header.link_name_bytes()?.into_owned()));
+        let path = resolve(b"", &path)?;
+        let folder = path.iter().rposition(|&byte| byte == b'/');
+        let folder = folder.map_or(&b""[..], |end| &path[..end]);
         let member = match header.entry_type() {
             EntryType::Symlink => Member::Link(resolve(folder, &target?)?),
-            EntryType::Link => Member::Link(resolve("", &target?)?),
+            EntryType::Link => Member::Link(resolve(b"", &target?)?),
             kind if kind.is_file() || kind.is_contiguous() => Member::File { offset, len: size },
             _ => return None,
         };
@@ -288,7 +294,7 @@ impl<'a> Scan<'a> {
     }
 
     /// What a member takes of memory, if that isn't too much.
-    fn weigh(&mut self, path: &str, member: &Member) -> Result<(), Error> {
+    fn weigh(&mut self, path: &[u8], member: &Member) -> Result<(), Error> {
         let target = match member {
             Member::Link(target) => target.len(),
             Member::File { .. } => 0,

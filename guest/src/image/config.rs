@@ -58,6 +58,7 @@ pub(super) fn read(
         });
     }
     let run = file.config.unwrap_or_default();
+    check_nul(image, &run)?;
     let config = Config {
         entrypoint: run.entrypoint.unwrap_or_default(),
         cmd: run.cmd.unwrap_or_default(),
@@ -69,4 +70,28 @@ pub(super) fn read(
     };
     let diff_ids = file.rootfs.and_then(|rootfs| rootfs.diff_ids);
     Ok((config, diff_ids.unwrap_or_default()))
+}
+
+/// Refuses what JSON can say and no process can be given.
+fn check_nul(image: &str, run: &Run) -> Result<(), Error> {
+    let in_any = |texts: &Option<Vec<String>>| texts.iter().flatten().any(|text| has_nul(text));
+    let in_one = |text: &Option<String>| text.iter().any(|text| has_nul(text));
+    let places = [
+        (in_any(&run.entrypoint), "entrypoint"),
+        (in_any(&run.cmd), "command"),
+        (in_any(&run.env), "environment"),
+        (in_one(&run.working_dir), "working folder"),
+        (in_one(&run.user), "user"),
+    ];
+    match places.into_iter().find(|(there, _)| *there) {
+        Some((_, place)) => {
+            let problem = format!("has a NUL byte in its {place}: build it again without it");
+            Err(Error::invalid(image, problem))
+        }
+        None => Ok(()),
+    }
+}
+
+fn has_nul(text: &str) -> bool {
+    text.contains('\0')
 }

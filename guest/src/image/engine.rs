@@ -307,6 +307,7 @@ fn get(socket: &Path, path: &str, patience: Duration) -> reqwest::Result<Respons
         .tls_backend_preconfigured(tls)
         .unix_socket(socket)
         .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
         .timeout(patience)
         .build()?;
     client.get(format!("http://localhost/{path}")).send()

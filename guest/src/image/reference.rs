@@ -44,12 +44,17 @@ impl Reference {
 
     /// Whether the registry is on this machine: such ones are spoken to without TLS.
     pub(super) fn is_loopback(&self) -> bool {
-        let host = match self.registry.strip_prefix('[') {
-            Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
-            None => self.registry.split(':').next().unwrap_or_default(),
-        };
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        is_loopback(&self.registry)
     }
+}
+
+/// Whether a host, perhaps with a port, is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl FromStr for Reference {

@@ -13,14 +13,17 @@
 //! Whatever is made is made in `partial` under a name that follows from what it will be, and by one process at a time: the
 //! maker holds the file's lock (`flock`), which the kernel drops when the process ends, however it ends. So nothing stale
 //! is left by a kill but a beginning, which the next maker goes on from or writes over. A finished file is checked, then
-//! renamed to its place: there it is whole or absent. Nobody locks to read.
+//! renamed to its place: there it is whole or absent. Whoever reads it holds its lock together with others, and notes the use
+//! by the file's time, so that what is removed is not in use, and is what was used longest ago.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -39,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 #[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
+    /// Whether something was put into it by this one or a clone.
+    grown: Arc<AtomicBool>,
 }
 
 /// What a tag stood for when it was last pulled.
@@ -53,7 +58,13 @@ impl Store {
     pub fn new(folder: impl Into<PathBuf>) -> Store {
         Store {
             folder: folder.into(),
+            grown: Arc::default(),
         }
+    }
+
+    /// Whether something was put into it, through this one or a clone.
+    pub fn has_grown(&self) -> bool {
+        self.grown.load(Ordering::Relaxed)
     }
 
     /// Its folder.
@@ -83,10 +94,13 @@ impl Store {
         Ok(size.is_none_or(|size| size == len).then_some(file))
     }
 
-    /// A finished file of the store, if it is there.
+    /// A finished file of the store, if it is there. It stays there as long as it is open, and counts as used now.
     pub(super) fn open(&self, path: &Path) -> Result<Option<File>, Error> {
         match files::open_regular(path) {
-            Ok(file) => Ok(Some(file)),
+            Ok(file) => {
+                keep_there(&file);
+                Ok(Some(file))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(failed(path, source)),
         }
@@ -131,6 +145,7 @@ impl Store {
 
     /// The beginning of a file, locked; waits while somebody else makes it. Look whether it is finished by now.
     pub(super) fn partial(&self, name: &str) -> Result<Partial, Error> {
+        self.grown.store(true, Ordering::Relaxed);
         Partial::lock(self.folder.join("partial").join(name))
     }
 
@@ -180,6 +195,14 @@ impl Store {
     fn make(&self, folder: &Path) -> Result<(), Error> {
         make(folder)
     }
+}
+
+/// Keeps a file from being removed as long as it is open, and notes its use. Where that can't be, in a store that can only be
+/// read, it may go early: who has it open can read it all the same.
+fn keep_there(file: &File) {
+    while flock(file, FlockOperation::LockShared) == Err(Errno::INTR) {}
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    let _ = file.set_times(now);
 }
 
 /// Makes a folder, and those it is in, for its owner only.

@@ -16,6 +16,7 @@ use super::fixtures::{
     to_vec, write_folder,
 };
 use super::*;
+use crate::compression::tests::{FORMATS, compressed};
 
 /// A folder with a store and whatever a test puts beside it.
 struct Place {
@@ -126,6 +127,13 @@ fn a_compressed_archive_and_a_stream_are_read_like_others() {
         &place.archive("docker-archive", &gzip(&saved)).unwrap(),
         &made,
     );
+    for format in FORMATS {
+        let packed = compressed(format, &saved);
+        check(&place.archive("docker-archive", &packed).unwrap(), &made);
+        let packed = compressed(format, &archive(&made.layout("1")));
+        check(&place.archive("oci-archive", &packed).unwrap(), &made);
+        line(place.archive("docker-archive", &packed[..packed.len() - 5]));
+    }
     for content in [saved.clone(), gzip(&saved), archive(&made.layout("1"))] {
         let image = open_stream(&content[..], "standard input", &place.store(), &options());
         check(&image.unwrap(), &made);
@@ -582,6 +590,78 @@ fn a_configuration_that_is_not_json_is_refused() {
 }
 
 #[test]
+fn a_configuration_is_text() {
+    let made = image(&["one"]);
+    let config = String::from_utf8(made.config.clone()).unwrap();
+    let with = |from: &str, to: &[u8]| {
+        let (before, after) = config.split_once(from).expect("it is there");
+        let config = [before.as_bytes(), to, after.as_bytes()].concat();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
+        manifest["config"] = descriptor(&config, "application/vnd.oci.image.config.v1+json");
+        Made {
+            config,
+            manifest: to_vec(&manifest),
+            ..made.clone()
+        }
+    };
+    for (from, to, needle) in [
+        (
+            "A=1",
+            &b"A=\xe9"[..],
+            "cannot understand the configuration of",
+        ),
+        (
+            "A=1",
+            br"A=\ud800",
+            "cannot understand the configuration of",
+        ),
+        ("A=1", br"A=\u0000", "has a NUL byte in its environment"),
+        (
+            "/bin/sh",
+            br"/bin\u0000/sh",
+            "has a NUL byte in its command",
+        ),
+        ("/srv", br"/s\u0000", "has a NUL byte in its working folder"),
+        ("1000:1000", br"bob\u0000", "has a NUL byte in its user"),
+    ] {
+        let made = with(from, to);
+        for error in [
+            line(Place::new().layout(&made.layout("1"))),
+            line(Place::new().archive("docker-archive", &archive(&made.saved(&[])))),
+        ] {
+            assert!(error.contains(needle), "{error}");
+        }
+    }
+    let escaped = with("A=1", r"A=\u00e9".as_bytes());
+    let image = Place::new().layout(&escaped.layout("1")).unwrap();
+    assert_eq!(image.config.env, ["A=é"]);
+}
+
+#[test]
+fn a_members_name_need_not_be_text() {
+    let made = image(&["one"]);
+    let saved = archive(&made.saved(&["a:1"]));
+    // Names beyond a header's field, which the header's own would be taken for, if they counted for nothing.
+    let odd = [b"\xff".repeat(200), b"\0".to_vec()].concat();
+    let record = |key: &str, value: &[u8]| {
+        let rest = [format!(" {key}=").as_bytes(), value, b"\n"].concat();
+        [format!("{}", rest.len() + 3).as_bytes(), &rest].concat()
+    };
+    let path = record("path", &b"\xff".repeat(200));
+    for (kind, extension) in [(EntryType::GNULongName, &odd), (EntryType::XHeader, &path)] {
+        let members = tar(&[
+            ("x", kind, "", extension),
+            ("manifest.json", EntryType::Regular, "", b"not the one"),
+        ]);
+        let both = [&saved[..saved.len() - 1024], &members].concat();
+        check(
+            &Place::new().archive("docker-archive", &both).unwrap(),
+            &made,
+        );
+    }
+}
+
+#[test]
 fn a_document_larger_than_its_limit_is_refused() {
     let made = image(&["one"]);
     let mut files = made.layout("1");
@@ -627,9 +707,10 @@ fn what_is_no_archive_is_refused() {
         (b"".to_vec(), "is empty"),
         (b"hello".to_vec(), "is no tar archive"),
         (vec![b'x'; 5000], "is no tar archive"),
+        (b"\x28\xb5\x2f\xfd....".to_vec(), "cannot read "),
         (
-            b"\x28\xb5\x2f\xfd....".to_vec(),
-            "compressed with zstd: decompress it first",
+            b"LZIP\x01....".to_vec(),
+            "compressed with lzip: decompress it first",
         ),
     ] {
         let error = line(place.archive("docker-archive", &content));

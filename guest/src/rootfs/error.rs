@@ -20,7 +20,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A layer is compressed by a program that we don't know.
-    #[error("{layer} is compressed with {format}; gzip, zstd and plain tar archives can be read")]
+    #[error(
+        "{layer} is compressed with {format}; gzip, zstd, xz, bzip2 and plain tar archives can be read"
+    )]
     Compression {
         /// What the layer is called.
         layer: String,

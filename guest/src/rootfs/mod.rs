@@ -26,7 +26,9 @@ mod tape;
 mod tree;
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use self::limits::Budget;
@@ -40,6 +42,12 @@ use crate::newc::{Archive, Attributes};
 pub use self::error::{Error, Fault, Unsound};
 pub use self::limits::{Exceeded, Limits};
 pub use self::output::Compression;
+
+/// Bytes of an entry's header in an archive.
+const HEADER: usize = 110;
+/// Bytes of an archive's last two entries, each with its name, a NUL, and no data: our last file, and the archive's end.
+const END: usize = (HEADER + manifest::COMPLETE.len() + 1).next_multiple_of(4)
+    + (HEADER + "TRAILER!!!".len() + 1).next_multiple_of(4);
 
 /// What became of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +129,26 @@ fn refused(source: Exceeded) -> Error {
         layer: "the image".to_owned(),
         source,
     }
+}
+
+/// How many files, folders and links a guest has of an archive that [`write`] made and nothing compressed; a file with several
+/// names counts once. `None` where it is none.
+///
+/// # Errors
+///
+/// Where it can't be read.
+pub fn inodes(archive: &File) -> io::Result<Option<u64>> {
+    let mut end = [0; END];
+    let Some(start) = archive.metadata()?.len().checked_sub(END as u64) else {
+        return Ok(None);
+    };
+    archive.read_exact_at(&mut end, start)?;
+    // Inodes are counted, and the last file is the archive's own.
+    let number = end.strip_prefix(b"070701").and_then(|rest| rest.get(..8));
+    let is_last = end[HEADER..].starts_with(manifest::COMPLETE.as_bytes());
+    let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
+    let number = number.filter(|_| is_last);
+    Ok(number.and_then(|digits| u64::from_str_radix(digits, 16).ok()))
 }
 
 fn write_layers(

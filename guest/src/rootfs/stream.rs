@@ -10,6 +10,7 @@ use std::thread::{Builder, Scope};
 
 use super::Error;
 use super::limits::Budget;
+use crate::compression::{Format, START, decompress, format};
 use crate::image::{Blob, Hasher};
 
 const CHUNK: usize = 256 << 10;
@@ -19,52 +20,16 @@ const CHUNKS: usize = 8;
 pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
     let mut start = Vec::new();
     let compressed = BlobReader::new(blob.clone());
-    (compressed.take(512).read_to_end(&mut start))
+    (compressed.take(START as u64).read_to_end(&mut start))
         .map_err(|error| Error::read(&blob.name, error))?;
     let input = BufReader::with_capacity(128 << 10, BlobReader::new(blob.clone()));
     match format(&start) {
-        Format::Plain => Ok(Box::new(input)),
-        Format::Gzip => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
-        Format::Zstd => zstd::Decoder::with_buffer(input)
-            .map(|decoder| Box::new(decoder) as Box<dyn Read + Send>)
-            .map_err(|error| Error::read(&blob.name, error)),
         Format::Other(format) => Err(Error::Compression {
             layer: blob.name.clone(),
             format,
         }),
+        format => decompress(format, input).map_err(|error| Error::read(&blob.name, error)),
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Plain,
-    Gzip,
-    Zstd,
-    Other(&'static str),
-}
-
-/// Tells the format by its first bytes. A plain archive begins with a file's name, which may look like anything.
-fn format(start: &[u8]) -> Format {
-    let magics: [(&[u8], Format); 9] = [
-        (&[0x1f, 0x8b], Format::Gzip),
-        (&[0x28, 0xb5, 0x2f, 0xfd], Format::Zstd),
-        (b"\xfd7zXZ\0", Format::Other("xz")),
-        (b"BZh", Format::Other("bzip2")),
-        (&[0x04, 0x22, 0x4d, 0x18], Format::Other("lz4")),
-        (&[0x02, 0x21, 0x4c, 0x18], Format::Other("lz4")),
-        (&[0x5d, 0x00, 0x00], Format::Other("lzma")),
-        (b"LZIP", Format::Other("lzip")),
-        (&[0x1f, 0x9d], Format::Other("compress")),
-    ];
-    if start.get(257..262) == Some(b"ustar") {
-        return Format::Plain;
-    }
-    // A zstd file may start with a frame to be skipped, of one of sixteen numbers.
-    if start.len() > 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18] {
-        return Format::Zstd;
-    }
-    let found = magics.iter().find(|(magic, _)| start.starts_with(magic));
-    found.map_or(Format::Plain, |&(_, format)| format)
 }
 
 /// Reads a blob from its start, whoever else reads the file.
@@ -239,21 +204,5 @@ impl Read for Stream<'_> {
         let count = self.fill_buf()?.read(buffer)?;
         self.consume(count);
         Ok(count)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_format_is_told_by_its_first_bytes() {
-        assert_eq!(format(b"\xfd7zXZ\0\0"), Format::Other("xz"));
-        assert_eq!(format(b"\x1f\x8b\x08"), Format::Gzip);
-        assert_eq!(format(&[0x5a, 0x2a, 0x4d, 0x18, 0]), Format::Zstd);
-        assert_eq!(format(b""), Format::Plain);
-        let mut header = tar::Header::new_ustar();
-        header.set_path("BZh").unwrap();
-        assert_eq!(format(header.as_bytes()), Format::Plain);
     }
 }

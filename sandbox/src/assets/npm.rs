@@ -49,7 +49,7 @@ pub fn install(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<PathBuf, 
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
     let assets = cache.join("assets");
-    fs::create_dir_all(&assets).map_err(failed("create", &assets))?;
+    crate::cache::make(&assets).map_err(failed("create", &assets))?;
     // Who comes second waits, and finds it installed.
     let _alone = lock(&assets.join("npm.lock"), progress)?;
     if is_whole(&folder) {

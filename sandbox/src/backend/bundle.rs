@@ -57,7 +57,7 @@ pub(super) fn runsc_args() -> Vec<String> {
     .to_vec()
 }
 
-/// The configuration of a container that `minivm-init` is the first process of, as root: it becomes the command and its user.
+/// The configuration of a container that `minivm-init` is the first process of, as root: it runs the command as its user.
 pub(super) fn config() -> Vec<u8> {
     let container = Container {
         root: ROOT,

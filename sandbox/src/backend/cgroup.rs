@@ -106,6 +106,13 @@ impl Cgroup {
         folders.into_iter().map(open).collect()
     }
 
+    /// Whether it has a limit on processes.
+    fn bounds_processes(&self) -> bool {
+        let limit = |pids: &PathBuf| fs::read_to_string(pids.join("pids.max"));
+        let limit = self.pids.as_ref().and_then(|pids| limit(pids).ok());
+        limit.is_some_and(|limit| limit.trim() == PIDS_MAX)
+    }
+
     /// Bytes that its processes hold now: their own and shared memory, without the files that the kernel caches.
     pub(super) fn memory(&self) -> Option<u64> {
         let fields: &[&str] = match self.version {
@@ -151,6 +158,12 @@ impl Drop for Cgroup {
             }
         }
     }
+}
+
+/// Whether a group can be made here that holds memory and processes to a limit.
+pub(super) fn can_be_made() -> bool {
+    // What it would be held to counts for nothing.
+    Cgroup::create(Some(1 << 30)).is_some_and(|group| group.bounds_processes())
 }
 
 /// This process's own group in a hierarchy, from `/proc/self/cgroup`: lines of a number, controllers, and a path.

@@ -22,16 +22,19 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use minivm_guest::image::Digest;
 
+use super::descent;
 use super::exception::Tail;
 use super::jail::Jail;
 use super::process::{self, Streams};
 use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::seccomp::Calls;
 use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot};
 use crate::assets::npm;
 use crate::printable::printable;
@@ -40,7 +43,7 @@ const LAUNCHER: &str = include_str!("../../assets/deno.mjs");
 
 /// What may be read, of the jail's files.
 pub(super) const READABLE: &str = "--allow-read=/pyodide/pyodide.asm.mjs,/pyodide/pyodide.asm.wasm,/pyodide/pyodide-lock.json,\
-                        /pyodide/python_stdlib.zip,/task,/files,/snapshot";
+                        /pyodide/python_stdlib.zip,/task,/snapshot";
 /// Nothing is asked, nothing fetched, nothing looked for that could change what is run.
 pub(super) const OPTIONS: [&str; 8] = [
     "run",
@@ -86,10 +89,12 @@ const LIBRARY_FOLDERS: [&str; 6] = [
     "/lib",
 ];
 
+/// What all of it gets of memory where nothing is said, in bytes: Python with little in it takes some 160 MiB.
+const MEMORY: u64 = 512 << 20;
 /// What making a snapshot or caches may take.
 const MAKING_LIMITS: Limits = Limits {
     time: Some(Duration::from_secs(120)),
-    memory: None,
+    memory: Some(2 << 30),
     output: Some(256 << 20),
 };
 
@@ -159,9 +164,9 @@ impl Deno {
 
     /// A jail with Deno, Pyodide and nothing else of the host's.
     fn jail(&self) -> Result<Jail, Error> {
-        let mut jail = Jail::new(Backend::Deno)?;
+        let mut jail = Jail::new(Backend::Deno)?.calls(Calls::Deno);
         for (host, inside) in self.parts() {
-            jail = jail.show(host, inside);
+            jail = jail.show(host, inside)?;
         }
         for (name, value) in VARIABLES {
             jail = jail.env(name, value);
@@ -204,6 +209,9 @@ impl Deno {
             });
         }
         let wrap = || cannot(format!("write {}", path.display()));
+        // Nothing in it is secret, and where owners can't be mapped the jail's user is one of the others.
+        let by_all = fs::Permissions::from_mode(0o644);
+        file.as_file().set_permissions(by_all).map_err(wrap())?;
         file.as_file().sync_all().map_err(wrap())?;
         let kept = file.persist(path);
         kept.map(drop).map_err(|error| wrap()(error.error))
@@ -224,7 +232,7 @@ impl Deno {
         for _ in 0..2 {
             let mut task = Task::code("pass");
             task.limits = MAKING_LIMITS;
-            let jail = self.jail()?.lend(partial.path(), CACHES);
+            let jail = self.jail()?.lend(partial.path(), CACHES)?;
             let finished = self.run_in(jail.env("DENO_DIR", CACHES), task, &[])?;
             if finished.end != End::Exited(0) {
                 return Err(Error::Failed {
@@ -233,6 +241,8 @@ impl Deno {
                 });
             }
         }
+        let back = descent::take_back(partial.path());
+        back.map_err(cannot(format!("take {} back", partial.path().display())))?;
         match fs::rename(partial.path(), path) {
             Ok(()) => drop(partial.keep()),
             // Somebody else has made them meanwhile.
@@ -243,11 +253,12 @@ impl Deno {
     }
 
     fn run_in(&self, mut jail: Jail, task: Task, more: &[&str]) -> Result<Finished, Error> {
+        let limits = task.limits.with_memory(MEMORY);
         if let Some(snapshot) = &self.snapshot {
-            jail = jail.show(snapshot, SNAPSHOT);
+            jail = jail.show(snapshot, SNAPSHOT)?;
         }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Deno, &task, snapshot)?;
+        let jail = pyodide::put(jail, Backend::Deno, &task, &limits, snapshot)?;
         let arguments = OPTIONS
             .iter()
             .chain(more)
@@ -258,7 +269,7 @@ impl Deno {
             stderr: task.stderr,
             events: task.events,
         };
-        process::run(jail.program("/deno", arguments)?, streams, &task.limits)
+        process::run(jail.program("/deno", arguments)?, streams, &limits)
     }
 }
 
@@ -324,7 +335,8 @@ impl Sandbox for Deno {
         let jail = self.jail()?;
         match &self.caches {
             Some(caches) => {
-                self.run_in(jail.show(caches, CACHES).env("DENO_DIR", CACHES), task, &[])
+                let jail = jail.show(caches, CACHES)?.env("DENO_DIR", CACHES);
+                self.run_in(jail, task, &[])
             }
             None => self.run_in(jail, task, &[KEEP_NOTHING]),
         }

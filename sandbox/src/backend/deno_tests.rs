@@ -47,6 +47,8 @@ fn printed_beyond_deno(script: String) -> String {
         let jail = deno
             .jail()
             .unwrap()
+            // Its own would end it, and here it is the namespaces that are tried.
+            .calls(Calls::Ordinary)
             .put(script.as_bytes(), "/task/x.mjs")
             .unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
@@ -156,6 +158,44 @@ fn who_gets_past_deno_finds_next_to_nothing() {
         )
     );
     listener.accept().unwrap_err();
+}
+
+/// What Deno's process does with all of Deno's permissions and C's library, and nothing around it but its system calls.
+#[test]
+fn who_gets_past_deno_makes_few_system_calls() {
+    let script = |call: &str| {
+        format!(
+            "const symbols = {{ unshare: {{ parameters: ['i32'], result: 'i32' }}, \
+             socket: {{ parameters: ['i32', 'i32', 'i32'], result: 'i32' }}, \
+             ptrace: {{ parameters: ['i64', 'i32', 'i64', 'i64'], result: 'i64' }}, \
+             syscall: {{ parameters: ['i64', 'i64', 'i64', 'i64'], result: 'i64' }} }};
+            const c = Deno.dlopen('/lib/libc.so.6', symbols).symbols;
+            console.log(String({call}))"
+        )
+    };
+    let run = |call: &str| {
+        let stdout = Shared::default();
+        let streams = Streams {
+            stdin: None,
+            stdout: Box::new(stdout.clone()),
+            stderr: Box::new(io::sink()),
+            events: mpsc::channel().1,
+        };
+        let jail = deno().jail().unwrap();
+        let jail = jail.put(script(call).as_bytes(), "/task/x.mjs").unwrap();
+        let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
+        let jailed = jail.program("/deno", arguments).unwrap();
+        let finished = process::run(jailed, streams, &MAKING_LIMITS).unwrap();
+        (finished.end, text(&stdout))
+    };
+    let failed = (End::Exited(0), "-1\n".to_owned());
+    // CLONE_NEWUSER; a Unix socket.
+    assert_eq!(run("c.unshare(0x10000000)"), failed);
+    assert_eq!(run("c.socket(1, 1, 0)"), failed);
+    // PTRACE_TRACEME, which is always allowed elsewhere; and io_uring_setup, as if there was none.
+    let killed = (End::Signal(31), String::new());
+    assert_eq!(run("c.ptrace(0n, 0, 0n, 0n)"), killed);
+    assert_eq!(run("c.syscall(425n, 1n, 0n, 0n)"), failed);
 }
 
 #[test]

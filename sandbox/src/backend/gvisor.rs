@@ -4,8 +4,10 @@
 //! code's system calls are answered by a program of the host's (the sentry, in Go), which itself may make few. The image's root
 //! is shown to it for reading, under a layer in memory for what is written.
 //!
-//! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and becomes the
-//! command, as it does in a machine, so that both sandboxes do the same. What it answers and what runsc says itself arrives in
+//! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and runs the
+//! command, as it does in a machine, so that both sandboxes do the same. The sentry makes files that it is handed non-blocking,
+//! and a write to one comes back short where a pipe of the sandbox's own would have waited: so the command has pipes of the
+//! sandbox's own, and init passes on what comes out of them ([`contained`]). What it answers and what runsc says itself arrives in
 //! files of ours to which the command has no way, so neither an exit code nor a text of the command's can be taken for theirs.
 
 use std::fs::File;
@@ -21,16 +23,21 @@ use minivm_guest::contained;
 use minivm_guest::image::Config;
 
 use super::jail::{Jail, Jailed, find_program, no_namespaces};
+use super::packed::packed;
 use super::process::{self, Streams};
+use super::seccomp::Calls;
 use super::task::in_memory;
 use super::{
-    Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, bundle, cannot, rootless,
-    worker_is_there,
+    Backend, Capability, End, Error, Finished, Limits, OF_IMAGES, Sandbox, Task, bundle, cannot,
+    rootless, worker_is_there,
 };
 use crate::assets;
 use crate::images::{INIT, Root};
 use crate::machine;
 
+/// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and as much again for gVisor's
+/// kernel and for files, which are in memory too.
+const MEMORY: u64 = 512 << 20;
 /// Where `minivm-worker` is in the jail.
 const WORKER: &str = "/worker";
 /// What runsc ends with where it fails, and where it crashes, as Go's programs do. A command can end with these too.
@@ -73,14 +80,15 @@ impl Gvisor {
         Ok(self.runsc.get_or_init(|| runsc))
     }
 
-    fn prepare(&self, task: &Task) -> Result<Prepared, Error> {
+    fn prepare(&self, task: &Task, limits: &Limits) -> Result<Prepared, Error> {
         worker_is_there(Backend::Gvisor, &self.worker)?;
         let request = Request {
             copy_in: !task.files.is_empty(),
             ..task.request(&self.config)?
         };
         let (answer, answered) = answer()?;
-        let (jail, words, stderr) = Jail::new(Backend::Gvisor)?.set_words_aside()?;
+        let jail = Jail::new(Backend::Gvisor)?.calls(Calls::Container);
+        let (jail, words, stderr) = jail.set_words_aside()?;
         let init = for_reading(INIT)?;
         let mut args = [
             rootless::WORKER_COMMAND,
@@ -104,13 +112,13 @@ impl Gvisor {
         hand(encoded(request)?, contained::REQUEST);
         hand(answered, contained::ANSWER);
         if !task.files.is_empty() {
-            hand(packed(task)?, contained::FILES);
+            hand(packed(task, limits)?, contained::FILES);
         }
         args.push(bundle::NAME.into());
         let jail = jail
-            .show(&self.worker, WORKER)
-            .show(self.runsc()?, bundle::RUNSC)
-            .show(&self.root.path, bundle::ROOT)
+            .show(&self.worker, WORKER)?
+            .show(self.runsc()?, bundle::RUNSC)?
+            .show(&self.root.path, bundle::ROOT)?
             .put(&bundle::config(), bundle::CONFIG)?;
         let jail = handed.into_iter().fold(jail, Jail::hand);
         Ok(Prepared {
@@ -175,15 +183,6 @@ fn for_reading(bytes: &[u8]) -> Result<OwnedFd, Error> {
     Ok(again.map_err(cannot("open a file in memory"))?.into())
 }
 
-/// The files as an archive, in a file that has no name.
-fn packed(task: &Task) -> Result<OwnedFd, Error> {
-    use std::io::{BufWriter, Seek};
-    let mut file = tempfile::tempfile().map_err(cannot("create a temporary file"))?;
-    machine::pack(&task.files, BufWriter::new(&file))?;
-    file.rewind().map_err(cannot("read a temporary file"))?;
-    Ok(file.into())
-}
-
 impl Sandbox for Gvisor {
     fn backend(&self) -> Backend {
         Backend::Gvisor
@@ -205,18 +204,19 @@ impl Sandbox for Gvisor {
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
         let began = Instant::now();
+        let limits = task.limits.with_memory(MEMORY);
         let Prepared {
             jailed,
             answer,
             words,
-        } = self.prepare(&task)?;
+        } = self.prepare(&task, &limits)?;
         let streams = Streams {
             stdin: task.stdin,
             stdout: task.stdout,
             stderr: task.stderr,
             events: task.events,
         };
-        let mut finished = process::run(jailed, streams, &task.limits)?;
+        let mut finished = process::run(jailed, streams, &limits)?;
         finished.end = end(finished.end, &answer, &words)?;
         finished.usage.total = began.elapsed();
         Ok(finished)

@@ -9,6 +9,11 @@
 //! milliseconds after it has made it. So it is itself the first process of a namespace, which `unshare` makes, and all that is
 //! below it ends with it, whatever it has come to. It gets a `/proc` of that namespace, for it looks up its own child there. (Where
 //! minivm is root in a container that hides parts of `/proc`, the jail's shows them, as far as modes and users let it.)
+//!
+//! Three more things hold what breaks out of the sandbox in the jail. It is no root of the host's, whoever runs minivm
+//! ([`descent`]). The system calls that it may make are few ([`seccomp`]), and where they need no user namespace none can be
+//! made, which is where a kernel has most to attack. And what it can write to is bounded: `/tmp` has a size, and nothing else of
+//! the jail's file systems can be written to.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,8 +21,14 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use super::{Backend, Error, cannot};
+use super::descent::Descent;
+use super::process::{self, Streams};
+use super::seccomp::Calls;
+use super::{Backend, End, Error, Limits, cannot};
 
 const BUBBLEWRAP: &str = "bwrap";
 /// Of util-linux.
@@ -25,9 +36,9 @@ const UNSHARE: &str = "unshare";
 
 /// What closes the jail when all is in it. Whoever is root outside would be so inside too, over the jail's mounts: with that
 /// power the host's files, which are shown for reading, can be made writable again. So it is another user there, without any
-/// powers; Chromium's own sandbox wants one too. Then the jail's root can be written to no more; its `/tmp` can, a file
-/// system of its own in memory.
-const SEAL: [&str; 8] = [
+/// powers; Chromium's own sandbox wants one too. Then the jail's root and `/dev` can be written to no more; its `/tmp` can, a
+/// file system of its own in memory.
+const SEAL: [&str; 10] = [
     "--uid",
     "1000",
     "--gid",
@@ -35,8 +46,27 @@ const SEAL: [&str; 8] = [
     "--cap-drop",
     "ALL",
     "--remount-ro",
+    "/dev",
+    "--remount-ro",
     "/",
 ];
+
+/// How many bytes `/tmp` takes where nothing else is said.
+const ROOM: u64 = 64 << 20;
+/// What a look whether jails can be made may take.
+const CHECK_LIMITS: Limits = Limits {
+    time: Some(Duration::from_secs(60)),
+    memory: None,
+    output: Some(64 << 10),
+};
+
+/// From this version on bubblewrap takes several filters of system calls.
+const TAKES_FILTERS: Version = (0, 6);
+/// From this one on it makes file systems of a size, and keeps user namespaces from being made.
+const TAKES_SIZES: Version = (0, 7);
+const KEEPS_NAMESPACES: Version = (0, 8);
+
+type Version = (u32, u32);
 
 /// A jail with nothing in it but an empty `/tmp`, `/proc` and a `/dev` of the harmless devices.
 pub(super) struct Jail {
@@ -45,6 +75,12 @@ pub(super) struct Jail {
     /// Open files that go in.
     inherited: Vec<OwnedFd>,
     aside: Option<Aside>,
+    /// Where minivm is root.
+    descent: Option<Descent>,
+    version: Version,
+    calls: Calls,
+    room: u64,
+    shared_memory: Option<u64>,
 }
 
 /// A stderr for bubblewrap and the program themselves, where the program is a sandbox whose own words must not be mixed up with
@@ -62,19 +98,28 @@ pub(super) struct Jailed {
     pub(super) command: Command,
     pub(super) inherited: Vec<OwnedFd>,
     pub(super) aside: Option<Aside>,
+    pub(super) descent: Option<Descent>,
     /// Where bubblewrap tells how the program ended, if it ever began.
     pub(super) status: PipeReader,
 }
 
 impl Jail {
+    /// One whose program may make the system calls that ordinary programs make.
     pub(super) fn new(backend: Backend) -> Result<Jail, Error> {
         let installed = |program: &str, package: &str| {
             find_program(program).ok_or_else(|| Error::Unavailable {
                 backend,
-                why: format!("{package} is not installed"),
+                why: format!("{program} is in no folder of PATH: {package} is not installed, or PATH lacks its folder"),
                 hint: format!("`sudo apt-get install {package}` installs it"),
             })
         };
+        let descent = Descent::prepare();
+        let descent = descent.map_err(|error| {
+            no_namespaces(
+                backend,
+                format!("root cannot become another user ({error})"),
+            )
+        })?;
         let mut command = Command::new(installed(UNSHARE, "util-linux")?);
         command.env_clear();
         command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]);
@@ -82,86 +127,123 @@ impl Jail {
             // Only there an ordinary user has the power to make other namespaces.
             command.args(["--user", "--map-current-user"]);
         }
-        command.arg("--").arg(installed(BUBBLEWRAP, "bubblewrap")?);
+        let bubblewrap = installed(BUBBLEWRAP, "bubblewrap")?;
+        let version = version(&bubblewrap);
+        command.arg("--").arg(bubblewrap);
         command.args([
             "--unshare-all",
+            "--unshare-user",
             "--die-with-parent",
             "--new-session",
             "--clearenv",
         ]);
-        command.args([
-            "--hostname",
-            "minivm",
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "--tmpfs",
-            "/tmp",
-        ]);
+        command.args(["--hostname", "minivm", "--proc", "/proc", "--dev", "/dev"]);
         Ok(Jail {
             backend,
             command,
             inherited: Vec::new(),
             aside: None,
+            descent,
+            version,
+            calls: Calls::Ordinary,
+            room: ROOM,
+            shared_memory: None,
         })
     }
 
     /// Looks whether jails can be made here.
     pub(super) fn check(backend: Backend) -> Result<(), Error> {
-        let mut command = Jail::new(backend)?.show_system().command;
-        let output = command
-            .args(SEAL)
-            .args(["--", "true"])
-            .stdin(Stdio::null())
-            .output();
-        let output = output.map_err(cannot("run bubblewrap"))?;
-        if output.status.success() {
-            return Ok(());
+        let none: [&str; 0] = [];
+        let jailed = Jail::new(backend)?.show_system().program("true", none)?;
+        let streams = Streams {
+            stdin: None,
+            stdout: Box::new(io::sink()),
+            stderr: Box::new(io::sink()),
+            events: mpsc::channel().1,
+        };
+        let finished = process::run(jailed, streams, &CHECK_LIMITS)?;
+        match finished.end {
+            End::Exited(0) => Ok(()),
+            end => Err(unusable(backend, &format!("`true` ended with {end:?}"))),
         }
-        Err(unusable(backend, &String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Says which system calls the program may make.
+    pub(super) fn calls(mut self, calls: Calls) -> Self {
+        self.calls = calls;
+        self
+    }
+
+    /// Says how many bytes `/tmp` takes.
+    pub(super) fn room(mut self, bytes: u64) -> Self {
+        self.room = bytes;
+        self
+    }
+
+    /// Gives it a `/dev/shm` of this size.
+    pub(super) fn shared_memory(mut self, bytes: u64) -> Self {
+        self.shared_memory = Some(bytes);
+        self
     }
 
     /// Shows a file or folder of the host's inside, for reading.
-    pub(super) fn show(mut self, host: &Path, inside: impl AsRef<OsStr>) -> Self {
-        self.command.arg("--ro-bind").arg(host).arg(inside);
-        self
+    pub(super) fn show(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+        self.bind("--ro-bind", host, inside)
     }
 
     /// Lends a folder of the host's, to be written to.
-    pub(super) fn lend(mut self, host: &Path, inside: impl AsRef<OsStr>) -> Self {
-        self.command.arg("--bind").arg(host).arg(inside);
-        self
+    pub(super) fn lend(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+        self.bind("--bind", host, inside)
+    }
+
+    fn bind(mut self, how: &str, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+        let shown = match &mut self.descent {
+            Some(descent) => descent.show(host, how == "--bind"),
+            None => Ok(host.to_owned()),
+        };
+        let shown = shown.map_err(cannot(format!("show {} in a jail", host.display())))?;
+        self.command.arg(how).arg(shown).arg(inside);
+        Ok(self)
+    }
+
+    /// Shows what of the host's all users may read, by its own path.
+    fn show_public(&mut self, path: &Path) {
+        self.command.arg("--ro-bind").arg(path).arg(path);
     }
 
     /// Shows the host's programs and libraries, and what of `/etc` these can't do without.
     pub(super) fn show_system(mut self) -> Self {
-        self = self.show(Path::new("/usr"), "/usr");
+        self.show_public(Path::new("/usr"));
         for folder in ["/bin", "/sbin", "/lib", "/lib32", "/lib64"] {
             let path = Path::new(folder);
             match path.read_link() {
                 Ok(target) => {
                     self.command.arg("--symlink").arg(target).arg(folder);
                 }
-                Err(_) if path.is_dir() => self = self.show(path, folder),
+                Err(_) if path.is_dir() => self.show_public(path),
                 Err(_) => {}
             }
         }
         for file in ["/etc/ld.so.cache", "/etc/alternatives"] {
             if Path::new(file).exists() {
-                self = self.show(Path::new(file), file);
+                self.show_public(Path::new(file));
             }
         }
         self
     }
 
     /// Puts a file of these bytes inside, for reading.
-    pub(super) fn put(mut self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
+    pub(super) fn put(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
         let file = super::task::in_memory(bytes).map_err(cannot("keep a file in memory"))?;
+        Ok(self.put_file(file, inside))
+    }
+
+    /// Puts a copy of an open file inside, for reading.
+    pub(super) fn put_file(mut self, file: OwnedFd, inside: &str) -> Self {
         let number = file.as_raw_fd().to_string();
         self.command.args(["--ro-bind-data", &number, inside]);
         self.inherited.push(file);
-        Ok(self)
+        self
     }
 
     /// Hands an open file in, which keeps its number.
@@ -196,7 +278,9 @@ impl Jail {
         let (status, told) = io::pipe().map_err(cannot("create a pipe"))?;
         let told = OwnedFd::from(told);
         let number = told.as_raw_fd().to_string();
+        self.make_room();
         self.command.args(SEAL);
+        self.filter()?;
         self.command.args(["--json-status-fd", &number, "--"]);
         self.command.arg(program).args(args);
         self.inherited.push(told);
@@ -205,8 +289,42 @@ impl Jail {
             command: self.command,
             inherited: self.inherited,
             aside: self.aside,
+            descent: self.descent,
             status,
         })
+    }
+
+    /// Its file systems in memory.
+    fn make_room(&mut self) {
+        let shared_memory = self.shared_memory.map(|bytes| (bytes, "/dev/shm"));
+        for (bytes, folder) in [(self.room, "/tmp")].into_iter().chain(shared_memory) {
+            if self.version >= TAKES_SIZES {
+                self.command.args(["--size", &bytes.to_string()]);
+            }
+            self.command.args(["--tmpfs", folder]);
+        }
+    }
+
+    /// Keeps the program to its system calls.
+    fn filter(&mut self) -> Result<(), Error> {
+        if self.version >= KEEPS_NAMESPACES && !self.calls.make_user_namespaces() {
+            self.command.arg("--disable-userns");
+        }
+        let filters = self.calls.filters().map_err(|error| Error::Failed {
+            backend: self.backend,
+            detail: format!("its system calls cannot be filtered: {error}"),
+        })?;
+        let (option, count) = match self.version >= TAKES_FILTERS {
+            true => ("--add-seccomp-fd", filters.len()),
+            // The first alone allows what the others refuse, and the kernel still asks for powers that the program has not.
+            false => ("--seccomp", 1),
+        };
+        for filter in &filters[..count] {
+            let file = super::task::in_memory(filter).map_err(cannot("keep a file in memory"))?;
+            self.command.args([option, &file.as_raw_fd().to_string()]);
+            self.inherited.push(file);
+        }
+        Ok(())
     }
 }
 
@@ -242,9 +360,59 @@ pub(super) fn no_namespaces(backend: Backend, why: String) -> Error {
     }
 }
 
-/// A program in `PATH`.
+/// What of a jail's walls can't be had on this host, each in a few words with what mends it.
+pub(super) fn weaknesses(cache: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let version = find_program(BUBBLEWRAP).map(|path| version(&path));
+    if let Some((major, minor)) = version.filter(|version| *version < KEEPS_NAMESPACES) {
+        found.push((
+            format!("bubblewrap {major}.{minor} bounds no /tmp, or keeps no user namespaces from being made"),
+            "install bubblewrap 0.8 or later".into(),
+        ));
+    }
+    if !super::cgroup::can_be_made() {
+        found.push((
+            "no control group can be made: memory is looked at every 10 ms, and processes are bounded by RLIMIT_NPROC".into(),
+            "`systemd-run --user --scope -p Delegate=yes minivm …` runs it where it may make one".into(),
+        ));
+    }
+    if rustix::process::geteuid().is_root() {
+        match Descent::prepare() {
+            Ok(Some(_)) if !super::descent::maps_owners(cache) => found.push((
+                format!("the file system of {} cannot map owners: what an image keeps for root cannot be read in gVisor", cache.display()),
+                "set XDG_CACHE_HOME to a folder on ext4, XFS or Btrfs".into(),
+            )),
+            Ok(Some(_)) => {}
+            _ => found.push((
+                "root has no other user here to run jails as".into(),
+                "run minivm as an ordinary user, or give the container more users".into(),
+            )),
+        }
+    }
+    found
+}
+
+/// The version of the bubblewrap that is installed; of none that says it, the oldest.
+fn version(bubblewrap: &Path) -> Version {
+    static VERSION: OnceLock<Version> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let mut command = Command::new(bubblewrap);
+        command.arg("--version").env_clear().stdin(Stdio::null());
+        let output = command.output().map(|output| output.stdout);
+        parse_version(&String::from_utf8_lossy(&output.unwrap_or_default())).unwrap_or_default()
+    })
+}
+
+fn parse_version(said: &str) -> Option<Version> {
+    let numbers = said.trim().strip_prefix("bubblewrap ")?;
+    let mut numbers = numbers.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+/// A program in `PATH`, but for what of that depends on the working folder.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
+        .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
 }
@@ -259,6 +427,14 @@ mod tests {
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
         exit_code(reader)
+    }
+
+    #[test]
+    fn a_version_is_two_numbers() {
+        assert_eq!(parse_version("bubblewrap 0.8.0\n"), Some((0, 8)));
+        assert_eq!(parse_version("bubblewrap 1.12\n"), Some((1, 12)));
+        assert_eq!(parse_version("bwrap 1.12\n"), None);
+        assert!((0, 11) > KEEPS_NAMESPACES && (0, 6) < TAKES_SIZES);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::exception::Tail;
 use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, Usage};
 use crate::images::Archive;
 use crate::machine::session;
-use crate::machine::{Link, Machine, Place, Report, Session, memory_for};
+use crate::machine::{Link, Machine, Place, Report, Session, check_copies, check_room};
 use crate::templates::{Recipe, Template, Templates};
 use crate::{kernel, lab};
 
@@ -71,7 +71,7 @@ impl Microvm {
         Ok(Machine {
             kernel: self.kernel.clone(),
             initramfs: self.archive.path.clone(),
-            memory: memory_for(self.archive.size, memory)?,
+            memory: self.archive.memory(memory)?,
             cpus: self.cpus,
             rings: true,
             console: false,
@@ -125,6 +125,7 @@ impl Sandbox for Microvm {
     fn start(&self, task: Task) -> Result<Finished, Error> {
         let began = Instant::now();
         let machine = self.machine(task.limits.memory)?;
+        check_room(check_copies(&task.files)?, machine.memory)?;
         let request = task.request(&self.config)?;
         let tail = Tail::default();
         let session = Session {

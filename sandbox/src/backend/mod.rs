@@ -12,6 +12,7 @@ mod bundle;
 mod cgroup;
 pub mod chromium;
 mod deno;
+mod descent;
 mod emulator;
 pub mod exception;
 mod gvisor;
@@ -19,10 +20,12 @@ mod host;
 mod jail;
 mod microvm;
 pub mod monty;
+mod packed;
 mod process;
 mod pyodide;
 pub mod reach;
 pub mod rootless;
+mod seccomp;
 mod task;
 mod turducken;
 mod watch;
@@ -190,7 +193,16 @@ pub trait Sandbox: Send + Sync {
                 backend: self.backend(),
                 what,
             }),
-            None => self.start(task),
+            None => {
+                // A machine tells it by itself.
+                let left_out = match self.backend() {
+                    Backend::Microvm => Vec::new(),
+                    _ => machine::left_out(&task.files)?,
+                };
+                let mut finished = self.start(task)?;
+                finished.warnings.splice(0..0, left_out);
+                Ok(finished)
+            }
         }
     }
 }
@@ -281,6 +293,11 @@ pub fn find_parts(backend: Backend, cache: &Path, worker: &Path) -> Result<Strin
 /// [`Error::Unavailable`], with what to do about it.
 pub fn check_jail(backend: Backend) -> Result<(), Error> {
     jail::Jail::check(backend)
+}
+
+/// What of the jail's walls can't be had on this host, each in a few words, and what mends it. The cache's file system counts.
+pub fn jail_weaknesses(cache: &Path) -> Vec<(String, String)> {
+    jail::weaknesses(cache)
 }
 
 /// What Python is called in images.

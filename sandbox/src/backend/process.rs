@@ -20,20 +20,30 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, fchmod};
 use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, setrlimit,
+};
 
 use super::cgroup::Cgroup;
+use super::descent::Descent;
 use super::exception::Tail;
 use super::jail::{self, Aside, Jailed};
 use super::{Backend, End, Error, Finished, Limits, Usage, cannot, watch};
 use crate::machine::session::Event;
-use crate::output::{Capped, Pending};
+use crate::output::{self, Capped, Pending};
 
 /// How often it is looked what has happened, and how much memory is used.
 const TICK: Duration = Duration::from_millis(10);
-/// How long outputs are waited for when all who could write to them are gone. Then it is our own reader who doesn't take them.
+/// How long outputs are waited for once a time limit or a stop has been reached and all that could write to them is gone. Then
+/// it is our own reader that doesn't take them. Without one of these there is no end to its time.
 const GRACE: Duration = Duration::from_secs(1);
+/// How near to full a pipe is in which nothing more fits that is worth a write.
+const CLOGGED: u64 = 8 << 10;
+
+/// Processes and threads of a sandbox, at the most, where no control group counts them.
+const PROCESSES: u64 = 1024;
 
 /// How much of a file in memory is read: more than a message has.
 const CONTENT_MAX: usize = 2 << 20;
@@ -52,7 +62,15 @@ enum Why {
     TimedOut,
     OutOfMemory,
     Stopped(u8),
-    OutputClosed,
+    /// Its output can't be passed on.
+    OutputFailed,
+}
+
+impl Why {
+    /// Whether outputs are not waited for any more.
+    fn hurries(self) -> bool {
+        matches!(self, Why::TimedOut | Why::Stopped(_))
+    }
 }
 
 /// Runs the program to its end. The exit code is the program's own, and 128+n where a signal has killed it: there is nobody
@@ -64,6 +82,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
         command,
         inherited,
         aside,
+        descent,
         status,
     } = jailed;
     let group = Cgroup::create(limits.memory);
@@ -71,24 +90,25 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let words = words.transpose().map_err(cannot("copy an open file"))?;
     let entry = Entry {
         doors: doors(group.as_ref())?,
+        processes: processes(descent.is_some()),
+        descent,
         inherited,
         aside,
     };
     let mut child = spawn(backend, command, entry, streams.stdin)?;
-    let outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
+    let mut outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
     let mut watch = Watch {
         child: &mut child,
         group: group.as_ref(),
         limits,
         deadline: limits.time.and_then(|time| began.checked_add(time)),
         peak: 0,
+        events: streams.events,
     };
-    let why = watch.until_end(&streams.events, &outputs.closed)?;
+    let why = watch.until_end(&mut outputs)?;
+    let ended = watch.child.wait().map_err(cannot("wait for a process"))?;
+    let why = outputs.finish(why, || watch.asked().or_else(|| watch.late()));
     let peak = watch.peak;
-    let ended = child.wait().map_err(cannot("wait for a process"))?;
-    // It may itself have ended for that, before we saw it.
-    let why = why.or_else(|| outputs.closed.try_recv().ok().map(|()| Why::OutputClosed));
-    let (truncated, tail) = outputs.finish();
     let code = jail::exit_code(status);
     // What ends between two looks is not seen: its group knows the most that it had, with what of files was read for it.
     let peak = match peak {
@@ -98,15 +118,21 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
         let said = words.map(|words| content(&words.into()));
-        let said = said.map_or_else(|| tail.text(), |said| String::from_utf8_lossy(&said).into());
+        let said = said.map_or_else(
+            || outputs.tail.text(),
+            |said| String::from_utf8_lossy(&said).into(),
+        );
         return Err(jail::unusable(backend, &said));
     }
-    let end = end(why, out_of_memory, code, ended);
+    let end = match (why, outputs.failed.take()) {
+        (Some(Why::OutputFailed), Some(error)) => output_failed(error)?,
+        _ => end(why, out_of_memory, code, ended),
+    };
     Ok(Finished {
-        exception: tail.exception_at(&end),
+        exception: outputs.tail.exception_at(&end),
         end,
-        truncated,
-        warnings: Vec::new(),
+        truncated: outputs.truncated,
+        warnings: outputs.warnings,
         usage: Usage {
             total: began.elapsed(),
             peak_memory: (peak > 0).then_some(peak),
@@ -115,12 +141,24 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     })
 }
 
+/// The end of a program whose output can't be passed on.
+///
+/// # Errors
+///
+/// Where that has another reason than that nobody reads it.
+pub(super) fn output_failed(error: io::Error) -> Result<End, Error> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(End::OutputClosed),
+        _ => Err(cannot("write the command's output")(error)),
+    }
+}
+
 fn end(why: Option<Why>, out_of_memory: bool, code: Option<u8>, ended: ExitStatus) -> End {
     match (why, out_of_memory, code) {
         (Some(Why::TimedOut), ..) => End::TimedOut,
         (Some(Why::Stopped(signal)), ..) => End::Stopped(signal),
         (Some(Why::OutOfMemory), ..) | (None, true, _) => End::OutOfMemory,
-        (Some(Why::OutputClosed), ..) => End::OutputClosed,
+        (Some(Why::OutputFailed), ..) => End::OutputClosed,
         (None, false, Some(code @ 129..=192)) => End::Signal(code - 128),
         (None, false, Some(code)) => End::Exited(code),
         (None, false, None) => {
@@ -144,8 +182,27 @@ pub(super) fn content(file: &File) -> Vec<u8> {
 struct Entry {
     /// Of its control group.
     doors: Vec<File>,
+    descent: Option<Descent>,
+    /// Its user's processes and threads, at the most.
+    processes: u64,
     inherited: Vec<OwnedFd>,
     aside: Option<Aside>,
+}
+
+/// How many processes and threads the sandbox's user may have. One of its own has those of the sandbox; an ordinary user has
+/// others too, on all of the host, and they go on, so all that there are now are added.
+fn processes(alone: bool) -> u64 {
+    if alone {
+        return PROCESSES;
+    }
+    // Averages, and then how many run and are there: `0.20 0.18 0.12 1/80 11206`.
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let there = text
+        .split(' ')
+        .nth(3)
+        .and_then(|tasks| tasks.split_once('/'));
+    let there = there.and_then(|(_, there)| there.parse::<u64>().ok());
+    PROCESSES + there.unwrap_or(PROCESSES)
 }
 
 fn doors(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
@@ -177,13 +234,23 @@ fn spawn(
 
 /// What a new process does before it becomes the program.
 fn prepare(parent: Pid, entry: &mut Entry) -> io::Result<()> {
+    for door in &entry.doors {
+        rustix::io::write(door, b"0")?;
+    }
+    // The pipes are ours alone; whichever user the program is may open them again by a name such as /dev/stdout.
+    for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        fchmod(output, Mode::from_raw_mode(0o666))?;
+    }
+    if let Some(descent) = &entry.descent {
+        descent.descend()?;
+    }
+    hold(Resource::Nproc, entry.processes)?;
+    hold(Resource::Core, 0)?;
+    // Who becomes another user is not bound to its parent's life any more.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Between fork and now it may have ended.
     if rustix::process::getppid() != Some(parent) {
         return Err(rustix::io::Errno::SRCH.into());
-    }
-    for door in &entry.doors {
-        rustix::io::write(door, b"0")?;
     }
     for file in &entry.inherited {
         rustix::io::fcntl_setfd(file, FdFlags::empty())?;
@@ -195,6 +262,17 @@ fn prepare(parent: Pid, entry: &mut Entry) -> io::Result<()> {
     Ok(())
 }
 
+/// Lowers a limit to this, if it is higher.
+fn hold(resource: Resource, most: u64) -> io::Result<()> {
+    let now = getrlimit(resource);
+    let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
+    let limit = Rlimit {
+        current: lower(now.current),
+        maximum: lower(now.maximum),
+    };
+    Ok(setrlimit(resource, limit)?)
+}
+
 /// Waits for a program's end.
 struct Watch<'a> {
     child: &'a mut Child,
@@ -202,15 +280,12 @@ struct Watch<'a> {
     limits: &'a Limits,
     deadline: Option<Instant>,
     peak: u64,
+    events: Receiver<Event>,
 }
 
 impl Watch<'_> {
     /// Waits for its end, and brings that about where there is a reason to.
-    fn until_end(
-        &mut self,
-        events: &Receiver<Event>,
-        closed: &Receiver<()>,
-    ) -> Result<Option<Why>, Error> {
+    fn until_end(&mut self, outputs: &mut Outputs) -> Result<Option<Why>, Error> {
         let pid = Pid::from_child(self.child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
@@ -218,7 +293,8 @@ impl Watch<'_> {
             if ends_within(&pidfd, self.patience()).map_err(cannot("wait for a process"))? {
                 return Ok(None);
             }
-            if let Some(why) = self.reason(events, closed) {
+            if let Some(why) = self.reason(outputs) {
+                outputs.note_clogged();
                 // It may have ended meanwhile, which is just as well.
                 let _ = self.child.kill();
                 return Ok(Some(why));
@@ -234,24 +310,29 @@ impl Watch<'_> {
     }
 
     /// Why it has to end now.
-    fn reason(&mut self, events: &Receiver<Event>, closed: &Receiver<()>) -> Option<Why> {
-        let asked = events.try_iter().find_map(|event| match event {
-            Event::Signal(signal) | Event::Stop(signal) => Some(Why::Stopped(signal)),
-            Event::Window(_) => None,
-        });
-        let late = self
-            .deadline
-            .is_some_and(|deadline| Instant::now() >= deadline);
+    fn reason(&mut self, outputs: &mut Outputs) -> Option<Why> {
         let memory = match self.group {
             Some(group) => group.memory(),
             None => Some(watch::memory_of(self.child.id())),
         };
         self.peak = self.peak.max(memory.unwrap_or_default());
         let over = self.limits.memory.is_some_and(|limit| self.peak > limit);
-        asked
-            .or_else(|| closed.try_recv().ok().map(|()| Why::OutputClosed))
-            .or_else(|| late.then_some(Why::TimedOut))
+        self.asked()
+            .or_else(|| outputs.have_failed().then_some(Why::OutputFailed))
+            .or_else(|| self.late())
             .or_else(|| over.then_some(Why::OutOfMemory))
+    }
+
+    fn asked(&self) -> Option<Why> {
+        self.events.try_iter().find_map(|event| match event {
+            Event::Signal(signal) | Event::Stop(signal) => Some(Why::Stopped(signal)),
+            Event::Window(_) => None,
+        })
+    }
+
+    fn late(&self) -> Option<Why> {
+        let deadline = self.deadline?;
+        (Instant::now() >= deadline).then_some(Why::TimedOut)
     }
 }
 
@@ -264,13 +345,42 @@ fn ends_within(pidfd: impl AsFd, patience: Duration) -> io::Result<bool> {
     }
 }
 
-/// The threads that pass outputs on.
+/// The threads that pass outputs on, and what has come of them.
 struct Outputs {
-    /// Each output's, with whether it was cut.
-    ended: Receiver<bool>,
-    /// Told where nobody takes an output any more.
-    closed: Receiver<()>,
+    passed: Receiver<Passed>,
+    /// How many of them haven't ended.
+    left: usize,
+    pipes: Vec<Pipe>,
+    /// Why an output can't be passed on.
+    failed: Option<io::Error>,
+    truncated: bool,
+    warnings: Vec<String>,
     tail: Tail,
+}
+
+/// What came of an output.
+struct Passed {
+    /// Why it was passed on no further.
+    failed: Option<io::Error>,
+    truncated: bool,
+    /// Why messages were dropped.
+    dropped: Option<io::Error>,
+}
+
+/// A program's output, to be looked at while a thread reads it.
+struct Pipe {
+    end: OwnedFd,
+    /// Whether the thread waits for our own reader.
+    pending: Pending,
+}
+
+impl Pipe {
+    /// Whether the program waits for our own reader, too, as far as can be seen.
+    fn is_clogged(&self) -> bool {
+        let held = rustix::io::ioctl_fionread(&self.end).unwrap_or_default();
+        let room = rustix::pipe::fcntl_getpipe_size(&self.end).map_or(u64::MAX, |size| size as u64);
+        self.pending.is_set() && held.saturating_add(CLOGGED) > room
+    }
 }
 
 impl Outputs {
@@ -280,47 +390,99 @@ impl Outputs {
         stderr: Box<dyn Write + Send>,
         limit: Option<u64>,
     ) -> Result<Outputs, Error> {
-        let (sender, ended) = mpsc::channel();
-        let (closing, closed) = mpsc::channel();
+        let (sender, passed) = mpsc::channel();
         let tail = Tail::default();
-        let from_stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("it is piped"));
-        let from_stderr: Box<dyn Read + Send> = Box::new(child.stderr.take().expect("it is piped"));
+        let from_stdout = OwnedFd::from(child.stdout.take().expect("it is piped"));
+        let from_stderr = OwnedFd::from(child.stderr.take().expect("it is piped"));
+        let mut pipes = Vec::new();
         for (from, to, tail) in [
             (from_stdout, stdout, None),
             (from_stderr, stderr, Some(tail.clone())),
         ] {
-            let (sender, closing) = (sender.clone(), closing.clone());
-            let mut to = Capped::new(to, limit, &Pending::default());
+            let (sender, pending) = (sender.clone(), Pending::default());
+            let mut to = Capped::new(to, limit, &pending);
+            let end = from.try_clone().map_err(cannot("copy an open file"))?;
+            pipes.push(Pipe { end, pending });
             let pass_on = move || {
-                if pass(from, &mut to, tail.as_ref()).is_err() {
-                    let _ = closing.send(());
-                }
-                let _ = sender.send(to.truncated);
+                let failed = pass(File::from(from), &mut to, tail.as_ref()).err();
+                let _ = sender.send(Passed {
+                    failed,
+                    truncated: to.truncated,
+                    dropped: to.failed.take(),
+                });
             };
             let thread = thread::Builder::new().name("output".into());
             thread.spawn(pass_on).map_err(cannot("start a thread"))?;
         }
         Ok(Outputs {
-            ended,
-            closed,
+            passed,
+            left: pipes.len(),
+            pipes,
+            failed: None,
+            truncated: false,
+            warnings: Vec::new(),
             tail,
         })
     }
 
-    /// Whether an output was cut, and the end of stderr. The program is gone.
-    fn finish(self) -> (bool, Tail) {
-        let mut truncated = false;
-        for _ in 0..2 {
-            match self.ended.recv_timeout(GRACE) {
-                Ok(cut) => truncated |= cut,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+    /// Whether one of them can't be passed on.
+    fn have_failed(&mut self) -> bool {
+        while let Ok(passed) = self.passed.try_recv() {
+            self.note(passed);
+        }
+        self.failed.is_some()
+    }
+
+    fn note(&mut self, passed: Passed) {
+        self.left -= 1;
+        self.truncated |= passed.truncated;
+        let told = passed.dropped.as_ref().map(output::not_written);
+        self.warnings.extend(told);
+        if self.failed.is_none() {
+            self.failed = passed.failed;
+        }
+    }
+
+    /// The program is about to be killed: what is on its way to a full pipe will never be there.
+    fn note_clogged(&mut self) {
+        if self.pipes.iter().any(Pipe::is_clogged) {
+            self.note_loss();
+        }
+    }
+
+    fn note_loss(&mut self) {
+        if !self.warnings.iter().any(|told| told == output::NOT_TAKEN) {
+            self.warnings.push(output::NOT_TAKEN.into());
+        }
+        self.truncated = true;
+    }
+
+    /// Waits until all is passed on that the program has written, which is gone, unless there is a reason to hurry. Returns why
+    /// it was ended, or this was.
+    fn finish(&mut self, why: Option<Why>, hurry: impl Fn() -> Option<Why>) -> Option<Why> {
+        let mut hurries = why.filter(|why| why.hurries());
+        let mut until = None;
+        while self.left > 0 {
+            hurries = hurries.or_else(&hurry);
+            if hurries.is_some() {
+                until = until.or_else(|| Instant::now().checked_add(GRACE));
+            }
+            match self.passed.recv_timeout(TICK) {
+                Ok(passed) => self.note(passed),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.left > 0 && until.is_some_and(|until| Instant::now() >= until) {
+                self.note_loss();
+                return why.or(hurries);
             }
         }
-        (truncated, self.tail)
+        // It may itself have ended for that, before we saw it.
+        why.or_else(|| self.failed.is_some().then_some(Why::OutputFailed))
     }
 }
 
-/// Passes all on until the end.
+/// Passes all on until the end. What is remembered are messages.
 fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -331,10 +493,13 @@ fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result
             // A pipe has no errors of its own.
             Err(_) => return Ok(()),
         };
-        if let Some(tail) = tail {
-            tail.remember(bytes);
+        match tail {
+            Some(tail) => {
+                tail.remember(bytes);
+                to.write_or_drop(bytes)?;
+            }
+            None => to.write(bytes)?,
         }
-        to.write(bytes)?;
     }
 }
 

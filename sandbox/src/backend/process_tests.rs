@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 
 use minivm_tests::output::Shared;
+use minivm_tests::patience::{PATIENCE, with_limits_from};
 
 use super::*;
 use crate::backend::jail::Jail;
@@ -43,7 +44,7 @@ fn run_script(script: &str, limits: &Limits) -> Ran {
 
 fn limits() -> Limits {
     Limits {
-        time: Some(Duration::from_secs(20)),
+        time: Some(PATIENCE),
         ..Limits::default()
     }
 }
@@ -94,12 +95,13 @@ fn nothing_of_the_host_is_seen_inside() {
 
 #[test]
 fn the_time_limit_ends_all_processes() {
-    let mut limits = limits();
-    limits.time = Some(Duration::from_millis(300));
-    let ran = run_script("sleep 4321 & echo begun; sleep 4322", &limits);
-    assert_eq!(ran.finished.end, End::TimedOut);
-    assert_eq!(ran.stdout, "begun\n");
-    assert!(ran.finished.usage.total < Duration::from_secs(5));
+    with_limits_from(Duration::from_millis(300), |limit| {
+        let mut limits = limits();
+        limits.time = Some(limit);
+        let ran = run_script("sleep 4321 & echo begun; sleep 4322", &limits);
+        assert_eq!(ran.finished.end, End::TimedOut);
+        (ran.stdout == "begun\n").then_some(())
+    });
     assert_eq!(processes_with("432"), 0);
 }
 
@@ -170,4 +172,100 @@ fn a_file_put_inside_can_be_read_and_not_written() {
     let finished = run(jailed, streams, &limits()).unwrap();
     assert_eq!(*stdout.0.lock().unwrap(), b"secret");
     assert_ne!(finished.end, End::Exited(0));
+}
+
+/// An output that is not taken until something is said or nothing can be any more.
+struct Slow<F>(Option<F>, Shared);
+
+impl<F: FnOnce() + Send> Write for Slow<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(wait) = self.0.take() {
+            wait();
+        }
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn run_to(
+    script: &str,
+    limits: &Limits,
+    stdout: impl Write + Send + 'static,
+    stderr: impl Write + Send + 'static,
+) -> Result<Finished, Error> {
+    let streams = Streams {
+        stdin: None,
+        stdout: Box::new(stdout),
+        stderr: Box::new(stderr),
+        events: mpsc::channel().1,
+    };
+    run(jail(script), streams, limits)
+}
+
+#[test]
+fn a_reader_may_take_its_time_when_the_program_has_ended() {
+    let taken = Shared::default();
+    let slow = Slow(Some(|| thread::sleep(GRACE * 3 / 2)), taken.clone());
+    let script = "head -c 100000 /dev/zero";
+    let finished = run_to(script, &limits(), slow, io::sink()).unwrap();
+    assert_eq!(finished.end, End::Exited(0));
+    assert!(!finished.truncated && finished.warnings.is_empty());
+    assert_eq!(taken.0.lock().unwrap().len(), 100_000);
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
+    for script in ["echo begun; sleep 4324", "echo done", "yes"] {
+        let (over, wait) = mpsc::channel::<()>();
+        let stuck = move || wait.recv().unwrap_or_default();
+        let mut limits = limits();
+        limits.time = Some(Duration::from_millis(300));
+        let stdout = Slow(Some(stuck), Shared::default());
+        let finished = run_to(script, &limits, stdout, io::sink()).unwrap();
+        assert_eq!(finished.end, End::TimedOut, "{script}");
+        assert!(finished.truncated);
+        assert_eq!(finished.warnings, [output::NOT_TAKEN]);
+        drop(over);
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_told_where_messages_went_to_it() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for script in ["echo out", "yes"] {
+        let error = run_to(script, &limits(), full(), io::sink()).unwrap_err();
+        assert_eq!(error.to_string(), "cannot write the command's output");
+        let Error::Host { source, .. } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    }
+    let script = "echo err >&2; echo err >&2; echo out; exit 3";
+    let out = Shared::default();
+    let finished = run_to(script, &limits(), out.clone(), full()).unwrap();
+    assert_eq!(finished.end, End::Exited(3));
+    assert_eq!(*out.0.lock().unwrap(), b"out\n");
+    assert!(finished.truncated && output::tells_of_a_loss(&finished.warnings[0]));
+}
+
+#[test]
+fn an_output_that_nobody_reads_any_more_is_known_whenever_that_comes() {
+    let (reader, writer) = io::pipe().unwrap();
+    let closed = Slow(Some(move || drop(reader)), Shared::default());
+    // The first write lets the reader go; the second finds it gone.
+    struct Both<A, B>(A, B);
+    impl<A: Write, B: Write> Write for Both<A, B> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write_all(bytes)?;
+            self.1.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let finished = run_to("echo out", &limits(), Both(closed, writer), io::sink()).unwrap();
+    assert_eq!(finished.end, End::OutputClosed);
 }

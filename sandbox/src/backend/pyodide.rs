@@ -15,7 +15,8 @@ use serde::Serialize;
 use serde_json::Map;
 
 use super::jail::Jail;
-use super::{Backend, Capability, Error, Program, Task, cannot};
+use super::packed::packed;
+use super::{Backend, Capability, Error, Limits, Program, Task, cannot};
 use crate::machine::guest_name;
 
 /// Python's side: runs the code as `python -c` does.
@@ -37,23 +38,17 @@ pub(super) const CAPABILITIES: &[Capability] = &[
 #[derive(Serialize)]
 struct Told {
     env: Map<String, serde_json::Value>,
-    files: Vec<Copied>,
+    /// Whether the jail has an archive of files, to be unpacked into Python's file system.
+    files: bool,
     snapshot: Option<&'static str>,
 }
 
-/// What is copied into Python's file system.
-#[derive(Serialize)]
-struct Copied {
-    /// Where the jail shows it.
-    from: String,
-    to: String,
-}
-
-/// Puts the task into a jail: its code and what comes with that into `/task`, its files into `/files`.
+/// Puts the task into a jail: its code and what comes with that into `/task`, its files as an archive.
 pub(super) fn put(
     mut jail: Jail,
     backend: Backend,
     task: &Task,
+    limits: &Limits,
     snapshot: Option<&'static str>,
 ) -> Result<Jail, Error> {
     let code = match &task.program {
@@ -61,21 +56,21 @@ pub(super) fn put(
         Program::Command(_) => return Err(not_supported(backend, Capability::Commands)),
         Program::Resume { .. } => return Err(not_supported(backend, Capability::Snapshot)),
     };
-    let mut told = Told {
-        env: variables(backend, &task.env)?,
-        files: Vec::new(),
+    let told = Told {
+        env: variables(backend, &task.texts(backend)?)?,
+        files: !task.files.is_empty(),
         snapshot,
     };
-    for (number, files) in task.files.iter().enumerate() {
+    for files in &task.files {
         can_be_copied(&files.from)?;
-        let from = format!("/files/{number}");
-        jail = jail.show(&files.from, &from);
-        let to = Path::new("/").join(guest_name(&files.to, &files.from)?);
-        let to = to.to_str().map(str::to_owned).ok_or_else(|| {
+        let to = guest_name(&files.to, &files.from)?;
+        if to.to_str().is_none() {
             let why = io::Error::new(io::ErrorKind::InvalidInput, "it is not UTF-8");
-            cannot(format!("copy to {}", to.display()))(why)
-        })?;
-        told.files.push(Copied { from, to });
+            return Err(cannot(format!("copy to {}", files.to.display()))(why));
+        }
+    }
+    if told.files {
+        jail = jail.put_file(packed(task, limits)?, "/task/files.cpio");
     }
     let told = serde_json::to_vec(&told).expect("it is made of texts");
     jail.put(code.as_bytes(), "/task/code.py")?

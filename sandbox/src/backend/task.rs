@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Capability, Error, Exception, python};
+use super::{Backend, Capability, Error, Exception, python};
 use crate::machine::Files;
 use crate::machine::session::Event;
 
@@ -60,10 +60,22 @@ pub type Function = Box<dyn FnMut(Call) -> Result<Value, String> + Send>;
 pub struct Limits {
     /// How long it may take: in a microVM from the command's start, in the others from the sandbox's.
     pub time: Option<Duration>,
-    /// Bytes of memory: the machine's in a microVM, all of the sandbox's processes' in the others.
+    /// Bytes of memory: the machine's in a microVM, all of the sandbox's processes' in the others. Where it isn't said each has
+    /// a default.
     pub memory: Option<u64>,
     /// Bytes of each output that are passed on. What comes after them is dropped.
     pub output: Option<u64>,
+}
+
+impl Limits {
+    /// The same, with so much memory where nothing is said of it.
+    #[must_use]
+    pub(super) fn with_memory(self, bytes: u64) -> Limits {
+        Limits {
+            memory: self.memory.or(Some(bytes)),
+            ..self
+        }
+    }
 }
 
 /// A program with its surroundings.
@@ -77,7 +89,7 @@ pub struct Task {
     /// Its output of the other kind.
     pub stderr: Box<dyn Write + Send>,
     /// Environment variables, beside those that the image or the sandbox sets itself.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(OsString, OsString)>,
     /// Files and folders to copy in, to absolute paths.
     pub files: Vec<Files>,
     /// What it may use up.
@@ -140,11 +152,26 @@ impl Task {
         needed.map(|(_, capability)| capability).collect()
     }
 
+    /// The user's variables as text, for sandboxes whose Python has no others.
+    pub(super) fn texts(&self, backend: Backend) -> Result<Vec<(String, String)>, Error> {
+        let text = |(name, value): &(OsString, OsString)| {
+            let texts = name.to_str().zip(value.to_str());
+            let texts = texts.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            texts.ok_or_else(|| Error::Failed {
+                backend,
+                detail: format!(
+                    "the environment variable {name:?} is not UTF-8, which it needs: leave it out, or take --backend microvm"
+                ),
+            })
+        };
+        self.env.iter().map(text).collect()
+    }
+
     /// What `minivm-init` is asked for in an image with this configuration. Its command gets the user's variables last.
     pub(super) fn request(&self, config: &Config) -> Result<Request, Error> {
         let mut env: Vec<Vec<u8>> = config.env.iter().map(|text| text.clone().into()).collect();
         let own = self.env.iter();
-        env.extend(own.map(|(name, value)| format!("{name}={value}").into_bytes()));
+        env.extend(own.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()));
         Ok(Request {
             argv: argv(&self.program)?,
             env,
@@ -252,6 +279,19 @@ mod tests {
                 Capability::Snapshot
             ]
         );
+    }
+
+    #[test]
+    fn variables_need_not_be_text() {
+        let mut task = Task::code("pass");
+        let odd = OsString::from_vec(b"\xff=".to_vec());
+        task.env = vec![("A".into(), odd.clone()), (odd, "1".into())];
+        let request = task.request(&Config::default()).unwrap();
+        assert_eq!(request.env, [&b"A=\xff="[..], b"\xff==1"]);
+        for backend in [Backend::Deno, Backend::Monty] {
+            let error = task.texts(backend).unwrap_err().to_string();
+            assert!(error.contains("\"A\" is not UTF-8"), "{error}");
+        }
     }
 
     #[test]

@@ -21,9 +21,10 @@ fn parents() -> BTreeMap<u32, u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let parent = |entry: fs::DirEntry| {
         let process = entry.file_name().to_str()?.parse().ok()?;
-        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-        // The name is in parentheses, and may have some itself.
-        let fields = stat.rsplit_once(") ")?.1;
+        let stat = fs::read(entry.path().join("stat")).ok()?;
+        // The name is in parentheses, and may have any bytes in it, as the process likes. What follows is numbers.
+        let end = stat.iter().rposition(|&byte| byte == b')')?;
+        let fields = std::str::from_utf8(stat.get(end + 2..)?).ok()?;
         Some((process, fields.split(' ').nth(1)?.parse().ok()?))
     };
     entries.filter_map(parent).collect()
@@ -40,6 +41,8 @@ fn proportional(process: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
     use std::process::{Command, Stdio};
 
     #[test]
@@ -52,5 +55,21 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(memory_of(child.id()), 0);
+    }
+
+    #[test]
+    fn no_name_hides_a_child() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [&b"\xff"[..], b"a) S 1 1 (\xe9", b") \n)"] {
+            let program = folder.path().join(OsStr::from_bytes(name));
+            std::os::unix::fs::symlink("/bin/cat", &program).unwrap();
+            let mut child = Command::new(&program)
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            assert_eq!(parents().get(&child.id()), Some(&std::process::id()));
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
     }
 }

@@ -187,7 +187,7 @@ fn was_usable() -> bool {
 /// Where it can't be kept, the next run probes again. A record that is cut off matches no boot.
 fn remember_usable() {
     if let (Some(file), Some(boot_id)) = (record(), boot_id()) {
-        let _ = file.parent().map(fs::create_dir_all);
+        let _ = file.parent().map(minivm::cache::make);
         let _ = fs::write(file, boot_id);
     }
 }

@@ -4,8 +4,10 @@ use std::io::{IsTerminal, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use minivm::images;
+use minivm::output_path::Output;
 use minivm_guest::rootfs;
 
 use super::image::{self, ImageArgs};
@@ -37,6 +39,10 @@ pub(super) struct BuildArgs {
 
 /// Builds it.
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
+    let path = &args.output;
+    // Better now than after the work.
+    let output = Output::open(path, 0o666);
+    let output = output.with_context(|| format!("cannot write {}", path.display()))?;
     let shelf = image::shelf()?;
     let found = image::open(&args.image.image, &args.image.pull, &shelf)?;
     let spinner = image::making(&args.image.image, args.image.pull.quiet);
@@ -46,7 +52,7 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         Compression::Zstd => rootfs::Compression::Zstd,
         Compression::Gzip => rootfs::Compression::Gzip,
     };
-    let made = images::build(&found, compression, &args.output);
+    let made = images::build(&found, compression, path, output);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
@@ -54,7 +60,7 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     if !args.image.pull.quiet && stdout().is_terminal() {
         println!(
             "{}: {} files, {} unpacked",
-            args.output.display(),
+            path.display(),
             made.files,
             indicatif::BinaryBytes(made.bytes)
         );

@@ -19,7 +19,7 @@ use super::terminal::{self, RawMode};
 /// The guest crashed.
 const EXIT_CRASHED: u8 = 1;
 /// Nobody reads stdout any more: the code of a program that was killed by SIGPIPE.
-const EXIT_BROKEN_PIPE: u8 = 128 + 13;
+pub(super) const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 
 /// Runs the machine to its end. If a path is given, a socket there takes requests meanwhile.
 pub(super) fn run(

@@ -1,7 +1,7 @@
 //! Finding an image and its archive, with progress where somebody watches.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -10,9 +10,15 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm::cache;
-use minivm::images::{Archive, Shelf};
+use minivm::images::{self, Archive, Shelf};
+use minivm::printable::printable;
 use minivm::templates::{Templates, lab};
 use minivm_guest::image::{self, Digest, Image, Options, Progress, Source};
+
+use super::{EXIT_ERROR, units};
+
+/// How long a line is at most that tells of what can't be removed: the longest path and more.
+const LINE_MAX: usize = 5000;
 
 /// When to ask a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -82,27 +88,59 @@ pub(super) fn shelf() -> anyhow::Result<Shelf> {
     Ok(Shelf::new(&cache_folder()?))
 }
 
-/// Where everything is kept that was made once.
+/// Where everything is kept that was made once, within the limit that the user has set.
 pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
+    if let Some(limit) = cache_limit()? {
+        images::set_limit(limit);
+    }
     cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")
 }
 
-/// `minivm prune`.
+/// What `MINIVM_CACHE_SIZE` says.
+fn cache_limit() -> anyhow::Result<Option<u64>> {
+    let said = std::env::var_os("MINIVM_CACHE_SIZE").filter(|said| !said.is_empty());
+    let said = said.map(|said| units::bytes(&said.to_string_lossy()));
+    said.transpose()
+        .map_err(|error| anyhow::anyhow!("MINIVM_CACHE_SIZE: {error}"))
+}
+
+/// `minivm prune`. What can't be removed doesn't keep the rest.
 pub(super) fn prune() -> anyhow::Result<ExitCode> {
     let cache = cache_folder()?;
-    let labs = lab::stop_all(&cache).context("cannot end the labs that are kept")?;
+    let mut left = Vec::new();
+    let labs = lab::stop_all(&cache).unwrap_or_else(|error| {
+        left.push(format!("cannot end the labs that are kept: {error}"));
+        0
+    });
     let templates = Templates::new(&cache);
-    let mut freed = templates.clear()?;
+    let (mut freed, unremoved) = templates.clear();
+    left.extend(unremoved.into_iter().map(told));
     // Those that have names, and live in a lab, are made anew from their archives.
-    let left = templates.list()?.into_iter().filter(|left| left.lab);
-    let recipes = left.filter_map(|left| left.recipe);
+    let named = templates.list().unwrap_or_default().into_iter();
+    let recipes = named.filter(|left| left.lab).filter_map(|left| left.recipe);
     let kept: Vec<_> = recipes.map(|recipe| recipe.machine.initramfs).collect();
-    freed += Shelf::new(&cache).clear(&kept)?;
+    let cleared = Shelf::new(&cache).sweep(&kept);
+    freed += cleared.freed;
+    left.extend(cleared.left.into_iter().map(told));
+    if cleared.more > 0 {
+        left.push(format!("and {} more", cleared.more));
+    }
     println!("freed {}", BinaryBytes(freed));
     if labs > 0 {
         println!("ended {labs} of the labs that were kept");
     }
-    Ok(ExitCode::SUCCESS)
+    for line in &left {
+        eprintln!("minivm: {line}");
+    }
+    Ok(match left.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(EXIT_ERROR),
+    })
+}
+
+/// An error in one line: an image may have made the name in it.
+fn told(error: impl Into<anyhow::Error>) -> String {
+    printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
 /// Finds and opens an image that somebody has named, or the one with Python.
@@ -133,7 +171,12 @@ pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::R
         ..Options::default()
     };
     let bars = Bars::new(args.quiet);
-    Ok(image::open(source, &shelf.store(), &options, &bars)?)
+    let store = shelf.store();
+    let image = image::open(source, &store, &options, &bars).map_err(explain_full)?;
+    if store.has_grown() {
+        shelf.evict();
+    }
+    Ok(image)
 }
 
 /// The image's archive, made where it isn't there.
@@ -148,7 +191,17 @@ pub(super) fn archive(
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
-    Ok(archive?)
+    archive.map_err(explain_full)
+}
+
+/// The error; where the cache's disk is full, with what makes room there.
+pub(super) fn explain_full(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    let error = error.into();
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    match causes.any(|cause: &io::Error| cause.kind() == io::ErrorKind::StorageFull) {
+        true => anyhow::anyhow!("{error:#}: `minivm prune` removes what the cache holds"),
+        false => error,
+    }
 }
 
 /// Shows that an archive is being made.

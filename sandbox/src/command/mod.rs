@@ -7,6 +7,7 @@ mod compare;
 mod console;
 mod control;
 mod doctor;
+mod hint;
 mod image;
 mod lab;
 mod relay;
@@ -17,17 +18,24 @@ mod signals;
 mod snapshot;
 mod template;
 mod terminal;
+mod tmpfs;
 mod turducken;
 mod units;
+mod variables;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use minivm::backend::Host;
+use minivm::{cache, streams};
+use minivm_guest::inherited::Refused;
+
+use report::{Captured, Printed};
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -70,7 +78,8 @@ enum Command {
     Restore(snapshot::RestoreArgs),
     /// Run Python code in Pyodide in Deno in gVisor in a machine
     Turducken(turducken::TurduckenArgs),
-    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
+    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses; what can't be removed is
+    /// told of, and the exit code is 125 then. By itself the cache keeps within MINIVM_CACHE_SIZE
     Prune,
     /// Tell what works on this host, why not, and the command that mends it
     Doctor(doctor::DoctorArgs),
@@ -105,9 +114,17 @@ impl Cli {
         Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
     }
 
-    /// Does what the command line says.
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+    /// Does what the command line says, unless what this process was given by others is of no use.
+    pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
+        if let Err(error) = self.check(inherited) {
+            if self.command.as_ref().is_some_and(Command::tells_json) {
+                // Who reads JSON reads of this too.
+                let nothing = Captured::new(None);
+                let _ = Printed::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
+            }
+            return Err(error);
+        }
         match self.command {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),
@@ -131,6 +148,28 @@ impl Cli {
     }
 }
 
+impl Cli {
+    fn check(&self, inherited: Result<(), Refused>) -> anyhow::Result<()> {
+        inherited?;
+        match self.command {
+            // The lab has no cache yet.
+            Some(Command::LabInit) => Ok(()),
+            _ => Ok(cache::check()?),
+        }
+    }
+}
+
+impl Command {
+    /// Whether it tells of its end, whatever that is, with an object on stdout.
+    fn tells_json(&self) -> bool {
+        match self {
+            Command::Run(args) => args.json,
+            Command::Turducken(args) => args.json,
+            _ => false,
+        }
+    }
+}
+
 /// A flag of a machine that is booted without a command, if one was given. clap can refuse these itself, but then `-v` too.
 fn boot_flag(matches: &ArgMatches) -> Option<&str> {
     let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
@@ -142,6 +181,18 @@ fn boot_flag(matches: &ArgMatches) -> Option<&str> {
 fn worker() -> anyhow::Result<PathBuf> {
     let minivm = std::env::current_exe().context("cannot tell where minivm is")?;
     Ok(Host::worker_beside(&minivm))
+}
+
+/// Ends this process, which could not write to stdout.
+pub(crate) fn cannot_print(error: &std::io::Error) -> ! {
+    let code = match error.kind() {
+        std::io::ErrorKind::BrokenPipe => console::EXIT_BROKEN_PIPE,
+        _ => {
+            eprintln!("minivm: cannot write to stdout: {error}");
+            EXIT_ERROR
+        }
+    };
+    std::process::exit(code.into())
 }
 
 fn log_to_stderr(verbose: u8) {
@@ -163,7 +214,7 @@ impl log::Log for StderrLog {
     }
 
     fn log(&self, record: &log::Record) {
-        eprintln!("minivm: {}", record.args());
+        streams::tell(&record.args().to_string());
     }
 
     fn flush(&self) {}

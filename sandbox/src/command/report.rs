@@ -8,12 +8,12 @@ use base64::engine::general_purpose::STANDARD;
 use minivm::backend::{self, Exception, Finished};
 use minivm::machine::session::End;
 use minivm::machine::{Place, Report};
-use minivm::output::Kept;
+use minivm::output::{self, Kept};
 use minivm::streams;
 use minivm_guest::channel::{Exit, Status};
 use serde::Serialize;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT};
+use super::{EXIT_ERROR, EXIT_TIMEOUT, hint};
 
 /// The command can't be executed.
 const EXIT_NOT_EXECUTABLE: u8 = 126;
@@ -23,6 +23,9 @@ const EXIT_NOT_FOUND: u8 = 127;
 const EXIT_SIGNAL: u8 = 128;
 /// As if by SIGKILL, which is what the kernel sends.
 const EXIT_OUT_OF_MEMORY: u8 = EXIT_SIGNAL + 9;
+
+/// What is told where output was over the limit.
+const CUT: &str = "output was cut at --max-output";
 
 /// Outputs that are kept for a report.
 pub(super) struct Captured {
@@ -39,6 +42,12 @@ impl Captured {
             stderr: Kept::default(),
             limit,
         }
+    }
+
+    /// Whether one of them has come to the limit.
+    fn is_full(&self) -> bool {
+        let full = |kept: &Kept| Some(kept.bytes().len() as u64) >= self.limit;
+        self.limit.is_some() && (full(&self.stdout) || full(&self.stderr))
     }
 }
 
@@ -117,8 +126,8 @@ impl Printed {
             _ => None,
         };
         let error = match &report.end {
-            End::NotFound(what) => Some(format!("no such command: {what}")),
-            End::NotExecutable(what) => Some(format!("cannot execute {what}")),
+            End::NotFound(what) => Some(hint::not_found(what)),
+            End::NotExecutable(what) => Some(hint::not_executable(what)),
             End::TimedOut => Some("the time limit was reached".into()),
             End::Stopped(_) => Some("the machine was stopped".into()),
             End::OutputClosed | End::Exited(_) => None,
@@ -146,6 +155,7 @@ impl Printed {
             phases: PrintedPhases::new(report, phases, exit),
             ..Printed::default()
         }
+        .with_loss()
         .with_outputs(captured)
     }
 
@@ -158,8 +168,8 @@ impl Printed {
     ) -> Self {
         use backend::End;
         let error = match &finished.end {
-            End::NotFound(what) => Some(format!("no such command: {what}")),
-            End::NotExecutable(what) => Some(format!("cannot execute {what}")),
+            End::NotFound(what) => Some(hint::not_found(what)),
+            End::NotExecutable(what) => Some(hint::not_executable(what)),
             End::TimedOut => Some("the time limit was reached".into()),
             End::OutOfMemory => Some("the memory limit was reached".into()),
             End::Stopped(_) => Some("the sandbox was stopped".into()),
@@ -195,7 +205,30 @@ impl Printed {
             },
             ..Printed::default()
         }
+        .with_loss()
         .with_outputs(captured)
+    }
+
+    /// With what it means that output was dropped: a run that loses some has not gone well, whatever its command says.
+    fn with_loss(mut self) -> Self {
+        if self.truncated && self.exit_code == 0 {
+            self.exit_code = EXIT_ERROR;
+            self.error = self.losses().into_iter().next();
+        }
+        self
+    }
+
+    /// What tells of output that was dropped, if some was.
+    fn losses(&self) -> Vec<String> {
+        let told = self.warnings.iter();
+        let told: Vec<_> = told
+            .filter(|told| output::tells_of_a_loss(told))
+            .cloned()
+            .collect();
+        match (self.truncated, &*told) {
+            (true, []) => vec![CUT.into()],
+            _ => told,
+        }
     }
 
     /// With the outputs that were kept.
@@ -221,17 +254,19 @@ impl Printed {
         self
     }
 
-    /// Of a run that minivm itself has failed at.
-    pub(super) fn failed(error: String, total: Duration) -> Self {
+    /// Of a run that minivm itself has failed at, with the outputs that had come by then.
+    pub(super) fn failed(error: String, total: Duration, captured: &Captured) -> Self {
         Printed {
             exit_code: EXIT_ERROR,
             error: Some(error),
+            truncated: captured.is_full(),
             phases: PrintedPhases {
                 total: total.as_secs_f64(),
                 ..PrintedPhases::default()
             },
             ..Printed::default()
         }
+        .with_outputs(Some(captured))
     }
 
     /// Writes it to stdout, as an object in a line.
@@ -244,27 +279,35 @@ impl Printed {
     /// Says on stderr what the user has to know.
     pub(super) fn tell(&self, quiet: bool, verbose: bool, timeout: Option<Duration>) {
         for line in self.lines(quiet, verbose, timeout.unwrap_or_default()) {
-            eprintln!("minivm: {line}");
+            streams::tell(&line);
+        }
+    }
+
+    /// Says on stderr, beside the object, that a command which has ended by itself has lost output.
+    pub(super) fn tell_losses(&self) {
+        if self.command_exit_code.is_some() {
+            self.losses().iter().for_each(|line| streams::tell(line));
         }
     }
 
     fn lines(&self, quiet: bool, verbose: bool, timeout: Duration) -> Vec<String> {
         let mut lines = Vec::new();
-        // Files that could not be copied are an error, and told like one.
+        let losses = self.losses();
+        // Files that could not be copied are an error, and told like one; output that was dropped is told below.
         if !quiet || self.copy_failed {
-            lines.extend(self.warnings.iter().cloned());
+            let others = self.warnings.iter().filter(|told| !losses.contains(told));
+            lines.extend(others.cloned());
         }
+        let error = self.error.clone().filter(|error| !losses.contains(error));
         if self.timed_out {
             lines.push(time_limit_reached(timeout));
         } else {
-            lines.extend(self.error.clone());
+            lines.extend(error.clone());
         }
-        if self.oom && self.error.is_none() && !quiet {
+        if self.oom && error.is_none() && !quiet {
             lines.push("the guest ran out of memory; more -m/--memory helps".into());
         }
-        if self.truncated && !quiet {
-            lines.push("output was cut at --max-output".into());
-        }
+        lines.extend(losses);
         lines.extend(verbose.then(|| self.phases.line()));
         lines
     }
@@ -306,14 +349,15 @@ impl PrintedPhases {
 
 fn exit_code(report: &Report) -> u8 {
     match &report.end {
-        _ if report.copy_failed => EXIT_ERROR,
-        End::Exited(exit) => command_exit_code(exit),
-        End::NotFound(_) => EXIT_NOT_FOUND,
-        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
+        // These are why files were not copied, where they weren't.
         End::TimedOut => EXIT_TIMEOUT,
         End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
         // As if by SIGPIPE.
         End::OutputClosed => EXIT_SIGNAL + 13,
+        _ if report.copy_failed => EXIT_ERROR,
+        End::Exited(exit) => command_exit_code(exit),
+        End::NotFound(_) => EXIT_NOT_FOUND,
+        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
     }
 }
 
@@ -345,15 +389,26 @@ pub(super) fn time_limit_reached(limit: Duration) -> String {
     format!("time limit of {limit:?} reached")
 }
 
+/// How short text is in JSON at any rate.
+const SHORT: usize = 4096;
+
 /// Text as it is, and anything else in base64. Text that was cut within a character ends before it.
 fn text(bytes: &[u8], cut: bool) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(bytes) {
+        _ if is_binary(bytes) => (None, Some(STANDARD.encode(bytes))),
         Ok(text) => (Some(text.into()), None),
         Err(error) if cut && error.error_len().is_none() => {
             text(&bytes[..error.valid_up_to()], false)
         }
         Err(_) => (None, Some(STANDARD.encode(bytes))),
     }
+}
+
+/// Whether it is so full of control characters that it was hardly meant as text: JSON has six bytes for each.
+fn is_binary(bytes: &[u8]) -> bool {
+    let is_text = |byte: &&u8| matches!(byte, b'\t' | b'\n' | 0x0c | b'\r' | 0x08 | b' '..);
+    let text = bytes.iter().filter(is_text).count();
+    bytes.len() > SHORT && bytes.len() - text > bytes.len() / 4
 }
 
 fn micros(micros: u64) -> f64 {
@@ -408,12 +463,26 @@ mod tests {
         let mut failed = report(exited(Status::Code(0), false));
         failed.copy_failed = true;
         assert_eq!(exit_code(&failed), 125);
+        for (end, code) in [(End::TimedOut, 124), (End::Stopped(15), 143)] {
+            failed.end = end;
+            assert_eq!(exit_code(&failed), code, "it is why files are missing");
+        }
     }
 
     #[test]
     fn what_is_no_text_is_in_base64() {
         assert_eq!(text("4\n".as_bytes(), false), (Some("4\n".into()), None));
         assert_eq!(text(&[0xff, 0], true), (None, Some("/wA=".into())));
+    }
+
+    #[test]
+    fn what_is_full_of_control_characters_is_in_base64_unless_it_is_short() {
+        let zeros = vec![0; SHORT + 1];
+        let (text_of, encoded) = text(&zeros, false);
+        assert_eq!((text_of, encoded.unwrap().len()), (None, 5464));
+        let coloured = "\x1b[31mred\x1b[0m\r\n\t".repeat(1000);
+        assert_eq!(text(coloured.as_bytes(), false), (Some(coloured), None));
+        assert!(text(&zeros[1..], false).0.is_some());
     }
 
     #[test]
@@ -479,10 +548,10 @@ mod tests {
         let mut warned = report(exited(Status::Code(0), true));
         warned.warnings = vec!["careful".into()];
         warned.truncated = true;
-        assert_eq!(lines(&warned, true), [""; 0]);
+        assert_eq!(lines(&warned, true), [CUT]);
         assert_eq!(lines(&warned, false).len(), 3);
         warned.copy_failed = true;
-        assert_eq!(lines(&warned, true), ["careful"]);
+        assert_eq!(lines(&warned, true), ["careful", CUT]);
         assert_eq!(
             lines(&report(End::TimedOut), true),
             ["time limit of 5s reached"]
@@ -491,6 +560,38 @@ mod tests {
             lines(&report(End::NotFound("x".into())), true),
             ["no such command: x"]
         );
+    }
+
+    #[test]
+    fn lost_output_is_an_error_where_the_command_knows_of_none() {
+        let printed = |code, warnings: &[&str]| {
+            let mut lost = report(exited(Status::Code(code), false));
+            lost.truncated = true;
+            lost.warnings = warnings.iter().map(ToString::to_string).collect();
+            Printed::new(&lost, &phases(), None)
+        };
+        let cut = printed(0, &["careful"]);
+        assert_eq!((cut.exit_code, cut.command_exit_code), (125, Some(0)));
+        assert_eq!(cut.error.as_deref(), Some(CUT));
+        assert_eq!(cut.lines(true, false, Duration::ZERO), [CUT]);
+        let slow = printed(0, &[output::NOT_TAKEN]);
+        assert_eq!(slow.lines(true, false, Duration::ZERO), [output::NOT_TAKEN]);
+        let own = printed(3, &[]);
+        assert_eq!((own.exit_code, own.error.as_ref()), (3, None));
+        assert_eq!(own.lines(true, false, Duration::ZERO), [CUT]);
+    }
+
+    #[test]
+    fn a_failure_has_the_outputs_that_came_before_it() {
+        let captured = Captured::new(Some(3));
+        captured.stdout.clone().write_all(b"abc").unwrap();
+        let printed = Printed::failed("it died".into(), Duration::ZERO, &captured);
+        assert_eq!(printed.stdout.as_deref(), Some("abc"));
+        assert_eq!(printed.stderr.as_deref(), Some(""));
+        assert!(printed.truncated, "nobody can tell any more");
+        let captured = Captured::new(Some(4));
+        captured.stdout.clone().write_all(b"abc").unwrap();
+        assert!(!Printed::failed(String::new(), Duration::ZERO, &captured).truncated);
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! What a command is to be run with, from the flags and the image.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use minivm::machine::Files;
-use minivm_guest::channel::{Request, Rlimit};
+use minivm::machine::{Files, check_copies};
+use minivm_guest::channel::{Request, Rlimit, Tmpfs};
 use minivm_guest::image::Config;
+
+use super::tmpfs::tmpfs;
+use super::{units, variables};
 
 /// As container users know them.
 #[derive(Args)]
@@ -44,38 +47,57 @@ pub(super) struct RequestArgs {
     /// Set a resource limit, such as nofile=1024 or nproc=100:200
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     ulimit: Vec<Rlimit>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE", value_parser = shm_size)]
+    shm_size: Option<u64>,
+    /// Mount a file system in memory, with mount's options and tmpfs's own
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs)]
+    tmpfs: Vec<Tmpfs>,
     /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
     #[arg(long, value_name = "SRC:DST", value_parser = files_in)]
     pub(super) copy_in: Vec<Files>,
     /// Copy a file or folder out of the guest when the command has ended
     #[arg(long, value_name = "SRC:DST", value_parser = files)]
     pub(super) copy_out: Vec<Files>,
+    /// Copy them at the time limit, too: CMD is killed, and they are copied as they are then
+    #[arg(long, requires = "copy_out")]
+    copy_out_on_timeout: bool,
+    /// How long that may take
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = units::duration, requires = "copy_out_on_timeout")]
+    copy_out_grace: Duration,
 }
 
 impl RequestArgs {
-    /// What is missing here is better found before a machine runs.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        for Files { from, .. } in &self.copy_in {
-            from.symlink_metadata()
-                .with_context(|| format!("cannot copy {} into the guest", from.display()))?;
-        }
-        Ok(())
+    /// What is missing here is better found before a machine runs. Says how many bytes are to be copied in.
+    pub(super) fn check(&self) -> anyhow::Result<u64> {
+        Ok(check_copies(&self.copy_in)?)
     }
 
-    /// The variables that flags set, as text.
-    pub(super) fn variables(&self) -> anyhow::Result<Vec<(String, String)>> {
+    /// How long files may be copied out once the time limit has been reached.
+    pub(super) fn copy_out_grace(&self) -> Option<Duration> {
+        self.copy_out_on_timeout.then_some(self.copy_out_grace)
+    }
+
+    /// The variables that flags set, `NAME=value` each.
+    fn entries(&self) -> anyhow::Result<Vec<Vec<u8>>> {
         let mut env = Vec::new();
         for file in &self.env_file {
-            env.extend(env_file(file)?);
+            env.extend(variables::of_file(file)?);
         }
-        let given = self.env.iter().cloned().map(OsString::into_vec);
-        env.extend(given.filter_map(variable));
-        let text = |entry: Vec<u8>| {
-            let entry = String::from_utf8(entry).context("an environment variable is not text")?;
-            let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
-            Ok((name.to_owned(), value.to_owned()))
+        for entry in &self.env {
+            env.extend(variables::given(entry.clone().into_vec())?);
+        }
+        Ok(env)
+    }
+
+    /// The same as names and values.
+    pub(super) fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
+        let apart = |entry: Vec<u8>| {
+            let mut parts = entry.splitn(2, |&byte| byte == b'=');
+            let mut next = || OsString::from_vec(parts.next().unwrap_or_default().to_vec());
+            (next(), next())
         };
-        env.into_iter().map(text).collect()
+        Ok(self.entries()?.into_iter().map(apart).collect())
     }
 
     /// The first flag that only a microVM knows, if one is given.
@@ -89,6 +111,8 @@ impl RequestArgs {
             (self.read_only, "--read-only"),
             (self.privileged, "--privileged"),
             (!self.ulimit.is_empty(), "--ulimit"),
+            (self.shm_size.is_some(), "--shm-size"),
+            (!self.tmpfs.is_empty(), "--tmpfs"),
             (!self.copy_out.is_empty(), "--copy-out"),
         ];
         flags
@@ -116,10 +140,7 @@ impl RequestArgs {
             bail!("the image names no command of its own: say which to run, behind `--`");
         }
         let mut env = texts(&config.env);
-        for file in &self.env_file {
-            env.extend(env_file(file)?);
-        }
-        env.extend(self.env.iter().filter_map(|entry| variable(bytes(entry))));
+        env.extend(self.entries()?);
         let cwd = match &self.workdir {
             Some(folder) => bytes(folder),
             None => config.working_dir.clone().into_bytes(),
@@ -141,29 +162,11 @@ impl RequestArgs {
             read_only: self.read_only,
             privileged: self.privileged,
             rlimits: self.ulimit.clone(),
+            shm_size: self.shm_size,
+            tmpfs: self.tmpfs.clone(),
             ..Request::default()
         })
     }
-}
-
-/// A variable as it was given, or with the host's value; none where the host has none.
-fn variable(entry: Vec<u8>) -> Option<Vec<u8>> {
-    if entry.contains(&b'=') {
-        return Some(entry);
-    }
-    let value = std::env::var_os(OsString::from_vec(entry.clone()))?;
-    Some([entry, b"=".to_vec(), value.into_vec()].concat())
-}
-
-/// A line a variable; empty ones, and those that begin with #, are skipped.
-fn env_file(path: &PathBuf) -> anyhow::Result<Vec<Vec<u8>>> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text
-        .split(|&byte| byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-        .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
-        .filter_map(|line| variable(line.to_vec()))
-        .collect())
 }
 
 fn files(text: &str) -> Result<Files, String> {
@@ -186,6 +189,14 @@ fn files_in(text: &str) -> Result<Files, String> {
     match plain && has_name {
         true => Ok(files),
         false => Err("DST has to be an absolute path, without `..`, and with a name".into()),
+    }
+}
+
+/// A size of something: for tmpfs, nothing means no limit.
+fn shm_size(text: &str) -> Result<u64, String> {
+    match units::bytes(text)? {
+        0 => Err("it has to be more than nothing".into()),
+        size => Ok(size),
     }
 }
 
@@ -288,13 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn an_env_file_has_a_variable_a_line() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(&file, "# comment\n\nX=a b\r\nPATH\nMINIVM_TEST_NOT_SET\n").unwrap();
-        let env = env_file(&file.path().to_owned()).unwrap();
-        assert_eq!(env[0], b"X=a b");
-        assert!(env[1].starts_with(b"PATH=/"), "the host's value");
-        assert_eq!(env.len(), 2);
+    fn variables_are_taken_apart_at_the_first_equals_sign() {
+        let line = ["-e", "A=1=2", "-e", "B=", "-e", "MINIVM_TEST_NOT_SET"];
+        let line = Line::try_parse_from(["test"].iter().chain(&line)).unwrap();
+        let variables = line.args.variables().unwrap();
+        assert_eq!(
+            variables,
+            [("A".into(), "1=2".into()), ("B".into(), "".into())]
+        );
     }
 
     #[test]

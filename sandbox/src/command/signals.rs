@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use minivm::machine::session::Event;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::{run, terminal};
+use super::run;
 
 /// How long a machine that is to end may take.
 const GRACE: Duration = Duration::from_secs(1);
@@ -18,30 +19,39 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How soon a second signal means the machine.
 const INSISTS: Duration = Duration::from_secs(10);
 
+/// Whether there is nothing left that could be asked to end, but this process.
+static OVER: AtomicBool = AtomicBool::new(false);
+
+/// The command and its sandbox have ended: what asks for an end from now on ends this process, whatever it waits for.
+pub(super) fn end_at_once() {
+    OVER.store(true, Ordering::SeqCst);
+}
+
 /// Hands signals on. The second one of those by which users end programs ends the machine. What was ignored before, as
 /// `nohup` does it, stays ignored.
-pub(super) fn listen(events: Sender<Event>, stop_signal: u8) -> io::Result<()> {
+pub(super) fn listen(events: Sender<Event>) -> io::Result<()> {
     let mut signals =
         unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let listen = move || {
         let mut user = User::default();
         for signal in signals.forever() {
             let number = u8::try_from(signal).expect("a signal's number is small");
+            if OVER.load(Ordering::SeqCst) && asks_for_an_end(signal) {
+                std::process::exit(128 + signal);
+            }
             let event = match signal {
                 SIGWINCH => Event::Window(run::window()),
                 _ if user.insists(signal, Instant::now()) => {
                     let _ = events.send(Event::Stop(number));
                     // It has ended by then, unless nobody takes its output.
                     thread::sleep(GRACE);
-                    terminal::restore();
-                    std::process::exit(128 + signal);
+                    let told = "its end was not waited for: output may have been dropped";
+                    run::machine::end_at_once(vec![told.into()], 128 + number);
                 }
-                SIGTERM => Event::Signal(stop_signal),
                 _ => Event::Signal(number),
             };
-            if events.send(event).is_err() {
-                return;
-            }
+            // Where nobody is left to whom it could happen, it is over in a moment.
+            let _ = events.send(event);
         }
     };
     thread::Builder::new()
@@ -76,6 +86,11 @@ fn is_ignored(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+/// Whether programs end by the signal, as a rule because it was asked for.
+fn asks_for_an_end(signal: i32) -> bool {
+    matches!(signal, SIGHUP | SIGINT | SIGQUIT | SIGTERM)
 }
 
 /// What the user wants, as far as signals tell.

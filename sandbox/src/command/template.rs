@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, TableStyle};
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar};
-use minivm::machine::{Machine, memory_for};
+use minivm::machine::Machine;
 use minivm::templates::{self, Listed, Recipe, Templates, lab};
 use minivm_guest::image::Source;
 use minivm_vmm::CPUS_MAX;
@@ -128,7 +128,7 @@ impl CreateArgs {
         let machine = Machine {
             kernel,
             initramfs: archive.path.clone(),
-            memory: memory_for(archive.size, self.memory)?,
+            memory: archive.memory(self.memory)?,
             cpus: self.cpus,
             rings: true,
             console: false,

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use minivm::backend::{CODE_MAX, Task, Turducken};
-use minivm::machine::session::BOOT_LIMIT;
-use minivm::machine::{Machine, Place, Session, memory_for};
-use minivm::{cache, kernel};
+use minivm::machine::session::{self, BOOT_LIMIT};
+use minivm::machine::{Machine, Place, Session};
+use minivm::{kernel, streams};
 
 use super::accel::AccelArg;
 use super::report::{Captured, Phases, Printed};
@@ -48,7 +48,7 @@ pub(super) struct TurduckenArgs {
     kernel: Option<PathBuf>,
     /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -59,20 +59,23 @@ pub(super) struct TurduckenArgs {
 /// Runs it.
 pub(super) fn run(args: &TurduckenArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let ended = run_to_end(args, verbose > 0, started);
-    if let (Err(error), true) = (&ended, args.json) {
-        // Who reads JSON reads of this too. The error itself is told on stderr, as always.
-        let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
-    }
-    ended
+    let captured = args.json.then(|| Captured::new(Some(OUTPUT_MAX)));
+    let ended = run_to_end(args, verbose > 0, started, captured.as_ref());
+    run::finish(ended, started, captured.as_ref(), |printed| {
+        printed.tell(args.quiet, verbose > 0, Some(args.timeout));
+    })
 }
 
-fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::Result<ExitCode> {
+fn run_to_end(
+    args: &TurduckenArgs,
+    verbose: bool,
+    started: Instant,
+    captured: Option<&Captured>,
+) -> anyhow::Result<Printed> {
     if args.code.len() > CODE_MAX || args.code.contains('\0') {
         bail!("the code is longer than {CODE_MAX} bytes, or has a zero byte in it");
     }
-    let cache =
-        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    let cache = super::image::cache_folder()?;
     let watched = stderr().is_terminal() && !args.quiet;
     if watched {
         eprint!("{PICTURE}");
@@ -90,14 +93,13 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
             None => kernel::find()?,
         },
         initramfs: archive.path.clone(),
-        memory: memory_for(archive.size, args.memory)?,
+        memory: archive.memory(args.memory)?,
         cpus: 1,
         rings: true,
         console: verbose,
     };
     let place = args.place()?;
-    let captured = args.json.then(|| Captured::new(Some(OUTPUT_MAX)));
-    let session = args.session(&turducken, captured.as_ref())?;
+    let session = args.session(&turducken, captured)?;
     let link = machine.start(&place)?;
     let with_machine = started.elapsed();
     let report = session.run(link)?;
@@ -106,19 +108,14 @@ fn run_to_end(args: &TurduckenArgs, verbose: bool, started: Instant) -> anyhow::
         machine: with_machine,
         total: started.elapsed(),
     };
-    let printed = Printed::new(&report, &phases, captured.as_ref()).at(&place);
-    match args.json {
-        true => printed.write().context("cannot write to stdout")?,
-        false => printed.tell(args.quiet, verbose, Some(args.timeout)),
-    }
-    Ok(ExitCode::from(printed.exit_code))
+    Ok(Printed::new(&report, &phases, captured).at(&place))
 }
 
 impl TurduckenArgs {
     fn place(&self) -> anyhow::Result<Place> {
         let warn = |why: &str| {
             if !self.quiet {
-                eprintln!("minivm: {why}");
+                streams::tell(why);
             }
         };
         self.accel.place(warn)
@@ -130,7 +127,7 @@ impl TurduckenArgs {
         captured: Option<&Captured>,
     ) -> anyhow::Result<Session> {
         let (events, happenings) = mpsc::channel();
-        signals::listen(events, signals::TERM).context("cannot listen to signals")?;
+        signals::listen(events).context("cannot listen to signals")?;
         let input = Task::code("").with_input(self.code.as_bytes());
         let input = input.context("cannot keep the code in memory")?.stdin;
         let timeout = self.timeout;
@@ -145,6 +142,8 @@ impl TurduckenArgs {
             copy_in: Vec::new(),
             copy_out: Vec::new(),
             max_copy_out: 0,
+            copy_out_grace: None,
+            stop_signal: session::TERM,
             events: happenings,
             // Never with --json, whose outputs are taken by memory.
             overdue: Some(Box::new(move || run::machine::end_overdue(timeout))),

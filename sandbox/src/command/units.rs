@@ -2,22 +2,52 @@
 
 use std::time::Duration;
 
-/// Bytes: a number, and K, M, G or T for powers of 1024.
+/// The most digits behind a point.
+const FRACTION_MAX: usize = 18;
+
+/// Bytes: a number, and K, M, G or T for powers of 1024, of which there may be a fraction. As Docker has it, `M`, `MB`, `Mi` and
+/// `MiB` are one unit.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let expected =
-        || format!("{text:?} is not a size: expected a number and K, M, G or T, such as 256M");
-    let (number, unit) = split(text).ok_or_else(expected)?;
-    let factor = match unit {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" | "m" => 1 << 20,
-        "G" | "g" => 1 << 30,
-        "T" | "t" => 1 << 40,
-        _ => return Err(expected()),
+    let expected = || {
+        format!("{text:?} is not a size: expected a number and K, M, G or T, such as 256M or 1.5G")
     };
-    number
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    let factor = factor(unit).ok_or_else(expected)?;
+    let (whole, fraction) = match number.split_once('.') {
+        // There are no parts of bytes.
+        Some(_) if factor == 1 => return Err(expected()),
+        Some((whole, fraction)) => (whole, fraction),
+        None => (number, "0"),
+    };
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || fraction.len() > FRACTION_MAX {
+        return Err(expected());
+    }
+    let too_much = || format!("{text} is more than can be counted");
+    let whole: u64 = whole.parse().map_err(|_| expected())?;
+    let parts = 10_u64.pow(u32::try_from(fraction.len()).expect("it is a small number"));
+    let fraction: u64 = fraction.parse().map_err(|_| expected())?;
+    let fraction = u128::from(fraction) * u128::from(factor) / u128::from(parts);
+    let fraction = u64::try_from(fraction).expect("it is less than the factor");
+    whole
         .checked_mul(factor)
-        .ok_or_else(|| format!("{text} is more than can be counted"))
+        .and_then(|whole| whole.checked_add(fraction))
+        .ok_or_else(too_much)
+}
+
+fn factor(unit: &str) -> Option<u64> {
+    let unit = unit.to_ascii_lowercase();
+    let factor = match unit.chars().next() {
+        None | Some('b') => 1,
+        Some('k') => 1 << 10,
+        Some('m') => 1 << 20,
+        Some('g') => 1 << 30,
+        Some('t') => 1 << 40,
+        Some(_) => return None,
+    };
+    let rest = if factor == 1 { &unit } else { &unit[1..] };
+    ["", "b", "i", "ib"].contains(&rest).then_some(factor)
 }
 
 /// A duration that is not nothing: a number, and ms, s, m or h.
@@ -55,11 +85,36 @@ mod tests {
         assert_eq!(bytes("256M"), Ok(256 << 20));
         assert_eq!(bytes("4g"), Ok(4 << 30));
         assert_eq!(bytes("12"), Ok(12));
+        assert_eq!(bytes("12B"), Ok(12));
+        for mebibytes in [
+            "128M", "128m", "128MB", "128Mi", "128MiB", "128mib", "0.125G",
+        ] {
+            assert_eq!(bytes(mebibytes), Ok(128 << 20), "{mebibytes}");
+        }
+        assert_eq!(bytes("1.5G"), Ok(3 << 29));
+        assert_eq!(bytes("0.1K"), Ok(102));
+        assert_eq!(bytes("2.50kB"), Ok(2560));
+        assert_eq!(bytes("16777215.999999999999999999T"), Ok(u64::MAX));
         for wrong in [
             "",
             "M",
             "-1M",
-            "1.5G",
+            "1.5",
+            "1.5B",
+            "1.G",
+            ".5G",
+            "1..5G",
+            "1.5.5G",
+            "0.0000000000000000001G",
+            "1,5G",
+            "1e3",
+            "128iB",
+            "128i",
+            "128MM",
+            "128MBi",
+            "1P",
+            "1é",
+            "16777216T",
             "1 M",
             "18446744073709551616",
             "18446744073709551615K",

@@ -3,24 +3,31 @@
 //! `<cache>/rootfs/<key>` is the image's root, and appears there whole: it is made in `<key>.partial`, written to the disk and
 //! renamed. `<key>.lock` is locked by whoever uses the folder, makes it or removes it, so that it is neither made twice nor
 //! removed while it is used. The lock's file is removed with the folder, so who gets a lock looks whether it is still the one.
+//! It holds how many bytes the folder takes, and its time is that of the last use.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader, BufWriter};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, BufReader, BufWriter, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::SystemTime;
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use minivm_guest::image::Image;
-use minivm_guest::rootfs::{self, Compression, Limits};
+use minivm_guest::rootfs::{self, Compression, Limits, Summary};
 use rustix::fs::{FlockOperation, syncfs};
 
-use super::{Error, failed, fill, found, key_of, lock};
+use super::tree::{self, Cleared};
+use super::{Error, failed, fill, found, key_of, lock, touch};
 
 /// Changes when the same image makes another folder.
 const FORMAT: &str = "1";
 const LOCK: &str = "lock";
+const PARTIAL: &str = "partial";
+/// What a file takes on a disk beside its bytes, at most.
+const BLOCK: u64 = 4096;
 
 /// An image's root folder that is there, and stays as long as this does. Nobody may write to it.
 #[derive(Debug)]
@@ -30,15 +37,20 @@ pub struct Root {
     _lock: File,
 }
 
-/// The image's root below `folder`, made where it isn't there.
-pub(super) fn open(folder: &Path, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
+/// The image's root below `folder`, made where it isn't there; says whether it was.
+pub(super) fn open(
+    folder: &Path,
+    image: &Image,
+    making: impl FnOnce(),
+) -> Result<(Root, bool), Error> {
     let path = folder.join(key_of(&[FORMAT.as_bytes(), image.identity.as_bytes()]));
     let mut making = Some(making);
     loop {
         let shared = hold(&path, FlockOperation::LockShared)?;
         if path.is_dir() {
+            touch(&shared);
             let _lock = shared;
-            return Ok(Root { path, _lock });
+            return Ok((Root { path, _lock }, making.is_none()));
         }
         drop(shared);
         // Who comes second waits, and finds it made.
@@ -47,7 +59,7 @@ pub(super) fn open(folder: &Path, image: &Image, making: impl FnOnce()) -> Resul
             if let Some(making) = making.take() {
                 making();
             }
-            make(&path, image)?;
+            make(&path, image, &alone)?;
         }
         drop(alone);
     }
@@ -62,7 +74,10 @@ fn hold(path: &Path, operation: FlockOperation) -> Result<File, Error> {
     loop {
         let mut options = File::options();
         options.read(true).write(true).create(true).mode(0o600);
-        let file = options.open(&path).map_err(failed("open", &path))?;
+        let opened = options.open(&path);
+        // A cache that can only be read holds what it holds.
+        let opened = opened.or_else(|error| File::open(&path).map_err(|_| error));
+        let file = opened.map_err(failed("open", &path))?;
         lock(&file, operation).map_err(failed("lock", &path))?;
         if is_named(&file, &path).map_err(failed("read", &path))? {
             return Ok(file);
@@ -78,23 +93,30 @@ fn is_named(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Makes the folder. The image goes through memory as an archive, which is what there is a careful reader for.
-fn make(path: &Path, image: &Image) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    remove_folder(&partial)?;
+fn make(path: &Path, image: &Image, lock: &File) -> Result<(), Error> {
+    let partial = path.with_extension(PARTIAL);
+    tree::remove(&partial).whole()?;
     fs::create_dir(&partial).map_err(failed("create", &partial))?;
-    let made = pour(image, &partial).and_then(|()| {
+    let made = pour(image, &partial).and_then(|made| {
+        write_size(lock, made.bytes + BLOCK * made.files);
         let synced = File::open(&partial).and_then(|folder| Ok(syncfs(&folder)?));
         synced.map_err(failed("write", &partial))?;
         fs::rename(&partial, path).map_err(failed("create", path))
     });
     if made.is_err() {
         // It may be large, and nobody goes on from it.
-        let _ = remove_folder(&partial);
+        tree::remove(&partial);
     }
     made
 }
 
-fn pour(image: &Image, folder: &Path) -> Result<(), Error> {
+/// Notes what the folder takes. Where that can't be, it is counted when it has to be known.
+fn write_size(lock: &File, size: u64) {
+    let _ = lock.set_len(0);
+    let _ = lock.write_all_at(size.to_string().as_bytes(), 0);
+}
+
+fn pour(image: &Image, folder: &Path) -> Result<Summary, Error> {
     let dir = Dir::open_ambient_dir(folder, ambient_authority());
     let dir = dir.map_err(failed("open", folder))?;
     let (from, to) = io::pipe().map_err(failed("create a pipe for", folder))?;
@@ -116,74 +138,93 @@ fn pour(image: &Image, folder: &Path) -> Result<(), Error> {
             Err(error.into())
         }
         (_, Err(error)) => Err(failed("write", folder)(error)),
-        (Ok(_), Ok(())) => Ok(()),
+        (Ok(made), Ok(())) => Ok(made),
     }
 }
 
-/// Removes the folders that nobody uses; says how many bytes they took.
-pub(super) fn clear(folder: &Path) -> Result<u64, Error> {
-    let Some(entries) = found(fs::read_dir(folder), "read", folder)? else {
-        return Ok(0);
-    };
-    let mut freed = 0;
-    for entry in entries {
+/// Removes the folders that are in no use.
+pub(super) fn clear(folder: &Path) -> Cleared {
+    let mut cleared = Cleared::default();
+    match all(folder) {
+        Ok(roots) => roots
+            .iter()
+            .for_each(|root| cleared.add(remove_unused(root).0)),
+        Err(error) => cleared.note(error),
+    }
+    cleared
+}
+
+/// The folders that are there, whole or not, or were.
+pub(super) fn all(folder: &Path) -> Result<BTreeSet<PathBuf>, Error> {
+    let mut roots = BTreeSet::new();
+    let entries = found(fs::read_dir(folder), "read", folder)?;
+    for entry in entries.into_iter().flatten() {
         let path = entry.map_err(failed("read", folder))?.path();
-        if path.extension().is_some_and(|extension| extension == LOCK) {
-            freed += remove_unused(&path)?;
+        let extension = path.extension();
+        if extension.is_none_or(|extension| extension == LOCK || extension == PARTIAL) {
+            roots.insert(path.with_extension(""));
         }
     }
-    Ok(freed)
+    Ok(roots)
 }
 
-/// Removes what has this lock, unless somebody holds it.
-fn remove_unused(lock_path: &Path) -> Result<u64, Error> {
-    let opened = File::options().read(true).write(true).open(lock_path);
-    let Some(file) = found(opened, "open", lock_path)? else {
-        return Ok(0);
+/// When a root was used last, and how many bytes it takes.
+pub(super) fn used(root: &Path) -> io::Result<(SystemTime, u64)> {
+    let mut file = File::open(root.with_extension(LOCK))?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let size = match text.parse() {
+        Ok(size) => size,
+        // One that was made before sizes were noted, or on a full disk.
+        Err(_) => tree::size(root) + tree::size(&root.with_extension(PARTIAL)),
     };
-    match lock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-        locked => locked.map_err(failed("lock", lock_path))?,
+    Ok((file.metadata()?.modified()?, size))
+}
+
+/// Removes a root unless it is in use; says whether it is gone.
+pub(super) fn remove_unused(root: &Path) -> (Cleared, bool) {
+    let mut cleared = Cleared::default();
+    let gone = match lock_alone(root) {
+        Ok(None) => false,
+        Ok(Some(file)) => {
+            cleared.add(remove_locked(root));
+            let gone = cleared.left.is_empty();
+            drop(file);
+            gone
+        }
+        Err(error) => {
+            cleared.note(error);
+            false
+        }
+    };
+    (cleared, gone)
+}
+
+/// The root's lock, if no process holds it.
+fn lock_alone(root: &Path) -> Result<Option<File>, Error> {
+    match hold(root, FlockOperation::NonBlockingLockExclusive) {
+        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        held => held.map(Some),
     }
-    if !is_named(&file, lock_path).map_err(failed("read", lock_path))? {
-        return Ok(0);
-    }
-    let (whole, partial) = (
-        lock_path.with_extension(""),
-        lock_path.with_extension("partial"),
-    );
-    let mut freed = remove_folder(&partial)?;
+}
+
+/// Removes what there is of a root, and its lock at last.
+fn remove_locked(root: &Path) -> Cleared {
+    let partial = root.with_extension(PARTIAL);
+    let mut cleared = tree::remove(&partial);
     // Under its own name it is whole, also if we are killed now.
-    if found(fs::rename(&whole, &partial), "remove", &whole)?.is_some() {
-        freed += remove_folder(&partial)?;
+    match found(fs::rename(root, &partial), "remove", root) {
+        Ok(Some(())) => cleared.add(tree::remove(&partial)),
+        Ok(None) => {}
+        Err(error) => cleared.note(error),
     }
-    fs::remove_file(lock_path).map_err(failed("remove", lock_path))?;
-    Ok(freed)
-}
-
-/// Removes a folder of ours, whatever an image has in it; says how many bytes it took.
-fn remove_folder(folder: &Path) -> Result<u64, Error> {
-    if fs::symlink_metadata(folder).is_err() {
-        return Ok(0);
+    if cleared.left.is_empty() {
+        let lock = root.with_extension(LOCK);
+        if let Err(error) = found(fs::remove_file(&lock), "remove", &lock) {
+            cleared.note(error);
+        }
     }
-    let freed = open_up(folder).map_err(failed("read", folder))?;
-    fs::remove_dir_all(folder).map_err(failed("remove", folder))?;
-    Ok(freed)
-}
-
-/// Lets its owner into each folder, which an image may not; says how many bytes the files have.
-fn open_up(folder: &Path) -> io::Result<u64> {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        bytes += match metadata.is_dir() {
-            true => open_up(&entry.path())?,
-            false => metadata.len() / metadata.nlink().max(1),
-        };
-    }
-    Ok(bytes)
+    cleared
 }
 
 #[cfg(test)]

@@ -75,8 +75,9 @@ pub(crate) fn serve(
 }
 
 /// Sends what `input` has until its end, and pings, until the other end of `stop` is closed.
-fn feed(channel: &UnixStream, mut input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
+fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
     let mut buffer = Buffer::new();
+    let mut input = input.map(minivm_vmm::Input::from);
     if input.is_none() {
         buffer.send(Kind::Stdin, 0, channel)?;
     }
@@ -93,7 +94,7 @@ fn feed(channel: &UnixStream, mut input: Option<OwnedFd>, stop: &PipeReader) -> 
         match &input {
             Some(open) if !quiet => {
                 // A stream that can't be read has ended, as far as the command can tell.
-                let length = streams::try_read(open, &mut buffer.payload()[..MAX_PAYLOAD]);
+                let length = open.try_read(&mut buffer.payload()[..MAX_PAYLOAD]);
                 let Some(length) = length.unwrap_or(Some(0)) else {
                     continue;
                 };

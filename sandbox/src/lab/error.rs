@@ -14,7 +14,7 @@ pub enum Error {
         program: &'static str,
     },
     /// There is no kernel for it.
-    #[error("no lab kernel in {}: make it with `cargo xtask setup`", folder.display())]
+    #[error("no lab kernel in {}: make it with `cargo xtask setup`, or name the folder of one that is there in MINIVM_LAB_KERNEL", folder.display())]
     KernelMissing {
         /// Where it was looked for.
         folder: PathBuf,

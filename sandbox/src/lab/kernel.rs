@@ -9,7 +9,7 @@ use crate::cache;
 /// The kernel that `cargo xtask setup` has made. An uncompressed one is taken first: under emulation, unpacking takes
 /// longer than the rest of the boot.
 pub fn find() -> Result<PathBuf, Error> {
-    let folder = match env::var_os("MINIVM_LAB_KERNEL") {
+    let folder = match env::var_os("MINIVM_LAB_KERNEL").filter(|folder| !folder.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => cache::folder()
             .ok_or(Error::NoCache)?

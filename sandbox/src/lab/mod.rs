@@ -51,6 +51,13 @@ use qemu::{Machine, Qemu};
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 
+/// Whether this is in a lab.
+pub(crate) fn is_inside() -> bool {
+    let init = std::fs::read("/proc/1/cmdline").unwrap_or_default();
+    rustix::process::geteuid().is_root()
+        && init.split(|&byte| byte == 0).nth(1) == Some(INIT_COMMAND.as_bytes())
+}
+
 /// What a lab needs of memory beside a guest's and its files: its kernel, this program, the monitor, page tables.
 const OVERHEAD: u64 = 256 << 20;
 

@@ -1,5 +1,6 @@
 //! The limits of a session on time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -25,6 +26,7 @@ pub(super) enum Why {
 /// Stops the machine, and remembers the first reason.
 pub(super) struct Stopper {
     stop: Box<dyn Fn() + Send + Sync>,
+    stopped: AtomicBool,
     why: Mutex<Option<Why>>,
 }
 
@@ -32,26 +34,46 @@ impl Stopper {
     pub(super) fn new(stop: Box<dyn Fn() + Send + Sync>) -> Self {
         Stopper {
             stop,
+            stopped: AtomicBool::new(false),
             why: Mutex::new(None),
         }
     }
 
     pub(super) fn stop_because(&self, why: Why) {
+        self.remember(why);
+        self.stop();
+    }
+
+    /// There is a reason to stop the machine, soon.
+    fn remember(&self, why: Why) {
         self.why
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(why);
-        (self.stop)();
     }
 
     /// The command has ended, and so does the machine.
     pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
         (self.stop)();
+    }
+
+    /// Whether the machine was stopped: nothing is to be done for it any more.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     pub(super) fn why(&self) -> Option<Why> {
         *self.why.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a machine is given when the command's time is up.
+pub(super) struct Grace {
+    /// So long, to send files.
+    pub(super) time: Duration,
+    /// Ends the command, without waiting for that.
+    pub(super) end_command: Box<dyn FnOnce() + Send>,
 }
 
 /// Stops the machine when its time is up.
@@ -61,11 +83,12 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Gives the machine `boot` until the command starts. `overdue` is called where the session isn't over a second after
-    /// the command's limit because an output is `pending`: whatever else it does then has an end.
+    /// Gives the machine `boot` until the command starts, and `grace` after the command's limit. `overdue` is called where the
+    /// session isn't over a second after that because an output is `pending`: whatever else it does then has an end.
     pub(super) fn start(
         stopper: Arc<Stopper>,
         boot: Duration,
+        grace: Option<Grace>,
         pending: Pending,
         overdue: Option<Box<dyn FnOnce() + Send>>,
     ) -> Result<Self, Error> {
@@ -82,6 +105,13 @@ impl Watchdog {
                     Ok(limit) => (why, left) = (Why::TimedOut, limit),
                     Err(RecvTimeoutError::Disconnected) => return,
                     Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+            if let Some(grace) = grace.filter(|_| why == Why::TimedOut) {
+                stopper.remember(why);
+                (grace.end_command)();
+                if limits.recv_timeout(grace.time) == Err(RecvTimeoutError::Disconnected) {
+                    return;
                 }
             }
             stopper.stop_because(why);
@@ -120,7 +150,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     fn watchdog(stopper: &Arc<Stopper>, boot: Duration) -> Watchdog {
-        Watchdog::start(stopper.clone(), boot, Pending::default(), None).unwrap()
+        Watchdog::start(stopper.clone(), boot, None, Pending::default(), None).unwrap()
     }
 
     #[test]
@@ -135,7 +165,7 @@ mod tests {
                 Some(_) => Duration::from_secs(60),
                 None => Duration::ZERO,
             };
-            let watchdog = Watchdog::start(stopper, boot, pending, Some(overdue)).unwrap();
+            let watchdog = Watchdog::start(stopper, boot, None, pending, Some(overdue)).unwrap();
             if limit.is_some() {
                 watchdog.set(limit);
             }

@@ -8,7 +8,9 @@
 
 mod console;
 mod conversation;
+mod copy_out;
 mod files;
+pub(crate) mod last_words;
 mod limits;
 mod local;
 mod outgoing;
@@ -29,7 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab;
 
-pub(crate) use files::{guest_name, pack};
+pub use files::{check_copies, check_room};
+pub(crate) use files::{guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
 pub use session::{Files, Report, Session};

@@ -3,13 +3,11 @@
 //! Who listens to the guest never sends: a send can wait until the guest makes room, of which only the listener would hear.
 
 use std::io::{self, PipeReader, Write};
-use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use minivm_guest::channel::{STDIN_WINDOW, ToGuest};
+use minivm_vmm::Input;
 use rustix::event::{PollFd, PollFlags, poll};
-
-use crate::streams;
 
 /// Bytes in one message.
 pub(super) const CHUNK: usize = 64 << 10;
@@ -40,6 +38,8 @@ pub(super) enum Stage {
     Greeted,
     /// There is a command.
     Started,
+    /// There was one: its files come.
+    Ended,
     /// There is nothing to say any more.
     Over,
 }
@@ -62,6 +62,11 @@ impl Outgoing {
     pub(super) fn reach(&self, stage: Stage) {
         self.progress().stage = stage;
         self.moved.notify_all();
+    }
+
+    /// Whether there was a command that has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.progress().stage >= Stage::Ended
     }
 
     /// The guest wants to know what time it is.
@@ -119,7 +124,7 @@ impl Outgoing {
     }
 
     /// Sends input until its end, until nobody wants it, or until the other end of `quit` is closed.
-    pub(super) fn feed(&self, input: &OwnedFd, quit: &PipeReader) {
+    pub(super) fn feed(&self, input: &Input, quit: &PipeReader) {
         let mut buffer = vec![0; CHUNK];
         while let Some(allowed) = self.wait_for_allowance() {
             let mut both = [
@@ -135,7 +140,7 @@ impl Outgoing {
             }
             let most = CHUNK.min(allowed as usize);
             // A stream that can't be read has ended, as far as the command can tell.
-            let Some(len) = streams::try_read(input, &mut buffer[..most]).unwrap_or(Some(0)) else {
+            let Some(len) = input.try_read(&mut buffer[..most]).unwrap_or(Some(0)) else {
                 continue;
             };
             // Before it is sent: the guest may have read it, and asked for more, before this thread goes on.
@@ -206,6 +211,7 @@ impl Write for FileWriter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
     use std::sync::{Arc, OnceLock};
 
     /// A guest that has read all that it was sent, and asks for as much again, before the sender goes on.
@@ -232,7 +238,7 @@ mod tests {
         let (input, mut bytes) = io::pipe().unwrap();
         let (quit, _running) = io::pipe().unwrap();
         let writing = std::thread::spawn(move || bytes.write_all(&vec![7; 1 << 20]).unwrap());
-        outgoing.feed(&input.into(), &quit);
+        outgoing.feed(&Input::from(OwnedFd::from(input)), &quit);
         writing.join().unwrap();
         assert_eq!(*outgoing.allowance(), Some(STDIN_WINDOW));
     }

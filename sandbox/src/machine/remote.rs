@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::thread;
 
+use super::last_words::LastWords;
 use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::lab::{Input, LabRequest, Output, Root};
 
@@ -27,22 +28,30 @@ pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> 
     request.make_room(machine.memory)?;
     request.stdin = Input::From(OwnedFd::from(input));
     request.stdout = Output::To(Box::new(output));
-    request.stderr = Output::Inherit;
+    let (stderr, said) = LastWords::to(io::stderr(), !machine.console);
+    request.stderr = Output::To(Box::new(stderr));
     let stop = request.stop.clone();
     // QEMU ends with the thread that started it.
     let running = thread::Builder::new()
         .name("lab".into())
         .spawn(move || request.run())
         .map_err(cannot("start a thread"))?;
-    let end = move || match running.join() {
-        Ok(Ok(finished)) if finished.code == 0 => Ok(good("the machine ended")),
-        Ok(Ok(finished)) => Ok(Ended {
-            orderly: false,
-            how: format!("see above (exit code {})", finished.code),
-        }),
-        Ok(Err(crate::lab::Error::Stopped)) => Ok(good("the machine was stopped")),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(Error::Died("the lab's thread panicked".into())),
+    let end = move || {
+        let ended = match running.join() {
+            Ok(Ok(finished)) if finished.code != 0 => {
+                let how = said.why(finished.code);
+                return Ok(Ended {
+                    orderly: false,
+                    how,
+                });
+            }
+            Ok(Ok(_)) => Ok(good("the machine ended")),
+            Ok(Err(crate::lab::Error::Stopped)) => Ok(good("the machine was stopped")),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Error::Died("the lab's thread panicked".into())),
+        };
+        said.pass_on();
+        ended
     };
     Ok(Link {
         from_guest: Box::new(from_guest),

@@ -11,23 +11,34 @@ const KERNEL: u64 = 64 << 20;
 /// How often an image's size is needed: in the archive, in the file system, and as much again, for a file system in memory
 /// takes at most half of it.
 const COPIES: u64 = 3;
+/// What each file is needed beside its bytes: its last page isn't full, and that too counts twice. It is also what Linux has of
+/// memory for each file that a file system in memory may hold.
+const FILE: u64 = 2 * 4096;
 
-/// What a guest gets of memory, in bytes, with an archive of `image` bytes. It has to hold the image, or files of it would be
-/// missing.
+/// What a guest gets of memory, in bytes, with an archive of `image` bytes that holds so many `files`. It has to hold the image,
+/// or files of it would be missing.
 ///
 /// # Errors
 ///
 /// [`Error::NoRoom`] where less is `wanted`.
-pub fn memory_for(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
+pub fn memory_for(image: u64, files: u64, wanted: Option<u64>) -> Result<u64, Error> {
     let needed = (KERNEL + COPIES * image).next_multiple_of(1 << 20);
+    let of_files = (FILE * files).next_multiple_of(1 << 20);
     match wanted {
-        None => Ok((needed + MEMORY - KERNEL).min(MEMORY_MAX)),
+        None => Ok((needed + of_files + MEMORY - KERNEL).min(MEMORY_MAX)),
         Some(wanted) if wanted < needed => Err(Error::NoRoom(format!(
             "{} of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
             told(wanted),
             needed >> 20,
             image.div_ceil(1 << 20),
             KERNEL >> 20
+        ))),
+        // Most files leave less of their last page than all of it; but there can't be more of them.
+        Some(wanted) if wanted < of_files => Err(Error::NoRoom(format!(
+            "{} of memory are too little: this image's {files} files take {} MiB, {} KiB each",
+            told(wanted),
+            of_files >> 20,
+            FILE >> 10
         ))),
         Some(wanted) => Ok(wanted),
     }
@@ -48,15 +59,33 @@ mod tests {
     #[test]
     fn memory_has_to_hold_the_image_and_the_kernel() {
         let mib = 1 << 20;
-        assert_eq!(memory_for(10 * mib, None).unwrap(), (256 + 30) * mib);
-        assert_eq!(memory_for(10 * mib, Some(94 * mib)).unwrap(), 94 * mib);
-        let error = memory_for(10 * mib, Some(93 * mib))
+        assert_eq!(memory_for(10 * mib, 0, None).unwrap(), (256 + 30) * mib);
+        assert_eq!(memory_for(10 * mib, 0, Some(94 * mib)).unwrap(), 94 * mib);
+        let error = memory_for(10 * mib, 0, Some(93 * mib))
             .unwrap_err()
             .to_string();
         assert!(
             error.contains("93 MiB") && error.contains("94 MiB"),
             "{error}"
         );
-        assert_eq!(memory_for(MEMORY_MAX, None).unwrap(), MEMORY_MAX);
+        assert_eq!(memory_for(MEMORY_MAX, 0, None).unwrap(), MEMORY_MAX);
+    }
+
+    #[test]
+    fn memory_has_to_hold_the_files_however_small_they_are() {
+        let mib = 1 << 20;
+        let default = memory_for(9 * mib, 45_000, None).unwrap();
+        assert_eq!(default, (256 + 27 + 352) * mib);
+        assert_eq!(
+            memory_for(9 * mib, 45_000, Some(352 * mib)).unwrap(),
+            352 * mib
+        );
+        let error = memory_for(9 * mib, 45_000, Some(351 * mib))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("45000 files") && error.contains("352 MiB"),
+            "{error}"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,14 +13,22 @@ use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::conversation::{Conversation, Notes, Phase};
-use super::limits::{Stopper, Watchdog, Why};
+use super::copy_out::Budget;
+use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{Ended, Error, Link, cannot, files};
-use crate::output::{Capped, Pending};
+use crate::output::{self, Capped, Pending};
 
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
 /// it takes a few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// SIGTERM's number.
+pub const TERM: u8 = 15;
+/// SIGKILL's.
+const KILL: u8 = 9;
+/// Those that ask programs to end: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
+const ENDING: [u8; 4] = [1, 2, 3, TERM];
 
 /// What a command is run with.
 pub struct Session {
@@ -45,6 +53,11 @@ pub struct Session {
     pub copy_out: Vec<Files>,
     /// How many bytes of these are taken.
     pub max_copy_out: u64,
+    /// How long this may take once the time limit has been reached. The command is killed then, and its files are copied as
+    /// they are. Without it, nothing is copied after the limit.
+    pub copy_out_grace: Option<Duration>,
+    /// The signal that the command gets in place of SIGTERM.
+    pub stop_signal: u8,
     /// What happens to it while it runs. A thread waits for that until the sender is dropped.
     pub events: Receiver<Event>,
     /// Called where the session isn't over a second after the command's time limit, because nobody takes the output.
@@ -63,7 +76,8 @@ pub struct Files {
 /// What can happen to a command from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It gets this signal.
+    /// It gets this signal. Where it has ended, and its files are being copied out, one that asks for an end is
+    /// [`Event::Stop`].
     Signal(u8),
     /// Its terminal has another size.
     Window(Window),
@@ -122,6 +136,8 @@ impl Session {
             copy_in: Vec::new(),
             copy_out: Vec::new(),
             max_copy_out: 0,
+            copy_out_grace: None,
+            stop_signal: TERM,
             // Nobody has the other end.
             events: mpsc::channel().1,
             overdue: None,
@@ -145,13 +161,22 @@ impl Session {
         let _machine = Guard(&stopper, &outgoing);
         self.complete_request()?;
         let pending = Pending::default();
+        let (to_command, for_command) = mpsc::channel();
+        let grace = self.grace(&to_command);
         let watchdog = Watchdog::start(
             stopper.clone(),
             self.boot_limit,
+            grace,
             pending.clone(),
             self.overdue.take(),
         )?;
-        pass_on(self.events, outgoing.clone(), Arc::downgrade(&stopper))?;
+        let passed = Passed {
+            events: self.events,
+            stop_signal: self.stop_signal,
+            to_command,
+            for_command,
+        };
+        passed.on(outgoing.clone(), Arc::downgrade(&stopper))?;
         let asking = ask(
             self.request,
             self.copy_in,
@@ -168,12 +193,16 @@ impl Session {
             timeout: self.timeout,
             outgoing: &outgoing,
             watchdog: &watchdog,
+            stopper: &stopper,
+            budget: Budget::default(),
             phase: Phase::Booting,
             notes: Notes::new(),
         };
         let talked = conversation.listen(&mut from_guest);
         let truncated = conversation.stdout.truncated || conversation.stderr.truncated;
-        let notes = conversation.notes;
+        let mut notes = conversation.notes;
+        let dropped = conversation.stderr.failed.as_ref();
+        notes.warnings.extend(dropped.map(output::not_written));
         let over = Instant::now();
         watchdog.end();
         // One that has ended by itself is left alone: why it did is still to be heard.
@@ -185,12 +214,29 @@ impl Session {
         let _ = io::copy(&mut from_guest, &mut io::sink());
         // If that ended early, because of what the guest sends, it must not wait for anybody who reads it.
         drop(from_guest);
-        let asked = asking.join().unwrap_or(Ok(()));
+        let asked = asking.join().unwrap_or(Ok(Vec::new()));
         feeder.into_iter().for_each(Feeder::end);
         let ended = end();
-        asked?;
+        notes.warnings.splice(0..0, asked?);
         let end = conclude(talked, stopper.why(), self.boot_limit, ended)?;
+        if let Some(why) = why_nothing_more(&end, self.copy_out_grace.is_some()) {
+            notes.miss_copies(&self.copy_out, why);
+        }
+        notes.count_warnings();
         Ok(Report::new(end, truncated, notes, over))
+    }
+
+    /// What is done at the time limit.
+    fn grace(&self, to_command: &Sender<ToGuest<'static>>) -> Option<Grace> {
+        let to_command = to_command.clone();
+        let time = self.copy_out_grace.filter(|_| !self.copy_out.is_empty())?;
+        Some(Grace {
+            time,
+            end_command: Box::new(move || {
+                // Nobody passes it on where the session is over.
+                let _ = to_command.send(ToGuest::Signal(KILL));
+            }),
+        })
     }
 
     /// Sets what follows from the rest, and looks whether the whole can be sent.
@@ -223,6 +269,19 @@ fn conclude(
     }
 }
 
+/// Why no more was copied out of a machine that ended so.
+fn why_nothing_more(end: &End, graced: bool) -> Option<&'static str> {
+    match end {
+        End::TimedOut if graced => Some("the time limit was reached, and --copy-out-grace is over"),
+        End::TimedOut => Some(
+            "the time limit was reached first; with --copy-out-on-timeout, what is there then is copied",
+        ),
+        End::Stopped(_) => Some("the machine was stopped"),
+        End::OutputClosed => Some("the output was closed, which ended the command"),
+        End::Exited(_) | End::NotFound(_) | End::NotExecutable(_) => None,
+    }
+}
+
 /// Sees to it that neither the machine nor a thread outlives the session, whatever ends it.
 struct Guard<'a>(&'a Stopper, &'a Outgoing);
 
@@ -236,16 +295,18 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Asks the guest, as soon as it listens, to run the command, sends it its files, and tells it the time whenever it asks.
+/// Asks the guest, as soon as it listens, to run the command, sends it its files, and tells it the time whenever it asks. Returns
+/// what the user should know of the files.
 fn ask(
     mut request: Request,
     copy_in: Vec<Files>,
     outgoing: Arc<Outgoing>,
     stopper: Arc<Stopper>,
-) -> Result<JoinHandle<Result<(), Error>>, Error> {
+) -> Result<JoinHandle<Result<Vec<String>, Error>>, Error> {
     let ask = move || {
+        let mut left_out = Vec::new();
         if !outgoing.wait_for(Stage::Greeted) {
-            return Ok(());
+            return Ok(left_out);
         }
         if getrandom(&mut request.entropy, GetRandomFlags::empty()) != Ok(request.entropy.len()) {
             stopper.stop();
@@ -254,21 +315,25 @@ fn ask(
         request.now = now();
         // A guest that has ended meanwhile says so by the end of its frames.
         if outgoing.send(&ToGuest::Request(request)).is_err() {
-            return Ok(());
+            return Ok(left_out);
         }
         if !copy_in.is_empty() {
             let mut writer = FileWriter::new(&outgoing);
             let packed = files::pack(&copy_in, io::BufWriter::with_capacity(CHUNK, &mut writer));
-            if packed.is_err() && !writer.broken {
-                stopper.stop();
-                return packed;
+            match packed {
+                Ok(warnings) => left_out = warnings,
+                Err(_) if writer.broken => {}
+                Err(error) => {
+                    stopper.stop();
+                    return Err(error);
+                }
             }
             let _ = outgoing.send(&ToGuest::Files(&[]));
         }
         while outgoing.wait_for_question() {
             let _ = outgoing.send(&ToGuest::Time(now()));
         }
-        Ok(())
+        Ok(left_out)
     };
     thread::Builder::new()
         .name("request".into())
@@ -282,51 +347,69 @@ pub(crate) fn now() -> u64 {
     since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
 }
 
-/// Passes on what happens, until nobody is left to whom something could happen. What happens before there is a command waits
-/// for it; the machine's end doesn't.
-fn pass_on(
+/// What happens to a command, and what it is told.
+struct Passed {
     events: Receiver<Event>,
-    outgoing: Arc<Outgoing>,
-    stopper: Weak<Stopper>,
-) -> Result<(), Error> {
-    let (sender, messages) = mpsc::channel();
-    let sending = outgoing.clone();
-    let send = move || {
-        if !sending.wait_for(Stage::Started) {
-            return;
-        }
-        for message in messages {
-            // A guest that has ended hears nothing.
-            let _ = sending.send(&message);
-        }
-    };
-    let pass = move || {
-        for event in events {
-            let sent = match event {
-                Event::Signal(number) => sender.send(ToGuest::Signal(number)),
-                Event::Window(window) => sender.send(ToGuest::Window(window)),
-                Event::Stop(signal) => {
-                    let Some(stopper) = stopper.upgrade() else {
-                        return;
-                    };
-                    stopper.stop_because(Why::Asked(signal));
-                    Ok(())
-                }
-            };
-            // Over before there was a command.
-            if sent.is_err() {
+    stop_signal: u8,
+    to_command: Sender<ToGuest<'static>>,
+    for_command: Receiver<ToGuest<'static>>,
+}
+
+impl Passed {
+    /// Passes on what happens, until nobody is left to whom something could happen. What happens before there is a command
+    /// waits for it; the machine's end doesn't.
+    fn on(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
+        let Passed {
+            events,
+            stop_signal,
+            to_command,
+            for_command,
+        } = self;
+        let sending = outgoing.clone();
+        let send = move || {
+            if !sending.wait_for(Stage::Started) {
                 return;
             }
+            for message in for_command {
+                // A guest that has ended hears nothing.
+                let _ = sending.send(&message);
+            }
+        };
+        let pass = move || {
+            for event in events {
+                let event = match event {
+                    Event::Signal(number) if ENDING.contains(&number) && outgoing.has_ended() => {
+                        Event::Stop(number)
+                    }
+                    event => event,
+                };
+                let sent = match event {
+                    Event::Signal(TERM) => to_command.send(ToGuest::Signal(stop_signal)),
+                    Event::Signal(number) => to_command.send(ToGuest::Signal(number)),
+                    Event::Window(window) => to_command.send(ToGuest::Window(window)),
+                    Event::Stop(signal) => {
+                        let Some(stopper) = stopper.upgrade() else {
+                            return;
+                        };
+                        stopper.stop_because(Why::Asked(signal));
+                        Ok(())
+                    }
+                };
+                // Over before there was a command.
+                if sent.is_err() {
+                    return;
+                }
+            }
+        };
+        for (name, work) in [
+            ("signals", Box::new(send) as Box<dyn FnOnce() + Send>),
+            ("events", Box::new(pass)),
+        ] {
+            let started = thread::Builder::new().name(name.into()).spawn(work);
+            started.map_err(cannot("start a thread"))?;
         }
-    };
-    for (name, work) in [
-        ("signals", Box::new(send) as Box<dyn FnOnce() + Send>),
-        ("events", Box::new(pass)),
-    ] {
-        let started = thread::Builder::new().name(name.into()).spawn(work);
-        started.map_err(cannot("start a thread"))?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The thread that passes input on.
@@ -341,7 +424,7 @@ impl Feeder {
         let outgoing = outgoing.clone();
         let feeding = thread::Builder::new()
             .name("stdin".into())
-            .spawn(move || outgoing.feed(&stdin, &quit))
+            .spawn(move || outgoing.feed(&minivm_vmm::Input::from(stdin), &quit))
             .map_err(cannot("start a thread"))?;
         Ok(Feeder { feeding, running })
     }

@@ -42,6 +42,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::images::{self, Shelf};
 use crate::machine::template::{Rings, Saved};
 use crate::machine::{self, Link, Place};
 
@@ -164,6 +165,13 @@ pub struct Listed {
     pub size: u64,
     /// When a run last went on from it, or when it was made.
     pub used: Option<SystemTime>,
+}
+
+impl Listed {
+    /// Whether nobody has named it.
+    pub(crate) fn is_unnamed(&self) -> bool {
+        recipe::is_key(&self.name)
+    }
 }
 
 /// What `template.json` holds.
@@ -383,6 +391,7 @@ impl Templates {
             // Somebody else may be at it.
             let _ = self.remove(&old.name);
         }
+        Shelf::new(&self.cache).evict_beside(&key);
         Ok(())
     }
 
@@ -482,8 +491,8 @@ impl Templates {
             ..
         })) = read_record(name, &folder)
         {
-            // Others may use its lab; those boot their machines then.
-            let _ = lab::stop_one(&recipe.key()?, &self.cache);
+            // Others may use its lab; those boot their machines then. Without its kernel it has no key, and no lab.
+            let _ = recipe.key().map(|key| lab::stop_one(&key, &self.cache));
         }
         let partial = folder.with_extension("partial");
         remove(&partial)?;
@@ -507,17 +516,16 @@ impl Templates {
         }
     }
 
-    /// Removes those that nobody has named, and what was left of those that were never whole.
-    ///
-    /// # Errors
-    ///
-    /// Where something can't be removed.
-    pub fn clear(&self) -> Result<u64, Error> {
-        let mut freed = 0;
-        for listed in self.list()? {
-            if recipe::is_key(&listed.name) {
-                freed += self.remove_if_free(&listed.name)?;
+    /// Removes those that nobody has named, and what was left of those that were never whole; says how many bytes they took,
+    /// and what can't be removed, which doesn't keep the rest.
+    pub fn clear(&self) -> (u64, Vec<Error>) {
+        let mut all = Vec::new();
+        match self.list() {
+            Ok(listed) => {
+                let unnamed = listed.iter().filter(|listed| listed.is_unnamed());
+                all.extend(unnamed.map(|listed| self.remove_if_free(&listed.name)));
             }
+            Err(error) => all.push(Err(error)),
         }
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -528,11 +536,18 @@ impl Templates {
             if let (Some(name), true) = (name, partial)
                 && let Ok(_lock) = self.lock(name)
             {
-                freed += size(&path);
-                remove(&path)?;
+                let size = size(&path);
+                all.push(remove(&path).map(|()| size));
             }
         }
-        Ok(freed)
+        let (mut freed, mut left) = (0, Vec::new());
+        for removed in all {
+            match removed {
+                Ok(bytes) => freed += bytes,
+                Err(error) => left.push(error),
+            }
+        }
+        (freed, left)
     }
 
     /// Keeps others from making or removing it.
@@ -609,9 +624,9 @@ fn private_folder(folder: &Path) -> Result<(), Error> {
 }
 
 fn remove(folder: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(failed("remove", folder)),
+    match images::remove_folder(folder) {
+        Err(images::Error::File { path, source, .. }) => Err(failed("remove", &path)(source)),
+        _ => Ok(()),
     }
 }
 

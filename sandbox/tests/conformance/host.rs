@@ -14,9 +14,7 @@ use minivm::machine::Place;
 use minivm_guest::image::{self, Options, Source, Unwatched};
 use minivm_tests::given;
 use minivm_tests::output::Shared;
-
-/// How long anything may take that is to end by itself. The lab is slow, and several run at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use minivm_tests::patience::PATIENCE;
 
 /// The command.
 pub(crate) fn minivm() -> PathBuf {

@@ -1,5 +1,6 @@
 //! That nothing is left when `minivm` is killed, at its code's start and at any other time.
 
+use minivm_tests::patience::PATIENCE;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -12,8 +13,6 @@ use minivm::backend::Sandbox;
 
 use crate::host;
 
-/// How long the last process may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// When it is killed, counted from its start.
 const MOMENTS: [u64; 6] = [1, 4, 15, 60, 250, 1000];
 
@@ -63,7 +62,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Each process below one, with the time of its start: numbers are used again.
-fn descendants(of: u32) -> BTreeMap<u32, u64> {
+pub(crate) fn descendants(of: u32) -> BTreeMap<u32, u64> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let number = entry

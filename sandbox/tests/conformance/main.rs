@@ -8,7 +8,9 @@
 mod escape;
 mod host;
 mod kills;
+mod outputs;
 mod suite;
+mod walls;
 
 /// The suite, for one sandbox.
 macro_rules! conforms {
@@ -16,13 +18,14 @@ macro_rules! conforms {
         mod $name {
             use minivm::backend::Backend;
 
-            use crate::{escape, host, kills, suite};
+            use crate::{escape, host, kills, outputs, suite};
 
             conforms!(@tests $backend, suite:
                 prints_the_answer, keeps_the_outputs_apart, knows_unicode, tells_type_message_and_line_of_an_exception,
                 passes_exit_codes_on, ends_an_endless_loop, ends_a_memory_hog, cuts_a_flood, reads_its_input,
                 refuses_what_it_has_not_declared, hands_files_and_variables_in, ends_when_it_is_stopped);
             conforms!(@tests $backend, kills: leaves_nothing_when_minivm_is_killed);
+            conforms!(@tests $backend, outputs: loses_no_output);
 
             #[test]
             fn reaches_nothing_of_the_host() {
@@ -37,6 +40,27 @@ macro_rules! conforms {
         })*
     };
 }
+
+/// What is around those that are no machines.
+macro_rules! walls {
+    ($name:ident, $backend:ident: $($test:ident),*) => {
+        mod $name {
+            use minivm::backend::Backend;
+
+            use crate::{host, walls};
+
+            $(#[test]
+            fn $test() {
+                walls::$test(&*host::open(Backend::$backend));
+            })*
+        }
+    };
+}
+
+walls!(gvisor_walls, Gvisor: hold_what_breaks_out);
+walls!(monty_walls, Monty: hold_what_breaks_out);
+walls!(deno_walls, Deno: hold_what_breaks_out, hand_in_copies);
+walls!(chromium_walls, Chromium: hold_what_breaks_out, hand_in_copies);
 
 conforms!(microvm, Microvm);
 conforms!(gvisor, Gvisor);

@@ -6,19 +6,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use minivm::machine::session::End;
 use minivm::machine::{Report, Session};
 use minivm::templates::{Template, Templates};
 use minivm_guest::channel::{Request, Status};
 use minivm_tests::output::Shared;
+pub(crate) use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended};
 use minivm_tests::{busybox, given};
 use serde_json::Value;
-
-/// How long a run may take, or any wait in it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the small image has of busybox.
 const APPLETS: &str = "cat dd echo head sh sleep true wc";

@@ -4,8 +4,10 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::guest::{
-    Made, answer, cache, create, end_of, request, small_image, templates, text_of, times,
+    Made, PATIENCE, answer, cache, create, end_of, request, small_image, templates, text_of, times,
 };
 
 /// What of the templates' folder belongs to this one, other than its lock.
@@ -71,14 +73,18 @@ fn while_one_makes_a_template_nobody_else_does() {
     let _made = Made::of(name);
     let mut first = create(name, &small_image(), &[]).spawn().unwrap();
     let partial = cache().join("templates/contested.partial");
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while !partial.exists() {
         assert!(Instant::now() < deadline, "it never begins");
         std::thread::sleep(Duration::from_millis(1));
     }
+    // It stands still at its work, however long the second one takes to look.
+    let pid = Pid::from_child(&first);
+    kill_process(pid, Signal::STOP).unwrap();
     let second = end_of(create(name, &small_image(), &[]));
     let busy = "minivm: the template contested is being made or removed by another process\n";
     assert_eq!((second.code, second.stderr.as_str()), (Some(125), busy));
+    kill_process(pid, Signal::CONT).unwrap();
     assert!(first.wait().unwrap().success());
     assert_eq!(parts(name), [name]);
 }

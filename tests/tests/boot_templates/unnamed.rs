@@ -9,7 +9,7 @@ use minivm::machine::Place;
 use minivm::templates::Templates;
 use serde_json::Value;
 
-use crate::guest::{kernel, minivm, report_of, scratch, small_image};
+use crate::guest::{PATIENCE, kernel, minivm, report_of, scratch, small_image};
 
 /// A cache and a kernel of its own: processes in the background of one test do nothing to the other.
 struct Cache {
@@ -79,7 +79,7 @@ impl Drop for Cache {
 }
 
 fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(50));

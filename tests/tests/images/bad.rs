@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use minivm_tests::program::{Ended, run};
 use tempfile::TempDir;
@@ -371,13 +370,11 @@ fn a_bomb_is_stopped() {
             .get_envs()
             .filter_map(|(name, value)| Some((name, value?))),
     );
-    let started = Instant::now();
     let ended = run(&mut limited, PATIENCE);
     assert_refused(
         "a bomb",
         &ended,
         &["layer.tar of", "17179869184 bytes, the limit"],
     );
-    assert!(started.elapsed() < Duration::from_secs(60));
     assert_eq!(files(output.path()), []);
 }

@@ -57,7 +57,7 @@ fn a_killed_pull_or_build_is_no_trouble_for_the_next() {
         let kept = minivm.build_as(&image, &["--pull", "never"]);
         assert!(kept == expected, "{what}");
     }
-    assert!(hits > MOMENTS / 2, "only {hits} were still running");
+    assert!(hits > 0, "all had ended before they were killed");
 }
 
 #[test]
@@ -96,5 +96,5 @@ fn a_killed_run_leaves_no_half_an_archive() {
             assert!(name.ends_with(".cpio"), "{what}: {name} is left");
         }
     }
-    assert!(hits > MOMENTS / 2, "only {hits} were still running");
+    assert!(hits > 0, "all had ended before they were killed");
 }

@@ -10,12 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_tests::given;
+pub(crate) use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, ends_until, run};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-
-/// How long a tool, or `minivm` without a guest, may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder of a test's own. It is not in `/tmp`, of which the lab has one of its own.
 pub(crate) fn folder() -> TempDir {
@@ -155,7 +153,7 @@ impl Drop for Server {
         let pid = rustix::process::Pid::from_child(&self.0);
         // It may have ended by itself.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        if !ends_until(&self.0, Instant::now() + Duration::from_secs(20)) {
+        if !ends_until(&self.0, Instant::now() + PATIENCE) {
             let _ = self.0.kill();
         }
         let _ = self.0.wait();

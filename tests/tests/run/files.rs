@@ -1,13 +1,26 @@
 //! Files into the guest and out of it.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use crate::guest::{assert_well, end_of, noise, scratch, shell};
+use minivm_tests::program::Program;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::Signal;
+
+use crate::guest::{PATIENCE, assert_well, end_of, noise, scratch, shell};
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// Some time in 2001.
+const OLD: i64 = 1_000_000_000;
+
+fn set_time(path: &Path, seconds: i64) {
+    let time = UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
+    fs::File::open(path).unwrap().set_modified(time).unwrap();
 }
 
 fn chmod(path: &Path, mode: u32) {
@@ -23,7 +36,7 @@ fn folder(name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn files_and_folders_go_in_and_come_out_with_their_modes() {
+fn files_and_folders_go_in_and_come_out_with_their_modes_and_times() {
     let here = folder("copies");
     let input = here.join("in");
     fs::create_dir_all(input.join("deep/er")).unwrap();
@@ -37,6 +50,9 @@ fn files_and_folders_go_in_and_come_out_with_their_modes() {
     chmod(&input.join("deep/er/script"), 0o750);
     chmod(&input.join("deep"), 0o700);
     symlink("deep/er", input.join("link")).unwrap();
+    set_time(&input.join("deep/er"), OLD + 1);
+    set_time(&input.join("deep"), OLD);
+    set_time(&input.join("big"), OLD + 2);
     let one = here.join("one");
     fs::write(&one, "one").unwrap();
     chmod(&one, 0o640);
@@ -49,7 +65,7 @@ fn files_and_folders_go_in_and_come_out_with_their_modes() {
     ];
     let out = here.join("out");
     let script = "stat -c '%a %u %n' /srv/all/deep /srv/all/deep/er/script /srv/new/one /etc/one; \
-                  /srv/all/link/script; cat /etc/one; echo; mkdir /tmp/result; cp -a /srv/all /tmp/result/again; \
+                  /srv/all/link/script; cat /etc/one; echo; stat -c %Y /srv/all/deep /srv/all/deep/er /srv/all/big; mkdir /tmp/result; cp -a /srv/all /tmp/result/again; \
                   mkdir /tmp/result/closed; echo x > /tmp/result/closed/x; chmod 4555 /tmp/result/closed/x; chmod 500 /tmp/result/closed; \
                   ln -s again/big /tmp/result/inside; exit 7";
     let there = folder("copies-out");
@@ -67,12 +83,16 @@ fn files_and_folders_go_in_and_come_out_with_their_modes() {
     assert_eq!(
         ended.text(),
         "700 1000 /srv/all/deep\n750 1000 /srv/all/deep/er/script\n640 1000 /srv/new/one\n640 1000 /etc/one\n\
-         it runs as 1000\none\n",
+         it runs as 1000\none\n1000000000\n1000000001\n1000000002\n",
         "{}",
         ended.stderr
     );
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(7), ""));
     assert!(fs::read(out.join("again/big")).unwrap() == big);
+    for (name, time) in [("deep", OLD), ("deep/er", OLD + 1), ("big", OLD + 2)] {
+        let path = out.join("again").join(name);
+        assert_eq!(fs::metadata(path).unwrap().mtime(), time, "{name}");
+    }
     assert_eq!(mode(&out.join("again/deep")), 0o700);
     assert_eq!(mode(&out.join("again/deep/er/script")), 0o750);
     assert_eq!(
@@ -184,6 +204,8 @@ fn what_is_there_already_keeps_what_it_is_and_links_are_no_surprise() {
     chmod(&tree, 0o700);
     fs::write(tree.join("first"), "the same").unwrap();
     fs::hard_link(tree.join("first"), tree.join("second")).unwrap();
+    let pipe = tree.join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
     let copies = format!("{}:/tmp", tree.display());
     let out = here.join("out");
     let (linked, names) = (out.join("linked"), out.join("names"));
@@ -216,4 +238,51 @@ fn what_is_there_already_keeps_what_it_is_and_links_are_no_surprise() {
         "{}",
         ended.stderr
     );
+    let left_out = format!("minivm: left out {}: a pipe\n", pipe.display());
+    assert!(ended.stderr.starts_with(&left_out), "{}", ended.stderr);
+}
+
+#[test]
+fn a_command_that_reaches_its_limit_leaves_its_files_where_they_are_wanted() {
+    let here = folder("limit");
+    let out = format!("/tmp/log:{}", here.join("log").display());
+    let flags = [
+        "--timeout",
+        "3s",
+        "--copy-out-on-timeout",
+        "--copy-out",
+        &out,
+    ];
+    let ended = end_of(shell(&flags, "echo so far > /tmp/log; exec sleep 1000"));
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(124), "minivm: time limit of 3s reached\n")
+    );
+    assert_eq!(fs::read(here.join("log")).unwrap(), b"so far\n");
+}
+
+#[test]
+fn one_signal_ends_a_copy_once_the_command_has_ended() {
+    let here = folder("cut");
+    let out = format!("/tmp/out:{}", here.join("out").display());
+    // Much that is nothing in the guest, and takes its time to come.
+    let script = "mkdir /tmp/out; echo whole > /tmp/out/a; truncate -s 200M /tmp/out/b";
+    let program = Program::start(&mut shell(&["--copy-out", &out], script));
+    let began = Instant::now();
+    while !here.join("out/a").exists() {
+        assert!(began.elapsed() < PATIENCE, "the first file comes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    program.signal(Signal::TERM);
+    let ended = program.end(PATIENCE);
+    assert_eq!(ended.code, Some(143), "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .contains("/tmp/out was not copied out as a whole"),
+        "{}",
+        ended.stderr
+    );
+    let names: Vec<_> = fs::read_dir(here.join("out")).unwrap().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
 }

@@ -8,8 +8,8 @@ use minivm_tests::program::{self, Program};
 use rustix::process::Signal;
 
 use crate::guest::{
-    AT_ONCE, PATIENCE, assert_well, end_of, minivm, noise, our_kernel, run_image, scratch,
-    small_root, text_of,
+    PATIENCE, assert_well, end_of, minivm, noise, our_kernel, run_image, scratch, small_root,
+    text_of,
 };
 
 /// An image of the small root file system, with a configuration of its own.
@@ -61,7 +61,7 @@ fn the_images_stop_signal_is_what_sigterm_becomes() {
     ));
     program.wait_for("ready\n", PATIENCE);
     program.signal(Signal::TERM);
-    let ended = program.end(AT_ONCE);
+    let ended = program.end(PATIENCE);
     assert_eq!(
         (ended.code, ended.text().as_str()),
         (Some(3), "ready\nUSR2\n")

@@ -104,8 +104,11 @@ fn json_tells_signals_limits_and_refusals() {
         (&killed["exit_code"], &killed["signal"], &killed["oom"]),
         (&137.into(), &9.into(), &false.into())
     );
-    let flags = ["--json", "--timeout", "500ms", "--max-output", "10"];
-    let late = report(&end_of(shell(&flags, "seq 100; sleep 1000")));
+    let flags = ["--json", "--timeout", "2s", "--max-output", "10"];
+    let late = report(&end_of(shell(
+        &flags,
+        r"printf '1\n2\n3\n4\n5\n6\n'; sleep 1000",
+    )));
     assert_eq!(
         (&late["exit_code"], &late["timed_out"], &late["truncated"]),
         (&124.into(), &true.into(), &true.into())
@@ -121,6 +124,41 @@ fn json_tells_signals_limits_and_refusals() {
             .starts_with("no such command: nobody"),
         "{missing}"
     );
+}
+
+#[test]
+fn what_came_before_the_guests_end_is_reported() {
+    let script = "echo out; echo err >&2; sleep 1; echo c > /proc/sysrq-trigger";
+    let ended = end_of(shell(&["--json"], script));
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let outputs = (&report["stdout"], &report["stderr"]);
+    assert_eq!(outputs, (&"out\n".into(), &"err\n".into()), "{report}");
+    assert_eq!((ended.code, &report["exit_code"]), (Some(125), &125.into()));
+    let why = "the machine ended before its command did: the guest's kernel panicked";
+    assert!(
+        report["error"].as_str().unwrap().starts_with(why),
+        "{report}"
+    );
+    assert!(
+        ended.stderr.starts_with(&format!("minivm: {why}")),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn a_report_of_output_that_was_cut_is_of_a_failure() {
+    let ended = end_of(shell(&["--json", "--max-output", "10"], "seq 100"));
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let codes = (
+        ended.code,
+        &report["exit_code"],
+        &report["command_exit_code"],
+    );
+    assert_eq!(codes, (Some(125), &125.into(), &0.into()));
+    let told = "output was cut at --max-output";
+    assert_eq!(report["error"], told);
+    assert_eq!(ended.stderr, format!("minivm: {told}\n"));
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! What a user asks for beside the command, as container users know it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
-use crate::guest::{end_of, run, scratch, shell, shell_text, text_of};
+use minivm_tests::busybox;
+
+use crate::guest::{end_of, our_kernel, run, run_image, scratch, shell, shell_text, text_of};
 
 #[test]
 fn the_environment_is_what_was_asked_for_and_nothing_of_the_hosts() {
@@ -123,7 +127,77 @@ fn only_the_privileged_can_gain_privileges() {
 }
 
 #[test]
+fn users_are_found_in_text_of_any_encoding() {
+    let root = scratch("latin-root");
+    let _ = fs::remove_dir_all(&root);
+    busybox::make_root(&root, "sh id echo");
+    let passwd = root.join("etc/passwd");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::write(&passwd, b"bob:x:1000:1001:Jos\xe9:/home/bob:/bin/sh\n").unwrap();
+    fs::write(
+        root.join("etc/group"),
+        b"\xe9quipe:x:7:\nextra:x:2000:bob\n",
+    )
+    .unwrap();
+    let image = format!("dir:{}", root.display());
+    let ids = ["sh", "-c", "echo $(id -u) $(id -g) $(id -G) $HOME"];
+    let run_as = |user| run_image(&image, our_kernel(), &["-u", user], &ids);
+    assert_eq!(text_of(run_as("1000")), "1000 1001 1001 2000 /home/bob\n");
+    assert_eq!(text_of(run_as("bob:extra")), "1000 2000 2000 /home/bob\n");
+    fs::remove_file(&passwd).unwrap();
+    fs::create_dir(&passwd).unwrap();
+    let ended = end_of(run_as("1000"));
+    assert_eq!(ended.code, Some(125), "{}", ended.stderr);
+    assert_eq!(
+        ended.stderr,
+        "minivm: the guest refused to run the command: cannot read /etc/passwd: it is not a file\n"
+    );
+}
+
+#[test]
+fn memory_is_mounted_as_asked_for() {
+    let flags = [
+        "--shm-size",
+        "96MiB",
+        "--tmpfs",
+        "/new/scratch:exec,size=1.5M,mode=750",
+        "--tmpfs",
+        "/data",
+        "--read-only",
+        "-m",
+        "512M",
+    ];
+    let script = "grep -e /dev/shm -e /new/scratch -e ' /data ' /proc/mounts | cut -d' ' -f2-4; stat -c %a /new/scratch; \
+                  echo x > /data/x && echo wrote; dd if=/dev/zero of=/new/scratch/x bs=1M count=2 2>/dev/null || echo full";
+    assert_eq!(
+        shell_text(&flags, script),
+        "/dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=98304k\n\
+         /new/scratch tmpfs rw,nosuid,nodev,relatime,size=1536k,mode=750\n\
+         /data tmpfs rw,nosuid,nodev,noexec,relatime\n750\nwrote\nfull\n"
+    );
+    let size = "grep /dev/shm /proc/mounts | cut -d' ' -f4 | cut -d, -f6";
+    assert_eq!(shell_text(&["-m", "512M"], size), "size=65536k\n");
+}
+
+#[test]
+fn a_value_need_not_be_text() {
+    let file = scratch("odd-env-file");
+    fs::write(&file, b"\xef\xbb\xbf  FROM_FILE=\xe9\r\n").unwrap();
+    let mut command = run(
+        &["--env-file", file.to_str().unwrap(), "-e", "PASSED_ON"],
+        &[],
+    );
+    command.env("PASSED_ON", OsStr::from_bytes(b"\xff"));
+    command.args(["sh", "-c", "printf '%s %s' $FROM_FILE $PASSED_ON"]);
+    assert_eq!(end_of(command).stdout, b"\xe9 \xff");
+}
+
+#[test]
 fn what_cannot_be_is_said_before_a_machine_is_started() {
+    let file = scratch("wrong-env-file");
+    fs::write(&file, "A=1\nSP ACE=1\n").unwrap();
+    let wrong = file.to_str().unwrap();
+    let told = format!("minivm: {wrong}, line 2: the name \"SP ACE\" has blanks in it: ");
     for (flags, said) in [
         (
             &["-w", "relative"][..],
@@ -146,6 +220,11 @@ fn what_cannot_be_is_said_before_a_machine_is_started() {
             "minivm: cannot read /nowhere: No such file or directory",
         ),
         (&["--copy-in", "/nowhere:/x"], "minivm: cannot "),
+        (
+            &["-e", "=x"],
+            "minivm: the environment variable \"=x\" has no name: ",
+        ),
+        (&["--env-file", wrong], &told),
     ] {
         let ended = end_of(shell(flags, "true"));
         assert_eq!(ended.code, Some(125), "{flags:?}: {}", ended.stderr);

@@ -1,14 +1,16 @@
 //! What goes in and what comes out.
 
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_tests::program::{Program, ends_until};
 
 use crate::guest::{
-    AT_ONCE, PATIENCE, assert_well, debians_kernel, end_of, fed, noise, our_kernel, run, run_image,
+    PATIENCE, assert_well, debians_kernel, end_of, fed, noise, our_kernel, run, run_image, scratch,
     shell, shell_text, small_root, text_of,
 };
 
@@ -149,6 +151,65 @@ fn output_over_the_limit_is_cut_and_marked_and_holds_nothing_up() {
     let exactly = end_of(shell(&["--max-output", "1000"], "yes | head -c 1000"));
     assert_well(&exactly);
     assert_eq!(exactly.stdout.len(), 1000);
+    // Where the command itself has seen nothing go wrong, something has.
+    let quiet = end_of(shell(&["-q", "--max-output", "1000"], "yes | head -c 1001"));
+    assert_eq!(quiet.code, Some(125));
+    assert_eq!(quiet.stderr, "minivm: output was cut at --max-output\n");
+}
+
+#[test]
+fn a_full_disk_is_told_and_an_error() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let mut command = shell(&[], "head -c 1048576 /dev/zero; exit 3");
+    let output = command
+        .stdout(full())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let expected =
+        "minivm: cannot write the command's output: No space left on device (os error 28)\n";
+    assert_eq!((output.status.code(), &*told), (Some(125), expected));
+    // The command goes on without its messages, and there is no room for ours.
+    for (script, code) in [
+        ("echo err >&2; echo out", 125),
+        ("echo err >&2; echo out; exit 3", 3),
+    ] {
+        let mut command = shell(&[], script);
+        let output = command
+            .stderr(full())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let ended = (output.status.code(), &*output.stdout);
+        assert_eq!(ended, (Some(code), &b"out\n"[..]), "{script}");
+    }
+}
+
+#[test]
+fn one_large_write_comes_out_whole_however_late_it_is_read() {
+    let script = "dd if=/dev/zero bs=1048576 count=1 2>/dev/null; { dd if=/dev/zero bs=65537 count=1 2>/dev/null; } >&2";
+    let file = scratch("messages");
+    let mut child = shell(&[], script)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(File::create(&file).unwrap())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let room = rustix::pipe::fcntl_getpipe_size(&stdout).unwrap() as u64;
+    let deadline = Instant::now() + PATIENCE;
+    while rustix::io::ioctl_fionread(&stdout).unwrap() < room {
+        assert!(Instant::now() < deadline, "its output doesn't fill a pipe");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut read = Vec::new();
+    stdout.read_to_end(&mut read).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(
+        (read.len(), fs::read(file).unwrap().len()),
+        (1 << 20, 65537)
+    );
 }
 
 #[test]
@@ -161,7 +222,7 @@ fn output_that_nobody_reads_any_more_ends_the_command() {
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 2]).unwrap();
     drop(stdout);
-    let ended = ends_until(&child, Instant::now() + AT_ONCE);
+    let ended = ends_until(&child, Instant::now() + PATIENCE);
     let _ = child.kill();
     assert!(ended, "it goes on");
     assert_eq!(child.wait().unwrap().code(), Some(141));
@@ -169,7 +230,6 @@ fn output_that_nobody_reads_any_more_ends_the_command() {
 
 #[test]
 fn output_that_nobody_takes_does_not_hold_up_the_time_limit() {
-    let limit = Duration::from_secs(1);
     let mut child = run(&["--timeout", "1s"], &["yes"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -179,7 +239,7 @@ fn output_that_nobody_takes_does_not_hold_up_the_time_limit() {
     // Here it runs; from now on its output is full.
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 2]).unwrap();
-    let ended = ends_until(&child, Instant::now() + limit + 2 * AT_ONCE);
+    let ended = ends_until(&child, Instant::now() + PATIENCE);
     let _ = child.kill();
     assert!(ended, "it goes on");
     assert_eq!(child.wait().unwrap().code(), Some(124));

@@ -9,7 +9,7 @@ use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::LocalModes;
 
-use crate::guest::{AT_ONCE, PATIENCE, shell};
+use crate::guest::{PATIENCE, shell};
 
 /// minivm in a terminal of its own.
 struct Session {
@@ -49,7 +49,7 @@ impl Session {
     /// Waits for the end, and checks that the terminal is as it was.
     fn end(&mut self) -> Option<i32> {
         assert!(
-            ends_until(&self.child, Instant::now() + 2 * AT_ONCE),
+            ends_until(&self.child, Instant::now() + PATIENCE),
             "no end; on the screen: {:?}",
             self.seen
         );

@@ -17,6 +17,8 @@ use crate::vcpu::Surroundings;
 /// a local APIC whose state has been taken already.
 pub(crate) struct Frozen<'a> {
     around: &'a Surroundings,
+    // None is on its way to a UART, where the snapshot wouldn't have it.
+    _intake: MutexGuard<'a, ()>,
     // In the order in which everybody locks them: a UART that raises an interrupt locks the IOAPIC.
     com1: MutexGuard<'a, Uart>,
     com2: MutexGuard<'a, Uart>,
@@ -27,6 +29,7 @@ impl<'a> Frozen<'a> {
     pub(crate) fn new(around: &'a Surroundings) -> Self {
         Frozen {
             around,
+            _intake: lock(&around.intake),
             com1: lock(&around.com1),
             com2: lock(&around.com2),
             ioapic: lock(&around.ioapic),

@@ -19,7 +19,7 @@ use super::state::State;
 /// The first bytes: not text, and damaged by whatever changes line ends, as in PNG's.
 const MAGIC: [u8; 8] = *b"\x89minivm\n";
 /// The format's version.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Bytes before the body.
 const HEADER: usize = 48;
 /// Bytes of the header that the checksum covers.

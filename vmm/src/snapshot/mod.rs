@@ -30,6 +30,7 @@ mod working_set;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -44,6 +45,7 @@ pub use working_set::WorkingSet;
 use crate::arch::features;
 use crate::builder::open_kvm;
 use crate::error::{Error, Result};
+use crate::memory::GuestRam;
 use memory_file::Identity;
 use state::State;
 
@@ -78,6 +80,8 @@ struct Opened {
     memory: Arc<File>,
     /// What the memory file was known as when its content was found good.
     identity: Identity,
+    /// Where it holds nothing.
+    holes: Vec<Range<u64>>,
     /// This host's KVM, once it is known to have what the snapshot needs.
     kvm: OnceLock<Kvm>,
 }
@@ -104,8 +108,10 @@ impl Snapshot {
         }
         let snapshot = Snapshot(Arc::new(Opened {
             folder: folder.into(),
-            memory: Arc::new(memory),
             kvm: OnceLock::new(),
+            // Where the file system doesn't tell, all of it is mapped.
+            holes: sparse::holes(&memory, found).unwrap_or_default(),
+            memory: Arc::new(memory),
             identity,
             state,
         }));
@@ -189,6 +195,11 @@ impl Snapshot {
         Ok(self.0.kvm.get_or_init(|| kvm))
     }
 
+    /// RAM of a machine's own that holds what the memory file does.
+    fn ram(&self) -> Result<GuestRam> {
+        GuestRam::of_file(self.memory(), self.0.memory.clone(), &self.0.holes)
+    }
+
     /// Checks that the memory file is still what it was when it was opened.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.0.memory).map_err(unreadable(&self.0.folder))?;
@@ -252,5 +263,7 @@ fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
+#[cfg(test)]
+mod forged;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,6 @@ use super::Snapshot;
 use super::state::Devices;
 use crate::builder::{Created, create_vm, lend_memory, split_irqchip};
 use crate::error::{Error, Result};
-use crate::memory::GuestRam;
 use crate::vcpu::Vcpu;
 
 /// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits to be given its state
@@ -36,7 +35,7 @@ pub struct Prepared {
 /// Makes the machine.
 pub(super) fn prepare(snapshot: &Snapshot) -> Result<Prepared> {
     let kvm = snapshot.kvm()?;
-    let ram = GuestRam::of_file(snapshot.memory(), snapshot.0.memory.clone())?;
+    let ram = snapshot.ram()?;
     // Looked at again when it wakes: this is for whoever makes machines ahead, and would make none of any use.
     snapshot.check_unchanged()?;
     let vm = Arc::new(create_vm(kvm)?);

@@ -11,14 +11,20 @@
 //! 4. It is renamed to `state`: this is the moment.
 //! 5. The old memory file is deleted.
 //!
+//! The folder is opened once, and all is done in what was opened. It has to be the user's own, and no one else's to write to:
+//! memory and devices that others can change would be theirs to run.
+//!
 //! Whatever fails or is killed before step 4 leaves the old snapshot as it was, and after it the new one is complete. A lock
 //! on the folder keeps a second saver out. Machines that were restored from the old snapshot keep its memory file, which has
 //! no name any more.
 
+#![allow(unsafe_code, reason = "whose process this is has no safe interface")]
+
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
 use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX, is_memory_file};
@@ -31,6 +37,8 @@ use crate::memory::GuestRam;
 /// The state file's name.
 pub(crate) const STATE: &str = "state";
 const STATE_NEW: &str = "state.new";
+/// Others than the owner may write.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// Saves a machine that stands still in `folder`, which is made if it isn't there.
 pub(crate) fn save(
@@ -39,17 +47,15 @@ pub(crate) fn save(
     devices: Devices,
     ram: &GuestRam,
 ) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
-    let lock = File::open(folder)?;
+    let lock = open_own(folder)?;
     lock.try_lock().map_err(|error| match error {
         fs::TryLockError::WouldBlock => {
             io::Error::other("somebody else is saving a snapshot there")
         }
         fs::TryLockError::Error(error) => error,
     })?;
+    // By this name it is the one that was looked at, whatever is put in its place.
+    let folder = &PathBuf::from(format!("/proc/self/fd/{}", lock.as_raw_fd()));
     match read_state(folder) {
         Ok(old) => remove_all_but(folder, &old.memory.name),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -80,6 +86,37 @@ pub(crate) fn save(
     Ok(())
 }
 
+/// Opens the folder, which is made if it isn't there, and looks whose it is.
+fn open_own(path: &Path) -> io::Result<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    // SAFETY: it takes nothing, and can't fail.
+    let us = unsafe { libc::geteuid() };
+    let foreign = |owner: u32| {
+        io::Error::other(format!(
+            "it is user {owner}'s, and this is user {us}: name a folder of this user's"
+        ))
+    };
+    let named = fs::symlink_metadata(path)?;
+    if named.is_symlink() && ![us, 0].contains(&named.uid()) {
+        return Err(foreign(named.uid()));
+    }
+    let folder = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)?;
+    let metadata = folder.metadata()?;
+    if metadata.uid() != us {
+        return Err(foreign(metadata.uid()));
+    }
+    if metadata.mode() & OTHERS_WRITE != 0 {
+        return Err(io::Error::other(format!(
+            "others may write to it (mode {:04o}), and could change what is saved: `chmod go-w` it, or name another folder",
+            metadata.mode() & 0o7777
+        )));
+    }
+    Ok(folder)
+}
+
 fn write(
     folder: &Path,
     name: &str,
@@ -103,10 +140,14 @@ fn write(
         identity,
         digest,
     };
+    // One that was killed has left it, and its content is worth nothing.
+    match fs::remove_file(folder.join(STATE_NEW)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut state = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(folder.join(STATE_NEW))?;
     state.write_all(&file::encode(&State {

@@ -5,6 +5,7 @@
     reason = "lseek for data and holes has no safe interface in std"
 )]
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -14,7 +15,7 @@ use std::{io, iter};
 use vm_memory::GuestAddress;
 
 use super::memory_file::PAGE;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, HUGE_PAGE, MAPPINGS};
 
 /// Bits of a page's entry in `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
@@ -135,6 +136,26 @@ pub(crate) fn data_extents(file: &File) -> io::Result<Vec<Range<u64>>> {
         at = end;
     }
     Ok(extents)
+}
+
+/// Whole huge pages of a file of `length` bytes that hold nothing, the largest of them, in order. It looks no closer than it has
+/// to: at most once a huge page.
+pub(super) fn holes(file: &File, length: u64) -> io::Result<Vec<Range<u64>>> {
+    let huge = HUGE_PAGE as u64;
+    let whole = length / huge * huge;
+    let mut holes: Vec<Range<u64>> = Vec::new();
+    let mut at = 0;
+    while at < whole {
+        let data = seek(file, at, libc::SEEK_DATA)?.map_or(whole, |data| data / huge * huge);
+        if data > at {
+            holes.push(at..data.min(whole));
+        }
+        at = data + huge;
+    }
+    holes.sort_unstable_by_key(|hole| Reverse(hole.end - hole.start));
+    holes.truncate(MAPPINGS);
+    holes.sort_unstable_by_key(|hole| hole.start);
+    Ok(holes)
 }
 
 /// Finds the next data or hole from `from` on; `None` behind the last.

@@ -71,7 +71,7 @@ fn memory_path(folder: &Path) -> PathBuf {
 }
 
 fn restored(snapshot: &Snapshot) -> GuestRam {
-    GuestRam::of_file(snapshot.memory(), snapshot.0.memory.clone()).unwrap()
+    snapshot.ram().unwrap()
 }
 
 fn refusal(folder: &Path) -> SnapshotError {
@@ -82,7 +82,7 @@ fn refusal(folder: &Path) -> SnapshotError {
 }
 
 /// Gives a state file another body, with a checksum that is right.
-fn with_body(file: &[u8], body: &[u8]) -> Vec<u8> {
+pub(super) fn with_body(file: &[u8], body: &[u8]) -> Vec<u8> {
     let mut file = file[..16].to_vec();
     file[12..16].copy_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
     let sum = Sha256::new()
@@ -176,7 +176,7 @@ fn a_clone_can_be_saved_itself() {
     let (folder, second) = (saved(), tempfile::tempdir().unwrap());
     let ram = restored(&Snapshot::open(folder.path()).unwrap());
     // One more, one changed, one erased, and one that nobody has touched.
-    fill(&ram, &[(3, 3), (1, 11), (5, 0)]);
+    fill(&ram, &[(3, 3), (1, 11), (5, 0), (4000, 40), (4001, 0)]);
     save_ram(second.path(), &ram, 8).unwrap();
     // In place of the one that it is a clone of, too.
     save_ram(folder.path(), &ram, 8).unwrap();
@@ -185,8 +185,8 @@ fn a_clone_can_be_saved_itself() {
         snapshot.verify().unwrap();
         let ram = restored(&snapshot);
         assert_eq!(
-            [0, 1, 3, 5, 8191].map(|page| byte_of(&ram, page)),
-            [0, 11, 3, 0, 9]
+            [0, 1, 3, 5, 4000, 4001, 8191].map(|page| byte_of(&ram, page)),
+            [0, 11, 3, 0, 40, 0, 9]
         );
     }
     assert_eq!(
@@ -194,6 +194,63 @@ fn a_clone_can_be_saved_itself() {
         2,
         "the old memory file is gone"
     );
+}
+
+/// The flags of this process's mapping at an address (`Documentation/filesystems/proc.rst`, "VmFlags").
+fn flags_at(address: u64) -> Vec<String> {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut is_it = false;
+    for line in maps.lines() {
+        let words: Vec<_> = line.split_ascii_whitespace().collect();
+        if let Some((start, end)) = words[0].split_once('-') {
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            is_it = (number(start)..number(end)).contains(&address);
+        } else if is_it && words[0] == "VmFlags:" {
+            return words[1..].iter().map(ToString::to_string).collect();
+        }
+    }
+    panic!("nothing is mapped at {address:#x}");
+}
+
+/// How many pages of a machine's RAM are its own.
+fn own_pages(ram: &GuestRam) -> u64 {
+    let (_, size, host) = ram.regions().next().unwrap();
+    let own = sparse::touched(host, size, sparse::Present::Own).unwrap();
+    own.iter()
+        .map(|part| (part.end - part.start) / PAGE as u64)
+        .sum()
+}
+
+#[test]
+fn huge_pages_are_where_no_clone_has_been() {
+    const MIB: u64 = 1 << 20;
+    let folder = saved();
+    let snapshot = Snapshot::open(folder.path()).unwrap();
+    // All but the first and the last huge page, which hold something.
+    assert_eq!(snapshot.0.holes, [2 * MIB..30 * MIB]);
+    let ram = restored(&snapshot);
+    let (_, _, host) = ram.regions().next().unwrap();
+    let flag = |at: u64, flag: &str| flags_at(host + at).iter().any(|other| other == flag);
+    assert_eq!(own_pages(&ram), 0);
+    // 12 MiB, and 0: each a page.
+    fill(&ram, &[(3072, 1), (0, 1)]);
+    assert_eq!(own_pages(&ram), 2);
+    assert!([0, 4, 12, 31].iter().all(|at| !flag(at * MIB, "hg")));
+    ram.use_huge_pages_beside(&[12 * MIB..12 * MIB + 4096]);
+    if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        assert!([2, 11, 14, 29].iter().all(|at| flag(at * MIB, "hg")));
+    }
+    assert!([0, 12, 13, 31].iter().all(|at| !flag(at * MIB, "hg")));
+    assert!(
+        [0, 4, 12, 31].iter().all(|at| flag(at * MIB, "dd")),
+        "in dumps"
+    );
+    fill(&ram, &[(3073, 2), (3600, 3)]);
+    assert_eq!(
+        [3072, 3073, 3600, 1].map(|page| byte_of(&ram, page)),
+        [1, 2, 3, 1]
+    );
+    assert_eq!(byte_of(&restored(&snapshot), 3072), 0);
 }
 
 #[test]
@@ -239,10 +296,10 @@ fn what_is_no_snapshot_is_refused() {
 #[test]
 fn another_version_is_refused_by_name() {
     let mut file = state_file(&saved());
-    file[8] = 0;
-    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(0))));
-    file[8] = 2;
-    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(2))));
+    file[8] = 1;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(1))));
+    file[8] = 3;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(3))));
 }
 
 /// Types that are saved have no names in the file, so nothing but this test notices when one of them changes.
@@ -253,7 +310,7 @@ fn the_format_changes_with_its_version_only() {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let known = (1, "7545c9a52a4e345e");
+    let known = (2, "4f73284883793bd1");
     assert_eq!(
         (file::VERSION, &*digest),
         known,
@@ -466,6 +523,57 @@ fn other_files_in_its_folder_are_left_alone() {
         "{refused}"
     );
     assert_eq!(state_file(&folder), b"of affairs");
+}
+
+#[test]
+fn a_folder_that_others_may_change_is_refused() {
+    let folder = saved();
+    let before = state_file(&folder);
+    let refusal = || {
+        let error = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
+        assert_eq!(state_file(&folder), before);
+        error.to_string()
+    };
+    for mode in [0o777, 0o775, 0o1777] {
+        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        let said = refusal();
+        assert!(said.contains(&format!("mode {mode:04o}")), "{said}");
+        assert!(said.contains("chmod go-w"), "{said}");
+    }
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    // Only root can give a folder away.
+    let before = state_file(&folder);
+    if std::os::unix::fs::chown(folder.path(), Some(1234), None).is_ok() {
+        let error = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
+        assert!(error.to_string().contains("is user 1234's"), "{error}");
+        assert_eq!(state_file(&folder), before);
+    }
+}
+
+#[test]
+fn what_lies_where_the_new_state_is_written_is_not_followed() {
+    let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
+    let victim = elsewhere.path().join("victim");
+    fs::write(&victim, "safe").unwrap();
+    let new = folder.path().join("state.new");
+    std::os::unix::fs::symlink(&victim, &new).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    fs::hard_link(&victim, &new).unwrap();
+    save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap();
+    assert_eq!(fs::read(&victim).unwrap(), b"safe");
+    Snapshot::open(folder.path()).unwrap().verify().unwrap();
+}
+
+#[test]
+fn a_link_of_the_users_own_leads_to_its_folder() {
+    let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
+    let link = elsewhere.path().join("link");
+    std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+    let before = state_file(&folder);
+    save_ram(&link, &ram_with(&[(1, 2)]), 8).unwrap();
+    assert!(link.is_symlink());
+    assert_ne!(state_file(&folder), before);
 }
 
 #[test]

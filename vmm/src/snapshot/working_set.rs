@@ -79,6 +79,11 @@ impl WorkingSet {
     /// Has the pages there before the guest asks for them. A set of another machine's, or a host's kernel that is too old for
     /// it, makes it slower and nothing else.
     pub(crate) fn prefault(&self, ram: &GuestRam, vcpu: &Vcpu) {
+        let touched: Vec<_> = self.written.iter().chain(&self.read).cloned().collect();
+        // An empty one tells of no clone.
+        if !touched.is_empty() {
+            ram.use_huge_pages_beside(&touched);
+        }
         for part in &self.written {
             copy(ram, part);
         }

@@ -110,21 +110,32 @@ pub(crate) fn start(
     })
 }
 
-/// Becomes what `request` asks for, as `user`. It comes back with the reason where it can't.
-pub(crate) fn become_command(request: &Request, user: &User) -> Refusal {
-    let (program, mut command) = match prepare(request, user, Streams::Pipes) {
-        Ok(prepared) => prepared,
-        Err(refusal) => return refusal,
-    };
+/// Starts what `request` asks for as `user` in a container, which has all limits that it needs. Its stdin is this process's, its
+/// outputs are pipes.
+pub(crate) fn start_contained(request: &Request, user: &User) -> Result<Running, Refusal> {
+    let (program, mut command) = prepare(request, user, Streams::Pipes)?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let limits: Vec<_> = request.rlimits.iter().map(limit).collect();
     let user = user.clone();
     let become_it = move || {
+        // Or a signal to its process group would be one to this process.
+        rustix::process::setsid()?;
         set_limits(&limits)?;
+        for output in 1..3 {
+            own(output, &user)?;
+        }
         become_user(&user)
     };
-    // SAFETY: it is called in this process, which has one thread, and makes system calls only.
+    // SAFETY: between fork and exec it makes system calls and nothing else; this process has one thread at this time.
     unsafe { command.pre_exec(become_it) };
-    refusal(program, &command.exec())
+    let mut child = command.spawn().map_err(|error| refusal(program, &error))?;
+    Ok(Running {
+        pid: Pid::from_child(&child),
+        stdin: None,
+        stdout: child.stdout.take().map(Into::into),
+        stderr: child.stderr.take().map(Into::into),
+        terminal: None,
+    })
 }
 
 /// The program and the command, but for its streams and what it does before it is executed.
@@ -168,7 +179,7 @@ pub(crate) fn environment(
 ) -> Vec<(OsString, OsString)> {
     let mut all: Vec<Vec<u8>> = vec![
         PATH.into(),
-        format!("HOME={}", user.home).into(),
+        [b"HOME=", &*user.home].concat(),
         format!("HOSTNAME={}", request.hostname).into(),
     ];
     if streams != Streams::Pipes {
@@ -281,9 +292,7 @@ fn before_exec(
         // A kernel without such permissions has none to take away.
         let _ = Com2::forbid();
         for stream in own_streams.clone() {
-            // Who isn't root could not open its own output by its name, `/dev/stdout`, else.
-            // SAFETY: it takes numbers.
-            check(unsafe { libc::fchown(stream, user.uid, libc::gid_t::MAX) })?;
+            own(stream, &user)?;
         }
         become_user(&user)?;
         if !privileged {
@@ -304,6 +313,12 @@ fn set_limits(limits: &[(u32, libc::rlimit)]) -> io::Result<()> {
         check(unsafe { libc::setrlimit(*resource as _, limit) })?;
     }
     Ok(())
+}
+
+/// Gives the user a stream. Who isn't root could not open its own output by its name, `/dev/stdout`, else.
+fn own(stream: i32, user: &User) -> io::Result<()> {
+    // SAFETY: it takes numbers.
+    check(unsafe { libc::fchown(stream, user.uid, libc::gid_t::MAX) })
 }
 
 fn become_user(user: &User) -> io::Result<()> {

@@ -1,22 +1,30 @@
 //! In a container: somebody else has made the surroundings and has the streams, and ends everything when this process ends.
-//! What is left is to put files in their places, and to become the command.
+//! What is left is to put files in their places, and to run the command: its outputs are pipes, and passed on from there.
 
 #![allow(unsafe_code, reason = "open files are inherited by their numbers")]
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::thread::{self, JoinHandle};
 
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
 pub(crate) use minivm_guest::contained::ARGUMENT;
 use minivm_guest::contained::{ANSWER, FILES, REQUEST};
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use crate::command::Running;
 use crate::user::User;
-use crate::{Error, command, files, surroundings, user};
+use crate::{Error, command, files, session, surroundings, user};
 
-/// Becomes the command. Where that can't be, it says why and ends.
+/// What is passed on at once.
+const CHUNK: usize = 64 << 10;
+/// What is added to a signal's number where that has ended the command.
+const SIGNAL: i32 = 128;
+
+/// Runs the command, and ends as it does. Where that can't be, it says why and ends.
 pub(crate) fn run() -> ! {
     let mut answer = File::from(inherited(ANSWER));
     // The command must not answer.
@@ -26,12 +34,85 @@ pub(crate) fn run() -> ! {
         Ok((request, user)) => {
             // Nobody who listens is no reason not to.
             let _ = say(&mut answer, &ToHost::Started);
-            command::become_command(&request, &user)
+            match command::start_contained(&request, &user).and_then(to_end) {
+                Ok(code) => std::process::exit(code),
+                Err(refusal) => refusal,
+            }
         }
         Err(error) => Refusal::Failed(error.to_string()),
     };
     let _ = say(&mut answer, &ToHost::Refused(refusal));
     std::process::exit(1)
+}
+
+/// Passes the command's outputs on until it has ended and all is passed on. Returns its exit code.
+fn to_end(running: Running) -> Result<i32, Refusal> {
+    let failed = |error: io::Error| Refusal::Failed(error.to_string());
+    let Running {
+        pid,
+        stdout,
+        stderr,
+        ..
+    } = running;
+    let passing = [
+        pass_on(stdout, io::stdout()).map_err(failed)?,
+        pass_on(stderr, io::stderr()).map_err(failed)?,
+    ];
+    let code = wait_for(pid);
+    // What it left behind ends with it: until the last of them is gone the pipes have no end.
+    loop {
+        session::kill_all();
+        if matches!(
+            rustix::process::wait(WaitOptions::empty()),
+            Err(Errno::CHILD)
+        ) {
+            break;
+        }
+    }
+    for thread in passing.into_iter().flatten() {
+        let _ = thread.join();
+    }
+    Ok(code)
+}
+
+/// Waits for the command, and for all that lose their parents meanwhile.
+fn wait_for(command: Pid) -> i32 {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == command => return code(status),
+            Ok(_) | Err(Errno::INTR) => {}
+            // It is our child, so this can't be.
+            Err(_) => return 1,
+        }
+    }
+}
+
+/// As shells have it.
+fn code(status: WaitStatus) -> i32 {
+    let killed = status.terminating_signal().map(|signal| SIGNAL + signal);
+    status.exit_status().or(killed).unwrap_or(1)
+}
+
+/// Passes an output on, on a thread of its own. Where it isn't taken any more, the pipe is closed.
+fn pass_on(from: Option<OwnedFd>, to: impl AsFd) -> io::Result<Option<JoinHandle<()>>> {
+    let Some(from) = from else { return Ok(None) };
+    let to = File::from(to.as_fd().try_clone_to_owned()?);
+    let pass = move || {
+        let (mut from, mut to) = (File::from(from), to);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(len) if to.write_all(&buffer[..len]).is_ok() => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return,
+            }
+        }
+    };
+    thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(pass)
+        .map(Some)
 }
 
 /// Reads what is wanted, and puts the files in their places.

@@ -6,15 +6,18 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use minivm_guest::channel::{COPIED, ToGuest, ToHost};
 use minivm_guest::newc::Archive;
 use minivm_guest::unpack::{Entry, Kind, Unpack};
-use minivm_guest::{Owner, append_path};
+use minivm_guest::{FILE_MAX, Owner, append_path};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use rustix::io::Errno;
 
+use crate::Error;
 use crate::user::User;
 use crate::wire::Wire;
-use crate::{Error, cannot};
 
 /// Bytes of files in one message.
 const CHUNK: usize = 64 << 10;
@@ -38,15 +41,39 @@ pub(crate) fn unpack(archive: impl Read, user: &User) -> Result<(), Error> {
     while let Some(entry) = archive.next()? {
         let path = Path::new("/").join(&entry.name);
         let placed = place(&path, &entry, user, &mut archive);
-        if placed.map_err(cannot(format!("write {}", path.display())))? {
-            folders.push((path, entry.permissions));
+        if placed.map_err(|error| not_written(&path, &*error))? {
+            folders.push((path, entry.permissions, entry.mtime));
         }
     }
-    // Only now: some of them may be closed even to their owner.
-    for (path, permissions) in folders {
-        fs::set_permissions(&path, fs::Permissions::from_mode(permissions))?;
+    // Only now: some of them may be closed even to their owner, and what comes into them changes their times.
+    for (path, permissions, mtime) in folders.iter().rev() {
+        fs::set_permissions(path, fs::Permissions::from_mode(*permissions))?;
+        set_time(path, *mtime)?;
     }
     Ok(())
+}
+
+/// What kept a file from being written. The root is in memory, like all that can be written to.
+fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Error {
+    let full = |error: &io::Error| error.raw_os_error() == Some(Errno::NOSPC.raw_os_error());
+    let hint = match error.downcast_ref().is_some_and(full) {
+        true => ": more -m/--memory helps",
+        false => "",
+    };
+    format!("cannot write {}: {error}{hint}", path.display()).into()
+}
+
+/// Sets when a file, folder or link was last changed, in seconds since 1970.
+fn set_time(path: &Path, mtime: u32) -> io::Result<()> {
+    let time = Timespec {
+        tv_sec: mtime.into(),
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Puts an entry in its place. Whether it is a folder that was not there before.
@@ -65,6 +92,8 @@ fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Resul
             io::copy(data, &mut file)?;
             lchown(path, Some(user.uid), Some(user.gid))?;
             file.set_permissions(fs::Permissions::from_mode(entry.permissions))?;
+            let modified = UNIX_EPOCH + Duration::from_secs(entry.mtime.into());
+            file.set_modified(modified)?;
         }
         Kind::Symlink(target) => {
             if path.symlink_metadata().is_ok_and(|there| !there.is_dir()) {
@@ -72,6 +101,7 @@ fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Resul
             }
             symlink(target, path)?;
             lchown(path, Some(user.uid), Some(user.gid))?;
+            set_time(path, entry.mtime)?;
         }
         Kind::Other => {}
     }
@@ -146,11 +176,16 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
                 continue;
             }
         };
+        // What is said now is the reason for the host; later, the archive is already on its way.
+        if let Err(why) = too_large(&path) {
+            wire.send(&ToHost::FilesOf(number, Some(why)))?;
+            continue;
+        }
         wire.send(&ToHost::FilesOf(number, None))?;
         let outgoing = io::BufWriter::with_capacity(CHUNK, Outgoing { wire: &mut *wire });
         let mut archive = Archive::new(outgoing);
         let sent = append_path(&mut archive, &path, Path::new(COPIED), Owner::Keep)
-            .and_then(|()| archive.finish().map(drop));
+            .and_then(|_| archive.finish().map(drop));
         // What can't be read ends the archive early, which the host takes for an error; this says why.
         if let Err(error) = sent {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
@@ -163,6 +198,17 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
         wire.flush_all()?;
     }
     Ok(())
+}
+
+/// Refuses a file that no archive holds.
+fn too_large(path: &Path) -> Result<(), String> {
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() > FILE_MAX => Err(format!(
+            "it has {} bytes, and only files of less than 4 GiB can be copied",
+            metadata.len()
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Where a part of an archive goes.

@@ -43,7 +43,8 @@ fn write_machine_id() {
     let drawn = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut id));
     // An image without /etc, such as one with a single static program, does without.
     if drawn.is_ok() && fs::exists("/etc").unwrap_or(false) {
-        let _ = fs::write(MACHINE_ID, format!("{:032x}\n", u128::from_be_bytes(id)));
+        let id = format!("{:032x}\n", u128::from_be_bytes(id));
+        let _ = surroundings::write(MACHINE_ID, &id);
     }
 }
 

@@ -34,6 +34,7 @@ mod wire;
 
 use std::fs;
 
+use minivm_guest::inherited;
 use rustix::process::Pid;
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, clock_gettime};
@@ -43,6 +44,7 @@ type Error = Box<dyn std::error::Error>;
 
 fn main() {
     let started = clock();
+    inherited::signals();
     if rustix::process::getpid() != Pid::INIT {
         eprintln!(
             "minivm-init: this is the first process of a minivm guest, and does nothing else"
@@ -65,14 +67,14 @@ fn main() {
 
 fn run(started: u64) -> Result<(), Error> {
     mounts::kernel_file_systems()?;
-    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let cmdline = fs::read("/proc/cmdline")?;
     let channel = cmdline
-        .split_ascii_whitespace()
-        .filter_map(|word| word.strip_prefix(minivm_guest::channel::PARAMETER))
+        .split(u8::is_ascii_whitespace)
+        .filter_map(|word| word.strip_prefix(minivm_guest::channel::PARAMETER.as_bytes()))
         .next_back();
     match channel {
         None => alone::run(),
-        Some(channel) => session::run(channel == "rings", started),
+        Some(channel) => session::run(channel == b"rings", started),
     }
 }
 

@@ -1,11 +1,13 @@
 //! The guest's file systems.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use minivm_guest::channel::{Request, Tmpfs};
 use minivm_guest::manifest;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 
@@ -50,7 +52,8 @@ pub(crate) fn others() -> Result<(), Error> {
         data & !MountFlags::NODEV,
         c"mode=0620,gid=5,ptmxmode=0666",
     )?;
-    attach("tmpfs", "/dev/shm", data, c"mode=1777,size=10%")?;
+    let shm = format!("mode=1777,size={}", shm_size(memory()));
+    attach("tmpfs", "/dev/shm", data, &CString::new(shm)?)?;
     replace_link("/dev/ptmx", "pts/ptmx")?;
     for (name, target) in [
         ("fd", ""),
@@ -73,6 +76,40 @@ pub(crate) fn others() -> Result<(), Error> {
     // Kernels without these are good enough for most commands.
     let _ = attach("mqueue", "/dev/mqueue", data, c"");
     let _ = attach("cgroup2", "/sys/fs/cgroup", data, c"");
+    Ok(())
+}
+
+/// The machine's memory, in bytes.
+fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.into())
+}
+
+/// The most bytes in `/dev/shm`, where nothing is asked for: as in containers, but for small machines, and large ones.
+fn shm_size(memory: u64) -> u64 {
+    (memory / 10).max((64 << 20).min(memory / 3))
+}
+
+/// Mounts what a request asks for.
+pub(crate) fn asked_for(request: &Request) -> Result<(), Error> {
+    if let Some(size) = request.shm_size {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let options = CString::new(format!("size={size}"))?;
+        mount_remount("/dev/shm", flags, &options).map_err(cannot("resize /dev/shm"))?;
+    }
+    for Tmpfs {
+        path,
+        flags,
+        options,
+    } in &request.tmpfs
+    {
+        let path = Path::new(OsStr::from_bytes(path));
+        make_folder(path, 0o755)?;
+        let flags = MountFlags::from_bits_retain(*flags);
+        let options = CString::new(options.as_str())?;
+        mount("tmpfs", path, "tmpfs", flags, &*options)
+            .map_err(cannot(format!("mount tmpfs on {}", path.display())))?;
+    }
     Ok(())
 }
 
@@ -114,4 +151,17 @@ fn replace_link(path: &str, target: &str) -> Result<(), Error> {
 fn attach(kind: &str, folder: &str, flags: MountFlags, options: &CStr) -> Result<(), Error> {
     make_folder(Path::new(folder), 0o755)?;
     mount(kind, folder, kind, flags, options).map_err(cannot(format!("mount {kind} on {folder}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shm_size;
+
+    #[test]
+    fn shared_memory_is_as_large_as_in_containers_where_there_is_room() {
+        assert_eq!(shm_size(60 << 20), 20 << 20);
+        assert_eq!(shm_size(230 << 20), 64 << 20);
+        assert_eq!(shm_size(512 << 20), 64 << 20);
+        assert_eq!(shm_size(10 << 30), 1 << 30);
+    }
 }

@@ -104,6 +104,7 @@ fn serve(
         wire.send(&ToHost::Warning(lost))?;
     }
     let user = user::find(&request.user)?;
+    mounts::asked_for(request)?;
     if request.copy_in {
         files::copy_in(wire, &user)?;
     }

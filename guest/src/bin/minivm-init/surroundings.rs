@@ -1,6 +1,8 @@
 //! What surrounds a command, whoever wants it to run.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 
 use minivm_guest::manifest::{FOLDER, Manifest};
 
@@ -28,6 +30,14 @@ pub(crate) fn write_names(name: &str) {
             continue;
         }
         // An image without /etc, such as one with a single static program, does without.
-        let _ = fs::write(path, text);
+        let _ = write(path, &text);
     }
+}
+
+/// Writes a small file. What isn't one is not waited for, such as a pipe that an image has in its place.
+pub(crate) fn write(path: &str, text: &str) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    let mut file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
+    file.write_all(text.as_bytes())
 }

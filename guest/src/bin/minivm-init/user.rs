@@ -1,8 +1,16 @@
 //! Who a command runs as: `USER[:GROUP]`, as container images and `docker run --user` have it.
+//!
+//! The image's files are read as bytes: a comment or a name in them may be of any encoding. What can't be read, or has no number
+//! where one is needed, is an error: only a file that isn't there has nobody in it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 
-use crate::Error;
+use crate::{Error, cannot};
+
+/// The most bytes that are read of a file.
+const FILE_MAX: u64 = 16 << 20;
 
 /// A user with everything that a process has of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,47 +20,71 @@ pub(crate) struct User {
     /// All groups. `gid` is one of them, as in containers: a program that gives up `gid` would otherwise be free of what the
     /// group must not do.
     pub(crate) groups: Vec<u32>,
-    pub(crate) home: String,
+    pub(crate) home: Vec<u8>,
 }
 
 /// Finds the user in the image's `/etc/passwd` and `/etc/group`. A number needs no entry there.
 pub(crate) fn find(wanted: &str) -> Result<User, Error> {
-    // What isn't there, or isn't text, has no users in it.
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    resolve(wanted, &read("/etc/passwd"), &read("/etc/group"))
+    resolve(wanted, &read("/etc/passwd")?, &read("/etc/group")?)
 }
 
-fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<User, Error> {
+/// The bytes of a file; none where it isn't there.
+fn read(path: &str) -> Result<Vec<u8>, Error> {
+    // A pipe would be waited for.
+    let open = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let file = match open {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        open => open.map_err(cannot(format!("read {path}")))?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(format!("cannot read {path}: it is not a file").into());
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(cannot(format!("read {path}")))?;
+    match bytes.len() as u64 > FILE_MAX {
+        true => Err(format!("cannot read {path}: it has more than {FILE_MAX} bytes").into()),
+        false => Ok(bytes),
+    }
+}
+
+fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<User, Error> {
     let (name, group_name) = match wanted.split_once(':') {
         Some((name, group)) => (name, group),
         None => (wanted, ""),
     };
     let name = if name.is_empty() { "0" } else { name };
-    let number = name.parse().ok();
+    let given = number(name.as_bytes());
     // passwd(5): name, password, UID, GID, comment, home, shell.
     let entry = entries(passwd)
-        .find(|fields| fields.first() == Some(&name))
-        .or_else(|| entries(passwd).find(|fields| number.is_some() && uid_of(fields) == number));
-    let (uid, mut gid, home) = match (&entry, number) {
+        .find(|fields| fields.first() == Some(&name.as_bytes()))
+        .or_else(|| entries(passwd).find(|fields| given.is_some() && field(fields, 2) == given));
+    let (uid, home) = match (&entry, given) {
         (Some(fields), _) => (
-            uid_of(fields).ok_or_else(|| format!("/etc/passwd has no number for {name}"))?,
-            fields.get(3).and_then(|gid| gid.parse().ok()).unwrap_or(0),
-            fields
-                .get(5)
-                .copied()
-                .filter(|home| !home.is_empty())
-                .unwrap_or("/"),
+            field(fields, 2).ok_or_else(|| no_number("passwd", name.as_bytes()))?,
+            fields.get(5).copied().filter(|home| !home.is_empty()),
         ),
-        (None, Some(uid)) => (uid, 0, "/"),
+        (None, Some(uid)) => (uid, None),
         (None, None) => return Err(format!("the image has no user {name}").into()),
     };
-    let mut groups = Vec::new();
-    if group_name.is_empty() {
-        let login = entry.as_ref().and_then(|fields| fields.first().copied());
-        groups = memberships(group, login);
-    } else {
-        gid = find_group(group, group_name)?;
+    let home = home.unwrap_or(b"/").to_vec();
+    if home.contains(&0) {
+        return Err(format!("/etc/passwd has a NUL byte in the home of {name}").into());
     }
+    let (gid, mut groups) = match (&entry, group_name) {
+        (_, wanted) if !wanted.is_empty() => (find_group(group, wanted)?, Vec::new()),
+        (Some(fields), _) => (
+            field(fields, 3).ok_or_else(|| {
+                Error::from(format!("/etc/passwd has no number for the group of {name}"))
+            })?,
+            memberships(group, fields.first().copied().unwrap_or_default())?,
+        ),
+        (None, _) => (0, Vec::new()),
+    };
     if !groups.contains(&gid) {
         groups.insert(0, gid);
     }
@@ -60,39 +92,52 @@ fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<User, Error> {
         uid,
         gid,
         groups,
-        home: home.to_owned(),
+        home,
     })
 }
 
 /// The groups that list the user. group(5): name, password, GID, members.
-fn memberships(group: &str, login: Option<&str>) -> Vec<u32> {
-    let Some(login) = login else {
-        return Vec::new();
+fn memberships(group: &[u8], login: &[u8]) -> Result<Vec<u32>, Error> {
+    let lists = |fields: &Vec<&[u8]>| {
+        let members = fields.get(3);
+        members.is_some_and(|all| all.split(|&byte| byte == b',').any(|one| one == login))
     };
-    entries(group)
-        .filter(|fields| {
-            fields
-                .get(3)
-                .is_some_and(|all| all.split(',').any(|one| one == login))
-        })
-        .filter_map(|fields| fields.get(2)?.parse().ok())
-        .collect()
+    let listing = entries(group).filter(lists);
+    listing.map(|fields| number_of_group(&fields)).collect()
 }
 
-fn find_group(group: &str, wanted: &str) -> Result<u32, Error> {
-    let entry = entries(group).find(|fields| fields.first() == Some(&wanted));
-    entry
-        .and_then(|fields| fields.get(2)?.parse().ok())
-        .or_else(|| wanted.parse().ok())
-        .ok_or_else(|| format!("the image has no group {wanted}").into())
+fn find_group(group: &[u8], wanted: &str) -> Result<u32, Error> {
+    let entry = entries(group).find(|fields| fields.first() == Some(&wanted.as_bytes()));
+    match entry {
+        Some(fields) => number_of_group(&fields),
+        None => number(wanted.as_bytes())
+            .ok_or_else(|| format!("the image has no group {wanted}").into()),
+    }
 }
 
-fn entries(text: &str) -> impl Iterator<Item = Vec<&str>> {
-    text.lines().map(|line| line.split(':').collect())
+fn number_of_group(fields: &[&[u8]]) -> Result<u32, Error> {
+    field(fields, 2).ok_or_else(|| no_number("group", fields.first().copied().unwrap_or_default()))
 }
 
-fn uid_of(fields: &[&str]) -> Option<u32> {
-    fields.get(2)?.parse().ok()
+fn no_number(file: &str, name: &[u8]) -> Error {
+    let name = name.escape_ascii();
+    format!("/etc/{file} has no number for {name}").into()
+}
+
+/// The lines that have something in them, taken apart.
+fn entries(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    let lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+    lines
+        .filter(|line| !line.is_empty())
+        .map(|line| line.split(|&byte| byte == b':').collect())
+}
+
+fn field(fields: &[&[u8]], index: usize) -> Option<u32> {
+    number(fields.get(index)?)
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -103,8 +148,9 @@ mod tests {
     const GROUP: &str = "root:x:0:\napp:x:1001:\nvideo:x:44:app,root\nlog:x:4:app\n";
 
     fn user(wanted: &str) -> (u32, u32, Vec<u32>, String) {
-        let user = resolve(wanted, PASSWD, GROUP).unwrap();
-        (user.uid, user.gid, user.groups, user.home)
+        let user = resolve(wanted, PASSWD.as_bytes(), GROUP.as_bytes()).unwrap();
+        let home = String::from_utf8(user.home).unwrap();
+        (user.uid, user.gid, user.groups, home)
     }
 
     #[test]
@@ -128,8 +174,79 @@ mod tests {
     #[test]
     fn who_is_not_there_is_named() {
         for (wanted, named) in [("nobody", "user nobody"), ("app:wheel", "group wheel")] {
-            let error = resolve(wanted, PASSWD, GROUP).unwrap_err().to_string();
+            let error = refused(wanted, PASSWD.as_bytes(), GROUP.as_bytes());
             assert!(error.ends_with(named), "{error}");
+        }
+    }
+
+    fn refused(wanted: &str, passwd: &[u8], group: &[u8]) -> String {
+        resolve(wanted, passwd, group).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn text_of_another_encoding_hides_nobody() {
+        let passwd =
+            b"root:x:0:0:r\xf6\xf6t:/root:/bin/sh\r\nb\xf6b:x:5:5::/b:\nbob:x:1000:1001:Jos\xe9:/home/jos\xe9:/bin/sh\n";
+        let group = b"\xe9quipe:x:7:ren\xe9\nextra:x:2000:ren\xe9,bob\nown\xff:x:1001:\n";
+        for wanted in ["bob", "1000"] {
+            let user = resolve(wanted, passwd, group).unwrap();
+            assert_eq!((user.uid, user.gid), (1000, 1001));
+            assert_eq!(user.groups, [1001, 2000]);
+            assert_eq!(user.home, b"/home/jos\xe9");
+        }
+        let user = resolve("bob:extra", passwd, group).unwrap();
+        assert_eq!((user.gid, user.groups), (2000, vec![2000]));
+        let user = resolve("", passwd, group).unwrap();
+        assert_eq!((user.uid, user.home), (0, b"/root".to_vec()));
+    }
+
+    #[test]
+    fn a_number_that_is_needed_and_not_there_is_an_error() {
+        let passwd = b"bob:x:1000:x:\nann:x:y:5::\neve:x:7:7::/e\0vil:\nshort:x:9\n";
+        let group = b"extra:x:z:bob,eve\nother:x::\n";
+        for (wanted, told) in [
+            ("ann", "/etc/passwd has no number for ann"),
+            ("bob", "/etc/passwd has no number for the group of bob"),
+            ("short", "/etc/passwd has no number for the group of short"),
+            ("bob:extra", "/etc/group has no number for extra"),
+            ("9:other", "/etc/group has no number for other"),
+            ("eve", "/etc/passwd has a NUL byte in the home of eve"),
+        ] {
+            assert_eq!(refused(wanted, passwd, group), told);
+        }
+        let listed = refused("eve", b"eve:x:7:7:::\n", group);
+        assert_eq!(listed, "/etc/group has no number for extra");
+        // Where it isn't needed it may be missing.
+        let user = resolve("bob:44", passwd, group).unwrap();
+        assert_eq!((user.uid, user.gid, user.groups), (1000, 44, vec![44]));
+    }
+
+    #[test]
+    fn only_a_file_that_is_not_there_is_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        assert_eq!(read(&path("none")).unwrap(), b"");
+        std::fs::write(path("some"), b"a\xff").unwrap();
+        assert_eq!(read(&path("some")).unwrap(), b"a\xff");
+        let pipe = std::process::Command::new("mkfifo")
+            .arg(path("pipe"))
+            .status();
+        assert!(pipe.unwrap().success());
+        std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+        let long = std::fs::File::create(path("long")).unwrap();
+        long.set_len(FILE_MAX + 1).unwrap();
+        for path in [
+            path(""),
+            path("pipe"),
+            path("loop"),
+            path("some/below"),
+            path("long"),
+        ] {
+            let error = read(&path).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("cannot read {path}: ")),
+                "{error}"
+            );
         }
     }
 }

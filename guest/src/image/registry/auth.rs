@@ -3,6 +3,9 @@
 //! A registry that wants to know answers 401 and says how in `WWW-Authenticate`: `Basic`, or `Bearer` with the address of a
 //! server that hands out tokens, to anybody or for a password (distribution documentation, "Token Authentication"). The
 //! password is what `docker login` has stored, asked for only when it is needed.
+//!
+//! Only the registry's own challenges come here, for it alone may say who gets its password. That is the registry itself, or a
+//! token server with TLS, and never where a token server sends the request on.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +18,9 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::failure::Failure;
+use super::redirect::host_of;
 use crate::image::error::{Error, innermost, shown};
+use crate::image::reference::is_loopback;
 
 /// The most that a token may be, with what is around it, in bytes.
 const LARGEST_TOKEN: usize = 1 << 20;
@@ -31,17 +36,73 @@ pub(super) fn answer(client: &Client<'_>, headers: &HeaderMap) -> Result<Option<
             .iter()
             .find(|c| c.scheme.eq_ignore_ascii_case(scheme))
     };
-    let credential = credential(client);
     if let Some(bearer) = of("Bearer") {
-        return token(client, bearer, credential).map(|token| Some(format!("Bearer {token}")));
+        let realm = realm(client, bearer)?;
+        let credential = credential(client);
+        return token(client, bearer, realm, credential)
+            .map(|token| Some(format!("Bearer {token}")));
     }
-    match (of("Basic"), credential) {
-        (Some(_), Some(DockerCredential::UsernamePassword(user, password))) => Ok(Some(format!(
-            "Basic {}",
-            BASE64_STANDARD.encode(format!("{user}:{password}"))
-        ))),
-        _ => Ok(None),
+    if of("Basic").is_none() {
+        return Ok(None);
     }
+    let Some(DockerCredential::UsernamePassword(user, password)) = credential(client) else {
+        return Ok(None);
+    };
+    if !client.is_private() {
+        return Err(no_tls(client));
+    }
+    let registry = client.name().registry();
+    log::debug!("the password for registry {registry} goes to {registry}");
+    let proof = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    Ok(Some(format!("Basic {proof}")))
+}
+
+/// The address of the token server that the registry names, if one may go there at all.
+fn realm(client: &Client<'_>, challenge: &Challenge) -> Result<Url, Failure> {
+    let realm = challenge.get("realm").unwrap_or_default();
+    let mut url = Url::parse(realm)
+        .map_err(|_| nonsense(client, "the address of its token server is not a valid one"))?;
+    let local = |url: &Url| url.host_str().is_some_and(is_loopback);
+    let near = client.is_own(&url) || (client.name().is_loopback() && local(&url));
+    match url.scheme() {
+        "https" => {}
+        "http" if near => {}
+        scheme => {
+            let problem = format!(
+                "it names the token server {scheme}://{}, which has no TLS: ask its operator for one with https",
+                host_of(&url)
+            );
+            return Err(client.transfer(problem, None).into());
+        }
+    }
+    // An address may bring a name and a password of its own, which would be sent instead of the user's.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Ok(url)
+}
+
+/// Refuses to show a credential to a token server that others may listen to.
+fn check_way(client: &Client<'_>, realm: &Url) -> Result<(), Failure> {
+    if !client.is_private() {
+        return Err(no_tls(client));
+    }
+    if realm.scheme() == "https" || client.is_own(realm) {
+        return Ok(());
+    }
+    let problem = format!(
+        "its token server http://{} has no TLS and is not the registry itself, so what `docker login` has stored doesn't go there: use one with https, or `docker logout {}`",
+        host_of(realm),
+        client.name().registry()
+    );
+    Err(client.transfer(problem, None).into())
+}
+
+fn no_tls(client: &Client<'_>) -> Failure {
+    let registry = client.name().registry();
+    let problem = format!(
+        "it has no TLS, so what `docker login` has stored doesn't go there: give it a certificate, or `docker logout {registry}`"
+    );
+    client.transfer(problem, None).into()
 }
 
 /// What `docker login` has stored for the registry.
@@ -58,11 +119,20 @@ fn credential(client: &Client<'_>) -> Option<DockerCredential> {
         ) => None,
         // That is also what it says of a configuration that isn't there.
         Err(CredentialRetrievalError::ConfigReadError) if !has_configuration() => None,
+        Err(error) if knows_none(&error) => None,
         Err(error) => {
             log::warn!("no credentials for {server}: {}", shown(&error.to_string()));
             None
         }
     }
+}
+
+/// Whether it is a helper that says in Docker's words that nothing is stored for the registry.
+fn knows_none(error: &CredentialRetrievalError) -> bool {
+    let CredentialRetrievalError::HelperFailure { stdout, .. } = error else {
+        return false;
+    };
+    stdout.trim() == "credentials not found in native keychain"
 }
 
 /// Whether there is anything that `docker login` may have stored.
@@ -86,11 +156,9 @@ struct Token {
 fn request(
     client: &Client<'_>,
     challenge: &Challenge,
+    mut url: Url,
     credential: Option<DockerCredential>,
-) -> Result<RequestBuilder, Failure> {
-    let realm = challenge.get("realm").unwrap_or_default();
-    let mut url = Url::parse(realm)
-        .map_err(|_| nonsense(client, "the address of its token server is none"))?;
+) -> RequestBuilder {
     let scope = challenge.get("scope").map(str::to_owned);
     let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", client.name().repository()));
     let service = challenge.get("service").unwrap_or_default();
@@ -107,35 +175,53 @@ fn request(
         let body = form.query().unwrap_or_default().to_owned();
         let form_type = "application/x-www-form-urlencoded";
         let request = client.http().post(url).header(CONTENT_TYPE, form_type);
-        return Ok(request.body(body));
+        return request.body(body);
     }
     url.query_pairs_mut()
         .append_pair("service", service)
         .append_pair("scope", &scope);
     let request = client.http().get(url);
-    Ok(match credential {
+    match credential {
         Some(DockerCredential::UsernamePassword(user, password)) => {
             request.basic_auth(user, Some(password))
         }
         _ => request,
-    })
+    }
 }
 
 fn token(
     client: &Client<'_>,
     challenge: &Challenge,
+    realm: Url,
     credential: Option<DockerCredential>,
 ) -> Result<String, Failure> {
-    let request = request(client, challenge, credential)?;
+    if credential.is_some() {
+        check_way(client, &realm)?;
+    }
+    let (registry, host) = (client.name().registry(), host_of(&realm));
+    let shown_there = match &credential {
+        Some(DockerCredential::UsernamePassword(..)) => "the password",
+        Some(DockerCredential::IdentityToken(_)) => "the identity token",
+        None => "no password",
+    };
+    log::debug!("{shown_there} for registry {registry} goes to its token server {host}");
+    let request = request(client, challenge, realm, credential);
     let response = request.send().map_err(|error| {
-        let problem = "its token server can't be reached; is the network up?".to_owned();
-        let error_is_final = error.is_connect() || error.is_builder() || error.is_redirect();
+        let problem = format!("its token server {host} can't be reached; is the network up?");
+        let error_is_final = error.is_connect() || error.is_builder();
         let error = client.transfer(problem, Some(innermost(&error)));
         match error_is_final {
             true => error.into(),
             false => Failure::passing(error),
         }
     })?;
+    if response.status().is_redirection() {
+        let problem = format!(
+            "its token server {host} sends the request on (HTTP status {}), where no password may follow; ask its operator for the server's right address",
+            response.status().as_u16()
+        );
+        return Err(client.transfer(problem, None).into());
+    }
     let mut body = Vec::new();
     client.read(client.check(response)?, &mut |part| {
         body.extend_from_slice(part);
@@ -199,6 +285,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::image::{Options, Reference};
 
     #[test]
     fn a_challenge_is_taken_apart() {
@@ -209,6 +296,68 @@ mod tests {
         assert_eq!(challenge.get("scope"), Some("repository:a/b:pull,push"));
         assert_eq!(challenge.get("x"), Some("1"));
         assert_eq!(challenge.get("absent"), None);
+    }
+
+    #[test]
+    fn a_helper_that_knows_nothing_is_no_failure() {
+        let said = |stdout: &str| CredentialRetrievalError::HelperFailure {
+            helper: "docker-credential-x".into(),
+            stdout: stdout.into(),
+            stderr: String::new(),
+        };
+        assert!(knows_none(&said(
+            "credentials not found in native keychain\n"
+        )));
+        assert!(!knows_none(&said("the keychain is locked")));
+    }
+
+    #[test]
+    fn a_password_goes_to_its_registry_or_to_a_token_server_with_tls() {
+        let options = Options {
+            plain_http: vec!["plain.example".into()],
+            ..Options::default()
+        };
+        // Whether tokens may be had there, and whether for a password.
+        for (registry, realm, token, password) in [
+            ("r.example", "https://r.example/token", true, true),
+            ("r.example", "https://auth.example:7/token", true, true),
+            ("r.example", "http://r.example/token", false, false),
+            ("r.example", "http://127.0.0.1/token", false, false),
+            ("r.example", "ftp://r.example/token", false, false),
+            ("r.example", "unix:/run/token", false, false),
+            ("r.example", "/token", false, false),
+            ("r.example", "", false, false),
+            ("localhost:5000", "http://localhost:5000/token", true, true),
+            ("localhost:5000", "http://localhost/token", true, false),
+            ("localhost:5000", "http://127.0.0.1:5001/", true, false),
+            ("localhost:5000", "http://[::1]:5000/", true, false),
+            ("localhost:5000", "https://auth.example/", true, true),
+            ("localhost:5000", "http://auth.example/", false, false),
+            (
+                "localhost:5000",
+                "http://localhost.auth.example/",
+                false,
+                false,
+            ),
+            ("plain.example", "http://plain.example/token", true, false),
+            ("plain.example", "https://auth.example/token", true, false),
+            ("plain.example", "http://127.0.0.1/token", false, false),
+        ] {
+            let name: Reference = format!("{registry}/o/n").parse().unwrap();
+            let client = Client::new(&name, &options).unwrap();
+            let challenge = Challenge::parse(&format!("Bearer realm=\"{realm}\"")).unwrap();
+            let told = super::realm(&client, &challenge);
+            assert_eq!(told.is_ok(), token, "{registry}: {realm}");
+            let way = told.and_then(|url| check_way(&client, &url));
+            assert_eq!(way.is_ok(), password, "{registry}: {realm}");
+        }
+        let name: Reference = "r.example/o/n".parse().unwrap();
+        let client = Client::new(&name, &options).unwrap();
+        let challenge = Challenge::parse(r#"Bearer realm="https://a:b@auth.example/""#).unwrap();
+        let Ok(url) = super::realm(&client, &challenge) else {
+            panic!("it has TLS");
+        };
+        assert_eq!(url.as_str(), "https://auth.example/");
     }
 
     proptest! {

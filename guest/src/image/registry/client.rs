@@ -2,7 +2,8 @@
 //!
 //! `reqwest`'s blocking client is a thread with a Tokio runtime of one thread; what it does here is one GET after another.
 //! Two things are ours, since they decide how long a user waits: which failures may pass and are tried again, and when a
-//! body counts as stalled.
+//! body counts as stalled. So is a third, following redirects, since it decides to whom credentials go: to the registry's
+//! origin (scheme, host and port) and nowhere else.
 
 use std::io::{self, Read};
 use std::sync::Mutex;
@@ -10,12 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
-use reqwest::blocking::{self, Response};
+use reqwest::blocking::{self, RequestBuilder, Response};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
 
 use super::auth;
 use super::failure::{Failure, unreachable_for};
+use super::redirect::{self, host_of};
 use crate::image::digest::Digest;
 use crate::image::error::{Cause, Error, innermost, shown};
 use crate::image::manifest::Kind;
@@ -28,6 +31,8 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 /// Bytes that a body brings at least in a second, on average over the stall timeout.
 const SLOWEST: f64 = 1024.0;
+/// How many times a request is sent on.
+const MOST_REDIRECTS: usize = 10;
 /// How much has to arrive for a transfer to count as going on, in bytes: only then are its failures forgiven.
 const HEADWAY: u64 = 1 << 20;
 
@@ -36,7 +41,7 @@ pub(super) struct Client<'a> {
     http: blocking::Client,
     name: &'a Reference,
     image: String,
-    base: String,
+    base: Url,
     pub(super) options: &'a Options,
     /// The `Authorization` that the registry wants, once it has asked for one.
     authorization: Mutex<Option<String>>,
@@ -51,6 +56,14 @@ impl<'a> Client<'a> {
             host => host,
         };
         let image = name.to_string();
+        let scheme = if plain { "http" } else { "https" };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", name.repository()));
+        let base = base.map_err(|error| Error::Transfer {
+            image: image.clone(),
+            registry: name.registry().into(),
+            problem: "its name is not a valid host; is it spelled right?".into(),
+            source: Some(innermost(&error)),
+        })?;
         let http = http(plain, name.is_loopback(), options).map_err(|error| Error::Transfer {
             image: image.clone(),
             registry: name.registry().into(),
@@ -60,11 +73,7 @@ impl<'a> Client<'a> {
         Ok(Client {
             http,
             image,
-            base: format!(
-                "{}://{host}/v2/{}",
-                if plain { "http" } else { "https" },
-                name.repository()
-            ),
+            base,
             name,
             options,
             authorization: Mutex::new(None),
@@ -159,26 +168,17 @@ impl<'a> Client<'a> {
         false
     }
 
-    /// Asks for something of the image's, from the byte `start` on.
+    /// Asks for something of the image's, from the byte `start` on. A challenge is answered where it is the registry's own.
     pub(super) fn get(&self, path: &str, start: u64) -> Result<Response, Failure> {
         let mut proved = false;
         loop {
-            let mut request = self.http.get(format!("{}/{path}", self.base));
-            if path.starts_with("manifests/") {
-                request = request.header(ACCEPT, MANIFESTS);
-            }
-            if start > 0 {
-                request = request.header(RANGE, format!("bytes={start}-"));
-            }
-            let authorization = self.authorization.lock().expect("no holder panics").clone();
-            if let Some(authorization) = &authorization {
-                request = request.header(AUTHORIZATION, authorization);
-            }
-            let response = request.send().map_err(|error| self.not_sent(&error))?;
-            // Also where there was a token, for tokens expire.
-            if response.status() == StatusCode::UNAUTHORIZED && !proved {
-                let authorization = auth::answer(self, response.headers())?;
-                if let Some(authorization) = authorization {
+            let (response, own) = self.follow(path, start)?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                if !own {
+                    return Err(self.wants_credentials(response.url()));
+                }
+                // Also where there was a token, for tokens expire.
+                if !proved && let Some(authorization) = auth::answer(self, response.headers())? {
                     *self.authorization.lock().expect("no holder panics") = Some(authorization);
                     proved = true;
                     continue;
@@ -186,6 +186,69 @@ impl<'a> Client<'a> {
             }
             return self.check(response);
         }
+    }
+
+    /// Asks, and goes where the answers send the request. Also says whether the last answer is the registry's, and no other
+    /// origin was asked before it.
+    fn follow(&self, path: &str, start: u64) -> Result<(Response, bool), Failure> {
+        let base = self.base.join(path);
+        let mut url = base.map_err(|_| self.transfer("it can't be asked for it".into(), None))?;
+        let mut own = true;
+        for _ in 0..=MOST_REDIRECTS {
+            let request = self.request(url, path, start, own);
+            let response = request.send().map_err(|error| self.not_sent(&error))?;
+            let next = redirect::next(response.status(), response.url(), response.headers());
+            let next = next.map_err(|problem| self.transfer(problem, None))?;
+            let Some(next) = next else {
+                return Ok((response, own));
+            };
+            own = own && self.is_own(&next);
+            url = next;
+        }
+        let problem =
+            format!("it sends the request on more than {MOST_REDIRECTS} times; try later");
+        Err(self.transfer(problem, None).into())
+    }
+
+    /// The request, with what proves who asks where it is the registry's own address.
+    fn request(&self, url: Url, path: &str, start: u64, own: bool) -> RequestBuilder {
+        let mut request = self.http.get(url);
+        if path.starts_with("manifests/") {
+            request = request.header(ACCEPT, MANIFESTS);
+        }
+        if start > 0 {
+            request = request.header(RANGE, format!("bytes={start}-"));
+        }
+        let authorization = self.authorization.lock().expect("no holder panics").clone();
+        match authorization.filter(|_| own) {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        }
+    }
+
+    /// Whether an address has the registry's origin.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
+    }
+
+    /// Whether what is sent to the registry is hidden from all others, and what comes is surely its own: by TLS, or since it
+    /// is on this machine.
+    pub(super) fn is_private(&self) -> bool {
+        self.base.scheme() == "https" || self.name.is_loopback()
+    }
+
+    /// The host that an address leads to, if it is another than the registry.
+    fn elsewhere(&self, url: &Url) -> Option<String> {
+        (!self.is_own(url)).then(|| host_of(url))
+    }
+
+    /// A 401 that is not answered, for it is not the registry's.
+    fn wants_credentials(&self, url: &Url) -> Failure {
+        let problem = format!(
+            "it sends the request on to {}, which wants credentials (HTTP status 401), and the registry's go to the registry alone; try later, or ask its operator",
+            host_of(url)
+        );
+        self.transfer(problem, None).into()
     }
 
     /// Reads a body to its end, part by part.
@@ -240,7 +303,9 @@ impl<'a> Client<'a> {
         }
         let after = retry_after(response.headers());
         let (image, registry) = (self.image.clone(), self.name.registry().to_owned());
-        let detail = self.detail(response);
+        let elsewhere = self.elsewhere(response.url());
+        let elsewhere = elsewhere.map(|host| format!(" from {host}"));
+        let detail = elsewhere.unwrap_or_default() + &self.detail(response);
         let code = status.as_u16();
         let remedy = match code {
             401 | 403 => {
@@ -306,11 +371,14 @@ impl<'a> Client<'a> {
     fn not_sent(&self, error: &reqwest::Error) -> Failure {
         let cause = innermost(error);
         if error.is_connect() {
-            return self
-                .transfer(unreachable_for(error).into(), Some(cause))
-                .into();
+            let problem = unreachable_for(error);
+            let problem = match error.url().and_then(|url| self.elsewhere(url)) {
+                Some(host) => format!("it sends the request on to {host}, which fails: {problem}"),
+                None => problem.to_owned(),
+            };
+            return self.transfer(problem, Some(cause)).into();
         }
-        if error.is_redirect() || error.is_builder() {
+        if error.is_builder() {
             let problem = "it sends the request where it can't go".to_owned();
             return self.transfer(problem, Some(cause)).into();
         }
@@ -362,6 +430,8 @@ fn http(plain: bool, loopback: bool, options: &Options) -> reqwest::Result<block
         .user_agent(concat!("minivm/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(options.connect_timeout)
         .timeout(options.stall_timeout)
+        // They are followed by `Client::follow`, and those of token servers not at all.
+        .redirect(Policy::none())
         // A registry with TLS may not send us, or our password, to one without.
         .https_only(!plain);
     if loopback {

@@ -8,6 +8,9 @@ mod client;
 mod download;
 mod failure;
 #[cfg(test)]
+mod proof_tests;
+mod redirect;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod tests;
@@ -43,15 +46,13 @@ pub(super) fn open(
     let top = pulled.top()?;
     let descriptor = Descriptor::bare(top.digest.clone());
     let documented = manifest::read(&pulled, &pulled.image, &descriptor, &options.platform)?;
-    let _held = pulled.layers(&documented.layers, progress)?;
+    let files = pulled.layers(&documented.layers, progress)?;
     // Not before: a tag that led to nothing good is to be asked for again.
     if let Some(key) = top.news {
         store.remember(&key, &top.digest)?;
     }
     let mut blobs = Vec::new();
-    for layer in &documented.layers {
-        let file = store.blob(&layer.digest, layer.size)?;
-        let file = file.ok_or_else(|| pulled.vanished(&layer.digest))?;
+    for (layer, file) in documented.layers.iter().zip(files) {
         let blob = files::whole(file, format!("layer {} of {}", layer.digest, pulled.image));
         blobs.push(blob.map_err(|source| Error::Store {
             path: store.blob_path(&layer.digest),
@@ -127,26 +128,21 @@ impl<'a> Pulled<'a> {
         }
     }
 
-    /// Pulls the layers that the store lacks, some at once; the first failure ends all. They stay until what it hands out is
-    /// closed, if anything was pulled.
-    fn layers(
-        &self,
-        layers: &[Descriptor],
-        progress: &dyn Progress,
-    ) -> Result<Option<File>, Error> {
+    /// The layers, opened. What the store lacks is pulled, some at once; the first failure ends all.
+    fn layers(&self, layers: &[Descriptor], progress: &dyn Progress) -> Result<Vec<File>, Error> {
         // An image may have one layer several times.
         let mut seen = HashSet::new();
         let all = layers.iter().filter(|layer| seen.insert(&layer.digest));
         let all: Vec<&Descriptor> = all.collect();
-        let mut held = None;
-        let mut missing = self.missing(&all)?;
-        if !missing.is_empty() {
-            self.check_total(&all)?;
-            self.client()?;
-            held = Some(self.store.hold()?);
-            // Somebody may have cleared the store before.
-            missing = self.missing(&all)?;
+        if let Ok(files) = self.opened(layers)? {
+            all.iter().for_each(|layer| progress.done(&layer.digest));
+            return Ok(files);
         }
+        self.check_total(&all)?;
+        self.client()?;
+        // What is there or is pulled stays until it is open.
+        let _held = self.store.hold()?;
+        let missing = self.missing(&all)?;
         let there = |layer: &&&Descriptor| missing.iter().all(|m| m.digest != layer.digest);
         all.iter()
             .filter(there)
@@ -154,7 +150,23 @@ impl<'a> Pulled<'a> {
         if !missing.is_empty() {
             self.pull(missing, progress)?;
         }
-        Ok(held)
+        self.opened(layers)?
+            .map_err(|missing| self.vanished(&missing.digest))
+    }
+
+    /// The layers, opened, or the first that the store lacks. Those that are open stay in the store.
+    fn opened<'d>(
+        &self,
+        layers: &'d [Descriptor],
+    ) -> Result<Result<Vec<File>, &'d Descriptor>, Error> {
+        let mut files = Vec::new();
+        for layer in layers {
+            match self.store.blob(&layer.digest, layer.size)? {
+                Some(file) => files.push(file),
+                None => return Ok(Err(layer)),
+            }
+        }
+        Ok(Ok(files))
     }
 
     /// What of these the store lacks.

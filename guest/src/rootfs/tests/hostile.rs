@@ -270,11 +270,15 @@ fn what_is_no_archive_is_refused() {
 fn other_compressions_are_refused_by_name() {
     let said = |format| {
         format!(
-            "the layer is compressed with {format}; gzip, zstd and plain tar archives can be read"
+            "the layer is compressed with {format}; gzip, zstd, xz, bzip2 and plain tar archives can be read"
         )
     };
-    assert_eq!(refused(b"\xfd7zXZ\0\0\0\0", None), said("xz"));
-    assert_eq!(refused(b"BZh91AY&SY", None), said("bzip2"));
+    assert_eq!(refused(b"LZIP\x01", None), said("lzip"));
+    assert_eq!(refused(b"\x1f\x9d\x90", None), said("compress"));
+    for broken in [&b"\xfd7zXZ\0\0\0"[..], b"BZh91AY&SY"] {
+        let error = refused(&[broken, &[0xff; 40]].concat(), None);
+        assert!(error.starts_with("cannot read the layer: "), "{error}");
+    }
 }
 
 #[test]

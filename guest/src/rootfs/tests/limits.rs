@@ -21,7 +21,6 @@ fn a_bomb_is_refused_before_it_has_expanded() {
     }
     let bombs = [member, zstd(&vec![0; 256 << 20])];
     for bomb in bombs {
-        let start = std::time::Instant::now();
         let limits = Limits {
             expanded: 8 << 20,
             ..Limits::default()
@@ -31,7 +30,6 @@ fn a_bomb_is_refused_before_it_has_expanded() {
             limited(&limits, vec![layer(&bomb, None)]),
             Err(said.to_owned())
         );
-        assert!(start.elapsed().as_secs() < 20);
     }
 }
 

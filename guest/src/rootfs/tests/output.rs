@@ -3,6 +3,8 @@
 use std::io::Read as _;
 
 use super::*;
+use crate::compression::Format;
+use crate::compression::tests::compressed;
 
 pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -77,6 +79,13 @@ fn a_layers_compression_does_not_matter() {
         ]
         .concat(),
         [b"\x50\x2a\x4d\x18\0\0\0\0".to_vec(), zstd(&tar)].concat(),
+        compressed(Format::Xz, &tar),
+        [compressed(Format::Xz, one), compressed(Format::Xz, two)].concat(),
+        [
+            compressed(Format::Bzip2, one),
+            compressed(Format::Bzip2, two),
+        ]
+        .concat(),
     ];
     let archives = kinds.map(|kind| plain(&image(vec![layer(&kind, Some(digest(&tar)))])).unwrap());
     assert_eq!(read(&archives[0])[&b"b"[..]].data, noise(700_000));
@@ -141,6 +150,36 @@ fn an_archive_is_in_order() {
         ".minivm/complete",
     ];
     assert_eq!(names, expected);
+}
+
+#[test]
+fn an_archive_tells_how_many_inodes_it_has() {
+    let inodes_of = |bytes: &[u8]| {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+        inodes(&file).unwrap()
+    };
+    let entries = [
+        file("z", "1"),
+        hard("y", "z"),
+        symlink("s", "t"),
+        folder("a"),
+        file("a/empty", ""),
+    ];
+    let archive = plain(&image_of(&[&entries])).unwrap();
+    let numbers = crate::newc::tests::entries(&archive);
+    let numbers: std::collections::BTreeSet<_> = numbers.iter().map(|entry| entry.2).collect();
+    // Our own folder and three files in it or beside it, the root, and of these five two are one.
+    assert_eq!(numbers.len(), 5 + 4);
+    assert_eq!(inodes_of(&archive), Some(5 + 4));
+    for wrong in [
+        &b""[..],
+        b"short",
+        &[b'x'; 1000],
+        &archive[..archive.len() - 4],
+    ] {
+        assert_eq!(inodes_of(wrong), None);
+    }
 }
 
 #[test]

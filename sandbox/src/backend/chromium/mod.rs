@@ -22,9 +22,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, fchmod};
+
 use super::jail::{Jail, find_program};
 use super::process::{self, Streams};
 use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::seccomp::Calls;
 use super::{
     Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot, worker_is_there,
 };
@@ -35,6 +38,11 @@ use crate::printable::printable;
 pub const WORKER_COMMAND: &str = "chromium";
 /// What it ends with where the page didn't come to its end. Code may end with it too: the difference is what it has told.
 pub const WORKER_FAILED: u8 = 125;
+
+/// What all of it gets of memory where nothing is said, in bytes: Python with little in it takes some 330 MiB.
+const MEMORY: u64 = 1 << 30;
+/// What the profile takes, and as much again what its processes share.
+const ROOM: u64 = 256 << 20;
 
 const LAUNCHER: &str = include_str!("../../../assets/chromium.mjs");
 
@@ -118,20 +126,27 @@ impl Sandbox for Chromium {
         worker_is_there(Backend::Chromium, &self.worker)?;
         let (told, tell) = io::pipe().map_err(cannot("create a pipe"))?;
         let tell = OwnedFd::from(tell);
+        // The worker opens it by a name, and may be another user.
+        let by_all = fchmod(&tell, Mode::from_raw_mode(0o666));
+        by_all.map_err(|error| cannot("create a pipe")(error.into()))?;
         let number = tell.as_raw_fd().to_string();
+        let limits = task.limits.with_memory(MEMORY);
         let jail = Jail::new(Backend::Chromium)?
+            .calls(Calls::Browser)
+            .room(ROOM)
+            .shared_memory(ROOM)
             .show_system()
-            .show(&self.worker, "/worker")
-            .show(&self.pyodide, "/pyodide")
+            .show(&self.worker, "/worker")?
+            .show(&self.pyodide, "/pyodide")?
             .put(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
             .env("HOME", "/tmp")
             .hand(tell);
         let jail = match &self.snapshot {
-            Some(snapshot) => jail.show(snapshot, SNAPSHOT),
+            Some(snapshot) => jail.show(snapshot, SNAPSHOT)?,
             None => jail,
         };
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Chromium, &task, snapshot)?;
+        let jail = pyodide::put(jail, Backend::Chromium, &task, &limits, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
             "/worker",
@@ -143,7 +158,7 @@ impl Sandbox for Chromium {
             stderr: task.stderr,
             events: task.events,
         };
-        let finished = process::run(jailed, streams, &task.limits)?;
+        let finished = process::run(jailed, streams, &limits)?;
         conclude(finished, told)
     }
 }

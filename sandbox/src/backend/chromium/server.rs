@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -40,10 +40,6 @@ impl Drained {
 
 /// What is served.
 pub(super) struct Served {
-    /// What the page is told of the task.
-    pub(super) task: Vec<u8>,
-    /// The task's files, by their numbers.
-    pub(super) files: Vec<PathBuf>,
     pub(super) drained: Drained,
     /// The page is given out once: who asks again has left it.
     given: AtomicBool,
@@ -53,10 +49,8 @@ pub(super) struct Served {
 type Answer = (&'static str, Vec<u8>);
 
 impl Served {
-    pub(super) fn new(task: Vec<u8>, files: Vec<PathBuf>, drained: Drained) -> Self {
+    pub(super) fn new(drained: Drained) -> Self {
         Served {
-            task,
-            files,
             drained,
             given: AtomicBool::new(false),
         }
@@ -95,31 +89,26 @@ impl Served {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         match path {
             "/" if !self.given.swap(true, Ordering::SeqCst) => Ok(("text/html", PAGE.to_vec())),
-            "/task.json" => Ok(("application/json", self.task.clone())),
             "/stdin" => input(number(query)?),
             "/snapshot" => file(Path::new(path)),
             "/drained" => {
                 self.drained.wait_for(number(query)?);
                 Ok(("text/plain", Vec::new()))
             }
-            _ => self.file(path),
+            _ => of_folders(path),
         }
     }
+}
 
-    fn file(&self, path: &str) -> io::Result<Answer> {
-        if let Some(index) = path.strip_prefix("/files/") {
-            let index = usize::try_from(number(index)?).unwrap_or(usize::MAX);
-            return file(self.files.get(index).ok_or(io::ErrorKind::NotFound)?);
-        }
-        let mut folders = FOLDERS
-            .iter()
-            .filter_map(|folder| path.strip_prefix(folder));
-        // No folder within one of them, nor above.
-        if folders.any(|name| !name.contains('/') && !name.starts_with('.')) {
-            return file(Path::new(path));
-        }
-        Err(io::ErrorKind::NotFound.into())
+fn of_folders(path: &str) -> io::Result<Answer> {
+    let mut folders = FOLDERS
+        .iter()
+        .filter_map(|folder| path.strip_prefix(folder));
+    // No folder within one of them, nor above.
+    if folders.any(|name| !name.contains('/') && !name.starts_with('.')) {
+        return file(Path::new(path));
     }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 fn number(text: &str) -> io::Result<u64> {
@@ -192,24 +181,18 @@ mod tests {
 
     #[test]
     fn what_is_known_is_served_and_nothing_else() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "of the task").unwrap();
         let drained = Drained::default();
-        let served = Served::new(b"{}".to_vec(), vec![file.path().into()], drained.clone());
-        let address = served.start().unwrap();
+        let address = Served::new(drained.clone()).start().unwrap();
         let get = |path: &str| ask(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert!(get("/").contains("<!doctype html>"));
         assert!(
             get("/").starts_with("HTTP/1.1 404"),
             "the page is given out twice"
         );
-        assert!(get("/task.json").ends_with("\r\n\r\n{}"));
-        assert!(get("/files/0").ends_with("of the task"));
         drained.add();
         assert!(get("/drained?1").starts_with("HTTP/1.1 200"));
         for path in [
-            "/files/1",
-            "/files/x",
+            "/files/0",
             "/etc/passwd",
             "/task/../etc/passwd",
             "/pyodide/",

@@ -4,10 +4,8 @@
 //! comes as calls of a function that DevTools has given to it: at once, even while Python is busy. That there is never much
 //! under way is up to the page, which asks now and then how far this has come.
 
-use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -18,8 +16,9 @@ use chromiumoxide::cdp::browser_protocol::target::EventTargetCrashed;
 use chromiumoxide::cdp::js_protocol::runtime::{AddBindingParams, EventBindingCalled};
 use chromiumoxide::error::CdpError;
 use chromiumoxide::{Browser, BrowserConfig, Page};
-use futures_util::stream::{BoxStream, StreamExt, once, select_all};
-use serde_json::{Value, json};
+use futures_util::stream::{
+    BoxStream, PollNext, StreamExt, once, select_all, select_with_strategy,
+};
 
 use super::server::{Drained, Served};
 
@@ -89,9 +88,7 @@ enum News {
 /// Where the page didn't come to its end by itself.
 pub fn run(chromium: &Path) -> Result<u8, Failure> {
     let drained = Drained::default();
-    let (task, files) = task().map_err(|error| Failure::System("read the task", error))?;
-    let served = Served::new(task, files, drained.clone());
-    let address = served.start();
+    let address = Served::new(drained.clone()).start();
     let address = address.map_err(|error| Failure::System("serve the page", error))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -121,7 +118,7 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
     };
     let lost = tokio::spawn(lost);
     let page = browser.new_page("about:blank").await?;
-    let news = news(&browser, &page).await?;
+    let (told, ends) = news(&browser, &page).await?;
     let lost = once(async { lost.await.unwrap_or(News::Lost) });
     let late = once(async {
         tokio::time::sleep(PATIENCE).await;
@@ -132,12 +129,10 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
     // It ends when the page has been loaded, which Python may put off.
     let there = address.clone();
     tokio::spawn(async move { page.goto(there).await.map(drop) });
-    follow(
-        &address,
-        select_all([news, lost.boxed(), late.boxed()]),
-        drained,
-    )
-    .await
+    let ends = select_all([ends, lost.boxed(), late.boxed()]);
+    // What it has told comes before its end, however that came about.
+    let news = select_with_strategy(told, ends, |(): &mut ()| PollNext::Left);
+    follow(&address, news, drained).await
 }
 
 /// Closes what `alert` and its like open: they wait for somebody, and nobody is there.
@@ -152,8 +147,11 @@ async fn answer_dialogs(page: Page) -> Result<(), CdpError> {
     Ok(())
 }
 
-/// All that happens to the page.
-async fn news(browser: &Browser, page: &Page) -> Result<BoxStream<'static, News>, CdpError> {
+/// What the page tells, and what else happens to it.
+async fn news(
+    browser: &Browser,
+    page: &Page,
+) -> Result<(BoxStream<'static, News>, BoxStream<'static, News>), CdpError> {
     let told = page.event_listener::<EventBindingCalled>().await?;
     let told = told.map(|event| News::Told(event.payload.clone()));
     let crashed = browser.event_listener::<EventTargetCrashed>().await?;
@@ -164,7 +162,8 @@ async fn news(browser: &Browser, page: &Page) -> Result<BoxStream<'static, News>
         let news = main.then(|| News::Navigated(event.frame.url.clone()));
         async move { news }
     });
-    Ok(select_all([told.boxed(), crashed.boxed(), navigated.boxed()]).boxed())
+    let ends = select_all([crashed.boxed(), navigated.boxed()]);
+    Ok((told.boxed(), ends.boxed()))
 }
 
 /// Passes on what is told, to the end of the page at this address.
@@ -220,51 +219,4 @@ fn pass(out: &mut dyn Write, letters: &str) -> Result<(), Failure> {
     let bytes = BASE64_STANDARD.decode(letters).unwrap_or_default();
     let written = out.write_all(&bytes).and_then(|()| out.flush());
     written.map_err(|error| Failure::System("write the output", error))
-}
-
-/// What the page is told of the task, and the task's files by their numbers.
-fn task() -> io::Result<(Vec<u8>, Vec<PathBuf>)> {
-    let mut told: Value = serde_json::from_reader(File::open("/task/task.json")?)?;
-    let mut listed = Vec::new();
-    let all = told["files"].take();
-    for files in all.as_array().into_iter().flatten() {
-        let text = |name: &str| files[name].as_str().unwrap_or_default().to_owned();
-        list(Path::new(&text("from")), text("to"), &mut listed)?;
-    }
-    let (entries, paths): (Vec<Value>, Vec<PathBuf>) = listed.into_iter().unzip();
-    told["entries"] = entries.into();
-    Ok((serde_json::to_vec(&told)?, paths))
-}
-
-/// Lists a file, folder or link and all below it. What else there may be is left out.
-fn list(path: &Path, to: String, listed: &mut Vec<(Value, PathBuf)>) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    let kind = match metadata.file_type() {
-        kind if kind.is_dir() => "folder",
-        kind if kind.is_symlink() => "link",
-        kind if kind.is_file() => "file",
-        _ => return Ok(()),
-    };
-    let mode = metadata.permissions().mode() & 0o7777;
-    let target = match kind {
-        "link" => Some(text(fs::read_link(path)?)?),
-        _ => None,
-    };
-    let entry = json!({ "to": to, "kind": kind, "mode": mode, "target": target });
-    listed.push((entry, path.to_owned()));
-    if kind == "folder" {
-        for entry in fs::read_dir(path)? {
-            let path = entry?.path();
-            let name = text(path.file_name().unwrap_or_default().into())?;
-            list(&path, format!("{to}/{name}"), listed)?;
-        }
-    }
-    Ok(())
-}
-
-fn text(path: PathBuf) -> io::Result<String> {
-    path.into_os_string().into_string().map_err(|name| {
-        let why = format!("the name {name:?} is not UTF-8");
-        io::Error::new(io::ErrorKind::InvalidData, why)
-    })
 }

@@ -12,10 +12,10 @@ use super::memory;
 use super::stdio::{Block, Lines};
 use crate::backend::{
     Backend, Call, Capability, End, Error, Exception, Finished, Function, Program, Sandbox, Task,
-    Usage,
+    Usage, process,
 };
 use crate::machine::session::Event;
-use crate::output::{Capped, Pending};
+use crate::output::{self, Capped, Pending};
 
 /// The interpreter within the calling thread.
 ///
@@ -67,7 +67,7 @@ impl Sandbox for InProcess {
             None => None,
             Some(_) => Some(memory::claim().map_err(not_counted)?),
         };
-        let scope = super::scope(&task, task.limits.memory);
+        let scope = super::scope(&task, task.limits.memory)?;
         let (start, mut host) = Local::new(task);
         let ended = interpreter::run(start, &scope, &mut host);
         let flushed = host.flush();
@@ -76,7 +76,7 @@ impl Sandbox for InProcess {
             end,
             exception,
             truncated: host.stdout.truncated || host.stderr.truncated,
-            warnings: Vec::new(),
+            warnings: host.stderr.failed.iter().map(output::not_written).collect(),
             usage: Usage {
                 total: began.elapsed(),
                 ..Usage::default()
@@ -137,16 +137,15 @@ impl Local {
         if let Some(signal) = self.stopped {
             return Ok((End::Stopped(signal), None));
         }
-        let ended = match ended {
-            Ok(ended) if flushed.is_ok() => ended,
-            Err(Fault::State(detail)) => {
+        let ended = match (ended, flushed) {
+            (Ok(ended), Ok(())) => ended,
+            (Err(fault @ Fault::State(_)), _) => {
                 return Err(Error::Failed {
                     backend: Backend::Monty,
-                    detail: Fault::State(detail).to_string(),
+                    detail: fault.to_string(),
                 });
             }
-            // All that a host of this kind can fail at is output.
-            Ok(_) | Err(Fault::Host(_)) => return Ok((End::OutputClosed, None)),
+            (Err(Fault::Host(error)), _) | (Ok(_), Err(error)) => return host_failed(error),
         };
         let exception = match ended.outcome {
             Outcome::Exited(1..) => ended.traceback.as_deref().and_then(Exception::read),
@@ -154,6 +153,15 @@ impl Local {
         };
         Ok((super::end(ended.outcome), exception))
     }
+}
+
+/// What comes of a host that can't do what is asked of it: take output, as a rule. The system has no error of its own for a line
+/// of input that is too long.
+fn host_failed(error: io::Error) -> Result<(End, Option<Exception>), Error> {
+    if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Other {
+        return Err(super::failed(&error.to_string()));
+    }
+    Ok((process::output_failed(error)?, None))
 }
 
 impl Host for Local {
@@ -171,7 +179,7 @@ impl Host for Local {
             Stream::Stdout => self.block.push(text),
             Stream::Stderr => {
                 self.flush()?;
-                return self.stderr.write(text.as_bytes());
+                return self.stderr.write_or_drop(text.as_bytes());
             }
         }
         match self.block.is_full() {

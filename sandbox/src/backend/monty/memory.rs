@@ -13,7 +13,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use monty_types::{BASELINE_MEMORY, LIVE_MEMORY};
 
@@ -25,6 +25,8 @@ const START: usize = 1 << 40;
 static COUNTING: AtomicBool = AtomicBool::new(false);
 /// Counted bytes at which the process ends.
 static CEILING: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// What is done before.
+static BEFORE_END: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 /// Held by who has a limit.
 static CLAIMED: Mutex<()> = Mutex::new(());
 
@@ -82,6 +84,9 @@ fn charge(size: usize) {
     }
     let live = LIVE_MEMORY.fetch_add(size, Relaxed).saturating_add(size);
     if live > CEILING.load(Relaxed) {
+        if let Some(last) = BEFORE_END.get() {
+            last();
+        }
         // SAFETY: it takes no pointer, and runs nothing of ours any more.
         unsafe { libc::_exit(i32::from(OVER)) }
     }
@@ -128,6 +133,13 @@ pub(super) fn claim() -> Result<Claim, &'static str> {
     BASELINE_MEMORY.store(LIVE_MEMORY.load(Relaxed), Relaxed);
     HOLDS.set(true);
     Ok(Claim(lock))
+}
+
+/// What is to be done before the process ends beyond the ceiling. It should not allocate: whatever it allocates is beyond, too,
+/// so that it is called again.
+pub(super) fn before_end(last: impl Fn() + Send + Sync + 'static) {
+    // There is one, of one worker.
+    let _ = BEFORE_END.set(Box::new(last));
 }
 
 /// The process ends where it would allocate so many bytes more than when they were claimed.

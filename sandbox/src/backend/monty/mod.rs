@@ -34,6 +34,7 @@ use self::wire::{Fault, FromWorker, ToWorker};
 use self::worker::{Interpreted, Order};
 use super::jail::Jail;
 use super::process::{self, Streams};
+use super::seccomp::Calls;
 use super::{
     Backend, Capability, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot,
     worker_is_there,
@@ -60,6 +61,10 @@ const GRACE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What a worker needs beside its code: it is a part of a limit on memory.
 const OWN_MEMORY: u64 = 8 << 20;
+/// What code gets of memory where nothing is said, in bytes.
+const MEMORY: u64 = 256 << 20;
+/// Nothing is written to the jail's `/tmp`.
+const ROOM: u64 = 1 << 20;
 
 /// The interpreter in a jailed process.
 pub struct Monty {
@@ -83,11 +88,12 @@ impl Monty {
         let own = |bytes: u64| bytes - OWN_MEMORY.min(bytes / 2);
         let order = Order {
             program,
-            scope: scope(task, task.limits.memory.map(own)),
+            scope: scope(task, task.limits.memory.map(own))?,
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
-        let jail = Jail::new(Backend::Monty)?.show(&self.worker, "/worker");
+        let jail = Jail::new(Backend::Monty)?.calls(Calls::Monty).room(ROOM);
+        let jail = jail.show(&self.worker, "/worker")?;
         let jail = jail.put(&order, worker::ORDER)?;
         match &task.program {
             Program::Resume { state, .. } => jail.put(state, worker::STATE),
@@ -114,7 +120,8 @@ impl Sandbox for Monty {
         Jail::check(Backend::Monty)
     }
 
-    fn start(&self, task: Task) -> Result<Finished, Error> {
+    fn start(&self, mut task: Task) -> Result<Finished, Error> {
+        task.limits = task.limits.with_memory(MEMORY);
         let jail = self.jail(&task)?;
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let theirs = OwnedFd::from(theirs);
@@ -149,14 +156,14 @@ impl Sandbox for Monty {
 }
 
 /// What code may see of its task.
-fn scope(task: &Task, memory: Option<u64>) -> Scope {
-    Scope {
+fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
+    Ok(Scope {
         functions: in_process::names(&task.functions),
         suspend_at: task.suspend_at.clone(),
-        env: task.env.iter().cloned().collect(),
+        env: task.texts(Backend::Monty)?.into_iter().collect(),
         time: task.limits.time,
         memory,
-    }
+    })
 }
 
 fn end(outcome: Outcome) -> End {

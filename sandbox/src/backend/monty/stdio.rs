@@ -1,8 +1,10 @@
 //! Input by lines and output by blocks, as both kinds of hosts have them.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The most bytes of a line of input.
@@ -63,6 +65,12 @@ impl Block {
         !self.text.is_empty() && self.since.elapsed() >= HELD
     }
 
+    /// How much longer it may be held; nothing where there is nothing.
+    fn time_left(&self) -> Option<Duration> {
+        let held = self.since.elapsed();
+        (!self.text.is_empty()).then(|| HELD.saturating_sub(held))
+    }
+
     /// Passes all of it on.
     pub(super) fn flush(&mut self, write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
         if self.text.is_empty() {
@@ -71,6 +79,86 @@ impl Block {
         let written = write(&self.text);
         self.text.clear();
         written
+    }
+}
+
+/// Blocks on their way to a file. One thread passes them on before they grow old, whatever the interpreter is at: an instruction
+/// of its may take longer than it has, and ends with its process then. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Held(Arc<State>);
+
+struct State {
+    block: Mutex<Block>,
+    /// Notified where there is something again.
+    begun: Condvar,
+    to: File,
+}
+
+impl Held {
+    /// Starts the thread.
+    pub(super) fn start(to: OwnedFd) -> io::Result<Held> {
+        let held = Held(Arc::new(State {
+            block: Mutex::new(Block::new()),
+            begun: Condvar::new(),
+            to: to.into(),
+        }));
+        let moved = held.clone();
+        let thread = thread::Builder::new()
+            .name("output".into())
+            .stack_size(64 << 10);
+        thread.spawn(move || moved.pass_on())?;
+        Ok(held)
+    }
+
+    pub(super) fn push(&self, text: &str) -> io::Result<()> {
+        let mut block = self.block();
+        if block.text.is_empty() {
+            self.0.begun.notify_one();
+        }
+        block.push(text);
+        match block.is_full() {
+            true => self.flush_locked(&mut block),
+            false => Ok(()),
+        }
+    }
+
+    /// Passes all of it on.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.flush_locked(&mut self.block())
+    }
+
+    /// The same for a process that is about to end: without waiting for the other thread, and without a need of memory.
+    pub(super) fn flush_last(&self) {
+        if let Ok(mut block) = self.0.block.try_lock() {
+            let _ = self.flush_locked(&mut block);
+        }
+    }
+
+    fn block(&self) -> MutexGuard<'_, Block> {
+        self.0.block.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flush_locked(&self, block: &mut Block) -> io::Result<()> {
+        block.flush(|bytes| (&self.0.to).write_all(bytes))
+    }
+
+    fn pass_on(&self) {
+        let mut block = self.block();
+        loop {
+            block = match block.time_left() {
+                None => self.0.begun.wait(block),
+                Some(Duration::ZERO) => {
+                    // The interpreter's next write finds out what is wrong with it.
+                    let _ = self.flush_locked(&mut block);
+                    Ok(block)
+                }
+                Some(left) => match self.0.begun.wait_timeout(block, left) {
+                    Ok((block, _)) => Ok(block),
+                    Err(error) => Ok(error.into_inner().0),
+                },
+            }
+            .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -84,6 +172,23 @@ mod tests {
         let mut lines = Lines::new(in_memory(b"a\n\xff\n\nlast").unwrap());
         let read: Vec<String> = (0..5).map(|_| lines.next().unwrap()).collect();
         assert_eq!(read, ["a\n", "\u{fffd}\n", "\n", "last", ""]);
+    }
+
+    #[test]
+    fn what_is_held_comes_out_by_itself() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let held = Held::start(writer.into()).unwrap();
+        for text in ["first", "next"] {
+            held.push(text).unwrap();
+            let mut read = vec![0; text.len()];
+            reader.read_exact(&mut read).unwrap();
+            assert_eq!(read, text.as_bytes());
+        }
+        held.push("last").unwrap();
+        held.flush_last();
+        let mut read = [0; 4];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"last");
     }
 
     #[test]

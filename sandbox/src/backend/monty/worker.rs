@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::interpreter::{self, Ended, Fault, Host, Outcome, Scope, Start, Stream};
 use super::memory;
-use super::stdio::{Block, Lines};
+use super::stdio::{Held, Lines};
 use super::wire::{self, FromWorker, ToWorker};
 use crate::backend::Call;
 
@@ -26,6 +26,10 @@ const STACK: usize = 256 << 20;
 /// Memory for a traceback and the like, beyond the limit. The interpreter looks at it now and then, so it is a little over at
 /// times; beyond this it is a runaway.
 const HEADROOM: u64 = 2 << 20;
+
+/// Addresses that a process takes beside what its code has: its program, its stack, and what its allocator keeps at hand for
+/// each thread.
+const ADDRESSES: u64 = 1 << 30;
 
 /// The exit code of a process that has panicked.
 const PANICKED: u8 = 101;
@@ -60,14 +64,18 @@ pub fn work(socket: OwnedFd) -> io::Result<u8> {
 
 /// It needs no files and leaves no core.
 fn limit_self() {
-    for resource in [Resource::Core, Resource::Fsize] {
-        let none = Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        };
-        // The jail has no place for files, so this is the second reason why there are none.
-        let _ = setrlimit(resource, none);
-    }
+    // The jail has no place for files, so this is the second reason why there are none.
+    hold(Resource::Core, 0);
+    hold(Resource::Fsize, 0);
+}
+
+/// Lowers a limit for good, where it isn't lower already.
+fn hold(resource: Resource, most: u64) {
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    let _ = setrlimit(resource, limit);
 }
 
 fn interpret(socket: UnixStream) -> io::Result<u8> {
@@ -80,7 +88,9 @@ fn interpret(socket: UnixStream) -> io::Result<u8> {
         },
     };
     let mut host = Remote::new(socket)?;
+    host.flush_at_an_abrupt_end();
     let claim = order.scope.memory.map(|bytes| {
+        hold(Resource::As, bytes.saturating_add(ADDRESSES));
         let claim = memory::claim();
         let most = usize::try_from(bytes.saturating_add(HEADROOM)).unwrap_or(usize::MAX);
         memory::end_process_beyond(most);
@@ -99,7 +109,7 @@ struct Remote {
     from: BufReader<UnixStream>,
     to: UnixStream,
     stdin: Lines,
-    block: Block,
+    stdout: Held,
 }
 
 impl Remote {
@@ -108,13 +118,24 @@ impl Remote {
             from: BufReader::new(socket.try_clone()?),
             to: socket,
             stdin: Lines::new(io::stdin().as_fd().try_clone_to_owned()?),
-            block: Block::new(),
+            stdout: Held::start(io::stdout().as_fd().try_clone_to_owned()?)?,
         })
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.block.flush(|bytes| io::stdout().write_all(bytes))?;
-        io::stdout().flush()
+        self.stdout.flush()
+    }
+
+    /// What is held comes out, too, where this process is ended from within.
+    fn flush_at_an_abrupt_end(&self) {
+        let stdout = self.stdout.clone();
+        memory::before_end(move || stdout.flush_last());
+        let stdout = self.stdout.clone();
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            stdout.flush_last();
+            tell(panic);
+        }));
     }
 
     /// Says how it ended.
@@ -152,23 +173,16 @@ impl Host for Remote {
 
     fn write(&mut self, to: Stream, text: &str) -> io::Result<()> {
         match to {
-            Stream::Stdout => self.block.push(text),
+            Stream::Stdout => self.stdout.push(text),
             Stream::Stderr => {
                 self.flush()?;
-                return io::stderr().write_all(text.as_bytes());
+                io::stderr().write_all(text.as_bytes())
             }
-        }
-        match self.block.is_full() {
-            true => self.flush(),
-            false => Ok(()),
         }
     }
 
     fn poll(&mut self) -> io::Result<()> {
-        match self.block.is_old() {
-            true => self.flush(),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     fn read_line(&mut self) -> io::Result<String> {

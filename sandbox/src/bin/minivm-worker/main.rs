@@ -7,9 +7,11 @@ mod chromium;
 mod monty;
 mod rootless;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use minivm_guest::inherited;
 
 /// Our own failure, whatever the code did.
 const EXIT_ERROR: u8 = 125;
@@ -33,13 +35,20 @@ enum Cli {
 }
 
 fn main() -> ExitCode {
+    inherited::signals();
     let ended = match Cli::parse() {
         Cli::Monty(args) => monty::run(&args),
-        Cli::Chromium(args) => chromium::run(&args),
+        Cli::Chromium(args) => {
+            // The browser is told nothing.
+            inherited::descriptors();
+            chromium::run(&args)
+        }
         Cli::Rootless(args) => rootless::run(&args),
     };
     ended.unwrap_or_else(|error| {
-        eprintln!("minivm-worker: {error:#}");
+        let limit = inherited::limit_behind(error.as_ref());
+        let limit = limit.map_or_else(String::new, |limit| format!("; {limit}"));
+        let _ = writeln!(io::stderr(), "minivm-worker: {error:#}{limit}");
         ExitCode::from(EXIT_ERROR)
     })
 }

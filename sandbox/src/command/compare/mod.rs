@@ -6,7 +6,7 @@ mod table;
 
 use std::io::{self, IsTerminal, Write, stderr};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use minivm::backend::reach::{self, Secret};
 use minivm::backend::{Backend, Host};
-use minivm::cache;
+use minivm::{cache, output_path};
 use minivm_guest::image::Source;
 
 use super::accel::AccelArg;
@@ -70,12 +70,10 @@ pub(super) struct CompareArgs {
 /// Compares them.
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let Ok(secret) = std::env::var(SECRET) else {
-        return again_with_a_secret();
+        return again_with_a_secret(args.html.as_deref());
     };
-    if let Some(page) = &args.html {
-        // Better now than after a minute.
-        page::check(page)?;
-    }
+    // Better now than after a minute.
+    let page = args.html.as_deref().map(page::Place::open).transpose()?;
     let image = args.image()?;
     let host = args.host(image.as_ref())?;
     let backends = match &*args.backends {
@@ -110,7 +108,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         rows.push(row);
     }
     bar.finish_and_clear();
-    args.print(&rows)?;
+    args.print(&rows, page)?;
     let wanted = |row: &&Row| !args.backends.is_empty() || row.is_available();
     let asked: Vec<&Row> = rows.iter().filter(wanted).collect();
     if asked.is_empty() {
@@ -123,7 +121,8 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Becomes the same command with a secret in its environment.
-fn again_with_a_secret() -> anyhow::Result<ExitCode> {
+fn again_with_a_secret(page: Option<&Path>) -> anyhow::Result<ExitCode> {
+    page.map(output_path::pass_on);
     let mut command = Command::new("/proc/self/exe");
     command.args(std::env::args_os().skip(1));
     let error = command.env(SECRET, reach::word()).exec();
@@ -169,7 +168,7 @@ impl CompareArgs {
         bar
     }
 
-    fn print(&self, rows: &[Row]) -> anyhow::Result<()> {
+    fn print(&self, rows: &[Row], page: Option<page::Place>) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{}", serde_json::to_string_pretty(rows)?)?;
@@ -179,8 +178,8 @@ impl CompareArgs {
                 writeln!(out, "{}", row.answer())?;
             }
         }
-        if let Some(path) = &self.html {
-            page::write(path, &self.code, self.runs, rows)?;
+        if let (Some(page), Some(path)) = (page, &self.html) {
+            page.write(&self.code, self.runs, rows)?;
             if !self.pull.quiet {
                 eprintln!("minivm: wrote {}", path.display());
             }

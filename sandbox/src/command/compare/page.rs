@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use askama::Template;
 use minivm::backend::reach::{Probe, Reach};
+use minivm::output_path::Output;
 
 use super::measure::Row;
 use super::table::{memory, seconds};
@@ -50,40 +51,31 @@ struct Cell {
     how: String,
 }
 
-/// Looks whether it can be written, before the work is done.
-pub(super) fn check(path: &Path) -> anyhow::Result<()> {
-    temporary(path).map(drop)
+/// Where it is to be.
+pub(super) struct Place<'a> {
+    path: &'a Path,
+    output: Output,
 }
 
-/// Writes it; it appears whole, or not at all.
-pub(super) fn write(path: &Path, code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<()> {
-    let text = render(code, runs, rows)?;
-    let mut file = temporary(path)?;
-    let cannot = || format!("cannot write {}", path.display());
-    file.write_all(text.as_bytes()).with_context(cannot)?;
-    file.persist(path)
-        .map_err(|error| error.error)
-        .with_context(cannot)?;
-    Ok(())
-}
-
-fn temporary(path: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
-    use std::os::unix::fs::PermissionsExt;
-    if path.is_dir() {
-        anyhow::bail!("cannot write {}: it is a folder", path.display());
+impl<'a> Place<'a> {
+    /// Opens it, before the work is done.
+    pub(super) fn open(path: &'a Path) -> anyhow::Result<Self> {
+        let output = Output::open(path, 0o666).with_context(|| cannot_write(path))?;
+        Ok(Place { path, output })
     }
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
-    let cannot = || format!("cannot write {}", path.display());
-    fs::metadata(folder).with_context(cannot)?;
-    tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-        // Without the name that it would have had.
-        .map_err(|error| std::io::Error::from(error.kind()))
-        .with_context(cannot)
+
+    /// Writes the page; a file appears whole, or not at all.
+    pub(super) fn write(mut self, code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<()> {
+        let text = render(code, runs, rows)?;
+        let written = self.output.write_all(text.as_bytes());
+        written
+            .and_then(|()| self.output.finish())
+            .with_context(|| cannot_write(self.path))
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
 }
 
 fn render(code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<String> {

@@ -6,7 +6,7 @@ use minivm::backend::{self, Backend, Error};
 use minivm::cache;
 
 use super::super::worker;
-use super::{Check, machine};
+use super::{Check, State, machine};
 
 /// The backends beside the microVM, whose checks are the machine's.
 pub(super) const OTHERS: [Backend; 4] = [
@@ -19,6 +19,7 @@ pub(super) const OTHERS: [Backend; 4] = [
 pub(super) fn checks() -> Vec<Check> {
     let cache = cache::folder().unwrap_or_default();
     let mut checks = vec![jail()];
+    checks.extend(weaknesses(&cache));
     checks.extend(OTHERS.map(|backend| check(backend, &cache)));
     checks.push(machine::program(
         "python",
@@ -32,6 +33,24 @@ fn jail() -> Check {
     match backend::check_jail(Backend::Gvisor) {
         Ok(()) => Check::ok("jail", "bubblewrap makes namespaces"),
         Err(error) => refused("jail", &error),
+    }
+}
+
+/// What jails lack here that can be made.
+fn weaknesses(cache: &Path) -> Vec<Check> {
+    let weaker = |(detail, remedy): (String, String)| Check {
+        name: "jail: walls",
+        state: State::Slow,
+        detail,
+        remedy: Some(remedy),
+    };
+    let found = backend::jail_weaknesses(cache);
+    match found.is_empty() {
+        true => vec![Check::ok(
+            "jail: walls",
+            "no root outside, few system calls, limits by control groups",
+        )],
+        false => found.into_iter().map(weaker).collect(),
     }
 }
 

@@ -156,7 +156,8 @@ fn kernel() -> Check {
 
 pub(super) fn program(name: &'static str, program: &str, remedy: &str) -> Check {
     let Some(path) = minivm::backend::find_program(program) else {
-        return Check::no(name, format!("{program} is not installed"), remedy);
+        let why = format!("{program} is not installed, or PATH lacks its folder");
+        return Check::no(name, why, remedy);
     };
     match Command::new(&path)
         .arg("--version")

@@ -1,7 +1,6 @@
 //! The same in another sandbox than a microVM.
 
 use std::io;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -15,21 +14,19 @@ use super::super::report::{Captured, Printed};
 use super::super::{image, signals, worker};
 use super::{RunArgs, output, stdin};
 
-pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
+pub(super) fn run(
+    args: &RunArgs,
+    started: Instant,
+    captured: Option<&Captured>,
+) -> anyhow::Result<Printed> {
     args.check_for_backend()?;
-    let sandbox = args.host()?.open(args.backend)?;
+    let sandbox = args.host()?.open(args.backend);
+    let sandbox = sandbox.map_err(image::explain_full)?;
     let (events, happenings) = mpsc::channel();
-    let captured = args.json.then(|| Captured::new(args.max_output()));
     let task = Task {
         stdin: stdin(args, &events)?,
-        stdout: output(
-            captured.as_ref().map(|captured| &captured.stdout),
-            io::stdout(),
-        )?,
-        stderr: output(
-            captured.as_ref().map(|captured| &captured.stderr),
-            io::stderr(),
-        )?,
+        stdout: output(captured.map(|captured| &captured.stdout), io::stdout())?,
+        stderr: output(captured.map(|captured| &captured.stderr), io::stderr())?,
         env: args.request.variables()?,
         files: args.request.copy_in.clone(),
         limits: Limits {
@@ -40,15 +37,16 @@ pub(super) fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> 
         events: happenings,
         ..Task::new(args.program()?)
     };
-    signals::listen(events, signals::TERM).context("cannot listen to signals")?;
+    signals::listen(events).context("cannot listen to signals")?;
     let opened = started.elapsed();
     let finished = sandbox.run(task)?;
-    let printed = Printed::of_backend(&finished, opened, started.elapsed(), captured.as_ref());
-    match args.json {
-        true => printed.write().context("cannot write to stdout")?,
-        false => printed.tell(args.pull.quiet, false, args.timeout),
-    }
-    Ok(ExitCode::from(printed.exit_code))
+    signals::end_at_once();
+    Ok(Printed::of_backend(
+        &finished,
+        opened,
+        started.elapsed(),
+        captured,
+    ))
 }
 
 impl RunArgs {

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -10,9 +9,11 @@ use anyhow::Context;
 use minivm::backend::exception::Tail;
 use minivm::backend::python;
 use minivm::images::Archive;
-use minivm::machine::session::{BOOT_LIMIT, Event};
-use minivm::machine::{Link, Machine, Place, Session, memory_for};
+use minivm::machine::session::{BOOT_LIMIT, Event, TERM};
+use minivm::machine::{Link, Machine, Place, Session, check_room};
+use minivm::output::NOT_TAKEN;
 use minivm::printable::printable;
+use minivm::streams;
 use minivm::templates::{Recipe, Template};
 use minivm_guest::channel::Request;
 use minivm_guest::image::Config;
@@ -22,13 +23,20 @@ use super::super::terminal::{self, RawMode};
 use super::super::{EXIT_TIMEOUT, image, signals, template};
 use super::{RunArgs, output, stdin, window};
 
-pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Result<ExitCode> {
-    let quiet = args.pull.quiet;
+/// Runs it; `copied` bytes of files are to be copied in.
+pub(super) fn run(
+    args: &RunArgs,
+    copied: u64,
+    verbose: u8,
+    started: Instant,
+    captured: Option<&Captured>,
+) -> anyhow::Result<Printed> {
     let found = match &args.template {
         Some(name) => Found::template(name)?,
         None => args.find(verbose > 0)?,
     };
     let request = args.machine_request(&found.recipe.config)?;
+    check_room(copied, found.recipe.machine.memory)?;
     let with_image = started.elapsed();
     log::debug!("the image's archive is there {with_image:.2?} after the start");
     let (events, happenings) = mpsc::channel();
@@ -38,16 +46,16 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
         false => None,
     };
     let stop_signal = args.stop_signal(&found.recipe.config.stop_signal);
-    signals::listen(events, stop_signal).context("cannot listen to signals")?;
-    let captured = args.json.then(|| Captured::new(args.max_output()));
+    signals::listen(events).context("cannot listen to signals")?;
     let tail = args.code.is_some().then(Tail::default);
     let mut session = args.session(
         request,
         stdin,
         happenings,
-        captured.as_ref(),
+        captured,
         found.recipe.machine.memory,
     )?;
+    session.stop_signal = stop_signal;
     if let Some(tail) = &tail {
         session.stderr = tail.of(session.stderr);
     }
@@ -56,21 +64,17 @@ pub(super) fn run(args: &RunArgs, verbose: u8, started: Instant) -> anyhow::Resu
     log::debug!("the machine runs {with_machine:.2?} after the start");
     let report = session.run(link);
     drop(raw);
+    signals::end_at_once();
     let phases = Phases {
         image: with_image,
         machine: with_machine,
         total: started.elapsed(),
     };
-    let printed = Printed::new(&report?, &phases, captured.as_ref());
-    let mut printed = printed.at(&place);
+    let mut printed = Printed::new(&report?, &phases, captured).at(&place);
     printed.host_memory = place.host_memory();
     printed.warm = Some(warm);
     printed.exception = tail.and_then(|tail| tail.exception_after(printed.exit_code));
-    match args.json {
-        true => printed.write().context("cannot write to stdout")?,
-        false => printed.tell(quiet, verbose > 0, args.timeout),
-    }
-    Ok(ExitCode::from(printed.exit_code))
+    Ok(printed)
 }
 
 /// What a machine is to be made from.
@@ -127,7 +131,7 @@ impl RunArgs {
                 None => minivm::kernel::find()?,
             },
             initramfs: archive.path.clone(),
-            memory: memory_for(archive.size, self.memory)?,
+            memory: archive.memory(self.memory)?,
             cpus: self.cpus,
             rings: !self.no_rings,
             console,
@@ -210,6 +214,8 @@ impl RunArgs {
             copy_in: self.request.copy_in.clone(),
             copy_out: self.request.copy_out.clone(),
             max_copy_out,
+            copy_out_grace: self.request.copy_out_grace(),
+            stop_signal: TERM,
             events,
             // Never with --json, whose outputs are taken by memory.
             overdue: Some(Box::new(move || end_overdue(timeout.unwrap_or_default()))),
@@ -219,13 +225,22 @@ impl RunArgs {
 
 /// Ends this process at the time limit, though an output is still to be taken by somebody.
 pub(crate) fn end_overdue(limit: Duration) {
+    end_at_once(
+        vec![time_limit_reached(limit), NOT_TAKEN.into()],
+        EXIT_TIMEOUT,
+    );
+}
+
+/// Ends this process with these lines, though an output is still to be taken by somebody.
+pub(crate) fn end_at_once(lines: Vec<String>, code: u8) -> ! {
     terminal::restore();
     let (said, saying) = mpsc::channel();
     // It may be stderr that nobody takes.
-    std::thread::spawn(move || {
-        eprintln!("minivm: {}", time_limit_reached(limit));
+    // Where no thread can be made, the exit code has to say it alone.
+    let _ = std::thread::Builder::new().spawn(move || {
+        lines.iter().for_each(|line| streams::tell(line));
         let _ = said.send(());
     });
     let _ = saying.recv_timeout(Duration::from_millis(100));
-    std::process::exit(EXIT_TIMEOUT.into())
+    std::process::exit(code.into())
 }

@@ -17,15 +17,16 @@ use minivm::backend::Backend;
 use minivm::machine::Place;
 use minivm::machine::session::Event;
 use minivm::output::Kept;
+use minivm::streams;
 use minivm_guest::channel::Window;
 use minivm_guest::image::Source;
 use minivm_vmm::CPUS_MAX;
 
 use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
-use super::report::Printed;
+use super::report::{Captured, Printed};
 use super::request::RequestArgs;
-use super::{terminal, units};
+use super::{hint, terminal, units};
 
 /// What Ctrl-A x counts as.
 const SIGINT: u8 = 2;
@@ -61,7 +62,8 @@ pub(super) struct RunArgs {
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory, at least 64M and three times the image [default: 256M and three times the image]
+    /// Guest memory, at least 64M and three times the image [default: 256M, three times the image, and 8K for each of its
+    /// files]
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
     /// Number of vCPUs
@@ -84,7 +86,7 @@ pub(super) struct RunArgs {
     cold: bool,
     /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
     #[arg(long, conflicts_with = "tty")]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     accel: AccelArg,
     /// Nothing is kept anyway: container users are used to it
@@ -103,21 +105,46 @@ pub(super) struct RunArgs {
 /// Runs it.
 pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let ended = args.check().and_then(|()| match args.backend {
-        Backend::Microvm => machine::run(&args, verbose, started),
-        _ => backend::run(&args, started),
+    let captured = args.json.then(|| Captured::new(args.max_output()));
+    let ended = args.check().and_then(|copied| match args.backend {
+        Backend::Microvm => machine::run(&args, copied, verbose, started, captured.as_ref()),
+        _ => backend::run(&args, started, captured.as_ref()),
     });
-    let ended = ended.map_err(explain);
-    if let (Err(error), true) = (&ended, args.json) {
-        // Who reads JSON reads of this too. The error itself is told on stderr, as always.
-        let _ = Printed::failed(format!("{error:#}"), started.elapsed()).write();
+    let ended = ended.map_err(explain).map_err(hint::full);
+    finish(ended, started, captured.as_ref(), |printed| {
+        printed.tell(args.pull.quiet, verbose > 0, args.timeout);
+    })
+}
+
+/// Says what came of it: as an object, where outputs were kept for one, or as `tell` does.
+pub(super) fn finish(
+    ended: anyhow::Result<Printed>,
+    started: Instant,
+    captured: Option<&Captured>,
+    tell: impl FnOnce(&Printed),
+) -> anyhow::Result<ExitCode> {
+    let Some(captured) = captured else {
+        let printed = ended?;
+        tell(&printed);
+        return Ok(ExitCode::from(printed.exit_code));
+    };
+    match ended {
+        Ok(printed) => {
+            printed.tell_losses();
+            printed.write().context("cannot write to stdout")?;
+            Ok(ExitCode::from(printed.exit_code))
+        }
+        Err(error) => {
+            // Who reads JSON reads of this too. The error itself is told on stderr, as always.
+            let _ = Printed::failed(format!("{error:#}"), started.elapsed(), captured).write();
+            Err(error)
+        }
     }
-    ended
 }
 
 impl RunArgs {
-    /// What can be told from the flags alone.
-    fn check(&self) -> anyhow::Result<()> {
+    /// What can be told from the flags alone. Says how many bytes of files are to be copied in.
+    fn check(&self) -> anyhow::Result<u64> {
         if self.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
         }
@@ -152,7 +179,7 @@ impl RunArgs {
 
     fn warn(&self, text: &str) {
         if !self.pull.quiet {
-            eprintln!("minivm: {text}");
+            streams::tell(text);
         }
     }
 

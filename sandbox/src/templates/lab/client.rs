@@ -16,6 +16,7 @@ use super::{ASK, END, KEEPER_COMMAND, connect_to, folder, is_socket, socket};
 use crate::lab;
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
+use crate::machine::last_words::LastWords;
 use crate::machine::{Ended, Error, Link, StopOnDrop, cannot};
 
 /// How often it is looked whether a keeper is there.
@@ -145,9 +146,10 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         .write_all(&hello)
         .map_err(cannot("write to a pipe"))?;
     let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
+    let (mut stderr, said) = LastWords::to(io::stderr(), true);
     let serve = move || {
         let input = Some(OwnedFd::from(input));
-        channel::serve(&stream, input, &mut output, &mut io::stderr())
+        channel::serve(&stream, input, &mut output, &mut stderr)
     };
     let serving = thread::Builder::new()
         .name("lab".into())
@@ -156,10 +158,11 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
     let end = move || {
         let (orderly, how) = match serving.join() {
             Ok(Ok(Answer::Exit(0))) => (true, "the machine ended".to_owned()),
-            Ok(Ok(Answer::Exit(code))) => (false, format!("see above (exit code {code})")),
+            Ok(Ok(Answer::Exit(code))) => (false, said.why(code)),
             Ok(Ok(Answer::Failed(why))) => (false, why),
             _ => (false, "its lab ended".to_owned()),
         };
+        said.pass_on();
         Ok(Ended { orderly, how })
     };
     Ok(Link {

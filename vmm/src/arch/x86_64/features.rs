@@ -2,110 +2,98 @@
 //!
 //! A guest asks CPUID once, when it boots, and then uses what it was told of. So a host that restores it needs every
 //! feature that the guest has seen, whether the guest uses it or not; more features are no harm, since the guest keeps the
-//! CPUID table that it had. Numbers (sizes of caches, addresses' widths) are not compared.
+//! CPUID table that it had.
+//!
+//! All registers of all leaves are taken for features, a bit each, also of leaves that nothing here knows of. What isn't one
+//! is exempt, each with its reason ([`exempt`]), or is compared by what it means: the vendor, widths of addresses, the layout
+//! of the extended state, the version of AVX10.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-/// The registers of a CPUID leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
+use super::cpuid::{Eax, Ebx, Ecx, Edx, FEATURES, Register, SIZES, XSAVE, leaf, vendor};
 
-use Register::{Eax, Ebx, Ecx, Edx};
-
-impl Register {
-    fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
-        match self {
-            Eax => entry.eax,
-            Ebx => entry.ebx,
-            Ecx => entry.ecx,
-            Edx => entry.edx,
-        }
-    }
-}
-
-/// A register whose bits are features.
+/// The names of a register's bits.
 struct Word {
     function: u32,
     index: u32,
     register: Register,
-    /// Bits that tell of the vCPU's state or of the machine's shape, or that KVM gives by other means than CPUID.
-    exempt: u32,
-    /// Linux's names for the bits, from bit 0 on; `-` where there is none.
+    /// Linux's, from bit 0 on; `-` where there is none.
     names: &'static str,
 }
 
 /// (Intel SDM vol. 2, "CPUID"; AMD APM vol. 3, appendix E; `Documentation/virt/kvm/x86/cpuid.rst`; names as in
 /// `arch/x86/include/asm/cpufeatures.h`.)
-const WORDS: [Word; 14] = [
+const WORDS: [Word; 18] = [
     Word {
         function: 0x1,
         index: 0,
         register: Ecx,
-        // monitor, tsc_deadline_timer (compared by itself), osxsave, hypervisor
-        exempt: 1 << 3 | 1 << 24 | 1 << 27 | 1 << 31,
-        names: "pni pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - pcid dca sse4_1 \
-                sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave osxsave avx f16c rdrand hypervisor",
+        names: "pni pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - pcid dca \
+                sse4_1 sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave osxsave avx f16c rdrand \
+                hypervisor",
     },
     Word {
         function: 0x1,
         index: 0,
         register: Edx,
-        // apic, ht
-        exempt: 1 << 9 | 1 << 28,
-        names: "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - dts acpi mmx fxsr sse \
-                sse2 ss ht tm ia64 pbe",
+        names: "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - dts acpi \
+                mmx fxsr sse sse2 ss ht tm ia64 pbe",
     },
     Word {
         function: 0x6,
         index: 0,
         register: Eax,
-        exempt: 0,
         names: "dtherm ida arat",
     },
     Word {
         function: 0x7,
         index: 0,
         register: Ebx,
-        exempt: 0,
-        names: "fsgsbase tsc_adjust sgx bmi1 hle avx2 fdp_excptn_only smep bmi2 erms invpcid rtm cqm zero_fcs_fds mpx rdt_a \
-                avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt avx512pf avx512er avx512cd sha_ni \
-                avx512bw avx512vl",
+        names: "fsgsbase tsc_adjust sgx bmi1 hle avx2 fdp_excptn_only smep bmi2 erms invpcid rtm cqm \
+                zero_fcs_fds mpx rdt_a avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt \
+                avx512pf avx512er avx512cd sha_ni avx512bw avx512vl",
     },
     Word {
         function: 0x7,
         index: 0,
         register: Ecx,
-        // ospke
-        exempt: 1 << 4,
-        names: "- avx512vbmi umip pku ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq avx512_vnni avx512_bitalg tme \
-                avx512_vpopcntdq - la57 - - - - - rdpid - bus_lock_detect cldemote - movdiri movdir64b enqcmd sgx_lc pks",
+        names: "- avx512vbmi umip pku ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq avx512_vnni \
+                avx512_bitalg tme avx512_vpopcntdq - la57 - - - - - rdpid - bus_lock_detect cldemote - movdiri \
+                movdir64b enqcmd sgx_lc pks",
     },
     Word {
         function: 0x7,
         index: 0,
         register: Edx,
-        exempt: 0,
-        names: "- - avx512_4vnniw avx512_4fmaps fsrm - - - avx512_vp2intersect srbds_ctrl md_clear rtm_always_abort - \
-                tsx_force_abort serialize hybrid tsxldtrk - pconfig arch_lbr ibt - amx_bf16 avx512_fp16 amx_tile amx_int8 \
-                spec_ctrl intel_stibp flush_l1d arch_capabilities core_capabilities spec_ctrl_ssbd",
+        names: "- - avx512_4vnniw avx512_4fmaps fsrm - - - avx512_vp2intersect srbds_ctrl md_clear \
+                rtm_always_abort - tsx_force_abort serialize hybrid tsxldtrk - pconfig arch_lbr ibt - amx_bf16 \
+                avx512_fp16 amx_tile amx_int8 spec_ctrl intel_stibp flush_l1d arch_capabilities \
+                core_capabilities spec_ctrl_ssbd",
     },
     Word {
         function: 0x7,
         index: 1,
         register: Eax,
-        exempt: 0,
-        names: "sha512 sm3 sm4 - avx_vnni avx512_bf16",
+        names: "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd arch_perfmon_ext - fzrm fsrs fsrc - - \
+                - - fred lkgs wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam",
+    },
+    Word {
+        function: 0x7,
+        index: 1,
+        register: Edx,
+        names: "- - - - avx_vnni_int8 avx_ne_convert - - amx_complex - avx_vnni_int16 - - - prefetchiti user_msr \
+                - - cet_sss avx10 - apx",
+    },
+    Word {
+        function: 0x7,
+        index: 2,
+        register: Edx,
+        names: "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no",
     },
     Word {
         function: 0xd,
         index: 0,
         register: Eax,
-        exempt: 0,
         names: "x87-state sse-state avx-state bndregs-state bndcsr-state avx512-opmask-state avx512-zmm-state \
                 avx512-hi16-zmm-state - pkru-state",
     },
@@ -113,57 +101,119 @@ const WORDS: [Word; 14] = [
         function: 0xd,
         index: 1,
         register: Eax,
-        exempt: 0,
         names: "xsaveopt xsavec xgetbv1 xsaves xfd",
     },
     Word {
         function: 0x4000_0001,
         index: 0,
         register: Eax,
-        exempt: 0,
-        names: "kvm-clock kvm-nopiodelay kvm-mmu kvm-clock2 kvm-async-pf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt - \
-                kvm-pv-tlb-flush kvm-async-pf-vmexit kvm-pv-send-ipi kvm-poll-control kvm-pv-sched-yield kvm-async-pf-int \
-                kvm-msi-ext-dest-id kvm-hc-map-gpa-range kvm-migration-control - - - - - - kvm-clock-stable",
+        names: "kvm-clock kvm-nopiodelay kvm-mmu kvm-clock2 kvm-async-pf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt \
+                - kvm-pv-tlb-flush kvm-async-pf-vmexit kvm-pv-send-ipi kvm-poll-control kvm-pv-sched-yield \
+                kvm-async-pf-int kvm-msi-ext-dest-id kvm-hc-map-gpa-range kvm-migration-control - - - - - - \
+                kvm-clock-stable",
     },
     Word {
         function: 0x8000_0001,
         index: 0,
         register: Ecx,
-        // cmp_legacy
-        exempt: 1 << 1,
-        names: "lahf_lm cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit wdt - lwp \
-                fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext ptsc perfctr_llc mwaitx",
+        names: "lahf_lm cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop \
+                skinit wdt - lwp fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext ptsc \
+                perfctr_llc mwaitx",
     },
     Word {
         function: 0x8000_0001,
         index: 0,
         register: Edx,
-        // apic, as in leaf 1
-        exempt: 1 << 9,
-        names: "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - mmxext mmx fxsr \
-                fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
+        names: "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - mmxext \
+                mmx fxsr fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     },
     Word {
         function: 0x8000_0007,
         index: 0,
         register: Edx,
-        exempt: 0,
         names: "- - - - - - - - constant_tsc",
     },
     Word {
         function: 0x8000_0008,
         index: 0,
         register: Ebx,
-        exempt: 0,
-        names: "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - amd_ibpb - amd_ibrs amd_stibp - amd_stibp_always_on - - \
-                - - - amd_ppin amd_ssbd virt_ssbd amd_ssb_no cppc",
+        names: "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - amd_ibpb - amd_ibrs amd_stibp - \
+                amd_stibp_always_on - - - - - amd_ppin amd_ssbd virt_ssbd amd_ssb_no cppc",
+    },
+    Word {
+        function: 0x8000_0021,
+        index: 0,
+        register: Eax,
+        names: "no_nested_data_bp - lfence_rdtsc - - verw_clear null_sel_clr_base - autoibrs no_smm_ctl_msr - - \
+                - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no srso_user_kernel_no",
+    },
+    Word {
+        function: 0x8000_0021,
+        index: 0,
+        register: Ecx,
+        names: "- tsa_sq_no tsa_l1_no",
     },
 ];
 
-/// The leaf with the vendor's name.
-const VENDOR: u32 = 0x0;
-const FEATURES: u32 = 0x1;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
+const AVX10: u32 = 0x24;
+const ALL: u32 = !0;
+
+/// Bits of a register that are no features, or that are compared otherwise.
+fn exempt(function: u32, index: u32, register: Register) -> u32 {
+    match (function, index, register) {
+        // The largest leaf, and the vendor's or the hypervisor's name.
+        (0x0 | 0x4000_0000 | 0x8000_0000, ..) => ALL,
+        // Family, model and stepping: a guest that knows its model's errata goes on to avoid them. Size of a cache line, APIC ID.
+        (0x1, _, Eax | Ebx) | (0x8000_0001, _, Eax | Ebx) => ALL,
+        // monitor and osxsave (the vCPU's state), tsc_deadline_timer (compared by itself), hypervisor (ours).
+        (0x1, _, Ecx) => 1 << 3 | 1 << 24 | 1 << 27 | 1 << 31,
+        // apic (the vCPU's state), ht (the machine's shape).
+        (0x1, _, Edx) => 1 << 9 | 1 << 28,
+        // Caches, the processor's serial number.
+        (0x2..=0x4, ..) => ALL,
+        // MONITOR's sizes: KVM makes its instructions do nothing.
+        (0x5, ..) => ALL,
+        // Numbers of thermal thresholds and classes.
+        (0x6, _, Ebx | Edx) => ALL,
+        // The largest subleaf.
+        (0x7 | 0x14 | 0x20 | 0x24, 0, Eax) => ALL,
+        // ospke: the vCPU's state.
+        (0x7, 0, Ecx) => 1 << 4,
+        // Counters, enclaves' sizes, traces, branch records, tiles, nested virtualization, sampling: hidden from every guest.
+        (0xa | 0x12 | 0x14 | 0x1c | 0x1d | 0x1e | 0x23, ..) => ALL,
+        (0x8000_000a | 0x8000_001b | 0x8000_0022, ..) => ALL,
+        // Topology, which is the machine's own.
+        (0xb | 0x1f | 0x8000_001e | 0x8000_0026, ..) => ALL,
+        // Sizes of the extended state as it is switched on and as it could be; its parts' layouts are compared by themselves.
+        (0xd, 0, Ebx | Ecx) | (0xd, 1, Ebx) | (0xd, 2.., _) => ALL,
+        // Frequencies: the time stamp counter's is compared when it is set.
+        (0x15 | 0x16 | 0x4000_0010, ..) => ALL,
+        // The chip's name, address translation caches, which kind of core it is.
+        (0x17 | 0x18 | 0x1a, ..) => ALL,
+        // AVX10's version is compared by itself.
+        (AVX10, 0, Ebx) => 0xff,
+        // Hints of how a guest is best run.
+        (0x4000_0001, _, Edx) => ALL,
+        // cmp_legacy: the machine's shape.
+        (0x8000_0001, _, Ecx) => 1 << 1,
+        // apic, as in leaf 1.
+        (0x8000_0001, _, Edx) => 1 << 9,
+        // The processor's name, caches.
+        (0x8000_0002..=0x8000_0006 | 0x8000_0019 | 0x8000_001d, ..) => ALL,
+        // Numbers for the power's management.
+        (0x8000_0007, _, Eax | Ecx) => ALL,
+        // Widths of addresses are compared by themselves; topology; how much INVLPGB takes.
+        (SIZES, _, Eax | Ecx | Edx) => ALL,
+        // How quick some instructions are.
+        (0x8000_001a, ..) => ALL,
+        // Encrypted memory's numbers.
+        (0x8000_001f, _, Ebx | Ecx | Edx) => ALL,
+        // Sizes of the microcode's patches and the like.
+        (0x8000_0021, _, Ebx | Edx) => ALL,
+        _ => 0,
+    }
+}
 
 /// Finds the first thing that a guest with the table `seen` needs and that a host lacks whose KVM supports `supported`, and
 /// perhaps a local APIC timer with deadlines.
@@ -180,46 +230,73 @@ pub(crate) fn missing(
     if deadline && !tsc_deadline {
         return Some("tsc_deadline_timer".into());
     }
-    WORDS.iter().find_map(|word| {
-        let bits = |table| {
-            leaf(table, word.function, word.index).map_or(0, |entry| word.register.of(entry))
-        };
-        let lacking = bits(seen) & !bits(host) & !word.exempt;
-        (lacking != 0).then(|| word.name(lacking.trailing_zeros()))
+    let features = seen.iter().find_map(|entry| missing_bit(entry, host));
+    features
+        .or_else(|| narrower(seen, host))
+        .or_else(|| seen.iter().find_map(|entry| other_layout(entry, host)))
+        .or_else(|| older_avx10(seen, host))
+}
+
+/// The first feature of a leaf that the host has not.
+fn missing_bit(seen: &kvm_cpuid_entry2, host: &[kvm_cpuid_entry2]) -> Option<String> {
+    let (function, index) = (seen.function, seen.index);
+    let same = leaf(host, function, index).copied().unwrap_or_default();
+    Register::ALL.into_iter().find_map(|register| {
+        let wanted = register.of(seen) & !exempt(function, index, register);
+        let lacking = wanted & !register.of(&same);
+        (lacking != 0).then(|| name(function, index, register, lacking.trailing_zeros()))
     })
 }
 
-impl Word {
-    fn name(&self, bit: u32) -> String {
-        let name = usize::try_from(bit)
-            .ok()
-            .and_then(|bit| self.names.split_ascii_whitespace().nth(bit));
-        match name {
-            Some(name) if name != "-" => name.into(),
-            _ => {
-                let register = format!("{:?}", self.register).to_uppercase();
-                format!(
-                    "bit {bit} of CPUID {:#x}.{} {register}",
-                    self.function, self.index
-                )
-            }
+/// Addresses that are too narrow. A guest may use every bit that it was told of, also those that must otherwise be 0.
+fn narrower(seen: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<String> {
+    let bits =
+        |table, shift: u32| leaf(table, SIZES, 0).map_or(0, |entry| entry.eax >> shift & 0xff);
+    [(0, "physical"), (8, "linear")]
+        .into_iter()
+        .find_map(|(shift, what)| {
+            let (wanted, there) = (bits(seen, shift), bits(host, shift));
+            (wanted > there).then(|| format!("{what} addresses of {wanted} bits (it has {there})"))
+        })
+}
+
+/// A part of the extended state that isn't where it was: it is saved as the processor lays it out.
+fn other_layout(seen: &kvm_cpuid_entry2, host: &[kvm_cpuid_entry2]) -> Option<String> {
+    if seen.function != XSAVE || seen.index < 2 || seen.eax == 0 {
+        return None;
+    }
+    let same = leaf(host, XSAVE, seen.index).copied().unwrap_or_default();
+    let layout = |entry: &kvm_cpuid_entry2| (entry.eax, entry.ebx, entry.ecx);
+    (layout(seen) != layout(&same)).then(|| {
+        format!(
+            "part {} of the extended state of {} bytes at {:#x}",
+            seen.index, seen.eax, seen.ebx
+        )
+    })
+}
+
+fn older_avx10(seen: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<String> {
+    let version = |table| leaf(table, AVX10, 0).map_or(0, |entry| entry.ebx & 0xff);
+    let wanted = version(seen);
+    (wanted > version(host)).then(|| format!("avx10.{wanted}"))
+}
+
+/// What a bit is called.
+fn name(function: u32, index: u32, register: Register, bit: u32) -> String {
+    let word = WORDS
+        .iter()
+        .find(|word| (word.function, word.index, word.register) == (function, index, register));
+    let names = word.map_or("", |word| word.names);
+    let name = usize::try_from(bit)
+        .ok()
+        .and_then(|bit| names.split_ascii_whitespace().nth(bit));
+    match name {
+        Some(name) if name != "-" => name.into(),
+        _ => {
+            let register = format!("{register:?}").to_uppercase();
+            format!("bit {bit} of CPUID {function:#x}.{index} {register}")
         }
     }
-}
-
-fn leaf(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
-    table
-        .iter()
-        .find(|entry| (entry.function, entry.index) == (function, index))
-}
-
-/// The vendor's name as the processor spells it, `GenuineIntel` or `AuthenticAMD`.
-fn vendor(table: &[kvm_cpuid_entry2]) -> String {
-    let entry = leaf(table, VENDOR, 0).copied().unwrap_or_default();
-    let bytes = [entry.ebx, entry.edx, entry.ecx]
-        .map(u32::to_le_bytes)
-        .concat();
-    bytes.escape_ascii().to_string()
 }
 
 #[cfg(test)]
@@ -284,7 +361,12 @@ mod tests {
     fn what_is_no_feature_is_not_missed() {
         assert_eq!(missing_with(|e| e.ecx = 1 << 31 | 1 << 27, 0x1, 0), None);
         assert_eq!(missing_with(|e| e.edx = 1 << 28, 0x1, 0), None);
-        assert_eq!(missing_with(|e| e.eax = !0, 0x8000_0008, 0), None);
+        assert_eq!(missing_with(|e| e.ecx = !0, 0x8000_0008, 0), None);
+        for register in [Eax, Ebx, Ecx, Edx] {
+            for leaf in [0x2, 0x4, 0xb, 0x8000_0002, 0x8000_0006, 0x8000_001e] {
+                assert_eq!(exempt(leaf, 0, register), ALL, "{leaf:#x}");
+            }
+        }
     }
 
     #[test]
@@ -296,5 +378,61 @@ mod tests {
                 word.function
             );
         }
+    }
+
+    #[test]
+    fn every_word_that_is_not_exempt_is_compared() {
+        let lacks = |change: fn(&mut kvm_cpuid_entry2), function, index, name: &str| {
+            let missed = missing_with(change, function, index);
+            assert_eq!(missed.as_deref(), Some(name), "{function:#x}.{index}");
+        };
+        lacks(|e| e.ecx = 1 << 5, 0x7, 1, "bit 5 of CPUID 0x7.1 ECX");
+        lacks(|e| e.edx = 1 << 4, 0x7, 1, "avx_vnni_int8");
+        lacks(|e| e.edx = 1 << 4, 0x7, 2, "bhi_ctrl");
+        lacks(|e| e.edx = 1, 0xd, 0, "bit 0 of CPUID 0xd.0 EDX");
+        lacks(|e| e.ecx = 1 << 11, 0xd, 1, "bit 11 of CPUID 0xd.1 ECX");
+        lacks(|e| e.edx = 1, 0xd, 1, "bit 0 of CPUID 0xd.1 EDX");
+        lacks(|e| e.ebx = 1 << 18, 0x24, 0, "bit 18 of CPUID 0x24.0 EBX");
+        lacks(|e| e.eax = 1 << 8, 0x8000_0021, 0, "autoibrs");
+        lacks(
+            |e| e.ebx = 1 << 1,
+            0x8000_0007,
+            0,
+            "bit 1 of CPUID 0x80000007.0 EBX",
+        );
+        // One that nothing here has heard of.
+        lacks(|e| e.ebx = 1 << 7, 0x2f, 3, "bit 7 of CPUID 0x2f.3 EBX");
+    }
+
+    #[test]
+    fn numbers_that_matter_are_compared_as_numbers() {
+        let compared = |seen: kvm_cpuid_entry2, host: kvm_cpuid_entry2| {
+            missing(&[seen], &CpuId::from_entries(&[host]).unwrap(), false)
+        };
+        let sizes = |eax| kvm_cpuid_entry2 {
+            eax,
+            ..entry(0x8000_0008, 0)
+        };
+        let lacking = compared(sizes(0x3034), sizes(0x3030)).unwrap();
+        assert_eq!(lacking, "physical addresses of 52 bits (it has 48)");
+        let lacking = compared(sizes(0x392e), sizes(0x3034)).unwrap();
+        assert_eq!(lacking, "linear addresses of 57 bits (it has 48)");
+        assert_eq!(compared(sizes(0x302e), sizes(0x3934)), None);
+        let part = |eax, ebx| kvm_cpuid_entry2 {
+            eax,
+            ebx,
+            ..entry(0xd, 9)
+        };
+        let lacking = compared(part(8, 0xa80), part(8, 0x980)).unwrap();
+        assert_eq!(lacking, "part 9 of the extended state of 8 bytes at 0xa80");
+        assert_eq!(compared(part(8, 0xa80), part(8, 0xa80)), None);
+        assert_eq!(compared(part(0, 0), part(8, 0xa80)), None);
+        let avx10 = |ebx| kvm_cpuid_entry2 {
+            ebx,
+            ..entry(0x24, 0)
+        };
+        let lacking = compared(avx10(2 | 7 << 16), avx10(1 | 7 << 16)).unwrap();
+        assert_eq!(lacking, "avx10.2");
+        assert_eq!(compared(avx10(1 | 1 << 16), avx10(2 | 7 << 16)), None);
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod acpi;
 pub(crate) mod boot_params;
 pub(crate) mod cpuid;
 pub(crate) mod features;
+mod msrs;
 pub(crate) mod paging;
 pub(crate) mod registers;
 pub(crate) mod vcpu_state;

@@ -115,7 +115,7 @@ pub(crate) fn set_local_apic(vcpu: &VcpuFd) -> Result<()> {
     vcpu.set_lapic(&apic).map_err(Error::kvm("KVM_SET_LAPIC"))
 }
 
-fn set_apic_register(apic: &mut kvm_lapic_state, offset: usize, value: u32) {
+pub(crate) fn set_apic_register(apic: &mut kvm_lapic_state, offset: usize, value: u32) {
     for (slot, byte) in apic.regs[offset..].iter_mut().zip(value.to_le_bytes()) {
         *slot = i8::from_le_bytes([byte]);
     }

@@ -9,12 +9,13 @@
 )]
 
 use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::{cpuid, msrs};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
 
@@ -23,9 +24,9 @@ const MSR_TSC: u32 = 0x10;
 const FAR: u64 = 1 << 62;
 /// The local APIC timer's deadline (Intel SDM vol. 4, "IA32_TSC_DEADLINE").
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
-/// More CPUID entries than KVM takes, and more MSRs than it has, are no state of a machine.
+/// More CPUID entries than KVM takes, and more MSRs than it has by far, are no state of a machine.
 const CPUID_MAX: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-const MSRS_MAX: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
+const MSRS_MAX: usize = 1024;
 /// By how much, in millionths, a time stamp counter may be quicker or slower than the guest takes it for: what Linux puts
 /// down to bad measuring.
 const TSC_TOLERANCE_PPM: u64 = 250;
@@ -40,8 +41,8 @@ pub(crate) struct Inventory {
 impl Inventory {
     pub(crate) fn of_this_host(vm: &VmFd) -> Result<Self> {
         let kvm = Kvm::new().map_err(Error::kvm("opening /dev/kvm"))?;
-        // The MSRs that KVM keeps for a guest on this host and lets be read and set from outside: hardware's and its own
-        // paravirtual ones (kvm-clock's pages, for one). Those that it only emulates without any state aren't in it.
+        // The MSRs that KVM keeps for a guest on this host and says that it lets be read and set from outside: hardware's and
+        // its own paravirtual ones (kvm-clock's pages, for one). There are more, see `msrs`.
         // (KVM API 4.3, KVM_GET_MSR_INDEX_LIST.)
         let msrs = kvm
             .get_msr_index_list()
@@ -100,7 +101,7 @@ impl VcpuState {
         let debug_regs = vcpu
             .get_debug_regs()
             .map_err(Error::kvm("KVM_GET_DEBUGREGS"))?;
-        let (deadline, msrs) = read_msrs(vcpu, &inventory.msrs)?
+        let (deadline, msrs) = msrs::all(vcpu, &inventory.msrs)?
             .into_iter()
             .partition::<Vec<_>, _>(|msr| msr.index == MSR_TSC_DEADLINE);
         let lapic = vcpu.get_lapic().map_err(Error::kvm("KVM_GET_LAPIC"))?;
@@ -142,13 +143,13 @@ impl VcpuState {
         if id == 0 {
             self.part_tsc(vcpu)?;
         }
-        set_msrs(vcpu, &self.msrs)?;
+        msrs::set(vcpu, &self.msrs)?;
         // After the counter, in terms of which KVM reckons when the APIC's timer is to fire: from here on it runs.
         // (KVM API 4.58, KVM_SET_LAPIC.)
         vcpu.set_lapic(&self.lapic)
             .map_err(Error::kvm("KVM_SET_LAPIC"))?;
         // After the local APIC, which ignores a deadline unless its timer is in deadline mode.
-        set_msrs(vcpu, self.tsc_deadline.as_slice())?;
+        msrs::set(vcpu, self.tsc_deadline.as_slice())?;
         // Whether it runs, halts, or waits to be started. (KVM API 4.39, KVM_SET_MP_STATE.)
         vcpu.set_mp_state(self.mp_state)
             .map_err(Error::kvm("KVM_SET_MP_STATE"))?;
@@ -158,9 +159,12 @@ impl VcpuState {
             .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))
     }
 
-    /// Gives the vCPU the features that the guest has seen, which may be fewer than this host has.
+    /// Gives the vCPU the features that the guest has seen, which may be fewer than this host has. What no guest is told of
+    /// stays hidden also where the state says otherwise: nobody but a forger has written it.
     pub(crate) fn set_cpuid(&self, vcpu: &VcpuFd) -> Result<CpuId> {
-        let table = CpuId::from_entries(&self.cpuid).expect("checked by `check`");
+        let mut entries = self.cpuid.clone();
+        cpuid::hide(&mut entries);
+        let table = CpuId::from_entries(&entries).expect("checked by `check`");
         vcpu.set_cpuid2(&table)
             .map_err(Error::kvm("KVM_SET_CPUID2"))?;
         Ok(table)
@@ -209,7 +213,7 @@ impl VcpuState {
                 ..*msr
             })
             .collect();
-        set_msrs(vcpu, &far)
+        msrs::set(vcpu, &far)
     }
 
     /// Sets the registers of the FPU, SSE, AVX and so on.
@@ -227,81 +231,50 @@ impl VcpuState {
     }
 }
 
-/// Reads all of `indices` that can be read.
-fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>> {
-    let mut read = Vec::with_capacity(indices.len());
-    let mut rest = indices;
-    while !rest.is_empty() {
-        let wanted: Vec<_> = rest
-            .iter()
-            .take(MSRS_MAX)
-            .map(|&index| kvm_msr_entry {
-                index,
-                ..Default::default()
-            })
-            .collect();
-        let mut msrs = Msrs::from_entries(&wanted).expect("no more than KVM takes");
-        // Reads them in order and stops at the first that can't be read; the number of those read is its result. One that
-        // this KVM lists and then can't read has no state, and is left out. (KVM API 4.18, KVM_GET_MSRS.)
-        let count = vcpu
-            .get_msrs(&mut msrs)
-            .map_err(Error::kvm("KVM_GET_MSRS"))?;
-        read.extend(&msrs.as_slice()[..count]);
-        let done = if count < wanted.len() {
-            count + 1
-        } else {
-            count
-        };
-        rest = &rest[done..];
-    }
-    Ok(read)
-}
-
-/// Sets `msrs` in order. One that can't be set is as good as set if it has the value already.
-fn set_msrs(vcpu: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<()> {
-    let mut rest = msrs;
-    while !rest.is_empty() {
-        let entries = Msrs::from_entries(rest).expect("checked by `VcpuState::check`");
-        let count = vcpu
-            .set_msrs(&entries)
-            .map_err(Error::kvm("KVM_SET_MSRS"))?;
-        let Some(refused) = rest.get(count) else {
-            break;
-        };
-        let now = read_msrs(vcpu, &[refused.index])?;
-        if now.first().map(|msr| msr.data) != Some(refused.data) {
-            return Err(lacks(format!(
-                "MSR {:#x} that takes the value {:#x}",
-                refused.index, refused.data
-            )));
-        }
-        rest = &rest[count + 1..];
-    }
-    Ok(())
-}
-
 fn lacks(what: String) -> Error {
     Error::HostLacks(what)
 }
 
-/// SVM: CPUID 8000_0001, bit 2 of ECX (AMD APM vol. 3, "CPUID Fn8000_0001_ECX").
-const SVM: (u32, u32) = (0x8000_0001, 1 << 2);
+/// The leaf with the hypervisor's name, there where leaf 1 says that there is one, and what QEMU's emulation calls itself.
+const HYPERVISOR_NAME: u32 = 0x4000_0000;
+const ECX_HYPERVISOR: u32 = 1 << 31;
+const EMULATION: [u8; 12] = *b"TCGTCGTCGTCG";
 /// The bit of a task state segment's type that says that it is in use (AMD APM vol. 2, "TSS Descriptor").
 const TSS_BUSY: u8 = 1 << 1;
 
-/// The task register's segment is busy on Intel's processors. On AMD's it has no such bit, and KVM adds one when it is asked.
-/// The processor ignores it; but QEMU's emulation of one takes such a segment for none, and with it the guest's permissions for
-/// I/O ports (ioperm(2)): programs that had one when they were saved would be killed.
+/// The task register's segment is busy, on AMD's processors as on Intel's; AMD's ignore the bit. QEMU's emulation of one takes
+/// such a segment for none, and with it the guest's permissions for I/O ports (ioperm(2)): programs that had one when they
+/// were saved would be killed. So there, and nowhere else, the bit is taken away.
 fn as_the_processor_has_it(mut sregs: kvm_sregs) -> kvm_sregs {
-    let (leaf, bit) = SVM;
-    if std::arch::x86_64::__cpuid(leaf).ecx & bit != 0 {
+    if is_emulated() {
         sregs.tr.type_ &= !TSS_BUSY;
     }
     sregs
 }
 
+/// Whether the processor is QEMU's emulation of one, as it is in the lab.
+fn is_emulated() -> bool {
+    use std::arch::x86_64::__cpuid;
+    if __cpuid(cpuid::FEATURES).ecx & ECX_HYPERVISOR == 0 {
+        return false;
+    }
+    let name = __cpuid(HYPERVISOR_NAME);
+    [name.ebx, name.ecx, name.edx]
+        .map(u32::to_le_bytes)
+        .concat()
+        == EMULATION
+}
+
+#[cfg(test)]
+mod tests;
+
 #[cfg(test)]
 impl VcpuState {
+    /// Its MSRs, to be forged.
+    pub(crate) fn msrs(&mut self) -> &mut Vec<kvm_msr_entry> {
+        &mut self.msrs
+    }
+
     /// A state of no vCPU that ever was, in which all that may be there is.
     pub(crate) fn sample() -> Self {
         VcpuState {

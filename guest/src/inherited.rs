@@ -1,0 +1,365 @@
+//! What a process inherits from the one that has started it, put right before anything depends on it.
+//!
+//! Dispositions and masks of signals, limits, open files, the umask and variables all pass through `exec`, and a shell, a
+//! service manager or a build tool may have left them in any state. [`put_right`] mends, at the start of a program and while it
+//! has one thread, what can be mended without a word, and names what can't be, with the remedy. What users set on purpose stays:
+//! the signals that `nohup` and shells let their children ignore, and limits that leave enough.
+
+#![allow(
+    unsafe_code,
+    reason = "signals' dispositions, and changes of the environment, have no safe interface"
+)]
+
+use std::env;
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+use std::ptr;
+
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+
+/// Signals that are made to do what they do by default: this process, or one that it starts, waits for children, counts on a
+/// window's size or on a timer. Those by which users and shells end programs stay ignored, as `nohup` has them.
+const DEFAULT: [libc::c_int; 8] = [
+    libc::SIGCHLD,
+    libc::SIGWINCH,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGURG,
+    libc::SIGXCPU,
+];
+/// The first file that is not one of the standard streams.
+const FIRST: libc::c_uint = 3;
+/// Where programs are looked for if nothing says it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A limit of this process.
+struct Limit {
+    resource: Resource,
+    /// Below this nothing works.
+    least: u64,
+    /// What a soft limit that is lower is raised to, as far as the hard one lets it.
+    enough: u64,
+    what: &'static str,
+    /// The shell's flag for it.
+    flag: char,
+}
+
+const MIB: u64 = 1 << 20;
+const LIMITS: [Limit; 5] = [
+    Limit {
+        resource: Resource::Nofile,
+        least: 64,
+        enough: 1024,
+        what: "open files",
+        flag: 'n',
+    },
+    Limit {
+        resource: Resource::As,
+        least: 256 * MIB,
+        enough: 256 * MIB,
+        what: "address space in bytes",
+        flag: 'v',
+    },
+    Limit {
+        resource: Resource::Data,
+        least: 128 * MIB,
+        enough: 128 * MIB,
+        what: "data in bytes",
+        flag: 'd',
+    },
+    Limit {
+        resource: Resource::Stack,
+        least: MIB,
+        enough: 8 * MIB,
+        what: "stack in bytes",
+        flag: 's',
+    },
+    // A vCPU's thread is called out of its guest by a signal that is queued.
+    Limit {
+        resource: Resource::Sigpending,
+        least: 16,
+        enough: 1024,
+        what: "pending signals",
+        flag: 'i',
+    },
+];
+/// Root's processes are not counted.
+const PROCESSES: Limit = Limit {
+    resource: Resource::Nproc,
+    least: 32,
+    enough: 4096,
+    what: "processes and threads",
+    flag: 'u',
+};
+
+/// What was inherited and can't be put right.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// A limit is too low.
+    #[error(
+        "the limit of {what} is {is}, and at least {least} are needed: raise it (`ulimit -{flag}`)"
+    )]
+    Limit {
+        /// What is limited.
+        what: &'static str,
+        /// The limit.
+        is: u64,
+        /// The lowest with which anything works.
+        least: u64,
+        /// The shell's flag for it.
+        flag: char,
+    },
+    /// Nothing can be written to stdout.
+    #[error("stdout is not open for writing: open it so, or close it")]
+    Stdout,
+    /// The folder of temporary files is none.
+    #[error(
+        "TMPDIR is not an absolute path of a folder: {}: set it to one, or unset it",
+        .0.display()
+    )]
+    Temporary(PathBuf),
+    /// The home is somewhere else in each working folder.
+    #[error("{name} is not an absolute path: {}: set it to one, or unset it", path.display())]
+    Relative {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+}
+
+impl Refused {
+    /// Whether the stack is so small that not much more can be done.
+    pub fn is_of_the_stack(&self) -> bool {
+        matches!(self, Refused::Limit { flag: 's', .. })
+    }
+}
+
+/// Puts right all that a program inherits that a user starts.
+///
+/// # Errors
+///
+/// What can't be put right.
+pub fn put_right() -> Result<(), Refused> {
+    signals();
+    // A write beyond the limit of a file's size is an error then, with a name, and no death without a word.
+    // SAFETY: it takes numbers, and no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    descriptors();
+    own_files_are_ours();
+    limits()?;
+    streams()?;
+    environment()
+}
+
+/// Makes signals that this process inherited as ignored do what they do by default, and lets all of them through.
+pub fn signals() {
+    for signal in DEFAULT {
+        // SAFETY: it takes numbers, and no handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let mut none = MaybeUninit::uninit();
+    // SAFETY: it fills in the set, which it has the room for.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set was filled in, and the old one is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
+}
+
+/// Keeps files that others have left open in this process from those that it starts: all but the standard streams.
+pub fn descriptors() {
+    // It fails before Linux 5.11; then they stay open.
+    // SAFETY: it takes numbers, and closes nothing.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            FIRST,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+}
+
+/// A umask that takes from the owner would lock this process out of its own folders.
+fn own_files_are_ours() {
+    let owner = Mode::RWXU;
+    let old = umask(owner | Mode::RWXG | Mode::RWXO);
+    umask(old - owner);
+}
+
+fn limits() -> Result<(), Refused> {
+    for limit in &LIMITS {
+        limit.check()?;
+    }
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => PROCESSES.check(),
+    }
+}
+
+impl Limit {
+    fn check(&self) -> Result<(), Refused> {
+        let Rlimit { current, maximum } = getrlimit(self.resource);
+        let Some(mut is) = current.filter(|is| *is < self.enough) else {
+            return Ok(());
+        };
+        let raised = maximum.map_or(self.enough, |most| most.min(self.enough));
+        let new = Rlimit {
+            current: Some(raised),
+            maximum,
+        };
+        if setrlimit(self.resource, new).is_ok() {
+            is = raised;
+        }
+        if is >= self.least {
+            return Ok(());
+        }
+        Err(Refused::Limit {
+            what: self.what,
+            is,
+            least: self.least,
+            flag: self.flag,
+        })
+    }
+}
+
+/// Closed ones are open by now: Rust's library has opened `/dev/null` in their places.
+fn streams() -> Result<(), Refused> {
+    use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
+    // `nohup` leaves a stdin from which nothing can be read.
+    if let Some(stream) = instead(stdin(), OFlags::RDONLY, true) {
+        let _ = dup2_stdin(stream);
+    }
+    if let Some(stream) = instead(stderr(), OFlags::WRONLY, true) {
+        let _ = dup2_stderr(stream);
+    }
+    if let Some(stream) = instead(stdout(), OFlags::WRONLY, false) {
+        let _ = dup2_stdout(stream);
+    }
+    // What would be lost there is the answer.
+    match is_open_for(flags_of(stdout()), OFlags::WRONLY) {
+        true => Ok(()),
+        false => Err(Refused::Stdout),
+    }
+}
+
+fn flags_of(stream: BorrowedFd) -> OFlags {
+    fcntl_getfl(stream).unwrap_or(OFlags::PATH)
+}
+
+fn is_open_for(flags: OFlags, wanted: OFlags) -> bool {
+    let access = flags & OFlags::RWMODE;
+    !flags.contains(OFlags::PATH) && (access == OFlags::RDWR || access == wanted)
+}
+
+/// What a stream is replaced by, if it has to be: nothing, where it can't be used and that may be, or the same pipe or device,
+/// opened anew, where others have made theirs non-blocking.
+fn instead(stream: BorrowedFd, access: OFlags, or_nothing: bool) -> Option<OwnedFd> {
+    let flags = flags_of(stream);
+    let quiet = access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let open = |path: &str| rustix::fs::open(path, quiet, Mode::empty()).ok();
+    let opened = if !is_open_for(flags, access) {
+        or_nothing.then(|| open("/dev/null"))??
+    } else if flags.contains(OFlags::NONBLOCK) {
+        let kind = FileType::from_raw_mode(fstat(stream).ok()?.st_mode);
+        match kind {
+            FileType::Fifo | FileType::CharacterDevice => {
+                open(&format!("/proc/self/fd/{}", stream.as_raw_fd()))?
+            }
+            // A socket can't be opened anew.
+            FileType::Socket => {
+                let _ = fcntl_setfl(stream, flags - OFlags::NONBLOCK);
+                return None;
+            }
+            _ => return None,
+        }
+    } else {
+        return None;
+    };
+    // Only opening it was not to wait.
+    fcntl_setfl(&opened, fcntl_getfl(&opened).ok()? - OFlags::NONBLOCK).ok()?;
+    Some(opened)
+}
+
+fn environment() -> Result<(), Refused> {
+    // It sizes the stacks of threads, and would let them overflow, or not be made at all.
+    remove("RUST_MIN_STACK");
+    if is_empty("PATH") {
+        // SAFETY: this process has one thread yet.
+        unsafe { env::set_var("PATH", PATH) };
+    }
+    match env::var_os("TMPDIR").map(PathBuf::from) {
+        Some(folder) if folder.as_os_str().is_empty() => remove("TMPDIR"),
+        Some(folder) if !folder.is_absolute() || !folder.is_dir() => {
+            return Err(Refused::Temporary(folder));
+        }
+        _ => {}
+    }
+    for name in ["HOME", "XDG_CACHE_HOME"] {
+        let path = env::var_os(name).map(PathBuf::from);
+        let is_relative = |path: &PathBuf| !path.as_os_str().is_empty() && !path.is_absolute();
+        if let Some(path) = path.filter(is_relative) {
+            return Err(Refused::Relative { name, path });
+        }
+    }
+    Ok(())
+}
+
+/// Where it isn't set, too.
+fn is_empty(name: &str) -> bool {
+    env::var_os(name).is_none_or(|value| value.is_empty())
+}
+
+fn remove(name: &str) {
+    if env::var_os(name).is_some() {
+        // SAFETY: this process has one thread yet.
+        unsafe { env::remove_var(name) };
+    }
+}
+
+/// The inherited limit that is behind an error, in words, where there is one.
+pub fn limit_behind(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    let mut number = None;
+    while let (Some(error), None) = (cause, number) {
+        number = error
+            .downcast_ref()
+            .and_then(io::Error::raw_os_error)
+            .or_else(|| error.downcast_ref().map(rustix_number));
+        cause = error.source();
+    }
+    const FILES: (Resource, &str, char) = (Resource::Nofile, "open files", 'n');
+    const BYTES: (Resource, &str, char) = (Resource::Fsize, "a file's size", 'f');
+    const ADDRESSES: (Resource, &str, char) = (Resource::As, "address space", 'v');
+    const DATA: (Resource, &str, char) = (Resource::Data, "data", 'd');
+    const THREADS: (Resource, &str, char) = (Resource::Nproc, "processes and threads", 'u');
+    let limits: &[_] = match number? {
+        libc::EFBIG => &[BYTES],
+        libc::EMFILE => &[FILES],
+        libc::ENOMEM => &[ADDRESSES, DATA],
+        // A thread that can't be made, for one or the other reason.
+        libc::EAGAIN => &[ADDRESSES, DATA, THREADS],
+        _ => return None,
+    };
+    let root = rustix::process::geteuid().is_root();
+    let set = limits.iter().filter_map(|(resource, what, flag)| {
+        if root && *resource == Resource::Nproc {
+            return None;
+        }
+        let is = getrlimit(*resource).current?;
+        Some(format!(
+            "the limit of {what} is {is} (`ulimit -{flag}` raises it)"
+        ))
+    });
+    let set: Vec<_> = set.collect();
+    (!set.is_empty()).then(|| set.join(", "))
+}
+
+fn rustix_number(errno: &rustix::io::Errno) -> i32 {
+    errno.raw_os_error()
+}

@@ -1,0 +1,307 @@
+//! The way down from root: how a jail's processes become a user of the host's that owns nothing, where minivm is root.
+//!
+//! A user namespace maps its root to a user that is free on the host, another one for each run, so that no limit that counts by
+//! user adds up over runs. All of a jail is in that namespace. What breaks out of the jail is that user on the host, and not root.
+//!
+//! Such a user can't walk to what lies in root's folders, nor read what is for root alone. So each file or folder that is shown
+//! is a mount of its own, which minivm makes as root, with owners mapped like those of the namespace: what is root's is that
+//! user's there, and root's still on the disk. The new process puts these mounts into a folder in memory over `/tmp`, which it
+//! alone sees, before it gives root up. Some file systems can't map owners (overlayfs, network file systems): theirs are shown
+//! as they are, and what is for root alone can't be read there.
+
+#![allow(
+    unsafe_code,
+    reason = "neither mapped mounts nor a process that makes a namespace and nothing else have a safe interface"
+)]
+
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::path::{Path, PathBuf};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{CWD, Mode, OFlags, fchown, mkdir, open};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change,
+    move_mount, open_tree,
+};
+use rustix::process::{
+    Gid, Pid, Signal, Uid, WaitOptions, getpid, getppid, kill_process,
+    set_parent_process_death_signal, waitpid,
+};
+use rustix::thread::{
+    LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
+};
+
+/// Where the new process finds what is shown. Bubblewrap needs this folder too.
+const STAGE: &str = "/tmp";
+/// Users that no distribution and no container manager gives to anything: the upper part of systemd's "reserved" range. In a
+/// container most often there are but 65536 users, of which these are nobody's.
+const FREE: [(u32, u32); 2] = [(0x7000_0000, 0x1000_0000), (65000, 534)];
+/// So many runs of one process have users of their own.
+const RUNS: u32 = 64;
+
+/// What is needed for it.
+#[derive(Debug)]
+pub(super) struct Descent {
+    /// The user namespace.
+    namespace: OwnedFd,
+    user: u32,
+    group: u32,
+    shown: Vec<Shown>,
+}
+
+/// A mount that is in no folder yet.
+#[derive(Debug)]
+struct Shown {
+    mount: OwnedFd,
+    inside: CString,
+    is_folder: bool,
+}
+
+impl Descent {
+    /// One for one jail; none where this process isn't root, or has no other user to become.
+    pub(super) fn prepare() -> io::Result<Option<Descent>> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let seed = std::process::id()
+            .wrapping_mul(RUNS)
+            .wrapping_add(count % RUNS);
+        let free = |map: &str| Ok::<_, io::Error>(free(&fs::read_to_string(map)?, seed));
+        let (Some(user), Some(group)) = (free("/proc/self/uid_map")?, free("/proc/self/gid_map")?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Descent {
+            namespace: namespace(user, group)?,
+            user,
+            group,
+            shown: Vec::new(),
+        }))
+    }
+
+    /// Shows a file or folder, with all that is mounted in it; says where the new process finds it.
+    pub(super) fn show(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
+        let metadata = fs::metadata(host)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        let mount = open_tree(CWD, host, flags)?;
+        if map_owners(mount.as_fd(), self.namespace.as_fd()).is_err() && writable {
+            let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
+            fchown(File::open(host)?, Some(user), Some(group))?;
+        }
+        let inside = Path::new(STAGE).join(self.shown.len().to_string());
+        self.shown.push(Shown {
+            mount,
+            inside: c_string(inside.as_os_str())?,
+            is_folder: metadata.is_dir(),
+        });
+        Ok(inside)
+    }
+
+    /// Becomes that user, with what is shown where it was said. This is for a process between fork and exec: all of it is
+    /// system calls.
+    pub(super) fn descend(&self) -> io::Result<()> {
+        // SAFETY: the process has one thread and shares nothing with others.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+        mount_change(
+            c"/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        )?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount(
+            c"minivm",
+            c"/tmp",
+            c"tmpfs",
+            flags,
+            c"mode=755,size=1m,nr_inodes=1k",
+        )?;
+        for shown in &self.shown {
+            shown.put()?;
+        }
+        // A container may hide parts of its own, and then a namespace of users can't have another.
+        let _ = mount(
+            c"proc",
+            c"/proc",
+            c"proc",
+            flags | MountFlags::NOEXEC,
+            None::<&std::ffi::CStr>,
+        );
+        move_into_link_name_space(self.namespace.as_fd(), Some(LinkNameSpaceType::User))?;
+        set_thread_groups(&[])?;
+        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+        Ok(())
+    }
+}
+
+impl Shown {
+    fn put(&self) -> io::Result<()> {
+        if self.is_folder {
+            mkdir(&*self.inside, Mode::RWXU)?;
+        } else {
+            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+            drop(open(&*self.inside, flags, Mode::RUSR)?);
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&self.mount, c"", CWD, &*self.inside, flags)?)
+    }
+}
+
+/// Gives a folder back to root, with all in it, that was lent where owners can't be mapped. An ordinary user's is that user's
+/// all the time.
+pub(super) fn take_back(folder: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let metadata = fs::symlink_metadata(folder)?;
+    if metadata.uid() != 0 {
+        lchown(folder, Some(0), Some(0))?;
+    }
+    if metadata.is_dir() {
+        for entry in fs::read_dir(folder)? {
+            take_back(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether owners can be mapped where this lies; true as well where there is no need to.
+pub(super) fn maps_owners(path: &Path) -> bool {
+    let Ok(Some(descent)) = Descent::prepare() else {
+        return true;
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(CWD, path, flags);
+    mount.is_ok_and(|mount| map_owners(mount.as_fd(), descent.namespace.as_fd()).is_ok())
+}
+
+/// A user that is mapped and free, from the lines of a map: the first inside, the first outside, and how many.
+fn free(map: &str, seed: u32) -> Option<u32> {
+    let numbers = |line: &str| {
+        let mut words = line.split_whitespace().map(str::parse::<u32>);
+        let (inside, _, count) = (
+            words.next()?.ok()?,
+            words.next()?.ok()?,
+            words.next()?.ok()?,
+        );
+        Some((inside, count))
+    };
+    let mapped: Vec<(u32, u32)> = map.lines().filter_map(numbers).collect();
+    let found = FREE.into_iter().find(|(first, count)| {
+        let holds = |&(from, size): &(u32, u32)| {
+            from <= *first && u64::from(first + count) <= u64::from(from) + u64::from(size)
+        };
+        mapped.iter().any(holds)
+    });
+    let (first, count) = found?;
+    Some(first + seed % count)
+}
+
+/// A user namespace in which root is this user of ours, and no other is there.
+fn namespace(user: u32, group: u32) -> io::Result<OwnedFd> {
+    // A namespace has a name as long as a process is in it.
+    let child = process_in_namespace()?;
+    let map = |file: &str, outside: u32| {
+        let path = format!("/proc/{}/{file}", child.as_raw_nonzero());
+        fs::write(path, format!("0 {outside} 1"))
+    };
+    let opened = map("uid_map", user)
+        .and_then(|()| map("gid_map", group))
+        .and_then(|()| File::open(format!("/proc/{}/ns/user", child.as_raw_nonzero())));
+    // It is there until it is waited for.
+    let _ = kill_process(child, Signal::KILL);
+    let _ = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
+    Ok(opened?.into())
+}
+
+/// A process in a new user namespace that does nothing, and ends with us. It waits for no pipe: another of its kind, started
+/// by another thread meanwhile, would hold a copy of it.
+fn process_in_namespace() -> io::Result<Pid> {
+    let parent = getpid();
+    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+    let none = null_mut::<libc::c_void>();
+    // SAFETY: it is a fork, of a process with other threads, too: the child makes system calls and nothing else.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+    if child == 0 {
+        let bound = set_parent_process_death_signal(Some(Signal::KILL));
+        while bound.is_ok() && getppid() == Some(parent) {
+            // SAFETY: it has no arguments.
+            unsafe { libc::syscall(libc::SYS_ppoll, none, 0, none, none, 0) };
+        }
+        // SAFETY: it ends this process and nothing else.
+        unsafe { libc::_exit(0) };
+    }
+    let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+    child.ok_or_else(io::Error::last_os_error)
+}
+
+/// Lets what is root's on the disk be that of the namespace's root in this mount and those below it.
+fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(namespace.as_raw_fd().unsigned_abs()),
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is a string with an end, and the attributes are of the size that is told.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn c_string(text: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_user_is_one_that_is_mapped() {
+        let whole = free("         0          0 4294967295\n", 5).unwrap();
+        assert_eq!(whole, 0x7000_0005);
+        assert!(free("0 0 4294967295", u32::MAX).unwrap() < 0x8000_0000);
+        let container = free("0 100000 65536\n", 1000).unwrap();
+        assert!((65000..65534).contains(&container), "{container}");
+        assert_eq!(free("0 1000 1\n", 7), None);
+        assert_eq!(free("nonsense\n\n1 2\n", 7), None);
+    }
+
+    #[test]
+    fn threads_prepare_at_the_same_time() {
+        let prepare = || {
+            for _ in 0..50 {
+                let descent = Descent::prepare().unwrap();
+                assert!(descent.is_some() || !rustix::process::geteuid().is_root());
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(prepare);
+            }
+        });
+    }
+}

@@ -1,0 +1,475 @@
+//! The system calls that a jail's programs may make, as filters for the kernel (seccomp). Seccompiler writes them, bubblewrap
+//! puts them in place.
+//!
+//! Monty's worker and Deno need few calls: these are listed, and any other ends the process. So is what they do without when
+//! it fails, which fails: probes for what newer kernels have, as if the kernel was older, and what takes powers. A browser and
+//! a kernel in user space make nearly all calls that there are, and make sandboxes of their own, so for them it is listed what
+//! is refused: what no program in a jail has a use for, and what kernels were attacked by most.
+//!
+//! The jail's first process, bubblewrap's own, is held by the same filters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// Flags of `clone` and `unshare` that make namespaces. One of them has the number of a signal's bits in `clone`.
+const NAMESPACES: u64 = 0x7e02_0000;
+const NEW_USER: u64 = 0x1000_0000;
+/// Calls of newer kernels than this program knows are as unknown as in older kernels.
+const UNKNOWN: std::ops::Range<i64> = 463..512;
+/// What marks calls of x86-64's other binary interface, which has the same numbers. Few kernels have it.
+#[cfg(target_arch = "x86_64")]
+const X32: i64 = 0x4000_0000;
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Which calls a program may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Calls {
+    /// What Monty's worker needs.
+    Monty,
+    /// What Deno needs.
+    Deno,
+    /// What ordinary programs need.
+    Ordinary,
+    /// The same, and to make sandboxes of user namespaces, as Chromium does.
+    Browser,
+    /// The same, and to mount and trace in them, as gVisor does.
+    Container,
+}
+
+impl Calls {
+    /// Whether the program makes user namespaces of its own.
+    pub(super) fn make_user_namespaces(self) -> bool {
+        matches!(self, Calls::Browser | Calls::Container)
+    }
+
+    /// The filters, each a program for the kernel. All of them are asked, and the strictest answer counts; the first is the one
+    /// that does without the others.
+    pub(super) fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
+        let probes = || listed(PROBES.iter().copied().chain(UNKNOWN));
+        let filters = match self {
+            Calls::Monty => only(&[MONTY], probes())?,
+            Calls::Deno => only(&[MONTY, DENO], probes())?,
+            Calls::Ordinary => {
+                let mut refused = refused(&[DANGEROUS, MOUNTS, TRACING]);
+                refused.insert(libc::SYS_unshare, vec![flag(NEW_USER)?]);
+                refused.insert(libc::SYS_clone, vec![flag(NEW_USER)?]);
+                // Its flags can't be seen, and all who use it know what to do without.
+                let probes = listed(CANNOT_BE_SEEN.iter().chain(IO_URING).copied());
+                vec![
+                    all_but(refused, libc::EPERM)?,
+                    all_but(probes, libc::ENOSYS)?,
+                ]
+            }
+            Calls::Browser => vec![
+                all_but(refused(&[DANGEROUS, MOUNTS, TRACING]), libc::EPERM)?,
+                all_but(listed(IO_URING.iter().copied()), libc::ENOSYS)?,
+            ],
+            Calls::Container => vec![
+                all_but(refused(&[DANGEROUS]), libc::EPERM)?,
+                all_but(listed(IO_URING.iter().copied()), libc::ENOSYS)?,
+            ],
+        };
+        Ok(filters.iter().map(bytes).collect())
+    }
+}
+
+/// Filters that allow nothing but what is listed, processes without namespaces, and what fails.
+fn only(allowed: &[&[i64]], probes: Rules) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+    let denied = listed(REFUSED.iter().copied());
+    let mut known = listed(allowed.concat());
+    known.extend(probes.clone());
+    known.extend(denied.clone());
+    let none = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::MaskedEq(NAMESPACES),
+        0,
+    )?;
+    known.insert(libc::SYS_clone, vec![SeccompRule::new(vec![none])?]);
+    let first = filter(known, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    Ok(vec![
+        first,
+        all_but(probes, libc::ENOSYS)?,
+        all_but(denied, libc::EPERM)?,
+    ])
+}
+
+/// A filter that answers some calls with an error, and allows the others.
+fn all_but(refused: Rules, error: i32) -> Result<BpfProgram, seccompiler::BackendError> {
+    let error = SeccompAction::Errno(error.unsigned_abs());
+    filter(refused, SeccompAction::Allow, error)
+}
+
+fn filter(
+    rules: Rules,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    let machine = TargetArch::try_from(std::env::consts::ARCH)?;
+    SeccompFilter::new(rules, otherwise, listed, machine)?.try_into()
+}
+
+/// Calls with whatever arguments.
+fn listed(calls: impl IntoIterator<Item = i64>) -> Rules {
+    let calls: BTreeSet<i64> = calls.into_iter().collect();
+    calls.into_iter().map(|call| (call, Vec::new())).collect()
+}
+
+/// The same, in each binary interface that the kernel may have.
+fn refused(calls: &[&[i64]]) -> Rules {
+    let calls = calls.concat();
+    #[cfg(target_arch = "x86_64")]
+    let calls = [calls.clone(), calls.iter().map(|call| call | X32).collect()].concat();
+    listed(calls)
+}
+
+/// Calls with this flag in their first argument.
+fn flag(flag: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    let op = SeccompCmpOp::MaskedEq(flag);
+    SeccompRule::new(vec![SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Qword,
+        op,
+        flag,
+    )?])
+}
+
+/// As the kernel takes it.
+fn bytes(program: &BpfProgram) -> Vec<u8> {
+    let instruction = |one: &seccompiler::sock_filter| {
+        let mut bytes = one.code.to_ne_bytes().to_vec();
+        bytes.extend([one.jt, one.jf]);
+        bytes.extend(one.k.to_ne_bytes());
+        bytes
+    };
+    program.iter().flat_map(instruction).collect()
+}
+
+/// What a program in Rust needs that reads, writes and has threads; and bubblewrap's first process, and the start of a program
+/// that is linked against libraries.
+const MONTY: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_execve,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_futex,
+    libc::SYS_getdents64,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_gettimeofday,
+    libc::SYS_getuid,
+    libc::SYS_lseek,
+    libc::SYS_madvise,
+    libc::SYS_membarrier,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_ppoll,
+    libc::SYS_prctl,
+    libc::SYS_pread64,
+    libc::SYS_prlimit64,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_sigaltstack,
+    libc::SYS_statx,
+    libc::SYS_sysinfo,
+    libc::SYS_tgkill,
+    libc::SYS_uname,
+    libc::SYS_wait4,
+    libc::SYS_write,
+    libc::SYS_writev,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_arch_prctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_getrlimit,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_time,
+];
+
+/// What a JavaScript engine with an event loop needs beside that. Files may be made where its caches are, when these are made.
+const DENO: &[i64] = &[
+    libc::SYS_chdir,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fadvise64,
+    libc::SYS_fallocate,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getcpu,
+    libc::SYS_getcwd,
+    libc::SYS_getpgid,
+    libc::SYS_getpriority,
+    libc::SYS_getresgid,
+    libc::SYS_getresuid,
+    libc::SYS_getrusage,
+    libc::SYS_getsid,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_ioctl,
+    libc::SYS_kill,
+    libc::SYS_linkat,
+    libc::SYS_memfd_create,
+    libc::SYS_mincore,
+    libc::SYS_mkdirat,
+    libc::SYS_mlock,
+    libc::SYS_msync,
+    libc::SYS_munlock,
+    libc::SYS_pipe2,
+    libc::SYS_pkey_alloc,
+    libc::SYS_pkey_free,
+    libc::SYS_pkey_mprotect,
+    libc::SYS_preadv,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_socketpair,
+    libc::SYS_statfs,
+    libc::SYS_symlinkat,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_timer_create,
+    libc::SYS_timer_delete,
+    libc::SYS_timer_settime,
+    libc::SYS_times,
+    libc::SYS_umask,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_create,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_getpgrp,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pipe,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+];
+
+/// What is used where the kernel has it. `clone3` is one that can't be allowed: which namespaces it makes is written where no
+/// filter can look.
+const PROBES: &[i64] = &[
+    libc::SYS_clone3,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_futex_waitv,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_openat2,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_process_madvise,
+];
+
+/// What fails for the want of powers where it is tried: names for threads' priorities, another user, sockets of any kind.
+const REFUSED: &[i64] = &[
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_get_mempolicy,
+    libc::SYS_ioprio_set,
+    libc::SYS_listen,
+    libc::SYS_mbind,
+    libc::SYS_mlockall,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_set_mempolicy,
+    libc::SYS_setpriority,
+    libc::SYS_setrlimit,
+    libc::SYS_socket,
+    libc::SYS_unshare,
+];
+
+const CANNOT_BE_SEEN: &[i64] = &[libc::SYS_clone3];
+
+const IO_URING: &[i64] = &[
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+];
+
+/// What nothing in a jail has a use for.
+const DANGEROUS: &[i64] = &[
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_adjtimex,
+    libc::SYS_bpf,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_fanotify_init,
+    libc::SYS_fanotify_mark,
+    libc::SYS_finit_module,
+    libc::SYS_init_module,
+    libc::SYS_kcmp,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_migrate_pages,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_pages,
+    libc::SYS_mq_open,
+    libc::SYS_msgget,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_nfsservctl,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_perf_event_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_quotactl,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_semget,
+    libc::SYS_setdomainname,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_shmget,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_syslog,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_kexec_file_load,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_sysfs,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_uselib,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ustat,
+];
+
+const MOUNTS: &[i64] = &[
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_mount,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_pivot_root,
+    libc::SYS_sethostname,
+    libc::SYS_umount2,
+];
+
+const TRACING: &[i64] = &[
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_programs_that_the_kernel_takes() {
+        for calls in [
+            Calls::Monty,
+            Calls::Deno,
+            Calls::Ordinary,
+            Calls::Browser,
+            Calls::Container,
+        ] {
+            for filter in calls.filters().unwrap() {
+                let instructions = filter.len() / 8;
+                assert!(filter.len() % 8 == 0 && instructions < 4096, "{calls:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_dangerous_is_allowed_by_name() {
+        let allowed: Vec<i64> = [MONTY, DENO].concat();
+        for call in [DANGEROUS, MOUNTS, TRACING, IO_URING, REFUSED, PROBES].concat() {
+            assert!(!allowed.contains(&call), "{call}");
+        }
+    }
+}

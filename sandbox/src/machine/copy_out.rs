@@ -1,0 +1,954 @@
+//! Files out of a guest, as they come.
+//!
+//! A guest can send anything. What it sends is unpacked while it comes, so that nothing but the files themselves takes room
+//! here, and a limit or a stop that is met between two pieces ends it. A file is written under another name until it is
+//! whole. A folder is unpacked into a folder that is opened once and never left: an archive's files come behind their folder,
+//! which is open until all of it has come, and each of them is looked up there alone, never through a link. Links that may
+//! lead out of the folder, devices, and the bits that give privileges, are left out. A single file goes to what the user names,
+//! see [`crate::output_path`].
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use minivm_guest::channel::COPIED;
+use minivm_guest::unpack::{Entry, Kind, Unpack};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, fchmod, futimens, mkdirat, openat,
+    renameat, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::session::Files;
+use crate::output_path::Output;
+
+/// How deep a file may lie in a folder: so many folders are open at a time.
+const DEPTH_MAX: usize = 128;
+/// What was left out is told so often at the most.
+const LEFT_OUT_MAX: usize = 10;
+/// Bytes of a file between two looks at whether it is over.
+const CHUNK: usize = 64 << 10;
+
+/// What may still be taken out of a guest, in all its copies together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Budget {
+    /// Files, folders and links.
+    pub(super) entries: usize,
+    /// Bytes of their names, which have all the folders above them, and of what links lead to.
+    pub(super) names: usize,
+    /// How many of them were taken, and are whole.
+    pub(super) whole: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget {
+            entries: 200_000,
+            names: 64 << 20,
+            whole: 0,
+        }
+    }
+}
+
+impl Budget {
+    /// Takes an entry from it.
+    fn take(&mut self, entry: &Entry) -> io::Result<()> {
+        let mut names = entry.name.as_os_str().len();
+        if let Kind::Symlink(to) = &entry.kind {
+            names += to.as_os_str().len();
+        }
+        let left = (self.entries.checked_sub(1), self.names.checked_sub(names));
+        let (Some(entries), Some(names)) = left else {
+            let most = Budget::default();
+            return Err(io::Error::other(format!(
+                "there are more than {} files, or their names have more than {} MiB: make an archive of them in the guest",
+                most.entries,
+                most.names >> 20
+            )));
+        };
+        (self.entries, self.names) = (entries, names);
+        Ok(())
+    }
+}
+
+/// Unpacks what comes from a guest to where the user wants it, until `is_over`. Returns what was left out, and why.
+///
+/// # Errors
+///
+/// Where something can't be written, or must not come; what is whole by then stays.
+pub(super) fn unpack(
+    from: impl Read,
+    files: &Files,
+    budget: &mut Budget,
+    is_over: &dyn Fn() -> bool,
+) -> io::Result<Vec<String>> {
+    let target = target(files);
+    if target.file_name().is_none() {
+        return Err(io::Error::other("it is no place for a file"));
+    }
+    let mut unpack = Unpack::new(from);
+    let first = next(&mut unpack)?.filter(|entry| entry.name == Path::new(COPIED));
+    let writer = Writer::new(is_over)?;
+    if let Some(entry) = &first {
+        budget.take(entry)?;
+    }
+    match first {
+        Some(entry) if matches!(entry.kind, Kind::File { .. }) => {
+            fs::create_dir_all(parent(&target))?;
+            let mut output = Output::open(&target, 0o600)?;
+            writer.copy(&mut unpack, &mut output)?;
+            output.set_permissions(entry.permissions & 0o777)?;
+            output.set_modified(UNIX_EPOCH + Duration::from_secs(entry.mtime.into()))?;
+            output.finish()?;
+            budget.whole += 1;
+            match next(&mut unpack)? {
+                None => Ok(Vec::new()),
+                Some(_) => Err(unasked()),
+            }
+        }
+        Some(entry) if entry.kind == Kind::Folder => {
+            let mut tree = Tree::create(target, &entry, writer)?;
+            let filled = tree.fill(&mut unpack, budget);
+            // Whatever has come: folders are closed to others while they are filled.
+            let closed = tree.close_down_to(0);
+            filled.and(closed)?;
+            Ok(tree.left_out())
+        }
+        _ => Err(io::Error::other("it is neither a file nor a folder")),
+    }
+}
+
+/// The next entry of an archive that may end early.
+fn next(unpack: &mut Unpack<impl Read>) -> io::Result<Option<Entry>> {
+    unpack.next().map_err(early)
+}
+
+fn early(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::other("the guest did not send all of it"),
+        _ => error,
+    }
+}
+
+/// As with `cp`: into a folder that is there, or by the name that was given.
+fn target(files: &Files) -> PathBuf {
+    match files.from.file_name() {
+        Some(name) if files.to.is_dir() => files.to.join(name),
+        _ => files.to.clone(),
+    }
+}
+
+/// What a thing is called that is neither a file, a folder nor a link.
+fn special(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::Fifo => Some("a pipe"),
+        FileType::Socket => Some("a socket"),
+        FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+        _ => None,
+    }
+}
+
+fn parent(target: &Path) -> &Path {
+    let parent = target.parent();
+    parent
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+fn name(target: &Path) -> &OsStr {
+    target.file_name().expect("it was checked")
+}
+
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
+/// Opens a folder that the user named, made where it isn't there.
+fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    fs::create_dir_all(path)?;
+    Ok(openat(CWD, path, FOLDER, Mode::empty())?)
+}
+
+fn unasked() -> io::Error {
+    io::Error::other("the guest sends files that were not asked for")
+}
+
+/// What writes files, each under a name of its own until it is whole.
+struct Writer<'a> {
+    unfinished: String,
+    is_over: &'a dyn Fn() -> bool,
+}
+
+/// A file that isn't whole. It is removed.
+struct Unfinished<'a> {
+    folder: BorrowedFd<'a>,
+    name: &'a str,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // It has its own name by then, if it is whole.
+        let _ = unlinkat(self.folder, self.name, AtFlags::empty());
+    }
+}
+
+impl<'a> Writer<'a> {
+    fn new(is_over: &'a dyn Fn() -> bool) -> io::Result<Self> {
+        // A guest that knew it could send a file of this name.
+        let mut random = [0; 8];
+        getrandom(&mut random, GetRandomFlags::empty())?;
+        Ok(Writer {
+            unfinished: format!(".minivm-{:016x}", u64::from_le_bytes(random)),
+            is_over,
+        })
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match (self.is_over)() {
+            true => Err(io::Error::other("it was cut off")),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes a file in place of whatever file or link has its name.
+    fn file(
+        &self,
+        folder: BorrowedFd,
+        name: &OsStr,
+        entry: &Entry,
+        data: &mut impl Read,
+    ) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(folder, &*self.unfinished, flags, Mode::RUSR | Mode::WUSR)?;
+        let mut file = File::from(file);
+        let unfinished = Unfinished {
+            folder,
+            name: &self.unfinished,
+        };
+        self.copy(data, &mut file)?;
+        fchmod(&file, Mode::from_raw_mode(entry.permissions & 0o777))?;
+        futimens(&file, &times(entry.mtime))?;
+        renameat(folder, unfinished.name, folder, name)?;
+        Ok(())
+    }
+
+    fn copy(&self, data: &mut impl Read, file: &mut impl Write) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            self.check()?;
+            let len = data.read(&mut buffer).map_err(early)?;
+            if len == 0 {
+                return Ok(());
+            }
+            file.write_all(&buffer[..len])?;
+        }
+    }
+}
+
+/// A folder that is filled with what a guest sends.
+struct Tree<'a> {
+    /// Where it is, for messages.
+    path: PathBuf,
+    /// The folder itself, and the one in it that is being filled, and so on.
+    open: Vec<Open>,
+    writer: Writer<'a>,
+    left_out: Vec<String>,
+    more_left_out: usize,
+}
+
+/// A folder that more may come into.
+struct Open {
+    name: OsString,
+    folder: OwnedFd,
+    permissions: u32,
+    mtime: u32,
+}
+
+impl Open {
+    /// All is in it. Its owner can always clean it up.
+    fn close(self) -> io::Result<()> {
+        fchmod(
+            &self.folder,
+            Mode::from_raw_mode(self.permissions & 0o777 | 0o700),
+        )?;
+        Ok(futimens(&self.folder, &times(self.mtime))?)
+    }
+}
+
+impl<'a> Tree<'a> {
+    /// Creates the folder, or opens the one that is there; a link in its place is not followed.
+    fn create(target: PathBuf, entry: &Entry, writer: Writer<'a>) -> io::Result<Self> {
+        let above = open_folder(parent(&target))?;
+        match mkdirat(&above, name(&target), Mode::RWXU) {
+            Err(errno) if errno != Errno::EXIST => return Err(errno.into()),
+            _ => {}
+        }
+        let open = opened(above.as_fd(), name(&target), entry)?;
+        Ok(Tree {
+            path: target,
+            open: vec![open],
+            writer,
+            left_out: Vec::new(),
+            more_left_out: 0,
+        })
+    }
+
+    fn fill(&mut self, unpack: &mut Unpack<impl Read>, budget: &mut Budget) -> io::Result<()> {
+        while let Some(entry) = next(unpack)? {
+            self.writer.check()?;
+            budget.take(&entry)?;
+            let path = match entry.name.strip_prefix(COPIED) {
+                Ok(path) if !path.as_os_str().is_empty() => path,
+                _ => return Err(unasked()),
+            };
+            let added = self.add(path, &entry, unpack);
+            added.map_err(|error| {
+                io::Error::other(format!("{}: {error}", self.path.join(path).display()))
+            })?;
+            budget.whole += 1;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, entry: &Entry, data: &mut impl Read) -> io::Result<()> {
+        let parts: Vec<&OsStr> = path.components().map(Component::as_os_str).collect();
+        let (name, above) = parts.split_last().expect("it isn't empty");
+        self.go_into(above)?;
+        let folder = self
+            .open
+            .last()
+            .expect("the folder itself stays")
+            .folder
+            .as_fd();
+        let there = there(folder, name)?;
+        if let Some(what) = there.and_then(special) {
+            self.leave_out(path, &format!("{what} is in its place"));
+            return match entry.kind {
+                Kind::Folder => Err(io::Error::other("its files have no place")),
+                _ => Ok(()),
+            };
+        }
+        match &entry.kind {
+            Kind::Folder => {
+                let open = make_folder(folder, name, there, entry)?;
+                self.open.push(open);
+            }
+            Kind::File { .. } => self.writer.file(folder, name, entry, data)?,
+            Kind::Symlink(to) if !stays_inside(parts.len(), to) => {
+                self.leave_out(path, "a link that may lead elsewhere");
+            }
+            Kind::Symlink(_) if there == Some(FileType::Directory) => {
+                self.leave_out(path, "a link in the place of a folder");
+            }
+            Kind::Symlink(to) => make_link(folder, name, there, to, entry.mtime)?,
+            Kind::Other => self.leave_out(path, "neither a file, a folder nor a link"),
+        }
+        Ok(())
+    }
+
+    /// Goes up, to the folder that a file is in. It isn't gone down into one: folders come before what is in them.
+    fn go_into(&mut self, above: &[&OsStr]) -> io::Result<()> {
+        if above.len() >= DEPTH_MAX {
+            let text = format!(
+                "more than {DEPTH_MAX} folders are in one another: make an archive of them in the guest"
+            );
+            return Err(io::Error::other(text));
+        }
+        let names = self.open.iter().skip(1).map(|open| &*open.name);
+        let common = names
+            .zip(above)
+            .take_while(|(open, wanted)| open == *wanted)
+            .count();
+        self.close_down_to(common + 1)?;
+        match common == above.len() {
+            true => Ok(()),
+            false => Err(io::Error::other("it comes without its folder")),
+        }
+    }
+
+    /// Closes folders from the deepest on, until so many are left. All are closed, whatever the first error is.
+    fn close_down_to(&mut self, left: usize) -> io::Result<()> {
+        let left = left.min(self.open.len());
+        let mut all = Ok(());
+        for open in self.open.split_off(left).into_iter().rev() {
+            all = all.and(open.close());
+        }
+        all
+    }
+
+    fn leave_out(&mut self, path: &Path, why: &str) {
+        if self.left_out.len() < LEFT_OUT_MAX {
+            let path = self.path.join(path);
+            self.left_out.push(format!("{}: {why}", path.display()));
+        } else {
+            self.more_left_out += 1;
+        }
+    }
+
+    fn left_out(mut self) -> Vec<String> {
+        if self.more_left_out > 0 {
+            self.left_out.push(format!("{} more", self.more_left_out));
+        }
+        self.left_out
+    }
+}
+
+/// What has this name in a folder; a link is a link.
+fn there(folder: BorrowedFd, name: &OsStr) -> io::Result<Option<FileType>> {
+    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Makes a folder, in place of a file or a link, or opens the one that is there.
+fn make_folder(
+    above: BorrowedFd,
+    name: &OsStr,
+    there: Option<FileType>,
+    entry: &Entry,
+) -> io::Result<Open> {
+    if there != Some(FileType::Directory) {
+        if there.is_some() {
+            unlinkat(above, name, AtFlags::empty())?;
+        }
+        mkdirat(above, name, Mode::RWXU)?;
+    }
+    opened(above, name, entry)
+}
+
+/// Opens a folder, and lets its owner fill it.
+fn opened(above: BorrowedFd, name: &OsStr, entry: &Entry) -> io::Result<Open> {
+    let flags = FOLDER | OFlags::NOFOLLOW;
+    let folder = match openat(above, name, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            // It is closed to its owner. It is named by its descriptor, or a link could have taken its place.
+            let there = openat(above, name, flags | OFlags::PATH, Mode::empty())?;
+            let path = format!("/proc/self/fd/{}", there.as_raw_fd());
+            rustix::fs::chmod(path, Mode::RWXU)?;
+            openat(above, name, flags, Mode::empty())?
+        }
+        opened => opened?,
+    };
+    fchmod(&folder, Mode::RWXU)?;
+    Ok(Open {
+        name: name.to_owned(),
+        folder,
+        permissions: entry.permissions,
+        mtime: entry.mtime,
+    })
+}
+
+/// Makes a link, in place of a file or another link.
+fn make_link(
+    folder: BorrowedFd,
+    name: &OsStr,
+    there: Option<FileType>,
+    to: &Path,
+    mtime: u32,
+) -> io::Result<()> {
+    if there.is_some() {
+        unlinkat(folder, name, AtFlags::empty())?;
+    }
+    symlinkat(to, folder, name)?;
+    Ok(utimensat(
+        folder,
+        name,
+        &times(mtime),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+fn times(seconds: u32) -> Timestamps {
+    let time = Timespec {
+        tv_sec: seconds.into(),
+        tv_nsec: 0,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+/// Whether a link so deep in a folder (1 if right in it), which no link is above, stays in that folder.
+///
+/// It does if it goes up only at its beginning, and not too far: from there on it goes down, and other links that it passes
+/// stay inside themselves. A `..` behind the name of a link would go up from wherever that leads.
+fn stays_inside(depth: usize, to: &Path) -> bool {
+    let mut parts = to
+        .components()
+        .filter(|part| *part != Component::CurDir)
+        .peekable();
+    let mut up = 0;
+    while parts.next_if_eq(&Component::ParentDir).is_some() {
+        up += 1;
+    }
+    up < depth && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_guest::newc::{Archive, Attributes, Node};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+
+    /// Unpacks what `fill` puts into an archive to `to` in a new folder.
+    fn unpacked(
+        to: &str,
+        prepare: impl FnOnce(&Path),
+        fill: impl FnOnce(&mut Archive<&mut Vec<u8>>),
+    ) -> (tempfile::TempDir, io::Result<Vec<String>>) {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path());
+        let mut bytes = Vec::new();
+        let mut archive = Archive::new(&mut bytes);
+        fill(&mut archive);
+        archive.finish().unwrap();
+        let files = Files {
+            from: "/work/out".into(),
+            to: folder.path().join(to),
+        };
+        let result = unpack(&*bytes, &files, &mut Budget::default(), &|| false);
+        (folder, result)
+    }
+
+    fn file(archive: &mut Archive<&mut Vec<u8>>, name: &str, mode: u32, data: &str) {
+        let size = data.len() as u64;
+        archive
+            .file(name, Attributes::new(mode), size, data.as_bytes())
+            .unwrap();
+    }
+
+    #[test]
+    fn a_file_is_called_as_asked_or_goes_into_a_folder_that_is_there() {
+        let (folder, result) =
+            unpacked("new", |_| {}, |archive| file(archive, COPIED, 0o4751, "x"));
+        assert_eq!(result.unwrap(), Vec::<String>::new());
+        let metadata = fs::metadata(folder.path().join("new")).unwrap();
+        assert_eq!(
+            metadata.permissions().mode() & 0o7777,
+            0o751,
+            "no set-user-ID"
+        );
+        let (folder, result) = unpacked(
+            "there",
+            |folder| fs::create_dir(folder.join("there")).unwrap(),
+            |archive| file(archive, COPIED, 0o644, "y"),
+        );
+        result.unwrap();
+        assert_eq!(fs::read(folder.path().join("there/out")).unwrap(), b"y");
+    }
+
+    #[test]
+    fn folders_keep_their_modes_even_when_they_are_closed() {
+        let (folder, result) = unpacked(
+            "new",
+            |_| {},
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o555)).unwrap();
+                archive
+                    .directory("copied/a", Attributes::new(0o750))
+                    .unwrap();
+                file(archive, "copied/a/b", 0o600, "deep");
+                archive
+                    .symlink("copied/l", "a/b", Attributes::new(0o777))
+                    .unwrap();
+            },
+        );
+        assert_eq!(result.unwrap(), Vec::<String>::new());
+        let mode = |name: &str| {
+            let metadata = fs::metadata(folder.path().join(name)).unwrap();
+            metadata.permissions().mode() & 0o777
+        };
+        assert_eq!(
+            (mode("new"), mode("new/a")),
+            (0o755, 0o750),
+            "the owner can always clean up"
+        );
+        assert_eq!(fs::read(folder.path().join("new/l")).unwrap(), b"deep");
+    }
+
+    #[test]
+    fn links_that_may_lead_out_and_devices_are_left_out_and_told() {
+        let links = [
+            ("copied/d/l", ".."),
+            ("copied/d/m", "l/.."),
+            ("copied/abs", "/etc"),
+            ("copied/up", ".."),
+            ("copied/far", "a/../../.."),
+        ];
+        let (folder, result) = unpacked(
+            "new",
+            |_| {},
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                archive
+                    .directory("copied/d", Attributes::new(0o755))
+                    .unwrap();
+                for (name, to) in links {
+                    archive.symlink(name, to, Attributes::new(0o777)).unwrap();
+                }
+                archive
+                    .node("copied/pipe", Node::Fifo, Attributes::new(0o644))
+                    .unwrap();
+            },
+        );
+        let left_out = result.unwrap();
+        assert_eq!(left_out.len(), 5, "{left_out:?}");
+        let new = folder.path().join("new");
+        assert_eq!(fs::read_dir(&new).unwrap().count(), 1);
+        assert_eq!(fs::read_link(new.join("d/l")).unwrap(), Path::new(".."));
+        assert_eq!(fs::read_dir(new.join("d")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_beside_the_target_is_touched() {
+        type Fill = fn(&mut Archive<&mut Vec<u8>>);
+        let attacks: [Fill; 4] = [
+            // The root is a link to a sibling.
+            |archive| {
+                archive
+                    .symlink(COPIED, "sibling", Attributes::new(0o777))
+                    .unwrap();
+                file(archive, "copied/victim", 0o755, "gone");
+            },
+            // A chain of links, each of which looks harmless.
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                archive
+                    .directory("copied/d", Attributes::new(0o755))
+                    .unwrap();
+                archive
+                    .symlink("copied/d/l", "..", Attributes::new(0o777))
+                    .unwrap();
+                archive
+                    .symlink("copied/d/m", "l/..", Attributes::new(0o777))
+                    .unwrap();
+                file(archive, "copied/d/m/sibling/victim", 0o644, "gone");
+            },
+            // Another archive's name.
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                file(archive, "sibling/victim", 0o644, "gone");
+            },
+            // A file with children.
+            |archive| {
+                file(archive, COPIED, 0o644, "x");
+                file(archive, "copied/victim", 0o644, "gone");
+            },
+        ];
+        for (number, attack) in attacks.into_iter().enumerate() {
+            let (folder, result) = unpacked(
+                "new",
+                |folder| {
+                    fs::create_dir(folder.join("sibling")).unwrap();
+                    fs::write(folder.join("sibling/victim"), "safe").unwrap();
+                },
+                attack,
+            );
+            assert!(result.is_err(), "attack {number}");
+            let victim = folder.path().join("sibling/victim");
+            assert_eq!(fs::read(victim).unwrap(), b"safe", "attack {number}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_through_links_that_are_there() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("victim"), "safe").unwrap();
+        for link in ["new/out", "new/out/d"] {
+            let (_folder, result) = unpacked(
+                "new",
+                |folder| {
+                    fs::create_dir_all(folder.join(link).parent().unwrap()).unwrap();
+                    symlink(outside.path(), folder.join(link)).unwrap();
+                },
+                |archive| {
+                    archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                    archive
+                        .directory("copied/d", Attributes::new(0o755))
+                        .unwrap();
+                    file(archive, "copied/d/victim", 0o644, "mine");
+                },
+            );
+            // The first stands for the whole folder and can't be used, the second gives way to a folder.
+            assert_eq!(result.is_err(), link == "new/out");
+            assert_eq!(fs::read(outside.path().join("victim")).unwrap(), b"safe");
+            assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+        }
+    }
+
+    /// What is unpacked of an archive with this of a budget, and what then is left of that.
+    fn unpacked_within(
+        mut budget: Budget,
+        is_over: &dyn Fn() -> bool,
+        fill: impl FnOnce(&mut Archive<&mut Vec<u8>>),
+    ) -> (tempfile::TempDir, io::Result<Vec<String>>, Budget) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = Vec::new();
+        let mut archive = Archive::new(&mut bytes);
+        archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+        fill(&mut archive);
+        archive.finish().unwrap();
+        let files = Files {
+            from: "/work/out".into(),
+            to: folder.path().join("new"),
+        };
+        let result = unpack(&*bytes, &files, &mut budget, is_over);
+        (folder, result, budget)
+    }
+
+    fn told(result: io::Result<Vec<String>>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    /// A chain of folders, so many below the first one.
+    fn chain(archive: &mut Archive<&mut Vec<u8>>, length: usize) -> String {
+        let mut name = COPIED.to_owned();
+        for _ in 0..length {
+            name.push_str("/a");
+            archive.directory(&name, Attributes::new(0o755)).unwrap();
+        }
+        name
+    }
+
+    #[test]
+    fn folders_are_so_deep_and_no_deeper() {
+        let deep = |length| {
+            unpacked_within(Budget::default(), &|| false, |archive| {
+                let name = chain(archive, length);
+                for number in 0..400 {
+                    file(archive, &format!("{name}/{number}"), 0o644, "");
+                }
+            })
+        };
+        let (folder, result, budget) = deep(DEPTH_MAX - 1);
+        result.unwrap();
+        assert_eq!(budget.whole, DEPTH_MAX - 1 + 400);
+        let bottom = folder.path().join("new").join("a/".repeat(DEPTH_MAX - 1));
+        assert_eq!(fs::read_dir(bottom).unwrap().count(), 400);
+        let (_folder, result, _) = deep(1900);
+        let told = told(result);
+        assert!(
+            told.contains("more than 128 folders are in one another"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn files_and_their_names_are_limited() {
+        let within = |entries, names| {
+            let budget = Budget {
+                entries,
+                names,
+                whole: 0,
+            };
+            unpacked_within(budget, &|| false, |archive| {
+                for number in 0..7 {
+                    file(archive, &format!("copied/{number}"), 0o644, "");
+                }
+                archive
+                    .symlink("copied/link", "0000000000", Attributes::new(0o777))
+                    .unwrap();
+            })
+        };
+        let names = "copied".len() + 7 * "copied/0".len() + "copied/link".len() + 10;
+        let (_folder, result, budget) = within(9, names);
+        result.unwrap();
+        assert_eq!((budget.entries, budget.names), (0, 0), "each was counted");
+        for (entries, names) in [(8, names), (9, names - 1)] {
+            let (folder, result, budget) = within(entries, names);
+            let told = told(result);
+            assert!(told.contains("make an archive of them"), "{told}");
+            assert_eq!(budget.whole, 7);
+            assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 7);
+        }
+    }
+
+    #[test]
+    fn files_come_in_their_folders_order() {
+        let (_folder, result, _) = unpacked_within(Budget::default(), &|| false, |archive| {
+            chain(archive, 2);
+            archive
+                .directory("copied/b", Attributes::new(0o755))
+                .unwrap();
+            file(archive, "copied/a/late", 0o644, "");
+        });
+        let told = told(result);
+        assert!(
+            told.ends_with("new/a/late: it comes without its folder"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn an_end_comes_between_two_files_and_within_one() {
+        // It is asked before each file and folder, and before each piece of a file.
+        for (ends_at, whole) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1)] {
+            let asked = std::cell::Cell::new(0);
+            let is_over = || asked.replace(asked.get() + 1) >= ends_at;
+            let (folder, result, budget) =
+                unpacked_within(Budget::default(), &is_over, |archive| {
+                    file(archive, "copied/a", 0o644, "");
+                    file(archive, "copied/b", 0o644, &"x".repeat(CHUNK + 1));
+                });
+            assert!(
+                result.is_err() && budget.whole == whole,
+                "{ends_at}: {budget:?}"
+            );
+            let new = folder.path().join("new");
+            let names = fs::read_dir(&new).unwrap();
+            assert_eq!(names.count(), whole, "{ends_at}: what isn't whole is gone");
+            assert_eq!(new.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        }
+    }
+
+    #[test]
+    fn what_was_there_stays_until_a_file_is_whole() {
+        for (to, name) in [("out", COPIED), (".", "copied/out")] {
+            let folder = tempfile::tempdir().unwrap();
+            let there = folder.path().join("out");
+            fs::write(&there, "old").unwrap();
+            let mut bytes = Vec::new();
+            let mut archive = Archive::new(&mut bytes);
+            if name != COPIED {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+            }
+            file(&mut archive, name, 0o644, "new and long");
+            archive.finish().unwrap();
+            let end = bytes.windows(4).position(|bytes| bytes == b"long").unwrap();
+            let files = Files {
+                from: "/".into(),
+                to: folder.path().join(to),
+            };
+            let mut budget = Budget::default();
+            let result = unpack(&bytes[..end], &files, &mut budget, &|| false);
+            assert!(told(result).ends_with("the guest did not send all of it"));
+            assert_eq!(fs::read(&there).unwrap(), b"old");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+            unpack(&*bytes, &files, &mut budget, &|| false).unwrap();
+            assert_eq!(fs::read(&there).unwrap(), b"new and long");
+        }
+    }
+
+    #[test]
+    fn times_are_kept() {
+        let at = |mtime| Attributes {
+            mtime,
+            ..Attributes::new(0o755)
+        };
+        let (folder, result) = unpacked(
+            "new",
+            |_| {},
+            |archive| {
+                archive.directory(COPIED, at(1)).unwrap();
+                archive.directory("copied/d", at(2)).unwrap();
+                archive.file("copied/d/f", at(3), 1, &b"x"[..]).unwrap();
+                archive.symlink("copied/d/l", "f", at(4)).unwrap();
+            },
+        );
+        result.unwrap();
+        for (name, time) in [("", 1), ("d", 2), ("d/f", 3), ("d/l", 4)] {
+            let path = folder.path().join("new").join(name);
+            assert_eq!(path.symlink_metadata().unwrap().mtime(), time, "{name}");
+        }
+        let one = |archive: &mut Archive<&mut Vec<u8>>| {
+            archive.file(COPIED, at(5), 1, &b"x"[..]).unwrap();
+        };
+        let (folder, result) = unpacked("new", |_| {}, one);
+        result.unwrap();
+        assert_eq!(folder.path().join("new").metadata().unwrap().mtime(), 5);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_replaced_by_one() {
+        let pipe = |path: PathBuf| {
+            rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        };
+        let (folder, result) = unpacked(
+            "new",
+            |folder| drop(UnixListener::bind(folder.join("new")).unwrap()),
+            |archive| file(archive, COPIED, 0o644, "x"),
+        );
+        assert_eq!(told(result), "it is a socket");
+        let is_pipe = |path: PathBuf| {
+            let mode = path.symlink_metadata().unwrap().mode();
+            FileType::from_raw_mode(mode) == FileType::Fifo
+        };
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let (folder, result) = unpacked(
+            "new",
+            |folder| {
+                fs::create_dir_all(folder.join("new/out")).unwrap();
+                pipe(folder.join("new/out/pipe"));
+            },
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                file(archive, "copied/other", 0o644, "x");
+                file(archive, "copied/pipe", 0o644, "x");
+            },
+        );
+        let left_out = result.unwrap();
+        assert!(
+            left_out[0].ends_with("pipe: a pipe is in its place"),
+            "{left_out:?}"
+        );
+        assert!(is_pipe(folder.path().join("new/out/pipe")));
+        assert!(folder.path().join("new/out/other").exists());
+    }
+
+    #[test]
+    fn the_users_link_is_followed_also_to_a_file_that_is_not_there_yet() {
+        let (folder, result) = unpacked(
+            "new",
+            |folder| {
+                fs::create_dir(folder.join("deep")).unwrap();
+                fs::write(folder.join("deep/file"), "old").unwrap();
+                symlink("deep/file", folder.join("new")).unwrap();
+            },
+            |archive| file(archive, COPIED, 0o644, "mine"),
+        );
+        result.unwrap();
+        let link = folder.path().join("new").symlink_metadata().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(folder.path().join("deep/file")).unwrap(), b"mine");
+        let (folder, result) = unpacked(
+            "new",
+            |folder| symlink("nowhere", folder.join("new")).unwrap(),
+            |archive| file(archive, COPIED, 0o644, "mine"),
+        );
+        result.unwrap();
+        assert!(folder.path().join("new").is_symlink());
+        assert_eq!(fs::read(folder.path().join("nowhere")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_folders_file_is_replaced() {
+        let outside = tempfile::tempdir().unwrap();
+        let victim = outside.path().join("victim");
+        fs::write(&victim, "safe").unwrap();
+        let (folder, result) = unpacked(
+            "new",
+            |folder| {
+                fs::create_dir_all(folder.join("new/out")).unwrap();
+                symlink(&victim, folder.join("new/out/file")).unwrap();
+            },
+            |archive| {
+                archive.directory(COPIED, Attributes::new(0o755)).unwrap();
+                file(archive, "copied/file", 0o644, "mine");
+            },
+        );
+        result.unwrap();
+        assert_eq!(
+            fs::read(folder.path().join("new/out/file")).unwrap(),
+            b"mine"
+        );
+        assert_eq!(fs::read(&victim).unwrap(), b"safe");
+    }
+}

@@ -1,0 +1,322 @@
+//! Where a user wants a result to be: a path, and what is there already.
+//!
+//! A regular file, and one that isn't there yet, appears whole: it is written beside its name and gets that when all is in it.
+//! A link is followed to where it leads, and stays. What is no file is written to as it is, a device, a pipe or an open file of
+//! this process's (`/dev/stdout`), or refused: it is never replaced.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, Permissions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, PROC_SUPER_MAGIC, fcntl_getfl, fcntl_setfl, linkat, statfs,
+};
+use rustix::io::{Errno, FdFlags};
+use tempfile::TempPath;
+
+/// As many links as the kernel follows.
+const LINKS_MAX: usize = 40;
+/// How long a FIFO may be without a reader.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has one.
+const LOOK: Duration = Duration::from_millis(10);
+/// Everybody may write to a folder, and names in it are their owners'.
+const SHARED: u32 = 0o1002;
+
+/// A place that is written to. What is dropped before it is finished was never there, as far as it would be a file.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    sink: Sink,
+    /// What the system said to the last write that failed.
+    failure: Option<i32>,
+}
+
+#[derive(Debug)]
+enum Sink {
+    /// A file that gets its name when it is whole.
+    Whole {
+        place: PathBuf,
+        /// It has another one until then, where files without names are unknown.
+        named: Option<TempPath>,
+    },
+    /// What was there.
+    There,
+}
+
+impl Output {
+    /// Opens the place; a new file gets the mode, as far as the umask lets it.
+    ///
+    /// # Errors
+    ///
+    /// What is there can't be written to, or it is a folder, a socket or another user's link, or its folder isn't there.
+    pub fn open(path: &Path, mode: u32) -> io::Result<Output> {
+        let place = follow(path)?;
+        let there = match fs::metadata(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            metadata => Some(metadata?),
+        };
+        if let Some(number) = own_file(&place) {
+            return Ok(Output {
+                file: copy_of(number)?,
+                sink: Sink::There,
+                failure: None,
+            });
+        }
+        let is_file = there.as_ref().is_none_or(Metadata::is_file);
+        match there {
+            Some(there) if !is_file || is_of_a_process(&place) => Ok(Output {
+                file: open_there(&place, &there)?,
+                sink: Sink::There,
+                failure: None,
+            }),
+            _ => Output::whole(place, mode),
+        }
+    }
+
+    fn whole(place: PathBuf, mode: u32) -> io::Result<Output> {
+        let folder = folder_of(&place);
+        fs::metadata(folder)?;
+        // A file without a name is gone if we are killed. A network's file system may not know such a thing.
+        if let Ok(file) = unnamed(folder, mode) {
+            let sink = Sink::Whole { place, named: None };
+            return Ok(Output {
+                file,
+                sink,
+                failure: None,
+            });
+        }
+        let named = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(mode))
+            .tempfile_in(folder)
+            // Without the name that it would have had.
+            .map_err(|error| io::Error::from(error.kind()))?;
+        let (file, named) = named.into_parts();
+        let named = Some(named);
+        Ok(Output {
+            file,
+            sink: Sink::Whole { place, named },
+            failure: None,
+        })
+    }
+
+    /// Why it could not be written to, where that is what went wrong.
+    pub fn failure(&self) -> Option<io::Error> {
+        self.failure.map(io::Error::from_raw_os_error)
+    }
+
+    /// Gives a new file these permissions. What was there keeps its own.
+    ///
+    /// # Errors
+    ///
+    /// Where its file system doesn't let it.
+    pub fn set_permissions(&self, mode: u32) -> io::Result<()> {
+        match self.sink {
+            Sink::Whole { .. } => self.file.set_permissions(Permissions::from_mode(mode)),
+            Sink::There => Ok(()),
+        }
+    }
+
+    /// Gives a new file this time of its last change.
+    ///
+    /// # Errors
+    ///
+    /// Where its file system doesn't let it.
+    pub fn set_modified(&self, time: SystemTime) -> io::Result<()> {
+        match self.sink {
+            Sink::Whole { .. } => self.file.set_modified(time),
+            Sink::There => Ok(()),
+        }
+    }
+
+    /// Brings all to the disk, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// Where the disk has no room, or fails.
+    pub fn sync(&self) -> io::Result<()> {
+        match self.file.sync_data() {
+            // A pipe or a terminal has none.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        }
+    }
+
+    /// Brings a file to its place.
+    ///
+    /// # Errors
+    ///
+    /// Where its name can't be given to it.
+    pub fn finish(self) -> io::Result<()> {
+        let Sink::Whole { place, named } = self.sink else {
+            return Ok(());
+        };
+        let named = match named {
+            Some(named) => named,
+            None => name(&self.file, folder_of(&place))?,
+        };
+        named.persist(&place).map_err(|error| error.error)
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write(bytes) {
+                // Others who have the same pipe or terminal may have made it so.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], None) {
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(error) => {
+                    self.failure = error.raw_os_error();
+                    return Err(error);
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Lets a program that this process becomes have the open file that the path names, if it is one of this process's.
+pub fn pass_on(path: &Path) {
+    if let Some(number) = follow(path).ok().and_then(|place| own_file(&place)) {
+        // One that isn't open is told of when it is written to.
+        let _ = rustix::io::fcntl_setfd(borrowed(number), FdFlags::empty());
+    }
+}
+
+/// Where the links at the path's end lead to, which nothing may be at.
+fn follow(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        if path.file_name().is_none() || path.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(io::Error::other("it names a folder, and not a file"));
+        }
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
+            metadata => metadata?,
+        };
+        // The text of a process's own links is no path.
+        if !metadata.is_symlink() || is_of_a_process(&path) {
+            return Ok(path);
+        }
+        check_link(&path, &metadata)?;
+        let to = fs::read_link(&path)?;
+        path = folder_of(&path).join(to);
+    }
+    Err(Errno::LOOP.into())
+}
+
+/// As the kernel does where `fs.protected_symlinks` is set.
+fn check_link(path: &Path, link: &Metadata) -> io::Result<()> {
+    let folder = fs::metadata(folder_of(path))?;
+    let us = rustix::process::geteuid().as_raw();
+    let shared = folder.mode() & SHARED == SHARED;
+    if shared && link.uid() != us && link.uid() != folder.uid() {
+        let text = format!("{} is another user's link", path.display());
+        return Err(io::Error::other(text));
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Whether it is in `/proc`.
+fn is_of_a_process(path: &Path) -> bool {
+    statfs(folder_of(path)).is_ok_and(|system| system.f_type == PROC_SUPER_MAGIC)
+}
+
+/// The number of an open file of this process, if that is what the path names.
+fn own_file(path: &Path) -> Option<RawFd> {
+    let number = path.file_name().and_then(OsStr::to_str)?.parse().ok()?;
+    let ours = fs::canonicalize("/proc/self/fd").ok()?;
+    (fs::canonicalize(folder_of(path)).ok()? == ours).then_some(number)
+}
+
+fn copy_of(number: RawFd) -> io::Result<File> {
+    let copy = File::from(rustix::io::fcntl_dupfd_cloexec(borrowed(number), 3)?);
+    let flags = fcntl_getfl(&copy)?;
+    match flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::RDONLY {
+        true => Err(io::Error::other("it is not open for writing")),
+        false => Ok(copy),
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "a user names an open file by its number, and it may not be open"
+)]
+fn borrowed(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: it is handed to one system call, which fails where nothing is open under that number. -1 is none.
+    unsafe { BorrowedFd::borrow_raw(number.max(0)) }
+}
+
+/// Opens what is no regular file.
+fn open_there(place: &Path, there: &Metadata) -> io::Result<File> {
+    let kind = there.file_type();
+    if kind.is_dir() {
+        return Err(io::Error::other("it is a folder"));
+    }
+    if kind.is_socket() {
+        return Err(io::Error::other("it is a socket"));
+    }
+    // A line's carrier is not waited for, and a FIFO's reader not for ever.
+    let mut flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    if kind.is_block_device() {
+        // One that is mounted is refused.
+        flags |= OFlags::EXCL;
+    }
+    if kind.is_file() {
+        flags |= OFlags::TRUNC;
+    }
+    let began = Instant::now();
+    let file = loop {
+        match rustix::fs::open(place, flags, Mode::empty()) {
+            // Its reader may be about to start.
+            Err(Errno::NXIO) if kind.is_fifo() && began.elapsed() < PATIENCE => thread::sleep(LOOK),
+            Err(Errno::NXIO) if kind.is_fifo() => {
+                let text = "it is a FIFO that nothing reads: start its reader first";
+                return Err(io::Error::other(text));
+            }
+            opened => break File::from(opened?),
+        }
+    };
+    if file.metadata()?.file_type() != kind {
+        return Err(io::Error::other("it became something else meanwhile"));
+    }
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+/// A file that is gone with its last descriptor, unless it gets a name. The umask has the last word on its mode.
+fn unnamed(folder: &Path, mode: u32) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(folder, flags, Mode::from_raw_mode(mode))?.into())
+}
+
+/// Only a name that is free can be given to it: this one is there for a moment.
+fn name(file: &File, folder: &Path) -> io::Result<TempPath> {
+    let named = tempfile::Builder::new().make_in(folder, |free| {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(linkat(CWD, own, CWD, free, AtFlags::SYMLINK_FOLLOW)?)
+    });
+    Ok(named?.into_temp_path())
+}
