@@ -5,11 +5,12 @@
 //! nothing else of the host; all that the lab is made of comes in as open files.
 
 use std::ffi::OsString;
-use std::io::PipeReader;
+use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::descent::Descent;
 use super::jail::{self, Jail, Jailed};
 use super::{Backend, Error};
 
@@ -21,8 +22,21 @@ pub(crate) struct JailedEmulator {
     pub(crate) command: Command,
     /// Open files that go in, and have to be inheritable.
     pub(crate) inherited: Vec<OwnedFd>,
+    /// What its process does first of all.
+    pub(crate) descent: EmulatorDescent,
     /// How it ended is read from here.
     pub(crate) end: EmulatorEnd,
+}
+
+/// The way down from root, where minivm is root.
+pub(crate) struct EmulatorDescent(Option<Descent>);
+
+impl EmulatorDescent {
+    /// Becomes another user than root. This is for a process between fork and exec: all of it is system calls. Whoever becomes
+    /// another user is not bound to its parent's life any more.
+    pub(crate) fn descend(&self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), Descent::descend)
+    }
 }
 
 /// What is known of an emulator's end.
@@ -37,7 +51,7 @@ impl EmulatorJail {
     pub(crate) fn of(program: PathBuf) -> Result<EmulatorJail, Error> {
         let mut jail = Jail::new(Backend::Microvm)?.show_system();
         for path in own_files(&program) {
-            jail = jail.show(&path, &path);
+            jail = jail.show(&path, &path)?;
         }
         Ok(EmulatorJail(jail, program))
     }
@@ -57,12 +71,14 @@ impl EmulatorJail {
         let Jailed {
             command,
             inherited,
+            descent,
             status,
             ..
         } = jail.program(program, arguments)?;
         Ok(JailedEmulator {
             command,
             inherited,
+            descent: EmulatorDescent(descent),
             end: EmulatorEnd(status),
         })
     }

@@ -39,7 +39,7 @@ use crate::{images, kernel, machine, templates};
 
 pub use chromium::Chromium;
 pub use deno::Deno;
-pub(crate) use emulator::{EmulatorEnd, EmulatorJail, JailedEmulator};
+pub(crate) use emulator::{EmulatorDescent, EmulatorEnd, EmulatorJail, JailedEmulator};
 pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;

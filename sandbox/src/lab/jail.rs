@@ -16,7 +16,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 use super::Root;
 use super::error::{Error, cannot};
 use super::qemu::PROGRAM;
-use crate::backend::{self, Backend, EmulatorEnd, EmulatorJail, JailedEmulator, find_program};
+use crate::backend::{
+    self, Backend, EmulatorDescent, EmulatorEnd, EmulatorJail, JailedEmulator, find_program,
+};
 
 /// Why the labs of this process run outside a jail, once that has been seen. It is so for all of this host's.
 static UNJAILED: OnceLock<String> = OnceLock::new();
@@ -45,12 +47,21 @@ pub fn check_jail() -> Result<(), backend::Error> {
     backend::check_jail(Backend::Microvm)
 }
 
+/// QEMU's command, ready to be started.
+pub(super) struct Start {
+    pub(super) command: Command,
+    /// Open files that have to be inheritable.
+    pub(super) inherited: Vec<OwnedFd>,
+    /// In a jail: how it gets there, and how it ended.
+    pub(super) jailed: Option<(EmulatorDescent, EmulatorEnd)>,
+}
+
 /// QEMU's command with the files that it inherits, in a jail where it is to be in one.
 pub(super) fn command(
     root: Root,
     arguments: &[OsString],
     files: Vec<OwnedFd>,
-) -> Result<(Command, Vec<OwnedFd>, Option<EmulatorEnd>), Error> {
+) -> Result<Start, Error> {
     if root == Root::Private && unjailed().is_none() {
         let program = find_program(PROGRAM).ok_or(Error::QemuMissing { program: PROGRAM })?;
         // A link's target is there under its own name.
@@ -59,11 +70,16 @@ pub(super) fn command(
                 let JailedEmulator {
                     command,
                     inherited,
+                    descent,
                     end,
                 } = jail
                     .with(arguments, files)
                     .map_err(|error| cannot("prepare a jail")(io::Error::other(error)))?;
-                return Ok((command, inherited, Some(end)));
+                return Ok(Start {
+                    command,
+                    inherited,
+                    jailed: Some((descent, end)),
+                });
             }
             Err(backend::Error::Unavailable { why, hint, .. }) => {
                 set_unjailed(format!("{why}; {hint}"));
@@ -73,7 +89,11 @@ pub(super) fn command(
     }
     let mut command = Command::new(PROGRAM);
     command.args(arguments);
-    Ok((command, files, None))
+    Ok(Start {
+        command,
+        inherited: files,
+        jailed: None,
+    })
 }
 
 /// A file's content in memory, to be read and no more: whoever has an open file of the user's own in a jail could open it again

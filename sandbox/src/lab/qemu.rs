@@ -25,9 +25,9 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
-use super::jail::command;
+use super::jail::{Start, command, set_unjailed};
 use super::{INIT_COMMAND, Root, initramfs};
-use crate::backend::EmulatorEnd;
+use crate::backend::{EmulatorDescent, EmulatorEnd};
 use crate::printable::printable;
 
 /// QEMU, as it is found in `PATH`.
@@ -185,17 +185,27 @@ impl Qemu {
             &numbers,
             host_tsc_khz(),
         );
-        let (mut command, files, jailed) = command(machine.root, &arguments, files)?;
+        let Start {
+            mut command,
+            inherited,
+            jailed,
+        } = command(machine.root, &arguments, files)?;
+        let (descent, jailed) = jailed.unzip();
         command
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        inherit_and_die_with_us(&mut command, files);
+        inherit_and_die_with_us(&mut command, inherited, descent);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
-            _ => cannot(format!("start {PROGRAM}"))(error),
+            _ => {
+                if jailed.is_some() {
+                    set_unjailed(format!("this user can make none ({error})"));
+                }
+                cannot(format!("start {PROGRAM}"))(error)
+            }
         })?;
         // With its copies of the files that have gone in: the end of one among them is to be seen.
         drop(command);
@@ -338,14 +348,21 @@ impl Limit {
     }
 }
 
-/// Leaves the files open in the process to be started, and has it killed should we die first.
+/// Leaves the files open in the process to be started, which is no root in a jail, and has it killed should we die first.
 #[allow(
     unsafe_code,
     reason = "the only way to set something between fork and exec"
 )]
-fn inherit_and_die_with_us(command: &mut Command, files: Vec<OwnedFd>) {
+fn inherit_and_die_with_us(
+    command: &mut Command,
+    files: Vec<OwnedFd>,
+    descent: Option<EmulatorDescent>,
+) {
     let us = rustix::process::getpid();
     let between = move || {
+        if let Some(descent) = &descent {
+            descent.descend()?;
+        }
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // If we died before that line, no signal will come.
         if rustix::process::getppid() != Some(us) {
@@ -355,8 +372,8 @@ fn inherit_and_die_with_us(command: &mut Command, files: Vec<OwnedFd>) {
             .iter()
             .try_for_each(|file| Ok(rustix::io::fcntl_setfd(file, FdFlags::empty())?))
     };
-    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes three kinds of system
-    // calls, directly, and allocates nothing: both kinds of error it returns are made without a heap.
+    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes system calls,
+    // directly, and allocates nothing: both kinds of error it returns are made without a heap.
     unsafe { command.pre_exec(between) };
 }
 
