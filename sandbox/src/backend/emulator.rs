@@ -22,7 +22,7 @@ pub(crate) struct JailedEmulator {
     pub(crate) command: Command,
     /// Open files that go in, and have to be inheritable.
     pub(crate) inherited: Vec<OwnedFd>,
-    /// What its process does first of all.
+    /// What the new process does before all else.
     pub(crate) descent: EmulatorDescent,
     /// How it ended is read from here.
     pub(crate) end: EmulatorEnd,
@@ -30,14 +30,6 @@ pub(crate) struct JailedEmulator {
 
 /// The way down from root, where minivm is root.
 pub(crate) struct EmulatorDescent(Option<Descent>);
-
-impl EmulatorDescent {
-    /// Becomes another user than root. This is for a process between fork and exec: all of it is system calls. Whoever becomes
-    /// another user is not bound to its parent's life any more.
-    pub(crate) fn descend(&self) -> io::Result<()> {
-        self.0.as_ref().map_or(Ok(()), Descent::descend)
-    }
-}
 
 /// What is known of an emulator's end.
 pub(crate) struct EmulatorEnd(PipeReader);
@@ -81,6 +73,17 @@ impl EmulatorJail {
             descent: EmulatorDescent(descent),
             end: EmulatorEnd(status),
         })
+    }
+}
+
+impl EmulatorDescent {
+    /// Becomes a user that owns nothing. This is for a process between fork and exec: all of it is system calls.
+    ///
+    /// # Errors
+    ///
+    /// Where the system doesn't let it.
+    pub(crate) fn descend(&self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), Descent::descend)
     }
 }
 

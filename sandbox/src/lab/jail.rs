@@ -47,21 +47,21 @@ pub fn check_jail() -> Result<(), backend::Error> {
     backend::check_jail(Backend::Microvm)
 }
 
-/// QEMU's command, ready to be started.
-pub(super) struct Start {
+/// QEMU, ready to be started.
+pub(super) struct Prepared {
     pub(super) command: Command,
-    /// Open files that have to be inheritable.
-    pub(super) inherited: Vec<OwnedFd>,
-    /// In a jail: how it gets there, and how it ended.
+    /// Files that it inherits.
+    pub(super) files: Vec<OwnedFd>,
+    /// Of one in a jail.
     pub(super) jailed: Option<(EmulatorDescent, EmulatorEnd)>,
 }
 
 /// QEMU's command with the files that it inherits, in a jail where it is to be in one.
-pub(super) fn command(
+pub(super) fn prepare(
     root: Root,
     arguments: &[OsString],
     files: Vec<OwnedFd>,
-) -> Result<Start, Error> {
+) -> Result<Prepared, Error> {
     if root == Root::Private && unjailed().is_none() {
         let program = find_program(PROGRAM).ok_or(Error::QemuMissing { program: PROGRAM })?;
         // A link's target is there under its own name.
@@ -75,9 +75,9 @@ pub(super) fn command(
                 } = jail
                     .with(arguments, files)
                     .map_err(|error| cannot("prepare a jail")(io::Error::other(error)))?;
-                return Ok(Start {
+                return Ok(Prepared {
                     command,
-                    inherited,
+                    files: inherited,
                     jailed: Some((descent, end)),
                 });
             }
@@ -89,9 +89,9 @@ pub(super) fn command(
     }
     let mut command = Command::new(PROGRAM);
     command.args(arguments);
-    Ok(Start {
+    Ok(Prepared {
         command,
-        inherited: files,
+        files,
         jailed: None,
     })
 }

@@ -25,7 +25,7 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
-use super::jail::{Start, command, set_unjailed};
+use super::jail::{Prepared, prepare, set_unjailed};
 use super::{INIT_COMMAND, Root, initramfs};
 use crate::backend::{EmulatorDescent, EmulatorEnd};
 use crate::printable::printable;
@@ -185,11 +185,11 @@ impl Qemu {
             &numbers,
             host_tsc_khz(),
         );
-        let Start {
+        let Prepared {
             mut command,
-            inherited,
+            files,
             jailed,
-        } = command(machine.root, &arguments, files)?;
+        } = prepare(machine.root, &arguments, files)?;
         let (descent, jailed) = jailed.unzip();
         command
             .stdin(Stdio::piped())
@@ -197,7 +197,7 @@ impl Qemu {
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        inherit_and_die_with_us(&mut command, inherited, descent);
+        inherit_and_die_with_us(&mut command, files, descent);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
             _ => {
@@ -348,7 +348,7 @@ impl Limit {
     }
 }
 
-/// Leaves the files open in the process to be started, which is no root in a jail, and has it killed should we die first.
+/// Leaves the files open in the process to be started, and has it killed should we die first.
 #[allow(
     unsafe_code,
     reason = "the only way to set something between fork and exec"
@@ -360,6 +360,7 @@ fn inherit_and_die_with_us(
 ) {
     let us = rustix::process::getpid();
     let between = move || {
+        // First, for a process that becomes another user is not bound to its parent's life any more.
         if let Some(descent) = &descent {
             descent.descend()?;
         }
