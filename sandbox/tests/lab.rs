@@ -308,6 +308,12 @@ fn a_private_labs_qemu_is_in_a_jail_that_ends_with_minivm() {
     ] {
         assert!(status.contains(held), "{held}: {status}");
     }
+    // And it is no root of this host's.
+    let user = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .unwrap();
+    assert_ne!(user.split_whitespace().next(), Some("0"), "{status}");
     for namespace in ["mnt", "net", "pid", "ipc", "user"] {
         let of = |process: &Path| fs::read_link(process.join("ns").join(namespace)).unwrap();
         assert_ne!(of(&qemu), of(Path::new("/proc/self")), "{namespace}");

@@ -25,7 +25,7 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
-use super::jail::{Prepared, prepare};
+use super::jail::{Prepared, prepare, set_unjailed};
 use super::{INIT_COMMAND, Root, initramfs};
 use crate::backend::{EmulatorDescent, EmulatorEnd};
 use crate::printable::printable;
@@ -200,7 +200,12 @@ impl Qemu {
         inherit_and_die_with_us(&mut command, files, descent);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
-            _ => cannot(format!("start {PROGRAM}"))(error),
+            _ => {
+                if jailed.is_some() {
+                    set_unjailed(format!("this user can make none ({error})"));
+                }
+                cannot(format!("start {PROGRAM}"))(error)
+            }
         })?;
         // With its copies of the files that have gone in: the end of one among them is to be seen.
         drop(command);

@@ -6,7 +6,7 @@ use minivm::backend::{self, Backend, Error};
 use minivm::cache;
 
 use super::super::worker;
-use super::{Check, State, machine};
+use super::{Check, machine};
 
 /// The backends beside the microVM, whose checks are the machine's.
 pub(super) const OTHERS: [Backend; 4] = [
@@ -38,13 +38,7 @@ fn jail() -> Check {
 
 /// What jails lack here that can be made.
 fn weaknesses(cache: &Path) -> Vec<Check> {
-    let weaker = |(detail, remedy): (String, String)| Check {
-        name: "jail: walls",
-        state: State::Slow,
-        detail,
-        remedy: Some(remedy),
-        accel: None,
-    };
+    let weaker = |(detail, remedy): (String, String)| Check::slow("jail: walls", detail, remedy);
     let found = backend::jail_weaknesses(cache);
     match found.is_empty() {
         true => vec![Check::ok(
