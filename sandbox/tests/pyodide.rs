@@ -174,13 +174,17 @@ fn memory_has_a_limit(backend: Backend) {
     );
     let peak = ran.finished.usage.peak_memory.unwrap();
     assert!((10 << 20..limit << 20).contains(&peak), "{peak}");
+    let hog = "a = []\nwhile True: a.append(bytearray(b'x') * (8 << 20))";
+    let ran = run_code(backend, hog);
+    assert_eq!(ran.finished.end, End::OutOfMemory, "there is a default");
 }
 
 fn too_much_for_webassembly_is_a_memory_error(backend: Backend) {
-    let ran = run_code(
-        backend,
-        "a = bytearray(3 << 29)\nb = bytearray(3 << 29)\nc = bytearray(3 << 29)",
-    );
+    let mut task =
+        Task::code("a = bytearray(3 << 29)\nb = bytearray(3 << 29)\nc = bytearray(3 << 29)");
+    // More than WebAssembly can have.
+    task.limits.memory = Some(6 << 30);
+    let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Exited(1));
     assert_eq!(ran.exception().0, "MemoryError");
 }
@@ -410,7 +414,10 @@ fn a_page_is_not_left_and_waits_for_nobody(backend: Backend) {
 fn a_crashed_page_is_told(backend: Backend) {
     let hog =
         "import js; js.eval('const all = []; while (true) all.push(new Array(1e6).fill(1.5))')";
-    let ran = run_code(backend, hog);
+    let mut task = Task::code(hog);
+    // More than a page can have.
+    task.limits.memory = Some(8 << 30);
+    let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Signal(6));
     assert!(ran.stderr.contains("crashed"), "{}", ran.stderr);
 }
