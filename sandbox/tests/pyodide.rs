@@ -415,7 +415,10 @@ fn a_page_is_not_left_and_waits_for_nobody(backend: Backend) {
 fn a_crashed_page_is_told(backend: Backend) {
     let hog =
         "import js; js.eval('const all = []; while (true) all.push(new Array(1e6).fill(1.5))')";
-    let ran = run_code(backend, hog);
+    let mut task = Task::code(hog);
+    // More than a page can have.
+    task.limits.memory = Some(8 << 30);
+    let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Signal(6));
     assert!(ran.stderr.contains("crashed"), "{}", ran.stderr);
 }

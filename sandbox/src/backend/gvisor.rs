@@ -33,9 +33,9 @@ use crate::assets;
 use crate::images::{INIT, Root};
 use crate::machine;
 
-/// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and as much again for gVisor's
-/// kernel and for files, which are in memory too.
-const MEMORY: u64 = 512 << 20;
+/// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and room for files, which are in
+/// memory too, and for what gVisor's kernel needs itself: some MiB for each process.
+const MEMORY: u64 = 1 << 30;
 /// Where `minivm-worker` is in the jail.
 const WORKER: &str = "/worker";
 /// What runsc ends with where it fails, and where it crashes, as Go's programs do. A command can end with these too.
