@@ -254,7 +254,10 @@ fn there_are_only_so_many_processes() {
     let code = "import os, time, signal\nchildren = []\ntry:\n    while True:\n        child = os.fork()\n        \
                 if child == 0: time.sleep(1000); os._exit(0)\n        children.append(child)\n\
                 except BlockingIOError: print('enough', len(children))\nfor c in children: os.kill(c, signal.SIGKILL)";
-    let ran = python(code);
+    let mut task = Task::code(code);
+    // So many take more than the default.
+    task.limits.memory = Some(6 << 30);
+    let ran = run(task);
     assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.stderr);
     assert!(ran.stdout.starts_with("enough "), "{}", ran.stdout);
 }

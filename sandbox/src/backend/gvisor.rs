@@ -36,7 +36,7 @@ use crate::images::{INIT, Root};
 use crate::machine;
 
 /// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and room for files, which are in
-/// memory too, and for what gVisor's kernel needs itself, above all for each of as many processes as there may be.
+/// memory too, and for what gVisor's kernel needs itself: some MiB for each process.
 const MEMORY: u64 = 1 << 30;
 /// Where `minivm-worker` is in the jail.
 const WORKER: &str = "/worker";
