@@ -126,11 +126,17 @@ fn set_registers(vcpu: &VcpuFd) {
 /// Fills every part of the extended state that this host's KVM has.
 fn set_extended_state(vcpu: &Vcpu) {
     let entries = vcpu.cpuid.as_slice();
-    let parts = cpuid::leaf(entries, cpuid::XSAVE, 0).map_or(3, |entry| u64::from(entry.eax));
-    let mut xcrs = vcpu.fd.get_xcrs().unwrap();
-    xcrs.nr_xcrs = 1;
-    xcrs.xcrs[0].value = parts;
-    vcpu.fd.set_xcrs(&xcrs).unwrap();
+    let features = cpuid::leaf(entries, cpuid::FEATURES, 0).unwrap();
+    // The lab's processor has no XSAVE: there it is what FXSAVE has.
+    let mut parts = 3;
+    if features.ecx & 1 << 26 != 0 {
+        let entry = cpuid::leaf(entries, cpuid::XSAVE, 0).unwrap();
+        parts = u64::from(entry.eax);
+        let mut xcrs = vcpu.fd.get_xcrs().unwrap();
+        xcrs.nr_xcrs = 1;
+        xcrs.xcrs[0].value = parts;
+        vcpu.fd.set_xcrs(&xcrs).unwrap();
+    }
     let mut bytes = [0u8; 4096];
     let mut next = unlike(2);
     let mut fill = |bytes: &mut [u8]| bytes.fill_with(|| next().to_le_bytes()[3]);
@@ -326,10 +332,6 @@ fn assert_same(before: &VcpuState, after: &VcpuState) {
             msr.index
         );
     }
-    assert!(
-        value(after, MSR_TSC) >= value(before, MSR_TSC),
-        "the counter went back"
-    );
 }
 
 #[test]
@@ -369,10 +371,13 @@ fn all_that_kvm_tells_of_a_vcpu_is_the_same_in_another_machine() {
         let other = Bare::new(1);
         before.set_cpuid(&other.vcpus[0].fd).unwrap();
         before.set(&other.vcpus[0]).unwrap();
-        assert_same(&before, &other.state(0));
+        let after = other.state(0);
+        assert_same(&before, &after);
+        assert!(value(&after, MSR_TSC) >= value(&before, MSR_TSC));
     }
 }
 
+/// The counters aren't compared: KVM sets all to the first one's, which was read a little earlier.
 #[test]
 fn every_vcpu_waits_as_it_did() {
     let states = [
