@@ -27,6 +27,8 @@ const LINKS_MAX: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has one.
 const LOOK: Duration = Duration::from_millis(10);
+/// So much a pipe takes at once, if it takes anything (pipe(7)).
+const PIPE_BUF: usize = 4096;
 /// Everybody may write to a folder, and names in it are their owners'.
 const SHARED: u32 = 0o1002;
 
@@ -110,6 +112,26 @@ impl Output {
     /// Why it could not be written to, where that is what went wrong.
     pub fn failure(&self) -> Option<io::Error> {
         self.failure.map(io::Error::from_raw_os_error)
+    }
+
+    /// How many bytes can be written without waiting for somebody to take them; waits for so long until it is at least one. A file
+    /// takes any number.
+    ///
+    /// # Errors
+    ///
+    /// Where that can't be told.
+    pub(crate) fn room(&self, wait: Duration) -> io::Result<usize> {
+        if let Sink::Whole { .. } = self.sink {
+            return Ok(usize::MAX);
+        }
+        let mut polled = [PollFd::new(&self.file, PollFlags::OUT)];
+        let wait = wait.try_into().map_err(io::Error::other)?;
+        match poll(&mut polled, Some(&wait)) {
+            // What is said of a pipe is that it has room for so much, whatever else.
+            Ok(1..) => Ok(PIPE_BUF),
+            Ok(0) | Err(Errno::INTR) => Ok(0),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Gives a new file these permissions. What was there keeps its own.

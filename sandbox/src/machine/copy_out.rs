@@ -30,6 +30,8 @@ use crate::output_path::Output;
 const DEPTH_MAX: usize = 128;
 /// What was left out is told so often at the most.
 const LEFT_OUT_MAX: usize = 10;
+/// How often it is looked whether it is over while a pipe takes nothing.
+const LOOK: Duration = Duration::from_millis(20);
 /// Bytes of a file between two looks at whether it is over.
 const CHUNK: usize = 64 << 10;
 
@@ -100,7 +102,11 @@ pub(super) fn unpack(
         Some(entry) if matches!(entry.kind, Kind::File { .. }) => {
             fs::create_dir_all(parent(&target))?;
             let mut output = Output::open(&target, 0o600)?;
-            writer.copy(&mut unpack, &mut output)?;
+            let mut patient = Patient {
+                output: &mut output,
+                writer: &writer,
+            };
+            writer.copy(&mut unpack, &mut patient)?;
             output.set_permissions(entry.permissions & 0o777)?;
             output.set_modified(UNIX_EPOCH + Duration::from_secs(entry.mtime.into()))?;
             output.finish()?;
@@ -246,6 +252,28 @@ impl<'a> Writer<'a> {
             }
             file.write_all(&buffer[..len])?;
         }
+    }
+}
+
+/// An output that is written to as it takes it, so that a pipe whose reader waits keeps nothing from being over.
+struct Patient<'a> {
+    output: &'a mut Output,
+    writer: &'a Writer<'a>,
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            let room = self.output.room(LOOK)?;
+            if room > 0 {
+                return self.output.write(&bytes[..bytes.len().min(room)]);
+            }
+            self.writer.check()?;
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }
 
@@ -835,6 +863,30 @@ mod tests {
             unpack(&*bytes, &files, &mut budget, &|| false).unwrap();
             assert_eq!(fs::read(&there).unwrap(), b"new and long");
         }
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_empties_keeps_nothing_from_being_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let reader = rustix::fs::open(&path, flags, Mode::empty()).unwrap();
+        let mut bytes = Vec::new();
+        let mut archive = Archive::new(&mut bytes);
+        file(&mut archive, COPIED, 0o644, &"x".repeat(10 * CHUNK));
+        archive.finish().unwrap();
+        let files = Files {
+            from: "/".into(),
+            to: path,
+        };
+        // More often than there are pieces.
+        let asked = std::cell::Cell::new(0);
+        let is_over = || asked.replace(asked.get() + 1) > 12;
+        let result = unpack(&*bytes, &files, &mut Budget::default(), &is_over);
+        assert_eq!(told(result), "it was cut off");
+        let mut first = [0; 10];
+        assert_eq!(rustix::io::read(&reader, &mut first), Ok(10));
     }
 
     #[test]
