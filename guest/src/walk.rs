@@ -39,7 +39,7 @@ pub enum Owner {
 pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Error> {
     let mut archive = Archive::new(out);
     let mut walk = Walk::new(&mut archive, owner, |name| name.into());
-    walk.folder(root, Path::new(""))?;
+    walk.below(Level::new(root, Path::new(""))?)?;
     archive.finish()
 }
 
@@ -59,7 +59,7 @@ pub fn append_path<W: Write>(
 ) -> Result<Nodes, Error> {
     let mut walk = Walk::new(archive, owner, |name| name.into());
     walk.copies = true;
-    walk.entry(&followed(path)?, name)?;
+    walk.tree(&followed(path)?, name)?;
     Ok(walk.nodes)
 }
 
@@ -113,12 +113,29 @@ pub(crate) fn archive_root<W: Write>(
     let mut walk = Walk::new(archive, owner, stored);
     let attributes = walk.attributes(&metadata);
     walk.archive.directory(".", attributes)?;
-    walk.folder(root, Path::new(""))?;
+    walk.below(Level::new(root, Path::new(""))?)?;
     Ok(walk.count)
 }
 
 /// Where the archive has what lies at a path.
 type Stored = fn(&Path) -> Cow<'_, Path>;
+
+/// A folder whose names are being archived.
+struct Level {
+    folder: PathBuf,
+    name: PathBuf,
+    names: std::vec::IntoIter<OsString>,
+}
+
+impl Level {
+    fn new(folder: &Path, name: &Path) -> Result<Level, Error> {
+        Ok(Level {
+            folder: folder.into(),
+            name: name.into(),
+            names: names(folder)?.into_iter(),
+        })
+    }
+}
 
 struct Walk<'a, W> {
     archive: &'a mut Archive<W>,
@@ -158,14 +175,32 @@ impl<'a, W: Write> Walk<'a, W> {
         }
     }
 
-    fn folder(&mut self, folder: &Path, name: &Path) -> Result<(), Error> {
-        for below in names(folder)? {
-            self.entry(&folder.join(&below), &name.join(&below))?;
+    /// Archives a file or a folder, and what is below it.
+    fn tree(&mut self, path: &Path, name: &Path) -> Result<(), Error> {
+        match self.entry(path, name)? {
+            true => self.below(Level::new(path, name)?),
+            false => Ok(()),
+        }
+    }
+
+    /// Archives what is in a folder and below. How deep that is has no limit, but for the length of a path: it takes no stack.
+    fn below(&mut self, top: Level) -> Result<(), Error> {
+        let mut levels = vec![top];
+        while let Some(level) = levels.last_mut() {
+            let Some(below) = level.names.next() else {
+                levels.pop();
+                continue;
+            };
+            let (path, name) = (level.folder.join(&below), level.name.join(&below));
+            if self.entry(&path, &name)? {
+                levels.push(Level::new(&path, &name)?);
+            }
         }
         Ok(())
     }
 
-    fn entry(&mut self, path: &Path, name: &Path) -> Result<(), Error> {
+    /// Archives one; says whether it is a folder.
+    fn entry(&mut self, path: &Path, name: &Path) -> Result<bool, Error> {
         self.count += 1;
         let metadata = fs::symlink_metadata(path).map_err(reading(path))?;
         let attributes = self.attributes(&metadata);
@@ -173,16 +208,16 @@ impl<'a, W: Write> Walk<'a, W> {
         let stored = (self.stored)(name);
         if file_type.is_dir() {
             self.archive.directory(stored, attributes)?;
-            self.folder(path, name)
         } else if file_type.is_symlink() {
             let target = fs::read_link(path).map_err(reading(path))?;
-            self.archive.symlink(stored, target, attributes)
+            self.archive.symlink(stored, target, attributes)?;
         } else if file_type.is_file() {
-            self.file(path, &stored, attributes, &metadata)
+            self.file(path, &stored, attributes, &metadata)?;
         } else {
             self.nodes.add(path);
-            self.archive.node(stored, node(&metadata), attributes)
+            self.archive.node(stored, node(&metadata), attributes)?;
         }
+        Ok(file_type.is_dir())
     }
 
     fn file(
@@ -366,6 +401,22 @@ mod tests {
             let (archive, _) = copied(Path::new(path)).unwrap();
             assert_eq!(entries(&archive)[0].4, content, "{path}");
         }
+    }
+
+    #[test]
+    fn a_folder_may_be_as_deep_as_a_path_is_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let depth = (4000 - folder.path().as_os_str().len()) / 2;
+        let mut path = folder.path().to_owned();
+        for _ in 0..depth {
+            path.push("a");
+            fs::create_dir(&path).unwrap();
+        }
+        // As little stack as init's threads have.
+        let root = folder.path().to_owned();
+        let small = std::thread::Builder::new().stack_size(64 << 10);
+        let archived = small.spawn(move || copied(&root).unwrap().0).unwrap();
+        assert_eq!(entries(&archived.join().unwrap()).len(), depth + 1);
     }
 
     #[test]

@@ -119,6 +119,21 @@ fn ten_megabytes_come_back_as_they_went() {
 
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
+fn a_reader_that_is_late_gets_all_of_it_and_the_exit_code() {
+    let mut lab = lab(&[LIMIT, "--", "sh", "-c", "head -c 300000 /dev/zero; exit 7"]);
+    let mut stdout = lab.stdout.take().unwrap();
+    let mut bytes = vec![1];
+    stdout.read_exact(&mut bytes).unwrap();
+    // By then the command has ended, as a rule; where it hasn't, this is not the test that it could be.
+    thread::sleep(Duration::from_secs(2));
+    stdout.read_to_end(&mut bytes).unwrap();
+    let ended = lab.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(7), "{}", text(&ended.stderr));
+    assert!(bytes.len() == 300_000 && bytes.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
 fn a_line_is_answered_before_the_input_ends() {
     let mut child = lab(&[
         LIMIT,

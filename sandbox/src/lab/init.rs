@@ -3,6 +3,7 @@
 //! The kernel starts it from the initramfs with a console as its standard streams, and panics should it ever end.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -58,14 +59,24 @@ fn answer() -> Result<(), Error> {
     let fault = clock::fault();
     let channel = open_channel()?;
     if let Some(why) = fault {
-        return frame::send(Kind::Again, why.as_bytes(), &channel).map_err(cannot("say why"));
+        let sent = frame::send(Kind::Again, why.as_bytes(), &channel);
+        sent.map_err(cannot("say why"))?;
+    } else {
+        let sent = match &run(&channel) {
+            Ok(code) => frame::send(Kind::Exit, &code.to_le_bytes(), &channel),
+            Err(error) => frame::send(Kind::Failed, chain(error).as_bytes(), &channel),
+        };
+        sent.map_err(cannot("send the answer"))?;
     }
-    let ended = run(&channel);
-    let sent = match &ended {
-        Ok(code) => frame::send(Kind::Exit, &code.to_le_bytes(), &channel),
-        Err(error) => frame::send(Kind::Failed, chain(error).as_bytes(), &channel),
-    };
-    sent.map_err(cannot("send the answer"))
+    wait_for_hangup(&channel);
+    Ok(())
+}
+
+/// Waits until the other end has heard the answer, and ends the machine or hangs up. What it has not taken by then is in QEMU,
+/// and gone with it.
+fn wait_for_hangup(mut channel: &File) {
+    let mut ignored = [0; 4096];
+    while matches!(channel.read(&mut ignored), Ok(1..)) {}
 }
 
 /// The port appears once the kernel and QEMU have agreed on it, which can be after we were started.

@@ -52,16 +52,20 @@ impl Survey {
         Ok(survey)
     }
 
+    /// What is in a folder and below it, however deep that is.
     fn folder(&mut self, folder: &Path) -> io::Result<()> {
-        for entry in fs::read_dir(folder).map_err(naming(folder))? {
-            let path = entry.map_err(naming(folder))?.path();
-            let metadata = path.symlink_metadata().map_err(naming(&path))?;
-            let kind = metadata.file_type();
-            match () {
-                () if kind.is_dir() => self.folder(&path)?,
-                () if kind.is_file() => self.file(&path, &metadata)?,
-                () if kind.is_symlink() => {}
-                () => self.nodes.add(&path),
+        let mut folders = vec![folder.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).map_err(naming(&folder))? {
+                let path = entry.map_err(naming(&folder))?.path();
+                let metadata = path.symlink_metadata().map_err(naming(&path))?;
+                let kind = metadata.file_type();
+                match () {
+                    () if kind.is_dir() => folders.push(path),
+                    () if kind.is_file() => self.file(&path, &metadata)?,
+                    () if kind.is_symlink() => {}
+                    () => self.nodes.add(&path),
+                }
             }
         }
         Ok(())
