@@ -131,7 +131,7 @@ fn refused(source: Exceeded) -> Error {
     }
 }
 
-/// How many files, folders and links a guest has of an archive that [`write`] made and nothing compressed; a file with several
+/// How many files, folders and links a guest has of an archive that [`write()`] made and nothing compressed; a file with several
 /// names counts once. `None` where it is none.
 ///
 /// # Errors
