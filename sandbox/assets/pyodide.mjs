@@ -42,18 +42,28 @@ export function unpack(pyodide, archive) {
     }
   };
   const next4 = (offset) => Math.ceil(offset / 4) * 4;
+  const folders = [];
   for (let at = 0; ; ) {
     // Six characters say what it is, and each field has eight.
     const field = (index) => parseInt(text(at + 6 + 8 * index, 8), 16);
-    const [mode, size, length] = [field(1), field(6), field(11)];
+    const [mode, mtime, size, length] = [field(1), field(5), field(6), field(11)];
     const name = text(at + 110, length - 1);
-    if (name === "TRAILER!!!") return;
+    if (name === "TRAILER!!!") break;
     const data = next4(at + 110 + length);
     const kind = { 0o040000: "folder", 0o100000: "file", 0o120000: "link" }[mode & 0o170000];
     const target = kind === "link" ? text(data, size) : undefined;
     if (kind) put(pyodide, `/${name}`, { kind, mode: mode & 0o7777, target }, archive.subarray(data, data + size));
+    if (kind === "file") setTime(pyodide, `/${name}`, mtime);
+    if (kind === "folder") folders.push([`/${name}`, mtime]);
     at = next4(data + size);
   }
+  // What comes into a folder changes its time.
+  for (const [name, mtime] of folders) setTime(pyodide, name, mtime);
+}
+
+/** Sets when a file or folder was last changed, in seconds since 1970. */
+function setTime({ FS }, path, seconds) {
+  FS.utime(path, seconds * 1000, seconds * 1000);
 }
 
 /** Runs the code, and returns its exit status. `writeError` gets a line where the interpreter itself came to its end. */

@@ -371,6 +371,9 @@ fn files_are_copied_in_and_are_the_guests_own() {
     fs::create_dir(folder.path().join("data")).unwrap();
     fs::write(folder.path().join("data/a.txt"), "from the host").unwrap();
     fs::write(folder.path().join("single"), vec![b'x'; 3 << 20]).unwrap();
+    let single = fs::File::open(folder.path().join("single")).unwrap();
+    let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    single.set_modified(old).unwrap();
     let files = |from: &str, to: &str| Files {
         from: folder.path().join(from),
         to: to.into(),
@@ -378,12 +381,12 @@ fn files_are_copied_in_and_are_the_guests_own() {
     let mut task = command(&[
         "sh",
         "-c",
-        "cat /usr/a.txt; ls -d /usr/bin; echo more >> /usr/a.txt; wc -c < /new/folder/single; tail -n 1 /usr/a.txt",
+        "stat -c %Y /new/folder/single; cat /usr/a.txt; ls -d /usr/bin; echo more >> /usr/a.txt; wc -c < /new/folder/single; tail -n 1 /usr/a.txt",
     ]);
     task.files = vec![files("data", "/usr"), files("single", "/new/folder/")];
     let ran = run(task);
     assert_eq!(
-        ran.stdout, "from the host/usr/bin\n3145728\nfrom the hostmore\n",
+        ran.stdout, "1000000000\nfrom the host/usr/bin\n3145728\nfrom the hostmore\n",
         "{}",
         ran.stderr
     );

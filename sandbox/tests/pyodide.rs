@@ -237,7 +237,16 @@ fn files_are_copied_in(backend: Backend) {
     fs::write(data.join("sub/b.txt"), "ü").unwrap();
     symlink("a.bin", data.join("link")).unwrap();
     symlink("/etc/passwd", data.join("outside")).unwrap();
+    let old = |path: &str, seconds| {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = fs::File::open(data.join(path)).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    old("sub/b.txt", 1_000_000_002);
+    old("sub", 1_000_000_001);
+    old("", 1_000_000_000);
     let code = "import os\nprint(open('/in/d/a.bin', 'rb').read(), open('/in/d/sub/b.txt').read(), open('/in/d/link', 'rb').read())\n\
+                print(*(int(os.stat(path).st_mtime) for path in ('/in/d', '/in/d/sub', '/in/d/sub/b.txt')))\n\
                 print(os.path.exists('/in/d/outside'), sorted(os.listdir('/in/d')), os.listdir('/in/into'))\n\
                 open('/in/d/a.bin', 'w').write('changed'); print(open('/in/d/a.bin').read())";
     let mut task = Task::code(code);
@@ -254,7 +263,9 @@ fn files_are_copied_in(backend: Backend) {
     let bytes = "b'\\x00\\xff\\n'";
     assert_eq!(
         stdout,
-        format!("{bytes} ü {bytes}\nFalse {names} ['a.bin']\nchanged\n")
+        format!(
+            "{bytes} ü {bytes}\n1000000000 1000000001 1000000002\nFalse {names} ['a.bin']\nchanged\n"
+        )
     );
     assert_eq!(fs::read(data.join("a.bin")).unwrap(), [0, 255, 10]);
     for (from, to) in [

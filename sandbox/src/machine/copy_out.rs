@@ -30,6 +30,8 @@ use crate::output_path::Output;
 const DEPTH_MAX: usize = 128;
 /// What was left out is told so often at the most.
 const LEFT_OUT_MAX: usize = 10;
+/// So many characters of a path's begin, and of its end, are told.
+const SHOWN: usize = 100;
 /// How often it is looked whether it is over while a pipe takes nothing.
 const LOOK: Duration = Duration::from_millis(20);
 /// Bytes of a file between two looks at whether it is over.
@@ -334,9 +336,7 @@ impl<'a> Tree<'a> {
                 _ => return Err(unasked()),
             };
             let added = self.add(path, &entry, unpack);
-            added.map_err(|error| {
-                io::Error::other(format!("{}: {error}", self.path.join(path).display()))
-            })?;
+            added.map_err(|error| io::Error::other(format!("{}: {error}", self.shown(path))))?;
             budget.whole += 1;
         }
         Ok(())
@@ -408,10 +408,22 @@ impl<'a> Tree<'a> {
         all
     }
 
+    /// A path as it is told: its begin and its end, where it is so long that nothing else would be seen.
+    fn shown(&self, path: &Path) -> String {
+        let text = self.path.join(path).display().to_string();
+        let end = text.char_indices().rev().nth(SHOWN).map(|(at, _)| at);
+        match (text.char_indices().nth(SHOWN), end) {
+            (Some((begin, _)), Some(end)) if begin < end => {
+                format!("{}…{}", &text[..begin], &text[end..])
+            }
+            _ => text,
+        }
+    }
+
     fn leave_out(&mut self, path: &Path, why: &str) {
         if self.left_out.len() < LEFT_OUT_MAX {
-            let path = self.path.join(path);
-            self.left_out.push(format!("{}: {why}", path.display()));
+            let path = self.shown(path);
+            self.left_out.push(format!("{path}: {why}"));
         } else {
             self.more_left_out += 1;
         }
@@ -763,6 +775,7 @@ mod tests {
         assert_eq!(fs::read_dir(bottom).unwrap().count(), 400);
         let (_folder, result, _) = deep(1900);
         let told = told(result);
+        assert!(told.len() < 400, "{told}");
         assert!(
             told.contains("more than 128 folders are in one another"),
             "{told}"
