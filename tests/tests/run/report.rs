@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::guest::{end_of, run, shell};
 
 /// Every field that a report always has, in the order in which they are printed.
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 17] = [
     "exit_code",
     "command_exit_code",
     "signal",
@@ -21,6 +21,7 @@ const FIELDS: [&str; 16] = [
     "user_time",
     "system_time",
     "peak_memory",
+    "accel",
     "warm",
     "phases",
 ];
