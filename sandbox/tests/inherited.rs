@@ -7,13 +7,11 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
 use rustix::process::Signal;
 
-/// How long any of these may take: they wait for nothing.
-const PATIENCE: Duration = Duration::from_secs(120);
 const MINIVM: &str = env!("CARGO_BIN_EXE_minivm");
 const ANSWER: [&str; 6] = ["run", "-q", "--backend=monty", "--code", "print(6*7)", "--"];
 const ENDLESS: [&str; 5] = [

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{ends_until, run};
 use minivm_tests::{busybox, given};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,8 +18,6 @@ use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, set_child_subreaper};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-/// How long a run may take.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// Moments at which it is killed.
 const MOMENTS: u32 = 20;
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use minivm_tests::patience::PATIENCE;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +13,6 @@ use std::time::{Duration, Instant};
 
 /// For what hangs.
 const LIMIT: &str = "--timeout=300s";
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// `minivm lab` with the flags and command, all of its streams pipes.
 fn lab(arguments: &[&str]) -> Child {
@@ -353,7 +353,7 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         .unwrap();
     assert_eq!(output.status.code(), Some(125));
     let expected = format!(
-        "minivm: no lab kernel in {}: make it with `cargo xtask setup`\n",
+        "minivm: no lab kernel in {}: make it with `cargo xtask setup`, or name the folder of one that is there in MINIVM_LAB_KERNEL\n",
         folder.path().display()
     );
     assert_eq!(text(&output.stderr), expected);

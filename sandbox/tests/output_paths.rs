@@ -9,14 +9,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, run};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
-
-/// How long any of these may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A folder for outputs, and a small image.
 struct Place(TempDir);

@@ -5,13 +5,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use minivm_tests::given;
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended};
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Loads the page and tells what a reader sees of it: how wide bars are, what tables say, whether anything sticks out.
 const READER: &str = r##"<!doctype html><meta charset="utf-8"><iframe src="page.html" width="1000" height="900"></iframe>

@@ -13,14 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended, Program, ends_until};
 use minivm_tests::{busybox, given};
 use rustix::process::{Pid, Signal, getsid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long a run may take, or any wait: for what hangs.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// How many machines a lab has.
 const MACHINES: usize = 4;
 

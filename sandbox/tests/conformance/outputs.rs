@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm::backend::{Backend, Capability, Sandbox};
+use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::ends_until;
 use serde_json::Value;
 
@@ -19,8 +20,6 @@ use crate::{host, kills};
 /// More than a pipe holds, by one.
 const LITTLE: usize = (64 << 10) + 1;
 const MUCH: usize = 1 << 20;
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a slow reader lets an output lie: longer than a sandbox that has been ended waits for it.
 const SLOW: Duration = Duration::from_millis(1500);
 
