@@ -63,6 +63,11 @@ impl AccelArg {
         }
     }
 
+    /// Whether this host's KVM was asked for, and nothing is looked up for that.
+    pub(super) fn is_kvm(&self) -> bool {
+        self.asked().is_ok_and(|asked| asked.accel == Accel::Kvm)
+    }
+
     /// Looks whether the variable says something that can be meant, where it counts.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         self.asked().map(drop)

@@ -49,6 +49,13 @@ pub(super) struct BootArgs {
     accel: AccelArg,
 }
 
+impl BootArgs {
+    /// Whether it was asked for that the machine runs on this host's KVM.
+    pub(super) fn is_on_kvm(&self) -> bool {
+        self.accel.is_kvm()
+    }
+}
+
 /// A size, also as Cloud Hypervisor's users write it, whose command lines work here.
 fn memory(text: &str) -> Result<u64, String> {
     units::bytes(text.strip_prefix("size=").unwrap_or(text))

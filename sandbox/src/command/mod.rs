@@ -153,10 +153,20 @@ impl Cli {
 impl Cli {
     fn check(&self, inherited: Result<(), Refused>) -> anyhow::Result<()> {
         inherited?;
-        match self.command {
-            // The lab has no cache yet.
-            Some(Command::LabInit) => Ok(()),
-            _ => Ok(cache::check()?),
+        match self.uses_cache() {
+            true => Ok(cache::check()?),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether anything in the cache is looked at. A raw machine needs it for what is known of this host's KVM alone.
+    fn uses_cache(&self) -> bool {
+        match &self.command {
+            None => !self.boot.is_on_kvm(),
+            Some(Command::Restore(args)) => !args.is_on_kvm(),
+            // The lab has no cache yet; a machine that is saved is asked over its socket.
+            Some(Command::LabInit | Command::Snapshot(_)) => false,
+            Some(_) => true,
         }
     }
 }

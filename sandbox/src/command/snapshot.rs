@@ -52,6 +52,13 @@ pub(super) struct RestoreArgs {
     accel: AccelArg,
 }
 
+impl RestoreArgs {
+    /// Whether it was asked for that the machine runs on this host's KVM.
+    pub(super) fn is_on_kvm(&self) -> bool {
+        self.accel.is_kvm()
+    }
+}
+
 /// Asks a running machine to save itself, and tells where that is.
 pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
     // The machine has a working folder of its own.
