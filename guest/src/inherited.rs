@@ -118,7 +118,7 @@ pub enum Refused {
     /// Nothing can be written to stdout.
     #[error("stdout is not open for writing: open it so, or close it")]
     Stdout,
-    /// The folder of temporary files is none.
+    /// `TMPDIR` is not a folder.
     #[error(
         "TMPDIR is not an absolute path of a folder: {}: set it to one, or unset it",
         .0.display()

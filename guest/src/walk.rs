@@ -44,7 +44,7 @@ pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Err
 }
 
 /// Adds one file, or a folder with what is below it, to `archive`, where it is called `name`. Files with several names become
-/// several files, so that who reads the archive need not know what was before. A small file is read before its size is told:
+/// several files, so that a reader of the archive need not know what was before. A small file is read before its size is told:
 /// those of `/proc` and `/sys` have another one than they say. A `path` that is a link is followed; links below it aren't.
 /// Devices, pipes and sockets become entries, too; they are also returned, for most readers leave them out.
 ///

@@ -13,7 +13,7 @@
 //! Whatever is made is made in `partial` under a name that follows from what it will be, and by one process at a time: the
 //! maker holds the file's lock (`flock`), which the kernel drops when the process ends, however it ends. So nothing stale
 //! is left by a kill but a beginning, which the next maker goes on from or writes over. A finished file is checked, then
-//! renamed to its place: there it is whole or absent. Whoever reads it holds its lock together with others, and notes the use
+//! renamed to its place: there it is whole or absent. A process that reads it holds its lock together with others, and notes the use
 //! by the file's time, so that what is removed is not in use, and is what was used longest ago.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -132,7 +132,7 @@ fn refused(source: Exceeded) -> Error {
 }
 
 /// How many files, folders and links a guest has of an archive that [`write()`] made and nothing compressed; a file with several
-/// names counts once. `None` where it is none.
+/// names counts once. `None` where it is not such an archive.
 ///
 /// # Errors
 ///

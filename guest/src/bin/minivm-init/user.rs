@@ -1,7 +1,7 @@
 //! Who a command runs as: `USER[:GROUP]`, as container images and `docker run --user` have it.
 //!
 //! The image's files are read as bytes: a comment or a name in them may be of any encoding. What can't be read, or has no number
-//! where one is needed, is an error: only a file that isn't there has nobody in it.
+//! where one is needed, is an error: only a file that isn't there has no users in it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_another_encoding_hides_nobody() {
+    fn text_of_another_encoding_hides_no_user() {
         let passwd =
             b"root:x:0:0:r\xf6\xf6t:/root:/bin/sh\r\nb\xf6b:x:5:5::/b:\nbob:x:1000:1001:Jos\xe9:/home/jos\xe9:/bin/sh\n";
         let group = b"\xe9quipe:x:7:ren\xe9\nextra:x:2000:ren\xe9,bob\nown\xff:x:1001:\n";

@@ -1,4 +1,4 @@
-//! Where credentials go: a registry, a host that it sends requests on to, and a third that is told of and hears nothing.
+//! Where credentials go: a registry, a host that it sends requests on to, and a third one that an answer names and that gets no request.
 
 use std::fs;
 

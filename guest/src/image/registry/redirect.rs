@@ -34,7 +34,7 @@ pub(super) fn next(
             ));
         }
     }
-    // Nobody is to be logged in by an address.
+    // An address logs no user in.
     let _ = to.set_username("");
     let _ = to.set_password(None);
     Ok(Some(to))
