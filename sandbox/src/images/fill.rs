@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use minivm_guest::manifest::{COMPLETE, FOLDER, IMAGES_INIT, INIT};
 use minivm_guest::unpack::{Entry, Kind, Unpack};
-use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
+use rustix::fs::{AtFlags, utimensat};
+
+use crate::machine::times;
 
 /// Permissions without set-user-ID and set-group-ID.
 const PERMISSIONS: u32 = 0o1777;
@@ -113,15 +115,4 @@ impl Filled<'_> {
 fn set_permissions(dir: &Dir, path: &Path, permissions: u32) -> io::Result<()> {
     let permissions = fs::Permissions::from_mode(permissions);
     dir.set_permissions(path, cap_std::fs::Permissions::from_std(permissions))
-}
-
-fn times(seconds: u32) -> Timestamps {
-    let time = Timespec {
-        tv_sec: seconds.into(),
-        tv_nsec: 0,
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
 }

@@ -504,7 +504,8 @@ fn make_link(
     )?)
 }
 
-fn times(seconds: u32) -> Timestamps {
+/// A file's times, from the one that its archive has: seconds since 1970.
+pub(crate) fn times(seconds: u32) -> Timestamps {
     let time = Timespec {
         tv_sec: seconds.into(),
         tv_nsec: 0,

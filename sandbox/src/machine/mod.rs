@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab;
 
+pub(crate) use copy_out::times;
 pub use files::{check_copies, check_room};
 pub(crate) use files::{guest_name, left_out, pack};
 pub use local::relay;
