@@ -26,11 +26,16 @@ use crate::gate::Gate;
 /// Registers and bits (National Semiconductor PC16550D, "Registers").
 const IER: u8 = 1;
 const IER_RECEIVED_DATA: u8 = 1 << 0;
+const IIR: u8 = 2;
+/// With its FIFO on, "received data available".
+const IIR_RECEIVED_DATA: u8 = 0xc4;
 const LCR: u8 = 3;
 const LCR_DLAB: u8 = 1 << 7;
 const MCR: u8 = 4;
 const MCR_RTS: u8 = 1 << 1;
 const MCR_LOOP: u8 = 1 << 4;
+const LSR: u8 = 5;
+const LSR_DATA_READY: u8 = 1 << 0;
 
 /// How much input it holds, with its FIFO on or not: vm-superio's own limit.
 const FIFO: usize = 64;
@@ -206,11 +211,27 @@ impl Uart {
         }
     }
 
+    /// Reads a register. Received data is the first cause of an interrupt for as long as there is some (PC16550D, "Interrupt
+    /// Identification Register"): a driver may take a part, as Linux takes 256 bytes at most, and asks for causes until there is
+    /// none. vm-superio forgets this cause when the first byte is read, and the rest would lie there with no interrupt to come.
+    fn read_register(&mut self, register: u8) -> u8 {
+        if register == IIR
+            && self.serial.read(LSR) & LSR_DATA_READY != 0
+            && self.interrupts_for_input()
+        {
+            return IIR_RECEIVED_DATA;
+        }
+        self.serial.read(register)
+    }
+
     /// Whether a driver waits for input. Reading these three registers changes nothing.
     fn takes_input(&mut self) -> bool {
-        self.serial.read(LCR) & LCR_DLAB == 0
-            && self.serial.read(IER) & IER_RECEIVED_DATA != 0
-            && self.serial.read(MCR) & (MCR_RTS | MCR_LOOP) == MCR_RTS
+        self.interrupts_for_input() && self.serial.read(MCR) & (MCR_RTS | MCR_LOOP) == MCR_RTS
+    }
+
+    /// Whether received data raises an interrupt. With DLAB set the register can't be seen, and reads as a part of the divisor.
+    fn interrupts_for_input(&mut self) -> bool {
+        self.serial.read(LCR) & LCR_DLAB == 0 && self.serial.read(IER) & IER_RECEIVED_DATA != 0
     }
 }
 
@@ -218,7 +239,7 @@ impl Device for Uart {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // Registers have one byte. More come from a string instruction (`rep insb`): so many accesses in one exit.
         for byte in data {
-            *byte = self.serial.read(register(offset));
+            *byte = self.read_register(register(offset));
         }
     }
 
@@ -253,8 +274,6 @@ fn register(offset: u64) -> u8 {
 mod tests {
     use super::*;
     use crate::devices::ioapic;
-
-    const LSR: u64 = 5;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -297,7 +316,7 @@ mod tests {
         uart.write(0, b"ello").unwrap();
         assert_eq!(*out.0.lock().unwrap(), b"hello");
         assert_eq!(
-            read(&mut uart, LSR) & 0x60,
+            read(&mut uart, LSR.into()) & 0x60,
             0x60,
             "the transmitter is always empty"
         );
@@ -314,12 +333,37 @@ mod tests {
         assert_eq!(uart.room().read().unwrap(), 1);
         assert_eq!(uart.capacity(), 64);
         uart.receive(&[0, 0xff]).unwrap();
-        assert_eq!(read(&mut uart, LSR) & 1, 1, "data ready");
+        assert_eq!(read(&mut uart, LSR.into()) & 1, 1, "data ready");
         assert_eq!((read(&mut uart, 0), read(&mut uart, 0)), (0, 0xff));
-        assert_eq!(read(&mut uart, LSR) & 1, 0);
+        assert_eq!(read(&mut uart, LSR.into()) & 1, 0);
         assert_eq!(uart.room().read().unwrap(), 1);
         uart.write(MCR.into(), &[MCR_RTS | MCR_LOOP]).unwrap();
         assert_eq!(uart.capacity(), 0);
+    }
+
+    #[test]
+    fn what_a_driver_leaves_in_the_uart_is_still_a_cause() {
+        let mut uart = uart(Box::new(io::sink()));
+        uart.write(IER.into(), &[IER_RECEIVED_DATA]).unwrap();
+        uart.write(MCR.into(), &[MCR_RTS]).unwrap();
+        assert_eq!(read(&mut uart, IIR.into()), 0xc1, "no cause");
+        uart.receive(b"abc").unwrap();
+        for byte in *b"abc" {
+            assert_eq!(read(&mut uart, IIR.into()), 0xc4, "received data");
+            assert_eq!(read(&mut uart, 0), byte);
+        }
+        assert_eq!(read(&mut uart, IIR.into()), 0xc1, "no cause any more");
+    }
+
+    #[test]
+    fn sending_is_a_cause_after_receiving() {
+        let mut uart = uart(Box::new(io::sink()));
+        uart.receive(b"x").unwrap();
+        uart.write(IER.into(), &[0x03]).unwrap();
+        assert_eq!(read(&mut uart, IIR.into()), 0xc4, "received data");
+        assert_eq!(read(&mut uart, 0), b'x');
+        assert_eq!(read(&mut uart, IIR.into()), 0xc2, "transmitter empty");
+        assert_eq!(read(&mut uart, IIR.into()), 0xc1);
     }
 
     #[test]
