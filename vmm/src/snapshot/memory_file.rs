@@ -143,9 +143,10 @@ pub(crate) fn write(ram: &GuestRam, file: &File) -> io::Result<[u8; 32]> {
             .read_slice(chunk, address)
             .map_err(io::Error::other)?;
         for (start, run) in runs(chunk) {
-            file.write_all_at(run, offset + start as u64)?;
+            let place = offset + start as u64;
+            file.write_all_at(run, place)?;
+            take(&mut digest, place, run);
         }
-        take(&mut digest, offset, chunk);
     }
     Ok(digest.finalize().into())
 }
@@ -161,20 +162,20 @@ pub(crate) fn digest(file: &File) -> io::Result<[u8; 32]> {
             let rest = usize::try_from(extent.end - offset).unwrap_or(CHUNK);
             let chunk = &mut buffer[..rest.min(CHUNK)];
             file.read_exact_at(chunk, offset)?;
-            take(&mut digest, offset, chunk);
+            for (start, run) in runs(chunk) {
+                take(&mut digest, offset + start as u64, run);
+            }
             offset += chunk.len() as u64;
         }
     }
     Ok(digest.finalize().into())
 }
 
-/// Adds the pages of a chunk to a digest.
-fn take(digest: &mut Sha256, offset: u64, chunk: &[u8]) {
-    for (place, page) in (offset..).step_by(PAGE).zip(chunk.chunks(PAGE)) {
-        if !is_zero(page) {
-            digest.update(place.to_le_bytes());
-            digest.update(page);
-        }
+/// Adds a run of pages that aren't zero to a digest.
+fn take(digest: &mut Sha256, offset: u64, run: &[u8]) {
+    for (place, page) in (offset..).step_by(PAGE).zip(run.chunks(PAGE)) {
+        digest.update(place.to_le_bytes());
+        digest.update(page);
     }
 }
 
