@@ -28,19 +28,28 @@ pub(super) struct Stopper {
     stop: Box<dyn Fn() + Send + Sync>,
     stopped: AtomicBool,
     why: Mutex<Option<Why>>,
+    /// The session's outputs.
+    pending: Pending,
+    /// Whether one of them was being written when there was a reason to stop.
+    stalled: AtomicBool,
 }
 
 impl Stopper {
-    pub(super) fn new(stop: Box<dyn Fn() + Send + Sync>) -> Self {
+    pub(super) fn new(stop: Box<dyn Fn() + Send + Sync>, pending: &Pending) -> Self {
         Stopper {
             stop,
             stopped: AtomicBool::new(false),
             why: Mutex::new(None),
+            pending: pending.clone(),
+            stalled: AtomicBool::new(false),
         }
     }
 
     pub(super) fn stop_because(&self, why: Why) {
         self.remember(why);
+        // While an output waits for its reader, the guest's pipes fill: what is in them goes with the machine.
+        self.stalled
+            .fetch_or(self.pending.is_set(), Ordering::SeqCst);
         self.stop();
     }
 
@@ -61,6 +70,11 @@ impl Stopper {
     /// Whether the machine was stopped: nothing is to be done for it any more.
     pub(super) fn has_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Whether output was on its way when there was a reason to stop: some of it may never come.
+    pub(super) fn has_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
     }
 
     pub(super) fn why(&self) -> Option<Why> {
@@ -156,7 +170,7 @@ mod tests {
     #[test]
     fn only_an_output_that_nobody_takes_after_the_commands_limit_is_overdue() {
         let overdue = |limit: Option<Duration>, writing: bool| {
-            let stopper = Arc::new(Stopper::new(Box::new(|| {})));
+            let stopper = Arc::new(Stopper::new(Box::new(|| {}), &Pending::default()));
             let pending = Pending::default();
             pending.set(writing);
             let (sender, called) = channel();
@@ -181,7 +195,10 @@ mod tests {
     #[test]
     fn the_first_reason_counts_and_the_machine_is_stopped() {
         let (sender, stops) = channel();
-        let stopper = Arc::new(Stopper::new(Box::new(move || sender.send(()).unwrap())));
+        let stopper = Arc::new(Stopper::new(
+            Box::new(move || sender.send(()).unwrap()),
+            &Pending::default(),
+        ));
         let watchdog = watchdog(&stopper, Duration::from_secs(60));
         watchdog.set(Some(Duration::from_millis(1)));
         stops.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -191,8 +208,23 @@ mod tests {
     }
 
     #[test]
+    fn an_output_that_waits_for_its_reader_at_a_stop_is_remembered() {
+        for waits in [false, true] {
+            let pending = Pending::default();
+            let stopper = Stopper::new(Box::new(|| {}), &pending);
+            pending.set(waits);
+            stopper.stop_because(Why::Asked(15));
+            pending.set(false);
+            assert_eq!(stopper.has_stalled(), waits);
+        }
+    }
+
+    #[test]
     fn a_session_that_ends_in_time_is_left_alone() {
-        let stopper = Arc::new(Stopper::new(Box::new(|| panic!("it must not be stopped"))));
+        let stopper = Arc::new(Stopper::new(
+            Box::new(|| panic!("it must not be stopped")),
+            &Pending::default(),
+        ));
         let watchdog = watchdog(&stopper, Duration::from_secs(60));
         watchdog.set(None);
         watchdog.end();

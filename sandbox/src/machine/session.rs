@@ -157,10 +157,10 @@ impl Session {
             end,
         } = link;
         let outgoing = Arc::new(Outgoing::new(to_guest));
-        let stopper = Arc::new(Stopper::new(stop));
+        let pending = Pending::default();
+        let stopper = Arc::new(Stopper::new(stop, &pending));
         let _machine = Guard(&stopper, &outgoing);
         self.complete_request()?;
-        let pending = Pending::default();
         let (to_command, for_command) = mpsc::channel();
         let grace = self.grace(&to_command);
         let watchdog = Watchdog::start(
@@ -199,7 +199,7 @@ impl Session {
             notes: Notes::new(),
         };
         let talked = conversation.listen(&mut from_guest);
-        let truncated = conversation.stdout.truncated || conversation.stderr.truncated;
+        let mut truncated = conversation.stdout.truncated || conversation.stderr.truncated;
         let mut notes = conversation.notes;
         let dropped = conversation.stderr.failed.as_ref();
         notes.warnings.extend(dropped.map(output::not_written));
@@ -221,6 +221,11 @@ impl Session {
         let end = conclude(talked, stopper.why(), self.boot_limit, ended)?;
         if let Some(why) = why_nothing_more(&end, self.copy_out_grace.is_some()) {
             notes.miss_copies(&self.copy_out, why);
+        }
+        let ended_early = matches!(end, End::TimedOut | End::Stopped(_));
+        if ended_early && stopper.has_stalled() {
+            truncated = true;
+            notes.warnings.push(output::NOT_TAKEN.into());
         }
         notes.count_warnings();
         Ok(Report::new(end, truncated, notes, over))

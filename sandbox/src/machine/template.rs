@@ -44,7 +44,7 @@ pub(super) fn save(
         stop,
         end,
     } = link;
-    let stopper = Arc::new(Stopper::new(stop));
+    let stopper = Arc::new(Stopper::new(stop, &Pending::default()));
     let watchdog = Watchdog::start(stopper.clone(), BOOT_LIMIT, None, Pending::default(), None)?;
     let ready = until_ready(&mut from_guest, &mut to_guest, preparation);
     watchdog.end();
