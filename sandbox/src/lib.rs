@@ -4,6 +4,7 @@ pub mod assets;
 pub mod backend;
 pub mod cache;
 pub mod images;
+pub mod jail;
 pub mod kernel;
 pub mod lab;
 pub mod machine;

@@ -1,11 +1,13 @@
 //! Streams that we share with others, who may have made them non-blocking: a terminal is one open file for all its programs.
 
-use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
 /// How long to wait before a full output is tried again. Not every writer has a file that could be polled.
@@ -47,6 +49,18 @@ fn wait_after(error: io::Error) -> io::Result<()> {
 pub fn tell(line: &str) {
     let line = format!("minivm: {line}\n");
     let _ = write_all(&mut io::stderr().lock(), line.as_bytes());
+}
+
+/// A file of these bytes that has no name, to be read from its start.
+///
+/// # Errors
+///
+/// Where there is no memory to keep them.
+pub fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create("minivm", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// Reads what there is, and waits where there is nothing yet.

@@ -29,14 +29,12 @@ use std::time::Duration;
 
 use minivm_guest::image::Digest;
 
-use super::descent;
 use super::exception::Tail;
-use super::jail::Jail;
 use super::process::{self, Streams};
 use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
-use super::seccomp::Calls;
-use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot};
+use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot, check_jail};
 use crate::assets::npm;
+use crate::jail::{self, Calls, Jail};
 use crate::printable::printable;
 
 const LAUNCHER: &str = include_str!("../../assets/deno.mjs");
@@ -124,6 +122,7 @@ impl Deno {
         let kept = |made: Result<(), Error>, path: PathBuf| match made {
             Ok(()) => Some(path),
             Err(error) => {
+                let error = error.of(Backend::Deno);
                 log::warn!(
                     "Python starts without {}, which takes longer: {error}",
                     path.display()
@@ -164,14 +163,14 @@ impl Deno {
 
     /// A jail with Deno, Pyodide and nothing else of the host's.
     fn jail(&self) -> Result<Jail, Error> {
-        let mut jail = Jail::new(Backend::Deno)?.calls(Calls::Deno);
+        let mut jail = Jail::new()?.calls(Calls::Deno);
         for (host, inside) in self.parts() {
             jail = jail.show(host, inside)?;
         }
         for (name, value) in VARIABLES {
             jail = jail.env(name, value);
         }
-        jail.put(LAUNCHER.as_bytes(), "/task/deno.mjs")
+        Ok(jail.put(LAUNCHER.as_bytes(), "/task/deno.mjs")?)
     }
 
     /// Runs Python up to where the code would start, and keeps its memory, unless that is there.
@@ -241,7 +240,7 @@ impl Deno {
                 });
             }
         }
-        let back = descent::take_back(partial.path());
+        let back = jail::take_back(partial.path());
         back.map_err(cannot(format!("take {} back", partial.path().display())))?;
         match fs::rename(partial.path(), path) {
             Ok(()) => drop(partial.keep()),
@@ -328,7 +327,7 @@ impl Sandbox for Deno {
     }
 
     fn check(&self) -> Result<(), Error> {
-        Jail::check(Backend::Deno)
+        check_jail(Backend::Deno)
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {

@@ -22,18 +22,17 @@ use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
 use minivm_guest::contained;
 use minivm_guest::image::Config;
 
-use super::jail::{Jail, Jailed, find_program, no_namespaces};
 use super::packed::packed;
 use super::process::{self, Streams};
-use super::seccomp::Calls;
-use super::task::in_memory;
 use super::{
     Backend, Capability, End, Error, Finished, Limits, OF_IMAGES, Sandbox, Task, bundle, cannot,
-    rootless, worker_is_there,
+    check_jail, rootless, worker_is_there,
 };
 use crate::assets;
 use crate::images::{INIT, Root};
+use crate::jail::{Calls, Jail, Jailed, find_program, no_namespaces};
 use crate::machine;
+use crate::streams::in_memory;
 
 /// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and room for files, which are in
 /// memory too, and for what gVisor's kernel needs itself: some MiB for each process.
@@ -87,7 +86,7 @@ impl Gvisor {
             ..task.request(&self.config)?
         };
         let (answer, answered) = answer()?;
-        let jail = Jail::new(Backend::Gvisor)?.calls(Calls::Container);
+        let jail = Jail::new()?.calls(Calls::Container);
         let (jail, words, stderr) = jail.set_words_aside()?;
         let init = for_reading(INIT)?;
         let mut args = [
@@ -199,7 +198,7 @@ impl Sandbox for Gvisor {
     fn check(&self) -> Result<(), Error> {
         self.runsc()?;
         worker_is_there(Backend::Gvisor, &self.worker)?;
-        Jail::check(Backend::Gvisor)
+        check_jail(Backend::Gvisor)
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
@@ -240,9 +239,7 @@ fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
             _ => Ok(end),
         },
         None => Err(match said(words) {
-            Some(said) if said.starts_with(rootless::FAILED) => {
-                no_namespaces(Backend::Gvisor, said)
-            }
+            Some(said) if said.starts_with(rootless::FAILED) => no_namespaces(said).into(),
             Some(said) => failed(said),
             None => failed(format!("runsc ended by itself ({end:?})")),
         }),

@@ -9,15 +9,11 @@
 //! jail (`jail`) with limits (`process`, `cgroup`), and `exception` reads tracebacks.
 
 mod bundle;
-mod cgroup;
 pub mod chromium;
 mod deno;
-mod descent;
-mod emulator;
 pub mod exception;
 mod gvisor;
 mod host;
-mod jail;
 mod microvm;
 pub mod monty;
 mod packed;
@@ -25,7 +21,6 @@ mod process;
 mod pyodide;
 pub mod reach;
 pub mod rootless;
-mod seccomp;
 mod task;
 mod turducken;
 mod watch;
@@ -35,15 +30,13 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{images, kernel, machine, templates};
+use crate::{images, jail, kernel, machine, templates};
 
 pub use chromium::Chromium;
 pub use deno::Deno;
-pub(crate) use emulator::{EmulatorDescent, EmulatorEnd, EmulatorJail, JailedEmulator};
 pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;
-pub use jail::find_program;
 pub use microvm::Microvm;
 pub use monty::Monty;
 pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
@@ -199,7 +192,8 @@ pub trait Sandbox: Send + Sync {
                     Backend::Microvm => Vec::new(),
                     _ => machine::left_out(&task.files)?,
                 };
-                let mut finished = self.start(task)?;
+                let finished = self.start(task);
+                let mut finished = finished.map_err(|error| error.of(self.backend()))?;
                 finished.warnings.splice(0..0, left_out);
                 Ok(finished)
             }
@@ -254,6 +248,9 @@ pub enum Error {
     /// The image can't be used.
     #[error(transparent)]
     Images(#[from] images::Error),
+    /// There is no jail. [`Sandbox::run`] says instead which sandbox it was for.
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
     /// Something of the host's could not be had.
     #[error("cannot {action}")]
     Host {
@@ -262,6 +259,20 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// With the sandbox that it befell.
+    fn of(self, backend: Backend) -> Self {
+        match self {
+            Error::Jail(jail::Error::Unavailable { why, hint }) => {
+                Error::Unavailable { backend, why, hint }
+            }
+            Error::Jail(jail::Error::Failed(detail)) => Error::Failed { backend, detail },
+            Error::Jail(jail::Error::Host { action, source }) => Error::Host { action, source },
+            error => error,
+        }
+    }
 }
 
 /// What a backend is made of on this host beside an image, in a few words, where all of it is there. Nothing is run or made.
@@ -292,16 +303,8 @@ pub fn find_parts(backend: Backend, cache: &Path, worker: &Path) -> Result<Strin
 ///
 /// [`Error::Unavailable`], with what to do about it.
 pub fn check_jail(backend: Backend) -> Result<(), Error> {
-    jail::Jail::check(backend)
+    jail::check().map_err(|error| Error::from(error).of(backend))
 }
-
-/// What of the jail's walls can't be had on this host, each in a few words, and what mends it. The cache's file system counts.
-pub fn jail_weaknesses(cache: &Path) -> Vec<(String, String)> {
-    jail::weaknesses(cache)
-}
-
-/// What Python is called in images.
-pub const PYTHON: &str = "python3";
 
 /// The command that runs code in an image's Python. Its output is not buffered, or what was printed before a limit would be
 /// lost.
@@ -313,7 +316,7 @@ pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
     if code.len() > CODE_MAX || code.contains('\0') {
         return Err(Error::Code);
     }
-    Ok([PYTHON, "-u", "-c", code].map(Into::into).to_vec())
+    Ok([machine::PYTHON, "-u", "-c", code].map(Into::into).to_vec())
 }
 
 /// Looks whether the program for inside is there.

@@ -4,16 +4,11 @@
 //! end, for the time limit, for what happens from outside and, where no control group does it, watches the memory; one thread
 //! an output passes bytes on.
 
-#![allow(
-    unsafe_code,
-    reason = "between fork and exec only a few system calls are allowed"
-)]
-
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -21,16 +16,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, fchmod};
-use rustix::io::FdFlags;
-use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, setrlimit,
-};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::cgroup::Cgroup;
-use super::descent::Descent;
 use super::exception::Tail;
-use super::jail::{self, Aside, Jailed};
-use super::{Backend, End, Error, Finished, Limits, Usage, cannot, watch};
+use super::{End, Error, Finished, Limits, Usage, cannot, watch};
+use crate::jail::{self, Cgroup, Entry, Jailed};
 use crate::machine::session::Event;
 use crate::output::{self, Capped, Pending};
 
@@ -78,8 +68,7 @@ impl Why {
 pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<Finished, Error> {
     let began = Instant::now();
     let Jailed {
-        backend,
-        command,
+        mut command,
         inherited,
         aside,
         descent,
@@ -89,13 +78,14 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let words = aside.as_ref().map(|aside| aside.words.try_clone());
     let words = words.transpose().map_err(cannot("copy an open file"))?;
     let entry = Entry {
-        doors: doors(group.as_ref())?,
-        processes: processes(descent.is_some()),
+        first: Some(Box::new(first(doors(group.as_ref())?))),
+        processes: Some(processes(descent.is_some())),
         descent,
         inherited,
         aside,
     };
-    let mut child = spawn(backend, command, entry, streams.stdin)?;
+    entry.of(&mut command);
+    let mut child = spawn(command, streams.stdin)?;
     let mut outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
     let mut watch = Watch {
         child: &mut child,
@@ -122,7 +112,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
             || outputs.tail.text(),
             |said| String::from_utf8_lossy(&said).into(),
         );
-        return Err(jail::unusable(backend, &said));
+        return Err(jail::unusable(&said).into());
     }
     let end = match (why, outputs.failed.take()) {
         (Some(Why::OutputFailed), Some(error)) => output_failed(error)?,
@@ -178,17 +168,6 @@ pub(super) fn content(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// What a new process takes with it into the program.
-struct Entry {
-    /// Of its control group.
-    doors: Vec<File>,
-    descent: Option<Descent>,
-    /// Its user's processes and threads, at the most.
-    processes: u64,
-    inherited: Vec<OwnedFd>,
-    aside: Option<Aside>,
-}
-
 /// How many processes and threads the sandbox's user may have. One of its own has those of the sandbox; an ordinary user has
 /// others too, on all of the host, and they go on, so all that there are now are added.
 fn processes(alone: bool) -> u64 {
@@ -210,67 +189,31 @@ fn doors(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
     doors.map_err(cannot("enter a control group"))
 }
 
-/// Starts it within its control group, with what it inherits, and bound to the life of this thread. Our own copies of what it
-/// inherits are closed on return, or the end of a pipe among them would never be seen.
-fn spawn(
-    backend: Backend,
-    mut command: Command,
-    mut entry: Entry,
-    stdin: Option<OwnedFd>,
-) -> Result<Child, Error> {
+/// What a new process does before all else: it enters its control group, by these doors, and lets others open its outputs.
+fn first(doors: Vec<File>) -> impl FnMut() -> io::Result<()> {
+    move || {
+        for door in &doors {
+            rustix::io::write(door, b"0")?;
+        }
+        // The pipes are ours alone; whichever user the program is may open them again by a name such as /dev/stdout.
+        for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+            fchmod(output, Mode::from_raw_mode(0o666))?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts it. Our own copies of what it inherits are closed on return, or the end of a pipe among them would never be seen.
+fn spawn(mut command: Command, stdin: Option<OwnedFd>) -> Result<Child, Error> {
     command
         .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let parent = rustix::process::getpid();
-    let prepare = move || prepare(parent, &mut entry);
-    // SAFETY: `prepare` makes system calls and nothing else: it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(prepare) };
-    command.spawn().map_err(|source| Error::Failed {
-        backend,
-        detail: format!("cannot start {}: {source}", command.get_program().display()),
+    let child = command.spawn();
+    child.map_err(|error| {
+        let program = command.get_program().display();
+        jail::Error::Failed(format!("cannot start {program}: {error}")).into()
     })
-}
-
-/// What a new process does before it becomes the program.
-fn prepare(parent: Pid, entry: &mut Entry) -> io::Result<()> {
-    for door in &entry.doors {
-        rustix::io::write(door, b"0")?;
-    }
-    // The pipes are ours alone; whichever user the program is may open them again by a name such as /dev/stdout.
-    for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        fchmod(output, Mode::from_raw_mode(0o666))?;
-    }
-    if let Some(descent) = &entry.descent {
-        descent.descend()?;
-    }
-    hold(Resource::Nproc, entry.processes)?;
-    hold(Resource::Core, 0)?;
-    // Who becomes another user is not bound to its parent's life any more.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Between fork and now it may have ended.
-    if rustix::process::getppid() != Some(parent) {
-        return Err(rustix::io::Errno::SRCH.into());
-    }
-    for file in &entry.inherited {
-        rustix::io::fcntl_setfd(file, FdFlags::empty())?;
-    }
-    if let Some(aside) = &mut entry.aside {
-        rustix::io::dup2(rustix::stdio::stderr(), &mut aside.stderr)?;
-        rustix::stdio::dup2_stderr(&aside.words)?;
-    }
-    Ok(())
-}
-
-/// Lowers a limit to this, if it is higher.
-fn hold(resource: Resource, most: u64) -> io::Result<()> {
-    let now = getrlimit(resource);
-    let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
-    let limit = Rlimit {
-        current: lower(now.current),
-        maximum: lower(now.maximum),
-    };
-    Ok(setrlimit(resource, limit)?)
 }
 
 /// Waits for a program's end.

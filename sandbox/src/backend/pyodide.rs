@@ -14,9 +14,9 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Map;
 
-use super::jail::Jail;
 use super::packed::packed;
 use super::{Backend, Capability, Error, Limits, Program, Task, cannot};
+use crate::jail::Jail;
 use crate::machine::guest_name;
 
 /// Python's side: runs the code as `python -c` does.
@@ -73,10 +73,12 @@ pub(super) fn put(
         jail = jail.put_file(packed(task, limits)?, "/task/files.cpio");
     }
     let told = serde_json::to_vec(&told).expect("it is made of texts");
-    jail.put(code.as_bytes(), "/task/code.py")?
+    let jail = jail
+        .put(code.as_bytes(), "/task/code.py")?
         .put(&told, "/task/task.json")?
         .put(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
-        .put(SHARED.as_bytes(), "/task/pyodide.mjs")
+        .put(SHARED.as_bytes(), "/task/pyodide.mjs")?;
+    Ok(jail)
 }
 
 fn not_supported(backend: Backend, what: Capability) -> Error {

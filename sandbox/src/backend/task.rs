@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::mpsc::{self, Receiver};
@@ -11,13 +10,13 @@ use std::time::Duration;
 
 use minivm_guest::channel::Request;
 use minivm_guest::image::Config;
-use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Backend, Capability, Error, Exception, python};
 use crate::machine::Files;
 use crate::machine::session::Event;
+use crate::streams::in_memory;
 
 /// The most bytes of [`Program::Code`]: what Linux takes as one argument.
 pub const CODE_MAX: usize = (128 << 10) - 1;
@@ -194,14 +193,6 @@ fn argv(program: &Program) -> Result<Vec<Vec<u8>>, Error> {
     Ok(words.into_iter().map(OsString::into_vec).collect())
 }
 
-/// A file of these bytes that has no name, to be read from its start.
-pub(super) fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(rustix::fs::memfd_create("minivm", MemfdFlags::CLOEXEC)?);
-    file.write_all(bytes)?;
-    file.rewind()?;
-    Ok(file.into())
-}
-
 /// How a program ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
@@ -261,6 +252,7 @@ pub struct Finished {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::io::Read;
 
     #[test]

@@ -5,9 +5,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -16,9 +16,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 use super::Root;
 use super::error::{Error, cannot};
 use super::qemu::PROGRAM;
-use crate::backend::{
-    self, Backend, EmulatorDescent, EmulatorEnd, EmulatorJail, JailedEmulator, find_program,
-};
+use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
 /// Why the labs of this process run outside a jail, once that has been seen. It is so for all of this host's.
 static UNJAILED: OnceLock<String> = OnceLock::new();
@@ -38,22 +36,23 @@ pub fn unjailed_warning() -> Option<String> {
     unjailed().map(|why| format!("the lab's QEMU runs outside a jail: {why}"))
 }
 
-/// Looks whether QEMU can be put into a jail here.
-///
-/// # Errors
-///
-/// [`backend::Error::Unavailable`], with what to do about it.
-pub fn check_jail() -> Result<(), backend::Error> {
-    backend::check_jail(Backend::Microvm)
-}
-
 /// QEMU, ready to be started.
 pub(super) struct Prepared {
     pub(super) command: Command,
-    /// Files that it inherits.
-    pub(super) files: Vec<OwnedFd>,
+    /// What its process does first, with the files that it inherits.
+    pub(super) entry: Entry,
     /// Of one in a jail.
-    pub(super) jailed: Option<(EmulatorDescent, EmulatorEnd)>,
+    pub(super) end: Option<JailEnd>,
+}
+
+/// What is known of a jail's end.
+pub(super) struct JailEnd(PipeReader);
+
+impl JailEnd {
+    /// Whether QEMU itself ever began. It waits until all of the jail has ended.
+    pub(super) fn has_begun(self) -> bool {
+        jail::exit_code(self.0).is_some()
+    }
 }
 
 /// QEMU's command with the files that it inherits, in a jail where it is to be in one.
@@ -65,35 +64,50 @@ pub(super) fn prepare(
     if root == Root::Private && unjailed().is_none() {
         let program = find_program(PROGRAM).ok_or(Error::QemuMissing { program: PROGRAM })?;
         // A link's target is there under its own name.
-        match EmulatorJail::of(program.canonicalize().unwrap_or(program)) {
+        let program = program.canonicalize().unwrap_or(program);
+        match jail_for(&program) {
             Ok(jail) => {
-                let JailedEmulator {
+                let jail = files.into_iter().fold(jail, Jail::hand);
+                let jailed = jail.program(program, arguments);
+                let Jailed {
                     command,
                     inherited,
                     descent,
-                    end,
-                } = jail
-                    .with(arguments, files)
-                    .map_err(|error| cannot("prepare a jail")(io::Error::other(error)))?;
+                    status,
+                    ..
+                } = jailed.map_err(|error| cannot("prepare a jail")(io::Error::other(error)))?;
                 return Ok(Prepared {
                     command,
-                    files: inherited,
-                    jailed: Some((descent, end)),
+                    entry: Entry {
+                        descent,
+                        inherited,
+                        ..Entry::default()
+                    },
+                    end: Some(JailEnd(status)),
                 });
             }
-            Err(backend::Error::Unavailable { why, hint, .. }) => {
-                set_unjailed(format!("{why}; {hint}"));
-            }
-            Err(error) => set_unjailed(error.to_string()),
+            Err(why) => set_unjailed(why.to_string()),
         }
     }
     let mut command = Command::new(PROGRAM);
     command.args(arguments);
     Ok(Prepared {
         command,
-        files,
-        jailed: None,
+        entry: Entry {
+            inherited: files,
+            ..Entry::default()
+        },
+        end: None,
     })
+}
+
+/// A jail for this program. It shows the program, its firmware and libraries, and nothing else of the host.
+fn jail_for(program: &Path) -> Result<Jail, jail::Error> {
+    own_files(program)
+        .iter()
+        .try_fold(Jail::new()?.show_system(), |jail, path| {
+            jail.show(path, path)
+        })
 }
 
 /// A file's content in memory, to be read and no more: whoever has an open file of the user's own in a jail could open it again
@@ -108,4 +122,53 @@ pub(super) fn copy(file: &Path) -> Result<OwnedFd, Error> {
         Ok(memory.into())
     })();
     copied.map_err(cannot(format!("read {}", file.display())))
+}
+
+/// What of a program's own has to be shown: nothing where it is the system's, which is shown anyway. Else the program and what
+/// QEMU calls its data, as it is installed or was built. Never a whole folder above it, which may be the user's home.
+fn own_files(program: &Path) -> Vec<PathBuf> {
+    const SYSTEM: [&str; 3] = ["/usr", "/bin", "/sbin"];
+    const DATA: [&str; 4] = [
+        "../share/qemu",
+        "../share/seabios",
+        "pc-bios",
+        "qemu-bundle",
+    ];
+    let Some(folder) = program.parent() else {
+        return Vec::new();
+    };
+    if SYSTEM.iter().any(|system| program.starts_with(system)) {
+        return Vec::new();
+    }
+    let data = DATA
+        .iter()
+        .filter_map(|name| folder.join(name).canonicalize().ok());
+    std::iter::once(program.to_owned()).chain(data).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_program_of_the_systems_needs_nothing_else_shown() {
+        for program in ["/usr/bin/qemu-system-x86_64", "/bin/qemu-system-x86_64"] {
+            assert_eq!(own_files(Path::new(program)), [""; 0].map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn of_another_one_its_data_is_shown_and_nothing_beside() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path().canonicalize().unwrap();
+        for folder in ["bin", "share/qemu", ".ssh"] {
+            fs::create_dir_all(home.join(folder)).unwrap();
+        }
+        let program = home.join("bin/qemu");
+        assert_eq!(
+            own_files(&program),
+            [program.clone(), home.join("share/qemu")]
+        );
+    }
 }

@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 pub use init::run_as_init;
-pub use jail::{check_jail, unjailed_warning};
+pub use jail::unjailed_warning;
 pub(crate) use jail::{set_unjailed, unjailed};
 pub use kernel::find as find_kernel;
 pub use qemu::PROGRAM as QEMU;

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,13 +21,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
-use super::jail::{Prepared, prepare, set_unjailed};
+use super::jail::{JailEnd, Prepared, prepare, set_unjailed};
 use super::{INIT_COMMAND, Root, initramfs};
-use crate::backend::{EmulatorDescent, EmulatorEnd};
 use crate::printable::printable;
 
 /// QEMU, as it is found in `PATH`.
@@ -140,7 +138,7 @@ pub(super) struct Qemu {
     process: Arc<Process>,
     console: Option<JoinHandle<String>>,
     /// Of one in a jail.
-    jailed: Option<EmulatorEnd>,
+    jailed: Option<JailEnd>,
     /// The pings end with it.
     _running: mpsc::Sender<()>,
 }
@@ -187,17 +185,16 @@ impl Qemu {
         );
         let Prepared {
             mut command,
-            files,
-            jailed,
+            entry,
+            end: jailed,
         } = prepare(machine.root, &arguments, files)?;
-        let (descent, jailed) = jailed.unzip();
         command
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        inherit_and_die_with_us(&mut command, files, descent);
+        entry.of(&mut command);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
             _ => {
@@ -346,36 +343,6 @@ impl Limit {
         drop(self.cancel);
         self.watch.join().unwrap_or(false)
     }
-}
-
-/// Leaves the files open in the process to be started, and has it killed should we die first.
-#[allow(
-    unsafe_code,
-    reason = "the only way to set something between fork and exec"
-)]
-fn inherit_and_die_with_us(
-    command: &mut Command,
-    files: Vec<OwnedFd>,
-    descent: Option<EmulatorDescent>,
-) {
-    let us = rustix::process::getpid();
-    let between = move || {
-        // First, for a process that becomes another user is not bound to its parent's life any more.
-        if let Some(descent) = &descent {
-            descent.descend()?;
-        }
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // If we died before that line, no signal will come.
-        if rustix::process::getppid() != Some(us) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        files
-            .iter()
-            .try_for_each(|file| Ok(rustix::io::fcntl_setfd(file, FdFlags::empty())?))
-    };
-    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes system calls,
-    // directly, and allocates nothing: both kinds of error it returns are made without a heap.
-    unsafe { command.pre_exec(between) };
 }
 
 /// Reads the console to its end and keeps its last lines, without what QEMU says about the processor on each start.

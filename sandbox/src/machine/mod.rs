@@ -38,6 +38,9 @@ pub use local::relay;
 pub use room::memory_for;
 pub use session::{Files, Report, Session};
 
+/// What Python is called in images.
+pub const PYTHON: &str = "python3";
+
 /// A machine with minivm's init in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {

@@ -10,11 +10,10 @@ use minivm_guest::image::Config;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, failed};
-use crate::backend::PYTHON;
 use crate::images::key_of;
 use crate::machine::session::now;
 use crate::machine::template::{Rings, Saved};
-use crate::machine::{self, Machine};
+use crate::machine::{self, Machine, PYTHON};
 
 /// Hexadecimal digits of a key.
 const KEY_LEN: usize = 32;

@@ -24,14 +24,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
 
-use super::jail::{Jail, find_program};
 use super::process::{self, Streams};
 use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
-use super::seccomp::Calls;
 use super::{
-    Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot, worker_is_there,
+    Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot, check_jail,
+    worker_is_there,
 };
 use crate::assets::npm;
+use crate::jail::{Calls, Jail, find_program};
 use crate::printable::printable;
 
 /// The command of `minivm-worker`'s for it.
@@ -119,7 +119,7 @@ impl Sandbox for Chromium {
 
     fn check(&self) -> Result<(), Error> {
         worker_is_there(Backend::Chromium, &self.worker)?;
-        Jail::check(Backend::Chromium)
+        check_jail(Backend::Chromium)
     }
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
@@ -131,7 +131,7 @@ impl Sandbox for Chromium {
         by_all.map_err(|error| cannot("create a pipe")(error.into()))?;
         let number = tell.as_raw_fd().to_string();
         let limits = task.limits.with_memory(MEMORY);
-        let jail = Jail::new(Backend::Chromium)?
+        let jail = Jail::new()?
             .calls(Calls::Browser)
             .room(ROOM)
             .shared_memory(ROOM)

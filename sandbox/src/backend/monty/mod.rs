@@ -32,13 +32,12 @@ use std::time::Duration;
 use self::interpreter::{Outcome, Scope};
 use self::wire::{Fault, FromWorker, ToWorker};
 use self::worker::{Interpreted, Order};
-use super::jail::Jail;
 use super::process::{self, Streams};
-use super::seccomp::Calls;
 use super::{
     Backend, Capability, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot,
-    worker_is_there,
+    check_jail, worker_is_there,
 };
+use crate::jail::{Calls, Jail};
 use crate::printable::printable;
 
 pub use in_process::InProcess;
@@ -92,11 +91,11 @@ impl Monty {
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
-        let jail = Jail::new(Backend::Monty)?.calls(Calls::Monty).room(ROOM);
+        let jail = Jail::new()?.calls(Calls::Monty).room(ROOM);
         let jail = jail.show(&self.worker, "/worker")?;
         let jail = jail.put(&order, worker::ORDER)?;
         match &task.program {
-            Program::Resume { state, .. } => jail.put(state, worker::STATE),
+            Program::Resume { state, .. } => Ok(jail.put(state, worker::STATE)?),
             _ => Ok(jail),
         }
     }
@@ -117,7 +116,7 @@ impl Sandbox for Monty {
 
     fn check(&self) -> Result<(), Error> {
         worker_is_there(Backend::Monty, &self.worker)?;
-        Jail::check(Backend::Monty)
+        check_jail(Backend::Monty)
     }
 
     fn start(&self, mut task: Task) -> Result<Finished, Error> {

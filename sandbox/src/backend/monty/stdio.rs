@@ -165,7 +165,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::task::in_memory;
+    use crate::streams::in_memory;
 
     #[test]
     fn lines_come_with_their_ends_and_an_end_is_empty() {

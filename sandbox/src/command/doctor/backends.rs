@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use minivm::backend::{self, Backend, Error};
-use minivm::cache;
+use minivm::{cache, jail};
 
 use super::super::worker;
 use super::{Check, machine};
@@ -39,7 +39,7 @@ fn jail() -> Check {
 /// What jails lack here that can be made.
 fn weaknesses(cache: &Path) -> Vec<Check> {
     let weaker = |(detail, remedy): (String, String)| Check::slow("jail: walls", detail, remedy);
-    let found = backend::jail_weaknesses(cache);
+    let found = jail::weaknesses(cache);
     match found.is_empty() {
         true => vec![Check::ok(
             "jail: walls",
@@ -64,7 +64,8 @@ fn refused(name: &'static str, error: &Error) -> Check {
 /// Why something isn't there, and what to do about it.
 pub(super) fn why_and_hint(error: &Error) -> (String, String) {
     match error {
-        Error::Unavailable { why, hint, .. } => (why.clone(), hint.clone()),
+        Error::Unavailable { why, hint, .. }
+        | Error::Jail(jail::Error::Unavailable { why, hint }) => (why.clone(), hint.clone()),
         error => (
             error.to_string(),
             "`minivm doctor --fix` may mend it".into(),

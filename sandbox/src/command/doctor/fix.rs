@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::ProgressBar;
 use minivm::backend::{self, Backend, Host};
+use minivm::jail::find_program;
 use minivm::machine::Place;
 use minivm::{assets, cache};
 
@@ -96,7 +97,7 @@ fn host(cache: &Path) -> Host {
 fn packages(bar: &ProgressBar) -> bool {
     let missing: Vec<&str> = PACKAGES
         .iter()
-        .filter(|(program, _)| backend::find_program(program).is_none())
+        .filter(|(program, _)| find_program(program).is_none())
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {

@@ -3,6 +3,8 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use minivm::backend;
+use minivm::jail;
 use minivm::machine::Place;
 use minivm_vmm::Error;
 
@@ -109,13 +111,13 @@ fn lab_kernel() -> Check {
 /// The lab works without.
 fn lab_jail() -> Check {
     const NAME: &str = "lab: jail";
-    match minivm::lab::check_jail() {
+    match jail::check() {
         Ok(()) => Check::ok(
             NAME,
             "its QEMU runs in bubblewrap's jail; that of `minivm lab --`, which shows this host's files, does not",
         ),
         Err(error) => {
-            let (why, hint) = backends::why_and_hint(&error);
+            let (why, hint) = backends::why_and_hint(&backend::Error::Jail(error));
             Check::no(NAME, format!("its QEMU has your rights: {why}"), hint)
         }
     }
@@ -155,7 +157,7 @@ fn kernel() -> Check {
 }
 
 pub(super) fn program(name: &'static str, program: &str, remedy: &str) -> Check {
-    let Some(path) = minivm::backend::find_program(program) else {
+    let Some(path) = jail::find_program(program) else {
         let why = format!("{program} is not installed, or PATH lacks its folder");
         return Check::no(name, why, remedy);
     };

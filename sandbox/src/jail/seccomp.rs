@@ -28,7 +28,7 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Which calls a program may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Calls {
+pub enum Calls {
     /// What Monty's worker needs.
     Monty,
     /// What Deno needs.
@@ -43,13 +43,13 @@ pub(super) enum Calls {
 
 impl Calls {
     /// Whether the program makes user namespaces of its own.
-    pub(super) fn make_user_namespaces(self) -> bool {
+    pub fn make_user_namespaces(self) -> bool {
         matches!(self, Calls::Browser | Calls::Container)
     }
 
     /// The filters, each a program for the kernel. All of them are asked, and the strictest answer counts; the first is the one
     /// that does without the others.
-    pub(super) fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
+    pub fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
         let probes = || listed(PROBES.iter().copied().chain(UNKNOWN));
         let filters = match self {
             Calls::Monty => only(&[MONTY], probes())?,

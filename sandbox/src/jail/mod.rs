@@ -15,6 +15,11 @@
 //! made, which is where a kernel has most to attack. And what it can write to is bounded: `/tmp` has a size, and nothing else of
 //! the jail's file systems can be written to.
 
+mod cgroup;
+mod descent;
+mod entry;
+mod seccomp;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, PipeReader, Read};
@@ -22,13 +27,16 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::mpsc;
-use std::time::Duration;
 
-use super::descent::Descent;
-use super::process::{self, Streams};
-use super::seccomp::Calls;
-use super::{Backend, End, Error, Limits, cannot};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+pub use cgroup::Cgroup;
+pub use descent::{Descent, take_back};
+pub use entry::Entry;
+pub use seccomp::Calls;
+
+use crate::streams::in_memory;
 
 const BUBBLEWRAP: &str = "bwrap";
 /// Of util-linux.
@@ -54,10 +62,9 @@ const SEAL: [&str; 10] = [
 /// How many bytes `/tmp` takes where nothing else is said.
 const ROOM: u64 = 64 << 20;
 /// What a look whether jails can be made may take.
-const CHECK_LIMITS: Limits = Limits {
-    time: Some(Duration::from_secs(60)),
-    memory: None,
-    output: Some(64 << 10),
+const CHECK_LIMIT: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
 };
 
 /// From this version on bubblewrap takes several filters of system calls.
@@ -68,9 +75,32 @@ const KEEPS_NAMESPACES: Version = (0, 8);
 
 type Version = (u32, u32);
 
+/// Why there is no jail.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something is not installed, or this host doesn't allow it.
+    #[error("{why}; {hint}")]
+    Unavailable {
+        /// What is missing.
+        why: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// It broke.
+    #[error("{0}")]
+    Failed(String),
+    /// Something of the host's could not be had.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
 /// A jail with nothing in it but an empty `/tmp`, `/proc` and a `/dev` of the harmless devices.
-pub(super) struct Jail {
-    backend: Backend,
+pub struct Jail {
     command: Command,
     /// Open files that go in.
     inherited: Vec<OwnedFd>,
@@ -85,41 +115,39 @@ pub(super) struct Jail {
 
 /// A stderr for bubblewrap and the program themselves, where the program is a sandbox whose own words must not be mixed up with
 /// those of the code in it.
-pub(super) struct Aside {
+pub struct Aside {
     /// A file in memory that becomes their stderr.
-    pub(super) words: OwnedFd,
+    pub words: OwnedFd,
     /// The number under which the program finds the real one. Until then something else is open under it.
-    pub(super) stderr: OwnedFd,
+    pub stderr: OwnedFd,
 }
 
 /// A jail's program, ready to be started.
-pub(super) struct Jailed {
-    pub(super) backend: Backend,
-    pub(super) command: Command,
-    pub(super) inherited: Vec<OwnedFd>,
-    pub(super) aside: Option<Aside>,
-    pub(super) descent: Option<Descent>,
+pub struct Jailed {
+    /// What starts it.
+    pub command: Command,
+    /// Open files that go in.
+    pub inherited: Vec<OwnedFd>,
+    /// Where its own words go, where they are set aside.
+    pub aside: Option<Aside>,
+    /// Where minivm is root.
+    pub descent: Option<Descent>,
     /// Where bubblewrap tells how the program ended, if it ever began.
-    pub(super) status: PipeReader,
+    pub status: PipeReader,
 }
 
 impl Jail {
     /// One whose program may make the system calls that ordinary programs make.
-    pub(super) fn new(backend: Backend) -> Result<Jail, Error> {
+    pub fn new() -> Result<Jail, Error> {
         let installed = |program: &str, package: &str| {
             find_program(program).ok_or_else(|| Error::Unavailable {
-                backend,
                 why: format!("{program} is in no folder of PATH: {package} is not installed, or PATH lacks its folder"),
                 hint: format!("`sudo apt-get install {package}` installs it"),
             })
         };
         let descent = Descent::prepare();
-        let descent = descent.map_err(|error| {
-            no_namespaces(
-                backend,
-                format!("root cannot become another user ({error})"),
-            )
-        })?;
+        let descent = descent
+            .map_err(|error| no_namespaces(format!("root cannot become another user ({error})")))?;
         let mut command = Command::new(installed(UNSHARE, "util-linux")?);
         command.env_clear();
         command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]);
@@ -139,7 +167,6 @@ impl Jail {
         ]);
         command.args(["--hostname", "minivm", "--proc", "/proc", "--dev", "/dev"]);
         Ok(Jail {
-            backend,
             command,
             inherited: Vec::new(),
             aside: None,
@@ -151,48 +178,31 @@ impl Jail {
         })
     }
 
-    /// Looks whether jails can be made here.
-    pub(super) fn check(backend: Backend) -> Result<(), Error> {
-        let none: [&str; 0] = [];
-        let jailed = Jail::new(backend)?.show_system().program("true", none)?;
-        let streams = Streams {
-            stdin: None,
-            stdout: Box::new(io::sink()),
-            stderr: Box::new(io::sink()),
-            events: mpsc::channel().1,
-        };
-        let finished = process::run(jailed, streams, &CHECK_LIMITS)?;
-        match finished.end {
-            End::Exited(0) => Ok(()),
-            end => Err(unusable(backend, &format!("`true` ended with {end:?}"))),
-        }
-    }
-
     /// Says which system calls the program may make.
-    pub(super) fn calls(mut self, calls: Calls) -> Self {
+    pub fn calls(mut self, calls: Calls) -> Self {
         self.calls = calls;
         self
     }
 
     /// Says how many bytes `/tmp` takes.
-    pub(super) fn room(mut self, bytes: u64) -> Self {
+    pub fn room(mut self, bytes: u64) -> Self {
         self.room = bytes;
         self
     }
 
     /// Gives it a `/dev/shm` of this size.
-    pub(super) fn shared_memory(mut self, bytes: u64) -> Self {
+    pub fn shared_memory(mut self, bytes: u64) -> Self {
         self.shared_memory = Some(bytes);
         self
     }
 
     /// Shows a file or folder of the host's inside, for reading.
-    pub(super) fn show(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+    pub fn show(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         self.bind("--ro-bind", host, inside)
     }
 
     /// Lends a folder of the host's, to be written to.
-    pub(super) fn lend(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+    pub fn lend(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         self.bind("--bind", host, inside)
     }
 
@@ -212,7 +222,7 @@ impl Jail {
     }
 
     /// Shows the host's programs and libraries, and what of `/etc` these can't do without.
-    pub(super) fn show_system(mut self) -> Self {
+    pub fn show_system(mut self) -> Self {
         self.show_public(Path::new("/usr"));
         for folder in ["/bin", "/sbin", "/lib", "/lib32", "/lib64"] {
             let path = Path::new(folder);
@@ -233,13 +243,13 @@ impl Jail {
     }
 
     /// Puts a file of these bytes inside, for reading.
-    pub(super) fn put(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
-        let file = super::task::in_memory(bytes).map_err(cannot("keep a file in memory"))?;
+    pub fn put(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
+        let file = in_memory(bytes).map_err(cannot("keep a file in memory"))?;
         Ok(self.put_file(file, inside))
     }
 
     /// Puts a copy of an open file inside, for reading.
-    pub(super) fn put_file(mut self, file: OwnedFd, inside: &str) -> Self {
+    pub fn put_file(mut self, file: OwnedFd, inside: &str) -> Self {
         let number = file.as_raw_fd().to_string();
         self.command.args(["--ro-bind-data", &number, inside]);
         self.inherited.push(file);
@@ -247,15 +257,15 @@ impl Jail {
     }
 
     /// Hands an open file in, which keeps its number.
-    pub(super) fn hand(mut self, file: OwnedFd) -> Self {
+    pub fn hand(mut self, file: OwnedFd) -> Self {
         self.inherited.push(file);
         self
     }
 
     /// Sets the program's own words aside. Returns a copy of the file in which they will be, and the number of the open file that
     /// is stderr instead.
-    pub(super) fn set_words_aside(mut self) -> Result<(Self, File, RawFd), Error> {
-        let words = super::task::in_memory(b"").map_err(cannot("keep a file in memory"))?;
+    pub fn set_words_aside(mut self) -> Result<(Self, File, RawFd), Error> {
+        let words = in_memory(b"").map_err(cannot("keep a file in memory"))?;
         let copy = words.try_clone().map_err(cannot("copy an open file"))?;
         let stderr = OwnedFd::from(File::open("/dev/null").map_err(cannot("open /dev/null"))?);
         let number = stderr.as_raw_fd();
@@ -264,13 +274,13 @@ impl Jail {
     }
 
     /// Sets a variable, of which there are none else.
-    pub(super) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.arg("--setenv").arg(name).arg(value);
         self
     }
 
     /// The program, by its path inside.
-    pub(super) fn program<S: AsRef<OsStr>>(
+    pub fn program<S: AsRef<OsStr>>(
         mut self,
         program: impl AsRef<OsStr>,
         args: impl IntoIterator<Item = S>,
@@ -285,7 +295,6 @@ impl Jail {
         self.command.arg(program).args(args);
         self.inherited.push(told);
         Ok(Jailed {
-            backend: self.backend,
             command: self.command,
             inherited: self.inherited,
             aside: self.aside,
@@ -310,9 +319,8 @@ impl Jail {
         if self.version >= KEEPS_NAMESPACES && !self.calls.make_user_namespaces() {
             self.command.arg("--disable-userns");
         }
-        let filters = self.calls.filters().map_err(|error| Error::Failed {
-            backend: self.backend,
-            detail: format!("its system calls cannot be filtered: {error}"),
+        let filters = self.calls.filters().map_err(|error| {
+            Error::Failed(format!("its system calls cannot be filtered: {error}"))
         })?;
         let (option, count) = match self.version >= TAKES_FILTERS {
             true => ("--add-seccomp-fd", filters.len()),
@@ -320,7 +328,7 @@ impl Jail {
             false => ("--seccomp", 1),
         };
         for filter in &filters[..count] {
-            let file = super::task::in_memory(filter).map_err(cannot("keep a file in memory"))?;
+            let file = in_memory(filter).map_err(cannot("keep a file in memory"))?;
             self.command.args([option, &file.as_raw_fd().to_string()]);
             self.inherited.push(file);
         }
@@ -328,8 +336,48 @@ impl Jail {
     }
 }
 
+/// Looks whether jails can be made here, by making one.
+///
+/// # Errors
+///
+/// [`Error::Unavailable`], with what to do about it.
+pub fn check() -> Result<(), Error> {
+    let none: [&str; 0] = [];
+    let Jailed {
+        mut command,
+        inherited,
+        descent,
+        status,
+        ..
+    } = Jail::new()?.show_system().program("true", none)?;
+    let entry = Entry {
+        descent,
+        inherited,
+        ..Entry::default()
+    };
+    entry.of(&mut command);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(Stdio::piped()).spawn();
+    let mut child =
+        child.map_err(|error| unusable(&format!("unshare cannot be started: {error}")))?;
+    drop(command);
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
+    let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+    if !matches!(poll(&mut ended, Some(&CHECK_LIMIT)), Ok(1)) {
+        // It may have ended meanwhile, which is just as well.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output();
+    let output = output.map_err(cannot("wait for a process"))?;
+    match exit_code(status) {
+        Some(0) => Ok(()),
+        _ => Err(unusable(&String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
 /// The program's exit code, from what bubblewrap has told. None where it never began, or was killed.
-pub(super) fn exit_code(mut status: PipeReader) -> Option<u8> {
+pub fn exit_code(mut status: PipeReader) -> Option<u8> {
     let mut told = String::new();
     status.read_to_string(&mut told).ok()?;
     let (_, code) = told.rsplit_once("\"exit-code\":")?;
@@ -341,18 +389,17 @@ pub(super) fn exit_code(mut status: PipeReader) -> Option<u8> {
 }
 
 /// The error where bubblewrap said this instead of starting a program.
-pub(super) fn unusable(backend: Backend, said: &str) -> Error {
+pub fn unusable(said: &str) -> Error {
     let said = said.lines().rfind(|line| !line.is_empty());
     let said = said
         .unwrap_or("it was killed")
         .trim_start_matches("bwrap: ");
-    no_namespaces(backend, format!("bubblewrap cannot make a jail ({said})"))
+    no_namespaces(format!("bubblewrap cannot make a jail ({said})"))
 }
 
 /// The error where a namespace could not be made.
-pub(super) fn no_namespaces(backend: Backend, why: String) -> Error {
+pub fn no_namespaces(why: String) -> Error {
     Error::Unavailable {
-        backend,
         why,
         hint: "user namespaces may be switched off, or too few: see the sysctls user.max_user_namespaces, \
                kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns"
@@ -361,7 +408,7 @@ pub(super) fn no_namespaces(backend: Backend, why: String) -> Error {
 }
 
 /// What of a jail's walls can't be had on this host, each in a few words with what mends it.
-pub(super) fn weaknesses(cache: &Path) -> Vec<(String, String)> {
+pub fn weaknesses(cache: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let version = find_program(BUBBLEWRAP).map(|path| version(&path));
     if let Some((major, minor)) = version.filter(|version| *version < KEEPS_NAMESPACES) {
@@ -370,7 +417,7 @@ pub(super) fn weaknesses(cache: &Path) -> Vec<(String, String)> {
             "install bubblewrap 0.8 or later".into(),
         ));
     }
-    if !super::cgroup::can_be_made() {
+    if !cgroup::can_be_made() {
         found.push((
             "no control group can be made: memory is looked at every 10 ms, and processes are bounded by RLIMIT_NPROC".into(),
             "`systemd-run --user --scope -p Delegate=yes minivm …` runs it where it may make one".into(),
@@ -378,7 +425,7 @@ pub(super) fn weaknesses(cache: &Path) -> Vec<(String, String)> {
     }
     if rustix::process::geteuid().is_root() {
         match Descent::prepare() {
-            Ok(Some(_)) if !super::descent::maps_owners(cache) => found.push((
+            Ok(Some(_)) if !descent::maps_owners(cache) => found.push((
                 format!("the file system of {} cannot map owners: what an image keeps for root cannot be read in gVisor", cache.display()),
                 "set XDG_CACHE_HOME to a folder on ext4, XFS or Btrfs".into(),
             )),
@@ -417,6 +464,12 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
+/// Names the action in the error of a system call.
+fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Host { action, source }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,6 +480,11 @@ mod tests {
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
         exit_code(reader)
+    }
+
+    #[test]
+    fn a_jail_can_be_made_here() {
+        check().unwrap();
     }
 
     #[test]

@@ -48,7 +48,7 @@ const RUNS: u32 = 64;
 
 /// What is needed for it.
 #[derive(Debug)]
-pub(super) struct Descent {
+pub struct Descent {
     /// The user namespace.
     namespace: OwnedFd,
     user: u32,
@@ -66,7 +66,7 @@ struct Shown {
 
 impl Descent {
     /// One for one jail; none where this process isn't root, or has no other user to become.
-    pub(super) fn prepare() -> io::Result<Option<Descent>> {
+    pub fn prepare() -> io::Result<Option<Descent>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -89,7 +89,7 @@ impl Descent {
     }
 
     /// Shows a file or folder, with all that is mounted in it; says where the new process finds it.
-    pub(super) fn show(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
+    pub fn show(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
         let metadata = fs::metadata(host)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -110,7 +110,7 @@ impl Descent {
 
     /// Becomes that user, with what is shown where it was said. This is for a process between fork and exec: all of it is
     /// system calls.
-    pub(super) fn descend(&self) -> io::Result<()> {
+    pub fn descend(&self) -> io::Result<()> {
         // SAFETY: the process has one thread and shares nothing with others.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
         mount_change(
@@ -159,7 +159,7 @@ impl Shown {
 
 /// Gives a folder back to root, with all in it, that was lent where owners can't be mapped. An ordinary user's is that user's
 /// all the time.
-pub(super) fn take_back(folder: &Path) -> io::Result<()> {
+pub fn take_back(folder: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }

@@ -20,7 +20,7 @@ const PIDS_MAX: &str = "1024";
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A group for one sandbox. It is removed when this is dropped, by when its processes have to be gone.
-pub(super) struct Cgroup {
+pub struct Cgroup {
     memory: PathBuf,
     /// The same in version 2; not always there in version 1.
     pids: Option<PathBuf>,
@@ -35,7 +35,7 @@ enum Version {
 
 impl Cgroup {
     /// A new group, if there can be one.
-    pub(super) fn create(memory: Option<u64>) -> Option<Cgroup> {
+    pub fn create(memory: Option<u64>) -> Option<Cgroup> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let group = Cgroup::in_version_2(&groups).or_else(|| Cgroup::in_version_1(&groups))?;
         let limited = match memory {
@@ -95,7 +95,7 @@ impl Cgroup {
     ///
     /// In version 1 it enters as a thread, which comes to the same and takes 0.04 ms. As a process it would first have to wait
     /// until no other can start a thread meanwhile: 14 ms. Version 2 has threads of its own kind only.
-    pub(super) fn doors(&self) -> io::Result<Vec<File>> {
+    pub fn doors(&self) -> io::Result<Vec<File>> {
         let door = match self.version {
             Version::One => "tasks",
             Version::Two => "cgroup.procs",
@@ -114,7 +114,7 @@ impl Cgroup {
     }
 
     /// Bytes that its processes hold now: their own and shared memory, without the files that the kernel caches.
-    pub(super) fn memory(&self) -> Option<u64> {
+    pub fn memory(&self) -> Option<u64> {
         let fields: &[&str] = match self.version {
             Version::One => &["rss", "shmem"],
             Version::Two => &["anon", "shmem"],
@@ -125,7 +125,7 @@ impl Cgroup {
 
     /// The most bytes that it had at a time, with the files that the kernel has read for it. Kernels before 5.19 don't tell in
     /// version 2.
-    pub(super) fn peak(&self) -> Option<u64> {
+    pub fn peak(&self) -> Option<u64> {
         let file = match self.version {
             Version::One => "memory.max_usage_in_bytes",
             Version::Two => "memory.peak",
@@ -135,7 +135,7 @@ impl Cgroup {
     }
 
     /// Whether a process of it was killed for the want of memory.
-    pub(super) fn out_of_memory(&self) -> bool {
+    pub fn out_of_memory(&self) -> bool {
         let file = match self.version {
             Version::One => "memory.oom_control",
             Version::Two => "memory.events",
