@@ -49,6 +49,7 @@ mod gate;
 mod initramfs;
 mod input;
 mod kernel;
+mod kvm;
 pub mod layout;
 mod machine;
 mod memory;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Reset};
-use crate::{Builder, Config, Kernel, MEMORY_MIN, builder, layout};
+use crate::{Builder, Config, Kernel, MEMORY_MIN, kvm, layout};
 
 /// How long the guest may take: a thousand times what it does.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -65,11 +65,11 @@ pub fn probe() -> Result<()> {
 ///
 /// Where there is no KVM, as [`Builder::build`] says.
 pub fn create_vm_time() -> Result<Duration> {
-    let kvm = builder::open_kvm()?;
+    let kvm = kvm::open_kvm()?;
     let mut times = Vec::new();
     for _ in 0..5 {
         let start = Instant::now();
-        let vm = builder::create_vm(&kvm)?;
+        let vm = kvm::create_vm(&kvm)?;
         times.push(start.elapsed());
         drop(vm);
     }

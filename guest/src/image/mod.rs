@@ -49,8 +49,6 @@ pub use store::{Partial, Store};
 
 use archive::Archive;
 
-use crate::rootfs::Limits;
-
 /// Whether a registry may be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pull {
@@ -101,10 +99,13 @@ impl Default for Options {
             backoff: Duration::from_millis(500),
             longest_pause: Duration::from_secs(60),
             parallel: 3,
-            largest: Limits::default().expanded,
+            largest: EXPANDED_MAX,
         }
     }
 }
+
+/// How large all layers of an image may be when they are unpacked, in bytes, where nothing else is said: 16 GiB.
+pub(crate) const EXPANDED_MAX: u64 = 16 << 30;
 
 /// Finds an image and opens it; what is pulled goes through `store`.
 ///

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::image::EXPANDED_MAX;
+
 /// What an image is refused beyond.
 ///
 /// A layer of a few kilobytes can expand to terabytes, so each is counted while it is read, and reading stops at the limit.
@@ -32,8 +34,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            expanded: 16 << 30,
-            archive: 16 << 30,
+            expanded: EXPANDED_MAX,
+            archive: EXPANDED_MAX,
             entries: 2_000_000,
             names: 256 << 20,
             header: 1 << 20,

@@ -11,7 +11,7 @@ use minivm::machine::session::Event;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::run;
+use super::{run, terminal};
 
 /// How long a machine that is to end may take.
 const GRACE: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub(super) fn listen(events: Sender<Event>) -> io::Result<()> {
                 std::process::exit(128 + signal);
             }
             let event = match signal {
-                SIGWINCH => Event::Window(run::window()),
+                SIGWINCH => Event::Window(terminal::window()),
                 _ if user.insists(signal, Instant::now()) => {
                     let _ = events.send(Event::Stop(number));
                     // It has ended by then, unless nobody takes its output.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use minivm::streams;
+use minivm_guest::channel::Window;
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
@@ -124,6 +125,21 @@ impl<F: FnMut()> Keys<F> {
         }
         kept
     }
+}
+
+/// The terminal's size.
+pub(super) fn window() -> Window {
+    let size = rustix::termios::tcgetwinsize(io::stdout());
+    size.map_or(
+        Window {
+            rows: 24,
+            columns: 80,
+        },
+        |size| Window {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        },
+    )
 }
 
 #[cfg(test)]

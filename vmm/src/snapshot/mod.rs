@@ -43,8 +43,8 @@ use save::save;
 pub use working_set::WorkingSet;
 
 use crate::arch::features;
-use crate::builder::open_kvm;
 use crate::error::{Error, Result};
+use crate::kvm::open_kvm;
 use crate::memory::GuestRam;
 use memory_file::Identity;
 use state::State;

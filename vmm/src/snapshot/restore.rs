@@ -10,8 +10,8 @@ use kvm_ioctls::VmFd;
 
 use super::Snapshot;
 use super::state::Devices;
-use crate::builder::{Created, create_vm, lend_memory, split_irqchip};
 use crate::error::{Error, Result};
+use crate::kvm::{Created, create_vm, lend_memory, split_irqchip};
 use crate::vcpu::Vcpu;
 
 /// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits to be given its state

@@ -21,7 +21,7 @@ use minivm_guest::image::Config;
 use super::super::report::{Captured, Phases, Printed, time_limit_reached};
 use super::super::terminal::{self, RawMode};
 use super::super::{EXIT_TIMEOUT, image, signals, template};
-use super::{RunArgs, output, stdin, window};
+use super::{RunArgs, output, stdin};
 
 /// Runs it; `copied` bytes of files are to be copied in.
 pub(super) fn run(
@@ -201,7 +201,7 @@ impl RunArgs {
         captured: Option<&Captured>,
         max_copy_out: u64,
     ) -> anyhow::Result<Session> {
-        request.terminal = self.tty.then(window);
+        request.terminal = self.tty.then(terminal::window);
         let timeout = self.timeout;
         Ok(Session {
             request,

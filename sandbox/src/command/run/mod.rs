@@ -18,7 +18,6 @@ use minivm::machine::Place;
 use minivm::machine::session::Event;
 use minivm::output::Kept;
 use minivm::streams;
-use minivm_guest::channel::Window;
 use minivm_guest::image::Source;
 use minivm_vmm::CPUS_MAX;
 
@@ -219,19 +218,4 @@ pub(super) fn output(
     Ok(Box::new(std::fs::File::from(
         own.context("cannot use stdout")?,
     )))
-}
-
-/// The terminal's size.
-pub(super) fn window() -> Window {
-    let size = rustix::termios::tcgetwinsize(io::stdout());
-    size.map_or(
-        Window {
-            rows: 24,
-            columns: 80,
-        },
-        |size| Window {
-            rows: size.ws_row,
-            columns: size.ws_col,
-        },
-    )
 }

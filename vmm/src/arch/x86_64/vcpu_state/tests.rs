@@ -12,7 +12,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::arch::{paging, registers};
-use crate::builder;
+use crate::kvm;
 use crate::memory::GuestRam;
 
 /// A machine whose vCPUs have never run. Its fields are dropped in their order.
@@ -24,13 +24,13 @@ struct Bare {
 
 impl Bare {
     fn new(cpus: u8) -> Self {
-        let kvm = builder::open_kvm().unwrap();
+        let kvm = kvm::open_kvm().unwrap();
         let ram = GuestRam::new(64 << 20).unwrap();
         paging::write(ram.map()).unwrap();
-        let vm = Arc::new(builder::create_vm(&kvm).unwrap());
-        builder::lend_memory(&vm, &ram).unwrap();
-        builder::split_irqchip(&vm).unwrap();
-        let vcpus = builder::create_vcpus(&kvm, &vm, cpus).unwrap();
+        let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
+        kvm::lend_memory(&vm, &ram).unwrap();
+        kvm::split_irqchip(&vm).unwrap();
+        let vcpus = kvm::create_vcpus(&kvm, &vm, cpus).unwrap();
         Bare {
             vcpus,
             vm,
