@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use minivm_guest::image::{Blob, Config, Image, Layer, Root};
-use minivm_guest::rootfs::{self, Compression, Limits};
+use minivm_image::{Blob, Config, Image, Layer, Root};
+use minivm_image::rootfs::{self, Compression, Limits};
 
 fuzz_target!(|data: &[u8]| {
     let layer = |bytes: &[u8]| {

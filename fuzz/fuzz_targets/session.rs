@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use minivm::machine::{Ended, Files, Link, Session};
+use minivm_machine::{Ended, Files, Link, Session};
 use minivm_guest::channel::{Hello, Request, ToHost, VERSION};
 
 fuzz_target!(|data: &[u8]| {

@@ -405,4 +405,4 @@ fn stored_name(name: &Path) -> Result<&OsStr, Error> {
 
 #[cfg(test)]
 #[path = "newc_tests.rs"]
-pub(crate) mod tests;
+mod tests;

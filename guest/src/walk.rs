@@ -102,8 +102,11 @@ const SMALL: u64 = 64 << 10;
 const SMALL_MAX: u64 = 64 << 20;
 
 /// Writes `root` itself and what is below it, each under the name that `stored` gives it; says how many there were below.
-#[cfg(feature = "image")]
-pub(crate) fn archive_root<W: Write>(
+///
+/// # Errors
+///
+/// Where something can't be read, or the archive can't be written.
+pub fn archive_root<W: Write>(
     root: &Path,
     owner: Owner,
     stored: Stored,
@@ -151,7 +154,11 @@ struct Walk<'a, W> {
 }
 
 /// The names in a folder, sorted.
-pub(crate) fn names(folder: &Path) -> Result<Vec<OsString>, Error> {
+///
+/// # Errors
+///
+/// Where it can't be read.
+pub fn names(folder: &Path) -> Result<Vec<OsString>, Error> {
     let names = fs::read_dir(folder).and_then(|entries| {
         entries
             .map(|entry| Ok(entry?.file_name()))
@@ -338,7 +345,8 @@ fn node(metadata: &Metadata) -> Node {
     }
 }
 
-pub(crate) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
+/// Names the path in the error of a system call that has read it.
+pub fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = PathBuf::from(path);
     move |source| Error::Read { path, source }
 }
@@ -348,7 +356,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::newc::tests::entries;
+    use minivm_tests::cpio::entries;
 
     #[test]
     fn a_folder_is_archived_in_order_and_without_following_links() {

@@ -15,12 +15,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use minivm::images::Shelf;
-use minivm::machine::session::{BOOT_LIMIT, End, TERM};
-use minivm::machine::{Files, Machine, Place, Report, Session};
-use minivm::{cache, kernel};
 use minivm_guest::channel::{Request, Status};
-use minivm_guest::image::{self, Image, Options, Unwatched};
+use minivm_image::{self, Image, Options, Unwatched};
+use minivm_machine::images::Shelf;
+use minivm_machine::session::{BOOT_LIMIT, End, TERM};
+use minivm_machine::{Files, Machine, Place, Report, Session};
+use minivm_machine::{cache, kernel};
 
 /// What the agent does in the machine. It has a shell, and the repository in `/in/repo`.
 const SESSION: &str = r#"
@@ -63,7 +63,7 @@ pub(crate) fn run(
     make_repository(&repository)?;
     let cache = cache::folder().context("HOME is not set")?;
     let shelf = Shelf::new(&cache);
-    let image = image::open(
+    let image = minivm_image::open(
         &image.parse()?,
         &shelf.store(),
         &Options::default(),

@@ -9,8 +9,8 @@ use std::io;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use minivm::backend::monty::InProcess;
-use minivm::backend::{End, Sandbox, Task};
+use minivm_sandbox::monty::InProcess;
+use minivm_sandbox::{End, Sandbox, Task};
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -14,11 +14,12 @@ use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use minivm::backend::{Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task};
-use minivm::machine::session::Event;
-use minivm::machine::{Files, Place};
-use minivm::{assets, cache};
-use minivm_guest::image::{self, Config, Image, Options, Unwatched};
+use minivm_image::{self, Config, Image, Options, Unwatched};
+use minivm_machine::cache;
+use minivm_machine::session::Event;
+use minivm_machine::{Files, Place};
+use minivm_sandbox::tools;
+use minivm_sandbox::{Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task};
 use minivm_tests::given;
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
@@ -29,9 +30,9 @@ fn python_image() -> Image {
 
 fn image_of(root: &Path) -> Image {
     let cache = cache::folder().unwrap();
-    let store = minivm::images::Shelf::new(&cache).store();
+    let store = minivm_machine::images::Shelf::new(&cache).store();
     let source = format!("dir:{}", root.display());
-    image::open(
+    minivm_image::open(
         &source.parse().unwrap(),
         &store,
         &Options::default(),
@@ -56,7 +57,7 @@ fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
     };
     let sandbox = host.open(Backend::Gvisor).unwrap();
     if sandbox.check().is_err() {
-        assets::install_runsc(&host.cache, &mut |line| eprintln!("{line}")).unwrap();
+        tools::install_runsc(&host.cache, &mut |line| eprintln!("{line}")).unwrap();
         sandbox.check().unwrap();
     }
     sandbox
@@ -498,7 +499,7 @@ fn nothing_is_left_of_a_run_that_was_stopped() {
         assert_eq!(run.join().unwrap().finished.end, End::Stopped(15));
     });
     assert_eq!(processes_with(own_cache.path()), 0);
-    let shelf = minivm::images::Shelf::new(own_cache.path());
+    let shelf = minivm_machine::images::Shelf::new(own_cache.path());
     assert_eq!(shelf.clear(&[]).unwrap(), 0, "the root is in use");
     drop(sandbox);
     assert!(shelf.clear(&[]).unwrap() > 1 << 20);

@@ -11,8 +11,8 @@ mod report;
 
 use std::path::PathBuf;
 
-use minivm::backend::{Backend, End, Finished, Host};
-use minivm::machine::Place;
+use minivm_machine::Place;
+use minivm_sandbox::{Backend, End, Finished, Host};
 use minivm_tests::output::Shared;
 use rusqlite::Connection;
 

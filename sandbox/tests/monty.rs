@@ -7,12 +7,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm::backend::monty::{Allocator, InProcess};
-use minivm::backend::{
+use minivm_machine::Place;
+use minivm_machine::session::Event;
+use minivm_sandbox::monty::{Allocator, InProcess};
+use minivm_sandbox::{
     Backend, Call, End, Exception, Finished, Function, Host, Monty, Program, Sandbox, Task,
 };
-use minivm::machine::Place;
-use minivm::machine::session::Event;
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use serde_json::{Value, json};

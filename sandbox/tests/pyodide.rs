@@ -11,14 +11,14 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm::assets::npm;
-use minivm::backend::{Backend, CODE_MAX, Capability, End, Error, Finished, Host, Sandbox, Task};
-use minivm::machine::{Files, Place};
+use minivm_machine::{Files, Place};
+use minivm_sandbox::tools::npm;
+use minivm_sandbox::{Backend, CODE_MAX, Capability, End, Error, Finished, Host, Sandbox, Task};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 
 fn open(backend: Backend) -> Box<dyn Sandbox> {
-    let cache = minivm::cache::folder().unwrap();
+    let cache = minivm_machine::cache::folder().unwrap();
     npm::install(&cache, &mut |what| eprintln!("{what}")).unwrap();
     let host = Host {
         worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
@@ -484,11 +484,11 @@ macro_rules! claims_of_both {
     };
 }
 
-claims_of_both!(deno, minivm::backend::Backend::Deno);
-claims_of_both!(chromium, minivm::backend::Backend::Chromium);
+claims_of_both!(deno, minivm_sandbox::Backend::Deno);
+claims_of_both!(chromium, minivm_sandbox::Backend::Chromium);
 claims!(
     browser,
-    minivm::backend::Backend::Chromium,
+    minivm_sandbox::Backend::Chromium,
     a_browser_reaches_nobody_by_any_of_its_ways,
     a_page_is_not_left_and_waits_for_nobody,
     a_crashed_page_is_told,

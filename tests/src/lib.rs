@@ -3,6 +3,7 @@
 //! ([`busybox`]), and outputs that are looked at afterwards ([`output`]).
 
 pub mod busybox;
+pub mod cpio;
 pub mod given;
 pub mod image;
 pub mod output;

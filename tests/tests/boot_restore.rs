@@ -1,7 +1,7 @@
 //! A real guest that is saved by the command `minivm snapshot` while it runs, and goes on by `minivm restore`.
 //!
 //! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the files in the environment. What clients and files
-//! can do wrong is tried with smaller guests, in `sandbox/tests/control.rs`.
+//! can do wrong is tried with smaller guests, in `cli/tests/control.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 

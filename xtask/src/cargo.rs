@@ -85,7 +85,15 @@ fn executable(line: &str) -> Result<Option<Executable>> {
 
 /// Builds the release of the command `minivm`; returns its path.
 pub(crate) fn build_minivm() -> Result<PathBuf> {
-    let built = build(&["build", "--release", "--package", "minivm", "--bins"])?;
+    let built = build(&[
+        "build",
+        "--release",
+        "--package",
+        "minivm",
+        "--package",
+        "minivm-sandbox",
+        "--bins",
+    ])?;
     let minivm = built
         .into_iter()
         .find(|executable| executable.name == "minivm");
@@ -101,13 +109,13 @@ pub(crate) fn build_example(report: &mut Report, name: &str) -> Result<PathBuf> 
             "build",
             "--release",
             "--package",
-            "minivm",
+            "minivm-sandbox",
             "--example",
             name,
         ])?;
         let example = built.into_iter().find(|executable| executable.name == name);
         let path = example
-            .with_context(|| format!("the package minivm has no example {name}"))?
+            .with_context(|| format!("the package minivm-sandbox has no example {name}"))?
             .path;
         Ok((path.clone(), short(&path.to_string_lossy())))
     })

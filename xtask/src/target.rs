@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::process::{capture, output};
 
-/// As in `sandbox/build.rs`.
+/// As in `machine/build.rs`.
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
 /// Installs it where rustup can. Without it, init is linked against the host's C library, and works as well.

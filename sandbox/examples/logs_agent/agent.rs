@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use minivm::backend::{Call, Function, Task};
+use minivm_sandbox::{Call, Function, Task};
 use serde_json::Value;
 
 use super::database::Reader;

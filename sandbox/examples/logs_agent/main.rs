@@ -17,8 +17,8 @@ mod report;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use minivm::backend::{Backend, End, Host};
-use minivm::machine::Place;
+use minivm_machine::Place;
+use minivm_sandbox::{Backend, End, Host};
 
 fn main() -> Result<()> {
     let host = Host {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use minivm::backend::Call;
+use minivm_sandbox::Call;
 use serde_json::Value;
 
 /// The most bars of a chart.

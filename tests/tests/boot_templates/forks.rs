@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use minivm::templates::Template;
 use minivm_guest::channel::Request;
+use minivm_machine::templates::Template;
 
 use crate::guest::{Made, answer, code, python_image, request, small, times};
 

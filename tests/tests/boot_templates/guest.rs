@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use minivm::machine::session::End;
-use minivm::machine::{Report, Session};
-use minivm::templates::{Template, Templates};
 use minivm_guest::channel::{Request, Status};
+use minivm_machine::session::End;
+use minivm_machine::templates::{Template, Templates};
+use minivm_machine::{Report, Session};
 use minivm_tests::output::Shared;
 pub(crate) use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended};

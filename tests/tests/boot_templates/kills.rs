@@ -50,7 +50,7 @@ fn a_template_whose_making_was_killed_is_whole_or_not_there() {
                 assert_eq!(answer(&template, request(&["echo", "well"])), "well\n");
                 templates().remove(name).unwrap();
             }
-            Err(minivm::templates::Error::Missing(_)) => {
+            Err(minivm_machine::templates::Error::Missing(_)) => {
                 let listed = templates().list().unwrap();
                 assert!(
                     listed.iter().all(|listed| listed.name != name),

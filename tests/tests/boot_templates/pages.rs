@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use minivm::templates::Template;
+use minivm_machine::templates::Template;
 use minivm_vmm::WorkingSet;
 use serde_json::Value;
 

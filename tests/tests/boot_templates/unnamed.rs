@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use minivm::machine::Place;
-use minivm::templates::Templates;
+use minivm_machine::Place;
+use minivm_machine::templates::Templates;
 use serde_json::Value;
 
 use crate::guest::{PATIENCE, kernel, minivm, report_of, scratch, small_image};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use minivm::backend::chromium::{WORKER_FAILED, tell, worker};
+use minivm_sandbox::chromium::{WORKER_FAILED, tell, worker};
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {

@@ -18,19 +18,19 @@ const EXIT_ERROR: u8 = 125;
 
 /// It counts where the interpreter asks it to.
 #[global_allocator]
-static ALLOCATOR: minivm::backend::monty::Allocator = minivm::backend::monty::Allocator;
+static ALLOCATOR: minivm_sandbox::monty::Allocator = minivm_sandbox::monty::Allocator;
 
 /// The part of minivm's sandboxes that is inside their jails. `minivm` starts it.
 #[derive(Parser)]
 enum Cli {
     /// Interpret code in this process
-    #[command(name = minivm::backend::monty::WORKER_COMMAND)]
+    #[command(name = minivm_sandbox::monty::WORKER_COMMAND)]
     Monty(monty::WorkerArgs),
     /// Drive a browser in whose page code runs
-    #[command(name = minivm::backend::chromium::WORKER_COMMAND)]
+    #[command(name = minivm_sandbox::chromium::WORKER_COMMAND)]
     Chromium(chromium::WorkerArgs),
     /// Become a program as root of a user namespace
-    #[command(name = minivm::backend::rootless::WORKER_COMMAND)]
+    #[command(name = minivm_sandbox::rootless::WORKER_COMMAND)]
     Rootless(rootless::WorkerArgs),
 }
 

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use minivm::backend::monty;
+use minivm_sandbox::monty;
 use rustix::io::FdFlags;
 
 #[derive(Args)]

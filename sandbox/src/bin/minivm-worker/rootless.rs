@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
-use minivm::backend::rootless;
+use minivm_sandbox::rootless;
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {

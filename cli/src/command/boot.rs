@@ -1,0 +1,145 @@
+//! `minivm --kernel …`: boots a kernel with the terminal as its console.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use minivm_machine::lab::{self, LabRequest, Root};
+use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
+
+use super::accel::{AccelArg, running_in_lab};
+use super::terminal::{self, RawMode};
+use super::{console, units};
+
+/// The console on COM1, few messages, and an end of the process where the kernel ends.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
+/// Where the lab has the files.
+const LAB_KERNEL: &str = "/kernel";
+const LAB_INITRAMFS: &str = "/initramfs";
+
+#[derive(Args)]
+pub(super) struct BootArgs {
+    /// Linux kernel: an ELF vmlinux or a bzImage
+    #[arg(long, required = true, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The guest's first root file system: a cpio archive, plain or compressed
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
+    cmdline: String,
+    /// Guest memory; `size=256M` means the same
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
+    memory: u64,
+    /// Number of vCPUs; `boot=1` means the same
+    #[arg(long, value_name = "N", default_value = "1", value_parser = cpus)]
+    cpus: u8,
+    /// The serial port is the terminal's: nothing else can be asked for
+    #[arg(long, value_parser = ["tty"], hide = true)]
+    serial: Option<String>,
+    /// There is no other console: nothing else can be asked for
+    #[arg(long, value_parser = ["off"], hide = true)]
+    console: Option<String>,
+    /// Let `minivm snapshot` save the machine while it runs: a Unix socket, made here and removed at the end
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    #[command(flatten)]
+    accel: AccelArg,
+}
+
+impl BootArgs {
+    /// Whether it was asked for that the machine runs on this host's KVM.
+    pub(super) fn is_on_kvm(&self) -> bool {
+        self.accel.is_kvm()
+    }
+}
+
+/// A size, also as Cloud Hypervisor's users write it, whose command lines work here.
+fn memory(text: &str) -> Result<u64, String> {
+    units::bytes(text.strip_prefix("size=").unwrap_or(text))
+}
+
+/// A number of vCPUs, also as Cloud Hypervisor's users write it.
+fn cpus(text: &str) -> Result<u8, String> {
+    let number = text.strip_prefix("boot=").unwrap_or(text);
+    number
+        .parse()
+        .map_err(|_| format!("expected a number from 1 to {CPUS_MAX}"))
+}
+
+/// Boots as `args` say, here or in the lab.
+pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
+    let kernel = args.kernel.context("no kernel given: --kernel FILE")?;
+    let config = Config {
+        kernel: Kernel::File(kernel),
+        initramfs: args.initramfs,
+        cmdline: args.cmdline,
+        memory: args.memory,
+        cpus: args.cpus,
+    };
+    config.check()?;
+    match args.accel.why_lab()? {
+        None => console::run(
+            Builder::new(config),
+            args.control.as_deref(),
+            Instant::now(),
+        ),
+        Some(why) => {
+            if let Some(socket) = args.control {
+                bail!(
+                    "--control {} needs this host's KVM, and the machine would run in the lab: {why}; run both there: \
+                     `minivm lab -- sh -c 'minivm --kernel … --control … & …'`",
+                    socket.display()
+                );
+            }
+            // What is wrong with the files is better said at once, with their names here.
+            Builder::new(config.clone()).check()?;
+            eprintln!("minivm: {}", running_in_lab(&why));
+            run_in_lab(config, verbose)
+        }
+    }
+}
+
+/// Runs this program with the same arguments in the lab, which gets the two files and nothing else.
+fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
+    let Kernel::File(kernel) = config.kernel else {
+        unreachable!("the command line names a file")
+    };
+    let mut command: Vec<std::ffi::OsString> =
+        ["/minivm", "--accel", "kvm", "--kernel", LAB_KERNEL]
+            .map(Into::into)
+            .to_vec();
+    let mut files = vec![(kernel, LAB_KERNEL.into())];
+    if let Some(initramfs) = config.initramfs {
+        command.extend(["--initramfs", LAB_INITRAMFS].map(Into::into));
+        files.push((initramfs, LAB_INITRAMFS.into()));
+    }
+    // In one word, for it may begin with a dash.
+    command.push(format!("--cmdline={}", config.cmdline).into());
+    command.extend((0..verbose).map(|_| "-v".into()));
+    command.extend(["--memory".into(), config.memory.to_string().into()]);
+    command.extend(["--cpus".into(), config.cpus.to_string().into()]);
+
+    let mut request = LabRequest::new(Root::Private, command);
+    request.files = files;
+    request.make_room(config.memory)?;
+    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    if raw.is_some() {
+        // Ends this process, and with it the lab.
+        let keys = terminal::keys(|| {
+            terminal::restore();
+            std::process::exit(0)
+        });
+        request.stdin = lab::Input::From(keys.context("cannot read the terminal")?);
+    }
+    let finished = request.run();
+    drop(raw);
+    if let Some(warning) = lab::unjailed_warning() {
+        eprintln!("minivm: {warning}");
+    }
+    Ok(ExitCode::from(
+        u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR),
+    ))
+}

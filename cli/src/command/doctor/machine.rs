@@ -1,0 +1,184 @@
+//! What machines need: KVM, or the lab.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use minivm_machine::Place;
+use minivm_machine::jail;
+use minivm_vmm::Error;
+
+use super::super::accel::LAB;
+use super::{Check, State, backends};
+
+/// From this on, creating a machine takes noticeably longer than the rest of what minivm does.
+const SLOW_CREATE_VM: Duration = Duration::from_millis(20);
+
+/// Whether machines run here on KVM, whether in the lab, and all that was looked at.
+pub(super) fn checks() -> (bool, bool, Vec<Check>) {
+    let good = |checks: &[Check]| checks.iter().all(|check| check.state == State::Ok);
+    let kvm = [kvm_present(), kvm_usable()];
+    let lab = [qemu(), lab_kernel()];
+    let (kvm_works, lab_works) = (good(&kvm), good(&lab));
+    let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
+    checks.push(huge_pages());
+    checks.push(kernel());
+    checks.extend(lab);
+    checks.push(lab_jail());
+    checks.push(accel(kvm_works, lab_works));
+    (kvm_works, lab_works, checks)
+}
+
+fn kvm_present() -> Check {
+    const NAME: &str = "kvm";
+    match std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        Ok(_) => Check::ok(NAME, "/dev/kvm is there, and this user may open it"),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Check::no(
+            NAME,
+            "/dev/kvm is there, but not for this user",
+            "sudo usermod -aG kvm $USER, and log in again",
+        ),
+        Err(error) => Check::no(
+            NAME,
+            format!("cannot open /dev/kvm: {error}"),
+            "sudo modprobe kvm_intel || sudo modprobe kvm_amd; virtualization may be off in the firmware or cloud",
+        ),
+    }
+}
+
+fn kvm_usable() -> Check {
+    const NAME: &str = "kvm usable";
+    match minivm_vmm::probe() {
+        Ok(()) => Check::ok(NAME, "a guest went to user mode and back by a system call"),
+        Err(Error::KvmMissing | Error::KvmPermission) => {
+            Check::no(NAME, "not without /dev/kvm", "as above")
+        }
+        Err(error) => Check::no(
+            NAME,
+            error.to_string(),
+            "use a host with hardware virtualization, or --accel lab for development",
+        ),
+    }
+}
+
+fn create_vm_time() -> Option<Check> {
+    const NAME: &str = "kvm speed";
+    let time = minivm_vmm::create_vm_time().ok()?;
+    let detail = format!("KVM_CREATE_VM takes {:.2} ms", time.as_secs_f64() * 1e3);
+    Some(if time < SLOW_CREATE_VM {
+        Check::ok(NAME, detail)
+    } else {
+        let remedy = "echo never | sudo tee /sys/module/kvm/parameters/nx_huge_pages \
+                      (or mount the cgroup file system with -o favordynmods)";
+        Check::slow(NAME, detail, remedy)
+    })
+}
+
+fn huge_pages() -> Check {
+    const NAME: &str = "huge pages";
+    const FILE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let setting = std::fs::read_to_string(FILE).unwrap_or_default();
+    if setting.contains("[always]") || setting.contains("[madvise]") {
+        return Check::ok(
+            NAME,
+            format!("guest memory gets huge pages ({})", setting.trim()),
+        );
+    }
+    let remedy = format!("echo madvise | sudo tee {FILE}");
+    let detail = "guest memory gets small pages only, which makes boots slower";
+    Check::slow(NAME, detail, remedy)
+}
+
+fn qemu() -> Check {
+    program(
+        "lab: qemu",
+        minivm_machine::lab::QEMU,
+        "sudo apt-get install qemu-system-x86",
+    )
+}
+
+fn lab_kernel() -> Check {
+    match minivm_machine::lab::find_kernel() {
+        Ok(kernel) => Check::ok("lab: kernel", kernel.display().to_string()),
+        Err(error) => Check::no("lab: kernel", error.to_string(), "cargo xtask setup --lab"),
+    }
+}
+
+/// The lab works without.
+fn lab_jail() -> Check {
+    const NAME: &str = "lab: jail";
+    match jail::check() {
+        Ok(()) => Check::ok(
+            NAME,
+            "its QEMU runs in bubblewrap's jail; that of `minivm lab --`, which shows this host's files, does not",
+        ),
+        Err(error) => {
+            let (why, hint) = backends::why_and_hint(&minivm_sandbox::Error::Jail(error));
+            Check::no(NAME, format!("its QEMU has your rights: {why}"), hint)
+        }
+    }
+}
+
+/// Where machines run, if nobody says where.
+fn accel(kvm_works: bool, lab_works: bool) -> Check {
+    const NAME: &str = "accel";
+    let (word, check) = match (kvm_works, lab_works) {
+        (true, _) => {
+            let detail = format!("kvm: {}", Place::Here.boundary());
+            ("kvm", Check::ok(NAME, detail))
+        }
+        (false, true) => {
+            let remedy = "for hostile code, use a host whose KVM works; --accel kvm or MINIVM_ACCEL=kvm refuse the lab";
+            ("lab", Check::slow(NAME, format!("lab: {LAB}"), remedy))
+        }
+        (false, false) => {
+            return Check::no(
+                NAME,
+                "none: no machine can be run here",
+                "mend KVM or the lab",
+            );
+        }
+    };
+    Check {
+        accel: Some(word),
+        ..check
+    }
+}
+
+fn kernel() -> Check {
+    match minivm_machine::kernel::find() {
+        Ok(kernel) => Check::ok("kernel", kernel.display().to_string()),
+        Err(error) => Check::no("kernel", error.to_string(), "cargo xtask setup"),
+    }
+}
+
+pub(super) fn program(name: &'static str, program: &str, remedy: &str) -> Check {
+    let Some(path) = jail::find_program(program) else {
+        let why = format!("{program} is not installed, or PATH lacks its folder");
+        return Check::no(name, why, remedy);
+    };
+    match Command::new(&path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+    {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Check::ok(name, text.lines().next().unwrap_or("").to_string())
+        }
+        Ok(output) => Check::no(
+            name,
+            format!("{} --version failed: {}", path.display(), output.status),
+            remedy,
+        ),
+        Err(error) => Check::no(
+            name,
+            format!("cannot run {}: {error}", path.display()),
+            remedy,
+        ),
+    }
+}

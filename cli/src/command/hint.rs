@@ -1,0 +1,92 @@
+//! What is said of a command that could not be started, with what helps.
+
+/// Of a command that isn't there. The guest says `PROGRAM: why`.
+pub(super) fn not_found(said: &str) -> String {
+    let told = format!("no such command: {said}");
+    match said.split_once(": ") {
+        None => told,
+        Some((program, _)) if program.contains('/') => format!(
+            "{told}: it is not in the image, or the interpreter that it names is not; `minivm run IMAGE -- ls -l {program}` looks for it"
+        ),
+        Some((program, _)) => format!(
+            "{told}: not on PATH in the image; `minivm run IMAGE -- which {program}` looks for it"
+        ),
+    }
+}
+
+/// Of one that is there, and can't be executed.
+pub(super) fn not_executable(said: &str) -> String {
+    let told = format!("cannot execute {said}");
+    match said.split_once(": ") {
+        Some((program, why)) if why.starts_with("Permission denied") => format!(
+            "{told}: it is a folder, or its mode does not let this user execute it; `minivm run IMAGE -- ls -ld {program}` shows that"
+        ),
+        Some((_, why)) if why.starts_with("Exec format error") => format!(
+            "{told}: it is a program for another processor, or a script without a first line such as #!/bin/sh"
+        ),
+        _ => told,
+    }
+}
+
+/// Of what the guest could not do: its files are in its memory.
+pub(super) fn full(error: anyhow::Error) -> anyhow::Error {
+    let refused = error.chain().any(|cause| {
+        let of_machine = cause.downcast_ref();
+        matches!(of_machine, Some(minivm_machine::Error::Refused(why)) if why.contains("No space left on device"))
+    });
+    match refused {
+        true => anyhow::anyhow!(
+            "{error:#}: the guest's files are in its memory, more -m/--memory helps"
+        ),
+        false => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_told_with_where_to_look() {
+        let told = not_found("pyhton: No such file or directory (os error 2)");
+        assert!(
+            told.starts_with("no such command: pyhton: No such file"),
+            "{told}"
+        );
+        assert!(told.contains("not on PATH in the image"), "{told}");
+        assert!(
+            told.contains("`minivm run IMAGE -- which pyhton`"),
+            "{told}"
+        );
+        let told = not_found("/opt/run.sh: No such file or directory (os error 2)");
+        assert!(
+            told.contains("interpreter") && told.contains("ls -l /opt/run.sh`"),
+            "{told}"
+        );
+        assert_eq!(not_found("x"), "no such command: x");
+    }
+
+    #[test]
+    fn what_cannot_be_executed_is_told_with_a_reason() {
+        let told = not_executable("/a: Permission denied (os error 13)");
+        assert!(told.contains("ls -ld /a`"), "{told}");
+        let told = not_executable("/a: Exec format error (os error 8)");
+        assert!(
+            told.contains("another processor") && told.contains("#!/bin/sh"),
+            "{told}"
+        );
+        assert_eq!(
+            not_executable("/a: Is a directory"),
+            "cannot execute /a: Is a directory"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_is_full_is_told_of_memory() {
+        let refused =
+            |why: &str| full(minivm_machine::Error::Refused(why.into()).into()).to_string();
+        let told = refused("cannot write /x: No space left on device (os error 28)");
+        assert!(told.ends_with("more -m/--memory helps"), "{told}");
+        assert!(!refused("the image has no user x").contains("memory"));
+    }
+}

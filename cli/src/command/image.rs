@@ -1,0 +1,290 @@
+//! Finding an image and its archive, with progress where somebody watches.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
+use minivm_image::{self, Digest, Image, Options, Progress, Source};
+use minivm_machine::cache;
+use minivm_machine::images::{self, Archive, Shelf};
+use minivm_machine::printable::printable;
+use minivm_machine::templates::{Templates, lab};
+
+use super::{EXIT_ERROR, units};
+
+/// How long a line is at most that tells of what can't be removed: the longest path and more.
+const LINE_MAX: usize = 5000;
+
+/// When to ask a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    /// For what isn't here
+    Missing,
+    /// Always for what the tag stands for now
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Args)]
+pub(super) struct ImageArgs {
+    /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
+    /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
+    #[arg(value_name = "IMAGE", value_parser = source)]
+    pub(super) image: Source,
+    #[command(flatten)]
+    pub(super) pull: PullArgs,
+}
+
+#[derive(Args)]
+pub(super) struct PullArgs {
+    /// When to ask a registry
+    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
+    pull: Pull,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+/// The image that has Python, where nobody names one: what `MINIVM_IMAGE` names, or the root file system that `cargo xtask
+/// setup` has made, or the usual one.
+pub(super) fn python() -> anyhow::Result<Source> {
+    if let Some(name) = std::env::var_os("MINIVM_IMAGE").filter(|name| !name.is_empty()) {
+        let name = name.to_str().context("MINIVM_IMAGE is not text")?;
+        return source(name).map_err(|error| anyhow::anyhow!("MINIVM_IMAGE: {error}"));
+    }
+    let made = cache::folder().map(|cache| cache.join("demo/current/rootfs"));
+    match made.filter(|root| root.is_dir()) {
+        Some(root) => Ok(Source::Folder(root.canonicalize().unwrap_or(root))),
+        None => source_with_python(),
+    }
+}
+
+/// One in a registry that everybody has.
+fn source_with_python() -> anyhow::Result<Source> {
+    source("python:3-alpine").map_err(anyhow::Error::msg)
+}
+
+/// An image's name. What others call volumes is told what it is called here.
+pub(super) fn source(text: &str) -> Result<Source, String> {
+    text.parse().map_err(|error: minivm_image::Error| {
+        let hint = match text.split_once(":/") {
+            Some((_, path)) if !path.starts_with('/') => {
+                "; there are no volumes: --copy-in HOST:PATH copies files into the guest"
+            }
+            _ => "",
+        };
+        format!("{error}{hint}")
+    })
+}
+
+/// Where images and archives are kept.
+pub(super) fn shelf() -> anyhow::Result<Shelf> {
+    Ok(Shelf::new(&cache_folder()?))
+}
+
+/// Where everything is kept that was made once, within the limit that the user has set.
+pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
+    if let Some(limit) = cache_limit()? {
+        images::set_limit(limit);
+    }
+    cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")
+}
+
+/// What `MINIVM_CACHE_SIZE` says.
+fn cache_limit() -> anyhow::Result<Option<u64>> {
+    let said = std::env::var_os("MINIVM_CACHE_SIZE").filter(|said| !said.is_empty());
+    let said = said.map(|said| units::bytes(&said.to_string_lossy()));
+    said.transpose()
+        .map_err(|error| anyhow::anyhow!("MINIVM_CACHE_SIZE: {error}"))
+}
+
+/// `minivm prune`. What can't be removed doesn't keep the rest.
+pub(super) fn prune() -> anyhow::Result<ExitCode> {
+    let cache = cache_folder()?;
+    let mut left = Vec::new();
+    let labs = lab::stop_all(&cache).unwrap_or_else(|error| {
+        left.push(format!("cannot end the labs that are kept: {error}"));
+        0
+    });
+    let templates = Templates::new(&cache);
+    let (mut freed, unremoved) = templates.clear();
+    left.extend(unremoved.into_iter().map(told));
+    // Those that have names, and live in a lab, are made anew from their archives.
+    let named = templates.list().unwrap_or_default().into_iter();
+    let recipes = named.filter(|left| left.lab).filter_map(|left| left.recipe);
+    let kept: Vec<_> = recipes.map(|recipe| recipe.machine.initramfs).collect();
+    let cleared = Shelf::new(&cache).sweep(&kept);
+    freed += cleared.freed;
+    left.extend(cleared.left.into_iter().map(told));
+    if cleared.more > 0 {
+        left.push(format!("and {} more", cleared.more));
+    }
+    println!("freed {}", BinaryBytes(freed));
+    if labs > 0 {
+        println!("ended {labs} of the labs that were kept");
+    }
+    for line in &left {
+        eprintln!("minivm: {line}");
+    }
+    Ok(match left.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(EXIT_ERROR),
+    })
+}
+
+/// An error in one line: an image may have made the name in it.
+fn told(error: impl Into<anyhow::Error>) -> String {
+    printable(&format!("{:#}", error.into()), LINE_MAX)
+}
+
+/// Finds and opens an image that somebody has named, or the one with Python.
+pub(super) fn open_named_or_python(
+    named: Option<&Source>,
+    source: &Source,
+    args: &PullArgs,
+    shelf: &Shelf,
+) -> anyhow::Result<Image> {
+    let opened = open(source, args, shelf);
+    let is_usual = source_with_python().is_ok_and(|usual| usual == *source);
+    match named.is_none() && is_usual {
+        true => opened.context(
+            "no image was named, and `cargo xtask setup` has made none; MINIVM_IMAGE may name one",
+        ),
+        false => opened,
+    }
+}
+
+/// Finds and opens the image.
+pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::Result<Image> {
+    let options = Options {
+        pull: match args.pull {
+            Pull::Missing => minivm_image::Pull::Missing,
+            Pull::Always => minivm_image::Pull::Always,
+            Pull::Never => minivm_image::Pull::Never,
+        },
+        ..Options::default()
+    };
+    let bars = Bars::new(args.quiet);
+    let store = shelf.store();
+    let image = minivm_image::open(source, &store, &options, &bars).map_err(explain_full)?;
+    if store.has_grown() {
+        shelf.evict();
+    }
+    Ok(image)
+}
+
+/// The image's archive, made where it isn't there.
+pub(super) fn archive(
+    source: &Source,
+    quiet: bool,
+    image: &Image,
+    shelf: &Shelf,
+) -> anyhow::Result<Archive> {
+    let mut spinner = None;
+    let archive = shelf.archive(image, || spinner = making(source, quiet));
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
+    archive.map_err(explain_full)
+}
+
+/// The error; where the cache's disk is full, with what makes room there.
+pub(super) fn explain_full(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    let error = error.into();
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    match causes.any(|cause: &io::Error| cause.kind() == io::ErrorKind::StorageFull) {
+        true => anyhow::anyhow!("{error:#}: `minivm prune` removes what the cache holds"),
+        false => error,
+    }
+}
+
+/// Shows that an archive is being made.
+pub(super) fn making(source: &Source, quiet: bool) -> Option<ProgressBar> {
+    let watched = !quiet && stderr().is_terminal();
+    watched.then(|| {
+        let spinner = ProgressBar::new_spinner();
+        spinner.set_message(format!("making an initramfs of {source}"));
+        spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+        spinner
+    })
+}
+
+/// A bar for each layer that is pulled, on stderr if that is a terminal.
+struct Bars {
+    all: MultiProgress,
+    quiet: bool,
+    bars: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    fn new(quiet: bool) -> Self {
+        // Its drawing goes to stderr, and nowhere where that is no terminal.
+        Bars {
+            all: MultiProgress::new(),
+            quiet,
+            bars: Mutex::default(),
+        }
+    }
+
+    fn with(&self, layer: &Digest, act: impl FnOnce(&mut HashMap<String, ProgressBar>, String)) {
+        if !self.quiet {
+            let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+            act(&mut bars, layer.to_string());
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn started(&self, layer: &Digest, total: u64) {
+        self.with(layer, |bars, name| {
+            let style = "{msg:12} {bar:30} {bytes:>10} of {total_bytes}, {bytes_per_sec}";
+            let style = ProgressStyle::with_template(style).expect("the template is a constant");
+            let short: String = name.chars().skip("sha256:".len()).take(12).collect();
+            let bar = ProgressBar::new(total)
+                .with_style(style)
+                .with_message(short);
+            bars.insert(name, self.all.add(bar));
+        });
+    }
+
+    fn advanced(&self, layer: &Digest, bytes: u64) {
+        self.with(layer, |bars, name| {
+            if let Some(bar) = bars.get(&name) {
+                bar.set_position(bytes);
+            }
+        });
+    }
+
+    fn done(&self, layer: &Digest) {
+        self.with(layer, |bars, name| {
+            if let Some(bar) = bars.remove(&name) {
+                bar.finish_and_clear();
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_looks_like_a_volume_is_told_of_copies() {
+        for volume in ["/src:/dst", "data:/var/lib", "./a:/b"] {
+            assert!(
+                source(volume).unwrap_err().contains("--copy-in"),
+                "{volume}"
+            );
+        }
+        for wrong in ["https://a/b", "UPPER", "a b"] {
+            assert!(!source(wrong).unwrap_err().contains("--copy-in"), "{wrong}");
+        }
+        assert!(source("dir:/a").is_ok() && source("docker://alpine").is_ok());
+    }
+}

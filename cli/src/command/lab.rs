@@ -1,0 +1,90 @@
+//! `minivm lab`: runs a command of this host's where there is real KVM.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use minivm_machine::lab::{Error, LabRequest, Root};
+
+use super::{EXIT_ERROR, EXIT_TIMEOUT, units};
+
+#[derive(Args)]
+#[command(
+    after_help = "The command sees this host's files, and QEMU has your rights: it is for code that you trust.\n\
+                  With --private it sees none, and QEMU runs in a jail; an emulator is no wall against hostile code even then."
+)]
+pub(super) struct LabArgs {
+    /// The lab's processors; more than one don't make it start faster
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    cpus: u32,
+    /// The lab's memory
+    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = mebibytes)]
+    memory: u32,
+    /// When to give up
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    timeout: Option<Duration>,
+    /// Let the lab's clock count instructions, one a nanosecond, instead of time
+    #[arg(long)]
+    icount: bool,
+    /// Share none of the host's files
+    #[arg(long)]
+    private: bool,
+    /// Copy a file into a private lab
+    #[arg(long, value_name = "HOST:LAB", value_parser = file, requires = "private")]
+    file: Vec<(PathBuf, PathBuf)>,
+    /// Say on stderr how long it took
+    #[arg(long)]
+    times: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Runs the command and passes its exit code on.
+pub(super) fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
+    let root = if args.private {
+        Root::Private
+    } else {
+        Root::Host
+    };
+    let mut request = LabRequest::new(root, args.command);
+    request.cpus = args.cpus;
+    request.memory_mib = args.memory;
+    request.timeout = args.timeout;
+    request.icount = args.icount;
+    request.files = args.file;
+    let finished = match request.run() {
+        Ok(finished) => finished,
+        Err(error @ Error::Timeout { .. }) => {
+            eprintln!("minivm: {error}");
+            return Ok(ExitCode::from(EXIT_TIMEOUT));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if args.times {
+        eprintln!(
+            "minivm: boot {:.3?}, total {:.3?}",
+            finished.boot, finished.total
+        );
+    }
+    Ok(ExitCode::from(
+        u8::try_from(finished.code).unwrap_or(EXIT_ERROR),
+    ))
+}
+
+/// A size in MiB. A lab with less than 128 can't start.
+fn mebibytes(text: &str) -> Result<u32, String> {
+    let mebibytes = u32::try_from(units::bytes(text)? >> 20).ok();
+    mebibytes
+        .filter(|size| (128..=1 << 20).contains(size))
+        .ok_or_else(|| "the lab takes from 128M to 1024G".into())
+}
+
+fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let (host, lab) = text
+        .rsplit_once(':')
+        .ok_or("expected HOST:LAB, a path here and a path in the lab")?;
+    Ok((host.into(), lab.into()))
+}

@@ -1,0 +1,233 @@
+//! The command line: what `minivm` understands, and which module does it.
+
+mod accel;
+mod boot;
+mod build;
+mod compare;
+mod console;
+mod control;
+mod doctor;
+mod hint;
+mod image;
+mod lab;
+mod relay;
+mod report;
+mod request;
+mod run;
+mod signals;
+mod snapshot;
+mod template;
+mod terminal;
+mod tmpfs;
+mod turducken;
+mod units;
+mod variables;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use minivm_guest::inherited::Refused;
+use minivm_machine::{cache, streams};
+use minivm_sandbox::Host;
+
+use report::{Captured, Printed};
+
+/// minivm's own error, whatever the guest did.
+pub(crate) const EXIT_ERROR: u8 = 125;
+/// A time limit was reached.
+const EXIT_TIMEOUT: u8 = 124;
+
+/// Runs code in small virtual machines: a Linux kernel, RAM and a serial port on KVM.
+#[derive(Parser)]
+#[command(
+    version,
+    subcommand_negates_reqs = true,
+    override_usage = "minivm [OPTIONS] --kernel <FILE>\n       minivm [-v] <COMMAND>",
+    after_help = "The terminal is the machine's serial console; in a terminal, Ctrl-A x ends the machine.\n\
+                  Exit code: 0 when the guest shut down, 1 when it crashed, 125 when minivm failed, 2 for wrong usage."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    boot: boot::BootArgs,
+    /// Tell on stderr what happens; twice for every exit to unknown addresses
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command in a machine made from a container image
+    Run(Box<run::RunArgs>),
+    /// Run the same code in all sandboxes, side by side
+    Compare(compare::CompareArgs),
+    /// Make an initramfs of a container image
+    Build(build::BuildArgs),
+    /// Make, list and remove templates: machines that are saved when they are ready
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
+    /// Save a machine that runs, started with --control SOCKET, in a folder
+    Snapshot(snapshot::SnapshotArgs),
+    /// Run a machine from where it was saved
+    Restore(snapshot::RestoreArgs),
+    /// Run Python code in Pyodide in Deno in gVisor in a machine
+    Turducken(turducken::TurduckenArgs),
+    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
+    ///
+    /// What can't be removed is told by name, and the exit code is 125 then. By itself the cache keeps within
+    /// MINIVM_CACHE_SIZE, 10G if that isn't set: what was used longest ago goes when something new has come.
+    Prune,
+    /// Tell what works on this host, why not, and the command that mends it
+    Doctor(doctor::DoctorArgs),
+    /// Run a command of this host's on an emulated machine with real KVM, with your rights and no jail around it
+    Lab(lab::LabArgs),
+    /// The lab's process 1
+    #[command(name = minivm_machine::lab::INIT_COMMAND, hide = true)]
+    LabInit,
+    /// Makes a template for the next run
+    #[command(name = minivm_machine::templates::MAKE_COMMAND, hide = true)]
+    TemplateMake,
+    /// Keeps a lab for the next run
+    #[command(name = minivm_machine::templates::lab::KEEPER_COMMAND, hide = true)]
+    LabKeep,
+    /// The end of a kept lab that is in the lab
+    #[command(name = minivm_machine::templates::lab::AGENT_COMMAND, hide = true)]
+    LabAgent,
+    /// The lab's end of `minivm run`
+    #[command(name = minivm_machine::remote::RELAY_COMMAND, hide = true)]
+    LabRelay(relay::RelayArgs),
+}
+
+impl Cli {
+    /// Understands the command line, or ends with what is wrong with it.
+    pub(crate) fn understand() -> Self {
+        let mut command = Cli::command();
+        let matches = command.get_matches_mut();
+        if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
+            let wrong = format!("--{flag} is for `minivm --kernel FILE`, and not before `{name}`");
+            command.error(ErrorKind::ArgumentConflict, wrong).exit();
+        }
+        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
+    /// Does what the command line says, unless what this process was given by others is of no use.
+    pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
+        log_to_stderr(self.verbose);
+        if let Err(error) = self.check(inherited) {
+            if self.command.as_ref().is_some_and(Command::tells_json) {
+                // Who reads JSON reads of this too.
+                let nothing = Captured::new(None);
+                let _ = Printed::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
+            }
+            return Err(error);
+        }
+        match self.command {
+            None => boot::run(self.boot, self.verbose),
+            Some(Command::Run(args)) => run::run(*args, self.verbose),
+            Some(Command::Compare(args)) => compare::run(&args),
+            Some(Command::Build(args)) => build::run(&args),
+            Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
+            Some(Command::TemplateMake) => template::make_in_background(),
+            Some(Command::LabKeep) => template::keep_lab(),
+            Some(Command::LabAgent) => template::run_agent(),
+            Some(Command::Snapshot(args)) => snapshot::snapshot(args),
+            Some(Command::Restore(args)) => snapshot::restore(args),
+            Some(Command::Turducken(args)) => {
+                turducken::run(&args, self.verbose).map_err(accel::explain)
+            }
+            Some(Command::Prune) => image::prune(),
+            Some(Command::Doctor(args)) => doctor::run(&args),
+            Some(Command::Lab(args)) => lab::run(args),
+            Some(Command::LabInit) => minivm_machine::lab::run_as_init(),
+            Some(Command::LabRelay(args)) => relay::run(args),
+        }
+    }
+}
+
+impl Cli {
+    fn check(&self, inherited: Result<(), Refused>) -> anyhow::Result<()> {
+        inherited?;
+        match self.uses_cache() {
+            true => Ok(cache::check()?),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether anything in the cache is looked at. A raw machine needs it for what is known of this host's KVM alone.
+    fn uses_cache(&self) -> bool {
+        match &self.command {
+            None => !self.boot.is_on_kvm(),
+            Some(Command::Restore(args)) => !args.is_on_kvm(),
+            // The lab has no cache yet; a machine that is saved is asked over its socket.
+            Some(Command::LabInit | Command::Snapshot(_)) => false,
+            Some(_) => true,
+        }
+    }
+}
+
+impl Command {
+    /// Whether it tells of its end, whatever that is, with an object on stdout.
+    fn tells_json(&self) -> bool {
+        match self {
+            Command::Run(args) => args.json,
+            Command::Turducken(args) => args.json,
+            _ => false,
+        }
+    }
+}
+
+/// A flag of a machine that is booted without a command, if one was given. clap can refuse these itself, but then `-v` too.
+fn boot_flag(matches: &ArgMatches) -> Option<&str> {
+    let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let mut ids = matches.ids().map(clap::Id::as_str);
+    ids.find(|id| !["verbose", "BootArgs"].contains(id) && given(id))
+}
+
+/// The program that belongs beside this one.
+fn worker() -> anyhow::Result<PathBuf> {
+    let minivm = std::env::current_exe().context("cannot tell where minivm is")?;
+    Ok(Host::worker_beside(&minivm))
+}
+
+/// Ends this process, which could not write to stdout.
+pub(crate) fn cannot_print(error: &std::io::Error) -> ! {
+    let code = match error.kind() {
+        std::io::ErrorKind::BrokenPipe => console::EXIT_BROKEN_PIPE,
+        _ => {
+            eprintln!("minivm: cannot write to stdout: {error}");
+            EXIT_ERROR
+        }
+    };
+    std::process::exit(code.into())
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    };
+    // It fails where a logger is set already, which nobody else does.
+    let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
+}
+
+/// Writes a line a message, as everything that is ours goes to stderr.
+struct StderrLog;
+
+impl log::Log for StderrLog {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record) {
+        streams::tell(&record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,210 @@
+//! Signals that minivm gets while a command runs: the command's, until the user means it.
+
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_machine::session::Event;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::Signals;
+
+use super::{run, terminal};
+
+/// How long a machine that is to end may take.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How soon a second signal means the machine.
+const INSISTS: Duration = Duration::from_secs(10);
+
+/// Whether there is nothing left that could be asked to end, but this process.
+static OVER: AtomicBool = AtomicBool::new(false);
+
+/// The command and its sandbox have ended: what asks for an end from now on ends this process, whatever it waits for.
+pub(super) fn end_at_once() {
+    OVER.store(true, Ordering::SeqCst);
+}
+
+/// Hands signals on. The second one of those by which users end programs ends the machine. What was ignored before, as
+/// `nohup` does it, stays ignored.
+pub(super) fn listen(events: Sender<Event>) -> io::Result<()> {
+    let mut signals =
+        unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
+    let listen = move || {
+        let mut user = User::default();
+        for signal in signals.forever() {
+            let number = u8::try_from(signal).expect("a signal's number is small");
+            if OVER.load(Ordering::SeqCst) && asks_for_an_end(signal) {
+                std::process::exit(128 + signal);
+            }
+            let event = match signal {
+                SIGWINCH => Event::Window(terminal::window()),
+                _ if user.insists(signal, Instant::now()) => {
+                    let _ = events.send(Event::Stop(number));
+                    // It has ended by then, unless nobody takes its output.
+                    thread::sleep(GRACE);
+                    let told = "its end was not waited for: output may have been dropped";
+                    run::machine::end_at_once(vec![told.into()], 128 + number);
+                }
+                _ => Event::Signal(number),
+            };
+            // Where nobody is left to whom it could happen, it is over in a moment.
+            let _ = events.send(event);
+        }
+    };
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(listen)?;
+    Ok(())
+}
+
+/// Does `clean_up` when a signal is about to end this process, as it then does. What was ignored before stays ignored.
+pub(super) fn before_death(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut signals = unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                clean_up();
+                // Ends the process as the signal would have done.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        })?;
+    Ok(())
+}
+
+/// Listens to those of the signals that this process doesn't ignore.
+fn unless_ignored(all: &[i32]) -> io::Result<Signals> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Signals::new(all.iter().filter(|signal| !is_ignored(&status, **signal)))
+}
+
+/// Whether a process with this `/proc/PID/status` ignores the signal.
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+/// Whether programs end by the signal, as a rule because it was asked for.
+fn asks_for_an_end(signal: i32) -> bool {
+    matches!(signal, SIGHUP | SIGINT | SIGQUIT | SIGTERM)
+}
+
+/// What the user wants, as far as signals tell.
+#[derive(Default)]
+struct User {
+    /// When the command was last asked to end.
+    asked: Option<Instant>,
+}
+
+impl User {
+    /// Whether the signal asks for an end a second time, soon after the first. A terminal that is gone, or what a program
+    /// sends for reasons of its own, asks for none.
+    fn insists(&mut self, signal: i32, now: Instant) -> bool {
+        if !matches!(signal, SIGINT | SIGQUIT | SIGTERM) {
+            return false;
+        }
+        let insists = self.asked.is_some_and(|asked| now - asked <= INSISTS);
+        self.asked = Some(now);
+        insists
+    }
+}
+
+/// A signal by its name, with or without SIG, or by its number. None is SIGTERM. What is no signal has no number.
+pub(super) fn number(name: &str) -> Option<u8> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    if name.is_empty() {
+        return Some(TERM);
+    }
+    let upper = name.to_uppercase();
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let known = (1..).zip(NAMES).find(|(_, known)| *known == short);
+    match (known, name.parse()) {
+        (Some((number, _)), _) => Some(number),
+        (None, Ok(number @ 1..=RTMAX)) => Some(number),
+        _ => real_time(short),
+    }
+}
+
+/// SIGTERM's number.
+pub(super) const TERM: u8 = 15;
+/// The first real-time signal, as programs see it: the C libraries keep those before it.
+const RTMIN: u8 = 34;
+const RTMAX: u8 = 64;
+
+/// `RTMIN+n` or `RTMAX-n`, as systemd's images have it.
+fn real_time(name: &str) -> Option<u8> {
+    let offset = |text: &str, sign: char| match text {
+        "" => Some(0),
+        text => text.strip_prefix(sign)?.parse::<u8>().ok(),
+    };
+    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(rest), _) => RTMIN.checked_add(offset(rest, '+')?)?,
+        (_, Some(rest)) => RTMAX.checked_sub(offset(rest, '-')?)?,
+        _ => return None,
+    };
+    (RTMIN..=RTMAX).contains(&number).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (name, expected) in [
+            ("", 15),
+            ("SIGINT", 2),
+            ("quit", 3),
+            ("SIGSYS", 31),
+            ("9", 9),
+            ("SIGUSR2", 12),
+            ("SIGRTMIN+3", 37),
+            ("RTMIN", 34),
+            ("SIGRTMAX-2", 62),
+            ("sigrtmax", 64),
+            ("37", 37),
+        ] {
+            assert_eq!(number(name), Some(expected), "{name}");
+        }
+        for wrong in [
+            "SIGNOTHING",
+            "0",
+            "65",
+            "-1",
+            "SIGRTMIN+31",
+            "RTMAX-31",
+            "RTMIN-1",
+            "RTMIN+",
+            "RTMAX+1",
+        ] {
+            assert_eq!(number(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_user_insists_by_asking_twice_within_seconds() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut user = User::default();
+        assert!(!user.insists(SIGHUP, at(0)));
+        assert!(!user.insists(SIGTERM, at(1)), "a hangup asks for nothing");
+        assert!(!user.insists(SIGUSR1, at(2)) && !user.insists(SIGHUP, at(2)));
+        assert!(!user.insists(SIGTERM, at(3600)), "that was long ago");
+        assert!(user.insists(SIGINT, at(3605)));
+    }
+
+    #[test]
+    fn what_was_ignored_is_known_from_the_status() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n";
+        assert!(is_ignored(status, SIGHUP));
+        assert!(!is_ignored(status, SIGINT) && !is_ignored("", SIGHUP));
+    }
+}

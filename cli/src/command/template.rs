@@ -1,0 +1,272 @@
+//! `minivm template`: machines that are saved when they are ready for a command, each under a name.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use comfy_table::{Table, TableStyle};
+use indicatif::{BinaryBytes, HumanDuration, ProgressBar};
+use minivm_image::Source;
+use minivm_machine::Machine;
+use minivm_machine::templates::{self, Listed, Recipe, Templates, lab};
+use minivm_vmm::CPUS_MAX;
+
+use super::accel::AccelArg;
+use super::image::{self, PullArgs};
+use super::units;
+
+#[derive(Subcommand)]
+pub(super) enum TemplateCommand {
+    /// Boot a machine from an image until it is ready, and save it: `minivm run --template NAME` goes on from there
+    Create(CreateArgs),
+    /// List them
+    Ls {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove templates; machines that run keep what they need
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Print all that is known of one, as JSON
+    Inspect {
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+#[derive(Args)]
+pub(super) struct CreateArgs {
+    /// What it is to be called: letters, digits, - and _
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The image, as for `minivm run`
+    #[arg(value_name = "IMAGE", value_parser = image::source)]
+    image: Source,
+    /// Go on until Python has started and has run this code, such as imports; `python3` alone starts it with nothing imported
+    #[arg(long, value_name = "PYTHON", value_parser = warm)]
+    warm: Option<String>,
+    /// Guest memory, as for `minivm run`
+    #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
+    memory: Option<u64>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX as i64))]
+    cpus: u8,
+    /// Another kernel
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    #[command(flatten)]
+    pull: PullArgs,
+    #[command(flatten)]
+    accel: AccelArg,
+}
+
+/// What the interpreter is to run: code, or a command line `python3 [-c CODE]` as one would write it.
+fn warm(text: &str) -> Result<String, String> {
+    let program = text.split_whitespace().next().unwrap_or_default();
+    if !matches!(program, "python" | "python3") {
+        return Ok(text.to_owned());
+    }
+    let rest = text.trim_start()[program.len()..].trim();
+    let code = rest.strip_prefix("-c").map(str::trim);
+    match (rest, code) {
+        ("", _) => Ok(String::new()),
+        (_, Some(code)) => Ok(unquoted(code).to_owned()),
+        _ => Err("expected Python code, `python3`, or `python3 -c CODE`".into()),
+    }
+}
+
+/// Code without the quotes that were a shell's.
+fn unquoted(code: &str) -> &str {
+    ['\'', '"']
+        .iter()
+        .find_map(|quote| code.strip_prefix(*quote)?.strip_suffix(*quote))
+        .unwrap_or(code)
+}
+
+pub(super) fn run(command: TemplateCommand) -> anyhow::Result<ExitCode> {
+    let templates = folder()?;
+    match command {
+        TemplateCommand::Create(args) => args.create(&templates)?,
+        TemplateCommand::Ls { json } => list(&all(&templates)?, json)?,
+        TemplateCommand::Rm { names } => {
+            for name in names {
+                let freed = templates.remove(&name)?;
+                println!("removed {name}: {}", BinaryBytes(freed));
+            }
+        }
+        TemplateCommand::Inspect { name } => inspect(&templates, &name)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where templates are kept.
+pub(super) fn folder() -> anyhow::Result<Templates> {
+    Ok(Templates::new(&image::cache_folder()?))
+}
+
+/// Whether machines are to boot: by the flag, or by the variable.
+pub(super) fn is_unwanted(cold: bool) -> bool {
+    let variable = std::env::var_os("MINIVM_COLD");
+    cold || variable.is_some_and(|cold| !cold.is_empty() && cold != "0")
+}
+
+impl CreateArgs {
+    fn create(self, templates: &Templates) -> anyhow::Result<()> {
+        templates.check_free(&self.name)?;
+        let shelf = image::shelf()?;
+        let found = image::open(&self.image, &self.pull, &shelf)?;
+        let archive = image::archive(&self.image, self.pull.quiet, &found, &shelf)?;
+        let kernel = match self.kernel {
+            Some(kernel) => kernel,
+            None => minivm_machine::kernel::find()?,
+        };
+        let machine = Machine {
+            kernel,
+            initramfs: archive.path.clone(),
+            memory: archive.memory(self.memory)?,
+            cpus: self.cpus,
+            rings: true,
+            console: false,
+        };
+        let place = self.accel.place(|why| {
+            if !self.pull.quiet {
+                eprintln!("minivm: {why}");
+            }
+        })?;
+        let recipe = Recipe {
+            image: self.image.to_string(),
+            machine,
+            config: found.config,
+            warm: self.warm,
+        };
+        let spinner = ProgressBar::new_spinner();
+        if !self.pull.quiet {
+            spinner.set_message(format!("booting {}", self.image));
+            spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+        }
+        let created = templates.create(&self.name, &recipe, &place);
+        spinner.finish_and_clear();
+        created?;
+        if !self.pull.quiet {
+            println!(
+                "made {0}: `minivm run --template {0}` goes on from it",
+                self.name
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Those that are there, and those that a kept lab has and nobody has named.
+fn all(templates: &Templates) -> anyhow::Result<Vec<Listed>> {
+    let mut all = templates.list()?;
+    for (name, recipe) in lab::kept(&image::cache_folder()?) {
+        let recipe = Some(recipe);
+        if !all.iter().any(|named| named.lab && named.recipe == recipe) {
+            all.push(Listed {
+                name,
+                recipe,
+                lab: true,
+                size: 0,
+                used: None,
+            });
+        }
+    }
+    Ok(all)
+}
+
+fn list(all: &[Listed], json: bool) -> anyhow::Result<()> {
+    if json {
+        let all: Vec<_> = all.iter().map(row).collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(TableStyle::new());
+    table.set_header(["NAME", "IMAGE", "WARM", "MEMORY", "ON DISK", "USED"]);
+    for listed in all {
+        let recipe = listed.recipe.as_ref();
+        table.add_row([
+            listed.name.clone(),
+            recipe.map_or("damaged".into(), |recipe| recipe.image.clone()),
+            recipe.map_or(String::new(), |recipe| match recipe.warm.as_deref() {
+                None => "–".into(),
+                Some("") => "python3".into(),
+                Some(code) => minivm_machine::printable::printable(code, 40),
+            }),
+            recipe.map_or(String::new(), |recipe| {
+                BinaryBytes(recipe.machine.memory).to_string()
+            }),
+            match listed.lab {
+                true => "in the lab".into(),
+                false => BinaryBytes(listed.size).to_string(),
+            },
+            listed.used.map_or(String::new(), |used| {
+                let since = SystemTime::now().duration_since(used).unwrap_or_default();
+                format!("{} ago", HumanDuration(since))
+            }),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn row(listed: &Listed) -> serde_json::Value {
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+    serde_json::json!({
+        "name": listed.name,
+        "recipe": listed.recipe,
+        "lab": listed.lab,
+        "size": listed.size,
+        "used": listed.used.and_then(seconds).map(|since| since.as_secs_f64()),
+    })
+}
+
+fn inspect(templates: &Templates, name: &str) -> anyhow::Result<()> {
+    let all = templates.list()?;
+    let listed = all.iter().find(|listed| listed.name == name);
+    let listed = listed.ok_or_else(|| templates::Error::Missing(name.to_owned()))?;
+    println!("{}", serde_json::to_string_pretty(&row(listed))?);
+    // What is printed can be read even where the machine can't be restored; then that is the answer.
+    templates.open_named(name)?;
+    Ok(())
+}
+
+/// Makes a template that a run has wished for, of the recipe on stdin.
+pub(super) fn make_in_background() -> anyhow::Result<ExitCode> {
+    let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
+    folder()?.create_unnamed(&recipe)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps a lab for the recipe on stdin.
+pub(super) fn keep_lab() -> anyhow::Result<ExitCode> {
+    let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
+    lab::run_keeper(&recipe, &image::cache_folder()?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The other end of a kept lab.
+pub(super) fn run_agent() -> anyhow::Result<ExitCode> {
+    lab::run_agent()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_warmed_is_code_or_a_command_line() {
+        assert_eq!(warm("import json"), Ok("import json".into()));
+        assert_eq!(warm("python3"), Ok(String::new()));
+        assert_eq!(warm("python3 -c 'import json'"), Ok("import json".into()));
+        assert_eq!(warm("python -c import\tjson"), Ok("import\tjson".into()));
+        assert!(warm("python3 -m http.server").is_err());
+    }
+}

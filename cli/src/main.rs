@@ -1,0 +1,40 @@
+//! `minivm`: runs code in small virtual machines.
+
+/// As the standard library's, which panics where stderr takes nothing: a full disk must not change how a command ends.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// As the standard library's, which panics where stdout takes nothing.
+macro_rules! println {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        if let Err(error) = writeln!(std::io::stdout(), $($text)*) {
+            $crate::command::cannot_print(&error);
+        }
+    }};
+}
+
+mod command;
+
+use std::process::ExitCode;
+
+use minivm_guest::inherited;
+use minivm_machine::streams;
+
+fn main() -> ExitCode {
+    let ran = match inherited::put_right() {
+        // The command line could not be understood.
+        Err(refused) if refused.is_of_the_stack() => Err(refused.into()),
+        inherited => command::Cli::understand().run(inherited),
+    };
+    ran.unwrap_or_else(|error| {
+        let limit = inherited::limit_behind(error.as_ref());
+        let limit = limit.map_or_else(String::new, |limit| format!("; {limit}"));
+        streams::tell(&format!("{error:#}{limit}"));
+        ExitCode::from(command::EXIT_ERROR)
+    })
+}

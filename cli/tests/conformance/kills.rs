@@ -1,0 +1,120 @@
+//! That nothing is left when `minivm` is killed, at its code's start and at any other time.
+
+use minivm_tests::patience::PATIENCE;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_sandbox::Sandbox;
+
+use crate::host;
+
+/// When it is killed, counted from its start.
+const MOMENTS: [u64; 6] = [1, 4, 15, 60, 250, 1000];
+
+pub(crate) fn leaves_nothing_when_minivm_is_killed(sandbox: &dyn Sandbox) {
+    let folder = tempfile::tempdir().unwrap();
+    for moment in MOMENTS {
+        let mut minivm = start(sandbox, folder.path());
+        let mut family = BTreeMap::new();
+        let until = Instant::now() + Duration::from_millis(moment);
+        while Instant::now() < until {
+            family.extend(descendants(minivm.id()));
+            thread::sleep(Duration::from_millis(1));
+        }
+        family.extend(descendants(minivm.id()));
+        minivm.kill().unwrap();
+        assert_eq!(
+            minivm.wait().unwrap().signal(),
+            Some(9),
+            "it had to be killed"
+        );
+        gone(&family, moment);
+        let left: Vec<PathBuf> = files(folder.path());
+        assert!(left.is_empty(), "after {moment} ms: {left:?}");
+    }
+}
+
+/// `minivm` with a loop that never ends, and a folder for temporary files of its own.
+fn start(sandbox: &dyn Sandbox, folder: &Path) -> Child {
+    let mut command = Command::new(host::minivm());
+    command.args(["run", "-q", "--backend", sandbox.backend().name()]);
+    command.args(["--code", "print('begun')\nwhile True:\n    pass"]);
+    command.env("TMPDIR", folder);
+    command.env(
+        "MINIVM_IMAGE",
+        format!("dir:{}", minivm_tests::given::python_root().display()),
+    );
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Each process below one, with the time of its start: numbers are used again.
+pub(crate) fn descendants(of: u32) -> BTreeMap<u32, u64> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok());
+        if let Some((process, (parent, start))) = number.and_then(|one| Some((one, stat(one)?))) {
+            all.insert(process, (parent, start));
+        }
+    }
+    let mut found = BTreeMap::new();
+    let mut next = vec![of];
+    while let Some(one) = next.pop() {
+        for (&process, &(parent, start)) in &all {
+            if parent == one {
+                found.insert(process, start);
+                next.push(process);
+            }
+        }
+    }
+    found
+}
+
+/// A process's parent and its time of start. None where it has ended, a zombie included.
+fn stat(process: u32) -> Option<(u32, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let alive = !matches!(*fields.first()?, "Z" | "X");
+    alive.then_some(())?;
+    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
+}
+
+fn gone(family: &BTreeMap<u32, u64>, moment: u64) {
+    let began = Instant::now();
+    loop {
+        let is_there =
+            |process: u32, start: u64| stat(process).is_some_and(|(_, now)| now == start);
+        let left: Vec<u32> = family
+            .iter()
+            .filter(|&(&process, &start)| is_there(process, start))
+            .map(|(&process, _)| process)
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        let name =
+            |process: &u32| fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        let names: Vec<String> = left.iter().map(name).collect();
+        assert!(
+            began.elapsed() < PATIENCE,
+            "after {moment} ms: {left:?} {names:?}"
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+}

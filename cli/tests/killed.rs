@@ -1,0 +1,216 @@
+//! `minivm run`, killed at any moment of its life: nothing of it stays, and the next run works.
+//!
+//! It runs as on any machine without KVM that runs kernels, so that most of that life is the lab's.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use minivm_tests::patience::PATIENCE;
+use minivm_tests::program::{ends_until, run};
+use minivm_tests::{busybox, given};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, set_child_subreaper};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+/// Moments at which it is killed.
+const MOMENTS: u32 = 20;
+
+/// A cache, a folder for temporary files and an image of its own.
+struct Home {
+    folder: TempDir,
+    lab_kernel: PathBuf,
+}
+
+impl Home {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        for name in ["tmp", "cache"] {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        busybox::make_root(&root, "sh cat echo");
+        // Making the archive is to take a while.
+        fs::write(root.join("data"), vec![b'x'; 8 << 20]).unwrap();
+        let lab_kernel = match std::env::var_os("MINIVM_LAB_KERNEL") {
+            Some(folder) => folder.into(),
+            None => minivm_machine::cache::folder()
+                .unwrap()
+                .join("kernel/lab/current"),
+        };
+        Home { folder, lab_kernel }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn minivm(&self) -> Command {
+        let kernel = given::path("MINIVM_TEST_KERNEL");
+        // The optimized one where there is one: in the lab it runs emulated.
+        let optimized = std::env::var_os("MINIVM_TEST_BINARY");
+        let binary = optimized.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into());
+        let mut command = Command::new(binary);
+        command
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("MINIVM_COLD", "1")
+            .env("TMPDIR", self.path("tmp"))
+            .env("MINIVM_LAB_KERNEL", &self.lab_kernel)
+            .args(["run", "--quiet", "--kernel"])
+            .arg(kernel)
+            .arg(format!("dir:{}", self.path("root").display()))
+            .args(["--", "sh", "-c", "echo $((2 + 2))"]);
+        command
+    }
+
+    /// A run that goes well, and how long it took.
+    fn assert_works(&self) -> Duration {
+        let start = Instant::now();
+        let ended = run(&mut self.minivm(), PATIENCE);
+        let told = (ended.code, ended.text(), ended.stderr.as_str());
+        assert_eq!(told, (Some(0), "4\n".to_owned(), ""));
+        start.elapsed()
+    }
+
+    fn archives(&self) -> PathBuf {
+        self.path("cache/minivm/initramfs")
+    }
+
+    /// Waits until no process is left of all that minivm has started.
+    fn assert_no_process(&self, when: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let [first, ..] = descendants()[..] else {
+                return;
+            };
+            let Ok(pidfd) = pidfd_open(Pid::from_raw(first).unwrap(), PidfdFlags::empty()) else {
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).unwrap();
+            let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
+            let line = fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap_or_default();
+            assert_eq!(
+                ended,
+                Ok(1),
+                "{when}: still there: {}",
+                line.replace('\0', " ")
+            );
+        }
+    }
+
+    /// Nothing is in the folders but what a next run uses: a whole archive, and the locked beginning of one.
+    fn assert_clean(&self, whole: &[u8], when: &str) {
+        assert_eq!(names(&self.path("tmp")), Vec::<String>::new(), "{when}");
+        let known = ["initramfs", "images", "kvm-usable", "eviction.lock"];
+        let mut others = names(&self.path("cache/minivm"));
+        others.retain(|name| !known.contains(&name.as_str()));
+        assert_eq!(others, [""; 0], "{when}");
+        for name in names(&self.archives()) {
+            match name.rsplit_once('.').unwrap().1 {
+                "cpio" => assert_eq!(digest(&self.archives().join(name)), whole, "{when}"),
+                "partial" => {}
+                _ => panic!("{when}: {name}"),
+            }
+        }
+    }
+}
+
+/// This process's children, with theirs: those that are alive. What has lost its parent is this one's (see the test).
+fn descendants() -> Vec<i32> {
+    let parents = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let pid = path.file_name()?.to_str()?.parse::<i32>().ok()?;
+        // One that is dead, and not waited for yet, has none.
+        fs::read(path.join("cmdline"))
+            .ok()
+            .filter(|line| !line.is_empty())?;
+        let stat = fs::read_to_string(path.join("stat")).ok()?;
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        Some((pid, fields.nth(1)?.parse::<i32>().ok()?))
+    });
+    let parents: Vec<(i32, i32)> = parents.collect();
+    let mut family = vec![getpid().as_raw_pid()];
+    let mut next = 0;
+    while let Some(&one) = family.get(next) {
+        let children = parents.iter().filter(|(_, parent)| *parent == one);
+        family.extend(children.map(|(child, _)| child));
+        next += 1;
+    }
+    family.split_off(1)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+fn digest(path: &Path) -> Vec<u8> {
+    Sha256::digest(fs::read(path).unwrap()).to_vec()
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mountinfo").unwrap()
+}
+
+/// Kills it after this time, if it is still there.
+fn kill_after(child: &mut Child, moment: Duration) {
+    let _ended = ends_until(child, Instant::now() + moment);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn whenever_it_is_killed_nothing_stays_and_the_next_run_works() {
+    // Whatever minivm leaves behind becomes this process's child, and is found.
+    set_child_subreaper(Some(getpid())).unwrap();
+    let home = Home::new();
+    // With the archive to be made, and all of it read once.
+    home.assert_works();
+    let [archive] = &names(&home.archives())[..] else {
+        panic!("{:?}", names(&home.archives()));
+    };
+    let archive = home.archives().join(archive);
+    assert_eq!(
+        fs::metadata(&archive).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let whole = digest(&archive);
+    let life = home.assert_works();
+    let before = mounts();
+    for moment in 0..MOMENTS {
+        // Every other time there is an archive to be made, and the first moments, in which that happens, lie closer.
+        let making = moment % 2 == 0;
+        if making {
+            let _ = fs::remove_file(&archive);
+        }
+        let at = match moment {
+            0..8 => Duration::from_millis(15) * moment,
+            _ => life * (moment - 7) / (MOMENTS - 7),
+        };
+        let when = format!("killed after {at:?} of {life:?}");
+        let mut child = home
+            .minivm()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        kill_after(&mut child, at);
+        home.assert_no_process(&when);
+        home.assert_clean(&whole, &when);
+        assert_eq!(mounts(), before, "{when}");
+        if moment % 7 == 6 {
+            home.assert_works();
+            home.assert_clean(&whole, &when);
+        }
+    }
+    home.assert_works();
+}

@@ -1,0 +1,67 @@
+//! The turducken from outside: `minivm turducken` as a program, here or in the lab.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use minivm_machine::cache;
+use minivm_sandbox::tools;
+use serde_json::Value;
+
+/// What a run may take, under emulation on a busy machine.
+const LIMIT: &str = "600";
+
+/// Runs it, with what it is made of in its place.
+fn turducken(arguments: &[&str]) -> Output {
+    let cache = cache::folder().unwrap();
+    let mut tell = |line: &str| eprintln!("{line}");
+    tools::npm::install(&cache, &mut tell).unwrap();
+    tools::install_runsc(&cache, &mut tell).unwrap();
+    let binary = std::env::var_os("MINIVM_TEST_BINARY");
+    let kernel = std::env::var_os("MINIVM_TEST_KERNEL").expect("cargo xtask test sets it");
+    Command::new("timeout")
+        .args(["--kill-after=10", LIMIT])
+        .arg(binary.map_or_else(|| env!("CARGO_BIN_EXE_minivm").into(), PathBuf::from))
+        .args(["turducken", "--quiet"])
+        .args(arguments)
+        .arg("--kernel")
+        .arg(kernel)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+#[ignore = "needs a kernel, Deno, Pyodide and runsc: cargo xtask test"]
+fn two_and_two_are_four_through_four_walls() {
+    let output = turducken(&[]);
+    assert_eq!(text(&output.stdout), "4\n", "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs a kernel, Deno, Pyodide and runsc: cargo xtask test"]
+fn python_is_pyodides_and_files_are_forbidden_by_deno() {
+    let code = "import sys, js\nprint(sys.platform, 'ä')\n\
+                try: js.Deno.readTextFileSync('/etc/hostname')\n\
+                except Exception as e: print('NotCapable' in str(e))\n\
+                raise ValueError('done')";
+    let output = turducken(&["--json", "--code", code]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["stdout"], "emscripten ä\nTrue\n", "{report}");
+    let stderr = report["stderr"].as_str().unwrap();
+    assert!(stderr.ends_with("ValueError: done\n"), "{stderr}");
+}
+
+#[test]
+#[ignore = "needs a kernel, Deno, Pyodide and runsc: cargo xtask test"]
+fn the_time_limit_ends_them_all() {
+    let output = turducken(&["--timeout", "3s", "--code", "while True: pass"]);
+    assert_eq!(output.status.code(), Some(124), "{}", text(&output.stderr));
+}

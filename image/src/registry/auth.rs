@@ -1,0 +1,369 @@
+//! Proves to a registry who asks.
+//!
+//! A registry that wants to know answers 401 and says how in `WWW-Authenticate`: `Basic`, or `Bearer` with the address of a
+//! server that hands out tokens, to anybody or for a password (distribution documentation, "Token Authentication"). The
+//! password is what `docker login` has stored, asked for only when it is needed.
+//!
+//! Only the registry's own challenges come here, for it alone may say who gets its password. That is the registry itself, or a
+//! token server with TLS, and never where a token server sends the request on.
+
+use std::path::{Path, PathBuf};
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use docker_credential::{CredentialRetrievalError, DockerCredential};
+use reqwest::Url;
+use reqwest::blocking::RequestBuilder;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use serde::Deserialize;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::redirect::host_of;
+use crate::error::{Error, innermost, shown};
+use crate::reference::is_loopback;
+
+/// The most that a token may be, with what is around it, in bytes.
+const LARGEST_TOKEN: usize = 1 << 20;
+
+/// The `Authorization` that answers a 401; none where there is nothing to answer with.
+pub(super) fn answer(client: &Client<'_>, headers: &HeaderMap) -> Result<Option<String>, Failure> {
+    let challenges = headers.get_all(WWW_AUTHENTICATE).iter();
+    let challenges: Vec<Challenge> = challenges
+        .filter_map(|text| Challenge::parse(text.to_str().ok()?))
+        .collect();
+    let of = |scheme: &str| {
+        challenges
+            .iter()
+            .find(|c| c.scheme.eq_ignore_ascii_case(scheme))
+    };
+    if let Some(bearer) = of("Bearer") {
+        let realm = realm(client, bearer)?;
+        let credential = credential(client);
+        return token(client, bearer, realm, credential)
+            .map(|token| Some(format!("Bearer {token}")));
+    }
+    if of("Basic").is_none() {
+        return Ok(None);
+    }
+    let Some(DockerCredential::UsernamePassword(user, password)) = credential(client) else {
+        return Ok(None);
+    };
+    if !client.is_private() {
+        return Err(no_tls(client));
+    }
+    let registry = client.name().registry();
+    log::debug!("the password for registry {registry} goes to {registry}");
+    let proof = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    Ok(Some(format!("Basic {proof}")))
+}
+
+/// The address of the token server that the registry names, if one may go there at all.
+fn realm(client: &Client<'_>, challenge: &Challenge) -> Result<Url, Failure> {
+    let realm = challenge.get("realm").unwrap_or_default();
+    let mut url = Url::parse(realm)
+        .map_err(|_| nonsense(client, "the address of its token server is not a valid one"))?;
+    let local = |url: &Url| url.host_str().is_some_and(is_loopback);
+    let near = client.is_own(&url) || (client.name().is_loopback() && local(&url));
+    match url.scheme() {
+        "https" => {}
+        "http" if near => {}
+        scheme => {
+            let problem = format!(
+                "it names the token server {scheme}://{}, which has no TLS: ask its operator for one with https",
+                host_of(&url)
+            );
+            return Err(client.transfer(problem, None).into());
+        }
+    }
+    // An address may bring a name and a password of its own, which would be sent instead of the user's.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Ok(url)
+}
+
+/// Refuses to show a credential to a token server that others may listen to.
+fn check_way(client: &Client<'_>, realm: &Url) -> Result<(), Failure> {
+    if !client.is_private() {
+        return Err(no_tls(client));
+    }
+    if realm.scheme() == "https" || client.is_own(realm) {
+        return Ok(());
+    }
+    let problem = format!(
+        "its token server http://{} has no TLS and is not the registry itself, so what `docker login` has stored doesn't go there: use one with https, or `docker logout {}`",
+        host_of(realm),
+        client.name().registry()
+    );
+    Err(client.transfer(problem, None).into())
+}
+
+fn no_tls(client: &Client<'_>) -> Failure {
+    let registry = client.name().registry();
+    let problem = format!(
+        "it has no TLS, so what `docker login` has stored doesn't go there: give it a certificate, or `docker logout {registry}`"
+    );
+    client.transfer(problem, None).into()
+}
+
+/// What `docker login` has stored for the registry.
+fn credential(client: &Client<'_>) -> Option<DockerCredential> {
+    let server = match client.name().registry() {
+        "docker.io" => "https://index.docker.io/v1/",
+        registry => registry,
+    };
+    match docker_credential::get_credential(server) {
+        Ok(credential) => Some(credential),
+        Err(
+            CredentialRetrievalError::ConfigNotFound
+            | CredentialRetrievalError::NoCredentialConfigured,
+        ) => None,
+        // That is also what it says of a configuration that isn't there.
+        Err(CredentialRetrievalError::ConfigReadError) if !has_configuration() => None,
+        Err(error) if knows_none(&error) => None,
+        Err(error) => {
+            log::warn!("no credentials for {server}: {}", shown(&error.to_string()));
+            None
+        }
+    }
+}
+
+/// Whether it is a helper that says in Docker's words that nothing is stored for the registry.
+fn knows_none(error: &CredentialRetrievalError) -> bool {
+    let CredentialRetrievalError::HelperFailure { stdout, .. } = error else {
+        return false;
+    };
+    stdout.trim() == "credentials not found in native keychain"
+}
+
+/// Whether there is anything that `docker login` may have stored.
+fn has_configuration() -> bool {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
+    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let file = folder
+        .or_else(home)
+        .map(|folder| folder.join("config.json"));
+    file.is_some_and(|file| std::fs::symlink_metadata(file).is_ok())
+}
+
+/// Names for one thing, older and newer.
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// The request for a token: with a refresh token or a password, if there is one, else as anybody.
+fn request(
+    client: &Client<'_>,
+    challenge: &Challenge,
+    mut url: Url,
+    credential: Option<DockerCredential>,
+) -> RequestBuilder {
+    let scope = challenge.get("scope").map(str::to_owned);
+    let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", client.name().repository()));
+    let service = challenge.get("service").unwrap_or_default();
+    if let Some(DockerCredential::IdentityToken(refresh)) = credential {
+        // A query and a form are written alike.
+        let mut form = url.clone();
+        form.set_query(None);
+        form.query_pairs_mut()
+            .append_pair("grant_type", "refresh_token")
+            .append_pair("client_id", "minivm")
+            .append_pair("service", service)
+            .append_pair("scope", &scope)
+            .append_pair("refresh_token", &refresh);
+        let body = form.query().unwrap_or_default().to_owned();
+        let form_type = "application/x-www-form-urlencoded";
+        let request = client.http().post(url).header(CONTENT_TYPE, form_type);
+        return request.body(body);
+    }
+    url.query_pairs_mut()
+        .append_pair("service", service)
+        .append_pair("scope", &scope);
+    let request = client.http().get(url);
+    match credential {
+        Some(DockerCredential::UsernamePassword(user, password)) => {
+            request.basic_auth(user, Some(password))
+        }
+        _ => request,
+    }
+}
+
+fn token(
+    client: &Client<'_>,
+    challenge: &Challenge,
+    realm: Url,
+    credential: Option<DockerCredential>,
+) -> Result<String, Failure> {
+    if credential.is_some() {
+        check_way(client, &realm)?;
+    }
+    let (registry, host) = (client.name().registry(), host_of(&realm));
+    let shown_there = match &credential {
+        Some(DockerCredential::UsernamePassword(..)) => "the password",
+        Some(DockerCredential::IdentityToken(_)) => "the identity token",
+        None => "no password",
+    };
+    log::debug!("{shown_there} for registry {registry} goes to its token server {host}");
+    let request = request(client, challenge, realm, credential);
+    let response = request.send().map_err(|error| {
+        let problem = format!("its token server {host} can't be reached; is the network up?");
+        let error_is_final = error.is_connect() || error.is_builder();
+        let error = client.transfer(problem, Some(innermost(&error)));
+        match error_is_final {
+            true => error.into(),
+            false => Failure::passing(error),
+        }
+    })?;
+    if response.status().is_redirection() {
+        let problem = format!(
+            "its token server {host} sends the request on (HTTP status {}), where no password may follow; ask its operator for the server's right address",
+            response.status().as_u16()
+        );
+        return Err(client.transfer(problem, None).into());
+    }
+    let mut body = Vec::new();
+    client.read(client.check(response)?, &mut |part| {
+        body.extend_from_slice(part);
+        match body.len() > LARGEST_TOKEN {
+            true => Err(Error::TooLarge {
+                what: format!("the token for {}", client.image()),
+                limit: LARGEST_TOKEN as u64,
+            }),
+            false => Ok(()),
+        }
+    })?;
+    let token = serde_json::from_slice(&body)
+        .ok()
+        .and_then(|t: Token| t.token.or(t.access_token));
+    let visible = |token: &String| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
+    token
+        .filter(visible)
+        .ok_or_else(|| nonsense(client, "its token server hands out no token"))
+}
+
+fn nonsense(client: &Client<'_>, problem: &str) -> Failure {
+    client
+        .transfer(format!("{problem}; try later"), None)
+        .into()
+}
+
+/// A way to prove oneself: `Bearer realm="https://…",service="…",scope="…"`.
+#[derive(Debug)]
+struct Challenge {
+    scheme: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl Challenge {
+    fn parse(text: &str) -> Option<Challenge> {
+        let (scheme, mut rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+        let mut parameters = Vec::new();
+        while let Some((key, after)) = rest.split_once('=') {
+            let (value, after) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => after.split_at(after.find(',').unwrap_or(after.len())),
+            };
+            let key = key.trim_matches([' ', ',']).to_ascii_lowercase();
+            parameters.push((key, value.to_owned()));
+            rest = after;
+        }
+        (!scheme.is_empty()).then(|| Challenge {
+            scheme: scheme.to_owned(),
+            parameters,
+        })
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        let found = self.parameters.iter().find(|(known, _)| known == key);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Options, Reference};
+
+    #[test]
+    fn a_challenge_is_taken_apart() {
+        let text = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io", scope="repository:a/b:pull,push",x=1"#;
+        let challenge = Challenge::parse(text).unwrap();
+        assert_eq!(challenge.scheme, "Bearer");
+        assert_eq!(challenge.get("realm"), Some("https://auth.docker.io/token"));
+        assert_eq!(challenge.get("scope"), Some("repository:a/b:pull,push"));
+        assert_eq!(challenge.get("x"), Some("1"));
+        assert_eq!(challenge.get("absent"), None);
+    }
+
+    #[test]
+    fn a_helper_that_knows_nothing_is_no_failure() {
+        let said = |stdout: &str| CredentialRetrievalError::HelperFailure {
+            helper: "docker-credential-x".into(),
+            stdout: stdout.into(),
+            stderr: String::new(),
+        };
+        assert!(knows_none(&said(
+            "credentials not found in native keychain\n"
+        )));
+        assert!(!knows_none(&said("the keychain is locked")));
+    }
+
+    #[test]
+    fn a_password_goes_to_its_registry_or_to_a_token_server_with_tls() {
+        let options = Options {
+            plain_http: vec!["plain.example".into()],
+            ..Options::default()
+        };
+        // Whether tokens may be had there, and whether for a password.
+        for (registry, realm, token, password) in [
+            ("r.example", "https://r.example/token", true, true),
+            ("r.example", "https://auth.example:7/token", true, true),
+            ("r.example", "http://r.example/token", false, false),
+            ("r.example", "http://127.0.0.1/token", false, false),
+            ("r.example", "ftp://r.example/token", false, false),
+            ("r.example", "unix:/run/token", false, false),
+            ("r.example", "/token", false, false),
+            ("r.example", "", false, false),
+            ("localhost:5000", "http://localhost:5000/token", true, true),
+            ("localhost:5000", "http://localhost/token", true, false),
+            ("localhost:5000", "http://127.0.0.1:5001/", true, false),
+            ("localhost:5000", "http://[::1]:5000/", true, false),
+            ("localhost:5000", "https://auth.example/", true, true),
+            ("localhost:5000", "http://auth.example/", false, false),
+            (
+                "localhost:5000",
+                "http://localhost.auth.example/",
+                false,
+                false,
+            ),
+            ("plain.example", "http://plain.example/token", true, false),
+            ("plain.example", "https://auth.example/token", true, false),
+            ("plain.example", "http://127.0.0.1/token", false, false),
+        ] {
+            let name: Reference = format!("{registry}/o/n").parse().unwrap();
+            let client = Client::new(&name, &options).unwrap();
+            let challenge = Challenge::parse(&format!("Bearer realm=\"{realm}\"")).unwrap();
+            let told = super::realm(&client, &challenge);
+            assert_eq!(told.is_ok(), token, "{registry}: {realm}");
+            let way = told.and_then(|url| check_way(&client, &url));
+            assert_eq!(way.is_ok(), password, "{registry}: {realm}");
+        }
+        let name: Reference = "r.example/o/n".parse().unwrap();
+        let client = Client::new(&name, &options).unwrap();
+        let challenge = Challenge::parse(r#"Bearer realm="https://a:b@auth.example/""#).unwrap();
+        let Ok(url) = super::realm(&client, &challenge) else {
+            panic!("it has TLS");
+        };
+        assert_eq!(url.as_str(), "https://auth.example/");
+    }
+
+    proptest! {
+        #[test]
+        fn no_challenge_panics(text in "[A-Za-z]{0,8}[ =,\"a-z]{0,40}") {
+            let _ = Challenge::parse(&text);
+        }
+    }
+}

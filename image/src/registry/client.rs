@@ -1,0 +1,447 @@
+//! Speaks HTTP with a registry: asks, proves who asks, waits, asks again.
+//!
+//! `reqwest`'s blocking client is a thread with a Tokio runtime of one thread; what it does here is one GET after another.
+//! Two things are ours, since they decide how long a user waits: which failures may pass and are tried again, and when a
+//! body counts as stalled. So is a third, following redirects, since it decides to whom credentials go: to the registry's
+//! origin (scheme, host and port) and nowhere else.
+
+use std::io::{self, Read};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reqwest::blocking::{self, RequestBuilder, Response};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
+
+use super::auth;
+use super::failure::{Failure, unreachable_for};
+use super::redirect::{self, host_of};
+use crate::digest::Digest;
+use crate::error::{Cause, Error, innermost, shown};
+use crate::manifest::Kind;
+use crate::{Options, Reference};
+
+/// What a manifest may be.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.docker.distribution.manifest.v2+json";
+/// Bytes that a body brings at least in a second, on average over the stall timeout.
+const SLOWEST: f64 = 1024.0;
+/// How many times a request is sent on.
+const MOST_REDIRECTS: usize = 10;
+/// How much has to arrive for a transfer to count as going on, in bytes: only then are its failures forgiven.
+const HEADWAY: u64 = 1 << 20;
+
+/// A registry, as far as one image of it goes.
+pub(super) struct Client<'a> {
+    http: blocking::Client,
+    name: &'a Reference,
+    image: String,
+    base: Url,
+    pub(super) options: &'a Options,
+    /// The `Authorization` that the registry wants, once it has asked for one.
+    authorization: Mutex<Option<String>>,
+    stopped: AtomicBool,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(name: &'a Reference, options: &'a Options) -> Result<Client<'a>, Error> {
+        let plain = name.is_loopback() || options.plain_http.iter().any(|r| r == name.registry());
+        let host = match name.registry() {
+            "docker.io" => "registry-1.docker.io",
+            host => host,
+        };
+        let image = name.to_string();
+        let scheme = if plain { "http" } else { "https" };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/{}/", name.repository()));
+        let base = base.map_err(|error| Error::Transfer {
+            image: image.clone(),
+            registry: name.registry().into(),
+            problem: "its name is not a valid host; is it spelled right?".into(),
+            source: Some(innermost(&error)),
+        })?;
+        let http = http(plain, name.is_loopback(), options).map_err(|error| Error::Transfer {
+            image: image.clone(),
+            registry: name.registry().into(),
+            problem: "TLS can't be set up; are there root certificates (ca-certificates)?".into(),
+            source: Some(innermost(&error)),
+        })?;
+        Ok(Client {
+            http,
+            image,
+            base,
+            name,
+            options,
+            authorization: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    /// Ends all that goes on in other threads, at their next byte or pause.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// A manifest or a configuration, and the digest that the registry says it has.
+    pub(super) fn document(
+        &self,
+        folder: &str,
+        id: &str,
+        kind: Kind,
+    ) -> Result<(Vec<u8>, Option<Digest>), Error> {
+        self.retrying(|| {
+            let response = self.get(&format!("{folder}/{id}"), 0)?;
+            let told = response.headers().get("docker-content-digest");
+            let told = told.and_then(|told| told.to_str().ok()?.parse().ok());
+            let size = response.content_length();
+            let mut bytes = Vec::new();
+            self.read(response, &mut |part| {
+                bytes.extend_from_slice(part);
+                match bytes.len() as u64 > kind.limit() {
+                    true => Err(Error::TooLarge {
+                        what: format!("the {} of {}", kind.noun(), self.image),
+                        limit: kind.limit(),
+                    }),
+                    false => Ok(()),
+                }
+            })?;
+            match size {
+                Some(size) if size != bytes.len() as u64 => Err(self.broken_off(0, None)),
+                _ => Ok((bytes, told)),
+            }
+        })
+    }
+
+    /// Tries until it works, fails for good, or has failed too often without headway between.
+    pub(super) fn retrying<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let mut failures = 0;
+        loop {
+            let (error, after) = match attempt() {
+                Ok(done) => return Ok(done),
+                Err(Failure::Final(error)) => return Err(*error),
+                Err(Failure::Passing {
+                    error,
+                    after,
+                    headway,
+                }) => {
+                    if headway >= HEADWAY {
+                        failures = 0;
+                    }
+                    (error, after)
+                }
+            };
+            let longest = self.options.longest_pause;
+            let doubled = self.options.backoff.saturating_mul(1 << failures.min(10));
+            let pause = after.unwrap_or_default().max(doubled.min(longest));
+            if failures >= self.options.retries || pause > longest {
+                return Err(*error);
+            }
+            failures += 1;
+            log::debug!("{error}; trying again in {pause:?}");
+            if !self.pause(pause) {
+                return Err(*error);
+            }
+        }
+    }
+
+    /// Waits; false if there is nothing to wait for any more.
+    fn pause(&self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        while !self.is_stopped() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            thread::sleep(left.min(Duration::from_millis(100)));
+        }
+        false
+    }
+
+    /// Asks for something of the image's, from the byte `start` on. A challenge is answered where it is the registry's own.
+    pub(super) fn get(&self, path: &str, start: u64) -> Result<Response, Failure> {
+        let mut proved = false;
+        loop {
+            let (response, own) = self.follow(path, start)?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                if !own {
+                    return Err(self.wants_credentials(response.url()));
+                }
+                // Also where there was a token, for tokens expire.
+                if !proved && let Some(authorization) = auth::answer(self, response.headers())? {
+                    *self.authorization.lock().expect("no holder panics") = Some(authorization);
+                    proved = true;
+                    continue;
+                }
+            }
+            return self.check(response);
+        }
+    }
+
+    /// Asks, and goes where the answers send the request. Also says whether the last answer is the registry's, and no other
+    /// origin was asked before it.
+    fn follow(&self, path: &str, start: u64) -> Result<(Response, bool), Failure> {
+        let base = self.base.join(path);
+        let mut url = base.map_err(|_| self.transfer("it can't be asked for it".into(), None))?;
+        let mut own = true;
+        for _ in 0..=MOST_REDIRECTS {
+            let request = self.request(url, path, start, own);
+            let response = request.send().map_err(|error| self.not_sent(&error))?;
+            let next = redirect::next(response.status(), response.url(), response.headers());
+            let next = next.map_err(|problem| self.transfer(problem, None))?;
+            let Some(next) = next else {
+                return Ok((response, own));
+            };
+            own = own && self.is_own(&next);
+            url = next;
+        }
+        let problem =
+            format!("it sends the request on more than {MOST_REDIRECTS} times; try later");
+        Err(self.transfer(problem, None).into())
+    }
+
+    /// The request, with what proves who asks where it is the registry's own address.
+    fn request(&self, url: Url, path: &str, start: u64, own: bool) -> RequestBuilder {
+        let mut request = self.http.get(url);
+        if path.starts_with("manifests/") {
+            request = request.header(ACCEPT, MANIFESTS);
+        }
+        if start > 0 {
+            request = request.header(RANGE, format!("bytes={start}-"));
+        }
+        let authorization = self.authorization.lock().expect("no holder panics").clone();
+        match authorization.filter(|_| own) {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        }
+    }
+
+    /// Whether an address has the registry's origin.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
+    }
+
+    /// Whether what is sent to the registry is hidden from all others, and what comes is surely its own: by TLS, or since it
+    /// is on this machine.
+    pub(super) fn is_private(&self) -> bool {
+        self.base.scheme() == "https" || self.name.is_loopback()
+    }
+
+    /// The host that an address leads to, if it is another than the registry.
+    fn elsewhere(&self, url: &Url) -> Option<String> {
+        (!self.is_own(url)).then(|| host_of(url))
+    }
+
+    /// A 401 that is not answered, for it is not the registry's.
+    fn wants_credentials(&self, url: &Url) -> Failure {
+        let problem = format!(
+            "it sends the request on to {}, which wants credentials (HTTP status 401), and the registry's go to the registry alone; try later, or ask its operator",
+            host_of(url)
+        );
+        self.transfer(problem, None).into()
+    }
+
+    /// Reads a body to its end, part by part.
+    pub(super) fn read(
+        &self,
+        mut response: Response,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Failure> {
+        let patience = self.options.stall_timeout;
+        let mut buffer = vec![0; 64 << 10];
+        let mut total = 0;
+        let (mut since, mut window) = (Instant::now(), 0);
+        loop {
+            if self.is_stopped() {
+                return Err(self.transfer("another layer failed".into(), None).into());
+            }
+            let count = match response.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.broken_off(total, Some(&error))),
+            };
+            take(&buffer[..count])?;
+            total += count as u64;
+            window += count;
+            if since.elapsed() >= patience {
+                if (window as f64) < SLOWEST * patience.as_secs_f64() {
+                    return Err(self.stalled(total));
+                }
+                (since, window) = (Instant::now(), 0);
+            }
+        }
+    }
+
+    pub(super) fn http(&self) -> &blocking::Client {
+        &self.http
+    }
+
+    pub(super) fn name(&self) -> &Reference {
+        self.name
+    }
+
+    pub(super) fn image(&self) -> &str {
+        &self.image
+    }
+
+    /// Sorts answers into good ones, final ones and such as may pass.
+    pub(super) fn check(&self, response: Response) -> Result<Response, Failure> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let after = retry_after(response.headers());
+        let (image, registry) = (self.image.clone(), self.name.registry().to_owned());
+        let elsewhere = self.elsewhere(response.url());
+        let elsewhere = elsewhere.map(|host| format!(" from {host}"));
+        let detail = elsewhere.unwrap_or_default() + &self.detail(response);
+        let code = status.as_u16();
+        let remedy = match code {
+            401 | 403 => {
+                return Err(Failure::from(Error::Denied {
+                    image,
+                    registry,
+                    status: code,
+                    detail,
+                }));
+            }
+            404 => {
+                return Err(Failure::from(Error::NotFound {
+                    image,
+                    registry,
+                    detail,
+                }));
+            }
+            429 => {
+                format!("log in with `docker login {registry}` for a higher limit, or try later")
+            }
+            _ => "try later".to_owned(),
+        };
+        let error = Error::Registry {
+            image,
+            registry,
+            status: code,
+            detail,
+            remedy,
+        };
+        match code {
+            408 | 416 | 429 | 500.. => Err(Failure::Passing {
+                error: Box::new(error),
+                after,
+                headway: 0,
+            }),
+            _ => Err(error.into()),
+        }
+    }
+
+    /// What the registry says about a failure: `{"errors":[{"code":…,"message":…}]}`, or nothing that is to be shown.
+    fn detail(&self, response: Response) -> String {
+        let mut body = Vec::new();
+        let read = self.read(response, &mut |part| {
+            body.extend_from_slice(part);
+            match body.len() > 64 << 10 {
+                true => Err(Error::invalid("", "")),
+                false => Ok(()),
+            }
+        });
+        if read.is_err() {
+            return String::new();
+        }
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let first = &body["errors"][0];
+        let text = [&first["message"], &first["code"], &body["details"]];
+        let text = text
+            .into_iter()
+            .find_map(|text| text.as_str().filter(|text| !text.is_empty()));
+        text.map(|text| format!(": {}", shown(text)))
+            .unwrap_or_default()
+    }
+
+    fn not_sent(&self, error: &reqwest::Error) -> Failure {
+        let cause = innermost(error);
+        if error.is_connect() {
+            let problem = unreachable_for(error);
+            let problem = match error.url().and_then(|url| self.elsewhere(url)) {
+                Some(host) => format!("it sends the request on to {host}, which fails: {problem}"),
+                None => problem.to_owned(),
+            };
+            return self.transfer(problem, Some(cause)).into();
+        }
+        if error.is_builder() {
+            let problem = "it sends the request where it can't go".to_owned();
+            return self.transfer(problem, Some(cause)).into();
+        }
+        if error.is_timeout() {
+            return self.stalled(0);
+        }
+        Failure::passing(self.transfer("it doesn't answer; try later".into(), Some(cause)))
+    }
+
+    /// A transfer ended before its end.
+    pub(super) fn broken_off(&self, headway: u64, error: Option<&io::Error>) -> Failure {
+        let timed_out = |error: &&io::Error| {
+            let inner = error
+                .get_ref()
+                .and_then(|e| e.downcast_ref::<reqwest::Error>());
+            error.kind() == io::ErrorKind::TimedOut || inner.is_some_and(reqwest::Error::is_timeout)
+        };
+        if error.filter(timed_out).is_some() {
+            return self.stalled(headway);
+        }
+        let cause = error.map(|error| innermost(error));
+        let problem = "the transfer broke off again and again; try later, it will be resumed";
+        Failure::passing(self.transfer(problem.into(), cause)).after_headway(headway)
+    }
+
+    fn stalled(&self, headway: u64) -> Failure {
+        let problem = format!(
+            "it sends nothing, or next to nothing, for {:?}; try later, the transfer will be resumed",
+            self.options.stall_timeout
+        );
+        Failure::passing(self.transfer(problem, None)).after_headway(headway)
+    }
+
+    pub(super) fn transfer(&self, problem: String, source: Option<Cause>) -> Error {
+        Error::Transfer {
+            image: self.image.clone(),
+            registry: self.name.registry().into(),
+            problem,
+            source,
+        }
+    }
+}
+
+/// The HTTP client. `timeout` is for an answer's head, and for each read of its body.
+fn http(plain: bool, loopback: bool, options: &Options) -> reqwest::Result<blocking::Client> {
+    // Ring, once for the process; whoever was first is fine too.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = blocking::Client::builder()
+        .user_agent(concat!("minivm/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(options.connect_timeout)
+        .timeout(options.stall_timeout)
+        // They are followed by `Client::follow`, and those of token servers not at all.
+        .redirect(Policy::none())
+        // A registry with TLS may not send us, or our password, to one without.
+        .https_only(!plain);
+    if loopback {
+        builder = builder.no_proxy();
+    }
+    builder.build()
+}
+
+/// Seconds to wait. A date, which the header may be too, is left to our own pauses.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse();
+    seconds.ok().map(Duration::from_secs)
+}

@@ -1,0 +1,89 @@
+//! What the fields of a header mean for a file system: paths, owners, times, devices; and what of these Linux can't have.
+
+use tar::{EntryType, Header};
+
+use super::error::Fault;
+use super::number;
+use super::pax::Records;
+use super::tree::{NAME_MAX, PATH_MAX};
+use minivm_guest::newc::{Attributes, Node};
+
+/// A path without what doesn't matter in it; refused if it leads upwards or is too long for Linux.
+pub(super) fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
+    if name.contains(&0) {
+        return Err(Fault::Nul);
+    }
+    let mut path = Vec::with_capacity(name.len());
+    for part in name.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => continue,
+            b".." => return Err(Fault::Upwards),
+            part if part.len() > NAME_MAX => return Err(Fault::TooLong),
+            _ => {}
+        }
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(part);
+    }
+    if path.len() >= PATH_MAX {
+        return Err(Fault::TooLong);
+    }
+    Ok(path.into())
+}
+
+/// What a symbolic link says, kept byte for byte.
+pub(super) fn target(link: Vec<u8>) -> Result<Box<[u8]>, Fault> {
+    match link {
+        link if link.is_empty() => Err(Fault::NoName),
+        link if link.contains(&0) => Err(Fault::Nul),
+        link if link.len() >= PATH_MAX => Err(Fault::TooLong),
+        link => Ok(link.into()),
+    }
+}
+
+pub(super) fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
+    let old = header.as_old();
+    let numbered = |bytes, field| number::field(bytes).ok_or(Fault::Number { field });
+    let owner = |record: Option<i128>, bytes, field| {
+        let id = record.map_or_else(|| numbered(bytes, field), Ok)?;
+        // Linux takes the highest number for "leave it as it is".
+        let fits = u32::try_from(id).ok().filter(|&id| id != u32::MAX);
+        fits.ok_or(Fault::Owner { id })
+    };
+    let mode = numbered(&old.mode, "mode")? & 0o7777;
+    let mtime = records
+        .mtime
+        .map_or_else(|| numbered(&old.mtime, "time"), Ok)?;
+    Ok(Attributes {
+        permissions: u32::try_from(mode).unwrap_or(0),
+        uid: owner(records.uid, &old.uid, "user")?,
+        gid: owner(records.gid, &old.gid, "group")?,
+        // Times before 1970 and after 2106 don't fit the format.
+        mtime: u32::try_from(mtime.max(0)).unwrap_or(u32::MAX),
+    })
+}
+
+/// A device is two numbers here; nothing is looked up or opened.
+pub(super) fn node(header: &Header) -> Result<Node, Fault> {
+    let numbers: (&[u8], &[u8]) = match (header.as_gnu(), header.as_ustar()) {
+        (Some(gnu), _) => (&gnu.dev_major, &gnu.dev_minor),
+        (_, Some(ustar)) => (&ustar.dev_major, &ustar.dev_minor),
+        _ => (&[], &[]),
+    };
+    let numbered = |bytes, field| {
+        let number = number::field(bytes).and_then(|number| u32::try_from(number).ok());
+        number.ok_or(Fault::Number { field })
+    };
+    let device = || {
+        Ok((
+            numbered(numbers.0, "major number")?,
+            numbered(numbers.1, "minor number")?,
+        ))
+    };
+    match header.entry_type() {
+        EntryType::Char => device().map(|(major, minor)| Node::CharDevice { major, minor }),
+        EntryType::Block => device().map(|(major, minor)| Node::BlockDevice { major, minor }),
+        _ => Ok(Node::Fifo),
+    }
+}

@@ -1,0 +1,111 @@
+//! An image that is a folder of the host's.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::Error;
+use minivm_guest::manifest::{self, Xattr};
+use minivm_guest::newc::{self, Archive};
+use minivm_guest::walk::{self, Owner};
+
+/// What is to be known of a folder before its files are written.
+#[derive(Default)]
+pub(super) struct Survey {
+    /// The extended attributes of the folder and of everything below it, sorted.
+    ///
+    /// Left out: those by which the host's own security modules know its files.
+    pub(super) xattrs: Vec<Xattr>,
+    /// Bytes of all files: nearly the whole archive.
+    pub(super) data: u64,
+    /// Files with several names, whose data are there once.
+    linked: HashSet<(u64, u64)>,
+}
+
+/// Looks through a folder.
+pub(super) fn survey(root: &Path) -> Result<Survey, newc::Error> {
+    // The folder that is meant, if it is named by a link.
+    let root = fs::canonicalize(root).map_err(walk::reading(root))?;
+    let mut found = Survey::default();
+    collect(&root, Path::new(""), &mut found)?;
+    Ok(found)
+}
+
+fn collect(path: &Path, name: &Path, found: &mut Survey) -> Result<(), newc::Error> {
+    for attribute in list(path).map_err(walk::reading(path))? {
+        let hosts: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
+        if hosts.contains(&&*attribute) {
+            continue;
+        }
+        let value = value(path, &attribute).map_err(walk::reading(path))?;
+        found.xattrs.push(Xattr {
+            path: name.as_os_str().as_bytes().to_vec(),
+            name: attribute,
+            value,
+        });
+    }
+    let metadata = fs::symlink_metadata(path).map_err(walk::reading(path))?;
+    if metadata.is_file() {
+        let inode = (metadata.dev(), metadata.ino());
+        if metadata.nlink() == 1 || found.linked.insert(inode) {
+            found.data = found.data.saturating_add(metadata.len());
+        }
+    }
+    if metadata.is_dir() {
+        for below in walk::names(path)? {
+            collect(&path.join(&below), &name.join(&below), found)?;
+        }
+    }
+    Ok(())
+}
+
+/// The names of a file's attributes, sorted; none where the file system has no such thing.
+fn list(path: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let list = sized(|buffer| rustix::fs::llistxattr(path, buffer));
+    let list = match list {
+        Err(Errno::NOTSUP) => Vec::new(),
+        list => list?,
+    };
+    let names = list.split(|&byte| byte == 0);
+    let mut names: Vec<_> = names
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn value(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
+    let name = OsStr::from_bytes(name);
+    Ok(sized(|buffer| rustix::fs::lgetxattr(path, name, buffer))?)
+}
+
+/// Linux has at most 64 KiB for either.
+fn sized(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; 64 << 10];
+    let count = read(&mut buffer)?;
+    buffer.truncate(count);
+    Ok(buffer)
+}
+
+/// Writes the folder and everything below it; says how many names that is.
+pub(super) fn write(root: &Path, archive: &mut Archive<impl Write>) -> Result<u64, Error> {
+    let ours = root.join(manifest::FOLDER);
+    match fs::symlink_metadata(&ours) {
+        Ok(_) => return Err(Error::Reserved { path: ours }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(walk::reading(&ours)(error).into()),
+    }
+    Ok(walk::archive_root(
+        root,
+        Owner::Keep,
+        super::stored,
+        archive,
+    )?)
+}

@@ -1,0 +1,103 @@
+//! The first pass: what is in each layer, and whether it is the layer it should be.
+
+use std::io;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::error::{Error, Fault};
+use super::limits::Budget;
+use super::stream::{Check, Stream};
+use super::tape::{Entry, Kind, Tape};
+use crate::Layer;
+
+/// A layer as the first pass found it.
+pub(super) struct Scanned {
+    pub(super) entries: Vec<Entry>,
+    /// The digest of its decompressed bytes, which it has to have again in the second pass.
+    pub(super) digest: String,
+}
+
+/// Where what was found of a layer goes.
+type Place = Mutex<Option<Result<Scanned, Error>>>;
+
+/// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
+pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Error> {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    // A decompressor may need 128 MiB, if the layer says so.
+    let threads = processors.min(layers.len()).min(8);
+    let next = AtomicUsize::new(0);
+    let found: Vec<Place> = layers.iter().map(|_| Place::default()).collect();
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (Some(layer), Some(place)) = (layers.get(index), found.get(index)) else {
+                return;
+            };
+            let result = one(layer, budget);
+            *place.lock().expect("a place has one writer") = Some(result);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without another thread it only takes longer.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let found = found.into_iter().map(Mutex::into_inner);
+    found
+        .map(|result| result.ok().flatten().expect("each layer was someone's"))
+        .collect()
+}
+
+fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
+    let name = &layer.blob.name;
+    thread::scope(|scope| {
+        let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
+        let mut tape = Tape::new(stream, name, &budget.limits);
+        let mut entries = Vec::new();
+        while let Some(entry) = tape.next()? {
+            charge(&entry, budget).map_err(|fault| Error::entry(name, &entry.path, fault))?;
+            entries.push(entry);
+        }
+        let (stream, marked) = tape.finish();
+        let check = stream.finish().map_err(|error| Error::read(name, error))?;
+        let digest = check.map(Check::digest).unwrap_or_default();
+        verify(layer, &digest, marked)?;
+        Ok(Scanned { entries, digest })
+    })
+}
+
+fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
+    budget.entry()?;
+    let xattrs = entry.xattrs.iter();
+    // An attribute takes memory even if it is of two bytes, and an entry may have tens of thousands.
+    let xattrs: usize = xattrs
+        .map(|(name, value)| name.len() + value.len() + 64)
+        .sum();
+    let target = match &entry.kind {
+        Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
+        // A file's holes take no room in the layer, but they will in the archive: what `write` counts there.
+        Kind::File { .. } | Kind::Folder | Kind::Node(_) => 0,
+    };
+    Ok(budget.names(entry.path.len() + target + xattrs)?)
+}
+
+fn verify(layer: &Layer, actual: &str, marked: bool) -> Result<(), Error> {
+    match &layer.diff_id {
+        Some(expected) if expected != actual => Err(Error::Digest {
+            layer: layer.blob.name.clone(),
+            expected: expected.clone(),
+            actual: actual.to_owned(),
+        }),
+        // It is as its maker made it.
+        Some(_) => Ok(()),
+        None if !marked => Err(Error::read(
+            &layer.blob.name,
+            io::ErrorKind::UnexpectedEof.into(),
+        )),
+        None => Ok(()),
+    }
+}

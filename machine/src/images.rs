@@ -1,0 +1,529 @@
+//! Images as initramfs archives, each made once and kept.
+//!
+//! `<cache>/initramfs/<key>.cpio` is the archive of the image with the key's identity and of the init that this program
+//! carries. It appears there whole: it is written to `<key>.partial`, locked, and renamed when it is complete and on the disk
+//! ([`Partial`]). Whoever uses an archive holds a lock on it, so that it isn't removed meanwhile.
+//!
+//! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`. What all of these take
+//! on the disk has a limit, see `evict`.
+
+mod evict;
+mod fill;
+mod root;
+mod tree;
+
+use std::borrow::Borrow;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
+use minivm_image::{self, Digest, Image, Partial, Store};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::memory_for;
+use crate::output_path::Output;
+
+pub use evict::{LIMIT, set_limit};
+pub use root::Root;
+pub use tree::Cleared;
+
+/// `minivm-init`, which every archive has.
+pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
+/// Changes when the same image and init make other bytes.
+const FORMAT: &str = "2";
+/// The largest archive that a machine can start from, in bytes: it lies in guest memory below the hole at 3 GiB, and the kernel
+/// with its own data needs room there too.
+pub const LARGEST: u64 = 5 << 29;
+
+/// Why there is no archive of an image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image can't be made one.
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::Error),
+    /// The image makes an archive that no machine could start from.
+    #[error(
+        "the image takes more than {limit} bytes when it is unpacked, the most that a machine can start from: take a smaller one"
+    )]
+    TooLarge {
+        /// The limit in bytes, [`LARGEST`].
+        limit: u64,
+    },
+    /// Images can't be kept or cleared.
+    #[error(transparent)]
+    Image(#[from] minivm_image::Error),
+    /// Images that are being pulled can't be removed.
+    #[error("an image is being pulled: prune when that is done")]
+    Pulling,
+    /// A file can't be written or read.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Where archives and images are kept.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    folder: PathBuf,
+}
+
+impl Shelf {
+    /// In the cache folder `cache`, see [`crate::cache::folder`].
+    pub fn new(cache: &Path) -> Self {
+        Shelf {
+            folder: cache.to_owned(),
+        }
+    }
+
+    /// Where images are kept.
+    pub fn store(&self) -> Store {
+        Store::new(self.folder.join("images"))
+    }
+
+    /// Removes all images, archives and folders; says how many bytes they took. What is being made or used stays, and so do the
+    /// archives `kept`.
+    ///
+    /// # Errors
+    ///
+    /// Where something can't be removed, which doesn't keep the rest; [`Error::Pulling`] while images are being pulled.
+    pub fn clear(&self, kept: &[PathBuf]) -> Result<u64, Error> {
+        self.sweep(kept).whole()
+    }
+
+    /// The same; tells of all that can't be removed.
+    pub fn sweep(&self, kept: &[PathBuf]) -> Cleared {
+        let mut cleared = Cleared::default();
+        let store = self.store();
+        if store.folder().exists() {
+            match store.hold_alone() {
+                Ok(Some(_alone)) => {
+                    let kept = [store.lock_path()];
+                    cleared.add(tree::remove_unlocked(store.folder(), &kept));
+                }
+                Ok(None) => cleared.note(Error::Pulling),
+                Err(error) => cleared.note(error.into()),
+            }
+        }
+        cleared.add(tree::remove_unlocked(&self.folder.join("initramfs"), kept));
+        cleared.add(root::clear(&self.folder.join("rootfs")));
+        cleared
+    }
+
+    /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago goes, unless it is in use. To be called when
+    /// something was put into it; archives and folders are seen to.
+    pub fn evict(&self) {
+        evict::evict(&self.folder, None);
+    }
+
+    /// The same, but for the template of this name, which has just been made.
+    pub(crate) fn evict_beside(&self, template: &str) {
+        evict::evict(&self.folder, Some(template));
+    }
+
+    /// The image's root as a folder. It is made if it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept.
+    pub fn root(&self, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
+        let (root, made) = root::open(&self.folder.join("rootfs"), image, making)?;
+        if made {
+            self.evict();
+        }
+        Ok(root)
+    }
+
+    /// The image's archive. It is made if it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept, or would be larger than [`LARGEST`].
+    pub fn archive(&self, image: &Image, making: impl FnOnce()) -> Result<Archive, Error> {
+        self.archive_of(&image.identity, || {
+            making();
+            Ok::<_, Error>(image)
+        })
+    }
+
+    /// The archive of an image with this identity, which is asked for if the archive isn't there.
+    ///
+    /// # Errors
+    ///
+    /// As `archive`'s, and what `image` fails with.
+    pub fn archive_of<I: Borrow<Image>, E: From<Error>>(
+        &self,
+        identity: &str,
+        image: impl FnOnce() -> Result<I, E>,
+    ) -> Result<Archive, E> {
+        let path = self.folder.join("initramfs").join(key(identity) + ".cpio");
+        if let Some(archive) = Archive::open(&path)? {
+            return Ok(archive);
+        }
+        // Who comes second waits, and finds it made.
+        let partial = Partial::lock(path.with_extension("partial")).map_err(Error::from)?;
+        if let Some(archive) = Archive::open(&path)? {
+            partial.discard().map_err(Error::from)?;
+            return Ok(archive);
+        }
+        match image() {
+            Ok(image) => {
+                let archive = make(image.borrow(), partial, &path)?;
+                self.evict();
+                Ok(archive)
+            }
+            Err(error) => {
+                let _ = partial.discard();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Removes a folder of the cache's with all that is in it.
+pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
+    tree::remove(folder).whole()
+}
+
+fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Error> {
+    partial.restart()?;
+    let limits = Limits {
+        archive: LARGEST,
+        ..Limits::default()
+    };
+    if let Err(error) = write(image, Compression::None, &limits, &partial.file, path) {
+        // It may be large, and nobody goes on from it.
+        let _ = partial.discard();
+        return Err(error);
+    }
+    let file = partial.publish(path)?;
+    let archive = Archive::hold(file, path).map_err(failed("lock", path))?;
+    archive.ok_or_else(|| {
+        let removed = io::Error::other("it was removed again: run it once more");
+        failed("read", path)(removed)
+    })
+}
+
+/// An archive that is there, and stays as long as this does.
+#[derive(Debug)]
+pub struct Archive {
+    /// The archive.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How many files, folders and links it has.
+    pub files: u64,
+    _lock: File,
+}
+
+impl Archive {
+    /// The archive of this name, if there is a whole one.
+    fn open(path: &Path) -> Result<Option<Archive>, Error> {
+        match File::open(path) {
+            Ok(file) => Archive::hold(file, path).map_err(failed("lock", path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("open", path)(error)),
+        }
+    }
+
+    /// Keeps it there; `None` if it was removed before that, or is none.
+    fn hold(file: File, path: &Path) -> io::Result<Option<Archive>> {
+        lock(&file, FlockOperation::LockShared)?;
+        let metadata = file.metadata()?;
+        let named = fs::metadata(path).ok();
+        let same = |named: fs::Metadata| {
+            (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()) && named.len() > 0
+        };
+        if !named.is_some_and(same) {
+            return Ok(None);
+        }
+        touch(&file);
+        Ok(Some(Archive {
+            path: path.to_owned(),
+            size: metadata.len(),
+            files: rootfs::inodes(&file)?.unwrap_or_default(),
+            _lock: file,
+        }))
+    }
+
+    /// What a guest gets of memory with it, in bytes: see [`memory_for`].
+    ///
+    /// # Errors
+    ///
+    /// Where less is `wanted` than it takes.
+    pub fn memory(&self, wanted: Option<u64>) -> Result<u64, crate::Error> {
+        memory_for(self.size, self.files, wanted)
+    }
+}
+
+/// Notes that a file was used. Where that can't be, it goes earlier than it should.
+fn touch(file: &File) {
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    let _ = file.set_times(now);
+}
+
+/// What was done to a file or folder; `None` where it isn't there.
+fn found<T>(done: io::Result<T>, action: &'static str, path: &Path) -> Result<Option<T>, Error> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        done => done.map(Some).map_err(failed(action, path)),
+    }
+}
+
+fn lock(file: &File, operation: FlockOperation) -> io::Result<()> {
+    loop {
+        match flock(file, operation) {
+            Err(Errno::INTR) => {}
+            locked => return Ok(locked?),
+        }
+    }
+}
+
+/// Writes the image's archive to where a user wants it, `path`, of which `output` is what was opened.
+///
+/// # Errors
+///
+/// Where it can't be made or written.
+pub fn build(
+    image: &Image,
+    compression: Compression,
+    path: &Path,
+    mut output: Output,
+) -> Result<Summary, Error> {
+    let written = write(image, compression, &Limits::default(), &mut output, path);
+    let summary = written.map_err(|error| match output.failure() {
+        Some(failure) => failed("write", path)(failure),
+        None => error,
+    })?;
+    let synced = output.sync();
+    let finished = synced.and_then(|()| output.finish());
+    finished.map_err(failed("write", path))?;
+    Ok(summary)
+}
+
+fn write(
+    image: &Image,
+    compression: Compression,
+    limits: &Limits,
+    file: impl Write,
+    path: &Path,
+) -> Result<Summary, Error> {
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let written = rootfs::write(image, INIT, compression, limits, &mut out);
+    let summary = written.map_err(|error| match exceeded(&error) {
+        Some(&Exceeded { limit: LARGEST, .. }) => Error::TooLarge { limit: LARGEST },
+        _ => error.into(),
+    })?;
+    out.flush().map_err(failed("write", path))?;
+    Ok(summary)
+}
+
+/// The limit that an error is about. A writer's error has it inside, and doesn't name it as its source.
+fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exceeded> {
+    let inner = error.downcast_ref().and_then(io::Error::get_ref);
+    error
+        .downcast_ref()
+        .or_else(|| inner.and_then(|inner| exceeded(inner)))
+        .or_else(|| error.source().and_then(exceeded))
+}
+
+/// What an archive is known by.
+fn key(identity: &str) -> String {
+    key_of(&[FORMAT.as_bytes(), identity.as_bytes(), init_digest()])
+}
+
+/// A name for what is made of these parts.
+pub(crate) fn key_of(parts: &[&[u8]]) -> String {
+    let mut fields = Vec::new();
+    for part in parts {
+        fields.extend(part.len().to_le_bytes());
+        fields.extend(*part);
+    }
+    Digest::of(fields).hex()[..32].to_owned()
+}
+
+/// Init's own digest, which `build.rs` has made: it would take a millisecond of each run.
+fn init_digest() -> &'static [u8] {
+    env!("MINIVM_INIT_DIGEST").as_bytes()
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minivm_image::{Config, Root};
+
+    use super::*;
+
+    struct Place {
+        folder: tempfile::TempDir,
+        shelf: Shelf,
+        image: Image,
+    }
+
+    impl Place {
+        /// A cache, and an image of one file.
+        fn new() -> Place {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("root");
+            fs::create_dir(&root).unwrap();
+            fs::write(root.join("hello"), "world").unwrap();
+            Place {
+                shelf: Shelf::new(&folder.path().join("cache")),
+                image: Image {
+                    identity: "test".to_owned(),
+                    config: Config::default(),
+                    root: Root::Folder(root),
+                },
+                folder,
+            }
+        }
+
+        fn names(&self, folder: &str) -> Vec<String> {
+            let entries = fs::read_dir(self.folder.path().join(folder)).unwrap();
+            let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+            let mut names: Vec<String> = entries
+                .map(|entry| name(entry).into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn an_archive_is_made_once_and_is_its_owners_alone() {
+        let place = Place::new();
+        let mut made = 0;
+        for _ in 0..2 {
+            let archive = place.shelf.archive(&place.image, || made += 1).unwrap();
+            assert_eq!(fs::metadata(&archive.path).unwrap().len(), archive.size);
+            assert_eq!(mode(&archive.path), 0o600);
+            assert_eq!(mode(archive.path.parent().unwrap()), 0o700);
+        }
+        assert_eq!(made, 1);
+        assert_eq!(place.names("cache/initramfs").len(), 1);
+    }
+
+    #[test]
+    fn an_archive_that_a_power_failure_emptied_is_made_again() {
+        let place = Place::new();
+        let archive = place.shelf.archive(&place.image, || {}).unwrap();
+        File::create(&archive.path).unwrap();
+        let mut made = false;
+        let again = place.shelf.archive(&place.image, || made = true).unwrap();
+        assert!(made && again.size == archive.size);
+    }
+
+    #[test]
+    fn an_archive_is_not_cleared_while_it_is_held() {
+        let place = Place::new();
+        let archive = place.shelf.archive(&place.image, || {}).unwrap();
+        assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
+        let path = archive.path.clone();
+        assert!(path.exists());
+        let again = place.shelf.archive(&place.image, || {}).unwrap();
+        drop(archive);
+        assert_eq!(place.shelf.clear(&[]).unwrap(), 0, "one of two is left");
+        drop(again);
+        assert!(place.shelf.clear(&[]).unwrap() > 0);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_archive_that_no_machine_could_start_from_is_refused_and_not_kept() {
+        let place = Place::new();
+        let large = File::create(place.folder.path().join("root/large")).unwrap();
+        large.set_len(LARGEST).unwrap();
+        let error = place.shelf.archive(&place.image, || {}).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert_eq!(place.names("cache/initramfs"), [""; 0]);
+    }
+
+    #[test]
+    fn a_built_archive_has_the_mode_that_the_umask_leaves() {
+        let place = Place::new();
+        let path = place.folder.path().join("out.cpio");
+        let usual = place.folder.path().join("usual");
+        File::create(&usual).unwrap();
+        for _ in 0..2 {
+            let output = Output::open(&path, 0o666).unwrap();
+            build(&place.image, Compression::None, &path, output).unwrap();
+            assert_eq!(mode(&path), mode(&usual));
+        }
+        assert_eq!(place.names(""), ["out.cpio", "root", "usual"]);
+    }
+
+    #[test]
+    fn a_shelf_is_not_cleared_of_what_is_being_pulled() {
+        let place = Place::new();
+        let store = place.shelf.store();
+        let blob = store.folder().join("blobs/sha256/a");
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(&blob, [0; 100]).unwrap();
+        let pull = File::create(store.lock_path()).unwrap();
+        flock(&pull, FlockOperation::LockShared).unwrap();
+        let error = place.shelf.clear(&[]).unwrap_err();
+        assert!(matches!(error, Error::Pulling), "{error}");
+        assert!(blob.exists());
+        drop(pull);
+        assert_eq!(place.shelf.clear(&[]).unwrap(), 100);
+        assert_eq!(place.names("cache/images"), ["blobs", "lock"]);
+    }
+
+    #[test]
+    fn shelves_can_be_cleared_at_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let initramfs = cache.path().join("initramfs");
+        fs::create_dir(&initramfs).unwrap();
+        for number in 0..2000 {
+            fs::write(initramfs.join(number.to_string()), "x").unwrap();
+        }
+        let clear = || Shelf::new(cache.path()).clear(&[]).unwrap();
+        std::thread::scope(|scope| {
+            let _others = [scope.spawn(clear), scope.spawn(clear)];
+            clear();
+        });
+        assert_eq!(fs::read_dir(&initramfs).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_shelf_is_cleared_but_for_what_is_in_use() {
+        let cache = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(cache.path());
+        assert_eq!(shelf.clear(&[]).unwrap(), 0, "there is nothing yet");
+        let blobs = cache.path().join("images/blobs/sha256");
+        let initramfs = cache.path().join("initramfs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir_all(&initramfs).unwrap();
+        fs::create_dir_all(cache.path().join("kernel")).unwrap();
+        fs::write(blobs.join("a"), [0; 100]).unwrap();
+        fs::write(initramfs.join("b.cpio"), [0; 20]).unwrap();
+        fs::write(cache.path().join("kernel/vmlinux"), [0; 3]).unwrap();
+        let held = File::create(blobs.join("pulled")).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(shelf.clear(&[]).unwrap(), 120);
+        assert!(blobs.join("pulled").exists());
+        assert!(cache.path().join("kernel/vmlinux").exists());
+        assert!(!blobs.join("a").exists() && !initramfs.join("b.cpio").exists());
+    }
+}

@@ -1,0 +1,197 @@
+//! Keeps what the cache holds within a limit: what was used longest ago goes.
+//!
+//! It is looked at when something was put into the cache, and never before something is used. Images, archives, folders and
+//! the templates without a name count, each with the size that its file or its lock's file tells, so that no tree is walked.
+//! Kernels and tools don't count, nor do templates with names, and the archives that those need: they were asked for.
+//!
+//! A file's time is that of its last use; a folder has its lock's, and a template its record's. What is in use has its lock
+//! held, and stays. What is larger than the limit goes first as soon as it isn't in use: it would leave no room for the rest,
+//! which until then stays as if it weren't there.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use minivm_image::Store;
+use rustix::fs::FlockOperation;
+
+use super::{Shelf, lock, root, tree};
+use crate::templates::{self, Templates};
+
+/// How many bytes the cache may hold, if nobody says.
+pub const LIMIT: u64 = 10 << 30;
+/// How much later than what was made of it an image counts as used: it goes after that, for only the image takes a network to
+/// be had again.
+const LATER: Duration = Duration::from_secs(1);
+/// How often it is begun anew, for other processes put things in too.
+const TURNS: u32 = 3;
+
+static SET: AtomicU64 = AtomicU64::new(LIMIT);
+
+/// Sets how many bytes the cache may hold, for this process.
+pub fn set_limit(bytes: u64) {
+    SET.store(bytes, Ordering::Relaxed);
+}
+
+/// Keeps the cache in `folder` within its limit. The template `spared` has just been made.
+pub(super) fn evict(folder: &Path, spared: Option<&str>) {
+    evict_to(SET.load(Ordering::Relaxed), folder, spared);
+}
+
+fn evict_to(limit: u64, folder: &Path, spared: Option<&str>) {
+    // Two at once would take more than they have to. Where it can't be locked, it is one at a time all the same, mostly.
+    let path = folder.join("eviction.lock");
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(0o600);
+    let alone = options.open(&path).ok();
+    if let Some(file) = &alone
+        && lock(file, FlockOperation::NonBlockingLockExclusive).is_err()
+    {
+        return;
+    }
+    let mut cache = Cache::new(folder);
+    for _ in 0..TURNS {
+        if !cache.shrink(limit, spared) {
+            break;
+        }
+    }
+}
+
+/// Something that can be removed.
+struct Entry {
+    what: What,
+    size: u64,
+    used: SystemTime,
+}
+
+#[derive(Debug)]
+enum What {
+    /// A file of an image.
+    Image(PathBuf),
+    /// An archive, or the beginning of one.
+    Archive(PathBuf),
+    Root(PathBuf),
+    Template(String),
+}
+
+struct Cache<'a> {
+    folder: &'a Path,
+    store: Store,
+    templates: Templates,
+    /// Keeps images from being pulled, once one of them has to go; none where one is being pulled.
+    alone: Option<Option<File>>,
+}
+
+impl<'a> Cache<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Cache {
+            folder,
+            store: Shelf::new(folder).store(),
+            templates: Templates::new(folder),
+            alone: None,
+        }
+    }
+
+    /// Removes what has to go; says whether anything did.
+    fn shrink(&mut self, limit: u64, spared: Option<&str>) -> bool {
+        let mut entries = self.entries();
+        let total: u64 = entries.iter().map(|entry| entry.size).sum();
+        let mut over = total.saturating_sub(limit);
+        entries.sort_by_key(|entry| (entry.size <= limit, entry.used));
+        let mut any = false;
+        for entry in entries {
+            if over == 0 {
+                break;
+            }
+            let gone = self.remove(&entry.what, spared);
+            if gone {
+                log::debug!("the cache is full: {:?} is removed", entry.what);
+                any = true;
+            }
+            if gone || entry.size > limit {
+                over = over.saturating_sub(entry.size);
+            }
+        }
+        self.alone = None;
+        any
+    }
+
+    /// Whether it is gone; it isn't where it is in use, or can't be removed.
+    fn remove(&mut self, what: &What, spared: Option<&str>) -> bool {
+        match what {
+            What::Image(path) => {
+                let hold = || self.store.hold_alone().ok().flatten();
+                let alone = self.alone.get_or_insert_with(hold);
+                alone.is_some() && tree::remove_if_unlocked(path)
+            }
+            What::Archive(path) => tree::remove_if_unlocked(path),
+            What::Root(path) => root::remove_unused(path).1,
+            What::Template(name) if spared == Some(name) => false,
+            What::Template(name) => matches!(
+                self.templates.remove(name),
+                Ok(_) | Err(templates::Error::Missing(_))
+            ),
+        }
+    }
+
+    /// All that counts.
+    fn entries(&self) -> Vec<Entry> {
+        let (mut entries, kept) = self.templates();
+        for folder in ["blobs/sha256", "engine", "partial"] {
+            let found = files(&self.store.folder().join(folder));
+            entries.extend(found.map(|(path, size, used)| Entry {
+                what: What::Image(path),
+                size,
+                used: used + LATER,
+            }));
+        }
+        let found = files(&self.folder.join("initramfs"));
+        let found = found.filter(|(path, ..)| !kept.contains(path));
+        entries.extend(found.map(|(path, size, used)| Entry {
+            what: What::Archive(path),
+            size,
+            used,
+        }));
+        let roots = root::all(&self.folder.join("rootfs")).unwrap_or_default();
+        entries.extend(roots.into_iter().filter_map(|path| {
+            let (used, size) = root::used(&path).ok()?;
+            let what = What::Root(path);
+            Some(Entry { what, size, used })
+        }));
+        entries
+    }
+
+    /// The templates without a name, and the archives of which others are made anew in a lab.
+    fn templates(&self) -> (Vec<Entry>, HashSet<PathBuf>) {
+        let all = self.templates.list().unwrap_or_default();
+        let archives = all.iter().filter(|template| template.lab);
+        let archives = archives.filter_map(|template| template.recipe.as_ref());
+        let kept = archives.map(|recipe| recipe.machine.initramfs.clone());
+        let kept = kept.collect();
+        let unnamed = all.into_iter().filter(|template| template.is_unnamed());
+        let entries = unnamed.filter_map(|template| {
+            Some(Entry {
+                what: What::Template(template.name),
+                size: template.size,
+                used: template.used?,
+            })
+        });
+        (entries.collect(), kept)
+    }
+}
+
+/// The files in a folder, with their sizes and times.
+fn files(folder: &Path) -> impl Iterator<Item = (PathBuf, u64, SystemTime)> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((entry.path(), metadata.len(), metadata.modified().ok()?))
+    })
+}
+
+#[cfg(test)]
+#[path = "evict_tests.rs"]
+mod tests;

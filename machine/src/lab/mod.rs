@@ -1,0 +1,339 @@
+//! The lab: a machine with real KVM, where the host has none.
+//!
+//! QEMU emulates an AMD processor with its virtualisation (`-accel tcg`, SVM), a Linux kernel with kvm-amd runs on it, and
+//! so there is a `/dev/kvm` that does exactly what it does on hardware, only slowly. A lab is started for one command and
+//! gone with it:
+//!
+//! 1. `initramfs` packs this very program, the order and the given files into memory;
+//! 2. `qemu` starts the machine, which boots into this program as process 1;
+//! 3. `init` makes the root file system there, and runs the command;
+//! 4. `channel` here and `relay` there carry stdin, stdout, stderr and the exit code, in `frame`s;
+//! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
+//!
+//! It is a tool for development, and no wall against hostile code: QEMU's authors promise none where it emulates. A lab that
+//! shows the host's files ([`Root::Host`]) has its user's rights. The QEMU of a private one is held by a filter of system calls
+//! and by a jail (`jail`), which is where an escape would end up.
+
+pub(crate) mod channel;
+mod clock;
+mod error;
+pub(crate) mod frame;
+mod init;
+mod initramfs;
+mod jail;
+mod kernel;
+mod order;
+mod qemu;
+mod relay;
+mod root;
+mod stop;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use error::Error;
+pub use init::run_as_init;
+pub use jail::unjailed_warning;
+pub(crate) use jail::{set_unjailed, unjailed};
+pub use kernel::find as find_kernel;
+pub use qemu::PROGRAM as QEMU;
+pub use stop::Stop;
+
+use channel::Answer;
+use error::cannot;
+use qemu::{Machine, Qemu};
+
+/// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
+pub const INIT_COMMAND: &str = "lab-init";
+
+/// Whether this is in a lab.
+pub(crate) fn is_inside() -> bool {
+    let init = std::fs::read("/proc/1/cmdline").unwrap_or_default();
+    rustix::process::geteuid().is_root()
+        && init.split(|&byte| byte == 0).nth(1) == Some(INIT_COMMAND.as_bytes())
+}
+
+/// What a lab needs of memory beside a guest's and its files: its kernel, this program, the monitor, page tables.
+const OVERHEAD: u64 = 256 << 20;
+
+/// How often a lab is started that turns out to have no timer to rely on, see [`clock`].
+const STARTS_MAX: u32 = 5;
+
+/// What the command sees as its file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// This program as `/minivm` and the files it was given, nothing else: no share with the host exists.
+    Private,
+    /// All of the host's files, as they are. What the command writes is gone with the lab; `/run` starts empty.
+    Host,
+}
+
+/// Where the command's input comes from.
+#[derive(Debug)]
+pub enum Input {
+    /// Nowhere: it ends at once.
+    Null,
+    /// From our own stdin.
+    Inherit,
+    /// From a file or pipe.
+    From(OwnedFd),
+}
+
+/// Where the command's output goes.
+pub enum Output {
+    /// Nowhere.
+    Null,
+    /// To our own stream of the same name.
+    Inherit,
+    /// To a writer.
+    To(Box<dyn Write + Send>),
+}
+
+/// A command to run in a lab of its own.
+///
+/// ```no_run
+/// use minivm_machine::lab::{LabRequest, Root};
+///
+/// let mut request = LabRequest::new(Root::Host, ["ls", "-l", "/dev/kvm"]);
+/// request.timeout = Some(std::time::Duration::from_secs(60));
+/// let finished = request.run()?;
+/// assert_eq!(finished.code, 0);
+/// # Ok::<(), minivm_machine::lab::Error>(())
+/// ```
+pub struct LabRequest {
+    /// The command `minivm`, which is the other end there. A program that isn't `minivm` itself has to say where it is.
+    pub program: PathBuf,
+    /// The file system.
+    pub root: Root,
+    /// The program, looked up in the `PATH` of `env`, and its arguments. It runs as root.
+    pub command: Vec<OsString>,
+    /// Files to copy into a private root: where they are here, and what they are called there.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    /// The command's whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Its working folder.
+    pub cwd: PathBuf,
+    /// Its input.
+    pub stdin: Input,
+    /// Its output.
+    pub stdout: Output,
+    /// Its messages.
+    pub stderr: Output,
+    /// Sockets whose other ends are ports in the lab beside its own: `/dev/vport0p2` and on.
+    pub ports: Vec<OwnedFd>,
+    /// The lab's processors. More than one don't start faster.
+    pub cpus: u32,
+    /// The lab's memory in MiB. What is used of it is used of the host's.
+    pub memory_mib: u32,
+    /// When to give up, counted from the start of the lab.
+    pub timeout: Option<Duration>,
+    /// Whether the lab's clock counts instructions, one a nanosecond, instead of time: slower, but repeatable.
+    pub icount: bool,
+    /// Ends it early.
+    pub stop: Stop,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished {
+    /// Its exit code: 128 and the signal's number if it was killed, 126 if it can't be executed, 127 if it wasn't found.
+    pub code: i32,
+    /// From [`LabRequest::run`] to the command's start.
+    pub boot: Duration,
+    /// From [`LabRequest::run`] to its end.
+    pub total: Duration,
+}
+
+impl LabRequest {
+    /// A lab of one processor and 1 GiB, without a time limit, with our standard streams. A command on the host's files has
+    /// our environment and working folder as well.
+    pub fn new<A: Into<OsString>>(root: Root, command: impl IntoIterator<Item = A>) -> LabRequest {
+        let (env, cwd) = match root {
+            Root::Host => (std::env::vars_os().collect(), std::env::current_dir().ok()),
+            Root::Private => (Vec::new(), None),
+        };
+        LabRequest {
+            program: "/proc/self/exe".into(),
+            root,
+            command: command.into_iter().map(Into::into).collect(),
+            files: Vec::new(),
+            env,
+            cwd: cwd.unwrap_or_else(|| "/".into()),
+            stdin: Input::Inherit,
+            stdout: Output::Inherit,
+            stderr: Output::Inherit,
+            ports: Vec::new(),
+            cpus: 1,
+            memory_mib: 1024,
+            timeout: None,
+            icount: false,
+            stop: Stop::default(),
+        }
+    }
+
+    /// Gives the lab the memory that a guest of `guest` bytes needs in it, with the files that it has by now.
+    ///
+    /// # Errors
+    ///
+    /// Where a file can't be read, or it is more than this machine has.
+    pub fn make_room(&mut self, guest: u64) -> Result<(), Error> {
+        let mut bytes = guest.saturating_add(OVERHEAD);
+        for (file, _) in &self.files {
+            let metadata =
+                std::fs::metadata(file).map_err(cannot(format!("read {}", file.display())))?;
+            // They are there twice, in the lab's initramfs and unpacked.
+            bytes = bytes.saturating_add(metadata.len().saturating_mul(2));
+        }
+        let needed = bytes.div_ceil(1 << 20);
+        let system = rustix::system::sysinfo();
+        let there = ((system.totalram + system.totalswap) * u64::from(system.mem_unit)) >> 20;
+        if needed > there {
+            return Err(Error::TooLarge { needed, there });
+        }
+        self.memory_mib = u32::try_from(needed)
+            .map_err(io::Error::other)
+            .map_err(cannot("give the lab that much memory"))?;
+        Ok(())
+    }
+
+    /// Runs the command to its end.
+    ///
+    /// A command whose stdout nobody reads any more ends with code 141, as if by SIGPIPE.
+    pub fn run(self) -> Result<Finished, Error> {
+        let start = Instant::now();
+        let machine = Machine {
+            kernel: kernel::find()?,
+            root: self.root,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            icount: self.icount,
+        };
+        let order = order::Order {
+            root: self.root,
+            command: self.command,
+            env: self.env,
+            cwd: self.cwd.into(),
+        };
+        let initramfs = initramfs::build(&self.program, &order, &self.files)?;
+        let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
+        let mut stdout = self
+            .stdout
+            .open(io::stdout())
+            .map_err(cannot("duplicate stdout"))?;
+        let mut stderr = self
+            .stderr
+            .open(io::stderr())
+            .map_err(cannot("duplicate stderr"))?;
+
+        let mut starts = 1;
+        let (qemu, channel, limit, early) = loop {
+            let files = initramfs.try_clone();
+            let files = files.map_err(cannot("duplicate a file"))?;
+            let ports = self.ports.iter().map(OwnedFd::try_clone);
+            let ports = ports.collect::<io::Result<_>>();
+            let ports = ports.map_err(cannot("duplicate a socket"))?;
+            let jails = unjailed().is_none();
+            let (mut qemu, channel) = match Qemu::start(&machine, files, ports) {
+                Err(error) if jails && unjailed().is_some() => {
+                    log::debug!("the lab is started without a jail: {error}");
+                    continue;
+                }
+                started => started?,
+            };
+            let ours = channel.try_clone().map_err(cannot("duplicate a socket"))?;
+            self.stop.set_channel(ours);
+            let limit = self
+                .timeout
+                .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
+            match channel::begin(&channel).map_err(cannot("talk to the lab"))? {
+                Some(Answer::Again(why)) if starts < STARTS_MAX => {
+                    log::debug!("the lab is started again: {why}");
+                    starts += 1;
+                }
+                Some(Answer::None)
+                    if !self.stop.was_called()
+                        && let Some(why) = qemu.jail_failed() =>
+                {
+                    log::debug!("the lab is started again, without a jail: {why}");
+                    set_unjailed(why);
+                }
+                early => break (qemu, channel, limit, early),
+            }
+        };
+        // QEMU's are the only ones from here on: their peers are to see it end.
+        drop((initramfs, self.ports));
+        let boot = start.elapsed();
+        let answer = match early {
+            Some(answer) => Ok(answer),
+            None => channel::serve(&channel, input, &mut *stdout, &mut *stderr),
+        };
+        // Before the outputs are closed: who sees their end may then stop what has ended by itself.
+        let stopped = self.stop.was_called();
+        drop((stdout, stderr));
+        let timed_out = limit.is_some_and(qemu::Limit::reached);
+        let console = qemu.end();
+
+        match answer.map_err(cannot("talk to the lab"))? {
+            Answer::Exit(code) => Ok(Finished {
+                code,
+                boot,
+                total: start.elapsed(),
+            }),
+            Answer::Failed(message) => Err(Error::Refused { message }),
+            Answer::Again(why) => Err(Error::Refused {
+                message: format!(
+                    "has no timer to rely on after {STARTS_MAX} starts ({why}): leave this machine more of its time"
+                ),
+            }),
+            Answer::None if stopped => Err(Error::Stopped),
+            Answer::None => match self.timeout {
+                Some(limit) if timed_out => Err(Error::Timeout { limit }),
+                _ => Err(Error::Died { console }),
+            },
+        }
+    }
+}
+
+impl Input {
+    fn open(self) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Input::Null => Ok(None),
+            Input::Inherit => io::stdin().as_fd().try_clone_to_owned().map(Some),
+            Input::From(fd) => Ok(Some(fd)),
+        }
+    }
+}
+
+impl Output {
+    /// Not through `own` itself, which has a buffer: what the command writes is to be seen at once.
+    fn open(self, own: impl AsFd) -> io::Result<Box<dyn Write + Send>> {
+        match self {
+            Output::Null => Ok(Box::new(io::sink())),
+            Output::Inherit => Ok(Box::new(std::fs::File::from(
+                own.as_fd().try_clone_to_owned()?,
+            ))),
+            Output::To(writer) => Ok(writer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_larger_than_this_machine_is_refused_with_both_sizes() {
+        let mut request = LabRequest::new(Root::Private, ["true"]);
+        for size in [1 << 50, u64::MAX] {
+            let error = request.make_room(size).unwrap_err().to_string();
+            assert!(error.contains("and this machine has "), "{error}");
+        }
+        request.make_room(64 << 20).unwrap();
+        assert_eq!(request.memory_mib, 64 + 256);
+    }
+}

@@ -1,0 +1,169 @@
+//! Outputs with a limit, and outputs that are kept.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::streams;
+
+/// Whether an output is being written. Clones tell of the same outputs.
+#[derive(Clone, Default)]
+pub struct Pending(Arc<AtomicBool>);
+
+impl Pending {
+    /// Whether one is.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Notes that one is, or no more.
+    pub fn set(&self, pending: bool) {
+        self.0.store(pending, Ordering::SeqCst);
+    }
+}
+
+/// What is told where output is dropped because whatever reads it was too slow, at a time limit or a stop.
+pub const NOT_TAKEN: &str = "output was dropped: its reader had not taken it by the end";
+
+/// What is told where messages are dropped.
+pub fn not_written(error: &io::Error) -> String {
+    format!("{NOT_WRITTEN}{error}")
+}
+
+/// How that begins.
+const NOT_WRITTEN: &str = "cannot write the command's stderr: ";
+
+/// Whether a warning tells of output that was dropped for another reason than a limit on its size.
+pub fn tells_of_a_loss(warning: &str) -> bool {
+    warning == NOT_TAKEN || warning.starts_with(NOT_WRITTEN)
+}
+
+/// Memory as a writer. Clones are the same memory, which can be looked at while it is written to.
+#[derive(Clone, Debug, Default)]
+pub struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    /// What was written so far. Nobody can write while this is held.
+    pub fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same as text, with marks for what is none.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An output that takes so many bytes and drops what comes after them.
+pub struct Capped {
+    out: Box<dyn Write + Send>,
+    pending: Pending,
+    left: Option<u64>,
+    /// Whether something was dropped.
+    pub truncated: bool,
+    /// Why it takes no more, where that is no reason to end the command.
+    pub failed: Option<io::Error>,
+}
+
+impl Capped {
+    /// An output that takes `limit` bytes, if it has one, and shows in `pending` while it is written.
+    pub fn new(out: Box<dyn Write + Send>, limit: Option<u64>, pending: &Pending) -> Self {
+        Capped {
+            out,
+            pending: pending.clone(),
+            left: limit,
+            truncated: false,
+            failed: None,
+        }
+    }
+
+    /// Writes messages. Where they can't be written any more, they are dropped from there on, and the command goes on: its exit
+    /// code is worth more.
+    ///
+    /// # Errors
+    ///
+    /// Where nobody reads them.
+    pub fn write_or_drop(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        match self.write(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.truncated = true;
+                self.failed = Some(error);
+                Ok(())
+            }
+            written => written,
+        }
+    }
+
+    /// Writes as much as it still takes, and drops the rest.
+    ///
+    /// # Errors
+    ///
+    /// Where that can't be written.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let room = self.left.map_or(usize::MAX, |left| {
+            usize::try_from(left).unwrap_or(usize::MAX)
+        });
+        let taken = &bytes[..bytes.len().min(room)];
+        self.truncated |= taken.len() < bytes.len();
+        if let Some(left) = &mut self.left {
+            *left -= taken.len() as u64;
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        self.pending.set(true);
+        let written = streams::write_all(&mut *self.out, taken);
+        self.pending.set(false);
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_tests::output::Shared;
+
+    #[test]
+    fn what_is_over_the_limit_is_dropped_and_noted() {
+        let out = Shared::default();
+        let mut capped = Capped::new(Box::new(out.clone()), Some(5), &Pending::default());
+        capped.write(b"hello").unwrap();
+        assert!(!capped.truncated);
+        capped.write(b" world").unwrap();
+        assert!(capped.truncated);
+        assert_eq!(*out.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn messages_to_a_full_disk_are_dropped_and_noted_and_those_to_a_closed_pipe_an_error() {
+        let full =
+            || -> Box<dyn Write + Send> { Box::new(std::fs::File::create("/dev/full").unwrap()) };
+        let mut capped = Capped::new(full(), None, &Pending::default());
+        assert!(capped.write(b"x").is_err() && !capped.truncated);
+        let mut capped = Capped::new(full(), None, &Pending::default());
+        capped.write_or_drop(b"x").unwrap();
+        capped.write_or_drop(b"y").unwrap();
+        assert!(capped.truncated);
+        let told = not_written(capped.failed.as_ref().unwrap());
+        assert!(told.contains("No space left on device") && tells_of_a_loss(&told));
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut capped = Capped::new(Box::new(writer), None, &Pending::default());
+        let error = capped.write_or_drop(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,129 @@
+//! The agent: makes the template in the lab, and keeps a clone of it waiting at every port.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+use std::thread;
+
+use minivm_guest::channel::frame::HEADER;
+
+use super::super::{Error, Recipe, failed};
+use super::{PORTS, READY, RECIPE};
+use crate::Link;
+use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
+use crate::template::Saved;
+
+/// Where the lab keeps the template: in memory.
+const TEMPLATE: &str = "/run/template";
+
+/// Makes the template and serves the ports, until the lab ends.
+///
+/// # Errors
+///
+/// Where the template can't be made.
+pub fn run() -> Result<(), Error> {
+    let path = Path::new(RECIPE);
+    let recipe = fs::read(path).map_err(failed("read", path))?;
+    let recipe: Recipe = serde_json::from_slice(&recipe)
+        .map_err(io::Error::from)
+        .map_err(failed("read", path))?;
+    let folder = Path::new(TEMPLATE);
+    let rings = recipe.save(folder)?;
+    let saved = Saved::open(folder, rings)?;
+    thread::scope(|scope| {
+        for number in 0..PORTS {
+            let saved = &saved;
+            scope.spawn(move || {
+                if let Err(error) = serve(number, saved) {
+                    eprintln!("minivm: port {number}: {error}");
+                }
+            });
+        }
+        let mut stdout = io::stdout();
+        let told = stdout.write_all(READY.as_bytes());
+        told.and_then(|()| stdout.flush())
+    })
+    .map_err(failed("write to", Path::new("stdout")))
+}
+
+/// Session after session at one port.
+fn serve(number: usize, saved: &Saved) -> Result<(), Error> {
+    // The first port is the lab's own.
+    let path = format!("/dev/vport0p{}", number + 2);
+    let path = Path::new(&path);
+    let port = File::options().read(true).write(true).open(path);
+    let port = port.map_err(failed("open", path))?;
+    // The next session's first frames may have been read with this one's last.
+    let mut input = BufReader::with_capacity(2 * MAX_PAYLOAD, &port);
+    loop {
+        let link = saved.resume(false)?;
+        session(link, &mut input, &port).map_err(failed("use", path))?;
+    }
+}
+
+/// One clone, from the first frame at the port to the last.
+fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Result<()> {
+    let Link {
+        mut from_guest,
+        mut to_guest,
+        stop,
+        end,
+    } = link;
+    skip_hello(&mut from_guest)?;
+    thread::scope(|scope| {
+        let hearing = scope.spawn(|| {
+            let heard = take_in(input, &mut to_guest);
+            stop();
+            heard
+        });
+        let passed = pass_out(&mut from_guest, port);
+        drop(from_guest);
+        let (code, how) = match end() {
+            Ok(ended) if ended.orderly => (0, String::new()),
+            Ok(ended) => (1, ended.how),
+            Err(error) => (1, error.to_string()),
+        };
+        if !how.is_empty() {
+            frame::send(Kind::Stderr, format!("minivm: {how}\n").as_bytes(), port)?;
+        }
+        frame::send(Kind::Exit, &i32::to_le_bytes(code), port)?;
+        hearing
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
+        passed
+    })
+}
+
+/// The command has been told that the machine said hello.
+fn skip_hello(from_guest: &mut impl Read) -> io::Result<()> {
+    let mut header = [0; HEADER];
+    from_guest.read_exact(&mut header)?;
+    let [len @ .., _tag] = header;
+    let mut body = from_guest.take(u32::from_le_bytes(len).into());
+    io::copy(&mut body, &mut io::sink()).map(drop)
+}
+
+/// What the command says, until it hangs up. What a machine that has ended doesn't take is dropped.
+fn take_in(input: &mut impl Read, to_guest: &mut impl Write) -> io::Result<()> {
+    let mut payload = Vec::new();
+    while let Some(kind) = frame::receive(&mut *input, &mut payload)? {
+        match kind {
+            Kind::Stdin => drop(to_guest.write_all(&payload)),
+            Kind::Hangup => return Ok(()),
+            _ => {}
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// What the machine says.
+fn pass_out(from_guest: &mut impl Read, port: &File) -> io::Result<()> {
+    let mut buffer = Buffer::new();
+    loop {
+        // A guest that breaks the protocol ends its own conversation.
+        let Ok(len @ 1..) = from_guest.read(&mut buffer.payload()[..MAX_PAYLOAD]) else {
+            return Ok(());
+        };
+        buffer.send(Kind::Stdout, len, port)?;
+    }
+}

@@ -1,0 +1,222 @@
+//! The command's end: a machine in a lab that is there already.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Child;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_guest::channel::{Hello, ToHost, VERSION};
+
+use super::super::{Recipe, background};
+use super::{ASK, END, KEEPER_COMMAND, connect_to, folder, is_socket, socket};
+use crate::lab;
+use crate::lab::channel::{self, Answer};
+use crate::lab::frame::{self, Kind};
+use crate::last_words::LastWords;
+use crate::{Ended, Error, Link, StopOnDrop, cannot};
+
+/// How often it is looked whether a keeper is there.
+const POLL: Duration = Duration::from_millis(20);
+/// How long a lab is asked to end that is used.
+const INSISTING: Duration = Duration::from_secs(1);
+/// How long a lab that is to end may take.
+const ENDING: Duration = Duration::from_secs(10);
+/// How long a lab that is just being started is waited for by who can't do without.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// The same by who can boot instead: some times what either takes on a host that has nothing else to do.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// A machine of this template in its lab, waiting for its request. `None` where there is no such lab, or no room in it; the
+/// first to ask starts one, which is there for those who come later.
+///
+/// # Errors
+///
+/// Where a thread or a pipe can't be made.
+pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>, Error> {
+    let Ok(stream) = connect_to(&socket(cache, key)) else {
+        if let Err(error) = background(KEEPER_COMMAND, recipe) {
+            log::debug!("cannot start a lab for the next run: {error}");
+        }
+        return Ok(None);
+    };
+    match begin(&stream, SHORT) {
+        Ok(()) => link(stream).map(Some),
+        Err(why) => {
+            log::debug!("no machine in the lab that is there: {why}");
+            Ok(None)
+        }
+    }
+}
+
+/// A machine of this template in its lab, which is started and waited for where it isn't there.
+///
+/// # Errors
+///
+/// Where there is none in the end.
+pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link, Error> {
+    let began = Instant::now();
+    loop {
+        let stream = reach(recipe, &socket(cache, key), began)?;
+        match begin(&stream, PATIENCE) {
+            Ok(()) => return link(stream),
+            // Its lab stood still, or is being ended. The next one may do better, as soon as this one is gone.
+            Err(Refused::Silently) if began.elapsed() < PATIENCE => thread::sleep(POLL),
+            Err(refused) => return Err(Error::NoTemplate(refused.to_string())),
+        }
+    }
+}
+
+/// Connects to the template's keeper, which is started where there is none. One that leaves the lab to another ends well; where
+/// that one was just about to end, a further one is started.
+fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, Error> {
+    let mut keeper: Option<Child> = None;
+    loop {
+        let error = match connect_to(socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        let ended = keeper.as_mut().map(Child::try_wait);
+        let failed = matches!(ended, Some(Ok(Some(status))) if !status.success());
+        if began.elapsed() > PATIENCE || failed {
+            return Err(cannot("reach the template's lab")(error));
+        }
+        if matches!(ended, None | Some(Ok(Some(_)))) {
+            let started = background(KEEPER_COMMAND, recipe);
+            keeper = Some(started.map_err(cannot("start a lab"))?);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// The keeper has ended, and said nothing.
+    #[error("its keeper has ended")]
+    Silently,
+    /// In words.
+    #[error("{0}")]
+    Because(String),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Refused::Because("its lab is still being started".into()),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Refused::Silently,
+            _ => Refused::Because(error.to_string()),
+        }
+    }
+}
+
+/// Waits until the keeper has a machine for us. It tells why its lab has no jail around it, where it hasn't.
+fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
+    stream.set_read_timeout(Some(patience))?;
+    frame::send(ASK, &[], stream)?;
+    let mut payload = Vec::new();
+    let kind = frame::receive(stream, &mut payload)?;
+    let why = String::from_utf8_lossy(&payload).into_owned();
+    match kind {
+        Some(Kind::Started) => {}
+        Some(Kind::Failed) => return Err(Refused::Because(why)),
+        _ => return Err(Refused::Silently),
+    }
+    if !why.is_empty() {
+        lab::set_unjailed(why);
+    }
+    Ok(stream.set_read_timeout(None)?)
+}
+
+/// The machine at the other end of the stream, which has said hello when it was saved.
+fn link(stream: UnixStream) -> Result<Link, Error> {
+    let pipe = || io::pipe().map_err(cannot("create a pipe"));
+    let ((input, to_guest), (from_guest, mut output)) = (pipe()?, pipe()?);
+    let mut hello = Vec::new();
+    ToHost::Hello(Hello {
+        version: VERSION,
+        rings: None,
+    })
+    .encode(&mut hello);
+    // An empty pipe has room for it.
+    output
+        .write_all(&hello)
+        .map_err(cannot("write to a pipe"))?;
+    let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
+    let (mut stderr, said) = LastWords::to(io::stderr(), true);
+    let serve = move || {
+        let input = Some(OwnedFd::from(input));
+        channel::serve(&stream, input, &mut output, &mut stderr)
+    };
+    let serving = thread::Builder::new()
+        .name("lab".into())
+        .spawn(serve)
+        .map_err(cannot("start a thread"))?;
+    let end = move || {
+        let (orderly, how) = match serving.join() {
+            Ok(Ok(Answer::Exit(0))) => (true, "the machine ended".to_owned()),
+            Ok(Ok(Answer::Exit(code))) => (false, said.why(code)),
+            Ok(Ok(Answer::Failed(why))) => (false, why),
+            _ => (false, "its lab ended".to_owned()),
+        };
+        said.pass_on();
+        Ok(Ended { orderly, how })
+    };
+    Ok(Link {
+        from_guest: Box::new(from_guest),
+        to_guest: Box::new(to_guest),
+        stop: StopOnDrop::boxed(move || {
+            // It fails where the keeper has hung up.
+            let _ = stopped.shutdown(std::net::Shutdown::Both);
+        }),
+        end: Box::new(end),
+    })
+}
+
+/// Ends all labs; says how many there were.
+///
+/// # Errors
+///
+/// Where the folder with their sockets can't be read.
+pub fn stop_all(cache: &Path) -> io::Result<usize> {
+    let entries = match fs::read_dir(folder(cache)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut stopped = 0;
+    for entry in entries {
+        let path = entry?.path();
+        if is_socket(&path) && stop(&path)? {
+            stopped += 1;
+        }
+    }
+    Ok(stopped)
+}
+
+/// Ends the lab of the template with this key, if there is one.
+pub(crate) fn stop_one(key: &str, cache: &Path) -> io::Result<bool> {
+    stop(&socket(cache, key))
+}
+
+/// Asks the keeper that listens there to end its lab, unless somebody uses it, and waits until it has. Whether it has.
+fn stop(socket: &Path) -> io::Result<bool> {
+    let began = Instant::now();
+    let mut asked = false;
+    while let Ok(stream) = connect_to(socket) {
+        // A command that has just ended still counts for a moment.
+        if began.elapsed() > INSISTING {
+            return Ok(false);
+        }
+        asked = true;
+        stream.set_read_timeout(Some(ENDING))?;
+        if frame::send(END, &[], &stream).is_ok() {
+            // It hangs up when it has ended, or at once where it doesn't.
+            let _ = io::copy(&mut &stream, &mut io::sink());
+        }
+        thread::sleep(POLL);
+    }
+    Ok(asked)
+}

@@ -1,0 +1,506 @@
+//! The keeper: a process that has a lab, and lets commands use it.
+
+use std::collections::VecDeque;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufReader, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::MemfdFlags;
+
+use super::super::{Error, Recipe, failed};
+use super::{
+    AGENT_COMMAND, ASK, END, FAILED, IDLE, Note, PORTS, READY, RECIPE, folder, listen, socket,
+};
+use crate::Error::NoTemplate;
+use crate::NO_TEMPLATE;
+use crate::lab::frame::{self, Kind};
+use crate::lab::{self, LabRequest, Root, Stop};
+use crate::output::Kept;
+use crate::printable::printable;
+
+/// Where the lab has the files.
+const KERNEL: &str = "/kernel";
+const INITRAMFS: &str = "/initramfs";
+/// How long a lab may take until its template is there: less than anybody waits for it, and long enough for an interpreter that
+/// imports much.
+const START: Duration = Duration::from_secs(140);
+/// How often it is looked whether the lab is still used.
+const LOOK: Duration = Duration::from_secs(1);
+/// The most characters that are passed on of why there is no template.
+const MESSAGE_MAX: usize = 500;
+/// How long a command waits for a machine where all are in use: a fraction of what one takes to boot.
+const QUEUE: Duration = Duration::from_millis(200);
+/// How long a machine may take to end when its command has gone.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// Keeps a lab for the template until nobody has used it for a while. Does nothing where somebody else keeps one.
+///
+/// # Errors
+///
+/// Where the lab can't be started, or its machine can't be made.
+pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
+    let key = recipe.key()?;
+    let path = socket(cache, &key);
+    let mut private = DirBuilder::new();
+    private
+        .recursive(true)
+        .mode(0o700)
+        .create(folder(cache))
+        .map_err(failed("create", &folder(cache)))?;
+    let Some(_alone) = lock(&path)? else {
+        return Ok(());
+    };
+    // Of one that was killed.
+    let _ = fs::remove_file(&path);
+    let listener = listen(&path).map_err(failed("listen at", &path))?;
+    let _noted = write_note(&path, recipe)?;
+    let _removed = RemoveOnDrop(path);
+    let keeper = Arc::new(Keeper::new(IDLE));
+    let accepting = keeper.clone();
+    thread::spawn(move || accepting.accept(&listener));
+    let watching = keeper.clone();
+    thread::spawn(move || watching.watch());
+    let ended = run_lab(recipe, &keeper);
+    if keeper.state().still {
+        // Those who wait are hung up on, and may start another keeper.
+        let why = format!("its lab was not ready within {START:?}");
+        return Err(NoTemplate(why).into());
+    }
+    let failed = keeper.change(|state| match (&state.stage, ended) {
+        (Stage::Starting, Err(why)) => {
+            // Those who ask now are told at once that they have to do without.
+            state.stage = Stage::Failed(why);
+            true
+        }
+        // One that was there can be made again.
+        _ => {
+            state.stage = Stage::Leaving;
+            false
+        }
+    });
+    if failed {
+        keeper.stay(FAILED);
+    }
+    Ok(())
+}
+
+/// The recipe as the lab has it, in memory.
+fn record(recipe: &Recipe) -> Result<File, Error> {
+    let mut inside = recipe.clone();
+    inside.machine.kernel = KERNEL.into();
+    inside.machine.initramfs = INITRAMFS.into();
+    inside.machine.console = false;
+    let memory = rustix::fs::memfd_create("recipe", MemfdFlags::CLOEXEC).map_err(io::Error::from);
+    memory
+        .map(File::from)
+        .and_then(|mut file| {
+            serde_json::to_writer(&mut file, &inside)?;
+            Ok(file)
+        })
+        .map_err(failed("write", Path::new("memory")))
+}
+
+/// A lab with the template's files and the ports' other ends.
+fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixStream>), Error> {
+    let mut request = LabRequest::new(Root::Private, ["/minivm", AGENT_COMMAND]);
+    request.files = vec![
+        (recipe.machine.kernel.clone(), KERNEL.into()),
+        (recipe.machine.initramfs.clone(), INITRAMFS.into()),
+        (
+            format!("/proc/self/fd/{}", record.as_raw_fd()).into(),
+            RECIPE.into(),
+        ),
+    ];
+    // The template itself, and a machine a port.
+    let machines = recipe.machine.memory * (1 + PORTS as u64);
+    if available_memory().is_some_and(|available| machines > available / 2) {
+        return Err(NoTemplate("this host has too little memory to keep a lab".into()).into());
+    }
+    request.make_room(machines).map_err(crate::Error::from)?;
+    request.stdin = lab::Input::Null;
+    let mut ports = VecDeque::new();
+    for _ in 0..PORTS {
+        let (ours, theirs) = UnixStream::pair().map_err(failed("create", Path::new("a socket")))?;
+        request.ports.push(OwnedFd::from(theirs));
+        ports.push_back(ours);
+    }
+    Ok((request, ports))
+}
+
+/// Runs a lab to its end.
+fn run_lab(recipe: &Recipe, keeper: &Arc<Keeper>) -> Result<(), String> {
+    let told = |error: Error| error.to_string();
+    let record = record(recipe).map_err(told)?;
+    let (mut request, ports) = request(recipe, &record).map_err(told)?;
+    keeper.change(|state| state.free = ports);
+    let messages = Kept::default();
+    request.stop = keeper.stop.clone();
+    request.stdout = lab::Output::To(Box::new(Announcement(keeper.clone())));
+    request.stderr = lab::Output::To(Box::new(messages.clone()));
+    match request.run() {
+        Ok(finished) if finished.code == 0 => Ok(()),
+        Ok(_) => {
+            let text = messages.text();
+            let why = text.trim().trim_start_matches("minivm: ");
+            let why = why.trim_start_matches(NO_TEMPLATE);
+            Err(printable(why, MESSAGE_MAX))
+        }
+        Err(lab::Error::Stopped) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+struct Keeper {
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: Stop,
+    /// How long the lab stays that nobody uses.
+    idle: Duration,
+}
+
+struct State {
+    stage: Stage,
+    /// Ports that nobody uses; that which has waited longest first, for it has had time to make a machine.
+    free: VecDeque<UnixStream>,
+    sessions: usize,
+    /// When somebody last used it.
+    used: Instant,
+    /// Whether it never came to be ready.
+    still: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Stage {
+    Starting,
+    Ready,
+    /// There can be none, for this reason.
+    Failed(String),
+    /// It is being ended, or has been. No session begins any more; another keeper may have a lab again.
+    Leaving,
+}
+
+/// Why a command gets no machine.
+#[derive(Debug, PartialEq)]
+enum NoMachine {
+    /// For this reason.
+    Because(String),
+    /// This lab is being ended. The command is hung up on, and may boot or start another lab.
+    Leaving,
+}
+
+/// The agent's stdout: a word, when it is ready.
+struct Announcement(Arc<Keeper>);
+
+impl Write for Announcement {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes == READY.as_bytes() {
+            self.0.change(State::is_ready);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl State {
+    fn is_idle(&self, limit: Duration) -> bool {
+        self.stage == Stage::Ready && self.used.elapsed() > limit
+    }
+
+    /// One that is being ended already is of no use any more.
+    fn is_ready(&mut self) {
+        if self.stage == Stage::Starting {
+            self.stage = Stage::Ready;
+            self.used = Instant::now();
+        }
+    }
+}
+
+impl Keeper {
+    fn new(idle: Duration) -> Keeper {
+        Keeper {
+            state: Mutex::new(State {
+                stage: Stage::Starting,
+                free: VecDeque::new(),
+                sessions: 0,
+                used: Instant::now(),
+                still: false,
+            }),
+            changed: Condvar::new(),
+            stop: Stop::default(),
+            idle,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.state());
+        self.changed.notify_all();
+        changed
+    }
+
+    fn accept(self: Arc<Self>, listener: &UnixListener) {
+        for stream in listener.incoming().flatten() {
+            let keeper = self.clone();
+            // Where there is no thread for it, it is hung up on.
+            let _ = thread::Builder::new().spawn(move || keeper.serve(&stream));
+        }
+    }
+
+    /// Ends the lab when nobody uses it, or where it isn't ready in time.
+    fn watch(&self) {
+        let began = Instant::now();
+        loop {
+            thread::sleep(LOOK);
+            self.end_if(|state| {
+                state.still = state.stage == Stage::Starting && began.elapsed() > START;
+                state.still || state.is_idle(self.idle)
+            });
+        }
+    }
+
+    /// Ends the lab if that is wanted and nobody uses it; tells whether it is being ended. That is decided and settled in one
+    /// go: a command has its machine before, or gets none.
+    fn end_if(&self, wanted: impl FnOnce(&mut State) -> bool) -> bool {
+        let ending = self.change(|state| {
+            let ending = state.sessions == 0 && wanted(state);
+            if ending {
+                state.stage = Stage::Leaving;
+            }
+            ending
+        });
+        if ending {
+            self.stop.stop();
+        }
+        ending
+    }
+
+    /// Waits until this connection ends, which it does with this process.
+    fn stay_connected() -> ! {
+        loop {
+            thread::park();
+        }
+    }
+
+    /// Answers those who ask, for so long or until it is to leave.
+    fn stay(&self, limit: Duration) {
+        let staying = |state: &mut State| state.stage != Stage::Leaving;
+        drop(
+            self.changed
+                .wait_timeout_while(self.state(), limit, staying),
+        );
+    }
+
+    /// Serves a command, or tells it why not. Who doesn't know how to ask gets nothing.
+    fn serve(&self, client: &UnixStream) {
+        match frame::receive(client, &mut Vec::new()) {
+            Ok(Some(ASK)) => {}
+            Ok(Some(END)) if self.end_if(|_| true) => Keeper::stay_connected(),
+            _ => return,
+        }
+        let port = match self.take() {
+            Ok(port) => port,
+            Err(NoMachine::Because(why)) => {
+                let _ = frame::send(Kind::Failed, why.as_bytes(), client);
+                return;
+            }
+            Err(NoMachine::Leaving) => return,
+        };
+        let clean = self.session(client, &port);
+        self.change(|state| {
+            state.sessions -= 1;
+            state.used = Instant::now();
+            if clean {
+                state.free.push_back(port);
+            }
+        });
+    }
+
+    /// A port, when the lab is there and one is free.
+    fn take(&self) -> Result<UnixStream, NoMachine> {
+        let starting = |state: &mut State| state.stage == Stage::Starting;
+        let state = self.changed.wait_while(self.state(), starting);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        // Many runs are short, and one that has just ended gives its machine back a moment later.
+        let none = |state: &mut State| state.stage == Stage::Ready && state.free.is_empty();
+        let waited = self.changed.wait_timeout_while(state, QUEUE, none);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match &state.stage {
+            Stage::Starting | Stage::Ready => {}
+            Stage::Failed(why) => return Err(NoMachine::Because(why.clone())),
+            Stage::Leaving => return Err(NoMachine::Leaving),
+        }
+        let Some(port) = state.free.pop_front() else {
+            let why = "all its machines are in use";
+            return Err(NoMachine::Because(why.to_owned()));
+        };
+        state.sessions += 1;
+        Ok(port)
+    }
+
+    /// Passes frames on between a command and its machine. Whether the port can be used again.
+    fn session(&self, client: &UnixStream, port: &UnixStream) -> bool {
+        let unjailed = lab::unjailed().unwrap_or_default();
+        if frame::send(Kind::Started, unjailed.as_bytes(), client).is_err() {
+            // It was not begun.
+            return true;
+        }
+        thread::scope(|scope| {
+            let (over, ended) = mpsc::channel();
+            let input = scope.spawn(move || self.pass_in(client, port, &ended));
+            let ended = pass_out(port, client);
+            let _ = over.send(());
+            // Whoever still waits for the command's input waits in vain.
+            let _ = client.shutdown(Shutdown::Both);
+            let hung_up = input.join().unwrap_or(false);
+            ended && hung_up
+        })
+    }
+
+    /// What the command says, until it hangs up. Whether the machine has heard all of it.
+    fn pass_in(&self, client: &UnixStream, port: &UnixStream, ended: &Receiver<()>) -> bool {
+        let mut from = BufReader::with_capacity(2 * frame::MAX_PAYLOAD, client);
+        let mut payload = Vec::new();
+        while let Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) =
+            frame::receive(&mut from, &mut payload)
+        {
+            if frame::send(kind, &payload, port).is_err() {
+                return false;
+            }
+        }
+        let told = frame::send(Kind::Hangup, &[], port).is_ok();
+        if ended.recv_timeout(ENDING) == Err(RecvTimeoutError::Timeout) {
+            // Nobody gets this port any more.
+            let _ = port.shutdown(Shutdown::Both);
+        }
+        told
+    }
+}
+
+/// What the machine says, until it has ended. Whether it has.
+fn pass_out(port: &UnixStream, client: &UnixStream) -> bool {
+    let mut payload = Vec::new();
+    let mut listening = true;
+    loop {
+        let Ok(Some(kind)) = frame::receive(port, &mut payload) else {
+            return false;
+        };
+        // A command that has gone hears nothing; its machine is told, and its last words are waited for.
+        listening = listening && frame::send(kind, &payload, client).is_ok();
+        if kind == Kind::Exit {
+            return true;
+        }
+    }
+}
+
+/// How many bytes programs can have before something has to be swapped out (proc(5), "/proc/meminfo").
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// The lock of whoever keeps this lab; `None` where that is somebody else.
+fn lock(socket: &Path) -> Result<Option<File>, Error> {
+    let path = socket.with_extension("lock");
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(0o600);
+    let file = options.open(&path).map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        Ok(()) => Ok(Some(file)),
+    }
+}
+
+/// Tells others what is kept here.
+fn write_note(socket: &Path, recipe: &Recipe) -> Result<RemoveOnDrop, Error> {
+    let path = Note::path(socket);
+    let note = Note {
+        process: std::process::id(),
+        recipe: recipe.clone(),
+    };
+    let text = serde_json::to_vec(&note).expect("plain data can be written");
+    fs::write(&path, text).map_err(failed("write", &path))?;
+    Ok(RemoveOnDrop(path))
+}
+
+struct RemoveOnDrop(PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that is ready, with a machine whose other end is returned.
+    fn ready() -> (Keeper, UnixStream) {
+        let keeper = Keeper::new(Duration::ZERO);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        keeper.change(|state| {
+            state.free.push_back(ours);
+            state.is_ready();
+        });
+        (keeper, theirs)
+    }
+
+    #[test]
+    fn a_lab_that_is_being_ended_hands_out_no_machine() {
+        let (keeper, _machine) = ready();
+        assert!(keeper.end_if(|_| true));
+        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+        // Nor does one that has its template only then.
+        let keeper = Keeper::new(Duration::ZERO);
+        assert!(keeper.end_if(|_| true));
+        keeper.change(State::is_ready);
+        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+    }
+
+    #[test]
+    fn a_lab_that_is_used_is_not_ended() {
+        let (keeper, _machine) = ready();
+        let _port = keeper.take().unwrap();
+        assert!(!keeper.end_if(|_| true));
+        assert_eq!(keeper.state().stage, Stage::Ready);
+    }
+
+    #[test]
+    fn a_lab_is_ended_or_used_and_never_both() {
+        for _ in 0..1000 {
+            let (keeper, _machine) = ready();
+            let (taken, ended) = thread::scope(|scope| {
+                let taking = scope.spawn(|| keeper.take().is_ok());
+                let idle = |state: &mut State| state.is_idle(Duration::ZERO);
+                let ended = keeper.end_if(idle) || keeper.end_if(|_| true);
+                (taking.join().unwrap(), ended)
+            });
+            assert_ne!(taken, ended);
+        }
+    }
+
+    #[test]
+    fn a_lab_that_is_still_starting_is_not_idle() {
+        let keeper = Keeper::new(Duration::ZERO);
+        assert!(!keeper.end_if(|state| state.is_idle(Duration::ZERO)));
+    }
+}

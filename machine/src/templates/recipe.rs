@@ -1,0 +1,204 @@
+//! What a template is made from.
+
+use std::arch::x86_64::__cpuid_count;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use minivm_guest::channel::{Interpreter, Preparation, Request};
+use minivm_image::Config;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, failed};
+use crate::images::key_of;
+use crate::session::now;
+use crate::template::{Rings, Saved};
+use crate::{Machine, PYTHON};
+
+/// Hexadecimal digits of a key.
+const KEY_LEN: usize = 32;
+/// The leaves of CPUID that tell processors apart: the vendor, the model and its features. What differs from one processor of
+/// a host to the next, and what software sets, is masked out.
+const LEAVES: [(u32, [u32; 4]); 5] = [
+    (0, [!0; 4]),
+    // EBX has the APIC's number, and bit 27 of ECX is the kernel's.
+    (1, [!0, 0, !(1 << 27), !0]),
+    (7, [!0, !0, !0, !0]),
+    (0x8000_0001, [!0; 4]),
+    (0x8000_0008, [!0, !0, 0, 0]),
+];
+
+/// What a template is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The image, as the user calls it.
+    pub image: String,
+    /// The machine: its kernel, the image's archive, memory, vCPUs.
+    pub machine: Machine,
+    /// How the image is to be run.
+    pub config: Config,
+    /// Python code that its Python has run, if it has started one. No code is code too.
+    pub warm: Option<String>,
+}
+
+impl Recipe {
+    /// The same wherever it is read: the kernel is looked for from another folder.
+    pub(super) fn settled(mut self) -> Result<Recipe, Error> {
+        let kernel = &mut self.machine.kernel;
+        *kernel = kernel.canonicalize().map_err(failed("find", kernel))?;
+        Ok(self)
+    }
+
+    /// A name for everything that decides what the template is: the image's archive, with the init in it, the kernel, memory
+    /// and vCPUs, this host's processor, and this program.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel or this program can't be looked at.
+    pub fn key(&self) -> Result<String, Error> {
+        let machine = &self.machine;
+        let kernel = identity(&machine.kernel)?;
+        let program = identity(Path::new("/proc/self/exe"))?;
+        let warm = serde_json::to_vec(&self.interpreter()).expect("plain data can be written");
+        Ok(key_of(&[
+            // Its name has the image's identity, and that of the init in it.
+            machine.initramfs.as_os_str().as_encoded_bytes(),
+            machine.kernel.as_os_str().as_encoded_bytes(),
+            &kernel,
+            &program,
+            &machine.memory.to_le_bytes(),
+            &[machine.cpus, u8::from(machine.rings)],
+            &warm,
+            &processor(),
+        ]))
+    }
+
+    /// Boots the machine on this host's KVM up to where it waits for a request, and saves it in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::save_prepared`].
+    pub fn save(&self, folder: &Path) -> Result<Rings, crate::Error> {
+        let preparation = Preparation {
+            now: now(),
+            interpreter: self.interpreter(),
+        };
+        let rings = self.machine.save_prepared(preparation, folder)?;
+        let rehearsed = Saved::open(folder, rings)
+            .map_err(crate::Error::Monitor)
+            .and_then(|saved| saved.rehearse(self.rehearsal(), folder));
+        if let Err(error) = rehearsed {
+            log::debug!("the template is slower than it could be: {error}");
+        }
+        Ok(rings)
+    }
+
+    /// Something to run that does what all requests have to do.
+    fn rehearsal(&self) -> Request {
+        match self.interpreter() {
+            Some(Interpreter { mut request, .. }) => {
+                request
+                    .argv
+                    .extend(["-u", "-c", "print(2+2)"].map(Into::into));
+                request
+            }
+            // No program: what is run is not known.
+            None => Request {
+                argv: vec!["/".into()],
+                hostname: "minivm".into(),
+                ..Request::default()
+            },
+        }
+    }
+
+    /// The image's Python as its own user, in its own environment.
+    fn interpreter(&self) -> Option<Interpreter> {
+        let bytes = |text: &String| text.clone().into_bytes();
+        let config = &self.config;
+        let request = Request {
+            argv: vec![PYTHON.into()],
+            env: config.env.iter().map(bytes).collect(),
+            cwd: bytes(&config.working_dir),
+            user: config.user.clone(),
+            hostname: "minivm".into(),
+            ..Request::default()
+        };
+        let code = self.warm.clone()?;
+        Some(Interpreter { request, code })
+    }
+}
+
+/// Whether a name is a key.
+pub(super) fn is_key(name: &str) -> bool {
+    name.len() == KEY_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// What changes when a file is another one, or is written to.
+fn identity(path: &Path) -> Result<Vec<u8>, Error> {
+    let metadata: Metadata = path.metadata().map_err(failed("read", path))?;
+    let numbers = [
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        metadata.mtime().cast_unsigned(),
+        metadata.mtime_nsec().cast_unsigned(),
+    ];
+    Ok(numbers.iter().flat_map(|n| n.to_le_bytes()).collect())
+}
+
+/// This host's processor.
+fn processor() -> Vec<u8> {
+    let leaves = LEAVES.iter().flat_map(|(leaf, mask)| {
+        let found = __cpuid_count(*leaf, 0);
+        let registers = [found.eax, found.ebx, found.ecx, found.edx];
+        let masked: Vec<_> = registers.iter().zip(mask).map(|(r, m)| r & m).collect();
+        masked
+    });
+    leaves.flat_map(|register| register.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(folder: &Path) -> Recipe {
+        let kernel = folder.join("vmlinux");
+        std::fs::write(&kernel, "kernel").unwrap();
+        Recipe {
+            image: "image".into(),
+            machine: Machine {
+                kernel,
+                initramfs: "/a/b.cpio".into(),
+                memory: 1 << 28,
+                cpus: 1,
+                rings: true,
+                console: false,
+            },
+            config: Config::default(),
+            warm: None,
+        }
+    }
+
+    #[test]
+    fn whatever_makes_another_machine_makes_another_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = recipe(folder.path());
+        let key = first.key().unwrap();
+        assert!(is_key(&key));
+        assert_eq!(first.key().unwrap(), key);
+        type Change = fn(&mut Recipe);
+        let changes: [Change; 4] = [
+            |recipe| recipe.machine.memory += 1 << 20,
+            |recipe| recipe.machine.cpus += 1,
+            |recipe| recipe.machine.initramfs = "/a/c.cpio".into(),
+            |recipe| recipe.warm = Some(String::new()),
+        ];
+        for change in changes {
+            let mut other = first.clone();
+            change(&mut other);
+            assert_ne!(other.key().unwrap(), key);
+        }
+        std::fs::write(&first.machine.kernel, "another").unwrap();
+        assert_ne!(first.key().unwrap(), key, "the kernel was written to");
+    }
+}

@@ -1,0 +1,510 @@
+//! A guest owns its memory and its UART, and so its end of the channel. Whatever it does with them, the session ends with an
+//! answer, in time.
+//!
+//! The guests are machine code on the host's own KVM, with their rings laid out by their ELF file.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use minivm_guest::channel::ring::{
+    DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
+};
+use minivm_guest::channel::{
+    Exit, Hello, MAGIC, Request, STDIN_WINDOW, Status, Times, ToHost, VERSION,
+};
+use minivm_machine::session::{End, Event, TERM};
+use minivm_machine::{Error, Link, Machine, Place, Session};
+use minivm_tests::image::{Elf, Segment};
+use minivm_tests::output::Shared;
+use minivm_tests::patience::PATIENCE;
+
+/// The limit of the guests that never come to the point.
+const SOON: Duration = Duration::from_millis(500);
+/// The guests' memory.
+const MEMORY: u64 = 64 << 20;
+
+/// Where the guests have what they say on COM2, the ring directory, and the pages.
+const WORDS: u64 = 2 << 20;
+const DIRECTORY: u64 = 4 << 20;
+const PAGES: u64 = 6 << 20;
+
+/// `jmp $`.
+const LOOP: [u8; 2] = [0xeb, 0xfe];
+/// `rep outsb`, with RSI, RCX and DX set: writes RCX bytes from RSI on to the port.
+const REP_OUTSB: [u8; 2] = [0xf3, 0x6e];
+
+/// Writes `len` bytes of what is at WORDS to COM2.
+fn say(len: usize) -> Vec<u8> {
+    let mut code = vec![0xbe]; // mov esi, WORDS
+    code.extend(u32::try_from(WORDS).unwrap().to_le_bytes());
+    code.push(0xb9); // mov ecx, len
+    code.extend(u32::try_from(len).unwrap().to_le_bytes());
+    code.extend([0x66, 0xba, 0xf8, 0x02]); // mov dx, COM2
+    code.extend(REP_OUTSB);
+    code
+}
+
+/// The same for ever: `jmp` back to its start.
+fn say_for_ever(len: usize) -> Vec<u8> {
+    let mut code = say(len);
+    let back = i8::try_from(code.len() + 2).unwrap();
+    code.extend([0xeb, (-back).cast_unsigned()]);
+    code
+}
+
+/// `inc dword [address]; jmp` back to it.
+fn count_for_ever(address: u64) -> Vec<u8> {
+    let mut code = vec![0xff, 0x04, 0x25];
+    code.extend(u32::try_from(address).unwrap().to_le_bytes());
+    code.extend([0xeb, 0xf7]);
+    code
+}
+
+/// Takes all that is in the ring to it and rings the bell, for ever.
+fn take_for_ever() -> Vec<u8> {
+    let word = |word: Word| DIRECTORY + word.offset(Direction::ToGuest) as u64;
+    let address = |address: u64| u32::try_from(address).unwrap().to_le_bytes();
+    [
+        &[0x8b, 0x04, 0x25][..], // mov eax, [produced]
+        &address(word(Word::Produced)),
+        &[0x89, 0x04, 0x25], // mov [consumed], eax
+        &address(word(Word::Consumed)),
+        &[0x66, 0xba, 0xf8, 0x02], // mov dx, COM2
+        &[0xee],                   // out dx, al
+        &[0xeb, 0xeb],             // jmp back to the start
+    ]
+    .concat()
+}
+
+/// What is laid out for a guest.
+struct Guest {
+    hello: Vec<u8>,
+    pages: u32,
+    directory: Vec<u8>,
+    ring: Vec<u8>,
+    /// What it does after its hello.
+    code: Vec<u8>,
+    /// What it may take until it has started a command.
+    boot_limit: Duration,
+    timeout: Duration,
+}
+
+impl Guest {
+    /// One with rings of one page each, in which these messages are.
+    fn new(messages: &[ToHost]) -> Self {
+        let mut ring = Vec::new();
+        messages
+            .iter()
+            .for_each(|message| message.encode(&mut ring));
+        assert!(ring.len() <= PAGE);
+        let mut guest = Guest {
+            hello: hello(Some(DIRECTORY)),
+            pages: 1,
+            directory: vec![0; PAGE],
+            code: LOOP.to_vec(),
+            boot_limit: PATIENCE,
+            timeout: PATIENCE,
+            ring,
+        };
+        guest.put(0, &DIRECTORY_MAGIC);
+        guest.put(DIRECTORY_PAGES, &1_u32.to_le_bytes());
+        guest.put(DIRECTORY_ADDRESSES, &PAGES.to_le_bytes());
+        guest.put(
+            DIRECTORY_ADDRESSES + 8,
+            &(PAGES + PAGE as u64).to_le_bytes(),
+        );
+        let produced = u32::try_from(guest.ring.len()).unwrap();
+        guest.word(Direction::ToHost, Word::Produced, produced);
+        guest
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.directory[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn word(&mut self, direction: Direction, word: Word, value: u32) {
+        self.put(word.offset(direction), &value.to_le_bytes());
+    }
+
+    /// Rings of so many pages, which are all at the same place.
+    fn pages(&mut self, pages: u32) {
+        self.pages = pages;
+        self.put(DIRECTORY_PAGES, &pages.to_le_bytes());
+        let room = (PAGE - DIRECTORY_ADDRESSES) / 8;
+        for index in 0..room.min(2 * pages as usize) {
+            self.put(DIRECTORY_ADDRESSES + 8 * index, &PAGES.to_le_bytes());
+        }
+    }
+
+    fn kernel(&self) -> Vec<u8> {
+        let mut elf = Elf::of_code(&[&say(self.hello.len()), &self.code]);
+        for (address, bytes) in [
+            (WORDS, &self.hello),
+            (DIRECTORY, &self.directory),
+            (PAGES, &self.ring),
+        ] {
+            if !bytes.is_empty() {
+                elf.segments.push(Segment::new(address, bytes));
+            }
+        }
+        elf.bytes()
+    }
+
+    /// Runs a session with it: how it ended, and what was on its stdout.
+    fn session(&self) -> (Result<End, Error>, Vec<u8>) {
+        run(&self.kernel(), self.boot_limit, self.timeout)
+    }
+
+    fn told(&self) -> String {
+        told(self.session().0)
+    }
+}
+
+fn hello(rings: Option<u64>) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    let version = VERSION;
+    ToHost::Hello(Hello { version, rings }).encode(&mut bytes);
+    bytes
+}
+
+fn exit(code: u8) -> ToHost<'static> {
+    ToHost::Exit(Exit {
+        status: Status::Code(code),
+        out_of_memory: false,
+        user_time: 0,
+        system_time: 0,
+        peak_memory: 0,
+        times: Times::default(),
+    })
+}
+
+/// The error with its causes, as a user sees it.
+fn told(result: Result<End, Error>) -> String {
+    let error: anyhow::Error = result.expect_err("it is refused").into();
+    format!("{error:#}")
+}
+
+/// A file of the tests' own.
+fn file(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// A machine whose kernel's file has these bytes.
+fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> Machine {
+    Machine {
+        kernel: file(folder, "kernel", kernel),
+        initramfs: file(folder, "initramfs", b"none"),
+        memory: MEMORY,
+        cpus: 1,
+        rings: true,
+        console: false,
+    }
+}
+
+/// Runs a session with a kernel's file of these bytes, on a thread of its own, so that one that hangs fails the test.
+fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, Error>, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, kernel);
+    let stdout = Shared::default();
+    let (_happen, events) = channel();
+    // More input than any ring holds.
+    let stdin = std::fs::File::open("/dev/zero").unwrap();
+    let session = Session {
+        stdin: Some(stdin.into()),
+        stdout: Box::new(stdout.clone()),
+        boot_limit,
+        timeout: Some(timeout),
+        events,
+        ..Session::new(Request {
+            argv: vec![vec![b'x'; 100_000]],
+            ..Request::default()
+        })
+    };
+    let (report, reported) = channel();
+    std::thread::spawn(move || {
+        let link = machine.start(&Place::Here).unwrap();
+        report.send(session.run(link)).unwrap();
+    });
+    let result = reported
+        .recv_timeout(PATIENCE)
+        .expect("the session ends, and does not panic");
+    let stdout = stdout.0.lock().unwrap().clone();
+    (result.map(|report| report.end), stdout)
+}
+
+#[test]
+fn a_good_guest_is_understood() {
+    let guest = Guest::new(&[
+        ToHost::Started,
+        ToHost::Room(STDIN_WINDOW),
+        ToHost::Stdout(b"4\n"),
+        exit(3),
+    ]);
+    let (result, stdout) = guest.session();
+    let Ok(End::Exited(exit)) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!((exit.status, &stdout[..]), (Status::Code(3), &b"4\n"[..]));
+}
+
+/// An output that takes nothing until the other end of this is gone.
+struct Blocked(Receiver<()>);
+
+impl Write for Blocked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn input_goes_on_while_nobody_takes_the_output() {
+    let mut guest = Guest::new(&[
+        ToHost::Started,
+        ToHost::Room(STDIN_WINDOW),
+        ToHost::Stdout(b"x"),
+    ]);
+    guest.code = take_for_ever();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, &guest.kernel());
+    let (stdin, mut input) = io::pipe().unwrap();
+    let (unblock, blocked) = channel();
+    let (happen, events) = channel();
+    let session = Session {
+        request: Request::default(),
+        stdin: Some(stdin.into()),
+        stdout: Box::new(Blocked(blocked)),
+        stderr: Box::new(io::sink()),
+        boot_limit: PATIENCE,
+        timeout: None,
+        max_output: None,
+        copy_in: Vec::new(),
+        copy_out: Vec::new(),
+        max_copy_out: 0,
+        copy_out_grace: None,
+        stop_signal: TERM,
+        events,
+        overdue: None,
+    };
+    let (report, reported) = channel();
+    std::thread::spawn(move || {
+        let link = machine.start(&Place::Here).unwrap();
+        report.send(session.run(link)).unwrap();
+    });
+    let (took, taken) = channel();
+    std::thread::spawn(move || {
+        // Far more than the pipe, a message and the ring hold, and less than the window.
+        let _ = took.send(input.write_all(&[7; 220 << 10]));
+    });
+    taken.recv_timeout(PATIENCE).expect("it is taken").unwrap();
+    happen.send(Event::Stop(2)).unwrap();
+    drop(unblock);
+    let report = reported.recv_timeout(PATIENCE).expect("it ends").unwrap();
+    assert_eq!(report.end, End::Stopped(2));
+}
+
+#[test]
+fn a_machine_whose_link_is_dropped_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine(&folder, &Elf::of_code(&[&LOOP]).bytes());
+    let Link { stop, end, .. } = machine.start(&Place::Here).unwrap();
+    drop(stop);
+    let (sender, ended) = channel();
+    std::thread::spawn(move || sender.send(end().unwrap().orderly).unwrap());
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(true));
+}
+
+#[test]
+fn rings_that_are_not_in_memory_are_refused() {
+    let page = PAGE as u64;
+    for directory in [
+        MEMORY,
+        MEMORY - page + 1,
+        0xfee0_0000,
+        u64::MAX,
+        u64::MAX - page + 1,
+        1 << 40,
+        4,
+        DIRECTORY + 4,
+    ] {
+        let mut guest = Guest::new(&[]);
+        guest.hello = hello(Some(directory));
+        let told = guest.told();
+        let said = "the guest broke the protocol: the guest's rings are not in its memory";
+        assert!(told.starts_with(said), "{directory:#x}: {told}");
+    }
+    for address in [MEMORY, u64::MAX, PAGES + 8, !0xfff] {
+        for place in [DIRECTORY_ADDRESSES, DIRECTORY_ADDRESSES + 8] {
+            let mut guest = Guest::new(&[]);
+            guest.put(place, &address.to_le_bytes());
+            let told = guest.told();
+            assert!(
+                told.contains("the guest's rings are not in its memory"),
+                "{address:#x}: {told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_is_none_is_refused() {
+    let mut guest = Guest::new(&[]);
+    guest.put(0, b"RINGS v1");
+    assert!(
+        guest
+            .told()
+            .contains("the guest's ring directory is not one")
+    );
+    for pages in [0, 3, 127, 129, 256, u32::MAX, 1 << 31] {
+        let mut guest = Guest::new(&[]);
+        guest.pages(pages);
+        let told = guest.told();
+        assert!(
+            told.contains(&format!("the guest's rings have {pages} pages each")),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn positions_that_lie_are_found_out() {
+    for (direction, word, value) in [
+        (
+            Direction::ToHost,
+            Word::Produced,
+            u32::try_from(PAGE).unwrap() + 1,
+        ),
+        (Direction::ToHost, Word::Produced, u32::MAX),
+        (Direction::ToHost, Word::Consumed, 1 << 31),
+    ] {
+        let mut guest = Guest::new(&[]);
+        guest.word(direction, word, value);
+        let told = guest.told();
+        assert!(
+            told.contains("the ring in guest memory is corrupt"),
+            "{value:#x}: {told}"
+        );
+    }
+    // Nothing can be sent to this one; its limit ends it.
+    let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
+    guest.word(Direction::ToGuest, Word::Consumed, 1 << 31);
+    guest.timeout = SOON;
+    assert_eq!(guest.session().0.unwrap(), End::TimedOut);
+}
+
+#[test]
+fn a_position_that_runs_away_is_found_out() {
+    let mut guest = Guest::new(&[ToHost::Started]);
+    guest.code = count_for_ever(DIRECTORY + Word::Produced.offset(Direction::ToHost) as u64);
+    let told = guest.told();
+    assert!(told.starts_with("the guest broke the protocol: "), "{told}");
+}
+
+#[test]
+fn rings_of_one_page_for_all_do_no_harm() {
+    for pages in [1, 2, 128] {
+        let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
+        guest.pages(pages);
+        (guest.boot_limit, guest.timeout) = (SOON, SOON);
+        // What the host sends overwrites what it reads: whatever that is, it ends.
+        let _ = guest.session();
+        // The directory as a page of the rings: what the host sends overwrites the positions.
+        guest.put(
+            DIRECTORY_ADDRESSES + 8 * pages as usize,
+            &DIRECTORY.to_le_bytes(),
+        );
+        let _ = guest.session();
+    }
+}
+
+#[test]
+fn bells_without_end_are_no_messages() {
+    // The bells are the hello's own bytes, again and again.
+    let mut guest = Guest::new(&[]);
+    guest.code = say_for_ever(guest.hello.len());
+    guest.boot_limit = SOON;
+    assert!(matches!(guest.session().0, Err(Error::NoInit(SOON))));
+    let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
+    guest.code = say_for_ever(guest.hello.len());
+    guest.timeout = SOON;
+    assert_eq!(guest.session().0.unwrap(), End::TimedOut);
+    // Nobody listens to these, for the ring is broken: the machine ends all the same.
+    let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
+    guest.ring.extend([0xff; 5]);
+    guest.word(
+        Direction::ToHost,
+        Word::Produced,
+        u32::try_from(guest.ring.len()).unwrap(),
+    );
+    guest.code = say_for_ever(guest.hello.len());
+    assert!(
+        guest
+            .told()
+            .contains("a frame of 4294967295 bytes was announced")
+    );
+    guest.word(Direction::ToHost, Word::Produced, u32::MAX);
+    assert!(guest.told().contains("the ring in guest memory is corrupt"));
+}
+
+#[test]
+fn a_guest_that_says_nothing_has_a_limit() {
+    assert!(matches!(
+        run(&Elf::of_code(&[&LOOP]).bytes(), SOON, PATIENCE).0,
+        Err(Error::NoInit(SOON))
+    ));
+    // A part of the hello only.
+    let mut guest = Guest::new(&[]);
+    guest.hello.truncate(MAGIC.len() + 3);
+    guest.boot_limit = SOON;
+    assert!(matches!(guest.session().0, Err(Error::NoInit(SOON))));
+}
+
+#[test]
+fn noise_without_end_is_refused() {
+    for (hello, said) in [
+        (
+            b"no message at all".repeat(5000),
+            "the guest writes to COM2 what is no message",
+        ),
+        (
+            [&MAGIC[..], &[0xff; 5]].concat(),
+            "a frame of 4294967295 bytes was announced",
+        ),
+        (
+            [&MAGIC[..], &[0, 0, 15, 0, 0x81], &[0; 500]].concat(),
+            "the guest's first message is no hello",
+        ),
+        (
+            [&MAGIC[..], &[1, 0, 0, 0, 0x82, 0]].concat(),
+            "the guest's first message is no hello",
+        ),
+    ] {
+        let mut guest = Guest::new(&[]);
+        guest.hello = hello;
+        guest.code = say_for_ever(guest.hello.len());
+        // It takes some 64 KiB of noise, each byte an exit.
+        let told = guest.told();
+        assert!(told.contains(said), "{said}: {told}");
+    }
+}
+
+#[test]
+fn a_guest_that_floods_the_uart_is_stopped() {
+    // Without rings everything is a message, and the second hello is none: it begins as no frame does.
+    let mut guest = Guest::new(&[]);
+    guest.hello = hello(None);
+    ToHost::Started.encode(&mut guest.hello);
+    guest.code = say_for_ever(guest.hello.len());
+    let told = guest.told();
+    assert!(told.ends_with("the most is 1048576"), "{told}");
+}

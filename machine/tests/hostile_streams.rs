@@ -1,0 +1,1017 @@
+//! A guest may say anything. Whatever it says, a session ends with an answer, in time and with little memory.
+//!
+//! There is no machine here: a script plays the guest's side of the link.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use minivm_guest::channel::frame::{self, BODY_MAX};
+use minivm_guest::channel::{
+    Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
+};
+use minivm_guest::newc::{Archive, Attributes};
+use minivm_machine::session::{End, Event, TERM};
+use minivm_machine::{Ended, Error, Files, Link, Report, Session};
+use minivm_tests::output::Shared;
+use minivm_tests::patience::PATIENCE;
+use proptest::prelude::*;
+
+/// The limit of the guests that never come to the point.
+const SOON: Duration = Duration::from_millis(300);
+/// One within which the host has said all that it has to say, on a busy machine too.
+const AMPLE: Duration = Duration::from_secs(3);
+
+/// What the guest does when it has said everything.
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    Ends,
+    /// Until it is stopped.
+    Waits,
+    /// Says what is from this place on again and again, until it is stopped.
+    Repeats(usize),
+}
+
+/// What a guest waits for before it goes on.
+#[derive(Clone, Copy)]
+enum Until {
+    /// It was stopped, and yet goes on.
+    Stopped,
+    /// Its command was to be killed.
+    Killed,
+}
+
+/// A guest's words.
+struct Script {
+    words: Vec<u8>,
+    said: usize,
+    /// What it waits for once it has said so much.
+    waits: Option<(usize, Until)>,
+    sent: Weak<Mutex<Vec<u8>>>,
+    then: Then,
+    stopped: Receiver<()>,
+}
+
+impl Read for Script {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut end = self.words.len();
+        match self.waits {
+            Some((at, _)) if self.said < at => end = at,
+            Some((_, until)) => {
+                self.wait(until);
+                self.waits = None;
+            }
+            None => {}
+        }
+        if self.said == self.words.len() {
+            match self.then {
+                Then::Ends => return Ok(0),
+                Then::Waits => {
+                    self.stopped.recv().unwrap();
+                    self.then = Then::Ends;
+                    return Ok(0);
+                }
+                Then::Repeats(_) if self.stopped.try_recv().is_ok() => {
+                    self.then = Then::Ends;
+                    return Ok(0);
+                }
+                Then::Repeats(from) => self.said = from,
+            }
+        }
+        let len = (&self.words[self.said..end]).read(buffer)?;
+        self.said += len;
+        Ok(len)
+    }
+}
+
+impl Script {
+    fn wait(&mut self, until: Until) {
+        match until {
+            Until::Stopped => {
+                self.stopped.recv().unwrap();
+                self.then = Then::Ends;
+            }
+            Until::Killed => {
+                let sent = self.sent.upgrade().unwrap();
+                let is_killed = || {
+                    told_guest(&sent)
+                        .iter()
+                        .any(|message| message == "Signal(9)")
+                };
+                while !is_killed() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+}
+
+/// What the guest was told, one message after the other.
+fn told_guest(sent: &Mutex<Vec<u8>>) -> Vec<String> {
+    let mut decoder = frame::Decoder::default();
+    decoder.extend(&sent.lock().unwrap());
+    let mut told = Vec::new();
+    while let Some((tag, body)) = decoder.next().unwrap() {
+        told.push(format!("{:?}", ToGuest::decode(tag, body).unwrap()));
+    }
+    told
+}
+
+/// What came of a scene.
+struct Played {
+    result: Result<Report, Error>,
+    /// How many still hold the way to the guest.
+    held: usize,
+    stopped: bool,
+}
+
+/// A session with a scripted guest.
+struct Scene {
+    request: Request,
+    words: Vec<u8>,
+    then: Then,
+    boot_limit: Duration,
+    timeout: Option<Duration>,
+    max_output: Option<u64>,
+    max_copy_out: u64,
+    copy_out_grace: Option<Duration>,
+    copy_out: Vec<Files>,
+    waits: Option<(usize, Until)>,
+    stdin: Option<OwnedFd>,
+    events: Vec<Event>,
+    /// What happens once there is this file.
+    later: Option<(PathBuf, Event)>,
+    stop_signal: u8,
+    stdout: Shared,
+    /// What the guest was sent.
+    sent: Shared,
+}
+
+impl Scene {
+    fn new(words: Vec<u8>, then: Then) -> Self {
+        Scene {
+            request: Request {
+                argv: vec![b"true".to_vec()],
+                ..Request::default()
+            },
+            words,
+            then,
+            boot_limit: PATIENCE,
+            timeout: None,
+            max_output: None,
+            max_copy_out: 1 << 20,
+            copy_out_grace: None,
+            copy_out: Vec::new(),
+            waits: None,
+            stdin: None,
+            events: Vec::new(),
+            later: None,
+            stop_signal: TERM,
+            stdout: Shared::default(),
+            sent: Shared::default(),
+        }
+    }
+
+    /// Runs it on a thread of its own, so that a session that hangs fails the test.
+    fn play(self) -> Result<Report, Error> {
+        let Played { result, .. } = self.play_and_look();
+        result
+    }
+
+    /// The same, and what was left of the machine while its events' sender was still there.
+    fn play_and_look(self) -> Played {
+        let (stop, stopped) = channel();
+        let (happen, events) = channel();
+        let script = Script {
+            words: self.words,
+            said: 0,
+            then: self.then,
+            waits: self.waits,
+            sent: Arc::downgrade(&self.sent.0),
+            stopped,
+        };
+        let sent = Arc::downgrade(&self.sent.0);
+        let was_stopped = Arc::new(AtomicBool::new(false));
+        let stops = was_stopped.clone();
+        let link = Link {
+            from_guest: Box::new(script),
+            to_guest: Box::new(self.sent),
+            stop: Box::new(move || {
+                stops.store(true, Ordering::SeqCst);
+                // It may have ended.
+                let _ = stop.send(());
+            }),
+            end: Box::new(|| {
+                Ok(Ended {
+                    orderly: true,
+                    how: "the script is over".into(),
+                })
+            }),
+        };
+        self.events
+            .into_iter()
+            .for_each(|event| happen.send(event).unwrap());
+        let session = Session {
+            request: self.request,
+            stdin: self.stdin,
+            stdout: Box::new(self.stdout),
+            stderr: Box::new(io::sink()),
+            boot_limit: self.boot_limit,
+            timeout: self.timeout,
+            max_output: self.max_output,
+            copy_in: Vec::new(),
+            copy_out: self.copy_out,
+            max_copy_out: self.max_copy_out,
+            copy_out_grace: self.copy_out_grace,
+            stop_signal: self.stop_signal,
+            events,
+            overdue: None,
+        };
+        let (report, reported) = channel();
+        std::thread::spawn(move || {
+            let result = session.run(link);
+            report.send(result).unwrap();
+        });
+        if let Some((seen, event)) = self.later {
+            let began = Instant::now();
+            while !seen.exists() {
+                assert!(began.elapsed() < PATIENCE, "{} comes", seen.display());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            happen.send(event).unwrap();
+        }
+        let result = reported.recv_timeout(PATIENCE);
+        let held = sent.strong_count();
+        drop(happen);
+        Played {
+            result: result.expect("the session ends, and does not panic"),
+            held,
+            stopped: was_stopped.load(Ordering::SeqCst),
+        }
+    }
+}
+
+fn encoded(messages: &[ToHost]) -> Vec<u8> {
+    let mut words = Vec::new();
+    messages
+        .iter()
+        .for_each(|message| message.encode(&mut words));
+    words
+}
+
+fn hello() -> ToHost<'static> {
+    ToHost::Hello(Hello {
+        version: VERSION,
+        rings: None,
+    })
+}
+
+fn exit(code: u8) -> ToHost<'static> {
+    ToHost::Exit(Exit {
+        status: Status::Code(code),
+        out_of_memory: false,
+        user_time: 0,
+        system_time: 0,
+        peak_memory: 0,
+        times: Times::default(),
+    })
+}
+
+/// How a guest's words end a session.
+fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
+    Scene::new(words, then).play().map(|report| report.end)
+}
+
+/// The error with its causes, as a user sees it.
+fn told(result: Result<impl std::fmt::Debug, Error>) -> String {
+    let error: anyhow::Error = result.expect_err("it is refused").into();
+    format!("{error:#}")
+}
+
+#[test]
+fn a_good_guest_is_understood() {
+    let words = encoded(&[hello(), ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
+    let scene = Scene::new(words, Then::Waits);
+    let stdout = scene.stdout.clone();
+    let End::Exited(exit) = scene.play().unwrap().end else {
+        panic!("it has exited");
+    };
+    assert_eq!(exit.status, Status::Code(3));
+    assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+}
+
+#[test]
+fn a_request_that_fits_no_message_is_refused() {
+    let long = "x".repeat(2 * BODY_MAX);
+    for request in [
+        Request {
+            user: long.clone(),
+            ..Request::default()
+        },
+        Request {
+            hostname: long.clone(),
+            ..Request::default()
+        },
+        Request {
+            env: vec![b"A=".to_vec(); BODY_MAX / 2],
+            ..Request::default()
+        },
+    ] {
+        let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+        scene.request = request;
+        let played = scene.play_and_look();
+        assert!(played.stopped && played.held == 0, "{}", played.held);
+        let told = told(played.result);
+        assert!(told.contains("too long: "), "{told}");
+    }
+}
+
+#[test]
+fn nothing_of_a_machine_is_held_when_the_session_is_over() {
+    let words = encoded(&[hello(), ToHost::Started, exit(0)]);
+    for then in [Then::Ends, Then::Waits] {
+        let played = Scene::new(words.clone(), then).play_and_look();
+        played.result.unwrap();
+        assert_eq!((played.held, played.stopped), (0, true));
+    }
+}
+
+#[test]
+fn what_is_no_message_ends_the_session() {
+    let after_hello = |bytes: &[u8]| [encoded(&[hello()]), bytes.to_vec()].concat();
+    let header = |len: u32, tag: u8| [&len.to_le_bytes()[..], &[tag]].concat();
+    for (words, said) in [
+        (
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            "a frame of 542393671 bytes was announced",
+        ),
+        (
+            header(u32::MAX, 0x85),
+            "a frame of 4294967295 bytes was announced",
+        ),
+        (
+            after_hello(&header(u32::MAX, 0x85)),
+            "a frame of 4294967295 bytes was announced",
+        ),
+        (
+            after_hello(&header(u32::try_from(BODY_MAX + 1).unwrap(), 0x85)),
+            "a frame of 1048577 bytes was announced",
+        ),
+        (header(0, 0), "a message of the unknown kind 0x00"),
+        (
+            header(0, 0x81),
+            "a message of kind 0x81 that cannot be understood",
+        ),
+        (
+            after_hello(&header(0, 0x01)),
+            "a message of the unknown kind 0x01",
+        ),
+        (
+            after_hello(&header(0, 0x84)),
+            "a message of kind 0x84 that cannot be understood",
+        ),
+        (
+            after_hello(&[&header(2, 0x89)[..], &[200, 0]].concat()),
+            "a message of kind 0x89 that cannot be understood",
+        ),
+    ] {
+        let told = told(result(words, Then::Waits));
+        assert!(
+            told.starts_with("the guest broke the protocol: ") && told.contains(said),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn messages_out_of_order_end_the_session() {
+    let mut wrong: Vec<(Vec<ToHost>, &str)> = Vec::new();
+    for first in [
+        ToHost::Time,
+        ToHost::Started,
+        ToHost::Stdout(b"x"),
+        ToHost::Warning("x".into()),
+        exit(0),
+    ] {
+        wrong.push((vec![first], "its first message is no hello"));
+    }
+    for second in [
+        hello(),
+        ToHost::Stdout(b"x"),
+        ToHost::Stderr(b""),
+        ToHost::Room(1),
+        ToHost::Files(b""),
+        exit(0),
+        ToHost::FilesOf(0, None),
+    ] {
+        wrong.push((vec![hello(), second], "a message out of order"));
+    }
+    for third in [
+        hello(),
+        ToHost::Time,
+        ToHost::Started,
+        ToHost::Files(b""),
+        ToHost::Refused(Refusal::NotFound("x".into())),
+    ] {
+        wrong.push((
+            vec![hello(), ToHost::Started, third],
+            "a message out of order",
+        ));
+    }
+    wrong.push((
+        vec![hello(), ToHost::Started, hello()],
+        "a message out of order: a hello after the command's start",
+    ));
+    for number in [0, 1, u32::MAX] {
+        for why in [None, Some("x".to_owned())] {
+            wrong.push((
+                vec![hello(), ToHost::Started, ToHost::FilesOf(number, why)],
+                "files that were not asked for",
+            ));
+        }
+    }
+    for (messages, said) in wrong {
+        let told = told(result(encoded(&messages), Then::Waits));
+        assert!(told.contains(said), "{messages:?}: {told}");
+    }
+}
+
+#[test]
+fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
+    let text = || format!("sh\x1b]0;owned\x07\r\n{}", "x".repeat(BODY_MAX / 2));
+    let end = |refusal| result(encoded(&[hello(), ToHost::Refused(refusal)]), Then::Waits);
+    let shown = |text: &str| {
+        assert!(text.contains("sh]0;owned"), "{text:?}");
+        assert!(
+            text.len() < 600 && !text.contains(char::is_control),
+            "{text:?}"
+        );
+    };
+    match end(Refusal::NotFound(text())).unwrap() {
+        End::NotFound(what) => shown(&what),
+        other => panic!("{other:?}"),
+    }
+    match end(Refusal::NotExecutable(text())).unwrap() {
+        End::NotExecutable(what) => shown(&what),
+        other => panic!("{other:?}"),
+    }
+    shown(&told(end(Refusal::Failed(text()))));
+}
+
+#[test]
+fn nothing_counts_after_the_exit() {
+    let words = encoded(&[
+        hello(),
+        ToHost::Started,
+        exit(0),
+        exit(1),
+        ToHost::Stdout(b"more"),
+    ]);
+    let scene = Scene::new([words, vec![0xff; 100]].concat(), Then::Waits);
+    let stdout = scene.stdout.clone();
+    assert!(matches!(
+        scene.play().unwrap().end,
+        End::Exited(Exit {
+            status: Status::Code(0),
+            ..
+        })
+    ));
+    assert!(stdout.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_guest_that_ends_early_is_told_from_one_that_exits() {
+    let whole = encoded(&[hello(), ToHost::Started, exit(0)]);
+    for len in 0..whole.len() {
+        let told = told(result(whole[..len].to_vec(), Then::Ends));
+        assert_eq!(
+            told, "the machine ended before its command did: the script is over",
+            "{len}"
+        );
+    }
+}
+
+#[test]
+fn another_version_is_named() {
+    let theirs = ToHost::Hello(Hello {
+        version: 99,
+        rings: None,
+    });
+    let told = told(result(encoded(&[theirs]), Then::Waits));
+    assert!(told.contains("another version (99, not "), "{told}");
+}
+
+#[test]
+fn a_guest_that_never_starts_a_command_has_a_limit() {
+    for words in [
+        vec![],
+        encoded(&[hello()]),
+        encoded(&[hello()])[..3].to_vec(),
+    ] {
+        let mut scene = Scene::new(words, Then::Waits);
+        scene.boot_limit = SOON;
+        assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
+    }
+    // It talks all the time.
+    let first = encoded(&[hello()]);
+    for said in [ToHost::Warning("wait".into()), ToHost::Time] {
+        let words = [first.clone(), encoded(&[said])].concat();
+        let mut scene = Scene::new(words, Then::Repeats(first.len()));
+        scene.boot_limit = SOON;
+        let result = scene.play();
+        assert!(matches!(result, Err(Error::NoInit(SOON))), "{result:?}");
+    }
+}
+
+#[test]
+fn the_time_is_told_to_whoever_asks() {
+    let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
+    let began = now();
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
+    scene.boot_limit = AMPLE;
+    let sent = scene.sent.clone();
+    assert!(matches!(scene.play(), Err(Error::NoInit(AMPLE))));
+    let mut decoder = frame::Decoder::default();
+    decoder.extend(&sent.0.lock().unwrap());
+    let mut times = Vec::new();
+    while let Some((tag, body)) = decoder.next().unwrap() {
+        times.push(match ToGuest::decode(tag, body).unwrap() {
+            ToGuest::Request(request) => request.now,
+            ToGuest::Time(now) => now,
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(
+        times.len(),
+        2,
+        "with the request, and when it was asked for"
+    );
+    times = [vec![began], times, vec![now()]].concat();
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn floods_end_at_the_time_limit_with_little_memory() {
+    let before = peak();
+    for (message, len) in [
+        (ToHost::Stdout(&[b'x'; 65536]), 10),
+        (ToHost::Stderr(b""), 1000),
+        (ToHost::Room(u32::MAX), 1000),
+        (ToHost::Warning("x".repeat(BODY_MAX - 10)), 1),
+    ] {
+        let start = encoded(&[hello(), ToHost::Started]);
+        let words = [start.clone(), encoded(&vec![message; len])].concat();
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut scene = Scene::new(words, Then::Repeats(start.len()));
+        scene.timeout = Some(SOON);
+        scene.max_output = Some(100);
+        scene.stdin = Some(reader.into());
+        let report = scene.play().unwrap();
+        assert_eq!(report.end, End::TimedOut);
+        assert!(
+            report.warnings.len() <= 20 && report.warnings.iter().all(|line| line.len() <= 500)
+        );
+        if let Some(last) = report.warnings.last() {
+            assert!(last.starts_with("there were ") && last.ends_with(" more warnings"));
+        }
+    }
+    let grown = peak() - before;
+    assert!(grown < 32 << 10, "{grown} KiB more");
+}
+
+/// The most memory that this process has had, in KiB.
+fn peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let feeder = std::thread::spawn(move || {
+        // Until nobody reads it.
+        while writer.write_all(&[7; 65536]).is_ok() {}
+    });
+    let asked = [u32::MAX; 3].map(ToHost::Room);
+    let words = encoded(&[&[hello(), ToHost::Started], &asked[..]].concat());
+    let mut scene = Scene::new(words, Then::Waits);
+    scene.stdin = Some(reader.into());
+    scene.timeout = Some(AMPLE);
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::TimedOut);
+    feeder.join().unwrap();
+    let sent = sent.0.lock().unwrap();
+    // A window each time at the most, and frames around it.
+    assert!(
+        (1..=3 * STDIN_WINDOW as usize + 4096).contains(&sent.len()),
+        "{}",
+        sent.len()
+    );
+}
+
+#[test]
+fn signals_wait_for_the_command_and_the_end_does_not() {
+    let messages = |sent: &Shared| -> Vec<String> {
+        let told = told_guest(&sent.0);
+        let kind = |message: &String| message.split('(').next().unwrap().to_owned();
+        told.iter().map(kind).collect()
+    };
+    let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+    scene.events = vec![Event::Signal(15), Event::Stop(15)];
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::Stopped(15));
+    assert!(messages(&sent).iter().all(|message| message == "Request"));
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
+    scene.events = vec![Event::Signal(15)];
+    scene.timeout = Some(AMPLE);
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::TimedOut);
+    // This guest doesn't wait for its request, so that either may come first.
+    let mut told = messages(&sent);
+    told.sort();
+    assert_eq!(told, ["Request", "Signal"]);
+}
+
+/// An entry of a cpio archive, with a name that none should have.
+fn entry(name: &str, mode: u32, size: u32, data: &[u8]) -> Vec<u8> {
+    let name_size = u32::try_from(name.len() + 1).unwrap();
+    let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+    let mut entry = b"070701".to_vec();
+    fields
+        .iter()
+        .for_each(|field| write!(entry, "{field:08x}").unwrap());
+    entry.extend(name.as_bytes());
+    entry.resize((entry.len() + 1).next_multiple_of(4), 0);
+    entry.extend(data);
+    entry.resize(entry.len().next_multiple_of(4), 0);
+    entry
+}
+
+/// A good archive of one file.
+fn archive(name: &str) -> Vec<u8> {
+    let mut archive = Archive::new(Vec::new());
+    archive
+        .file(name, Attributes::new(0o644), 2, &b"hi"[..])
+        .unwrap();
+    archive.finish().unwrap()
+}
+
+/// What comes of an archive that a guest sends for the one folder that is copied out, to `out` in a new folder.
+fn copied(pieces: &[&[u8]]) -> (tempfile::TempDir, Result<Report, Error>) {
+    let mut messages = vec![hello(), ToHost::Started, ToHost::FilesOf(0, None)];
+    messages.extend(pieces.iter().map(|piece| ToHost::Files(piece)));
+    messages.extend([ToHost::Files(b""), exit(0)]);
+    let folder = tempfile::tempdir().unwrap();
+    let result = copying(folder.path(), encoded(&messages), Then::Waits).play();
+    (folder, result)
+}
+
+fn copying(folder: &Path, words: Vec<u8>, then: Then) -> Scene {
+    fs::write(folder.join("victim"), "safe").unwrap();
+    Scene {
+        copy_out: vec![Files {
+            from: "/work".into(),
+            to: folder.join("below/out"),
+        }],
+        ..Scene::new(words, then)
+    }
+}
+
+/// Nothing was written but below `below/out`.
+fn assert_untouched(folder: &Path) {
+    assert_eq!(fs::read(folder.join("victim")).unwrap(), b"safe");
+    let below = |path: &Path| {
+        fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        below(folder)
+            .iter()
+            .all(|name| name == "victim" || name == "below"),
+        "{:?}",
+        below(folder)
+    );
+    if folder.join("below").exists() {
+        assert!(
+            below(&folder.join("below"))
+                .iter()
+                .all(|name| name == "out")
+        );
+    }
+}
+
+#[test]
+fn archives_that_lead_elsewhere_write_nothing_there() {
+    let (folder, report) = copied(&[&archive("copied")]);
+    assert!(!report.unwrap().copy_failed);
+    assert_eq!(fs::read(folder.path().join("below/out")).unwrap(), b"hi");
+    let file = |name: &str| entry(name, 0o100_644, 4, b"evil");
+    let link = |name: &str, to: &str| {
+        let len = u32::try_from(to.len()).unwrap();
+        entry(name, 0o120_777, len, to.as_bytes())
+    };
+    let end = entry("TRAILER!!!", 0, 0, b"");
+    let root = entry("copied", 0o040_755, 0, b"");
+    for entries in [
+        vec![file("../victim")],
+        vec![file("copied/../../victim")],
+        vec![root.clone(), file("copied/../../victim")],
+        vec![file("/etc/victim")],
+        vec![file("victim")],
+        vec![file("")],
+        vec![file("copiedvictim")],
+        vec![link("copied", ".."), file("copied/victim")],
+        vec![
+            root.clone(),
+            link("copied/l", "../.."),
+            file("copied/l/victim"),
+        ],
+        vec![
+            root.clone(),
+            link("copied/l", "/"),
+            file("copied/l/tmp/minivm-victim"),
+        ],
+        vec![
+            root.clone(),
+            link("copied/a", "b"),
+            link("copied/b", "../.."),
+            file("copied/a/victim"),
+        ],
+        vec![entry("copied", 0o100_644, 100, b"short")],
+        vec![entry("copied", 0o100_644, u32::MAX, b"short")],
+        vec![entry("copied", 0o120_777, u32::MAX, b"short")],
+    ] {
+        let bytes = [entries.concat(), end.clone()].concat();
+        let (folder, report) = copied(&[&bytes]);
+        let report = report.unwrap();
+        assert!(
+            report.copy_failed || !report.warnings.is_empty(),
+            "{:?}",
+            String::from_utf8_lossy(&bytes)
+        );
+        assert_untouched(folder.path());
+        assert!(!Path::new("/tmp/minivm-victim").exists());
+    }
+}
+
+#[test]
+fn an_archive_that_is_none_fails_the_copy_and_no_more() {
+    for bytes in [
+        &b"x"[..],
+        &[0; 200],
+        &archive("copied")[..30],
+        b"070701zzzzzzzz",
+    ] {
+        let (folder, report) = copied(&[bytes]);
+        let report = report.unwrap();
+        assert!(report.copy_failed, "{bytes:?}");
+        assert!(
+            report.warnings[0].starts_with("cannot copy /work out: to "),
+            "{:?}",
+            report.warnings
+        );
+        assert!(matches!(report.end, End::Exited(_)));
+        assert_untouched(folder.path());
+    }
+}
+
+#[test]
+fn more_files_than_agreed_end_the_session() {
+    let piece = [0_u8; 65536];
+    let (folder, result) = copied(&[&piece[..]; 17]);
+    assert_eq!(
+        told(result),
+        "cannot take files out: the guest sends more than 1048576 bytes"
+    );
+    assert_untouched(folder.path());
+}
+
+#[test]
+fn files_that_never_come_are_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = encoded(&[hello(), ToHost::Started, exit(0)]);
+    let report = copying(folder.path(), words, Then::Waits).play().unwrap();
+    assert!(report.copy_failed, "{report:?}");
+    assert_eq!(report.warnings.len(), 1, "{report:?}");
+}
+
+/// A guest that sends a folder with two files, of which one comes only in part, and then more: its words, and how many there
+/// are up to that part.
+fn half_a_folder(rest: &[ToHost]) -> (Vec<u8>, usize) {
+    let mut begun = entry("copied", 0o040_755, 0, b"");
+    begun.extend(entry("copied/whole", 0o100_644, 2, b"hi"));
+    begun.extend(entry("copied/part", 0o100_644, 200_000, b""));
+    begun.extend([b'x'; 100_000]);
+    let mut words = encoded(&[
+        hello(),
+        ToHost::Started,
+        ToHost::FilesOf(0, None),
+        ToHost::Files(&begun),
+    ]);
+    let until = words.len();
+    words.extend(encoded(rest));
+    (words, until)
+}
+
+/// Of half a folder, one file is there.
+fn assert_one_is_whole(folder: &Path) {
+    let names: Vec<_> = fs::read_dir(folder.join("below/out")).unwrap().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert_eq!(fs::read(folder.join("below/out/whole")).unwrap(), b"hi");
+}
+
+#[test]
+fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
+    for limit in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let (words, _) = half_a_folder(&[]);
+        let mut scene = copying(folder.path(), words, Then::Waits);
+        match limit {
+            true => scene.timeout = Some(SOON),
+            false => {
+                let seen = folder.path().join("below/out/whole");
+                scene.later = Some((seen, Event::Signal(15)));
+                // The image's, which is for the command.
+                scene.stop_signal = 10;
+            }
+        }
+        let report = scene.play().unwrap();
+        let (end, why) = match limit {
+            true => (
+                End::TimedOut,
+                "the time limit was reached first; with --copy-out-on-timeout, what is there then is copied",
+            ),
+            false => (End::Stopped(15), "the machine was stopped"),
+        };
+        assert_eq!((report.end, report.copy_failed), (end, true));
+        let said =
+            format!("/work was not copied out as a whole, but 1 of its files and folders: {why}");
+        assert_eq!(report.warnings, [said]);
+        assert_one_is_whole(folder.path());
+    }
+}
+
+#[test]
+fn an_exit_that_is_heard_after_the_limit_is_no_exit_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = vec![b'x'; 100_000];
+    let end = entry("TRAILER!!!", 0, 0, b"");
+    let rest = [rest, end].concat();
+    let (words, until) = half_a_folder(&[ToHost::Files(&rest), ToHost::Files(b""), exit(0)]);
+    let mut scene = copying(folder.path(), words, Then::Waits);
+    scene.waits = Some((until, Until::Stopped));
+    scene.timeout = Some(SOON);
+    let report = scene.play().unwrap();
+    assert_eq!((report.end, report.copy_failed), (End::TimedOut, true));
+    assert_one_is_whole(folder.path());
+}
+
+#[test]
+fn a_command_that_timed_out_is_killed_and_its_files_are_copied_where_that_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = encoded(&[hello(), ToHost::Started]);
+    let rest = [
+        ToHost::FilesOf(0, None),
+        ToHost::Files(&archive("copied")),
+        ToHost::Files(b""),
+        exit(137),
+    ];
+    let words = [begun.clone(), encoded(&rest)].concat();
+    let mut scene = copying(folder.path(), words, Then::Waits);
+    scene.waits = Some((begun.len(), Until::Killed));
+    scene.timeout = Some(Duration::from_millis(1));
+    scene.copy_out_grace = Some(PATIENCE);
+    let report = scene.play().unwrap();
+    assert_eq!(
+        (report.end, report.copy_failed, report.warnings),
+        (End::TimedOut, false, Vec::<String>::new())
+    );
+    assert_eq!(fs::read(folder.path().join("below/out")).unwrap(), b"hi");
+}
+
+#[test]
+fn a_copy_that_was_not_done_is_told_in_one_line_whatever_ended_the_command() {
+    let ended = |change: &dyn Fn(&mut Scene)| {
+        let folder = tempfile::tempdir().unwrap();
+        let words = encoded(&[hello(), ToHost::Started]);
+        let mut scene = copying(folder.path(), words, Then::Waits);
+        change(&mut scene);
+        let report = scene.play().unwrap();
+        assert!(
+            report.copy_failed && report.warnings.len() == 1,
+            "{report:?}"
+        );
+        (report.end, report.warnings[0].clone())
+    };
+    let limit = |scene: &mut Scene| scene.timeout = Some(Duration::from_millis(1));
+    let told = |end, why: &str| (end, format!("nothing was copied out: {why}"));
+    assert_eq!(
+        ended(&limit),
+        told(
+            End::TimedOut,
+            "the time limit was reached first; with --copy-out-on-timeout, what is there then is copied"
+        )
+    );
+    assert_eq!(
+        ended(&|scene| {
+            limit(scene);
+            scene.copy_out_grace = Some(Duration::from_millis(1));
+        }),
+        told(
+            End::TimedOut,
+            "the time limit was reached, and --copy-out-grace is over"
+        )
+    );
+    assert_eq!(
+        ended(&|scene| scene.events = vec![Event::Stop(2)]),
+        told(End::Stopped(2), "the machine was stopped")
+    );
+}
+
+#[test]
+fn a_command_gets_its_own_stop_signal() {
+    let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
+    scene.events = vec![Event::Signal(15), Event::Signal(1)];
+    scene.stop_signal = 37;
+    scene.timeout = Some(SOON);
+    let sent = scene.sent.clone();
+    scene.play().unwrap();
+    let mut signals = told_guest(&sent.0);
+    signals.retain(|message| message.starts_with("Signal"));
+    assert_eq!(signals, ["Signal(37)", "Signal(1)"]);
+}
+
+#[test]
+fn the_same_files_do_not_come_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = archive("copied");
+    let once = [
+        ToHost::FilesOf(0, None),
+        ToHost::Files(&bytes),
+        ToHost::Files(b""),
+    ];
+    let words = encoded(&[&[hello(), ToHost::Started][..], &once, &once].concat());
+    let told = told(copying(folder.path(), words, Then::Waits).play());
+    assert!(told.contains("files that were not asked for"), "{told}");
+}
+
+/// What a guest may say: messages of every kind, with any content, and what is none.
+fn words() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = || prop::collection::vec(any::<u8>(), 0..64);
+    let message = prop_oneof![
+        6 => Just(encoded(&[hello()])),
+        6 => Just(encoded(&[ToHost::Started])),
+        2 => Just(encoded(&[exit(0)])),
+        2 => any::<u32>().prop_map(|room| encoded(&[ToHost::Room(room)])),
+        3 => bytes().prop_map(|bytes| encoded(&[ToHost::Stdout(&bytes)])),
+        2 => bytes().prop_map(|bytes| encoded(&[ToHost::Stderr(&bytes)])),
+        3 => (0_u32..2, proptest::option::of(".*")).prop_map(|(number, why)| encoded(&[ToHost::FilesOf(number, why)])),
+        3 => bytes().prop_map(|bytes| encoded(&[ToHost::Files(&bytes)])),
+        2 => Just(encoded(&[ToHost::Files(&archive("copied")), ToHost::Files(b"")])),
+        1 => ".*".prop_map(|text| encoded(&[ToHost::Warning(text)])),
+        1 => ".*".prop_map(|text| encoded(&[ToHost::Refused(Refusal::Failed(text))])),
+        1 => bytes(),
+        // A frame of any kind and length with another body than it says.
+        2 => (0x80_u8..0x90, 0_u32..70, bytes()).prop_map(|(tag, len, body)| [&len.to_le_bytes()[..], &[tag], &body].concat()),
+    ];
+    (any::<bool>(), prop::collection::vec(message, 0..12)).prop_map(|(polite, messages)| {
+        let start = match polite {
+            true => encoded(&[hello(), ToHost::Started]),
+            false => Vec::new(),
+        };
+        [start, messages.concat()].concat()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_guest_says_the_session_ends(words in words(), again: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let then = if again { Then::Repeats(0) } else { Then::Ends };
+        let mut scene = copying(folder.path(), words, then);
+        scene.boot_limit = SOON;
+        scene.timeout = Some(Duration::from_millis(20));
+        scene.stdin = Some(File::open("/dev/zero").unwrap().into());
+        if again && scene.words.is_empty() {
+            scene.then = Then::Waits;
+        }
+        let _ = scene.play();
+        assert_untouched(folder.path());
+    }
+}

@@ -1,0 +1,244 @@
+//! Chromium with Pyodide: CPython as WebAssembly, in a page of a browser.
+//!
+//! There are three walls. A page may do what any site's may: it has no files, no processes, no other site's data, and its
+//! process is in Chromium's own sandbox, which is on, whoever runs minivm: Chromium is not root in the jail. `import js`
+//! reaches all of that and nothing else. The jail is around the whole browser: its network has nothing but a loopback device of
+//! its own, so that whatever a browser has for talking to the world (requests, sockets, WebRTC, windows, forms) talks to
+//! nobody. Of the host's files it shows the programs and libraries in `/usr`, which Chromium needs many of, for reading.
+//!
+//! The jail's first program is `minivm-worker` ([`worker`]): it starts Chromium, with a profile that goes with the jail, drives
+//! it over DevTools, and serves the page (`server`) on the jail's loopback. The page can ask for what is served, which is
+//! Pyodide and the task, and can call the function by which it tells its output and end: with either it does what Python does
+//! with `print` and `sys.exit`. DevTools itself refuses sockets and questions that a page's origin comes with.
+//!
+//! chromiumoxide drives: of the crates that can, it is the lighter (minivm grows by 3.5 MB; headless_chrome adds half as much
+//! again). Neither knows DevTools over pipes, which is why the driver is in the jail.
+
+mod server;
+pub mod worker;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+
+use super::process::{self, Streams};
+use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::{
+    Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot, check_jail,
+    worker_is_there,
+};
+use crate::tools::npm;
+use minivm_machine::jail::{Calls, Jail, find_program};
+use minivm_machine::printable::printable;
+
+/// The command of `minivm-worker`'s for it.
+pub const WORKER_COMMAND: &str = "chromium";
+/// What it ends with where the page didn't come to its end. Code may end with it too: the difference is what it has told.
+pub const WORKER_FAILED: u8 = 125;
+
+/// What all of it gets of memory where nothing is said, in bytes: Python with little in it takes some 330 MiB.
+const MEMORY: u64 = 1 << 30;
+/// What the profile takes, and as much again what its processes share.
+const ROOM: u64 = 256 << 20;
+
+const LAUNCHER: &str = include_str!("../../js/chromium.mjs");
+
+/// Where distributions have the browser itself, and not a script that starts it.
+const BROWSERS: [&str; 3] = [
+    "/usr/lib/chromium/chromium",
+    "/usr/lib64/chromium-browser/chromium-browser",
+    "/usr/lib/chromium-browser/chromium-browser",
+];
+
+/// Chromium, Pyodide, and minivm, which drives.
+pub struct Chromium {
+    worker: PathBuf,
+    chromium: PathBuf,
+    pyodide: PathBuf,
+    snapshot: Option<PathBuf>,
+}
+
+impl Chromium {
+    /// This host's Chromium and the Pyodide in this cache, driven by the program `minivm-worker`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where something isn't installed.
+    pub fn open(worker: &Path, cache: &Path) -> Result<Chromium, Error> {
+        let chromium = find()?;
+        let pyodide = npm::pyodide(cache).ok_or_else(|| {
+            unavailable(
+                "Pyodide is not installed",
+                "`minivm doctor --fix` installs it",
+            )
+        })?;
+        Ok(Chromium {
+            worker: worker.to_owned(),
+            chromium,
+            pyodide,
+            // Whoever has made it: the same Python runs in both.
+            snapshot: Deno::open(cache).ok().and_then(Deno::into_snapshot),
+        })
+    }
+}
+
+/// This host's browser.
+pub(super) fn find() -> Result<PathBuf, Error> {
+    let mut known = BROWSERS.iter().map(PathBuf::from);
+    let found = known.find(|path| path.is_file());
+    let found = found.or_else(|| find_program("chromium"));
+    found.ok_or_else(|| {
+        let hint = "`sudo apt-get install chromium` installs it";
+        unavailable("Chromium is not installed", hint)
+    })
+}
+
+fn unavailable(why: &str, hint: &str) -> Error {
+    Error::Unavailable {
+        backend: Backend::Chromium,
+        why: why.into(),
+        hint: hint.into(),
+    }
+}
+
+impl Sandbox for Chromium {
+    fn backend(&self) -> Backend {
+        Backend::Chromium
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        CAPABILITIES
+    }
+
+    fn boundary(&self) -> &'static str {
+        "WebAssembly, Chromium's sandbox, namespaces (bubblewrap)"
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        worker_is_there(Backend::Chromium, &self.worker)?;
+        check_jail(Backend::Chromium)
+    }
+
+    fn start(&self, task: Task) -> Result<Finished, Error> {
+        worker_is_there(Backend::Chromium, &self.worker)?;
+        let (told, tell) = io::pipe().map_err(cannot("create a pipe"))?;
+        let tell = OwnedFd::from(tell);
+        // The worker opens it by a name, and may be another user.
+        let by_all = fchmod(&tell, Mode::from_raw_mode(0o666));
+        by_all.map_err(|error| cannot("create a pipe")(error.into()))?;
+        let number = tell.as_raw_fd().to_string();
+        let limits = task.limits.with_memory(MEMORY);
+        let jail = Jail::new()?
+            .calls(Calls::Browser)
+            .room(ROOM)
+            .shared_memory(ROOM)
+            .show_system()
+            .show(&self.worker, "/worker")?
+            .show(&self.pyodide, "/pyodide")?
+            .put(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
+            .env("HOME", "/tmp")
+            .hand(tell);
+        let jail = match &self.snapshot {
+            Some(snapshot) => jail.show(snapshot, SNAPSHOT)?,
+            None => jail,
+        };
+        let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
+        let jail = pyodide::put(jail, Backend::Chromium, &task, &limits, snapshot)?;
+        let chromium = self.chromium.as_os_str();
+        let jailed = jail.program(
+            "/worker",
+            [WORKER_COMMAND.as_ref(), chromium, number.as_ref()],
+        )?;
+        let streams = Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        };
+        let finished = process::run(jailed, streams, &limits)?;
+        conclude(finished, told)
+    }
+}
+
+/// What came of it, by what the worker has told beside its exit code.
+fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> {
+    if finished.end != End::Exited(WORKER_FAILED) {
+        return Ok(finished);
+    }
+    let mut detail = String::new();
+    // All who could write to it are gone.
+    let _ = told.take(4096).read_to_string(&mut detail);
+    match detail.as_str() {
+        "" => Ok(finished),
+        OUT_OF_MEMORY => {
+            finished.end = End::OutOfMemory;
+            Ok(finished)
+        }
+        detail => Err(Error::Failed {
+            backend: Backend::Chromium,
+            detail: printable(detail, 500),
+        }),
+    }
+}
+
+/// What the worker tells of a page that got no more memory.
+const OUT_OF_MEMORY: &str = "out of memory";
+
+/// Writes to the pipe of this number why the page didn't come to its end.
+///
+/// # Errors
+///
+/// Where there is no such pipe.
+pub fn tell(number: u32, failure: &worker::Failure) -> io::Result<()> {
+    let text = match failure {
+        worker::Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
+        failure => failure.to_string(),
+    };
+    let mut pipe = File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{number}"))?;
+    io::Write::write_all(&mut pipe, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Usage;
+
+    fn concluded(code: u8, told: &str) -> Result<End, String> {
+        let finished = Finished {
+            end: End::Exited(code),
+            exception: None,
+            truncated: false,
+            warnings: Vec::new(),
+            usage: Usage::default(),
+        };
+        let concluded = conclude(finished, told.as_bytes());
+        concluded
+            .map(|finished| finished.end)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_failure_is_told_apart_from_an_exit_code() {
+        assert_eq!(concluded(0, ""), Ok(End::Exited(0)));
+        assert_eq!(concluded(WORKER_FAILED, ""), Ok(End::Exited(WORKER_FAILED)));
+        assert_eq!(
+            concluded(WORKER_FAILED, OUT_OF_MEMORY),
+            Ok(End::OutOfMemory)
+        );
+        let failed = concluded(WORKER_FAILED, "no\nbrowser\u{1b}");
+        assert_eq!(failed, Err("the backend chromium failed: nobrowser".into()));
+    }
+
+    #[test]
+    fn what_is_not_installed_is_not_available() {
+        let cache = tempfile::tempdir().unwrap();
+        let opened = Chromium::open(Path::new("/minivm"), cache.path());
+        let error = opened.err().unwrap().to_string();
+        assert!(error.contains("is not installed; `"), "{error}");
+    }
+}

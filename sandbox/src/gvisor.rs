@@ -1,0 +1,348 @@
+//! gVisor: a kernel in user space, from a container image.
+//!
+//! `runsc` starts it, in a jail, as root of a user namespace in it ([`rootless`]): [`bundle`](super::bundle) says with what. The
+//! code's system calls are answered by a program of the host's (the sentry, in Go), which itself may make few. The image's root
+//! is shown to it for reading, under a layer in memory for what is written.
+//!
+//! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and runs the
+//! command, as it does in a machine, so that both sandboxes do the same. The sentry makes files that it is handed non-blocking,
+//! and a write to one comes back short where a pipe of the sandbox's own would have waited: so the command has pipes of the
+//! sandbox's own, and init passes on what comes out of them ([`contained`]). What it answers and what runsc says itself arrives in
+//! files of ours to which the command has no way, so neither an exit code nor a text of the command's can be taken for theirs.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use minivm_guest::channel::frame::Decoder;
+use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
+use minivm_guest::contained;
+use minivm_image::Config;
+
+use super::packed::packed;
+use super::process::{self, Streams};
+use super::{
+    Backend, Capability, End, Error, Finished, Limits, OF_IMAGES, Sandbox, Task, bundle, cannot,
+    check_jail, rootless, worker_is_there,
+};
+use crate::tools;
+use minivm_machine::images::{INIT, Root};
+use minivm_machine::jail::{Calls, Jail, Jailed, find_program, no_namespaces};
+use minivm_machine::streams::in_memory;
+
+/// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and room for files, which are in
+/// memory too, and for what gVisor's kernel needs itself: some MiB for each process.
+const MEMORY: u64 = 1 << 30;
+/// Where `minivm-worker` is in the jail.
+const WORKER: &str = "/worker";
+/// What runsc ends with where it fails, and where it crashes, as Go's programs do. A command can end with these too.
+const FAILED: [u8; 2] = [128, 2];
+
+/// gVisor's sandboxes of one image.
+pub struct Gvisor {
+    root: Root,
+    config: Config,
+    worker: PathBuf,
+    cache: PathBuf,
+    runsc: OnceLock<PathBuf>,
+}
+
+/// A jail that is ready, and what is read when it has ended.
+struct Prepared {
+    jailed: Jailed,
+    answer: File,
+    words: File,
+}
+
+impl Gvisor {
+    /// Sandboxes from the image with this root and configuration, with this program, `minivm-worker`. `runsc` may lie in the
+    /// cache.
+    pub fn new(root: Root, config: Config, worker: PathBuf, cache: PathBuf) -> Self {
+        Gvisor {
+            root,
+            config,
+            worker,
+            cache,
+            runsc: OnceLock::new(),
+        }
+    }
+
+    fn runsc(&self) -> Result<&Path, Error> {
+        if let Some(runsc) = self.runsc.get() {
+            return Ok(runsc);
+        }
+        let runsc = find_runsc(&self.cache)?;
+        Ok(self.runsc.get_or_init(|| runsc))
+    }
+
+    fn prepare(&self, task: &Task, limits: &Limits) -> Result<Prepared, Error> {
+        worker_is_there(Backend::Gvisor, &self.worker)?;
+        let request = Request {
+            copy_in: !task.files.is_empty(),
+            ..task.request(&self.config)?
+        };
+        let (answer, answered) = answer()?;
+        let jail = Jail::new()?.calls(Calls::Container);
+        let (jail, words, stderr) = jail.set_words_aside()?;
+        let init = for_reading(INIT)?;
+        let mut args = [
+            rootless::WORKER_COMMAND,
+            bundle::RUNSC,
+            "--rootless",
+            "--platform=systrap",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.extend(bundle::runsc_args());
+        args.push(format!("--exec-fd={}", init.as_raw_fd()));
+        let mut pass = |number: RawFd, inside: RawFd| {
+            args.push(format!("--pass-fd={number}:{inside}"));
+        };
+        pass(stderr, 2);
+        let mut handed = vec![init];
+        let mut hand = |file: OwnedFd, inside| {
+            pass(file.as_raw_fd(), inside);
+            handed.push(file);
+        };
+        hand(encoded(request)?, contained::REQUEST);
+        hand(answered, contained::ANSWER);
+        if !task.files.is_empty() {
+            hand(packed(task, limits)?, contained::FILES);
+        }
+        args.push(bundle::NAME.into());
+        let jail = jail
+            .show(&self.worker, WORKER)?
+            .show(self.runsc()?, bundle::RUNSC)?
+            .show(&self.root.path, bundle::ROOT)?
+            .put(&bundle::config(), bundle::CONFIG)?;
+        let jail = handed.into_iter().fold(jail, Jail::hand);
+        Ok(Prepared {
+            jailed: jail.program(WORKER, args)?,
+            answer,
+            words,
+        })
+    }
+}
+
+/// The `runsc` to use: the one that was fetched, which is known to do, or one in `PATH`, if it will.
+pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
+    if let Some(fetched) = tools::debian::runsc(cache) {
+        return Ok(fetched);
+    }
+    let installed = find_program("runsc");
+    let why = match &installed {
+        Some(path) => format!("{} is too old", path.display()),
+        None => "runsc is not installed".into(),
+    };
+    // Asking it takes some 30 ms.
+    installed
+        .filter(|path| has_systrap(path))
+        .ok_or_else(|| Error::Unavailable {
+            backend: Backend::Gvisor,
+            why,
+            hint: "`minivm doctor --fix` fetches one".into(),
+        })
+}
+
+/// Whether a `runsc` has the platform that works without privileges and without KVM: those before 2023 don't.
+fn has_systrap(runsc: &Path) -> bool {
+    let output = Command::new(runsc)
+        .arg("flags")
+        .env_clear()
+        .stdin(Stdio::null())
+        .output();
+    let has = |text: &[u8]| String::from_utf8_lossy(text).contains("systrap");
+    output.is_ok_and(|output| has(&output.stdout) || has(&output.stderr))
+}
+
+/// A file in memory for init's answer, twice.
+fn answer() -> Result<(File, OwnedFd), Error> {
+    let answer = in_memory(b"").map_err(cannot("keep a file in memory"))?;
+    let copy = answer.try_clone().map_err(cannot("copy an open file"))?;
+    Ok((answer.into(), copy))
+}
+
+fn encoded(request: Request) -> Result<OwnedFd, Error> {
+    let too_long =
+        |error: minivm_guest::channel::frame::BodyTooLong| minivm_machine::Error::TooLong(error.0);
+    request.check().map_err(too_long)?;
+    let mut bytes = Vec::new();
+    ToGuest::Request(request).encode(&mut bytes);
+    for_reading(&bytes)
+}
+
+/// A file in memory that nobody can write to. runsc takes no other to execute.
+fn for_reading(bytes: &[u8]) -> Result<OwnedFd, Error> {
+    let file = in_memory(bytes).map_err(cannot("keep a file in memory"))?;
+    let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    Ok(again.map_err(cannot("open a file in memory"))?.into())
+}
+
+impl Sandbox for Gvisor {
+    fn backend(&self) -> Backend {
+        Backend::Gvisor
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        OF_IMAGES
+    }
+
+    fn boundary(&self) -> &'static str {
+        "a kernel in user space (gVisor), in a jail of namespaces"
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.runsc()?;
+        worker_is_there(Backend::Gvisor, &self.worker)?;
+        check_jail(Backend::Gvisor)
+    }
+
+    fn start(&self, task: Task) -> Result<Finished, Error> {
+        let began = Instant::now();
+        let limits = task.limits.with_memory(MEMORY);
+        let Prepared {
+            jailed,
+            answer,
+            words,
+        } = self.prepare(&task, &limits)?;
+        let streams = Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        };
+        let mut finished = process::run(jailed, streams, &limits)?;
+        finished.end = end(finished.end, &answer, &words)?;
+        finished.usage.total = began.elapsed();
+        Ok(finished)
+    }
+}
+
+/// What the end of runsc was for the command.
+fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
+    let failed = |detail: String| Error::Failed {
+        backend: Backend::Gvisor,
+        detail,
+    };
+    let own = matches!(end, End::Exited(_) | End::Signal(_));
+    match answered(answer) {
+        _ if !own => Ok(end),
+        Some(Some(Refusal::NotFound(what))) => Ok(End::NotFound(what)),
+        Some(Some(Refusal::NotExecutable(what))) => Ok(End::NotExecutable(what)),
+        Some(Some(Refusal::Failed(why))) => Err(failed(why)),
+        Some(None) => match (&end, said(words)) {
+            (End::Exited(code), Some(said)) if FAILED.contains(code) => Err(failed(said)),
+            _ => Ok(end),
+        },
+        None => Err(match said(words) {
+            Some(said) if said.starts_with(rootless::FAILED) => no_namespaces(said).into(),
+            Some(said) => failed(said),
+            None => failed(format!("runsc ended by itself ({end:?})")),
+        }),
+    }
+}
+
+/// Init's last word: that it has become the command, or why not. None where it never got so far.
+fn answered(answer: &File) -> Option<Option<Refusal>> {
+    let mut decoder = Decoder::default();
+    decoder.extend(&process::content(answer));
+    let mut last = None;
+    while let Ok(Some((tag, body))) = decoder.next() {
+        match ToHost::decode(tag, body) {
+            Ok(ToHost::Started) => last = Some(None),
+            Ok(ToHost::Refused(refusal)) => last = Some(Some(refusal)),
+            _ => break,
+        }
+    }
+    last
+}
+
+/// What runsc has said: why it crashed, or else its last line.
+fn said(words: &File) -> Option<String> {
+    let text = String::from_utf8_lossy(&process::content(words)).into_owned();
+    if let Some((_, why)) = text.split_once(rootless::FAILED) {
+        return Some(format!("{}{}", rootless::FAILED, why.trim()));
+    }
+    let crash = |line: &&str| line.starts_with("panic: ") || line.starts_with("fatal error: ");
+    let line = text.lines().find(crash);
+    let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))?;
+    Some(format!("runsc: {}", line.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        in_memory(bytes).unwrap().into()
+    }
+
+    fn told(messages: &[ToHost]) -> File {
+        let mut bytes = Vec::new();
+        for message in messages {
+            message.encode(&mut bytes);
+        }
+        file(&bytes)
+    }
+
+    #[test]
+    fn an_exit_code_is_the_commands_once_it_has_started() {
+        let started = told(&[ToHost::Started]);
+        let silent = file(b"");
+        for code in [0, 1, 126, 127, 128] {
+            let end = end(End::Exited(code), &started, &silent).unwrap();
+            assert_eq!(end, End::Exited(code));
+        }
+        let words = file(b"warning\nrunning container: it broke\n");
+        let error = end(End::Exited(128), &started, &words).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("runsc: running container: it broke"),
+            "{error}"
+        );
+        assert_eq!(
+            end(End::Exited(1), &started, &words).unwrap(),
+            End::Exited(1)
+        );
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_had_is_told_by_init_alone() {
+        let refused = |refusal| told(&[ToHost::Started, ToHost::Refused(refusal)]);
+        let silent = file(b"");
+        let answer = refused(Refusal::NotFound("x".into()));
+        let not_found = end(End::Exited(1), &answer, &silent).unwrap();
+        assert_eq!(not_found, End::NotFound("x".into()));
+        let answer = refused(Refusal::NotExecutable("x".into()));
+        let not_executable = end(End::Exited(1), &answer, &silent).unwrap();
+        assert_eq!(not_executable, End::NotExecutable("x".into()));
+        let answer = told(&[ToHost::Refused(Refusal::Failed("no user x".into()))]);
+        let error = end(End::Exited(1), &answer, &silent).unwrap_err();
+        assert!(error.to_string().ends_with("no user x"), "{error}");
+    }
+
+    #[test]
+    fn limits_count_however_far_it_got() {
+        for reached in [
+            End::TimedOut,
+            End::OutOfMemory,
+            End::Stopped(2),
+            End::OutputClosed,
+        ] {
+            let end = end(reached.clone(), &file(b""), &file(b"x"));
+            assert_eq!(end.unwrap(), reached);
+        }
+    }
+
+    #[test]
+    fn without_an_answer_it_is_the_sandbox_that_failed() {
+        for answer in [file(b""), file(b"garbage garbage garbage")] {
+            let error = end(End::Exited(0), &answer, &file(b"")).unwrap_err();
+            assert!(error.to_string().contains("ended by itself"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Monty's virtual machine, driven: it runs until it needs something of its host, says what, and goes on with the answer.
+//!
+//! All it can ask for is answered here or by a [`Host`]: functions, lines of input, variables, the time. Files it is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::{Duration, Instant};
+
+use monty::{
+    Dump, FunctionCall, MontyRun, NameLookup, OsCall, RunProgress, Session, SessionRef, dump,
+};
+use monty_types::{
+    CompileOptions, ExcType, ExtFunctionResult, MontyException, MontyObject, OsFunctionCall,
+    ResourceLimits, ResourceTracker,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::builtin::{self, Builtin};
+use super::printer::Printer;
+use super::traceback::traceback;
+use super::{clock, dialect, value};
+use crate::Call;
+
+/// How tracebacks name the code.
+const FILE: &str = "<string>";
+/// The most bytes of a suspended interpreter.
+pub(super) const STATE_MAX: usize = 16 << 20;
+/// The most bytes of a call, as JSON.
+pub(super) const CALL_MAX: usize = 4 << 20;
+
+/// Which of the two outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// What the interpreter needs of others. An error of it ends the code.
+pub(super) trait Host {
+    /// Calls one of the functions. An inner error is the message of an exception.
+    fn call(&mut self, call: Call) -> io::Result<Result<Value, String>>;
+
+    /// Takes output.
+    fn write(&mut self, to: Stream, text: &str) -> io::Result<()>;
+
+    /// Comes by every few hundred instructions.
+    fn poll(&mut self) -> io::Result<()>;
+
+    /// A line of the input with its end, or nothing at the input's.
+    fn read_line(&mut self) -> io::Result<String>;
+}
+
+/// What is to be run.
+pub(super) enum Start {
+    Code(String),
+    Resume {
+        state: Vec<u8>,
+        returned: Result<Value, String>,
+    },
+}
+
+/// With what.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Scope {
+    /// The functions that are there.
+    pub(super) functions: BTreeSet<String>,
+    /// Those at whose call it is suspended.
+    pub(super) suspend_at: BTreeSet<String>,
+    pub(super) env: BTreeMap<String, String>,
+    /// How long it may run, without the time in which its host answers.
+    pub(super) time: Option<Duration>,
+    /// Bytes that it may allocate, where [`super::memory`] counts them.
+    pub(super) memory: Option<u64>,
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq)]
+pub(super) enum Outcome {
+    Exited(u8),
+    TimedOut,
+    OutOfMemory,
+    Suspended { call: Call, state: Vec<u8> },
+}
+
+/// Why it could not be run to an end of its own.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// What was kept of it is nothing that can be resumed.
+    #[error("the state cannot be resumed: {0}")]
+    State(String),
+    /// Its host had an error.
+    #[error(transparent)]
+    Host(#[from] io::Error),
+}
+
+/// What came of it.
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    /// What was written to stderr of the exception that ended it.
+    pub(super) traceback: Option<String>,
+}
+
+/// Runs code to its end.
+pub(super) fn run(start: Start, scope: &Scope, host: &mut dyn Host) -> Result<Ended, Fault> {
+    let mut printer = Printer::new(host);
+    let run = Run {
+        scope,
+        began: Instant::now(),
+        exit: None,
+    };
+    run.until_end(start, &mut printer)
+}
+
+type Step = Result<RunProgress, MontyException>;
+
+struct Run<'a> {
+    scope: &'a Scope,
+    began: Instant,
+    /// The code with which `exit` was called.
+    exit: Option<u8>,
+}
+
+/// What comes after the interpreter has stopped for something.
+enum Next {
+    Step(Box<Step>),
+    End(Outcome),
+}
+
+impl Run<'_> {
+    fn until_end(mut self, start: Start, printer: &mut Printer<'_>) -> Result<Ended, Fault> {
+        let mut step = self.start(start, printer)?;
+        loop {
+            if let Some(error) = printer.error.take() {
+                return Err(error.into());
+            }
+            let progress = match step {
+                Ok(progress) => progress,
+                Err(exception) => return self.raised(&exception, printer),
+            };
+            match self.answer(progress, printer)? {
+                Next::Step(next) => step = *next,
+                Next::End(outcome) => {
+                    return Ok(Ended {
+                        outcome,
+                        traceback: None,
+                    });
+                }
+            }
+        }
+    }
+
+    fn start(&self, start: Start, printer: &mut Printer<'_>) -> Result<Step, Fault> {
+        let (state, returned) = match start {
+            Start::Code(code) => return Ok(self.begin(&code, printer)),
+            Start::Resume { state, returned } => (state, returned),
+        };
+        let loaded = Dump::load(&state).map_err(|error| Fault::State(error.to_string()))?;
+        let Session::Running(progress) = loaded.state else {
+            return Err(Fault::State("it is none of a suspended call".into()));
+        };
+        let RunProgress::FunctionCall(mut call) = *progress else {
+            return Err(Fault::State("it is none of a suspended call".into()));
+        };
+        *call.tracker_mut() = self.tracker();
+        let result = result(&call.function_name, returned);
+        Ok(call.resume(result, printer.writer()))
+    }
+
+    fn begin(&self, code: &str, printer: &mut Printer<'_>) -> Step {
+        let code = dialect::translated(code).into_owned();
+        // The interpreter's own is faster, and can be called from within `map` and its like.
+        let (names, inputs) = match code.contains("file=") && code.contains("stderr") {
+            true => (vec!["print".to_owned()], vec![function("print")]),
+            false => (Vec::new(), Vec::new()),
+        };
+        let run = MontyRun::new(code, FILE, names, CompileOptions::default())?;
+        run.start(inputs, self.tracker(), printer.writer())
+    }
+
+    fn tracker(&self) -> ResourceTracker {
+        let memory = self.scope.memory;
+        ResourceTracker::new(ResourceLimits {
+            max_duration: self.scope.time,
+            max_memory: memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            ..ResourceLimits::default()
+        })
+    }
+
+    fn answer(&mut self, progress: RunProgress, printer: &mut Printer<'_>) -> io::Result<Next> {
+        let step = match progress {
+            RunProgress::Complete(_) => return Ok(Next::End(Outcome::Exited(0))),
+            RunProgress::FunctionCall(call) => return self.called(call, printer),
+            RunProgress::NameLookup(lookup) => self.looked_up(lookup, printer),
+            RunProgress::OsCall(call) => self.asked(call, printer),
+            // Nothing here answers later, so there is nothing to wait for.
+            RunProgress::ResolveFutures(futures) => {
+                let why = exception(ExcType::RuntimeError, "there is nothing to wait for");
+                futures.abort(why, printer.writer())
+            }
+        };
+        Ok(Next::Step(Box::new(step)))
+    }
+
+    /// A function is called.
+    fn called(&mut self, call: FunctionCall, printer: &mut Printer<'_>) -> io::Result<Next> {
+        let name = call.function_name.clone();
+        if self.late() {
+            return Ok(Next::End(Outcome::TimedOut));
+        }
+        let suspends = self.scope.suspend_at.contains(&name);
+        let known = suspends || self.scope.functions.contains(&name);
+        let answer = if call.object_id.is_some() {
+            ExtFunctionResult::NotFound(name)
+        } else if known {
+            match value::call(&name, &call.args, &call.kwargs) {
+                Err(why) => exception(ExcType::TypeError, why).into(),
+                Ok(told) if suspends => match suspended(call, told) {
+                    Ok(outcome) => return Ok(Next::End(outcome)),
+                    Err(refused) => {
+                        let (call, why) = *refused;
+                        let why = exception(ExcType::ValueError, why);
+                        return Ok(stepped(call.resume(why, printer.writer())));
+                    }
+                },
+                Ok(told) => result(&name, printer.host.call(told)?),
+            }
+        } else {
+            match Builtin::named(&name) {
+                Some(builtin) => self.builtin(builtin, &call, printer)?,
+                None => ExtFunctionResult::NotFound(name),
+            }
+        };
+        // Whoever answers may have taken all the time that there was.
+        if self.late() {
+            return Ok(Next::End(Outcome::TimedOut));
+        }
+        Ok(stepped(call.resume(answer, printer.writer())))
+    }
+
+    fn builtin(
+        &mut self,
+        builtin: Builtin,
+        call: &FunctionCall,
+        printer: &mut Printer<'_>,
+    ) -> io::Result<ExtFunctionResult> {
+        match builtin {
+            Builtin::Input => builtin::input(&call.args, printer.host),
+            Builtin::Print => builtin::print(&call.args, &call.kwargs, printer.host),
+            Builtin::Exit => {
+                let (code, raised) = builtin::exit(&call.args);
+                self.exit = code;
+                Ok(raised.into())
+            }
+        }
+    }
+
+    fn looked_up(&self, lookup: NameLookup, printer: &mut Printer<'_>) -> Step {
+        let name = &lookup.name;
+        let known = self.scope.functions.contains(name)
+            || self.scope.suspend_at.contains(name)
+            || Builtin::named(name).is_some();
+        let found = (known && lookup.object_id().is_none()).then(|| function(name));
+        lookup.resume(found, printer.writer())
+    }
+
+    /// Something is asked of the operating system.
+    fn asked(&self, call: OsCall, printer: &mut Printer<'_>) -> Step {
+        let env = &self.scope.env;
+        call.resume_with(printer.writer(), |call| match call {
+            OsFunctionCall::GetEnviron => {
+                let text = |text: &String| MontyObject::String(text.clone());
+                let pairs = env.iter().map(|(name, value)| (text(name), text(value)));
+                MontyObject::dict(pairs.collect::<Vec<_>>()).into()
+            }
+            OsFunctionCall::Getenv(args) => match env.get(&args.key) {
+                Some(value) => MontyObject::String(value.clone()).into(),
+                None => args.default.into(),
+            },
+            OsFunctionCall::DateToday => MontyObject::Date(clock::today()).into(),
+            OsFunctionCall::DateTimeNow(zone) => MontyObject::DateTime(clock::now(zone)).into(),
+            refused => refused.on_no_handler().into(),
+        })
+    }
+
+    fn late(&self) -> bool {
+        let time = self.scope.time;
+        time.is_some_and(|time| self.began.elapsed() >= time)
+    }
+
+    /// An exception has ended it.
+    fn raised(
+        &self,
+        exception: &MontyException,
+        printer: &mut Printer<'_>,
+    ) -> Result<Ended, Fault> {
+        let outcome = self.outcome(exception);
+        let text = match builtin::exit_text(exception, self.exit) {
+            Some(text) => text,
+            None => Some(traceback(exception)),
+        };
+        if let Some(text) = &text {
+            printer.host.write(Stream::Stderr, &format!("{text}\n"))?;
+        }
+        Ok(Ended {
+            outcome,
+            traceback: text,
+        })
+    }
+
+    fn outcome(&self, exception: &MontyException) -> Outcome {
+        let message = exception.message().unwrap_or_default();
+        match exception.exc_type() {
+            ExcType::SystemExit => {
+                let silent = exception.message().is_none();
+                Outcome::Exited(self.exit.unwrap_or(u8::from(!silent)))
+            }
+            ExcType::TimeoutError
+                if message.starts_with("time limit exceeded: ") && self.late() =>
+            {
+                Outcome::TimedOut
+            }
+            ExcType::MemoryError
+                if message.starts_with("memory limit exceeded: ")
+                    && self.scope.memory.is_some() =>
+            {
+                Outcome::OutOfMemory
+            }
+            _ => Outcome::Exited(1),
+        }
+    }
+}
+
+fn stepped(step: Step) -> Next {
+    Next::Step(Box::new(step))
+}
+
+/// What is kept of a suspended call; the call itself and the reason, where that is too much.
+fn suspended(call: FunctionCall, told: Call) -> Result<Outcome, Box<(FunctionCall, String)>> {
+    let progress = RunProgress::FunctionCall(call);
+    let state = dump(FILE, None, SessionRef::Running(&progress));
+    let size = serde_json::to_vec(&told).map_or(usize::MAX, |bytes| bytes.len());
+    let why = match state {
+        Ok(state) if state.len() <= STATE_MAX && size <= CALL_MAX => {
+            return Ok(Outcome::Suspended { call: told, state });
+        }
+        Ok(state) => format!(
+            "cannot suspend: the state has {} bytes of at most {STATE_MAX}, the call {size} of at most {CALL_MAX}",
+            state.len()
+        ),
+        Err(error) => format!("cannot suspend: {error}"),
+    };
+    let call = progress.into_function_call().expect("it is one");
+    Err(Box::new((call, why)))
+}
+
+/// What a function of the host's has returned, for the interpreter.
+fn result(function: &str, returned: Result<Value, String>) -> ExtFunctionResult {
+    match returned.map(value::from_host) {
+        Ok(Ok(object)) => object.into(),
+        Ok(Err(why)) => {
+            let why = format!("cannot take what {function}() returned: {why}");
+            exception(ExcType::TypeError, why).into()
+        }
+        Err(message) => exception(ExcType::RuntimeError, message).into(),
+    }
+}
+
+fn function(name: &str) -> MontyObject {
+    MontyObject::Function {
+        name: name.to_owned(),
+        docstring: None,
+    }
+}
+
+pub(super) fn exception(kind: ExcType, message: impl Into<String>) -> MontyException {
+    MontyException::new(kind, Some(message.into()))
+}

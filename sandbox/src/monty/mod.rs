@@ -1,0 +1,267 @@
+//! Monty: an interpreter of a part of Python, written in Rust, whose code has nothing but what its host hands it.
+//!
+//! [`InProcess`] runs it in the calling thread: an answer within microseconds, for code that may be wrong. [`Monty`] is the
+//! sandbox: the same in a process of its own (`worker`), in a jail, so that code which breaks the interpreter has broken into
+//! an empty room, and a runaway is ended from outside.
+//!
+//! It knows no class inheritance, no generators, no `match`, and few modules; `dialect` and `builtin` make up for some of what
+//! scripts take for granted: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
+
+mod builtin;
+mod clock;
+mod dialect;
+mod in_process;
+mod interpreter;
+mod memory;
+mod printer;
+mod stdio;
+mod traceback;
+mod value;
+mod wire;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use self::interpreter::{Outcome, Scope};
+use self::wire::{Fault, FromWorker, ToWorker};
+use self::worker::{Interpreted, Order};
+use super::process::{self, Streams};
+use super::{
+    Backend, Capability, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot,
+    check_jail, worker_is_there,
+};
+use minivm_machine::jail::{Calls, Jail};
+use minivm_machine::printable::printable;
+
+pub use in_process::InProcess;
+pub use memory::Allocator;
+pub use worker::work;
+
+/// The command of `minivm-worker`'s for it.
+pub const WORKER_COMMAND: &str = "monty";
+
+const CAPABILITIES: &[Capability] = &[
+    Capability::Environment,
+    Capability::HostFunctions,
+    Capability::MemoryLimit,
+    Capability::Snapshot,
+];
+
+/// Time for the interpreter to say itself that its time is over, and where. Then its process is killed.
+const GRACE: Duration = Duration::from_millis(200);
+/// How long a function of the host's is waited for when its caller is gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What a worker needs beside its code: it is a part of a limit on memory.
+const OWN_MEMORY: u64 = 8 << 20;
+/// What code gets of memory where nothing is said, in bytes.
+const MEMORY: u64 = 256 << 20;
+/// Nothing is written to the jail's `/tmp`.
+const ROOM: u64 = 1 << 20;
+
+/// The interpreter in a jailed process.
+pub struct Monty {
+    worker: PathBuf,
+}
+
+impl Monty {
+    /// With this program, `minivm-worker`.
+    pub fn new(worker: PathBuf) -> Self {
+        Monty { worker }
+    }
+
+    fn jail(&self, task: &Task) -> Result<Jail, Error> {
+        let program = match &task.program {
+            Program::Code(code) => Interpreted::Code(code.clone()),
+            Program::Resume { returned, .. } => Interpreted::State(value::answer(returned.clone())),
+            // It is not declared, so it doesn't come here.
+            Program::Command(_) => Interpreted::Code(String::new()),
+        };
+        // Beyond that it is the process's limit that counts, which nobody gets to see a traceback of.
+        let own = |bytes: u64| bytes - OWN_MEMORY.min(bytes / 2);
+        let order = Order {
+            program,
+            scope: scope(task, task.limits.memory.map(own))?,
+        };
+        let order = serde_json::to_vec(&order).expect("all of it is JSON");
+        worker_is_there(Backend::Monty, &self.worker)?;
+        let jail = Jail::new()?.calls(Calls::Monty).room(ROOM);
+        let jail = jail.show(&self.worker, "/worker")?;
+        let jail = jail.put(&order, worker::ORDER)?;
+        match &task.program {
+            Program::Resume { state, .. } => Ok(jail.put(state, worker::STATE)?),
+            _ => Ok(jail),
+        }
+    }
+}
+
+impl Sandbox for Monty {
+    fn backend(&self) -> Backend {
+        Backend::Monty
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        CAPABILITIES
+    }
+
+    fn boundary(&self) -> &'static str {
+        "an interpreter that has nothing of the host, in a process in namespaces"
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        worker_is_there(Backend::Monty, &self.worker)?;
+        check_jail(Backend::Monty)
+    }
+
+    fn start(&self, mut task: Task) -> Result<Finished, Error> {
+        task.limits = task.limits.with_memory(MEMORY);
+        let jail = self.jail(&task)?;
+        let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
+        let theirs = OwnedFd::from(theirs);
+        let args = [WORKER_COMMAND.into(), theirs.as_raw_fd().to_string()];
+        let jailed = jail.hand(theirs).program("/worker", args)?;
+        let serving = serve_in_thread(ours, task.functions)?;
+        let limits = Limits {
+            time: task.limits.time.map(|time| time.saturating_add(GRACE)),
+            ..task.limits
+        };
+        let streams = Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        };
+        let mut finished = process::run(jailed, streams, &limits)?;
+        let said = match serving.recv_timeout(PATIENCE) {
+            Ok(said) => said.map_err(|fault| failed(&format!("its worker broke: {fault}")))?,
+            Err(_) => {
+                let warning = "a function of the host's has not returned";
+                finished.warnings.push(warning.into());
+                None
+            }
+        };
+        finished.end = ended(finished.end, said)?;
+        if !matches!(finished.end, End::Exited(1..)) {
+            finished.exception = None;
+        }
+        Ok(finished)
+    }
+}
+
+/// What code may see of its task.
+fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
+    Ok(Scope {
+        functions: in_process::names(&task.functions),
+        suspend_at: task.suspend_at.clone(),
+        env: task.texts(Backend::Monty)?.into_iter().collect(),
+        time: task.limits.time,
+        memory,
+    })
+}
+
+fn end(outcome: Outcome) -> End {
+    match outcome {
+        Outcome::Exited(code) => End::Exited(code),
+        Outcome::TimedOut => End::TimedOut,
+        Outcome::OutOfMemory => End::OutOfMemory,
+        Outcome::Suspended { call, state } => End::Suspended { call, state },
+    }
+}
+
+/// How a worker ended, from how its process did and what it said last. Only of a process that ended by itself is that of
+/// interest.
+fn ended(process: End, said: Option<Said>) -> Result<End, Error> {
+    let End::Exited(code) = process else {
+        return Ok(process);
+    };
+    match said {
+        Some(Said::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
+        Some(Said::Ended(outcome)) => Ok(end(outcome)),
+        Some(Said::Unreadable(why)) => Err(failed(&why)),
+        None if code == memory::OVER => Ok(End::OutOfMemory),
+        None => Ok(End::Exited(code)),
+    }
+}
+
+fn failed(detail: &str) -> Error {
+    Error::Failed {
+        backend: Backend::Monty,
+        detail: printable(detail, 200),
+    }
+}
+
+/// A worker's last word.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Ended(Outcome),
+    Unreadable(String),
+}
+
+/// Serves a worker, whose last word is received when it is gone.
+fn serve_in_thread(
+    socket: UnixStream,
+    mut functions: BTreeMap<String, Function>,
+) -> Result<Receiver<Result<Option<Said>, Fault>>, Error> {
+    let (sender, receiver) = mpsc::channel();
+    let serve = move || {
+        let _ = sender.send(serve(socket, &mut functions));
+    };
+    let thread = thread::Builder::new().name("functions".into());
+    thread.spawn(serve).map_err(cannot("start a thread"))?;
+    Ok(receiver)
+}
+
+/// Answers a worker's calls until its last word.
+fn serve(
+    socket: UnixStream,
+    functions: &mut BTreeMap<String, Function>,
+) -> Result<Option<Said>, Fault> {
+    let mut to = socket.try_clone()?;
+    let mut from = BufReader::new(socket);
+    while let Some(message) = heard(wire::receive(&mut from))? {
+        let call = match message {
+            FromWorker::Call(call) => call,
+            FromWorker::Suspended { call, size } => {
+                let state = heard(wire::receive_state(&mut from, size))?;
+                return Ok(state.map(|state| Said::Ended(Outcome::Suspended { call, state })));
+            }
+            FromWorker::Exited => return Ok(Some(Said::Ended(Outcome::Exited(0)))),
+            FromWorker::TimedOut => return Ok(Some(Said::Ended(Outcome::TimedOut))),
+            FromWorker::OutOfMemory => return Ok(Some(Said::Ended(Outcome::OutOfMemory))),
+            FromWorker::Unreadable(why) => return Ok(Some(Said::Unreadable(why))),
+        };
+        let answer: ToWorker = match functions.get_mut(&call.function) {
+            Some(function) => value::answer(function(call)),
+            // It asks for none that it wasn't told of.
+            None => return Err(Fault::Unexpected(call.function)),
+        };
+        let sent = match wire::send(&mut to, &answer) {
+            Err(fault @ Fault::TooLong) => wire::send(&mut to, &ToWorker::Err(fault.to_string())),
+            sent => sent,
+        };
+        // Who doesn't want the answer any more is gone.
+        if let Err(Fault::Io(_)) = sent {
+            return Ok(None);
+        }
+        sent?;
+    }
+    Ok(None)
+}
+
+/// A socket whose other end was killed may be broken instead of ended.
+fn heard<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
+    match received {
+        Err(Fault::Io(_)) => Ok(None),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,200 @@
+//! Input by lines and output by blocks, as both kinds of hosts have them.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The most bytes of a line of input.
+const LINE_MAX: u64 = 16 << 20;
+/// Output that is kept back for more to come.
+const BLOCK: usize = 16 << 10;
+/// How long. A limit may end the code at any time, and what was printed before then is to be seen.
+const HELD: Duration = Duration::from_millis(2);
+
+/// An input that is read by lines.
+pub(super) struct Lines(BufReader<File>);
+
+impl Lines {
+    pub(super) fn new(input: OwnedFd) -> Self {
+        Lines(BufReader::new(input.into()))
+    }
+
+    /// A line with its end; nothing at the input's end. What is no UTF-8 is replaced, since the interpreter has no other text.
+    pub(super) fn next(&mut self) -> io::Result<String> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.0).take(LINE_MAX);
+        limited.read_until(b'\n', &mut line)?;
+        if limited.limit() == 0 && line.last() != Some(&b'\n') {
+            let why = format!("a line of the input is longer than {LINE_MAX} bytes");
+            return Err(io::Error::other(why));
+        }
+        Ok(String::from_utf8(line)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+}
+
+/// Output that is collected, and passed on before it grows old.
+pub(super) struct Block {
+    text: Vec<u8>,
+    since: Instant,
+}
+
+impl Block {
+    pub(super) fn new() -> Self {
+        Block {
+            text: Vec::new(),
+            since: Instant::now(),
+        }
+    }
+
+    pub(super) fn push(&mut self, text: &str) {
+        if self.text.is_empty() {
+            self.since = Instant::now();
+        }
+        self.text.extend_from_slice(text.as_bytes());
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.text.len() >= BLOCK
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        !self.text.is_empty() && self.since.elapsed() >= HELD
+    }
+
+    /// How much longer it may be held; nothing where there is nothing.
+    fn time_left(&self) -> Option<Duration> {
+        let held = self.since.elapsed();
+        (!self.text.is_empty()).then(|| HELD.saturating_sub(held))
+    }
+
+    /// Passes all of it on.
+    pub(super) fn flush(&mut self, write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        let written = write(&self.text);
+        self.text.clear();
+        written
+    }
+}
+
+/// Blocks on their way to a file. One thread passes them on before they grow old, whatever the interpreter is at: an instruction
+/// of its may take longer than it has, and ends with its process then. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Held(Arc<State>);
+
+struct State {
+    block: Mutex<Block>,
+    /// Notified where there is something again.
+    begun: Condvar,
+    to: File,
+}
+
+impl Held {
+    /// Starts the thread.
+    pub(super) fn start(to: OwnedFd) -> io::Result<Held> {
+        let held = Held(Arc::new(State {
+            block: Mutex::new(Block::new()),
+            begun: Condvar::new(),
+            to: to.into(),
+        }));
+        let moved = held.clone();
+        let thread = thread::Builder::new()
+            .name("output".into())
+            .stack_size(64 << 10);
+        thread.spawn(move || moved.pass_on())?;
+        Ok(held)
+    }
+
+    pub(super) fn push(&self, text: &str) -> io::Result<()> {
+        let mut block = self.block();
+        if block.text.is_empty() {
+            self.0.begun.notify_one();
+        }
+        block.push(text);
+        match block.is_full() {
+            true => self.flush_locked(&mut block),
+            false => Ok(()),
+        }
+    }
+
+    /// Passes all of it on.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.flush_locked(&mut self.block())
+    }
+
+    /// The same for a process that is about to end: without waiting for the other thread, and without a need of memory.
+    pub(super) fn flush_last(&self) {
+        if let Ok(mut block) = self.0.block.try_lock() {
+            let _ = self.flush_locked(&mut block);
+        }
+    }
+
+    fn block(&self) -> MutexGuard<'_, Block> {
+        self.0.block.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flush_locked(&self, block: &mut Block) -> io::Result<()> {
+        block.flush(|bytes| (&self.0.to).write_all(bytes))
+    }
+
+    fn pass_on(&self) {
+        let mut block = self.block();
+        loop {
+            block = match block.time_left() {
+                None => self.0.begun.wait(block),
+                Some(Duration::ZERO) => {
+                    // The interpreter's next write finds out what is wrong with it.
+                    let _ = self.flush_locked(&mut block);
+                    Ok(block)
+                }
+                Some(left) => match self.0.begun.wait_timeout(block, left) {
+                    Ok((block, _)) => Ok(block),
+                    Err(error) => Ok(error.into_inner().0),
+                },
+            }
+            .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_machine::streams::in_memory;
+
+    #[test]
+    fn lines_come_with_their_ends_and_an_end_is_empty() {
+        let mut lines = Lines::new(in_memory(b"a\n\xff\n\nlast").unwrap());
+        let read: Vec<String> = (0..5).map(|_| lines.next().unwrap()).collect();
+        assert_eq!(read, ["a\n", "\u{fffd}\n", "\n", "last", ""]);
+    }
+
+    #[test]
+    fn what_is_held_comes_out_by_itself() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let held = Held::start(writer.into()).unwrap();
+        for text in ["first", "next"] {
+            held.push(text).unwrap();
+            let mut read = vec![0; text.len()];
+            reader.read_exact(&mut read).unwrap();
+            assert_eq!(read, text.as_bytes());
+        }
+        held.push("last").unwrap();
+        held.flush_last();
+        let mut read = [0; 4];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"last");
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_not_read_for_ever() {
+        let zeros = File::open("/dev/zero").unwrap();
+        let error = Lines::new(zeros.into()).next().unwrap_err();
+        assert!(error.to_string().contains("longer than"), "{error}");
+    }
+}

@@ -1,0 +1,67 @@
+//! A task's files as an archive: what is copied in is what was there when the task started, and nothing but files, folders and
+//! links.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, Write};
+use std::os::fd::OwnedFd;
+
+use super::{Error, Limits, Task, cannot};
+
+/// The files as an archive, in a file that has no name. It has to fit into the sandbox's memory.
+pub(super) fn packed(task: &Task, limits: &Limits) -> Result<OwnedFd, Error> {
+    let mut file = tempfile::tempfile().map_err(cannot("create a temporary file"))?;
+    let out = Bounded {
+        to: &file,
+        left: limits.memory.unwrap_or(u64::MAX),
+    };
+    minivm_machine::pack(&task.files, BufWriter::new(out))?;
+    file.rewind().map_err(cannot("read a temporary file"))?;
+    Ok(file.into())
+}
+
+/// A file that takes so many bytes and no more.
+struct Bounded<'a> {
+    to: &'a File,
+    left: u64,
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = bytes.len() as u64;
+        if len > self.left {
+            let why = "the files to copy in are larger than the sandbox's memory: a larger -m/--memory helps";
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        let written = self.to.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_machine::Files;
+
+    #[test]
+    fn what_does_not_fit_into_the_memory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("large"), vec![b'x'; 1 << 20]).unwrap();
+        let mut task = Task::code("pass");
+        task.files.push(Files {
+            from: folder.path().into(),
+            to: "/in".into(),
+        });
+        let within = |memory: u64| packed(&task, &Limits::default().with_memory(memory));
+        let whole = File::from(within(2 << 20).unwrap());
+        let size = whole.metadata().unwrap().len();
+        assert!((1 << 20..2 << 20).contains(&size), "{size}");
+        let error = within(1 << 20).unwrap_err();
+        let told = format!("{:#}", anyhow::Error::from(error));
+        assert!(told.contains("--memory"), "{told}");
+    }
+}

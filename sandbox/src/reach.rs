@@ -1,0 +1,299 @@
+//! What code in a sandbox can reach of the host: tried for real.
+//!
+//! A probe runs code that does its best, and judges by what happens on this side: whether a secret came out, whether a
+//! connection was made, whether a process was seen. What the code itself says of it counts for nothing.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Backend, End, Error, Finished, Sandbox, Task, cannot};
+use minivm_machine::output::Kept;
+use minivm_machine::printable::printable;
+use minivm_machine::session::Event;
+
+/// How long a probe may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How often it is looked whether something has happened.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probe {
+    /// To read a file of the host's.
+    File,
+    /// To read a variable of the host's environment.
+    Environment,
+    /// To connect to a port of the host's loopback interface.
+    Network,
+    /// To start a process.
+    Process,
+    /// To read a file that another sandbox of the same kind has written, and still uses.
+    Neighbour,
+}
+
+impl Probe {
+    /// All of them.
+    pub const ALL: [Probe; 5] = [
+        Probe::File,
+        Probe::Environment,
+        Probe::Network,
+        Probe::Process,
+        Probe::Neighbour,
+    ];
+
+    /// What is tried, in a few words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Probe::File => "host file",
+            Probe::Environment => "host variable",
+            Probe::Network => "host port",
+            Probe::Process => "process",
+            Probe::Neighbour => "neighbour's file",
+        }
+    }
+}
+
+/// How far a probe got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "reached", content = "how")]
+pub enum Reach {
+    /// It got nothing. How it was refused, in the code's eyes.
+    Nothing(String),
+    /// What it got is the sandbox's own.
+    Own,
+    /// It got what is the host's, or another sandbox's.
+    Host,
+}
+
+/// A variable of this process's environment that nobody else should see.
+#[derive(Clone, Copy, Debug)]
+pub struct Secret<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its value.
+    pub value: &'a str,
+}
+
+/// Tries it.
+///
+/// # Errors
+///
+/// Where the sandbox can't be run at all.
+pub fn reach(sandbox: &dyn Sandbox, probe: Probe, secret: Secret<'_>) -> Result<Reach, Error> {
+    match probe {
+        Probe::File => file(sandbox),
+        Probe::Environment => environment(sandbox, secret),
+        Probe::Network => network(sandbox),
+        Probe::Process => process(sandbox),
+        Probe::Neighbour => neighbour(sandbox),
+    }
+}
+
+fn file(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
+    let secret = word();
+    let mut file = tempfile::NamedTempFile::new().map_err(cannot("create a file"))?;
+    file.write_all(secret.as_bytes())
+        .map_err(cannot("write a file"))?;
+    let path = file.path().to_string_lossy();
+    let mut tries = vec![format!("print(open({path:?}).read())")];
+    match sandbox.backend() {
+        Backend::Deno => tries.push(format!(
+            "from js import Deno\nprint(Deno.readTextFileSync({path:?}))"
+        )),
+        Backend::Chromium => tries.push(request(&format!("file://{path}"))),
+        _ => {}
+    }
+    tell(sandbox, tries, |printed| printed.contains(&secret))
+}
+
+fn environment(sandbox: &dyn Sandbox, secret: Secret<'_>) -> Result<Reach, Error> {
+    let name = secret.name;
+    let mut tries = vec![
+        format!("import os\nprint(os.environ[{name:?}])"),
+        "print(open('/proc/self/environ').read())".to_owned(),
+        "print(open('/proc/1/environ').read())".to_owned(),
+    ];
+    if sandbox.backend() == Backend::Deno {
+        tries.push(format!(
+            "from js import Deno\nprint(Deno.env.get({name:?}))"
+        ));
+    }
+    tell(sandbox, tries, |printed| printed.contains(secret.value))
+}
+
+fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(cannot("listen on a port"))?;
+    let address = listener.local_addr().map_err(cannot("listen on a port"))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(cannot("listen on a port"))?;
+    let port = address.port();
+    let mut tries = vec![format!(
+        "import socket\ns = socket.create_connection(('127.0.0.1', {port}), 3)\ns.send(b'x')\nprint(s.recv(1))"
+    )];
+    match sandbox.backend() {
+        Backend::Deno => tries.push(format!(
+            "from js import fetch\nfrom pyodide.ffi import run_sync\nprint(run_sync(fetch('http://127.0.0.1:{port}/')))"
+        )),
+        Backend::Chromium => tries.push(request(&format!("http://127.0.0.1:{port}/"))),
+        _ => {}
+    }
+    let tried = tell(sandbox, tries, |_| false)?;
+    match listener.accept() {
+        Ok(_) => Ok(Reach::Host),
+        Err(_) => Ok(tried),
+    }
+}
+
+fn process(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
+    let mark = word();
+    // Cut in two, for the code itself may be an argument of a process.
+    let (start, end) = mark.split_at(mark.len() / 2);
+    let script = format!("'echo started; sleep 1 # {start}' '{end}'");
+    let mut tries = vec![format!(
+        "import subprocess\nsubprocess.run(['/bin/sh', '-c', {script}], check=True)"
+    )];
+    if sandbox.backend() == Backend::Deno {
+        tries.push(format!(
+            "from js import Deno, Object\nfrom pyodide.ffi import to_js\n\
+             o = to_js({{'args': ['-c', {script}]}}, dict_converter=Object.fromEntries)\n\
+             Deno.Command.new('/bin/sh', o).outputSync()"
+        ));
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let watching = thread::spawn({
+        let over = over.clone();
+        move || {
+            let mut seen = false;
+            while !over.load(Ordering::SeqCst) {
+                seen |= has_process(&mark);
+                thread::sleep(TICK);
+            }
+            seen
+        }
+    });
+    let tried = tell(sandbox, tries, |_| false);
+    over.store(true, Ordering::SeqCst);
+    match (watching.join().unwrap_or(false), tried?) {
+        (true, _) => Ok(Reach::Host),
+        (false, tried) => Ok(tried),
+    }
+}
+
+/// Whether a process of the host's has this in its command line.
+fn has_process(mark: &str) -> bool {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .any(|line| line.contains(mark))
+}
+
+fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
+    const PATH: &str = "/tmp/minivm-reach";
+    let secret = word();
+    let printed = Kept::default();
+    let (stop, events) = mpsc::channel();
+    let mut task = Task::code(format!(
+        "import time\nf = open({PATH:?}, 'w')\nf.write({secret:?})\nf.close()\nprint('written', flush=True)\ntime.sleep(60)"
+    ));
+    task.limits.time = Some(LIMIT);
+    task.stdout = Box::new(printed.clone());
+    task.events = events;
+    thread::scope(|scope| {
+        let first = scope.spawn(|| sandbox.run(task));
+        while !printed.text().contains("written") && !first.is_finished() {
+            thread::sleep(TICK);
+        }
+        let tries = vec![
+            // On a host without any sandbox it is to leave nothing.
+            format!("import os\nprint(open({PATH:?}).read())\nos.remove({PATH:?})"),
+            "import os\nfor d in ('/tmp', '/var/tmp', '/dev/shm'):\n  if os.path.isdir(d):\n    for f in os.listdir(d):\n      \
+             print(open(os.path.join(d, f)).read())\nraise FileNotFoundError('nothing of a neighbour')"
+                .to_owned(),
+        ];
+        let tried = tell(sandbox, tries, |printed| printed.contains(&secret));
+        // It may have ended, for want of files.
+        let _ = stop.send(Event::Stop(9));
+        let first = first.join().unwrap_or_else(|_| {
+            Err(Error::Failed {
+                backend: sandbox.backend(),
+                detail: "a thread panicked".into(),
+            })
+        });
+        let wrote = printed.text().contains("written");
+        match (wrote, first?) {
+            (false, finished) => Ok(Reach::Nothing(refusal(&finished))),
+            (true, _) => tried,
+        }
+    })
+}
+
+/// A page's request, which waits for its answer.
+fn request(url: &str) -> String {
+    format!(
+        "from js import XMLHttpRequest\nx = XMLHttpRequest.new()\nx.open('GET', {url:?}, False)\nx.send()\nprint(x.responseText)"
+    )
+}
+
+/// Runs each try, and tells the furthest that one got.
+fn tell(
+    sandbox: &dyn Sandbox,
+    tries: Vec<String>,
+    is_hosts: impl Fn(&str) -> bool,
+) -> Result<Reach, Error> {
+    let mut refusals: Vec<String> = Vec::new();
+    let mut own = false;
+    for code in tries {
+        let printed = Kept::default();
+        let mut task = Task::code(code);
+        task.limits.time = Some(LIMIT);
+        task.stdout = Box::new(printed.clone());
+        task.stderr = Box::new(printed.clone());
+        let finished = sandbox.run(task)?;
+        if is_hosts(&printed.text()) {
+            return Ok(Reach::Host);
+        }
+        own |= finished.end == End::Exited(0);
+        let refusal = refusal(&finished);
+        if !refusals.contains(&refusal) {
+            refusals.push(refusal);
+        }
+    }
+    match own {
+        true => Ok(Reach::Own),
+        false => Ok(Reach::Nothing(refusals.join(", "))),
+    }
+}
+
+/// How code was refused, in its own eyes.
+fn refusal(finished: &Finished) -> String {
+    match (&finished.exception, &finished.end) {
+        // JavaScript's own error is in the message: `NotCapable: Requires read access …`.
+        (Some(exception), _) if exception.kind == "JsException" => {
+            let name = exception.message.split(':').next().unwrap_or_default();
+            printable(name, 40)
+        }
+        (Some(exception), _) => printable(&exception.kind, 40),
+        (None, End::Exited(code)) => format!("exit code {code}"),
+        (None, end) => format!("{end:?}"),
+    }
+}
+
+/// A word that nobody could guess.
+pub fn word() -> String {
+    let mut bytes = [0; 16];
+    // It can't fail: the buffer is small, and the kernel has started long ago.
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    debug_assert_eq!(filled, Ok(bytes.len()));
+    let hex = bytes.iter().map(|byte| format!("{byte:02x}"));
+    format!("minivm-{}", hex.collect::<String>())
+}

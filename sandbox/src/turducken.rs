@@ -1,0 +1,239 @@
+//! The turducken: Pyodide in Deno in gVisor in a machine, each one sandbox inside another.
+//!
+//! The machine's image is `runsc`, and below `/inner` the root that gVisor shows: Deno, its libraries, Pyodide. It is made of
+//! what the sandboxes of their own are made of, once, and kept as an archive like those of other images. The code comes on
+//! stdin, through all of them.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use minivm_guest::channel::Request;
+use minivm_image::{Blob, Config, Digest, Image, Layer, Root};
+use tar::{Builder, EntryType, Header};
+
+use super::bundle::{self, Container};
+use super::{Deno, Error, cannot, gvisor, pyodide};
+use minivm_machine::images::{Archive, Shelf};
+
+const LAUNCHER: &str = include_str!("../js/turducken.mjs");
+/// Changes when the same parts make another image.
+const FORMAT: &str = "1";
+const RUNSC: &str = "/runsc";
+/// gVisor's root, in the machine's.
+const INNER: &str = "/inner";
+/// Where the launcher is, in gVisor's root.
+const LAUNCHER_PATH: &str = "/task/turducken.mjs";
+const MOUNT_POINTS: [&str; 5] = ["dev", "etc", "proc", "sys", "tmp"];
+
+/// V8 compiles Pyodide once, by its quick compiler, and on the thread that waits for it. Its better compilers, on other threads,
+/// take longer than what they save where time is scarcest: under emulation.
+const V8: &str = "--v8-flags=--liftoff-only,--single-threaded";
+
+/// The image, and what to ask of its machine.
+pub struct Turducken {
+    /// The initramfs.
+    pub archive: Archive,
+    /// What runs the code that comes on stdin.
+    pub request: Request,
+}
+
+impl Turducken {
+    /// Makes the image of what lies in the cache, if it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where Deno, Pyodide or `runsc` isn't there, and others where the image can't be made.
+    pub fn open(cache: &Path, making: impl FnOnce()) -> Result<Turducken, Error> {
+        let runsc = gvisor::find_runsc(cache)?;
+        let deno = Deno::open(cache)?;
+        let parts = Parts::new(&runsc, &deno)?;
+        let archive = Shelf::new(cache).archive_of(&parts.identity()?, || {
+            making();
+            parts.image()
+        })?;
+        let request = Request {
+            argv: argv().into_iter().map(String::into_bytes).collect(),
+            hostname: "turducken".into(),
+            stdin: true,
+            ..Request::default()
+        };
+        Ok(Turducken { archive, request })
+    }
+}
+
+/// gVisor in the machine: as root, who may make namespaces there. Systrap, which is the quicker one on a host, needs processors
+/// that spin for each other: in a machine with one of them, emulated, it takes more than twice the time of ptrace.
+fn argv() -> Vec<String> {
+    let mut argv = vec![RUNSC.to_owned(), "--platform=ptrace".to_owned()];
+    argv.extend(bundle::runsc_args());
+    argv.push("turducken".into());
+    argv
+}
+
+/// What the image is made of.
+struct Parts {
+    /// Files and folders of the host's, and where the image has them.
+    copied: Vec<(PathBuf, String)>,
+    /// Files of these texts.
+    written: Vec<(String, Vec<u8>)>,
+}
+
+impl Parts {
+    fn new(runsc: &Path, deno: &Deno) -> Result<Parts, Error> {
+        let mut copied = vec![(runsc.to_owned(), RUNSC.to_owned())];
+        let below = |inside: &str| format!("{INNER}{inside}");
+        let snapshot = deno.snapshot();
+        let shown = snapshot.map(|snapshot| (snapshot, pyodide::SNAPSHOT.to_owned()));
+        let parts = deno.parts().into_iter().chain(shown);
+        copied.extend(parts.map(|(host, inside)| (host.to_owned(), below(&inside))));
+        let mut arguments = vec!["/deno"];
+        arguments.extend(super::deno::OPTIONS);
+        arguments.extend([
+            super::deno::KEEP_NOTHING,
+            V8,
+            super::deno::READABLE,
+            LAUNCHER_PATH,
+        ]);
+        arguments.extend(snapshot.map(|_| pyodide::SNAPSHOT));
+        let env: Vec<String> = super::deno::VARIABLES
+            .map(|(name, value)| format!("{name}={value}"))
+            .to_vec();
+        let container = Container {
+            root: INNER,
+            arguments: &arguments,
+            env: &env,
+            capabilities: &[],
+        };
+        let written = vec![
+            (bundle::CONFIG.to_owned(), container.config()),
+            (below(LAUNCHER_PATH), LAUNCHER.into()),
+            (below("/task/pyodide.mjs"), pyodide::SHARED.into()),
+            (below("/task/bootstrap.py"), pyodide::BOOTSTRAP.into()),
+        ];
+        Ok(Parts { copied, written })
+    }
+
+    /// What the image is known by: the files' names, sizes and times, for they are too large to be read each time.
+    fn identity(&self) -> Result<String, Error> {
+        let mut fields = FORMAT.to_owned();
+        for (host, inside) in &self.copied {
+            let looked = fs::metadata(host).map_err(cannot(format!("read {}", host.display())))?;
+            let (size, time) = (looked.size(), (looked.mtime(), looked.mtime_nsec()));
+            fields += &format!("\0{}\0{inside}\0{size}\0{time:?}", host.display());
+        }
+        for (inside, bytes) in &self.written {
+            fields += &format!("\0{inside}\0{}", Digest::of(bytes).hex());
+        }
+        Ok(format!("turducken:{}", Digest::of(fields).hex()))
+    }
+
+    /// The image, of one layer, which is in a file without a name.
+    fn image(&self) -> Result<Image, Error> {
+        let wrap = || cannot("write the turducken's image");
+        let file = tempfile::tempfile().map_err(wrap())?;
+        self.write(&file).map_err(wrap())?;
+        let blob = Blob {
+            len: file.metadata().map_err(wrap())?.len(),
+            file: Arc::new(file),
+            offset: 0,
+            name: "the turducken's layer".into(),
+        };
+        Ok(Image {
+            identity: self.identity()?,
+            config: Config::default(),
+            root: Root::Layers(vec![Layer {
+                blob,
+                diff_id: None,
+            }]),
+        })
+    }
+
+    fn write(&self, file: &File) -> io::Result<()> {
+        let mut tar = Builder::new(BufWriter::with_capacity(1 << 20, file));
+        for folder in MOUNT_POINTS {
+            let mut header = header(EntryType::Directory, 0, 0o755);
+            tar.append_data(
+                &mut header,
+                relative(&format!("{INNER}/{folder}")),
+                io::empty(),
+            )?;
+        }
+        for (host, inside) in &self.copied {
+            copy(&mut tar, host, inside)?;
+        }
+        for (inside, bytes) in &self.written {
+            let mut header = header(EntryType::Regular, bytes.len() as u64, 0o644);
+            tar.append_data(&mut header, relative(inside), &bytes[..])?;
+        }
+        tar.into_inner()?.flush()
+    }
+}
+
+/// Adds a file, or the files in a folder. Links are followed: they are the host's own.
+fn copy(tar: &mut Builder<impl Write>, host: &Path, inside: &str) -> io::Result<()> {
+    if host.is_dir() {
+        let mut names: Vec<_> = fs::read_dir(host)?.collect::<io::Result<_>>()?;
+        names.sort_by_key(fs::DirEntry::file_name);
+        for entry in names.iter().filter(|entry| entry.path().is_file()) {
+            let name = entry.file_name();
+            copy(tar, &entry.path(), &format!("{inside}/{}", name.display()))?;
+        }
+        return Ok(());
+    }
+    let file = File::open(host)?;
+    let looked = file.metadata()?;
+    let executable = looked.mode() & 0o111;
+    let mut header = header(EntryType::Regular, looked.len(), 0o644 | executable);
+    tar.append_data(&mut header, relative(inside), file)
+}
+
+fn header(kind: EntryType, size: u64, mode: u32) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_mode(mode);
+    header
+}
+
+fn relative(path: &str) -> &str {
+    path.trim_start_matches('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_its_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("pyodide")).unwrap();
+        fs::write(folder.path().join("pyodide/a"), "a").unwrap();
+        fs::write(folder.path().join("deno"), "one").unwrap();
+        let mut parts = Parts {
+            copied: vec![
+                (folder.path().join("deno"), "/inner/deno".into()),
+                (folder.path().join("pyodide"), "/inner/pyodide".into()),
+            ],
+            written: vec![("/inner/task/x".into(), b"x".to_vec())],
+        };
+        let first = parts.identity().unwrap();
+        assert_eq!(parts.identity().unwrap(), first);
+        let image = parts.image().unwrap();
+        assert_eq!(image.identity, first);
+        parts.written[0].1.push(b'y');
+        assert_ne!(parts.identity().unwrap(), first);
+        let cache = tempfile::tempdir().unwrap();
+        let root = Shelf::new(cache.path()).root(&image, || {}).unwrap();
+        for (path, text) in [("deno", "one"), ("pyodide/a", "a"), ("task/x", "x")] {
+            let read = fs::read_to_string(root.path.join("inner").join(path)).unwrap();
+            assert_eq!(read, text);
+        }
+        assert!(root.path.join("inner/proc").is_dir());
+        parts.copied[0].0 = folder.path().join("missing");
+        let error = parts.identity().unwrap_err();
+        assert!(error.to_string().ends_with("/missing"), "{error}");
+    }
+}
