@@ -551,7 +551,7 @@ impl Templates {
     }
 
     /// Keeps others from making or removing it.
-    fn lock(&self, name: &str) -> Result<File, Error> {
+    fn lock(&self, name: &str) -> Result<Lock, Error> {
         private_folder(&self.folder)?;
         let path = self.folder.join(name).with_extension("lock");
         let mut options = File::options();
@@ -561,8 +561,19 @@ impl Templates {
         match file.try_lock() {
             Err(fs::TryLockError::WouldBlock) => Err(Error::Busy(name.to_owned())),
             Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(Lock(file)),
         }
+    }
+}
+
+/// A template's lock.
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Unlocks it. Closing alone wouldn't always: a process that another thread has forked just now has the file open too, until
+    /// it executes its program.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
     }
 }
 

@@ -47,15 +47,9 @@ pub(crate) fn save(
     devices: Devices,
     ram: &GuestRam,
 ) -> io::Result<()> {
-    let lock = open_own(folder)?;
-    lock.try_lock().map_err(|error| match error {
-        fs::TryLockError::WouldBlock => {
-            io::Error::other("somebody else is saving a snapshot there")
-        }
-        fs::TryLockError::Error(error) => error,
-    })?;
+    let lock = Lock::of(open_own(folder)?)?;
     // By this name it is the one that was looked at, whatever is put in its place.
-    let folder = &PathBuf::from(format!("/proc/self/fd/{}", lock.as_raw_fd()));
+    let folder = &PathBuf::from(format!("/proc/self/fd/{}", lock.0.as_raw_fd()));
     match read_state(folder) {
         Ok(old) => remove_all_but(folder, &old.memory.name),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -81,9 +75,32 @@ pub(crate) fn save(
         return Err(error);
     }
     // The rename reaches the disk before the old memory file goes.
-    lock.sync_all()?;
+    lock.0.sync_all()?;
     remove_all_but(folder, &name);
     Ok(())
+}
+
+/// A folder that no other saver may use meanwhile.
+struct Lock(File);
+
+impl Lock {
+    fn of(folder: File) -> io::Result<Lock> {
+        match folder.try_lock() {
+            Ok(()) => Ok(Lock(folder)),
+            Err(fs::TryLockError::WouldBlock) => Err(io::Error::other(
+                "another process or thread is saving a snapshot there",
+            )),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Drop for Lock {
+    /// Unlocks it. Closing alone wouldn't always: a process that another thread has forked just now has the folder open too,
+    /// until it executes its program.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
 }
 
 /// Opens the folder, which is made if it isn't there, and looks whose it is.
@@ -178,5 +195,23 @@ fn remove_all_but(folder: &Path, name: &str) {
         if is_memory_file(file) && file != name {
             let _ = fs::remove_file(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_with_the_save_though_a_copy_of_the_folder_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || File::open(folder.path()).unwrap();
+        let file = open();
+        // As a process that was forked meanwhile has one.
+        let _copy = file.try_clone().unwrap();
+        let lock = Lock::of(file).unwrap();
+        assert!(Lock::of(open()).is_err());
+        drop(lock);
+        Lock::of(open()).unwrap();
     }
 }
