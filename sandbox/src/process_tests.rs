@@ -60,7 +60,7 @@ fn jails_can_be_made_where_no_process_has_their_numbers() {
     }
     // The second process of this namespace is a short one.
     let script = "/bin/true; \"$0\" --exact \"$1\"; exit $?";
-    let test = "crate::process::tests::outputs_stay_apart_and_the_exit_code_is_the_programs";
+    let test = "process::tests::outputs_stay_apart_and_the_exit_code_is_the_programs";
     let output = container
         .args(["sh", "-c", script])
         .arg(std::env::current_exe().unwrap())
