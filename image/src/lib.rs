@@ -112,13 +112,13 @@ pub(crate) const EXPANDED_MAX: u64 = 16 << 30;
 /// Finds an image and opens it; what is pulled goes through `store`.
 ///
 /// ```
-/// use minivm_image::{self, Options, Root, Source, Store, Unwatched};
+/// use minivm_image::{Options, Root, Source, Store, Unwatched};
 ///
 /// let folder = tempfile::tempdir()?;
 /// std::fs::write(folder.path().join("hello"), "world")?;
 /// let source: Source = format!("dir:{}", folder.path().display()).parse()?;
 /// let store = Store::new(folder.path().join("store"));
-/// let image = image::open(&source, &store, &Options::default(), &Unwatched)?;
+/// let image = minivm_image::open(&source, &store, &Options::default(), &Unwatched)?;
 /// assert!(matches!(image.root, Root::Folder(_)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
