@@ -584,7 +584,10 @@ fn two_do_not_save_in_one_place_at_once() {
     let lock = File::open(folder.path()).unwrap();
     lock.lock().unwrap();
     let error = save_ram(folder.path(), &ram_with(&[]), 0).unwrap_err();
-    assert!(error.to_string().contains("another process or thread"), "{error}");
+    assert!(
+        error.to_string().contains("another process or thread"),
+        "{error}"
+    );
 }
 
 /// The variable that makes a test be the process that is killed: the folder where it saves.
