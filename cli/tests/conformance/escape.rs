@@ -1,6 +1,6 @@
-//! What code can reach: every probe's outcome for every sandbox, and the table of them in the README.
+//! What code can reach: every probe's outcome for every sandbox, and the table of them in docs/sandboxes.md.
 //!
-//! With `MINIVM_UPDATE_README=1` the README's rows are written anew; else they have to say what was found.
+//! With `MINIVM_UPDATE_DOCS=1` the table's rows are written anew; else they have to say what was found.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::host;
 
 /// A variable that whoever runs a test sets, and whose value nobody could guess from within.
 const SECRET: &str = "CARGO_MANIFEST_DIR";
-/// Where the README has the table.
+/// Where the page has the table.
 const MARK: &str = "<!-- what code reaches: kept by cli/tests/conformance/escape.rs -->";
 
 /// What is the sandbox's own. Everything else is refused.
@@ -39,23 +39,23 @@ pub(crate) fn reaches_nothing_of_the_host(sandbox: &dyn Sandbox) {
         }
         row = format!("{row} {} |", cell(&reached));
     }
-    check_readme(sandbox.backend(), &row);
+    check_page(sandbox.backend(), &row);
 }
 
-/// The README's row has to say the same.
-fn check_readme(backend: Backend, row: &str) {
+/// The page's row has to say the same.
+fn check_page(backend: Backend, row: &str) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("README.md");
-    let text = std::fs::read_to_string(&readme).unwrap();
-    let (_, table) = text.split_once(MARK).expect("the README has the table");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs/sandboxes.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let (_, table) = text.split_once(MARK).expect("the page has the table");
     let name = format!("| {backend} |");
     let told = table.lines().find(|line| line.starts_with(&name));
-    let told = told.unwrap_or_else(|| panic!("the README's table has no row {name}"));
-    if std::env::var_os("MINIVM_UPDATE_README").is_some() {
-        std::fs::write(&readme, text.replace(told, row)).unwrap();
+    let told = told.unwrap_or_else(|| panic!("the table has no row {name}"));
+    if std::env::var_os("MINIVM_UPDATE_DOCS").is_some() {
+        std::fs::write(&page, text.replace(told, row)).unwrap();
     } else {
-        assert_eq!(told, row, "the README's row and what was found");
+        assert_eq!(told, row, "the table's row and what was found");
     }
 }
 
