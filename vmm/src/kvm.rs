@@ -1,4 +1,7 @@
 //! The KVM calls that make a machine, in their order: from `/dev/kvm` to processors that have memory.
+//!
+//! "KVM API 4.2" is a section of the kernel's manual, `Documentation/virt/kvm/api.rst` as of Linux 6.12, which is also at
+//! <https://docs.kernel.org/virt/kvm/api.html>. Each call is explained where it is made.
 
 use std::sync::Arc;
 
@@ -39,6 +42,8 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
         (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
         (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     ] {
+        // Zero says that there is no such thing; what other numbers say depends on the capability.
+        // (KVM API 4.4, KVM_CHECK_EXTENSION.)
         if !kvm.check_extension(cap) {
             return Err(Error::KvmLacks(name));
         }
@@ -96,7 +101,7 @@ pub(crate) fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
 pub(crate) fn split_irqchip(vm: &VmFd) -> Result<()> {
     // With the local APICs in KVM a guest's timer and inter-processor interrupts cost no exit to this process. The
     // number is that of the IOAPIC pins that will be emulated here, see devices/ioapic.rs. It decides what every vCPU is
-    // made with, so it comes before the first of them. (KVM API 7.5, KVM_CAP_SPLIT_IRQCHIP.)
+    // made with, so it comes before the first of them. (KVM API 4.37, KVM_ENABLE_CAP; 7.5, KVM_CAP_SPLIT_IRQCHIP.)
     let mut cap = kvm_enable_cap {
         cap: KVM_CAP_SPLIT_IRQCHIP,
         ..Default::default()

@@ -9,7 +9,9 @@
 //! 3. It opens `/dev/kvm`, creates the machine, lends it the RAM, asks for local APICs, and creates the vCPUs.
 //! 4. It connects the devices (`devices`): two UARTs, the IOAPIC that carries their interrupts, and the ports that end
 //!    the machine.
-//! 5. [`Machine::run`] gives every vCPU a thread. Its loop (`vcpu`) enters the guest, serves the exit, and goes round.
+//! 5. [`Machine::run`] gives every vCPU a thread. Its loop (`vcpu`) enters the guest, serves the exit, and goes round. A machine
+//!    starts paused, and a pause has each vCPU finish the instruction that it is in: so the first `KVM_RUN` of each is an empty
+//!    one, with `immediate_exit` set.
 //! 6. Meanwhile [`Control`] can pause, resume or stop the machine, and input flows to the UARTs (`input`).
 //! 7. The guest ends, and the [`Outcome`] says how.
 //!

@@ -133,6 +133,8 @@ impl Vcpu {
     fn interrupted(&mut self, errno: kvm_ioctls::Error, around: &Surroundings) -> Result<Stay> {
         match errno.errno() {
             libc::EINTR => {
+                // The gate's lock, which is taken next, orders this against a kick: one that came before has set the phase
+                // that is looked at afterwards, and one that comes later sets the flag again.
                 self.fd.set_kvm_immediate_exit(0);
                 around.gate.note_halted(self.id, self.is_halted_for_ever());
                 Ok(Stay::Interrupted)
@@ -150,6 +152,7 @@ impl Vcpu {
         match self.fd.get_mp_state().map(|state| state.mp_state) {
             Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
             Ok(KVM_MP_STATE_HALTED) => {
+                // With its interrupts off, nothing of its own wakes it. (KVM API 4.11, KVM_GET_REGS.)
                 let regs = self.fd.get_regs();
                 // A non-maskable interrupt may be on its way. (KVM API 4.31, KVM_GET_VCPU_EVENTS.)
                 let events = self.fd.get_vcpu_events();

@@ -93,11 +93,14 @@ impl VcpuState {
             .map_err(Error::kvm("KVM_GET_MP_STATE"))?;
         let regs = vcpu.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
         let sregs = vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+        // Which parts of the extended state are in use. (KVM API 4.44, KVM_GET_XCRS.)
         let xcrs = match inventory.xcrs {
             true => Some(vcpu.get_xcrs().map_err(Error::kvm("KVM_GET_XCRS"))?),
             false => None,
         };
+        // The extended state itself: x87, SSE, AVX. (KVM API 4.42, KVM_GET_XSAVE.)
         let xsave = vcpu.get_xsave().map_err(Error::kvm("KVM_GET_XSAVE"))?;
+        // The breakpoints of the guest's own debugger. (KVM API 4.33, KVM_GET_DEBUGREGS.)
         let debug_regs = vcpu
             .get_debug_regs()
             .map_err(Error::kvm("KVM_GET_DEBUGREGS"))?;
