@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use minivm_tests::image::{BzImage, CODE, Elf, Segment};
 use minivm_tests::patience::PATIENCE;
-use minivm_tests::program::{Ended, ends_until, run};
+use minivm_tests::program::{Ended, assert_told, ends_until, run};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
@@ -59,24 +59,6 @@ fn boot(kernel: &Path, flags: &[&str]) -> Ended {
 }
 
 /// Checks that it ended with minivm's own error, told in one line that has all the `parts` in it.
-fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
-    assert_eq!(ended.code, Some(ERROR), "{what}: {ended:?}");
-    assert_eq!(ended.text(), "", "{what}");
-    let line = ended.stderr.strip_suffix('\n').unwrap_or_default();
-    assert!(!line.contains('\n'), "{what}: {ended:?}");
-    assert_told(what, line, parts);
-}
-
-fn assert_told(what: &str, line: &str, parts: &[&str]) {
-    assert!(line.starts_with("minivm: "), "{what}: {line}");
-    for part in parts {
-        assert!(line.contains(part), "{what}: no {part:?} in {line}");
-    }
-    for trace in ["panicked", "backtrace"] {
-        assert!(!line.contains(trace), "{what}: {line}");
-    }
-}
-
 /// A kernel's file that is refused: what it is, its bytes, and what is said of it.
 type Refused = (&'static str, Vec<u8>, &'static [&'static str]);
 
@@ -105,6 +87,11 @@ fn changed_bzimage(change: impl FnOnce(&mut BzImage)) -> Vec<u8> {
     let mut image = BzImage::default();
     change(&mut image);
     image.bytes()
+}
+
+fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
+    assert_eq!(ended.text(), "", "{what}");
+    ended.assert_refused(what, parts);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use minivm_tests::patience::PATIENCE;
-use minivm_tests::program::{Ended, Program, run};
+use minivm_tests::program::{Program, run};
 use rustix::process::Signal;
 
 const MINIVM: &str = env!("CARGO_BIN_EXE_minivm");
@@ -36,18 +36,6 @@ fn below(words: &[&str], args: &[&str]) -> Command {
 }
 
 #[track_caller]
-fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
-    assert_eq!(ended.code, Some(125), "{what}: {ended:?}");
-    let line = ended.stderr.strip_suffix('\n').unwrap_or_default();
-    assert!(
-        line.starts_with("minivm: ") && !line.contains('\n'),
-        "{what}: {ended:?}"
-    );
-    for part in parts {
-        assert!(line.contains(part), "{what}: no {part:?} in {line}");
-    }
-}
-
 #[test]
 fn what_can_be_put_right_is() {
     for words in [
@@ -128,12 +116,12 @@ fn what_cannot_be_put_right_is_refused_by_name() {
     ];
     for (words, parts) in rows {
         let ended = run(&mut below(&words, &ANSWER), PATIENCE);
-        assert_refused(&format!("{words:?}"), &ended, parts);
+        ended.assert_refused(&format!("{words:?}"), parts);
         assert_eq!(ended.text(), "");
     }
     let unwritable = in_shell("exec \"$@\" 1</dev/null");
     let ended = run(&mut below(&unwritable, &ANSWER), PATIENCE);
-    assert_refused("stdout", &ended, &["stdout is not open for writing"]);
+    ended.assert_refused("stdout", &["stdout is not open for writing"]);
 }
 
 #[test]
@@ -147,17 +135,17 @@ fn a_cache_that_others_could_change_is_refused() {
     for open in [0o777, 0o775] {
         mode(open);
         let named = format!("mode {open:04o}");
-        assert_refused(&named, &answer(), &[&*named, "chmod -R go-w"]);
+        answer().assert_refused(&named, &[&*named, "chmod -R go-w"]);
     }
     mode(0o755);
     assert_eq!(answer().text(), "42\n");
     fs::rename(&cache, place.path().join("real")).unwrap();
     symlink("real", &cache).unwrap();
-    assert_refused("a link", &answer(), &["symbolic link", "XDG_CACHE_HOME"]);
+    answer().assert_refused("a link", &["symbolic link", "XDG_CACHE_HOME"]);
     fs::remove_file(&cache).unwrap();
     // Only root can give it away.
     if std::os::unix::fs::chown(place.path(), Some(1234), None).is_ok() {
-        assert_refused("above", &answer(), &["user 1234's", "sudo -H"]);
+        answer().assert_refused("above", &["user 1234's", "sudo -H"]);
     }
 }
 
@@ -263,5 +251,5 @@ fn a_full_disk_under_the_messages_changes_no_exit_code() {
     assert_eq!(ended.code, Some(125), "{ended:?}");
     let full = in_shell("exec \"$@\" >/dev/full");
     let ended = run(&mut below(&full, &["template", "ls"]), PATIENCE);
-    assert_refused("a list", &ended, &["stdout", "No space left on device"]);
+    ended.assert_refused("a list", &["stdout", "No space left on device"]);
 }

@@ -24,7 +24,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use minivm_image::Digest;
@@ -189,12 +188,7 @@ impl Deno {
         let arguments = OPTIONS
             .iter()
             .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
-        let streams = Streams {
-            stdin: None,
-            stdout: Box::new(stdout),
-            stderr: told.of(Box::new(io::sink())),
-            events: mpsc::channel().1,
-        };
+        let streams = Streams::to(stdout, told.of(Box::new(io::sink())));
         let finished = process::run(jail.program("/deno", arguments)?, streams, &MAKING_LIMITS)?;
         let size = file.as_file().metadata().map_or(0, |file| file.len());
         // Its last word is the size, so that half a snapshot is never taken for a whole one.
@@ -262,12 +256,7 @@ impl Deno {
             .iter()
             .chain(more)
             .chain(&[READABLE, "/task/deno.mjs"]);
-        let streams = Streams {
-            stdin: task.stdin,
-            stdout: task.stdout,
-            stderr: task.stderr,
-            events: task.events,
-        };
+        let streams = Streams::from(task);
         process::run(jail.program("/deno", arguments)?, streams, &limits)
     }
 }

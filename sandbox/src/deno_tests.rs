@@ -21,12 +21,7 @@ fn text(shared: &Shared) -> String {
 /// What code prints, or JavaScript that Deno runs with all permissions.
 fn output(run: impl FnOnce(&Deno, Streams, &Limits) -> Finished) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
-    let streams = Streams {
-        stdin: None,
-        stdout: Box::new(stdout.clone()),
-        stderr: Box::new(stderr.clone()),
-        events: mpsc::channel().1,
-    };
+    let streams = Streams::to(stdout.clone(), stderr.clone());
     let finished = run(&deno(), streams, &MAKING_LIMITS);
     assert_eq!(finished.end, End::Exited(0), "{}", text(&stderr));
     text(&stdout)
@@ -175,12 +170,7 @@ fn who_gets_past_deno_makes_few_system_calls() {
     };
     let run = |call: &str| {
         let stdout = Shared::default();
-        let streams = Streams {
-            stdin: None,
-            stdout: Box::new(stdout.clone()),
-            stderr: Box::new(io::sink()),
-            events: mpsc::channel().1,
-        };
+        let streams = Streams::to(stdout.clone(), io::sink());
         let jail = deno().jail().unwrap();
         let jail = jail.put(script(call).as_bytes(), "/task/x.mjs").unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];

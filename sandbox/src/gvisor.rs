@@ -208,12 +208,7 @@ impl Sandbox for Gvisor {
             answer,
             words,
         } = self.prepare(&task, &limits)?;
-        let streams = Streams {
-            stdin: task.stdin,
-            stdout: task.stdout,
-            stderr: task.stderr,
-            events: task.events,
-        };
+        let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
         finished.end = end(finished.end, &answer, &words)?;
         finished.usage.total = began.elapsed();

@@ -19,7 +19,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::exception::Tail;
-use super::{End, Error, Finished, Limits, Usage, cannot, watch};
+use super::{End, Error, Finished, Limits, Task, Usage, cannot, watch};
 use minivm_machine::jail::{self, Cgroup, Entry, Jailed};
 use minivm_machine::output::{self, Capped, Pending};
 use minivm_machine::session::Event;
@@ -44,6 +44,32 @@ pub(super) struct Streams {
     pub(super) stdout: Box<dyn Write + Send>,
     pub(super) stderr: Box<dyn Write + Send>,
     pub(super) events: Receiver<Event>,
+}
+
+impl Streams {
+    /// Outputs alone: no input, and nothing that happens.
+    pub(super) fn to(
+        stdout: impl Write + Send + 'static,
+        stderr: impl Write + Send + 'static,
+    ) -> Self {
+        Streams {
+            stdin: None,
+            stdout: Box::new(stdout),
+            stderr: Box::new(stderr),
+            events: mpsc::channel().1,
+        }
+    }
+}
+
+impl From<Task> for Streams {
+    fn from(task: Task) -> Self {
+        Streams {
+            stdin: task.stdin,
+            stdout: task.stdout,
+            stderr: task.stderr,
+            events: task.events,
+        }
+    }
 }
 
 /// Why a program was ended from here.

@@ -146,12 +146,7 @@ fn a_signal_from_outside_ends_it() {
 fn what_is_not_there_is_the_jails_error() {
     let jail = Jail::new().unwrap().show_system();
     let jailed = jail.program("/nowhere", ["x"]).unwrap();
-    let streams = Streams {
-        stdin: None,
-        stdout: Box::new(io::sink()),
-        stderr: Box::new(io::sink()),
-        events: mpsc::channel().1,
-    };
+    let streams = Streams::to(io::sink(), io::sink());
     let error = run(jailed, streams, &limits()).unwrap_err().to_string();
     assert!(error.contains("/nowhere"), "{error}");
 }
@@ -163,12 +158,7 @@ fn a_file_put_inside_can_be_read_and_not_written() {
     let script = "cat /data/file; echo x > /data/file";
     let jailed = jail.program("/bin/sh", ["-c", script]).unwrap();
     let stdout = Shared::default();
-    let streams = Streams {
-        stdin: None,
-        stdout: Box::new(stdout.clone()),
-        stderr: Box::new(io::sink()),
-        events: mpsc::channel().1,
-    };
+    let streams = Streams::to(stdout.clone(), io::sink());
     let finished = run(jailed, streams, &limits()).unwrap();
     assert_eq!(*stdout.0.lock().unwrap(), b"secret");
     assert_ne!(finished.end, End::Exited(0));
@@ -196,12 +186,7 @@ fn run_to(
     stdout: impl Write + Send + 'static,
     stderr: impl Write + Send + 'static,
 ) -> Result<Finished, Error> {
-    let streams = Streams {
-        stdin: None,
-        stdout: Box::new(stdout),
-        stderr: Box::new(stderr),
-        events: mpsc::channel().1,
-    };
+    let streams = Streams::to(stdout, stderr);
     run(jail(script), streams, limits)
 }
 

@@ -40,6 +40,34 @@ impl Ended {
     pub fn text(&self) -> String {
         as_text(&self.stdout)
     }
+
+    /// Asserts that minivm refused: with code 125 and one line of its own on stderr, which has all of these parts in it and
+    /// nothing of a panic.
+    ///
+    /// # Panics
+    ///
+    /// Where it ended otherwise.
+    pub fn assert_refused(&self, what: &str, parts: &[&str]) {
+        assert_eq!(self.code, Some(125), "{what}: {self:?}");
+        let line = self.stderr.strip_suffix('\n').unwrap_or_default();
+        assert!(!line.contains('\n'), "{what}: {self:?}");
+        assert_told(what, line, parts);
+    }
+}
+
+/// Asserts that a line is minivm's own, and has all of these parts in it and nothing of a panic.
+///
+/// # Panics
+///
+/// Where it is another.
+pub fn assert_told(what: &str, line: &str, parts: &[&str]) {
+    assert!(line.starts_with("minivm: "), "{what}: {line}");
+    for part in parts {
+        assert!(line.contains(part), "{what}: no {part:?} in {line}");
+    }
+    for trace in ["panicked", "backtrace"] {
+        assert!(!line.contains(trace), "{what}: {line}");
+    }
 }
 
 fn as_text(bytes: &[u8]) -> String {

@@ -152,12 +152,7 @@ impl Sandbox for Chromium {
             "/worker",
             [WORKER_COMMAND.as_ref(), chromium, number.as_ref()],
         )?;
-        let streams = Streams {
-            stdin: task.stdin,
-            stdout: task.stdout,
-            stderr: task.stderr,
-            events: task.events,
-        };
+        let streams = Streams::from(task);
         let finished = process::run(jailed, streams, &limits)?;
         conclude(finished, told)
     }

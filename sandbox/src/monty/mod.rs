@@ -126,17 +126,12 @@ impl Sandbox for Monty {
         let theirs = OwnedFd::from(theirs);
         let args = [WORKER_COMMAND.into(), theirs.as_raw_fd().to_string()];
         let jailed = jail.hand(theirs).program("/worker", args)?;
-        let serving = serve_in_thread(ours, task.functions)?;
+        let serving = serve_in_thread(ours, std::mem::take(&mut task.functions))?;
         let limits = Limits {
             time: task.limits.time.map(|time| time.saturating_add(GRACE)),
             ..task.limits
         };
-        let streams = Streams {
-            stdin: task.stdin,
-            stdout: task.stdout,
-            stderr: task.stderr,
-            events: task.events,
-        };
+        let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
         let said = match serving.recv_timeout(PATIENCE) {
             Ok(said) => said.map_err(|fault| failed(&format!("its worker broke: {fault}")))?,
