@@ -24,7 +24,7 @@ use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet};
-use crate::vcpu::{Surroundings, Vcpu};
+use crate::vcpu::{Platform, Vcpu};
 use crate::{initramfs, kernel, layout};
 
 /// A machine to be: its configuration, and what its serial ports are connected to.
@@ -195,7 +195,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         .collect();
     Ok(Machine {
         vcpus,
-        around: Arc::new(Surroundings {
+        platform: Arc::new(Platform {
             gate,
             ports: port_bus(&com1, &com2),
             mmio: mmio_bus(&ioapic),

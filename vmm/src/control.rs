@@ -9,14 +9,14 @@ use crate::gate::Gate;
 use crate::memory::GuestRam;
 use crate::outcome::Outcome;
 use crate::snapshot::capture::Frozen;
-use crate::vcpu::Surroundings;
+use crate::vcpu::Platform;
 
 /// A handle to a machine for other threads than the one that runs it. Cheap to clone.
 #[derive(Clone)]
 pub struct Control {
     pub(crate) gate: Arc<Gate>,
     /// Not kept alive by this handle: the machine is gone when it has ended, whoever still has one.
-    pub(crate) around: Weak<Surroundings>,
+    pub(crate) platform: Weak<Platform>,
     pub(crate) ram: Weak<GuestRam>,
 }
 
@@ -44,10 +44,10 @@ impl Control {
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
         // Behind the RAM, so that KVM's descriptors are closed first if the machine ends meanwhile.
         let ram = self.ram.upgrade().ok_or(Error::NotPaused)?;
-        let around = self.around.upgrade().ok_or(Error::NotPaused)?;
+        let platform = self.platform.upgrade().ok_or(Error::NotPaused)?;
         let held = self.gate.hold()?;
-        let frozen = Frozen::new(&around);
-        let vcpus = held.save(Inventory::of_this_host(&around.vm)?)?;
+        let frozen = Frozen::new(&platform);
+        let vcpus = held.save(Inventory::of_this_host(&platform.vm)?)?;
         frozen.save(folder.as_ref(), vcpus, &ram)
     }
 

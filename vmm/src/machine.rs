@@ -18,7 +18,7 @@ use crate::input::Pump;
 use crate::memory::{GuestRam, Memory};
 use crate::outcome::Outcome;
 use crate::snapshot::capture::Frozen;
-use crate::vcpu::{Surroundings, Vcpu};
+use crate::vcpu::{Platform, Vcpu};
 
 /// After how long the vCPUs are asked whether they are halted for ever, which KVM doesn't tell by itself; and after how long
 /// at most. The longer a machine has run, the longer it is left alone: each question costs an exit a vCPU, 70 µs in all, and
@@ -42,7 +42,7 @@ const HALT_CHECK_MAX: Duration = Duration::from_millis(800);
 /// ```
 pub struct Machine {
     pub(crate) vcpus: Vec<Vcpu>,
-    pub(crate) around: Arc<Surroundings>,
+    pub(crate) platform: Arc<Platform>,
     pub(crate) pumps: Vec<Pump>,
     // Last, so that it is unmapped after KVM's descriptors, which the others hold, are closed.
     pub(crate) ram: Arc<GuestRam>,
@@ -52,8 +52,8 @@ impl Machine {
     /// A handle to pause, resume and stop it while it runs.
     pub fn control(&self) -> Control {
         Control {
-            gate: self.around.gate.clone(),
-            around: Arc::downgrade(&self.around),
+            gate: self.platform.gate.clone(),
+            platform: Arc::downgrade(&self.platform),
             ram: Arc::downgrade(&self.ram),
         }
     }
@@ -66,13 +66,13 @@ impl Machine {
     /// [`Error::Save`] where the snapshot can't be written, in which case what was in the folder is still there;
     /// [`Error::Kvm`] where KVM doesn't tell the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let inventory = Inventory::of_this_host(&self.around.vm)?;
+        let inventory = Inventory::of_this_host(&self.platform.vm)?;
         let vcpus = self
             .vcpus
             .iter()
             .map(|vcpu| VcpuState::of(vcpu, &inventory))
             .collect::<Result<_>>()?;
-        Frozen::new(&self.around).save(folder.as_ref(), vcpus, &self.ram)
+        Frozen::new(&self.platform).save(folder.as_ref(), vcpus, &self.ram)
     }
 
     /// A handle to its RAM.
@@ -89,12 +89,12 @@ impl Machine {
     pub fn run(self) -> Result<Outcome> {
         let Machine {
             vcpus,
-            around,
+            platform,
             pumps,
             ram,
         } = self;
-        let gate = around.gate.clone();
-        let (threads, started) = start(vcpus, &around);
+        let gate = platform.gate.clone();
+        let (threads, started) = start(vcpus, &platform);
         let served = started.and_then(|()| {
             gate.resume();
             serve(&gate, pumps)
@@ -112,24 +112,24 @@ impl Machine {
             .expect("the machine has ended, and the outcome is taken once");
         // The gate can't know what the guest had done with its interrupts.
         let outcome = outcome.map(|outcome| match outcome {
-            Outcome::Stuck => Outcome::of_halt(around.routing()),
+            Outcome::Stuck => Outcome::of_halt(platform.routing()),
             other => other,
         });
-        drop(around);
+        drop(platform);
         drop(ram);
         outcome
     }
 }
 
 /// Starts a thread a vCPU; they wait at the gate. Tells which were started even if one could not be.
-fn start(vcpus: Vec<Vcpu>, around: &Arc<Surroundings>) -> (Vec<JoinHandle<()>>, Result<()>) {
+fn start(vcpus: Vec<Vcpu>, platform: &Arc<Platform>) -> (Vec<JoinHandle<()>>, Result<()>) {
     let mut threads = Vec::new();
     for vcpu in vcpus {
-        let around = around.clone();
+        let platform = platform.clone();
         let builder = thread::Builder::new()
             .name(format!("vcpu{}", vcpu.id))
             .stack_size(256 << 10);
-        match builder.spawn(move || vcpu.run(&around)) {
+        match builder.spawn(move || vcpu.run(&platform)) {
             Ok(thread) => threads.push(thread),
             Err(error) => return (threads, Err(Error::host("a thread for a vCPU")(error))),
         }

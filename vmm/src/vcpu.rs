@@ -24,8 +24,8 @@ use crate::restraint;
 /// RFLAGS: maskable interrupts are on.
 const RFLAGS_IF: u64 = 1 << 9;
 
-/// What a vCPU's exits are served with; all vCPUs share it.
-pub(crate) struct Surroundings {
+/// The platform that the vCPUs of one machine share: the gate, the devices and the buses that lead to them.
+pub(crate) struct Platform {
     pub(crate) gate: Arc<Gate>,
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
@@ -47,29 +47,35 @@ pub(crate) struct Vcpu {
 
 impl Vcpu {
     /// Runs on the calling thread until the machine ends, whoever ends it.
-    pub(crate) fn run(mut self, around: &Surroundings) {
+    pub(crate) fn run(mut self, platform: &Platform) {
         // A caller that blocks every signal in its threads would make this one deaf.
         let _ = unblock_signal(SIGRTMIN());
-        around
+        platform
             .gate
             .join(self.id, &raw mut self.fd.get_kvm_run().immediate_exit);
         // A local, so that it is dropped before the vCPU's descriptor, whose memory the gate writes to until then.
         let _joined = Joined {
-            gate: &around.gate,
+            gate: &platform.gate,
             id: self.id,
         };
-        match self.serve(around) {
-            Ok(Some(outcome)) => around.gate.end(Ok(outcome)),
+        match self.serve(platform) {
+            Ok(Some(outcome)) => platform.gate.end(Ok(outcome)),
             Ok(None) => {}
-            Err(error) => around.gate.end(Err(error)),
+            Err(error) => platform.gate.end(Err(error)),
         }
     }
 
     /// Serves exits until one of them ends the machine, or somebody else has.
-    fn serve(&mut self, around: &Surroundings) -> Result<Option<Outcome>> {
-        let gate = &around.gate;
-        while gate.enter(self.id, &mut Visitor { vcpu: self, around }) {
-            if let Stay::Ended(outcome) = self.step(around)? {
+    fn serve(&mut self, platform: &Platform) -> Result<Option<Outcome>> {
+        let gate = &platform.gate;
+        while gate.enter(
+            self.id,
+            &mut Visitor {
+                vcpu: self,
+                platform,
+            },
+        ) {
+            if let Stay::Ended(outcome) = self.step(platform)? {
                 return Ok(Some(outcome));
             }
         }
@@ -80,10 +86,10 @@ impl Vcpu {
     /// to a device: entered with `immediate_exit` set, KVM takes the result, finishes the instruction and comes back. What
     /// is unfinished can't be read, so a state that were saved before would have lost it. A string instruction can make
     /// another access first; KVM stops it after at most 1024.
-    fn settle(&mut self, around: &Surroundings) -> Result<Stay> {
+    fn settle(&mut self, platform: &Platform) -> Result<Stay> {
         loop {
             self.fd.set_kvm_immediate_exit(1);
-            match self.step(around)? {
+            match self.step(platform)? {
                 Stay::Served => {}
                 stay => return Ok(stay),
             }
@@ -91,24 +97,24 @@ impl Vcpu {
     }
 
     /// One stay in the guest, and what it ended with.
-    fn step(&mut self, around: &Surroundings) -> Result<Stay> {
+    fn step(&mut self, platform: &Platform) -> Result<Stay> {
         // KVM_RUN makes this thread the processor until the guest does something that KVM doesn't handle. What that
         // was stands in the kvm_run structure that is mapped beside the descriptor; kvm-ioctls shows it as an enum. An
         // access to a port or register counts as done only when KVM_RUN is called again, which is when KVM takes the
         // data of a read. (KVM API 4.10, KVM_RUN.)
         let request = match self.fd.run() {
-            Ok(VcpuExit::IoOut(port, data)) => around.ports.write(port.into(), data)?,
+            Ok(VcpuExit::IoOut(port, data)) => platform.ports.write(port.into(), data)?,
             Ok(VcpuExit::IoIn(port, data)) => {
-                around.ports.read(port.into(), data);
+                platform.ports.read(port.into(), data);
                 None
             }
-            Ok(VcpuExit::MmioWrite(address, data)) => around.mmio.write(address, data)?,
+            Ok(VcpuExit::MmioWrite(address, data)) => platform.mmio.write(address, data)?,
             Ok(VcpuExit::MmioRead(address, data)) => {
-                around.mmio.read(address, data);
+                platform.mmio.read(address, data);
                 None
             }
             // A third exception while the second was being delivered: a PC resets, and so the machine ends.
-            Ok(VcpuExit::Shutdown) => return Ok(Stay::Ended(around.reset(Reset::TripleFault))),
+            Ok(VcpuExit::Shutdown) => return Ok(Stay::Ended(platform.reset(Reset::TripleFault))),
             // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
             Ok(VcpuExit::Hlt) => return Ok(Stay::Ended(Outcome::Stuck)),
             Ok(VcpuExit::Intr) => None,
@@ -120,23 +126,25 @@ impl Vcpu {
                 let reason = describe(&other);
                 return Err(self.unexpected(reason));
             }
-            Err(errno) => return self.interrupted(errno, around),
+            Err(errno) => return self.interrupted(errno, platform),
         };
         Ok(match request {
             Some(Request::PowerOff) => Stay::Ended(Outcome::PowerOff),
-            Some(Request::Reset) => Stay::Ended(around.reset(Reset::Line)),
+            Some(Request::Reset) => Stay::Ended(platform.reset(Reset::Line)),
             None => Stay::Served,
         })
     }
 
     /// KVM_RUN failed: with EINTR because somebody kicked this thread, with EAGAIN because nothing was to be done.
-    fn interrupted(&mut self, errno: kvm_ioctls::Error, around: &Surroundings) -> Result<Stay> {
+    fn interrupted(&mut self, errno: kvm_ioctls::Error, platform: &Platform) -> Result<Stay> {
         match errno.errno() {
             libc::EINTR => {
                 // The gate's lock, which is taken next, orders this against a kick: one that came before has set the phase
                 // that is looked at afterwards, and one that comes later sets the flag again.
                 self.fd.set_kvm_immediate_exit(0);
-                around.gate.note_halted(self.id, self.is_halted_for_ever());
+                platform
+                    .gate
+                    .note_halted(self.id, self.is_halted_for_ever());
                 Ok(Stay::Interrupted)
             }
             libc::EAGAIN => Ok(Stay::Interrupted),
@@ -186,15 +194,15 @@ enum Stay {
 /// A vCPU at the gate.
 struct Visitor<'a> {
     vcpu: &'a mut Vcpu,
-    around: &'a Surroundings,
+    platform: &'a Platform,
 }
 
 impl Parked for Visitor<'_> {
     fn settle(&mut self) -> bool {
-        match self.vcpu.settle(self.around) {
-            Ok(Stay::Ended(outcome)) => self.around.gate.end(Ok(outcome)),
+        match self.vcpu.settle(self.platform) {
+            Ok(Stay::Ended(outcome)) => self.platform.gate.end(Ok(outcome)),
             Ok(_) => {}
-            Err(error) => self.around.gate.end(Err(error)),
+            Err(error) => self.platform.gate.end(Err(error)),
         }
         self.vcpu.is_halted_for_ever()
     }
@@ -227,7 +235,7 @@ impl Drop for Joined<'_> {
     }
 }
 
-impl Surroundings {
+impl Platform {
     fn reset(&self, reset: Reset) -> Outcome {
         Outcome::of_reset(reset, self.routing())
     }

@@ -11,12 +11,12 @@ use crate::devices::ioapic::IoApic;
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
-use crate::vcpu::Surroundings;
+use crate::vcpu::Platform;
 
 /// The devices of a machine whose vCPUs are at rest, kept from changing: input could still come, and with it an interrupt to
 /// a local APIC whose state has been taken already.
 pub(crate) struct Frozen<'a> {
-    around: &'a Surroundings,
+    platform: &'a Platform,
     // None is on its way to a UART, where the snapshot wouldn't have it.
     _intake: MutexGuard<'a, ()>,
     // In the order in which everybody locks them: a UART that raises an interrupt locks the IOAPIC.
@@ -26,13 +26,13 @@ pub(crate) struct Frozen<'a> {
 }
 
 impl<'a> Frozen<'a> {
-    pub(crate) fn new(around: &'a Surroundings) -> Self {
+    pub(crate) fn new(platform: &'a Platform) -> Self {
         Frozen {
-            around,
-            _intake: lock(&around.intake),
-            com1: lock(&around.com1),
-            com2: lock(&around.com2),
-            ioapic: lock(&around.ioapic),
+            platform,
+            _intake: lock(&platform.intake),
+            com1: lock(&platform.com1),
+            com2: lock(&platform.com2),
+            ioapic: lock(&platform.ioapic),
         }
     }
 
@@ -48,7 +48,7 @@ impl<'a> Frozen<'a> {
     fn devices(&self) -> Result<Devices> {
         // What kvm-clock shows to the guest now; see where it is set. (KVM API 4.29, KVM_GET_CLOCK.)
         let clock = self
-            .around
+            .platform
             .vm
             .get_clock()
             .map_err(Error::kvm("KVM_GET_CLOCK"))?;
