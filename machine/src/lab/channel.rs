@@ -141,7 +141,12 @@ fn listen(
                     String::from_utf8_lossy(&payload).into_owned(),
                 ));
             }
-            Kind::Stdin | Kind::Ping | Kind::Hangup | Kind::Again => {
+            Kind::Stdin
+            | Kind::Ping
+            | Kind::Hangup
+            | Kind::Again
+            | Kind::Attach
+            | Kind::Shutdown => {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }

@@ -17,9 +17,9 @@ pub(crate) enum Kind {
     Stdin = 1,
     /// To us: the command starts now.
     Started = 2,
-    /// To us: output.
+    /// To us: the command's stdout.
     Stdout = 3,
-    /// To us: output of the other kind.
+    /// To us: the command's stderr.
     Stderr = 4,
     /// To us, the last frame: the command's exit code, 4 bytes.
     Exit = 5,
@@ -27,14 +27,18 @@ pub(crate) enum Kind {
     Failed = 6,
     /// To the lab: nothing. It comes with an interrupt, see `channel`.
     Ping = 7,
-    /// To the lab, the last frame at a port of a lab that stays: nobody listens any more. To its keeper: it is to end.
+    /// To the lab, the last frame at a port of a kept lab: the session is over.
     Hangup = 8,
-    /// To us, the first and last frame: why a lab is of no use that another one, just like it, may not be.
+    /// To us, instead of `Started`: this lab's kernel is unusable, for this reason; the host should start another.
     Again = 9,
+    /// To the keeper of a kept lab: give this connection a machine.
+    Attach = 10,
+    /// To the keeper of a kept lab: end it.
+    Shutdown = 11,
 }
 
 impl Kind {
-    const ALL: [Kind; 9] = [
+    const ALL: [Kind; 11] = [
         Kind::Stdin,
         Kind::Started,
         Kind::Stdout,
@@ -44,6 +48,8 @@ impl Kind {
         Kind::Ping,
         Kind::Hangup,
         Kind::Again,
+        Kind::Attach,
+        Kind::Shutdown,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {
@@ -127,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_and_an_endless_frame_are_errors() {
-        for wire in [*b"\0\0\0\0\0", *b"\x0a\0\0\0\0", *b"\x04\xff\xff\xff\xff"] {
+        for wire in [*b"\0\0\0\0\0", *b"\xff\0\0\0\0", *b"\x04\xff\xff\xff\xff"] {
             let error = receive(&wire[..], &mut Vec::new()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use minivm_guest::channel::{Hello, ToHost, VERSION};
 
 use super::super::{Recipe, background};
-use super::{ASK, END, KEEPER_COMMAND, connect_to, folder, is_socket, socket};
+use super::{KEEPER_COMMAND, connect_to, folder, is_socket, socket};
 use crate::lab;
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
@@ -25,10 +25,10 @@ const POLL: Duration = Duration::from_millis(20);
 const INSISTING: Duration = Duration::from_secs(1);
 /// How long a lab that is to end may take.
 const ENDING: Duration = Duration::from_secs(10);
-/// How long a lab that is just being started is waited for by who can't do without.
-const PATIENCE: Duration = Duration::from_secs(150);
-/// The same by who can boot instead: some times what either takes on a host that has nothing else to do.
-const SHORT: Duration = Duration::from_secs(10);
+/// How long `template create` waits for a lab that is starting.
+const START_WAIT_REQUIRED: Duration = Duration::from_secs(150);
+/// How long `run` waits for one before it boots a machine instead: several times what either takes on an idle host.
+const START_WAIT_OPTIONAL: Duration = Duration::from_secs(10);
 
 /// A machine of this template in its lab, waiting for its request. `None` where there is no such lab, or no room in it; the
 /// first to ask starts one, which is there for those who come later.
@@ -43,7 +43,7 @@ pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>,
         }
         return Ok(None);
     };
-    match begin(&stream, SHORT) {
+    match begin(&stream, START_WAIT_OPTIONAL) {
         Ok(()) => link(stream).map(Some),
         Err(why) => {
             log::debug!("no machine in the lab that is there: {why}");
@@ -61,10 +61,10 @@ pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link
     let began = Instant::now();
     loop {
         let stream = reach(recipe, &socket(cache, key), began)?;
-        match begin(&stream, PATIENCE) {
+        match begin(&stream, START_WAIT_REQUIRED) {
             Ok(()) => return link(stream),
             // Its lab stood still, or is being ended. The next one may do better, as soon as this one is gone.
-            Err(Refused::Silently) if began.elapsed() < PATIENCE => thread::sleep(POLL),
+            Err(Refused::Silently) if began.elapsed() < START_WAIT_REQUIRED => thread::sleep(POLL),
             Err(refused) => return Err(Error::NoTemplate(refused.to_string())),
         }
     }
@@ -81,7 +81,7 @@ fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, E
         };
         let ended = keeper.as_mut().map(Child::try_wait);
         let failed = matches!(ended, Some(Ok(Some(status))) if !status.success());
-        if began.elapsed() > PATIENCE || failed {
+        if began.elapsed() > START_WAIT_REQUIRED || failed {
             return Err(cannot("reach the template's lab")(error));
         }
         if matches!(ended, None | Some(Ok(Some(_)))) {
@@ -116,7 +116,7 @@ impl From<io::Error> for Refused {
 /// Waits until the keeper has a machine for us. It tells why its lab has no jail around it, where it hasn't.
 fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     stream.set_read_timeout(Some(patience))?;
-    frame::send(ASK, &[], stream)?;
+    frame::send(Kind::Attach, &[], stream)?;
     let mut payload = Vec::new();
     let kind = frame::receive(stream, &mut payload)?;
     let why = String::from_utf8_lossy(&payload).into_owned();
@@ -212,7 +212,7 @@ fn stop(socket: &Path) -> io::Result<bool> {
         }
         asked = true;
         stream.set_read_timeout(Some(ENDING))?;
-        if frame::send(END, &[], &stream).is_ok() {
+        if frame::send(Kind::Shutdown, &[], &stream).is_ok() {
             // It hangs up when it has ended, or at once where it doesn't.
             let _ = io::copy(&mut &stream, &mut io::sink());
         }

@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 
 use super::super::{Error, Recipe, failed};
-use super::{
-    AGENT_COMMAND, ASK, END, FAILED, IDLE, Note, PORTS, READY, RECIPE, folder, listen, socket,
-};
+use super::{AGENT_COMMAND, FAILED, IDLE, Note, PORTS, READY, RECIPE, folder, listen, socket};
 use crate::Error::NoTemplate;
 use crate::NO_TEMPLATE;
 use crate::lab::frame::{self, Kind};
@@ -69,7 +67,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let watching = keeper.clone();
     thread::spawn(move || watching.watch());
     let ended = run_lab(recipe, &keeper);
-    if keeper.state().still {
+    if keeper.state().start_timed_out {
         // Those who wait are hung up on, and may start another keeper.
         let why = format!("its lab was not ready within {START:?}");
         return Err(NoTemplate(why).into());
@@ -173,8 +171,8 @@ struct State {
     sessions: usize,
     /// When somebody last used it.
     used: Instant,
-    /// Whether it never came to be ready.
-    still: bool,
+    /// Whether the lab was stopped because it was not ready in time.
+    start_timed_out: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -234,7 +232,7 @@ impl Keeper {
                 free: VecDeque::new(),
                 sessions: 0,
                 used: Instant::now(),
-                still: false,
+                start_timed_out: false,
             }),
             changed: Condvar::new(),
             stop: Stop::default(),
@@ -266,8 +264,8 @@ impl Keeper {
         loop {
             thread::sleep(LOOK);
             self.end_if(|state| {
-                state.still = state.stage == Stage::Starting && began.elapsed() > START;
-                state.still || state.is_idle(self.idle)
+                state.start_timed_out = state.stage == Stage::Starting && began.elapsed() > START;
+                state.start_timed_out || state.is_idle(self.idle)
             });
         }
     }
@@ -307,8 +305,8 @@ impl Keeper {
     /// Serves a command, or tells it why not. Who doesn't know how to ask gets nothing.
     fn serve(&self, client: &UnixStream) {
         match frame::receive(client, &mut Vec::new()) {
-            Ok(Some(ASK)) => {}
-            Ok(Some(END)) if self.end_if(|_| true) => Keeper::stay_connected(),
+            Ok(Some(Kind::Attach)) => {}
+            Ok(Some(Kind::Shutdown)) if self.end_if(|_| true) => Keeper::stay_connected(),
             _ => return,
         }
         let port = match self.take() {

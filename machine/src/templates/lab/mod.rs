@@ -8,7 +8,7 @@
 //!  (`client`)               (`keeper`)                 (`agent`)
 //! ```
 //!
-//! A command says what it wants in its first frame: a machine (`ASK`), or that the keeper ends (`END`). The agent boots the
+//! A command says what it wants in its first frame: a machine (`Kind::Attach`), or that the keeper ends (`Kind::Shutdown`). The agent boots the
 //! template's machine, saves it in the lab's memory, and keeps a clone waiting at every port. A session begins with the first
 //! frame at a port and has two ends: the agent says that the machine has ended, and the keeper hangs up. Then the port gets
 //! another clone. A keeper whose template can't be made tells so to everybody who asks for a while.
@@ -28,7 +28,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
-use crate::lab::frame::Kind;
 
 pub use agent::run as run_agent;
 pub(super) use client::stop_one;
@@ -40,10 +39,6 @@ pub const KEEPER_COMMAND: &str = "lab-keep";
 /// The argument that makes this program an agent. The command line must hand it to [`run_agent`].
 pub const AGENT_COMMAND: &str = "lab-agent";
 
-/// What a command sends that wants a machine.
-const ASK: Kind = Kind::Ping;
-/// What it sends that wants the keeper to end.
-const END: Kind = Kind::Hangup;
 /// How many commands can run in a lab at once.
 const PORTS: usize = 4;
 /// How long a lab stays that nobody uses.
