@@ -37,6 +37,8 @@ use crate::memory::GuestRam;
 /// The state file's name.
 pub(crate) const STATE: &str = "state";
 const STATE_NEW: &str = "state.new";
+/// What is said of a folder that was named by mistake.
+const NOT_OURS: &str = "it has a file `state` that is not a snapshot's: name another folder";
 /// Others than the owner may write.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -50,6 +52,9 @@ pub(crate) fn save(
     let lock = Lock::of(open_own(folder)?)?;
     // By this name it is the one that was looked at, whatever is put in its place.
     let folder = &PathBuf::from(format!("/proc/self/fd/{}", lock.0.as_raw_fd()));
+    for name in [STATE, STATE_NEW] {
+        check_replaceable(folder, name)?;
+    }
     match read_state(folder) {
         Ok(old) => remove_all_but(folder, &old.memory.name),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -60,12 +65,12 @@ pub(crate) fn save(
             source: SnapshotError::Foreign,
             ..
         }) => {
-            return Err(io::Error::other(
-                "it has a file `state` that is not a snapshot's: name another folder",
-            ));
+            return Err(io::Error::other(NOT_OURS));
         }
         // Another version's, for one, whose memory file is not to be known.
-        Err(_) => {}
+        Err(Error::Snapshot { .. }) => {}
+        Err(Error::File { source, .. }) => return Err(source),
+        Err(error) => return Err(io::Error::other(error)),
     }
     let name = new_name()?;
     if let Err(error) = write(folder, &name, vcpus, devices, ram) {
@@ -78,6 +83,19 @@ pub(crate) fn save(
     lock.0.sync_all()?;
     remove_all_but(folder, &name);
     Ok(())
+}
+
+/// A state file is a regular file. Whatever else has its name is not a saver's, and stays.
+fn check_replaceable(folder: &Path, name: &str) -> io::Result<()> {
+    match fs::symlink_metadata(folder.join(name)) {
+        Ok(metadata) if !metadata.is_file() => Err(io::Error::other(format!(
+            "`{name}` in it is not a regular file: name another folder"
+        ))),
+        // A state appears whole.
+        Ok(metadata) if name == STATE && metadata.len() == 0 => Err(io::Error::other(NOT_OURS)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// A folder that no other saver may use meanwhile.

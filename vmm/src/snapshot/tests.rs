@@ -559,12 +559,58 @@ fn what_lies_where_the_new_state_is_written_is_not_followed() {
     let victim = elsewhere.path().join("victim");
     fs::write(&victim, "safe").unwrap();
     let new = folder.path().join("state.new");
-    std::os::unix::fs::symlink(&victim, &new).unwrap();
-    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
     fs::hard_link(&victim, &new).unwrap();
     save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap();
     assert_eq!(fs::read(&victim).unwrap(), b"safe");
     Snapshot::open(folder.path()).unwrap().verify().unwrap();
+}
+
+#[test]
+fn what_is_no_file_is_never_replaced_by_a_state() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let victim = elsewhere.path().join("victim");
+    fs::copy(saved().path().join(save::STATE), &victim).unwrap();
+    let make: [(&str, &dyn Fn(&Path)); 5] = [
+        ("a FIFO", &|path| {
+            let made = std::process::Command::new("mkfifo").arg(path).status();
+            assert!(made.unwrap().success());
+        }),
+        ("a socket", &|path| {
+            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        }),
+        ("a link", &|path| {
+            std::os::unix::fs::symlink(&victim, path).unwrap()
+        }),
+        ("a dangling link", &|path| {
+            std::os::unix::fs::symlink("nowhere", path).unwrap()
+        }),
+        ("a folder", &|path| fs::create_dir(path).unwrap()),
+    ];
+    for (what, make) in make {
+        for name in [save::STATE, "state.new"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            make(&path);
+            let before = fs::symlink_metadata(&path).unwrap();
+            let error = save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap_err();
+            let told = error.to_string();
+            assert!(
+                told.contains(name) && told.contains("not a regular file"),
+                "{what}: {told}"
+            );
+            let after = fs::symlink_metadata(&path).unwrap();
+            assert_eq!(
+                (after.ino(), after.mode()),
+                (before.ino(), before.mode()),
+                "{what}"
+            );
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(save::STATE), "").unwrap();
+    let error = save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap_err();
+    assert!(error.to_string().contains("is not a snapshot's"), "{error}");
 }
 
 #[test]
