@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::Config;
 use super::digest::Digest;
 use super::error::Error;
+use super::json;
 use super::manifest::Platform;
 
 #[derive(Deserialize)]
@@ -41,7 +42,7 @@ pub(super) fn read(
     bytes: &[u8],
     wanted: &Platform,
 ) -> Result<(Config, Vec<Digest>), Error> {
-    let file: ConfigFile = serde_json::from_slice(bytes).map_err(|source| Error::Json {
+    let file: ConfigFile = json::read(bytes).map_err(|source| Error::Json {
         image: image.into(),
         what: "configuration",
         source,

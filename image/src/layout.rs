@@ -105,7 +105,7 @@ pub(super) fn open(
         Error::invalid(name, "has no index.json: it is neither an OCI layout nor what `docker save` writes; a root file system is tar:FILE or dir:FOLDER")
     })?;
     let index = files::read(&index, LARGEST_MANIFEST)?;
-    let index: Index = serde_json::from_slice(&index).map_err(|source| Error::Json {
+    let index: Index = crate::json::read(&index).map_err(|source| Error::Json {
         image: name.into(),
         what: "index.json",
         source,

@@ -19,6 +19,7 @@ mod files;
 #[cfg(test)]
 mod fixtures;
 mod folder;
+mod json;
 mod layout;
 mod manifest;
 mod progress;

@@ -241,7 +241,7 @@ impl Search<'_> {
         }
         self.left -= 1;
         let bytes = self.documents.document(descriptor, Kind::Manifest)?;
-        let document: Document = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        let document: Document = crate::json::read(&bytes).map_err(|source| Error::Json {
             image: self.image.into(),
             what: "manifest",
             source,

@@ -35,7 +35,7 @@ pub(super) fn open(
     platform: &Platform,
 ) -> Result<Image, Error> {
     let list = files::read(&member(archive, "manifest.json")?, LARGEST_MANIFEST)?;
-    let list: Vec<Saved> = serde_json::from_slice(&list).map_err(|source| Error::Json {
+    let list: Vec<Saved> = crate::json::read(&list).map_err(|source| Error::Json {
         image: archive.name.clone(),
         what: "manifest.json",
         source,
