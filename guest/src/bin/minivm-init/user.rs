@@ -100,7 +100,9 @@ fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<User, Error> {
 fn memberships(group: &[u8], login: &[u8]) -> Result<Vec<u32>, Error> {
     let lists = |fields: &Vec<&[u8]>| {
         let members = fields.get(3);
-        members.is_some_and(|all| all.split(|&byte| byte == b',').any(|one| one == login))
+        // A group without members has an empty list, and no member whose name is empty.
+        let listed = |all: &&[u8]| all.split(|&byte| byte == b',').any(|one| one == login);
+        !login.is_empty() && members.is_some_and(listed)
     };
     let listing = entries(group).filter(lists);
     listing.map(|fields| number_of_group(&fields)).collect()
@@ -198,6 +200,14 @@ mod tests {
         assert_eq!((user.gid, user.groups), (2000, vec![2000]));
         let user = resolve("", passwd, group).unwrap();
         assert_eq!((user.uid, user.home), (0, b"/root".to_vec()));
+    }
+
+    #[test]
+    fn a_name_that_is_empty_is_in_no_group() {
+        let passwd = b":x:1000:1000::/h:/bin/sh\n";
+        let group = b"root:x:0:\nshadow:x:42:,\nshort:x:7\n";
+        let user = resolve("1000", passwd, group).unwrap();
+        assert_eq!((user.uid, user.groups), (1000, vec![1000]));
     }
 
     #[test]
