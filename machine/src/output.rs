@@ -1,24 +1,33 @@
 //! Outputs with a limit, and outputs that are kept.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::streams;
 
 /// Whether an output is being written. Clones tell of the same outputs.
+///
+/// It counts the beginnings and ends of writes, so that one that lasts can be told from many.
 #[derive(Clone, Default)]
-pub struct Pending(Arc<AtomicBool>);
+pub struct Pending(Arc<AtomicU64>);
 
 impl Pending {
     /// Whether one is.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.count() % 2 == 1
     }
 
     /// Notes that one is, or no more.
     pub fn set(&self, pending: bool) {
-        self.0.store(pending, Ordering::SeqCst);
+        if self.is_set() != pending {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// How many writes have begun and ended. Where it is the same later, and odd, one write has lasted all the while.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
     }
 }
 

@@ -38,8 +38,10 @@ pub struct Session {
     pub stdin: Option<OwnedFd>,
     /// Its output.
     pub stdout: Box<dyn Write + Send>,
-    /// Its output of the other kind.
+    /// The command's stderr.
     pub stderr: Box<dyn Write + Send>,
+    /// Is set while an output is being written, and so for long while its reader takes nothing.
+    pub pending: Pending,
     /// How long the machine may take until the command starts.
     pub boot_limit: Duration,
     /// How long it may run, from its start until its files have been copied out. The boot before that has a limit of its
@@ -130,6 +132,7 @@ impl Session {
             stdin: None,
             stdout: Box::new(io::sink()),
             stderr: Box::new(io::sink()),
+            pending: Pending::default(),
             boot_limit: BOOT_LIMIT,
             timeout: None,
             max_output: None,
@@ -157,7 +160,7 @@ impl Session {
             end,
         } = link;
         let outgoing = Arc::new(Outgoing::new(to_guest));
-        let pending = Pending::default();
+        let pending = self.pending.clone();
         let stopper = Arc::new(Stopper::new(stop, &pending));
         let _machine = Guard(&stopper, &outgoing);
         self.complete_request()?;

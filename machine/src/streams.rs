@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use rustix::io::Errno;
 
 /// How long to wait before a full output is tried again. Not every writer has a file that could be polled.
 const RETRY: Duration = Duration::from_millis(2);
+
+/// How long lines are waited for that may never be taken.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Writes all of it and waits as long as it takes.
 ///
@@ -61,6 +65,17 @@ pub fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file.into())
+}
+
+/// Says lines on stderr, and waits for no longer than a moment until they are taken.
+pub fn tell_soon(lines: Vec<String>) {
+    let (said, saying) = mpsc::channel();
+    // Where no thread can be made, the exit code has to say it alone.
+    let _ = thread::Builder::new().spawn(move || {
+        lines.iter().for_each(|line| tell(line));
+        let _ = said.send(());
+    });
+    let _ = saying.recv_timeout(MOMENT);
 }
 
 /// Reads what there is, and waits where there is nothing yet.

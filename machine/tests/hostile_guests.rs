@@ -281,6 +281,7 @@ fn input_goes_on_while_nobody_takes_the_output() {
     let (unblock, blocked) = channel();
     let (happen, events) = channel();
     let session = Session {
+        pending: minivm_machine::output::Pending::default(),
         request: Request::default(),
         stdin: Some(stdin.into()),
         stdout: Box::new(Blocked(blocked)),

@@ -219,6 +219,7 @@ impl Scene {
             .into_iter()
             .for_each(|event| happen.send(event).unwrap());
         let session = Session {
+            pending: minivm_machine::output::Pending::default(),
             request: self.request,
             stdin: self.stdin,
             stdout: Box::new(self.stdout),

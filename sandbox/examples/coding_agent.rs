@@ -115,6 +115,7 @@ fn work(
         },
     };
     let session = Session {
+        pending: minivm_machine::output::Pending::default(),
         request: Request {
             argv: ["sh", "-c", SESSION]
                 .map(|word| word.as_bytes().to_vec())

@@ -278,15 +278,20 @@ impl Printed {
 
     /// Says on stderr what the user has to know.
     pub(super) fn tell(&self, quiet: bool, verbose: bool, timeout: Option<Duration>) {
-        for line in self.lines(quiet, verbose, timeout.unwrap_or_default()) {
-            streams::tell(&line);
-        }
+        self.say(self.lines(quiet, verbose, timeout.unwrap_or_default()));
     }
 
-    /// Says on stderr, beside the object, that a command which has ended by itself has lost output.
+    /// Says on stderr, beside the object, that output was lost.
     pub(super) fn tell_losses(&self) {
-        if self.command_exit_code.is_some() {
-            self.losses().iter().for_each(|line| streams::tell(line));
+        self.say(self.losses());
+    }
+
+    /// Says lines on stderr. Where a limit was reached, or a reader has taken nothing by the end, it may be stderr that has such
+    /// a reader: then it isn't waited for.
+    fn say(&self, lines: Vec<String>) {
+        match self.timed_out || self.warnings.iter().any(|told| told == output::NOT_TAKEN) {
+            true => streams::tell_soon(lines),
+            false => lines.iter().for_each(|line| streams::tell(line)),
         }
     }
 

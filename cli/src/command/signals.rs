@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_machine::output::{NOT_TAKEN, Pending};
 use minivm_machine::session::Event;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
@@ -29,7 +30,7 @@ pub(super) fn end_at_once() {
 
 /// Hands signals on. The second one of those by which users end programs ends the machine. What was ignored before, as
 /// `nohup` does it, stays ignored.
-pub(super) fn listen(events: Sender<Event>) -> io::Result<()> {
+pub(super) fn listen(events: Sender<Event>, pending: Pending) -> io::Result<()> {
     let mut signals =
         unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let listen = move || {
@@ -52,12 +53,37 @@ pub(super) fn listen(events: Sender<Event>) -> io::Result<()> {
             };
             // Where nobody is left to whom it could happen, it is over in a moment.
             let _ = events.send(event);
+            if signal == SIGTERM {
+                end_if_stalled(events.clone(), pending.clone());
+            }
         }
     };
     thread::Builder::new()
         .name("signals".into())
         .spawn(listen)?;
     Ok(())
+}
+
+/// Ends the machine, and this process, as soon as one write to an output has lasted for a second: a command that has ended since it was
+/// sent SIGTERM has no other way to end what waits for its output's reader.
+fn end_if_stalled(events: Sender<Event>, pending: Pending) {
+    let watch = move || {
+        loop {
+            let before = pending.count();
+            thread::sleep(GRACE);
+            if OVER.load(Ordering::SeqCst) {
+                return;
+            }
+            if pending.is_set() && pending.count() == before {
+                let number = u8::try_from(SIGTERM).expect("a signal's number is small");
+                let _ = events.send(Event::Stop(number));
+                thread::sleep(GRACE);
+                run::machine::end_at_once(vec![NOT_TAKEN.into()], 128 + number);
+            }
+        }
+    };
+    // Where there is no thread for it, a second signal does the same.
+    let _ = thread::Builder::new().name("stalled".into()).spawn(watch);
 }
 
 /// Does `clean_up` when a signal is about to end this process, as it then does. What was ignored before stays ignored.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use minivm_machine::output::Pending;
 use minivm_machine::session::{self, BOOT_LIMIT};
 use minivm_machine::{Machine, Place, Session};
 use minivm_machine::{kernel, streams};
@@ -127,7 +128,8 @@ impl TurduckenArgs {
         captured: Option<&Captured>,
     ) -> anyhow::Result<Session> {
         let (events, happenings) = mpsc::channel();
-        signals::listen(events).context("cannot listen to signals")?;
+        let pending = Pending::default();
+        signals::listen(events, pending.clone()).context("cannot listen to signals")?;
         let input = Task::code("").with_input(self.code.as_bytes());
         let input = input.context("cannot keep the code in memory")?.stdin;
         let timeout = self.timeout;
@@ -136,6 +138,7 @@ impl TurduckenArgs {
             stdin: input,
             stdout: run::output(captured.map(|captured| &captured.stdout), std::io::stdout())?,
             stderr: run::output(captured.map(|captured| &captured.stderr), stderr())?,
+            pending,
             boot_limit: BOOT_LIMIT,
             timeout: Some(timeout),
             max_output: Some(OUTPUT_MAX),

@@ -570,7 +570,8 @@ fn what_is_no_file_is_never_replaced_by_a_state() {
     let elsewhere = tempfile::tempdir().unwrap();
     let victim = elsewhere.path().join("victim");
     fs::copy(saved().path().join(save::STATE), &victim).unwrap();
-    let make: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'a> = (&'a str, &'a dyn Fn(&Path));
+    let make: [Make<'_>; 5] = [
         ("a FIFO", &|path| {
             let made = std::process::Command::new("mkfifo").arg(path).status();
             assert!(made.unwrap().success());

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use minivm_machine::Place;
 use minivm_machine::cache;
+use minivm_machine::output::Pending;
 use minivm_sandbox::{Host, Limits, Program, Task};
 
 use super::super::report::{Captured, Printed};
@@ -37,7 +38,8 @@ pub(super) fn run(
         events: happenings,
         ..Task::new(args.program()?)
     };
-    signals::listen(events).context("cannot listen to signals")?;
+    // These end by one signal, however late their outputs are taken.
+    signals::listen(events, Pending::default()).context("cannot listen to signals")?;
     let opened = started.elapsed();
     let finished = sandbox.run(task)?;
     signals::end_at_once();

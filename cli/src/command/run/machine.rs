@@ -9,7 +9,7 @@ use anyhow::Context;
 use minivm_guest::channel::Request;
 use minivm_image::Config;
 use minivm_machine::images::Archive;
-use minivm_machine::output::NOT_TAKEN;
+use minivm_machine::output::{NOT_TAKEN, Pending};
 use minivm_machine::printable::printable;
 use minivm_machine::session::{BOOT_LIMIT, Event, TERM};
 use minivm_machine::streams;
@@ -46,7 +46,6 @@ pub(super) fn run(
         false => None,
     };
     let stop_signal = args.stop_signal(&found.recipe.config.stop_signal);
-    signals::listen(events).context("cannot listen to signals")?;
     let tail = args.code.is_some().then(Tail::default);
     let mut session = args.session(
         request,
@@ -55,6 +54,7 @@ pub(super) fn run(
         captured,
         found.recipe.machine.memory,
     )?;
+    signals::listen(events, session.pending.clone()).context("cannot listen to signals")?;
     session.stop_signal = stop_signal;
     if let Some(tail) = &tail {
         session.stderr = tail.of(session.stderr);
@@ -208,6 +208,7 @@ impl RunArgs {
             stdin,
             stdout: output(captured.map(|captured| &captured.stdout), io::stdout())?,
             stderr: output(captured.map(|captured| &captured.stderr), io::stderr())?,
+            pending: Pending::default(),
             boot_limit: BOOT_LIMIT,
             timeout,
             max_output: self.max_output(),
@@ -234,13 +235,7 @@ pub(crate) fn end_overdue(limit: Duration) {
 /// Ends this process with these lines, though an output is still to be taken by somebody.
 pub(crate) fn end_at_once(lines: Vec<String>, code: u8) -> ! {
     terminal::restore();
-    let (said, saying) = mpsc::channel();
-    // It may be stderr that nobody takes.
-    // Where no thread can be made, the exit code has to say it alone.
-    let _ = std::thread::Builder::new().spawn(move || {
-        lines.iter().for_each(|line| streams::tell(line));
-        let _ = said.send(());
-    });
-    let _ = saying.recv_timeout(Duration::from_millis(100));
+    // It may be stderr that has no reader.
+    streams::tell_soon(lines);
     std::process::exit(code.into())
 }

@@ -135,7 +135,9 @@ pub(super) fn finish(
         }
         Err(error) => {
             // Who reads JSON reads of this too. The error itself is told on stderr, as always.
-            let _ = Printed::failed(format!("{error:#}"), started.elapsed(), captured).write();
+            let printed = Printed::failed(format!("{error:#}"), started.elapsed(), captured);
+            printed.tell_losses();
+            let _ = printed.write();
             Err(error)
         }
     }
