@@ -246,7 +246,11 @@ impl<W: Write> Archive<W> {
     /// Linux takes entries with one inode number and more than one link for names of one file (`maybe_link` in
     /// `init/initramfs.c`). It opens the file again for each but truncates it only the first time, and a later entry of size
     /// zero leaves the data as they are.
+    ///
+    /// One number is left out for it: a file system in memory counts each name as it does each file, and so the last number tells how
+    /// many it takes.
     pub fn hard_link(&mut self, name: impl AsRef<Path>, file: Linked) -> Result<(), Error> {
+        self.inode();
         let header = Header {
             links: file.links,
             ..Header::new(file.inode, 0o100_000, file.attributes)

@@ -266,9 +266,8 @@ struct Patient<'a> {
 impl Write for Patient<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            let room = self.output.room(LOOK)?;
-            if room > 0 {
-                return self.output.write(&bytes[..bytes.len().min(room)]);
+            if let Some(len) = self.output.write_soon(bytes, LOOK)? {
+                return Ok(len);
             }
             self.writer.check()?;
         }

@@ -23,7 +23,9 @@ const PAGE: u64 = 4096;
 ///
 /// Where one isn't there, is neither a file nor a folder, or is larger than an archive takes.
 pub fn check_copies(all: &[Files]) -> Result<u64, Error> {
-    Ok(Survey::of(all)?.bytes)
+    let survey = Survey::of(all)?;
+    // Such a file system has an inode for each two pages of the memory, half of which files may take.
+    Ok(survey.bytes.max(survey.inodes.saturating_mul(PAGE)))
 }
 
 /// What of the files a sandbox doesn't get, in lines for the user.
@@ -40,6 +42,8 @@ pub fn left_out(all: &[Files]) -> Result<Vec<String>, Error> {
 struct Survey {
     /// What it takes of a file system in memory at least.
     bytes: u64,
+    /// Files, folders and links.
+    inodes: u64,
     nodes: Nodes,
 }
 
@@ -64,6 +68,8 @@ impl Survey {
                 let path = entry.map_err(naming(&folder))?.path();
                 let metadata = path.symlink_metadata().map_err(naming(&path))?;
                 let kind = metadata.file_type();
+                let copied = kind.is_dir() || kind.is_file() || kind.is_symlink();
+                self.inodes += u64::from(copied);
                 match () {
                     () if kind.is_dir() => folders.push(path),
                     () if kind.is_file() => self.file(&path, &metadata)?,

@@ -34,7 +34,7 @@ pub use tree::Cleared;
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
 /// Changes when the same image and init make other bytes.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 /// The largest archive that a machine can start from, in bytes: it lies in guest memory below the hole at 3 GiB, and the kernel
 /// with its own data needs room there too.
 pub const LARGEST: u64 = 5 << 29;

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, Permissions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -114,23 +114,37 @@ impl Output {
         self.failure.map(io::Error::from_raw_os_error)
     }
 
-    /// How many bytes can be written without waiting for somebody to take them; waits for so long until it is at least one. A file
-    /// takes any number.
+    /// Writes what is taken now, and waits for no longer than `wait` until it is at least a byte; `None` where it isn't. A file takes
+    /// all.
     ///
     /// # Errors
     ///
-    /// Where that can't be told.
-    pub(crate) fn room(&self, wait: Duration) -> io::Result<usize> {
-        if let Sink::Whole { .. } = self.sink {
-            return Ok(usize::MAX);
-        }
-        let mut polled = [PollFd::new(&self.file, PollFlags::OUT)];
-        let wait = wait.try_into().map_err(io::Error::other)?;
-        match poll(&mut polled, Some(&wait)) {
-            // What is said of a pipe is that it has room for so much, whatever else.
-            Ok(1..) => Ok(PIPE_BUF),
-            Ok(0) | Err(Errno::INTR) => Ok(0),
-            Err(errno) => Err(errno.into()),
+    /// Where it can't be written to.
+    pub(crate) fn write_soon(&mut self, bytes: &[u8], wait: Duration) -> io::Result<Option<usize>> {
+        let room = match self.sink {
+            Sink::Whole { .. } => usize::MAX,
+            Sink::There => {
+                let mut polled = [PollFd::new(&self.file, PollFlags::OUT)];
+                let timeout = wait.try_into().map_err(io::Error::other)?;
+                match poll(&mut polled, Some(&timeout)) {
+                    // A pipe that is said to have room has it for so much. A terminal may have less, and is asked not to wait.
+                    Ok(1..) => PIPE_BUF,
+                    Ok(0) | Err(Errno::INTR) => return Ok(None),
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        };
+        match self.file.write(&bytes[..bytes.len().min(room)]) {
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(wait);
+                Ok(None)
+            }
+            Err(error) => {
+                self.failure = error.raw_os_error();
+                Err(error)
+            }
         }
     }
 
@@ -276,10 +290,16 @@ fn own_file(path: &Path) -> Option<RawFd> {
 fn copy_of(number: RawFd) -> io::Result<File> {
     let copy = File::from(rustix::io::fcntl_dupfd_cloexec(borrowed(number), 3)?);
     let flags = fcntl_getfl(&copy)?;
-    match flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::RDONLY {
-        true => Err(io::Error::other("it is not open for writing")),
-        false => Ok(copy),
+    if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::RDONLY {
+        return Err(io::Error::other("it is not open for writing"));
     }
+    // A terminal is opened once more: others have the same open file, and may want to wait.
+    if copy.is_terminal() {
+        let path = format!("/proc/self/fd/{number}");
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        return Ok(rustix::fs::open(path, flags, Mode::empty()).map_or(copy, File::from));
+    }
+    Ok(copy)
 }
 
 #[allow(
@@ -324,7 +344,9 @@ fn open_there(place: &Path, there: &Metadata) -> io::Result<File> {
     if file.metadata()?.file_type() != kind {
         return Err(io::Error::other("it became something else meanwhile"));
     }
-    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    if !file.is_terminal() {
+        fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    }
     Ok(file)
 }
 
@@ -341,4 +363,28 @@ fn name(file: &File, folder: &Path) -> io::Result<TempPath> {
         Ok(linkat(CWD, own, CWD, free, AtFlags::SYMLINK_FOLLOW)?)
     });
     Ok(named?.into_temp_path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    #[test]
+    fn a_terminal_that_nothing_reads_is_not_waited_for() {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        let name = ptsname(&ours, Vec::new()).unwrap();
+        let path = Path::new(OsStr::from_bytes(name.to_bytes()));
+        let mut output = Output::open(path, 0o600).unwrap();
+        let mut sent = 0;
+        // Each of these takes two places.
+        let wait = Duration::from_millis(1);
+        while let Some(len) = output.write_soon(&[b'\n'; 300], wait).unwrap() {
+            sent += len;
+            assert!(sent < 1 << 20, "it takes all");
+        }
+        assert!(sent > 0);
+    }
 }

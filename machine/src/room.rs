@@ -14,6 +14,8 @@ const COPIES: u64 = 3;
 /// What each file is needed beside its bytes: its last page isn't full, and that too counts twice. It is also what Linux has of
 /// memory for each file that a file system in memory may hold.
 const FILE: u64 = 2 * 4096;
+/// So many files fit into any machine's memory beside the kernel.
+const FEW: u64 = 1024;
 
 /// What a guest gets of memory, in bytes, with an archive of `image` bytes that holds so many `files`. It has to hold the image,
 /// or files of it would be missing.
@@ -33,12 +35,14 @@ pub fn memory_for(image: u64, files: u64, wanted: Option<u64>) -> Result<u64, Er
             image.div_ceil(1 << 20),
             KERNEL >> 20
         ))),
-        // Most files leave less of their last page than all of it; but there can't be more of them.
-        Some(wanted) if wanted < of_files => Err(Error::NoRoom(format!(
-            "{} of memory are too little: this image's {files} files take {} MiB, {} KiB each",
+        // Most files leave less of their last page than all of it; but there can't be more of them. What the kernel keeps for itself
+        // doesn't count.
+        Some(wanted) if wanted < of_files + KERNEL && files > FEW => Err(Error::NoRoom(format!(
+            "{} of memory are too little: this image's {files} files take {} MiB, {} KiB each, and the kernel {}",
             told(wanted),
-            of_files >> 20,
-            FILE >> 10
+            (of_files + KERNEL) >> 20,
+            FILE >> 10,
+            KERNEL >> 20
         ))),
         Some(wanted) => Ok(wanted),
     }
@@ -77,14 +81,14 @@ mod tests {
         let default = memory_for(9 * mib, 45_000, None).unwrap();
         assert_eq!(default, (256 + 27 + 352) * mib);
         assert_eq!(
-            memory_for(9 * mib, 45_000, Some(352 * mib)).unwrap(),
-            352 * mib
+            memory_for(9 * mib, 45_000, Some(416 * mib)).unwrap(),
+            416 * mib
         );
-        let error = memory_for(9 * mib, 45_000, Some(351 * mib))
+        let error = memory_for(9 * mib, 45_000, Some(415 * mib))
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("45000 files") && error.contains("352 MiB"),
+            error.contains("45000 files") && error.contains("416 MiB"),
             "{error}"
         );
     }

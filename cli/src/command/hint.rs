@@ -34,7 +34,7 @@ pub(super) fn full(error: anyhow::Error) -> anyhow::Error {
         let of_machine = cause.downcast_ref();
         matches!(of_machine, Some(minivm_machine::Error::Refused(why)) if why.contains("No space left on device"))
     });
-    match refused {
+    match refused && !format!("{error:#}").contains("more -m/--memory") {
         true => anyhow::anyhow!(
             "{error:#}: the guest's files are in its memory, more -m/--memory helps"
         ),

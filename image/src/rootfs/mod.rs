@@ -131,8 +131,7 @@ fn refused(source: Exceeded) -> Error {
     }
 }
 
-/// How many files, folders and links a guest has of an archive that [`write()`] made and nothing compressed; a file with several
-/// names counts once. `None` where it is not such an archive.
+/// How many names of files, folders and links a guest has of an archive that [`write()`] made and nothing compressed. `None` where it is not such an archive.
 ///
 /// # Errors
 ///
@@ -143,7 +142,7 @@ pub fn inodes(archive: &File) -> io::Result<Option<u64>> {
         return Ok(None);
     };
     archive.read_exact_at(&mut end, start)?;
-    // Inodes are counted, and the last file is the archive's own.
+    // Numbers are counted, with one for each further name of a file, and the last file is the archive's own.
     let number = end.strip_prefix(b"070701").and_then(|rest| rest.get(..8));
     let is_last = end[HEADER..].starts_with(manifest::COMPLETE.as_bytes());
     let number = number.and_then(|digits| std::str::from_utf8(digits).ok());

@@ -29,6 +29,8 @@ const PING: Timespec = Timespec {
 pub(crate) enum Answer {
     /// The command ended, with this code.
     Exit(i32),
+    /// This output of its could not be written.
+    NotWritten(&'static str, io::Error),
     /// It never began.
     Failed(String),
     /// It didn't begin in this lab; another one may do better.
@@ -116,6 +118,7 @@ fn listen(
 ) -> io::Result<Answer> {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let mut payload = Vec::new();
+    let mut dropped = None;
     loop {
         // A QEMU that was killed may leave half a frame.
         let Ok(Some(kind)) = frame::receive(&mut channel, &mut payload) else {
@@ -123,18 +126,27 @@ fn listen(
         };
         match kind {
             Kind::Started => {}
-            Kind::Stdout => {
-                if streams::write_all(stdout, &payload).is_err() {
+            Kind::Stdout => match streams::write_all(stdout, &payload) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     return Ok(Answer::Exit(BROKEN_PIPE));
                 }
-            }
-            // As for any program, messages that nobody reads are lost.
-            Kind::Stderr => drop(streams::write_all(stderr, &payload)),
+                Err(error) => return Ok(Answer::NotWritten("stdout", error)),
+            },
+            // As for any program, messages that have no reader any more are lost. A full disk is told of.
+            Kind::Stderr if dropped.is_none() => match streams::write_all(stderr, &payload) {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => dropped = Some(error),
+                _ => {}
+            },
+            Kind::Stderr => {}
             Kind::Exit => {
                 let code = payload
                     .try_into()
                     .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-                return Ok(Answer::Exit(i32::from_le_bytes(code)));
+                return Ok(match (i32::from_le_bytes(code), dropped) {
+                    (0, Some(error)) => Answer::NotWritten("stderr", error),
+                    (code, _) => Answer::Exit(code),
+                });
             }
             Kind::Failed => {
                 return Ok(Answer::Failed(

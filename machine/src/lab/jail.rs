@@ -18,6 +18,9 @@ use super::error::{Error, cannot};
 use super::qemu::PROGRAM;
 use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
+/// Processes and threads of a jailed QEMU, at the most, where it has a user of its own.
+const PROCESSES: u64 = 256;
+
 /// Why the labs of this process run outside a jail, once that has been seen. It is so for all of this host's.
 static UNJAILED: OnceLock<String> = OnceLock::new();
 
@@ -79,6 +82,8 @@ pub(super) fn prepare(
                 return Ok(Prepared {
                     command,
                     entry: Entry {
+                        // Its user has no others, unless minivm is an ordinary user's, who has all of these.
+                        processes: descent.is_some().then_some(PROCESSES),
                         descent,
                         inherited,
                         ..Entry::default()

@@ -284,6 +284,9 @@ impl LabRequest {
                 boot,
                 total: start.elapsed(),
             }),
+            Answer::NotWritten(output, error) => {
+                Err(cannot(format!("write the command's {output}"))(error))
+            }
             Answer::Failed(message) => Err(Error::Refused { message }),
             Answer::Again(why) => Err(Error::Refused {
                 message: format!(

@@ -24,9 +24,17 @@ const ERROR_BANKS: u32 = 0x400;
 const ERROR_THRESHOLDS: u32 = 0x280;
 /// No processor has more of either.
 const MANY: u32 = 32;
-/// What else a guest can write to and some KVM doesn't list: SPEC_CTRL, DEBUGCTL, XSS (Intel SDM vol. 4), TSC_AUX and DE_CFG
-/// (AMD APM vol. 2, "Model-Specific Registers (MSRs)").
-const OTHERS: [u32; 5] = [0x48, 0x1d9, 0xda0, 0xc000_0103, 0xc001_1029];
+/// What else a guest can write to and some KVM doesn't list: SPEC_CTRL, DEBUGCTL, XSS (Intel SDM vol. 4), TSC_AUX, DE_CFG and
+/// the two of OS-visible workarounds (AMD APM vol. 2, "Model-Specific Registers (MSRs)").
+const OTHERS: [u32; 7] = [
+    0x48,
+    0x1d9,
+    0xda0,
+    0xc000_0103,
+    0xc001_0140,
+    0xc001_0141,
+    0xc001_1029,
+];
 
 /// All that a vCPU has: those of `listed`, and those that aren't in any list.
 pub(super) fn all(vcpu: &VcpuFd, listed: &[u32]) -> Result<Vec<kvm_msr_entry>> {
