@@ -161,6 +161,7 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use minivm_tests::patience::PATIENCE;
     use std::sync::mpsc::channel;
 
     fn watchdog(stopper: &Arc<Stopper>, boot: Duration) -> Watchdog {
@@ -183,7 +184,14 @@ mod tests {
             if limit.is_some() {
                 watchdog.set(limit);
             }
-            let called = called.recv_timeout(GRACE + GRACE / 2);
+            // One that must not come is waited for for a while.
+            let expected = limit.is_some() && writing;
+            let wait = if expected {
+                PATIENCE
+            } else {
+                GRACE + GRACE / 2
+            };
+            let called = called.recv_timeout(wait);
             watchdog.end();
             called.is_ok()
         };

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use minivm_tests::patience::PATIENCE;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -716,9 +717,18 @@ fn layers_are_pulled_three_at_a_time() {
     let contents: Vec<String> = (0..8).map(|n| n.to_string()).collect();
     let contents: Vec<&str> = contents.iter().map(String::as_str).collect();
     let made = image(&contents);
-    let registry = Registry::start(&made, |request| {
+    let asked = (Mutex::new(0), Condvar::new());
+    let registry = Registry::start(&made, move |request| {
         if request.is_blob() {
-            std::thread::sleep(Duration::from_millis(200));
+            // The first of them wait for the third.
+            let (count, changed) = &asked;
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            changed.notify_all();
+            let few = |count: &mut i32| *count < 3;
+            drop(changed.wait_timeout_while(count, PATIENCE, few).unwrap());
+            // A fourth would have time to come.
+            std::thread::sleep(Duration::from_millis(50));
         }
         None
     });

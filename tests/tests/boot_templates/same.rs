@@ -301,12 +301,8 @@ fn flags_mean_the_same() {
             "import sys; print(repr(sys.stdin.read()))",
             Some(b"not for you"),
         ),
-        // A Python that has to start first is to have printed by then, on a busy machine too.
-        (
-            &["--timeout", "5s"],
-            "import time; print('up'); time.sleep(60)",
-            None,
-        ),
+        // What is printed within a limit depends on how long Python takes to start.
+        (&["--timeout", "1s"], "import time; time.sleep(60)", None),
         (&["--max-output", "1000"], "print('x' * 5000)", None),
     ];
     for (flags, asked, input) in cases {

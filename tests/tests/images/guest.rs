@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Duration;
 
 use minivm_tests::program::{Program, run};
 use serde_json::{Value, json};
@@ -10,9 +9,6 @@ use serde_json::{Value, json};
 use crate::made::images;
 use crate::sources::unpacked;
 use crate::tools::{Minivm, PATIENCE, folder};
-
-/// How long a guest may take, in the lab.
-const GUEST: Duration = Duration::from_secs(60);
 
 /// Tells all about each file, a line each. The same program looks at the guest's files and at the unpacked ones.
 ///
@@ -79,7 +75,7 @@ fn a_guest_finds_the_files_that_a_reference_unpacks() {
     command
         .arg(images.oci("difficult"))
         .args(["--", "-SBc", WALK]);
-    let guest = run(command.args(MOUNTED), GUEST);
+    let guest = run(command.args(MOUNTED), PATIENCE);
     assert_eq!((guest.code, &*guest.stderr), (Some(0), ""));
     let mut guest = parsed(&guest.text());
 
@@ -127,9 +123,9 @@ fn an_image_is_run_as_its_configuration_says() {
         .arg(images.oci("difficult"));
     let mut program = Program::start(&mut command);
     program.stdin = None;
-    program.wait_for("\n", GUEST);
+    program.wait_for("\n", PATIENCE);
     program.signal(rustix::process::Signal::TERM);
-    let ended = program.end(GUEST);
+    let ended = program.end(PATIENCE);
     assert_eq!((ended.code, &*ended.stderr), (Some(7), ""), "{ended:?}");
     let text = ended.text();
     let (found, rest) = text.split_once('\n').unwrap();
