@@ -576,6 +576,21 @@ fn help_names_every_flag() {
 }
 
 #[test]
+fn the_doctor_looks_at_the_variable_too() {
+    let accel = |value: &str| -> String {
+        let mut command = minivm();
+        let ended = run(command.arg("doctor").env("MINIVM_ACCEL", value), PATIENCE);
+        let text = ended.text();
+        let line = text.lines().find(|line| line.contains(" accel "));
+        line.unwrap_or_else(|| panic!("{ended:?}")).to_owned()
+    };
+    assert!(accel("nonsense").contains("MINIVM_ACCEL is \"nonsense\""));
+    // What of the two works is this machine's.
+    assert!(!accel("kvm").contains("lab: "), "{}", accel("kvm"));
+    assert!(!accel("lab").contains("kvm: "), "{}", accel("lab"));
+}
+
+#[test]
 fn the_doctors_json_is_a_list_of_checks() {
     // Where `-v` stands doesn't matter.
     let ended = run(minivm().args(["-v", "doctor", "--json"]), PATIENCE);

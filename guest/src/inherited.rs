@@ -50,6 +50,38 @@ struct Limit {
 }
 
 const MIB: u64 = 1 << 20;
+/// What gVisor, Deno and Chromium need.
+const RUNTIMES: [Limit; 4] = [
+    Limit {
+        resource: Resource::Nofile,
+        least: 512,
+        enough: 1024,
+        what: "open files",
+        flag: 'n',
+    },
+    Limit {
+        resource: Resource::As,
+        least: 1 << 47,
+        enough: 1 << 47,
+        what: "address space in bytes",
+        flag: 'v',
+    },
+    Limit {
+        resource: Resource::Data,
+        least: 4096 * MIB,
+        enough: 4096 * MIB,
+        what: "data in bytes",
+        flag: 'd',
+    },
+    // Of root's too: its jails have other users.
+    Limit {
+        resource: Resource::Nproc,
+        least: 256,
+        enough: 1024,
+        what: "processes",
+        flag: 'u',
+    },
+];
 const LIMITS: [Limit; 5] = [
     Limit {
         resource: Resource::Nofile,
@@ -139,6 +171,16 @@ impl Refused {
     pub fn is_of_the_stack(&self) -> bool {
         matches!(self, Refused::Limit { flag: 's', .. })
     }
+}
+
+/// Looks whether the limits leave enough to programs that are whole systems themselves: a kernel in user space, V8, a browser. They
+/// reserve address space by the terabyte and start processes by the dozen, and break without a word where they can't.
+///
+/// # Errors
+///
+/// [`Refused::Limit`], by the first that is too low.
+pub fn check_for_runtimes() -> Result<(), Refused> {
+    RUNTIMES.iter().try_for_each(Limit::check)
 }
 
 /// Puts right all that a program inherits that a user starts.

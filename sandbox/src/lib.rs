@@ -31,6 +31,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use minivm_guest::inherited;
 use minivm_machine::{images, jail, kernel, templates};
 
 pub use chromium::Chromium;
@@ -193,6 +194,16 @@ pub trait Sandbox: Send + Sync {
                     Backend::Microvm => Vec::new(),
                     _ => minivm_machine::left_out(&task.files)?,
                 };
+                if matches!(
+                    self.backend(),
+                    Backend::Gvisor | Backend::Deno | Backend::Chromium
+                ) {
+                    let limits = inherited::check_for_runtimes();
+                    limits.map_err(|refused| Error::Failed {
+                        backend: self.backend(),
+                        detail: refused.to_string(),
+                    })?;
+                }
                 let finished = self.start(task);
                 let mut finished = finished.map_err(|error| error.of(self.backend()))?;
                 finished.warnings.splice(0..0, left_out);

@@ -127,6 +127,12 @@ pub(super) fn running_in_lab(why: &str) -> String {
     format!("running in the lab, {LAB}: {why}")
 }
 
+/// Whether the variable lets machines run on this host's KVM, and in the lab.
+pub(super) fn allowed() -> anyhow::Result<(bool, bool)> {
+    let Asked { accel, .. } = of_variable(std::env::var_os(VARIABLE).as_deref())?;
+    Ok((accel != Accel::Lab, accel != Accel::Kvm))
+}
+
 fn of_variable(value: Option<&OsStr>) -> anyhow::Result<Asked> {
     let accel = match value {
         None => Accel::Auto,

@@ -1,5 +1,6 @@
 //! What `minivm run` says of how it went: an exit code, lines on stderr, or one JSON object.
 
+use std::cell::OnceCell;
 use std::io;
 use std::time::Duration;
 
@@ -27,12 +28,13 @@ const EXIT_OUT_OF_MEMORY: u8 = EXIT_SIGNAL + 9;
 /// What is told where output was over the limit.
 const CUT: &str = "output was cut at --max-output";
 
-/// Outputs that are kept for a report.
+/// What is kept for a report of a run that may fail: its outputs, and where its machine ran.
 pub(super) struct Captured {
     pub(super) stdout: Kept,
     pub(super) stderr: Kept,
     /// Where each of them was cut, if it was.
     limit: Option<u64>,
+    ran: OnceCell<(Place, Option<bool>)>,
 }
 
 impl Captured {
@@ -41,7 +43,13 @@ impl Captured {
             stdout: Kept::default(),
             stderr: Kept::default(),
             limit,
+            ran: OnceCell::new(),
         }
+    }
+
+    /// Notes where the machine runs, and whether it goes on from a template, where that may be.
+    pub(super) fn note(&self, place: &Place, warm: Option<bool>) {
+        let _ = self.ran.set((place.clone(), warm));
     }
 
     /// Whether one of them has come to the limit.
@@ -256,7 +264,7 @@ impl Printed {
 
     /// Of a run that minivm itself has failed at, with the outputs that had come by then.
     pub(super) fn failed(error: String, total: Duration, captured: &Captured) -> Self {
-        Printed {
+        let printed = Printed {
             exit_code: EXIT_ERROR,
             error: Some(error),
             truncated: captured.is_full(),
@@ -265,8 +273,15 @@ impl Printed {
                 ..PrintedPhases::default()
             },
             ..Printed::default()
+        };
+        let printed = printed.with_outputs(Some(captured));
+        match captured.ran.get() {
+            Some((place, warm)) => Printed {
+                warm: *warm,
+                ..printed.at(place)
+            },
+            None => printed,
         }
-        .with_outputs(Some(captured))
     }
 
     /// Writes it to stdout, as an object in a line.

@@ -102,6 +102,9 @@ fn run_to_end(
     let place = args.place()?;
     let session = args.session(&turducken, captured)?;
     let link = machine.start(&place)?;
+    if let Some(captured) = captured {
+        captured.note(&place, None);
+    }
     let with_machine = started.elapsed();
     let report = session.run(link)?;
     let phases = Phases {

@@ -13,6 +13,9 @@ use std::process::{Child, Command, Stdio};
 use minivm_machine::cache;
 use minivm_sandbox::tools;
 use minivm_sandbox::{Backend, Sandbox};
+use minivm_tests::given;
+use minivm_tests::patience::PATIENCE;
+use minivm_tests::program::run;
 
 use crate::host;
 use crate::kills::descendants;
@@ -333,4 +336,26 @@ fn walls_hold_for_an_ordinary_user() {
     let told = doctor.arg("doctor").stderr(Stdio::null()).output().unwrap();
     let told = String::from_utf8(told.stdout).unwrap();
     assert!(told.contains("no control group can be made"), "{told}");
+}
+
+#[test]
+fn a_limit_that_is_too_low_for_a_runtime_is_named() {
+    for (backend, limit, what) in [
+        (Backend::Deno, "--nofile=150", "open files"),
+        (Backend::Deno, "--as=2000000000", "address space"),
+        (Backend::Deno, "--data=150000000", "data in bytes"),
+        (Backend::Chromium, "--nproc=100", "processes"),
+        (Backend::Gvisor, "--nofile=150", "open files"),
+    ] {
+        let mut command = Command::new("prlimit");
+        command.arg(limit).arg(host::minivm());
+        command.args(["run", "-q", "--backend", backend.name()]);
+        if backend.needs_image() {
+            command.arg(format!("dir:{}", given::python_root().display()));
+        }
+        let ended = run(command.args(["--code", "print(1)"]), PATIENCE);
+        let named = format!("the limit of {what}");
+        ended.assert_refused(backend.name(), &[backend.name(), &named, "ulimit"]);
+        assert_eq!(ended.text(), "", "{backend} {limit}");
+    }
 }

@@ -135,6 +135,10 @@ fn what_came_before_the_guests_end_is_reported() {
     let outputs = (&report["stdout"], &report["stderr"]);
     assert_eq!(outputs, (&"out\n".into(), &"err\n".into()), "{report}");
     assert_eq!((ended.code, &report["exit_code"]), (Some(125), &125.into()));
+    assert_eq!(
+        (&report["accel"], &report["warm"]),
+        (&"kvm".into(), &false.into())
+    );
     let why = "the machine ended before its command did: the guest's kernel panicked";
     assert!(
         report["error"].as_str().unwrap().starts_with(why),

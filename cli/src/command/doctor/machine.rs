@@ -7,8 +7,11 @@ use minivm_machine::Place;
 use minivm_machine::jail;
 use minivm_vmm::Error;
 
-use super::super::accel::LAB;
+use super::super::accel::{LAB, allowed};
 use super::{Check, State, backends};
+
+/// The check of where machines run.
+const ACCEL: &str = "accel";
 
 /// From this on, creating a machine takes noticeably longer than the rest of what minivm does.
 const SLOW_CREATE_VM: Duration = Duration::from_millis(20);
@@ -18,13 +21,13 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     let good = |checks: &[Check]| checks.iter().all(|check| check.state == State::Ok);
     let kvm = [kvm_present(), kvm_usable()];
     let lab = [qemu(), lab_kernel()];
-    let (kvm_works, lab_works) = (good(&kvm), good(&lab));
+    let (kvm_works, lab_works, accel) = places(good(&kvm), good(&lab));
     let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
     checks.push(huge_pages());
     checks.push(kernel());
     checks.extend(lab);
     checks.push(lab_jail());
-    checks.push(accel(kvm_works, lab_works));
+    checks.push(accel);
     (kvm_works, lab_works, checks)
 }
 
@@ -122,21 +125,43 @@ fn lab_jail() -> Check {
     }
 }
 
-/// Where machines run, if nobody says where.
-fn accel(kvm_works: bool, lab_works: bool) -> Check {
-    const NAME: &str = "accel";
+/// Whether machines can run on KVM and in the lab, as far as `MINIVM_ACCEL` lets them, and the check that tells it.
+fn places(kvm_works: bool, lab_works: bool) -> (bool, bool, Check) {
+    match allowed() {
+        Ok((kvm, lab)) => {
+            let (kvm, lab) = (kvm_works && kvm, lab_works && lab);
+            let some = kvm_works || lab_works;
+            (kvm, lab, accel(kvm, lab, some && !kvm && !lab))
+        }
+        Err(error) => {
+            let remedy = "set MINIVM_ACCEL to kvm, lab or auto, or unset it";
+            let what = Check::no(ACCEL, error.to_string(), remedy);
+            (false, false, what)
+        }
+    }
+}
+
+/// Where machines run without `--accel`. `refused`: where they could, the variable doesn't let them.
+fn accel(kvm_works: bool, lab_works: bool, refused: bool) -> Check {
     let (word, check) = match (kvm_works, lab_works) {
         (true, _) => {
             let detail = format!("kvm: {}", Place::Here.boundary());
-            ("kvm", Check::ok(NAME, detail))
+            ("kvm", Check::ok(ACCEL, detail))
         }
         (false, true) => {
             let remedy = "for hostile code, use a host whose KVM works; --accel kvm or MINIVM_ACCEL=kvm refuse the lab";
-            ("lab", Check::slow(NAME, format!("lab: {LAB}"), remedy))
+            ("lab", Check::slow(ACCEL, format!("lab: {LAB}"), remedy))
+        }
+        (false, false) if refused => {
+            return Check::no(
+                ACCEL,
+                "none: MINIVM_ACCEL refuses what works here",
+                "mend the other, or unset MINIVM_ACCEL",
+            );
         }
         (false, false) => {
             return Check::no(
-                NAME,
+                ACCEL,
                 "none: no machine can be run here",
                 "mend KVM or the lab",
             );

@@ -60,6 +60,9 @@ pub(super) fn run(
         session.stderr = tail.of(session.stderr);
     }
     let Started { link, place, warm } = args.machine(&found)?;
+    if let Some(captured) = captured {
+        captured.note(&place, Some(warm));
+    }
     let with_machine = started.elapsed();
     log::debug!("the machine runs {with_machine:.2?} after the start");
     let report = session.run(link);
