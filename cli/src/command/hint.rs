@@ -3,29 +3,43 @@
 /// Of a command that isn't there. The guest says `PROGRAM: why`.
 pub(super) fn not_found(said: &str) -> String {
     let told = format!("no such command: {said}");
-    match said.split_once(": ") {
-        None => told,
-        Some((program, _)) if program.contains('/') => format!(
+    match program(said) {
+        Some(program) if program.contains('/') => format!(
             "{told}: it is not in the image, or the interpreter that it names is not; `minivm run IMAGE -- ls -l {program}` looks for it"
         ),
-        Some((program, _)) => format!(
-            "{told}: not on PATH in the image; `minivm run IMAGE -- which {program}` looks for it"
+        Some(program) => format!(
+            "{told}: not on PATH in the image, or the interpreter that it names is not in the image; `minivm run IMAGE -- which {program}` looks for it"
         ),
+        None => told,
     }
 }
 
 /// Of one that is there, and can't be executed.
 pub(super) fn not_executable(said: &str) -> String {
     let told = format!("cannot execute {said}");
-    match said.split_once(": ") {
-        Some((program, why)) if why.starts_with("Permission denied") => format!(
-            "{told}: it is a folder, or its mode does not let this user execute it; `minivm run IMAGE -- ls -ld {program}` shows that"
-        ),
+    match said.rsplit_once(": ") {
+        Some((_, why)) if why.starts_with("Permission denied") => {
+            let told =
+                format!("{told}: it is a folder, or its mode does not let this user execute it");
+            match program(said).filter(|program| program.contains('/')) {
+                Some(program) => {
+                    format!("{told}; `minivm run IMAGE -- ls -ld {program}` shows that")
+                }
+                None => told,
+            }
+        }
         Some((_, why)) if why.starts_with("Exec format error") => format!(
             "{told}: it is a program for another processor, or a script without a first line such as #!/bin/sh"
         ),
         _ => told,
     }
+}
+
+/// The program, where its name can be written in a command as it is.
+fn program(said: &str) -> Option<&str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
+    let (program, _) = said.rsplit_once(": ")?;
+    (!program.is_empty() && program.bytes().all(plain)).then_some(program)
 }
 
 /// Of what the guest could not do: its files are in its memory.
@@ -64,6 +78,10 @@ mod tests {
             "{told}"
         );
         assert_eq!(not_found("x"), "no such command: x");
+        // What would be another command is not suggested.
+        for odd in ["a: b: No such file", ": No such file", "$(x): No such file"] {
+            assert_eq!(not_found(odd), format!("no such command: {odd}"));
+        }
     }
 
     #[test]
