@@ -37,7 +37,7 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// another did takes it from the same.
 const BLOCK: u64 = 4 << 20;
 /// How many parts of one region differ in how they are mapped, at most.
-pub(crate) const MAPPINGS: usize = 16;
+pub(crate) const MAPPINGS: usize = 128;
 
 /// All RAM of one machine. Dropping it unmaps it: that must not happen before the machine's KVM descriptors are closed.
 pub(crate) struct GuestRam {

@@ -12,18 +12,29 @@
 use std::fs;
 use std::ptr;
 
-/// How much is left to the kernel, in bytes: more than it begins to look for memory at.
+/// How much is left to the kernel, in bytes: several times what it keeps for itself meanwhile.
 const LEFT: usize = 16 << 20;
+/// What the kernel keeps for itself (`vm.min_free_kbytes`). With huge pages it is a twentieth of the memory by default, and a process
+/// that takes of that is killed for it, this one with all of the machine.
+const KEPT: &str = "/proc/sys/vm/min_free_kbytes";
+const KEPT_MEANWHILE: &[u8] = b"2048";
 /// How much is taken at most: the host has to have it for a moment. In a larger machine most of it was never used.
-const MOST: usize = 512 << 20;
+const MOST: usize = 1 << 30;
 
 /// Fills free memory with zeros. Where that can't be done, clones are slower, and nothing else.
 pub(crate) fn fill() {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let size = free(&meminfo).unwrap_or(0).saturating_sub(LEFT).min(MOST);
-    if size == 0 {
+    let Ok(kept) = fs::read(KEPT) else { return };
+    if size == 0 || fs::write(KEPT, KEPT_MEANWHILE).is_err() {
         return;
     }
+    fill_with_zeros(size);
+    // It was right before, so it is now.
+    let _ = fs::write(KEPT, kept);
+}
+
+fn fill_with_zeros(size: usize) {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
