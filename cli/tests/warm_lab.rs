@@ -662,7 +662,7 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// How a command asks for a machine, how it is told that it has one, and how it passes input on.
-const ASK: u8 = 7;
+const ASK: u8 = 10;
 const STARTED: u8 = 2;
 const STDIN: u8 = 1;
 

@@ -1,9 +1,11 @@
 //! Signals that minivm gets while a command runs.
 
-use std::time::Duration;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use minivm_tests::program::Program;
-use rustix::process::Signal;
+use minivm_tests::program::{Program, ends_until};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::guest::{PATIENCE, shell};
 
@@ -62,7 +64,7 @@ fn a_signal_before_the_command_runs_is_not_lost() {
     for wait in [100, 250, 400] {
         let program = Program::start(&mut shell(&[], "echo up; exec sleep 1000"));
         // The moments are those of the boot, whatever it is doing then: this waits for nothing in particular.
-        std::thread::sleep(Duration::from_millis(wait));
+        thread::sleep(Duration::from_millis(wait));
         program.signal(Signal::TERM);
         let ended = program.end(PATIENCE);
         assert!(
@@ -70,4 +72,25 @@ fn a_signal_before_the_command_runs_is_not_lost() {
             "{wait} ms: {ended:?}"
         );
     }
+}
+
+/// The command has ended, and takes no signal any more; the pipe is full.
+#[test]
+fn one_signal_ends_a_run_whose_output_is_not_read() {
+    let mut command = shell(&[], "head -c 200000 /dev/zero");
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let room = rustix::pipe::fcntl_getpipe_size(&stdout).unwrap() as u64;
+    let limit = Instant::now() + PATIENCE;
+    while rustix::io::ioctl_fionread(&stdout).unwrap() < room {
+        assert!(Instant::now() < limit, "the pipe is never full");
+        thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert!(ends_until(&child, Instant::now() + PATIENCE));
+    let output = child.wait_with_output().unwrap();
+    let told = "minivm: output was dropped: its reader had not taken it by the end\n";
+    assert_eq!(output.status.code(), Some(143));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), told);
 }
