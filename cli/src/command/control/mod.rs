@@ -106,7 +106,15 @@ pub(super) fn ask(socket: &Path, request: &Request) -> anyhow::Result<Saved> {
 }
 
 fn connect(socket: &Path) -> anyhow::Result<UnixStream> {
-    UnixStream::connect(socket).map_err(|error| match error.kind() {
+    let connected = match UnixStream::connect(socket) {
+        // A machine that is just being started has its file there a moment before it listens, and its folder locked until it does.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            drop(socket::lock(socket));
+            UnixStream::connect(socket)
+        }
+        connected => connected,
+    };
+    connected.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow!(
             "no machine listens at {}: start one with --control {0}",
             socket.display()

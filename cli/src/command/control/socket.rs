@@ -104,7 +104,7 @@ fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Keeps others of us from making a socket in the same folder meanwhile.
-fn lock(path: &Path) -> io::Result<File> {
+pub(super) fn lock(path: &Path) -> io::Result<File> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
