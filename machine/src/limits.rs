@@ -98,12 +98,11 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Gives the machine `boot` until the command starts, and `grace` after the command's limit. `overdue` is called where the
-    /// session isn't over a second after that because an output is `pending`: whatever else it does then has an end.
+    /// session isn't over a second after that because an output is being written: whatever else it does then has an end.
     pub(super) fn start(
         stopper: Arc<Stopper>,
         boot: Duration,
         grace: Option<Grace>,
-        pending: Pending,
         overdue: Option<Box<dyn FnOnce() + Send>>,
     ) -> Result<Self, Error> {
         let (limit, limits) = mpsc::channel();
@@ -133,7 +132,7 @@ impl Watchdog {
                 return;
             };
             while limits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
-                if pending.is_set() {
+                if stopper.pending.is_set() {
                     return overdue();
                 }
             }
@@ -165,22 +164,22 @@ mod tests {
     use std::sync::mpsc::channel;
 
     fn watchdog(stopper: &Arc<Stopper>, boot: Duration) -> Watchdog {
-        Watchdog::start(stopper.clone(), boot, None, Pending::default(), None).unwrap()
+        Watchdog::start(stopper.clone(), boot, None, None).unwrap()
     }
 
     #[test]
     fn only_an_output_that_nobody_takes_after_the_commands_limit_is_overdue() {
         let overdue = |limit: Option<Duration>, writing: bool| {
-            let stopper = Arc::new(Stopper::new(Box::new(|| {}), &Pending::default()));
             let pending = Pending::default();
             pending.set(writing);
+            let stopper = Arc::new(Stopper::new(Box::new(|| {}), &pending));
             let (sender, called) = channel();
             let overdue = Box::new(move || sender.send(()).unwrap());
             let boot = match limit {
                 Some(_) => Duration::from_secs(60),
                 None => Duration::ZERO,
             };
-            let watchdog = Watchdog::start(stopper, boot, None, pending, Some(overdue)).unwrap();
+            let watchdog = Watchdog::start(stopper, boot, None, Some(overdue)).unwrap();
             if limit.is_some() {
                 watchdog.set(limit);
             }

@@ -27,6 +27,8 @@ const LINKS_MAX: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has one.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long output that is not taken, though it is said to be, waits until it is tried again.
+const RETRY: Duration = Duration::from_millis(1);
 /// So much a pipe takes at once, if it takes anything (pipe(7)).
 const PIPE_BUF: usize = 4096;
 /// Everybody may write to a folder, and names in it are their owners'.
@@ -209,7 +211,8 @@ impl Write for Output {
                 // Others who have the same pipe or terminal may have made it so.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], None) {
-                        Ok(_) | Err(Errno::INTR) => {}
+                        // A terminal is said to be ready that has less room than an end of a line takes.
+                        Ok(_) | Err(Errno::INTR) => thread::sleep(RETRY),
                         Err(error) => return Err(error.into()),
                     }
                 }

@@ -166,13 +166,8 @@ impl Session {
         self.complete_request()?;
         let (to_command, for_command) = mpsc::channel();
         let grace = self.grace(&to_command);
-        let watchdog = Watchdog::start(
-            stopper.clone(),
-            self.boot_limit,
-            grace,
-            pending.clone(),
-            self.overdue.take(),
-        )?;
+        let watchdog =
+            Watchdog::start(stopper.clone(), self.boot_limit, grace, self.overdue.take())?;
         let passed = Passed {
             events: self.events,
             stop_signal: self.stop_signal,

@@ -45,7 +45,7 @@ pub(super) fn save(
         end,
     } = link;
     let stopper = Arc::new(Stopper::new(stop, &Pending::default()));
-    let watchdog = Watchdog::start(stopper.clone(), BOOT_LIMIT, None, Pending::default(), None)?;
+    let watchdog = Watchdog::start(stopper.clone(), BOOT_LIMIT, None, None)?;
     let ready = until_ready(&mut from_guest, &mut to_guest, preparation);
     watchdog.end();
     let saved = match (ready, stopper.why()) {

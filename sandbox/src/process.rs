@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::exception::Tail;
 use super::{End, Error, Finished, Limits, Task, Usage, cannot, watch};
-use minivm_machine::jail::{self, Cgroup, Entry, Jailed};
+use minivm_machine::jail::{self, Cgroup, Jailed};
 use minivm_machine::output::{self, Capped, Pending};
 use minivm_machine::session::Event;
 
@@ -95,21 +95,14 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     let began = Instant::now();
     let Jailed {
         mut command,
-        inherited,
-        aside,
-        descent,
+        mut entry,
         status,
     } = jailed;
     let group = Cgroup::create(limits.memory);
-    let words = aside.as_ref().map(|aside| aside.words.try_clone());
+    let words = entry.aside.as_ref().map(|aside| aside.words.try_clone());
     let words = words.transpose().map_err(cannot("copy an open file"))?;
-    let entry = Entry {
-        first: Some(Box::new(first(doors(group.as_ref())?))),
-        processes: Some(processes(descent.is_some())),
-        descent,
-        inherited,
-        aside,
-    };
+    entry.first = Some(Box::new(first(doors(group.as_ref())?)));
+    entry.processes = Some(processes(entry.descent.is_some()));
     entry.of(&mut command);
     let mut child = spawn(command, streams.stdin)?;
     let mut outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;

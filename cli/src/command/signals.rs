@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_machine::output::{NOT_TAKEN, Pending};
-use minivm_machine::session::Event;
+use minivm_machine::session::{Event, TERM};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -43,11 +43,8 @@ pub(super) fn listen(events: Sender<Event>, pending: Pending) -> io::Result<()> 
             let event = match signal {
                 SIGWINCH => Event::Window(terminal::window()),
                 _ if user.insists(signal, Instant::now()) => {
-                    let _ = events.send(Event::Stop(number));
-                    // It has ended by then, unless nobody takes its output.
-                    thread::sleep(GRACE);
                     let told = "its end was not waited for: output may have been dropped";
-                    run::machine::end_at_once(vec![told.into()], 128 + number);
+                    end(&events, number, told);
                 }
                 _ => Event::Signal(number),
             };
@@ -64,6 +61,14 @@ pub(super) fn listen(events: Sender<Event>, pending: Pending) -> io::Result<()> 
     Ok(())
 }
 
+/// Ends the machine as if by this signal, and then this process.
+fn end(events: &Sender<Event>, signal: u8, told: &str) -> ! {
+    let _ = events.send(Event::Stop(signal));
+    // It has ended by then, unless its output has a reader that takes nothing.
+    thread::sleep(GRACE);
+    run::machine::end_at_once(vec![told.into()], 128 + signal)
+}
+
 /// Ends the machine, and this process, as soon as one write to an output has lasted for a second: a command that has ended since it was
 /// sent SIGTERM has no other way to end what waits for its output's reader.
 fn end_if_stalled(events: Sender<Event>, pending: Pending) {
@@ -75,10 +80,7 @@ fn end_if_stalled(events: Sender<Event>, pending: Pending) {
                 return;
             }
             if pending.is_set() && pending.count() == before {
-                let number = u8::try_from(SIGTERM).expect("a signal's number is small");
-                let _ = events.send(Event::Stop(number));
-                thread::sleep(GRACE);
-                run::machine::end_at_once(vec![NOT_TAKEN.into()], 128 + number);
+                end(&events, TERM, NOT_TAKEN);
             }
         }
     };
@@ -159,8 +161,6 @@ pub(super) fn number(name: &str) -> Option<u8> {
     }
 }
 
-/// SIGTERM's number.
-pub(super) const TERM: u8 = 15;
 /// The first real-time signal, as programs see it: the C libraries keep those before it.
 const RTMIN: u8 = 34;
 const RTMAX: u8 = 64;

@@ -126,12 +126,8 @@ pub struct Aside {
 pub struct Jailed {
     /// What starts it.
     pub command: Command,
-    /// Open files that go in.
-    pub inherited: Vec<OwnedFd>,
-    /// Where its own words go, where they are set aside.
-    pub aside: Option<Aside>,
-    /// Where minivm is root.
-    pub descent: Option<Descent>,
+    /// What its process does first, and takes with it.
+    pub entry: Entry,
     /// Where bubblewrap tells how the program ended, if it ever began.
     pub status: PipeReader,
 }
@@ -296,9 +292,12 @@ impl Jail {
         self.inherited.push(told);
         Ok(Jailed {
             command: self.command,
-            inherited: self.inherited,
-            aside: self.aside,
-            descent: self.descent,
+            entry: Entry {
+                descent: self.descent,
+                inherited: self.inherited,
+                aside: self.aside,
+                ..Entry::default()
+            },
             status,
         })
     }
@@ -345,16 +344,9 @@ pub fn check() -> Result<(), Error> {
     let none: [&str; 0] = [];
     let Jailed {
         mut command,
-        inherited,
-        descent,
+        entry,
         status,
-        ..
     } = Jail::new()?.show_system().program("true", none)?;
-    let entry = Entry {
-        descent,
-        inherited,
-        ..Entry::default()
-    };
     entry.of(&mut command);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();

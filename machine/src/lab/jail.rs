@@ -74,20 +74,14 @@ pub(super) fn prepare(
                 let jailed = jail.program(program, arguments);
                 let Jailed {
                     command,
-                    inherited,
-                    descent,
+                    mut entry,
                     status,
-                    ..
                 } = jailed.map_err(|error| cannot("prepare a jail")(io::Error::other(error)))?;
+                // An ordinary user has other processes, which count too.
+                entry.processes = entry.descent.is_some().then_some(PROCESSES);
                 return Ok(Prepared {
                     command,
-                    entry: Entry {
-                        // Its user has no others, unless minivm is an ordinary user's, who has all of these.
-                        processes: descent.is_some().then_some(PROCESSES),
-                        descent,
-                        inherited,
-                        ..Entry::default()
-                    },
+                    entry,
                     end: Some(JailEnd(status)),
                 });
             }

@@ -192,7 +192,7 @@ impl RunArgs {
             self.warn(&format!(
                 "the image's stop signal {name:?} is none: its command gets SIGTERM"
             ));
-            signals::TERM
+            TERM
         })
     }
 
