@@ -19,6 +19,7 @@ mod files;
 #[cfg(test)]
 mod fixtures;
 mod folder;
+pub mod io_error;
 mod json;
 mod layout;
 mod manifest;

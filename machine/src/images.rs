@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use minivm_image::io_error::{FileError, failed};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use minivm_image::{self, Digest, Image, Partial, Store};
 use rustix::fs::{FlockOperation, flock};
@@ -60,15 +61,8 @@ pub enum Error {
     #[error("an image is being pulled: prune when that is done")]
     Pulling,
     /// A file can't be written or read.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Where archives and images are kept.
@@ -209,7 +203,7 @@ fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Err
     let archive = Archive::hold(file, path).map_err(failed("lock", path))?;
     archive.ok_or_else(|| {
         let removed = io::Error::other("it was removed again: run it once more");
-        failed("read", path)(removed)
+        failed("read", path)(removed).into()
     })
 }
 
@@ -229,9 +223,9 @@ impl Archive {
     /// The archive of this name, if there is a whole one.
     fn open(path: &Path) -> Result<Option<Archive>, Error> {
         match File::open(path) {
-            Ok(file) => Archive::hold(file, path).map_err(failed("lock", path)),
+            Ok(file) => Ok(Archive::hold(file, path).map_err(failed("lock", path))?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("open", path)(error)),
+            Err(error) => Err(failed("open", path)(error).into()),
         }
     }
 
@@ -275,7 +269,7 @@ fn touch(file: &File) {
 fn found<T>(done: io::Result<T>, action: &'static str, path: &Path) -> Result<Option<T>, Error> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        done => done.map(Some).map_err(failed(action, path)),
+        done => Ok(done.map(Some).map_err(failed(action, path))?),
     }
 }
 
@@ -301,7 +295,7 @@ pub fn build(
 ) -> Result<Summary, Error> {
     let written = write(image, compression, &Limits::default(), &mut output, path);
     let summary = written.map_err(|error| match output.failure() {
-        Some(failure) => failed("write", path)(failure),
+        Some(failure) => failed("write", path)(failure).into(),
         None => error,
     })?;
     let synced = output.sync();
@@ -354,15 +348,6 @@ pub(crate) fn key_of(parts: &[&[u8]]) -> String {
 /// Init's own digest, which `build.rs` has made: it would take a millisecond of each run.
 fn init_digest() -> &'static [u8] {
     env!("MINIVM_INIT_DIGEST").as_bytes()
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File {
-        action,
-        path,
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -16,11 +16,12 @@ use std::time::SystemTime;
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use minivm_image::Image;
+use minivm_image::io_error::{FileError, failed};
 use minivm_image::rootfs::{self, Compression, Limits, Summary};
 use rustix::fs::{FlockOperation, syncfs};
 
 use super::tree::{self, Cleared};
-use super::{Error, failed, fill, found, key_of, lock, touch};
+use super::{Error, fill, found, key_of, lock, touch};
 
 /// Changes when the same image makes another folder.
 const FORMAT: &str = "1";
@@ -101,7 +102,7 @@ fn make(path: &Path, image: &Image, lock: &File) -> Result<(), Error> {
         write_size(lock, made.bytes + BLOCK * made.files);
         let synced = File::open(&partial).and_then(|folder| Ok(syncfs(&folder)?));
         synced.map_err(failed("write", &partial))?;
-        fs::rename(&partial, path).map_err(failed("create", path))
+        Ok(fs::rename(&partial, path).map_err(failed("create", path))?)
     });
     if made.is_err() {
         // It may be large, and nobody goes on from it.
@@ -137,7 +138,7 @@ fn pour(image: &Image, folder: &Path) -> Result<Summary, Error> {
         (Err(error), Err(reading)) if reading.kind() == io::ErrorKind::UnexpectedEof => {
             Err(error.into())
         }
-        (_, Err(error)) => Err(failed("write", folder)(error)),
+        (_, Err(error)) => Err(failed("write", folder)(error).into()),
         (Ok(made), Ok(())) => Ok(made),
     }
 }
@@ -211,7 +212,11 @@ pub(super) fn remove_unused(root: &Path) -> (Cleared, bool) {
 /// The root's lock, if no process holds it.
 fn lock_alone(root: &Path) -> Result<Option<File>, Error> {
     match hold(root, FlockOperation::NonBlockingLockExclusive) {
-        Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(Error::File(FileError { source, .. }))
+            if source.kind() == io::ErrorKind::WouldBlock =>
+        {
+            Ok(None)
+        }
         held => held.map(Some),
     }
 }

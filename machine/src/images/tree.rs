@@ -17,7 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{Error, failed, lock};
+use super::{Error, lock};
+use minivm_image::io_error::failed;
 
 /// How many reasons are told of.
 const TOLD: usize = 20;
@@ -77,7 +78,7 @@ pub(super) fn remove(folder: &Path) -> Cleared {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => cleared,
         Err(error) => {
-            cleared.note(failed("open", above)(error));
+            cleared.note(failed("open", above)(error).into());
             cleared
         }
     }
@@ -117,7 +118,7 @@ fn walk_in(folder: &Path, what: What<'_>) -> Cleared {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => cleared,
         Err(error) => {
-            cleared.note(failed("open", folder)(error));
+            cleared.note(failed("open", folder)(error).into());
             cleared
         }
     }
@@ -337,7 +338,9 @@ impl<'a> Walk<'a> {
             Err(error) => {
                 self.levels.clear();
                 let path = &self.path;
-                return self.cleared.note(failed("leave", path)(error.into()));
+                return self
+                    .cleared
+                    .note(failed("leave", path)(error.into()).into());
             }
         }
         self.path.pop();
@@ -361,7 +364,7 @@ impl<'a> Walk<'a> {
             true => self.path.clone(),
             false => self.path.join(name),
         };
-        self.cleared.note(failed(action, &path)(why));
+        self.cleared.note(failed(action, &path)(why).into());
     }
 
     fn mark(&mut self) {

@@ -80,7 +80,7 @@ fn not_all_reasons_are_told_of_but_all_are_counted() {
     let mut one = Cleared::default();
     for number in 0..TOLD + 3 {
         let why = io::Error::other(number.to_string());
-        one.note(failed("remove", Path::new("x"))(why));
+        one.note(failed("remove", Path::new("x"))(why).into());
     }
     let mut both = Cleared::default();
     both.note(Error::Pulling);

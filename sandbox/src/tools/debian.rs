@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{FlockOperation, flock};
 
 use super::Error;
-use super::error::failed;
+use minivm_image::io_error::failed;
 
 const RUNSC: &str = "runsc";
 /// Where a package has it.
@@ -68,7 +68,9 @@ fn folder(cache: &Path) -> PathBuf {
 
 fn remove(folder: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", folder)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(failed("remove", folder)(error).into())
+        }
         _ => Ok(()),
     }
 }

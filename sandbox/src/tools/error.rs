@@ -1,7 +1,6 @@
 //! What goes wrong when programs are fetched.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use minivm_image::io_error::FileError;
 
 /// Why a program can't be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -39,23 +38,6 @@ pub enum Error {
     #[error("npm cannot install Deno and Pyodide: {0}")]
     Npm(String),
     /// It can't be kept, or a program can't be run.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-/// Names the action and the file in the error of a system call.
-pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File {
-        action,
-        path,
-        source,
-    }
+    #[error(transparent)]
+    File(#[from] FileError),
 }

@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::Error;
-use super::error::failed;
+use minivm_image::io_error::failed;
 use minivm_machine::printable::printable;
 
 const PACKAGE: &str = include_str!("../../js/package.json");
@@ -113,7 +113,7 @@ fn lock(path: &Path, progress: &mut dyn FnMut(&str)) -> Result<File, Error> {
         match flock(&file, FlockOperation::LockExclusive) {
             Err(Errno::INTR) => {}
             Ok(()) => return Ok(file),
-            Err(error) => return Err(failed("lock", path)(error.into())),
+            Err(error) => return Err(failed("lock", path)(error.into()).into()),
         }
     }
 }
@@ -141,7 +141,7 @@ fn fill(folder: &Path) -> Result<(), Error> {
         .stdin(Stdio::null());
     let output = npm.output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => Error::NoNpm,
-        _ => failed("run", Path::new("npm"))(error),
+        _ => failed("run", Path::new("npm"))(error).into(),
     })?;
     if !output.status.success() {
         return Err(Error::Npm(cause(&output)));
