@@ -24,6 +24,7 @@ mod json;
 mod layout;
 mod manifest;
 mod progress;
+pub mod publish;
 mod reference;
 mod registry;
 pub mod rootfs;

@@ -10,7 +10,6 @@
 mod evict;
 mod fill;
 mod root;
-mod tree;
 
 use std::borrow::Borrow;
 use std::fs::{self, File};
@@ -20,17 +19,16 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use minivm_image::io_error::{FileError, failed};
+use minivm_image::publish::{lock, tree};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use minivm_image::{self, Digest, Image, Partial, Store};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 
 use crate::memory_for;
 use crate::output_path::Output;
 
 pub use evict::{LIMIT, set_limit};
 pub use root::Root;
-pub use tree::Cleared;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
@@ -64,6 +62,9 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] FileError),
 }
+
+/// What was removed of a [`Shelf`], and what could not be.
+pub type Cleared = tree::Cleared<Error>;
 
 /// Where archives and images are kept.
 #[derive(Clone, Debug)]
@@ -185,7 +186,7 @@ impl Shelf {
 
 /// Removes a folder of the cache's with all that is in it.
 pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
-    tree::remove(folder).whole()
+    Ok(tree::remove(folder).whole()?)
 }
 
 fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Error> {
@@ -273,15 +274,6 @@ fn found<T>(done: io::Result<T>, action: &'static str, path: &Path) -> Result<Op
     }
 }
 
-fn lock(file: &File, operation: FlockOperation) -> io::Result<()> {
-    loop {
-        match flock(file, operation) {
-            Err(Errno::INTR) => {}
-            locked => return Ok(locked?),
-        }
-    }
-}
-
 /// Writes the image's archive to where a user wants it, `path`, of which `output` is what was opened.
 ///
 /// # Errors
@@ -353,6 +345,7 @@ fn init_digest() -> &'static [u8] {
 #[cfg(test)]
 mod tests {
     use minivm_image::{Config, Root};
+    use rustix::fs::flock;
 
     use super::*;
 

@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use minivm_image::Store;
+use minivm_image::publish::{lock, tree};
 use rustix::fs::FlockOperation;
 
-use super::{Shelf, lock, root, tree};
+use super::{Shelf, root};
 use crate::templates::{self, Templates};
 
 /// How many bytes the cache may hold, if nobody says.

@@ -17,11 +17,11 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use minivm_image::Image;
 use minivm_image::io_error::{FileError, failed};
+use minivm_image::publish::{lock, tree};
 use minivm_image::rootfs::{self, Compression, Limits, Summary};
 use rustix::fs::{FlockOperation, syncfs};
 
-use super::tree::{self, Cleared};
-use super::{Error, fill, found, key_of, lock, touch};
+use super::{Cleared, Error, fill, found, key_of, touch};
 
 /// Changes when the same image makes another folder.
 const FORMAT: &str = "1";
@@ -224,7 +224,8 @@ fn lock_alone(root: &Path) -> Result<Option<File>, Error> {
 /// Removes what there is of a root, and its lock at last.
 fn remove_locked(root: &Path) -> Cleared {
     let partial = root.with_extension(PARTIAL);
-    let mut cleared = tree::remove(&partial);
+    let mut cleared = Cleared::default();
+    cleared.add(tree::remove(&partial));
     // Under its own name it is whole, also if we are killed now.
     match found(fs::rename(root, &partial), "remove", root) {
         Ok(Some(())) => cleared.add(tree::remove(&partial)),

@@ -17,8 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{Error, lock};
-use minivm_image::io_error::failed;
+use super::lock;
+use crate::io_error::{FileError, failed};
 
 /// How many reasons are told of.
 const TOLD: usize = 20;
@@ -28,19 +28,29 @@ const FOLDER: OFlags = OFlags::RDONLY
 const OWNERS: Mode = Mode::RWXU;
 
 /// What was removed, and what could not be.
-#[derive(Debug, Default)]
-pub struct Cleared {
+#[derive(Debug)]
+pub struct Cleared<E = FileError> {
     /// Bytes of the files that are gone.
     pub freed: u64,
     /// Why something is left that should have gone: the first reasons.
-    pub left: Vec<Error>,
+    pub left: Vec<E>,
     /// How many more reasons there are.
     pub more: u64,
 }
 
-impl Cleared {
+impl<E> Default for Cleared<E> {
+    fn default() -> Self {
+        Cleared {
+            freed: 0,
+            left: Vec::new(),
+            more: 0,
+        }
+    }
+}
+
+impl<E> Cleared<E> {
     /// Notes that something is left.
-    pub fn note(&mut self, error: Error) {
+    pub fn note(&mut self, error: E) {
         match self.left.len() < TOLD {
             true => self.left.push(error),
             false => self.more += 1,
@@ -48,14 +58,19 @@ impl Cleared {
     }
 
     /// Adds what was removed and left elsewhere.
-    pub fn add(&mut self, other: Cleared) {
+    pub fn add<F: Into<E>>(&mut self, other: Cleared<F>) {
         self.freed += other.freed;
         self.more += other.more;
-        other.left.into_iter().for_each(|error| self.note(error));
+        let left = other.left.into_iter().map(Into::into);
+        left.for_each(|error| self.note(error));
     }
 
     /// The bytes that are gone, if nothing is left.
-    pub(super) fn whole(mut self) -> Result<u64, Error> {
+    ///
+    /// # Errors
+    ///
+    /// The first reason why something is left.
+    pub fn whole(mut self) -> Result<u64, E> {
         match self.left.is_empty() {
             true => Ok(self.freed),
             false => Err(self.left.swap_remove(0)),
@@ -64,7 +79,7 @@ impl Cleared {
 }
 
 /// Removes a folder with all that is in it; nothing, where there is none.
-pub(super) fn remove(folder: &Path) -> Cleared {
+pub fn remove(folder: &Path) -> Cleared {
     let mut cleared = Cleared::default();
     let (Some(above), Some(name)) = (folder.parent(), folder.file_name()) else {
         return cleared;
@@ -78,19 +93,19 @@ pub(super) fn remove(folder: &Path) -> Cleared {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => cleared,
         Err(error) => {
-            cleared.note(failed("open", above)(error).into());
+            cleared.note(failed("open", above)(error));
             cleared
         }
     }
 }
 
 /// Removes the files in a folder and below it, but for `kept` and those that a process has locked. Folders stay.
-pub(super) fn remove_unlocked(folder: &Path, kept: &[PathBuf]) -> Cleared {
+pub fn remove_unlocked(folder: &Path, kept: &[PathBuf]) -> Cleared {
     walk_in(folder, What::Unlocked(kept))
 }
 
 /// Removes a file unless a process has locked it, or it can't be; says whether it is gone.
-pub(super) fn remove_if_unlocked(path: &Path) -> bool {
+pub fn remove_if_unlocked(path: &Path) -> bool {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return false;
     };
@@ -103,7 +118,7 @@ pub(super) fn remove_if_unlocked(path: &Path) -> bool {
 }
 
 /// Bytes of the files in a folder and below it.
-pub(super) fn size(folder: &Path) -> u64 {
+pub fn size(folder: &Path) -> u64 {
     walk_in(folder, What::None).freed
 }
 
@@ -118,7 +133,7 @@ fn walk_in(folder: &Path, what: What<'_>) -> Cleared {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => cleared,
         Err(error) => {
-            cleared.note(failed("open", folder)(error).into());
+            cleared.note(failed("open", folder)(error));
             cleared
         }
     }
@@ -338,9 +353,7 @@ impl<'a> Walk<'a> {
             Err(error) => {
                 self.levels.clear();
                 let path = &self.path;
-                return self
-                    .cleared
-                    .note(failed("leave", path)(error.into()).into());
+                return self.cleared.note(failed("leave", path)(error.into()));
             }
         }
         self.path.pop();
@@ -364,7 +377,7 @@ impl<'a> Walk<'a> {
             true => self.path.clone(),
             false => self.path.join(name),
         };
-        self.cleared.note(failed(action, &path)(why).into());
+        self.cleared.note(failed(action, &path)(why));
     }
 
     fn mark(&mut self) {
