@@ -20,7 +20,7 @@ use super::archive::Archive;
 use super::digest::Digest;
 use super::error::{Cause, Error, innermost, shown};
 use super::manifest::LARGEST_CONFIG;
-use super::store::{Partial, Store};
+use super::store::Store;
 use super::{Image, Options, Pull, files, saved};
 
 /// How long an engine may be silent: before a large image's first byte it writes all layers to its disk.
@@ -126,26 +126,18 @@ fn open_id(
     }
     // Until it is open: or it might be removed as soon as it is there.
     let _held = store.hold()?;
-    let mut partial = store.partial(&format!("engine-{}", id.hex()))?;
+    let partial = store.partial(&format!("engine-{}", id.hex()))?;
     // Somebody else may have fetched it while we waited.
     if let Some(Ok(image)) = store.open(&path)?.map(open) {
         partial.discard()?;
         return Ok(image);
     }
-    partial.restart()?;
-    engine.save(name, id, &mut partial, options.largest)?;
-    let saved = partial
-        .file
-        .try_clone()
-        .map_err(|source| partial.failed(source))?;
-    // Only what can be read is kept.
-    match open(saved) {
-        Ok(_) => drop(partial.publish(&path)?),
-        Err(error) => {
-            partial.discard()?;
-            return Err(error);
-        }
-    }
+    let made = partial.make(&path, |file| {
+        engine.save(name, id, file, options.largest)?;
+        // Only what can be read is kept.
+        open(copy_of(file, name)?).map(drop)
+    });
+    drop(made?);
     let kept = store.open(&path)?;
     let kept = kept.ok_or_else(|| {
         failed(
@@ -221,22 +213,18 @@ impl Engine {
     }
 
     /// Writes the image's archive.
-    fn save(
-        &self,
-        name: &str,
-        id: &Digest,
-        partial: &mut Partial,
-        limit: u64,
-    ) -> Result<(), Error> {
+    fn save(&self, name: &str, id: &Digest, to: &mut File, limit: u64) -> Result<(), Error> {
         match self {
-            Engine::Socket(path) => save_from_socket(path, name, id, &mut partial.file, limit),
-            Engine::Command(program) => {
-                let out = partial.file.try_clone();
-                let out = out.map_err(|source| partial.failed(source))?;
-                save_by_command(program, name, id, out)
-            }
+            Engine::Socket(path) => save_from_socket(path, name, id, to, limit),
+            Engine::Command(program) => save_by_command(program, name, id, copy_of(to, name)?),
         }
     }
+}
+
+/// The same open file once more.
+fn copy_of(file: &File, name: &str) -> Result<File, Error> {
+    let copy = file.try_clone();
+    copy.map_err(|error| failed(name, "its archive can't be kept", Some(error.into())))
 }
 
 fn save_from_socket(

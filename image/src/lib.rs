@@ -48,9 +48,10 @@ pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
 pub use manifest::Platform;
 pub use progress::{Progress, Unwatched};
+pub use publish::Partial;
 pub use reference::Reference;
 pub use source::Source;
-pub use store::{Partial, Store};
+pub use store::Store;
 
 use archive::Archive;
 

@@ -311,9 +311,8 @@ impl<'a> Walk<'a> {
             }
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 let opened = file.insert(self.open_file(name)?);
-                match lock(opened, FlockOperation::NonBlockingLockExclusive) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                    locked => locked?,
+                if !lock::try_once(opened, FlockOperation::NonBlockingLockExclusive)? {
+                    return Ok(false);
                 }
             }
         }
