@@ -1,6 +1,6 @@
 //! What goes wrong when programs are fetched.
 
-use minivm_image::io_error::FileError;
+use minivm_image::io_error::{FileError, HostError};
 
 /// Why a program can't be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -40,4 +40,11 @@ pub enum Error {
     /// It can't be kept, or a program can't be run.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+impl From<FileError> for crate::Error {
+    fn from(error: FileError) -> Self {
+        let HostError { action, source } = error.into();
+        crate::Error::Host { action, source }
+    }
 }
