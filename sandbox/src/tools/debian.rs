@@ -1,5 +1,5 @@
-//! Packages of Debian's, without installing them and without root: apt looks into lists of its own in a temporary folder, checks
-//! the signature of the archive and with it the package's digest, and `dpkg-deb` unpacks it.
+//! Debian packages, unpacked without installing them and without root: apt reads lists of its own in a temporary folder, checks the
+//! signature of the archive and with it the package's digest, and `dpkg-deb` unpacks it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ const RUNSC: &str = "runsc";
 const PROGRAM: &str = "usr/bin/runsc";
 /// What the package is unpacked to, in the folder in which all is done.
 const UNPACKED: &str = "unpacked";
-/// Where a `runsc` is that has the platform systrap and works: bookworm's is too old, and sid's panics.
+/// Suites with a `runsc` that has the platform systrap and works: bookworm's is too old, and sid's panics.
 const SUITES: [&str; 2] = ["bookworm-backports", "trixie"];
 const ARCHIVE: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const BY_HAND: &str = "https://gvisor.dev/docs/user_guide/install/ tells how to install it by hand";
 
-/// The newest `runsc` that was fetched, if there is one.
+/// Returns the newest `runsc` that was fetched, if there is one.
 pub fn runsc(cache: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder(cache)).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries

@@ -1,5 +1,5 @@
-//! What some sandboxes are made of and minivm doesn't carry: fetched once, by version and digest, and kept in `<cache>/assets`.
-//! Nothing of the system is changed for it.
+//! Programs that some sandboxes need and minivm doesn't carry: fetched once, by version and digest, and kept in `<cache>/assets`.
+//! Nothing of the system is changed for them.
 
 pub mod debian;
 mod error;

@@ -32,7 +32,8 @@ const PYODIDE_FILES: [&str; 5] = [
     "python_stdlib.zip",
 ];
 
-/// Installs both, unless they are there. `progress` is told what takes a while. The folder of the installation is returned.
+/// Installs both, unless they are there; returns the installation's folder. `progress` gets a line for each step that takes
+/// time.
 ///
 /// # Errors
 ///
@@ -60,19 +61,19 @@ pub fn install(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<PathBuf, 
     Ok(folder)
 }
 
-/// The program Deno, if it is installed.
+/// Returns the program Deno, if it is installed.
 pub fn deno(cache: &Path) -> Option<PathBuf> {
     let folder = folder(cache);
     is_whole(&folder).then(|| folder.join(DENO))
 }
 
-/// Pyodide's folder, if it is installed.
+/// Returns Pyodide's folder, if it is installed.
 pub fn pyodide(cache: &Path) -> Option<PathBuf> {
     let folder = folder(cache);
     is_whole(&folder).then(|| folder.join(PYODIDE))
 }
 
-/// What an installation is known by: other versions have another key.
+/// Returns the installation's key; other versions have another one.
 pub(crate) fn key() -> String {
     Digest::of(LOCK).hex()[..16].to_owned()
 }
