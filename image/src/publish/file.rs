@@ -108,10 +108,11 @@ impl Partial {
     ///
     /// Where it can't be removed.
     pub fn discard(self) -> Result<(), FileError> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(failed("remove", &self.path)),
-        }
+        let removed = match is_named(&self.file, &self.path) {
+            Ok(true) => fs::remove_file(&self.path),
+            named => named.map(|_| ()),
+        };
+        removed.map_err(failed("remove", &self.path))
     }
 
     /// The error of a system call on the file.

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
 
 use rustix::fs::syncfs;
 
-use super::lock::Lock;
+use super::lock::{Lock, PATIENCE, POLL};
 use super::tree::{self, Cleared};
 use super::{make_folder, rename};
 use crate::io_error::{FileError, failed};
@@ -132,6 +134,7 @@ impl Folder {
     ) -> Result<(Lock, bool), E> {
         let is_whole = || self.is_there() && is_whole(&self.path);
         let mut made = false;
+        let began = Instant::now();
         loop {
             let shared = self.hold()?;
             if is_whole() {
@@ -139,12 +142,20 @@ impl Folder {
                 return Ok((shared, made));
             }
             drop(shared);
-            let alone = self.lock()?;
-            if !is_whole() {
-                let partial = self.begin(&alone)?;
-                fill(partial.path(), &alone)?;
-                partial.publish()?;
-                made = true;
+            // It isn't waited for alone: the process that makes it meanwhile may use it for long.
+            match self.try_lock()? {
+                Some(_) if is_whole() => {}
+                Some(alone) => {
+                    let partial = self.begin(&alone)?;
+                    fill(partial.path(), &alone)?;
+                    partial.publish()?;
+                    made = true;
+                }
+                None if began.elapsed() > PATIENCE => {
+                    let why = "another process uses what is left of it: end that one";
+                    return Err(failed("lock", &self.path)(io::Error::other(why)).into());
+                }
+                None => thread::sleep(POLL),
             }
         }
     }

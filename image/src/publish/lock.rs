@@ -16,7 +16,7 @@ use crate::io_error::{FileError, failed};
 /// How long another process may hold a lock without getting on: longer than any pause of a pull, an engine or an installer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(900);
 /// How often a lock is tried that another process holds.
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 /// How often a file is opened anew that isn't what belongs there. Each time another process would have had to put it there.
 const TRIES: u32 = 10;
 /// What the owner of a lock's file, or of a partial one, may do with it.
@@ -145,7 +145,8 @@ pub(super) fn try_once(file: &File, operation: FlockOperation) -> io::Result<boo
     }
 }
 
-/// Waits as long as the process that has the lock makes progress, and then for `patience`: that process may be stopped.
+/// Waits as long as the process that has the lock makes progress, and then for `patience`: that process may be stopped. Ends
+/// without the lock where the file has another name, or none: its maker has published it, and may use it for long.
 pub(super) fn wait(
     path: &Path,
     file: &File,
@@ -159,6 +160,9 @@ pub(super) fn wait(
         if seen.is_none() {
             log::info!("waiting for another process that makes {}", path.display());
             seen = Some(progress());
+        }
+        if !is_named(file, path)? {
+            return Ok(());
         }
         if since.elapsed() > patience {
             let now = Some(progress());

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use minivm_tests::patience::PATIENCE;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, mknodat};
 
 use super::*;
@@ -198,6 +199,58 @@ fn of_makers_at_once_one_makes_and_all_use_what_it_made() {
         assert_eq!(made.into_inner(), 2, "a file and a folder");
         assert_eq!(place.names(), ["entry", "entry.lock", "file"]);
     }
+}
+
+#[test]
+fn a_maker_that_uses_its_file_is_not_waited_for() {
+    let place = Place::new();
+    let (path, partial_path) = (place.path("file"), place.path("file.partial"));
+    let mut partial = Partial::lock(partial_path.clone()).unwrap();
+    let (opened, opens) = mpsc::channel();
+    let (locked, locks) = mpsc::channel();
+    let operation = FlockOperation::NonBlockingLockExclusive;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let wait = |file: &File| {
+                opened.send(()).unwrap();
+                lock::wait(&partial_path, file, operation, &|| 0, lock::PATIENCE).map(|()| true)
+            };
+            let file = lock::open_locked(&partial_path, lock::Access::Write, wait).unwrap();
+            locked.send(file.is_some()).unwrap();
+        });
+        opens.recv_timeout(PATIENCE).unwrap();
+        partial.file.write_all(b"whole").unwrap();
+        let held = hold_open(partial.publish(&path).unwrap(), &path).unwrap();
+        assert_eq!(locks.recv_timeout(PATIENCE), Ok(true));
+        drop(held);
+    });
+}
+
+#[test]
+fn a_maker_that_uses_its_folder_is_not_waited_for() {
+    let place = Place::new();
+    let entry = Folder::new(place.path("entry"));
+    make_folder(entry.path()).unwrap();
+    let used = entry.hold().unwrap();
+    let (looked, looks) = mpsc::channel();
+    let (found, finds) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let is_whole = |folder: &Path| {
+                let there = folder.join("file").is_file();
+                looked.send(there).unwrap();
+                there
+            };
+            let opened = entry.open_or_make(is_whole, |_, _| {
+                Err::<(), _>(cannot("make it")(io::Error::other("no")))
+            });
+            found.send(opened.map(|opened| opened.1).ok()).unwrap();
+        });
+        assert_eq!(looks.recv_timeout(PATIENCE), Ok(false));
+        fs::write(entry.path().join("file"), "whole").unwrap();
+        assert_eq!(finds.recv_timeout(PATIENCE), Ok(Some(false)));
+        drop(used);
+    });
 }
 
 #[test]
