@@ -91,7 +91,7 @@ const STUCK: [Stuck; 9] = [
     }),
     ("a closed folder", |path, _| {
         fs::create_dir_all(path.join("deep")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
     }),
     ("a link to a file", |path, outside| {
         symlink(outside.join("file"), path).unwrap();
@@ -110,7 +110,7 @@ const STUCK: [Stuck; 9] = [
     }),
     ("a closed file", |path, _| {
         fs::write(path, "").unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
     }),
     ("another user's file", |path, _| {
         fs::write(path, "").unwrap();
