@@ -29,6 +29,7 @@ pub mod session;
 pub mod streams;
 pub mod template;
 pub mod templates;
+mod unpack_into;
 mod wire;
 
 use std::io::{self, Read, Write};
@@ -39,7 +40,6 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use copy_out::times;
 pub use files::{check_copies, check_room};
 pub use files::{guest_name, left_out, pack};
 pub use local::relay;

@@ -4,14 +4,13 @@
 //! its time is that of the last use.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::SystemTime;
 
-use cap_std::ambient_authority;
-use cap_std::fs::Dir;
 use minivm_image::Image;
 use minivm_image::io_error::failed;
 use minivm_image::publish::{self, Folder, Lock, tree};
@@ -63,8 +62,7 @@ fn write_size(lock: &Lock, size: u64) {
 
 /// Fills the folder. The image goes through memory as an archive, which is what there is a careful reader for.
 fn pour(image: &Image, folder: &Path) -> Result<Summary, Error> {
-    let dir = Dir::open_ambient_dir(folder, ambient_authority());
-    let dir = dir.map_err(failed("open", folder))?;
+    let dir = File::open(folder).map_err(failed("open", folder))?;
     let (from, to) = io::pipe().map_err(failed("create a pipe for", folder))?;
     let (written, filled) = thread::scope(|scope| {
         let write = scope.spawn(move || {
@@ -72,7 +70,7 @@ fn pour(image: &Image, folder: &Path) -> Result<Summary, Error> {
             rootfs::write(image, b"", Compression::None, &Limits::default(), out)
         });
         // The pipe ends with this, so the writer ends too.
-        let filled = fill::fill(&dir, BufReader::with_capacity(1 << 20, from));
+        let filled = fill::fill(dir.into(), BufReader::with_capacity(1 << 20, from));
         (write.join(), filled)
     });
     let written = written.map_err(|_| io::Error::other("the image could not be read"));
