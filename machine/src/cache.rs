@@ -31,7 +31,21 @@ pub struct Untrusted {
     remedy: String,
 }
 
-/// The folder, or `None` where neither `XDG_CACHE_HOME` nor `HOME` is set. It may not be there yet.
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")]
+pub struct Unknown;
+
+/// The folder, which may not be there yet.
+///
+/// # Errors
+///
+/// [`Unknown`].
+pub fn find() -> Result<PathBuf, Unknown> {
+    folder().ok_or(Unknown)
+}
+
+/// As [`find`], for those who can do without: `None` where neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn folder() -> Option<PathBuf> {
     let set = |name| {
         env::var_os(name)
