@@ -515,8 +515,20 @@ fn output_that_nobody_reads_ends_it_as_it_ends_other_programs() {
 fn what_another_sandbox_does_not_know_is_refused() {
     for (arguments, part) in [
         (&["dir:/tmp"][..], "runs no images: leave dir:/tmp out"),
-        (&["--cold"], "--cold is for the microVM"),
-        (&["--cpus", "2"], "--cpus is for the microVM"),
+        (
+            &["--cold"],
+            "--cold: the backend monty has no virtual machine: take another one",
+        ),
+        (&["--cpus", "2"], "--cpus: the backend monty has no"),
+        (&["--copy-out", "/a:b"], "no way to copy files out"),
+        (
+            &["--copy-in", "/etc/hostname:/a"],
+            "no way to copy files in",
+        ),
+        (
+            &["-w", "/tmp"],
+            "--workdir: the backend monty has no settings",
+        ),
     ] {
         let mut command = minivm();
         command.args(["run", "--backend", "monty", "--code", "print(4)"]);

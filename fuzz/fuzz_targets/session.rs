@@ -44,6 +44,7 @@ fuzz_target!(|data: &[u8]| {
         ..Session::new(Request::default())
     };
     let link = Link {
+        greeted: false,
         from_guest: Box::new(Cursor::new(said)),
         to_guest: Box::new(io::sink()),
         stop: Box::new(|| {}),

@@ -18,8 +18,8 @@ use minivm_guest::channel::{
     Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
-use minivm_machine::session::{End, Event, TERM};
-use minivm_machine::{Ended, Error, Files, Link, Report, Session};
+use minivm_machine::session::{Event, TERM};
+use minivm_machine::{End, Ended, Error, Files, Link, Report, Session};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use proptest::prelude::*;
@@ -132,6 +132,8 @@ struct Played {
 
 /// A session with a scripted guest.
 struct Scene {
+    /// Whether its hello was read before.
+    greeted: bool,
     request: Request,
     words: Vec<u8>,
     then: Then,
@@ -171,6 +173,7 @@ impl Scene {
             stdin: None,
             events: Vec::new(),
             later: None,
+            greeted: false,
             stop_signal: TERM,
             stdout: Shared::default(),
             sent: Shared::default(),
@@ -199,6 +202,7 @@ impl Scene {
         let was_stopped = Arc::new(AtomicBool::new(false));
         let stops = was_stopped.clone();
         let link = Link {
+            greeted: self.greeted,
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
             stop: Box::new(move || {
@@ -299,11 +303,24 @@ fn a_good_guest_is_understood() {
     let words = encoded(&[hello(), ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let scene = Scene::new(words, Then::Waits);
     let stdout = scene.stdout.clone();
-    let End::Exited(exit) = scene.play().unwrap().end else {
-        panic!("it has exited");
-    };
-    assert_eq!(exit.status, Status::Code(3));
+    let report = scene.play().unwrap();
+    assert_eq!(report.end, End::Exited(3));
+    assert_eq!(report.exit.unwrap().status, Status::Code(3));
     assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+}
+
+#[test]
+fn a_clone_whose_hello_was_read_gets_its_request_at_once_and_says_no_other() {
+    let words = encoded(&[ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
+    let mut scene = Scene::new(words, Then::Waits);
+    scene.greeted = true;
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::Exited(3));
+    assert!(!sent.0.lock().unwrap().is_empty(), "the request was sent");
+    let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+    scene.greeted = true;
+    let told = told(scene.play());
+    assert!(told.contains("out of order: a hello"), "{told}");
 }
 
 #[test]
@@ -475,13 +492,7 @@ fn nothing_counts_after_the_exit() {
     ]);
     let scene = Scene::new([words, vec![0xff; 100]].concat(), Then::Waits);
     let stdout = scene.stdout.clone();
-    assert!(matches!(
-        scene.play().unwrap().end,
-        End::Exited(Exit {
-            status: Status::Code(0),
-            ..
-        })
-    ));
+    assert_eq!(scene.play().unwrap().end, End::Exited(0));
     assert!(stdout.0.lock().unwrap().is_empty());
 }
 

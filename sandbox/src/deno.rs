@@ -30,8 +30,8 @@ use minivm_image::Digest;
 
 use super::exception::Tail;
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
-use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot, check_jail};
+use super::pyodide::{self, SNAPSHOT};
+use super::{Backend, End, Error, Finished, Limits, Sandbox, Task, cannot, check_jail};
 use crate::tools::npm;
 use minivm_machine::jail::{self, Calls, Jail};
 use minivm_machine::printable::printable;
@@ -305,10 +305,6 @@ fn unavailable(why: impl Into<String>, hint: &str) -> Error {
 impl Sandbox for Deno {
     fn backend(&self) -> Backend {
         Backend::Deno
-    }
-
-    fn capabilities(&self) -> &'static [Capability] {
-        CAPABILITIES
     }
 
     fn boundary(&self) -> &'static str {

@@ -147,6 +147,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
             peak_memory: (peak > 0).then_some(peak),
             ..Usage::default()
         },
+        machine: None,
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::layout;
 
@@ -13,7 +15,7 @@ pub const MEMORY_MAX: u64 = 1 << 40;
 pub const CPUS_MAX: u8 = 8;
 
 /// What the machine's first vCPU runs first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kernel {
     /// A Linux kernel's file: an ELF `vmlinux` or a bzImage.
     File(PathBuf),
@@ -31,7 +33,7 @@ pub enum Kernel {
 /// assert_eq!(config.memory, 256 << 20);
 /// assert!(config.check().is_ok());
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// What runs first.
     pub kernel: Kernel,

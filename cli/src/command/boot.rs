@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_machine::lab::{self, LabRequest, Root};
+use minivm_machine::lab;
+use minivm_machine::lab_machine::LabMachine;
 use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
@@ -15,9 +16,6 @@ use super::{console, units};
 
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
-/// Where the lab has the files.
-const LAB_KERNEL: &str = "/kernel";
-const LAB_INITRAMFS: &str = "/initramfs";
 
 #[derive(Args)]
 pub(super) struct BootArgs {
@@ -102,29 +100,9 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Runs this program with the same arguments in the lab, which gets the two files and nothing else.
+/// Runs the machine in the lab, which gets the two files and nothing else.
 fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
-    let Kernel::File(kernel) = config.kernel else {
-        unreachable!("the command line names a file")
-    };
-    let mut command: Vec<std::ffi::OsString> =
-        ["/minivm", "--accel", "kvm", "--kernel", LAB_KERNEL]
-            .map(Into::into)
-            .to_vec();
-    let mut files = vec![(kernel, LAB_KERNEL.into())];
-    if let Some(initramfs) = config.initramfs {
-        command.extend(["--initramfs", LAB_INITRAMFS].map(Into::into));
-        files.push((initramfs, LAB_INITRAMFS.into()));
-    }
-    // In one word, for it may begin with a dash.
-    command.push(format!("--cmdline={}", config.cmdline).into());
-    command.extend((0..verbose).map(|_| "-v".into()));
-    command.extend(["--memory".into(), config.memory.to_string().into()]);
-    command.extend(["--cpus".into(), config.cpus.to_string().into()]);
-
-    let mut request = LabRequest::new(Root::Private, command);
-    request.files = files;
-    request.make_room(config.memory)?;
+    let mut request = LabMachine::Console(config).request(verbose)?;
     let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
     if raw.is_some() {
         // Ends this process, and with it the lab.

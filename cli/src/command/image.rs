@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,10 +10,12 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm_image::{self, Digest, Image, Options, Progress, Source};
+use minivm_machine::Place;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, Shelf};
 use minivm_machine::printable::printable;
 use minivm_machine::templates::{Templates, lab};
+use minivm_sandbox::Microvm;
 
 use super::{EXIT_ERROR, units};
 
@@ -180,18 +182,31 @@ pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::R
 }
 
 /// The image's archive, made where it isn't there.
-pub(super) fn archive(
-    source: &Source,
-    quiet: bool,
-    image: &Image,
-    shelf: &Shelf,
-) -> anyhow::Result<Archive> {
+fn archive(source: &Source, quiet: bool, image: &Image, shelf: &Shelf) -> anyhow::Result<Archive> {
     let mut spinner = None;
     let archive = shelf.archive(image, || spinner = making(source, quiet));
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     archive.map_err(explain_full)
+}
+
+/// Machines of the image with this kernel, or with the one that `cargo xtask setup` has made. `place` is asked for where they run once
+/// the archive is there.
+pub(super) fn microvm(
+    source: &Source,
+    image: Image,
+    kernel: Option<&Path>,
+    quiet: bool,
+    place: impl FnOnce() -> anyhow::Result<Place>,
+) -> anyhow::Result<Microvm> {
+    let archive = archive(source, quiet, &image, &shelf()?)?;
+    let kernel = match kernel {
+        Some(kernel) => kernel.to_owned(),
+        None => minivm_machine::kernel::find()?,
+    };
+    let microvm = Microvm::new(archive, image.config, kernel, place()?);
+    Ok(microvm.called(source.to_string()))
 }
 
 /// The error; where the cache's disk is full, with what makes room there.

@@ -3,12 +3,15 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use minivm_machine::lab::{Error, LabRequest, Root};
+use minivm_machine::lab_machine::LabMachine;
+use minivm_machine::templates;
+use minivm_vmm::Builder;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT, units};
+use super::{EXIT_ERROR, EXIT_TIMEOUT, console, units};
 
 #[derive(Args)]
 #[command(
@@ -87,4 +90,23 @@ fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
         .rsplit_once(':')
         .ok_or("expected HOST:LAB, a path here and a path in the lab")?;
     Ok((host.into(), lab.into()))
+}
+
+/// `minivm lab-machine`: runs the machine that this lab was sent, for what it was sent for.
+pub(super) fn run_machine() -> anyhow::Result<ExitCode> {
+    match LabMachine::receive()? {
+        LabMachine::Console(config) => console::run(Builder::new(config), None, Instant::now()),
+        LabMachine::Template(recipe) => {
+            templates::lab::run_agent(&recipe)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        LabMachine::Session(machine) => {
+            let ended = minivm_machine::relay(&machine)?;
+            if ended.orderly {
+                return Ok(ExitCode::SUCCESS);
+            }
+            eprintln!("minivm: {}", ended.how);
+            Ok(ExitCode::from(1))
+        }
+    }
 }

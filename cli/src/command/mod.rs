@@ -10,7 +10,6 @@ mod doctor;
 mod hint;
 mod image;
 mod lab;
-mod relay;
 mod report;
 mod request;
 mod run;
@@ -96,12 +95,9 @@ enum Command {
     /// Keeps a lab for the next run
     #[command(name = minivm_machine::templates::lab::KEEPER_COMMAND, hide = true)]
     LabKeep,
-    /// The end of a kept lab that is in the lab
-    #[command(name = minivm_machine::templates::lab::AGENT_COMMAND, hide = true)]
-    LabAgent,
-    /// The lab's end of `minivm run`
-    #[command(name = minivm_machine::remote::RELAY_COMMAND, hide = true)]
-    LabRelay(relay::RelayArgs),
+    /// Runs the machine that this lab was sent
+    #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
+    LabMachine,
 }
 
 impl Cli {
@@ -135,7 +131,6 @@ impl Cli {
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
             Some(Command::LabKeep) => template::keep_lab(),
-            Some(Command::LabAgent) => template::run_agent(),
             Some(Command::Snapshot(args)) => snapshot::snapshot(args),
             Some(Command::Restore(args)) => snapshot::restore(args),
             Some(Command::Turducken(args)) => {
@@ -145,7 +140,7 @@ impl Cli {
             Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm_machine::lab::run_as_init(),
-            Some(Command::LabRelay(args)) => relay::run(args),
+            Some(Command::LabMachine) => lab::run_machine(),
         }
     }
 }
@@ -165,7 +160,7 @@ impl Cli {
             None => !self.boot.is_on_kvm(),
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
-            Some(Command::LabInit | Command::Snapshot(_)) => false,
+            Some(Command::LabInit | Command::LabMachine | Command::Snapshot(_)) => false,
             Some(_) => true,
         }
     }
@@ -193,6 +188,18 @@ fn boot_flag(matches: &ArgMatches) -> Option<&str> {
 fn worker() -> anyhow::Result<PathBuf> {
     let minivm = std::env::current_exe().context("cannot tell where minivm is")?;
     Ok(Host::worker_beside(&minivm))
+}
+
+/// The error that a sandbox's error passes on, or the error itself: only so can its kind be found in an error's chain.
+fn unwrapped(error: minivm_sandbox::Error) -> anyhow::Error {
+    use minivm_sandbox::Error::{Images, Kernel, Machine, Template};
+    match error {
+        Machine(error) => error.into(),
+        Template(error) => error.into(),
+        Kernel(error) => error.into(),
+        Images(error) => error.into(),
+        error => error.into(),
+    }
 }
 
 /// Ends this process, which could not write to stdout.

@@ -1,15 +1,14 @@
-//! What a command is to be run with, from the flags and the image.
+//! Flags that container users know: what a command is to be run with.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::Args;
-use minivm_guest::channel::{Request, Rlimit, Tmpfs};
-use minivm_image::Config;
+use minivm_guest::channel::{Rlimit, Tmpfs};
 use minivm_machine::{Files, check_copies};
+use minivm_sandbox::{Capability, Entrypoint, Task};
 
 use super::tmpfs::tmpfs;
 use super::{units, variables};
@@ -55,10 +54,10 @@ pub(super) struct RequestArgs {
     tmpfs: Vec<Tmpfs>,
     /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
     #[arg(long, value_name = "SRC:DST", value_parser = files_in)]
-    pub(super) copy_in: Vec<Files>,
+    copy_in: Vec<Files>,
     /// Copy a file or folder out of the guest when the command has ended
     #[arg(long, value_name = "SRC:DST", value_parser = files)]
-    pub(super) copy_out: Vec<Files>,
+    copy_out: Vec<Files>,
     /// Copy them at the time limit, too: CMD is killed, and they are copied as they are then
     #[arg(long, requires = "copy_out")]
     copy_out_on_timeout: bool,
@@ -68,14 +67,9 @@ pub(super) struct RequestArgs {
 }
 
 impl RequestArgs {
-    /// What is missing here is better found before a machine runs. Says how many bytes are to be copied in.
-    pub(super) fn check(&self) -> anyhow::Result<u64> {
-        Ok(check_copies(&self.copy_in)?)
-    }
-
-    /// How long files may be copied out once the time limit has been reached.
-    pub(super) fn copy_out_grace(&self) -> Option<Duration> {
-        self.copy_out_on_timeout.then_some(self.copy_out_grace)
+    /// Looks whether the files to be copied in are there: better before an image is fetched.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        Ok(check_copies(&self.copy_in).map(drop)?)
     }
 
     /// The variables that flags set, `NAME=value` each.
@@ -90,8 +84,8 @@ impl RequestArgs {
         Ok(env)
     }
 
-    /// The same as names and values.
-    pub(super) fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
+    /// The names and values of these.
+    fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
         let apart = |entry: Vec<u8>| {
             let mut parts = entry.splitn(2, |&byte| byte == b'=');
             let mut next = || OsString::from_vec(parts.next().unwrap_or_default().to_vec());
@@ -100,72 +94,53 @@ impl RequestArgs {
         Ok(self.entries()?.into_iter().map(apart).collect())
     }
 
-    /// The first flag that only a microVM knows, if one is given.
-    pub(super) fn beyond_backends(&self) -> Option<&'static str> {
+    /// The flags that were given, each with what a backend must be able to do to honour it.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'static str, Capability)> {
+        use Capability::{Container, CopyOut, Environment, Files};
         let flags = [
-            (self.workdir.is_some(), "--workdir"),
-            (self.user.is_some(), "--user"),
-            (self.entrypoint.is_some(), "--entrypoint"),
-            (self.name.is_some(), "--name"),
-            (self.hostname.is_some(), "--hostname"),
-            (self.read_only, "--read-only"),
-            (self.privileged, "--privileged"),
-            (!self.ulimit.is_empty(), "--ulimit"),
-            (self.shm_size.is_some(), "--shm-size"),
-            (!self.tmpfs.is_empty(), "--tmpfs"),
-            (!self.copy_out.is_empty(), "--copy-out"),
+            (!self.env.is_empty(), "--env", Environment),
+            (!self.env_file.is_empty(), "--env-file", Environment),
+            (!self.copy_in.is_empty(), "--copy-in", Files),
+            (self.workdir.is_some(), "--workdir", Container),
+            (self.user.is_some(), "--user", Container),
+            (self.entrypoint.is_some(), "--entrypoint", Container),
+            (self.name.is_some(), "--name", Container),
+            (self.hostname.is_some(), "--hostname", Container),
+            (self.read_only, "--read-only", Container),
+            (self.privileged, "--privileged", Container),
+            (!self.ulimit.is_empty(), "--ulimit", Container),
+            (self.shm_size.is_some(), "--shm-size", Container),
+            (!self.tmpfs.is_empty(), "--tmpfs", Container),
+            (!self.copy_out.is_empty(), "--copy-out", CopyOut),
         ];
         flags
             .into_iter()
-            .find(|(given, _)| *given)
-            .map(|(_, flag)| flag)
+            .filter_map(|(given, flag, needs)| given.then_some((flag, needs)))
     }
 
-    /// What is asked for, where the flags have the last word.
-    pub(super) fn request(&self, config: &Config, command: &[OsString]) -> anyhow::Result<Request> {
-        let bytes = |text: &OsString| text.clone().into_vec();
-        let texts = |all: &[String]| -> Vec<Vec<u8>> {
-            all.iter().map(|text| text.clone().into_bytes()).collect()
+    /// Sets what the flags say of the task's surroundings. Where the backend runs whole container images, `is_container`, the image's own
+    /// entrypoint runs the command unless a flag names another one.
+    pub(super) fn set(&self, task: &mut Task, is_container: bool) -> anyhow::Result<()> {
+        task.env = self.variables()?;
+        task.files.clone_from(&self.copy_in);
+        let options = &mut task.vm;
+        options.entrypoint = match &self.entrypoint {
+            None if is_container => Entrypoint::Image,
+            None => Entrypoint::Nothing,
+            Some(none) if none.is_empty() => Entrypoint::Nothing,
+            Some(program) => Entrypoint::Program(program.clone()),
         };
-        let mut argv = match &self.entrypoint {
-            None => texts(&config.entrypoint),
-            Some(none) if none.is_empty() => Vec::new(),
-            Some(program) => vec![bytes(program)],
-        };
-        match (command, &self.entrypoint) {
-            ([], None) => argv.extend(texts(&config.cmd)),
-            (command, _) => argv.extend(command.iter().map(bytes)),
-        }
-        if argv.is_empty() {
-            bail!("the image names no command of its own: say which to run, behind `--`");
-        }
-        let mut env = texts(&config.env);
-        env.extend(self.entries()?);
-        let cwd = match &self.workdir {
-            Some(folder) => bytes(folder),
-            None => config.working_dir.clone().into_bytes(),
-        };
-        if !cwd.is_empty() && !cwd.starts_with(b"/") {
-            bail!("the working folder must be an absolute path");
-        }
-        let name = self.hostname.as_ref().or(self.name.as_ref());
-        let hostname = name.cloned().unwrap_or_else(|| "minivm".into());
-        if hostname.is_empty() || hostname.len() > 64 || hostname.contains(['\0', '\n', '/']) {
-            bail!("{hostname:?} is no host name: it has 1 to 64 characters");
-        }
-        Ok(Request {
-            argv,
-            env,
-            cwd,
-            user: self.user.clone().unwrap_or_else(|| config.user.clone()),
-            hostname,
-            read_only: self.read_only,
-            privileged: self.privileged,
-            rlimits: self.ulimit.clone(),
-            shm_size: self.shm_size,
-            tmpfs: self.tmpfs.clone(),
-            ..Request::default()
-        })
+        options.user.clone_from(&self.user);
+        options.cwd.clone_from(&self.workdir);
+        options.hostname = self.hostname.clone().or_else(|| self.name.clone());
+        options.read_only = self.read_only;
+        options.privileged = self.privileged;
+        options.rlimits.clone_from(&self.ulimit);
+        options.shm_size = self.shm_size;
+        options.tmpfs.clone_from(&self.tmpfs);
+        options.copy_out.clone_from(&self.copy_out);
+        options.copy_out_grace = self.copy_out_on_timeout.then_some(self.copy_out_grace);
+        Ok(())
     }
 }
 
@@ -246,56 +221,44 @@ mod tests {
         command: Vec<OsString>,
     }
 
-    fn config() -> Config {
-        Config {
-            entrypoint: vec!["/entry".into(), "-x".into()],
-            cmd: vec!["cmd".into()],
-            env: vec!["A=1".into(), "B=2".into()],
-            working_dir: "/srv".into(),
-            user: "app".into(),
-            ..Config::default()
-        }
-    }
-
-    fn request(line: &[&str]) -> anyhow::Result<Request> {
+    fn task(line: &[&str]) -> Task {
         let line = Line::try_parse_from(["test"].iter().chain(line)).unwrap();
-        line.args.request(&config(), &line.command)
-    }
-
-    fn argv(line: &[&str]) -> Vec<String> {
-        let argv = request(line).unwrap().argv;
-        argv.into_iter()
-            .map(|one| String::from_utf8(one).unwrap())
-            .collect()
+        let mut task = Task::code("pass");
+        line.args.set(&mut task, true).unwrap();
+        task
     }
 
     #[test]
-    fn entrypoint_and_command_are_put_together_as_containers_have_it() {
-        assert_eq!(argv(&[]), ["/entry", "-x", "cmd"]);
-        assert_eq!(argv(&["--", "a", "b"]), ["/entry", "-x", "a", "b"]);
-        assert_eq!(argv(&["--entrypoint", "/bin/sh"]), ["/bin/sh"]);
-        assert_eq!(
-            argv(&["--entrypoint", "/bin/sh", "--", "-c", "x"]),
-            ["/bin/sh", "-c", "x"]
-        );
-        assert_eq!(argv(&["--entrypoint", "", "--", "ls"]), ["ls"]);
-        assert!(request(&["--entrypoint", ""]).is_err());
+    fn an_empty_entrypoint_is_none_and_no_flag_is_the_images() {
+        let entrypoint = |line: &[&str]| task(line).vm.entrypoint;
+        assert_eq!(entrypoint(&[]), Entrypoint::Image);
+        assert_eq!(entrypoint(&["--entrypoint", ""]), Entrypoint::Nothing);
+        let shell = Entrypoint::Program("/bin/sh".into());
+        assert_eq!(entrypoint(&["--entrypoint", "/bin/sh"]), shell);
     }
 
     #[test]
-    fn the_flags_have_the_last_word() {
-        let plain = request(&[]).unwrap();
+    fn the_machines_name_is_its_host_name_where_no_other_is_given() {
+        let hostname = |line: &[&str]| task(line).vm.hostname;
+        assert_eq!(hostname(&[]), None);
+        assert_eq!(hostname(&["--name", "box"]).as_deref(), Some("box"));
+        let both = hostname(&["--name", "box", "--hostname", "host"]);
+        assert_eq!(both.as_deref(), Some("host"));
+    }
+
+    #[test]
+    fn a_flag_names_what_it_needs() {
+        let line = ["-w", "/tmp", "-e", "A=1", "--copy-out", "a:b"];
+        let line = Line::try_parse_from(["test"].iter().chain(&line)).unwrap();
+        let given: Vec<_> = line.args.given().collect();
         assert_eq!(
-            (plain.cwd.as_slice(), plain.user.as_str()),
-            (&b"/srv"[..], "app")
+            given,
+            [
+                ("--env", Capability::Environment),
+                ("--workdir", Capability::Container),
+                ("--copy-out", Capability::CopyOut)
+            ]
         );
-        assert_eq!(plain.hostname, "minivm");
-        let own = request(&["-w", "/tmp", "-u", "0", "--name", "box", "-e", "A=3"]).unwrap();
-        assert_eq!((own.cwd.as_slice(), own.user.as_str()), (&b"/tmp"[..], "0"));
-        assert_eq!(own.hostname, "box");
-        assert_eq!(own.env, [&b"A=1"[..], b"B=2", b"A=3"]);
-        assert!(request(&["-w", "tmp"]).is_err());
-        assert!(request(&["--hostname", ""]).is_err());
     }
 
     #[test]

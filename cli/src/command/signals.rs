@@ -66,7 +66,7 @@ fn end(events: &Sender<Event>, signal: u8, told: &str) -> ! {
     let _ = events.send(Event::Stop(signal));
     // It has ended by then, unless its output has a reader that takes nothing.
     thread::sleep(GRACE);
-    run::machine::end_at_once(vec![told.into()], 128 + signal)
+    run::end_at_once(vec![told.into()], 128 + signal)
 }
 
 /// Ends the machine, and this process, as soon as one write to an output has lasted for a second: a command that has ended since it was
@@ -141,79 +141,9 @@ impl User {
     }
 }
 
-/// A signal by its name, with or without SIG, or by its number. None is SIGTERM. What is no signal has no number.
-pub(super) fn number(name: &str) -> Option<u8> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    if name.is_empty() {
-        return Some(TERM);
-    }
-    let upper = name.to_uppercase();
-    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let known = (1..).zip(NAMES).find(|(_, known)| *known == short);
-    match (known, name.parse()) {
-        (Some((number, _)), _) => Some(number),
-        (None, Ok(number @ 1..=RTMAX)) => Some(number),
-        _ => real_time(short),
-    }
-}
-
-/// The first real-time signal, as programs see it: the C libraries keep those before it.
-const RTMIN: u8 = 34;
-const RTMAX: u8 = 64;
-
-/// `RTMIN+n` or `RTMAX-n`, as systemd's images have it.
-fn real_time(name: &str) -> Option<u8> {
-    let offset = |text: &str, sign: char| match text {
-        "" => Some(0),
-        text => text.strip_prefix(sign)?.parse::<u8>().ok(),
-    };
-    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
-        (Some(rest), _) => RTMIN.checked_add(offset(rest, '+')?)?,
-        (_, Some(rest)) => RTMAX.checked_sub(offset(rest, '-')?)?,
-        _ => return None,
-    };
-    (RTMIN..=RTMAX).contains(&number).then_some(number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (name, expected) in [
-            ("", 15),
-            ("SIGINT", 2),
-            ("quit", 3),
-            ("SIGSYS", 31),
-            ("9", 9),
-            ("SIGUSR2", 12),
-            ("SIGRTMIN+3", 37),
-            ("RTMIN", 34),
-            ("SIGRTMAX-2", 62),
-            ("sigrtmax", 64),
-            ("37", 37),
-        ] {
-            assert_eq!(number(name), Some(expected), "{name}");
-        }
-        for wrong in [
-            "SIGNOTHING",
-            "0",
-            "65",
-            "-1",
-            "SIGRTMIN+31",
-            "RTMAX-31",
-            "RTMIN-1",
-            "RTMIN+",
-            "RTMAX+1",
-        ] {
-            assert_eq!(number(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn a_user_insists_by_asking_twice_within_seconds() {

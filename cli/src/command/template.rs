@@ -9,13 +9,12 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, TableStyle};
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar};
 use minivm_image::Source;
-use minivm_machine::Machine;
-use minivm_machine::templates::{self, Listed, Recipe, Templates, lab};
+use minivm_machine::templates::{self, Listed, Templates, lab};
 use minivm_vmm::CPUS_MAX;
 
 use super::accel::AccelArg;
 use super::image::{self, PullArgs};
-use super::units;
+use super::{units, unwrapped};
 
 #[derive(Subcommand)]
 pub(super) enum TemplateCommand {
@@ -118,38 +117,23 @@ pub(super) fn is_unwanted(cold: bool) -> bool {
 impl CreateArgs {
     fn create(self, templates: &Templates) -> anyhow::Result<()> {
         templates.check_free(&self.name)?;
-        let shelf = image::shelf()?;
-        let found = image::open(&self.image, &self.pull, &shelf)?;
-        let archive = image::archive(&self.image, self.pull.quiet, &found, &shelf)?;
-        let kernel = match self.kernel {
-            Some(kernel) => kernel,
-            None => minivm_machine::kernel::find()?,
-        };
-        let machine = Machine {
-            kernel,
-            initramfs: archive.path.clone(),
-            memory: archive.memory(self.memory)?,
-            cpus: self.cpus,
-            rings: true,
-            console: false,
-        };
-        let place = self.accel.place(|why| {
-            if !self.pull.quiet {
+        let image = image::open(&self.image, &self.pull, &image::shelf()?)?;
+        let (kernel, quiet) = (self.kernel.as_deref(), self.pull.quiet);
+        let warn = |why: &str| {
+            if !quiet {
                 eprintln!("minivm: {why}");
             }
-        })?;
-        let recipe = Recipe {
-            image: self.image.to_string(),
-            machine,
-            config: found.config,
-            warm: self.warm,
         };
+        let place = || self.accel.place(warn);
+        let microvm = image::microvm(&self.image, image, kernel, quiet, place)?;
+        let microvm = microvm.cpus(self.cpus);
+        let recipe = microvm.recipe(self.memory, self.warm).map_err(unwrapped)?;
         let spinner = ProgressBar::new_spinner();
         if !self.pull.quiet {
             spinner.set_message(format!("booting {}", self.image));
             spinner.enable_steady_tick(std::time::Duration::from_millis(100));
         }
-        let created = templates.create(&self.name, &recipe, &place);
+        let created = templates.create(&self.name, &recipe, microvm.place());
         spinner.finish_and_clear();
         created?;
         if !self.pull.quiet {
@@ -248,12 +232,6 @@ pub(super) fn make_in_background() -> anyhow::Result<ExitCode> {
 pub(super) fn keep_lab() -> anyhow::Result<ExitCode> {
     let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
     lab::run_keeper(&recipe, &image::cache_folder()?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The other end of a kept lab.
-pub(super) fn run_agent() -> anyhow::Result<ExitCode> {
-    lab::run_agent()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -130,6 +130,7 @@ impl Sandbox for NoSandbox {
             truncated: false,
             warnings: Vec::new(),
             usage: Usage::default(),
+            machine: None,
         })
     }
 }

@@ -11,8 +11,8 @@ use super::interpreter::{self, Ended, Fault, Host, Outcome, Start, Stream};
 use super::memory;
 use super::stdio::{Block, Lines};
 use crate::{
-    Backend, Call, Capability, End, Error, Exception, Finished, Function, Program, Sandbox, Task,
-    Usage, process,
+    Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
+    process,
 };
 use minivm_machine::output::{self, Capped, Pending};
 use minivm_machine::session::Event;
@@ -49,10 +49,6 @@ impl Sandbox for InProcess {
         Backend::Monty
     }
 
-    fn capabilities(&self) -> &'static [Capability] {
-        super::CAPABILITIES
-    }
-
     fn boundary(&self) -> &'static str {
         "an interpreter in this process that has nothing of the host"
     }
@@ -81,6 +77,7 @@ impl Sandbox for InProcess {
                 total: began.elapsed(),
                 ..Usage::default()
             },
+            machine: None,
         })
     }
 }

@@ -205,7 +205,7 @@ fn what_cannot_be_is_said_before_a_machine_is_started() {
         ),
         (
             &["--hostname", "a/b"],
-            "minivm: \"a/b\" is no host name: it has 1 to 64 characters\n",
+            "minivm: \"a/b\" is not a valid host name: it has 1 to 64 characters\n",
         ),
         (
             &["--memory", "1M"],

@@ -168,13 +168,7 @@ impl Row {
     }
 
     fn take(&mut self, finished: &Finished) {
-        self.exit_code = match finished.end {
-            End::Exited(code) => Some(code),
-            End::Signal(signal) | End::Stopped(signal) => Some(128_u8.saturating_add(signal)),
-            End::TimedOut => Some(124),
-            End::OutOfMemory => Some(137),
-            _ => None,
-        };
+        self.exit_code = finished.end.exit_code();
         self.timed_out = finished.end == End::TimedOut;
         self.oom = finished.end == End::OutOfMemory;
         self.exception.clone_from(&finished.exception);
