@@ -11,7 +11,7 @@ use minivm_machine::lab_machine::LabMachine;
 use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
-use super::terminal::{self, RawMode};
+use super::terminal;
 use super::{console, units};
 
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
@@ -103,7 +103,7 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
 /// Runs the machine in the lab, which gets the two files and nothing else.
 fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
     let mut request = LabMachine::Console(config).request(verbose)?;
-    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    let raw = console::raw_mode(true)?;
     if raw.is_some() {
         // Ends this process, and with it the lab.
         let keys = terminal::keys(|| {

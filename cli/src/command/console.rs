@@ -12,7 +12,7 @@ use anyhow::Context;
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
 
 use super::accel::explain;
-use super::control::Socket;
+use super::control::{Server, Socket};
 use super::signals;
 use super::terminal::{self, RawMode};
 
@@ -36,14 +36,11 @@ pub(super) fn run(
     log_step("the machine is there", started);
     let _ = control.set(machine.control());
     // Only now: whatever failed before was printed to a terminal in order.
-    let raw = match socket {
-        Some(_) => RawMode::enter_quietly(),
-        None => RawMode::enter(),
-    }
-    .context("cannot set the terminal to raw mode")?;
+    let raw = raw_mode(socket.is_none())?;
     let server = socket
-        .map(|socket| socket.serve(machine.control()))
-        .transpose()?;
+        .map(|socket| Server::start(socket, machine.control()))
+        .transpose()
+        .context("cannot serve the control socket")?;
     let outcome = machine.run();
     log_step("the machine is gone", started);
     drop(server);
@@ -55,6 +52,15 @@ pub(super) fn run(
 pub(super) fn log_step(what: &str, started: Instant) {
     let micros = started.elapsed().as_micros();
     log::debug!("{what} after {micros} µs");
+}
+
+/// Switches the terminal to raw mode, if stdin is one. With `until_death` a signal that ends this process restores it.
+pub(super) fn raw_mode(until_death: bool) -> anyhow::Result<Option<RawMode>> {
+    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    if until_death && raw.is_some() {
+        signals::before_death(terminal::restore).context("cannot listen to signals")?;
+    }
+    Ok(raw)
 }
 
 /// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.

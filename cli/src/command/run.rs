@@ -158,7 +158,7 @@ impl RunArgs {
         log::debug!("the sandbox is there {opened:.2?} after the start");
         self.connect(&mut task, captured)?;
         let raw = match self.tty {
-            true => RawMode::enter_quietly().context("cannot set the terminal to raw mode")?,
+            true => RawMode::enter().context("cannot set the terminal to raw mode")?,
             false => None,
         };
         let finished = sandbox.run(task);
@@ -362,16 +362,8 @@ fn output(captured: Option<&Kept>, own: impl AsFd) -> anyhow::Result<Box<dyn Wri
 
 /// Ends this process at the time limit, while an output still waits for its reader.
 fn end_overdue(limit: Duration) {
-    end_at_once(
+    terminal::leave(
         vec![time_limit_reached(limit), NOT_TAKEN.into()],
         EXIT_TIMEOUT,
     );
-}
-
-/// Ends this process with these lines, while an output still waits for its reader.
-pub(super) fn end_at_once(lines: Vec<String>, code: u8) -> ! {
-    terminal::restore();
-    // It may be stderr that has no reader.
-    streams::tell_soon(lines);
-    std::process::exit(code.into())
 }

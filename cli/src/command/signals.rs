@@ -12,7 +12,7 @@ use minivm_machine::session::{Event, TERM};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::{run, terminal};
+use super::terminal;
 
 /// How long a machine that is to end may take.
 const GRACE: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ fn end(events: &Sender<Event>, signal: u8, told: &str) -> ! {
     let _ = events.send(Event::Stop(signal));
     // It has ended by then, unless its output has a reader that takes nothing.
     thread::sleep(GRACE);
-    run::end_at_once(vec![told.into()], 128 + signal)
+    terminal::leave(vec![told.into()], 128 + signal)
 }
 
 /// Ends the machine, and this process, as soon as one write to an output has lasted for a second: a command that has ended since it was

@@ -41,13 +41,14 @@ pub use init::run_as_init;
 pub use jail::unjailed_warning;
 pub(crate) use jail::{set_unjailed, unjailed};
 pub use kernel::find as find_kernel;
-pub use qemu::PROGRAM as QEMU;
 pub use stop::Stop;
 
 use channel::Answer;
 use error::cannot;
 use qemu::{Machine, Qemu};
 
+/// The program that emulates the lab.
+pub const QEMU: &str = "qemu-system-x86_64";
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::interpreter::{self, Ended, Fault, Host, Outcome, Start, Stream};
+use super::host::{Host, Stream};
+use super::interpreter::{self, Ended, Fault, Outcome, Start};
 use super::memory;
 use super::stdio::{Block, Lines};
 use crate::{

@@ -10,6 +10,7 @@
 mod builtin;
 mod clock;
 mod dialect;
+mod host;
 mod in_process;
 mod interpreter;
 mod memory;

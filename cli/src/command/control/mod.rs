@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+pub(super) use server::Server;
 pub(super) use socket::Socket;
 
 /// No request or answer is longer: a path has at most 4096 bytes, of which each may take six in JSON.

@@ -11,7 +11,7 @@ use minivm_vmm::{Control, Error, Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::socket::SocketFile;
+use super::socket::{Socket, SocketFile};
 use super::{Answer, LINE_MAX, Request, Saved};
 
 /// How long a client may take for its request, or to take its answer.
@@ -29,11 +29,9 @@ pub(in super::super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(
-        listener: UnixListener,
-        file: SocketFile,
-        control: Control,
-    ) -> io::Result<Self> {
+    /// Starts the thread, which serves requests at the socket until this is dropped.
+    pub(in super::super) fn start(socket: Socket, control: Control) -> io::Result<Self> {
+        let Socket { file, listener } = socket;
         // A client that leaves while it waits for its turn must not make us wait for the next one.
         listener.set_nonblocking(true)?;
         let (ended, end) = io::pipe()?;

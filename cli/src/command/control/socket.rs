@@ -11,14 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use minivm_vmm::Control;
 use rustix::fs::{Mode, OFlags, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
-
-use super::server::Server;
 
 /// Clients that may wait for their turn.
 const BACKLOG: i32 = 16;
@@ -28,8 +25,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// A socket that listens.
 pub(in super::super) struct Socket {
     // In this order: who finds no file knows that it is over, who finds one that nobody listens to would replace it.
-    file: SocketFile,
-    listener: UnixListener,
+    pub(super) file: SocketFile,
+    pub(super) listener: UnixListener,
 }
 
 /// The socket's file, which goes when this is dropped.
@@ -73,11 +70,6 @@ impl Socket {
     /// The socket's file, for a signal's handler, which must remove it without anything being dropped.
     pub(in super::super) fn name(&self) -> Arc<Name> {
         self.file.0.clone()
-    }
-
-    /// Serves requests, on a thread of its own, until what it gives is dropped.
-    pub(in super::super) fn serve(self, control: Control) -> anyhow::Result<Server> {
-        Server::start(self.listener, self.file, control).context("cannot serve the control socket")
     }
 }
 

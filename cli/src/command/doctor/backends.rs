@@ -6,7 +6,7 @@ use minivm_machine::{cache, jail};
 use minivm_sandbox::{self, Backend, Error};
 
 use super::super::worker;
-use super::{Check, machine};
+use super::Check;
 
 /// The backends beside the microVM, whose checks are the machine's.
 pub(super) const OTHERS: [Backend; 4] = [
@@ -21,7 +21,7 @@ pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![jail()];
     checks.extend(weaknesses(&cache));
     checks.extend(OTHERS.map(|backend| check(backend, &cache)));
-    checks.push(machine::program(
+    checks.push(Check::program(
         "python",
         "python3",
         "sudo apt-get install python3",

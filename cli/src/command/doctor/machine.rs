@@ -1,6 +1,5 @@
 //! What machines need: KVM, or the lab.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use minivm_machine::Place;
@@ -96,7 +95,7 @@ fn huge_pages() -> Check {
 }
 
 fn qemu() -> Check {
-    program(
+    Check::program(
         "lab: qemu",
         minivm_machine::lab::QEMU,
         "sudo apt-get install qemu-system-x86",
@@ -177,33 +176,5 @@ fn kernel() -> Check {
     match minivm_machine::kernel::find() {
         Ok(kernel) => Check::ok("kernel", kernel.display().to_string()),
         Err(error) => Check::no("kernel", error.to_string(), "cargo xtask setup"),
-    }
-}
-
-pub(super) fn program(name: &'static str, program: &str, remedy: &str) -> Check {
-    let Some(path) = jail::find_program(program) else {
-        let why = format!("{program} is not installed, or PATH lacks its folder");
-        return Check::no(name, why, remedy);
-    };
-    match Command::new(&path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-    {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            Check::ok(name, text.lines().next().unwrap_or("").to_string())
-        }
-        Ok(output) => Check::no(
-            name,
-            format!("{} --version failed: {}", path.display(), output.status),
-            remedy,
-        ),
-        Err(error) => Check::no(
-            name,
-            format!("cannot run {}: {error}", path.display()),
-            remedy,
-        ),
     }
 }

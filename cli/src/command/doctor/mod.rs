@@ -4,9 +4,10 @@ mod backends;
 mod fix;
 mod machine;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::Args;
+use minivm_machine::jail::find_program;
 use serde::Serialize;
 
 #[derive(Args)]
@@ -64,6 +65,35 @@ impl Check {
             detail: detail.into(),
             remedy: Some(remedy.into()),
             accel: None,
+        }
+    }
+
+    /// The check of a program that is looked up in PATH, and prints its version.
+    fn program(name: &'static str, program: &str, remedy: &str) -> Check {
+        let Some(path) = find_program(program) else {
+            let why = format!("{program} is not installed, or PATH lacks its folder");
+            return Check::no(name, why, remedy);
+        };
+        match Command::new(&path)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+        {
+            Ok(output) if output.status.success() => {
+                let text = String::from_utf8_lossy(&output.stdout);
+                Check::ok(name, text.lines().next().unwrap_or("").to_string())
+            }
+            Ok(output) => Check::no(
+                name,
+                format!("{} --version failed: {}", path.display(), output.status),
+                remedy,
+            ),
+            Err(error) => Check::no(
+                name,
+                format!("cannot run {}: {error}", path.display()),
+                remedy,
+            ),
         }
     }
 
