@@ -24,7 +24,7 @@ pub(super) const LAB: &str = "an emulator for development, no wall against hosti
 /// Where the virtual machine gets its virtualization from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Accel {
-    /// KVM if it can run a kernel, else the lab
+    /// This host's KVM if it can run a kernel, else the lab
     Auto,
     /// This host's KVM
     Kvm,
@@ -41,8 +41,8 @@ struct Asked {
 
 #[derive(Args)]
 pub(super) struct AccelArg {
-    /// Where virtualization comes from [default: $MINIVM_ACCEL, or auto]
-    #[arg(long, value_enum, value_name = "ACCEL")]
+    /// Source of the virtualization [default: $MINIVM_ACCEL, or auto]
+    #[arg(long, value_enum, value_name = "ACCEL", hide_short_help = true)]
     accel: Option<Accel>,
 }
 

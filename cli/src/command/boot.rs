@@ -22,16 +22,16 @@ pub(super) struct BootArgs {
     /// Linux kernel: an ELF vmlinux or a bzImage
     #[arg(long, required = true, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's first root file system: a cpio archive, plain or compressed
+    /// Guest's first root file system: a cpio archive, plain or compressed
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     cmdline: String,
-    /// Guest memory; `size=256M` means the same
+    /// Guest memory; `size=256M` is accepted, too
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
     memory: u64,
-    /// Number of vCPUs; `boot=1` means the same
+    /// Number of vCPUs; `boot=1` is accepted, too
     #[arg(long, value_name = "N", default_value = "1", value_parser = cpus)]
     cpus: u8,
     /// The serial port is the terminal's: nothing else can be asked for
@@ -40,7 +40,7 @@ pub(super) struct BootArgs {
     /// There is no other console: nothing else can be asked for
     #[arg(long, value_parser = ["off"], hide = true)]
     console: Option<String>,
-    /// Let `minivm snapshot` save the machine while it runs: a Unix socket, made here and removed at the end
+    /// Unix socket at which `minivm snapshot` can save the machine while it runs; it is removed at the end
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
     #[command(flatten)]

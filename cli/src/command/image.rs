@@ -22,21 +22,23 @@ use super::{EXIT_ERROR, units};
 /// How long a line is at most that tells of what can't be removed: the longest path and more.
 const LINE_MAX: usize = 5000;
 
-/// When to ask a registry.
+/// When a registry is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Pull {
-    /// For what isn't here
+    /// If the image isn't cached
     Missing,
-    /// Always for what the tag stands for now
+    /// To look up what the tag stands for now
     Always,
-    /// Never
+    /// Not at all
     Never,
 }
 
 #[derive(Args)]
 pub(super) struct ImageArgs {
-    /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
-    /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
+    /// Container image, such as python:3-alpine
+    ///
+    /// NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG], oci-archive:FILE, tar:FILE (a `docker
+    /// export`), dir:FOLDER, or - for an archive on stdin.
     #[arg(value_name = "IMAGE", value_parser = source)]
     pub(super) image: Source,
     #[command(flatten)]
@@ -46,10 +48,10 @@ pub(super) struct ImageArgs {
 #[derive(Args)]
 pub(super) struct PullArgs {
     /// When to ask a registry
-    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
+    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN", hide_short_help = true)]
     pull: Pull,
-    /// Say nothing but errors
-    #[arg(short, long)]
+    /// Print no progress and no warnings, only errors
+    #[arg(short, long, hide_short_help = true)]
     pub(super) quiet: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The command line: what `minivm` understands, and which module does it.
+//! The command line: `minivm`'s subcommands, and the module of each.
 
 mod accel;
 mod boot;
@@ -55,36 +55,36 @@ pub(crate) struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     boot: boot::BootArgs,
-    /// Tell on stderr what happens; twice for every exit to unknown addresses
+    /// Log to stderr; -vv also logs accesses to unmapped addresses
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a command in a machine made from a container image
+    /// Run a command or Python code in a machine made from a container image, or in another sandbox
     Run(Box<run::RunArgs>),
-    /// Run the same code in all sandboxes, side by side
+    /// Run the same code in all sandboxes and compare them
     Compare(compare::CompareArgs),
-    /// Make an initramfs of a container image
+    /// Make an initramfs from a container image
     Build(build::BuildArgs),
-    /// Make, list and remove templates: machines that are saved when they are ready
+    /// Create, list and remove templates: saved machines that are ready to run a command
     #[command(subcommand)]
     Template(template::TemplateCommand),
-    /// Save a machine that runs, started with --control SOCKET, in a folder
+    /// Save a running machine, started with --control SOCKET, in a folder
     Snapshot(snapshot::SnapshotArgs),
-    /// Run a machine from where it was saved
+    /// Resume a machine from the folder that it was saved in
     Restore(snapshot::RestoreArgs),
-    /// Run Python code in Pyodide in Deno in gVisor in a machine
+    /// Run Python code in Pyodide, in Deno, in gVisor, in a machine: four sandboxes around it
     Turducken(turducken::TurduckenArgs),
-    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
+    /// Remove cached images, archives and unnamed templates, and end idle labs
     ///
-    /// What can't be removed is told by name, and the exit code is 125 then. By itself the cache keeps within
-    /// MINIVM_CACHE_SIZE, 10G if that isn't set: what was used longest ago goes when something new has come.
+    /// Names what it can't remove, and exits with code 125 then. Without it the cache stays within MINIVM_CACHE_SIZE, 10G if that isn't
+    /// set: a new entry evicts those that were used longest ago.
     Prune,
-    /// Tell what works on this host, why not, and the command that mends it
+    /// Check what works on this host, with the reason and the command that mends what doesn't
     Doctor(doctor::DoctorArgs),
-    /// Run a command of this host's on an emulated machine with real KVM, with your rights and no jail around it
+    /// Run one of this host's commands on an emulated machine with real KVM, with your rights and no jail
     Lab(lab::LabArgs),
     /// The lab's process 1
     #[command(name = minivm_machine::lab::INIT_COMMAND, hide = true)]
@@ -101,8 +101,8 @@ enum Command {
 }
 
 impl Cli {
-    /// Understands the command line, or ends with what is wrong with it.
-    pub(crate) fn understand() -> Self {
+    /// Parses the command line. Where that is wrong, ends this process with the reason and code 2.
+    pub(crate) fn parse_line() -> Self {
         let mut command = Cli::command();
         let matches = command.get_matches_mut();
         if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
@@ -112,7 +112,7 @@ impl Cli {
         Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
     }
 
-    /// Does what the command line says, unless what this process was given by others is of no use.
+    /// Runs the command, unless this process inherited something that it can't work with.
     pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
         if let Err(error) = self.check(inherited) {
@@ -237,4 +237,29 @@ impl log::Log for StderrLog {
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The most flags that `-h` shows of a command, -v and -h beside them.
+    const FIRST_NEEDED: usize = 10;
+
+    #[test]
+    fn short_help_shows_the_flags_that_people_need_first() {
+        for command in Cli::command().get_subcommands() {
+            let shown = command.get_arguments().filter(|argument| {
+                !argument.is_positional()
+                    && !argument.is_hide_set()
+                    && !argument.is_hide_short_help_set()
+            });
+            let shown: Vec<_> = shown.map(clap::Arg::get_id).collect();
+            assert!(
+                shown.len() <= FIRST_NEEDED,
+                "{}: {shown:?}",
+                command.get_name()
+            );
+        }
+    }
 }

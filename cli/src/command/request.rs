@@ -13,56 +13,93 @@ use minivm_sandbox::{Capability, Entrypoint, Task};
 use super::tmpfs::tmpfs;
 use super::{units, variables};
 
-/// As container users know them.
+/// Flags of `run` that container users know.
 #[derive(Args)]
 pub(super) struct RequestArgs {
-    /// Set an environment variable; without a value, pass the host's on
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    /// Set an environment variable; without a value, pass the host's
+    #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "Environment")]
     env: Vec<OsString>,
-    /// Read environment variables from a file, a line each
-    #[arg(long, value_name = "FILE")]
+    /// Read environment variables from a file, one a line
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Environment",
+        hide_short_help = true
+    )]
     env_file: Vec<PathBuf>,
     /// Working folder
-    #[arg(short, long, value_name = "FOLDER")]
+    #[arg(
+        short,
+        long,
+        value_name = "FOLDER",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     workdir: Option<OsString>,
-    /// User, and group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
+    /// User and group, by name or number
+    #[arg(
+        short,
+        long,
+        value_name = "USER[:GROUP]",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     user: Option<String>,
-    /// Run this program instead of the image's entrypoint; an empty one means none
-    #[arg(long, value_name = "PROGRAM")]
+    /// Program to run instead of the image's entrypoint; an empty value means no entrypoint
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     entrypoint: Option<OsString>,
-    /// The machine's name; the guest's host name too, where --hostname doesn't say otherwise
-    #[arg(long, value_name = "NAME")]
+    /// Machine's name, and the guest's host name unless --hostname is given
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     name: Option<String>,
-    /// The guest's host name
-    #[arg(long, value_name = "NAME")]
+    /// Guest's host name
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     hostname: Option<String>,
-    /// Let nothing be written to the root file system
-    #[arg(long)]
+    /// Mount the root file system read-only
+    #[arg(long, help_heading = "Container", hide_short_help = true)]
     read_only: bool,
     /// Let the command gain privileges by set-user-ID programs and file capabilities
-    #[arg(long)]
+    #[arg(long, help_heading = "Container", hide_short_help = true)]
     privileged: bool,
     /// Set a resource limit, such as nofile=1024 or nproc=100:200
-    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit, help_heading = "Container", hide_short_help = true)]
     ulimit: Vec<Rlimit>,
     /// Size of /dev/shm
-    #[arg(long, value_name = "SIZE", value_parser = shm_size)]
+    #[arg(long, value_name = "SIZE", value_parser = shm_size, help_heading = "Container", hide_short_help = true)]
     shm_size: Option<u64>,
-    /// Mount a file system in memory, with mount's options and tmpfs's own
-    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs)]
+    /// Mount a file system in memory, with options of mount's and of tmpfs's
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs, help_heading = "Container", hide_short_help = true)]
     tmpfs: Vec<Tmpfs>,
-    /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
-    #[arg(long, value_name = "SRC:DST", value_parser = files_in)]
+    /// Copy a file or folder into the guest before CMD runs; a DST that ends with / is a folder
+    #[arg(long, value_name = "SRC:DST", value_parser = files_in, help_heading = "Files")]
     copy_in: Vec<Files>,
-    /// Copy a file or folder out of the guest when the command has ended
-    #[arg(long, value_name = "SRC:DST", value_parser = files)]
+    /// Copy a file or folder out of the guest when CMD has ended
+    #[arg(long, value_name = "SRC:DST", value_parser = files, help_heading = "Files")]
     copy_out: Vec<Files>,
-    /// Copy them at the time limit, too: CMD is killed, and they are copied as they are then
-    #[arg(long, requires = "copy_out")]
+    /// Copy out at the time limit, too, as the files are when CMD has been killed
+    #[arg(
+        long,
+        requires = "copy_out",
+        help_heading = "Files",
+        hide_short_help = true
+    )]
     copy_out_on_timeout: bool,
-    /// How long that may take
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = units::duration, requires = "copy_out_on_timeout")]
+    /// How long copying out may take after the time limit
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = units::duration, requires = "copy_out_on_timeout", help_heading = "Files", hide_short_help = true)]
     copy_out_grace: Duration,
 }
 

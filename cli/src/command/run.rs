@@ -41,55 +41,62 @@ const CAPTURED: u64 = 16 << 20;
                   Ctrl-C goes to CMD, and a second one within ten seconds ends the machine; with -t, Ctrl-A x ends it."
 )]
 pub(super) struct RunArgs {
-    /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
-    /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
-    /// [default, with --code or `-- CMD`: $MINIVM_IMAGE, or one with Python]
+    /// Container image, such as python:3-alpine [default, with --code or `-- CMD`: $MINIVM_IMAGE, or an image with Python]
+    ///
+    /// NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG], oci-archive:FILE, tar:FILE (a `docker
+    /// export`), dir:FOLDER, or - for an archive on stdin.
     #[arg(value_name = "IMAGE", value_parser = image::source, required_unless_present_any = ["code", "command", "template"])]
     image: Option<Source>,
     /// Run this Python code instead of a command
-    #[arg(long, value_name = "PYTHON", conflicts_with_all = ["command", "words"])]
+    #[arg(long, value_name = "PYTHON", conflicts_with_all = ["command", "words"], help_heading = "What to run, and where")]
     code: Option<String>,
-    /// Where to run it
-    #[arg(long, value_enum, default_value_t = Backend::Microvm, value_name = "BACKEND")]
+    /// Sandbox to run it in
+    #[arg(long, value_enum, default_value_t = Backend::Microvm, value_name = "BACKEND", help_heading = "What to run, and where")]
     backend: Backend,
     #[command(flatten)]
     pull: PullArgs,
     /// Pass stdin on to CMD
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Input and output")]
     interactive: bool,
     /// Give CMD a terminal
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Input and output")]
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory, at least 64M and three times the image [default: 256M, three times the image, and 8K for each of its
-    /// files]
-    #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
+    /// Guest memory [default: 256M, three times the image, and 8K for each of its files]
+    ///
+    /// At least 64M and three times the image.
+    #[arg(short, long, value_name = "SIZE", value_parser = units::bytes, help_heading = "Limits")]
     memory: Option<u64>,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX as i64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX as i64), hide_short_help = true, help_heading = "Machine")]
     cpus: u8,
-    /// End CMD after this time, counted from its start
-    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    /// Kill CMD this long after its start
+    #[arg(long, value_name = "DURATION", value_parser = units::duration, help_heading = "Limits")]
     timeout: Option<Duration>,
-    /// Pass on at most so much of stdout, and of stderr
-    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    /// Most bytes of stdout, and of stderr, that are passed on
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes, hide_short_help = true, help_heading = "Limits")]
     max_output: Option<u64>,
-    /// Another kernel: an ELF vmlinux or a bzImage
-    #[arg(long, value_name = "FILE")]
+    /// Guest kernel, an ELF vmlinux or a bzImage [default: the one that `cargo xtask setup` made]
+    #[arg(
+        long,
+        value_name = "FILE",
+        hide_short_help = true,
+        help_heading = "Machine"
+    )]
     kernel: Option<PathBuf>,
-    /// Go on from this template, which `minivm template create` has made: its image, kernel, memory and vCPUs
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "cold", "memory", "cpus", "kernel", "backend", "no_rings"])]
+    /// Resume this template, made by `minivm template create`, with its image, kernel, memory and vCPUs
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "cold", "memory", "cpus", "kernel", "backend", "no_rings"], hide_short_help = true, help_heading = "Machine")]
     template: Option<String>,
-    /// Boot a machine of its own, and don't go on from one that was saved; the variable MINIVM_COLD means the same
-    #[arg(long)]
+    /// Boot the machine instead of resuming a saved one; the variable MINIVM_COLD does the same
+    #[arg(long, hide_short_help = true, help_heading = "Machine")]
     cold: bool,
-    /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
-    #[arg(long, conflicts_with = "tty")]
+    /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on
+    #[arg(long, conflicts_with = "tty", help_heading = "Input and output")]
     pub(super) json: bool,
     #[command(flatten)]
     accel: AccelArg,
-    /// Nothing is kept anyway: container users are used to it
+    /// Accepted as container users type it: nothing of a run is kept anyway
     #[arg(long, hide = true)]
     rm: bool,
     /// Send every byte through the UART, and none through guest memory
@@ -97,7 +104,7 @@ pub(super) struct RunArgs {
     no_rings: bool,
     #[arg(num_args = 0.., allow_hyphen_values = true, value_name = "CMD", hide = true)]
     words: Vec<OsString>,
-    /// The command and its arguments; without one, the image's own
+    /// Command and its arguments [default: the image's own]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }

@@ -18,21 +18,23 @@ use super::{units, unwrapped};
 
 #[derive(Subcommand)]
 pub(super) enum TemplateCommand {
-    /// Boot a machine from an image until it is ready, and save it: `minivm run --template NAME` goes on from there
+    /// Boot a machine from an image until it is ready, and save it: `minivm run --template NAME` resumes it
     Create(CreateArgs),
-    /// List them
+    /// List templates
     Ls {
         /// Print a JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Remove templates; machines that run keep what they need
+    /// Remove templates; running machines keep what they need of them
     Rm {
+        /// Templates to remove
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Print all that is known of one, as JSON
+    /// Print what is known of a template, as JSON
     Inspect {
+        /// Template to inspect
         #[arg(value_name = "NAME")]
         name: String,
     },
@@ -40,13 +42,13 @@ pub(super) enum TemplateCommand {
 
 #[derive(Args)]
 pub(super) struct CreateArgs {
-    /// What it is to be called: letters, digits, - and _
+    /// Template's name: letters, digits, - and _
     #[arg(value_name = "NAME")]
     name: String,
-    /// The image, as for `minivm run`
+    /// Container image, as for `minivm run`
     #[arg(value_name = "IMAGE", value_parser = image::source)]
     image: Source,
-    /// Go on until Python has started and has run this code, such as imports; `python3` alone starts it with nothing imported
+    /// Save the machine when Python has run this code, such as imports; `python3` alone starts Python and imports nothing
     #[arg(long, value_name = "PYTHON", value_parser = warm)]
     warm: Option<String>,
     /// Guest memory, as for `minivm run`
@@ -55,7 +57,7 @@ pub(super) struct CreateArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX as i64))]
     cpus: u8,
-    /// Another kernel
+    /// Guest kernel, as for `minivm run`
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     #[command(flatten)]

@@ -32,22 +32,22 @@ microVM ▸ gVisor ▸ Deno ▸ Pyodide
     after_help = "Exit code: the code's own; 124 at the time limit; 125 when minivm failed; 128 when gVisor failed; 137 out of memory."
 )]
 pub(super) struct TurduckenArgs {
-    /// The Python code
+    /// Python code to run
     #[arg(short, long, value_name = "CODE", default_value = "print(2+2)")]
     code: String,
-    /// End it after this time, counted from gVisor's start
+    /// Kill the code this long after gVisor's start
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = units::duration)]
     timeout: Duration,
-    /// Memory of the machine
+    /// Guest memory
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
-    /// Another kernel: an ELF vmlinux or a bzImage
+    /// Guest kernel, an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
+    /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on
     #[arg(long)]
     pub(super) json: bool,
-    /// Say nothing but errors
+    /// Print no picture and no warnings, only errors
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]

@@ -15,10 +15,10 @@ use serde::Serialize;
     after_help = "Exit code: 0 if a machine can be run here, on KVM or in the lab; with --fix, if all sandboxes can."
 )]
 pub(super) struct DoctorArgs {
-    /// Print a JSON array, one object a check
+    /// Print a JSON array with an object for each check
     #[arg(long)]
     json: bool,
-    /// Install what sandboxes lack, before all is checked
+    /// Install what sandboxes lack before the checks
     #[arg(long)]
     fix: bool,
 }
