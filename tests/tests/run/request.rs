@@ -213,7 +213,7 @@ fn what_cannot_be_is_said_before_a_machine_is_started() {
         ),
         (
             &["-t"],
-            "minivm: -t needs a terminal, and stdin or stdout is none: leave it out\n",
+            "minivm: -t needs a terminal, and stdin or stdout is not one: leave it out\n",
         ),
         (
             &["--env-file", "/nowhere"],
