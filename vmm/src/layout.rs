@@ -25,8 +25,8 @@
 //!              └──────────────────────────────┘
 //! ```
 //!
-//! The low addresses are the conventional ones of x86 boot loaders. Nothing of ours has to survive the first moments
-//! of the kernel, except what the e820 map reserves from 0xe0000 on.
+//! The low addresses are the conventional ones of x86 boot loaders. None of this data has to survive the first moments
+//! of the kernel, except the part from 0xe0000 on that the e820 map reserves.
 
 use vm_memory::GuestAddress;
 
@@ -57,13 +57,13 @@ pub const SETUP_DATA: GuestAddress = GuestAddress(0xf_0000);
 pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
 /// The ACPI tables' first byte; the RSDP stands here, where old kernels search for it.
 pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
-/// Where a PC's firmware starts in real mode. A kernel that asks the firmware for a reset jumps there, see `power`.
+/// The reset vector, where a PC's firmware starts in real mode. A kernel that asks the firmware for a reset jumps there.
 pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// The first byte behind the ACPI tables and the reset vector.
 pub const ACPI_END: GuestAddress = GuestAddress(0x10_0000);
 /// RAM above 1 MiB: kernels are loaded at or above it.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
-/// Where RAM is interrupted for the interrupt controllers' registers.
+/// The hole in RAM: from here to 4 GiB are the interrupt controllers' registers.
 pub const HOLE: GuestAddress = GuestAddress(0xc000_0000);
 /// The IOAPIC's registers.
 pub const IOAPIC: GuestAddress = GuestAddress(0xfec0_0000);
@@ -71,7 +71,7 @@ pub const IOAPIC: GuestAddress = GuestAddress(0xfec0_0000);
 pub const LOCAL_APIC: GuestAddress = GuestAddress(0xfee0_0000);
 /// Three pages that KVM uses on Intel processors to emulate real mode.
 pub const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
-/// Where RAM goes on behind the hole.
+/// The first address behind the hole, where RAM continues.
 pub const ABOVE_HOLE: GuestAddress = GuestAddress(0x1_0000_0000);
 
 /// COM1's first I/O port: the console.
@@ -84,12 +84,12 @@ pub const COM2_PORT: u16 = 0x2f8;
 pub const COM2_IRQ: u8 = 3;
 /// A UART's eight registers.
 pub const COM_PORTS: u16 = 8;
-/// The keyboard controller's command port; the pulse of its reset line is all we know of it.
+/// The keyboard controller's command port; the pulse of its reset line is the only command that is emulated.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// ACPI's sleep control and sleep status registers, one port each.
 pub const ACPI_SLEEP_PORT: u16 = 0x600;
 
-/// How `bytes` of RAM are laid out: address and size of the part below the hole, and of the part above it if there is one.
+/// Returns the layout of `bytes` of RAM: address and size of the part below the hole, and of the part above it if there is one.
 pub fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
     let low = bytes.min(HOLE.0);
     let mut parts = vec![(GuestAddress(0), low)];
