@@ -2,7 +2,7 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 mod code;
 
@@ -17,7 +17,7 @@ use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset,
 const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 /// `jmp $`: loops for ever.
 const LOOP: [u8; 2] = [0xeb, 0xfe];
-/// How long anything here may take.
+/// The limit for a hang.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Passes every byte on to a channel.
@@ -38,7 +38,7 @@ fn config(code: &[&[u8]]) -> Config {
     Config::new(Kernel::Code(code.concat()))
 }
 
-/// A machine that runs `code`, and what it writes to COM1.
+/// Builds a machine that runs `code`; returns it with the receiver of its output to COM1.
 fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
     let (tap, output) = channel();
     (
@@ -50,7 +50,7 @@ fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
     )
 }
 
-/// Runs `code` to its end: how it ended, and what it wrote to COM1.
+/// Runs `code` to its end; returns the outcome and the output to COM1.
 fn run(code: &[&[u8]]) -> (Outcome, Vec<u8>) {
     let (machine, output) = machine(code);
     let control = machine.control();
@@ -141,7 +141,7 @@ fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
         0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
     ];
     let place = place(0x3_0000, &second);
-    // Long enough for the first look at who is halted to find the second vCPU not started yet.
+    // Long enough for the first check for halted vCPUs to find the second one not started yet.
     let spin = [0xb9, 0x00, 0x00, 0x04, 0x00, 0xff, 0xc9, 0x75, 0xfc]; // mov ecx, 0x40000; dec ecx; jnz
     let wake = wake(0x30);
     let code = [

@@ -1,8 +1,8 @@
-//! Machines made ahead, of a few bytes of code: handed out once, made again, and gone with their pool.
+//! Machines of a few bytes of code, made ahead of time: handed out once, made again, and gone with their pool.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
 
-/// How long anything here may take, also in the lab, on a machine that has other things to do.
+/// The limit for a hang, also in the lab, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Tests share this process, and count what it has.
+/// A lock for the tests, which share this process and count its descriptors and threads.
 static PROCESS: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -40,7 +40,7 @@ impl Write for Kept {
     }
 }
 
-/// A guest that counts in memory how often it has been run, tells, and resets. Saved before its first instruction.
+/// Saves a guest, before its first instruction, that counts its runs in memory, writes the count, and resets.
 #[rustfmt::skip]
 fn saved() -> (TempDir, Snapshot) {
     let code = [
@@ -56,7 +56,7 @@ fn saved() -> (TempDir, Snapshot) {
     (folder, snapshot)
 }
 
-/// Takes a machine and runs it to its end: it is to be the first that runs it.
+/// Takes a machine and runs it to its end, and checks that it had not run before.
 fn take_and_run(pool: &Pool) {
     let console = Kept::default();
     let machine = Builder::restore_prepared(pool.take().unwrap())
@@ -75,7 +75,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// How many descriptors of KVM's this process has, and how many threads of pools.
+/// Returns the number of this process's descriptors of KVM's, and of its threads of pools.
 fn in_use() -> (usize, usize) {
     let entries = |path: &str| {
         fs::read_dir(path)
@@ -155,7 +155,7 @@ fn dropped_it_leaves_no_thread_and_no_descriptor() {
     );
     let taken = pool.take().unwrap();
     drop(pool);
-    // What was taken is its taker's.
+    // A machine that was taken outlives its pool.
     assert_eq!(
         Builder::restore_prepared(taken)
             .build()
@@ -252,7 +252,7 @@ fn with_few_descriptors() {
     });
 }
 
-/// What this process has used of the processors, in hundredths of a second.
+/// Returns the processor time that a process has used, in hundredths of a second.
 fn processor_time(stat: &fs::File) -> u64 {
     let mut text = [0; 1024];
     let len = stat.read_at(&mut text, 0).unwrap();

@@ -1,8 +1,8 @@
-//! Machines of a few bytes of code that are saved and go on: in this process, in another one, many times.
+//! Machines of a few bytes of code that are saved and continue: in this process, in another one, many times.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 mod code;
 
@@ -21,7 +21,7 @@ use minivm_vmm::{
 };
 use sha2::{Digest, Sha256};
 
-/// How long anything here may take, also in the lab, on a machine that has other things to do.
+/// The limit for a hang, also in the lab, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Passes every byte on to a channel.
@@ -29,7 +29,7 @@ struct Tap(Sender<u8>);
 
 impl Write for Tap {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Nobody may be there to read any more.
+        // The receiver may be gone.
         let _ = bytes.iter().try_for_each(|byte| self.0.send(*byte));
         Ok(bytes.len())
     }
@@ -65,14 +65,14 @@ impl Running {
         }
     }
 
-    /// What it writes until it has written `count` bytes.
+    /// Returns the machine's next `count` bytes of output.
     fn read(&self, count: usize) -> Vec<u8> {
         (0..count)
             .map(|_| self.output.recv_timeout(DEADLINE).unwrap())
             .collect()
     }
 
-    /// Runs it to its end: what it writes until then.
+    /// Runs the machine to its end; returns its output until then.
     fn finish(mut self) -> Vec<u8> {
         let start = Instant::now();
         while !self.control.has_ended() && start.elapsed() < DEADLINE {
@@ -87,7 +87,7 @@ impl Running {
         self.runner.take().unwrap().join().unwrap().unwrap()
     }
 
-    /// Stops it: what it has written that wasn't read.
+    /// Stops the machine; returns its output that wasn't read.
     fn stop(mut self) -> Vec<u8> {
         self.control.stop();
         assert_eq!(self.join(), Outcome::Stopped);
@@ -95,10 +95,10 @@ impl Running {
     }
 }
 
-/// How many bytes [`computation`] writes before it sums up.
+/// The number of bytes that [`computation`] writes before its sum.
 const STEPS: u32 = 6000;
 
-/// Machine code for `Config`, with the rest as it mostly is here.
+/// Returns a machine that runs `code`, with the rest as most tests here have it.
 fn machine(code: &[&[u8]]) -> Config {
     Config {
         memory: 64 << 20,
@@ -106,8 +106,8 @@ fn machine(code: &[&[u8]]) -> Config {
     }
 }
 
-/// Writes a sequence of pseudo-random numbers' low bytes to COM1, sums the numbers up in memory, writes the sum, resets.
-/// Whatever is lost of its registers, its memory or its output, and whatever is done twice, shows in what it writes.
+/// A guest that writes a sequence of pseudo-random numbers' low bytes to COM1, sums the numbers up in memory, writes the sum,
+/// and resets. Any loss of its registers, its memory or its output, and anything that is done twice, shows in its output.
 fn computation() -> Config {
     #[rustfmt::skip]
     let code = [
@@ -131,7 +131,7 @@ fn computation() -> Config {
     machine(&[&code])
 }
 
-/// What [`computation`] writes.
+/// Returns the output of [`computation`].
 fn computed() -> Vec<u8> {
     let (mut number, mut sum) = (1u32, 0u32);
     let mut output = Vec::new();
@@ -146,9 +146,9 @@ fn computed() -> Vec<u8> {
     output
 }
 
-/// Runs a machine until it has written `count` bytes or a few more, saves it, and stops it: what it wrote.
+/// Runs a machine until it has written `count` bytes or a few more, saves it, and stops it; returns its output.
 ///
-/// On a busy host the machine may have ended before we get to it; then another one is tried.
+/// On a busy host the machine may have ended before it is paused; then another one is tried.
 fn saved_after(count: usize, mut builder: impl FnMut() -> Builder, folder: &Path) -> Vec<u8> {
     for _ in 0..50 {
         let running = Running::start(builder());
@@ -204,8 +204,7 @@ fn it_goes_on_in_another_process_a_hundred_times() {
     }
 }
 
-/// Reads a byte from the running machine's COM2 after another: what a second vCPU writes there. They are to be
-/// consecutive, from 1 on.
+/// Checks the bytes that a second vCPU has written to COM2: they are consecutive, from 1 on.
 fn assert_consecutive(bytes: &[u8]) {
     for (at, byte) in bytes.iter().enumerate() {
         assert_eq!(usize::from(*byte), (at + 1) % 256, "at {at}");
@@ -236,13 +235,13 @@ fn two_at_work() -> Config {
 
 #[test]
 fn two_vcpus_go_on() {
-    // When the second one gets a processor is the host's business: on a busy one it may not have begun when the first is saved,
-    // or be done. What counts is right in any case.
+    // The host decides when the second one gets a processor: on a busy one it may not have begun when the machine is saved, or
+    // be done. Its bytes are checked in any case.
     let both_at_work = |count| (0..20).any(|_| two_vcpus_are_saved_after(count));
     assert!(both_at_work(100) && both_at_work(2000));
 }
 
-/// Saves after the first one has written `count` bytes; tells whether the second was at work before and after.
+/// Saves after the first one has written `count` bytes; returns whether the second was at work before and after.
 fn two_vcpus_are_saved_after(count: usize) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let mut taps = None;
@@ -589,7 +588,7 @@ fn a_string_instruction_goes_on_from_its_middle() {
     }
 }
 
-/// Where a [`vector_computation`] tells how many numbers are left to compute; the last number follows.
+/// The address at which a [`vector_computation`] keeps how many numbers are left to compute; the last number follows.
 const LEFT: u64 = 0x18_0000;
 
 /// The [`computation`]'s sequence, computed four- or eightfold in a vector register, in ring 3: even a KVM that emulates ring
@@ -652,12 +651,12 @@ fn vector_computation(numbers: u32, avx: bool) -> Config {
     machine(&[&common, switch, &user, &start, compute])
 }
 
-/// What is left to do for a [`vector_computation`], and the last number if that is nothing.
+/// Returns how many numbers a [`vector_computation`] has left to compute, and the last number when none is left.
 fn progress(memory: &Memory) -> (u32, u32) {
     (memory.load(LEFT).unwrap(), memory.load(LEFT + 4).unwrap())
 }
 
-/// Runs a [`vector_computation`] to its end: the last number.
+/// Runs a [`vector_computation`] to its end; returns the last number.
 fn last_number(builder: Builder) -> u32 {
     let machine = builder.build().unwrap();
     let memory = machine.memory();

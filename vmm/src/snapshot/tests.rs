@@ -1,5 +1,4 @@
-//! Snapshots of machines that never were: what is saved, what is refused, and what is left when saving doesn't succeed. No
-//! KVM is needed for any of it.
+//! Snapshots of made-up machines: saving and restoring, refusals, and the remains of a save that fails. None of it needs KVM.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -34,7 +33,7 @@ fn fill(ram: &GuestRam, pages: &[(u64, u8)]) {
     }
 }
 
-/// The byte that fills each page of interest, and whether it does.
+/// Returns the byte that fills a page, and checks that it does.
 fn byte_of(ram: &GuestRam, page: u64) -> u8 {
     let mut bytes = [0; PAGE];
     ram.map()
@@ -175,7 +174,7 @@ fn clones_never_see_one_anothers_writes() {
 fn a_clone_can_be_saved_itself() {
     let (folder, second) = (saved(), tempfile::tempdir().unwrap());
     let ram = restored(&Snapshot::open(folder.path()).unwrap());
-    // One more, one changed, one erased, and one that nobody has touched.
+    // One page more, one changed, one erased, and one untouched.
     fill(&ram, &[(3, 3), (1, 11), (5, 0), (4000, 40), (4001, 0)]);
     save_ram(second.path(), &ram, 8).unwrap();
     // In place of the one that it is a clone of, too.
@@ -212,7 +211,7 @@ fn flags_at(address: u64) -> Vec<String> {
     panic!("nothing is mapped at {address:#x}");
 }
 
-/// How many pages of a machine's RAM are its own.
+/// Returns how many pages of a machine's RAM are its own.
 fn own_pages(ram: &GuestRam) -> u64 {
     let (_, size, host) = ram.regions().next().unwrap();
     let own = sparse::touched(host, size, sparse::Present::Own).unwrap();
@@ -594,10 +593,10 @@ fn what_is_no_file_is_never_replaced_by_a_state() {
             make(&path);
             let before = fs::symlink_metadata(&path).unwrap();
             let error = save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap_err();
-            let told = error.to_string();
+            let text = error.to_string();
             assert!(
-                told.contains(name) && told.contains("not a regular file"),
-                "{what}: {told}"
+                text.contains(name) && text.contains("not a regular file"),
+                "{what}: {text}"
             );
             let after = fs::symlink_metadata(&path).unwrap();
             assert_eq!(
@@ -650,7 +649,7 @@ fn save_for_ever(folder: &Path) -> ! {
         );
         save_ram(folder, &ram, (number | 1).into()).unwrap();
     }
-    panic!("nobody killed this");
+    panic!("this process was not killed");
 }
 
 #[test]
@@ -683,7 +682,7 @@ fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
     }
 }
 
-/// How often, unless `MINIVM_TEST_KILLS` says otherwise.
+/// The number of kills, unless `MINIVM_TEST_KILLS` has another.
 const KILLS: u64 = 100;
 
 fn assert_whole(snapshot: &Snapshot) {
