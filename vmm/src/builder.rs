@@ -103,7 +103,7 @@ impl Builder {
         }
     }
 
-    /// Sends what the guest writes to COM1, the console, to `output`: a byte a call, from a vCPU's thread.
+    /// Sends the guest's output on COM1, the console, to `output`: a byte a call, from a vCPU's thread.
     pub fn console_output(mut self, output: impl Write + Send + 'static) -> Self {
         self.com1.output = Box::new(output);
         self
@@ -115,7 +115,7 @@ impl Builder {
         self
     }
 
-    /// Sends what the guest writes to COM2 to `output`: a byte a call, from a vCPU's thread.
+    /// Sends the guest's output on COM2 to `output`: a byte a call, from a vCPU's thread.
     pub fn com2_output(mut self, output: impl Write + Send + 'static) -> Self {
         self.com2.output = Box::new(output);
         self

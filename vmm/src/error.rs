@@ -145,7 +145,7 @@ impl Error {
         }
     }
 
-    /// Wraps the failure to get `what` from the host; made to stand in a `map_err`.
+    /// Wraps the failure to get the resource `what` from the host; made to stand in a `map_err`.
     pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::Host {
             what,

@@ -1,5 +1,4 @@
-//! The initramfs: bytes at the top of low RAM. The kernel copies what is in it into its first root file system and
-//! gives the memory back.
+//! The initramfs: an archive at the top of low RAM. The kernel unpacks it into its first root file system and frees the memory.
 
 use std::fs::File;
 use std::io;

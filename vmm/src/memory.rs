@@ -420,7 +420,7 @@ mod tests {
         assert_eq!(left(&pages), [(8, 16)]);
         let pages = [(5 * MIB, 7 * MIB), page(16 * MIB - 4096)];
         assert_eq!(left(&pages), [(8, 12)]);
-        // A set is read from a file, and may say anything.
+        // A set is read from a file, and may hold any range.
         assert_eq!(
             left(&[(u64::MAX - 1, u64::MAX), (9 * MIB, 5 * MIB)]),
             [(4, 16)]

@@ -32,7 +32,7 @@ pub enum Outcome {
     /// The guest shut down in good order and then halted every vCPU: `halt`.
     Halted,
     /// Every vCPU halted with its interrupts off, which nothing can end, and the guest had not shut down before: bare
-    /// code's `cli; hlt`, or a kernel that gave up before it could say so.
+    /// code's `cli; hlt`, or a kernel that gave up early in its start.
     Stuck,
     /// [`Control::stop`](crate::Control::stop) ended it.
     Stopped,

@@ -61,7 +61,7 @@ pub enum KernelError {
     /// Two segments want the same place.
     #[error("it is damaged: its segments overlap at {0:#x}")]
     Overlap(u64),
-    /// The bzImage is too old to say what is needed to boot it.
+    /// The bzImage is too old: its header lacks fields that are needed to boot it.
     #[error("it speaks version {}.{:02} of the boot protocol: 2.12 (Linux 3.8) is the oldest that can be booted", .0 >> 8, .0 & 0xff)]
     OldProtocol(u16),
     /// The bzImage has no 64-bit entry point.

@@ -20,7 +20,7 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS is always 1; interrupts are off.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
-/// Memory type for what no MTRR covers (AMD APM vol. 2, "MTRRs").
+/// The memory type of addresses that no MTRR covers (AMD APM vol. 2, "MTRRs").
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE: u64 = 1 << 11;
 const MTRR_WRITE_BACK: u64 = 6;

@@ -173,7 +173,7 @@ impl VcpuState {
         Ok(table)
     }
 
-    /// Checks the sizes of what isn't of a fixed size.
+    /// Checks the sizes of the parts that aren't of a fixed size.
     pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
         if self.cpuid.is_empty() || self.cpuid.len() > CPUID_MAX {
             return Err("no vCPU has so many CPUID leaves");
