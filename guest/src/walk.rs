@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_has_what_can_be_read_and_not_what_the_size_says() {
+    fn a_copy_has_the_bytes_that_can_be_read_whatever_the_size_says() {
         // The sizes that they report are nothing, and a page.
         for path in [
             "/proc/self/limits",
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_file_nor_folder_is_named_and_what_is_too_large_is_refused_by_its_path() {
+    fn special_files_are_listed_and_too_large_ones_are_refused_by_path() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..12 {
             let socket = folder.path().join(format!("socket{number:02}"));

@@ -125,7 +125,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn every_byte_of_a_large_one_comes_to_its_place() {
+    fn a_large_initramfs_is_copied_whole() {
         let bytes: Vec<u8> = (0..40_000_001u32)
             .map(|i| (i % 251).to_le_bytes()[0])
             .collect();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stands_at_the_top_on_a_page_and_never_in_the_kernel() {
+    fn an_initramfs_is_placed_on_a_page_at_the_top_and_never_in_the_kernel() {
         assert_eq!(
             place(0x1234, 0, 0x10_0000),
             Some(Placed {

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_reader_has_taken_is_not_waited_for() {
+    fn bytes_that_another_reader_took_are_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let (pipe, pipes_writer) = io::pipe().unwrap();
         let (socket, sockets_writer) = UnixStream::pair().unwrap();

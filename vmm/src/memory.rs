@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_hole_has_no_block_that_is_touched() {
+    fn a_hole_loses_each_block_that_is_touched() {
         const MIB: u64 = 1 << 20;
         let left = |touched: &[(u64, u64)]| -> Vec<(u64, u64)> {
             let touched: Vec<_> = touched.iter().map(|part| part.0..part.1).collect();

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reset_means_what_the_interrupts_say() {
+    fn a_resets_outcome_depends_on_the_interrupts() {
         let of = Outcome::of_reset;
         assert_eq!(
             of(Reset::Line, Routing::Never),

@@ -115,7 +115,7 @@ fn a_memory_mapped_register_is_read_and_written() {
 }
 
 #[test]
-fn memory_that_is_not_there_reads_as_ones() {
+fn missing_memory_reads_as_ones() {
     // mov esi, 0xd0000000; mov al, [rsi]
     let read = [0xbe, 0x00, 0x00, 0x00, 0xd0, 0x8a, 0x06];
     let (outcome, output) = run(&[&map(0xd000_0000), &read, &SHOW, &RESET]);
@@ -132,7 +132,7 @@ fn halting_with_interrupts_off_is_noticed() {
 }
 
 #[test]
-fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
+fn a_machine_with_one_vcpu_halted_and_one_at_work_runs_on() {
     // The second vCPU's code, in real mode, at 0x30000: counts down for a while, says 'A', resets.
     let second = [
         0x66, 0xb9, 0x00, 0x00, 0x10, 0x00, // mov ecx, 0x100000
@@ -167,7 +167,7 @@ fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
 }
 
 #[test]
-fn an_interrupt_that_nobody_takes_is_lost_and_nothing_else() {
+fn an_interrupt_for_no_local_apic_is_lost_and_nothing_else() {
     // The IOAPIC's entry of COM1 (registers 0x18 and 0x19): lowest priority, logical, to 0xff, which no local APIC is.
     let register = |number: u8, value: u32| {
         let mut code = vec![0xbe, 0x00, 0x00, 0xc0, 0xfe]; // mov esi, IOAPIC
@@ -298,7 +298,7 @@ fn com2_is_a_uart_of_its_own() {
 }
 
 #[test]
-fn a_paused_machine_stands_still_and_goes_on() {
+fn a_paused_machine_stands_still_until_it_is_resumed() {
     // again: mov al, '.'; mov dx, 0x3f8; out dx, al; jmp again
     let (machine, output) = machine(&[&[0xb0, b'.'], &SHOW, &[0xeb, 0xf7]]);
     let control = machine.control();
@@ -341,7 +341,7 @@ fn a_machine_is_stopped_in_a_loop_while_paused_and_before_it_runs() {
 }
 
 #[test]
-fn an_output_that_nobody_reads_ends_the_machine_with_an_error() {
+fn an_output_without_a_reader_ends_the_machine_with_an_error() {
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
     let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);

@@ -109,7 +109,7 @@ fn each_machine_is_handed_out_once() {
 }
 
 #[test]
-fn it_is_refilled() {
+fn a_pool_is_refilled() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
@@ -124,7 +124,7 @@ fn it_is_refilled() {
 }
 
 #[test]
-fn one_that_keeps_none_ready_makes_them_in_the_call() {
+fn a_pool_that_keeps_none_ready_makes_machines_in_the_call() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 0).unwrap();
@@ -133,7 +133,7 @@ fn one_that_keeps_none_ready_makes_them_in_the_call() {
 }
 
 #[test]
-fn dropped_it_leaves_no_thread_and_no_descriptor() {
+fn a_dropped_pool_leaves_no_thread_and_no_descriptor() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     snapshot.check_host().unwrap();
@@ -198,7 +198,7 @@ fn a_memory_file_that_has_changed_is_refused_by_name() {
 }
 
 #[test]
-fn a_snapshot_that_is_deleted_is_as_good() {
+fn a_pool_still_makes_machines_of_a_deleted_snapshot() {
     let _alone = alone();
     let (folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 2).unwrap();
@@ -208,9 +208,9 @@ fn a_snapshot_that_is_deleted_is_as_good() {
 
 /// This test is both processes: the other one may have few descriptors.
 #[test]
-fn what_goes_wrong_is_told_once_and_not_tried_again_and_again() {
+fn an_error_is_returned_once_and_the_pools_thread_rests() {
     let _alone = alone();
-    let name = "what_goes_wrong_is_told_once_and_not_tried_again_and_again";
+    let name = "an_error_is_returned_once_and_the_pools_thread_rests";
     if std::env::var_os("MINIVM_TEST_FEW_DESCRIPTORS").is_some() {
         return with_few_descriptors();
     }
@@ -267,7 +267,7 @@ fn processor_time(stat: &fs::File) -> u64 {
 }
 
 #[test]
-fn threads_can_share_it() {
+fn threads_can_share_a_pool() {
     fn shared<T: Send + Sync>() {}
     shared::<Pool>();
 }

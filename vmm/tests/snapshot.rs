@@ -165,7 +165,7 @@ fn saved_after(count: usize, mut builder: impl FnMut() -> Builder, folder: &Path
 }
 
 #[test]
-fn a_machine_goes_on_where_it_was_saved() {
+fn a_restored_machine_continues_where_it_was_saved() {
     let folder = tempfile::tempdir().unwrap();
     for count in [1, 2, 500, 3000] {
         let mut output = saved_after(count, || Builder::new(computation()), folder.path());
@@ -178,8 +178,8 @@ fn a_machine_goes_on_where_it_was_saved() {
 
 /// This test is both processes: the other one is given the snapshot's folder, and a file for the output.
 #[test]
-fn it_goes_on_in_another_process_a_hundred_times() {
-    let name = "it_goes_on_in_another_process_a_hundred_times";
+fn a_machine_continues_in_another_process_a_hundred_times() {
+    let name = "a_machine_continues_in_another_process_a_hundred_times";
     if let Some(folder) = std::env::var_os("MINIVM_TEST_SNAPSHOT") {
         let snapshot = Snapshot::open(&folder).unwrap();
         let output = Running::start(Builder::restore(&snapshot)).finish();
@@ -234,7 +234,7 @@ fn two_at_work() -> Config {
 }
 
 #[test]
-fn two_vcpus_go_on() {
+fn two_vcpus_continue() {
     // The host decides when the second one gets a processor: on a busy one it may not have begun when the machine is saved, or
     // be done. Its bytes are checked in any case.
     let both_at_work = |count| (0..20).any(|_| two_vcpus_are_saved_after(count));
@@ -292,7 +292,7 @@ fn a_vcpu_that_was_not_started_yet_can_be_started() {
 }
 
 #[test]
-fn a_machine_that_was_saved_runs_on_itself() {
+fn a_saved_machine_runs_on_itself() {
     let folder = tempfile::tempdir().unwrap();
     let running = Running::start(Builder::new(computation()));
     let mut output = Vec::new();
@@ -356,7 +356,7 @@ fn clones_diverge_and_can_be_cloned() {
 }
 
 #[test]
-fn machines_made_ahead_go_on_as_well() {
+fn machines_made_ahead_continue_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let before = saved_after(100, || Builder::new(computation()), folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -368,7 +368,7 @@ fn machines_made_ahead_go_on_as_well() {
 }
 
 #[test]
-fn they_can_be_made_on_one_thread_and_run_on_another() {
+fn machines_can_be_made_on_one_thread_and_run_on_another() {
     fn shared<T: Send + Sync>() {}
     fn handed_over<T: Send>() {}
     shared::<Snapshot>();
@@ -449,7 +449,7 @@ fn only_a_paused_machine_is_saved() {
 }
 
 #[test]
-fn a_memory_file_that_changed_while_it_was_mapped_runs_nothing() {
+fn a_memory_file_that_changes_while_mapped_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     saved_after(100, || Builder::new(computation()), folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -483,7 +483,7 @@ fn a_memory_file_that_changed_while_it_was_mapped_runs_nothing() {
 }
 
 #[test]
-fn a_host_that_lacks_a_feature_is_told_its_name() {
+fn a_feature_that_the_host_lacks_is_named() {
     let folder = tempfile::tempdir().unwrap();
     saved_after(100, || Builder::new(computation()), folder.path());
     let path = folder.path().join("state");
@@ -557,7 +557,7 @@ fn a_full_disk_leaves_the_old_snapshot() {
 }
 
 #[test]
-fn a_string_instruction_goes_on_from_its_middle() {
+fn a_string_instruction_continues_from_its_middle() {
     const COUNT: u32 = 30_000;
     let [a, b, c, d] = COUNT.to_le_bytes();
     #[rustfmt::skip]
@@ -666,7 +666,7 @@ fn last_number(builder: Builder) -> u32 {
     number
 }
 
-fn vector_registers_go_on(numbers: u32, avx: bool) {
+fn vector_registers_continue(numbers: u32, avx: bool) {
     let expected = (0..numbers).fold(1u32, |mut number, _| {
         number ^= number << 13;
         number ^= number >> 17;
@@ -701,10 +701,10 @@ fn vector_registers_go_on(numbers: u32, avx: bool) {
 }
 
 #[test]
-fn vector_registers_go_on_the_widest_that_there_are() {
+fn the_widest_vector_registers_continue() {
     // The lab's processor has no AVX, and is slow.
     match is_x86_feature_detected!("avx2") {
-        true => vector_registers_go_on(30_000_000, true),
-        false => vector_registers_go_on(1_000_000, false),
+        true => vector_registers_continue(30_000_000, true),
+        false => vector_registers_continue(1_000_000, false),
     }
 }

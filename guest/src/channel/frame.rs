@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_beyond_the_limit_is_told_and_leaves_nothing() {
+    fn a_body_beyond_the_limit_is_refused_and_leaves_nothing() {
         let mut wire = vec![9];
         let body = |len| move |out: &mut Vec<u8>| out.resize(out.len() + len, 0);
         assert_eq!(

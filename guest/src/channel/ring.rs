@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_wait_is_not_rung() {
+    fn a_side_that_does_not_wait_gets_no_bell() {
         let ring = Plain::new(64, u32::MAX - 3);
         let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
         assert_eq!(

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_sees_offsets_and_nothing_else_answers_with_ones() {
+    fn a_device_gets_offsets_and_an_empty_address_reads_as_ones() {
         let fake = Arc::new(Mutex::new(Fake(Vec::new())));
         let mut bus = Bus::default();
         bus.attach(0x3f8..0x400, fake.clone());

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_becomes_the_message_that_its_entry_says() {
+    fn an_edge_becomes_its_entrys_message() {
         let (mut ioapic, sent) = ioapic();
         write(&mut ioapic, REG_TABLE + 9, 2 << 24);
         write(&mut ioapic, REG_TABLE + 8, 1 << 11 | 0x31);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn routing_tells_an_orderly_end_from_a_panic() {
+    fn routing_differs_between_shutdown_and_panic() {
         let (mut ioapic, _) = ioapic();
         assert_eq!(ioapic.routing(), Routing::Never);
         write(&mut ioapic, REG_TABLE + 8, 0x31);

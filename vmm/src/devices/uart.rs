@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_writes_comes_out_at_once() {
+    fn output_is_written_at_once() {
         let out = Shared::default();
         let mut uart = uart(Box::new(out.clone()));
         uart.write(0, b"h").unwrap();
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_driver_leaves_in_the_uart_is_still_a_cause() {
+    fn unread_input_is_still_an_interrupts_cause() {
         let mut uart = uart(Box::new(io::sink()));
         uart.write(IER.into(), &[IER_RECEIVED_DATA]).unwrap();
         uart.write(MCR.into(), &[MCR_RTS]).unwrap();
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn sending_is_a_cause_after_receiving() {
+    fn an_empty_transmitter_is_a_cause_after_received_data() {
         let mut uart = uart(Box::new(io::sink()));
         uart.receive(b"x").unwrap();
         uart.write(IER.into(), &[0x03]).unwrap();

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_goes_where_it_prefers_to_be() {
+    fn a_kernel_is_loaded_at_its_preferred_address() {
         assert_eq!(
             check(&good(), IMAGE, 0).unwrap(),
             (GuestAddress(0x100_0000), 0x300_0000)

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_that_lie_are_refused() {
+    fn impossible_segments_are_refused() {
         let refusal =
             |entry, segments: &[Segment]| check(entry, segments, IMAGE).unwrap_err().to_string();
         assert!(refusal(0, &[]).contains("nothing to load"));

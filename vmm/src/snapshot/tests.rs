@@ -100,7 +100,7 @@ fn with_state(folder: &TempDir, change: impl FnOnce(&mut State)) -> SnapshotErro
 }
 
 #[test]
-fn what_is_saved_comes_back() {
+fn saved_memory_is_restored() {
     let folder = saved();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     snapshot.verify().unwrap();
@@ -132,7 +132,7 @@ fn zero_pages_take_no_room() {
 }
 
 #[test]
-fn memory_behind_the_hole_comes_back() {
+fn memory_behind_the_hole_is_restored() {
     let folder = tempfile::tempdir().unwrap();
     let ram = GuestRam::new(4 << 30).unwrap();
     let places = [
@@ -221,7 +221,7 @@ fn own_pages(ram: &GuestRam) -> u64 {
 }
 
 #[test]
-fn huge_pages_are_where_no_clone_has_been() {
+fn huge_pages_leave_out_blocks_that_clones_touch() {
     const MIB: u64 = 1 << 20;
     let folder = saved();
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -265,7 +265,7 @@ fn a_snapshot_that_is_open_outlives_its_folder() {
 }
 
 #[test]
-fn what_is_no_snapshot_is_refused() {
+fn files_that_are_no_snapshot_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(
         Snapshot::open(folder.path()).map(drop),
@@ -350,7 +350,7 @@ fn a_state_file_with_any_bit_flipped_is_refused() {
 }
 
 #[test]
-fn a_state_that_makes_no_sense_is_refused_though_its_checksum_is_right() {
+fn a_senseless_state_is_refused_though_its_checksum_is_right() {
     let folder = saved();
     let refused = |change: fn(&mut State)| match with_state(&folder, change) {
         SnapshotError::Senseless(why) => why,
@@ -479,7 +479,7 @@ fn a_memory_file_that_changes_while_it_is_open_is_noticed() {
 }
 
 #[test]
-fn a_copied_snapshot_is_read_through_and_then_good() {
+fn a_copied_snapshot_is_verified_and_opens() {
     let (folder, copy) = (saved(), tempfile::tempdir().unwrap());
     for file in [memory_path(folder.path()), folder.path().join(save::STATE)] {
         fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
@@ -491,7 +491,7 @@ fn a_copied_snapshot_is_read_through_and_then_good() {
 }
 
 #[test]
-fn a_snapshot_is_its_owners_alone() {
+fn a_snapshot_is_readable_by_its_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("warm/template");
     save_ram(&inside, &ram_with(&[]), 0).unwrap();
@@ -553,7 +553,7 @@ fn a_folder_that_others_may_change_is_refused() {
 }
 
 #[test]
-fn what_lies_where_the_new_state_is_written_is_not_followed() {
+fn a_hard_link_named_like_the_new_state_is_not_written_through() {
     let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
     let victim = elsewhere.path().join("victim");
     fs::write(&victim, "safe").unwrap();
@@ -565,7 +565,7 @@ fn what_lies_where_the_new_state_is_written_is_not_followed() {
 }
 
 #[test]
-fn what_is_no_file_is_never_replaced_by_a_state() {
+fn only_a_regular_file_is_replaced_by_a_state() {
     let elsewhere = tempfile::tempdir().unwrap();
     let victim = elsewhere.path().join("victim");
     fs::copy(saved().path().join(save::STATE), &victim).unwrap();
@@ -614,7 +614,7 @@ fn what_is_no_file_is_never_replaced_by_a_state() {
 }
 
 #[test]
-fn a_link_of_the_users_own_leads_to_its_folder() {
+fn a_link_of_the_users_own_is_followed() {
     let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
     let link = elsewhere.path().join("link");
     std::os::unix::fs::symlink(folder.path(), &link).unwrap();
@@ -625,7 +625,7 @@ fn a_link_of_the_users_own_leads_to_its_folder() {
 }
 
 #[test]
-fn two_do_not_save_in_one_place_at_once() {
+fn a_second_saver_in_one_folder_is_refused() {
     let folder = saved();
     let lock = File::open(folder.path()).unwrap();
     lock.lock().unwrap();

@@ -95,7 +95,7 @@ mod tests {
     use super::bytes_in;
 
     #[test]
-    fn what_is_free_is_read_in_bytes() {
+    fn meminfo_is_read_in_bytes() {
         let meminfo =
             "MemTotal:         348212 kB\nMemFree:          271068 kB\nMemAvailable:     1 kB\n";
         assert_eq!(bytes_in(meminfo, "MemFree:"), Some(271_068 << 10));

@@ -33,7 +33,7 @@ pub(crate) fn run() -> ! {
     let refusal = match prepared {
         Ok((request, user)) => {
             // The command runs also where the reader of the answer is gone.
-            let _ = say(&mut answer, &ToHost::Started);
+            let _ = send(&mut answer, &ToHost::Started);
             match command::start_contained(&request, &user).and_then(to_end) {
                 Ok(code) => std::process::exit(code),
                 Err(refusal) => refusal,
@@ -41,7 +41,7 @@ pub(crate) fn run() -> ! {
         }
         Err(error) => Refusal::Failed(error.to_string()),
     };
-    let _ = say(&mut answer, &ToHost::Refused(refusal));
+    let _ = send(&mut answer, &ToHost::Refused(refusal));
     std::process::exit(1)
 }
 
@@ -135,7 +135,7 @@ fn prepare() -> Result<(Request, User), Error> {
     Ok((request, user))
 }
 
-fn say(answer: &mut File, message: &ToHost) -> io::Result<()> {
+fn send(answer: &mut File, message: &ToHost) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
     answer.write_all(&bytes)

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_there_is_named() {
+    fn a_missing_user_or_group_is_named() {
         for (wanted, named) in [("nobody", "user nobody"), ("app:wheel", "group wheel")] {
             let error = refused(wanted, PASSWD.as_bytes(), GROUP.as_bytes());
             assert!(error.ends_with(named), "{error}");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_that_is_not_there_is_empty() {
+    fn only_a_missing_file_counts_as_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         assert_eq!(read(&path("none")).unwrap(), b"");

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_has_no_use_for_is_hidden() {
+    fn hidden_features_are_gone_for_every_vendor() {
         assert_eq!(left(&everything(AMD)).len(), 10 + 6 + 31);
         for vendor in [AMD, HYGON, INTEL] {
             assert_eq!(left(third_of_four(vendor).as_slice()), [""; 0]);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_hidden_stays() {
+    fn all_other_features_stay() {
         let mut entries = everything(INTEL);
         hide(&mut entries);
         let whole = |function, index| leaf(&entries, function, index).copied();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn every_leaf_tells_the_same_topology() {
+    fn all_leaves_have_one_topology() {
         for vendor in [AMD, HYGON] {
             let table = third_of_four(vendor);
             assert_eq!(leaf_of(&table, SIZES, 0).unwrap().ecx, 3 | 2 << 12);
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn intels_leaves_have_nothing_of_amds() {
+    fn intels_table_has_nothing_in_amds_leaves() {
         let table = third_of_four(INTEL);
         let features = leaf_of(&table, AMD_FEATURES, 0).unwrap();
         assert_eq!(features.ecx & AMD_ECX_CMP_LEGACY, 0);

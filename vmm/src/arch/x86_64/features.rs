@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_feature_is_not_missed() {
+    fn bits_that_are_no_features_are_not_compared() {
         assert_eq!(missing_with(|e| e.ecx = 1 << 31 | 1 << 27, 0x1, 0), None);
         assert_eq!(missing_with(|e| e.edx = 1 << 28, 0x1, 0), None);
         assert_eq!(missing_with(|e| e.ecx = !0, 0x8000_0008, 0), None);

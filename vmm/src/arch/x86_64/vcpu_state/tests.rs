@@ -335,7 +335,7 @@ fn assert_same(before: &VcpuState, after: &VcpuState) {
 }
 
 #[test]
-fn all_that_kvm_tells_of_a_vcpu_is_the_same_in_another_machine() {
+fn a_vcpus_whole_state_is_equal_in_another_machine() {
     for mode in MODES {
         let machine = Bare::new(1);
         let vcpu = &machine.vcpus[0];
@@ -379,7 +379,7 @@ fn all_that_kvm_tells_of_a_vcpu_is_the_same_in_another_machine() {
 
 /// The counters aren't compared: KVM sets all to the first one's, which was read a little earlier.
 #[test]
-fn every_vcpu_waits_as_it_did() {
+fn the_multiprocessing_state_of_each_vcpu_is_restored() {
     let states = [
         KVM_MP_STATE_RUNNABLE,
         KVM_MP_STATE_UNINITIALIZED,
@@ -400,7 +400,7 @@ fn every_vcpu_waits_as_it_did() {
 }
 
 #[test]
-fn a_forged_table_shows_nothing_that_is_hidden() {
+fn hidden_features_are_taken_out_of_a_forged_table() {
     let machine = Bare::new(1);
     let mut state = machine.state(0);
     for entry in &mut state.cpuid {
