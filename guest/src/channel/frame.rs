@@ -24,7 +24,7 @@ pub struct BodyTooLong(pub usize);
 /// # Panics
 ///
 /// Where the body is longer than [`BODY_MAX`], which the caller has to see to.
-pub fn encode(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn encode(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     if let Err(error) = try_encode(tag, out, body) {
         panic!("{error}");
     }
@@ -35,7 +35,7 @@ pub fn encode(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
 /// # Errors
 ///
 /// [`BodyTooLong`] with the body's length.
-pub fn try_encode(
+pub(crate) fn try_encode(
     tag: u8,
     out: &mut Vec<u8>,
     body: impl FnOnce(&mut Vec<u8>),
@@ -56,16 +56,18 @@ pub fn try_encode(
 /// A decoder of the frames in a stream of bytes that comes in pieces of any size.
 ///
 /// ```
-/// use minivm_guest::channel::frame::{self, Decoder};
+/// use minivm_guest::channel::frame::Decoder;
+/// use minivm_guest::channel::ToHost;
 ///
 /// let mut wire = Vec::new();
-/// frame::encode(7, &mut wire, |body| body.extend_from_slice(b"hello"));
+/// ToHost::Stdout(b"hello").encode(&mut wire);
 /// let mut decoder = Decoder::default();
 /// decoder.extend(&wire[..6]);
 /// assert_eq!(decoder.next()?, None);
 /// decoder.extend(&wire[6..]);
-/// assert_eq!(decoder.next()?, Some((7, &b"hello"[..])));
-/// # Ok::<(), frame::TooLong>(())
+/// let (tag, body) = decoder.next()?.expect("one whole frame");
+/// assert_eq!(ToHost::decode(tag, body)?, ToHost::Stdout(b"hello"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -110,7 +112,8 @@ impl Decoder {
     }
 
     /// Returns whether the stream could end here: no part of a frame is left over.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.consumed == self.buffer.len()
     }
 }
