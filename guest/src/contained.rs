@@ -1,6 +1,6 @@
 //! The interface of `minivm-init` where it is the first process of a container, and not of a machine.
 //!
-//! It gets [`ARGUMENT`], and three open files: it reads one [`ToGuest::Request`](crate::channel::ToGuest::Request) and, where
+//! Init gets [`ARGUMENT`], and three open files: it reads one [`ToGuest::Request`](crate::channel::ToGuest::Request) and, where
 //! that announces it, a cpio archive of files; it answers [`ToHost::Started`](crate::channel::ToHost::Started) and starts the
 //! command, or, also after that, [`ToHost::Refused`](crate::channel::ToHost::Refused) and ends. The command can't answer.
 //!

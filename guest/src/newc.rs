@@ -260,8 +260,8 @@ impl<W: Write> Archive<W> {
     /// `init/initramfs.c`). It opens the file again for each but truncates it only the first time, and a later entry of size
     /// zero leaves the data as they are.
     ///
-    /// One number is left out for it: a file system in memory counts each name as it does each file, and so the last number is
-    /// how many it takes.
+    /// One inode number is left out for it: a file system in memory counts each name as it does each file, so the last inode
+    /// number is the number of inodes that the archive takes there.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! KVM's capabilities that leave a guest less of the host: no counters, no core to itself, no bus to itself.
 //!
-//! None of them is needed to run a machine, and hosts differ: a capability that KVM doesn't offer is left out.
+//! A machine runs without them, and hosts differ: a capability that KVM doesn't offer is left out.
 
 use std::thread;
 use std::time::Duration;

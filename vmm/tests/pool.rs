@@ -193,7 +193,7 @@ fn a_memory_file_that_has_changed_is_refused_by_name() {
             "{refused:?}"
         );
     }
-    // None are made of it either.
+    // The pool makes none of it either.
     assert!(snapshot.prepare().is_err() && pool.ready() <= 2);
 }
 
@@ -206,7 +206,7 @@ fn a_pool_still_makes_machines_of_a_deleted_snapshot() {
     (0..6).for_each(|_| take_and_run(&pool));
 }
 
-/// This test is both processes: the other one may have few descriptors.
+/// This test runs in two processes: the other one may have few descriptors.
 #[test]
 fn an_error_is_returned_once_and_the_pools_thread_rests() {
     let _alone = alone();
@@ -229,7 +229,7 @@ fn with_few_descriptors() {
     // Opened while that is possible.
     let stat = fs::File::open("/proc/self/stat").unwrap();
     let pool = Pool::new(&snapshot, 1000).unwrap();
-    // It makes as many as it can, and doesn't try for ever to make more.
+    // The pool makes as many as it can, and doesn't try for ever to make more.
     wait_for("it rests", || {
         let before = processor_time(&stat);
         std::thread::sleep(Duration::from_millis(500));
@@ -242,7 +242,7 @@ fn with_few_descriptors() {
         matches!(error, Error::Kvm { .. } | Error::Host { .. }),
         "{error:?}"
     );
-    // Those that are ready can still be had; each leaves room for another, or for the failure to make it.
+    // The ready ones can still be taken; each leaves room for another, or for the failure to make it.
     let taken = pool.take().unwrap();
     drop(taken);
     let mut had = 0;

@@ -176,7 +176,7 @@ fn a_restored_machine_continues_where_it_was_saved() {
     }
 }
 
-/// This test is both processes: the other one is given the snapshot's folder, and a file for the output.
+/// This test runs in two processes: the other one gets the snapshot's folder, and a file for the output.
 #[test]
 fn a_machine_continues_in_another_process_a_hundred_times() {
     let name = "a_machine_continues_in_another_process_a_hundred_times";
@@ -272,7 +272,7 @@ fn a_vcpu_that_was_not_started_yet_can_be_started() {
         0xb0, 0xfe, 0xe6, 0x64, //             mov al, 0xfe; out 0x64, al
     ];
     let prepare = [map(layout::LOCAL_APIC.0), place(0x3_0000, &say)].concat();
-    // It talks for long enough to be caught at it on a busy host.
+    // It writes for long enough to be paused meanwhile on a busy host.
     // mov dx, 0x3f8; mov ecx, 30000; again: mov al, '.'; out dx, al; dec ecx; jnz again
     let talk = [
         0x66, 0xba, 0xf8, 0x03, 0xb9, 0x30, 0x75, 0, 0, 0xb0, b'.', 0xee, 0xff, 0xc9, 0x75, 0xf9,
@@ -385,7 +385,7 @@ fn a_machine_that_has_not_run_can_be_saved() {
         .snapshot(folder.path())
         .unwrap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
-    // Nor has this one, so it can be saved as well.
+    // This one has not run either, so it can be saved as well.
     Builder::restore(&snapshot)
         .build()
         .unwrap()
@@ -415,7 +415,7 @@ fn input_that_the_guest_has_not_taken_yet_is_saved() {
     let folder = tempfile::tempdir().unwrap();
     let input = Input::from_reader(io::Cursor::new(b"hi")).unwrap();
     let mut input = Some(input);
-    // It waits for its input, so it doesn't end by itself.
+    // The guest waits for its input, so it doesn't end by itself.
     let waiting = || Builder::new(machine(&[&wait])).console_input(input.take().unwrap());
     let before = saved_after(500, waiting, folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -511,7 +511,7 @@ fn a_feature_that_the_host_lacks_is_named() {
     );
 }
 
-/// This test is both processes: the other one has a file system of 16 MiB, and nothing else to itself.
+/// This test runs in two processes: the other one has a file system of 16 MiB to itself.
 #[test]
 #[ignore = "needs a mount namespace"]
 fn a_full_disk_leaves_the_old_snapshot() {

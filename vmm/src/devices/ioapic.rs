@@ -1,8 +1,8 @@
 //! The IOAPIC: takes the two UARTs' interrupt lines and sends each as a message to a local APIC.
 //!
-//! It is emulated here and not in KVM ("split irqchip"): it is small, its state is at hand for a snapshot, and the host's
-//! kernel is spared the 8259, the 8254 and an IOAPIC of its own, which no kernel needs any more. It also makes the end of a
-//! machine quick: tearing down KVM's full set takes up to 20 ms.
+//! The IOAPIC is emulated here and not in KVM ("split irqchip"): it is small, its state is at hand for a snapshot, and the
+//! host's kernel is spared the 8259, the 8254 and an IOAPIC of its own, which no kernel needs any more. That also makes the end
+//! of a machine quick: tearing down KVM's full set takes up to 20 ms.
 //!
 //! All lines here are edges, as on ISA. A pin that the guest sets to "level" is taken for an edge too.
 //! (Intel 82093AA, "IOAPIC Registers"; Intel SDM vol. 3, "Message Signalled Interrupts".)
@@ -58,7 +58,7 @@ pub(crate) enum Routing {
     /// A pin is unmasked.
     Active,
     /// Pins were unmasked and are masked again. Linux does so when it shuts down in good order (`clear_IO_APIC` in
-    /// `native_machine_shutdown`), and doesn't when it panics; nothing else shows the difference.
+    /// `native_machine_shutdown`), and doesn't when it panics: the machine's outcome follows from that.
     Quiesced,
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn fill() {
     // Huge pages take a tenth of the time.
     let rest = Zeros::take(room().min(MOST), true);
     drop((listed, rest));
-    // It was right before, so it is now.
+    // The old value is valid, so the kernel takes it back.
     let _ = fs::write(KEPT, kept);
 }
 

@@ -4,9 +4,9 @@
 //! feature that the guest has seen, whether the guest uses it or not; more features are no harm, since the guest keeps the
 //! CPUID table that it had.
 //!
-//! All registers of all leaves are taken for features, a bit each, also of leaves that are unknown here. Other bits are
-//! exempt, each with its reason ([`exempt`]), or are compared by their meaning: the vendor, widths of addresses, the layout
-//! of the extended state, the version of AVX10.
+//! All registers of all leaves are taken for features, a bit each, also of leaves that are unknown here. Bits that are no
+//! features are exempt, each with its reason ([`exempt`]), or are compared by their meaning: the vendor, widths of addresses,
+//! the layout of the extended state, the version of AVX10.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
