@@ -167,7 +167,7 @@ fn a_damaged_elf_file_is_refused() {
         (
             "an entry outside",
             changed_elf(|elf| elf.entry = CODE - 1),
-            &["damaged: its entry point is not in what it loads"],
+            &["damaged: its entry point is not in a segment that it loads"],
         ),
         (
             "nothing to load",

@@ -1,4 +1,4 @@
-//! The archive's bytes, compared with what the format's description says.
+//! The archive's bytes, compared with the format's description.
 
 use minivm_tests::cpio::entries;
 

@@ -1,8 +1,8 @@
-//! Machines made ahead, of a few bytes of code: handed out once, made again, and gone with their pool.
+//! Machines of a few bytes of code, made ahead of time: handed out once, made again, and gone with their pool.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
 
-/// How long anything here may take, also in the lab, on a machine that has other things to do.
+/// The limit for a hang, also in the lab, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Tests share this process, and count what it has.
+/// A lock for the tests, which share this process and count its descriptors and threads.
 static PROCESS: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -40,7 +40,7 @@ impl Write for Kept {
     }
 }
 
-/// A guest that counts in memory how often it has been run, tells, and resets. Saved before its first instruction.
+/// Saves a guest, before its first instruction, that counts its runs in memory, writes the count, and resets.
 #[rustfmt::skip]
 fn saved() -> (TempDir, Snapshot) {
     let code = [
@@ -56,7 +56,7 @@ fn saved() -> (TempDir, Snapshot) {
     (folder, snapshot)
 }
 
-/// Takes a machine and runs it to its end: it is to be the first that runs it.
+/// Takes a machine and runs it to its end, and checks that it had not run before.
 fn take_and_run(pool: &Pool) {
     let console = Kept::default();
     let machine = Builder::restore_prepared(pool.take().unwrap())
@@ -75,7 +75,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// How many descriptors of KVM's this process has, and how many threads of pools.
+/// Returns the number of this process's descriptors of KVM's, and of its threads of pools.
 fn in_use() -> (usize, usize) {
     let entries = |path: &str| {
         fs::read_dir(path)
@@ -109,7 +109,7 @@ fn each_machine_is_handed_out_once() {
 }
 
 #[test]
-fn it_is_refilled() {
+fn a_pool_is_refilled() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
@@ -124,7 +124,7 @@ fn it_is_refilled() {
 }
 
 #[test]
-fn one_that_keeps_none_ready_makes_them_in_the_call() {
+fn a_pool_that_keeps_none_ready_makes_machines_in_the_call() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 0).unwrap();
@@ -133,7 +133,7 @@ fn one_that_keeps_none_ready_makes_them_in_the_call() {
 }
 
 #[test]
-fn dropped_it_leaves_no_thread_and_no_descriptor() {
+fn a_dropped_pool_leaves_no_thread_and_no_descriptor() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     snapshot.check_host().unwrap();
@@ -155,7 +155,7 @@ fn dropped_it_leaves_no_thread_and_no_descriptor() {
     );
     let taken = pool.take().unwrap();
     drop(pool);
-    // What was taken is its taker's.
+    // A machine that was taken outlives its pool.
     assert_eq!(
         Builder::restore_prepared(taken)
             .build()
@@ -193,12 +193,12 @@ fn a_memory_file_that_has_changed_is_refused_by_name() {
             "{refused:?}"
         );
     }
-    // None are made of it either.
+    // The pool makes none of it either.
     assert!(snapshot.prepare().is_err() && pool.ready() <= 2);
 }
 
 #[test]
-fn a_snapshot_that_is_deleted_is_as_good() {
+fn a_pool_still_makes_machines_of_a_deleted_snapshot() {
     let _alone = alone();
     let (folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 2).unwrap();
@@ -206,11 +206,11 @@ fn a_snapshot_that_is_deleted_is_as_good() {
     (0..6).for_each(|_| take_and_run(&pool));
 }
 
-/// This test is both processes: the other one may have few descriptors.
+/// This test runs in two processes: the other one may have few descriptors.
 #[test]
-fn what_goes_wrong_is_told_once_and_not_tried_again_and_again() {
+fn an_error_is_returned_once_and_the_pools_thread_rests() {
     let _alone = alone();
-    let name = "what_goes_wrong_is_told_once_and_not_tried_again_and_again";
+    let name = "an_error_is_returned_once_and_the_pools_thread_rests";
     if std::env::var_os("MINIVM_TEST_FEW_DESCRIPTORS").is_some() {
         return with_few_descriptors();
     }
@@ -229,7 +229,7 @@ fn with_few_descriptors() {
     // Opened while that is possible.
     let stat = fs::File::open("/proc/self/stat").unwrap();
     let pool = Pool::new(&snapshot, 1000).unwrap();
-    // It makes as many as it can, and doesn't try for ever to make more.
+    // The pool makes as many as it can, and doesn't try for ever to make more.
     wait_for("it rests", || {
         let before = processor_time(&stat);
         std::thread::sleep(Duration::from_millis(500));
@@ -242,7 +242,7 @@ fn with_few_descriptors() {
         matches!(error, Error::Kvm { .. } | Error::Host { .. }),
         "{error:?}"
     );
-    // Those that are ready can still be had; each leaves room for another, or for the failure to make it.
+    // The ready ones can still be taken; each leaves room for another, or for the failure to make it.
     let taken = pool.take().unwrap();
     drop(taken);
     let mut had = 0;
@@ -252,7 +252,7 @@ fn with_few_descriptors() {
     });
 }
 
-/// What this process has used of the processors, in hundredths of a second.
+/// Returns the processor time that a process has used, in hundredths of a second.
 fn processor_time(stat: &fs::File) -> u64 {
     let mut text = [0; 1024];
     let len = stat.read_at(&mut text, 0).unwrap();
@@ -267,7 +267,7 @@ fn processor_time(stat: &fs::File) -> u64 {
 }
 
 #[test]
-fn threads_can_share_it() {
+fn threads_can_share_a_pool() {
     fn shared<T: Send + Sync>() {}
     shared::<Pool>();
 }
