@@ -22,7 +22,7 @@ mod pax;
 mod scan;
 mod sparse;
 mod stream;
-mod tape;
+mod tar_reader;
 mod tree;
 
 use std::borrow::Cow;

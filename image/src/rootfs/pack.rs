@@ -14,7 +14,7 @@ use super::error::Error;
 use super::limits::{Budget, Exceeded, Limits};
 use super::stored;
 use super::stream::{Check, Stream};
-use super::tape::{Kind, Tape};
+use super::tar_reader::{Kind, TarReader};
 use super::tree::{Content, Id, ROOT, Tree};
 use crate::Layer;
 use minivm_guest::manifest::Xattr;
@@ -191,7 +191,7 @@ impl<'t> Names<'t> {
         // It was within the limits once; what it has become may have no end.
         let budget = Budget::new(limits);
         thread::scope(|scope| {
-            let mut tape = None;
+            let mut reader = None;
             let mut read = 0;
             for names in files.chunk_by(|a, b| a.id == b.id) {
                 let Content::File { entry, size, .. } = self.tree.inode(names[0].id).content else {
@@ -201,28 +201,28 @@ impl<'t> Names<'t> {
                     self.file(names, size, io::empty(), archive)?;
                     continue;
                 }
-                let tape = match &mut tape {
-                    Some(tape) => tape,
+                let reader = match &mut reader {
+                    Some(reader) => reader,
                     none => {
                         let check = Check::new(&budget);
                         let stream = Stream::start(scope, &layer.blob, Some(check))?;
-                        none.insert(Tape::new(stream, &layer.blob.name, limits))
+                        none.insert(TarReader::new(stream, &layer.blob.name, limits))
                     }
                 };
                 let mut found = None;
                 while read <= entry {
-                    found = tape.next()?;
+                    found = reader.next()?;
                     read += 1;
                 }
                 if found.is_none_or(|found| found.kind != Kind::File { size }) {
                     return Err(changed());
                 }
-                self.file(names, size, tape.data(), archive)?;
+                self.file(names, size, reader.data(), archive)?;
             }
-            let Some(tape) = tape else {
+            let Some(reader) = reader else {
                 return Ok(());
             };
-            let check = tape.finish().0.finish();
+            let check = reader.finish().0.finish();
             let check = check.map_err(|error| Error::read(&layer.blob.name, error))?;
             match check.map(Check::digest).as_deref() {
                 Some(again) if again == digest => Ok(()),

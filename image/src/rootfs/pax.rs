@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::error::Fault;
 use super::number;
-use super::tape::Xattrs;
+use super::tar_reader::Xattrs;
 
 /// What Linux allows (`include/uapi/linux/limits.h`).
 const XATTR_NAME_MAX: usize = 255;

@@ -9,7 +9,7 @@ use std::thread;
 use super::error::{Error, Fault};
 use super::limits::Budget;
 use super::stream::{Check, Stream};
-use super::tape::{Entry, Kind, Tape};
+use super::tar_reader::{Entry, Kind, TarReader};
 use crate::Layer;
 
 /// A layer as the first pass found it.
@@ -19,8 +19,8 @@ pub(super) struct Scanned {
     pub(super) digest: String,
 }
 
-/// Where what was found of a layer goes.
-type Place = Mutex<Option<Result<Scanned, Error>>>;
+/// A layer's result, once its scan has ended.
+type Slot = Mutex<Option<Result<Scanned, Error>>>;
 
 /// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
 pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Error> {
@@ -28,15 +28,15 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Err
     // A decompressor may need 128 MiB, if the layer says so.
     let threads = processors.min(layers.len()).min(8);
     let next = AtomicUsize::new(0);
-    let found: Vec<Place> = layers.iter().map(|_| Place::default()).collect();
+    let found: Vec<Slot> = layers.iter().map(|_| Slot::default()).collect();
     let work = || {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let (Some(layer), Some(place)) = (layers.get(index), found.get(index)) else {
+            let (Some(layer), Some(slot)) = (layers.get(index), found.get(index)) else {
                 return;
             };
             let result = one(layer, budget);
-            *place.lock().expect("a place has one writer") = Some(result);
+            *slot.lock().expect("a slot has one writer") = Some(result);
         }
     };
     thread::scope(|scope| {
@@ -56,13 +56,13 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
     let name = &layer.blob.name;
     thread::scope(|scope| {
         let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
-        let mut tape = Tape::new(stream, name, &budget.limits);
+        let mut reader = TarReader::new(stream, name, &budget.limits);
         let mut entries = Vec::new();
-        while let Some(entry) = tape.next()? {
+        while let Some(entry) = reader.next()? {
             charge(&entry, budget).map_err(|fault| Error::entry(name, &entry.path, fault))?;
             entries.push(entry);
         }
-        let (stream, marked) = tape.finish();
+        let (stream, marked) = reader.finish();
         let check = stream.finish().map_err(|error| Error::read(name, error))?;
         let digest = check.map(Check::digest).unwrap_or_default();
         verify(layer, &digest, marked)?;

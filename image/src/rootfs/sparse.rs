@@ -10,7 +10,7 @@ use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::number;
 use super::pax::Sparse;
-use super::tape::BLOCK;
+use super::tar_reader::BLOCK;
 
 /// Where the bytes that follow belong: pieces in order, apart from each other.
 #[derive(Debug, Default)]

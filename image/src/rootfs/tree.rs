@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::error::{Fault, path};
 use super::limits::Budget;
-use super::tape::Xattrs;
+use super::tar_reader::Xattrs;
 use minivm_guest::manifest;
 use minivm_guest::newc::{Attributes, Node};
 

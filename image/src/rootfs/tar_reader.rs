@@ -44,7 +44,7 @@ pub(super) enum Kind {
 }
 
 /// A tar archive being read.
-pub(super) struct Tape<'a, R> {
+pub(super) struct TarReader<'a, R> {
     input: R,
     layer: &'a str,
     limits: &'a Limits,
@@ -66,9 +66,9 @@ struct Before {
     pax: Option<Vec<u8>>,
 }
 
-impl<'a, R: BufRead> Tape<'a, R> {
-    pub(super) fn new(input: R, layer: &'a str, limits: &'a Limits) -> Tape<'a, R> {
-        Tape {
+impl<'a, R: BufRead> TarReader<'a, R> {
+    pub(super) fn new(input: R, layer: &'a str, limits: &'a Limits) -> TarReader<'a, R> {
+        TarReader {
             input,
             layer,
             limits,
@@ -260,7 +260,7 @@ impl<'a, R: BufRead> Tape<'a, R> {
 }
 
 /// Reads of the current entry's data, and counts.
-struct Counted<'t, 'a, R>(&'t mut Tape<'a, R>);
+struct Counted<'r, 'a, R>(&'r mut TarReader<'a, R>);
 
 impl<R: BufRead> Read for Counted<'_, '_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
