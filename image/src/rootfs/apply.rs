@@ -8,8 +8,8 @@
 
 use std::collections::HashSet;
 
+use super::entry::{Entry, Kind};
 use super::error::{Error, Fault, path};
-use super::tar_reader::{Entry, Kind};
 use super::tree::{Content, Folder, Id, Inode, ROOT, Tree};
 
 /// Puts the entries of the layer with this number and name over the tree.

@@ -2,10 +2,10 @@
 
 use tar::{EntryType, Header};
 
+use super::entry::{NAME_MAX, PATH_MAX};
 use super::error::Fault;
 use super::number;
 use super::pax::Records;
-use super::tree::{NAME_MAX, PATH_MAX};
 use minivm_guest::newc::{Attributes, Node};
 
 /// A path without what doesn't matter in it; refused if it leads upwards or is too long for Linux.

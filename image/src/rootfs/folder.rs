@@ -10,7 +10,8 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::Error;
+use super::error::Error;
+use super::reserved::stored;
 use minivm_guest::manifest::{self, Xattr};
 use minivm_guest::newc::{self, Archive};
 use minivm_guest::walk::{self, Owner};
@@ -102,10 +103,5 @@ pub(super) fn write(root: &Path, archive: &mut Archive<impl Write>) -> Result<u6
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(walk::reading(&ours)(error).into()),
     }
-    Ok(walk::archive_root(
-        root,
-        Owner::Keep,
-        super::stored,
-        archive,
-    )?)
+    Ok(walk::archive_root(root, Owner::Keep, stored, archive)?)
 }

@@ -11,6 +11,8 @@
 //! the archive, and memory and time are bounded by [`Limits`].
 
 mod apply;
+mod block;
+mod entry;
 mod error;
 mod fields;
 mod folder;
@@ -19,24 +21,23 @@ mod number;
 mod output;
 mod pack;
 mod pax;
+mod reserved;
 mod scan;
 mod sparse;
 mod stream;
 mod tar_reader;
 mod tree;
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use self::limits::Budget;
 use self::output::{Compressor, Counter};
 use self::pack::Names;
 use self::tree::Tree;
 use crate::{Config, Image, Layer, Root};
-use minivm_guest::manifest::{self, Manifest, Xattr};
+use minivm_guest::manifest;
 use minivm_guest::newc::{Archive, Attributes};
 
 pub use self::error::{Error, Fault, Unsound};
@@ -111,7 +112,7 @@ pub fn write(
         Root::Folder(root) => {
             let found = folder::survey(root)?;
             limits.check_archive(found.data).map_err(refused)?;
-            write_ours(&image.config, found.xattrs, init, &mut archive)?;
+            reserved::write(&image.config, found.xattrs, init, &mut archive)?;
             folder::write(root, &mut archive)?
         }
     };
@@ -168,42 +169,9 @@ fn write_layers(
     // Before gigabytes are written for nothing.
     limits.check_archive(names.data()).map_err(refused)?;
     let xattrs = names.xattrs(limits).map_err(refused)?;
-    write_ours(config, xattrs, init, archive)?;
+    reserved::write(config, xattrs, init, archive)?;
     names.write(layers, &digests, limits, archive)?;
     Ok(names.count())
-}
-
-/// Writes what isn't the image's.
-fn write_ours(
-    config: &Config,
-    xattrs: Vec<Xattr>,
-    init: &[u8],
-    archive: &mut Archive<impl Write>,
-) -> Result<(), Error> {
-    let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
-    let manifest = Manifest {
-        argv: bytes(&[&config.entrypoint[..], &config.cmd].concat()),
-        env: bytes(&config.env),
-        cwd: config.working_dir.clone().into_bytes(),
-        user: config.user.clone(),
-        xattrs,
-    };
-    let manifest = manifest.to_bytes();
-    archive.directory(manifest::FOLDER, Attributes::new(0o700))?;
-    let size = manifest.len() as u64;
-    archive.file(manifest::PATH, Attributes::new(0o600), size, &*manifest)?;
-    let size = init.len() as u64;
-    archive.file(manifest::INIT, Attributes::new(0o755), size, init)?;
-    Ok(())
-}
-
-/// Where the archive has a file of the image's: in its place, unless that is ours.
-fn stored(path: &Path) -> Cow<'_, Path> {
-    match path.strip_prefix(manifest::INIT) {
-        Ok(below) if below.as_os_str().is_empty() => Path::new(manifest::IMAGES_INIT).into(),
-        Ok(below) => Path::new(manifest::IMAGES_INIT).join(below).into(),
-        Err(_) => path.into(),
-    }
 }
 
 #[cfg(test)]

@@ -10,11 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
 
+use super::entry::Kind;
 use super::error::Error;
 use super::limits::{Budget, Exceeded, Limits};
-use super::stored;
+use super::reserved::stored;
 use super::stream::{Check, Stream};
-use super::tar_reader::{Kind, TarReader};
+use super::tar_reader::TarReader;
 use super::tree::{Content, Id, ROOT, Tree};
 use crate::Layer;
 use minivm_guest::manifest::Xattr;

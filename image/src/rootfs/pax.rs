@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use super::entry::Xattrs;
 use super::error::Fault;
 use super::number;
-use super::tar_reader::Xattrs;
 
 /// What Linux allows (`include/uapi/linux/limits.h`).
 const XATTR_NAME_MAX: usize = 255;

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::entry::{Entry, Kind};
 use super::error::{Error, Fault};
 use super::limits::Budget;
 use super::stream::{Check, Stream};
-use super::tar_reader::{Entry, Kind, TarReader};
+use super::tar_reader::TarReader;
 use crate::Layer;
 
 /// A layer as the first pass found it.

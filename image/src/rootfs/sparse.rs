@@ -8,9 +8,9 @@ use std::io::{self, Read};
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
+use super::block::BLOCK;
 use super::number;
 use super::pax::Sparse;
-use super::tar_reader::BLOCK;
 
 /// Where the bytes that follow belong: pieces in order, apart from each other.
 #[derive(Debug, Default)]

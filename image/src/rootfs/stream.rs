@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, Scope};
 
-use super::Error;
+use super::error::Error;
 use super::limits::Budget;
 use crate::compression::{Format, START, decompress, format};
 use crate::{Blob, Hasher};

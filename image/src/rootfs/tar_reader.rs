@@ -11,37 +11,14 @@ use std::io::{self, BufRead, Read};
 
 use tar::{EntryType, Header};
 
+use super::block::{self, BLOCK};
+use super::entry::{Entry, Kind};
 use super::error::{Error, Fault, Unsound};
 use super::fields::{attributes, node, normal, target};
 use super::limits::Limits;
 use super::number;
 use super::pax::{self, Records};
 use super::sparse::{self, Map};
-use minivm_guest::newc::{Attributes, Node};
-
-pub(super) const BLOCK: usize = 512;
-
-/// An entry of a layer.
-#[derive(Debug)]
-pub(super) struct Entry {
-    /// Its name, taken apart and put together again: no empty parts, no `.` and no `..`, no slash before or after.
-    pub(super) path: Box<[u8]>,
-    pub(super) attributes: Attributes,
-    pub(super) xattrs: Xattrs,
-    pub(super) kind: Kind,
-}
-
-/// Extended attributes: names and values, sorted by name.
-pub(super) type Xattrs = Box<[(Box<[u8]>, Box<[u8]>)]>;
-
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Folder,
-    File { size: u32 },
-    Symlink(Box<[u8]>),
-    HardLink(Box<[u8]>),
-    Node(Node),
-}
 
 /// A tar archive being read.
 pub(super) struct TarReader<'a, R> {
@@ -197,11 +174,10 @@ impl<'a, R: BufRead> TarReader<'a, R> {
             self.marked = true;
             return Ok(None);
         }
-        let header = Header::from_byte_slice(&block).clone();
-        if number::field(&header.as_old().cksum) != Some(checksum(&block)) {
-            return Err(self.unsound(Unsound::Header { at }));
+        match block::header(&block) {
+            Some(header) => Ok(Some(header)),
+            None => Err(self.unsound(Unsound::Header { at })),
         }
-        Ok(Some(header))
     }
 
     fn block(&mut self) -> io::Result<Option<[u8; BLOCK]>> {
@@ -303,12 +279,6 @@ fn kind(
             return Err(Fault::Kind { kind });
         }
     })
-}
-
-/// The sum of a header's bytes, its own field taken as spaces.
-fn checksum(block: &[u8; BLOCK]) -> i128 {
-    let sum = |bytes: &[u8]| bytes.iter().map(|&byte| i128::from(byte)).sum::<i128>();
-    sum(&block[..148]) + 8 * i128::from(b' ') + sum(&block[156..])
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

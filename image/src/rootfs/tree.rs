@@ -2,17 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::entry::{NAME_MAX, PATH_MAX, Xattrs};
 use super::error::{Fault, path};
 use super::limits::Budget;
-use super::tar_reader::Xattrs;
 use minivm_guest::manifest;
 use minivm_guest::newc::{Attributes, Node};
 
 /// How many links Linux follows (`MAXSYMLINKS` in `include/linux/namei.h`).
 const MAX_LINKS: u32 = 40;
-/// The longest path that Linux takes, with its NUL, and the longest name in one (`include/uapi/linux/limits.h`).
-pub(super) const PATH_MAX: usize = 4096;
-pub(super) const NAME_MAX: usize = 255;
 
 /// Which inode: its place in [`Tree::inodes`].
 pub(super) type Id = u32;

@@ -13,6 +13,7 @@ use std::error::Error as _;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use minivm_guest::manifest::{Manifest, Xattr};
 use tar::{EntryType, Header};
 
 use super::*;
