@@ -15,9 +15,11 @@ use std::sync::Arc;
 
 use tar::{EntryType, Header, PaxExtensions};
 
-use super::error::{Error, shown};
+use super::error::Error;
+use super::files;
+use super::image::Blob;
+use super::shown::shown;
 use super::store::Store;
-use super::{Blob, files};
 use crate::compression::{Format, START, decompress, format};
 
 const BLOCK: u64 = 512;

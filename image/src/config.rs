@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::Config;
 use super::digest::Digest;
 use super::error::Error;
+use super::image::Config;
 use super::json;
-use super::manifest::Platform;
+use super::platform::Platform;
 
 #[derive(Deserialize)]
 struct ConfigFile {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::error::shown;
+use super::shown::shown;
 
 /// The SHA-256 of some content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]

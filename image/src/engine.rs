@@ -18,10 +18,13 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::Digest;
-use super::error::{Cause, Error, innermost, shown};
+use super::error::{Cause, Error, innermost};
+use super::image::Image;
 use super::manifest::LARGEST_CONFIG;
+use super::options::{Options, Pull};
+use super::shown::shown;
 use super::store::{Partial, Store};
-use super::{Image, Options, Pull, files, saved};
+use super::{files, saved};
 
 /// How long an engine may be silent: before a large image's first byte it writes all layers to its disk.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::digest::Digest;
+use super::shown::shown;
 
 /// What lies below a failure. Libraries' chains are folded to their innermost cause, the one a user can act on.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -180,20 +181,6 @@ impl Error {
     }
 }
 
-/// Text of unknown origin, made fit for a terminal: control characters escaped, and not too long.
-pub(super) fn shown(text: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut shown: String = text
-        .chars()
-        .take(LONGEST)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(LONGEST).is_some() {
-        shown.push('…');
-    }
-    shown
-}
-
 /// The innermost cause of a library's error.
 pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> Cause {
     let mut error = error;
@@ -205,15 +192,4 @@ pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> Cause {
         error = source;
     }
     error.to_string().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shown;
-
-    #[test]
-    fn what_is_shown_has_no_control_characters_and_an_end() {
-        assert_eq!(shown("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
-        assert!(shown(&"x".repeat(10_000)).chars().count() < 300);
-    }
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::Blob;
 use super::digest::Digest;
 use super::error::Error;
+use super::image::Blob;
 use super::manifest::{Descriptor, Kind};
 
 /// Opens a regular file, and nothing else: a pipe or a device of that name would make the reader wait for ever.

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
 use super::digest::Digest;
-use super::manifest::Platform;
-use super::{Image, Options, Root};
+use super::image::{Image, Layer, Root};
+use super::options::Options;
+use super::platform::Platform;
 
 /// Files by their names: a layout, or the members of an archive.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
@@ -194,6 +195,6 @@ pub(super) fn layers_of(image: &Image) -> Vec<Vec<u8>> {
     let Root::Layers(layers) = &image.root else {
         panic!("no layers");
     };
-    let read = |layer: &super::Layer| super::files::read(&layer.blob, u64::MAX - 1).unwrap();
+    let read = |layer: &Layer| super::files::read(&layer.blob, u64::MAX - 1).unwrap();
     layers.iter().map(read).collect()
 }

@@ -13,7 +13,8 @@ use std::path::Path;
 
 use super::digest::Hasher;
 use super::error::Error;
-use super::{Config, Image, Layer, Root, files};
+use super::files;
+use super::image::{Config, Image, Layer, Root};
 
 /// The folder as an image.
 pub(super) fn open_folder(path: &Path) -> Result<Image, Error> {

@@ -11,11 +11,14 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::Digest;
-use super::error::{Error, shown};
-use super::manifest::{self, Descriptor, Documents, Kind, LARGEST_MANIFEST, Platform};
+use super::error::Error;
+use super::files;
+use super::image::{Blob, Image};
+use super::manifest::{self, Descriptor, Documents, Kind, LARGEST_MANIFEST};
+use super::platform::Platform;
 use super::reference::Reference;
 use super::saved::not_chosen;
-use super::{Blob, Image, files};
+use super::shown::shown;
 
 /// The image's name in the layout.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

@@ -6,14 +6,15 @@
 //! "Image Manifest", "Image Index", "Image Configuration"; Docker's "Image Manifest Version 2, Schema 2").
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::Deserialize;
 
 use super::config;
 use super::digest::Digest;
-use super::error::{Error, shown};
-use super::{Blob, Config, Image, Layer, Root};
+use super::error::Error;
+use super::image::{Blob, Config, Image, Layer, Root};
+use super::platform::Platform;
+use super::shown::shown;
 
 /// The largest index or manifest, as registries have it.
 pub(super) const LARGEST_MANIFEST: u64 = 4 << 20;
@@ -24,55 +25,6 @@ const MOST_LAYERS: usize = 1000;
 const DEEPEST: usize = 4;
 /// How many indexes and manifests are looked at for one image.
 const MOST_DOCUMENTS: usize = 100;
-
-/// The machine that an image is for.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    /// The operating system, such as `linux`.
-    #[serde(default)]
-    pub os: String,
-    /// The architecture as Go names it, such as `amd64`.
-    #[serde(default)]
-    pub architecture: String,
-    /// What further it needs of that architecture, such as `v3`.
-    #[serde(default)]
-    pub variant: Option<String>,
-}
-
-impl Platform {
-    /// Linux on this machine's processor.
-    pub fn here() -> Platform {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Platform {
-            os: "linux".into(),
-            architecture: architecture.into(),
-            variant: None,
-        }
-    }
-
-    pub(super) fn fits(&self, wanted: &Platform) -> bool {
-        self.os == wanted.os && self.architecture == wanted.architecture
-    }
-
-    /// Whether every machine of the architecture does.
-    fn is_basic(&self) -> bool {
-        matches!(self.variant.as_deref(), None | Some("" | "v1" | "v8"))
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
-        match self.variant.as_deref() {
-            None | Some("") => Ok(()),
-            Some(variant) => write!(f, "/{}", shown(variant)),
-        }
-    }
-}
 
 /// What names a piece of content.
 #[derive(Clone, Debug, Deserialize)]

@@ -9,10 +9,13 @@ use serde::Deserialize;
 use super::archive::Archive;
 use super::config;
 use super::digest::Digest;
-use super::error::{Error, shown};
-use super::manifest::{self, LARGEST_CONFIG, LARGEST_MANIFEST, Platform};
+use super::error::Error;
+use super::files;
+use super::image::{Blob, Image};
+use super::manifest::{self, LARGEST_CONFIG, LARGEST_MANIFEST};
+use super::platform::Platform;
 use super::reference::Reference;
-use super::{Blob, Image, files};
+use super::shown::shown;
 
 /// One image of `manifest.json`.
 #[derive(Deserialize)]

@@ -19,8 +19,9 @@ use serde::Deserialize;
 use super::client::Client;
 use super::failure::Failure;
 use super::redirect::host_of;
-use crate::error::{Error, innermost, shown};
+use crate::error::{Error, innermost};
 use crate::reference::is_loopback;
+use crate::shown::shown;
 
 /// The most that a token may be, with what is around it, in bytes.
 const LARGEST_TOKEN: usize = 1 << 20;

@@ -20,9 +20,11 @@ use super::auth;
 use super::failure::{Failure, unreachable_for};
 use super::redirect::{self, host_of};
 use crate::digest::Digest;
-use crate::error::{Cause, Error, innermost, shown};
+use crate::error::{Cause, Error, innermost};
 use crate::manifest::Kind;
-use crate::{Options, Reference};
+use crate::options::Options;
+use crate::reference::Reference;
+use crate::shown::shown;
 
 /// What a manifest may be.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \

@@ -21,11 +21,13 @@ use std::sync::{Mutex, OnceLock};
 
 use super::digest::Digest;
 use super::error::Error;
+use super::files;
+use super::image::Image;
 use super::manifest::{self, Descriptor, Documents, Kind};
+use super::options::{Options, Pull};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::store::Store;
-use super::{Image, Options, Pull, files};
 
 use client::Client;
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::EXPANDED_MAX;
+use crate::options::EXPANDED_MAX;
 
 /// What an image is refused beyond.
 ///

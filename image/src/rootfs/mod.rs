@@ -36,7 +36,7 @@ use self::limits::Budget;
 use self::output::{Compressor, Counter};
 use self::pack::Names;
 use self::tree::Tree;
-use crate::{Config, Image, Layer, Root};
+use crate::image::{Config, Image, Layer, Root};
 use minivm_guest::manifest;
 use minivm_guest::newc::{Archive, Attributes};
 

@@ -17,7 +17,7 @@ use super::reserved::stored;
 use super::stream::{Check, Stream};
 use super::tar_reader::TarReader;
 use super::tree::{Content, Id, ROOT, Tree};
-use crate::Layer;
+use crate::image::Layer;
 use minivm_guest::manifest::Xattr;
 use minivm_guest::newc::{Archive, Attributes};
 

@@ -8,7 +8,7 @@ use minivm_guest::manifest::{self, Manifest, Xattr};
 use minivm_guest::newc::{Archive, Attributes};
 
 use super::error::Error;
-use crate::Config;
+use crate::image::Config;
 
 /// Writes what isn't the image's.
 pub(super) fn write(

@@ -11,7 +11,7 @@ use super::error::{Error, Fault};
 use super::limits::Budget;
 use super::stream::{Check, Stream};
 use super::tar_reader::TarReader;
-use crate::Layer;
+use crate::image::Layer;
 
 /// A layer as the first pass found it.
 pub(super) struct Scanned {

@@ -11,7 +11,8 @@ use std::thread::{Builder, Scope};
 use super::error::Error;
 use super::limits::Budget;
 use crate::compression::{Format, START, decompress, format};
-use crate::{Blob, Hasher};
+use crate::digest::Hasher;
+use crate::image::Blob;
 
 const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;

@@ -1,0 +1,26 @@
+//! Text of others, as it may be shown.
+
+/// Text of unknown origin, made fit for a terminal: control characters escaped, and not too long.
+pub(super) fn shown(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = text
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn what_is_shown_has_no_control_characters_and_an_end() {
+        assert_eq!(shown("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert!(shown(&"x".repeat(10_000)).chars().count() < 300);
+    }
+}
