@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::limits::Exceeded;
+use super::tar_error::{self, Unsound};
 use minivm_guest::newc;
 
 /// Why an image can't be made an initramfs.
@@ -82,34 +83,6 @@ pub enum Error {
     Reserved {
         /// The file.
         path: PathBuf,
-    },
-}
-
-/// What is wrong with a tar archive as a whole.
-#[derive(Debug, thiserror::Error)]
-pub enum Unsound {
-    /// It ends within an entry, or without the two blocks of zeros that end it.
-    #[error("it ends too early")]
-    Truncated,
-    /// Something that should be a header isn't.
-    #[error("what should be a header at byte {at} is none")]
-    Header {
-        /// Where, in the decompressed archive.
-        at: u64,
-    },
-    /// A header for long names or extended attributes is itself too long.
-    #[error("the extended header at byte {at} is longer than {limit} bytes, the limit")]
-    LongHeader {
-        /// Where, in the decompressed archive.
-        at: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// An extended header (pax) isn't made of records.
-    #[error("the extended header before byte {at} has a bad record")]
-    Record {
-        /// Where, in the decompressed archive.
-        at: u64,
     },
 }
 
@@ -209,6 +182,21 @@ impl Error {
                 source: Unsound::Truncated,
             },
             None => Error::Read { layer, source },
+        }
+    }
+
+    /// A failure of the reader of a layer's archive.
+    pub(super) fn archive(layer: &str, error: tar_error::Error) -> Error {
+        match error {
+            tar_error::Error::Read(source) => Error::read(layer, source),
+            tar_error::Error::Unsound(source) => Error::Tar {
+                layer: layer.to_owned(),
+                source,
+            },
+            tar_error::Error::Size { name } => {
+                Error::entry(layer, &name, Fault::Number { field: "size" })
+            }
+            tar_error::Error::Holes { name } => Error::entry(layer, &name, Fault::Sparse),
         }
     }
 

@@ -2,14 +2,43 @@
 
 use tar::{EntryType, Header};
 
-use super::entry::{NAME_MAX, PATH_MAX};
+use super::entry::{Entry, Kind, NAME_MAX, PATH_MAX, Xattrs};
 use super::error::Fault;
 use super::number;
 use super::pax::Records;
+use super::tar_reader::{self, Member};
 use minivm_guest::newc::{Attributes, Node};
 
+/// What Linux allows an extended attribute (`include/uapi/linux/limits.h`).
+const XATTR_NAME_MAX: usize = 255;
+const XATTR_SIZE_MAX: usize = 65536;
+
+/// The member as a file system has it.
+pub(super) fn entry(member: &Member) -> Result<Entry, Fault> {
+    let size = member.size;
+    let kind = match member.kind {
+        tar_reader::Kind::Folder => Kind::Folder,
+        tar_reader::Kind::Symlink => Kind::Symlink(target(&member.link)?),
+        tar_reader::Kind::HardLink => Kind::HardLink(normal(&member.link)?),
+        tar_reader::Kind::Node => Kind::Node(node(&member.header)?),
+        tar_reader::Kind::File => Kind::File {
+            size: u32::try_from(size).map_err(|_| Fault::TooLarge { size })?,
+        },
+        tar_reader::Kind::Other(kind) => {
+            let kind = char::from(kind);
+            return Err(Fault::Kind { kind });
+        }
+    };
+    Ok(Entry {
+        path: normal(&member.name)?,
+        attributes: attributes(&member.header, &member.records)?,
+        xattrs: xattrs(&member.records)?,
+        kind,
+    })
+}
+
 /// A path without what doesn't matter in it; refused if it leads upwards or is too long for Linux.
-pub(super) fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
+fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
     if name.contains(&0) {
         return Err(Fault::Nul);
     }
@@ -33,16 +62,29 @@ pub(super) fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
 }
 
 /// What a symbolic link says, kept byte for byte.
-pub(super) fn target(link: Vec<u8>) -> Result<Box<[u8]>, Fault> {
+fn target(link: &[u8]) -> Result<Box<[u8]>, Fault> {
     match link {
-        link if link.is_empty() => Err(Fault::NoName),
+        b"" => Err(Fault::NoName),
         link if link.contains(&0) => Err(Fault::Nul),
         link if link.len() >= PATH_MAX => Err(Fault::TooLong),
         link => Ok(link.into()),
     }
 }
 
-pub(super) fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
+/// The extended attributes, if Linux would take them.
+fn xattrs(records: &Records) -> Result<Xattrs, Fault> {
+    let checked = records.xattrs.iter().map(|(name, value)| {
+        let sound = !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0);
+        if !sound || value.len() > XATTR_SIZE_MAX {
+            let name = name.escape_ascii().to_string();
+            return Err(Fault::Xattr { name });
+        }
+        Ok((name.as_slice().into(), value.as_slice().into()))
+    });
+    checked.collect()
+}
+
+fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
     let old = header.as_old();
     let numbered = |bytes, field| number::field(bytes).ok_or(Fault::Number { field });
     let owner = |record: Option<i128>, bytes, field| {
@@ -65,7 +107,7 @@ pub(super) fn attributes(header: &Header, records: &Records) -> Result<Attribute
 }
 
 /// A device is two numbers here; nothing is looked up or opened.
-pub(super) fn node(header: &Header) -> Result<Node, Fault> {
+fn node(header: &Header) -> Result<Node, Fault> {
     let numbers: (&[u8], &[u8]) = match (header.as_gnu(), header.as_ustar()) {
         (Some(gnu), _) => (&gnu.dev_major, &gnu.dev_minor),
         (_, Some(ustar)) => (&ustar.dev_major, &ustar.dev_minor),

@@ -12,6 +12,7 @@
 
 mod apply;
 mod block;
+mod entries;
 mod entry;
 mod error;
 mod fields;
@@ -25,6 +26,7 @@ mod reserved;
 mod scan;
 mod sparse;
 mod stream;
+mod tar_error;
 mod tar_reader;
 mod tree;
 
@@ -40,9 +42,10 @@ use crate::image::{Config, Image, Layer, Root};
 use minivm_guest::manifest;
 use minivm_guest::newc::{Archive, Attributes};
 
-pub use self::error::{Error, Fault, Unsound};
+pub use self::error::{Error, Fault};
 pub use self::limits::{Exceeded, Limits};
 pub use self::output::Compression;
+pub use self::tar_error::Unsound;
 
 /// Bytes of an entry's header in an archive.
 const HEADER: usize = 110;

@@ -10,12 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
 
+use super::entries::Entries;
 use super::entry::Kind;
 use super::error::Error;
 use super::limits::{Budget, Exceeded, Limits};
 use super::reserved::stored;
 use super::stream::{Check, Stream};
-use super::tar_reader::TarReader;
 use super::tree::{Content, Id, ROOT, Tree};
 use crate::image::Layer;
 use minivm_guest::manifest::Xattr;
@@ -192,7 +192,7 @@ impl<'t> Names<'t> {
         // It was within the limits once; what it has become may have no end.
         let budget = Budget::new(limits);
         thread::scope(|scope| {
-            let mut reader = None;
+            let mut entries = None;
             let mut read = 0;
             for names in files.chunk_by(|a, b| a.id == b.id) {
                 let Content::File { entry, size, .. } = self.tree.inode(names[0].id).content else {
@@ -202,28 +202,28 @@ impl<'t> Names<'t> {
                     self.file(names, size, io::empty(), archive)?;
                     continue;
                 }
-                let reader = match &mut reader {
-                    Some(reader) => reader,
+                let entries = match &mut entries {
+                    Some(entries) => entries,
                     none => {
                         let check = Check::new(&budget);
                         let stream = Stream::start(scope, &layer.blob, Some(check))?;
-                        none.insert(TarReader::new(stream, &layer.blob.name, limits))
+                        none.insert(Entries::new(stream, &layer.blob.name, limits))
                     }
                 };
                 let mut found = None;
                 while read <= entry {
-                    found = reader.next()?;
+                    found = entries.next()?;
                     read += 1;
                 }
                 if found.is_none_or(|found| found.kind != Kind::File { size }) {
                     return Err(changed());
                 }
-                self.file(names, size, reader.data(), archive)?;
+                self.file(names, size, entries.data(), archive)?;
             }
-            let Some(reader) = reader else {
+            let Some(entries) = entries else {
                 return Ok(());
             };
-            let check = reader.finish().0.finish();
+            let check = entries.finish().0.finish();
             let check = check.map_err(|error| Error::read(&layer.blob.name, error))?;
             match check.map(Check::digest).as_deref() {
                 Some(again) if again == digest => Ok(()),

@@ -6,13 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::Xattrs;
-use super::error::Fault;
 use super::number;
-
-/// What Linux allows (`include/uapi/linux/limits.h`).
-const XATTR_NAME_MAX: usize = 255;
-const XATTR_SIZE_MAX: usize = 65536;
 
 /// What an entry's extended header says about it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,7 +20,8 @@ pub(super) struct Records {
     pub(super) sparse: Option<Sparse>,
     /// GNU tar gives a sparse file another name, under which others unpack its pieces.
     pub(super) sparse_name: Option<Vec<u8>>,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Extended attributes, by name.
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// How GNU tar says in an extended header that a file has holes.
@@ -90,20 +85,6 @@ impl Records {
     fn sparse(&mut self) -> &mut Sparse {
         self.sparse.get_or_insert_default()
     }
-
-    /// The extended attributes, if Linux would take them.
-    pub(super) fn take_xattrs(&mut self) -> Result<Xattrs, Fault> {
-        let xattrs = std::mem::take(&mut self.xattrs).into_iter();
-        let checked = xattrs.map(|(name, value)| {
-            let sound = !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0);
-            if !sound || value.len() > XATTR_SIZE_MAX {
-                let name = name.escape_ascii().to_string();
-                return Err(Fault::Xattr { name });
-            }
-            Ok((name.into(), value.into()))
-        });
-        checked.collect()
-    }
 }
 
 /// Whole seconds of a time such as `1700000000.25`.
@@ -121,12 +102,12 @@ mod tests {
 
     #[test]
     fn a_value_may_hold_newlines_and_equal_signs() {
-        let mut records =
+        let records =
             parse(b"26 SCHILY.xattr.user.a=\n=\n12 path=a\nb\n20 mtime=-17.250000\n").unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"a\nb"[..]));
         assert_eq!(records.mtime, Some(-17));
-        let expected: Xattrs = Box::new([((*b"user.a").into(), (*b"\n=").into())]);
-        assert_eq!(records.take_xattrs().unwrap(), expected);
+        let expected = BTreeMap::from([(b"user.a".to_vec(), b"\n=".to_vec())]);
+        assert_eq!(records.xattrs, expected);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::entries::Entries;
 use super::entry::{Entry, Kind};
 use super::error::{Error, Fault};
 use super::limits::Budget;
 use super::stream::{Check, Stream};
-use super::tar_reader::TarReader;
 use crate::image::Layer;
 
 /// A layer as the first pass found it.
@@ -57,13 +57,13 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
     let name = &layer.blob.name;
     thread::scope(|scope| {
         let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
-        let mut reader = TarReader::new(stream, name, &budget.limits);
+        let mut read = Entries::new(stream, name, &budget.limits);
         let mut entries = Vec::new();
-        while let Some(entry) = reader.next()? {
+        while let Some(entry) = read.next()? {
             charge(&entry, budget).map_err(|fault| Error::entry(name, &entry.path, fault))?;
             entries.push(entry);
         }
-        let (stream, marked) = reader.finish();
+        let (stream, marked) = read.finish();
         let check = stream.finish().map_err(|error| Error::read(name, error))?;
         let digest = check.map(Check::digest).unwrap_or_default();
         verify(layer, &digest, marked)?;

@@ -10,6 +10,7 @@ use std::thread::{Builder, Scope};
 
 use super::error::Error;
 use super::limits::Budget;
+use super::tar_reader::Input;
 use crate::compression::{Format, START, decompress, format};
 use crate::digest::Hasher;
 use crate::image::Blob;
@@ -199,6 +200,8 @@ impl BufRead for Stream<'_> {
         self.at = (self.at + count).min(self.chunk.len());
     }
 }
+
+impl Input for Stream<'_> {}
 
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

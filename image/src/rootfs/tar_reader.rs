@@ -1,34 +1,78 @@
-//! A layer's tar archive, read entry by entry.
+//! A tar archive, read member by member.
 //!
 //! A tar archive is a row of blocks of 512 bytes: a header, then the file's data. What doesn't fit a header (long names, large
-//! numbers, extended attributes) comes in entries before it: `L` and `K` of GNU tar, `x` of POSIX ("pax"). The `tar` crate
-//! gives the header's fields. Its reader takes such entries into memory whatever they claim to hold, and splits pax records
-//! at newlines, which attributes may have in them; so the loop over the entries is ours.
+//! numbers, extended attributes) comes in members before it: `L` and `K` of GNU tar, `x` of POSIX ("pax"). The `tar` crate
+//! gives the header's fields. Its reader takes such members into memory whatever they claim to hold, and splits pax records
+//! at newlines, which attributes may have in them; so the loop over the members is ours.
 //!
-//! Left out on purpose: `g`, pax records for all entries that follow, which other unpackers of images ignore too.
+//! Left out on purpose: `g`, pax records for all members that follow, which other unpackers of images ignore too.
 
 use std::io::{self, BufRead, Read};
+use std::mem;
 
 use tar::{EntryType, Header};
 
 use super::block::{self, BLOCK};
-use super::entry::{Entry, Kind};
-use super::error::{Error, Fault, Unsound};
-use super::fields::{attributes, node, normal, target};
-use super::limits::Limits;
 use super::number;
 use super::pax::{self, Records};
 use super::sparse::{self, Map};
+use super::tar_error::{Error, Unsound};
+
+/// The bytes of an archive.
+pub(super) trait Input: BufRead {
+    /// Skips `count` bytes, and returns how many there were: fewer only where the input ends.
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let mut skipped = 0;
+        while skipped < count {
+            let left = usize::try_from(count - skipped).unwrap_or(usize::MAX);
+            let ready = self.fill_buf()?.len().min(left);
+            if ready == 0 {
+                break;
+            }
+            self.consume(ready);
+            skipped += ready as u64;
+        }
+        Ok(skipped)
+    }
+}
+
+/// A member of an archive, as its headers describe it.
+pub(super) struct Member {
+    pub(super) name: Vec<u8>,
+    /// What it links to; empty where that isn't given.
+    pub(super) link: Vec<u8>,
+    pub(super) kind: Kind,
+    /// Bytes of a file, with its holes.
+    pub(super) size: u64,
+    /// The header, for its other fields.
+    pub(super) header: Header,
+    pub(super) records: Records,
+}
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Folder,
+    Symlink,
+    HardLink,
+    /// A device or a pipe.
+    Node,
+    /// A type that only some kinds of tar archives have.
+    Other(u8),
+}
 
 /// A tar archive being read.
-pub(super) struct TarReader<'a, R> {
+pub(super) struct TarReader<R> {
     input: R,
-    layer: &'a str,
-    limits: &'a Limits,
+    /// The most bytes that an extended header, or a map of holes, may have: they are held in memory.
+    header_limit: u64,
     /// Bytes read.
     at: u64,
-    /// Bytes of the current entry that weren't read yet, with its padding.
+    /// Bytes of the current member's data that weren't read yet.
     left: u64,
+    /// Bytes from the end of these data to the next block.
+    padding: u64,
     /// Where the current file's data belong.
     map: Map,
     /// Whether the end was marked, if it was reached.
@@ -43,140 +87,125 @@ struct Before {
     pax: Option<Vec<u8>>,
 }
 
-impl<'a, R: BufRead> TarReader<'a, R> {
-    pub(super) fn new(input: R, layer: &'a str, limits: &'a Limits) -> TarReader<'a, R> {
+impl Before {
+    fn is_empty(&self) -> bool {
+        self.name.is_none() && self.link.is_none() && self.pax.is_none()
+    }
+}
+
+impl<R: Input> TarReader<R> {
+    pub(super) fn new(input: R, header_limit: u64) -> TarReader<R> {
         TarReader {
             input,
-            layer,
-            limits,
+            header_limit,
             at: 0,
             left: 0,
+            padding: 0,
             map: Map::default(),
             marked: false,
         }
     }
 
-    /// The next entry; `None` after the last.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
+    /// The next member; `None` after the last.
+    pub(super) fn next(&mut self) -> Result<Option<Member>, Error> {
         let mut before = Before::default();
         loop {
             self.skip()?;
             let Some(header) = self.header()? else {
-                let pending =
-                    before.name.is_some() || before.link.is_some() || before.pax.is_some();
-                return if pending {
-                    Err(self.unsound(Unsound::Truncated))
-                } else {
-                    Ok(None)
+                return match before.is_empty() {
+                    true => Ok(None),
+                    false => Err(Unsound::Truncated.into()),
                 };
             };
             let size = number::field(&header.as_old().size).and_then(|size| size.try_into().ok());
-            let size: u64 = size.ok_or_else(|| {
-                let fault = Fault::Number { field: "size" };
-                Error::entry(self.layer, &header.path_bytes(), fault)
+            let size: u64 = size.ok_or_else(|| Error::Size {
+                name: header.path_bytes().into_owned(),
             })?;
             match header.entry_type() {
                 EntryType::XGlobalHeader => self.set_left(size),
                 EntryType::XHeader => before.pax = Some(self.extended(size)?),
                 EntryType::GNULongName => before.name = Some(until_nul(self.extended(size)?)),
                 EntryType::GNULongLink => before.link = Some(until_nul(self.extended(size)?)),
-                _ => return self.entry(&header, size, &before).map(Some),
+                _ => return self.member(header, size, before).map(Some),
             }
         }
     }
 
-    /// The data of the current entry, which has to be a file.
+    /// The data of the current member, which has to be a file.
     pub(super) fn data(&mut self) -> impl Read {
-        let map = std::mem::take(&mut self.map);
+        let map = mem::take(&mut self.map);
         map.expand(Counted(self))
     }
 
-    /// Hands the input back, to read what follows the last entry, and says whether that was marked as the last.
+    /// Returns the input, to read what follows the last member, and whether that was marked as the last.
     pub(super) fn finish(self) -> (R, bool) {
         (self.input, self.marked)
     }
 
-    fn entry(&mut self, header: &Header, size: u64, before: &Before) -> Result<Entry, Error> {
+    fn member(&mut self, header: Header, size: u64, before: Before) -> Result<Member, Error> {
         let records = match &before.pax {
-            Some(pax) => pax::parse(pax),
-            None => Some(Records::default()),
+            Some(pax) => pax::parse(pax).ok_or(Unsound::Record { at: self.at })?,
+            None => Records::default(),
         };
-        let mut records = records.ok_or_else(|| self.unsound(Unsound::Record { at: self.at }))?;
-        let name = match (&before.name, &records.sparse_name, &records.path) {
-            (Some(name), ..) | (None, Some(name), _) | (None, None, Some(name)) => name.clone(),
-            (None, None, None) => header.path_bytes().into_owned(),
-        };
-        let layer = self.layer;
-        let fault = |fault| Error::entry(layer, &name, fault);
+        let names = [&before.name, &records.sparse_name, &records.path];
+        let name = names.into_iter().flatten().next().cloned();
+        let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
+        let links = [&before.link, &records.link];
+        let link = links.into_iter().flatten().next().cloned();
+        let own = || header.link_name_bytes().unwrap_or_default().into_owned();
+        let link = link.unwrap_or_else(own);
+        let kind = kind(&header, &name);
         // What has no data has none, whatever its size says: hard links carry their file's.
-        let (kind, stored) = match kind(header, &name, before, &records).map_err(fault)? {
-            Some(kind) => (Some(kind), 0),
-            None => (None, records.size.unwrap_or(size)),
+        self.set_left(match kind {
+            Kind::File | Kind::Other(_) => records.size.unwrap_or(size),
+            _ => 0,
+        });
+        self.map = match kind {
+            Kind::File => self.file(&header, &records, &name)?,
+            _ => Map::default(),
         };
-        self.set_left(stored);
-        let kind = match kind {
-            Some(kind) => kind,
-            None => Kind::File {
-                size: self.file(header, stored, &records, &name)?,
-            },
-        };
-        Ok(Entry {
-            path: normal(&name).map_err(fault)?,
-            attributes: attributes(header, &records).map_err(fault)?,
-            xattrs: records.take_xattrs().map_err(fault)?,
+        Ok(Member {
+            name,
+            link,
             kind,
+            size: self.map.size(),
+            header,
+            records,
         })
     }
 
     /// Finds out where a file's data belong, and how long it is.
-    fn file(
-        &mut self,
-        header: &Header,
-        stored: u64,
-        records: &Records,
-        name: &[u8],
-    ) -> Result<u32, Error> {
-        let layer = self.layer;
+    fn file(&mut self, header: &Header, records: &Records, name: &[u8]) -> Result<Map, Error> {
+        let (stored, limit) = (self.left, self.header_limit);
         let map = if header.entry_type() == EntryType::GNUSparse {
-            let limit = self.limits.header;
-            sparse::gnu(header, stored, limit, || self.block())
+            sparse::gnu(header, stored, limit, || self.block())?
         } else if let Some(sparse) = records.sparse {
-            sparse::pax(sparse, stored, self.limits.header, &mut Counted(self))
+            sparse::pax(sparse, stored, limit, &mut Counted(self))?
         } else {
-            Ok(Some(Map::plain(stored)))
+            Some(Map::plain(stored))
         };
-        let fail = |fault| Error::entry(layer, name, fault);
-        let map = map
-            .map_err(|error| Error::read(layer, error))?
-            .ok_or_else(|| fail(Fault::Sparse))?;
-        let size = map.size();
-        self.map = map;
-        u32::try_from(size).map_err(|_| fail(Fault::TooLarge { size }))
+        map.ok_or_else(|| Error::Holes {
+            name: name.to_owned(),
+        })
     }
 
     /// The next header, if there is one more.
     fn header(&mut self) -> Result<Option<Header>, Error> {
         let at = self.at;
-        let Some(block) = self
-            .block()
-            .map_err(|error| Error::read(self.layer, error))?
-        else {
+        let Some(block) = self.block()? else {
             return Ok(None);
         };
         if block == [0; BLOCK] {
             // The end is two blocks of zeros. Some writers make do with one.
-            let next = self
-                .block()
-                .map_err(|error| Error::read(self.layer, error))?;
-            if next.is_some_and(|next| next != [0; BLOCK]) {
-                return Err(self.unsound(Unsound::Header { at }));
+            if self.block()?.is_some_and(|next| next != [0; BLOCK]) {
+                return Err(Unsound::Header { at }.into());
             }
             self.marked = true;
             return Ok(None);
         }
         match block::header(&block) {
             Some(header) => Ok(Some(header)),
-            None => Err(self.unsound(Unsound::Header { at })),
+            None => Err(Unsound::Header { at }.into()),
         }
     }
 
@@ -190,55 +219,40 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         Ok(Some(block))
     }
 
-    /// The whole data of an entry that tells about the next.
+    /// The whole data of a member that describes the next.
     fn extended(&mut self, size: u64) -> Result<Vec<u8>, Error> {
-        let (at, limit) = (self.at, self.limits.header);
+        let (at, limit) = (self.at, self.header_limit);
         if size > limit {
-            return Err(self.unsound(Unsound::LongHeader { at, limit }));
+            return Err(Unsound::LongHeader { at, limit }.into());
         }
         self.set_left(size);
         let mut data = Vec::new();
-        let read = Counted(self).take(size).read_to_end(&mut data);
-        read.map_err(|error| Error::read(self.layer, error))?;
-        if data.len() as u64 != size {
-            return Err(self.unsound(Unsound::Truncated));
-        }
+        Counted(self).read_to_end(&mut data)?;
         Ok(data)
     }
 
     fn set_left(&mut self, size: u64) {
-        self.left = size
-            .checked_next_multiple_of(BLOCK as u64)
-            .unwrap_or(u64::MAX);
+        let beyond = size % BLOCK as u64;
+        self.left = size;
+        self.padding = (BLOCK as u64 - beyond) % BLOCK as u64;
     }
 
+    /// Skips what is left of the current member. Where the archive ends with it, its padding may be missing.
     fn skip(&mut self) -> Result<(), Error> {
-        while self.left > 0 {
-            let ready = self.input.fill_buf();
-            let ready = ready.map_err(|error| Error::read(self.layer, error))?.len();
-            if ready == 0 {
-                return Err(self.unsound(Unsound::Truncated));
-            }
-            let count = ready.min(usize::try_from(self.left).unwrap_or(usize::MAX));
-            self.input.consume(count);
-            self.at += count as u64;
-            self.left -= count as u64;
+        let left = mem::take(&mut self.left);
+        let skipped = self.input.skip(left)?;
+        if skipped < left {
+            return Err(Unsound::Truncated.into());
         }
+        self.at += skipped + self.input.skip(mem::take(&mut self.padding))?;
         Ok(())
-    }
-
-    fn unsound(&self, source: Unsound) -> Error {
-        Error::Tar {
-            layer: self.layer.to_owned(),
-            source,
-        }
     }
 }
 
-/// Reads of the current entry's data, and counts.
-struct Counted<'r, 'a, R>(&'r mut TarReader<'a, R>);
+/// Reads of the current member's data, and counts.
+struct Counted<'r, R>(&'r mut TarReader<R>);
 
-impl<R: BufRead> Read for Counted<'_, '_, R> {
+impl<R: Input> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.0.left).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);
@@ -252,33 +266,19 @@ impl<R: BufRead> Read for Counted<'_, '_, R> {
     }
 }
 
-/// What an entry is; `None` for a file.
-fn kind(
-    header: &Header,
-    name: &[u8],
-    before: &Before,
-    records: &Records,
-) -> Result<Option<Kind>, Fault> {
-    let link = || {
-        let own = || header.link_name_bytes().unwrap_or_default().into_owned();
-        let long = before.link.as_ref().or(records.link.as_ref());
-        long.cloned().unwrap_or_else(own)
-    };
-    Ok(match header.entry_type() {
-        EntryType::Directory => Some(Kind::Folder),
-        EntryType::Symlink => Some(Kind::Symlink(target(link())?)),
-        EntryType::Link => Some(Kind::HardLink(normal(&link())?)),
-        EntryType::Char | EntryType::Block | EntryType::Fifo => Some(Kind::Node(node(header)?)),
+fn kind(header: &Header, name: &[u8]) -> Kind {
+    match header.entry_type() {
+        EntryType::Directory => Kind::Folder,
+        EntryType::Symlink => Kind::Symlink,
+        EntryType::Link => Kind::HardLink,
+        EntryType::Char | EntryType::Block | EntryType::Fifo => Kind::Node,
         // Before there were types, folders were files whose names end with a slash.
         EntryType::Regular if header.as_old().linkflag == [0] && name.ends_with(b"/") => {
-            Some(Kind::Folder)
+            Kind::Folder
         }
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => None,
-        other => {
-            let kind = char::from(other.as_byte());
-            return Err(Fault::Kind { kind });
-        }
-    })
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
+        other => Kind::Other(other.as_byte()),
+    }
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
