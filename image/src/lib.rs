@@ -33,6 +33,7 @@ mod saved;
 mod shown;
 mod source;
 mod store;
+mod tar_reader;
 #[cfg(test)]
 mod tests;
 

@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::error::Error;
 use super::fields;
 use super::limits::Limits;
-use super::tar_reader::{Input, TarReader};
+use crate::tar_reader::{Input, TarReader};
 
 /// A layer's entries being read.
 pub(super) struct Entries<'a, R> {

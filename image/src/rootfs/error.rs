@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::limits::Exceeded;
-use super::tar_error::{self, Unsound};
+use crate::tar_reader::{self, Unsound};
 use minivm_guest::newc;
 
 /// Why an image can't be made an initramfs.
@@ -186,17 +186,17 @@ impl Error {
     }
 
     /// A failure of the reader of a layer's archive.
-    pub(super) fn archive(layer: &str, error: tar_error::Error) -> Error {
+    pub(super) fn archive(layer: &str, error: tar_reader::Error) -> Error {
         match error {
-            tar_error::Error::Read(source) => Error::read(layer, source),
-            tar_error::Error::Unsound(source) => Error::Tar {
+            tar_reader::Error::Read(source) => Error::read(layer, source),
+            tar_reader::Error::Unsound(source) => Error::Tar {
                 layer: layer.to_owned(),
                 source,
             },
-            tar_error::Error::Size { name } => {
+            tar_reader::Error::Size { name } => {
                 Error::entry(layer, &name, Fault::Number { field: "size" })
             }
-            tar_error::Error::Holes { name } => Error::entry(layer, &name, Fault::Sparse),
+            tar_reader::Error::Holes { name } => Error::entry(layer, &name, Fault::Sparse),
         }
     }
 

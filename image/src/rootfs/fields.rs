@@ -4,9 +4,7 @@ use tar::{EntryType, Header};
 
 use super::entry::{Entry, Kind, NAME_MAX, PATH_MAX, Xattrs};
 use super::error::Fault;
-use super::number;
-use super::pax::Records;
-use super::tar_reader::{self, Member};
+use crate::tar_reader::{self, Member, Records, number};
 use minivm_guest::newc::{Attributes, Node};
 
 /// What Linux allows an extended attribute (`include/uapi/linux/limits.h`).

@@ -11,23 +11,17 @@
 //! the archive, and memory and time are bounded by [`Limits`].
 
 mod apply;
-mod block;
 mod entries;
 mod entry;
 mod error;
 mod fields;
 mod folder;
 mod limits;
-mod number;
 mod output;
 mod pack;
-mod pax;
 mod reserved;
 mod scan;
-mod sparse;
 mod stream;
-mod tar_error;
-mod tar_reader;
 mod tree;
 
 use std::fs::File;
@@ -45,7 +39,7 @@ use minivm_guest::newc::{Archive, Attributes};
 pub use self::error::{Error, Fault};
 pub use self::limits::{Exceeded, Limits};
 pub use self::output::Compression;
-pub use self::tar_error::Unsound;
+pub use crate::tar_reader::Unsound;
 
 /// Bytes of an entry's header in an archive.
 const HEADER: usize = 110;

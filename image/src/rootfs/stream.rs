@@ -10,10 +10,10 @@ use std::thread::{Builder, Scope};
 
 use super::error::Error;
 use super::limits::Budget;
-use super::tar_reader::Input;
 use crate::compression::{Format, START, decompress, format};
 use crate::digest::Hasher;
 use crate::image::Blob;
+use crate::tar_reader::Input;
 
 const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;

@@ -1,7 +1,7 @@
 //! Numbers in tar headers: octal digits, or, where these don't suffice, a big-endian number with the highest bit set.
 
 /// The number in a field. An empty field is zero.
-pub(super) fn field(bytes: &[u8]) -> Option<i128> {
+pub(crate) fn field(bytes: &[u8]) -> Option<i128> {
     match bytes.first() {
         Some(&first) if first & 0x80 != 0 => binary(bytes),
         _ => octal(bytes),

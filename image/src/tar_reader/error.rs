@@ -4,7 +4,7 @@ use std::io;
 
 /// Why a tar archive can't be read.
 #[derive(Debug)]
-pub(super) enum Error {
+pub(crate) enum Error {
     /// Its bytes can't be read.
     Read(io::Error),
     Unsound(Unsound),

@@ -7,19 +7,26 @@
 //!
 //! Left out on purpose: `g`, pax records for all members that follow, which other unpackers of images ignore too.
 
+mod block;
+mod error;
+pub(crate) mod number;
+mod pax;
+mod sparse;
+
 use std::io::{self, BufRead, Read};
 use std::mem;
 
 use tar::{EntryType, Header};
 
-use super::block::{self, BLOCK};
-use super::number;
-use super::pax::{self, Records};
-use super::sparse::{self, Map};
-use super::tar_error::{Error, Unsound};
+use self::block::BLOCK;
+use self::sparse::Map;
+
+pub(crate) use self::error::Error;
+pub use self::error::Unsound;
+pub(crate) use self::pax::Records;
 
 /// The bytes of an archive.
-pub(super) trait Input: BufRead {
+pub(crate) trait Input: BufRead {
     /// Skips `count` bytes, and returns how many there were: fewer only where the input ends.
     fn skip(&mut self, count: u64) -> io::Result<u64> {
         let mut skipped = 0;
@@ -37,21 +44,21 @@ pub(super) trait Input: BufRead {
 }
 
 /// A member of an archive, as its headers describe it.
-pub(super) struct Member {
-    pub(super) name: Vec<u8>,
+pub(crate) struct Member {
+    pub(crate) name: Vec<u8>,
     /// What it links to; empty where that isn't given.
-    pub(super) link: Vec<u8>,
-    pub(super) kind: Kind,
+    pub(crate) link: Vec<u8>,
+    pub(crate) kind: Kind,
     /// Bytes of a file, with its holes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// The header, for its other fields.
-    pub(super) header: Header,
-    pub(super) records: Records,
+    pub(crate) header: Header,
+    pub(crate) records: Records,
 }
 
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     Folder,
     Symlink,
@@ -63,7 +70,7 @@ pub(super) enum Kind {
 }
 
 /// A tar archive being read.
-pub(super) struct TarReader<R> {
+pub(crate) struct TarReader<R> {
     input: R,
     /// The most bytes that an extended header, or a map of holes, may have: they are held in memory.
     header_limit: u64,
@@ -94,7 +101,7 @@ impl Before {
 }
 
 impl<R: Input> TarReader<R> {
-    pub(super) fn new(input: R, header_limit: u64) -> TarReader<R> {
+    pub(crate) fn new(input: R, header_limit: u64) -> TarReader<R> {
         TarReader {
             input,
             header_limit,
@@ -107,7 +114,7 @@ impl<R: Input> TarReader<R> {
     }
 
     /// The next member; `None` after the last.
-    pub(super) fn next(&mut self) -> Result<Option<Member>, Error> {
+    pub(crate) fn next(&mut self) -> Result<Option<Member>, Error> {
         let mut before = Before::default();
         loop {
             self.skip()?;
@@ -132,13 +139,13 @@ impl<R: Input> TarReader<R> {
     }
 
     /// The data of the current member, which has to be a file.
-    pub(super) fn data(&mut self) -> impl Read {
+    pub(crate) fn data(&mut self) -> impl Read {
         let map = mem::take(&mut self.map);
         map.expand(Counted(self))
     }
 
     /// Returns the input, to read what follows the last member, and whether that was marked as the last.
-    pub(super) fn finish(self) -> (R, bool) {
+    pub(crate) fn finish(self) -> (R, bool) {
         (self.input, self.marked)
     }
 

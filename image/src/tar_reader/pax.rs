@@ -10,18 +10,18 @@ use super::number;
 
 /// What an entry's extended header says about it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Records {
+pub(crate) struct Records {
     pub(super) path: Option<Vec<u8>>,
     pub(super) link: Option<Vec<u8>>,
     pub(super) size: Option<u64>,
-    pub(super) uid: Option<i128>,
-    pub(super) gid: Option<i128>,
-    pub(super) mtime: Option<i128>,
+    pub(crate) uid: Option<i128>,
+    pub(crate) gid: Option<i128>,
+    pub(crate) mtime: Option<i128>,
     pub(super) sparse: Option<Sparse>,
     /// GNU tar gives a sparse file another name, under which others unpack its pieces.
     pub(super) sparse_name: Option<Vec<u8>>,
     /// Extended attributes, by name.
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// How GNU tar says in an extended header that a file has holes.
