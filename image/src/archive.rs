@@ -63,7 +63,7 @@ impl Archive {
     ) -> Result<Archive, Error> {
         let mut start = [0; START];
         let read = file.read_at(&mut start, 0);
-        let read = read.map_err(|source| failed(&name, source))?;
+        let read = read.map_err(Error::reading(&name))?;
         let file = match format(&start[..read]) {
             _ if read == 0 => return Err(Error::invalid(name, "is empty")),
             Format::Plain => file,
@@ -74,10 +74,7 @@ impl Archive {
             }
             format => decompressed(&name, format, &file, store, limit)?,
         };
-        let end = file
-            .metadata()
-            .map_err(|source| failed(&name, source))?
-            .len();
+        let end = file.metadata().map_err(Error::reading(&name))?.len();
         let members = Scan::new(&name, &file, end).members()?;
         Ok(Archive {
             name,
@@ -106,13 +103,6 @@ impl Archive {
     }
 }
 
-fn failed(name: &str, source: io::Error) -> Error {
-    Error::Read {
-        name: name.into(),
-        source,
-    }
-}
-
 fn decompressed(
     name: &str,
     format: Format,
@@ -121,10 +111,10 @@ fn decompressed(
     limit: u64,
 ) -> Result<File, Error> {
     let mut spool = store.spool()?;
-    file.rewind().map_err(|source| failed(name, source))?;
+    file.rewind().map_err(Error::reading(name))?;
     let content = decompress(format, BufReader::with_capacity(128 << 10, file));
     let copied = content.and_then(|content| files::copy_limited(content, &mut spool, limit));
-    match copied.map_err(|source| failed(name, source))? {
+    match copied.map_err(Error::reading(name))? {
         Some(_) => Ok(spool),
         None => Err(Error::TooLarge {
             what: format!("{name}, decompressed,"),
@@ -327,7 +317,7 @@ impl<'a> Scan<'a> {
                 0 => Err(Error::invalid(self.name, "is no tar archive")),
                 _ => Err(self.truncated()),
             },
-            Err(source) => Err(failed(self.name, source)),
+            Err(error) => Err(Error::reading(self.name)(error)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What can go wrong between a name and an open image.
 
+use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 
@@ -173,6 +174,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Wraps what the system returned for a file, folder or stream of this name.
+    pub(super) fn reading(name: impl Display) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Read {
+            name: name.to_string(),
+            source,
+        }
+    }
+
     pub(super) fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::Invalid {
             name: name.into(),

@@ -48,10 +48,7 @@ pub(super) fn read(blob: &Blob, limit: u64) -> Result<Vec<u8>, Error> {
     }
     let mut bytes = vec![0; len];
     let read = blob.file.read_exact_at(&mut bytes, blob.offset);
-    read.map_err(|source| Error::Read {
-        name: blob.name.clone(),
-        source,
-    })?;
+    read.map_err(Error::reading(&blob.name))?;
     Ok(bytes)
 }
 

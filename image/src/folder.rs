@@ -18,8 +18,8 @@ use super::image::{Config, Image, Layer, Root};
 
 /// The folder as an image.
 pub(super) fn open_folder(path: &Path) -> Result<Image, Error> {
-    let root = fs::canonicalize(path).map_err(|source| failed(path, source))?;
-    let metadata = fs::metadata(&root).map_err(|source| failed(path, source))?;
+    let root = fs::canonicalize(path).map_err(Error::reading(path.display()))?;
+    let metadata = fs::metadata(&root).map_err(Error::reading(path.display()))?;
     if !metadata.is_dir() {
         let problem = "is no folder; an archive of a root file system is tar:FILE";
         return Err(Error::invalid(path.display().to_string(), problem));
@@ -39,16 +39,16 @@ pub(super) fn open_folder(path: &Path) -> Result<Image, Error> {
 fn walk(hasher: &mut Hasher, folder: &Path, name: &Path) -> Result<(), Error> {
     let mut entries = fs::read_dir(folder)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .map_err(|source| failed(folder, source))?;
+        .map_err(Error::reading(folder.display()))?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for found in entries {
         let path = found.path();
         let name = name.join(found.file_name());
         // Of the link itself where it is one.
-        let metadata = found.metadata().map_err(|source| failed(&path, source))?;
+        let metadata = found.metadata().map_err(Error::reading(path.display()))?;
         entry(hasher, &name, &metadata);
         if metadata.is_symlink() {
-            let target = fs::read_link(&path).map_err(|source| failed(&path, source))?;
+            let target = fs::read_link(&path).map_err(Error::reading(path.display()))?;
             hasher.field(target.as_os_str().as_bytes());
         } else if metadata.is_dir() {
             walk(hasher, &path, &name)?;
@@ -80,12 +80,10 @@ fn entry(hasher: &mut Hasher, name: &Path, metadata: &Metadata) {
 /// The archive of a root file system as an image of one layer.
 pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     let name = path.display().to_string();
-    let file = files::open_regular(path).map_err(|source| failed(path, source))?;
-    let metadata = file.metadata().map_err(|source| failed(path, source))?;
+    let file = files::open_regular(path).map_err(Error::reading(&name))?;
+    let metadata = file.metadata().map_err(Error::reading(&name))?;
     let mut start = [0; 512];
-    let read = file
-        .read_at(&mut start, 0)
-        .map_err(|source| failed(path, source))?;
+    let read = file.read_at(&mut start, 0).map_err(Error::reading(&name))?;
     if !may_be_an_archive(&start[..read]) {
         return Err(Error::invalid(
             name,
@@ -95,7 +93,7 @@ pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     let mut hasher = Hasher::default();
     hasher.field(b"tar");
     entry(&mut hasher, Path::new(""), &metadata);
-    let blob = files::whole(file, name).map_err(|source| failed(path, source))?;
+    let blob = files::whole(file, name).map_err(Error::reading(path.display()))?;
     Ok(Image {
         identity: hasher.finish().to_string(),
         config: Config::default(),
@@ -112,13 +110,6 @@ fn may_be_an_archive(start: &[u8]) -> bool {
     let ustar = start.get(257..262) == Some(b"ustar");
     let zeros = start.len() == 512 && start.iter().all(|&byte| byte == 0);
     ustar || zeros || compressed.iter().any(|magic| start.starts_with(magic))
-}
-
-fn failed(path: &Path, source: io::Error) -> Error {
-    Error::Read {
-        name: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -66,10 +66,7 @@ impl Members for Folder {
         match blob {
             Ok(blob) => Ok(Some(blob)),
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.is_dir() => Ok(None),
-            Err(source) => Err(Error::Read {
-                name: path.display().to_string(),
-                source,
-            }),
+            Err(error) => Err(Error::reading(path.display())(error)),
         }
     }
 }

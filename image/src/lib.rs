@@ -114,10 +114,7 @@ pub fn open(
 
 fn open_archive(path: &Path, store: &Store, options: &Options) -> Result<Archive, Error> {
     let name = path.display().to_string();
-    let file = files::open_regular(path).map_err(|source| Error::Read {
-        name: name.clone(),
-        source,
-    })?;
+    let file = files::open_regular(path).map_err(Error::reading(&name))?;
     Archive::open(name, file, store, options.largest)
 }
 
@@ -145,11 +142,7 @@ fn open_stream(
 ) -> Result<Image, Error> {
     let mut spool = store.spool()?;
     let copied = files::copy_limited(stream, &mut spool, options.largest);
-    let copied = copied.map_err(|source| Error::Read {
-        name: name.into(),
-        source,
-    })?;
-    if copied.is_none() {
+    if copied.map_err(Error::reading(name))?.is_none() {
         return Err(Error::TooLarge {
             what: name.into(),
             limit: options.largest,
