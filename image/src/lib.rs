@@ -10,6 +10,7 @@
 //! the only part of a document that becomes part of a path, and an error tells what was wrong, in one line.
 
 mod archive;
+mod blob_reader;
 mod compression;
 mod config;
 mod digest;

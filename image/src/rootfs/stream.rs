@@ -4,12 +4,12 @@
 //! one while the next is made. Chunks go back to be filled again, so a stream holds a few of them whatever a layer's size.
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, Scope};
 
 use super::error::Error;
 use super::limits::Budget;
+use crate::blob_reader::BlobReader;
 use crate::compression::{Format, START, decompress, format};
 use crate::digest::Hasher;
 use crate::image::Blob;
@@ -31,38 +31,6 @@ pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
             format,
         }),
         format => decompress(format, input).map_err(|error| Error::read(&blob.name, error)),
-    }
-}
-
-/// Reads a blob from its start, whoever else reads the file.
-struct BlobReader {
-    blob: Blob,
-    at: u64,
-}
-
-impl BlobReader {
-    fn new(blob: Blob) -> BlobReader {
-        BlobReader { blob, at: 0 }
-    }
-}
-
-impl Read for BlobReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.blob.len.saturating_sub(self.at);
-        let wanted = buffer
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        let offset = self.blob.offset.checked_add(self.at);
-        let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
-        let count = self.blob.file.read_at(&mut buffer[..wanted], offset)?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.at += count as u64;
-        Ok(count)
     }
 }
 
