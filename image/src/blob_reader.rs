@@ -15,6 +15,13 @@ impl BlobReader {
     pub(super) fn new(blob: Blob) -> BlobReader {
         BlobReader { blob, at: 0 }
     }
+
+    /// Moves on by `count` bytes, and returns how many there were: fewer only at the end.
+    pub(super) fn skip(&mut self, count: u64) -> u64 {
+        let skipped = count.min(self.blob.len.saturating_sub(self.at));
+        self.at += skipped;
+        skipped
+    }
 }
 
 impl Read for BlobReader {

@@ -705,6 +705,49 @@ fn an_archive_with_a_damaged_header_is_refused() {
 }
 
 #[test]
+fn members_of_other_kinds_are_passed_over() {
+    let made = image(&["one"]);
+    let saved = archive(&made.saved(&["a:1"]));
+    let mut header = tar::Header::new_gnu();
+    header.set_path("x").unwrap();
+    // A link has no data, whatever its size is said to be.
+    header.set_entry_type(EntryType::Link);
+    header.set_link_name("y").unwrap();
+    header.set_size(1000);
+    header.set_cksum();
+    let link = header.as_bytes().to_vec();
+    // The map of a file's holes may go on in a block that looks like an archive's end.
+    header.set_entry_type(EntryType::GNUSparse);
+    header.set_size(0);
+    let gnu = header.as_gnu_mut().unwrap();
+    gnu.set_real_size(4096);
+    gnu.set_is_extended(true);
+    header.set_cksum();
+    let sparse = [&header.as_bytes()[..], &[0; 512]].concat();
+    header = tar::Header::new_gnu();
+    header.set_path("x").unwrap();
+    header.set_entry_type(EntryType::new(b'V'));
+    header.set_size(3);
+    header.set_cksum();
+    let volume = [&header.as_bytes()[..], &[b'x'; 512]].concat();
+    for other in [link, sparse, volume] {
+        let both = [other, saved.clone()].concat();
+        let image = Place::new().archive("docker-archive", &both);
+        check(&image.unwrap(), &made);
+    }
+}
+
+#[test]
+fn a_member_after_a_single_block_of_zeros_is_refused() {
+    let saved = archive(&image(&["one"]).saved(&["a:1"]));
+    let end = saved.len() - 1024;
+    let again = [&saved[..end + 512], &saved].concat();
+    let error = line(Place::new().archive("docker-archive", &again));
+    let said = format!("is damaged: there is no tar header at byte {end}");
+    assert!(error.ends_with(&said), "{error}");
+}
+
+#[test]
 fn what_is_no_archive_is_refused() {
     let place = Place::new();
     for (content, needle) in [

@@ -5,7 +5,7 @@ use tar::Header;
 use super::number;
 
 /// Bytes of a block.
-pub(super) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// The block as a header; `None` where its checksum is another.
 pub(super) fn header(block: &[u8; BLOCK]) -> Option<Header> {

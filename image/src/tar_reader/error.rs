@@ -26,8 +26,8 @@ pub enum Unsound {
     /// It ends within an entry, or without the two blocks of zeros that end it.
     #[error("it ends too early")]
     Truncated,
-    /// Something that should be a header isn't.
-    #[error("what should be a header at byte {at} is none")]
+    /// A block that should be a header isn't one.
+    #[error("there is no tar header at byte {at}")]
     Header {
         /// Where, in the decompressed archive.
         at: u64,

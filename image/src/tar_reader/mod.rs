@@ -18,9 +18,9 @@ use std::mem;
 
 use tar::{EntryType, Header};
 
-use self::block::BLOCK;
 use self::sparse::Map;
 
+pub(crate) use self::block::BLOCK;
 pub(crate) use self::error::Error;
 pub use self::error::Unsound;
 pub(crate) use self::pax::Records;
@@ -51,6 +51,8 @@ pub(crate) struct Member {
     pub(crate) kind: Kind,
     /// Bytes of a file, with its holes.
     pub(crate) size: u64,
+    /// Where in the archive these bytes start; `None` where they have holes.
+    pub(crate) offset: Option<u64>,
     /// The header, for its other fields.
     pub(crate) header: Header,
     pub(crate) records: Records,
@@ -176,6 +178,7 @@ impl<R: Input> TarReader<R> {
             link,
             kind,
             size: self.map.size(),
+            offset: self.map.is_plain().then_some(self.at),
             header,
             records,
         })
@@ -293,4 +296,70 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
         bytes.truncate(end);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Input for &[u8] {}
+
+    /// An archive of these files, without the blocks that mark its end.
+    fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, data) in files {
+            let mut header = Header::new_gnu();
+            header.set_size(data.len() as u64);
+            archive.append_data(&mut header, name, *data).unwrap();
+        }
+        let mut archive = archive.into_inner().unwrap();
+        archive.truncate(archive.len() - 2 * BLOCK);
+        archive
+    }
+
+    /// The names of an archive's members, as far as it is sound, and what is wrong with it after them.
+    fn names(archive: &[u8]) -> (Vec<String>, Option<Error>) {
+        let mut reader = TarReader::new(archive, 1 << 20);
+        let mut names = Vec::new();
+        loop {
+            match reader.next() {
+                Ok(Some(member)) => names.push(String::from_utf8(member.name).unwrap()),
+                Ok(None) => return (names, None),
+                Err(error) => return (names, Some(error)),
+            }
+        }
+    }
+
+    #[test]
+    fn an_offset_is_where_the_data_start() {
+        let long = "n".repeat(300);
+        let files: [(&str, &[u8]); 3] = [("a", b"first"), (&long, &[b'x'; 600]), ("c", b"third")];
+        let archive = archive(&files);
+        let mut reader = TarReader::new(&archive[..], 1 << 20);
+        for (name, data) in files {
+            let member = reader.next().unwrap().unwrap();
+            assert_eq!(member.name, name.as_bytes());
+            let offset = usize::try_from(member.offset.unwrap()).unwrap();
+            assert_eq!(member.size, data.len() as u64);
+            assert_eq!(&archive[offset..offset + data.len()], data);
+        }
+        assert!(reader.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_last_members_padding_may_be_missing_and_its_data_may_not() {
+        let archive = archive(&[("a", b"first"), ("b", b"second")]);
+        let data = 3 * BLOCK;
+        for end in [data + 6, data + 7, data + BLOCK] {
+            let (names, error) = names(&archive[..end]);
+            assert_eq!(names, ["a", "b"]);
+            assert!(error.is_none(), "{error:?}");
+        }
+        for end in [data, data + 5] {
+            let (names, error) = names(&archive[..end]);
+            assert_eq!(names, ["a", "b"]);
+            let truncated = Some(Error::Unsound(Unsound::Truncated));
+            assert_eq!(format!("{error:?}"), format!("{truncated:?}"));
+        }
+    }
 }

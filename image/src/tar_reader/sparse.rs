@@ -41,6 +41,15 @@ impl Map {
         self.size
     }
 
+    /// Whether the file has no holes.
+    pub(super) fn is_plain(&self) -> bool {
+        match &self.pieces[..] {
+            [] => self.size == 0,
+            [piece] => piece.start == 0 && piece.end == self.size,
+            _ => false,
+        }
+    }
+
     fn add(&mut self, start: u64, len: u64, limit: u64) -> Option<()> {
         let end = start.checked_add(len)?;
         let last = self.pieces.last().map_or(0, |piece| piece.end);

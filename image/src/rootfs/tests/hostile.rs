@@ -253,9 +253,8 @@ fn a_layer_with_another_digest_is_refused() {
 
 #[test]
 fn what_is_no_archive_is_refused() {
-    let said = |at| {
-        format!("the layer is no sound tar archive: what should be a header at byte {at} is none")
-    };
+    let said =
+        |at| format!("the layer is no sound tar archive: there is no tar header at byte {at}");
     assert_eq!(refused(&[b'x'; 2048], None), said(0));
     let mut flipped = tar(&[file("a", "1"), file("b", "2")]);
     flipped[1024] ^= 1;
