@@ -7,11 +7,7 @@ mod auth;
 mod client;
 mod download;
 mod failure;
-#[cfg(test)]
-mod proof_tests;
 mod redirect;
-#[cfg(test)]
-mod server;
 #[cfg(test)]
 mod tests;
 

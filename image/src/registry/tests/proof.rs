@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::server::{Answer, Registry, Request};
-use super::tests::{Place, check, child_with, line};
+use super::{Place, check, child_with, line};
 use crate::fixtures::{Made, image};
 use crate::{Digest, Unwatched};
 

@@ -1,5 +1,8 @@
 //! Pulls from registries that are good, slow, wrong, or gone.
 
+mod proof;
+mod server;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
@@ -11,17 +14,17 @@ use minivm_tests::patience::PATIENCE;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::server::{Answer, Registry, Request, Way, partial};
+use self::server::{Answer, Registry, Request, Way, partial};
 use crate::fixtures::{Made, entry, image, image_of, index, layers_of, options};
 use crate::{Digest, Error, Image, Options, Platform, Progress, Pull, Store, Unwatched};
 
-pub(super) struct Place {
-    pub(super) folder: TempDir,
+struct Place {
+    folder: TempDir,
     options: Options,
 }
 
 impl Place {
-    pub(super) fn new() -> Place {
+    fn new() -> Place {
         Place {
             folder: tempfile::tempdir().unwrap(),
             options: options(),
@@ -32,11 +35,11 @@ impl Place {
         Store::new(self.folder.path())
     }
 
-    pub(super) fn pull(&self, registry: &Registry) -> Result<Image, Error> {
+    fn pull(&self, registry: &Registry) -> Result<Image, Error> {
         self.open(&format!("{}/o/n:1", registry.address), &Unwatched)
     }
 
-    pub(super) fn open(&self, name: &str, progress: &dyn Progress) -> Result<Image, Error> {
+    fn open(&self, name: &str, progress: &dyn Progress) -> Result<Image, Error> {
         crate::open(
             &name.parse().unwrap(),
             &self.store(),
@@ -59,13 +62,13 @@ impl Place {
     }
 }
 
-pub(super) fn check(image: &Image, made: &Made) {
+fn check(image: &Image, made: &Made) {
     assert_eq!(image.identity, made.identity());
     assert_eq!(layers_of(image), made.layers);
 }
 
 /// The failure in one line.
-pub(super) fn line(pull: impl FnOnce() -> Result<Image, Error>) -> String {
+fn line(pull: impl FnOnce() -> Result<Image, Error>) -> String {
     let error = pull().unwrap_err();
     let line = error.to_string();
     assert!(!line.contains('\n') && !line.ends_with('.'), "{line}");
@@ -248,7 +251,7 @@ fn child(place: &Place, registry: &Registry) -> std::process::Child {
 }
 
 /// Pulls several images, each to a store of its own if there are more than one.
-pub(super) fn child_with(place: &Place, images: &[String]) -> std::process::Child {
+fn child_with(place: &Place, images: &[String]) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
