@@ -108,7 +108,7 @@ pub(crate) mod tests {
     pub(crate) const FORMATS: [Format; 4] = [Format::Gzip, Format::Zstd, Format::Xz, Format::Bzip2];
 
     #[test]
-    fn what_was_compressed_is_read_whole() {
+    fn compressed_data_are_read_to_their_end() {
         let data: Vec<u8> = (0..100_000_u32)
             .flat_map(|n| (n / 7).to_le_bytes())
             .collect();
@@ -133,7 +133,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_format_is_told_by_its_first_bytes() {
+    fn a_format_is_known_by_its_first_bytes() {
         assert_eq!(format(b"\xfd7zXZ\0\0"), Format::Xz);
         assert_eq!(format(b"LZIP\x01"), Format::Other("lzip"));
         assert_eq!(format(&[0x5a, 0x2a, 0x4d, 0x18, 0]), Format::Zstd);
@@ -144,7 +144,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_claim_to_much_memory_is_refused() {
+    fn a_decompressor_that_would_need_much_memory_is_refused() {
         // A stream's header, and a block's with a dictionary of 1.5 GiB (property 37).
         let mut bytes = b"\xfd7zXZ\0\0\x01\x69\x22\xde\x36".to_vec();
         let block = [2, 0, 0x21, 1, 37, 0, 0, 0];

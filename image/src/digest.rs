@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_a_path_or_another_algorithm_is_no_digest() {
+    fn paths_and_other_algorithms_are_not_valid_digests() {
         let upper = Digest::of("").to_string().to_uppercase();
         for text in [
             "sha256:../../etc/passwd",

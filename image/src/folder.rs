@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_is_one_layer_and_a_touched_one_another_image() {
+    fn a_tar_archive_is_one_layer_and_another_image_once_it_is_written_to() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.tar");
         fs::write(&path, tar_of(b"hello")).unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_archive_is_refused_by_name() {
+    fn a_file_that_is_not_an_archive_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.tar");
         fs::write(&path, "not at all").unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_folder_and_links_are_not_followed() {
+    fn a_file_as_a_folder_is_refused_and_links_are_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
         let error = open_folder(&folder.path().join("file")).unwrap_err();

@@ -74,7 +74,7 @@ mod tests {
     use serde_json::Value;
 
     #[test]
-    fn what_is_not_unicode_is_replaced() {
+    fn text_that_is_not_unicode_is_replaced() {
         for (given, expected) in [
             (&b"\"caf\xe9\""[..], "caf\u{fffd}"),
             (br#""A=\udce9!""#, "A=\u{fffd}!"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_is_an_error() {
+    fn invalid_json_is_an_error() {
         for bytes in [
             &b""[..],
             b"{",

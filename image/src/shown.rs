@@ -19,7 +19,7 @@ mod tests {
     use super::shown;
 
     #[test]
-    fn what_is_shown_has_no_control_characters_and_an_end() {
+    fn shown_text_has_no_control_characters_and_a_limit() {
         assert_eq!(shown("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert!(shown(&"x".repeat(10_000)).chars().count() < 300);
     }

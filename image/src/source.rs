@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_name_is_told_apart() {
+    fn every_kind_of_source_is_parsed() {
         assert_eq!(parse("-"), Source::Stdin);
         assert_eq!(parse("dir:/srv/root"), Source::Folder("/srv/root".into()));
         assert_eq!(parse("tar:a.tar.gz"), Source::Tar("a.tar.gz".into()));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nothing_says_why() {
+    fn invalid_sources_are_refused_with_a_remedy() {
         for (text, needle) in [
             ("", "empty"),
             ("dir:", "path is missing"),

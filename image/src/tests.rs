@@ -82,7 +82,7 @@ fn check(image: &Image, made: &Made) {
 }
 
 #[test]
-fn one_image_is_the_same_from_every_kind_of_place() {
+fn an_image_is_the_same_from_every_source() {
     let place = Place::new();
     let made = image(&["one", "two"]);
     check(&place.layout(&made.layout("1")).unwrap(), &made);
@@ -146,7 +146,7 @@ fn a_compressed_archive_and_a_stream_are_read_like_others() {
 }
 
 #[test]
-fn a_stream_and_what_it_decompresses_to_have_an_end() {
+fn streams_are_limited_before_and_after_decompression() {
     let place = Place::new();
     let limited = Options {
         largest: 100_000,
@@ -195,7 +195,7 @@ fn an_old_archive_may_link_equal_layers() {
 }
 
 #[test]
-fn long_names_and_sizes_come_from_members_of_their_own() {
+fn extended_headers_give_long_names_and_sizes() {
     let made = image(&["one"]);
     let long = format!("{}/layer.tar", "d".repeat(150));
     let config = format!("{}.json", Digest::of(&made.config).hex());
@@ -240,7 +240,7 @@ fn long_names_and_sizes_come_from_members_of_their_own() {
 }
 
 #[test]
-fn of_several_images_the_named_one_is_opened() {
+fn a_tag_chooses_among_the_images_of_a_layout() {
     let place = Place::new();
     let (one, two) = (image(&["one"]), image(&["two"]));
     let mut files = one.files();
@@ -264,7 +264,7 @@ fn of_several_images_the_named_one_is_opened() {
 }
 
 #[test]
-fn of_several_saved_images_the_named_one_is_opened() {
+fn a_name_chooses_among_saved_images() {
     let place = Place::new();
     let (one, two) = (image(&["one"]), image(&["two"]));
     let lists: Vec<serde_json::Value> = [
@@ -379,7 +379,7 @@ fn a_layout_may_be_an_index_itself() {
 }
 
 #[test]
-fn of_an_architectures_variants_the_basic_one_is_taken() {
+fn the_basic_variant_of_an_architecture_is_preferred() {
     let here = Platform::here().to_string();
     let (basic, special) = (image(&["basic"]), image(&["special"]));
     let special_platform = format!("{here}/v9");
@@ -397,7 +397,7 @@ fn of_an_architectures_variants_the_basic_one_is_taken() {
 }
 
 #[test]
-fn where_no_platform_fits_those_there_are_are_told() {
+fn an_image_for_other_machines_is_refused_with_its_platforms() {
     let theirs = image_for("s390x", &["theirs"]);
     let here = Platform::here();
     let images = [
@@ -458,7 +458,7 @@ fn with_manifest(made: &Made, manifest: &serde_json::Value) -> Files {
 }
 
 #[test]
-fn what_is_no_image_is_refused_by_name() {
+fn manifests_that_are_not_of_images_are_refused() {
     let made = image(&["one"]);
     let good: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
     let with = |change: &dyn Fn(&mut serde_json::Value)| {
@@ -531,7 +531,7 @@ fn damaged_content_is_refused_by_its_digest() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_blobs_and_files_are_named() {
     let made = image(&["one"]);
     for content in [&made.config, &made.manifest, &made.layers[0]] {
         let digest = Digest::of(content);
@@ -590,7 +590,7 @@ fn a_configuration_that_is_not_json_is_refused() {
 }
 
 #[test]
-fn a_configuration_is_text() {
+fn text_in_a_configuration_is_unicode_without_nul() {
     let made = image(&["one"]);
     let config = String::from_utf8(made.config.clone()).unwrap();
     let with = |from: &str, to: &[u8]| {
@@ -642,7 +642,7 @@ fn a_configuration_is_text() {
 }
 
 #[test]
-fn a_members_name_need_not_be_text() {
+fn names_of_members_may_be_any_bytes() {
     let made = image(&["one"]);
     let saved = archive(&made.saved(&["a:1"]));
     // Names beyond a header's field, which the header's own would be taken for, if they counted for nothing.
@@ -748,7 +748,7 @@ fn a_member_after_a_single_block_of_zeros_is_refused() {
 }
 
 #[test]
-fn what_is_no_archive_is_refused() {
+fn files_that_are_not_archives_are_refused() {
     let place = Place::new();
     for (content, needle) in [
         (b"".to_vec(), "is empty"),
@@ -792,7 +792,7 @@ fn an_archive_of_long_names_is_refused() {
 }
 
 #[test]
-fn names_that_lead_out_of_an_archive_lead_nowhere() {
+fn names_that_lead_out_of_an_archive_are_not_followed() {
     let made = image(&["one"]);
     let config = format!("{}.json", Digest::of(&made.config).hex());
     for name in [
@@ -827,7 +827,7 @@ fn names_that_lead_out_of_an_archive_lead_nowhere() {
 }
 
 #[test]
-fn a_pipe_in_a_layout_does_not_hold_anybody_up() {
+fn a_pipe_in_a_layout_is_refused_at_once() {
     let place = Place::new();
     let made = image(&["one"]);
     write_folder(&made.layout("1"), &place.path("layout"));

@@ -289,7 +289,7 @@ mod tests {
     use crate::{Options, Reference};
 
     #[test]
-    fn a_challenge_is_taken_apart() {
+    fn a_challenge_is_parsed() {
         let text = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io", scope="repository:a/b:pull,push",x=1"#;
         let challenge = Challenge::parse(text).unwrap();
         assert_eq!(challenge.scheme, "Bearer");
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_knows_nothing_is_no_failure() {
+    fn a_helper_without_credentials_is_not_a_failure() {
         let said = |stdout: &str| CredentialRetrievalError::HelperFailure {
             helper: "docker-credential-x".into(),
             stdout: stdout.into(),

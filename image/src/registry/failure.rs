@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_certificate_is_told_apart_from_a_dead_line() {
+    fn an_untrusted_certificate_differs_from_a_dead_line() {
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         for (error, needle) in [
             (

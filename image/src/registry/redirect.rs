@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_seen_from_where_it_is_named() {
+    fn an_address_is_resolved_against_that_of_the_request() {
         for status in [301, 302, 303, 307, 308] {
             for (to, url) in [
                 (&b"/b"[..], "https://r.example:5/b"),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_never_left() {
+    fn redirects_never_leave_tls() {
         let plain = led(307, "http://localhost:5000/", b"http://c.example/");
         assert_eq!(plain, Ok(Some("http://c.example/".into())));
         for to in [
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_missing_or_wrong_is_told() {
+    fn a_missing_or_invalid_address_is_an_error() {
         for to in [&b"https://"[..], b"\xff"] {
             let error = led(302, "https://r.example/", to).unwrap_err();
             assert!(error.contains("doesn't say where"), "{error}");

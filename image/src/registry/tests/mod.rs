@@ -290,7 +290,7 @@ fn pulls_what_the_environment_says() {
 }
 
 #[test]
-fn final_answers_are_told_at_once_and_with_a_remedy() {
+fn final_failures_are_returned_at_once_with_a_remedy() {
     for (status, needle) in [
         (403, "denies 127.0.0.1"),
         (404, "check the name and the tag"),
@@ -317,7 +317,7 @@ fn final_answers_are_told_at_once_and_with_a_remedy() {
 }
 
 #[test]
-fn a_registry_that_is_not_there_is_told() {
+fn an_unreachable_registry_is_an_error_with_a_remedy() {
     // Nobody listens on the port of tcpmux.
     let error = Place::new()
         .open("127.0.0.1:1/o/n:1", &Unwatched)
@@ -380,7 +380,7 @@ fn a_truncated_layer_is_resumed_where_it_ended() {
 }
 
 #[test]
-fn a_line_that_breaks_often_is_good_enough_if_much_comes_between() {
+fn many_failures_are_forgiven_if_much_arrives_between() {
     let layer = vec![b'x'; 6 << 20];
     let made = image_of(&Platform::here().architecture, vec![layer.clone()]);
     let digest = Digest::of(&layer);
@@ -655,7 +655,7 @@ fn an_endless_document_is_refused() {
 }
 
 #[test]
-fn what_is_left_of_a_pull_is_used_if_it_is_right_and_dropped_if_not() {
+fn a_partial_layer_is_resumed_if_it_is_right_and_dropped_if_not() {
     let (made, digest) = large();
     let layer = &made.layers[0];
     let mut wrong = layer[..1000].to_vec();
@@ -761,7 +761,7 @@ fn one_layers_failure_ends_the_others() {
 }
 
 #[test]
-fn a_tag_that_led_to_nothing_good_is_not_remembered() {
+fn the_tag_of_a_failed_pull_is_not_remembered() {
     let made = image(&["one"]);
     for bad in [r#"{"schemaVersion":1}"#, "{", "{}"] {
         let registry = Registry::start(&made, move |request| {
@@ -801,7 +801,7 @@ impl Progress for Watched {
 }
 
 #[test]
-fn progress_is_told_of_each_layer() {
+fn progress_is_reported_for_each_layer() {
     let (made, digest) = large();
     let registry = Registry::good(&made);
     let place = Place::new();

@@ -129,13 +129,13 @@ fn links_that_go_round_in_circles_are_refused() {
 }
 
 #[test]
-fn a_file_is_no_folder() {
+fn a_file_below_a_file_is_refused() {
     let said = "cannot take \"a/b/c\" from the layer: \"a/b\" is no folder";
     assert_eq!(refusal(&[&[file("a/b", "")], &[file("a/b/c", "")]]), said);
 }
 
 #[test]
-fn our_own_folder_is_refused() {
+fn names_reserved_for_minivm_are_refused() {
     let said =
         |path| format!("cannot take {path:?} from the layer: the name is reserved for minivm");
     for path in [".minivm", ".minivm/x"] {
@@ -153,7 +153,7 @@ fn our_own_folder_is_refused() {
 }
 
 #[test]
-fn types_of_no_image_are_refused() {
+fn unknown_types_of_entries_are_refused() {
     let said = "cannot take \"v\" from the layer: it is of the type 'V', which no image has";
     assert_eq!(refusal(&[&[entry(EntryType::new(b'V'), "v")]]), said);
 }
@@ -201,7 +201,7 @@ fn attributes_that_linux_would_not_take_are_refused() {
 }
 
 #[test]
-fn what_is_cut_off_is_refused_wherever_it_ends() {
+fn a_truncated_layer_is_refused_wherever_it_ends() {
     let bytes = tar(&[
         file("a", [b'x'; 3000]),
         file("n".repeat(200), "").xattr("user.a", "1"),
@@ -252,7 +252,7 @@ fn a_layer_with_another_digest_is_refused() {
 }
 
 #[test]
-fn what_is_no_archive_is_refused() {
+fn files_that_are_not_archives_are_refused() {
     let said =
         |at| format!("the layer is no sound tar archive: there is no tar header at byte {at}");
     assert_eq!(refused(&[b'x'; 2048], None), said(0));
