@@ -19,20 +19,20 @@ use super::store::Store;
 use super::tar_reader::{self, BLOCK, Input, Kind, TarReader, Unsound};
 use crate::compression::{Format, START, decompress, format};
 
-/// How many members are listed; an image has some for each of its layers.
+/// The most members of an archive; an image has some for each of its layers.
 const MOST_MEMBERS: usize = 100_000;
-/// How long an extended header may be, in bytes.
+/// The most bytes of an extended header.
 const LONGEST_HEADER: u64 = 64 << 10;
-/// How long a name or a link's target may be, as Linux has it, and how long all are together: they are held in memory.
+/// The most bytes of a name or a link's target, as Linux has it, and of all together: they are held in memory.
 const LONGEST_NAME: usize = 4096;
 const MOST_NAMES: usize = 32 << 20;
-/// How many links are followed to one file.
+/// The most links that are followed to one file.
 const MOST_LINKS: usize = 16;
 
 /// The members of an archive.
 #[derive(Debug)]
 pub(super) struct Archive {
-    /// What the archive is called in errors.
+    /// The archive's name in errors.
     pub(super) name: String,
     file: Arc<File>,
     members: HashMap<Vec<u8>, Member>,
@@ -49,8 +49,8 @@ enum Member {
 }
 
 impl Archive {
-    /// Lists the archive's members; one that is compressed is decompressed into the store's folder, where it has
-    /// no name, if that takes no more than `limit` bytes.
+    /// Lists the archive's members. A compressed archive is decompressed into the store's folder, where it has no name, if
+    /// that takes no more than `limit` bytes.
     pub(super) fn open(
         name: String,
         file: File,
@@ -79,7 +79,7 @@ impl Archive {
         })
     }
 
-    /// The regular file of this name.
+    /// Returns the regular file of this name.
     pub(super) fn member(&self, name: &str) -> Option<Blob> {
         let mut key = resolve(b"", name.as_bytes())?;
         for _ in 0..MOST_LINKS {
@@ -119,7 +119,7 @@ fn decompressed(
     }
 }
 
-/// A path within the archive, seen from one of its folders; `None` if it leads out.
+/// Resolves a path within the archive, from one of its folders; `None` if it leads out.
 fn resolve(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     let slash = |&byte: &u8| byte == b'/';
     let mut parts: Vec<&[u8]> = folder
@@ -155,14 +155,15 @@ fn members(archive: &Blob) -> Result<HashMap<Vec<u8>, Member>, Error> {
         }
         members.insert(path, member);
         if members.len() > MOST_MEMBERS {
-            let problem = format!("has more than {MOST_MEMBERS} members: it is no image's");
+            let problem =
+                format!("has more than {MOST_MEMBERS} members: it is not an archive of an image");
             return Err(Error::invalid(&archive.name, problem));
         }
     }
     Ok(members)
 }
 
-/// A file or link; what has no place in an image's archive is passed over.
+/// Returns a file or link; `None` for what has no place in an image's archive.
 fn member(found: &tar_reader::Member) -> Option<(Vec<u8>, Member)> {
     let path = resolve(b"", &found.name)?;
     let folder = path.iter().rposition(|&byte| byte == b'/');
@@ -179,7 +180,7 @@ fn member(found: &tar_reader::Member) -> Option<(Vec<u8>, Member)> {
     Some((path, member))
 }
 
-/// Bytes of memory that a member's names take, if these aren't too long.
+/// Returns the bytes of a member's names, if these aren't too long.
 fn weigh(archive: &Blob, path: &[u8], member: &Member) -> Result<usize, Error> {
     let target = match member {
         Member::Link(target) => target.len(),
@@ -198,16 +199,16 @@ fn too_large(archive: &Blob, what: &str, limit: u64) -> Error {
     }
 }
 
-/// What the reader's failure means for the archive.
+/// Returns what the reader's failure means for the archive.
 fn refused(archive: &Blob, error: tar_reader::Error) -> Error {
     let problem = match error {
         tar_reader::Error::Read(source) => return Error::reading(&archive.name)(source),
         tar_reader::Error::Unsound(Unsound::LongHeader { limit, .. }) => {
             return too_large(archive, "an extended header", limit);
         }
-        tar_reader::Error::Unsound(Unsound::Header { at: 0 }) => "is no tar archive".to_owned(),
+        tar_reader::Error::Unsound(Unsound::Header { at: 0 }) => "is not a tar archive".to_owned(),
         tar_reader::Error::Unsound(Unsound::Truncated) if archive.len < BLOCK as u64 => {
-            "is no tar archive".to_owned()
+            "is not a tar archive".to_owned()
         }
         tar_reader::Error::Unsound(Unsound::Truncated) => {
             "ends in the middle of a member: it is truncated, make it again".to_owned()
@@ -215,7 +216,10 @@ fn refused(archive: &Blob, error: tar_reader::Error) -> Error {
         tar_reader::Error::Unsound(unsound) => format!("is damaged: {unsound}"),
         tar_reader::Error::Size { name } => {
             let name = String::from_utf8_lossy(&name);
-            format!("is damaged: the size of {} is no number", shown(&name))
+            format!(
+                "is damaged: the size of {} is not a valid number",
+                shown(&name)
+            )
         }
         tar_reader::Error::Holes { name } => {
             let name = String::from_utf8_lossy(&name);

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::image::Blob;
 
-/// Reads a blob from its start, whoever else reads the file.
+/// A blob being read from its start. Other readers of the file don't disturb it.
 pub(super) struct BlobReader {
     blob: Blob,
     at: u64,

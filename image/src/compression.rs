@@ -1,16 +1,15 @@
-//! Compressed archives: told apart by their first bytes, and decompressed.
+//! Compressed archives: known by their first bytes, and decompressed.
 //!
-//! They are hostile: none takes more than [`MEMORY`] to decompress, whatever it says, and how much comes out is for who reads it
-//! to bound.
+//! They are hostile: none takes more than [`MEMORY`] to decompress, whatever it claims, and readers bound how much comes out.
 
 use std::io::{self, BufRead, Read};
 
 /// The most bytes that a decompressor may need: what zstd takes by itself, and twice what `xz -9` wants.
 const MEMORY: u32 = 128 << 20;
-/// How many of an archive's first bytes tell its format.
+/// Bytes at the start of an archive by which its format is known.
 pub(crate) const START: usize = 512;
 
-/// How an archive is compressed.
+/// The format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Plain,
@@ -18,11 +17,12 @@ pub(crate) enum Format {
     Zstd,
     Xz,
     Bzip2,
-    /// By a program that isn't known here.
+    /// Compressed by a program whose format isn't read.
     Other(&'static str),
 }
 
-/// Tells the format by its first bytes. A plain archive begins with a file's name, which may look like anything.
+/// Returns the format of an archive with these first bytes. A plain one begins with a file's name, which may look like
+/// anything.
 pub(crate) fn format(start: &[u8]) -> Format {
     let magics: [(&[u8], Format); 9] = [
         (&[0x1f, 0x8b], Format::Gzip),
@@ -46,7 +46,7 @@ pub(crate) fn format(start: &[u8]) -> Format {
     found.map_or(Format::Plain, |&(_, format)| format)
 }
 
-/// The decompressed bytes of all that was put one behind the other; an unknown format's as they are.
+/// Returns the decompressed bytes of all archives that stand one behind the other. Those of other formats stay as they are.
 pub(crate) fn decompress<'a>(
     format: Format,
     input: impl BufRead + Send + 'a,

@@ -1,4 +1,4 @@
-//! Images made on the spot, for tests.
+//! Images that tests make.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,7 +147,7 @@ pub(super) fn write_folder(files: &Files, folder: &Path) {
     }
 }
 
-/// An archive of the files, in the order of their names backwards: what is asked for first comes last.
+/// An archive of the files, in reverse order of their names: the member that is read first comes last.
 pub(super) fn archive(files: &Files) -> Vec<u8> {
     let members: Vec<_> = files
         .iter()
@@ -190,7 +190,7 @@ pub(super) fn options() -> Options {
     }
 }
 
-/// The layers' content, read from where they are said to be.
+/// Reads the layers' content from their blobs.
 pub(super) fn layers_of(image: &Image) -> Vec<Vec<u8>> {
     let Root::Layers(layers) = &image.root else {
         panic!("no layers");

@@ -1,9 +1,9 @@
 //! Root file systems without an image around them: a folder, or a tar archive.
 //!
-//! Neither has a digest, and reading all of one to compute it would cost more than starting a machine. What they are known
-//! by instead is what the system tells about them: a change of content changes at least the time of the last change of the
-//! inode (`st_ctime`), which nobody can set. The kernel's clock for it ticks every few milliseconds: a file that is changed
-//! twice within a tick, and looked at in between, looks the same.
+//! Neither has a digest, and reading all of one to compute it would cost more than starting a machine. Their identity is
+//! computed from attributes of their files instead: a change of content changes at least the time of the last change of the
+//! inode (`st_ctime`), which no process can set. The kernel's clock for it ticks every few milliseconds: a file that is
+//! changed twice within a tick, and looked at in between, looks the same.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -16,12 +16,12 @@ use super::error::Error;
 use super::files;
 use super::image::{Config, Image, Layer, Root};
 
-/// The folder as an image.
+/// Opens a folder as an image.
 pub(super) fn open_folder(path: &Path) -> Result<Image, Error> {
     let root = fs::canonicalize(path).map_err(Error::reading(path.display()))?;
     let metadata = fs::metadata(&root).map_err(Error::reading(path.display()))?;
     if !metadata.is_dir() {
-        let problem = "is no folder; an archive of a root file system is tar:FILE";
+        let problem = "is not a folder; an archive of a root file system is tar:FILE";
         return Err(Error::invalid(path.display().to_string(), problem));
     }
     let mut hasher = Hasher::default();
@@ -57,7 +57,7 @@ fn walk(hasher: &mut Hasher, folder: &Path, name: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Everything that says whether a file is still the same.
+/// Adds all attributes by which a changed file is known.
 fn entry(hasher: &mut Hasher, name: &Path, metadata: &Metadata) {
     hasher.field(name.as_os_str().as_bytes());
     for number in [
@@ -77,7 +77,7 @@ fn entry(hasher: &mut Hasher, name: &Path, metadata: &Metadata) {
     }
 }
 
-/// The archive of a root file system as an image of one layer.
+/// Opens the archive of a root file system as an image of one layer.
 pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     let name = path.display().to_string();
     let file = files::open_regular(path).map_err(Error::reading(&name))?;
@@ -87,7 +87,7 @@ pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     if !may_be_an_archive(&start[..read]) {
         return Err(Error::invalid(
             name,
-            "is no tar archive, plain or compressed",
+            "is not a tar archive, plain or compressed",
         ));
     }
     let mut hasher = Hasher::default();
@@ -104,7 +104,8 @@ pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     })
 }
 
-/// A first look, so that a wrong file is refused before a machine is made: whoever reads the layer has the last word.
+/// Whether these may be the first bytes of an archive. It is a first look, so that a wrong file is refused before a machine is
+/// made: the reader of the layer has the last word.
 fn may_be_an_archive(start: &[u8]) -> bool {
     let compressed: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
     let ustar = start.get(257..262) == Some(b"ustar");
@@ -161,7 +162,7 @@ mod tests {
         fs::write(&path, "not at all").unwrap();
         let error = open_tar(&path).unwrap_err().to_string();
         assert!(
-            error.ends_with("a.tar is no tar archive, plain or compressed"),
+            error.ends_with("a.tar is not a tar archive, plain or compressed"),
             "{error}"
         );
         let pipe = folder.path().join("pipe");

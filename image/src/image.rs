@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 /// A container image, found and held open.
 #[derive(Debug)]
 pub struct Image {
-    /// What its root file system's content and its configuration are known by: equal identities, equal images. `sha256:` and
-    /// 64 hexadecimal digits: of the configuration, which names all layers by their digests, so that an image is the same
-    /// from wherever it comes; or, for a bare folder or archive, of what the system tells about it.
+    /// A digest of its root file system's content and its configuration: equal identities, equal images. `sha256:` and 64
+    /// hexadecimal digits: of the configuration, which names all layers by their digests, so that an image is the same from
+    /// wherever it comes; or, for a bare folder or archive, of its files' attributes on the host.
     pub identity: String,
-    /// What it says about how it is to be run.
+    /// How it is to be run.
     pub config: Config,
     /// Its files.
     pub root: Root,
 }
 
-/// Where an image's files are.
+/// The place of an image's files.
 #[derive(Debug)]
 pub enum Root {
-    /// In layers, the lowest first.
+    /// Layers, the lowest first.
     Layers(Vec<Layer>),
-    /// In a folder of the host's.
+    /// A folder on the host.
     Folder(PathBuf),
 }
 
@@ -42,7 +42,7 @@ pub struct Config {
     pub working_dir: String,
     /// `USER[:GROUP]`, names or numbers; empty means root.
     pub user: String,
-    /// The signal that asks it to end, such as `SIGTERM` or `15`; empty means `SIGTERM`.
+    /// The signal that asks the program to end, such as `SIGTERM` or `15`; empty means `SIGTERM`.
     pub stop_signal: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
@@ -50,25 +50,25 @@ pub struct Config {
 
 /// A layer: a tar archive, plain or compressed, that adds, replaces and hides files.
 ///
-/// Whoever unpacks it checks it against its `diff_id`, for only what was pulled was checked before.
+/// [`rootfs::write()`](crate::rootfs::write()) checks it against its `diff_id`; before that, only what was pulled was checked.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// The archive as it is kept.
+    /// The archive as it is stored.
     pub blob: Blob,
-    /// The digest that the archive has once it is decompressed (`rootfs.diff_ids` of the image's config), where it is known:
-    /// `sha256:` and 64 hexadecimal digits.
+    /// The digest of the decompressed archive (`rootfs.diff_ids` of the image's configuration), where it is known: `sha256:`
+    /// and 64 hexadecimal digits.
     pub diff_id: Option<String>,
 }
 
 /// A range of an open file.
 #[derive(Clone, Debug)]
 pub struct Blob {
-    /// The file. It is read at offsets, so that several readers don't disturb each other.
+    /// The file. Readers read at offsets, so that they don't disturb each other.
     pub file: Arc<File>,
-    /// Where the range starts, in bytes.
+    /// The range's start, in bytes.
     pub offset: u64,
-    /// Its length in bytes.
+    /// The range's length, in bytes.
     pub len: u64,
-    /// What it is called in errors, such as `layer sha256:0123… of python:3-alpine`.
+    /// Its name in errors, such as `layer sha256:0123… of python:3-alpine`.
     pub name: String,
 }

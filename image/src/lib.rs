@@ -1,13 +1,44 @@
-//! Container images: where they come from, what they say, and the layers they are made of.
+//! Container images, and the root file systems that are made of them.
 //!
-//! A [`Source`] is what a user calls an image. [`open`] finds it and hands out an [`Image`]: its configuration and its
-//! layers, each a range of an open file. Nothing is unpacked here, and nothing is copied that is on this machine already:
-//! - from a registry (`registry`), documents and layers are pulled into a [`Store`], by digest and only once;
-//! - a container engine (`engine`) saves an archive, which the store keeps by the image's id;
-//! - archives (`archive`, read as `saved` or `layout`) and folders (`layout`, `folder`) are used where they are.
+//! A [`Source`] is what a user calls an image, such as `python:3-alpine` or `dir:/srv/root`. [`open`] finds the image and
+//! returns an [`Image`]: its configuration and its layers, each a range of an open file. [`rootfs::write()`] lays the layers
+//! over one another and writes an initramfs with their files. Neither unpacks anything onto the host's disk, and nothing is
+//! copied that is on this machine already.
 //!
-//! Whatever is read, wherever from, may be hostile: documents are limited in size and number, digests are checked and are
-//! the only part of a document that becomes part of a path, and an error tells what was wrong, in one line.
+//! ```no_run
+//! use std::fs::File;
+//! use minivm_image::rootfs::{self, Compression, Limits};
+//! use minivm_image::{Options, Source, Store, Unwatched};
+//!
+//! let source: Source = "python:3-alpine".parse()?;
+//! let store = Store::new("/var/cache/images");
+//! let image = minivm_image::open(&source, &store, &Options::default(), &Unwatched)?;
+//! let init = std::fs::read("minivm-init")?;
+//! let out = File::create("initramfs")?;
+//! let made = rootfs::write(&image, &init, Compression::None, &Limits::default(), out)?;
+//! println!("{} files, {} bytes", made.files, made.bytes);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Modules
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `source`, `reference` | parse what users call images |
+//! | `registry` | pulls documents and layers from a registry into a [`Store`], by digest and only once |
+//! | `engine` | has Docker or Podman save an archive, which the store keeps by the image's id |
+//! | `archive`, `saved`, `layout` | find images in archives and in folders of layouts, which are used where they are |
+//! | `folder` | opens a bare root file system: a folder, or a tar archive |
+//! | `manifest`, `config`, `json` | read an image's documents |
+//! | `store`, `files`, `digest` | keep content, open it, check it |
+//! | `tar_reader`, `blob_reader`, `compression` | read archives and layers |
+//! | [`rootfs`] | makes one root file system of all layers |
+//! | `image`, `options`, `platform`, `progress`, `error`, `shown` | hold what the others share |
+//!
+//! # Trust
+//!
+//! Images, archives and registries are hostile. Documents are limited in size and number; digests are checked, and are the
+//! only part of a document that becomes part of a path. An error is one line that names what was wrong.
 
 mod archive;
 mod blob_reader;
@@ -53,7 +84,7 @@ pub use store::{Partial, Store};
 
 use archive::Archive;
 
-/// Finds an image and opens it; what is pulled goes through `store`.
+/// Finds an image and opens it. `store` keeps what is pulled.
 ///
 /// ```
 /// use minivm_image::{Options, Root, Source, Store, Unwatched};
@@ -70,11 +101,11 @@ use archive::Archive;
 /// # Errors
 ///
 /// One line that names the image, what is wrong and what to do; what lies below is the error's source. A registry that
-/// fails, stalls or lies leads to an error too, within a time that [`Options`] bound.
+/// fails, stalls or lies is an error too, within a time that [`Options`] bound.
 ///
 /// # Panics
 ///
-/// Within an asynchronous runtime's task, as blocking calls do there: give it a thread of its own.
+/// Within a task of an asynchronous runtime, as blocking calls do there: give it a thread of its own.
 pub fn open(
     source: &Source,
     store: &Store,
@@ -119,13 +150,13 @@ fn open_archive(path: &Path, store: &Store, options: &Options) -> Result<Archive
     Archive::open(name, file, store, options.largest)
 }
 
-/// An archive of either kind; those that are both are read as Docker's.
+/// Opens an archive of either kind; one that is both is read as Docker's.
 fn open_members(
     archive: &Archive,
     reference: Option<&Reference>,
     options: &Options,
 ) -> Result<Image, Error> {
-    match saved::is_one(archive) {
+    match saved::is_saved(archive) {
         true => saved::open(archive, reference, &options.platform),
         false => {
             let reference = reference.map(Reference::to_string);
@@ -134,7 +165,7 @@ fn open_members(
     }
 }
 
-/// A stream has to be read to its end before anything can be found in it.
+/// Copies a stream into the store, since it has to be read to its end before anything can be found in it, and opens the copy.
 fn open_stream(
     stream: impl Read,
     name: &str,

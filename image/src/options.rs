@@ -1,44 +1,44 @@
-//! How images are found.
+//! Settings for finding an image.
 
 use std::time::Duration;
 
 use super::platform::Platform;
 
-/// Whether a registry may be asked.
+/// Permission to ask a registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pull {
-    /// For what isn't in the store.
+    /// Asks for what isn't in the store.
     #[default]
     Missing,
-    /// Always for what a tag stands for now, and then for what isn't in the store.
+    /// Asks what a tag stands for now, and then for what isn't in the store.
     Always,
-    /// Never.
+    /// Never asks.
     Never,
 }
 
-/// How images are found.
+/// Settings for finding an image.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether a registry, or a container engine, may be asked for what the store lacks.
+    /// Permission to ask a registry, or a container engine, for what the store lacks.
     pub pull: Pull,
     /// The machine that an image must be for.
     pub platform: Platform,
-    /// Registries (`HOST` or `HOST:PORT`) that are spoken to without TLS, besides those on this machine.
+    /// Registries (`HOST` or `HOST:PORT`) to use without TLS, besides those on this machine.
     pub plain_http: Vec<String>,
-    /// How long a connection may take to come about.
+    /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long a registry may be silent, or slower than a kilobyte a second, before a transfer counts as broken off.
+    /// How long a registry may be silent, or slower than a kilobyte a second, before a transfer counts as stalled.
     pub stall_timeout: Duration,
-    /// How often a request is repeated after a failure that may pass.
+    /// The most repetitions of a request after failures that may pass.
     pub retries: u32,
-    /// The pause before the first repetition; it doubles with each further one.
+    /// The pause before the first repetition. It doubles with each further one.
     pub backoff: Duration,
-    /// The longest pause that a registry may ask for.
+    /// The longest pause between repetitions, also where a registry asks for one.
     pub longest_pause: Duration,
-    /// How many layers are pulled at once.
+    /// The most layers that are pulled at once.
     pub parallel: usize,
-    /// How large all layers of an image may be together as a registry has them, and an archive that is decompressed or read
-    /// from standard input, in bytes: as large as they may be when they are unpacked.
+    /// The most bytes of all layers of an image as a registry has them, and of an archive that is decompressed or read from
+    /// standard input: as many as layers may have when they are unpacked.
     pub largest: u64,
 }
 
@@ -59,5 +59,5 @@ impl Default for Options {
     }
 }
 
-/// How large all layers of an image may be when they are unpacked, in bytes, where nothing else is said: 16 GiB.
+/// The most bytes of all layers of an image when they are unpacked, by default: 16 GiB.
 pub(super) const EXPANDED_MAX: u64 = 16 << 30;

@@ -15,7 +15,7 @@ pub struct Platform {
     /// The architecture as Go names it, such as `amd64`.
     #[serde(default)]
     pub architecture: String,
-    /// What further it needs of that architecture, such as `v3`.
+    /// The variant of the architecture that the image needs, such as `v3`.
     #[serde(default)]
     pub variant: Option<String>,
 }
@@ -39,7 +39,7 @@ impl Platform {
         self.os == wanted.os && self.architecture == wanted.architecture
     }
 
-    /// Whether every machine of the architecture does.
+    /// Whether every machine of the architecture fits.
     pub(super) fn is_basic(&self) -> bool {
         matches!(self.variant.as_deref(), None | Some("" | "v1" | "v8"))
     }

@@ -1,6 +1,6 @@
-//! Text of others, as it may be shown.
+//! Text of unknown origin, fit for a terminal.
 
-/// Text of unknown origin, made fit for a terminal: control characters escaped, and not too long.
+/// Returns the text with control characters escaped, and not too long.
 pub(super) fn shown(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut shown: String = text

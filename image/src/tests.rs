@@ -475,7 +475,7 @@ fn manifests_that_are_not_of_images_are_refused() {
         with(&|m| m["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json"));
     assert!(
         error.contains(
-            "no container image, its configuration is of the type application/vnd.cncf.helm"
+            "is not a container image: its configuration has the type application/vnd.cncf.helm"
         ),
         "{error}"
     );
@@ -752,8 +752,8 @@ fn files_that_are_not_archives_are_refused() {
     let place = Place::new();
     for (content, needle) in [
         (b"".to_vec(), "is empty"),
-        (b"hello".to_vec(), "is no tar archive"),
-        (vec![b'x'; 5000], "is no tar archive"),
+        (b"hello".to_vec(), "is not a tar archive"),
+        (vec![b'x'; 5000], "is not a tar archive"),
         (b"\x28\xb5\x2f\xfd....".to_vec(), "cannot read "),
         (
             b"LZIP\x01....".to_vec(),
@@ -842,7 +842,7 @@ fn a_pipe_in_a_layout_is_refused_at_once() {
         std::error::Error::source(&error)
             .unwrap()
             .to_string()
-            .contains("no regular file")
+            .contains("not a regular file")
     );
 }
 

@@ -1,4 +1,4 @@
-//! An entry of a layer, as far as it matters to a file system.
+//! Entries of layers, as a file system has them.
 
 use minivm_guest::newc::{Attributes, Node};
 

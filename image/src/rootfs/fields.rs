@@ -1,4 +1,4 @@
-//! What the fields of a header mean for a file system: paths, owners, times, devices; and what of these Linux can't have.
+//! Fields of headers as a file system has them: paths, owners, times, devices. What Linux doesn't allow is refused.
 
 use tar::{EntryType, Header};
 
@@ -7,11 +7,11 @@ use super::error::Fault;
 use crate::tar_reader::{self, Member, Records, number};
 use minivm_guest::newc::{Attributes, Node};
 
-/// What Linux allows an extended attribute (`include/uapi/linux/limits.h`).
+/// The limits of Linux for an extended attribute (`include/uapi/linux/limits.h`).
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_SIZE_MAX: usize = 65536;
 
-/// The member as a file system has it.
+/// Returns the member as a file system has it.
 pub(super) fn entry(member: &Member) -> Result<Entry, Fault> {
     let size = member.size;
     let kind = match member.kind {
@@ -35,7 +35,7 @@ pub(super) fn entry(member: &Member) -> Result<Entry, Fault> {
     })
 }
 
-/// A path without what doesn't matter in it; refused if it leads upwards or is too long for Linux.
+/// Returns a path without empty parts and `.`; refused if it leads upwards or is too long for Linux.
 fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
     if name.contains(&0) {
         return Err(Fault::Nul);
@@ -59,7 +59,7 @@ fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
     Ok(path.into())
 }
 
-/// What a symbolic link says, kept byte for byte.
+/// Checks a symbolic link's target, which is kept byte for byte.
 fn target(link: &[u8]) -> Result<Box<[u8]>, Fault> {
     match link {
         b"" => Err(Fault::NoName),
@@ -69,7 +69,7 @@ fn target(link: &[u8]) -> Result<Box<[u8]>, Fault> {
     }
 }
 
-/// The extended attributes, if Linux would take them.
+/// Returns the extended attributes, if Linux allows them.
 fn xattrs(records: &Records) -> Result<Xattrs, Fault> {
     let checked = records.xattrs.iter().map(|(name, value)| {
         let sound = !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0);
@@ -104,7 +104,7 @@ fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
     })
 }
 
-/// A device is two numbers here; nothing is looked up or opened.
+/// Returns a device, which is two numbers here, or a pipe; nothing is looked up or opened.
 fn node(header: &Header) -> Result<Node, Fault> {
     let numbers: (&[u8], &[u8]) = match (header.as_gnu(), header.as_ustar()) {
         (Some(gnu), _) => (&gnu.dev_major, &gnu.dev_minor),

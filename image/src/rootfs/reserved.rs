@@ -1,4 +1,4 @@
-//! What the archive has beside the image's files: init, and what init has to know.
+//! Files of minivm's own in the archive: init, and the manifest that init reads.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -10,7 +10,7 @@ use minivm_guest::newc::{Archive, Attributes};
 use super::error::Error;
 use crate::image::Config;
 
-/// Writes what isn't the image's.
+/// Writes the files that aren't the image's.
 pub(super) fn write(
     config: &Config,
     xattrs: Vec<Xattr>,
@@ -34,7 +34,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Where the archive has a file of the image's: in its place, unless that is ours.
+/// Returns the path in the archive of a file of the image: its own, unless that is reserved for minivm.
 pub(super) fn stored(path: &Path) -> Cow<'_, Path> {
     match path.strip_prefix(manifest::INIT) {
         Ok(below) if below.as_os_str().is_empty() => Path::new(manifest::IMAGES_INIT).into(),

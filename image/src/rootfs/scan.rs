@@ -1,4 +1,4 @@
-//! The first pass: what is in each layer, and whether it is the layer it should be.
+//! The first pass: each layer is read for its entries, and checked against its digest.
 
 use std::io;
 use std::num::NonZero;
@@ -23,7 +23,7 @@ pub(super) struct Scanned {
 /// A layer's result, once its scan has ended.
 type Slot = Mutex<Option<Result<Scanned, Error>>>;
 
-/// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
+/// Reads the entries of every layer. Layers are independent here, so each thread takes the next one that is left.
 pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Error> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // A decompressor may need 128 MiB, if the layer says so.
@@ -49,7 +49,12 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Err
     });
     let found = found.into_iter().map(Mutex::into_inner);
     found
-        .map(|result| result.ok().flatten().expect("each layer was someone's"))
+        .map(|result| {
+            result
+                .ok()
+                .flatten()
+                .expect("each layer was taken by a thread")
+        })
         .collect()
 }
 
@@ -80,7 +85,7 @@ fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
         .sum();
     let target = match &entry.kind {
         Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
-        // A file's holes take no room in the layer, but they will in the archive: what `write` counts there.
+        // A file's holes take no room in the layer, but they will in the archive, where `write` counts them.
         Kind::File { .. } | Kind::Folder | Kind::Node(_) => 0,
     };
     Ok(budget.names(entry.path.len() + target + xattrs)?)
@@ -93,7 +98,7 @@ fn verify(layer: &Layer, actual: &str, marked: bool) -> Result<(), Error> {
             expected: expected.clone(),
             actual: actual.to_owned(),
         }),
-        // It is as its maker made it.
+        // Its digest vouches for its end.
         Some(_) => Ok(()),
         None if !marked => Err(Error::read(
             &layer.blob.name,

@@ -1,7 +1,7 @@
 //! A layer's bytes, decompressed ahead of their reader.
 //!
-//! Decompressing is most of the work, so it has a thread of its own and hands over chunks; the reader hashes and takes apart
-//! one while the next is made. Chunks go back to be filled again, so a stream holds a few of them whatever a layer's size.
+//! Decompressing is most of the work, so it has a thread of its own, which sends chunks; the reader hashes and parses one while
+//! the thread fills the next. Chunks go back to be filled again, so a stream holds a few of them whatever a layer's size.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -18,7 +18,7 @@ use crate::tar_reader::Input;
 const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;
 
-/// The decompressed bytes of a blob.
+/// Opens a blob for its decompressed bytes.
 pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
     let mut start = Vec::new();
     let compressed = BlobReader::new(blob.clone());
@@ -34,7 +34,7 @@ pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
     }
 }
 
-/// What is known of a stream once it is read to its end.
+/// A digest of a stream, and a check of its size against a budget.
 pub(super) struct Check<'b> {
     hash: Hasher,
     budget: &'b Budget,
@@ -54,7 +54,7 @@ impl<'b> Check<'b> {
         Ok(())
     }
 
-    /// The digest as container images write it.
+    /// The digest in the form of container images.
     pub(super) fn digest(self) -> String {
         self.hash.finish().to_string()
     }
@@ -71,7 +71,7 @@ pub(super) struct Stream<'b> {
 }
 
 impl<'b> Stream<'b> {
-    /// Starts to decompress. The thread ends with the data, or soon after the stream is dropped.
+    /// Starts the thread that decompresses. It ends with the data, or soon after the stream is dropped.
     pub(super) fn start<'s>(
         scope: &'s Scope<'s, '_>,
         blob: &Blob,
@@ -97,7 +97,7 @@ impl<'b> Stream<'b> {
         })
     }
 
-    /// Reads what is left and hands the check back.
+    /// Reads to the end and returns the check.
     pub(super) fn finish(mut self) -> io::Result<Option<Check<'b>>> {
         loop {
             let count = self.fill_buf()?.len();
@@ -109,7 +109,7 @@ impl<'b> Stream<'b> {
     }
 }
 
-/// Fills chunks until the data, or the interest in them, ends.
+/// Fills chunks until the data end, or the stream is dropped.
 fn fill(
     mut source: Box<dyn Read + Send>,
     full: &SyncSender<io::Result<Vec<u8>>>,

@@ -8,12 +8,12 @@ pub(crate) enum Error {
     /// Its bytes can't be read.
     Read(io::Error),
     Unsound(Unsound),
-    /// A member's size isn't a number.
+    /// A member's size is not a valid number.
     Size {
         /// The member's name.
         name: Vec<u8>,
     },
-    /// A file's map of holes makes no sense, or is of a kind that isn't read.
+    /// A file's map of holes contradicts itself, or is of a kind that isn't read.
     Holes {
         /// The file's name.
         name: Vec<u8>,
@@ -29,21 +29,21 @@ pub enum Unsound {
     /// A block that should be a header isn't one.
     #[error("there is no tar header at byte {at}")]
     Header {
-        /// Where, in the decompressed archive.
+        /// The place in the decompressed archive.
         at: u64,
     },
     /// A header for long names or extended attributes is itself too long.
     #[error("the extended header at byte {at} is longer than {limit} bytes, the limit")]
     LongHeader {
-        /// Where, in the decompressed archive.
+        /// The place in the decompressed archive.
         at: u64,
         /// The limit.
         limit: u64,
     },
-    /// An extended header (pax) isn't made of records.
+    /// An extended header (pax) has a record that is not valid.
     #[error("the extended header before byte {at} has a bad record")]
     Record {
-        /// Where, in the decompressed archive.
+        /// The place in the decompressed archive.
         at: u64,
     },
 }

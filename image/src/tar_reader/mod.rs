@@ -3,7 +3,7 @@
 //! A tar archive is a row of blocks of 512 bytes: a header, then the file's data. What doesn't fit a header (long names, large
 //! numbers, extended attributes) comes in members before it: `L` and `K` of GNU tar, `x` of POSIX ("pax"). The `tar` crate
 //! gives the header's fields. Its reader takes such members into memory whatever they claim to hold, and splits pax records
-//! at newlines, which attributes may have in them; so the loop over the members is ours.
+//! at newlines, which attributes may have in them; so the loop over the members is here.
 //!
 //! Left out on purpose: `g`, pax records for all members that follow, which other unpackers of images ignore too.
 
@@ -46,19 +46,19 @@ pub(crate) trait Input: BufRead {
 /// A member of an archive, as its headers describe it.
 pub(crate) struct Member {
     pub(crate) name: Vec<u8>,
-    /// What it links to; empty where that isn't given.
+    /// The target of a link; empty where the header has none.
     pub(crate) link: Vec<u8>,
     pub(crate) kind: Kind,
     /// Bytes of a file, with its holes.
     pub(crate) size: u64,
-    /// Where in the archive these bytes start; `None` where they have holes.
+    /// The place in the archive where these bytes start; `None` where they have holes.
     pub(crate) offset: Option<u64>,
     /// The header, for its other fields.
     pub(crate) header: Header,
     pub(crate) records: Records,
 }
 
-/// What a member is.
+/// The type of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -82,13 +82,13 @@ pub(crate) struct TarReader<R> {
     left: u64,
     /// Bytes from the end of these data to the next block.
     padding: u64,
-    /// Where the current file's data belong.
+    /// The places of the current file's data.
     map: Map,
-    /// Whether the end was marked, if it was reached.
+    /// Whether blocks of zeros marked the end, if it was reached.
     marked: bool,
 }
 
-/// What comes before a header and belongs to it.
+/// Extended headers, which stand before a header and belong to it.
 #[derive(Default)]
 struct Before {
     name: Option<Vec<u8>>,
@@ -184,7 +184,7 @@ impl<R: Input> TarReader<R> {
         })
     }
 
-    /// Finds out where a file's data belong, and how long it is.
+    /// Returns the map of a file's holes.
     fn file(&mut self, header: &Header, records: &Records, name: &[u8]) -> Result<Map, Error> {
         let (stored, limit) = (self.left, self.header_limit);
         let map = if header.entry_type() == EntryType::GNUSparse {
@@ -199,7 +199,7 @@ impl<R: Input> TarReader<R> {
         })
     }
 
-    /// The next header, if there is one more.
+    /// Reads the next header; `None` at the archive's end.
     fn header(&mut self) -> Result<Option<Header>, Error> {
         let at = self.at;
         let Some(block) = self.block()? else {
@@ -229,7 +229,7 @@ impl<R: Input> TarReader<R> {
         Ok(Some(block))
     }
 
-    /// The whole data of a member that describes the next.
+    /// Reads the whole data of a member that describes the next.
     fn extended(&mut self, size: u64) -> Result<Vec<u8>, Error> {
         let (at, limit) = (self.at, self.header_limit);
         if size > limit {
@@ -259,7 +259,7 @@ impl<R: Input> TarReader<R> {
     }
 }
 
-/// Reads of the current member's data, and counts.
+/// A reader of the current member's data, which counts.
 struct Counted<'r, R>(&'r mut TarReader<R>);
 
 impl<R: Input> Read for Counted<'_, R> {

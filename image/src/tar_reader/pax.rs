@@ -1,14 +1,14 @@
 //! Extended headers of POSIX ("pax"): records `LENGTH KEY=VALUE\n`, where the length counts the whole record, so that a value
 //! may hold any byte (`pax(1)`, "pax Extended Header").
 //!
-//! Extended attributes are in records of `SCHILY.xattr.`, as all makers of images write them. `LIBARCHIVE.xattr.` says the
-//! same again, and is left out.
+//! Extended attributes are in records of `SCHILY.xattr.`, as all image builders write them. Records of `LIBARCHIVE.xattr.`
+//! repeat them, and are left out.
 
 use std::collections::BTreeMap;
 
 use super::number;
 
-/// What an entry's extended header says about it.
+/// The records of a member's extended header.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Records {
     pub(super) path: Option<Vec<u8>>,
@@ -18,13 +18,13 @@ pub(crate) struct Records {
     pub(crate) gid: Option<i128>,
     pub(crate) mtime: Option<i128>,
     pub(super) sparse: Option<Sparse>,
-    /// GNU tar gives a sparse file another name, under which others unpack its pieces.
+    /// The name of a sparse file of GNU tar, whose header has another one, under which other programs unpack the pieces.
     pub(super) sparse_name: Option<Vec<u8>>,
     /// Extended attributes, by name.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// How GNU tar says in an extended header that a file has holes.
+/// GNU tar's records of a file with holes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sparse {
     pub(super) major: Option<u64>,
@@ -32,7 +32,7 @@ pub(super) struct Sparse {
     pub(super) size: Option<u64>,
 }
 
-/// Takes records apart; `None` where one is malformed.
+/// Parses records; `None` where one is malformed.
 pub(super) fn parse(mut data: &[u8]) -> Option<Records> {
     let mut records = Records::default();
     while !data.is_empty() {
@@ -52,7 +52,7 @@ impl Records {
             self.xattrs.insert(name.to_vec(), value.to_vec());
             return Some(());
         }
-        // An empty value takes an earlier one back.
+        // An empty value deletes an earlier one.
         let bytes = || (!value.is_empty()).then(|| value.to_vec());
         let number = || match value {
             b"" => Some(None),
@@ -73,7 +73,7 @@ impl Records {
             b"GNU.sparse.minor" => self.sparse().minor = unsigned()?,
             b"GNU.sparse.realsize" => self.sparse().size = unsigned()?,
             b"GNU.sparse.name" => self.sparse_name = bytes(),
-            // Older kinds, which are then refused by the version that they lack.
+            // Older kinds, which are refused later, since they lack a version.
             _ if key.starts_with(b"GNU.sparse.") => {
                 self.sparse();
             }
@@ -87,7 +87,7 @@ impl Records {
     }
 }
 
-/// Whole seconds of a time such as `1700000000.25`.
+/// Parses the whole seconds of a time such as `1700000000.25`.
 fn seconds(value: &[u8]) -> Option<Option<i128>> {
     if value.is_empty() {
         return Some(None);

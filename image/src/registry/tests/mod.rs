@@ -877,5 +877,5 @@ fn a_registry_cannot_choose_a_path() {
     });
     let error = Place::new().pull(&registry).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.contains("is no digest"), "{error}: {cause}");
+    assert!(cause.contains("is not a valid digest"), "{error}: {cause}");
 }
