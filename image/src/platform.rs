@@ -22,7 +22,7 @@ pub struct Platform {
 
 impl Platform {
     /// Linux on this machine's processor.
-    pub fn here() -> Platform {
+    pub(crate) fn here() -> Platform {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",

@@ -23,22 +23,22 @@ const DOCKER_HUB: &str = "docker.io";
 
 impl Reference {
     /// The registry: a host, perhaps with a port.
-    pub fn registry(&self) -> &str {
+    pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
     /// The repository within the registry, such as `library/python`.
-    pub fn repository(&self) -> &str {
+    pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
 
     /// The tag. It means nothing where there is a digest.
-    pub fn tag(&self) -> &str {
+    pub(crate) fn tag(&self) -> &str {
         self.tag.as_deref().unwrap_or("latest")
     }
 
     /// The manifest's digest, where the name has one.
-    pub fn digest(&self) -> Option<&Digest> {
+    pub(crate) fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 

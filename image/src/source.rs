@@ -13,7 +13,7 @@ use super::reference::Reference;
 /// use minivm_image::Source;
 ///
 /// let source: Source = "python:3-alpine".parse()?;
-/// assert!(matches!(&source, Source::Registry(name) if name.registry() == "docker.io"));
+/// assert!(matches!(&source, Source::Registry(name) if name.to_string() == "python:3-alpine"));
 /// let source: Source = "oci:layout:v1".parse()?;
 /// assert_eq!(source, Source::Oci { folder: "layout".into(), tag: Some("v1".into()) });
 /// # Ok::<(), minivm_image::Error>(())
