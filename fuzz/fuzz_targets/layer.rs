@@ -1,5 +1,5 @@
-//! Any bytes as two layers of an image. To be run with `-detect_leaks=0`: what a thread that has just ended still holds counts
-//! as a leak otherwise.
+//! Any bytes as two layers of an image. Run it with `-detect_leaks=0`: memory that a thread still holds when it has just ended
+//! counts as a leak otherwise.
 #![no_main]
 
 use std::fs::File;

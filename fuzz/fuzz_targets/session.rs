@@ -1,4 +1,4 @@
-//! Any bytes as what a guest says in a session that copies files out.
+//! Any bytes as a guest's side of a session that copies files out.
 #![no_main]
 
 use std::io::{self, Cursor};
@@ -13,18 +13,18 @@ fuzz_target!(|data: &[u8]| {
     let Some((&kind, bytes)) = data.split_first() else {
         return;
     };
-    // Most of the time past the greeting, which is found no sooner by chance.
-    let mut said = Vec::new();
+    // Mostly after a greeting, which a fuzzer would hardly find by chance.
+    let mut sent = Vec::new();
     if kind % 4 != 0 {
-        ToHost::Hello(Hello { version: VERSION, rings: None }).encode(&mut said);
-        ToHost::Started.encode(&mut said);
+        ToHost::Hello(Hello { version: VERSION, rings: None }).encode(&mut sent);
+        ToHost::Started.encode(&mut sent);
     }
     if kind % 4 == 2 {
-        ToHost::FilesOf(0, None).encode(&mut said);
-        ToHost::Files(bytes).encode(&mut said);
-        ToHost::Files(&[]).encode(&mut said);
+        ToHost::FilesOf(0, None).encode(&mut sent);
+        ToHost::Files(bytes).encode(&mut sent);
+        ToHost::Files(&[]).encode(&mut sent);
     } else {
-        said.extend_from_slice(bytes);
+        sent.extend_from_slice(bytes);
     }
     let folder = std::env::temp_dir().join("minivm-fuzz-session");
     let _ = std::fs::remove_dir_all(&folder);
@@ -44,7 +44,7 @@ fuzz_target!(|data: &[u8]| {
         ..Session::new(Request::default())
     };
     let link = Link {
-        from_guest: Box::new(Cursor::new(said)),
+        from_guest: Box::new(Cursor::new(sent)),
         to_guest: Box::new(io::sink()),
         stop: Box::new(|| {}),
         end: Box::new(|| Ok(Ended { orderly: true, how: "it ended".into() })),

@@ -2,8 +2,8 @@
 //!
 //! A [`Source`] is what a user calls an image, such as `python:3-alpine` or `dir:/srv/root`. [`open`] finds the image and
 //! returns an [`Image`]: its configuration and its layers, each a range of an open file. [`rootfs::write()`] lays the layers
-//! over one another and writes an initramfs with their files. Neither unpacks anything onto the host's disk, and nothing is
-//! copied that is on this machine already.
+//! over one another and writes an initramfs with their files. Nothing is unpacked onto the host's disk, and plain
+//! archives and folders on this machine are used where they are.
 //!
 //! ```no_run
 //! use std::fs::File;
@@ -27,7 +27,7 @@
 //! | `source`, `reference` | parse what users call images |
 //! | `registry` | pulls documents and layers from a registry into a [`Store`], by digest and only once |
 //! | `engine` | has Docker or Podman save an archive, which the store keeps by the image's id |
-//! | `archive`, `saved`, `layout` | find images in archives and in folders of layouts, which are used where they are |
+//! | `archive`, `saved`, `layout` | find images in archives and in folders of layouts |
 //! | `folder` | opens a bare root file system: a folder, or a tar archive |
 //! | `manifest`, `config`, `json` | read an image's documents |
 //! | `store`, `files`, `digest` | keep content, open it, check it |
