@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use minivm_machine::{Ended, Files, Link, Session};
 use minivm_guest::channel::{Hello, Request, ToHost, VERSION};
+use minivm_machine::{Ended, Files, Link, Session};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&kind, bytes)) = data.split_first() else {
@@ -16,7 +16,11 @@ fuzz_target!(|data: &[u8]| {
     // Mostly after a greeting, which a fuzzer would hardly find by chance.
     let mut sent = Vec::new();
     if kind % 4 != 0 {
-        ToHost::Hello(Hello { version: VERSION, rings: None }).encode(&mut sent);
+        ToHost::Hello(Hello {
+            version: VERSION,
+            rings: None,
+        })
+        .encode(&mut sent);
         ToHost::Started.encode(&mut sent);
     }
     if kind % 4 == 2 {
@@ -38,7 +42,10 @@ fuzz_target!(|data: &[u8]| {
         timeout: None,
         max_output: Some(1000),
         copy_in: Vec::new(),
-        copy_out: vec![Files { from: "/out".into(), to: folder.join("out") }],
+        copy_out: vec![Files {
+            from: "/out".into(),
+            to: folder.join("out"),
+        }],
         max_copy_out: 1 << 20,
         events: happenings,
         ..Session::new(Request::default())
@@ -47,7 +54,12 @@ fuzz_target!(|data: &[u8]| {
         from_guest: Box::new(Cursor::new(sent)),
         to_guest: Box::new(io::sink()),
         stop: Box::new(|| {}),
-        end: Box::new(|| Ok(Ended { orderly: true, how: "it ended".into() })),
+        end: Box::new(|| {
+            Ok(Ended {
+                orderly: true,
+                how: "it ended".into(),
+            })
+        }),
     };
     let _ = session.run(link);
 });
