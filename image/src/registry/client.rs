@@ -1,4 +1,4 @@
-//! An HTTP client of one registry: it sends requests, answers challenges, pauses, and tries again.
+//! An HTTP client of one registry: it sends requests, follows redirects, pauses, and tries again.
 //!
 //! `reqwest`'s blocking client is a thread with a Tokio runtime of one thread; what it does here is one GET after another.
 //! Two things are done here, since they decide how long a user waits: which failures may pass and are tried again, and when a
@@ -11,17 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reqwest::Url;
 use reqwest::blocking::{self, RequestBuilder, Response};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{StatusCode, Url};
 
-use super::auth;
 use super::failure::{Failure, unreachable_for};
 use super::redirect::{self, host_of};
-use crate::digest::Digest;
 use crate::error::{Cause, Error, innermost};
-use crate::manifest::Kind;
 use crate::options::Options;
 use crate::reference::Reference;
 use crate::shown::shown;
@@ -92,36 +89,6 @@ impl<'a> Client<'a> {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Requests a manifest or a configuration. Returns it with the digest that the registry announces.
-    pub(super) fn document(
-        &self,
-        folder: &str,
-        id: &str,
-        kind: Kind,
-    ) -> Result<(Vec<u8>, Option<Digest>), Error> {
-        self.retrying(|| {
-            let response = self.get(&format!("{folder}/{id}"), 0)?;
-            let announced = response.headers().get("docker-content-digest");
-            let announced = announced.and_then(|digest| digest.to_str().ok()?.parse().ok());
-            let size = response.content_length();
-            let mut bytes = Vec::new();
-            self.read(response, &mut |part| {
-                bytes.extend_from_slice(part);
-                match bytes.len() as u64 > kind.limit() {
-                    true => Err(Error::TooLarge {
-                        what: format!("the {} of {}", kind.noun(), self.image),
-                        limit: kind.limit(),
-                    }),
-                    false => Ok(()),
-                }
-            })?;
-            match size {
-                Some(size) if size != bytes.len() as u64 => Err(self.broken_off(0, None)),
-                _ => Ok((bytes, announced)),
-            }
-        })
-    }
-
     /// Tries until it works, fails for good, or has failed too often without headway between.
     pub(super) fn retrying<T>(
         &self,
@@ -170,29 +137,14 @@ impl<'a> Client<'a> {
         false
     }
 
-    /// Requests a part of the image, from the byte `start` on. A challenge is answered where it is the registry's own.
-    pub(super) fn get(&self, path: &str, start: u64) -> Result<Response, Failure> {
-        let mut proved = false;
-        loop {
-            let (response, own) = self.follow(path, start)?;
-            if response.status() == StatusCode::UNAUTHORIZED {
-                if !own {
-                    return Err(self.wants_credentials(response.url()));
-                }
-                // Also where there was a token, for tokens expire.
-                if !proved && let Some(authorization) = auth::answer(self, response.headers())? {
-                    *self.authorization.lock().expect("no holder panics") = Some(authorization);
-                    proved = true;
-                    continue;
-                }
-            }
-            return self.check(response);
-        }
+    /// Keeps the `Authorization` for the requests that follow.
+    pub(super) fn authorize(&self, authorization: String) {
+        *self.authorization.lock().expect("no holder panics") = Some(authorization);
     }
 
     /// Sends a request and follows redirects. Returns the last answer, and whether it is the registry's with no other origin
     /// asked before it.
-    fn follow(&self, path: &str, start: u64) -> Result<(Response, bool), Failure> {
+    pub(super) fn follow(&self, path: &str, start: u64) -> Result<(Response, bool), Failure> {
         let base = self.base.join(path);
         let mut url = base.map_err(|_| {
             self.transfer(
@@ -249,7 +201,7 @@ impl<'a> Client<'a> {
     }
 
     /// Returns the failure for a 401 that is not answered, since it is not the registry's.
-    fn wants_credentials(&self, url: &Url) -> Failure {
+    pub(super) fn wants_credentials(&self, url: &Url) -> Failure {
         let problem = format!(
             "it sends the request on to {}, which asks for credentials (HTTP status 401), and the registry's go to the registry alone; try later, or ask its operator",
             host_of(url)

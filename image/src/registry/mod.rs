@@ -5,6 +5,7 @@
 
 mod auth;
 mod client;
+mod content;
 mod download;
 mod failure;
 mod redirect;
