@@ -1,15 +1,15 @@
 //! Numbers in tar headers: octal digits, or, where these don't suffice, a big-endian number with the highest bit set.
 
-/// The number in a field. An empty field is zero.
-pub(super) fn field(bytes: &[u8]) -> Option<i128> {
+/// Parses the number in a field. An empty field is zero.
+pub(crate) fn field(bytes: &[u8]) -> Option<i128> {
     match bytes.first() {
         Some(&first) if first & 0x80 != 0 => binary(bytes),
         _ => octal(bytes),
     }
 }
 
-/// The first byte is 0x80 for a positive number and 0xff for a negative one, where the rest is its two's complement. At most
-/// twelve bytes, so that it fits.
+/// Parses a binary number. The first byte is 0x80 for a positive number and 0xff for a negative one, where the rest is its two's
+/// complement. At most twelve bytes, so that it fits.
 fn binary(bytes: &[u8]) -> Option<i128> {
     let (&first, rest) = bytes.split_first()?;
     let start = if first & 0x40 == 0 {
@@ -23,7 +23,7 @@ fn binary(bytes: &[u8]) -> Option<i128> {
     (bytes.len() <= 12).then_some(number)
 }
 
-/// Digits may have spaces before them and have spaces or NULs after them.
+/// Parses an octal number. Its digits may have spaces before them and have spaces or NULs after them.
 fn octal(bytes: &[u8]) -> Option<i128> {
     let end = bytes.iter().position(|&byte| byte == 0);
     let digits = bytes[..end.unwrap_or(bytes.len())].trim_ascii();
@@ -32,7 +32,7 @@ fn octal(bytes: &[u8]) -> Option<i128> {
     })
 }
 
-/// A decimal number, as pax headers have it.
+/// Parses a decimal number, as pax headers have it.
 pub(super) fn decimal(bytes: &[u8]) -> Option<i128> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }

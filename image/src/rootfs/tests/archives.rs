@@ -151,7 +151,7 @@ fn an_end_without_zeros_is_taken_where_the_digest_vouches_for_it() {
     let error = plain(&image(vec![layer(&bytes, None)])).unwrap_err();
     assert_eq!(
         chain(&error),
-        "the layer is no sound tar archive: it ends too early"
+        "the layer is not a valid tar archive: it ends too early"
     );
 }
 

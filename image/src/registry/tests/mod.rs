@@ -1,5 +1,8 @@
 //! Pulls from registries that are good, slow, wrong, or gone.
 
+mod proof;
+mod server;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
@@ -11,17 +14,17 @@ use minivm_tests::patience::PATIENCE;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::server::{Answer, Registry, Request, Way, partial};
+use self::server::{Answer, Registry, Request, Way, partial};
 use crate::fixtures::{Made, entry, image, image_of, index, layers_of, options};
 use crate::{Digest, Error, Image, Options, Platform, Progress, Pull, Store, Unwatched};
 
-pub(super) struct Place {
-    pub(super) folder: TempDir,
+struct Place {
+    folder: TempDir,
     options: Options,
 }
 
 impl Place {
-    pub(super) fn new() -> Place {
+    fn new() -> Place {
         Place {
             folder: tempfile::tempdir().unwrap(),
             options: options(),
@@ -32,11 +35,11 @@ impl Place {
         Store::new(self.folder.path())
     }
 
-    pub(super) fn pull(&self, registry: &Registry) -> Result<Image, Error> {
+    fn pull(&self, registry: &Registry) -> Result<Image, Error> {
         self.open(&format!("{}/o/n:1", registry.address), &Unwatched)
     }
 
-    pub(super) fn open(&self, name: &str, progress: &dyn Progress) -> Result<Image, Error> {
+    fn open(&self, name: &str, progress: &dyn Progress) -> Result<Image, Error> {
         crate::open(
             &name.parse().unwrap(),
             &self.store(),
@@ -59,13 +62,13 @@ impl Place {
     }
 }
 
-pub(super) fn check(image: &Image, made: &Made) {
+fn check(image: &Image, made: &Made) {
     assert_eq!(image.identity, made.identity());
     assert_eq!(layers_of(image), made.layers);
 }
 
 /// The failure in one line.
-pub(super) fn line(pull: impl FnOnce() -> Result<Image, Error>) -> String {
+fn line(pull: impl FnOnce() -> Result<Image, Error>) -> String {
     let error = pull().unwrap_err();
     let line = error.to_string();
     assert!(!line.contains('\n') && !line.ends_with('.'), "{line}");
@@ -248,7 +251,7 @@ fn child(place: &Place, registry: &Registry) -> std::process::Child {
 }
 
 /// Pulls several images, each to a store of its own if there are more than one.
-pub(super) fn child_with(place: &Place, images: &[String]) -> std::process::Child {
+fn child_with(place: &Place, images: &[String]) -> std::process::Child {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -287,7 +290,7 @@ fn pulls_what_the_environment_says() {
 }
 
 #[test]
-fn final_answers_are_told_at_once_and_with_a_remedy() {
+fn final_failures_are_returned_at_once_with_a_remedy() {
     for (status, needle) in [
         (403, "denies 127.0.0.1"),
         (404, "check the name and the tag"),
@@ -314,7 +317,7 @@ fn final_answers_are_told_at_once_and_with_a_remedy() {
 }
 
 #[test]
-fn a_registry_that_is_not_there_is_told() {
+fn an_unreachable_registry_is_an_error_with_a_remedy() {
     // Nobody listens on the port of tcpmux.
     let error = Place::new()
         .open("127.0.0.1:1/o/n:1", &Unwatched)
@@ -377,7 +380,7 @@ fn a_truncated_layer_is_resumed_where_it_ended() {
 }
 
 #[test]
-fn a_line_that_breaks_often_is_good_enough_if_much_comes_between() {
+fn many_failures_are_forgiven_if_much_arrives_between() {
     let layer = vec![b'x'; 6 << 20];
     let made = image_of(&Platform::here().architecture, vec![layer.clone()]);
     let digest = Digest::of(&layer);
@@ -652,7 +655,7 @@ fn an_endless_document_is_refused() {
 }
 
 #[test]
-fn what_is_left_of_a_pull_is_used_if_it_is_right_and_dropped_if_not() {
+fn a_partial_layer_is_resumed_if_it_is_right_and_dropped_if_not() {
     let (made, digest) = large();
     let layer = &made.layers[0];
     let mut wrong = layer[..1000].to_vec();
@@ -758,7 +761,7 @@ fn one_layers_failure_ends_the_others() {
 }
 
 #[test]
-fn a_tag_that_led_to_nothing_good_is_not_remembered() {
+fn the_tag_of_a_failed_pull_is_not_remembered() {
     let made = image(&["one"]);
     for bad in [r#"{"schemaVersion":1}"#, "{", "{}"] {
         let registry = Registry::start(&made, move |request| {
@@ -798,7 +801,7 @@ impl Progress for Watched {
 }
 
 #[test]
-fn progress_is_told_of_each_layer() {
+fn progress_is_reported_for_each_layer() {
     let (made, digest) = large();
     let registry = Registry::good(&made);
     let place = Place::new();
@@ -874,5 +877,5 @@ fn a_registry_cannot_choose_a_path() {
     });
     let error = Place::new().pull(&registry).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.contains("is no digest"), "{error}: {cause}");
+    assert!(cause.contains("is not a valid digest"), "{error}: {cause}");
 }

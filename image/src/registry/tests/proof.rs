@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::server::{Answer, Registry, Request};
-use super::tests::{Place, check, child_with, line};
+use super::{Place, check, child_with, line};
 use crate::fixtures::{Made, image};
 use crate::{Digest, Unwatched};
 
@@ -156,7 +156,7 @@ fn credentials_go_to_their_registry_and_nowhere_else() {
             match image.contains("-served") || image.contains("-own") {
                 true => assert_eq!(outcome, "pulled", "{way:?}: {image}"),
                 false => assert!(
-                    outcome.contains(&format!("{host}, which wants credentials"))
+                    outcome.contains(&format!("{host}, which asks for credentials"))
                         && outcome.contains("HTTP status 401"),
                     "{way:?}: {image}: {outcome}"
                 ),

@@ -1,35 +1,30 @@
 //! Extended headers of POSIX ("pax"): records `LENGTH KEY=VALUE\n`, where the length counts the whole record, so that a value
 //! may hold any byte (`pax(1)`, "pax Extended Header").
 //!
-//! Extended attributes are in records of `SCHILY.xattr.`, as all makers of images write them. `LIBARCHIVE.xattr.` says the
-//! same again, and is left out.
+//! Extended attributes are in records of `SCHILY.xattr.`, as all image builders write them. Records of `LIBARCHIVE.xattr.`
+//! repeat them, and are left out.
 
 use std::collections::BTreeMap;
 
-use super::error::Fault;
 use super::number;
-use super::tape::Xattrs;
 
-/// What Linux allows (`include/uapi/linux/limits.h`).
-const XATTR_NAME_MAX: usize = 255;
-const XATTR_SIZE_MAX: usize = 65536;
-
-/// What an entry's extended header says about it.
+/// The records of a member's extended header.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Records {
+pub(crate) struct Records {
     pub(super) path: Option<Vec<u8>>,
     pub(super) link: Option<Vec<u8>>,
     pub(super) size: Option<u64>,
-    pub(super) uid: Option<i128>,
-    pub(super) gid: Option<i128>,
-    pub(super) mtime: Option<i128>,
+    pub(crate) uid: Option<i128>,
+    pub(crate) gid: Option<i128>,
+    pub(crate) mtime: Option<i128>,
     pub(super) sparse: Option<Sparse>,
-    /// GNU tar gives a sparse file another name, under which others unpack its pieces.
+    /// The name of a sparse file of GNU tar, whose header has another one, under which other programs unpack the pieces.
     pub(super) sparse_name: Option<Vec<u8>>,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Extended attributes, by name.
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// How GNU tar says in an extended header that a file has holes.
+/// GNU tar's records of a file with holes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sparse {
     pub(super) major: Option<u64>,
@@ -37,7 +32,7 @@ pub(super) struct Sparse {
     pub(super) size: Option<u64>,
 }
 
-/// Takes records apart; `None` where one is malformed.
+/// Parses records; `None` where one is malformed.
 pub(super) fn parse(mut data: &[u8]) -> Option<Records> {
     let mut records = Records::default();
     while !data.is_empty() {
@@ -57,7 +52,7 @@ impl Records {
             self.xattrs.insert(name.to_vec(), value.to_vec());
             return Some(());
         }
-        // An empty value takes an earlier one back.
+        // An empty value deletes an earlier one.
         let bytes = || (!value.is_empty()).then(|| value.to_vec());
         let number = || match value {
             b"" => Some(None),
@@ -78,7 +73,7 @@ impl Records {
             b"GNU.sparse.minor" => self.sparse().minor = unsigned()?,
             b"GNU.sparse.realsize" => self.sparse().size = unsigned()?,
             b"GNU.sparse.name" => self.sparse_name = bytes(),
-            // Older kinds, which are then refused by the version that they lack.
+            // Older kinds, which are refused later, since they lack a version.
             _ if key.starts_with(b"GNU.sparse.") => {
                 self.sparse();
             }
@@ -90,23 +85,9 @@ impl Records {
     fn sparse(&mut self) -> &mut Sparse {
         self.sparse.get_or_insert_default()
     }
-
-    /// The extended attributes, if Linux would take them.
-    pub(super) fn take_xattrs(&mut self) -> Result<Xattrs, Fault> {
-        let xattrs = std::mem::take(&mut self.xattrs).into_iter();
-        let checked = xattrs.map(|(name, value)| {
-            let sound = !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0);
-            if !sound || value.len() > XATTR_SIZE_MAX {
-                let name = name.escape_ascii().to_string();
-                return Err(Fault::Xattr { name });
-            }
-            Ok((name.into(), value.into()))
-        });
-        checked.collect()
-    }
 }
 
-/// Whole seconds of a time such as `1700000000.25`.
+/// Parses the whole seconds of a time such as `1700000000.25`.
 fn seconds(value: &[u8]) -> Option<Option<i128>> {
     if value.is_empty() {
         return Some(None);
@@ -121,12 +102,12 @@ mod tests {
 
     #[test]
     fn a_value_may_hold_newlines_and_equal_signs() {
-        let mut records =
+        let records =
             parse(b"26 SCHILY.xattr.user.a=\n=\n12 path=a\nb\n20 mtime=-17.250000\n").unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"a\nb"[..]));
         assert_eq!(records.mtime, Some(-17));
-        let expected: Xattrs = Box::new([((*b"user.a").into(), (*b"\n=").into())]);
-        assert_eq!(records.take_xattrs().unwrap(), expected);
+        let expected = BTreeMap::from([(b"user.a".to_vec(), b"\n=".to_vec())]);
+        assert_eq!(records.xattrs, expected);
     }
 
     #[test]

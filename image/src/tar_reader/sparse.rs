@@ -1,18 +1,18 @@
-//! Files with holes: their archives hold the pieces that have data, and a map of where these belong.
+//! Files with holes: an archive has the pieces that have data, and a map of their places.
 //!
-//! GNU tar has two kinds today: the type `S`, whose map starts in the header and goes on in blocks after it, and version 1.0
-//! in pax headers, whose map is text before the data (GNU tar manual, "Storing Sparse Files"). The archive we make has the
-//! holes' zeros: a cpio archive knows no holes.
+//! GNU tar writes two kinds today: the type `S`, whose map starts in the header and continues in blocks after it, and version
+//! 1.0 in pax headers, whose map is text before the data (GNU tar manual, "Storing Sparse Files"). An initramfs has the holes'
+//! zeros: cpio archives have no holes.
 
 use std::io::{self, Read};
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
+use super::block::BLOCK;
 use super::number;
 use super::pax::Sparse;
-use super::tape::BLOCK;
 
-/// Where the bytes that follow belong: pieces in order, apart from each other.
+/// The places of the bytes that follow: pieces in order, which don't overlap.
 #[derive(Debug, Default)]
 pub(super) struct Map {
     pieces: Vec<Piece>,
@@ -26,7 +26,7 @@ struct Piece {
 }
 
 impl Map {
-    /// A file without holes.
+    /// The map of a file without holes.
     pub(super) fn plain(size: u64) -> Map {
         Map {
             pieces: vec![Piece {
@@ -39,6 +39,15 @@ impl Map {
 
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether the file has no holes.
+    pub(super) fn is_plain(&self) -> bool {
+        match &self.pieces[..] {
+            [] => self.size == 0,
+            [piece] => piece.start == 0 && piece.end == self.size,
+            _ => false,
+        }
     }
 
     fn add(&mut self, start: u64, len: u64, limit: u64) -> Option<()> {
@@ -57,7 +66,7 @@ impl Map {
         (sum.sum::<u64>() == stored).then_some(self)
     }
 
-    /// The file's bytes, with zeros for its holes.
+    /// Returns the file's bytes, with zeros for its holes.
     pub(super) fn expand<R: Read>(self, data: R) -> Expanded<R> {
         Expanded {
             map: self,
@@ -68,7 +77,7 @@ impl Map {
     }
 }
 
-/// A file's bytes, holes and all.
+/// A file's bytes, with zeros for its holes.
 pub(super) struct Expanded<R> {
     map: Map,
     data: R,
@@ -101,7 +110,7 @@ impl<R: Read> Read for Expanded<R> {
     }
 }
 
-/// The map of an entry of the type `S`. `None` where it makes no sense.
+/// Reads the map of a member of the type `S`; `None` where it contradicts itself.
 pub(super) fn gnu(
     header: &Header,
     stored: u64,
@@ -139,7 +148,8 @@ pub(super) fn gnu(
     Ok(sound.and_then(|()| map.holds(stored)))
 }
 
-/// The map of version 1.0: decimal numbers, a line each: how many pieces, then offset and length of each; padded to a block.
+/// Reads a map of version 1.0: decimal numbers, a line each: the number of pieces, then offset and length of each; padded to a
+/// block.
 pub(super) fn pax(
     sparse: Sparse,
     stored: u64,

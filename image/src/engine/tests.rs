@@ -135,7 +135,7 @@ fn a_transfer_that_breaks_off_leaves_nothing_to_be_taken_for_an_image() {
 }
 
 #[test]
-fn an_image_that_the_engine_lacks_is_told_with_a_remedy() {
+fn an_image_that_the_engine_lacks_has_a_remedy() {
     let place = Place::new();
     let engine = place.serve(vec![(
         404,
@@ -163,7 +163,7 @@ fn a_failing_engine_is_quoted() {
 }
 
 #[test]
-fn where_there_is_no_engine_the_remedy_says_so() {
+fn a_missing_engine_has_a_remedy() {
     let place = Place::new();
     let engines = [
         Engine::Socket(place.path("absent")),
@@ -200,7 +200,7 @@ fn a_command_is_asked_where_no_socket_answers() {
 }
 
 #[test]
-fn a_commands_refusal_is_told_apart_from_its_absence() {
+fn an_engine_without_the_image_differs_from_no_engine() {
     let place = Place::new();
     let lacks = place.script("echo 'Error: No such image: o/n:1' >&2; exit 1");
     let error = place.open(&[lacks]).unwrap_err();
