@@ -1,5 +1,7 @@
 //! `minivm run` from outside, where no guest gets to run: what it says before the boot, and of a machine that never comes up.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! But for one, no machine runs: the archive of an image is made before the kernel is looked at, and there is none.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, File};

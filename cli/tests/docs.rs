@@ -1,5 +1,7 @@
 //! The project's pages: what they link to is there, and the commands that they show are understood.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,7 @@
 //! What `minivm` inherits from whatever starts it: put right, or refused by name.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, Permissions};

@@ -2,6 +2,8 @@
 //!
 //! It runs as on any machine without KVM that runs kernels, so that most of that life is the lab's.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

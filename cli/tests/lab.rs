@@ -1,5 +1,7 @@
 //! The lab from outside: `minivm lab` as a program, with its streams and its exit code.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use minivm_tests::patience::PATIENCE;

@@ -1,6 +1,8 @@
 //! That sandboxes leave nothing behind in the process that runs them, and nothing on the host: no process, no thread, no file,
 //! no open file, no control group, no port. One sandbox after the other, alone in a process, so that all can be counted.
 
+// Tests run: with the tools, alone
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[allow(dead_code, reason = "the conformance suite needs more of it")]

@@ -1,5 +1,7 @@
 //! The turducken from outside: `minivm turducken` as a program, here or in the lab.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;

@@ -2,6 +2,8 @@
 //!
 //! Each test has a cache of its own, and with it a keeper of its own, which it ends, also when it fails.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

@@ -3,6 +3,8 @@
 //!
 //! The guests are machine code on the host's own KVM, with their rings laid out by their ELF file.
 
+// Tests run: on any KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::io::{self, Write};

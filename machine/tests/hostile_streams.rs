@@ -2,6 +2,8 @@
 //!
 //! There is no machine here: a script plays the guest's side of the link.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, File};

@@ -1,5 +1,7 @@
 //! The coding agent of the examples, at work.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[path = "../examples/coding_agent.rs"]

@@ -1,5 +1,7 @@
 //! gVisor with a real image: what the trait promises, and that nothing leads out or stays.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;

@@ -1,5 +1,7 @@
 //! The agent of `examples/logs_agent`, as it is run there: what it tells, and what it is refused.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[path = "../examples/logs_agent/agent.rs"]

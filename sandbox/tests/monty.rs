@@ -1,5 +1,7 @@
 //! The backend monty, with the real `minivm` as its worker, and within this process: both through the same tests.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The sandboxes with Pyodide: what code in them can do, what it can't, and that nothing of it stays.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

@@ -3,6 +3,8 @@
 //! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the files in the environment. What clients and files
 //! can do wrong is tried with smaller guests, in `cli/tests/control.rs`.
 
+// Tests run: on real KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the kernel in the environment.
 
+// Tests run: on real KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
+// Tests run: on any KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
