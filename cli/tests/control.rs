@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use minivm_tests::image::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
+use minivm_tests::stress;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -198,7 +199,7 @@ fn a_machine_that_is_stopped_goes_on_with_its_next_byte() {
 #[test]
 fn whoever_asks_waits_until_the_machine_has_ended() {
     let place = Place::new();
-    for _ in 0..10 {
+    for _ in 0..stress::count(10, 200) {
         let machine = place.counting();
         assert_saved(&place.snapshot(&["--stop"]), &place.folder());
         assert!(!place.socket().exists());
@@ -210,7 +211,7 @@ fn whoever_asks_waits_until_the_machine_has_ended() {
 #[test]
 fn a_machine_that_has_just_been_started_can_be_saved() {
     let place = Place::new();
-    for _ in 0..10 {
+    for _ in 0..stress::count(10, 200) {
         let machine = Program::start(&mut place.boot());
         let start = Instant::now();
         while !place.socket().exists() {
@@ -305,7 +306,7 @@ fn a_client_that_leaves_ends_no_machine() {
     let place = Place::new();
     let machine = place.counting();
     let request = format!("{{\"snapshot\":{:?},\"stop\":true}}\n", place.folder());
-    for _ in 0..20 {
+    for _ in 0..stress::count(20, 500) {
         let mut stream = UnixStream::connect(place.socket()).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         drop(stream);

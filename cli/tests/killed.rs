@@ -14,14 +14,11 @@ use std::time::{Duration, Instant};
 
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{ends_until, run};
-use minivm_tests::{busybox, given};
+use minivm_tests::{busybox, given, stress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, set_child_subreaper};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-
-/// Moments at which it is killed.
-const MOMENTS: u32 = 20;
 
 /// A cache, a folder for temporary files and an image of its own.
 struct Home {
@@ -188,15 +185,17 @@ fn whenever_it_is_killed_nothing_stays_and_the_next_run_works() {
     let whole = digest(&archive);
     let life = home.assert_works();
     let before = mounts();
-    for moment in 0..MOMENTS {
+    // How many moments lie within the first 120 ms, and how many there are.
+    let (early, moments) = stress::count((4, 10), (24, 72));
+    for moment in 0..moments {
         // Every other time there is an archive to be made, and the first moments, in which that happens, lie closer.
         let making = moment % 2 == 0;
         if making {
             let _ = fs::remove_file(&archive);
         }
-        let at = match moment {
-            0..8 => Duration::from_millis(15) * moment,
-            _ => life * (moment - 7) / (MOMENTS - 7),
+        let at = match moment < early {
+            true => Duration::from_millis(120) * moment / early,
+            false => life * (moment + 1 - early) / (moments + 1 - early),
         };
         let when = format!("killed after {at:?} of {life:?}");
         let mut child = home

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended, Program, ends_until};
-use minivm_tests::{busybox, given};
+use minivm_tests::{busybox, given, stress};
 use rustix::process::{Pid, Signal, getsid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -480,9 +480,10 @@ fn whatever_ends_a_run_frees_its_machine() {
     home.assert_all_are_free();
 
     // While they begin.
-    for moment in 0..10 {
+    let moments = stress::count(5, 100);
+    for moment in 0..moments {
         let mut child = home.run(&[], &["--", "true"]).spawn().unwrap();
-        thread::sleep(Duration::from_millis(5 * moment));
+        thread::sleep(Duration::from_millis(50) * moment / moments);
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -541,7 +542,7 @@ fn prune_ends_a_lab_that_nobody_uses() {
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
 fn no_run_fails_beside_those_that_end_its_lab() {
-    let runs = std::env::var("MINIVM_TEST_RUNS").map_or(2, |runs| runs.parse().unwrap());
+    let runs = stress::count(2, 40);
     let home = Home::warm();
     let over = AtomicBool::new(false);
     let end_labs = |words: &dyn Fn() -> Vec<String>| {

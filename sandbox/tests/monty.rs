@@ -17,6 +17,7 @@ use minivm_sandbox::{
 };
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::stress;
 use serde_json::{Value, json};
 
 /// As programs have it that limit the memory of `InProcess`.
@@ -528,7 +529,7 @@ fn many_in_a_row_and_several_at_once_leave_nothing() {
     let program = folder.path().join("minivm");
     std::fs::copy(env!("CARGO_BIN_EXE_minivm-worker"), &program).unwrap();
     let sandbox = Monty::new(program.clone());
-    for number in 0..20 {
+    for number in 0..stress::count(20, 500) {
         let code = format!("print(f({number}))");
         let task = with_function(&code, "f", |mut call| Ok(call.args.remove(0)));
         assert_eq!(run(&sandbox, task).stdout, format!("{number}\n"));

@@ -1,6 +1,6 @@
 //! What the tests of several crates share: what `cargo xtask test` gives them ([`given`]), programs that are given a time to end
 //! ([`program`], [`patience`]) or a terminal ([`terminal`]), small kernels' files to run or to refuse ([`image`]), small container images
-//! ([`busybox`]), and outputs that are looked at afterwards ([`output`]).
+//! ([`busybox`]), outputs that are looked at afterwards ([`output`]), and how much stress tests do ([`stress`]).
 
 pub mod busybox;
 pub mod cpio;
@@ -9,4 +9,5 @@ pub mod image;
 pub mod output;
 pub mod patience;
 pub mod program;
+pub mod stress;
 pub mod terminal;

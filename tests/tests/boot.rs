@@ -17,6 +17,7 @@ use minivm_guest::newc::{Archive, Attributes, Node};
 use minivm_tests::given;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program};
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};
 
 const CONSOLE: &str = "console=ttyS0 quiet panic=-1";
@@ -501,7 +502,7 @@ fn a_guest_sees_a_hypervisor_and_no_virtualization_of_its_own() {
 }
 
 #[test]
-fn twenty_boots_leave_nothing_behind() {
+fn boots_leave_nothing_behind() {
     let _alone = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
     let entries = |folder: &str| fs::read_dir(folder).unwrap().count();
     let counted = || (entries("/proc/self/fd"), entries("/proc/self/task"));
@@ -511,6 +512,6 @@ fn twenty_boots_leave_nothing_behind() {
     };
     boot();
     let before = counted();
-    (0..20).for_each(|_| boot());
+    (0..stress::count(5, 100)).for_each(|_| boot());
     assert_eq!(counted(), before, "descriptors, threads");
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use minivm_guest::newc::{Archive, Attributes, Node};
 use minivm_tests::given;
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::stress::{self, Random};
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
 use sha2::{Digest, Sha256};
 
@@ -196,22 +197,23 @@ fn or_restore(test: impl FnOnce()) {
     }
 }
 
-/// Saves a guest ten times while it computes, and restores each of the snapshots twice; more often where `MINIVM_TEST_ROUNDS`
-/// says so.
+/// Saves a guest again and again while it computes, and restores each of the snapshots.
 fn goes_on_every_time(test: &str, cpus: u8) {
     let whole = Running::start(Builder::new(computation(cpus))).finish();
     assert!(
         whole.contains("result ") && whole.ends_with("clocks are right\r\n"),
         "{whole}"
     );
-    let rounds = std::env::var("MINIVM_TEST_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    let (snapshots, rounds) = stress::count((5, 1), (10, 10));
     let folder = tempfile::tempdir().unwrap();
     let path = |index: usize| folder.path().join(index.to_string());
 
     let running = Running::start(Builder::new(computation(cpus)));
     let mut written = Vec::new();
-    for index in 0..10 {
-        running.console.wait_for(whole.len() * (2 * index + 1) / 21);
+    for index in 0..snapshots {
+        running
+            .console
+            .wait_for(whole.len() * (2 * index + 1) / (2 * snapshots + 1));
         running.control.pause();
         running.control.snapshot(path(index)).unwrap();
         written.push(running.console.text());
@@ -287,16 +289,13 @@ fn no_mad_state_makes_a_restore_panic_or_hang() {
     running.control.stop();
     let path = folder.path().join("state");
     let good = fs::read(&path).unwrap();
-    let mut random = 1u64;
+    let mut random = Random::default();
     let (mut refused, mut ran) = (0, 0);
-    for _ in 0..60 {
+    for _ in 0..stress::count(30, 2000) {
         let mut state = good.clone();
         for _ in 0..4 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let at = 48 + usize::try_from(random >> 33).unwrap() % (state.len() - 48);
-            state[at] = random.to_le_bytes()[3];
+            let at = 48 + random.below(state.len() - 48);
+            state[at] = random.number().to_le_bytes()[0];
         }
         let sum = Sha256::new()
             .chain_update(&state[..16])

@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
 
@@ -103,9 +104,10 @@ fn each_machine_is_handed_out_once() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
+    let each = stress::count(25, 2000);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| (0..25).for_each(|_| take_and_run(&pool)));
+            scope.spawn(|| (0..each).for_each(|_| take_and_run(&pool)));
         }
     });
 }
@@ -141,9 +143,10 @@ fn dropped_it_leaves_no_thread_and_no_descriptor() {
     snapshot.check_host().unwrap();
     let before = in_use();
     // At any moment of its life, also while it makes one.
-    for moment in 0..20 {
+    let moments = stress::count(20, 1000);
+    for moment in 0..moments {
         let pool = Pool::new(&snapshot, 4).unwrap();
-        std::thread::sleep(Duration::from_micros(200) * moment);
+        std::thread::sleep(Duration::from_millis(4) * moment / moments);
         drop(pool);
         // A thread that was joined may be listed for a moment longer.
         wait_for(&format!("moment {moment}"), || in_use() == before);

@@ -1,6 +1,7 @@
 //! That nothing is left when `minivm` is killed, at its code's start and at any other time.
 
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::stress::{self, Random};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -13,12 +14,17 @@ use minivm_sandbox::Sandbox;
 
 use crate::host;
 
-/// When it is killed, counted from its start.
+/// When it is killed, in milliseconds from its start.
 const MOMENTS: [u64; 6] = [1, 4, 15, 60, 250, 1000];
+
+/// The last of the moments that a soak adds.
+const MOMENT_MAX: u64 = 3000;
 
 pub(crate) fn leaves_nothing_when_minivm_is_killed(sandbox: &dyn Sandbox) {
     let folder = tempfile::tempdir().unwrap();
-    for moment in MOMENTS {
+    let mut random = Random::default();
+    let at_random = (0..stress::count(0, 30)).map(|_| random.number() % MOMENT_MAX);
+    for moment in MOMENTS.into_iter().chain(at_random) {
         let mut minivm = start(sandbox, folder.path());
         let mut family = BTreeMap::new();
         let until = Instant::now() + Duration::from_millis(moment);

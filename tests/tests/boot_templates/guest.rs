@@ -32,11 +32,6 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// How often something is done: what `variable` says, or so often.
-pub(crate) fn times(variable: &str, otherwise: usize) -> usize {
-    std::env::var(variable).map_or(otherwise, |times| times.parse().unwrap())
-}
-
 pub(crate) fn kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     COPY.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")))
