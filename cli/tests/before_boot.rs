@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use minivm_tests::image::Elf;
+use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, run};
 use tempfile::TempDir;

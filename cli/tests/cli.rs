@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use minivm_tests::image::{BzImage, CODE, Elf, Segment};
+use minivm_tests::kernel_file::{BzImage, CODE, Elf, Segment};
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, assert_told, ends_until, run};
 use rustix::process::{Pid, Signal};

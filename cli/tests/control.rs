@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use minivm_tests::image::Elf;
+use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
 use minivm_tests::stress;

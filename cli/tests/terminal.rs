@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use minivm_tests::image::Elf;
+use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::ends_until;
 use minivm_tests::terminal::Terminal;

@@ -20,7 +20,7 @@ use minivm_guest::channel::{
 };
 use minivm_machine::session::{Event, TERM};
 use minivm_machine::{End, Error, Link, Machine, Place, Session};
-use minivm_tests::image::{Elf, Segment};
+use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
 

@@ -1,11 +1,11 @@
 //! What the tests of several crates share: what `cargo xtask test` gives them ([`given`]), programs that are given a time to end
-//! ([`program`], [`patience`]) or a terminal ([`terminal`]), small kernels' files to run or to refuse ([`image`]), small container images
+//! ([`program`], [`patience`]) or a terminal ([`terminal`]), small kernels' files to run or to refuse ([`kernel_file`]), small container images
 //! ([`busybox`]), outputs that are looked at afterwards ([`output`]), and how much stress tests do ([`stress`]).
 
 pub mod busybox;
 pub mod cpio;
 pub mod given;
-pub mod image;
+pub mod kernel_file;
 pub mod output;
 pub mod patience;
 pub mod program;

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-use minivm_tests::image::{BzImage, CODE, ELF_DATA, Elf, Segment};
+use minivm_tests::kernel_file::{BzImage, CODE, ELF_DATA, Elf, Segment};
 use minivm_vmm::{Builder, Config, Error, Kernel, MEMORY_MIN};
 use proptest::prelude::*;
 
