@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use minivm_tests::code::RESET;
 use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
@@ -35,8 +36,6 @@ const COUNT: [u8; 12] = [
     0xff, 0xc0, 0xee,       // again: inc eax; out dx, al
     0xeb, 0xfb, 0xf4,       // jmp again
 ];
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 
 fn minivm() -> Command {
     Command::new(env!("CARGO_BIN_EXE_minivm"))

@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 
 use minivm_machine::cache;
 use minivm_sandbox::tools;
+use minivm_tests::output::text;
 use serde_json::Value;
 
 /// What a run may take, under emulation on a busy machine.
@@ -31,10 +32,6 @@ fn turducken(arguments: &[&str]) -> Output {
         .arg(kernel)
         .output()
         .unwrap()
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
 }
 
 #[test]

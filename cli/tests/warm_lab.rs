@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, wait_until};
 use minivm_tests::program::{self, Ended, Program, ends_until};
 use minivm_tests::{busybox, given, stress};
 use rustix::process::{Pid, Signal, getsid, kill_process};
@@ -254,14 +254,6 @@ impl Process {
             line: text("cmdline").filter(|line| !line.is_empty())?,
             environ: text("environ").unwrap_or_default(),
         })
-    }
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 

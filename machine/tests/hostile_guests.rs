@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod messages;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -15,14 +17,14 @@ use std::time::Duration;
 use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
-use minivm_guest::channel::{
-    Exit, Hello, MAGIC, Request, STDIN_WINDOW, Status, Times, ToHost, VERSION,
-};
+use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
 use minivm_machine::session::{Event, TERM};
 use minivm_machine::{End, Error, Link, Machine, Place, Session};
 use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
+
+use messages::{exit, told};
 
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(500);
@@ -171,23 +173,6 @@ fn hello(rings: Option<u64>) -> Vec<u8> {
     let version = VERSION;
     ToHost::Hello(Hello { version, rings }).encode(&mut bytes);
     bytes
-}
-
-fn exit(code: u8) -> ToHost<'static> {
-    ToHost::Exit(Exit {
-        status: Status::Code(code),
-        out_of_memory: false,
-        user_time: 0,
-        system_time: 0,
-        peak_memory: 0,
-        times: Times::default(),
-    })
-}
-
-/// The error with its causes, as a user sees it.
-fn told(result: Result<End, Error>) -> String {
-    let error: anyhow::Error = result.expect_err("it is refused").into();
-    format!("{error:#}")
 }
 
 /// A file of the tests' own.

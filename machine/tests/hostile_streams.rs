@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod messages;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
-    Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
+    Hello, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_machine::session::{Event, TERM};
@@ -25,6 +27,8 @@ use minivm_machine::{End, Ended, Error, Files, Link, Report, Session};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use proptest::prelude::*;
+
+use messages::{exit, told};
 
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(300);
@@ -278,26 +282,9 @@ fn hello() -> ToHost<'static> {
     })
 }
 
-fn exit(code: u8) -> ToHost<'static> {
-    ToHost::Exit(Exit {
-        status: Status::Code(code),
-        out_of_memory: false,
-        user_time: 0,
-        system_time: 0,
-        peak_memory: 0,
-        times: Times::default(),
-    })
-}
-
 /// How a guest's words end a session.
 fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
     Scene::new(words, then).play().map(|report| report.end)
-}
-
-/// The error with its causes, as a user sees it.
-fn told(result: Result<impl std::fmt::Debug, Error>) -> String {
-    let error: anyhow::Error = result.expect_err("it is refused").into();
-    format!("{error:#}")
 }
 
 #[test]

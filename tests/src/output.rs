@@ -1,4 +1,4 @@
-//! An output that is looked at afterwards.
+//! Outputs that are looked at afterwards.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -18,4 +18,13 @@ impl Write for Shared {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An output that is text.
+///
+/// # Panics
+///
+/// If it isn't UTF-8.
+pub fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the output is UTF-8")
 }

@@ -6,19 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-mod code;
-
 use std::io::{self, Cursor, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use code::{map, place, wake};
+use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
 use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
 
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
-/// `jmp $`: loops for ever.
-const LOOP: [u8; 2] = [0xeb, 0xfe];
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -81,9 +75,6 @@ fn out(value: u8) -> [u8; 3] {
 
 /// `in al, dx`.
 const IN: [u8; 1] = [0xec];
-
-/// Writes AL to COM1: `mov dx, 0x3f8; out dx, al`.
-const SHOW: [u8; 5] = [0x66, 0xba, 0xf8, 0x03, 0xee];
 
 #[test]
 fn a_port_write_reaches_the_console() {

@@ -6,8 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-mod code;
-
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use code::{map, place, wake};
+use minivm_tests::code::{map, place, wake};
 use minivm_tests::stress;
 use minivm_vmm::{
     Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Prepared, Reset, Result,
