@@ -1,5 +1,5 @@
 //! The control socket, `minivm snapshot` and `minivm restore`: a machine of a few bytes of code that is saved while it runs, and
-//! everything that clients, folders and files can do wrong meanwhile. Real guests are in `tests/tests/boot_restore.rs`.
+//! everything that clients, folders and files can do wrong meanwhile. Real guests are in `tests/tests/boot/restore.rs`.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
 

@@ -141,7 +141,7 @@ mod tests {
             ("guest/src/lib.rs", Kind::Here, false),
             ("cli/tests/lab.rs", Kind::HereAndInLabs, false),
             ("cli/tests/leaks.rs", Kind::WithTools, true),
-            ("tests/tests/boot.rs", Kind::RealKvm, false),
+            ("tests/tests/boot/main.rs", Kind::RealKvm, false),
         ] {
             let place = Place::of(&crate::cargo::root().join(source), false).unwrap();
             assert_eq!(place, Place { kind, alone }, "{source}");
