@@ -1,9 +1,5 @@
 //! Files that claim to be kernels: whatever is in them, loading them ends with an answer, never with a panic.
 
-// Tests run: here
-
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
 use minivm_tests::kernel_file::{BzImage, CODE, ELF_DATA, Elf, Segment};
 use minivm_vmm::{Builder, Config, Error, Kernel, MEMORY_MIN};
 use proptest::prelude::*;
