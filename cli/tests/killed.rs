@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::processes::{self, Process};
 use minivm_tests::program::{ends_until, run};
 use minivm_tests::{busybox, given, stress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -84,16 +85,19 @@ impl Home {
     fn assert_no_process(&self, when: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let [first, ..] = descendants()[..] else {
+            // What has lost its parent is this process's child (see the test).
+            let mut alive = processes::below(std::process::id()).into_iter();
+            let Some(Process { id, .. }) = alive.find(|process| process.is_alive) else {
                 return;
             };
-            let Ok(pidfd) = pidfd_open(Pid::from_raw(first).unwrap(), PidfdFlags::empty()) else {
+            let pid = i32::try_from(id).ok().and_then(Pid::from_raw).unwrap();
+            let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
                 continue;
             };
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).unwrap();
             let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
-            let line = fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap_or_default();
+            let line = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
             assert_eq!(
                 ended,
                 Ok(1),
@@ -118,30 +122,6 @@ impl Home {
             }
         }
     }
-}
-
-/// This process's children, with theirs: those that are alive. What has lost its parent is this one's (see the test).
-fn descendants() -> Vec<i32> {
-    let parents = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let path = entry.ok()?.path();
-        let pid = path.file_name()?.to_str()?.parse::<i32>().ok()?;
-        // One that is dead, and not waited for yet, has none.
-        fs::read(path.join("cmdline"))
-            .ok()
-            .filter(|line| !line.is_empty())?;
-        let stat = fs::read_to_string(path.join("stat")).ok()?;
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        Some((pid, fields.nth(1)?.parse::<i32>().ok()?))
-    });
-    let parents: Vec<(i32, i32)> = parents.collect();
-    let mut family = vec![getpid().as_raw_pid()];
-    let mut next = 0;
-    while let Some(&one) = family.get(next) {
-        let children = parents.iter().filter(|(_, parent)| *parent == one);
-        family.extend(children.map(|(child, _)| child));
-        next += 1;
-    }
-    family.split_off(1)
 }
 
 fn names(folder: &Path) -> Vec<String> {

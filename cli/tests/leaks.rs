@@ -10,7 +10,7 @@
 mod host;
 
 use minivm_tests::patience::PATIENCE;
-use minivm_tests::stress;
+use minivm_tests::{processes, stress};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ struct State {
 impl State {
     fn now() -> State {
         State {
-            children: children(),
+            children: processes::below(std::process::id()).len(),
             threads: entries("/proc/self/task").count(),
             open_files: open_files(),
             ports: ports(),
@@ -88,29 +88,6 @@ fn temporary_files() -> &'static Path {
 fn entries(folder: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path())
-}
-
-/// Child processes, with theirs.
-fn children() -> usize {
-    let parent = |path: PathBuf| {
-        let stat = fs::read_to_string(path.join("stat")).ok()?;
-        let fields = stat.rsplit_once(") ")?.1;
-        let process: u32 = path.file_name()?.to_str()?.parse().ok()?;
-        Some((process, fields.split(' ').nth(1)?.parse::<u32>().ok()?))
-    };
-    let parents: Vec<(u32, u32)> = entries("/proc").filter_map(parent).collect();
-    let mut family = vec![std::process::id()];
-    let mut next = 0;
-    while let Some(&one) = family.get(next) {
-        family.extend(
-            parents
-                .iter()
-                .filter(|(_, parent)| *parent == one)
-                .map(|(child, _)| child),
-        );
-        next += 1;
-    }
-    family.len() - 1
 }
 
 /// What is open, without the folder that is being read to tell.

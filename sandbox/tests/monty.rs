@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use minivm_sandbox::{
 };
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
-use minivm_tests::stress;
+use minivm_tests::{processes, stress};
 use serde_json::{Value, json};
 
 /// As programs have it that limit the memory of `InProcess`.
@@ -546,7 +546,7 @@ fn many_in_a_row_and_several_at_once_leave_nothing() {
             });
         }
     });
-    assert_eq!(processes_with(&program), 0);
+    assert_eq!(processes::with_argument(program.to_str().unwrap()), 0);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
@@ -569,14 +569,4 @@ fn files_that_are_open_here_are_closed_after_a_run() {
         thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(open(), 0);
-}
-
-/// Processes that have this path among their arguments.
-fn processes_with(path: &Path) -> usize {
-    let path = path.to_str().unwrap();
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines
-        .filter(|line| String::from_utf8_lossy(line).contains(path))
-        .count()
 }
