@@ -52,10 +52,7 @@ impl Home {
 
     fn minivm(&self) -> Command {
         let kernel = given::path("MINIVM_TEST_KERNEL");
-        // The optimized one where there is one: in the lab it runs emulated.
-        let optimized = std::env::var_os("MINIVM_TEST_BINARY");
-        let binary = optimized.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into());
-        let mut command = Command::new(binary);
+        let mut command = Command::new(given::minivm(env!("CARGO_BIN_EXE_minivm")));
         command
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("MINIVM_COLD", "1")

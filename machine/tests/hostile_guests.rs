@@ -221,7 +221,7 @@ fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, E
     let result = reported
         .recv_timeout(PATIENCE)
         .expect("the session ends, and does not panic");
-    let stdout = stdout.0.lock().unwrap().clone();
+    let stdout = stdout.bytes();
     (result.map(|report| report.end), stdout)
 }
 

@@ -295,7 +295,7 @@ fn a_good_guest_is_understood() {
     let report = scene.play().unwrap();
     assert_eq!(report.end, End::Exited(3));
     assert_eq!(report.exit.unwrap().status, Status::Code(3));
-    assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+    assert_eq!(stdout.bytes(), b"4\n");
 }
 
 #[test]

@@ -31,11 +31,10 @@ fn run_with(script: &str, limits: &Limits, events: Receiver<Event>) -> Ran {
         events,
     };
     let finished = run(jail(script), streams, limits).unwrap();
-    let text = |shared: &Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
     Ran {
         finished,
-        stdout: text(&stdout),
-        stderr: text(&stderr),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     }
 }
 

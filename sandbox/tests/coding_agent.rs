@@ -18,7 +18,7 @@ fn the_coding_agent_mends_the_repository_and_hands_the_diff_out() {
     let minivm = given::path("MINIVM_TEST_BINARY");
     let diff =
         coding_agent::run(&image, &minivm, folder.path(), Box::new(printed.clone())).unwrap();
-    let text = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
+    let text = printed.text();
     let (before, after) = text.split_once("--- the tests, after").unwrap();
     assert!(
         before.contains("1 failed") && before.contains("assert add(2, 2) == 4"),

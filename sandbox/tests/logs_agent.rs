@@ -43,7 +43,7 @@ fn run(code: &str) -> Ran {
     task.stdout = Box::new(printed.clone());
     task.stderr = Box::new(printed.clone());
     let finished = host.open(Backend::Monty).unwrap().run(task).unwrap();
-    let bytes = printed.0.lock().unwrap().clone();
+    let bytes = printed.bytes();
     let count = Connection::open(&path).unwrap();
     let rows = count.query_row("SELECT count(*) FROM requests", (), |row| row.get(0));
     Ran {

@@ -66,7 +66,7 @@ fn run(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
     task.stderr = Box::new(stderr.clone());
     task.limits.time = task.limits.time.or(Some(PATIENCE));
     let finished = sandbox.run(task).unwrap();
-    let text = |shared: &Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+    let text = |shared: &Shared| String::from_utf8(shared.bytes()).unwrap();
     Ran {
         finished,
         stdout: text(&stdout),

@@ -55,11 +55,10 @@ fn run(backend: Backend, mut task: Task) -> Ran {
     task.stderr = Box::new(stderr.clone());
     task.limits.time = task.limits.time.or(Some(PATIENCE));
     let finished = open(backend).run(task).unwrap();
-    let text = |shared: Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
     Ran {
         finished,
-        stdout: text(stdout),
-        stderr: text(stderr),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     }
 }
 

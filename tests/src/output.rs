@@ -7,6 +7,26 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Debug, Default)]
 pub struct Shared(pub Arc<Mutex<Vec<u8>>>);
 
+impl Shared {
+    /// All that was written so far.
+    ///
+    /// # Panics
+    ///
+    /// If a thread panicked while it wrote.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.lock().expect("writing doesn't panic").clone()
+    }
+
+    /// All that was written so far, with what isn't UTF-8 replaced.
+    ///
+    /// # Panics
+    ///
+    /// If a thread panicked while it wrote.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0

@@ -51,7 +51,7 @@ fn take_and_run(pool: &Pool) {
         .build()
         .unwrap();
     assert_eq!(machine.run().unwrap(), Outcome::Reboot(Reset::Line));
-    assert_eq!(*console.0.lock().unwrap(), [1]);
+    assert_eq!(console.bytes(), [1]);
 }
 
 /// How many descriptors of KVM's this process has, and how many threads of pools.

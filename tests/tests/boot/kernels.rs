@@ -125,7 +125,7 @@ impl Boot {
         let outcome = machine.run().unwrap();
         drop(ended);
         watchdog.join().unwrap();
-        let text = String::from_utf8_lossy(&console.0.lock().unwrap()).into_owned();
+        let text = console.text();
         (outcome, text)
     }
 }

@@ -29,7 +29,7 @@ impl Console {
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.0.lock().unwrap()).into_owned()
+        self.0.text()
     }
 
     fn wait_for_text(&self, text: &str) {

@@ -208,7 +208,7 @@ pub(crate) fn serve(
 pub(crate) fn answer(template: &Template, request: Request) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let report = serve(template, request, None, stdout.clone(), stderr.clone());
-    let text = |shared: &Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+    let text = |shared: &Shared| String::from_utf8(shared.bytes()).unwrap();
     assert_eq!(report.end, End::Exited(0), "{}", text(&stderr));
     assert_eq!(text(&stderr), "");
     text(&stdout)
