@@ -341,5 +341,4 @@ fn read_limited(from: impl io::Read, to: &mut impl Write, limit: u64) -> io::Res
 }
 
 #[cfg(test)]
-#[path = "engine_tests.rs"]
 mod tests;
