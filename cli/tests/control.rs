@@ -532,7 +532,7 @@ fn the_socket_goes_with_its_machine() {
 }
 
 #[test]
-fn a_socket_in_its_place_is_somebody_elses() {
+fn a_socket_of_another_process_is_not_removed() {
     let place = Place::new();
     let machine = place.counting();
     fs::remove_file(place.socket()).unwrap();

@@ -39,7 +39,7 @@ fn below(words: &[&str], args: &[&str]) -> Command {
 
 #[track_caller]
 #[test]
-fn what_can_be_put_right_is() {
+fn inherited_settings_are_put_right() {
     for words in [
         vec!["env", "--ignore-signal=CHLD"],
         vec!["env", "--ignore-signal"],
@@ -72,7 +72,7 @@ fn what_can_be_put_right_is() {
 }
 
 #[test]
-fn what_cannot_be_put_right_is_refused_by_name() {
+fn other_inherited_settings_are_refused_by_name() {
     let rows: [(Vec<&str>, &[&str]); 11] = [
         (
             vec!["prlimit", "--nofile=20"],

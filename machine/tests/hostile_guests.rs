@@ -343,7 +343,7 @@ fn rings_that_are_not_in_memory_are_refused() {
 }
 
 #[test]
-fn a_directory_that_is_none_is_refused() {
+fn an_invalid_ring_directory_is_refused() {
     let mut guest = Guest::new(&[]);
     guest.put(0, b"RINGS v1");
     assert!(
@@ -363,7 +363,7 @@ fn a_directory_that_is_none_is_refused() {
 }
 
 #[test]
-fn positions_that_lie_are_found_out() {
+fn impossible_ring_positions_are_refused() {
     for (direction, word, value) in [
         (
             Direction::ToHost,
@@ -389,7 +389,7 @@ fn positions_that_lie_are_found_out() {
 }
 
 #[test]
-fn a_position_that_runs_away_is_found_out() {
+fn a_ring_position_that_counts_for_ever_is_refused() {
     let mut guest = Guest::new(&[ToHost::Started]);
     guest.code = count_for_ever(DIRECTORY + Word::Produced.offset(Direction::ToHost) as u64);
     let told = guest.told();

@@ -769,7 +769,7 @@ fn archives_that_lead_elsewhere_write_nothing_there() {
 }
 
 #[test]
-fn an_archive_that_is_none_fails_the_copy_and_no_more() {
+fn bytes_that_are_no_archive_fail_the_copy_alone() {
     for bytes in [
         &b"x"[..],
         &[0; 200],

@@ -456,7 +456,7 @@ fn what_a_run_writes_is_gone_with_it() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn two_runs_at_once_do_not_meet() {
+fn runs_at_once_see_nothing_of_each_other() {
     let code = "import os, time\nopen('/tmp/mine', 'x').write('1')\ntime.sleep(1)\nprint(os.listdir('/tmp'), os.getpid())";
     thread::scope(|scope| {
         let runs = [(); 3].map(|()| scope.spawn(|| python(code)));

@@ -90,7 +90,7 @@ fn a_report_loads_nothing_runs_nothing_and_shows_texts_as_texts() {
 }
 
 #[test]
-fn whatever_does_not_only_read_is_refused_and_the_code_may_go_on() {
+fn queries_that_write_are_refused_and_the_code_goes_on() {
     let ran = run(agent::CODE);
     assert_eq!(
         ran.printed.matches("\nrefused: ").count(),

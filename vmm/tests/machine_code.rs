@@ -399,7 +399,7 @@ fn memory_behind_the_hole_belongs_to_the_guest() {
 }
 
 #[test]
-fn a_thousand_machines_leave_nothing_behind() {
+fn machines_leave_nothing_behind() {
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let mapped = || {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();

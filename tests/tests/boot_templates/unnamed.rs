@@ -169,7 +169,7 @@ fn record(other: &Path, number: u64, used: SystemTime) {
 }
 
 #[test]
-fn one_is_made_where_it_is_not_there_and_once() {
+fn a_missing_template_is_made_once() {
     let cache = Cache::new("opened");
     let folder = cache.made(&MACHINE);
     let templates = cache.templates();

@@ -97,7 +97,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_changed_was_good() {
+fn the_files_that_are_changed_are_good_ones() {
     for file in [elf(), BzImage::default().bytes()] {
         let built = build(&file);
         assert!(

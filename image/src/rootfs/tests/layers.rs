@@ -254,7 +254,7 @@ fn empty_files_with_several_names_are_one_file() {
 }
 
 #[test]
-fn an_images_own_init_is_out_of_our_way() {
+fn an_images_own_init_is_kept_under_another_name() {
     let text = |archive: &[u8], name: &str| read(archive)[name.as_bytes()].data.clone();
     let archive = plain(&image_of(&[&[
         file("init", "theirs"),
