@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
 
 /// How long anything here may take.
@@ -296,7 +297,7 @@ fn a_paused_machine_stands_still_and_goes_on() {
     let (machine, output) = machine(&[&[0xb0, b'.'], &SHOW, &[0xeb, 0xf7]]);
     let control = machine.control();
     let runner = std::thread::spawn(move || machine.run());
-    for _ in 0..20 {
+    for _ in 0..stress::count(20, 1000) {
         output.recv_timeout(DEADLINE).unwrap();
         control.pause();
         while output.try_recv().is_ok() {}
@@ -415,7 +416,7 @@ fn machines_leave_nothing_behind() {
     };
     build(10);
     let (descriptors_before, mapped_before) = (descriptors(), mapped());
-    build(1000);
+    build(stress::count(1000, 20_000));
     // Tests beside this one come and go; a leak would show a thousandfold.
     assert!(
         descriptors() < descriptors_before + 100,
