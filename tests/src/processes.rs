@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn a_child_is_below_its_parent_until_it_is_waited_for() {
         let this = std::process::id();
-        let mut child = Command::new("sleep").arg("4321.5").spawn().expect("sleep");
+        let mut child = Command::new("sleep").arg("1234.5").spawn().expect("sleep");
         let id = child.id();
         let of_child = || below(this).into_iter().find(|one| one.id == id);
         let found = of_child().expect("it is there");

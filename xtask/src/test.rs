@@ -278,10 +278,13 @@ impl Run {
     /// The table of steps, and the closing line, which is the last on stdout.
     pub(crate) fn close(self, fast: bool) -> Result<()> {
         self.report.print_table();
-        println!(
-            "\nthe slowest tests, each from the moment when a thread was free for it to its result, with all that ran beside it:"
-        );
-        for line in times::slowest(self.times, SLOWEST) {
+        let slowest = times::slowest(self.times, SLOWEST);
+        if !slowest.is_empty() {
+            println!(
+                "\nthe slowest tests, each from the moment when a thread was free for it to its result, beside others:"
+            );
+        }
+        for line in slowest {
             println!("{line}");
         }
         for failure in &self.failures {
