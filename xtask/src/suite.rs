@@ -117,8 +117,10 @@ pub(crate) struct Output {
 pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Program>> {
     // As a whole, so that what they share is built with the features that all of it needs.
     let mut arguments = vec!["test", "--workspace", "--no-run"];
-    if !choice.is_everything() {
-        arguments.extend(candidates.iter().flat_map(Target::arguments));
+    match choice.is_everything() {
+        // No examples: clippy has checked them, and linking them takes a while.
+        true => arguments.push("--tests"),
+        false => arguments.extend(candidates.iter().flat_map(Target::arguments)),
     }
     let mut programs = Vec::new();
     for executable in cargo::build(&arguments)? {
