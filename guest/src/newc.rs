@@ -437,5 +437,4 @@ fn stored_name(name: &Path) -> Result<&OsStr, Error> {
 }
 
 #[cfg(test)]
-#[path = "newc_tests.rs"]
 mod tests;

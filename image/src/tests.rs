@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use minivm_tests::stress;
 use proptest::prelude::*;
 use serde_json::json;
 use tar::EntryType;
@@ -851,7 +852,7 @@ fn open_bytes(content: &[u8], folder: &Path) -> Result<Image, Error> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(stress::count(64, 4096)))]
 
     #[test]
     fn no_archive_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {

@@ -64,6 +64,8 @@
 //! # minivm_vmm::Result::Ok(())
 //! ```
 
+// Tests run: on any KVM
+
 mod arch;
 mod builder;
 mod config;

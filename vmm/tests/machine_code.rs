@@ -2,22 +2,19 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
+// Tests run: on any KVM
 
-mod code;
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::io::{self, Cursor, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use code::{map, place, wake};
+use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
 
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
-/// `jmp $`: loops for ever.
-const LOOP: [u8; 2] = [0xeb, 0xfe];
-/// The limit for a hang.
+/// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Passes every byte on to a channel.
@@ -79,9 +76,6 @@ fn out(value: u8) -> [u8; 3] {
 
 /// `in al, dx`.
 const IN: [u8; 1] = [0xec];
-
-/// Writes AL to COM1: `mov dx, 0x3f8; out dx, al`.
-const SHOW: [u8; 5] = [0x66, 0xba, 0xf8, 0x03, 0xee];
 
 #[test]
 fn a_port_write_reaches_the_console() {
@@ -303,7 +297,7 @@ fn a_paused_machine_stands_still_until_it_is_resumed() {
     let (machine, output) = machine(&[&[0xb0, b'.'], &SHOW, &[0xeb, 0xf7]]);
     let control = machine.control();
     let runner = std::thread::spawn(move || machine.run());
-    for _ in 0..20 {
+    for _ in 0..stress::count(20, 1000) {
         output.recv_timeout(DEADLINE).unwrap();
         control.pause();
         while output.try_recv().is_ok() {}
@@ -406,7 +400,7 @@ fn memory_behind_the_hole_belongs_to_the_guest() {
 }
 
 #[test]
-fn a_thousand_machines_leave_nothing_behind() {
+fn machines_leave_nothing_behind() {
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let mapped = || {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -422,7 +416,7 @@ fn a_thousand_machines_leave_nothing_behind() {
     };
     build(10);
     let (descriptors_before, mapped_before) = (descriptors(), mapped());
-    build(1000);
+    build(stress::count(1000, 20_000));
     // Tests beside this one come and go; a leak would show a thousandfold.
     assert!(
         descriptors() < descriptors_before + 100,

@@ -2,45 +2,32 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
+// Tests run: on any KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use minivm_tests::output::Shared;
+use minivm_tests::patience::wait_until;
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
 
-/// The limit for a hang, also in the lab, on a busy host.
-const DEADLINE: Duration = Duration::from_secs(300);
-
-/// A lock for the tests, which share this process and count its descriptors and threads.
+/// Tests share this process, and count what it has.
 static PROCESS: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     PROCESS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Memory as a writer.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Kept {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Saves a guest, before its first instruction, that counts its runs in memory, writes the count, and resets.
+/// A guest that counts in memory how often it has been run, tells, and resets. Saved before its first instruction.
 #[rustfmt::skip]
 fn saved() -> (TempDir, Snapshot) {
     let code = [
@@ -58,21 +45,13 @@ fn saved() -> (TempDir, Snapshot) {
 
 /// Takes a machine and runs it to its end, and checks that it had not run before.
 fn take_and_run(pool: &Pool) {
-    let console = Kept::default();
+    let console = Shared::default();
     let machine = Builder::restore_prepared(pool.take().unwrap())
         .console_output(console.clone())
         .build()
         .unwrap();
     assert_eq!(machine.run().unwrap(), Outcome::Reboot(Reset::Line));
-    assert_eq!(*console.0.lock().unwrap(), [1]);
-}
-
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < DEADLINE, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    assert_eq!(console.bytes(), [1]);
 }
 
 /// Returns the number of this process's descriptors of KVM's, and of its threads of pools.
@@ -101,9 +80,10 @@ fn each_machine_is_handed_out_once() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
+    let each = stress::count(25, 2000);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| (0..25).for_each(|_| take_and_run(&pool)));
+            scope.spawn(|| (0..each).for_each(|_| take_and_run(&pool)));
         }
     });
 }
@@ -114,9 +94,9 @@ fn a_pool_is_refilled() {
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
     for round in 0..5 {
-        wait_for("three are ready", || pool.ready() == 3);
+        wait_until("three are ready", || pool.ready() == 3);
         let taken: Vec<_> = (0..=round).map(|_| pool.take().unwrap()).collect();
-        wait_for("three others are ready", || pool.ready() == 3);
+        wait_until("three others are ready", || pool.ready() == 3);
         drop(taken);
     }
     std::thread::sleep(Duration::from_millis(50));
@@ -139,15 +119,16 @@ fn a_dropped_pool_leaves_no_thread_and_no_descriptor() {
     snapshot.check_host().unwrap();
     let before = in_use();
     // At any moment of its life, also while it makes one.
-    for moment in 0..20 {
+    let moments = stress::count(20, 1000);
+    for moment in 0..moments {
         let pool = Pool::new(&snapshot, 4).unwrap();
-        std::thread::sleep(Duration::from_micros(200) * moment);
+        std::thread::sleep(Duration::from_millis(4) * moment / moments);
         drop(pool);
         // A thread that was joined may be listed for a moment longer.
-        wait_for(&format!("moment {moment}"), || in_use() == before);
+        wait_until(&format!("moment {moment}"), || in_use() == before);
     }
     let pool = Pool::new(&snapshot, 4).unwrap();
-    wait_for("four are ready", || pool.ready() == 4);
+    wait_until("four are ready", || pool.ready() == 4);
     assert!(
         in_use().0 >= before.0 + 8 && in_use().1 == before.1 + 1,
         "{:?}",
@@ -172,7 +153,7 @@ fn a_memory_file_that_has_changed_is_refused_by_name() {
     let _alone = alone();
     let (folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 2).unwrap();
-    wait_for("two are ready", || pool.ready() == 2);
+    wait_until("two are ready", || pool.ready() == 2);
     let mut files = fs::read_dir(folder.path())
         .unwrap()
         .map(|entry| entry.unwrap().path());
@@ -229,8 +210,8 @@ fn with_few_descriptors() {
     // Opened while that is possible.
     let stat = fs::File::open("/proc/self/stat").unwrap();
     let pool = Pool::new(&snapshot, 1000).unwrap();
-    // The pool makes as many as it can, and doesn't try for ever to make more.
-    wait_for("it rests", || {
+    // It makes as many as it can, and doesn't try for ever to make more.
+    wait_until("it rests", || {
         let before = processor_time(&stat);
         std::thread::sleep(Duration::from_millis(500));
         let hundredths = processor_time(&stat) - before;
@@ -246,7 +227,7 @@ fn with_few_descriptors() {
     let taken = pool.take().unwrap();
     drop(taken);
     let mut had = 0;
-    wait_for("all can be had", || {
+    wait_until("all can be had", || {
         had += usize::from(pool.take().is_ok());
         had > made
     });

@@ -2,9 +2,9 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
+// Tests run: on any KVM
 
-mod code;
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,7 +14,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use code::{map, place, wake};
+use minivm_tests::code::{map, place, wake};
+use minivm_tests::stress;
 use minivm_vmm::{
     Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Prepared, Reset, Result,
     Snapshot, SnapshotError, layout,
@@ -178,18 +179,19 @@ fn a_restored_machine_continues_where_it_was_saved() {
 
 /// This test runs in two processes: the other one gets the snapshot's folder, and a file for the output.
 #[test]
-fn a_machine_continues_in_another_process_a_hundred_times() {
-    let name = "a_machine_continues_in_another_process_a_hundred_times";
+fn it_goes_on_in_another_process_wherever_it_was_saved() {
+    let name = "it_goes_on_in_another_process_wherever_it_was_saved";
     if let Some(folder) = std::env::var_os("MINIVM_TEST_SNAPSHOT") {
         let snapshot = Snapshot::open(&folder).unwrap();
         let output = Running::start(Builder::restore(&snapshot)).finish();
         fs::write(Path::new(&folder).join("output"), output).unwrap();
         return;
     }
-    for round in 0..100 {
+    let rounds = stress::count(20, 500);
+    for round in 0..rounds {
         let folder = tempfile::tempdir().unwrap();
         let mut output = saved_after(
-            1 + round * 30,
+            1 + round * 3000 / rounds,
             || Builder::new(computation()),
             folder.path(),
         );

@@ -1,6 +1,8 @@
 //! The project's pages: what they link to and name is there, the commands that they show are understood, and the blocks that
 //! are marked as runnable print what they show.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod blocks;

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use minivm_tests::stress;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -662,8 +663,7 @@ fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
     let saving = folder.path().join("snapshot");
     save_ram(&saving, &ram_with(&[(1, 1)]), 0).unwrap();
     // In steps that have nothing to do with those of the saver, which takes some 30 ms a snapshot.
-    let kills = std::env::var("MINIVM_TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
-    for round in 0..kills {
+    for round in 0..stress::count(20, 1000) {
         let mut saver = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name])
             .env(FOLDER, &saving)
@@ -681,9 +681,6 @@ fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
         );
     }
 }
-
-/// The number of kills, unless `MINIVM_TEST_KILLS` has another.
-const KILLS: u64 = 100;
 
 fn assert_whole(snapshot: &Snapshot) {
     snapshot.verify().unwrap();

@@ -92,7 +92,7 @@ fn times_are_clamped_to_what_the_archive_holds() {
 }
 
 #[test]
-fn devices_are_numbers() {
+fn devices_have_their_numbers() {
     let mut null = entry(EntryType::Char, "dev/null").mode(0o666);
     null.header.set_device_major(1).unwrap();
     null.header.set_device_minor(3).unwrap();

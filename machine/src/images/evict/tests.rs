@@ -99,7 +99,7 @@ fn what_was_used_longest_ago_goes_whatever_it_is() {
 }
 
 #[test]
-fn an_archive_goes_before_the_image_of_the_same_use() {
+fn archives_are_evicted_before_images_of_the_same_age() {
     let place = Place::new();
     let layer = place.file("images/blobs/sha256/a", 1000, 1);
     let archive = place.file("initramfs/b.cpio", 1000, 1);

@@ -1,72 +1,43 @@
 //! Real kernels that are saved in the middle of their work and go on in other processes.
-//!
-//! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the kernel in the environment.
-
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use minivm_guest::newc::{Archive, Attributes, Node};
-use minivm_tests::given;
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::output::Shared;
+use minivm_tests::patience::{PATIENCE, wait_until};
+use minivm_tests::stress::{self, Random};
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
 use sha2::{Digest, Sha256};
+
+use crate::guest::{self, kernel, shared};
 
 /// The variable that makes a test be the other process: the snapshot's folder. The output goes to a file beside it.
 const FOLDER: &str = "MINIVM_TEST_SNAPSHOT";
 
 /// What came over the console.
 #[derive(Clone, Default)]
-struct Console(Arc<Mutex<Vec<u8>>>);
+struct Console(Shared);
 
 impl Console {
     fn len(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.0.0.lock().unwrap().len()
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        self.0.text()
     }
 
     fn wait_for_text(&self, text: &str) {
-        let start = Instant::now();
-        while !self.text().contains(text) {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "only this came:\n{}",
-                self.text()
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_until("it doesn't come", || self.text().contains(text));
     }
 
     fn wait_for(&self, count: usize) {
-        let start = Instant::now();
-        while self.len() < count {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "only this came:\n{}",
-                self.text()
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        wait_until("no more comes", || self.len() >= count);
     }
 }
 
@@ -80,7 +51,7 @@ struct Running {
 impl Running {
     fn start(builder: Builder) -> Self {
         let console = Console::default();
-        let machine = builder.console_output(console.clone()).build().unwrap();
+        let machine = builder.console_output(console.0.clone()).build().unwrap();
         let control = machine.control();
         let (sender, ended) = channel();
         std::thread::spawn(move || sender.send(machine.run()));
@@ -111,62 +82,37 @@ fn computation(cpus: u8) -> Config {
     static INITRAMFS: OnceLock<PathBuf> = OnceLock::new();
     let initramfs = INITRAMFS.get_or_init(|| {
         let init = fs::read(env!("CARGO_BIN_EXE_computation")).unwrap();
-        initramfs("computation", &[("init", &init)])
+        guest::initramfs("computation", &[("init", &init)], "")
     });
     config(initramfs, cpus)
 }
 
 /// A guest with a shell on its console.
 fn shell() -> Config {
-    let busybox = fs::read("/bin/busybox").unwrap();
     let init = b"#!/bin/busybox sh\nexec /bin/busybox sh -i </dev/console >/dev/console 2>&1\n";
-    config(
-        &initramfs("shell", &[("init", init), ("bin/busybox", &busybox)]),
-        1,
-    )
+    let files: [(&str, &[u8]); 2] = [("init", init), ("bin/busybox", &guest::busybox())];
+    config(&guest::initramfs("shell", &files, ""), 1)
 }
 
 fn config(initramfs: &Path, cpus: u8) -> Config {
-    static KERNEL: OnceLock<PathBuf> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")));
     Config {
         initramfs: Some(initramfs.into()),
         cmdline: "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t".into(),
         cpus,
         memory: 64 << 20,
-        ..Config::new(Kernel::File(kernel.clone()))
+        ..Config::new(Kernel::File(kernel().into()))
     }
-}
-
-/// An archive of programs, and a console.
-fn initramfs(name: &str, programs: &[(&str, &[u8])]) -> PathBuf {
-    let mut archive = Archive::new(Vec::new());
-    for folder in ["bin", "dev"] {
-        archive.directory(folder, Attributes::new(0o755)).unwrap();
-    }
-    let console = Node::CharDevice { major: 5, minor: 1 };
-    archive
-        .node("dev/console", console, Attributes::new(0o600))
-        .unwrap();
-    for (path, bytes) in programs {
-        archive
-            .file(path, Attributes::new(0o755), bytes.len() as u64, *bytes)
-            .unwrap();
-    }
-    let path = scratch(&format!("snapshot-{name}.cpio"));
-    fs::write(&path, archive.finish().unwrap()).unwrap();
-    path
-}
-
-/// A file of the tests' own.
-fn scratch(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
 /// Restores the snapshot in another process, where this test runs as well and takes the other branch of [`or_restore`].
 fn restore_elsewhere(test: &str, folder: &Path) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--include-ignored", "--nocapture"])
+        .args([
+            "--exact",
+            &format!("snapshot::{test}"),
+            "--include-ignored",
+            "--nocapture",
+        ])
         .env(FOLDER, folder)
         .output()
         .unwrap();
@@ -185,7 +131,10 @@ fn output_file(folder: &Path) -> PathBuf {
 /// The other process's half of a test.
 fn or_restore(test: impl FnOnce()) {
     match std::env::var_os(FOLDER) {
-        None => test(),
+        None => {
+            let _shared = shared();
+            test();
+        }
         Some(folder) => {
             let snapshot = Snapshot::open(&folder).unwrap();
             let text = Running::start(Builder::restore(&snapshot)).finish();
@@ -194,22 +143,23 @@ fn or_restore(test: impl FnOnce()) {
     }
 }
 
-/// Saves a guest ten times while it computes, and restores each of the snapshots twice; more often where `MINIVM_TEST_ROUNDS`
-/// says so.
+/// Saves a guest again and again while it computes, and restores each of the snapshots.
 fn goes_on_every_time(test: &str, cpus: u8) {
     let whole = Running::start(Builder::new(computation(cpus))).finish();
     assert!(
         whole.contains("result ") && whole.ends_with("clocks are right\r\n"),
         "{whole}"
     );
-    let rounds = std::env::var("MINIVM_TEST_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    let (snapshots, rounds) = stress::count((5, 1), (10, 10));
     let folder = tempfile::tempdir().unwrap();
     let path = |index: usize| folder.path().join(index.to_string());
 
     let running = Running::start(Builder::new(computation(cpus)));
     let mut written = Vec::new();
-    for index in 0..10 {
-        running.console.wait_for(whole.len() * (2 * index + 1) / 21);
+    for index in 0..snapshots {
+        running
+            .console
+            .wait_for(whole.len() * (2 * index + 1) / (2 * snapshots + 1));
         running.control.pause();
         running.control.snapshot(path(index)).unwrap();
         written.push(running.console.text());
@@ -241,6 +191,7 @@ fn a_guest_with_two_cpus_goes_on_every_time() {
 
 #[test]
 fn clones_of_a_shell_go_their_own_ways() {
+    let _shared = shared();
     let folder = tempfile::tempdir().unwrap();
     let running = Running::start(Builder::new(shell()));
     running.console.wait_for_text("# ");
@@ -277,6 +228,7 @@ fn clones_of_a_shell_go_their_own_ways() {
 /// States that a checksum is right for, and that nobody saved: KVM refuses them, or runs what it can make of them.
 #[test]
 fn no_mad_state_makes_a_restore_panic_or_hang() {
+    let _shared = shared();
     let folder = tempfile::tempdir().unwrap();
     let running = Running::start(Builder::new(computation(1)));
     running.console.wait_for(100);
@@ -285,16 +237,13 @@ fn no_mad_state_makes_a_restore_panic_or_hang() {
     running.control.stop();
     let path = folder.path().join("state");
     let good = fs::read(&path).unwrap();
-    let mut random = 1u64;
+    let mut random = Random::default();
     let (mut refused, mut ran) = (0, 0);
-    for _ in 0..60 {
+    for _ in 0..stress::count(30, 2000) {
         let mut state = good.clone();
         for _ in 0..4 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let at = 48 + usize::try_from(random >> 33).unwrap() % (state.len() - 48);
-            state[at] = random.to_le_bytes()[3];
+            let at = 48 + random.below(state.len() - 48);
+            state[at] = random.number().to_le_bytes()[0];
         }
         let sum = Sha256::new()
             .chain_update(&state[..16])

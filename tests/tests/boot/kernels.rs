@@ -1,26 +1,20 @@
-//! Real kernels, booted by the command `minivm` and by the library: what a guest finds, and how it ends.
-//!
-//! They run where KVM runs kernels, or in the lab, which is some thirty times slower. `cargo xtask test` names the files in
-//! the environment.
-
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+//! Kernels, booted by the command `minivm` and by the library: what a guest finds, and how it ends.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError};
 
-use minivm_guest::newc::{Archive, Attributes, Node};
 use minivm_tests::given;
+use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program};
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};
 
-const CONSOLE: &str = "console=ttyS0 quiet panic=-1";
+use crate::guest::{self, PROCESS, scratch, shared};
 
-/// Tests share this process; one that counts what the process has wants it alone.
-static PROCESS: RwLock<()> = RwLock::new(());
+const CONSOLE: &str = "console=ttyS0 quiet panic=-1";
 
 /// The kernels that are booted.
 #[derive(Clone, Copy, PartialEq)]
@@ -35,52 +29,27 @@ use Linux::{DebianCloud, DebianGeneric, OurBzImage, OurVmlinux};
 
 impl Linux {
     fn path(self) -> &'static Path {
-        static COPIES: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];
-        let variable = match self {
-            OurVmlinux => "MINIVM_TEST_KERNEL",
-            OurBzImage => "MINIVM_TEST_BZIMAGE",
-            DebianCloud => "MINIVM_TEST_DEBIAN_CLOUD",
-            DebianGeneric => "MINIVM_TEST_DEBIAN_GENERIC",
+        static COPIES: [OnceLock<PathBuf>; 3] = [const { OnceLock::new() }; 3];
+        let (copy, variable) = match self {
+            OurVmlinux => return guest::kernel(),
+            OurBzImage => (&COPIES[0], "MINIVM_TEST_BZIMAGE"),
+            DebianCloud => (&COPIES[1], "MINIVM_TEST_DEBIAN_CLOUD"),
+            DebianGeneric => (&COPIES[2], "MINIVM_TEST_DEBIAN_GENERIC"),
         };
-        COPIES[self as usize].get_or_init(|| given::copy(variable, &scratch("")))
+        copy.get_or_init(|| given::copy(variable, &scratch("")))
     }
-}
-
-/// A file of the tests' own.
-fn scratch(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
 /// The initramfs of most tests: busybox, and an init that does what the command line says.
 fn initramfs() -> &'static Path {
     static INITRAMFS: OnceLock<PathBuf> = OnceLock::new();
     INITRAMFS.get_or_init(|| {
-        let mut archive = Archive::new(Vec::new());
-        for folder in ["bin", "dev", "proc", "sys"] {
-            archive.directory(folder, Attributes::new(0o755)).unwrap();
-        }
-        let console = Node::CharDevice { major: 5, minor: 1 };
-        archive
-            .node("dev/console", console, Attributes::new(0o600))
-            .unwrap();
-        let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
-        let mut file = |name, bytes: &[u8]| {
-            let size = bytes.len() as u64;
-            archive
-                .file(name, Attributes::new(0o755), size, bytes)
-                .unwrap();
-        };
-        file("bin/busybox", &busybox);
-        file("init", include_bytes!("boot-init.sh"));
+        let files: [(&str, &[u8]); 2] = [
+            ("bin/busybox", &guest::busybox()),
+            ("init", include_bytes!("init.sh")),
+        ];
         let applets = "cat cut dmesg grep halt head hexdump mount nproc poweroff reboot sh sleep stty taskset tr uname";
-        for applet in applets.split(' ') {
-            archive
-                .symlink(format!("bin/{applet}"), "busybox", Attributes::new(0o777))
-                .unwrap();
-        }
-        let path = scratch("boot.cpio");
-        fs::write(&path, archive.finish().unwrap()).unwrap();
-        path
+        guest::initramfs("jobs", &files, applets)
     })
 }
 
@@ -117,7 +86,7 @@ impl Boot {
     fn start_with(self, initramfs: &Path) -> Program {
         let memory = self.memory.to_string();
         let cpus = self.cpus.to_string();
-        minivm(
+        start(
             self.linux,
             initramfs,
             &self.cmdline(),
@@ -141,7 +110,7 @@ impl Boot {
             cpus: self.cpus,
             ..Config::new(Kernel::File(self.linux.path().into()))
         };
-        let console = Console::default();
+        let console = Shared::default();
         let machine = Builder::new(config)
             .console_output(console.clone())
             .build()
@@ -156,30 +125,13 @@ impl Boot {
         let outcome = machine.run().unwrap();
         drop(ended);
         watchdog.join().unwrap();
-        let text = String::from_utf8_lossy(&console.0.lock().unwrap()).into_owned();
+        let text = console.text();
         (outcome, text)
     }
 }
 
-/// What came over the console.
-#[derive(Clone, Default)]
-struct Console(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn minivm(linux: Linux, initramfs: &Path, cmdline: &str, flags: &[&str]) -> Program {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    let mut command =
-        Command::new(COPY.get_or_init(|| given::copy("MINIVM_TEST_BINARY", &scratch(""))));
+fn start(linux: Linux, initramfs: &Path, cmdline: &str, flags: &[&str]) -> Program {
+    let mut command = guest::minivm();
     command.args(["--accel", "kvm", "--cmdline", cmdline]);
     command.arg("--kernel").arg(linux.path());
     command.arg("--initramfs").arg(initramfs);
@@ -192,10 +144,6 @@ fn assert_orderly(ended: &Ended) {
         (Some(0), ""),
         "{ended:?}"
     );
-}
-
-fn shared() -> impl Drop {
-    PROCESS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Checks the line that each kernel greets with: its version, the CPUs, and the memory that is left to use.
@@ -317,7 +265,7 @@ fn python_prints_4_and_nothing_else() {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     let initramfs = COPY.get_or_init(|| given::copy("MINIVM_TEST_INITRAMFS", &scratch("")));
     let cmdline = "reboot=t panic=-1 quiet loglevel=0";
-    let ended = minivm(OurVmlinux, initramfs, cmdline, &[]).end(PATIENCE);
+    let ended = start(OurVmlinux, initramfs, cmdline, &[]).end(PATIENCE);
     assert_orderly(&ended);
     assert_eq!(ended.text(), "4\n");
 }
@@ -499,7 +447,7 @@ fn a_guest_sees_a_hypervisor_and_no_virtualization_of_its_own() {
 }
 
 #[test]
-fn twenty_boots_leave_nothing_behind() {
+fn boots_leave_nothing_behind() {
     let _alone = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
     let entries = |folder: &str| fs::read_dir(folder).unwrap().count();
     let counted = || (entries("/proc/self/fd"), entries("/proc/self/task"));
@@ -509,6 +457,6 @@ fn twenty_boots_leave_nothing_behind() {
     };
     boot();
     let before = counted();
-    (0..20).for_each(|_| boot());
+    (0..stress::count(5, 100)).for_each(|_| boot());
     assert_eq!(counted(), before, "descriptors, threads");
 }

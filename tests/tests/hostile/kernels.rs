@@ -1,8 +1,6 @@
 //! Files that claim to be kernels: whatever is in them, loading them ends with an answer, never with a panic.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-use minivm_tests::image::{BzImage, CODE, ELF_DATA, Elf, Segment};
+use minivm_tests::kernel_file::{BzImage, CODE, ELF_DATA, Elf, Segment};
 use minivm_vmm::{Builder, Config, Error, Kernel, MEMORY_MIN};
 use proptest::prelude::*;
 
@@ -99,7 +97,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_changed_was_good() {
+fn the_files_that_are_changed_are_good_ones() {
     for file in [elf(), BzImage::default().bytes()] {
         let built = build(&file);
         assert!(

@@ -1,19 +1,14 @@
 //! A real guest that is saved by the command `minivm snapshot` while it runs, and goes on by `minivm restore`.
 //!
-//! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the files in the environment. What clients and files
-//! can do wrong is tried with smaller guests, in `cli/tests/control.rs`.
+//! What clients and files can do wrong is tried with smaller guests, in `cli/tests/control.rs`.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
-use minivm_guest::newc::{Archive, Attributes, Node};
-use minivm_tests::given;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
+
+use crate::guest::{self, kernel, minivm, shared};
 
 /// Counts until a line is typed, says it again, and ends.
 const INIT: &[u8] = b"#!/bin/busybox sh
@@ -28,45 +23,18 @@ echo \"heard $word\"
 /bin/busybox poweroff -f
 ";
 
-/// A file of the tests' own.
-fn scratch(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
-}
-
-fn minivm() -> Command {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    Command::new(COPY.get_or_init(|| given::copy("MINIVM_TEST_BINARY", &scratch(""))))
-}
-
-fn initramfs() -> PathBuf {
-    let mut archive = Archive::new(Vec::new());
-    for folder in ["bin", "dev"] {
-        archive.directory(folder, Attributes::new(0o755)).unwrap();
-    }
-    for (name, major, minor) in [("console", 5, 1), ("null", 1, 3)] {
-        let device = Node::CharDevice { major, minor };
-        archive
-            .node(format!("dev/{name}"), device, Attributes::new(0o600))
-            .unwrap();
-    }
-    let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
-    for (path, bytes) in [("init", INIT), ("bin/busybox", &busybox)] {
-        let size = bytes.len() as u64;
-        archive
-            .file(path, Attributes::new(0o755), size, bytes)
-            .unwrap();
-    }
-    let path = scratch("restore.cpio");
-    fs::write(&path, archive.finish().unwrap()).unwrap();
-    path
+fn initramfs() -> &'static Path {
+    static INITRAMFS: OnceLock<PathBuf> = OnceLock::new();
+    INITRAMFS.get_or_init(|| {
+        let files: [(&str, &[u8]); 2] = [("init", INIT), ("bin/busybox", &guest::busybox())];
+        guest::initramfs("counting", &files, "")
+    })
 }
 
 fn boot(socket: &Path) -> Program {
-    static KERNEL: OnceLock<PathBuf> = OnceLock::new();
     let mut command = minivm();
     command.args(["--accel", "kvm", "--memory", "64M", "--kernel"]);
-    command.arg(KERNEL.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch(""))));
-    command.arg("--initramfs").arg(initramfs());
+    command.arg(kernel()).arg("--initramfs").arg(initramfs());
     let cmdline = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=t";
     command.args(["--cmdline", cmdline]).arg("--control");
     Program::start(command.arg(socket))
@@ -119,6 +87,7 @@ fn counted(text: &str) -> (u32, u32) {
 
 #[test]
 fn a_guest_is_saved_while_it_runs_and_goes_on_in_other_processes() {
+    let _shared = shared();
     let place = tempfile::tempdir().unwrap();
     let (socket, folder) = (place.path().join("socket"), place.path().join("saved"));
     let mut machine = boot(&socket);
@@ -150,6 +119,7 @@ fn a_guest_is_saved_while_it_runs_and_goes_on_in_other_processes() {
 
 #[test]
 fn a_guest_that_is_stopped_goes_on_with_the_next_byte() {
+    let _shared = shared();
     let place = tempfile::tempdir().unwrap();
     let (socket, folder) = (place.path().join("socket"), place.path().join("saved"));
     let mut machine = boot(&socket);
