@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::arch::{acpi, boot_params, paging, registers};
@@ -17,15 +16,13 @@ use crate::devices::uart::{self, IrqLine, Output, Uart};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::Input;
-use crate::kvm::{
-    Created, create_vcpus, create_vm, lend_memory, message_sink, open_kvm, split_irqchip,
-};
+use crate::kvm::{Created, message_sink};
 use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet};
-use crate::vcpu::{Platform, Vcpu};
-use crate::{initramfs, kernel, layout};
+use crate::vcpu::Platform;
+use crate::{initramfs, kernel, kvm, layout};
 
 /// The recipe for one machine: its configuration or snapshot, and the ends of its serial ports.
 ///
@@ -169,7 +166,7 @@ fn boot(config: &Config) -> Result<Created> {
     // Both take milliseconds, and neither needs the other.
     let (loaded, created) = thread::scope(|scope| {
         let loading = thread::Builder::new().spawn_scoped(scope, || load(config, &ram));
-        let created = create(config, &ram);
+        let created = kvm::create(config.cpus, &ram);
         let loaded = match loading {
             Ok(loading) => loading.join().expect("loading doesn't panic"),
             Err(_) => load(config, &ram),
@@ -223,16 +220,6 @@ fn load(config: &Config, ram: &GuestRam) -> Result<GuestAddress> {
     write_boot_data(config, ram, kernel.header, initramfs, random_seed()?)
         .expect("low memory is always there");
     Ok(kernel.entry)
-}
-
-/// Creates the machine in KVM, with its RAM and its processors.
-fn create(config: &Config, ram: &GuestRam) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
-    let kvm = open_kvm()?;
-    let vm = Arc::new(create_vm(&kvm)?);
-    lend_memory(&vm, ram)?;
-    split_irqchip(&vm)?;
-    let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
-    Ok((vm, vcpus))
 }
 
 /// Writes the data that firmware and a boot loader leave in memory.

@@ -6,8 +6,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::kernel::KernelError;
-use crate::snapshot::SnapshotError;
+use crate::kernel::error::KernelError;
+use crate::snapshot::error::SnapshotError;
 
 /// The result of all functions of this crate that can fail with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

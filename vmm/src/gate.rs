@@ -1,6 +1,6 @@
 //! The door between the vCPU threads and the guest: how a machine is paused, resumed and stopped.
 //!
-//! Every vCPU thread passes [`Gate::enter`] before it enters the guest. To get a thread out of the guest, `pause` and
+//! Every vCPU thread asks [`Gate::is_open`] before it enters the guest, and waits at the closed gate. To get a thread out of the guest, `pause` and
 //! `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a signal whose handler does nothing.
 //! The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin. The phase is set first, so
 //! a thread that has cleared its flag sees the new phase.
@@ -103,16 +103,20 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Waits while the machine is paused, and reads the vCPU's state when [`Held::save`] asks for it. Returns whether vCPU `id`
-    /// may enter the guest; if not, the machine has ended.
-    ///
-    /// A thread that finds the gate closed first calls [`Parked::settle`]: the vCPU may have an access to a device unfinished.
-    /// The gate makes no exception for a fresh vCPU, which has none.
-    pub(crate) fn enter(&self, id: u8, vcpu: &mut dyn Parked) -> bool {
-        if self.phase() == Phase::Running {
-            return true;
-        }
-        let halted = vcpu.settle();
+    /// Returns whether the guest may be entered without waiting. If not, the caller brings its vCPU to rest and calls
+    /// [`wait_at`](Self::wait_at).
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase() == Phase::Running
+    }
+
+    /// Waits while the machine is paused, with vCPU `id` at rest. `halted` says whether it is halted for ever; `save` reads its state,
+    /// which [`Held::save`] asks for.
+    pub(crate) fn wait_at(
+        &self,
+        id: u8,
+        halted: bool,
+        save: &dyn Fn(&Inventory) -> Result<VcpuState>,
+    ) -> Passage {
         let slot = usize::from(id);
         let mut inner = self.lock();
         inner.slots[slot].halted = halted;
@@ -124,7 +128,7 @@ impl Gate {
             paused |= self.phase() == Phase::Paused;
             inner = match inner.slots[slot].asked.take() {
                 Some(inventory) => {
-                    inner.slots[slot].saved = Some(vcpu.save(&inventory));
+                    inner.slots[slot].saved = Some(save(&inventory));
                     self.changed.notify_all();
                     inner
                 }
@@ -132,12 +136,10 @@ impl Gate {
             };
         }
         inner.slots[slot].parked = false;
-        let runs = self.phase() == Phase::Running;
-        drop(inner);
-        if paused && runs {
-            vcpu.resume();
+        match self.phase() == Phase::Running {
+            true => Passage::Open { paused },
+            false => Passage::Ended,
         }
-        runs
     }
 
     /// Keeps a paused machine paused until the returned guard is dropped.
@@ -307,16 +309,15 @@ impl Inner {
     }
 }
 
-/// A vCPU at the gate. All calls come from its own thread.
-pub(crate) trait Parked {
-    /// Brings the vCPU to rest between two instructions; returns whether it is halted for ever.
-    fn settle(&mut self) -> bool;
-
-    /// Reads the state, at rest.
-    fn save(&self, inventory: &Inventory) -> Result<VcpuState>;
-
-    /// Marks for the guest that it was paused, before it runs on.
-    fn resume(&self);
+/// The end of a vCPU's wait at the gate.
+pub(crate) enum Passage {
+    /// The guest may be entered.
+    Open {
+        /// Whether the machine was paused meanwhile.
+        paused: bool,
+    },
+    /// The machine has ended.
+    Ended,
 }
 
 /// A guard that keeps a paused machine paused as long as it lives.

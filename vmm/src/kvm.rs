@@ -24,6 +24,16 @@ pub(crate) struct Created {
     pub(crate) ram: Arc<GuestRam>,
 }
 
+/// Creates a machine in KVM, with its RAM and its processors: all calls of this file, in the order that KVM wants.
+pub(crate) fn create(cpus: u8, ram: &GuestRam) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
+    let kvm = open_kvm()?;
+    let vm = Arc::new(create_vm(&kvm)?);
+    lend_memory(&vm, ram)?;
+    split_irqchip(&vm)?;
+    let vcpus = create_vcpus(&kvm, &vm, cpus)?;
+    Ok((vm, vcpus))
+}
+
 /// Opens `/dev/kvm`, the door to everything else, and checks that it is the KVM that this program was written for.
 pub(crate) fn open_kvm() -> Result<Kvm> {
     let kvm = Kvm::new().map_err(|errno| match errno.errno() {

@@ -17,7 +17,7 @@ use crate::devices::bus::{Bus, Request, lock};
 use crate::devices::ioapic::{IoApic, Routing};
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
-use crate::gate::{Gate, Parked};
+use crate::gate::{Gate, Passage};
 use crate::outcome::{Outcome, Reset};
 use crate::restraint;
 
@@ -67,19 +67,44 @@ impl Vcpu {
 
     /// Serves exits until one of them ends the machine, which gives an outcome, or the machine has ended otherwise (`None`).
     fn serve(&mut self, platform: &Platform) -> Result<Option<Outcome>> {
-        let gate = &platform.gate;
-        while gate.enter(
-            self.id,
-            &mut Visitor {
-                vcpu: self,
-                platform,
-            },
-        ) {
+        while self.pass_gate(platform) {
             if let Stay::Ended(outcome) = self.step(platform)? {
                 return Ok(Some(outcome));
             }
         }
         Ok(None)
+    }
+
+    /// Passes the gate, at once or when a paused machine is resumed. Returns whether the guest may be entered; if not, the machine has
+    /// ended.
+    fn pass_gate(&mut self, platform: &Platform) -> bool {
+        let gate = &platform.gate;
+        if gate.is_open() {
+            return true;
+        }
+        match self.settle(platform) {
+            Ok(Stay::Ended(outcome)) => gate.end(Ok(outcome)),
+            Ok(_) => {}
+            Err(error) => gate.end(Err(error)),
+        }
+        let save = |inventory: &Inventory| VcpuState::of(self, inventory);
+        match gate.wait_at(self.id, self.is_halted_for_ever(), &save) {
+            Passage::Open { paused } => {
+                if paused {
+                    self.mark_pause();
+                }
+                true
+            }
+            Passage::Ended => false,
+        }
+    }
+
+    /// Marks for the guest that it was paused, before it runs on.
+    fn mark_pause(&self) {
+        // A guest that finds its clock further on than it should be takes itself for hung (Linux: "soft lockup"). This sets
+        // a flag in the page that kvm-clock shares with the guest: it was paused. For a guest without kvm-clock it fails
+        // with EINVAL, which does no harm. (KVM API 4.70, KVM_KVMCLOCK_CTRL.)
+        let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Brings the vCPU to rest between two instructions. While KVM waits for the result of an access to a device, the vCPU is
@@ -193,34 +218,6 @@ enum Stay {
     Interrupted,
     /// An exit that ends the machine.
     Ended(Outcome),
-}
-
-/// A vCPU at the gate.
-struct Visitor<'a> {
-    vcpu: &'a mut Vcpu,
-    platform: &'a Platform,
-}
-
-impl Parked for Visitor<'_> {
-    fn settle(&mut self) -> bool {
-        match self.vcpu.settle(self.platform) {
-            Ok(Stay::Ended(outcome)) => self.platform.gate.end(Ok(outcome)),
-            Ok(_) => {}
-            Err(error) => self.platform.gate.end(Err(error)),
-        }
-        self.vcpu.is_halted_for_ever()
-    }
-
-    fn save(&self, inventory: &Inventory) -> Result<VcpuState> {
-        VcpuState::of(self.vcpu, inventory)
-    }
-
-    fn resume(&self) {
-        // A guest that finds its clock further on than it should be takes itself for hung (Linux: "soft lockup"). This sets
-        // a flag in the page that kvm-clock shares with the guest: it was paused. For a guest without kvm-clock it fails
-        // with EINVAL, which does no harm. (KVM API 4.70, KVM_KVMCLOCK_CTRL.)
-        let _ = self.vcpu.fd.kvmclock_ctrl();
-    }
 }
 
 /// A vCPU's place at the gate. Its drop gives the place up, also where the writer of the guest's output panics.

@@ -24,11 +24,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::Bytes;
 
-use super::sparse::{Piece, data_extents, used};
+use super::sparse::{PAGE, Piece, data_extents, used};
 use crate::memory::GuestRam;
 
-/// x86's page size: the granule of holes.
-pub(crate) const PAGE: usize = 4096;
 /// Bytes that are copied at a time.
 const CHUNK: usize = 64 * PAGE;
 /// The beginning of a memory file's name; a random number follows.

@@ -19,7 +19,7 @@
 //! than a guest can. Its files are readable by their owner only.
 
 pub(crate) mod capture;
-mod error;
+pub(crate) mod error;
 mod file;
 mod memory_file;
 pub(crate) mod restore;

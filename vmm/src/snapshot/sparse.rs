@@ -14,8 +14,10 @@ use std::{io, iter};
 
 use vm_memory::GuestAddress;
 
-use super::memory_file::PAGE;
 use crate::memory::{GuestRam, HUGE_PAGE, MAPPINGS};
+
+/// x86's page size: the granule of holes.
+pub(crate) const PAGE: usize = 4096;
 
 /// Bits of a page's entry in `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;

@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::memory_file::{MemoryRecord, PAGE};
+use super::memory_file::MemoryRecord;
+use super::sparse::PAGE;
 use super::state::Devices;
 use super::*;
 use crate::arch::vcpu_state::VcpuState;
