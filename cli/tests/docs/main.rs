@@ -11,6 +11,7 @@ mod links;
 mod names;
 mod runs;
 mod shown;
+mod spines;
 
 use std::collections::BTreeMap;
 use std::fs;
