@@ -176,7 +176,7 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
                 continue;
             }
         };
-        // Now, the host gets it as the reason; later, the archive is already on its way.
+        // Here the host gets it as the reason; later, the archive is already on its way.
         if let Err(why) = too_large(&path) {
             wire.send(&ToHost::FilesOf(number, Some(why)))?;
             continue;
@@ -186,7 +186,7 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
         let mut archive = Archive::new(outgoing);
         let sent = append_path(&mut archive, &path, Path::new(COPIED), Owner::Keep)
             .and_then(|_| archive.finish().map(drop));
-        // An error ends the archive early, which is an error to the host; the warning has the reason.
+        // An error ends the archive early, which the host takes for an error; the warning has the reason.
         if let Err(error) = sent {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             wire.send(&ToHost::Warning(format!(

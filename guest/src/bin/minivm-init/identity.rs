@@ -1,8 +1,8 @@
 //! The machine's identity, and its time. All clones of a machine are identical until each gets its own with its request.
 //!
-//! No request changes, and so identical in all clones of a machine that had them before it was saved are: the addresses of
-//! programs that were loaded by then, the boot's identity (`/proc/sys/kernel/random/boot_id`) if a program has read it, and the
-//! clocks that count from the boot, which continue from where they were.
+//! A request doesn't change everything. All clones of a machine share what it had before it was saved: the addresses of programs
+//! that were loaded by then, the boot's identity (`/proc/sys/kernel/random/boot_id`) if a program has read it, and the clocks
+//! that count from the boot, which continue from where they were.
 
 #![allow(
     unsafe_code,

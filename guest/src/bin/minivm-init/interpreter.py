@@ -31,7 +31,7 @@ def run():
         return [read(number()) for _ in range(number())]
 
     def prepare(code):
-        # Output of now would appear in each clone.
+        # Output of this code would appear in each clone.
         kept = os.dup(1), os.dup(2)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
@@ -87,7 +87,7 @@ def run():
 
     prepare(texts()[0])
     gc.collect()
-    # The objects of now live as long as the process: a collection that looks through them would only write to their pages.
+    # The objects that exist by now live as long as the process: a collection of garbage would only write to their pages.
     if hasattr(gc, "freeze"):
         gc.freeze()
     os.write(socket, b"\1")

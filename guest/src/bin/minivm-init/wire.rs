@@ -42,9 +42,7 @@ impl Wire {
         let rings = match with_rings.then(Rings::new) {
             Some(Ok(rings)) => Some(rings),
             Some(Err(error)) => {
-                print(&format!(
-                    "cannot use rings, and sends all through the UART: {error}"
-                ));
+                print(&format!("cannot use rings, but the UART alone: {error}"));
                 None
             }
             None => None,
