@@ -212,7 +212,7 @@ fn extended_headers_give_long_names_and_sizes() {
         ("x", EntryType::XHeader, "", pax.as_bytes()),
         ("short", EntryType::Regular, "", layer),
     ]);
-    // The size in the header itself says nothing then.
+    // The size in the header itself is then ignored.
     let header = &mut sized[1024..1536];
     header[124..135].copy_from_slice(b"00000000000");
     let mut header = tar::Header::from_byte_slice(header).clone();
@@ -349,7 +349,7 @@ fn an_index_yields_the_image_for_this_machine() {
             &ours,
         );
     }
-    // Without a platform, the configuration tells.
+    // Without a platform in the index, that in the configuration counts.
     let images = [("", &theirs), ("", &ours)];
     check(
         &Place::new().layout(&platforms(&images, false)).unwrap(),
@@ -711,7 +711,7 @@ fn members_of_other_kinds_are_passed_over() {
     let saved = archive(&made.saved(&["a:1"]));
     let mut header = tar::Header::new_gnu();
     header.set_path("x").unwrap();
-    // A link has no data, whatever its size is said to be.
+    // A link has no data, whatever size its header has.
     header.set_entry_type(EntryType::Link);
     header.set_link_name("y").unwrap();
     header.set_size(1000);

@@ -506,7 +506,7 @@ fn a_store_is_not_cleared_while_a_layer_is_pulled() {
     let store = place.store();
     let registry = Registry::start(&made, move |request| {
         let free = store.hold_alone().unwrap().is_some();
-        // A status that is told at once.
+        // A status that isn't tried again.
         (request.path.ends_with(&digest) && free).then(|| Answer::new(404, ""))
     });
     check(&place.pull(&registry).unwrap(), &made);
@@ -773,7 +773,7 @@ fn the_tag_of_a_failed_pull_is_not_remembered() {
     }
 }
 
-/// What was told of each layer: how it started, and all that came.
+/// The reports of each layer: how it started, and all that came.
 #[derive(Default)]
 struct Watched(Mutex<HashMap<String, Vec<i64>>>);
 

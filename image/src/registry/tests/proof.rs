@@ -14,13 +14,13 @@ const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 const BASIC: &str = "Basic dXNlcjpwYXNz";
 const FORM: &str = "grant_type=refresh_token&client_id=minivm&service=tests&scope=repository%3Aa%3Apull&refresh_token=refresh";
 
-/// How a registry wants to know who asks.
+/// The credentials that a registry asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Basic,
-    /// By a token, which is had for the password.
+    /// A token, which a token server issues for the password.
     Bearer,
-    /// By a token, which is had for what `docker login` calls an identity token.
+    /// A token, which a token server issues for what `docker login` calls an identity token.
     Identity,
 }
 
@@ -33,7 +33,7 @@ impl Way {
         Answer::new(401, "").header("WWW-Authenticate", challenge)
     }
 
-    /// What a registry's own requests prove themselves by.
+    /// The `Authorization` of requests to the registry itself.
     fn authorization(self) -> &'static str {
         match self {
             Way::Basic => BASIC,
@@ -41,7 +41,7 @@ impl Way {
         }
     }
 
-    /// What the token server says.
+    /// The token server's answer.
     fn token(self, request: &Request) -> Answer {
         let right = match self {
             Way::Identity => request.body == FORM && request.header("authorization").is_none(),
@@ -106,7 +106,7 @@ fn credentials_go_to_their_registry_and_nowhere_else() {
     for way in [Way::Basic, Way::Bearer, Way::Identity] {
         let third = Registry::good(&made);
         let (address, there) = (third.address.clone(), made.clone());
-        // It serves what is asked for, or wants to know who asks, or sends the request back.
+        // It serves the content, or asks for credentials, or redirects the request back.
         let cdn = Registry::start(&made, move |request| {
             let (case, rest) = request.path[1..].split_once('/')?;
             Some(match case {
@@ -236,7 +236,7 @@ fn another_token_server_without_tls_gets_no_password() {
             );
         }
         assert!(tokens.requests().is_empty());
-        // On this machine it may hand out tokens to anybody.
+        // On this machine it may issue tokens to anonymous users.
         check(&Place::new().pull(&registry).unwrap(), &made);
         let asked = tokens.requests();
         assert!(asked.len() == 1 && asked[0].header("authorization").is_none());

@@ -1,4 +1,4 @@
-//! A registry that a test tells how to misbehave: an HTTP server of one thread a connection, one request a connection.
+//! A registry that misbehaves as a test wants: an HTTP server of one thread a connection, one request a connection.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -179,7 +179,7 @@ impl Shared {
             busy.1 = busy.1.max(busy.0);
         }
         let answer = (self.behaviour)(&request).unwrap_or_else(|| self.good(&request));
-        // Whoever misbehaves on purpose gets hung up on.
+        // A client hangs up on a registry that misbehaves.
         let _ = self.send(&answer, stream);
         if blob {
             self.busy.lock().unwrap().0 -= 1;
