@@ -46,10 +46,10 @@ impl Times {
                 // A program that the test runs has written into the line.
                 _ => self.begun = Some(name.to_owned()),
             }
-        } else if matches!(line, "ok" | "FAILED") {
-            if let Some(name) = self.begun.take() {
-                self.end(&name, true, now);
-            }
+        } else if matches!(line, "ok" | "FAILED")
+            && let Some(name) = self.begun.take()
+        {
+            self.end(&name, true, now);
         }
     }
 
