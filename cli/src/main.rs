@@ -27,9 +27,9 @@ use minivm_machine::streams;
 
 fn main() -> ExitCode {
     let ran = match inherited::put_right() {
-        // The command line could not be understood.
+        // Parsing the command line needs more stack than there is.
         Err(refused) if refused.is_of_the_stack() => Err(refused.into()),
-        inherited => command::Cli::understand().run(inherited),
+        inherited => command::Cli::parse_line().run(inherited),
     };
     ran.unwrap_or_else(|error| {
         let limit = inherited::limit_behind(error.as_ref());

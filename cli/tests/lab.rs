@@ -1,7 +1,10 @@
 //! The lab from outside: `minivm lab` as a program, with its streams and its exit code.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use minivm_tests::output::text;
 use minivm_tests::patience::PATIENCE;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,10 +40,6 @@ fn end_of(arguments: &[&str]) -> Output {
 
 fn shell(script: &str) -> Output {
     end_of(&[LIMIT, "--", "sh", "-c", script])
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
 }
 
 #[test]
@@ -402,8 +401,10 @@ fn a_lab_without_a_timer_is_started_again() {
     let folder = qemu_without_a_timer(2);
     let (output, starts) = echoed_with(folder.path());
     assert_eq!(text(&output.stderr), "");
-    assert_eq!((text(&output.stdout), starts), ("word\n", 3));
+    assert_eq!(text(&output.stdout), "word\n");
     assert_eq!(output.status.code(), Some(0));
+    // A busy host takes the third start's timer, too, now and then.
+    assert!(starts >= 3, "{starts} starts");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use minivm_guest::channel::{Exit, Hello, Refusal, ToHost, VERSION};
 use super::copy_out::{self, Budget};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, Outgoing, Stage};
-use super::session::{End, Files};
-use super::{Error, cannot};
+use super::session::Files;
+use super::{End, Error, cannot};
 use crate::output::Capped;
 use crate::printable::printable;
 
@@ -61,6 +61,7 @@ impl Notes {
             begun: Instant::now(),
             hello: None,
             exec: None,
+            exit: None,
         }
     }
 }
@@ -105,6 +106,8 @@ pub(super) struct Notes {
     pub(super) begun: Instant,
     pub(super) hello: Option<Instant>,
     pub(super) exec: Option<Instant>,
+    /// The command's own exit, where that is its end.
+    pub(super) exit: Option<Exit>,
 }
 
 /// What a guest sends, message by message.
@@ -166,7 +169,10 @@ impl Conversation<'_> {
 
     fn take(&mut self, message: ToHost) -> Result<Next, Error> {
         match (&mut self.phase, message) {
-            (Phase::Booting, ToHost::Hello(hello)) => self.greet(&hello)?,
+            (Phase::Booting, ToHost::Hello(hello)) => {
+                check_version(&hello)?;
+                self.greet();
+            }
             (Phase::Requested, ToHost::Started) => {
                 self.notes.exec = Some(Instant::now());
                 self.phase = Phase::Started;
@@ -204,23 +210,18 @@ impl Conversation<'_> {
                 for files in &self.copy_out[self.notes.copies..] {
                     self.notes.fail_copy(files, "the guest did not send it");
                 }
-                End::Exited(exit)
+                let end = End::from(&exit);
+                self.notes.exit = Some(exit);
+                end
             }
         }
     }
 
-    /// From now on the guest listens.
-    fn greet(&mut self, hello: &Hello) -> Result<(), Error> {
-        if hello.version != VERSION {
-            return Err(Error::Version {
-                theirs: hello.version,
-                ours: VERSION,
-            });
-        }
+    /// Notes that the guest has said hello, and lets the request be sent: the guest listens from now on.
+    pub(super) fn greet(&mut self) {
         self.notes.hello = Some(Instant::now());
         self.phase = Phase::Requested;
         self.outgoing.reach(Stage::Greeted);
-        Ok(())
     }
 
     fn begin_files(&mut self, number: u32, why: Option<String>) -> Result<Next, Error> {
@@ -388,6 +389,21 @@ impl Notes {
             let text = format!("there were {} more warnings", self.more_warnings);
             self.warnings.push(text);
         }
+    }
+}
+
+/// Checks that the guest's init speaks this version of the protocol.
+///
+/// # Errors
+///
+/// [`Error::Version`] where it doesn't.
+pub(super) fn check_version(hello: &Hello) -> Result<(), Error> {
+    match hello.version {
+        VERSION => Ok(()),
+        theirs => Err(Error::Version {
+            theirs,
+            ours: VERSION,
+        }),
     }
 }
 

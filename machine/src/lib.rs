@@ -10,11 +10,13 @@ pub mod cache;
 mod console;
 mod conversation;
 mod copy_out;
+mod end;
 mod files;
 pub mod images;
 pub mod jail;
 pub mod kernel;
 pub mod lab;
+pub mod lab_machine;
 mod last_words;
 mod limits;
 mod local;
@@ -22,7 +24,7 @@ mod outgoing;
 pub mod output;
 pub mod output_path;
 pub mod printable;
-pub mod remote;
+mod remote;
 mod rings;
 mod room;
 pub mod session;
@@ -40,6 +42,7 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
+pub use end::{Call, End};
 pub use files::{check_copies, check_room};
 pub use files::{guest_name, left_out, pack};
 pub use local::relay;
@@ -122,6 +125,9 @@ impl Place {
 
 /// A machine that has been started.
 pub struct Link {
+    /// Whether the guest's hello has been received and its version checked, as that of a clone was before it was saved. If not, the hello
+    /// is the first message of `from_guest`.
+    pub greeted: bool,
     /// The frames that it sends; they end with it.
     pub from_guest: Box<dyn Read + Send>,
     /// The frames for it.
@@ -140,9 +146,6 @@ pub struct Ended {
     /// In words.
     pub how: String,
 }
-
-/// How [`Error::NoTemplate`] begins.
-pub(crate) const NO_TEMPLATE: &str = "the template's machine cannot be had: ";
 
 /// Why a machine can't run a command.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +172,7 @@ pub enum Error {
         ours: u16,
     },
     /// The template's machine can't be had.
-    #[error("{NO_TEMPLATE}{0}")]
+    #[error("the template's machine cannot be had: {0}")]
     NoTemplate(String),
     /// Nothing came from the guest's init.
     #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]

@@ -15,16 +15,18 @@ use crate::printable::Filter;
 /// Builds the machine and runs it on threads of its own.
 pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     let builder = Builder::new(machine.config());
-    launch(builder, machine.console, |from, to, memory| {
+    launch(builder, machine.console, false, |from, to, memory| {
         Ok(wire::wire(from, to, memory))
     })
     .map(|(link, _)| link)
 }
 
-/// Runs what the builder makes, its console on stderr or kept, its COM2 at the wire's ends.
+/// Runs what the builder makes, its console on stderr or kept, its COM2 at the wire's ends. `greeted` says whether its hello has been
+/// read, see [`Link::greeted`].
 pub(super) fn launch(
     builder: Builder,
     console: bool,
+    greeted: bool,
     wire: impl FnOnce(PipeReader, PipeWriter, Memory) -> Result<(FromGuest, ToGuest), Error>,
 ) -> Result<(Link, Control), Error> {
     let tail = Tail::default();
@@ -57,6 +59,7 @@ pub(super) fn launch(
     };
     let stop = control.clone();
     let link = Link {
+        greeted,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
         stop: StopOnDrop::boxed(move || stop.stop()),
@@ -92,6 +95,7 @@ pub fn relay(machine: &Machine) -> Result<Ended, Error> {
         mut to_guest,
         stop,
         end,
+        ..
     } = start(machine)?;
     let mut stdin = File::from(
         io::stdin()

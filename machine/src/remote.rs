@@ -7,25 +7,15 @@ use std::thread;
 
 use super::last_words::LastWords;
 use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
-use crate::lab::{Input, LabRequest, Output, Root};
-
-/// The argument that makes this program the other end. The command line must hand it to [`relay`](super::relay).
-pub const RELAY_COMMAND: &str = "lab-relay";
-/// Where the lab has the files.
-const KERNEL: &str = "/kernel";
-const INITRAMFS: &str = "/initramfs";
+use crate::lab::{Input, Output};
+use crate::lab_machine::LabMachine;
 
 /// Starts a lab with the kernel, the initramfs and nothing else.
 pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, output)) = (pipe()?, pipe()?);
-    let mut request = LabRequest::new(Root::Private, command(machine));
+    let mut request = LabMachine::Session(machine.clone()).request(0)?;
     request.program = program;
-    request.files = vec![
-        (machine.kernel.clone(), KERNEL.into()),
-        (machine.initramfs.clone(), INITRAMFS.into()),
-    ];
-    request.make_room(machine.memory)?;
     request.stdin = Input::From(OwnedFd::from(input));
     request.stdout = Output::To(Box::new(output));
     let (stderr, said) = LastWords::to(io::stderr(), !machine.console);
@@ -54,6 +44,7 @@ pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> 
         ended
     };
     Ok(Link {
+        greeted: false,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
         stop: StopOnDrop::boxed(move || stop.stop()),
@@ -66,16 +57,4 @@ fn good(how: &str) -> Ended {
         orderly: true,
         how: how.into(),
     }
-}
-
-fn command(machine: &Machine) -> Vec<String> {
-    let mut command: Vec<String> = ["/minivm", RELAY_COMMAND, "--kernel", KERNEL]
-        .map(Into::into)
-        .to_vec();
-    command.extend(["--initramfs".into(), INITRAMFS.into()]);
-    command.extend(["--memory".into(), machine.memory.to_string()]);
-    command.extend(["--cpus".into(), machine.cpus.to_string()]);
-    command.extend((!machine.rings).then(|| "--no-rings".into()));
-    command.extend(machine.console.then(|| "--show-console".into()));
-    command
 }

@@ -16,7 +16,7 @@ use super::conversation::{Conversation, Notes, Phase};
 use super::copy_out::Budget;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{Ended, Error, Link, cannot, files};
+use super::{End, Ended, Error, Link, cannot, files};
 use crate::output::{self, Capped, Pending};
 
 /// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
@@ -87,28 +87,13 @@ pub enum Event {
     Stop(u8),
 }
 
-/// How a command ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// By itself or by a signal.
-    Exited(Exit),
-    /// It was never there.
-    NotFound(String),
-    /// It can't be executed.
-    NotExecutable(String),
-    /// By its time limit.
-    TimedOut,
-    /// By [`Event::Stop`], with its signal.
-    Stopped(u8),
-    /// Nobody takes its output any more.
-    OutputClosed,
-}
-
 /// What came of a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// How the command ended.
     pub end: End,
+    /// The guest's account of it, where the command's own exit is its end.
+    pub exit: Option<Exit>,
     /// Whether output was dropped for being too much.
     pub truncated: bool,
     /// What the user should know.
@@ -154,6 +139,7 @@ impl Session {
     /// Where there is no way to tell how the command ended.
     pub fn run(mut self, link: Link) -> Result<Report, Error> {
         let Link {
+            greeted,
             mut from_guest,
             to_guest,
             stop,
@@ -196,6 +182,9 @@ impl Session {
             phase: Phase::Booting,
             notes: Notes::new(),
         };
+        if greeted {
+            conversation.greet();
+        }
         let talked = conversation.listen(&mut from_guest);
         let mut truncated = conversation.stdout.truncated || conversation.stderr.truncated;
         let mut notes = conversation.notes;
@@ -281,7 +270,12 @@ fn why_nothing_more(end: &End, graced: bool) -> Option<&'static str> {
         ),
         End::Stopped(_) => Some("the machine was stopped"),
         End::OutputClosed => Some("the output was closed, which ended the command"),
-        End::Exited(_) | End::NotFound(_) | End::NotExecutable(_) => None,
+        End::Exited(_)
+        | End::Signal(_)
+        | End::OutOfMemory
+        | End::NotFound(_)
+        | End::NotExecutable(_)
+        | End::Suspended { .. } => None,
     }
 }
 
@@ -446,15 +440,16 @@ impl Report {
         let heard_of = over - hello;
         // That a quick command has started may be heard when it has ended. The guest knows how long it took, and can't have it
         // longer than what was heard of it.
-        let run = match &end {
-            End::Exited(exit) => {
+        let run = match &notes.exit {
+            Some(exit) => {
                 let nanos = exit.times.exit.saturating_sub(exit.times.exec);
                 (over - exec).max(Duration::from_nanos(nanos)).min(heard_of)
             }
-            _ => over - exec,
+            None => over - exec,
         };
         Report {
             end,
+            exit: notes.exit,
             truncated,
             warnings: notes.warnings,
             copy_failed: notes.copy_failed,

@@ -8,9 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost, VERSION};
+use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost};
 use minivm_vmm::{Builder, Memory, Snapshot, WorkingSet};
 
+use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
 use super::session::{BOOT_LIMIT, Session};
 use super::{Error, Link, Machine, cannot, local, wire};
@@ -35,7 +36,7 @@ pub(super) fn save(
     folder: &Path,
 ) -> Result<Rings, Error> {
     let builder = Builder::new(machine.config());
-    let (link, control) = local::launch(builder, machine.console, |from, to, memory| {
+    let (link, control) = local::launch(builder, machine.console, false, |from, to, memory| {
         Ok(wire::wire(from, to, memory))
     })?;
     let Link {
@@ -43,6 +44,7 @@ pub(super) fn save(
         mut to_guest,
         stop,
         end,
+        ..
     } = link;
     let stopper = Arc::new(Stopper::new(stop, &Pending::default()));
     let watchdog = Watchdog::start(stopper.clone(), BOOT_LIMIT, None, None)?;
@@ -93,13 +95,8 @@ fn until_ready(
         while let Some((tag, body)) = decoder.next().map_err(|error| broken(&error.to_string()))? {
             let message = ToHost::decode(tag, body).map_err(|error| broken(&error.to_string()))?;
             match (message, preparation.take()) {
-                (ToHost::Hello(hello), Some(_)) if hello.version != VERSION => {
-                    return Err(Error::Version {
-                        theirs: hello.version,
-                        ours: VERSION,
-                    });
-                }
                 (ToHost::Hello(hello), Some(preparation)) => {
+                    check_version(&hello)?;
                     rings = hello.rings;
                     let mut bytes = Vec::new();
                     ToGuest::Prepare(preparation).encode(&mut bytes);
@@ -152,7 +149,7 @@ impl Saved {
 
     fn launch(&self, builder: Builder, console: bool) -> Result<(Link, Option<Memory>), Error> {
         let mut kept = None;
-        let (link, _) = local::launch(builder, console, |from, to, memory| {
+        let (link, _) = local::launch(builder, console, true, |from, to, memory| {
             kept = Some(memory.clone());
             wire::resume(from, to, memory, self.rings).map_err(Error::Protocol)
         })?;

@@ -429,5 +429,4 @@ fn stays_inside(depth: usize, to: &Path) -> bool {
 }
 
 #[cfg(test)]
-#[path = "unpack_into_tests.rs"]
 mod tests;

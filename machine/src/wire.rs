@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use minivm_guest::channel::frame::{self, Decoder};
 use minivm_guest::channel::ring::{Consumer, Producer};
-use minivm_guest::channel::{Hello, MAGIC, ToHost, VERSION};
+use minivm_guest::channel::{MAGIC, ToHost};
 use minivm_vmm::Memory;
 
 use super::rings::{self, Ring};
@@ -110,7 +110,7 @@ enum State {
 pub(super) struct ToGuest(Arc<Shared>);
 
 /// Makes both ends of a machine that was saved when its init waited for a request, with its rings, if it had any, at this
-/// address. It has said hello long ago; who reads from here hears it again.
+/// address. Its hello was read before it was saved, and does not come again.
 pub(super) fn resume(
     from: PipeReader,
     to: PipeWriter,
@@ -119,11 +119,6 @@ pub(super) fn resume(
 ) -> io::Result<(FromGuest, ToGuest)> {
     let (mut from_guest, to_guest) = wire(from, to, memory);
     from_guest.attach(rings)?;
-    let hello = Hello {
-        version: VERSION,
-        rings,
-    };
-    ToHost::Hello(hello).encode(&mut from_guest.pending);
     Ok((from_guest, to_guest))
 }
 

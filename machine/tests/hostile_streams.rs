@@ -2,7 +2,11 @@
 //!
 //! There is no machine here: a script plays the guest's side of the link.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod messages;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -15,14 +19,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
-    Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
+    Hello, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
-use minivm_machine::session::{End, Event, TERM};
-use minivm_machine::{Ended, Error, Files, Link, Report, Session};
+use minivm_machine::session::{Event, TERM};
+use minivm_machine::{End, Ended, Error, Files, Link, Report, Session};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use proptest::prelude::*;
+
+use messages::{exit, told};
 
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(300);
@@ -132,6 +138,8 @@ struct Played {
 
 /// A session with a scripted guest.
 struct Scene {
+    /// Whether its hello was read before.
+    greeted: bool,
     request: Request,
     words: Vec<u8>,
     then: Then,
@@ -171,6 +179,7 @@ impl Scene {
             stdin: None,
             events: Vec::new(),
             later: None,
+            greeted: false,
             stop_signal: TERM,
             stdout: Shared::default(),
             sent: Shared::default(),
@@ -199,6 +208,7 @@ impl Scene {
         let was_stopped = Arc::new(AtomicBool::new(false));
         let stops = was_stopped.clone();
         let link = Link {
+            greeted: self.greeted,
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
             stop: Box::new(move || {
@@ -272,26 +282,9 @@ fn hello() -> ToHost<'static> {
     })
 }
 
-fn exit(code: u8) -> ToHost<'static> {
-    ToHost::Exit(Exit {
-        status: Status::Code(code),
-        out_of_memory: false,
-        user_time: 0,
-        system_time: 0,
-        peak_memory: 0,
-        times: Times::default(),
-    })
-}
-
 /// How a guest's words end a session.
 fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
     Scene::new(words, then).play().map(|report| report.end)
-}
-
-/// The error with its causes, as a user sees it.
-fn told(result: Result<impl std::fmt::Debug, Error>) -> String {
-    let error: anyhow::Error = result.expect_err("it is refused").into();
-    format!("{error:#}")
 }
 
 #[test]
@@ -299,11 +292,24 @@ fn a_good_guest_is_understood() {
     let words = encoded(&[hello(), ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let scene = Scene::new(words, Then::Waits);
     let stdout = scene.stdout.clone();
-    let End::Exited(exit) = scene.play().unwrap().end else {
-        panic!("it has exited");
-    };
-    assert_eq!(exit.status, Status::Code(3));
-    assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+    let report = scene.play().unwrap();
+    assert_eq!(report.end, End::Exited(3));
+    assert_eq!(report.exit.unwrap().status, Status::Code(3));
+    assert_eq!(stdout.bytes(), b"4\n");
+}
+
+#[test]
+fn a_clone_whose_hello_was_read_gets_its_request_at_once_and_says_no_other() {
+    let words = encoded(&[ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
+    let mut scene = Scene::new(words, Then::Waits);
+    scene.greeted = true;
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::Exited(3));
+    assert!(!sent.0.lock().unwrap().is_empty(), "the request was sent");
+    let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
+    scene.greeted = true;
+    let told = told(scene.play());
+    assert!(told.contains("out of order: a hello"), "{told}");
 }
 
 #[test]
@@ -475,13 +481,7 @@ fn nothing_counts_after_the_exit() {
     ]);
     let scene = Scene::new([words, vec![0xff; 100]].concat(), Then::Waits);
     let stdout = scene.stdout.clone();
-    assert!(matches!(
-        scene.play().unwrap().end,
-        End::Exited(Exit {
-            status: Status::Code(0),
-            ..
-        })
-    ));
+    assert_eq!(scene.play().unwrap().end, End::Exited(0));
     assert!(stdout.0.lock().unwrap().is_empty());
 }
 
@@ -769,7 +769,7 @@ fn archives_that_lead_elsewhere_write_nothing_there() {
 }
 
 #[test]
-fn an_archive_that_is_none_fails_the_copy_and_no_more() {
+fn bytes_that_are_no_archive_fail_the_copy_alone() {
     for bytes in [
         &b"x"[..],
         &[0; 200],

@@ -4,23 +4,21 @@
 //! and nothing of the host: what it gets is copied in, what it made is copied out, and the machine is gone.
 //!
 //! ```console
-//! $ cargo run --release -p minivm --example coding_agent -- dir:ROOT    # or an image that has git, python3 and pytest
+//! $ cargo run --release -p minivm-sandbox --example coding_agent -- dir:ROOT    # or an image that has git, python3 and pytest
 //! ```
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use minivm_guest::channel::{Request, Status};
-use minivm_image::{self, Image, Options, Unwatched};
+use minivm_image::{self, Options, Unwatched};
 use minivm_machine::images::Shelf;
-use minivm_machine::session::{BOOT_LIMIT, End, TERM};
-use minivm_machine::{Files, Machine, Place, Report, Session};
-use minivm_machine::{cache, kernel};
+use minivm_machine::{Files, Place, cache};
+use minivm_sandbox::{End, Finished, Host, Program, Sandbox, Task};
 
 /// What the agent does in the machine. It has a shell, and the repository in `/in/repo`.
 const SESSION: &str = r#"
@@ -69,75 +67,56 @@ pub(crate) fn run(
         &Options::default(),
         &Unwatched,
     )?;
+    let host = Host {
+        worker: Host::worker_beside(minivm),
+        cache,
+        image: Some(Arc::new(image)),
+        kernel: None,
+        // Where this host's KVM can't run a kernel, an emulated one can.
+        place: match minivm_vmm::probe() {
+            Ok(()) => Place::Here,
+            Err(_) => Place::Lab {
+                program: minivm.into(),
+            },
+        },
+    };
     let diff = folder.join("change.diff");
-    let copies = [
-        Files {
-            from: repository,
-            to: "/in/repo".into(),
-        },
-        Files {
-            from: "/out/change.diff".into(),
-            to: diff.clone(),
-        },
-    ];
-    let report = work(&shelf, &image, minivm, copies, output)?;
-    match report.end {
-        End::Exited(exit) if exit.status == Status::Code(0) && !report.copy_failed => Ok(diff),
-        end => bail!(
-            "the agent's session ended with {end:?}: {}",
-            report.warnings.join("; ")
+    let finished = host.microvm()?.run(session(repository, &diff, output))?;
+    match finished {
+        Finished {
+            end: End::Exited(0),
+            machine: Some(machine),
+            ..
+        } if !machine.copy_failed => Ok(diff),
+        finished => bail!(
+            "the agent's session ended with {:?}: {}",
+            finished.end,
+            finished.warnings.join("; ")
         ),
     }
 }
 
 /// One session in one machine.
-fn work(
-    shelf: &Shelf,
-    image: &Image,
-    minivm: &Path,
-    [copy_in, copy_out]: [Files; 2],
-    output: Box<dyn Write + Send>,
-) -> Result<Report> {
-    let archive = shelf.archive(image, || {})?;
-    let machine = Machine {
-        kernel: kernel::find()?,
-        initramfs: archive.path.clone(),
-        memory: archive.memory(None)?,
-        cpus: 1,
-        rings: true,
-        console: false,
-    };
-    // Where this host's KVM can't run a kernel, an emulated one can.
-    let place = match minivm_vmm::probe() {
-        Ok(()) => Place::Here,
-        Err(_) => Place::Lab {
-            program: minivm.into(),
-        },
-    };
-    let session = Session {
-        pending: minivm_machine::output::Pending::default(),
-        request: Request {
-            argv: ["sh", "-c", SESSION]
-                .map(|word| word.as_bytes().to_vec())
-                .to_vec(),
-            hostname: "agent".into(),
-            ..Request::default()
-        },
-        stdin: None,
-        stdout: output,
-        stderr: Box::new(io::stderr()),
-        boot_limit: BOOT_LIMIT,
-        timeout: Some(Duration::from_secs(120)),
-        max_output: Some(1 << 20),
-        copy_in: vec![copy_in],
-        copy_out: vec![copy_out],
-        max_copy_out: 1 << 20,
-        copy_out_grace: None,
-        stop_signal: TERM,
-        events: mpsc::channel().1,
-        overdue: None,
-    };
-    Ok(session.run(machine.start(&place)?)?)
+fn session(repository: PathBuf, diff: &Path, output: Box<dyn Write + Send>) -> Task {
+    let mut task = Task::new(Program::Command(vec![
+        "sh".into(),
+        "-c".into(),
+        SESSION.into(),
+    ]));
+    task.stdout = output;
+    task.stderr = Box::new(io::stderr());
+    task.limits.time = Some(Duration::from_secs(120));
+    task.limits.output = Some(1 << 20);
+    task.files.push(Files {
+        from: repository,
+        to: "/in/repo".into(),
+    });
+    task.vm.copy_out.push(Files {
+        from: "/out/change.diff".into(),
+        to: diff.to_owned(),
+    });
+    task.vm.hostname = Some("agent".into());
+    task
 }
 
 fn make_repository(folder: &Path) -> Result<()> {

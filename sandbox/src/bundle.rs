@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::task::HOSTNAME;
+use super::vm_options::HOSTNAME;
 
 /// Where things are in the jail.
 pub(super) const RUNSC: &str = "/runsc";

@@ -31,8 +31,8 @@ use minivm_image::publish::{self, Folder, Found};
 
 use super::exception::Tail;
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
-use super::{Backend, Capability, End, Error, Finished, Limits, Sandbox, Task, cannot, check_jail};
+use super::pyodide::{self, SNAPSHOT};
+use super::{Backend, End, Error, Finished, Limits, Sandbox, Task, cannot, check_jail};
 use crate::tools::npm;
 use minivm_machine::jail::{self, Calls, Jail};
 use minivm_machine::printable::printable;
@@ -303,10 +303,6 @@ impl Sandbox for Deno {
         Backend::Deno
     }
 
-    fn capabilities(&self) -> &'static [Capability] {
-        CAPABILITIES
-    }
-
     fn boundary(&self) -> &'static str {
         "WebAssembly, Deno's permissions, namespaces (bubblewrap)"
     }
@@ -328,5 +324,4 @@ impl Sandbox for Deno {
 }
 
 #[cfg(test)]
-#[path = "deno_tests.rs"]
 mod tests;

@@ -25,8 +25,8 @@ use minivm_image::Config;
 use super::packed::packed;
 use super::process::{self, Streams};
 use super::{
-    Backend, Capability, End, Error, Finished, Limits, OF_IMAGES, Sandbox, Task, bundle, cannot,
-    check_jail, rootless, worker_is_there,
+    Backend, End, Error, Finished, Limits, Sandbox, Task, bundle, cannot, check_jail, rootless,
+    worker_is_there,
 };
 use crate::tools;
 use minivm_machine::images::{INIT, Root};
@@ -184,10 +184,6 @@ fn for_reading(bytes: &[u8]) -> Result<OwnedFd, Error> {
 impl Sandbox for Gvisor {
     fn backend(&self) -> Backend {
         Backend::Gvisor
-    }
-
-    fn capabilities(&self) -> &'static [Capability] {
-        OF_IMAGES
     }
 
     fn boundary(&self) -> &'static str {

@@ -21,9 +21,11 @@ mod process;
 mod pyodide;
 pub mod reach;
 pub mod rootless;
+mod stop_signal;
 mod task;
 pub mod tools;
 mod turducken;
+mod vm_options;
 mod watch;
 
 use std::ffi::OsString;
@@ -40,9 +42,11 @@ pub use exception::Exception;
 pub use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
+pub use minivm_machine::{Call, End};
 pub use monty::Monty;
-pub use task::{CODE_MAX, Call, End, Finished, Function, Limits, Program, Task, Usage};
+pub use task::{CODE_MAX, Finished, Function, Limits, MachineRun, Program, Task, Usage};
 pub use turducken::Turducken;
+pub use vm_options::{Entrypoint, Started, VmOptions};
 
 /// The five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +75,31 @@ impl Backend {
 
     /// Whether it runs on a container image.
     pub fn needs_image(self) -> bool {
-        matches!(self, Backend::Microvm | Backend::Gvisor)
+        self.capabilities().contains(&Capability::Commands)
+    }
+
+    /// What it can do, beside running Python code.
+    pub fn capabilities(self) -> &'static [Capability] {
+        use Capability::{
+            Commands, Container, CopyOut, Environment, Files, HostFunctions, Machine, MemoryLimit,
+            Packages, Snapshot, Terminal,
+        };
+        match self {
+            Backend::Microvm => &[
+                Commands,
+                Packages,
+                Files,
+                Environment,
+                MemoryLimit,
+                Container,
+                Terminal,
+                CopyOut,
+                Machine,
+            ],
+            Backend::Gvisor => &[Commands, Packages, Files, Environment, MemoryLimit],
+            Backend::Monty => &[Environment, HostFunctions, MemoryLimit, Snapshot],
+            Backend::Deno | Backend::Chromium => &[Files, Environment, MemoryLimit],
+        }
     }
 
     /// As users write it.
@@ -121,6 +149,14 @@ pub enum Capability {
     MemoryLimit,
     /// Be suspended at a call, kept as bytes, and resumed.
     Snapshot,
+    /// Give a command another user, working folder, host name, entrypoint, limits or file systems than the image's.
+    Container,
+    /// Give a command a terminal.
+    Terminal,
+    /// Get files copied out when the command has ended.
+    CopyOut,
+    /// Be a machine with a kernel, vCPUs and an accelerator of the user's choice.
+    Machine,
 }
 
 impl fmt::Display for Capability {
@@ -128,32 +164,29 @@ impl fmt::Display for Capability {
         formatter.pad(match self {
             Capability::Commands => "commands",
             Capability::Packages => "packages",
-            Capability::Files => "files",
+            Capability::Files => "way to copy files in",
             Capability::Environment => "environment variables",
-            Capability::Network => "a network",
+            Capability::Network => "network",
             Capability::HostFunctions => "host functions",
-            Capability::MemoryLimit => "a memory limit",
+            Capability::MemoryLimit => "memory limit",
             Capability::Snapshot => "snapshots",
+            Capability::Container => "settings for a command in an image",
+            Capability::Terminal => "terminal",
+            Capability::CopyOut => "way to copy files out",
+            Capability::Machine => "virtual machine",
         })
     }
 }
-
-/// What both can do that run container images.
-const OF_IMAGES: &[Capability] = &[
-    Capability::Commands,
-    Capability::Packages,
-    Capability::Files,
-    Capability::Environment,
-    Capability::MemoryLimit,
-];
 
 /// A way to run code that nobody trusts.
 pub trait Sandbox: Send + Sync {
     /// Which one it is.
     fn backend(&self) -> Backend;
 
-    /// All that it can do, beside running Python code.
-    fn capabilities(&self) -> &'static [Capability];
+    /// All that it can do, beside running Python code: as its backend can, if it isn't less.
+    fn capabilities(&self) -> &'static [Capability] {
+        self.backend().capabilities()
+    }
 
     /// What stands between the code and the host, in a few words.
     fn boundary(&self) -> &'static str;
@@ -235,6 +268,9 @@ pub enum Error {
         /// What to do about it.
         hint: String,
     },
+    /// The task asks for what isn't valid, or isn't there in the image.
+    #[error("{0}")]
+    Request(String),
     /// The code can't be handed over.
     #[error(
         "the code is longer than {CODE_MAX} bytes, or has a zero byte in it: put it into a file"

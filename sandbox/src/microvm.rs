@@ -1,93 +1,210 @@
 //! The microVM: a virtual machine on KVM, from a container image. It boots for each task, or goes on from a template.
+//!
+//! This is the one place where a machine is described: its kernel, archive, memory and vCPUs ([`Machine`]), and what a template of it is
+//! made from ([`Recipe`]).
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use minivm_guest::channel::{Exit, Status};
 use minivm_image::Config;
-
-use super::exception::Tail;
-use super::{Backend, Capability, End, Error, Finished, OF_IMAGES, Sandbox, Task, Usage};
 use minivm_machine::images::Archive;
-use minivm_machine::session;
+use minivm_machine::printable::printable;
+use minivm_machine::session::{BOOT_LIMIT, TERM};
 use minivm_machine::templates::{Recipe, Template, Templates};
 use minivm_machine::{Link, Machine, Place, Report, Session, check_copies, check_room};
 use minivm_machine::{kernel, lab};
 
-/// Machines made from one image.
+use super::exception::Tail;
+use super::stop_signal;
+use super::{Backend, Error, Finished, MachineRun, Program, Sandbox, Task, Usage};
+
+/// Machines made from one image, or from one template.
 pub struct Microvm {
-    archive: Archive,
+    /// The image, as the user calls it.
+    image: String,
     config: Config,
-    kernel: PathBuf,
+    /// The image's archive, kept while this is; `None` for a template, which has what it needs.
+    archive: Option<Archive>,
+    /// The machine, but for its memory where it is made from an archive: that follows from the task.
+    machine: Machine,
     place: Place,
-    cpus: u8,
-    warm: Option<Warm>,
+    start: Start,
 }
 
-/// What machines go on from instead of booting.
-struct Warm {
-    templates: Templates,
-    template: Template,
+/// What a machine begins with.
+enum Start {
+    /// Its kernel's first instruction.
+    Boot,
+    /// The template of its recipe, where there is one; if not it boots, and a template is made in the background.
+    TemplateOrBoot(Templates),
+    /// This template. A task that asks for another size of memory boots.
+    Template(Templates, Box<Template>),
 }
 
 impl Microvm {
     /// Machines from the image with this archive and configuration.
     pub fn new(archive: Archive, config: Config, kernel: PathBuf, place: Place) -> Self {
-        Microvm {
-            archive,
-            config,
+        let machine = Machine {
             kernel,
-            place,
+            initramfs: archive.path.clone(),
+            memory: 0,
             cpus: 1,
-            warm: None,
+            rings: true,
+            console: false,
+        };
+        Microvm {
+            image: String::new(),
+            config,
+            archive: Some(archive),
+            machine,
+            place,
+            start: Start::Boot,
         }
     }
 
-    /// The same, going on from a template with a Python that has started: the one of this image in this cache, which is made
+    /// Machines that go on from a template that has a name: its image, kernel, memory and vCPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Template`] where there is no such template, or it can't be opened.
+    pub fn of_template(templates: Templates, name: &str) -> Result<Self, Error> {
+        let template = templates.open_named(name)?;
+        let recipe = template.recipe.clone();
+        Ok(Microvm {
+            image: recipe.image,
+            config: recipe.config,
+            archive: None,
+            machine: recipe.machine,
+            place: template.place(),
+            start: Start::Template(templates, Box::new(template)),
+        })
+    }
+
+    /// How the image is to be run.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where the machines run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Sets the image's name, which templates remember.
+    #[must_use]
+    pub fn called(mut self, image: String) -> Self {
+        self.image = image;
+        self
+    }
+
+    /// Sets the number of vCPUs, 1 if not set.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u8) -> Self {
+        self.machine.cpus = cpus;
+        self
+    }
+
+    /// Sets whether bulk goes through guest memory, as it does if not set, or every byte through the UART.
+    #[must_use]
+    pub fn rings(mut self, rings: bool) -> Self {
+        self.machine.rings = rings;
+        self
+    }
+
+    /// Sets whether the kernel's console is shown on stderr, which it isn't if not set.
+    #[must_use]
+    pub fn console(mut self, console: bool) -> Self {
+        self.machine.console = console;
+        self
+    }
+
+    /// Lets machines go on from the template of their recipe, where there is one. If there is none, a machine boots, and a process of
+    /// this program, which has to be `minivm`, makes a template in the background.
+    #[must_use]
+    pub fn templates(mut self, templates: Templates) -> Self {
+        self.start = Start::TemplateOrBoot(templates);
+        self
+    }
+
+    /// Lets machines go on from a template with a Python that has started: the one of this image in this cache, which is made
     /// first if it isn't there. A task that asks for another size of memory boots as before.
     ///
     /// In the lab, the template is kept by a process of this program, which therefore has to be `minivm`.
     ///
     /// # Errors
     ///
-    /// Where the template can't be made.
+    /// [`Error::Template`] where the template can't be made.
     pub fn warm(mut self, image: String, cache: &Path) -> Result<Self, Error> {
+        self.image = image;
         let templates = Templates::new(cache);
-        let recipe = Recipe {
-            image,
-            machine: self.machine(None)?,
-            config: self.config.clone(),
-            warm: Some(String::new()),
-        };
+        let recipe = self.recipe(None, Some(String::new()))?;
         let template = templates.open_or_create(&recipe, &self.place)?;
-        self.warm = Some(Warm {
-            templates,
-            template,
-        });
+        self.start = Start::Template(templates, Box::new(template));
         Ok(self)
     }
 
-    fn machine(&self, memory: Option<u64>) -> Result<Machine, Error> {
-        Ok(Machine {
-            kernel: self.kernel.clone(),
-            initramfs: self.archive.path.clone(),
-            memory: self.archive.memory(memory)?,
-            cpus: self.cpus,
-            rings: true,
-            console: false,
+    /// What a template of such a machine is made from, with `memory` bytes, or as many as the image needs. `warm` is the code that
+    /// its Python has run, if one is to be started.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Machine`] where the image needs more memory than that.
+    pub fn recipe(&self, memory: Option<u64>, warm: Option<String>) -> Result<Recipe, Error> {
+        let mut machine = self.machine.clone();
+        match (&self.archive, memory) {
+            (Some(archive), memory) => machine.memory = archive.memory(memory)?,
+            (None, Some(memory)) if memory != machine.memory => {
+                return Err(Error::Request(format!(
+                    "the template has {} bytes of memory, and can't have {memory}",
+                    machine.memory
+                )));
+            }
+            (None, _) => {}
+        }
+        Ok(Recipe {
+            image: self.image.clone(),
+            machine,
+            config: self.config.clone(),
+            warm,
         })
     }
 
-    /// One that waits for its request, or will when it has booted.
-    fn link(&self, machine: &Machine) -> Result<Link, Error> {
-        match &self.warm {
-            Some(Warm {
-                templates,
-                template,
-            }) if template.recipe.machine.memory == machine.memory => {
-                Ok(templates.resume(template, false)?)
+    /// A machine that waits for its request, or will when it has booted, and whether it goes on from a template.
+    fn link(&self, recipe: &Recipe) -> Result<(Link, bool), Error> {
+        let machine = &recipe.machine;
+        let warm = match &self.start {
+            Start::Boot => None,
+            Start::TemplateOrBoot(templates) => templates
+                .start(recipe, &self.place)
+                .unwrap_or_else(|error| {
+                    log::debug!("the machine boots, for want of a template: {error}");
+                    None
+                }),
+            Start::Template(_, template) if template.recipe.machine.memory != machine.memory => {
+                None
             }
-            _ => Ok(machine.start(&self.place)?),
+            Start::Template(templates, template) => {
+                Some(templates.resume(template, machine.console)?)
+            }
+        };
+        match warm {
+            Some(link) => Ok((link, true)),
+            None => Ok((machine.start(&self.place)?, false)),
+        }
+    }
+
+    /// The signal that the image's command gets in place of SIGTERM, and a warning where the image's is unknown.
+    fn stop_signal(&self) -> (u8, Option<String>) {
+        let name = &self.config.stop_signal;
+        match stop_signal::number(name) {
+            Some(number) => (number, None),
+            None => (
+                TERM,
+                Some(format!(
+                    "unknown stop signal {:?} in the image: its command gets SIGTERM",
+                    printable(name, 40)
+                )),
+            ),
         }
     }
 }
@@ -97,17 +214,14 @@ impl Sandbox for Microvm {
         Backend::Microvm
     }
 
-    fn capabilities(&self) -> &'static [Capability] {
-        OF_IMAGES
-    }
-
     fn boundary(&self) -> &'static str {
         self.place.boundary()
     }
 
     fn check(&self) -> Result<(), Error> {
-        if !self.kernel.is_file() {
-            let folder = self.kernel.parent().map(PathBuf::from).unwrap_or_default();
+        let kernel = &self.machine.kernel;
+        if !kernel.is_file() {
+            let folder = kernel.parent().map(PathBuf::from).unwrap_or_default();
             return Err(kernel::Missing { folder }.into());
         }
         match self.place {
@@ -122,58 +236,119 @@ impl Sandbox for Microvm {
         }
     }
 
-    fn start(&self, task: Task) -> Result<Finished, Error> {
+    fn start(&self, mut task: Task) -> Result<Finished, Error> {
         let began = Instant::now();
-        let machine = self.machine(task.limits.memory)?;
-        check_room(check_copies(&task.files)?, machine.memory)?;
+        // What is made ready for code has a Python that has started.
+        let code = matches!(task.program, Program::Code(_));
+        let recipe = self.recipe(task.limits.memory, code.then(String::new))?;
+        check_room(check_copies(&task.files)?, recipe.machine.memory)?;
         let request = task.request(&self.config)?;
-        let tail = Tail::default();
+        let (stop_signal, unknown) = self.stop_signal();
+        let tail = code.then(Tail::default);
+        if let Some(tail) = &tail {
+            task.stderr = tail.of(task.stderr);
+        }
+        let (link, warm) = self.link(&recipe)?;
+        if let Some(started) = task.vm.started.take() {
+            started(&self.place, warm);
+        }
+        let build = began.elapsed();
+        log::debug!("the machine runs {build:.2?} after the task's start");
         let session = Session {
+            request,
             stdin: task.stdin,
             stdout: task.stdout,
-            stderr: tail.of(task.stderr),
+            stderr: task.stderr,
+            pending: task.vm.pending,
+            boot_limit: BOOT_LIMIT,
             timeout: task.limits.time,
             max_output: task.limits.output,
             copy_in: task.files,
+            copy_out: task.vm.copy_out,
+            max_copy_out: recipe.machine.memory,
+            copy_out_grace: task.vm.copy_out_grace,
+            stop_signal,
             events: task.events,
-            ..Session::new(request)
+            overdue: task.vm.overdue,
         };
-        let report = session.run(self.link(&machine)?)?;
-        let mut finished = finished(report, &tail);
-        finished.warnings.extend(self.place.warning());
+        let report = session.run(link)?;
+        let mut finished = finished(report, &self.place, warm, build);
+        finished.exception = tail.and_then(|tail| tail.exception_at(&finished.end));
+        finished.warnings.splice(0..0, unknown);
         finished.usage.total = began.elapsed();
-        finished.usage.peak_memory = self.place.host_memory();
         Ok(finished)
     }
 }
 
-fn finished(report: Report, tail: &Tail) -> Finished {
-    let mut usage = Usage::default();
-    let end = match report.end {
-        session::End::Exited(exit) => {
-            usage.user_time = Some(std::time::Duration::from_micros(exit.user_time));
-            usage.system_time = Some(std::time::Duration::from_micros(exit.system_time));
-            exited(&exit)
-        }
-        session::End::NotFound(what) => End::NotFound(what),
-        session::End::NotExecutable(what) => End::NotExecutable(what),
-        session::End::TimedOut => End::TimedOut,
-        session::End::Stopped(signal) => End::Stopped(signal),
-        session::End::OutputClosed => End::OutputClosed,
-    };
+fn finished(report: Report, place: &Place, warm: bool, build: Duration) -> Finished {
+    let exit = report.exit.as_ref();
+    let init = exit.map(|exit| {
+        let nanos = exit.times.hello.saturating_sub(exit.times.init);
+        // The guest says so; it can't have been longer than the whole.
+        Duration::from_nanos(nanos).min(report.boot)
+    });
     Finished {
-        exception: tail.exception_at(&end),
-        end,
+        exception: None,
         truncated: report.truncated,
-        warnings: report.warnings,
-        usage,
+        usage: Usage {
+            total: Duration::ZERO,
+            user_time: exit.map(|exit| Duration::from_micros(exit.user_time)),
+            system_time: exit.map(|exit| Duration::from_micros(exit.system_time)),
+            peak_memory: place.host_memory(),
+        },
+        machine: Some(MachineRun {
+            place: place.clone(),
+            warm,
+            copy_failed: report.copy_failed,
+            out_of_memory: exit.is_some_and(|exit| exit.out_of_memory),
+            peak_memory: exit.map(|exit| exit.peak_memory),
+            build,
+            boot: report.boot - init.unwrap_or_default(),
+            init,
+            setup: report.setup,
+            run: report.run,
+        }),
+        warnings: report.warnings.into_iter().chain(place.warning()).collect(),
+        end: report.end,
     }
 }
 
-fn exited(exit: &Exit) -> End {
-    match exit.status {
-        Status::Signal(9) if exit.out_of_memory => End::OutOfMemory,
-        Status::Signal(signal) => End::Signal(signal),
-        Status::Code(code) => End::Exited(code),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_guest::channel::{Exit, Status, Times};
+    use minivm_machine::End;
+
+    #[test]
+    fn the_guest_cannot_have_its_init_start_longer_than_the_boot() {
+        let exit = Exit {
+            status: Status::Code(1),
+            out_of_memory: true,
+            user_time: 1,
+            system_time: 2,
+            peak_memory: 3,
+            times: Times {
+                hello: 10_000_000,
+                ..Times::default()
+            },
+        };
+        let millis = Duration::from_millis;
+        let report = Report {
+            end: End::from(&exit),
+            exit: Some(exit),
+            truncated: false,
+            warnings: Vec::new(),
+            copy_failed: false,
+            boot: millis(4),
+            setup: millis(8),
+            run: millis(16),
+        };
+        let finished = finished(report, &Place::Here, false, millis(2));
+        let machine = finished.machine.unwrap();
+        assert_eq!((machine.boot, machine.init), (millis(0), Some(millis(4))));
+        assert_eq!((machine.setup, machine.run), (millis(8), millis(16)));
+        assert_eq!(finished.end, End::Exited(1));
+        assert!(machine.out_of_memory, "of another process than the command");
+        assert_eq!(machine.peak_memory, Some(3));
     }
 }

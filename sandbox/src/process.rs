@@ -147,6 +147,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
             peak_memory: (peak > 0).then_some(peak),
             ..Usage::default()
         },
+        machine: None,
     })
 }
 
@@ -466,5 +467,4 @@ fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result
 }
 
 #[cfg(test)]
-#[path = "process_tests.rs"]
 mod tests;

@@ -27,13 +27,6 @@ pub(super) const SHARED: &str = include_str!("../js/pyodide.mjs");
 /// Where the jail has Python's memory as it is when Python has just started, if anything has.
 pub(super) const SNAPSHOT: &str = "/snapshot";
 
-/// What both can do.
-pub(super) const CAPABILITIES: &[Capability] = &[
-    Capability::Files,
-    Capability::Environment,
-    Capability::MemoryLimit,
-];
-
 /// What JavaScript is told of a task.
 #[derive(Serialize)]
 struct Told {

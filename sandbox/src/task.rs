@@ -4,25 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use minivm_guest::channel::Request;
-use minivm_image::Config;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Backend, Capability, Error, Exception, python};
-use minivm_machine::Files;
+use super::{Backend, Capability, Error, Exception, VmOptions};
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
+use minivm_machine::{Call, End, Files, Place};
 
 /// The most bytes of [`Program::Code`]: what Linux takes as one argument.
 pub const CODE_MAX: usize = (128 << 10) - 1;
-
-/// What sandboxes call their machine.
-pub(super) const HOSTNAME: &str = "minivm";
 
 /// What a sandbox is to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,17 +31,6 @@ pub enum Program {
         /// What the function returned that it had called, or the message of an exception.
         returned: Result<Value, String>,
     },
-}
-
-/// A call of one of the host's functions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Call {
-    /// The function's name.
-    pub function: String,
-    /// Its arguments.
-    pub args: Vec<Value>,
-    /// Its arguments by name.
-    pub kwargs: Map<String, Value>,
 }
 
 /// A function of the host's that the code may call. What it returns as an error is the message of an exception there.
@@ -85,7 +67,7 @@ pub struct Task {
     pub stdin: Option<OwnedFd>,
     /// Its output.
     pub stdout: Box<dyn Write + Send>,
-    /// Its output of the other kind.
+    /// The command's stderr.
     pub stderr: Box<dyn Write + Send>,
     /// Environment variables, beside those that the image or the sandbox sets itself.
     pub env: Vec<(OsString, OsString)>,
@@ -99,6 +81,8 @@ pub struct Task {
     pub suspend_at: BTreeSet<String>,
     /// What happens to it while it runs. A signal ends it everywhere but in a microVM, whose command gets it.
     pub events: Receiver<Event>,
+    /// What a virtual machine alone can do with it.
+    pub vm: VmOptions,
 }
 
 impl Task {
@@ -115,6 +99,7 @@ impl Task {
             functions: BTreeMap::new(),
             suspend_at: BTreeSet::new(),
             events: mpsc::channel().1,
+            vm: VmOptions::default(),
         }
     }
 
@@ -148,7 +133,8 @@ impl Task {
             (resumes || !self.suspend_at.is_empty(), Capability::Snapshot),
         ];
         let needed = needs.into_iter().filter(|(needed, _)| *needed);
-        needed.map(|(_, capability)| capability).collect()
+        let needed = needed.map(|(_, capability)| capability);
+        needed.chain(self.vm.needs()).collect()
     }
 
     /// The user's variables as text, for sandboxes whose Python has no others.
@@ -165,60 +151,6 @@ impl Task {
         };
         self.env.iter().map(text).collect()
     }
-
-    /// What `minivm-init` is asked for in an image with this configuration. Its command gets the user's variables last.
-    pub(super) fn request(&self, config: &Config) -> Result<Request, Error> {
-        let mut env: Vec<Vec<u8>> = config.env.iter().map(|text| text.clone().into()).collect();
-        let own = self.env.iter();
-        env.extend(own.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()));
-        Ok(Request {
-            argv: argv(&self.program)?,
-            env,
-            cwd: config.working_dir.clone().into_bytes(),
-            user: config.user.clone(),
-            hostname: HOSTNAME.into(),
-            ..Request::default()
-        })
-    }
-}
-
-/// What runs it in an image. Code is for the image's Python.
-fn argv(program: &Program) -> Result<Vec<Vec<u8>>, Error> {
-    let words = match program {
-        Program::Command(words) => words.clone(),
-        Program::Code(code) => python(code)?,
-        // Nobody who runs images declares it, so it doesn't come here.
-        Program::Resume { .. } => Vec::new(),
-    };
-    Ok(words.into_iter().map(OsString::into_vec).collect())
-}
-
-/// How a program ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum End {
-    /// By itself, with this exit code.
-    Exited(u8),
-    /// By this signal, which nobody here has sent.
-    Signal(u8),
-    /// By its time limit.
-    TimedOut,
-    /// By its memory limit.
-    OutOfMemory,
-    /// By [`Event::Stop`] or [`Event::Signal`], as if by this signal.
-    Stopped(u8),
-    /// Nobody takes its output any more.
-    OutputClosed,
-    /// The command was never there.
-    NotFound(String),
-    /// The command can't be executed.
-    NotExecutable(String),
-    /// At the call of one of [`Task::suspend_at`]. [`Program::Resume`] goes on from here, in any process.
-    Suspended {
-        /// The call.
-        call: Call,
-        /// The code's state.
-        state: Vec<u8>,
-    },
 }
 
 /// What a task took.
@@ -247,6 +179,33 @@ pub struct Finished {
     pub warnings: Vec<String>,
     /// What it took.
     pub usage: Usage,
+    /// What is known of its virtual machine; `None` for sandboxes without one.
+    pub machine: Option<MachineRun>,
+}
+
+/// A task's run in a virtual machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MachineRun {
+    /// Where the machine ran.
+    pub place: Place,
+    /// Whether it went on from a template instead of booting.
+    pub warm: bool,
+    /// Whether files could not be copied out; the warnings say which.
+    pub copy_failed: bool,
+    /// Whether the guest's kernel ended a process for want of memory, be it the command or another one.
+    pub out_of_memory: bool,
+    /// The most bytes of the guest's memory that the command had.
+    pub peak_memory: Option<u64>,
+    /// From the task's begin until the machine ran.
+    pub build: Duration,
+    /// From there until the guest's init started, as far as that is known, else until it said hello.
+    pub boot: Duration,
+    /// From init's start until it said hello, by the guest's own account.
+    pub init: Option<Duration>,
+    /// From there to the command's start.
+    pub setup: Duration,
+    /// From there to its end.
+    pub run: Duration,
 }
 
 #[cfg(test)]
@@ -254,6 +213,7 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::io::Read;
+    use std::os::unix::ffi::OsStringExt;
 
     #[test]
     fn a_task_needs_what_it_uses_and_nothing_else() {
@@ -274,12 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn variables_need_not_be_text() {
+    fn variables_that_are_not_text_are_refused_by_backends_without_others() {
         let mut task = Task::code("pass");
-        let odd = OsString::from_vec(b"\xff=".to_vec());
-        task.env = vec![("A".into(), odd.clone()), (odd, "1".into())];
-        let request = task.request(&Config::default()).unwrap();
-        assert_eq!(request.env, [&b"A=\xff="[..], b"\xff==1"]);
+        let odd = OsString::from_vec(b"\xff".to_vec());
+        task.env = vec![("A".into(), odd)];
         for backend in [Backend::Deno, Backend::Monty] {
             let error = task.texts(backend).unwrap_err().to_string();
             assert!(error.contains("\"A\" is not UTF-8"), "{error}");

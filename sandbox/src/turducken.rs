@@ -10,12 +10,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use minivm_guest::channel::Request;
 use minivm_image::{Blob, Config, Digest, Image, Layer, Root};
 use tar::{Builder, EntryType, Header};
 
 use super::bundle::{self, Container};
-use super::{Deno, Error, cannot, gvisor, pyodide};
+use super::{Deno, Error, Microvm, Program, Task, cannot, gvisor, pyodide, python};
+use minivm_machine::Place;
 use minivm_machine::images::{Archive, Shelf};
 
 const LAUNCHER: &str = include_str!("../js/turducken.mjs");
@@ -32,12 +32,9 @@ const MOUNT_POINTS: [&str; 5] = ["dev", "etc", "proc", "sys", "tmp"];
 /// take longer than what they save where time is scarcest: under emulation.
 const V8: &str = "--v8-flags=--liftoff-only,--single-threaded";
 
-/// The image, and what to ask of its machine.
+/// The image of the turducken's machine, made and kept.
 pub struct Turducken {
-    /// The initramfs.
-    pub archive: Archive,
-    /// What runs the code that comes on stdin.
-    pub request: Request,
+    archive: Archive,
 }
 
 impl Turducken {
@@ -54,13 +51,26 @@ impl Turducken {
             making();
             parts.image()
         })?;
-        let request = Request {
-            argv: argv().into_iter().map(String::into_bytes).collect(),
-            hostname: "turducken".into(),
-            stdin: true,
-            ..Request::default()
-        };
-        Ok(Turducken { archive, request })
+        Ok(Turducken { archive })
+    }
+
+    /// The machine that all of it runs in.
+    pub fn microvm(self, kernel: PathBuf, place: Place) -> Microvm {
+        Microvm::new(self.archive, Config::default(), kernel, place)
+    }
+
+    /// What that machine runs: the code comes on stdin, through all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Code`] where it is too long, and where there is no memory to keep it.
+    pub fn task(code: &str) -> Result<Task, Error> {
+        python(code)?;
+        let words = argv().into_iter().map(Into::into).collect();
+        let mut task = Task::new(Program::Command(words));
+        task.vm.hostname = Some("turducken".into());
+        let task = task.with_input(code.as_bytes());
+        task.map_err(cannot("keep the code in memory"))
     }
 }
 

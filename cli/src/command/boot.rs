@@ -6,34 +6,32 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_machine::lab::{self, LabRequest, Root};
+use minivm_machine::lab;
+use minivm_machine::lab_machine::LabMachine;
 use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
-use super::terminal::{self, RawMode};
+use super::terminal;
 use super::{console, units};
 
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
-/// Where the lab has the files.
-const LAB_KERNEL: &str = "/kernel";
-const LAB_INITRAMFS: &str = "/initramfs";
 
 #[derive(Args)]
 pub(super) struct BootArgs {
     /// Linux kernel: an ELF vmlinux or a bzImage
     #[arg(long, required = true, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's first root file system: a cpio archive, plain or compressed
+    /// Guest's first root file system: a cpio archive, plain or compressed
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
     cmdline: String,
-    /// Guest memory; `size=256M` means the same
+    /// Guest memory; `size=256M` is accepted, too
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
     memory: u64,
-    /// Number of vCPUs; `boot=1` means the same
+    /// Number of vCPUs; `boot=1` is accepted, too
     #[arg(long, value_name = "N", default_value = "1", value_parser = cpus)]
     cpus: u8,
     /// The serial port is the terminal's: nothing else can be asked for
@@ -42,7 +40,7 @@ pub(super) struct BootArgs {
     /// There is no other console: nothing else can be asked for
     #[arg(long, value_parser = ["off"], hide = true)]
     console: Option<String>,
-    /// Let `minivm snapshot` save the machine while it runs: a Unix socket, made here and removed at the end
+    /// Unix socket at which `minivm snapshot` can save the machine while it runs; it is removed at the end
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
     #[command(flatten)]
@@ -50,7 +48,7 @@ pub(super) struct BootArgs {
 }
 
 impl BootArgs {
-    /// Whether it was asked for that the machine runs on this host's KVM.
+    /// Returns whether this host's KVM was asked for.
     pub(super) fn is_on_kvm(&self) -> bool {
         self.accel.is_kvm()
     }
@@ -102,30 +100,10 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Runs this program with the same arguments in the lab, which gets the two files and nothing else.
+/// Runs the machine in the lab, which gets the two files and nothing else.
 fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
-    let Kernel::File(kernel) = config.kernel else {
-        unreachable!("the command line names a file")
-    };
-    let mut command: Vec<std::ffi::OsString> =
-        ["/minivm", "--accel", "kvm", "--kernel", LAB_KERNEL]
-            .map(Into::into)
-            .to_vec();
-    let mut files = vec![(kernel, LAB_KERNEL.into())];
-    if let Some(initramfs) = config.initramfs {
-        command.extend(["--initramfs", LAB_INITRAMFS].map(Into::into));
-        files.push((initramfs, LAB_INITRAMFS.into()));
-    }
-    // In one word, for it may begin with a dash.
-    command.push(format!("--cmdline={}", config.cmdline).into());
-    command.extend((0..verbose).map(|_| "-v".into()));
-    command.extend(["--memory".into(), config.memory.to_string().into()]);
-    command.extend(["--cpus".into(), config.cpus.to_string().into()]);
-
-    let mut request = LabRequest::new(Root::Private, command);
-    request.files = files;
-    request.make_room(config.memory)?;
-    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    let mut request = LabMachine::Console(config).request(verbose)?;
+    let raw = console::raw_mode(true)?;
     if raw.is_some() {
         // Ends this process, and with it the lab.
         let keys = terminal::keys(|| {

@@ -29,10 +29,10 @@ enum Compression {
 pub(super) struct BuildArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// Where to write it
+    /// File to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// How to compress it
+    /// Compression of the archive
     #[arg(long, value_enum, default_value_t = Compression::None, value_name = "HOW")]
     compression: Compression,
 }

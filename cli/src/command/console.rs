@@ -1,4 +1,4 @@
-//! A machine with the terminal as its console, whatever it begins with: a kernel or a snapshot.
+//! A machine with the terminal as its console: one that boots a kernel, or resumes a snapshot.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use anyhow::Context;
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
 
 use super::accel::explain;
-use super::control::Socket;
+use super::control::{Server, Socket};
 use super::signals;
 use super::terminal::{self, RawMode};
 
@@ -36,25 +36,31 @@ pub(super) fn run(
     log_step("the machine is there", started);
     let _ = control.set(machine.control());
     // Only now: whatever failed before was printed to a terminal in order.
-    let raw = match socket {
-        Some(_) => RawMode::enter_quietly(),
-        None => RawMode::enter(),
-    }
-    .context("cannot set the terminal to raw mode")?;
+    let raw = raw_mode(socket.is_none())?;
     let server = socket
-        .map(|socket| socket.serve(machine.control()))
-        .transpose()?;
+        .map(|socket| Server::start(socket, machine.control()))
+        .transpose()
+        .context("cannot serve the control socket")?;
     let outcome = machine.run();
     log_step("the machine is gone", started);
     drop(server);
     drop(raw);
-    tell(outcome)
+    report(outcome)
 }
 
-/// Tells those who want to know it how far it has come.
+/// Logs a step of the machine's life, with the time since minivm's start.
 pub(super) fn log_step(what: &str, started: Instant) {
     let micros = started.elapsed().as_micros();
     log::debug!("{what} after {micros} µs");
+}
+
+/// Switches the terminal to raw mode, if stdin is one. With `until_death` a signal that ends this process restores it.
+pub(super) fn raw_mode(until_death: bool) -> anyhow::Result<Option<RawMode>> {
+    let raw = RawMode::enter().context("cannot set the terminal to raw mode")?;
+    if until_death && raw.is_some() {
+        signals::before_death(terminal::restore).context("cannot listen to signals")?;
+    }
+    Ok(raw)
 }
 
 /// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.
@@ -75,7 +81,7 @@ fn stdout() -> anyhow::Result<File> {
     Ok(File::from(stdout.context("cannot use stdout")?))
 }
 
-/// What is typed, or stdin as it is where it is no terminal. Ctrl-A x ends the machine, once there is one.
+/// The guest's input: typed keys, or stdin itself where that is not a terminal. Ctrl-A x ends the machine.
 fn stdin(control: &Arc<OnceLock<Control>>) -> anyhow::Result<OwnedFd> {
     if !rustix::termios::isatty(io::stdin()) {
         let stdin = io::stdin().as_fd().try_clone_to_owned();
@@ -90,8 +96,8 @@ fn stdin(control: &Arc<OnceLock<Control>>) -> anyhow::Result<OwnedFd> {
     terminal::keys(end).context("cannot read the terminal")
 }
 
-/// The exit code, and on stderr why it is none of the good ones.
-fn tell(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
+/// Returns the exit code of an outcome, and prints why the machine failed, if it did.
+fn report(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
     let outcome = match outcome {
         // The guest's doing, and not minivm's failure.
         Err(error @ Error::Exit { .. }) => {

@@ -1,8 +1,8 @@
-//! Finding an image and its archive, with progress where somebody watches.
+//! Images of the command line: opening one, with progress on a terminal, and describing the machine made from it.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,31 +10,35 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm_image::{self, Digest, Image, Options, Progress, Source};
+use minivm_machine::Place;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, Shelf};
 use minivm_machine::printable::printable;
 use minivm_machine::templates::{Templates, lab};
+use minivm_sandbox::Microvm;
 
 use super::{EXIT_ERROR, units};
 
-/// How long a line is at most that tells of what can't be removed: the longest path and more.
+/// The most characters of a line about something that can't be removed: the longest path and more.
 const LINE_MAX: usize = 5000;
 
-/// When to ask a registry.
+/// When a registry is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Pull {
-    /// For what isn't here
+    /// If the image isn't cached
     Missing,
-    /// Always for what the tag stands for now
+    /// To look up what the tag stands for now
     Always,
-    /// Never
+    /// Not at all
     Never,
 }
 
 #[derive(Args)]
 pub(super) struct ImageArgs {
-    /// The image: NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG],
-    /// oci-archive:FILE, tar:FILE (a `docker export`), dir:FOLDER, or - for an archive on stdin
+    /// Container image, such as python:3-alpine
+    ///
+    /// NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG], oci-archive:FILE, tar:FILE (a `docker
+    /// export`), dir:FOLDER, or - for an archive on stdin.
     #[arg(value_name = "IMAGE", value_parser = source)]
     pub(super) image: Source,
     #[command(flatten)]
@@ -44,15 +48,15 @@ pub(super) struct ImageArgs {
 #[derive(Args)]
 pub(super) struct PullArgs {
     /// When to ask a registry
-    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN")]
+    #[arg(long, value_enum, default_value_t = Pull::Missing, value_name = "WHEN", hide_short_help = true)]
     pull: Pull,
-    /// Say nothing but errors
-    #[arg(short, long)]
+    /// Print no progress and no warnings, only errors
+    #[arg(short, long, hide_short_help = true)]
     pub(super) quiet: bool,
 }
 
-/// The image that has Python, where nobody names one: what `MINIVM_IMAGE` names, or the root file system that `cargo xtask
-/// setup` has made, or the usual one.
+/// The default image, which has Python: the one in `MINIVM_IMAGE`, or the root file system that `cargo xtask setup` has made, or
+/// `python:3-alpine`.
 pub(super) fn python() -> anyhow::Result<Source> {
     if let Some(name) = std::env::var_os("MINIVM_IMAGE").filter(|name| !name.is_empty()) {
         let name = name.to_str().context("MINIVM_IMAGE is not text")?;
@@ -65,12 +69,12 @@ pub(super) fn python() -> anyhow::Result<Source> {
     }
 }
 
-/// One in a registry that everybody has.
+/// The public image with Python.
 fn source_with_python() -> anyhow::Result<Source> {
     source("python:3-alpine").map_err(anyhow::Error::msg)
 }
 
-/// An image's name. What others call volumes is told what it is called here.
+/// Parses an image's name. One that looks like a volume gets a hint of `--copy-in`.
 pub(super) fn source(text: &str) -> Result<Source, String> {
     text.parse().map_err(|error: minivm_image::Error| {
         let hint = match text.split_once(":/") {
@@ -83,12 +87,12 @@ pub(super) fn source(text: &str) -> Result<Source, String> {
     })
 }
 
-/// Where images and archives are kept.
+/// The cache of images and their archives.
 pub(super) fn shelf() -> anyhow::Result<Shelf> {
     Ok(Shelf::new(&cache_folder()?))
 }
 
-/// Where everything is kept that was made once, within the limit that the user has set.
+/// The cache's folder. Sets the limit on its size that the user asked for.
 pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
     if let Some(limit) = cache_limit()? {
         images::set_limit(limit);
@@ -96,7 +100,7 @@ pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
     Ok(cache::find()?)
 }
 
-/// What `MINIVM_CACHE_SIZE` says.
+/// The limit in `MINIVM_CACHE_SIZE`.
 fn cache_limit() -> anyhow::Result<Option<u64>> {
     let said = std::env::var_os("MINIVM_CACHE_SIZE").filter(|said| !said.is_empty());
     let said = said.map(|said| units::bytes(&said.to_string_lossy()));
@@ -143,7 +147,7 @@ fn told(error: impl Into<anyhow::Error>) -> String {
     printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
-/// Finds and opens an image that somebody has named, or the one with Python.
+/// Finds and opens the image `source`: the named one, or the default.
 pub(super) fn open_named_or_python(
     named: Option<&Source>,
     source: &Source,
@@ -180,18 +184,31 @@ pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::R
 }
 
 /// The image's archive, made where it isn't there.
-pub(super) fn archive(
-    source: &Source,
-    quiet: bool,
-    image: &Image,
-    shelf: &Shelf,
-) -> anyhow::Result<Archive> {
+fn archive(source: &Source, quiet: bool, image: &Image, shelf: &Shelf) -> anyhow::Result<Archive> {
     let mut spinner = None;
     let archive = shelf.archive(image, || spinner = making(source, quiet));
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     archive.map_err(explain_full)
+}
+
+/// Machines of the image with this kernel, or with the one that `cargo xtask setup` has made. `place` is asked for where they run once
+/// the archive is there.
+pub(super) fn microvm(
+    source: &Source,
+    image: Image,
+    kernel: Option<&Path>,
+    quiet: bool,
+    place: impl FnOnce() -> anyhow::Result<Place>,
+) -> anyhow::Result<Microvm> {
+    let archive = archive(source, quiet, &image, &shelf()?)?;
+    let kernel = match kernel {
+        Some(kernel) => kernel.to_owned(),
+        None => minivm_machine::kernel::find()?,
+    };
+    let microvm = Microvm::new(archive, image.config, kernel, place()?);
+    Ok(microvm.called(source.to_string()))
 }
 
 /// The error; where the cache's disk is full, with what makes room there.

@@ -3,12 +3,15 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use minivm_machine::lab::{Error, LabRequest, Root};
+use minivm_machine::lab_machine::LabMachine;
+use minivm_machine::templates;
+use minivm_vmm::Builder;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT, units};
+use super::{EXIT_ERROR, EXIT_TIMEOUT, console, units};
 
 #[derive(Args)]
 #[command(
@@ -16,16 +19,16 @@ use super::{EXIT_ERROR, EXIT_TIMEOUT, units};
                   With --private it sees none, and QEMU runs in a jail; an emulator is no wall against hostile code even then."
 )]
 pub(super) struct LabArgs {
-    /// The lab's processors; more than one don't make it start faster
+    /// Number of the lab's CPUs; more do not speed up its start
     #[arg(long, default_value_t = 1, value_name = "N")]
     cpus: u32,
-    /// The lab's memory
+    /// Memory of the lab
     #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = mebibytes)]
     memory: u32,
-    /// When to give up
+    /// Kill the lab after this time
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     timeout: Option<Duration>,
-    /// Let the lab's clock count instructions, one a nanosecond, instead of time
+    /// Make the lab's clock count instructions, one a nanosecond, instead of time
     #[arg(long)]
     icount: bool,
     /// Share none of the host's files
@@ -34,10 +37,10 @@ pub(super) struct LabArgs {
     /// Copy a file into a private lab
     #[arg(long, value_name = "HOST:LAB", value_parser = file, requires = "private")]
     file: Vec<(PathBuf, PathBuf)>,
-    /// Say on stderr how long it took
+    /// Print to stderr how long it took
     #[arg(long)]
     times: bool,
-    /// The command and its arguments
+    /// Command and its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -87,4 +90,23 @@ fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
         .rsplit_once(':')
         .ok_or("expected HOST:LAB, a path here and a path in the lab")?;
     Ok((host.into(), lab.into()))
+}
+
+/// `minivm lab-machine`: runs the machine that this lab was sent, for what it was sent for.
+pub(super) fn run_machine() -> anyhow::Result<ExitCode> {
+    match LabMachine::receive()? {
+        LabMachine::Console(config) => console::run(Builder::new(config), None, Instant::now()),
+        LabMachine::Template(recipe) => {
+            templates::lab::run_agent(&recipe)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        LabMachine::Session(machine) => {
+            let ended = minivm_machine::relay(&machine)?;
+            if ended.orderly {
+                return Ok(ExitCode::SUCCESS);
+            }
+            eprintln!("minivm: {}", ended.how);
+            Ok(ExitCode::from(1))
+        }
+    }
 }

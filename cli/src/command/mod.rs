@@ -1,4 +1,4 @@
-//! The command line: what `minivm` understands, and which module does it.
+//! The command line: `minivm`'s subcommands, and the module of each.
 
 mod accel;
 mod boot;
@@ -10,7 +10,6 @@ mod doctor;
 mod hint;
 mod image;
 mod lab;
-mod relay;
 mod report;
 mod request;
 mod run;
@@ -56,36 +55,36 @@ pub(crate) struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     boot: boot::BootArgs,
-    /// Tell on stderr what happens; twice for every exit to unknown addresses
+    /// Log to stderr; -vv also logs accesses to unmapped addresses
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a command in a machine made from a container image
+    /// Run a command or Python code in a machine made from a container image, or in another sandbox
     Run(Box<run::RunArgs>),
-    /// Run the same code in all sandboxes, side by side
+    /// Run the same code in all sandboxes and compare them
     Compare(compare::CompareArgs),
-    /// Make an initramfs of a container image
+    /// Make an initramfs from a container image
     Build(build::BuildArgs),
-    /// Make, list and remove templates: machines that are saved when they are ready
+    /// Create, list and remove templates: saved machines that are ready to run a command
     #[command(subcommand)]
     Template(template::TemplateCommand),
-    /// Save a machine that runs, started with --control SOCKET, in a folder
+    /// Save a running machine, started with --control SOCKET, in a folder
     Snapshot(snapshot::SnapshotArgs),
-    /// Run a machine from where it was saved
+    /// Resume a machine from the folder that it was saved in
     Restore(snapshot::RestoreArgs),
-    /// Run Python code in Pyodide in Deno in gVisor in a machine
+    /// Run Python code in Pyodide, in Deno, in gVisor, in a machine: four sandboxes around it
     Turducken(turducken::TurduckenArgs),
-    /// Remove kept images, archives and templates without a name, and end kept labs that nobody uses
+    /// Remove cached images, archives and unnamed templates, and end idle labs
     ///
-    /// What can't be removed is told by name, and the exit code is 125 then. By itself the cache keeps within
-    /// MINIVM_CACHE_SIZE, 10G if that isn't set: what was used longest ago goes when something new has come.
+    /// Names what it can't remove, and exits with code 125 then. Without it the cache stays within MINIVM_CACHE_SIZE, 10G if that isn't
+    /// set: a new entry evicts those that were used longest ago.
     Prune,
-    /// Tell what works on this host, why not, and the command that mends it
+    /// Check what works on this host, with the reason and the command that mends what doesn't
     Doctor(doctor::DoctorArgs),
-    /// Run a command of this host's on an emulated machine with real KVM, with your rights and no jail around it
+    /// Run one of this host's commands on an emulated machine with real KVM, with your rights and no jail
     Lab(lab::LabArgs),
     /// The lab's process 1
     #[command(name = minivm_machine::lab::INIT_COMMAND, hide = true)]
@@ -96,17 +95,14 @@ enum Command {
     /// Keeps a lab for the next run
     #[command(name = minivm_machine::templates::lab::KEEPER_COMMAND, hide = true)]
     LabKeep,
-    /// The end of a kept lab that is in the lab
-    #[command(name = minivm_machine::templates::lab::AGENT_COMMAND, hide = true)]
-    LabAgent,
-    /// The lab's end of `minivm run`
-    #[command(name = minivm_machine::remote::RELAY_COMMAND, hide = true)]
-    LabRelay(relay::RelayArgs),
+    /// Runs the machine that this lab was sent
+    #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
+    LabMachine,
 }
 
 impl Cli {
-    /// Understands the command line, or ends with what is wrong with it.
-    pub(crate) fn understand() -> Self {
+    /// Parses the command line. Where that is wrong, ends this process with the reason and code 2.
+    pub(crate) fn parse_line() -> Self {
         let mut command = Cli::command();
         let matches = command.get_matches_mut();
         if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
@@ -116,12 +112,12 @@ impl Cli {
         Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
     }
 
-    /// Does what the command line says, unless what this process was given by others is of no use.
+    /// Runs the command, unless this process inherited something that it can't work with.
     pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
         log_to_stderr(self.verbose);
         if let Err(error) = self.check(inherited) {
             if self.command.as_ref().is_some_and(Command::tells_json) {
-                // Who reads JSON reads of this too.
+                // A reader of JSON gets this error, too.
                 let nothing = Captured::new(None);
                 let _ = Printed::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
             }
@@ -135,7 +131,6 @@ impl Cli {
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
             Some(Command::LabKeep) => template::keep_lab(),
-            Some(Command::LabAgent) => template::run_agent(),
             Some(Command::Snapshot(args)) => snapshot::snapshot(args),
             Some(Command::Restore(args)) => snapshot::restore(args),
             Some(Command::Turducken(args)) => {
@@ -145,7 +140,7 @@ impl Cli {
             Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm_machine::lab::run_as_init(),
-            Some(Command::LabRelay(args)) => relay::run(args),
+            Some(Command::LabMachine) => lab::run_machine(),
         }
     }
 }
@@ -159,20 +154,20 @@ impl Cli {
         }
     }
 
-    /// Whether anything in the cache is looked at. A raw machine needs it for what is known of this host's KVM alone.
+    /// Returns whether the command reads the cache. A raw machine needs it only for the record of this host's KVM.
     fn uses_cache(&self) -> bool {
         match &self.command {
             None => !self.boot.is_on_kvm(),
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
-            Some(Command::LabInit | Command::Snapshot(_)) => false,
+            Some(Command::LabInit | Command::LabMachine | Command::Snapshot(_)) => false,
             Some(_) => true,
         }
     }
 }
 
 impl Command {
-    /// Whether it tells of its end, whatever that is, with an object on stdout.
+    /// Returns whether it prints a JSON object in the end, whatever that is.
     fn tells_json(&self) -> bool {
         match self {
             Command::Run(args) => args.json,
@@ -191,8 +186,20 @@ fn boot_flag(matches: &ArgMatches) -> Option<&str> {
 
 /// The program that belongs beside this one.
 fn worker() -> anyhow::Result<PathBuf> {
-    let minivm = std::env::current_exe().context("cannot tell where minivm is")?;
+    let minivm = std::env::current_exe().context("cannot find minivm's own program file")?;
     Ok(Host::worker_beside(&minivm))
+}
+
+/// The error that a sandbox's error passes on, or the error itself: only so can its kind be found in an error's chain.
+fn unwrapped(error: minivm_sandbox::Error) -> anyhow::Error {
+    use minivm_sandbox::Error::{Images, Kernel, Machine, Template};
+    match error {
+        Machine(error) => error.into(),
+        Template(error) => error.into(),
+        Kernel(error) => error.into(),
+        Images(error) => error.into(),
+        error => error.into(),
+    }
 }
 
 /// Ends this process, which could not write to stdout.
@@ -213,11 +220,11 @@ fn log_to_stderr(verbose: u8) {
         1 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     };
-    // It fails where a logger is set already, which nobody else does.
+    // It fails where a logger is set already, which nothing else does.
     let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
 }
 
-/// Writes a line a message, as everything that is ours goes to stderr.
+/// Writes each message as a line to stderr, as minivm's other messages are.
 struct StderrLog;
 
 impl log::Log for StderrLog {
@@ -230,4 +237,29 @@ impl log::Log for StderrLog {
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The most flags that `-h` shows of a command, -v and -h beside them.
+    const FIRST_NEEDED: usize = 10;
+
+    #[test]
+    fn short_help_shows_the_flags_that_people_need_first() {
+        for command in Cli::command().get_subcommands() {
+            let shown = command.get_arguments().filter(|argument| {
+                !argument.is_positional()
+                    && !argument.is_hide_set()
+                    && !argument.is_hide_short_help_set()
+            });
+            let shown: Vec<_> = shown.map(clap::Arg::get_id).collect();
+            assert!(
+                shown.len() <= FIRST_NEEDED,
+                "{}: {shown:?}",
+                command.get_name()
+            );
+        }
+    }
 }

@@ -1,40 +1,32 @@
-//! What `minivm run` says of how it went: an exit code, lines on stderr, or one JSON object.
+//! The report of a run: an exit code, and lines on stderr or one JSON object.
 
-use std::cell::OnceCell;
 use std::io;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use minivm_guest::channel::{Exit, Status};
+use minivm_machine::Place;
 use minivm_machine::output::{self, Kept};
-use minivm_machine::session::End;
 use minivm_machine::streams;
-use minivm_machine::{Place, Report};
-use minivm_sandbox::{self, Exception, Finished};
+use minivm_sandbox::{End, Exception, Finished, MachineRun};
 use serde::Serialize;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT, hint};
+use super::{EXIT_ERROR, hint};
 
-/// The command can't be executed.
-const EXIT_NOT_EXECUTABLE: u8 = 126;
-/// It isn't there.
-const EXIT_NOT_FOUND: u8 = 127;
-/// What is added to a signal's number.
-const EXIT_SIGNAL: u8 = 128;
-/// As if by SIGKILL, which is what the kernel sends.
-const EXIT_OUT_OF_MEMORY: u8 = EXIT_SIGNAL + 9;
+/// SIGKILL's number.
+const KILL: u8 = 9;
 
-/// What is told where output was over the limit.
+/// The line about output over the limit.
 const CUT: &str = "output was cut at --max-output";
 
-/// What is kept for a report of a run that may fail: its outputs, and where its machine ran.
+/// Outputs of a run, kept for its report, and where its machine ran: a run that fails is reported, too.
 pub(super) struct Captured {
     pub(super) stdout: Kept,
     pub(super) stderr: Kept,
-    /// Where each of them was cut, if it was.
+    /// Bytes at which each output is cut.
     limit: Option<u64>,
-    ran: OnceCell<(Place, Option<bool>)>,
+    ran: OnceLock<(Place, bool)>,
 }
 
 impl Captured {
@@ -43,30 +35,20 @@ impl Captured {
             stdout: Kept::default(),
             stderr: Kept::default(),
             limit,
-            ran: OnceCell::new(),
+            ran: OnceLock::new(),
         }
     }
 
-    /// Notes where the machine runs, and whether it goes on from a template, where that may be.
-    pub(super) fn note(&self, place: &Place, warm: Option<bool>) {
+    /// Notes where the machine runs, and whether it was resumed from a template.
+    pub(super) fn note(&self, place: &Place, warm: bool) {
         let _ = self.ran.set((place.clone(), warm));
     }
 
-    /// Whether one of them has come to the limit.
+    /// Returns whether one of the outputs has come to the limit.
     fn is_full(&self) -> bool {
         let full = |kept: &Kept| Some(kept.bytes().len() as u64) >= self.limit;
         self.limit.is_some() && (full(&self.stdout) || full(&self.stderr))
     }
-}
-
-/// How long what took that is not the session's.
-pub(super) struct Phases {
-    /// From minivm's start until the image's archive was there.
-    pub(super) image: Duration,
-    /// And until the machine ran.
-    pub(super) machine: Duration,
-    /// To the very end.
-    pub(super) total: Duration,
 }
 
 /// A report as it is printed. Times are in seconds, memory in bytes.
@@ -97,12 +79,12 @@ pub(super) struct Printed {
     /// The command's, in the guest.
     peak_memory: Option<u64>,
     /// The whole sandbox's, on this host.
-    pub(super) host_memory: Option<u64>,
-    pub(super) exception: Option<Exception>,
-    /// What gave the machine its virtualization, `kvm` or `lab`; null where there was none.
-    pub(super) accel: Option<&'static str>,
-    /// Whether the machine went on from a template; null where there was none.
-    pub(super) warm: Option<bool>,
+    host_memory: Option<u64>,
+    exception: Option<Exception>,
+    /// The machine's accelerator, `kvm` or `lab`; null where there was no machine.
+    accel: Option<&'static str>,
+    /// Whether the machine was resumed from a template; null where there was no machine.
+    warm: Option<bool>,
     phases: PrintedPhases,
 }
 
@@ -128,88 +110,53 @@ struct PrintedPhases {
 }
 
 impl Printed {
-    pub(super) fn new(report: &Report, phases: &Phases, captured: Option<&Captured>) -> Self {
-        let exit = match &report.end {
-            End::Exited(exit) => Some(exit),
-            _ => None,
-        };
-        let error = match &report.end {
-            End::NotFound(what) => Some(hint::not_found(what)),
-            End::NotExecutable(what) => Some(hint::not_executable(what)),
-            End::TimedOut => Some("the time limit was reached".into()),
-            End::Stopped(_) => Some("the machine was stopped".into()),
-            End::OutputClosed | End::Exited(_) => None,
-        };
-        Printed {
-            exit_code: exit_code(report),
-            command_exit_code: exit.map(command_exit_code),
-            signal: exit.and_then(|exit| match exit.status {
-                Status::Signal(signal) => Some(signal),
-                Status::Code(_) => None,
-            }),
-            timed_out: report.end == End::TimedOut,
-            truncated: report.truncated,
-            oom: exit.is_some_and(|exit| exit.out_of_memory),
-            error,
-            warnings: report.warnings.clone(),
-            copy_failed: report.copy_failed,
-            wall_time: report.run.as_secs_f64(),
-            user_time: exit.map(|exit| micros(exit.user_time)),
-            system_time: exit.map(|exit| micros(exit.system_time)),
-            peak_memory: exit.map(|exit| exit.peak_memory),
-            host_memory: None,
-            exception: None,
-            warm: None,
-            phases: PrintedPhases::new(report, phases, exit),
-            ..Printed::default()
-        }
-        .with_loss()
-        .with_outputs(captured)
-    }
-
-    /// Of a run in another sandbox than a microVM.
-    pub(super) fn of_backend(
+    /// The report of a run that took `opened` until there was a sandbox, and `total` in all.
+    pub(super) fn new(
         finished: &Finished,
         opened: Duration,
         total: Duration,
         captured: Option<&Captured>,
     ) -> Self {
-        use minivm_sandbox::End;
-        let error = match &finished.end {
-            End::NotFound(what) => Some(hint::not_found(what)),
-            End::NotExecutable(what) => Some(hint::not_executable(what)),
-            End::TimedOut => Some("the time limit was reached".into()),
-            End::OutOfMemory => Some("the memory limit was reached".into()),
-            End::Stopped(_) => Some("the sandbox was stopped".into()),
-            End::Exited(_) | End::Signal(_) | End::OutputClosed | End::Suspended { .. } => None,
-        };
-        let (code, signal) = match finished.end {
-            End::Exited(code) => (Some(code), None),
-            End::Signal(signal) => (Some(EXIT_SIGNAL.saturating_add(signal)), Some(signal)),
+        let (usage, machine) = (&finished.usage, finished.machine.as_ref());
+        let (command_exit_code, signal) = match finished.end {
+            End::Exited(_) => (finished.end.exit_code(), None),
+            End::Signal(signal) => (finished.end.exit_code(), Some(signal)),
+            // That is how a kernel does it, and a guest's reports it.
+            End::OutOfMemory if machine.is_some() => (finished.end.exit_code(), Some(KILL)),
             _ => (None, None),
         };
-        let usage = &finished.usage;
-        let time = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        let copy_failed = machine.is_some_and(|machine| machine.copy_failed);
         Printed {
-            exit_code: backend_exit_code(&finished.end),
-            command_exit_code: code,
+            exit_code: exit_code(&finished.end, copy_failed),
+            command_exit_code,
             signal,
             timed_out: finished.end == End::TimedOut,
             truncated: finished.truncated,
-            oom: finished.end == End::OutOfMemory,
-            error,
+            oom: finished.end == End::OutOfMemory
+                || machine.is_some_and(|machine| machine.out_of_memory),
+            error: error(&finished.end, machine.is_some()),
             warnings: finished.warnings.clone(),
-            wall_time: usage.total.as_secs_f64(),
-            user_time: time(usage.user_time),
-            system_time: time(usage.system_time),
+            copy_failed,
+            wall_time: machine
+                .map_or(usage.total, |machine| machine.run)
+                .as_secs_f64(),
+            user_time: seconds(usage.user_time),
+            system_time: seconds(usage.system_time),
+            peak_memory: machine.and_then(|machine| machine.peak_memory),
             host_memory: usage.peak_memory,
             exception: finished.exception.clone(),
-            phases: PrintedPhases {
-                image: opened.as_secs_f64(),
-                run: usage.total.as_secs_f64(),
-                end: total.saturating_sub(opened + usage.total).as_secs_f64(),
-                total: total.as_secs_f64(),
-                ..PrintedPhases::default()
+            accel: machine.map(|machine| machine.place.accel()),
+            warm: machine.map(|machine| machine.warm),
+            phases: match machine {
+                Some(machine) => PrintedPhases::of_machine(machine, opened, total),
+                None => PrintedPhases {
+                    image: opened.as_secs_f64(),
+                    run: usage.total.as_secs_f64(),
+                    end: total.saturating_sub(opened + usage.total).as_secs_f64(),
+                    total: total.as_secs_f64(),
+                    ..PrintedPhases::default()
+                },
             },
             ..Printed::default()
         }
@@ -226,7 +173,7 @@ impl Printed {
         self
     }
 
-    /// What tells of output that was dropped, if some was.
+    /// The lines about dropped output, if some was dropped.
     fn losses(&self) -> Vec<String> {
         let told = self.warnings.iter();
         let told: Vec<_> = told
@@ -255,13 +202,6 @@ impl Printed {
         self
     }
 
-    /// With where the machine ran.
-    pub(super) fn at(mut self, place: &Place) -> Self {
-        self.accel = Some(place.accel());
-        self.warnings.extend(place.warning());
-        self
-    }
-
     /// Of a run that minivm itself has failed at, with the outputs that had come by then.
     pub(super) fn failed(error: String, total: Duration, captured: &Captured) -> Self {
         let printed = Printed {
@@ -277,8 +217,10 @@ impl Printed {
         let printed = printed.with_outputs(Some(captured));
         match captured.ran.get() {
             Some((place, warm)) => Printed {
-                warm: *warm,
-                ..printed.at(place)
+                accel: Some(place.accel()),
+                warm: Some(*warm),
+                warnings: place.warning().into_iter().collect(),
+                ..printed
             },
             None => printed,
         }
@@ -313,7 +255,7 @@ impl Printed {
     fn lines(&self, quiet: bool, verbose: bool, timeout: Duration) -> Vec<String> {
         let mut lines = Vec::new();
         let losses = self.losses();
-        // Files that could not be copied are an error, and told like one; output that was dropped is told below.
+        // Files that could not be copied are an error, and printed like one; dropped output comes below.
         if !quiet || self.copy_failed {
             let others = self.warnings.iter().filter(|told| !losses.contains(told));
             lines.extend(others.cloned());
@@ -347,69 +289,55 @@ impl PrintedPhases {
         )
     }
 
-    fn new(report: &Report, phases: &Phases, exit: Option<&Exit>) -> Self {
-        let init = exit.map(|exit| {
-            let nanos = exit.times.hello.saturating_sub(exit.times.init);
-            // The guest says so; it can't have been longer than the whole.
-            Duration::from_nanos(nanos).min(report.boot)
-        });
-        let ended = phases.machine + report.boot + report.setup + report.run;
+    fn of_machine(machine: &MachineRun, opened: Duration, total: Duration) -> Self {
+        let init = machine.init.unwrap_or_default();
+        let ended = opened + machine.build + machine.boot + init + machine.setup + machine.run;
         PrintedPhases {
-            image: phases.image.as_secs_f64(),
-            build: phases.machine.saturating_sub(phases.image).as_secs_f64(),
-            boot: (report.boot - init.unwrap_or_default()).as_secs_f64(),
-            init: init.map(|init| init.as_secs_f64()),
-            setup: report.setup.as_secs_f64(),
-            run: report.run.as_secs_f64(),
-            end: phases.total.saturating_sub(ended).as_secs_f64(),
-            total: phases.total.as_secs_f64(),
+            image: opened.as_secs_f64(),
+            build: machine.build.as_secs_f64(),
+            boot: machine.boot.as_secs_f64(),
+            init: machine.init.map(|init| init.as_secs_f64()),
+            setup: machine.setup.as_secs_f64(),
+            run: machine.run.as_secs_f64(),
+            end: total.saturating_sub(ended).as_secs_f64(),
+            total: total.as_secs_f64(),
         }
     }
 }
 
-fn exit_code(report: &Report) -> u8 {
-    match &report.end {
+/// minivm's exit code after this end: the command's own where it has one, unless its files could not be copied.
+pub(super) fn exit_code(end: &End, copy_failed: bool) -> u8 {
+    match (end, end.exit_code()) {
         // These are why files were not copied, where they weren't.
-        End::TimedOut => EXIT_TIMEOUT,
-        End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
-        // As if by SIGPIPE.
-        End::OutputClosed => EXIT_SIGNAL + 13,
-        _ if report.copy_failed => EXIT_ERROR,
-        End::Exited(exit) => command_exit_code(exit),
-        End::NotFound(_) => EXIT_NOT_FOUND,
-        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
+        (End::TimedOut | End::Stopped(_) | End::OutputClosed, Some(code)) => code,
+        (_, Some(code)) if !copy_failed => code,
+        _ => EXIT_ERROR,
     }
 }
 
-fn backend_exit_code(end: &minivm_sandbox::End) -> u8 {
-    use minivm_sandbox::End;
+/// The error that an end is, if it is one.
+fn error(end: &End, in_machine: bool) -> Option<String> {
+    let what = if in_machine { "machine" } else { "sandbox" };
     match end {
-        End::Exited(code) => *code,
-        End::Signal(signal) | End::Stopped(signal) => EXIT_SIGNAL.saturating_add(*signal),
-        End::TimedOut => EXIT_TIMEOUT,
-        End::OutOfMemory => EXIT_OUT_OF_MEMORY,
-        // As if by SIGPIPE.
-        End::OutputClosed => EXIT_SIGNAL + 13,
-        End::NotFound(_) => EXIT_NOT_FOUND,
-        End::NotExecutable(_) => EXIT_NOT_EXECUTABLE,
-        End::Suspended { .. } => EXIT_ERROR,
+        End::NotFound(what) => Some(hint::not_found(what)),
+        End::NotExecutable(what) => Some(hint::not_executable(what)),
+        End::TimedOut => Some("the time limit was reached".into()),
+        End::OutOfMemory if !in_machine => Some("the memory limit was reached".into()),
+        End::Stopped(_) => Some(format!("the {what} was stopped")),
+        End::Exited(_)
+        | End::Signal(_)
+        | End::OutOfMemory
+        | End::OutputClosed
+        | End::Suspended { .. } => None,
     }
 }
 
-fn command_exit_code(exit: &Exit) -> u8 {
-    match exit.status {
-        Status::Code(code) => code,
-        Status::Signal(9) if exit.out_of_memory => EXIT_OUT_OF_MEMORY,
-        Status::Signal(signal) => EXIT_SIGNAL.saturating_add(signal),
-    }
-}
-
-/// What is said at the command's time limit.
+/// The line about the command's time limit.
 pub(super) fn time_limit_reached(limit: Duration) -> String {
     format!("time limit of {limit:?} reached")
 }
 
-/// How short text is in JSON at any rate.
+/// The most bytes of text that are short in JSON, whatever they are.
 const SHORT: usize = 4096;
 
 /// Text as it is, and anything else in base64. Text that was cut within a character ends before it.
@@ -431,62 +359,78 @@ fn is_binary(bytes: &[u8]) -> bool {
     bytes.len() > SHORT && bytes.len() - text > bytes.len() / 4
 }
 
-fn micros(micros: u64) -> f64 {
-    Duration::from_micros(micros).as_secs_f64()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use minivm_guest::channel::Times;
+    use minivm_sandbox::Usage;
     use std::io::Write;
 
-    fn exited(status: Status, out_of_memory: bool) -> End {
-        End::Exited(Exit {
-            status,
-            out_of_memory,
-            user_time: 0,
-            system_time: 0,
-            peak_memory: 0,
-            times: Times::default(),
-        })
-    }
+    const MILLI: Duration = Duration::from_millis(1);
 
-    fn report(end: End) -> Report {
-        Report {
+    fn finished(end: End) -> Finished {
+        Finished {
             end,
+            exception: None,
             truncated: false,
             warnings: Vec::new(),
-            copy_failed: false,
-            boot: Duration::ZERO,
-            setup: Duration::ZERO,
-            run: Duration::ZERO,
+            usage: Usage::default(),
+            machine: Some(MachineRun {
+                place: Place::Here,
+                warm: false,
+                copy_failed: false,
+                out_of_memory: false,
+                peak_memory: None,
+                build: Duration::ZERO,
+                boot: Duration::ZERO,
+                init: None,
+                setup: Duration::ZERO,
+                run: Duration::ZERO,
+            }),
         }
+    }
+
+    fn change(finished: &mut Finished, change: impl FnOnce(&mut MachineRun)) {
+        change(finished.machine.as_mut().unwrap());
+    }
+
+    fn printed(finished: &Finished) -> Printed {
+        Printed::new(finished, MILLI, 64 * MILLI, None)
     }
 
     #[test]
-    fn exit_codes_are_those_that_shells_know() {
+    fn files_that_were_not_copied_are_an_error_unless_the_end_is_why() {
         for (end, code) in [
-            (exited(Status::Code(42), false), 42),
-            (exited(Status::Code(1), true), 1),
-            (exited(Status::Signal(9), true), 137),
-            (exited(Status::Signal(11), false), 139),
-            (End::NotFound(String::new()), 127),
-            (End::NotExecutable(String::new()), 126),
+            (End::Exited(0), 125),
+            (End::Exited(3), 125),
             (End::TimedOut, 124),
-            (End::Stopped(2), 130),
             (End::Stopped(15), 143),
             (End::OutputClosed, 141),
         ] {
-            assert_eq!(exit_code(&report(end.clone())), code, "{end:?}");
+            assert_eq!(exit_code(&end, true), code, "{end:?}");
         }
-        let mut failed = report(exited(Status::Code(0), false));
-        failed.copy_failed = true;
-        assert_eq!(exit_code(&failed), 125);
-        for (end, code) in [(End::TimedOut, 124), (End::Stopped(15), 143)] {
-            failed.end = end;
-            assert_eq!(exit_code(&failed), code, "it is why files are missing");
-        }
+        assert_eq!(exit_code(&End::Exited(3), false), 3);
+    }
+
+    #[test]
+    fn the_memory_limit_is_an_error_of_its_own_outside_a_machine_alone() {
+        let mut killed = finished(End::OutOfMemory);
+        let inside = printed(&killed);
+        assert_eq!(
+            (inside.exit_code, inside.signal, inside.oom),
+            (137, Some(9), true)
+        );
+        assert_eq!((inside.error, inside.command_exit_code), (None, Some(137)));
+        killed.machine = None;
+        let outside = printed(&killed);
+        assert_eq!(
+            (outside.exit_code, outside.signal, outside.oom),
+            (137, None, true)
+        );
+        assert_eq!(
+            outside.error.as_deref(),
+            Some("the memory limit was reached")
+        );
+        assert_eq!((outside.warm, outside.accel), (None, None));
     }
 
     #[test]
@@ -513,90 +457,74 @@ mod tests {
         let captured = Captured::new(Some(2));
         captured.stdout.clone().write_all(half).unwrap();
         captured.stderr.clone().write_all(&half[1..]).unwrap();
-        let mut cut = report(exited(Status::Code(0), false));
+        let mut cut = finished(End::Exited(0));
         cut.truncated = true;
-        let printed = Printed::new(&cut, &phases(), Some(&captured));
+        let printed = Printed::new(&cut, MILLI, MILLI, Some(&captured));
         assert_eq!(printed.stdout.as_deref(), Some("a"));
         assert_eq!(printed.stderr, None, "this one was not cut");
     }
 
-    fn phases() -> Phases {
-        Phases {
-            image: Duration::from_millis(1),
-            machine: Duration::from_millis(3),
-            total: Duration::from_millis(64),
-        }
-    }
-
     #[test]
     fn the_phases_add_up() {
-        let mut report = report(exited(Status::Code(0), false));
-        report.boot = Duration::from_millis(4);
-        report.setup = Duration::from_millis(8);
-        report.run = Duration::from_millis(16);
-        if let End::Exited(exit) = &mut report.end {
-            // More than the whole boot.
-            exit.times.hello = 10_000_000;
-        }
-        let printed = PrintedPhases::new(
-            &report,
-            &phases(),
-            match &report.end {
-                End::Exited(exit) => Some(exit),
-                _ => None,
-            },
-        );
-        assert_eq!((printed.boot, printed.init), (0.0, Some(0.004)));
+        let mut ended = finished(End::Exited(0));
+        change(&mut ended, |machine| {
+            machine.build = 2 * MILLI;
+            machine.init = Some(4 * MILLI);
+            machine.setup = 8 * MILLI;
+            machine.run = 16 * MILLI;
+        });
+        let phases = printed(&ended).phases;
         let sum = [
-            printed.image,
-            printed.build,
-            printed.boot,
-            printed.init.unwrap(),
-            printed.setup,
-            printed.run,
-            printed.end,
+            phases.image,
+            phases.build,
+            phases.boot,
+            phases.init.unwrap(),
+            phases.setup,
+            phases.run,
+            phases.end,
         ];
-        assert!((sum.iter().sum::<f64>() - printed.total).abs() < 1e-9);
-        assert!((printed.build - 0.002).abs() < 1e-9 && (printed.end - 0.033).abs() < 1e-9);
+        assert!((sum.iter().sum::<f64>() - phases.total).abs() < 1e-9);
+        assert!((phases.build - 0.002).abs() < 1e-9 && (phases.end - 0.033).abs() < 1e-9);
     }
 
     #[test]
     fn quiet_means_no_warnings_and_all_errors() {
-        let lines = |report: &Report, quiet| {
-            Printed::new(report, &phases(), None).lines(quiet, false, Duration::from_secs(5))
+        let lines = |finished: &Finished, quiet| {
+            printed(finished).lines(quiet, false, Duration::from_secs(5))
         };
-        let mut warned = report(exited(Status::Code(0), true));
+        let mut warned = finished(End::Exited(0));
+        change(&mut warned, |machine| machine.out_of_memory = true);
         warned.warnings = vec!["careful".into()];
         warned.truncated = true;
         assert_eq!(lines(&warned, true), [CUT]);
         assert_eq!(lines(&warned, false).len(), 3);
-        warned.copy_failed = true;
+        change(&mut warned, |machine| machine.copy_failed = true);
         assert_eq!(lines(&warned, true), ["careful", CUT]);
         assert_eq!(
-            lines(&report(End::TimedOut), true),
+            lines(&finished(End::TimedOut), true),
             ["time limit of 5s reached"]
         );
         assert_eq!(
-            lines(&report(End::NotFound("x".into())), true),
+            lines(&finished(End::NotFound("x".into())), true),
             ["no such command: x"]
         );
     }
 
     #[test]
     fn lost_output_is_an_error_where_the_command_knows_of_none() {
-        let printed = |code, warnings: &[&str]| {
-            let mut lost = report(exited(Status::Code(code), false));
+        let lost = |code, warnings: &[&str]| {
+            let mut lost = finished(End::Exited(code));
             lost.truncated = true;
             lost.warnings = warnings.iter().map(ToString::to_string).collect();
-            Printed::new(&lost, &phases(), None)
+            printed(&lost)
         };
-        let cut = printed(0, &["careful"]);
+        let cut = lost(0, &["careful"]);
         assert_eq!((cut.exit_code, cut.command_exit_code), (125, Some(0)));
         assert_eq!(cut.error.as_deref(), Some(CUT));
         assert_eq!(cut.lines(true, false, Duration::ZERO), [CUT]);
-        let slow = printed(0, &[output::NOT_TAKEN]);
+        let slow = lost(0, &[output::NOT_TAKEN]);
         assert_eq!(slow.lines(true, false, Duration::ZERO), [output::NOT_TAKEN]);
-        let own = printed(3, &[]);
+        let own = lost(3, &[]);
         assert_eq!((own.exit_code, own.error.as_ref()), (3, None));
         assert_eq!(own.lines(true, false, Duration::ZERO), [CUT]);
     }
@@ -608,7 +536,7 @@ mod tests {
         let printed = Printed::failed("it died".into(), Duration::ZERO, &captured);
         assert_eq!(printed.stdout.as_deref(), Some("abc"));
         assert_eq!(printed.stderr.as_deref(), Some(""));
-        assert!(printed.truncated, "nobody can tell any more");
+        assert!(printed.truncated, "the report can't know better");
         let captured = Captured::new(Some(4));
         captured.stdout.clone().write_all(b"abc").unwrap();
         assert!(!Printed::failed(String::new(), Duration::ZERO, &captured).truncated);
@@ -616,9 +544,9 @@ mod tests {
 
     #[test]
     fn a_failed_copy_leaves_the_commands_own_code_in_the_report() {
-        let mut failed = report(exited(Status::Code(3), false));
-        failed.copy_failed = true;
-        let printed = Printed::new(&failed, &phases(), None);
+        let mut failed = finished(End::Exited(3));
+        change(&mut failed, |machine| machine.copy_failed = true);
+        let printed = printed(&failed);
         assert_eq!(
             (printed.exit_code, printed.command_exit_code),
             (125, Some(3))

@@ -1,81 +1,112 @@
-//! What a command is to be run with, from the flags and the image.
+//! Flags that container users know: what a command is to be run with.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::Args;
-use minivm_guest::channel::{Request, Rlimit, Tmpfs};
-use minivm_image::Config;
+use minivm_guest::channel::{Rlimit, Tmpfs};
 use minivm_machine::{Files, check_copies};
+use minivm_sandbox::{Capability, Entrypoint, Task};
 
 use super::tmpfs::tmpfs;
 use super::{units, variables};
 
-/// As container users know them.
+/// Flags of `run` that container users know.
 #[derive(Args)]
 pub(super) struct RequestArgs {
-    /// Set an environment variable; without a value, pass the host's on
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    /// Set an environment variable; without a value, pass the host's
+    #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "Environment")]
     env: Vec<OsString>,
-    /// Read environment variables from a file, a line each
-    #[arg(long, value_name = "FILE")]
+    /// Read environment variables from a file, one a line
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Environment",
+        hide_short_help = true
+    )]
     env_file: Vec<PathBuf>,
     /// Working folder
-    #[arg(short, long, value_name = "FOLDER")]
+    #[arg(
+        short,
+        long,
+        value_name = "FOLDER",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     workdir: Option<OsString>,
-    /// User, and group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
+    /// User and group, by name or number
+    #[arg(
+        short,
+        long,
+        value_name = "USER[:GROUP]",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     user: Option<String>,
-    /// Run this program instead of the image's entrypoint; an empty one means none
-    #[arg(long, value_name = "PROGRAM")]
+    /// Program to run instead of the image's entrypoint; an empty value means no entrypoint
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     entrypoint: Option<OsString>,
-    /// The machine's name; the guest's host name too, where --hostname doesn't say otherwise
-    #[arg(long, value_name = "NAME")]
+    /// Machine's name, and the guest's host name unless --hostname is given
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     name: Option<String>,
-    /// The guest's host name
-    #[arg(long, value_name = "NAME")]
+    /// Guest's host name
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Container",
+        hide_short_help = true
+    )]
     hostname: Option<String>,
-    /// Let nothing be written to the root file system
-    #[arg(long)]
+    /// Mount the root file system read-only
+    #[arg(long, help_heading = "Container", hide_short_help = true)]
     read_only: bool,
     /// Let the command gain privileges by set-user-ID programs and file capabilities
-    #[arg(long)]
+    #[arg(long, help_heading = "Container", hide_short_help = true)]
     privileged: bool,
     /// Set a resource limit, such as nofile=1024 or nproc=100:200
-    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit, help_heading = "Container", hide_short_help = true)]
     ulimit: Vec<Rlimit>,
     /// Size of /dev/shm
-    #[arg(long, value_name = "SIZE", value_parser = shm_size)]
+    #[arg(long, value_name = "SIZE", value_parser = shm_size, help_heading = "Container", hide_short_help = true)]
     shm_size: Option<u64>,
-    /// Mount a file system in memory, with mount's options and tmpfs's own
-    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs)]
+    /// Mount a file system in memory, with options of mount's and of tmpfs's
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs, help_heading = "Container", hide_short_help = true)]
     tmpfs: Vec<Tmpfs>,
-    /// Copy a file or folder into the guest before the command runs; a DST that ends with / is a folder
-    #[arg(long, value_name = "SRC:DST", value_parser = files_in)]
-    pub(super) copy_in: Vec<Files>,
-    /// Copy a file or folder out of the guest when the command has ended
-    #[arg(long, value_name = "SRC:DST", value_parser = files)]
-    pub(super) copy_out: Vec<Files>,
-    /// Copy them at the time limit, too: CMD is killed, and they are copied as they are then
-    #[arg(long, requires = "copy_out")]
+    /// Copy a file or folder into the guest before CMD runs; a DST that ends with / is a folder
+    #[arg(long, value_name = "SRC:DST", value_parser = files_in, help_heading = "Files")]
+    copy_in: Vec<Files>,
+    /// Copy a file or folder out of the guest when CMD has ended
+    #[arg(long, value_name = "SRC:DST", value_parser = files, help_heading = "Files")]
+    copy_out: Vec<Files>,
+    /// Copy out at the time limit, too, as the files are when CMD has been killed
+    #[arg(
+        long,
+        requires = "copy_out",
+        help_heading = "Files",
+        hide_short_help = true
+    )]
     copy_out_on_timeout: bool,
-    /// How long that may take
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = units::duration, requires = "copy_out_on_timeout")]
+    /// How long copying out may take after the time limit
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = units::duration, requires = "copy_out_on_timeout", help_heading = "Files", hide_short_help = true)]
     copy_out_grace: Duration,
 }
 
 impl RequestArgs {
-    /// What is missing here is better found before a machine runs. Says how many bytes are to be copied in.
-    pub(super) fn check(&self) -> anyhow::Result<u64> {
-        Ok(check_copies(&self.copy_in)?)
-    }
-
-    /// How long files may be copied out once the time limit has been reached.
-    pub(super) fn copy_out_grace(&self) -> Option<Duration> {
-        self.copy_out_on_timeout.then_some(self.copy_out_grace)
+    /// Looks whether the files to be copied in are there: better before an image is fetched.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        Ok(check_copies(&self.copy_in).map(drop)?)
     }
 
     /// The variables that flags set, `NAME=value` each.
@@ -90,8 +121,8 @@ impl RequestArgs {
         Ok(env)
     }
 
-    /// The same as names and values.
-    pub(super) fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
+    /// The names and values of these.
+    fn variables(&self) -> anyhow::Result<Vec<(OsString, OsString)>> {
         let apart = |entry: Vec<u8>| {
             let mut parts = entry.splitn(2, |&byte| byte == b'=');
             let mut next = || OsString::from_vec(parts.next().unwrap_or_default().to_vec());
@@ -100,72 +131,53 @@ impl RequestArgs {
         Ok(self.entries()?.into_iter().map(apart).collect())
     }
 
-    /// The first flag that only a microVM knows, if one is given.
-    pub(super) fn beyond_backends(&self) -> Option<&'static str> {
+    /// The flags that were given, each with what a backend must be able to do to honour it.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&'static str, Capability)> {
+        use Capability::{Container, CopyOut, Environment, Files};
         let flags = [
-            (self.workdir.is_some(), "--workdir"),
-            (self.user.is_some(), "--user"),
-            (self.entrypoint.is_some(), "--entrypoint"),
-            (self.name.is_some(), "--name"),
-            (self.hostname.is_some(), "--hostname"),
-            (self.read_only, "--read-only"),
-            (self.privileged, "--privileged"),
-            (!self.ulimit.is_empty(), "--ulimit"),
-            (self.shm_size.is_some(), "--shm-size"),
-            (!self.tmpfs.is_empty(), "--tmpfs"),
-            (!self.copy_out.is_empty(), "--copy-out"),
+            (!self.env.is_empty(), "--env", Environment),
+            (!self.env_file.is_empty(), "--env-file", Environment),
+            (!self.copy_in.is_empty(), "--copy-in", Files),
+            (self.workdir.is_some(), "--workdir", Container),
+            (self.user.is_some(), "--user", Container),
+            (self.entrypoint.is_some(), "--entrypoint", Container),
+            (self.name.is_some(), "--name", Container),
+            (self.hostname.is_some(), "--hostname", Container),
+            (self.read_only, "--read-only", Container),
+            (self.privileged, "--privileged", Container),
+            (!self.ulimit.is_empty(), "--ulimit", Container),
+            (self.shm_size.is_some(), "--shm-size", Container),
+            (!self.tmpfs.is_empty(), "--tmpfs", Container),
+            (!self.copy_out.is_empty(), "--copy-out", CopyOut),
         ];
         flags
             .into_iter()
-            .find(|(given, _)| *given)
-            .map(|(_, flag)| flag)
+            .filter_map(|(given, flag, needs)| given.then_some((flag, needs)))
     }
 
-    /// What is asked for, where the flags have the last word.
-    pub(super) fn request(&self, config: &Config, command: &[OsString]) -> anyhow::Result<Request> {
-        let bytes = |text: &OsString| text.clone().into_vec();
-        let texts = |all: &[String]| -> Vec<Vec<u8>> {
-            all.iter().map(|text| text.clone().into_bytes()).collect()
+    /// Sets what the flags say of the task's surroundings. Where the backend runs whole container images, `is_container`, the image's own
+    /// entrypoint runs the command unless a flag names another one.
+    pub(super) fn set(&self, task: &mut Task, is_container: bool) -> anyhow::Result<()> {
+        task.env = self.variables()?;
+        task.files.clone_from(&self.copy_in);
+        let options = &mut task.vm;
+        options.entrypoint = match &self.entrypoint {
+            None if is_container => Entrypoint::Image,
+            None => Entrypoint::Nothing,
+            Some(none) if none.is_empty() => Entrypoint::Nothing,
+            Some(program) => Entrypoint::Program(program.clone()),
         };
-        let mut argv = match &self.entrypoint {
-            None => texts(&config.entrypoint),
-            Some(none) if none.is_empty() => Vec::new(),
-            Some(program) => vec![bytes(program)],
-        };
-        match (command, &self.entrypoint) {
-            ([], None) => argv.extend(texts(&config.cmd)),
-            (command, _) => argv.extend(command.iter().map(bytes)),
-        }
-        if argv.is_empty() {
-            bail!("the image names no command of its own: say which to run, behind `--`");
-        }
-        let mut env = texts(&config.env);
-        env.extend(self.entries()?);
-        let cwd = match &self.workdir {
-            Some(folder) => bytes(folder),
-            None => config.working_dir.clone().into_bytes(),
-        };
-        if !cwd.is_empty() && !cwd.starts_with(b"/") {
-            bail!("the working folder must be an absolute path");
-        }
-        let name = self.hostname.as_ref().or(self.name.as_ref());
-        let hostname = name.cloned().unwrap_or_else(|| "minivm".into());
-        if hostname.is_empty() || hostname.len() > 64 || hostname.contains(['\0', '\n', '/']) {
-            bail!("{hostname:?} is no host name: it has 1 to 64 characters");
-        }
-        Ok(Request {
-            argv,
-            env,
-            cwd,
-            user: self.user.clone().unwrap_or_else(|| config.user.clone()),
-            hostname,
-            read_only: self.read_only,
-            privileged: self.privileged,
-            rlimits: self.ulimit.clone(),
-            shm_size: self.shm_size,
-            tmpfs: self.tmpfs.clone(),
-            ..Request::default()
-        })
+        options.user.clone_from(&self.user);
+        options.cwd.clone_from(&self.workdir);
+        options.hostname = self.hostname.clone().or_else(|| self.name.clone());
+        options.read_only = self.read_only;
+        options.privileged = self.privileged;
+        options.rlimits.clone_from(&self.ulimit);
+        options.shm_size = self.shm_size;
+        options.tmpfs.clone_from(&self.tmpfs);
+        options.copy_out.clone_from(&self.copy_out);
+        options.copy_out_grace = self.copy_out_on_timeout.then_some(self.copy_out_grace);
+        Ok(())
     }
 }
 
@@ -179,7 +191,7 @@ fn files(text: &str) -> Result<Files, String> {
     }
 }
 
-/// The same into the guest, where no folder is the current one.
+/// Parses a copy into the guest, whose DST is an absolute path.
 fn files_in(text: &str) -> Result<Files, String> {
     let files = files(text)?;
     let mut parts = files.to.components();
@@ -246,56 +258,44 @@ mod tests {
         command: Vec<OsString>,
     }
 
-    fn config() -> Config {
-        Config {
-            entrypoint: vec!["/entry".into(), "-x".into()],
-            cmd: vec!["cmd".into()],
-            env: vec!["A=1".into(), "B=2".into()],
-            working_dir: "/srv".into(),
-            user: "app".into(),
-            ..Config::default()
-        }
-    }
-
-    fn request(line: &[&str]) -> anyhow::Result<Request> {
+    fn task(line: &[&str]) -> Task {
         let line = Line::try_parse_from(["test"].iter().chain(line)).unwrap();
-        line.args.request(&config(), &line.command)
-    }
-
-    fn argv(line: &[&str]) -> Vec<String> {
-        let argv = request(line).unwrap().argv;
-        argv.into_iter()
-            .map(|one| String::from_utf8(one).unwrap())
-            .collect()
+        let mut task = Task::code("pass");
+        line.args.set(&mut task, true).unwrap();
+        task
     }
 
     #[test]
-    fn entrypoint_and_command_are_put_together_as_containers_have_it() {
-        assert_eq!(argv(&[]), ["/entry", "-x", "cmd"]);
-        assert_eq!(argv(&["--", "a", "b"]), ["/entry", "-x", "a", "b"]);
-        assert_eq!(argv(&["--entrypoint", "/bin/sh"]), ["/bin/sh"]);
-        assert_eq!(
-            argv(&["--entrypoint", "/bin/sh", "--", "-c", "x"]),
-            ["/bin/sh", "-c", "x"]
-        );
-        assert_eq!(argv(&["--entrypoint", "", "--", "ls"]), ["ls"]);
-        assert!(request(&["--entrypoint", ""]).is_err());
+    fn an_empty_entrypoint_is_none_and_no_flag_is_the_images() {
+        let entrypoint = |line: &[&str]| task(line).vm.entrypoint;
+        assert_eq!(entrypoint(&[]), Entrypoint::Image);
+        assert_eq!(entrypoint(&["--entrypoint", ""]), Entrypoint::Nothing);
+        let shell = Entrypoint::Program("/bin/sh".into());
+        assert_eq!(entrypoint(&["--entrypoint", "/bin/sh"]), shell);
     }
 
     #[test]
-    fn the_flags_have_the_last_word() {
-        let plain = request(&[]).unwrap();
+    fn the_machines_name_is_its_host_name_where_no_other_is_given() {
+        let hostname = |line: &[&str]| task(line).vm.hostname;
+        assert_eq!(hostname(&[]), None);
+        assert_eq!(hostname(&["--name", "box"]).as_deref(), Some("box"));
+        let both = hostname(&["--name", "box", "--hostname", "host"]);
+        assert_eq!(both.as_deref(), Some("host"));
+    }
+
+    #[test]
+    fn a_flag_names_what_it_needs() {
+        let line = ["-w", "/tmp", "-e", "A=1", "--copy-out", "a:b"];
+        let line = Line::try_parse_from(["test"].iter().chain(&line)).unwrap();
+        let given: Vec<_> = line.args.given().collect();
         assert_eq!(
-            (plain.cwd.as_slice(), plain.user.as_str()),
-            (&b"/srv"[..], "app")
+            given,
+            [
+                ("--env", Capability::Environment),
+                ("--workdir", Capability::Container),
+                ("--copy-out", Capability::CopyOut)
+            ]
         );
-        assert_eq!(plain.hostname, "minivm");
-        let own = request(&["-w", "/tmp", "-u", "0", "--name", "box", "-e", "A=3"]).unwrap();
-        assert_eq!((own.cwd.as_slice(), own.user.as_str()), (&b"/tmp"[..], "0"));
-        assert_eq!(own.hostname, "box");
-        assert_eq!(own.env, [&b"A=1"[..], b"B=2", b"A=3"]);
-        assert!(request(&["-w", "tmp"]).is_err());
-        assert!(request(&["--hostname", ""]).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Signals that minivm gets while a command runs: the command's, until the user means it.
+//! Signals that minivm gets while a command runs: they go to the command, until a user who repeats them ends the sandbox.
 
 use std::fs;
 use std::io;
@@ -12,15 +12,15 @@ use minivm_machine::session::{Event, TERM};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::{run, terminal};
+use super::terminal;
 
-/// How long a machine that is to end may take.
+/// Time for a sandbox to end before this process does.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How soon a second signal means the machine.
+/// Time in which a second signal ends the sandbox instead of being passed on.
 const INSISTS: Duration = Duration::from_secs(10);
 
-/// Whether there is nothing left that could be asked to end, but this process.
+/// Set when the sandbox has ended: a signal then ends this process.
 static OVER: AtomicBool = AtomicBool::new(false);
 
 /// The command and its sandbox have ended: what asks for an end from now on ends this process, whatever it waits for.
@@ -48,7 +48,7 @@ pub(super) fn listen(events: Sender<Event>, pending: Pending) -> io::Result<()> 
                 }
                 _ => Event::Signal(number),
             };
-            // Where nobody is left to whom it could happen, it is over in a moment.
+            // The receiver is gone where the run is over.
             let _ = events.send(event);
             if signal == SIGTERM {
                 end_if_stalled(events.clone(), pending.clone());
@@ -66,7 +66,7 @@ fn end(events: &Sender<Event>, signal: u8, told: &str) -> ! {
     let _ = events.send(Event::Stop(signal));
     // It has ended by then, unless its output has a reader that takes nothing.
     thread::sleep(GRACE);
-    run::machine::end_at_once(vec![told.into()], 128 + signal)
+    terminal::leave(vec![told.into()], 128 + signal)
 }
 
 /// Ends the machine, and this process, as soon as one write to an output has lasted for a second: a command that has ended since it was
@@ -121,7 +121,7 @@ fn asks_for_an_end(signal: i32) -> bool {
     matches!(signal, SIGHUP | SIGINT | SIGQUIT | SIGTERM)
 }
 
-/// What the user wants, as far as signals tell.
+/// The user's wish to end the sandbox, as far as signals show it.
 #[derive(Default)]
 struct User {
     /// When the command was last asked to end.
@@ -141,79 +141,9 @@ impl User {
     }
 }
 
-/// A signal by its name, with or without SIG, or by its number. None is SIGTERM. What is no signal has no number.
-pub(super) fn number(name: &str) -> Option<u8> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    if name.is_empty() {
-        return Some(TERM);
-    }
-    let upper = name.to_uppercase();
-    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let known = (1..).zip(NAMES).find(|(_, known)| *known == short);
-    match (known, name.parse()) {
-        (Some((number, _)), _) => Some(number),
-        (None, Ok(number @ 1..=RTMAX)) => Some(number),
-        _ => real_time(short),
-    }
-}
-
-/// The first real-time signal, as programs see it: the C libraries keep those before it.
-const RTMIN: u8 = 34;
-const RTMAX: u8 = 64;
-
-/// `RTMIN+n` or `RTMAX-n`, as systemd's images have it.
-fn real_time(name: &str) -> Option<u8> {
-    let offset = |text: &str, sign: char| match text {
-        "" => Some(0),
-        text => text.strip_prefix(sign)?.parse::<u8>().ok(),
-    };
-    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
-        (Some(rest), _) => RTMIN.checked_add(offset(rest, '+')?)?,
-        (_, Some(rest)) => RTMAX.checked_sub(offset(rest, '-')?)?,
-        _ => return None,
-    };
-    (RTMIN..=RTMAX).contains(&number).then_some(number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (name, expected) in [
-            ("", 15),
-            ("SIGINT", 2),
-            ("quit", 3),
-            ("SIGSYS", 31),
-            ("9", 9),
-            ("SIGUSR2", 12),
-            ("SIGRTMIN+3", 37),
-            ("RTMIN", 34),
-            ("SIGRTMAX-2", 62),
-            ("sigrtmax", 64),
-            ("37", 37),
-        ] {
-            assert_eq!(number(name), Some(expected), "{name}");
-        }
-        for wrong in [
-            "SIGNOTHING",
-            "0",
-            "65",
-            "-1",
-            "SIGRTMIN+31",
-            "RTMAX-31",
-            "RTMIN-1",
-            "RTMIN+",
-            "RTMAX+1",
-        ] {
-            assert_eq!(number(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn a_user_insists_by_asking_twice_within_seconds() {

@@ -1,4 +1,4 @@
-//! `minivm snapshot` and `minivm restore`: a raw machine that is saved, and machines that go on from there.
+//! `minivm snapshot` saves a raw machine, and `minivm restore` resumes it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,38 +14,38 @@ use super::{console, control};
 
 #[derive(Args)]
 #[command(
-    after_help = "The guest stands still while its memory is written to the disk, and goes on; it notices nothing.\n\
-                  Output that nobody takes is waited for: a guest is saved between two instructions.\n\
+    after_help = "The guest pauses while its memory is written to the disk, then runs on; it notices nothing.\n\
+                  A guest is saved between two instructions, so an output that waits for its reader holds the snapshot up.\n\
                   A snapshot is as secret as the machine's memory: its files are readable by their owner only.\n\
-                  Exit code: 0 when it is saved, 125 when it is not; then the machine goes on, whatever was asked for."
+                  Exit code: 0 when the machine is saved, 125 when it is not; then it runs on, with --stop as well."
 )]
 pub(super) struct SnapshotArgs {
-    /// The socket that the machine was started with, by --control SOCKET
+    /// Socket that the machine was started with, by --control SOCKET
     #[arg(value_name = "SOCKET")]
     socket: PathBuf,
-    /// The snapshot's folder, which is made if it isn't there; a snapshot in it is replaced
+    /// Folder for the snapshot, created if missing; a snapshot in it is replaced
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// End the machine once it is saved, instead of letting it go on
+    /// End the machine once it is saved
     #[arg(long)]
     stop: bool,
 }
 
 #[derive(Args)]
 #[command(
-    after_help = "The terminal is the machine's serial console, as it was of the machine that was saved; Ctrl-A x ends the machine.\n\
-                  What the guest doesn't know, somebody has to tell it, over the console:\n  \
-                  - no time has passed for it: its clock shows the time at which it was saved (date -s);\n  \
-                  - its random numbers are those of every other machine of this snapshot, until its kernel gets new entropy\n    \
-                  (writing to /dev/urandom and the ioctl RNDRESEEDCRNG); what programs have drawn already stays the same;\n  \
-                  - it is nobody in particular: host name, machine ID and keys are those of every other one.\n\
+    after_help = "The terminal is the machine's serial console; in a terminal, Ctrl-A x ends the machine.\n\
+                  The guest does not know that it was saved. Over the console it can be told what has changed:\n  \
+                  - the time: its clock shows when it was saved (date -s);\n  \
+                  - entropy: its random numbers are those of every machine of this snapshot until its kernel gets some\n    \
+                  (write to /dev/urandom, then the ioctl RNDRESEEDCRNG); what programs have drawn before stays the same;\n  \
+                  - its identity: host name, machine ID and keys are those of every machine of this snapshot.\n\
                   Exit code: 0 when the guest shut down, 1 when it crashed, 125 when minivm failed, 2 for wrong usage."
 )]
 pub(super) struct RestoreArgs {
-    /// The snapshot's folder
+    /// Folder with the snapshot
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Let `minivm snapshot` save the machine while it runs: a Unix socket, made here and removed at the end
+    /// Unix socket at which `minivm snapshot` can save the machine while it runs; it is removed at the end
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
     #[command(flatten)]
@@ -53,13 +53,13 @@ pub(super) struct RestoreArgs {
 }
 
 impl RestoreArgs {
-    /// Whether it was asked for that the machine runs on this host's KVM.
+    /// Returns whether this host's KVM was asked for.
     pub(super) fn is_on_kvm(&self) -> bool {
         self.accel.is_kvm()
     }
 }
 
-/// Asks a running machine to save itself, and tells where that is.
+/// Asks a running machine to save itself, and prints where.
 pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
     // The machine has a working folder of its own.
     let folder = std::path::absolute(&args.folder)
@@ -84,7 +84,7 @@ pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     log::debug!("the command line is understood");
-    // What is wrong with it is told also where nothing could run.
+    // A damaged snapshot is reported even where no machine can run.
     let snapshot = Snapshot::open(&args.folder)?;
     console::log_step("the snapshot is opened", started);
     if let Some(why) = args.accel.why_lab()? {

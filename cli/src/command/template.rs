@@ -1,4 +1,4 @@
-//! `minivm template`: machines that are saved when they are ready for a command, each under a name.
+//! `minivm template`: saves machines that are ready for a command, each under a name.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,31 +9,32 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, TableStyle};
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar};
 use minivm_image::Source;
-use minivm_machine::Machine;
-use minivm_machine::templates::{self, Listed, Recipe, Templates, lab};
+use minivm_machine::templates::{self, Listed, Templates, lab};
 use minivm_vmm::CPUS_MAX;
 
 use super::accel::AccelArg;
 use super::image::{self, PullArgs};
-use super::units;
+use super::{units, unwrapped};
 
 #[derive(Subcommand)]
 pub(super) enum TemplateCommand {
-    /// Boot a machine from an image until it is ready, and save it: `minivm run --template NAME` goes on from there
+    /// Boot a machine from an image until it is ready, and save it: `minivm run --template NAME` resumes it
     Create(CreateArgs),
-    /// List them
+    /// List templates
     Ls {
         /// Print a JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Remove templates; machines that run keep what they need
+    /// Remove templates; running machines keep what they need of them
     Rm {
+        /// Templates to remove
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Print all that is known of one, as JSON
+    /// Print what is known of a template, as JSON
     Inspect {
+        /// Template to inspect
         #[arg(value_name = "NAME")]
         name: String,
     },
@@ -41,13 +42,13 @@ pub(super) enum TemplateCommand {
 
 #[derive(Args)]
 pub(super) struct CreateArgs {
-    /// What it is to be called: letters, digits, - and _
+    /// Template's name: letters, digits, - and _
     #[arg(value_name = "NAME")]
     name: String,
-    /// The image, as for `minivm run`
+    /// Container image, as for `minivm run`
     #[arg(value_name = "IMAGE", value_parser = image::source)]
     image: Source,
-    /// Go on until Python has started and has run this code, such as imports; `python3` alone starts it with nothing imported
+    /// Save the machine when Python has run this code, such as imports; `python3` alone starts Python and imports nothing
     #[arg(long, value_name = "PYTHON", value_parser = warm)]
     warm: Option<String>,
     /// Guest memory, as for `minivm run`
@@ -56,7 +57,7 @@ pub(super) struct CreateArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX as i64))]
     cpus: u8,
-    /// Another kernel
+    /// Guest kernel, as for `minivm run`
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     #[command(flatten)]
@@ -65,7 +66,7 @@ pub(super) struct CreateArgs {
     accel: AccelArg,
 }
 
-/// What the interpreter is to run: code, or a command line `python3 [-c CODE]` as one would write it.
+/// Parses the code that the interpreter runs first: Python, or a command line `python3 [-c CODE]`.
 fn warm(text: &str) -> Result<String, String> {
     let program = text.split_whitespace().next().unwrap_or_default();
     if !matches!(program, "python" | "python3") {
@@ -104,12 +105,12 @@ pub(super) fn run(command: TemplateCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where templates are kept.
+/// The cache of templates.
 pub(super) fn folder() -> anyhow::Result<Templates> {
     Ok(Templates::new(&image::cache_folder()?))
 }
 
-/// Whether machines are to boot: by the flag, or by the variable.
+/// Returns whether the flag or the variable asks for machines that boot.
 pub(super) fn is_unwanted(cold: bool) -> bool {
     let variable = std::env::var_os("MINIVM_COLD");
     cold || variable.is_some_and(|cold| !cold.is_empty() && cold != "0")
@@ -118,43 +119,28 @@ pub(super) fn is_unwanted(cold: bool) -> bool {
 impl CreateArgs {
     fn create(self, templates: &Templates) -> anyhow::Result<()> {
         templates.check_free(&self.name)?;
-        let shelf = image::shelf()?;
-        let found = image::open(&self.image, &self.pull, &shelf)?;
-        let archive = image::archive(&self.image, self.pull.quiet, &found, &shelf)?;
-        let kernel = match self.kernel {
-            Some(kernel) => kernel,
-            None => minivm_machine::kernel::find()?,
-        };
-        let machine = Machine {
-            kernel,
-            initramfs: archive.path.clone(),
-            memory: archive.memory(self.memory)?,
-            cpus: self.cpus,
-            rings: true,
-            console: false,
-        };
-        let place = self.accel.place(|why| {
-            if !self.pull.quiet {
+        let image = image::open(&self.image, &self.pull, &image::shelf()?)?;
+        let (kernel, quiet) = (self.kernel.as_deref(), self.pull.quiet);
+        let warn = |why: &str| {
+            if !quiet {
                 eprintln!("minivm: {why}");
             }
-        })?;
-        let recipe = Recipe {
-            image: self.image.to_string(),
-            machine,
-            config: found.config,
-            warm: self.warm,
         };
+        let place = || self.accel.place(warn);
+        let microvm = image::microvm(&self.image, image, kernel, quiet, place)?;
+        let microvm = microvm.cpus(self.cpus);
+        let recipe = microvm.recipe(self.memory, self.warm).map_err(unwrapped)?;
         let spinner = ProgressBar::new_spinner();
         if !self.pull.quiet {
             spinner.set_message(format!("booting {}", self.image));
             spinner.enable_steady_tick(std::time::Duration::from_millis(100));
         }
-        let created = templates.create(&self.name, &recipe, &place);
+        let created = templates.create(&self.name, &recipe, microvm.place());
         spinner.finish_and_clear();
         created?;
         if !self.pull.quiet {
             println!(
-                "made {0}: `minivm run --template {0}` goes on from it",
+                "made {0}: `minivm run --template {0}` resumes it",
                 self.name
             );
         }
@@ -162,7 +148,7 @@ impl CreateArgs {
     }
 }
 
-/// Those that are there, and those that a kept lab has and nobody has named.
+/// All templates: those in the cache, and the unnamed ones that kept labs have.
 fn all(templates: &Templates) -> anyhow::Result<Vec<Listed>> {
     let mut all = templates.list()?;
     for (name, recipe) in lab::kept(&image::cache_folder()?) {
@@ -237,7 +223,7 @@ fn inspect(templates: &Templates, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a template that a run has wished for, of the recipe on stdin.
+/// Makes a template for later runs, of the recipe on stdin.
 pub(super) fn make_in_background() -> anyhow::Result<ExitCode> {
     let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
     folder()?.create_unnamed(&recipe)?;
@@ -248,12 +234,6 @@ pub(super) fn make_in_background() -> anyhow::Result<ExitCode> {
 pub(super) fn keep_lab() -> anyhow::Result<ExitCode> {
     let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
     lab::run_keeper(&recipe, &image::cache_folder()?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The other end of a kept lab.
-pub(super) fn run_agent() -> anyhow::Result<ExitCode> {
-    lab::run_agent()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,30 +9,19 @@ use minivm_machine::streams;
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-use super::signals;
-
 /// The terminal's settings before they were changed.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Ctrl-A: what comes next is for minivm, as in QEMU.
 const ESCAPE: u8 = 0x01;
 
-/// A terminal in raw mode, where every key goes to the guest. Dropping it restores the terminal; so do a panic and the
-/// signals that end a program.
+/// A terminal in raw mode, where every key goes to the guest. Dropping it restores the terminal, and so does a panic. Signals that end
+/// the process don't: a handler of theirs has to call [`restore`].
 pub(super) struct RawMode(());
 
 impl RawMode {
     /// Switches stdin to raw mode if it is a terminal.
     pub(super) fn enter() -> io::Result<Option<Self>> {
-        let raw = Self::enter_quietly()?;
-        if raw.is_some() {
-            signals::before_death(restore)?;
-        }
-        Ok(raw)
-    }
-
-    /// The same, where somebody else sees to the signals.
-    pub(super) fn enter_quietly() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);
@@ -105,7 +94,7 @@ impl<F: FnMut()> Keys<F> {
         }
     }
 
-    /// Takes minivm's own keys out of `bytes`; tells how many are left, at its start.
+    /// Takes minivm's own keys out of `bytes`, and returns how many bytes are left at its start.
     fn filter(&mut self, bytes: &mut [u8]) -> usize {
         let mut kept = 0;
         for index in 0..bytes.len() {
@@ -125,6 +114,13 @@ impl<F: FnMut()> Keys<F> {
         }
         kept
     }
+}
+
+/// Ends this process with these lines on stderr, while an output, which can be stderr, still waits for its reader.
+pub(super) fn leave(lines: Vec<String>, code: u8) -> ! {
+    restore();
+    streams::tell_soon(lines);
+    std::process::exit(code.into())
 }
 
 /// The terminal's size.

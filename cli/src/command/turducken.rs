@@ -3,25 +3,22 @@
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
-use minivm_machine::output::Pending;
-use minivm_machine::session::{self, BOOT_LIMIT};
-use minivm_machine::{Machine, Place, Session};
 use minivm_machine::{kernel, streams};
-use minivm_sandbox::{CODE_MAX, Task, Turducken};
+use minivm_sandbox::{Limits, Microvm, Sandbox, Turducken};
 
 use super::accel::AccelArg;
-use super::report::{Captured, Phases, Printed};
-use super::{run, signals, units};
+use super::report::{Captured, Printed};
+use super::{run, signals, units, unwrapped};
 
-/// How much of each output is passed on: there is no flag for it.
+/// The most bytes of each output that are passed on: there is no flag for it.
 const OUTPUT_MAX: u64 = 16 << 20;
 
-/// What is inside what, and what each keeps the next one from.
+/// A picture of the four sandboxes and their boundaries.
 const PICTURE: &str = "\
 microVM ▸ gVisor ▸ Deno ▸ Pyodide
    │        │       │       └ CPython as WebAssembly, in a memory of its own
@@ -35,22 +32,22 @@ microVM ▸ gVisor ▸ Deno ▸ Pyodide
     after_help = "Exit code: the code's own; 124 at the time limit; 125 when minivm failed; 128 when gVisor failed; 137 out of memory."
 )]
 pub(super) struct TurduckenArgs {
-    /// The Python code
+    /// Python code to run
     #[arg(short, long, value_name = "CODE", default_value = "print(2+2)")]
     code: String,
-    /// End it after this time, counted from gVisor's start
+    /// Kill the code this long after gVisor's start
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = units::duration)]
     timeout: Duration,
-    /// Memory of the machine
+    /// Guest memory
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
-    /// Another kernel: an ELF vmlinux or a bzImage
+    /// Guest kernel, an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Print one JSON object with the outputs and how it went, instead of passing the outputs on
+    /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on
     #[arg(long)]
     pub(super) json: bool,
-    /// Say nothing but errors
+    /// Print no picture and no warnings, only errors
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
@@ -60,99 +57,63 @@ pub(super) struct TurduckenArgs {
 /// Runs it.
 pub(super) fn run(args: &TurduckenArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let captured = args.json.then(|| Captured::new(Some(OUTPUT_MAX)));
-    let ended = run_to_end(args, verbose > 0, started, captured.as_ref());
-    run::finish(ended, started, captured.as_ref(), |printed| {
+    let captured = args.json.then(|| Arc::new(Captured::new(Some(OUTPUT_MAX))));
+    let ended = args.run(verbose > 0, started, captured.as_ref());
+    run::finish(ended, started, captured.as_deref(), |printed| {
         printed.tell(args.quiet, verbose > 0, Some(args.timeout));
     })
 }
 
-fn run_to_end(
-    args: &TurduckenArgs,
-    verbose: bool,
-    started: Instant,
-    captured: Option<&Captured>,
-) -> anyhow::Result<Printed> {
-    if args.code.len() > CODE_MAX || args.code.contains('\0') {
-        bail!("the code is longer than {CODE_MAX} bytes, or has a zero byte in it");
+impl TurduckenArgs {
+    fn run(
+        &self,
+        console: bool,
+        started: Instant,
+        captured: Option<&Arc<Captured>>,
+    ) -> anyhow::Result<Printed> {
+        let mut task = Turducken::task(&self.code)?;
+        task.limits = Limits {
+            time: Some(self.timeout),
+            memory: self.memory,
+            output: Some(OUTPUT_MAX),
+        };
+        let microvm = self.microvm()?.console(console);
+        let opened = started.elapsed();
+        let (events, happening) = mpsc::channel();
+        task.events = happening;
+        run::connect(&mut task, captured, Some(self.timeout))?;
+        let pending = task.vm.pending.clone();
+        signals::listen(events, pending).context("cannot listen to signals")?;
+        let finished = microvm.run(task).map_err(unwrapped)?;
+        Ok(Printed::new(
+            &finished,
+            opened,
+            started.elapsed(),
+            captured.map(AsRef::as_ref),
+        ))
     }
-    let cache = super::image::cache_folder()?;
-    let watched = stderr().is_terminal() && !args.quiet;
-    if watched {
-        eprint!("{PICTURE}");
-    }
-    let turducken = Turducken::open(&cache, || {
+
+    /// The machine, whose image is made first where it isn't there.
+    fn microvm(&self) -> anyhow::Result<Microvm> {
+        let cache = super::image::cache_folder()?;
+        let watched = stderr().is_terminal() && !self.quiet;
         if watched {
-            eprintln!("minivm: putting one into another, which is done once");
+            eprint!("{PICTURE}");
         }
-    })?;
-    let with_image = started.elapsed();
-    let archive = &turducken.archive;
-    let machine = Machine {
-        kernel: match &args.kernel {
+        let turducken = Turducken::open(&cache, || {
+            if watched {
+                eprintln!("minivm: putting one into another, which is done once");
+            }
+        })?;
+        let kernel = match &self.kernel {
             Some(kernel) => kernel.clone(),
             None => kernel::find()?,
-        },
-        initramfs: archive.path.clone(),
-        memory: archive.memory(args.memory)?,
-        cpus: 1,
-        rings: true,
-        console: verbose,
-    };
-    let place = args.place()?;
-    let session = args.session(&turducken, captured)?;
-    let link = machine.start(&place)?;
-    if let Some(captured) = captured {
-        captured.note(&place, None);
-    }
-    let with_machine = started.elapsed();
-    let report = session.run(link)?;
-    let phases = Phases {
-        image: with_image,
-        machine: with_machine,
-        total: started.elapsed(),
-    };
-    Ok(Printed::new(&report, &phases, captured).at(&place))
-}
-
-impl TurduckenArgs {
-    fn place(&self) -> anyhow::Result<Place> {
-        let warn = |why: &str| {
+        };
+        let place = self.accel.place(|why| {
             if !self.quiet {
                 streams::tell(why);
             }
-        };
-        self.accel.place(warn)
-    }
-
-    fn session(
-        &self,
-        turducken: &Turducken,
-        captured: Option<&Captured>,
-    ) -> anyhow::Result<Session> {
-        let (events, happenings) = mpsc::channel();
-        let pending = Pending::default();
-        signals::listen(events, pending.clone()).context("cannot listen to signals")?;
-        let input = Task::code("").with_input(self.code.as_bytes());
-        let input = input.context("cannot keep the code in memory")?.stdin;
-        let timeout = self.timeout;
-        Ok(Session {
-            request: turducken.request.clone(),
-            stdin: input,
-            stdout: run::output(captured.map(|captured| &captured.stdout), std::io::stdout())?,
-            stderr: run::output(captured.map(|captured| &captured.stderr), stderr())?,
-            pending,
-            boot_limit: BOOT_LIMIT,
-            timeout: Some(timeout),
-            max_output: Some(OUTPUT_MAX),
-            copy_in: Vec::new(),
-            copy_out: Vec::new(),
-            max_copy_out: 0,
-            copy_out_grace: None,
-            stop_signal: session::TERM,
-            events: happenings,
-            // Never with --json, whose outputs are taken by memory.
-            overdue: Some(Box::new(move || run::machine::end_overdue(timeout))),
-        })
+        })?;
+        Ok(turducken.microvm(kernel, place))
     }
 }

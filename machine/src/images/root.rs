@@ -140,5 +140,4 @@ pub(super) fn remove_unused(root: &Path) -> (Cleared, bool) {
 }
 
 #[cfg(test)]
-#[path = "root_tests.rs"]
 mod tests;

@@ -25,10 +25,11 @@ pub(super) fn build(
     program: &Path,
     order: &Order,
     files: &[(PathBuf, PathBuf)],
+    contents: &[(Vec<u8>, PathBuf)],
 ) -> Result<OwnedFd, Error> {
     let memory = rustix::fs::memfd_create("lab-initramfs", MemfdFlags::CLOEXEC);
     let memory = memory.map_err(|errno| cannot("create a memory file")(errno.into()))?;
-    let mut memory = write(order, program, files, File::from(memory))?;
+    let mut memory = write(order, program, files, contents, File::from(memory))?;
     memory.rewind().map_err(cannot("rewind the initramfs"))?;
     Ok(memory.into())
 }
@@ -37,6 +38,7 @@ fn write<W: Write>(
     order: &Order,
     program: &Path,
     files: &[(PathBuf, PathBuf)],
+    contents: &[(Vec<u8>, PathBuf)],
     out: W,
 ) -> Result<W, Error> {
     let mut archive = Archive::new(out);
@@ -62,6 +64,11 @@ fn write<W: Write>(
     for (host, lab) in files {
         parents(&mut archive, lab, &mut folders)?;
         add(&mut archive, host, lab)?;
+    }
+    for (bytes, lab) in contents {
+        parents(&mut archive, lab, &mut folders)?;
+        let len = bytes.len() as u64;
+        archive.file(lab, Attributes::new(0o600), len, Cursor::new(bytes))?;
     }
     Ok(archive.finish()?)
 }
@@ -118,9 +125,10 @@ mod tests {
             (host.clone(), "/a/b/one".into()),
             (host.clone(), "/a/two".into()),
         ];
-        let archive = write(&order, &host, &files, Vec::new()).unwrap();
+        let contents = [(b"TEXT".to_vec(), "/a/three".into())];
+        let archive = write(&order, &host, &files, &contents, Vec::new()).unwrap();
         let archive = String::from_utf8(archive).unwrap();
-        let names = ["0a\0", "a/b\0", "a/b/one\0", "a/two\0"];
+        let names = ["0a\0", "a/b\0", "a/b/one\0", "a/two\0", "a/three\0", "TEXT"];
         let places = names.map(|name| {
             archive
                 .match_indices(name)

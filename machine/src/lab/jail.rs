@@ -13,9 +13,8 @@ use std::sync::OnceLock;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 
-use super::Root;
 use super::error::{Error, cannot};
-use super::qemu::PROGRAM;
+use super::{QEMU, Root};
 use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
 /// Processes and threads of a jailed QEMU, at the most, where it has a user of its own.
@@ -65,7 +64,7 @@ pub(super) fn prepare(
     files: Vec<OwnedFd>,
 ) -> Result<Prepared, Error> {
     if root == Root::Private && unjailed().is_none() {
-        let program = find_program(PROGRAM).ok_or(Error::QemuMissing { program: PROGRAM })?;
+        let program = find_program(QEMU).ok_or(Error::QemuMissing { program: QEMU })?;
         // A link's target is there under its own name.
         let program = program.canonicalize().unwrap_or(program);
         match jail_for(&program) {
@@ -88,7 +87,7 @@ pub(super) fn prepare(
             Err(why) => set_unjailed(why.to_string()),
         }
     }
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(QEMU);
     command.args(arguments);
     Ok(Prepared {
         command,

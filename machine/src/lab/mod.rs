@@ -41,13 +41,14 @@ pub use init::run_as_init;
 pub use jail::unjailed_warning;
 pub(crate) use jail::{set_unjailed, unjailed};
 pub use kernel::find as find_kernel;
-pub use qemu::PROGRAM as QEMU;
 pub use stop::Stop;
 
 use channel::Answer;
 use error::cannot;
 use qemu::{Machine, Qemu};
 
+/// The program that emulates the lab.
+pub const QEMU: &str = "qemu-system-x86_64";
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 
@@ -114,6 +115,8 @@ pub struct LabRequest {
     pub command: Vec<OsString>,
     /// Files to copy into a private root: where they are here, and what they are called there.
     pub files: Vec<(PathBuf, PathBuf)>,
+    /// Files of these bytes for a private root, with what they are called there.
+    pub contents: Vec<(Vec<u8>, PathBuf)>,
     /// The command's whole environment.
     pub env: Vec<(OsString, OsString)>,
     /// Its working folder.
@@ -162,6 +165,7 @@ impl LabRequest {
             root,
             command: command.into_iter().map(Into::into).collect(),
             files: Vec::new(),
+            contents: Vec::new(),
             env,
             cwd: cwd.unwrap_or_else(|| "/".into()),
             stdin: Input::Inherit,
@@ -219,7 +223,7 @@ impl LabRequest {
             env: self.env,
             cwd: self.cwd.into(),
         };
-        let initramfs = initramfs::build(&self.program, &order, &self.files)?;
+        let initramfs = initramfs::build(&self.program, &order, &self.files, &self.contents)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
         let mut stdout = self
             .stdout

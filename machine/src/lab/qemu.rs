@@ -25,11 +25,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::{Error, cannot};
 use super::jail::{JailEnd, Prepared, prepare, set_unjailed};
-use super::{INIT_COMMAND, Root, initramfs};
+use super::{INIT_COMMAND, QEMU, Root, initramfs};
 use crate::printable::printable;
-
-/// QEMU, as it is found in `PATH`.
-pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// QEMU's own filter of system calls: none that is obsolete, gains rights, starts a program or changes how threads are scheduled.
 const FILTER: &str =
@@ -196,12 +193,12 @@ impl Qemu {
             .process_group(0);
         entry.of(&mut command);
         let mut process = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::QemuMissing { program: PROGRAM },
+            io::ErrorKind::NotFound => Error::QemuMissing { program: QEMU },
             _ => {
                 if jailed.is_some() {
                     set_unjailed(format!("this user can make none ({error})"));
                 }
-                cannot(format!("start {PROGRAM}"))(error)
+                cannot(format!("start {QEMU}"))(error)
             }
         })?;
         // With its copies of the files that have gone in: the end of one among them is to be seen.

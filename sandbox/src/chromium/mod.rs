@@ -25,10 +25,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, fchmod};
 
 use super::process::{self, Streams};
-use super::pyodide::{self, CAPABILITIES, SNAPSHOT};
+use super::pyodide::{self, SNAPSHOT};
 use super::{
-    Backend, Capability, Deno, End, Error, Finished, Sandbox, Task, cannot, check_jail,
-    worker_is_there,
+    Backend, Deno, End, Error, Finished, Sandbox, Task, cannot, check_jail, worker_is_there,
 };
 use crate::tools::npm;
 use minivm_machine::jail::{Calls, Jail, find_program};
@@ -107,10 +106,6 @@ fn unavailable(why: &str, hint: &str) -> Error {
 impl Sandbox for Chromium {
     fn backend(&self) -> Backend {
         Backend::Chromium
-    }
-
-    fn capabilities(&self) -> &'static [Capability] {
-        CAPABILITIES
     }
 
     fn boundary(&self) -> &'static str {
@@ -210,6 +205,7 @@ mod tests {
             truncated: false,
             warnings: Vec::new(),
             usage: Usage::default(),
+            machine: None,
         };
         let concluded = conclude(finished, told.as_bytes());
         concluded

@@ -4,10 +4,7 @@ use std::io;
 
 use monty_types::{ExcType, ExtFunctionResult, MontyException, MontyObject};
 
-use super::interpreter::{Host, Stream, exception};
-
-/// What Python says at the input's end.
-pub(super) const END_OF_INPUT: &str = "EOF when reading a line";
+use super::host::{END_OF_INPUT, Host, Stream, exception};
 
 /// One of these functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

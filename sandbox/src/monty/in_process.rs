@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::interpreter::{self, Ended, Fault, Host, Outcome, Start, Stream};
+use super::host::{Host, Stream};
+use super::interpreter::{self, Ended, Fault, Outcome, Start};
 use super::memory;
 use super::stdio::{Block, Lines};
 use crate::{
-    Backend, Call, Capability, End, Error, Exception, Finished, Function, Program, Sandbox, Task,
-    Usage, process,
+    Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
+    process,
 };
 use minivm_machine::output::{self, Capped, Pending};
 use minivm_machine::session::Event;
@@ -49,10 +50,6 @@ impl Sandbox for InProcess {
         Backend::Monty
     }
 
-    fn capabilities(&self) -> &'static [Capability] {
-        super::CAPABILITIES
-    }
-
     fn boundary(&self) -> &'static str {
         "an interpreter in this process that has nothing of the host"
     }
@@ -81,6 +78,7 @@ impl Sandbox for InProcess {
                 total: began.elapsed(),
                 ..Usage::default()
             },
+            machine: None,
         })
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::builtin::{self, Builtin};
+use super::host::{Host, Stream, exception};
 use super::printer::Printer;
 use super::traceback::traceback;
 use super::{clock, dialect, value};
@@ -28,28 +29,6 @@ const FILE: &str = "<string>";
 pub(super) const STATE_MAX: usize = 16 << 20;
 /// The most bytes of a call, as JSON.
 pub(super) const CALL_MAX: usize = 4 << 20;
-
-/// Which of the two outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
-    Stdout,
-    Stderr,
-}
-
-/// What the interpreter needs of others. An error of it ends the code.
-pub(super) trait Host {
-    /// Calls one of the functions. An inner error is the message of an exception.
-    fn call(&mut self, call: Call) -> io::Result<Result<Value, String>>;
-
-    /// Takes output.
-    fn write(&mut self, to: Stream, text: &str) -> io::Result<()>;
-
-    /// Comes by every few hundred instructions.
-    fn poll(&mut self) -> io::Result<()>;
-
-    /// A line of the input with its end, or nothing at the input's.
-    fn read_line(&mut self) -> io::Result<String>;
-}
 
 /// What is to be run.
 pub(super) enum Start {
@@ -371,8 +350,4 @@ fn function(name: &str) -> MontyObject {
         name: name.to_owned(),
         docstring: None,
     }
-}
-
-pub(super) fn exception(kind: ExcType, message: impl Into<String>) -> MontyException {
-    MontyException::new(kind, Some(message.into()))
 }

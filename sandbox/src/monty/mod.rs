@@ -10,6 +10,7 @@
 mod builtin;
 mod clock;
 mod dialect;
+mod host;
 mod in_process;
 mod interpreter;
 mod memory;
@@ -34,8 +35,8 @@ use self::wire::{Fault, FromWorker, ToWorker};
 use self::worker::{Interpreted, Order};
 use super::process::{self, Streams};
 use super::{
-    Backend, Capability, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot,
-    check_jail, worker_is_there,
+    Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot, check_jail,
+    worker_is_there,
 };
 use minivm_machine::jail::{Calls, Jail};
 use minivm_machine::printable::printable;
@@ -46,13 +47,6 @@ pub use worker::work;
 
 /// The command of `minivm-worker`'s for it.
 pub const WORKER_COMMAND: &str = "monty";
-
-const CAPABILITIES: &[Capability] = &[
-    Capability::Environment,
-    Capability::HostFunctions,
-    Capability::MemoryLimit,
-    Capability::Snapshot,
-];
 
 /// Time for the interpreter to say itself that its time is over, and where. Then its process is killed.
 const GRACE: Duration = Duration::from_millis(200);
@@ -104,10 +98,6 @@ impl Monty {
 impl Sandbox for Monty {
     fn backend(&self) -> Backend {
         Backend::Monty
-    }
-
-    fn capabilities(&self) -> &'static [Capability] {
-        CAPABILITIES
     }
 
     fn boundary(&self) -> &'static str {
@@ -258,5 +248,4 @@ fn heard<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

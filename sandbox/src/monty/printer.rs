@@ -5,7 +5,7 @@ use std::io;
 
 use monty_types::{ExcType, MontyException, PrintWriter, PrintWriterCallback};
 
-use super::interpreter::{Host, Stream, exception};
+use super::host::{Host, Stream, exception};
 
 /// Passes on what is printed, and what the host says while code runs.
 pub(super) struct Printer<'a> {

@@ -2,7 +2,7 @@
 
 use monty_types::MontyException;
 
-use super::builtin::END_OF_INPUT;
+use super::host::END_OF_INPUT;
 
 /// Lines of a traceback that are shown at its start.
 const FIRST: usize = 60;

@@ -10,7 +10,8 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::interpreter::{self, Ended, Fault, Host, Outcome, Scope, Start, Stream};
+use super::host::{Host, Stream};
+use super::interpreter::{self, Ended, Fault, Outcome, Scope, Start};
 use super::memory;
 use super::stdio::{Held, Lines};
 use super::wire::{self, FromWorker, ToWorker};

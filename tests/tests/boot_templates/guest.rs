@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use minivm_guest::channel::{Request, Status};
-use minivm_machine::session::End;
+use minivm_guest::channel::Request;
 use minivm_machine::templates::{Template, Templates};
-use minivm_machine::{Report, Session};
+use minivm_machine::{End, Report, Session};
 use minivm_tests::output::Shared;
 pub(crate) use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended};
@@ -31,11 +30,6 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
         folder
     });
     folder.join(name)
-}
-
-/// How often something is done: what `variable` says, or so often.
-pub(crate) fn times(variable: &str, otherwise: usize) -> usize {
-    std::env::var(variable).map_or(otherwise, |times| times.parse().unwrap())
 }
 
 pub(crate) fn kernel() -> &'static Path {
@@ -214,9 +208,8 @@ pub(crate) fn serve(
 pub(crate) fn answer(template: &Template, request: Request) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let report = serve(template, request, None, stdout.clone(), stderr.clone());
-    let text = |shared: &Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
-    let well = matches!(&report.end, End::Exited(exit) if exit.status == Status::Code(0));
-    assert!(well, "{:?}: {}", report.end, text(&stderr));
+    let text = |shared: &Shared| String::from_utf8(shared.bytes()).unwrap();
+    assert_eq!(report.end, End::Exited(0), "{}", text(&stderr));
     assert_eq!(text(&stderr), "");
     text(&stdout)
 }

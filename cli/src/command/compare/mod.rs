@@ -29,36 +29,36 @@ const SECRET: &str = "MINIVM_COMPARE_SECRET";
 
 #[derive(Args)]
 #[command(
-    after_help = "Start-up is the whole time of an empty program, total that of the code; both are medians.\n\
-                  What code can reach is tried for real, and judged from outside.\n\
-                  Exit code: 0 when all sandboxes that were asked for by --backends, or all that are there, ran the code."
+    after_help = "START-UP is the time of a whole run of an empty program, TOTAL that of the code; both are medians.\n\
+                  Probes try for real what code can reach; minivm judges them from outside the sandbox.\n\
+                  Exit code: 0 when all sandboxes named by --backends, or all that are available, ran the code."
 )]
 pub(super) struct CompareArgs {
-    /// The Python code
+    /// Python code to run
     #[arg(long, value_name = "PYTHON", default_value = "print(2+2)")]
     code: String,
-    /// The image for those that run images [default: $MINIVM_IMAGE, or one with Python]
+    /// Container image for the sandboxes that run one [default: $MINIVM_IMAGE, or an image with Python]
     #[arg(value_name = "IMAGE", value_parser = image::source)]
     image: Option<Source>,
-    /// How often
+    /// Runs in each sandbox
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Which sandboxes, with commas between them [default: all]
+    /// Sandboxes to compare, separated by commas [default: all]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BACKENDS")]
     backends: Vec<Backend>,
-    /// End a run after this time
+    /// Kill a run after this time
     #[arg(long, value_name = "DURATION", value_parser = units::duration, default_value = "60s")]
     timeout: Duration,
-    /// Leave the microVM out that goes on from a template; the variable MINIVM_COLD means the same
+    /// Skip the warm microVM; the variable MINIVM_COLD does the same
     #[arg(long)]
     cold: bool,
-    /// Don't try what the code could reach
+    /// Skip the probes of what code can reach
     #[arg(long)]
     no_reach: bool,
-    /// Print a JSON array, one object a sandbox
+    /// Print a JSON array with an object for each sandbox
     #[arg(long)]
     json: bool,
-    /// Write a page with a chart, all in one file
+    /// Write an HTML page with a chart, in one file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]
@@ -112,9 +112,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let wanted = |row: &&Row| !args.backends.is_empty() || row.is_available();
     let asked: Vec<&Row> = rows.iter().filter(wanted).collect();
     if asked.is_empty() {
-        bail!(
-            "none of the sandboxes is available here: `minivm doctor --fix` installs what is missing"
-        );
+        bail!("no sandbox is available here: `minivm doctor --fix` installs what is missing");
     }
     let all_ran = asked.iter().flat_map(|row| row.both()).all(Row::has_run);
     Ok(ExitCode::from(u8::from(!all_ran)))

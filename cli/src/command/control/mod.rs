@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+pub(super) use server::Server;
 pub(super) use socket::Socket;
 
 /// No request or answer is longer: a path has at most 4096 bytes, of which each may take six in JSON.
@@ -30,12 +31,12 @@ const LINE_MAX: u64 = 32 << 10;
 pub(super) struct Request {
     /// The folder, as an absolute path.
     pub(super) snapshot: PathBuf,
-    /// Whether the machine is to end then, instead of going on.
+    /// Whether the machine is to end once it is saved.
     #[serde(default)]
     pub(super) stop: bool,
 }
 
-/// What came of it.
+/// The server's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {

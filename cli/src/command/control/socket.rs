@@ -11,25 +11,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use minivm_vmm::Control;
 use rustix::fs::{Mode, OFlags, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-use super::server::Server;
-
 /// Clients that may wait for their turn.
 const BACKLOG: i32 = 16;
-/// How long somebody else may take to make a socket in the same folder.
+/// Time to wait for another process that makes a socket in the same folder.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A socket that listens.
 pub(in super::super) struct Socket {
-    // In this order: who finds no file knows that it is over, who finds one that nobody listens to would replace it.
-    file: SocketFile,
-    listener: UnixListener,
+    // Dropped in this order: a process that finds a file without a listener would replace it.
+    pub(super) file: SocketFile,
+    pub(super) listener: UnixListener,
 }
 
 /// The socket's file, which goes when this is dropped.
@@ -38,7 +35,7 @@ pub(super) struct SocketFile(Arc<Name>);
 /// Where it is, and what it is.
 pub(in super::super) struct Name {
     path: PathBuf,
-    /// Device and inode, by which it is told from one that somebody has made in its place.
+    /// Device and inode: another process may have made another file in its place.
     identity: (u64, u64),
 }
 
@@ -73,11 +70,6 @@ impl Socket {
     /// The socket's file, for a signal's handler, which must remove it without anything being dropped.
     pub(in super::super) fn name(&self) -> Arc<Name> {
         self.file.0.clone()
-    }
-
-    /// Serves requests, on a thread of its own, until what it gives is dropped.
-    pub(in super::super) fn serve(self, control: Control) -> anyhow::Result<Server> {
-        Server::start(self.listener, self.file, control).context("cannot serve the control socket")
     }
 }
 
@@ -119,7 +111,7 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
                 thread::sleep(Duration::from_millis(5));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("somebody keeps its folder locked"));
+                return Err(io::Error::other("another process keeps its folder locked"));
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }

@@ -1,4 +1,4 @@
-//! What the sandboxes need that are no machines.
+//! Checks of the sandboxes that are not virtual machines.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use minivm_machine::{cache, jail};
 use minivm_sandbox::{self, Backend, Error};
 
 use super::super::worker;
-use super::{Check, machine};
+use super::Check;
 
 /// The backends beside the microVM, whose checks are the machine's.
 pub(super) const OTHERS: [Backend; 4] = [
@@ -21,7 +21,7 @@ pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![jail()];
     checks.extend(weaknesses(&cache));
     checks.extend(OTHERS.map(|backend| check(backend, &cache)));
-    checks.push(machine::program(
+    checks.push(Check::program(
         "python",
         "python3",
         "sudo apt-get install python3",
@@ -36,7 +36,7 @@ fn jail() -> Check {
     }
 }
 
-/// What jails lack here that can be made.
+/// The checks of what weakens jails on this host.
 fn weaknesses(cache: &Path) -> Vec<Check> {
     let weaker = |(detail, remedy): (String, String)| Check::slow("jail: walls", detail, remedy);
     let found = jail::weaknesses(cache);
@@ -61,7 +61,7 @@ fn refused(name: &'static str, error: &Error) -> Check {
     Check::no(name, why, hint)
 }
 
-/// Why something isn't there, and what to do about it.
+/// The reason of an error, and its remedy.
 pub(super) fn why_and_hint(error: &Error) -> (String, String) {
     match error {
         Error::Unavailable { why, hint, .. }

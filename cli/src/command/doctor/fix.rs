@@ -25,7 +25,7 @@ const PACKAGES: [(&str, &str); 3] = [
     ("npm", "npm"),
 ];
 
-/// Installs it; tells whether all sandboxes can be run then. What fails is told, and does not keep the rest from being done.
+/// Installs what is missing, and returns whether all sandboxes can be run then. A failure is printed, and does not keep the rest from being installed.
 pub(super) fn fix() -> anyhow::Result<bool> {
     let cache = cache::find()?;
     let bar = bar();
@@ -49,7 +49,7 @@ fn bar() -> ProgressBar {
     bar
 }
 
-/// Says what is being done, to who watches and to who reads it later.
+/// Prints a step, as a progress message on a terminal and as a line elsewhere.
 fn tell(bar: &ProgressBar, what: &str) {
     match bar.is_hidden() {
         true => eprintln!("minivm: {what}"),
@@ -69,7 +69,7 @@ fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()>
         _ => {}
     }
     if backend == Backend::Deno {
-        told("seeing to it that Python starts quickly");
+        told("making a snapshot of a started Python");
         // It makes what it needs.
         host(cache).open(backend)?;
     }
@@ -92,7 +92,7 @@ fn host(cache: &Path) -> Host {
     }
 }
 
-/// Installs missing packages; tells whether none is missing then.
+/// Installs missing packages, and returns whether all are there then.
 fn packages(bar: &ProgressBar) -> bool {
     let missing: Vec<&str> = PACKAGES
         .iter()

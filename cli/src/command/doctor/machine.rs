@@ -1,6 +1,5 @@
 //! What machines need: KVM, or the lab.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use minivm_machine::Place;
@@ -16,7 +15,7 @@ const ACCEL: &str = "accel";
 /// From this on, creating a machine takes noticeably longer than the rest of what minivm does.
 const SLOW_CREATE_VM: Duration = Duration::from_millis(20);
 
-/// Whether machines run here on KVM, whether in the lab, and all that was looked at.
+/// Returns whether machines run here on KVM, whether in the lab, and the checks that decided it.
 pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     let good = |checks: &[Check]| checks.iter().all(|check| check.state == State::Ok);
     let kvm = [kvm_present(), kvm_usable()];
@@ -96,7 +95,7 @@ fn huge_pages() -> Check {
 }
 
 fn qemu() -> Check {
-    program(
+    Check::program(
         "lab: qemu",
         minivm_machine::lab::QEMU,
         "sudo apt-get install qemu-system-x86",
@@ -125,7 +124,7 @@ fn lab_jail() -> Check {
     }
 }
 
-/// Whether machines can run on KVM and in the lab, as far as `MINIVM_ACCEL` lets them, and the check that tells it.
+/// Returns whether machines can run on KVM and in the lab, as far as `MINIVM_ACCEL` lets them, and the check with that result.
 fn places(kvm_works: bool, lab_works: bool) -> (bool, bool, Check) {
     match allowed() {
         Ok((kvm, lab)) => {
@@ -141,7 +140,7 @@ fn places(kvm_works: bool, lab_works: bool) -> (bool, bool, Check) {
     }
 }
 
-/// Where machines run without `--accel`. `refused`: where they could, the variable doesn't let them.
+/// Returns where machines run without `--accel`. With `refused`, the variable forbids the place where they could.
 fn accel(kvm_works: bool, lab_works: bool, refused: bool) -> Check {
     let (word, check) = match (kvm_works, lab_works) {
         (true, _) => {
@@ -177,33 +176,5 @@ fn kernel() -> Check {
     match minivm_machine::kernel::find() {
         Ok(kernel) => Check::ok("kernel", kernel.display().to_string()),
         Err(error) => Check::no("kernel", error.to_string(), "cargo xtask setup"),
-    }
-}
-
-pub(super) fn program(name: &'static str, program: &str, remedy: &str) -> Check {
-    let Some(path) = jail::find_program(program) else {
-        let why = format!("{program} is not installed, or PATH lacks its folder");
-        return Check::no(name, why, remedy);
-    };
-    match Command::new(&path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-    {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            Check::ok(name, text.lines().next().unwrap_or("").to_string())
-        }
-        Ok(output) => Check::no(
-            name,
-            format!("{} --version failed: {}", path.display(), output.status),
-            remedy,
-        ),
-        Err(error) => Check::no(
-            name,
-            format!("cannot run {}: {error}", path.display()),
-            remedy,
-        ),
     }
 }

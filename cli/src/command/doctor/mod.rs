@@ -1,12 +1,13 @@
-//! `minivm doctor`: what works on this host, why not, and the command that mends it.
+//! `minivm doctor`: checks of what works on this host, with the reason and the command that mends what doesn't.
 
 mod backends;
 mod fix;
 mod machine;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::Args;
+use minivm_machine::jail::find_program;
 use serde::Serialize;
 
 #[derive(Args)]
@@ -14,23 +15,23 @@ use serde::Serialize;
     after_help = "Exit code: 0 if a machine can be run here, on KVM or in the lab; with --fix, if all sandboxes can."
 )]
 pub(super) struct DoctorArgs {
-    /// Print a JSON array, one object a check
+    /// Print a JSON array with an object for each check
     #[arg(long)]
     json: bool,
-    /// Install what sandboxes lack, before all is checked
+    /// Install what sandboxes lack before the checks
     #[arg(long)]
     fix: bool,
 }
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
-    /// It works, less well than it could.
+    /// The thing works, less well than it could.
     Slow,
-    /// It isn't there, or doesn't work.
+    /// The thing isn't there, or doesn't work.
     No,
 }
 
@@ -40,9 +41,9 @@ struct Check {
     name: &'static str,
     state: State,
     detail: String,
-    /// What mends it, where something is to be mended.
+    /// The command or change that mends it, where there is one.
     remedy: Option<String>,
-    /// Where machines run, `kvm` or `lab`: in the check that tells it.
+    /// The accelerator of machines, `kvm` or `lab`, in the check that decides it.
     accel: Option<&'static str>,
 }
 
@@ -64,6 +65,35 @@ impl Check {
             detail: detail.into(),
             remedy: Some(remedy.into()),
             accel: None,
+        }
+    }
+
+    /// The check of a program that is looked up in PATH, and prints its version.
+    fn program(name: &'static str, program: &str, remedy: &str) -> Check {
+        let Some(path) = find_program(program) else {
+            let why = format!("{program} is not installed, or PATH lacks its folder");
+            return Check::no(name, why, remedy);
+        };
+        match Command::new(&path)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+        {
+            Ok(output) if output.status.success() => {
+                let text = String::from_utf8_lossy(&output.stdout);
+                Check::ok(name, text.lines().next().unwrap_or("").to_string())
+            }
+            Ok(output) => Check::no(
+                name,
+                format!("{} --version failed: {}", path.display(), output.status),
+                remedy,
+            ),
+            Err(error) => Check::no(
+                name,
+                format!("cannot run {}: {error}", path.display()),
+                remedy,
+            ),
         }
     }
 

@@ -1,14 +1,12 @@
 //! The agent: makes the template in the lab, and keeps a clone of it waiting at every port.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use minivm_guest::channel::frame::HEADER;
-
 use super::super::{Error, Recipe, failed};
-use super::{PORTS, READY, RECIPE};
+use super::{AgentReport, PORTS};
 use crate::Link;
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 use crate::template::Saved;
@@ -16,20 +14,20 @@ use crate::template::Saved;
 /// Where the lab keeps the template: in memory.
 const TEMPLATE: &str = "/run/template";
 
-/// Makes the template and serves the ports, until the lab ends.
+/// Makes the template and serves the ports, until the lab ends. The keeper reads from stdout whether that went well.
 ///
 /// # Errors
 ///
-/// Where the template can't be made.
-pub fn run() -> Result<(), Error> {
-    let path = Path::new(RECIPE);
-    let recipe = fs::read(path).map_err(failed("read", path))?;
-    let recipe: Recipe = serde_json::from_slice(&recipe)
-        .map_err(io::Error::from)
-        .map_err(failed("read", path))?;
-    let folder = Path::new(TEMPLATE);
-    let rings = recipe.save(folder)?;
-    let saved = Saved::open(folder, rings)?;
+/// [`Error::Machine`] or [`Error::Snapshot`] where the template can't be made.
+pub fn run(recipe: &Recipe) -> Result<(), Error> {
+    let saved = make(recipe).inspect_err(|error| {
+        let why = match error {
+            Error::Machine(crate::Error::NoTemplate(why)) => why.clone(),
+            error => error.to_string(),
+        };
+        // Where the keeper has gone, there is nothing to report to.
+        let _ = report(&AgentReport::Failed(why));
+    })?;
     thread::scope(|scope| {
         for number in 0..PORTS {
             let saved = &saved;
@@ -39,11 +37,24 @@ pub fn run() -> Result<(), Error> {
                 }
             });
         }
-        let mut stdout = io::stdout();
-        let told = stdout.write_all(READY.as_bytes());
-        told.and_then(|()| stdout.flush())
+        report(&AgentReport::Ready)
     })
     .map_err(failed("write to", Path::new("stdout")))
+}
+
+/// Makes the template in the lab's memory.
+fn make(recipe: &Recipe) -> Result<Saved, Error> {
+    let folder = Path::new(TEMPLATE);
+    let rings = recipe.save(folder)?;
+    Ok(Saved::open(folder, rings)?)
+}
+
+fn report(report: &AgentReport) -> io::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout();
+    stdout.write_all(&line)?;
+    stdout.flush()
 }
 
 /// Session after session at one port.
@@ -68,8 +79,8 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
         mut to_guest,
         stop,
         end,
+        ..
     } = link;
-    skip_hello(&mut from_guest)?;
     thread::scope(|scope| {
         let hearing = scope.spawn(|| {
             let heard = take_in(input, &mut to_guest);
@@ -92,15 +103,6 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
             .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
         passed
     })
-}
-
-/// The command has been told that the machine said hello.
-fn skip_hello(from_guest: &mut impl Read) -> io::Result<()> {
-    let mut header = [0; HEADER];
-    from_guest.read_exact(&mut header)?;
-    let [len @ .., _tag] = header;
-    let mut body = from_guest.take(u32::from_le_bytes(len).into());
-    io::copy(&mut body, &mut io::sink()).map(drop)
 }
 
 /// What the command says, until it hangs up. What a machine that has ended doesn't take is dropped.

@@ -1,15 +1,13 @@
 //! The command's end: a machine in a lab that is there already.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use minivm_guest::channel::{Hello, ToHost, VERSION};
 
 use super::super::{Recipe, background};
 use super::{KEEPER_COMMAND, connect_to, folder, is_socket, socket};
@@ -131,20 +129,10 @@ fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     Ok(stream.set_read_timeout(None)?)
 }
 
-/// The machine at the other end of the stream, which has said hello when it was saved.
+/// The machine at the other end of the stream, which said hello before it was saved.
 fn link(stream: UnixStream) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, mut output)) = (pipe()?, pipe()?);
-    let mut hello = Vec::new();
-    ToHost::Hello(Hello {
-        version: VERSION,
-        rings: None,
-    })
-    .encode(&mut hello);
-    // An empty pipe has room for it.
-    output
-        .write_all(&hello)
-        .map_err(cannot("write to a pipe"))?;
     let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
     let (mut stderr, said) = LastWords::to(io::stderr(), true);
     let serve = move || {
@@ -166,6 +154,7 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         Ok(Ended { orderly, how })
     };
     Ok(Link {
+        greeted: true,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
         stop: StopOnDrop::boxed(move || {

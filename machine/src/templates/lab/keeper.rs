@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,20 +13,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
-
 use super::super::{Error, Recipe, failed};
-use super::{AGENT_COMMAND, FAILED, IDLE, Note, PORTS, READY, RECIPE, folder, listen, socket};
+use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, folder, listen, socket};
 use crate::Error::NoTemplate;
-use crate::NO_TEMPLATE;
 use crate::lab::frame::{self, Kind};
-use crate::lab::{self, LabRequest, Root, Stop};
+use crate::lab::{self, LabRequest, Stop};
+use crate::lab_machine::LabMachine;
 use crate::output::Kept;
 use crate::printable::printable;
 
-/// Where the lab has the files.
-const KERNEL: &str = "/kernel";
-const INITRAMFS: &str = "/initramfs";
 /// How long a lab may take until its template is there: less than anybody waits for it, and long enough for an interpreter that
 /// imports much.
 const START: Duration = Duration::from_secs(140);
@@ -90,38 +85,16 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The recipe as the lab has it, in memory.
-fn record(recipe: &Recipe) -> Result<File, Error> {
-    let mut inside = recipe.clone();
-    inside.machine.kernel = KERNEL.into();
-    inside.machine.initramfs = INITRAMFS.into();
-    inside.machine.console = false;
-    let memory = rustix::fs::memfd_create("recipe", MemfdFlags::CLOEXEC).map_err(io::Error::from);
-    memory
-        .map(File::from)
-        .and_then(|mut file| {
-            serde_json::to_writer(&mut file, &inside)?;
-            Ok(file)
-        })
-        .map_err(failed("write", Path::new("memory")))
-}
-
-/// A lab with the template's files and the ports' other ends.
-fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixStream>), Error> {
-    let mut request = LabRequest::new(Root::Private, ["/minivm", AGENT_COMMAND]);
-    request.files = vec![
-        (recipe.machine.kernel.clone(), KERNEL.into()),
-        (recipe.machine.initramfs.clone(), INITRAMFS.into()),
-        (
-            format!("/proc/self/fd/{}", record.as_raw_fd()).into(),
-            RECIPE.into(),
-        ),
-    ];
+/// A lab with the template's machine and the ports' other ends.
+fn request(recipe: &Recipe) -> Result<(LabRequest, VecDeque<UnixStream>), Error> {
+    let mut recipe = recipe.clone();
+    recipe.machine.console = false;
     // The template itself, and a machine a port.
     let machines = recipe.machine.memory * (1 + PORTS as u64);
     if available_memory().is_some_and(|available| machines > available / 2) {
         return Err(NoTemplate("this host has too little memory to keep a lab".into()).into());
     }
+    let mut request = LabMachine::Template(recipe).request(0)?;
     request.make_room(machines).map_err(crate::Error::from)?;
     request.stdin = lab::Input::Null;
     let mut ports = VecDeque::new();
@@ -135,24 +108,22 @@ fn request(recipe: &Recipe, record: &File) -> Result<(LabRequest, VecDeque<UnixS
 
 /// Runs a lab to its end.
 fn run_lab(recipe: &Recipe, keeper: &Arc<Keeper>) -> Result<(), String> {
-    let told = |error: Error| error.to_string();
-    let record = record(recipe).map_err(told)?;
-    let (mut request, ports) = request(recipe, &record).map_err(told)?;
+    let (mut request, ports) = request(recipe).map_err(|error| error.to_string())?;
     keeper.change(|state| state.free = ports);
     let messages = Kept::default();
     request.stop = keeper.stop.clone();
-    request.stdout = lab::Output::To(Box::new(Announcement(keeper.clone())));
+    request.stdout = lab::Output::To(Box::new(Reports {
+        keeper: keeper.clone(),
+        line: Vec::new(),
+    }));
     request.stderr = lab::Output::To(Box::new(messages.clone()));
-    match request.run() {
-        Ok(finished) if finished.code == 0 => Ok(()),
-        Ok(_) => {
-            let text = messages.text();
-            let why = text.trim().trim_start_matches("minivm: ");
-            let why = why.trim_start_matches(NO_TEMPLATE);
-            Err(printable(why, MESSAGE_MAX))
-        }
-        Err(lab::Error::Stopped) => Ok(()),
-        Err(error) => Err(error.to_string()),
+    let ended = request.run();
+    match (ended, keeper.state().failed.take()) {
+        (Ok(_), Some(why)) => Err(printable(&why, MESSAGE_MAX)),
+        (Ok(finished), None) if finished.code == 0 => Ok(()),
+        (Ok(_), None) => Err(printable(messages.text().trim(), MESSAGE_MAX)),
+        (Err(lab::Error::Stopped), _) => Ok(()),
+        (Err(error), _) => Err(error.to_string()),
     }
 }
 
@@ -173,6 +144,8 @@ struct State {
     used: Instant,
     /// Whether the lab was stopped because it was not ready in time.
     start_timed_out: bool,
+    /// Why the agent could not make the template.
+    failed: Option<String>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -194,13 +167,26 @@ enum NoMachine {
     Leaving,
 }
 
-/// The agent's stdout: a word, when it is ready.
-struct Announcement(Arc<Keeper>);
+/// The agent's stdout: an [`AgentReport`], a line.
+struct Reports {
+    keeper: Arc<Keeper>,
+    /// What has come of it.
+    line: Vec<u8>,
+}
 
-impl Write for Announcement {
+impl Write for Reports {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes == READY.as_bytes() {
-            self.0.change(State::is_ready);
+        for &byte in bytes {
+            match byte {
+                b'\n' => {
+                    if let Ok(report) = serde_json::from_slice(&self.line) {
+                        self.keeper.change(|state| state.take_report(report));
+                    }
+                    self.line.clear();
+                }
+                byte if self.line.len() < REPORT_MAX => self.line.push(byte),
+                _ => {}
+            }
         }
         Ok(bytes.len())
     }
@@ -213,6 +199,13 @@ impl Write for Announcement {
 impl State {
     fn is_idle(&self, limit: Duration) -> bool {
         self.stage == Stage::Ready && self.used.elapsed() > limit
+    }
+
+    fn take_report(&mut self, report: AgentReport) {
+        match report {
+            AgentReport::Ready => self.is_ready(),
+            AgentReport::Failed(why) => self.failed = Some(why),
+        }
     }
 
     /// One that is being ended already is of no use any more.
@@ -233,6 +226,7 @@ impl Keeper {
                 sessions: 0,
                 used: Instant::now(),
                 start_timed_out: false,
+                failed: None,
             }),
             changed: Condvar::new(),
             stop: Stop::default(),

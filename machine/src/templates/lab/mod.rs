@@ -36,8 +36,6 @@ pub use keeper::run as run_keeper;
 
 /// The argument that makes this program a keeper. The command line must hand it to [`run_keeper`].
 pub const KEEPER_COMMAND: &str = "lab-keep";
-/// The argument that makes this program an agent. The command line must hand it to [`run_agent`].
-pub const AGENT_COMMAND: &str = "lab-agent";
 
 /// How many commands can run in a lab at once.
 const PORTS: usize = 4;
@@ -45,10 +43,17 @@ const PORTS: usize = 4;
 const IDLE: Duration = Duration::from_secs(10 * 60);
 /// How long it is remembered that a template can't be made.
 const FAILED: Duration = Duration::from_secs(60);
-/// What the agent says on its stdout when the template is there.
-const READY: &str = "ready\n";
-/// Where the lab has the recipe.
-const RECIPE: &str = "/recipe.json";
+/// The longest report of an agent's in bytes.
+const REPORT_MAX: usize = 64 << 10;
+
+/// What the agent reports to the keeper: a line of JSON on its stdout.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum AgentReport {
+    /// The template is there, and every port has or will have a clone.
+    Ready,
+    /// The template can't be made, for this reason.
+    Failed(String),
+}
 
 /// Where a template's keeper listens.
 fn socket(cache: &Path, key: &str) -> PathBuf {

@@ -1,0 +1,376 @@
+//! `minivm run`: a command in a machine made from a container image, or in another sandbox.
+//!
+//! Every backend goes the same way: the arguments become a [`Task`], [`Sandbox::run`] runs it, and a report is made of what it returns.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use minivm_image::{Image, Source};
+use minivm_machine::Place;
+use minivm_machine::output::{Kept, NOT_TAKEN};
+use minivm_machine::session::Event;
+use minivm_machine::streams;
+use minivm_sandbox::{Backend, Capability, Error, Host, Limits, Microvm, Program, Sandbox, Task};
+use minivm_vmm::CPUS_MAX;
+
+use super::accel::{AccelArg, explain};
+use super::image::{self, PullArgs};
+use super::report::{Captured, Printed, time_limit_reached};
+use super::request::RequestArgs;
+use super::terminal::{self, RawMode};
+use super::{EXIT_TIMEOUT, hint, signals, template, units, unwrapped, worker};
+
+/// The signal that Ctrl-A x counts as.
+const SIGINT: u8 = 2;
+/// The most bytes of each output in a JSON report, without --max-output.
+const CAPTURED: u64 = 16 << 20;
+
+#[derive(Args)]
+#[command(
+    override_usage = "minivm run [OPTIONS] IMAGE [--] [CMD]...\n       minivm run [OPTIONS] [IMAGE] --code PYTHON\n       minivm run [OPTIONS] --template NAME [--] [CMD]...",
+    after_help = "Exit code: CMD's own; 128+n if signal n killed it; 124 at the time limit; 125 when minivm failed; \
+                  126 if CMD can't be executed; 127 if it isn't there; 137 out of memory.\n\
+                  Ctrl-C goes to CMD, and a second one within ten seconds ends the machine; with -t, Ctrl-A x ends it."
+)]
+pub(super) struct RunArgs {
+    /// Container image, such as python:3-alpine [default, with --code or `-- CMD`: $MINIVM_IMAGE, or an image with Python]
+    ///
+    /// NAME[:TAG|@DIGEST] in a registry, docker-daemon:NAME, docker-archive:FILE, oci:DIR[:TAG], oci-archive:FILE, tar:FILE (a `docker
+    /// export`), dir:FOLDER, or - for an archive on stdin.
+    #[arg(value_name = "IMAGE", value_parser = image::source, required_unless_present_any = ["code", "command", "template"])]
+    image: Option<Source>,
+    /// Run this Python code instead of a command
+    #[arg(long, value_name = "PYTHON", conflicts_with_all = ["command", "words"], help_heading = "What to run, and where")]
+    code: Option<String>,
+    /// Sandbox to run it in
+    #[arg(long, value_enum, default_value_t = Backend::Microvm, value_name = "BACKEND", help_heading = "What to run, and where")]
+    backend: Backend,
+    #[command(flatten)]
+    pull: PullArgs,
+    /// Pass stdin on to CMD
+    #[arg(short, long, help_heading = "Input and output")]
+    interactive: bool,
+    /// Give CMD a terminal
+    #[arg(short, long, help_heading = "Input and output")]
+    tty: bool,
+    #[command(flatten)]
+    request: RequestArgs,
+    /// Guest memory [default: 256M, three times the image, and 8K for each of its files]
+    ///
+    /// At least 64M and three times the image.
+    #[arg(short, long, value_name = "SIZE", value_parser = units::bytes, help_heading = "Limits")]
+    memory: Option<u64>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=CPUS_MAX as i64), hide_short_help = true, help_heading = "Machine")]
+    cpus: u8,
+    /// Kill CMD this long after its start
+    #[arg(long, value_name = "DURATION", value_parser = units::duration, help_heading = "Limits")]
+    timeout: Option<Duration>,
+    /// Most bytes of stdout, and of stderr, that are passed on
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes, hide_short_help = true, help_heading = "Limits")]
+    max_output: Option<u64>,
+    /// Guest kernel, an ELF vmlinux or a bzImage [default: the one that `cargo xtask setup` made]
+    #[arg(
+        long,
+        value_name = "FILE",
+        hide_short_help = true,
+        help_heading = "Machine"
+    )]
+    kernel: Option<PathBuf>,
+    /// Resume this template, made by `minivm template create`, with its image, kernel, memory and vCPUs
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "cold", "memory", "cpus", "kernel", "backend", "no_rings"], hide_short_help = true, help_heading = "Machine")]
+    template: Option<String>,
+    /// Boot the machine instead of resuming a saved one; the variable MINIVM_COLD does the same
+    #[arg(long, hide_short_help = true, help_heading = "Machine")]
+    cold: bool,
+    /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on
+    #[arg(long, conflicts_with = "tty", help_heading = "Input and output")]
+    pub(super) json: bool,
+    #[command(flatten)]
+    accel: AccelArg,
+    /// Accepted as container users type it: nothing of a run is kept anyway
+    #[arg(long, hide = true)]
+    rm: bool,
+    /// Send every byte through the UART, and none through guest memory
+    #[arg(long, hide = true)]
+    no_rings: bool,
+    #[arg(num_args = 0.., allow_hyphen_values = true, value_name = "CMD", hide = true)]
+    words: Vec<OsString>,
+    /// Command and its arguments [default: the image's own]
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Runs it.
+pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let captured = args
+        .json
+        .then(|| Arc::new(Captured::new(args.max_output())));
+    let ended = args.run(verbose > 0, started, captured.as_ref());
+    let ended = ended.map_err(explain).map_err(hint::full);
+    finish(ended, started, captured.as_deref(), |printed| {
+        printed.tell(args.pull.quiet, verbose > 0, args.timeout);
+    })
+}
+
+/// Prints the report: as a JSON object where outputs were captured for one, else by `print`.
+pub(super) fn finish(
+    ended: anyhow::Result<Printed>,
+    started: Instant,
+    captured: Option<&Captured>,
+    print: impl FnOnce(&Printed),
+) -> anyhow::Result<ExitCode> {
+    let Some(captured) = captured else {
+        let printed = ended?;
+        print(&printed);
+        return Ok(ExitCode::from(printed.exit_code));
+    };
+    match ended {
+        Ok(printed) => {
+            printed.tell_losses();
+            printed.write().context("cannot write to stdout")?;
+            Ok(ExitCode::from(printed.exit_code))
+        }
+        Err(error) => {
+            // A reader of JSON gets this error, too. It goes to stderr as well, as always.
+            let printed = Printed::failed(format!("{error:#}"), started.elapsed(), captured);
+            printed.tell_losses();
+            let _ = printed.write();
+            Err(error)
+        }
+    }
+}
+
+impl RunArgs {
+    /// Arguments → task → sandbox → report.
+    fn run(
+        &self,
+        console: bool,
+        started: Instant,
+        captured: Option<&Arc<Captured>>,
+    ) -> anyhow::Result<Printed> {
+        self.check()?;
+        let mut task = self.task()?;
+        let sandbox = self.open(&task, console)?;
+        let opened = started.elapsed();
+        log::debug!("the sandbox is there {opened:.2?} after the start");
+        self.connect(&mut task, captured)?;
+        let raw = match self.tty {
+            true => RawMode::enter().context("cannot set the terminal to raw mode")?,
+            false => None,
+        };
+        let finished = sandbox.run(task);
+        drop(raw);
+        signals::end_at_once();
+        let finished = finished.map_err(unwrapped)?;
+        Ok(Printed::new(
+            &finished,
+            opened,
+            started.elapsed(),
+            captured.map(AsRef::as_ref),
+        ))
+    }
+
+    /// Checks what can be known from the flags alone.
+    fn check(&self) -> anyhow::Result<()> {
+        if self.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+            bail!("-t needs a terminal, and stdin or stdout is not one: leave it out");
+        }
+        if self.interactive && self.image == Some(Source::Stdin) {
+            bail!("-i and an image on stdin exclude each other: save the archive to a file");
+        }
+        let (backend, able) = (self.backend, self.backend.capabilities());
+        if let (Some(image), false) = (&self.image, backend.needs_image()) {
+            bail!("--backend {backend} runs no images: leave {image} out");
+        }
+        if let Some((flag, what)) = self.given().find(|(_, needs)| !able.contains(needs)) {
+            bail!("{flag}: {}", Error::NotSupported { backend, what });
+        }
+        if able.contains(&Capability::Machine) {
+            self.accel.check()?;
+        }
+        self.request.check()
+    }
+
+    /// The flags that were given, each with what a backend must be able to do to honour it.
+    fn given(&self) -> impl Iterator<Item = (&'static str, Capability)> {
+        use Capability::{Machine, MemoryLimit, Terminal};
+        let flags = [
+            (self.tty, "-t", Terminal),
+            (self.cold, "--cold", Machine),
+            (self.cpus != 1, "--cpus", Machine),
+            (self.kernel.is_some(), "--kernel", Machine),
+            (self.no_rings, "--no-rings", Machine),
+            (self.accel.is_set(), "--accel", Machine),
+            (self.memory.is_some(), "--memory", MemoryLimit),
+        ];
+        let given = |(given, flag, needs): (bool, _, _)| given.then_some((flag, needs));
+        flags
+            .into_iter()
+            .filter_map(given)
+            .chain(self.request.given())
+    }
+
+    /// The task, whose streams are not yet connected.
+    fn task(&self) -> anyhow::Result<Task> {
+        let able = self.backend.capabilities();
+        let is_container = able.contains(&Capability::Container);
+        let program = match (&self.code, self.command()) {
+            (Some(code), _) => Program::Code(code.clone()),
+            (None, words) if words.is_empty() && !is_container => {
+                bail!("say what to run: --code, or a command behind `--`")
+            }
+            (None, words) => Program::Command(words),
+        };
+        let mut task = Task::new(program);
+        self.request.set(&mut task, is_container)?;
+        task.limits = Limits {
+            time: self.timeout,
+            memory: self.memory,
+            output: self.max_output(),
+        };
+        task.vm.terminal = self.tty.then(terminal::window);
+        Ok(task)
+    }
+
+    /// Opens the sandbox, and first what it is made of: an image, its archive or folder, a template.
+    fn open(&self, task: &Task, console: bool) -> anyhow::Result<Box<dyn Sandbox>> {
+        if let Some(name) = &self.template {
+            let microvm = Microvm::of_template(template::folder()?, name).map_err(unwrapped)?;
+            task.check(microvm.config()).map_err(unwrapped)?;
+            self.accel.allow(microvm.place())?;
+            return Ok(Box::new(microvm.console(console)));
+        }
+        if self.backend == Backend::Microvm {
+            return Ok(Box::new(self.microvm(task)?.console(console)));
+        }
+        let image = self.backend.needs_image().then(|| self.image());
+        let host = Host {
+            worker: worker()?,
+            cache: image::cache_folder()?,
+            image: image.transpose()?.map(|(_, image)| Arc::new(image)),
+            kernel: None,
+            place: Place::Here,
+        };
+        host.open(self.backend).map_err(image::explain_full)
+    }
+
+    /// The machine of the image, as the flags want it.
+    fn microvm(&self, task: &Task) -> anyhow::Result<Microvm> {
+        let (source, image) = self.image()?;
+        // Before the archive is made, which can take a while.
+        task.check(&image.config).map_err(unwrapped)?;
+        let kernel = self.kernel.as_deref();
+        let place = || self.accel.place(|why| self.warn(why));
+        let microvm = image::microvm(&source, image, kernel, self.pull.quiet, place)?;
+        let microvm = microvm.cpus(self.cpus).rings(!self.no_rings);
+        match template::is_unwanted(self.cold) {
+            true => Ok(microvm),
+            false => Ok(microvm.templates(template::folder()?)),
+        }
+    }
+
+    /// The image, and how it was called.
+    fn image(&self) -> anyhow::Result<(Source, Image)> {
+        let source = match &self.image {
+            Some(image) => image.clone(),
+            None => image::python()?,
+        };
+        let named = self.image.as_ref();
+        let image = image::open_named_or_python(named, &source, &self.pull, &image::shelf()?)?;
+        Ok((source, image))
+    }
+
+    /// Connects the task's streams with this process's, or its outputs with memory, and signals with its events.
+    fn connect(&self, task: &mut Task, captured: Option<&Arc<Captured>>) -> anyhow::Result<()> {
+        let (events, happening) = mpsc::channel();
+        task.stdin = self.stdin(&events)?;
+        connect(task, captured, self.timeout)?;
+        task.events = happening;
+        signals::listen(events, task.vm.pending.clone()).context("cannot listen to signals")
+    }
+
+    /// The command that was asked for; none where the image's own is. Dashes within it are its own.
+    fn command(&self) -> Vec<OsString> {
+        match (&*self.words, &*self.command) {
+            ([], command) => command.to_vec(),
+            (words, []) => words.to_vec(),
+            (words, command) => [words, &["--".into()], command].concat(),
+        }
+    }
+
+    fn warn(&self, text: &str) {
+        if !self.pull.quiet {
+            streams::tell(text);
+        }
+    }
+
+    fn max_output(&self) -> Option<u64> {
+        self.max_output.or(self.json.then_some(CAPTURED))
+    }
+
+    /// CMD's input, if it gets any.
+    fn stdin(&self, events: &Sender<Event>) -> anyhow::Result<Option<OwnedFd>> {
+        if self.tty {
+            let events = events.clone();
+            // A user who ends the machine by its keys has seen enough.
+            let end = move || {
+                let _ = events.send(Event::Stop(SIGINT));
+            };
+            return Ok(Some(
+                terminal::keys(end).context("cannot read the terminal")?,
+            ));
+        }
+        if !self.interactive {
+            return Ok(None);
+        }
+        let stdin = io::stdin().as_fd().try_clone_to_owned();
+        Ok(Some(stdin.context("cannot use stdin")?))
+    }
+}
+
+/// Connects a task's outputs with this process's, or with memory for a report, which also gets to know where its machine runs.
+pub(super) fn connect(
+    task: &mut Task,
+    captured: Option<&Arc<Captured>>,
+    timeout: Option<Duration>,
+) -> anyhow::Result<()> {
+    task.stdout = output(captured.map(|captured| &captured.stdout), io::stdout())?;
+    task.stderr = output(captured.map(|captured| &captured.stderr), io::stderr())?;
+    if let Some(captured) = captured.cloned() {
+        let note = move |place: &Place, warm| captured.note(place, warm);
+        task.vm.started = Some(Box::new(note));
+    }
+    // It is never called with --json, whose outputs are taken by memory.
+    let limit = timeout.unwrap_or_default();
+    task.vm.overdue = Some(Box::new(move || end_overdue(limit)));
+    Ok(())
+}
+
+/// Returns the writer of an output: minivm's own of the same name, without a buffer, or memory.
+fn output(captured: Option<&Kept>, own: impl AsFd) -> anyhow::Result<Box<dyn Write + Send>> {
+    if let Some(memory) = captured {
+        return Ok(Box::new(memory.clone()));
+    }
+    let own = own.as_fd().try_clone_to_owned();
+    Ok(Box::new(std::fs::File::from(
+        own.context("cannot use stdout")?,
+    )))
+}
+
+/// Ends this process at the time limit, while an output still waits for its reader.
+fn end_overdue(limit: Duration) {
+    terminal::leave(
+        vec![time_limit_reached(limit), NOT_TAKEN.into()],
+        EXIT_TIMEOUT,
+    );
+}

@@ -1,0 +1,126 @@
+//! How a program ended, in any sandbox, and the exit code that shells know it by.
+
+use minivm_guest::channel::{Exit, Status};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// SIGKILL's number, by which a kernel ends what its memory limit ends.
+const KILL: u8 = 9;
+/// SIGPIPE's number, by which a program ends whose output has no reader.
+const PIPE: u8 = 13;
+/// The code of a program that its time limit ended, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
+/// The code of a program that can't be executed, as POSIX's shell has it.
+const NOT_EXECUTABLE: u8 = 126;
+/// The code of a program that isn't there.
+const NOT_FOUND: u8 = 127;
+/// The number that a signal's own is added to.
+const SIGNAL: u8 = 128;
+
+/// A call of one of the host's functions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// The function's name.
+    pub function: String,
+    /// Its arguments.
+    pub args: Vec<Value>,
+    /// Its arguments by name.
+    pub kwargs: Map<String, Value>,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// By itself, with this exit code.
+    Exited(u8),
+    /// By this signal, which did not come from the host.
+    Signal(u8),
+    /// By its time limit.
+    TimedOut,
+    /// By its memory limit.
+    OutOfMemory,
+    /// By [`Event::Stop`](crate::session::Event::Stop) or [`Event::Signal`](crate::session::Event::Signal), as if by this signal.
+    Stopped(u8),
+    /// By an output that has lost its reader.
+    OutputClosed,
+    /// Before its start: the image has no such command. The text is the guest's.
+    NotFound(String),
+    /// Before its start: the command can't be executed. The text is the guest's.
+    NotExecutable(String),
+    /// At the call of a function that suspends it. Its state goes on from here, in any process.
+    Suspended {
+        /// The call.
+        call: Call,
+        /// The code's state.
+        state: Vec<u8>,
+    },
+}
+
+impl End {
+    /// The exit code that shells know this end by; `None` for code that is suspended, which has not ended.
+    pub fn exit_code(&self) -> Option<u8> {
+        Some(match self {
+            End::Exited(code) => *code,
+            End::Signal(signal) | End::Stopped(signal) => SIGNAL.saturating_add(*signal),
+            End::TimedOut => TIMED_OUT,
+            End::OutOfMemory => SIGNAL + KILL,
+            End::OutputClosed => SIGNAL + PIPE,
+            End::NotFound(_) => NOT_FOUND,
+            End::NotExecutable(_) => NOT_EXECUTABLE,
+            End::Suspended { .. } => return None,
+        })
+    }
+}
+
+impl From<&Exit> for End {
+    /// A guest's account of its command's exit.
+    fn from(exit: &Exit) -> End {
+        match exit.status {
+            Status::Signal(KILL) if exit.out_of_memory => End::OutOfMemory,
+            Status::Signal(signal) => End::Signal(signal),
+            Status::Code(code) => End::Exited(code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minivm_guest::channel::Times;
+
+    #[test]
+    fn exit_codes_are_those_that_shells_know() {
+        for (end, code) in [
+            (End::Exited(42), 42),
+            (End::Signal(11), 139),
+            (End::Signal(200), 255),
+            (End::OutOfMemory, 137),
+            (End::NotFound(String::new()), 127),
+            (End::NotExecutable(String::new()), 126),
+            (End::TimedOut, 124),
+            (End::Stopped(2), 130),
+            (End::Stopped(15), 143),
+            (End::OutputClosed, 141),
+        ] {
+            assert_eq!(end.exit_code(), Some(code), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_kill_for_want_of_memory_is_the_limits() {
+        let end = |status, out_of_memory| {
+            End::from(&Exit {
+                status,
+                out_of_memory,
+                user_time: 0,
+                system_time: 0,
+                peak_memory: 0,
+                times: Times::default(),
+            })
+        };
+        assert_eq!(end(Status::Signal(9), true), End::OutOfMemory);
+        assert_eq!(end(Status::Signal(9), false), End::Signal(9));
+        assert_eq!(end(Status::Signal(11), true), End::Signal(11));
+        assert_eq!(end(Status::Code(1), true), End::Exited(1));
+    }
+}

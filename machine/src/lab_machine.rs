@@ -1,0 +1,147 @@
+//! A machine that is sent to a lab: one file says which it is, whatever it is to do there.
+//!
+//! The lab gets the kernel, the initramfs, and `/machine.json` with a [`LabMachine`]. The command `minivm lab-machine` there reads it
+//! back ([`LabMachine::receive`]) and runs it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use minivm_vmm::{Config, Kernel};
+use serde::{Deserialize, Serialize};
+
+use crate::lab::{LabRequest, Root};
+use crate::templates::Recipe;
+use crate::{Error, Machine, cannot};
+
+/// The argument that makes this program run what the lab was sent. The command line calls [`LabMachine::receive`] for it.
+pub const COMMAND: &str = "lab-machine";
+/// Where the lab has the files.
+const KERNEL: &str = "/kernel";
+const INITRAMFS: &str = "/initramfs";
+const RECORD: &str = "/machine.json";
+
+/// A machine to run in a lab, and what for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LabMachine {
+    /// `minivm --kernel`: its console is the lab command's stdin and stdout.
+    Console(Config),
+    /// `minivm run`: its frames come from stdin and go to stdout, see [`relay`](crate::relay).
+    Session(Machine),
+    /// A kept lab: it is made ready once, saved, and resumed at every port, see [`run_agent`](crate::templates::lab::run_agent).
+    Template(Recipe),
+}
+
+impl LabMachine {
+    /// A lab that has the machine and its files, and nothing else of the host's. `verbose` is how many `-v` the command there is given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lab`] where a file can't be read, or the machine needs more memory than the host has.
+    pub fn request(&self, verbose: u8) -> Result<LabRequest, Error> {
+        let mut command = vec!["/minivm"];
+        command.extend((0..verbose).map(|_| "-v"));
+        command.push(COMMAND);
+        let mut request = LabRequest::new(Root::Private, command);
+        let mut inside = self.clone();
+        let (kernel, initramfs, memory) = inside.parts();
+        request.files.extend(moved(kernel, KERNEL));
+        request.files.extend(moved(initramfs, INITRAMFS));
+        request.make_room(memory)?;
+        let record = serde_json::to_vec(&inside).map_err(io::Error::from);
+        let record = record.map_err(cannot("write down the lab's machine"))?;
+        request.contents.push((record, RECORD.into()));
+        Ok(request)
+    }
+
+    /// Its kernel's and its initramfs's path, and its memory in bytes.
+    fn parts(&mut self) -> (Option<&mut PathBuf>, Option<&mut PathBuf>, u64) {
+        match self {
+            LabMachine::Console(config) => {
+                let kernel = match &mut config.kernel {
+                    Kernel::File(path) => Some(path),
+                    Kernel::Code(_) => None,
+                };
+                (kernel, config.initramfs.as_mut(), config.memory)
+            }
+            LabMachine::Session(machine) | LabMachine::Template(Recipe { machine, .. }) => (
+                Some(&mut machine.kernel),
+                Some(&mut machine.initramfs),
+                machine.memory,
+            ),
+        }
+    }
+
+    /// The machine that this lab was sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where there is none, as everywhere but in a lab that [`request`](Self::request) made.
+    pub fn receive() -> Result<LabMachine, Error> {
+        let reading = || cannot(format!("read {RECORD}, which minivm sends to its labs"));
+        let record = fs::read(Path::new(RECORD)).map_err(reading())?;
+        serde_json::from_slice(&record)
+            .map_err(io::Error::from)
+            .map_err(reading())
+    }
+}
+
+/// The file with its name in the lab, which becomes the machine's.
+fn moved(path: Option<&mut PathBuf>, inside: &str) -> Option<(PathBuf, PathBuf)> {
+    let path = path?;
+    let host = std::mem::replace(path, inside.into());
+    Some((host, inside.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab;
+
+    #[test]
+    fn a_lab_gets_the_machines_files_and_a_record_with_their_names_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kernel, initramfs) = (folder.path().join("k"), folder.path().join("i"));
+        fs::write(&kernel, "kernel").unwrap();
+        fs::write(&initramfs, "initramfs").unwrap();
+        let config = Config {
+            initramfs: Some(initramfs.clone()),
+            cmdline: "-x \"\n".into(),
+            ..Config::new(Kernel::File(kernel.clone()))
+        };
+        let request = LabMachine::Console(config.clone()).request(2).unwrap();
+        assert_eq!(request.command, ["/minivm", "-v", "-v", COMMAND]);
+        let files = [(kernel, KERNEL.into()), (initramfs, INITRAMFS.into())];
+        assert_eq!(request.files, files);
+        let [(record, name)] = &*request.contents else {
+            panic!("{:?}", request.contents)
+        };
+        assert_eq!(name, Path::new(RECORD));
+        let inside = Config {
+            kernel: Kernel::File(KERNEL.into()),
+            initramfs: Some(INITRAMFS.into()),
+            ..config
+        };
+        let read: LabMachine = serde_json::from_slice(record).unwrap();
+        assert_eq!(read, LabMachine::Console(inside));
+    }
+
+    #[test]
+    fn a_machine_larger_than_this_host_is_refused() {
+        let config = Config {
+            memory: 1 << 50,
+            ..Config::new(Kernel::Code(Vec::new()))
+        };
+        let refused = LabMachine::Console(config).request(0).err();
+        assert!(matches!(
+            refused,
+            Some(Error::Lab(lab::Error::TooLarge { .. }))
+        ));
+    }
+
+    #[test]
+    fn outside_a_lab_there_is_no_machine() {
+        let error = LabMachine::receive().unwrap_err().to_string();
+        assert!(error.contains("/machine.json"), "{error}");
+    }
+}
