@@ -144,7 +144,7 @@ mod tests {
     use minivm_tests::output::Shared;
 
     /// What is passed on, and what is said to be why.
-    fn told(pieces: &[&str], long: bool) -> (String, String) {
+    fn passed_and_why(pieces: &[&str], long: bool) -> (String, String) {
         let out = Shared::default();
         let (mut words, kept) = LastWords::to(out.clone(), long);
         for piece in pieces {
@@ -184,10 +184,10 @@ mod tests {
             ),
         ] {
             let expected = (passed.to_owned(), why.to_owned());
-            assert_eq!(told(&[all], long), expected);
+            assert_eq!(passed_and_why(&[all], long), expected);
             let letters: Vec<String> = all.chars().map(String::from).collect();
             let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-            assert_eq!(told(&letters, long), expected);
+            assert_eq!(passed_and_why(&letters, long), expected);
         }
     }
 
@@ -204,12 +204,12 @@ mod tests {
             "minivm: a\nb",
         ] {
             assert_eq!(
-                told(&[text], false),
+                passed_and_why(&[text], false),
                 (text.to_owned(), code.clone()),
                 "{text}"
             );
         }
         let long = format!("minivm: {}\nx", "x".repeat(MESSAGE_MAX));
-        assert_eq!(told(&[&long], true), (long.clone(), code));
+        assert_eq!(passed_and_why(&[&long], true), (long.clone(), code));
     }
 }

@@ -87,10 +87,10 @@ impl Outgoing {
         progress.stage < Stage::Started && std::mem::take(&mut progress.asks_time)
     }
 
-    fn wait_while(&self, goes_on: impl Fn(&Progress) -> bool) -> MutexGuard<'_, Progress> {
+    fn wait_while(&self, waits: impl Fn(&Progress) -> bool) -> MutexGuard<'_, Progress> {
         let waited = self
             .moved
-            .wait_while(self.progress(), |progress| goes_on(progress));
+            .wait_while(self.progress(), |progress| waits(progress));
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 

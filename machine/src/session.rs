@@ -154,13 +154,13 @@ impl Session {
         let grace = self.grace(&to_command);
         let watchdog =
             Watchdog::start(stopper.clone(), self.boot_limit, grace, self.overdue.take())?;
-        let passed = Passed {
+        let forwarder = EventForwarder {
             events: self.events,
             stop_signal: self.stop_signal,
             to_command,
             for_command,
         };
-        passed.on(outgoing.clone(), Arc::downgrade(&stopper))?;
+        forwarder.start(outgoing.clone(), Arc::downgrade(&stopper))?;
         let asking = ask(
             self.request,
             self.copy_in,
@@ -345,18 +345,18 @@ pub(crate) fn now() -> u64 {
 }
 
 /// What happens to a command, and what it is told.
-struct Passed {
+struct EventForwarder {
     events: Receiver<Event>,
     stop_signal: u8,
     to_command: Sender<ToGuest<'static>>,
     for_command: Receiver<ToGuest<'static>>,
 }
 
-impl Passed {
+impl EventForwarder {
     /// Passes on what happens, until nobody is left to whom something could happen. What happens before there is a command
     /// waits for it; the machine's end doesn't.
-    fn on(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
-        let Passed {
+    fn start(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
+        let EventForwarder {
             events,
             stop_signal,
             to_command,

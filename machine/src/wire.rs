@@ -37,7 +37,7 @@ struct Bells {
     /// Whether the machine has ended, or nobody listens to it any more.
     ended: bool,
     /// Whether somebody listens right now, for all who wait.
-    heard: bool,
+    listening: bool,
     /// What the guest writes to COM2; `None` when nobody listens any more, so that the guest doesn't wait for it either.
     com2: Option<Arc<PipeReader>>,
 }
@@ -62,16 +62,16 @@ impl Shared {
             if bells.ended || bells.count != before {
                 return Ok(bells.ended);
             }
-            let Some(com2) = bells.com2.clone().filter(|_| !bells.heard) else {
+            let Some(com2) = bells.com2.clone().filter(|_| !bells.listening) else {
                 let waited = self.rung.wait(bells);
                 bells = waited.unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            bells.heard = true;
+            bells.listening = true;
             drop(bells);
             let heard = read(&mut &*com2, &mut [0; 64]);
             bells = self.bells();
-            bells.heard = false;
+            bells.listening = false;
             bells.count += 1;
             bells.ended |= !matches!(heard, Ok(1..));
             self.rung.notify_all();
@@ -131,7 +131,7 @@ pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGue
         bells: Mutex::new(Bells {
             count: 0,
             ended: false,
-            heard: false,
+            listening: false,
             com2: Some(from.clone()),
         }),
         rung: Condvar::new(),
@@ -252,7 +252,7 @@ impl Read for FromGuest {
                         continue;
                     }
                     if self.shared.wait(before)? {
-                        self.last(buffer.len())?;
+                        self.drain(buffer.len())?;
                     }
                 }
                 State::Ended => return Ok(0),
@@ -263,7 +263,7 @@ impl Read for FromGuest {
 
 impl FromGuest {
     /// The machine has ended: takes what is left in the ring, which nobody changes any more.
-    fn last(&mut self, chunk: usize) -> io::Result<()> {
+    fn drain(&mut self, chunk: usize) -> io::Result<()> {
         if let State::Rings(input) = &mut self.state {
             let mut buffer = vec![0; chunk.max(1)];
             loop {

@@ -20,7 +20,7 @@ const BROKEN_PIPE: i32 = 128 + 13;
 /// QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left: another one that
 /// comes in the same few nanoseconds, a timer's, is forgotten, and where the processor then halts, it does so until the next
 /// (QEMU 7.2, target/i386/tcg/sysemu/svm_helper.c, `do_vmexit`). Any other interrupt makes it look again.
-const PING: Timespec = Timespec {
+const PING_INTERVAL: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
@@ -34,7 +34,7 @@ pub(crate) enum Answer {
     /// It never began.
     Failed(String),
     /// It didn't begin in this lab; another one may do better.
-    Again(String),
+    Retry(String),
     /// Nothing: the lab was killed or died.
     None,
 }
@@ -51,7 +51,7 @@ pub(super) fn begin(channel: &UnixStream) -> io::Result<Option<Answer>> {
     match kind {
         Kind::Started => Ok(None),
         Kind::Failed => Ok(Some(Answer::Failed(why))),
-        Kind::Again => Ok(Some(Answer::Again(why))),
+        Kind::Retry => Ok(Some(Answer::Retry(why))),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -86,7 +86,7 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
     loop {
         let mut ready = vec![PollFd::new(stop, PollFlags::IN)];
         ready.extend(input.iter().map(|input| PollFd::new(input, PollFlags::IN)));
-        let quiet = match poll(&mut ready, Some(&PING)) {
+        let quiet = match poll(&mut ready, Some(&PING_INTERVAL)) {
             Err(Errno::INTR) => continue,
             ready => ready? == 0,
         };
@@ -156,7 +156,7 @@ fn listen(
             Kind::Stdin
             | Kind::Ping
             | Kind::Hangup
-            | Kind::Again
+            | Kind::Retry
             | Kind::Attach
             | Kind::Shutdown => {
                 return Err(io::ErrorKind::InvalidData.into());

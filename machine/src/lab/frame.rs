@@ -30,7 +30,7 @@ pub(crate) enum Kind {
     /// To the lab, the last frame at a port of a kept lab: the session is over.
     Hangup = 8,
     /// To us, instead of `Started`: this lab's kernel is unusable, for this reason; the host should start another.
-    Again = 9,
+    Retry = 9,
     /// To the keeper of a kept lab: give this connection a machine.
     Attach = 10,
     /// To the keeper of a kept lab: end it.
@@ -47,7 +47,7 @@ impl Kind {
         Kind::Failed,
         Kind::Ping,
         Kind::Hangup,
-        Kind::Again,
+        Kind::Retry,
         Kind::Attach,
         Kind::Shutdown,
     ];

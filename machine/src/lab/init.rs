@@ -15,7 +15,7 @@ use rustix::system::RebootCommand;
 use super::clock;
 use super::error::{Error, cannot};
 use super::frame::{self, Kind};
-use super::order::{self, Order};
+use super::job::{self, LabJob};
 use super::relay::Relay;
 use super::root;
 
@@ -59,7 +59,7 @@ fn answer() -> Result<(), Error> {
     let fault = clock::fault();
     let channel = open_channel()?;
     if let Some(why) = fault {
-        let sent = frame::send(Kind::Again, why.as_bytes(), &channel);
+        let sent = frame::send(Kind::Retry, why.as_bytes(), &channel);
         sent.map_err(cannot("say why"))?;
     } else {
         let sent = match &run(&channel) {
@@ -92,22 +92,21 @@ fn open_channel() -> Result<File, Error> {
 }
 
 fn run(channel: &File) -> Result<i32, Error> {
-    let order = fs::read(order::PATH).map_err(cannot(format!("read {}", order::PATH)))?;
-    let order: Order = serde_json::from_slice(&order)
+    let job = fs::read(job::PATH).map_err(cannot(format!("read {}", job::PATH)))?;
+    let job: LabJob = serde_json::from_slice(&job)
         .map_err(|error| cannot("understand the order")(error.into()))?;
-    root::prepare(order.root)?;
+    root::prepare(job.root)?;
     minivm_guest::pid1::bring_loopback_up().map_err(cannot("bring up the loopback interface"))?;
-    std::env::set_current_dir(&order.cwd)
-        .map_err(cannot(format!("enter {}", order.cwd.display())))?;
+    std::env::set_current_dir(&job.cwd).map_err(cannot(format!("enter {}", job.cwd.display())))?;
 
     frame::send(Kind::Started, &[], channel).map_err(cannot("say that it starts"))?;
-    let Some((program, arguments)) = order.command.split_first() else {
+    let Some((program, arguments)) = job.command.split_first() else {
         return Ok(0);
     };
     let command = Command::new(program)
         .args(arguments)
         .env_clear()
-        .envs(order.env)
+        .envs(job.env)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -11,7 +11,7 @@ use minivm_guest::newc::{self, Archive, Attributes, Node};
 use rustix::fs::MemfdFlags;
 
 use super::error::{Error, cannot};
-use super::order::{self, Order};
+use super::job::{self, LabJob};
 
 /// Where this program is in the lab.
 pub(super) const INIT: &str = "/minivm";
@@ -23,19 +23,19 @@ const FOLDERS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "root"];
 /// Files are copied into it by the kernel.
 pub(super) fn build(
     program: &Path,
-    order: &Order,
+    job: &LabJob,
     files: &[(PathBuf, PathBuf)],
     contents: &[(Vec<u8>, PathBuf)],
 ) -> Result<OwnedFd, Error> {
     let memory = rustix::fs::memfd_create("lab-initramfs", MemfdFlags::CLOEXEC);
     let memory = memory.map_err(|errno| cannot("create a memory file")(errno.into()))?;
-    let mut memory = write(order, program, files, contents, File::from(memory))?;
+    let mut memory = write(job, program, files, contents, File::from(memory))?;
     memory.rewind().map_err(cannot("rewind the initramfs"))?;
     Ok(memory.into())
 }
 
 fn write<W: Write>(
-    order: &Order,
+    job: &LabJob,
     program: &Path,
     files: &[(PathBuf, PathBuf)],
     contents: &[(Vec<u8>, PathBuf)],
@@ -52,10 +52,9 @@ fn write<W: Write>(
         Node::CharDevice { major: 5, minor: 1 },
         Attributes::new(0o600),
     )?;
-    let json =
-        serde_json::to_vec(order).map_err(|error| cannot("write the order")(error.into()))?;
+    let json = serde_json::to_vec(job).map_err(|error| cannot("write the order")(error.into()))?;
     archive.file(
-        order::PATH,
+        job::PATH,
         Attributes::new(0o600),
         json.len() as u64,
         Cursor::new(json),
@@ -112,7 +111,7 @@ mod tests {
 
     #[test]
     fn files_come_with_their_folders_once() {
-        let order = Order {
+        let job = LabJob {
             root: Root::Private,
             command: vec![],
             env: vec![],
@@ -126,7 +125,7 @@ mod tests {
             (host.clone(), "/a/two".into()),
         ];
         let contents = [(b"TEXT".to_vec(), "/a/three".into())];
-        let archive = write(&order, &host, &files, &contents, Vec::new()).unwrap();
+        let archive = write(&job, &host, &files, &contents, Vec::new()).unwrap();
         let archive = String::from_utf8(archive).unwrap();
         let names = ["0a\0", "a/b\0", "a/b/one\0", "a/two\0", "a/three\0", "TEXT"];
         let places = names.map(|name| {

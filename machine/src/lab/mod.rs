@@ -21,8 +21,8 @@ pub(crate) mod frame;
 mod init;
 mod initramfs;
 mod jail;
+mod job;
 mod kernel;
-mod order;
 mod qemu;
 mod relay;
 mod root;
@@ -45,7 +45,7 @@ pub use stop::Stop;
 
 use channel::Answer;
 use error::cannot;
-use qemu::{Machine, Qemu};
+use qemu::{Qemu, QemuConfig};
 
 /// The program that emulates the lab.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -210,20 +210,20 @@ impl LabRequest {
     /// A command whose stdout nobody reads any more ends with code 141, as if by SIGPIPE.
     pub fn run(self) -> Result<Finished, Error> {
         let start = Instant::now();
-        let machine = Machine {
+        let config = QemuConfig {
             kernel: kernel::find()?,
             root: self.root,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             icount: self.icount,
         };
-        let order = order::Order {
+        let job = job::LabJob {
             root: self.root,
             command: self.command,
             env: self.env,
             cwd: self.cwd.into(),
         };
-        let initramfs = initramfs::build(&self.program, &order, &self.files, &self.contents)?;
+        let initramfs = initramfs::build(&self.program, &job, &self.files, &self.contents)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
         let mut stdout = self
             .stdout
@@ -242,7 +242,7 @@ impl LabRequest {
             let ports = ports.collect::<io::Result<_>>();
             let ports = ports.map_err(cannot("duplicate a socket"))?;
             let jails = unjailed().is_none();
-            let (mut qemu, channel) = match Qemu::start(&machine, files, ports) {
+            let (mut qemu, channel) = match Qemu::start(&config, files, ports) {
                 Err(error) if jails && unjailed().is_some() => {
                     log::debug!("the lab is started without a jail: {error}");
                     continue;
@@ -255,7 +255,7 @@ impl LabRequest {
                 .timeout
                 .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
             match channel::begin(&channel).map_err(cannot("talk to the lab"))? {
-                Some(Answer::Again(why)) if starts < STARTS_MAX => {
+                Some(Answer::Retry(why)) if starts < STARTS_MAX => {
                     log::debug!("the lab is started again: {why}");
                     starts += 1;
                 }
@@ -292,7 +292,7 @@ impl LabRequest {
                 Err(cannot(format!("write the command's {output}"))(error))
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
-            Answer::Again(why) => Err(Error::Refused {
+            Answer::Retry(why) => Err(Error::Refused {
                 message: format!(
                     "has no timer to rely on after {STARTS_MAX} starts ({why}): leave this machine more of its time"
                 ),

@@ -32,9 +32,9 @@ use crate::printable::printable;
 const FILTER: &str =
     "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// How often a key is pressed.
-const PING: Duration = Duration::from_millis(700);
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(700);
 /// How long a process takes to end whose channel has ended.
-const MOMENT: Timespec = Timespec {
+const END_WAIT: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
@@ -45,7 +45,7 @@ const LINE_MAX: usize = 500;
 
 /// What the machine is made of.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(super) struct QemuConfig {
     pub(super) kernel: PathBuf,
     pub(super) root: Root,
     pub(super) cpus: u32,
@@ -53,7 +53,7 @@ pub(super) struct Machine {
     pub(super) icount: bool,
 }
 
-impl Machine {
+impl QemuConfig {
     /// QEMU's arguments. It finds the initramfs and its end of the channel as open files of these numbers.
     fn arguments(
         &self,
@@ -151,7 +151,7 @@ struct Process {
 impl Qemu {
     /// Starts the machine; the stream is our end of its channel. It gets the others' ends of more ports.
     pub(super) fn start(
-        machine: &Machine,
+        config: &QemuConfig,
         initramfs: OwnedFd,
         ports: Vec<OwnedFd>,
     ) -> Result<(Qemu, UnixStream), Error> {
@@ -164,16 +164,16 @@ impl Qemu {
             .into_iter()
             .chain(ports)
             .collect();
-        let kernel: OsString = match machine.root {
-            Root::Host => machine.kernel.clone().into(),
+        let kernel: OsString = match config.root {
+            Root::Host => config.kernel.clone().into(),
             Root::Private => {
-                let kernel = super::jail::copy(&machine.kernel)?;
+                let kernel = super::jail::copy(&config.kernel)?;
                 let path = format!("/proc/self/fd/{}", kernel.as_raw_fd());
                 files.push(kernel);
                 path.into()
             }
         };
-        let arguments = machine.arguments(
+        let arguments = config.arguments(
             &kernel,
             initramfs_number,
             channel_number,
@@ -184,7 +184,7 @@ impl Qemu {
             mut command,
             entry,
             end: jailed,
-        } = prepare(machine.root, &arguments, files)?;
+        } = prepare(config.root, &arguments, files)?;
         command
             .stdin(Stdio::piped())
             .stdout(output)
@@ -204,9 +204,9 @@ impl Qemu {
         // With its copies of the files that have gone in: the end of one among them is to be seen.
         drop(command);
         let console = Some(thread::spawn(move || last_lines(console)));
-        let keys = process.stdin.take().expect("it is piped");
+        let serial_input = process.stdin.take().expect("it is piped");
         let (running, ended) = mpsc::channel();
-        thread::spawn(move || ping(keys, &ended));
+        thread::spawn(move || raise_interrupts(serial_input, &ended));
         Ok((
             Qemu {
                 process: Arc::new(Process {
@@ -286,7 +286,7 @@ impl Process {
         let mut child = self.child();
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok()?;
         let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-        let (1, Ok(status)) = (poll(&mut ended, Some(&MOMENT)).ok()?, child.wait()) else {
+        let (1, Ok(status)) = (poll(&mut ended, Some(&END_WAIT)).ok()?, child.wait()) else {
             return None;
         };
         Some(status.code().is_some() && !self.killed.load(Ordering::Relaxed))
@@ -319,10 +319,10 @@ fn kill_only_child(parent: u32) -> Option<()> {
 /// The lab is not left without an interrupt for long, see [`channel`](super::channel). Where the interrupt that is lost is the
 /// channel's own, there comes no other of its kind: a device that has raised its line waits to be asked why. This one is
 /// another device's.
-fn ping(mut keys: ChildStdin, ended: &mpsc::Receiver<()>) {
-    while ended.recv_timeout(PING) == Err(RecvTimeoutError::Timeout) {
+fn raise_interrupts(mut serial_input: ChildStdin, ended: &mpsc::Receiver<()>) {
+    while ended.recv_timeout(INTERRUPT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         // It fails when QEMU has ended.
-        if keys.write_all(b"\0").is_err() {
+        if serial_input.write_all(b"\0").is_err() {
             return;
         }
     }
@@ -366,17 +366,17 @@ fn last_lines(console: PipeReader) -> String {
 mod tests {
     use super::*;
 
-    fn command_line(machine: &Machine) -> String {
+    fn command_line(config: &QemuConfig) -> String {
         let kernel = OsStr::new("/proc/self/fd/9");
-        let arguments = machine.arguments(kernel, 7, 8, &[], Some(2_596_142));
+        let arguments = config.arguments(kernel, 7, 8, &[], Some(2_596_142));
         arguments
             .join(std::ffi::OsStr::new(" "))
             .into_string()
             .unwrap()
     }
 
-    fn machine() -> Machine {
-        Machine {
+    fn config() -> QemuConfig {
+        QemuConfig {
             kernel: "/k/vmlinux".into(),
             root: Root::Private,
             cpus: 2,
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_private_root_shares_nothing() {
-        let line = command_line(&machine());
+        let line = command_line(&config());
         assert!(!line.contains("9p") && !line.contains("fsdev"), "{line}");
         assert!(line.contains("-smp 2 -m 512M"), "{line}");
         assert!(line.contains("-chardev socket,id=channel,fd=8"), "{line}");
@@ -402,9 +402,9 @@ mod tests {
 
     #[test]
     fn a_host_root_is_shared_read_only() {
-        let line = command_line(&Machine {
+        let line = command_line(&QemuConfig {
             root: Root::Host,
-            ..machine()
+            ..config()
         });
         assert!(
             line.contains("path=/,security_model=none,readonly=on"),
@@ -414,9 +414,9 @@ mod tests {
 
     #[test]
     fn counting_instructions_takes_one_thread_and_a_clock_of_1_ghz() {
-        let line = command_line(&Machine {
+        let line = command_line(&QemuConfig {
             icount: true,
-            ..machine()
+            ..config()
         });
         assert!(line.contains("thread=single -icount shift=0"), "{line}");
         assert!(line.contains("tsc_early_khz=1000000"), "{line}");

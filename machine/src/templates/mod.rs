@@ -216,7 +216,7 @@ impl Templates {
     ///
     /// Where this host can't restore it, or the recipe's kernel can't be looked at.
     pub fn start(&self, recipe: &Recipe, place: &Place) -> Result<Option<Link>, Error> {
-        let recipe = &recipe.clone().settled()?;
+        let recipe = &recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
         if let Place::Lab { .. } = place {
             return Ok(lab::connect(recipe, &key, &self.cache)?);
@@ -248,7 +248,7 @@ impl Templates {
     ///
     /// Where it can't be made.
     pub fn open_or_create(&self, recipe: &Recipe, place: &Place) -> Result<Template, Error> {
-        let recipe = recipe.clone().settled()?;
+        let recipe = recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
         if let Place::Lab { .. } = place {
             lab::connect_or_start(&recipe, &key, &self.cache)?;
@@ -345,7 +345,7 @@ impl Templates {
     /// Where the name is none or taken, or the machine can't be made.
     pub fn create(&self, name: &str, recipe: &Recipe, place: &Place) -> Result<(), Error> {
         self.check_free(name)?;
-        let recipe = &recipe.clone().settled()?;
+        let recipe = &recipe.clone().with_absolute_kernel()?;
         match self.make(name, recipe, place)? {
             true => Ok(()),
             false => Err(Error::Exists(name.to_owned())),

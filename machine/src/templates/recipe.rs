@@ -43,7 +43,7 @@ pub struct Recipe {
 
 impl Recipe {
     /// The same wherever it is read: the kernel is looked for from another folder.
-    pub(super) fn settled(mut self) -> Result<Recipe, Error> {
+    pub(super) fn with_absolute_kernel(mut self) -> Result<Recipe, Error> {
         let kernel = &mut self.machine.kernel;
         *kernel = kernel.canonicalize().map_err(failed("find", kernel))?;
         Ok(self)

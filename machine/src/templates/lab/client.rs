@@ -20,9 +20,9 @@ use crate::{Ended, Error, Link, StopOnDrop, cannot};
 /// How often it is looked whether a keeper is there.
 const POLL: Duration = Duration::from_millis(20);
 /// How long a lab is asked to end that is used.
-const INSISTING: Duration = Duration::from_secs(1);
+const STOP_RETRIES: Duration = Duration::from_secs(1);
 /// How long a lab that is to end may take.
-const ENDING: Duration = Duration::from_secs(10);
+const STOP_WAIT: Duration = Duration::from_secs(10);
 /// How long `template create` waits for a lab that is starting.
 const START_WAIT_REQUIRED: Duration = Duration::from_secs(150);
 /// How long `run` waits for one before it boots a machine instead: several times what either takes on an idle host.
@@ -62,7 +62,9 @@ pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link
         match begin(&stream, START_WAIT_REQUIRED) {
             Ok(()) => return link(stream),
             // Its lab stood still, or is being ended. The next one may do better, as soon as this one is gone.
-            Err(Refused::Silently) if began.elapsed() < START_WAIT_REQUIRED => thread::sleep(POLL),
+            Err(Refused::KeeperEnded) if began.elapsed() < START_WAIT_REQUIRED => {
+                thread::sleep(POLL)
+            }
             Err(refused) => return Err(Error::NoTemplate(refused.to_string())),
         }
     }
@@ -95,7 +97,7 @@ fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, E
 enum Refused {
     /// The keeper has ended, and said nothing.
     #[error("its keeper has ended")]
-    Silently,
+    KeeperEnded,
     /// In words.
     #[error("{0}")]
     Because(String),
@@ -105,7 +107,7 @@ impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::WouldBlock => Refused::Because("its lab is still being started".into()),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Refused::Silently,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Refused::KeeperEnded,
             _ => Refused::Because(error.to_string()),
         }
     }
@@ -121,7 +123,7 @@ fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     match kind {
         Some(Kind::Started) => {}
         Some(Kind::Failed) => return Err(Refused::Because(why)),
-        _ => return Err(Refused::Silently),
+        _ => return Err(Refused::KeeperEnded),
     }
     if !why.is_empty() {
         lab::set_unjailed(why);
@@ -196,11 +198,11 @@ fn stop(socket: &Path) -> io::Result<bool> {
     let mut asked = false;
     while let Ok(stream) = connect_to(socket) {
         // A command that has just ended still counts for a moment.
-        if began.elapsed() > INSISTING {
+        if began.elapsed() > STOP_RETRIES {
             return Ok(false);
         }
         asked = true;
-        stream.set_read_timeout(Some(ENDING))?;
+        stream.set_read_timeout(Some(STOP_WAIT))?;
         if frame::send(Kind::Shutdown, &[], &stream).is_ok() {
             // It hangs up when it has ended, or at once where it doesn't.
             let _ = io::copy(&mut &stream, &mut io::sink());

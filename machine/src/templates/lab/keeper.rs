@@ -24,15 +24,15 @@ use crate::printable::printable;
 
 /// How long a lab may take until its template is there: less than anybody waits for it, and long enough for an interpreter that
 /// imports much.
-const START: Duration = Duration::from_secs(140);
+const START_LIMIT: Duration = Duration::from_secs(140);
 /// How often it is looked whether the lab is still used.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The most characters that are passed on of why there is no template.
 const MESSAGE_MAX: usize = 500;
 /// How long a command waits for a machine where all are in use: a fraction of what one takes to boot.
-const QUEUE: Duration = Duration::from_millis(200);
+const PORT_WAIT: Duration = Duration::from_millis(200);
 /// How long a machine may take to end when its command has gone.
-const ENDING: Duration = Duration::from_secs(10);
+const END_WAIT: Duration = Duration::from_secs(10);
 
 /// Keeps a lab for the template until nobody has used it for a while. Does nothing where somebody else keeps one.
 ///
@@ -64,7 +64,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let ended = run_lab(recipe, &keeper);
     if keeper.state().start_timed_out {
         // Those who wait are hung up on, and may start another keeper.
-        let why = format!("its lab was not ready within {START:?}");
+        let why = format!("its lab was not ready within {START_LIMIT:?}");
         return Err(NoTemplate(why).into());
     }
     let failed = keeper.change(|state| match (&state.stage, ended) {
@@ -75,12 +75,12 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
         }
         // One that was there can be made again.
         _ => {
-            state.stage = Stage::Leaving;
+            state.stage = Stage::ShuttingDown;
             false
         }
     });
     if failed {
-        keeper.stay(FAILED);
+        keeper.keep_refusing(FAILED);
     }
     Ok(())
 }
@@ -155,7 +155,7 @@ enum Stage {
     /// There can be none, for this reason.
     Failed(String),
     /// It is being ended, or has been. No session begins any more; another keeper may have a lab again.
-    Leaving,
+    ShuttingDown,
 }
 
 /// Why a command gets no machine.
@@ -164,7 +164,7 @@ enum NoMachine {
     /// For this reason.
     Because(String),
     /// This lab is being ended. The command is hung up on, and may boot or start another lab.
-    Leaving,
+    ShuttingDown,
 }
 
 /// The agent's stdout: an [`AgentReport`], a line.
@@ -203,13 +203,13 @@ impl State {
 
     fn take_report(&mut self, report: AgentReport) {
         match report {
-            AgentReport::Ready => self.is_ready(),
+            AgentReport::Ready => self.set_ready(),
             AgentReport::Failed(why) => self.failed = Some(why),
         }
     }
 
     /// One that is being ended already is of no use any more.
-    fn is_ready(&mut self) {
+    fn set_ready(&mut self) {
         if self.stage == Stage::Starting {
             self.stage = Stage::Ready;
             self.used = Instant::now();
@@ -256,9 +256,10 @@ impl Keeper {
     fn watch(&self) {
         let began = Instant::now();
         loop {
-            thread::sleep(LOOK);
+            thread::sleep(CHECK_INTERVAL);
             self.end_if(|state| {
-                state.start_timed_out = state.stage == Stage::Starting && began.elapsed() > START;
+                state.start_timed_out =
+                    state.stage == Stage::Starting && began.elapsed() > START_LIMIT;
                 state.start_timed_out || state.is_idle(self.idle)
             });
         }
@@ -270,7 +271,7 @@ impl Keeper {
         let ending = self.change(|state| {
             let ending = state.sessions == 0 && wanted(state);
             if ending {
-                state.stage = Stage::Leaving;
+                state.stage = Stage::ShuttingDown;
             }
             ending
         });
@@ -288,11 +289,11 @@ impl Keeper {
     }
 
     /// Answers those who ask, for so long or until it is to leave.
-    fn stay(&self, limit: Duration) {
-        let staying = |state: &mut State| state.stage != Stage::Leaving;
+    fn keep_refusing(&self, limit: Duration) {
+        let refusing = |state: &mut State| state.stage != Stage::ShuttingDown;
         drop(
             self.changed
-                .wait_timeout_while(self.state(), limit, staying),
+                .wait_timeout_while(self.state(), limit, refusing),
         );
     }
 
@@ -303,13 +304,13 @@ impl Keeper {
             Ok(Some(Kind::Shutdown)) if self.end_if(|_| true) => Keeper::stay_connected(),
             _ => return,
         }
-        let port = match self.take() {
+        let port = match self.take_port() {
             Ok(port) => port,
             Err(NoMachine::Because(why)) => {
                 let _ = frame::send(Kind::Failed, why.as_bytes(), client);
                 return;
             }
-            Err(NoMachine::Leaving) => return,
+            Err(NoMachine::ShuttingDown) => return,
         };
         let clean = self.session(client, &port);
         self.change(|state| {
@@ -322,18 +323,18 @@ impl Keeper {
     }
 
     /// A port, when the lab is there and one is free.
-    fn take(&self) -> Result<UnixStream, NoMachine> {
+    fn take_port(&self) -> Result<UnixStream, NoMachine> {
         let starting = |state: &mut State| state.stage == Stage::Starting;
         let state = self.changed.wait_while(self.state(), starting);
         let state = state.unwrap_or_else(PoisonError::into_inner);
         // Many runs are short, and one that has just ended gives its machine back a moment later.
         let none = |state: &mut State| state.stage == Stage::Ready && state.free.is_empty();
-        let waited = self.changed.wait_timeout_while(state, QUEUE, none);
+        let waited = self.changed.wait_timeout_while(state, PORT_WAIT, none);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match &state.stage {
             Stage::Starting | Stage::Ready => {}
             Stage::Failed(why) => return Err(NoMachine::Because(why.clone())),
-            Stage::Leaving => return Err(NoMachine::Leaving),
+            Stage::ShuttingDown => return Err(NoMachine::ShuttingDown),
         }
         let Some(port) = state.free.pop_front() else {
             let why = "all its machines are in use";
@@ -373,12 +374,12 @@ impl Keeper {
                 return false;
             }
         }
-        let told = frame::send(Kind::Hangup, &[], port).is_ok();
-        if ended.recv_timeout(ENDING) == Err(RecvTimeoutError::Timeout) {
+        let sent = frame::send(Kind::Hangup, &[], port).is_ok();
+        if ended.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
             // Nobody gets this port any more.
             let _ = port.shutdown(Shutdown::Both);
         }
-        told
+        sent
     }
 }
 
@@ -451,7 +452,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         keeper.change(|state| {
             state.free.push_back(ours);
-            state.is_ready();
+            state.set_ready();
         });
         (keeper, theirs)
     }
@@ -460,18 +461,18 @@ mod tests {
     fn a_lab_that_is_being_ended_hands_out_no_machine() {
         let (keeper, _machine) = ready();
         assert!(keeper.end_if(|_| true));
-        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+        assert_eq!(keeper.take_port().unwrap_err(), NoMachine::ShuttingDown);
         // Nor does one that has its template only then.
         let keeper = Keeper::new(Duration::ZERO);
         assert!(keeper.end_if(|_| true));
-        keeper.change(State::is_ready);
-        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+        keeper.change(State::set_ready);
+        assert_eq!(keeper.take_port().unwrap_err(), NoMachine::ShuttingDown);
     }
 
     #[test]
     fn a_lab_that_is_used_is_not_ended() {
         let (keeper, _machine) = ready();
-        let _port = keeper.take().unwrap();
+        let _port = keeper.take_port().unwrap();
         assert!(!keeper.end_if(|_| true));
         assert_eq!(keeper.state().stage, Stage::Ready);
     }
@@ -481,7 +482,7 @@ mod tests {
         for _ in 0..1000 {
             let (keeper, _machine) = ready();
             let (taken, ended) = thread::scope(|scope| {
-                let taking = scope.spawn(|| keeper.take().is_ok());
+                let taking = scope.spawn(|| keeper.take_port().is_ok());
                 let idle = |state: &mut State| state.is_idle(Duration::ZERO);
                 let ended = keeper.end_if(idle) || keeper.end_if(|_| true);
                 (taking.join().unwrap(), ended)

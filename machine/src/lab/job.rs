@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::Root;
 
 /// The file's name in the initramfs.
-pub(super) const PATH: &str = "/order.json";
+pub(super) const PATH: &str = "/job.json";
 
 /// Which command to run, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Order {
+pub(super) struct LabJob {
     pub(super) root: Root,
     pub(super) command: Vec<OsString>,
     pub(super) env: Vec<(OsString, OsString)>,
@@ -26,15 +26,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_keeps_bytes_that_are_no_text() {
+    fn a_job_keeps_bytes_that_are_no_text() {
         let odd = OsString::from_vec(b"\xff\n\"\\".to_vec());
-        let order = Order {
+        let job = LabJob {
             root: Root::Host,
             command: vec![odd.clone()],
             env: vec![(OsString::from("A"), odd.clone())],
             cwd: odd,
         };
-        let json = serde_json::to_vec(&order).unwrap();
-        assert_eq!(serde_json::from_slice::<Order>(&json).unwrap(), order);
+        let json = serde_json::to_vec(&job).unwrap();
+        assert_eq!(serde_json::from_slice::<LabJob>(&json).unwrap(), job);
     }
 }
