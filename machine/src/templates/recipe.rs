@@ -9,7 +9,7 @@ use minivm_guest::channel::{Interpreter, Preparation, Request};
 use minivm_image::Config;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, failed};
+use super::error::{Error, failed};
 use crate::images::key_of;
 use crate::session::now;
 use crate::template::{Rings, Saved};

@@ -5,11 +5,12 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use super::super::{Error, Recipe, failed};
 use super::{AgentReport, PORTS};
 use crate::Link;
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 use crate::template::Saved;
+use crate::templates::error::failed;
+use crate::templates::{Error, Recipe};
 
 /// Where the lab keeps the template: in memory.
 const TEMPLATE: &str = "/run/template";

@@ -9,12 +9,13 @@ use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::{Recipe, background};
 use super::{KEEPER_COMMAND, connect_to, folder, is_socket, socket};
 use crate::lab;
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
 use crate::last_words::LastWords;
+use crate::templates::Recipe;
+use crate::templates::background::background;
 use crate::{Ended, Error, Link, StopOnDrop, cannot};
 
 /// How often it is looked whether a keeper is there.

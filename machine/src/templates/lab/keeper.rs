@@ -13,7 +13,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::{Error, Recipe, failed};
 use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, folder, listen, socket};
 use crate::Error::NoTemplate;
 use crate::lab::frame::{self, Kind};
@@ -21,6 +20,8 @@ use crate::lab::{self, LabRequest, Stop};
 use crate::lab_machine::LabMachine;
 use crate::output::Kept;
 use crate::printable::printable;
+use crate::templates::error::failed;
+use crate::templates::{Error, Recipe};
 
 /// How long a lab may take until its template is there: less than anybody waits for it, and long enough for an interpreter that
 /// imports much.
