@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Exit, Hello, Refusal, ToHost, VERSION};
 
+use super::copies::Files;
 use super::copy_out::{self, Budget};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, Outgoing, Stage};
-use super::session::Files;
 use super::{End, Error, cannot};
 use crate::output::Capped;
 use crate::printable::printable;

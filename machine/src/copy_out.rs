@@ -23,7 +23,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::session::Files;
+use super::copies::Files;
 use crate::output_path::Output;
 
 /// How deep a file may lie in a folder: so many folders are open at a time.

@@ -9,6 +9,7 @@
 pub mod cache;
 mod console;
 mod conversation;
+mod copies;
 mod copy_out;
 mod end;
 mod files;
@@ -41,13 +42,14 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
+pub use copies::Files;
 pub(crate) use copy_out::times;
 pub use end::{Call, End};
 pub use files::{check_copies, check_room};
 pub use files::{guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
-pub use session::{Files, Report, Session};
+pub use session::{Report, Session};
 
 /// What Python is called in images.
 pub const PYTHON: &str = "python3";

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
@@ -13,6 +12,7 @@ use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::conversation::{Conversation, Notes, Phase};
+use super::copies::Files;
 use super::copy_out::Budget;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
@@ -64,15 +64,6 @@ pub struct Session {
     pub events: Receiver<Event>,
     /// Called where the session isn't over a second after the command's time limit, because nobody takes the output.
     pub overdue: Option<Box<dyn FnOnce() + Send>>,
-}
-
-/// Files to copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// The file or folder.
-    pub from: PathBuf,
-    /// Where it goes.
-    pub to: PathBuf,
 }
 
 /// What can happen to a command from outside.
