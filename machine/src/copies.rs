@@ -1,12 +1,12 @@
-//! Files to copy between the host and a sandbox.
+//! Files that are copied between the host and a sandbox: what all modules that copy agree on.
 
 use std::path::PathBuf;
 
-/// Files to copy.
+/// A file or folder to copy, with all that is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// The file or folder.
+    /// Its path on the side that it comes from.
     pub from: PathBuf,
-    /// Where it goes.
+    /// Its path on the other side.
     pub to: PathBuf,
 }

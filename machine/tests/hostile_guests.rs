@@ -349,7 +349,7 @@ fn an_invalid_ring_directory_is_refused() {
     assert!(
         guest
             .told()
-            .contains("the guest's ring directory is not one")
+            .contains("no ring directory at the address the guest gave")
     );
     for pages in [0, 3, 127, 129, 256, u32::MAX, 1 << 31] {
         let mut guest = Guest::new(&[]);
@@ -460,7 +460,7 @@ fn noise_without_end_is_refused() {
     for (hello, said) in [
         (
             b"no message at all".repeat(5000),
-            "the guest writes to COM2 what is no message",
+            "the guest sent no hello in its first 65536 bytes on COM2",
         ),
         (
             [&MAGIC[..], &[0xff; 5]].concat(),
@@ -468,11 +468,11 @@ fn noise_without_end_is_refused() {
         ),
         (
             [&MAGIC[..], &[0, 0, 15, 0, 0x81], &[0; 500]].concat(),
-            "the guest's first message is no hello",
+            "the guest's first message is not a hello",
         ),
         (
             [&MAGIC[..], &[1, 0, 0, 0, 0x82, 0]].concat(),
-            "the guest's first message is no hello",
+            "the guest's first message is not a hello",
         ),
     ] {
         let mut guest = Guest::new(&[]);

@@ -405,7 +405,7 @@ fn messages_out_of_order_end_the_session() {
         ToHost::Warning("x".into()),
         exit(0),
     ] {
-        wrong.push((vec![first], "its first message is no hello"));
+        wrong.push((vec![first], "its first message is not a hello"));
     }
     for second in [
         hello(),

@@ -1,4 +1,4 @@
-//! What the lab's init is told: a file in its initramfs, written by us and read there.
+//! The job of the lab's init: a file in its initramfs, written on the host and read there.
 
 use std::ffi::OsString;
 
@@ -9,13 +9,13 @@ use super::Root;
 /// The file's name in the initramfs.
 pub(super) const PATH: &str = "/job.json";
 
-/// Which command to run, and where.
+/// A command to run in the lab, and its environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LabJob {
     pub(super) root: Root,
     pub(super) command: Vec<OsString>,
     pub(super) env: Vec<(OsString, OsString)>,
-    /// No `PathBuf`: serde writes these as text.
+    /// Not a `PathBuf`: serde writes these as text.
     pub(super) cwd: OsString,
 }
 

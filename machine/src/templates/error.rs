@@ -1,9 +1,9 @@
-//! Why there is no template.
+//! Errors of templates.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The longest name.
+/// The most characters of a name.
 pub(super) const NAME_MAX: usize = 64;
 
 /// Why there is no template.
@@ -13,12 +13,12 @@ pub enum Error {
     /// The machine can't be made, saved or restored.
     #[error(transparent)]
     Machine(#[from] crate::Error),
-    /// The snapshot isn't good, or this host can't go on from it.
+    /// The snapshot is damaged, or this host can't restore it.
     #[error(transparent)]
     Snapshot(#[from] minivm_vmm::Error),
-    /// A name that is none.
+    /// The name isn't valid for a template that a user names.
     #[error(
-        "{0:?} is no template's name: it has 1 to {NAME_MAX} letters, digits, `-` and `_`, and isn't 32 hexadecimal digits"
+        "{0:?} is not a valid template name: use 1 to {NAME_MAX} letters, digits, `-` and `_`, but not 32 hexadecimal digits"
     )]
     Name(String),
     /// The name is taken.
@@ -27,32 +27,32 @@ pub enum Error {
     /// There is no template of that name.
     #[error("there is no template {0}: `minivm template ls` shows those that are there")]
     Missing(String),
-    /// Somebody else is at it.
+    /// Another process makes or removes it.
     #[error("the template {0} is being made or removed by another process")]
     Busy(String),
-    /// Its record isn't what was written.
+    /// Its record can't be read.
     #[error("the template {0} is damaged: `minivm template rm {0}` removes it")]
     Damaged(String),
-    /// What it is to be made of in a lab is gone.
+    /// The image's archive, of which a lab would make it, is gone.
     #[error(
         "the archive of the template's image is gone, {}: `minivm template rm` removes the template, and then it can be created again",
         .0.display()
     )]
     Archive(PathBuf, #[source] io::Error),
-    /// A file can't be written or read.
+    /// A file or folder can't be read or written.
     #[error("cannot {action} {}", path.display())]
     File {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Whether it is about the template itself, and will be the same the next time.
+    /// Returns whether the template itself is at fault, so that the next try would fail as well.
     pub(super) fn is_of_template(&self) -> bool {
         use minivm_vmm::Error::{File, HostLacks, Snapshot};
         match self {
@@ -60,7 +60,7 @@ impl Error {
             Error::Snapshot(error) | Error::Machine(crate::Error::Monitor(error)) => {
                 match error {
                     Snapshot { .. } | HostLacks(_) => true,
-                    // Not there, or no file at all; too many open files are another matter.
+                    // The file isn't there, or isn't a file. Too many open files, for example, are not the template's fault.
                     File { source, .. } => {
                         matches!(
                             source.kind(),

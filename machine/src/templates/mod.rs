@@ -1,18 +1,18 @@
-//! Templates: machines that are saved when they are ready, each under a name, from which a run goes on instead of booting.
+//! Templates: machines that are saved when they are ready, each under a name, which a run resumes instead of booting.
 //!
-//! `<cache>/templates/<name>` is a folder with a snapshot of [`minivm_vmm`]'s and `template.json`, which says what it was made
-//! from. It appears there whole: it is made in `<name>.partial` and renamed. `<name>.lock` is locked by whoever makes or removes
-//! it, so that a kill leaves at most a partial one, which nobody uses and the next one who makes it removes.
+//! `<cache>/templates/<name>` is a folder with a snapshot of [`minivm_vmm`]'s and `template.json`, which has the recipe. The folder
+//! appears whole: it is made as `<name>.partial` and renamed. The process that makes or removes it locks `<name>.lock`, so that a kill
+//! leaves at most a partial folder, which no run uses and the next process that makes the template removes.
 //!
-//! Templates that `minivm run` makes by itself are called by what they were made from ([`Recipe::key`]): another image,
-//! kernel, memory, processor or `minivm` has another name. Of these only those are kept that were used last.
+//! An automatic template, which `minivm run` makes by itself, has its recipe's key as its name: another image, kernel, memory,
+//! processor or `minivm` has another key. Only the automatic templates that were used last are kept.
 //!
 //! ```no_run
 //! use minivm_machine::{Machine, Place, Report, Session};
 //! use minivm_machine::templates::{Recipe, Templates};
 //!
-//! /// Runs a command in a fork of a machine that has been made once.
-//! fn fork(machine: Machine, session: Session) -> Result<Report, Box<dyn std::error::Error>> {
+//! /// Runs a command in a clone of a machine that has been made once.
+//! fn run_warm(machine: Machine, session: Session) -> Result<Report, Box<dyn std::error::Error>> {
 //!     let cache = minivm_machine::cache::folder().ok_or("there is no cache")?;
 //!     let templates = Templates::new(&cache);
 //!     let recipe = Recipe {
@@ -53,37 +53,37 @@ pub use recipe::Recipe;
 pub use store::Listed;
 use store::{RECORD, Ready, check_name, private_folder, read_record, remove, touch, write};
 
-/// The argument that makes this program make a template that nobody has named, of the recipe on its stdin.
+/// The argument that makes this program make an automatic template, of the recipe on its stdin.
 pub const MAKE_COMMAND: &str = "template-make";
 
-/// How many templates are kept that nobody has named.
+/// The most automatic templates that are kept.
 const KEPT: usize = 8;
-/// How long somebody else may take to make a template.
+/// How long another process may take to make a template.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often it is looked whether that has been done.
+/// How often that is checked.
 const POLL: Duration = Duration::from_millis(50);
-/// How long it is remembered that a template can't be made.
+/// How long after a failure no other process tries to make an automatic template.
 const FAILED: Duration = Duration::from_secs(600);
 
-/// Where templates are kept.
+/// The templates in a cache folder.
 #[derive(Clone, Debug)]
 pub struct Templates {
     cache: PathBuf,
     folder: PathBuf,
 }
 
-/// A template that is there, whole.
+/// A template that was opened.
 pub struct Template {
-    /// What it was made from.
+    /// The recipe that it was made from.
     pub recipe: Recipe,
     /// When it was made.
     pub made: SystemTime,
-    /// Its machine, saved on this host; `None` where it lives in a lab ([`lab`]).
+    /// Its machine, saved on this host; `None` where the machine is in a lab ([`lab`]).
     pub saved: Option<Saved>,
 }
 
 impl Template {
-    /// Where its machines run.
+    /// Returns where its machines run.
     pub fn place(&self) -> Place {
         match self.saved {
             Some(_) => Place::Here,
@@ -95,7 +95,7 @@ impl Template {
 }
 
 impl Templates {
-    /// In the cache folder `cache`, see [`crate::cache::folder`].
+    /// Makes the collection of the cache folder `cache`, see [`crate::cache::folder`].
     pub fn new(cache: &Path) -> Self {
         Templates {
             cache: cache.to_owned(),
@@ -103,12 +103,13 @@ impl Templates {
         }
     }
 
-    /// A machine of the recipe that waits for its request, if there is a template of it. If not, one begins to be made in the
-    /// background, by a process of this program, and is there for who comes later.
+    /// Resumes a machine of the recipe's automatic template, which waits for its request. Where there is no such template, returns
+    /// `None` and starts a process in the background that makes one for later runs.
     ///
     /// # Errors
     ///
-    /// Where this host can't restore it, or the recipe's kernel can't be looked at.
+    /// [`Error::Machine`] or [`Error::Snapshot`] where this host can't restore the machine, [`Error::File`] where the kernel's
+    /// metadata can't be read; [`Error::Busy`] where another process removes the same damaged template.
     pub fn start(&self, recipe: &Recipe, place: &Place) -> Result<Option<Link>, Error> {
         let recipe = &recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
@@ -121,9 +122,9 @@ impl Templates {
         });
         match resumed {
             Ok(None) => {}
-            // Nobody has asked for it by name, and another one can be made.
+            // An automatic template can be made again.
             Err(error) if error.is_of_template() => {
-                log::debug!("the template is of no use: {error}");
+                log::debug!("the automatic template cannot be used: {error}");
                 self.remove(&key)?;
             }
             resumed => return resumed,
@@ -136,11 +137,12 @@ impl Templates {
         Ok(None)
     }
 
-    /// The template of this recipe, which nobody has named. It is made where it isn't there; a lab for it is started.
+    /// Opens the automatic template of `recipe`, and makes it if needed; in the lab, starts a lab that has it.
     ///
     /// # Errors
     ///
-    /// Where it can't be made.
+    /// [`Error::Machine`], [`Error::Snapshot`] or [`Error::File`] where it can't be made; [`Error::Busy`] where another process takes too
+    /// long to make it.
     pub fn open_or_create(&self, recipe: &Recipe, place: &Place) -> Result<Template, Error> {
         let recipe = recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
@@ -160,7 +162,7 @@ impl Templates {
                 opened => drop(opened?),
             }
             match self.create_unnamed(&recipe) {
-                // Somebody else is making it.
+                // Another process is making it.
                 Err(Error::Busy(_)) if began.elapsed() < PATIENCE => thread::sleep(POLL),
                 created => {
                     created?;
@@ -170,18 +172,19 @@ impl Templates {
         }
     }
 
-    /// A machine that goes on from the template, waiting for its request: here, or in the template's lab, which is started if
-    /// it doesn't run.
+    /// Resumes a machine of the template, which waits for its request: here, or in the template's lab, which is started if it doesn't
+    /// run. `console` says whether a machine's console here goes to stderr.
     ///
     /// # Errors
     ///
-    /// Where this host can't restore it, or there is no lab.
+    /// [`Error::Machine`] where this host can't restore the machine, or the lab has none; [`Error::Archive`] where a lab would lack the
+    /// image's archive; [`Error::File`] where the kernel's metadata can't be read.
     pub fn resume(&self, template: &Template, console: bool) -> Result<Link, Error> {
         Ok(match &template.saved {
             Some(saved) => saved.resume(console)?,
             None => {
                 let archive = &template.recipe.machine.initramfs;
-                // The lab would be kept for telling it.
+                // Checked here: a lab that can't be made is kept for a while to report it, see `lab`.
                 if let Err(source) = fs::metadata(archive) {
                     return Err(Error::Archive(archive.clone(), source));
                 }
@@ -191,11 +194,12 @@ impl Templates {
         })
     }
 
-    /// Opens the template of this name; `None` where there is none.
+    /// Opens the template of this name; returns `None` where there is none.
     ///
     /// # Errors
     ///
-    /// Where it is damaged, or of another version.
+    /// [`Error::Damaged`] where its record can't be read; [`Error::Snapshot`] where its snapshot is damaged, of another version or not
+    /// for this host.
     pub fn open(&self, name: &str) -> Result<Option<Template>, Error> {
         let folder = self.folder.join(name);
         let Some(record) = read_record(name, &folder)? else {
@@ -204,7 +208,7 @@ impl Templates {
         let saved = match record.saved {
             None => None,
             Some(Ready { rings }) => match Saved::open(&folder, rings) {
-                // Removed in this moment.
+                // It was removed just now.
                 Err(minivm_vmm::Error::File { source, .. })
                     if source.kind() == io::ErrorKind::NotFound && !folder.exists() =>
                 {
@@ -221,22 +225,23 @@ impl Templates {
         }))
     }
 
-    /// Opens one that somebody has named.
+    /// Opens the template that a user named so.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open)'s, and where there is none.
+    /// As [`open`](Self::open)'s; [`Error::Name`] where the name isn't valid; [`Error::Missing`] where there is no such template.
     pub fn open_named(&self, name: &str) -> Result<Template, Error> {
         check_name(name)?;
         self.open(name)?
             .ok_or_else(|| Error::Missing(name.to_owned()))
     }
 
-    /// Makes one with a name of its own.
+    /// Makes a template of this name.
     ///
     /// # Errors
     ///
-    /// Where the name is none or taken, or the machine can't be made.
+    /// [`Error::Name`] and [`Error::Exists`] where the name isn't valid or is taken; [`Error::Busy`] where another process makes or
+    /// removes the template; [`Error::Machine`] or [`Error::File`] where it can't be made.
     pub fn create(&self, name: &str, recipe: &Recipe, place: &Place) -> Result<(), Error> {
         self.check_free(name)?;
         let recipe = &recipe.clone().with_absolute_kernel()?;
@@ -246,11 +251,11 @@ impl Templates {
         }
     }
 
-    /// Looks whether a template can be given this name.
+    /// Checks that a new template can have this name.
     ///
     /// # Errors
     ///
-    /// Where the name is none or taken.
+    /// [`Error::Name`] where the name isn't valid, or is that of an automatic template; [`Error::Exists`] where it is taken.
     pub fn check_free(&self, name: &str) -> Result<(), Error> {
         check_name(name)?;
         if recipe::is_key(name) {
@@ -262,15 +267,15 @@ impl Templates {
         }
     }
 
-    /// Makes one that is called by what it is made from, if it isn't there. Removes those that have not been used for longest.
+    /// Makes the recipe's automatic template on this host, if it isn't there, and removes those that have not been used for longest.
     ///
     /// # Errors
     ///
-    /// Where the machine can't be made, or somebody else is making it.
+    /// [`Error::Machine`] or [`Error::File`] where it can't be made; [`Error::Busy`] where another process makes or removes it.
     pub fn create_unnamed(&self, recipe: &Recipe) -> Result<(), Error> {
         let key = recipe.key()?;
         match self.make(&key, recipe, &Place::Here) {
-            // Nobody knows yet whether it can be made.
+            // The other process may still make it.
             Err(error @ Error::Busy(_)) => return Err(error),
             Err(error) => {
                 let _ = File::create(self.failure(&key));
@@ -282,14 +287,14 @@ impl Templates {
         unnamed.retain(|listed| recipe::is_key(&listed.name) && listed.name != key);
         unnamed.sort_by_key(|listed| std::cmp::Reverse(listed.used));
         for old in unnamed.iter().skip(KEPT - 1) {
-            // Somebody else may be at it.
+            // It fails where another process makes or removes that one.
             let _ = self.remove(&old.name);
         }
         Shelf::new(&self.cache).evict_beside(&key);
         Ok(())
     }
 
-    /// Whether it was made, or is there already.
+    /// Makes a template; returns `false` where it exists already.
     fn make(&self, name: &str, recipe: &Recipe, place: &Place) -> Result<bool, Error> {
         let folder = self.folder.join(name);
         let _lock = self.lock(name)?;
@@ -304,13 +309,13 @@ impl Templates {
             .and_then(|saved| write(recipe, saved, &partial))
             .and_then(|()| fs::rename(&partial, &folder).map_err(failed("create", &folder)));
         if made.is_err() {
-            // It may be large, and nobody goes on from it.
+            // It may be large, and is never used.
             let _ = remove(&partial);
         }
         made.map(|()| true)
     }
 
-    /// Makes its machine, and saves it, or looks whether it can be had in a lab.
+    /// Makes the template's machine and saves it in `folder`, or starts a lab that has the machine.
     fn save(&self, recipe: &Recipe, place: &Place, folder: &Path) -> Result<Option<Ready>, Error> {
         match place {
             Place::Here => {
@@ -324,7 +329,7 @@ impl Templates {
         }
     }
 
-    /// Whether it was tried a short while ago, and could not be made.
+    /// Returns whether an automatic template could not be made a short while ago.
     fn failed_lately(&self, key: &str) -> bool {
         let failed = fs::metadata(self.failure(key)).and_then(|file| file.modified());
         failed.is_ok_and(|at| at.elapsed().is_ok_and(|since| since < FAILED))

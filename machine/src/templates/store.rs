@@ -1,4 +1,4 @@
-//! The templates' folder: what is in it, under which lock it changes, and what goes.
+//! The templates' folder: listing, locking and removing templates, and their records.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -13,32 +13,32 @@ use super::{Error, Recipe, Templates, lab, recipe};
 use crate::images;
 use crate::template::Rings;
 
-/// The file that says what a template was made from.
+/// The name of the file with a template's [`Record`].
 pub(super) const RECORD: &str = "template.json";
 
-/// What a list shows of a template.
+/// A template in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Its name.
+    /// The name; a key, if the template is automatic.
     pub name: String,
-    /// What it was made from; `None` where that can't be read.
+    /// The recipe that it was made from; `None` where that can't be read.
     pub recipe: Option<Recipe>,
-    /// Whether it lives in a lab.
+    /// Whether its machine is in a lab.
     pub lab: bool,
-    /// Bytes it takes on the disk.
+    /// Bytes that it takes on the disk.
     pub size: u64,
-    /// When a run last went on from it, or when it was made.
+    /// When it was last opened, or was made.
     pub used: Option<SystemTime>,
 }
 
 impl Listed {
-    /// Whether nobody has named it.
+    /// Returns whether the template is automatic: made by a run, not named by a user.
     pub(crate) fn is_unnamed(&self) -> bool {
         recipe::is_key(&self.name)
     }
 }
 
-/// What `template.json` holds.
+/// The content of `template.json`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) recipe: Recipe,
@@ -46,18 +46,18 @@ pub(super) struct Record {
     pub(super) saved: Option<Ready>,
 }
 
-/// What has to be known of a saved machine beside its snapshot.
+/// What resuming a saved machine takes beside its snapshot.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Ready {
     pub(super) rings: Rings,
 }
 
 impl Templates {
-    /// All that are there, by name.
+    /// Lists all templates, by name.
     ///
     /// # Errors
     ///
-    /// Where the folder can't be read.
+    /// [`Error::File`] where the folder can't be read.
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -84,16 +84,17 @@ impl Templates {
         Ok(all)
     }
 
-    /// Removes one; says how many bytes it took. Machines that go on from it keep what they need.
+    /// Removes a template and ends its lab, if it has one; returns how many bytes it took. Machines that run keep what they need of it.
     ///
     /// # Errors
     ///
-    /// Where there is none, or it can't be removed.
+    /// [`Error::Name`] and [`Error::Missing`] where there is no such template; [`Error::Busy`] where another process makes or removes
+    /// it; [`Error::File`] where its files can't be removed.
     pub fn remove(&self, name: &str) -> Result<u64, Error> {
         check_name(name)?;
         let folder = self.folder.join(name);
         if !folder.exists() {
-            // One that nobody has named may live in a lab alone.
+            // An automatic template in a lab has no folder here.
             let ended = recipe::is_key(name) && lab::stop_one(name, &self.cache).unwrap_or(false);
             return ended.then_some(0).ok_or(Error::Missing(name.to_owned()));
         }
@@ -104,13 +105,13 @@ impl Templates {
             ..
         })) = read_record(name, &folder)
         {
-            // Others may use its lab; those boot their machines then. Without its kernel it has no key, and no lab.
+            // The lab stays where commands use it. Without its kernel the template has no key, and no lab.
             let _ = recipe.key().map(|key| lab::stop_one(&key, &self.cache));
         }
         let partial = folder.with_extension("partial");
         remove(&partial)?;
         let freed = size(&folder);
-        // Under its own name it is whole, also if we are killed now.
+        // Renamed first: a folder under the template's name is whole, even if this process is killed now.
         match fs::rename(&folder, &partial) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Missing(name.to_owned()));
@@ -121,7 +122,7 @@ impl Templates {
         Ok(freed)
     }
 
-    /// The same where somebody else may be at it, or has done it: nothing is removed then.
+    /// Does what [`remove`](Self::remove) does, but returns 0 where the template is busy or already gone.
     pub(super) fn remove_if_free(&self, name: &str) -> Result<u64, Error> {
         match self.remove(name) {
             Err(Error::Busy(_) | Error::Missing(_)) => Ok(0),
@@ -129,8 +130,8 @@ impl Templates {
         }
     }
 
-    /// Removes those that nobody has named, and what was left of those that were never whole; says how many bytes they took,
-    /// and what can't be removed, which doesn't keep the rest.
+    /// Removes all automatic templates, and partial ones that a killed process left. Returns how many bytes they took, and an error for
+    /// each that can't be removed.
     pub fn clear(&self) -> (u64, Vec<Error>) {
         let mut all = Vec::new();
         match self.list() {
@@ -163,13 +164,17 @@ impl Templates {
         (freed, left)
     }
 
-    /// Keeps others from making or removing it.
+    /// Locks a template's name, so that no other process makes or removes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] where another process has it locked.
     pub(super) fn lock(&self, name: &str) -> Result<Lock, Error> {
         private_folder(&self.folder)?;
         let path = self.folder.join(name).with_extension("lock");
         let mut options = File::options();
         options.read(true).write(true).create(true).mode(0o600);
-        // Its file stays: it is empty, and a name that is locked and removed at the same time is locked by two.
+        // The empty file stays: if it were removed, two processes could lock two files of the same name.
         let file = options.open(&path).map_err(failed("open", &path))?;
         match file.try_lock() {
             Err(fs::TryLockError::WouldBlock) => Err(Error::Busy(name.to_owned())),
@@ -183,14 +188,14 @@ impl Templates {
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
-    /// Unlocks it. Closing alone wouldn't always: a process that another thread has forked just now has the file open too, until
-    /// it executes its program.
+    /// Unlocks the name. Closing the file isn't always enough: a process that another thread forks meanwhile has it open too, until it
+    /// executes its program.
     fn drop(&mut self) {
         let _ = self.0.unlock();
     }
 }
 
-/// Writes down what it is.
+/// Writes the template's record, and makes sure that all is on the disk.
 pub(super) fn write(recipe: &Recipe, saved: Option<Ready>, folder: &Path) -> Result<(), Error> {
     let record = Record {
         recipe: recipe.clone(),
@@ -210,7 +215,7 @@ pub(super) fn write(recipe: &Recipe, saved: Option<Ready>, folder: &Path) -> Res
         .map_err(failed("write", &path))
 }
 
-/// What the template in the folder was made from; `None` where there is no folder.
+/// Reads the record of the template in `folder`; returns `None` where there is no folder.
 pub(super) fn read_record(name: &str, folder: &Path) -> Result<Option<Record>, Error> {
     match fs::read(folder.join(RECORD)) {
         Ok(bytes) => serde_json::from_slice(&bytes)
@@ -221,7 +226,7 @@ pub(super) fn read_record(name: &str, folder: &Path) -> Result<Option<Record>, E
     }
 }
 
-/// Notes that it was used. Where that can't be, it goes earlier than it should.
+/// Sets the time of its last use. Where that fails, the template is removed earlier than it should be.
 pub(super) fn touch(record: &Path) {
     let now = fs::FileTimes::new().set_modified(SystemTime::now());
     let _ = File::open(record).and_then(|file| file.set_times(now));
@@ -235,7 +240,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
     }
 }
 
-/// Bytes that the files of a folder take on the disk: a memory file has holes.
+/// Returns how many bytes the files of a folder take on the disk, which is less than their sizes: a memory file has holes.
 fn size(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let metadata = entries.filter_map(|entry| entry.metadata().ok());
