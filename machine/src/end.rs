@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_kill_for_want_of_memory_is_the_limits() {
+    fn only_an_out_of_memory_kill_is_an_end_by_the_memory_limit() {
         let end = |status, out_of_memory| {
             End::from(&Exit {
                 status,

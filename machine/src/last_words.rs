@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_passed_on_whole() {
+    fn all_that_is_not_a_message_is_passed_on() {
         let code = "exit code 7 in the lab".to_owned();
         for text in [
             "",

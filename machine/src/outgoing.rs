@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_window_is_lost_to_a_guest_that_is_quick() {
+    fn a_guest_that_asks_for_more_during_a_send_gets_its_whole_window() {
         let guest = Arc::new(OnceLock::new());
         let outgoing = Arc::new(Outgoing::new(Box::new(Prompt(guest.clone()))));
         assert!(guest.set(outgoing.clone()).is_ok());

@@ -226,7 +226,7 @@ fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, E
 }
 
 #[test]
-fn a_good_guest_is_understood() {
+fn a_well_behaved_guest_runs_its_command() {
     let guest = Guest::new(&[
         ToHost::Started,
         ToHost::Room(STDIN_WINDOW),
@@ -253,7 +253,7 @@ impl Write for Blocked {
 }
 
 #[test]
-fn input_goes_on_while_nobody_takes_the_output() {
+fn input_is_sent_while_the_output_takes_nothing() {
     let mut guest = Guest::new(&[
         ToHost::Started,
         ToHost::Room(STDIN_WINDOW),
@@ -397,7 +397,7 @@ fn a_ring_position_that_counts_for_ever_is_refused() {
 }
 
 #[test]
-fn rings_of_one_page_for_all_do_no_harm() {
+fn rings_that_share_one_page_do_no_harm() {
     for pages in [1, 2, 128] {
         let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
         guest.pages(pages);
@@ -414,7 +414,7 @@ fn rings_of_one_page_for_all_do_no_harm() {
 }
 
 #[test]
-fn bells_without_end_are_no_messages() {
+fn endless_bells_are_not_messages() {
     // The bells are the hello's own bytes, again and again.
     let mut guest = Guest::new(&[]);
     guest.code = say_for_ever(guest.hello.len());
@@ -443,7 +443,7 @@ fn bells_without_end_are_no_messages() {
 }
 
 #[test]
-fn a_guest_that_says_nothing_has_a_limit() {
+fn a_silent_guest_ends_at_the_boot_limit() {
     assert!(matches!(
         run(&Elf::of_code(&[&LOOP]).bytes(), SOON, PATIENCE).0,
         Err(Error::NoInit(SOON))
@@ -456,7 +456,7 @@ fn a_guest_that_says_nothing_has_a_limit() {
 }
 
 #[test]
-fn noise_without_end_is_refused() {
+fn endless_noise_before_the_hello_is_refused() {
     for (hello, said) in [
         (
             b"no message at all".repeat(5000),

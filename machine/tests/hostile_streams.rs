@@ -288,7 +288,7 @@ fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
 }
 
 #[test]
-fn a_good_guest_is_understood() {
+fn a_well_behaved_guest_runs_its_command() {
     let words = encoded(&[hello(), ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let scene = Scene::new(words, Then::Waits);
     let stdout = scene.stdout.clone();
@@ -299,7 +299,7 @@ fn a_good_guest_is_understood() {
 }
 
 #[test]
-fn a_clone_whose_hello_was_read_gets_its_request_at_once_and_says_no_other() {
+fn a_greeted_clone_gets_its_request_at_once_and_may_send_no_hello() {
     let words = encoded(&[ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let mut scene = Scene::new(words, Then::Waits);
     scene.greeted = true;
@@ -339,7 +339,7 @@ fn a_request_that_fits_no_message_is_refused() {
 }
 
 #[test]
-fn nothing_of_a_machine_is_held_when_the_session_is_over() {
+fn a_session_that_is_over_holds_nothing_of_its_machine() {
     let words = encoded(&[hello(), ToHost::Started, exit(0)]);
     for then in [Then::Ends, Then::Waits] {
         let played = Scene::new(words.clone(), then).play_and_look();
@@ -349,7 +349,7 @@ fn nothing_of_a_machine_is_held_when_the_session_is_over() {
 }
 
 #[test]
-fn what_is_no_message_ends_the_session() {
+fn bytes_that_are_no_message_end_the_session() {
     let after_hello = |bytes: &[u8]| [encoded(&[hello()]), bytes.to_vec()].concat();
     let header = |len: u32, tag: u8| [&len.to_le_bytes()[..], &[tag]].concat();
     for (words, said) in [
@@ -449,7 +449,7 @@ fn messages_out_of_order_end_the_session() {
 }
 
 #[test]
-fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
+fn the_text_of_a_refusal_has_no_control_characters() {
     let text = || format!("sh\x1b]0;owned\x07\r\n{}", "x".repeat(BODY_MAX / 2));
     let end = |refusal| result(encoded(&[hello(), ToHost::Refused(refusal)]), Then::Waits);
     let shown = |text: &str| {
@@ -471,7 +471,7 @@ fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
 }
 
 #[test]
-fn nothing_counts_after_the_exit() {
+fn messages_after_the_exit_are_ignored() {
     let words = encoded(&[
         hello(),
         ToHost::Started,
@@ -486,7 +486,7 @@ fn nothing_counts_after_the_exit() {
 }
 
 #[test]
-fn a_guest_that_ends_early_is_told_from_one_that_exits() {
+fn a_machine_that_ends_before_the_exit_is_an_error() {
     let whole = encoded(&[hello(), ToHost::Started, exit(0)]);
     for len in 0..whole.len() {
         let told = told(result(whole[..len].to_vec(), Then::Ends));
@@ -498,7 +498,7 @@ fn a_guest_that_ends_early_is_told_from_one_that_exits() {
 }
 
 #[test]
-fn another_version_is_named() {
+fn an_error_names_another_protocol_version() {
     let theirs = ToHost::Hello(Hello {
         version: 99,
         rings: None,
@@ -530,7 +530,7 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
 }
 
 #[test]
-fn the_time_is_told_to_whoever_asks() {
+fn a_guest_gets_the_time_when_it_asks() {
     let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
     with_limits_from(SOON, |limit| {
         let began = now();
@@ -597,7 +597,7 @@ fn peak() -> u64 {
 }
 
 #[test]
-fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
+fn each_request_for_input_gets_at_most_one_window() {
     with_limits_from(SOON, |limit| {
         let (reader, mut writer) = io::pipe().unwrap();
         let feeder = std::thread::spawn(move || {
@@ -620,7 +620,7 @@ fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
 }
 
 #[test]
-fn signals_wait_for_the_command_and_the_end_does_not() {
+fn signals_wait_for_the_command_and_a_stop_does_not() {
     let messages = |sent: &Shared| -> Vec<String> {
         let told = told_guest(&sent.0);
         let kind = |message: &String| message.split('(').next().unwrap().to_owned();
@@ -801,7 +801,7 @@ fn more_files_than_agreed_end_the_session() {
 }
 
 #[test]
-fn files_that_never_come_are_missed() {
+fn files_that_never_come_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let words = encoded(&[hello(), ToHost::Started, exit(0)]);
     let report = copying(folder.path(), words, Then::Waits).play().unwrap();
@@ -835,7 +835,7 @@ fn assert_one_is_whole(folder: &Path) {
 }
 
 #[test]
-fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
+fn a_limit_or_a_signal_ends_a_copy_and_whole_files_stay() {
     let ends = |limit: Option<Duration>, end: End, why: &str| {
         let folder = tempfile::tempdir().unwrap();
         let (words, _) = half_a_folder(&[]);
@@ -864,7 +864,7 @@ fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
 }
 
 #[test]
-fn an_exit_that_is_heard_after_the_limit_is_no_exit_in_time() {
+fn an_exit_that_comes_after_the_time_limit_is_a_timeout() {
     with_limits_from(SOON, |limit| {
         let folder = tempfile::tempdir().unwrap();
         let rest = vec![b'x'; 100_000];
@@ -882,7 +882,7 @@ fn an_exit_that_is_heard_after_the_limit_is_no_exit_in_time() {
 }
 
 #[test]
-fn a_command_that_timed_out_is_killed_and_its_files_are_copied_where_that_is_wanted() {
+fn at_the_time_limit_the_command_is_killed_and_its_files_are_copied() {
     let folder = tempfile::tempdir().unwrap();
     let begun = encoded(&[hello(), ToHost::Started]);
     let rest = [
@@ -905,7 +905,7 @@ fn a_command_that_timed_out_is_killed_and_its_files_are_copied_where_that_is_wan
 }
 
 #[test]
-fn a_copy_that_was_not_done_is_told_in_one_line_whatever_ended_the_command() {
+fn copies_that_were_not_made_are_one_warning_however_the_command_ended() {
     let ended = |change: &dyn Fn(&mut Scene)| {
         let folder = tempfile::tempdir().unwrap();
         let words = encoded(&[hello(), ToHost::Started]);
@@ -957,7 +957,7 @@ fn a_command_gets_its_own_stop_signal() {
 }
 
 #[test]
-fn the_same_files_do_not_come_twice() {
+fn files_that_come_twice_end_the_session() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = archive("copied");
     let once = [

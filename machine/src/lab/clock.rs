@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_told_is_no_fault() {
+    fn an_incomplete_list_is_no_fault() {
         for list in ["", "Per CPU device: 0\n", "Timer List Version: v9\n"] {
             assert_eq!(fault_in(list), None);
         }

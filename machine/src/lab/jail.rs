@@ -153,14 +153,14 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_program_of_the_systems_needs_nothing_else_shown() {
+    fn a_program_of_the_system_needs_no_further_files() {
         for program in ["/usr/bin/qemu-system-x86_64", "/bin/qemu-system-x86_64"] {
             assert_eq!(own_files(Path::new(program)), [""; 0].map(PathBuf::from));
         }
     }
 
     #[test]
-    fn of_another_one_its_data_is_shown_and_nothing_beside() {
+    fn another_program_is_shown_with_its_data_alone() {
         let home = tempfile::tempdir().unwrap();
         let home = home.path().canonicalize().unwrap();
         for folder in ["bin", "share/qemu", ".ssh"] {

@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_keeps_bytes_that_are_no_text() {
+    fn a_job_keeps_bytes_that_are_not_utf_8() {
         let odd = OsString::from_vec(b"\xff\n\"\\".to_vec());
         let job = LabJob {
             root: Root::Host,

@@ -335,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_larger_than_this_machine_is_refused_with_both_sizes() {
+    fn a_guest_larger_than_this_host_is_refused_with_both_sizes() {
         let mut request = LabRequest::new(Root::Private, ["true"]);
         for size in [1 << 50, u64::MAX] {
             let error = request.make_room(size).unwrap_err().to_string();

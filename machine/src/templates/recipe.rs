@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_makes_another_machine_makes_another_key() {
+    fn a_change_of_the_machine_changes_the_key() {
         let folder = tempfile::tempdir().unwrap();
         let first = recipe(folder.path());
         let key = first.key().unwrap();

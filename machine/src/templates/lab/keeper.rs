@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lab_that_is_being_ended_hands_out_no_machine() {
+    fn a_lab_that_is_being_stopped_hands_out_no_machine() {
         let (keeper, _machine) = ready();
         assert!(keeper.end_if(|_| true));
         assert_eq!(keeper.take_port().unwrap_err(), NoMachine::ShuttingDown);
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lab_that_is_used_is_not_ended() {
+    fn a_lab_in_use_is_not_stopped() {
         let (keeper, _machine) = ready();
         let _port = keeper.take_port().unwrap();
         assert!(!keeper.end_if(|_| true));
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lab_is_ended_or_used_and_never_both() {
+    fn a_lab_is_stopped_or_used_and_never_both() {
         for _ in 0..1000 {
             let (keeper, _machine) = ready();
             let (taken, ended) = thread::scope(|scope| {
