@@ -1,4 +1,5 @@
-//! A guest may say anything. Whatever it says, a session ends with an answer, in time and with little memory.
+//! Sessions with guests that send anything. Whatever a guest sends, the session returns a result or an error, in time and with little
+//! memory.
 //!
 //! There is no machine here: a script plays the guest's side of the link.
 
@@ -30,33 +31,33 @@ use proptest::prelude::*;
 
 use messages::{exit, told};
 
-/// The limit of the guests that never come to the point.
+/// The time limit of guests that never get to a command's end.
 const SOON: Duration = Duration::from_millis(300);
 
-/// What the guest does when it has said everything.
+/// The guest's behaviour when it has sent everything.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
     Ends,
-    /// Until it is stopped.
+    /// Waits until it is stopped.
     Waits,
-    /// Says what is from this place on again and again, until it is stopped.
+    /// Sends its bytes from this place on again and again, until it is stopped.
     Repeats(usize),
 }
 
-/// What a guest waits for before it goes on.
+/// An event that a guest waits for before it sends more.
 #[derive(Clone, Copy)]
 enum Until {
-    /// It was stopped, and yet goes on.
+    /// The machine was stopped: the guest sends more nevertheless.
     Stopped,
-    /// Its command was to be killed.
+    /// The command is to be killed.
     Killed,
 }
 
-/// A guest's words.
+/// The stream of a scripted guest.
 struct Script {
     words: Vec<u8>,
     said: usize,
-    /// What it waits for once it has said so much.
+    /// The event that it waits for once it has sent so many bytes.
     waits: Option<(usize, Until)>,
     sent: Weak<Mutex<Vec<u8>>>,
     then: Then,
@@ -117,7 +118,7 @@ impl Script {
     }
 }
 
-/// What the guest was told, one message after the other.
+/// Decodes the messages that the guest was sent.
 fn told_guest(sent: &Mutex<Vec<u8>>) -> Vec<String> {
     let mut decoder = frame::Decoder::default();
     decoder.extend(&sent.lock().unwrap());
@@ -128,17 +129,17 @@ fn told_guest(sent: &Mutex<Vec<u8>>) -> Vec<String> {
     told
 }
 
-/// What came of a scene.
+/// The result of a scene.
 struct Played {
     result: Result<Report, Error>,
-    /// How many still hold the way to the guest.
+    /// How many references to the stream to the guest are left.
     held: usize,
     stopped: bool,
 }
 
 /// A session with a scripted guest.
 struct Scene {
-    /// Whether its hello was read before.
+    /// Whether the guest's hello was read before, see `Link::greeted`.
     greeted: bool,
     request: Request,
     words: Vec<u8>,
@@ -152,11 +153,11 @@ struct Scene {
     waits: Option<(usize, Until)>,
     stdin: Option<OwnedFd>,
     events: Vec<Event>,
-    /// What happens once there is this file.
+    /// An event that happens once this file exists.
     later: Option<(PathBuf, Event)>,
     stop_signal: u8,
     stdout: Shared,
-    /// What the guest was sent.
+    /// The bytes that the guest was sent.
     sent: Shared,
 }
 
@@ -192,7 +193,7 @@ impl Scene {
         result
     }
 
-    /// The same, and what was left of the machine while its events' sender was still there.
+    /// Runs it likewise, and returns as well what is left of the machine while the events' sender still exists.
     fn play_and_look(self) -> Played {
         let (stop, stopped) = channel();
         let (happen, events) = channel();
@@ -213,7 +214,7 @@ impl Scene {
             to_guest: Box::new(self.sent),
             stop: Box::new(move || {
                 stops.store(true, Ordering::SeqCst);
-                // It may have ended.
+                // It fails where the session has ended.
                 let _ = stop.send(());
             }),
             end: Box::new(|| {
@@ -282,7 +283,7 @@ fn hello() -> ToHost<'static> {
     })
 }
 
-/// How a guest's words end a session.
+/// Runs a session with a guest that sends these bytes; returns how it ended.
 fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
     Scene::new(words, then).play().map(|report| report.end)
 }
@@ -518,7 +519,7 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
         scene.boot_limit = SOON;
         assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
     }
-    // It talks all the time.
+    // These guests send messages all the time.
     let first = encoded(&[hello()]);
     for said in [ToHost::Warning("wait".into()), ToHost::Time] {
         let words = [first.clone(), encoded(&[said])].concat();
@@ -548,7 +549,7 @@ fn a_guest_gets_the_time_when_it_asks() {
                 other => panic!("{other:?}"),
             });
         }
-        // With the request, and when it was asked for.
+        // One with the request, and one for the question.
         (times.len() == 2).then(|| {
             let times = [vec![began], times, vec![now()]].concat();
             assert!(times.is_sorted(), "{times:?}");
@@ -585,7 +586,7 @@ fn floods_end_at_the_time_limit_with_little_memory() {
     assert!(grown < 32 << 10, "{grown} KiB more");
 }
 
-/// The most memory that this process has had, in KiB.
+/// Returns the most memory that this process has had, in KiB.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -601,7 +602,7 @@ fn each_request_for_input_gets_at_most_one_window() {
     with_limits_from(SOON, |limit| {
         let (reader, mut writer) = io::pipe().unwrap();
         let feeder = std::thread::spawn(move || {
-            // Until nobody reads it.
+            // Until the session has dropped the reading end.
             while writer.write_all(&[7; 65536]).is_ok() {}
         });
         let asked = [u32::MAX; 3].map(ToHost::Room);
@@ -644,7 +645,7 @@ fn signals_wait_for_the_command_and_a_stop_does_not() {
     });
 }
 
-/// An entry of a cpio archive, with a name that none should have.
+/// Makes an entry of a cpio archive, whose name may be one that no archive should have.
 fn entry(name: &str, mode: u32, size: u32, data: &[u8]) -> Vec<u8> {
     let name_size = u32::try_from(name.len() + 1).unwrap();
     let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
@@ -659,7 +660,7 @@ fn entry(name: &str, mode: u32, size: u32, data: &[u8]) -> Vec<u8> {
     entry
 }
 
-/// A good archive of one file.
+/// Makes a valid archive of one file.
 fn archive(name: &str) -> Vec<u8> {
     let mut archive = Archive::new(Vec::new());
     archive
@@ -668,7 +669,7 @@ fn archive(name: &str) -> Vec<u8> {
     archive.finish().unwrap()
 }
 
-/// What comes of an archive that a guest sends for the one folder that is copied out, to `out` in a new folder.
+/// Runs a session with a guest that sends an archive in these pieces for the one folder to copy out; returns the folder around the copy.
 fn copied(pieces: &[&[u8]]) -> (tempfile::TempDir, Result<Report, Error>) {
     let mut messages = vec![hello(), ToHost::Started, ToHost::FilesOf(0, None)];
     messages.extend(pieces.iter().map(|piece| ToHost::Files(piece)));
@@ -689,7 +690,7 @@ fn copying(folder: &Path, words: Vec<u8>, then: Then) -> Scene {
     }
 }
 
-/// Nothing was written but below `below/out`.
+/// Checks that nothing was written outside `below/out`.
 fn assert_untouched(folder: &Path) {
     assert_eq!(fs::read(folder.join("victim")).unwrap(), b"safe");
     let below = |path: &Path| {
@@ -809,8 +810,8 @@ fn files_that_never_come_are_reported() {
     assert_eq!(report.warnings.len(), 1, "{report:?}");
 }
 
-/// A guest that sends a folder with two files, of which one comes only in part, and then more: its words, and how many there
-/// are up to that part.
+/// Returns the bytes of a guest that sends a folder with two files, the second only in part, and then `rest`; and how many bytes come before
+/// `rest`.
 fn half_a_folder(rest: &[ToHost]) -> (Vec<u8>, usize) {
     let mut begun = entry("copied", 0o040_755, 0, b"");
     begun.extend(entry("copied/whole", 0o100_644, 2, b"hi"));
@@ -827,7 +828,7 @@ fn half_a_folder(rest: &[ToHost]) -> (Vec<u8>, usize) {
     (words, until)
 }
 
-/// Of half a folder, one file is there.
+/// Checks that of `half_a_folder` the one whole file was copied.
 fn assert_one_is_whole(folder: &Path) {
     let names: Vec<_> = fs::read_dir(folder.join("below/out")).unwrap().collect();
     assert_eq!(names.len(), 1, "{names:?}");
@@ -844,12 +845,12 @@ fn a_limit_or_a_signal_ends_a_copy_and_whole_files_stay() {
         scene.timeout = limit;
         if limit.is_none() {
             scene.later = Some((seen.clone(), Event::Signal(15)));
-            // The image's, which is for the command.
+            // The image's own stop signal, which is for the command.
             scene.stop_signal = 10;
         }
         let report = scene.play().unwrap();
         assert_eq!((report.end, report.copy_failed), (end, true));
-        // It may have had no time for that.
+        // On a busy host the copy may not have begun by then.
         seen.exists().then(|| {
             let said = format!(
                 "/work was not copied out as a whole, but 1 of its files and folders: {why}"
@@ -970,7 +971,7 @@ fn files_that_come_twice_end_the_session() {
     assert!(told.contains("files that were not asked for"), "{told}");
 }
 
-/// What a guest may say: messages of every kind, with any content, and what is none.
+/// Generates what a guest may send: messages of every kind, with any content, and bytes that are no message.
 fn words() -> impl Strategy<Value = Vec<u8>> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..64);
     let message = prop_oneof![
@@ -986,7 +987,7 @@ fn words() -> impl Strategy<Value = Vec<u8>> {
         1 => ".*".prop_map(|text| encoded(&[ToHost::Warning(text)])),
         1 => ".*".prop_map(|text| encoded(&[ToHost::Refused(Refusal::Failed(text))])),
         1 => bytes(),
-        // A frame of any kind and length with another body than it says.
+        // A frame of any kind and length whose body has another length.
         2 => (0x80_u8..0x90, 0_u32..70, bytes()).prop_map(|(tag, len, body)| [&len.to_le_bytes()[..], &[tag], &body].concat()),
     ];
     (any::<bool>(), prop::collection::vec(message, 0..12)).prop_map(|(polite, messages)| {
