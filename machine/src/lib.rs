@@ -302,7 +302,7 @@ impl Machine {
     /// As [`start`](Self::start)'s; [`Error::NoTemplate`] where it can't be prepared, or not in time; [`Error::Died`] where it ends
     /// before; [`Error::Protocol`] and [`Error::Version`] where its init isn't ours; [`Error::Monitor`] where the folder can't be
     /// written.
-    pub fn save_prepared(
+    pub(crate) fn save_prepared(
         &self,
         preparation: Preparation,
         folder: &Path,

@@ -27,7 +27,7 @@ const PAGES: &str = "pages";
 const TEXT_MAX: usize = 500;
 
 /// The guest-physical address of a saved machine's ring directory, if it has one. The snapshot doesn't have it.
-pub type Rings = Option<u64>;
+pub(crate) type Rings = Option<u64>;
 
 /// Boots the machine on this host's KVM up to where it waits for a request, and saves it in `folder`, see [`Machine::save_prepared`].
 pub(super) fn save(
@@ -125,7 +125,7 @@ impl Saved {
     /// # Errors
     ///
     /// As [`Snapshot::open`]'s.
-    pub fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
+    pub(crate) fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
         let pages = fs::read(folder.join(PAGES)).ok();
         Ok(Saved {
             snapshot: Snapshot::open(folder)?,
@@ -142,7 +142,7 @@ impl Saved {
     /// # Errors
     ///
     /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Host`] where a pipe or a thread can't be made.
-    pub fn resume(&self, console: bool) -> Result<Link, Error> {
+    pub(crate) fn resume(&self, console: bool) -> Result<Link, Error> {
         let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
         self.launch(builder, console).map(|(link, _)| link)
     }

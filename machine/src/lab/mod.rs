@@ -184,7 +184,7 @@ impl LabRequest {
     /// # Errors
     ///
     /// [`Error::Io`] where a file can't be read; [`Error::TooLarge`] where the host has less memory than that.
-    pub fn make_room(&mut self, guest: u64) -> Result<(), Error> {
+    pub(crate) fn make_room(&mut self, guest: u64) -> Result<(), Error> {
         let mut bytes = guest.saturating_add(OVERHEAD);
         for (file, _) in &self.files {
             let metadata =

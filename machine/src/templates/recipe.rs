@@ -55,7 +55,7 @@ impl Recipe {
     /// # Errors
     ///
     /// [`Error::File`] where the kernel's or this program's metadata can't be read.
-    pub fn key(&self) -> Result<String, Error> {
+    pub(crate) fn key(&self) -> Result<String, Error> {
         let machine = &self.machine;
         let kernel = identity(&machine.kernel)?;
         let program = identity(Path::new("/proc/self/exe"))?;
@@ -78,7 +78,7 @@ impl Recipe {
     /// # Errors
     ///
     /// As [`Machine::save_prepared`]'s.
-    pub fn save(&self, folder: &Path) -> Result<Rings, crate::Error> {
+    pub(crate) fn save(&self, folder: &Path) -> Result<Rings, crate::Error> {
         let preparation = Preparation {
             now: now(),
             interpreter: self.interpreter(),

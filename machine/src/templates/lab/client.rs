@@ -35,7 +35,11 @@ const START_WAIT_OPTIONAL: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// [`Error::Host`] where a thread or a pipe can't be made.
-pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>, Error> {
+pub(in crate::templates) fn connect(
+    recipe: &Recipe,
+    key: &str,
+    cache: &Path,
+) -> Result<Option<Link>, Error> {
     let Ok(stream) = connect_to(&socket(cache, key)) else {
         if let Err(error) = background(KEEPER_COMMAND, recipe) {
             log::debug!("cannot start a lab for the next run: {error}");
@@ -57,7 +61,11 @@ pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>,
 ///
 /// [`Error::NoTemplate`] where the lab can't have the template, has no machine free or takes too long; [`Error::Host`] where the keeper
 /// can't be started or reached.
-pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link, Error> {
+pub(in crate::templates) fn connect_or_start(
+    recipe: &Recipe,
+    key: &str,
+    cache: &Path,
+) -> Result<Link, Error> {
     let began = Instant::now();
     loop {
         let stream = reach(recipe, &socket(cache, key), began)?;

@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 use super::Recipe;
 
 pub use agent::run as run_agent;
-pub(super) use client::stop_one;
-pub use client::{connect, connect_or_start, stop_all};
+pub use client::stop_all;
+pub(super) use client::{connect, connect_or_start, stop_one};
 pub use keeper::run as run_keeper;
 
 /// The argument that makes this program a keeper. The command line must hand it to [`run_keeper`].
