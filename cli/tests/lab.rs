@@ -352,7 +352,7 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         .unwrap();
     assert_eq!(output.status.code(), Some(125));
     let expected = format!(
-        "minivm: no lab kernel in {}: make it with `cargo xtask setup`, or name the folder of one that is there in MINIVM_LAB_KERNEL\n",
+        "minivm: no lab kernel in {}: make it with `cargo xtask setup`, or set MINIVM_LAB_KERNEL to a folder that has one\n",
         folder.path().display()
     );
     assert_eq!(text(&output.stderr), expected);
@@ -414,7 +414,7 @@ fn a_lab_that_never_has_a_timer_is_given_up() {
     let (output, starts) = echoed_with(folder.path());
     assert_eq!(
         text(&output.stderr),
-        "minivm: the lab has no timer to rely on after 5 starts (processor 0 has no timer): leave this machine more of its time\n"
+        "minivm: the lab has no reliable timer after 5 starts (processor 0 has no timer): run it again while this host is less busy\n"
     );
     assert_eq!((text(&output.stdout), starts), ("", 5));
     assert_eq!(output.status.code(), Some(125));
