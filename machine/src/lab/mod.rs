@@ -223,7 +223,8 @@ impl LabRequest {
             env: self.env,
             cwd: self.cwd.into(),
         };
-        let initramfs = initramfs::build(&self.program, &order, &self.files, &self.contents)?;
+        let files = [self.files, kernel::modules(&machine.kernel)?].concat();
+        let initramfs = initramfs::build(&self.program, &order, &files, &self.contents)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
         let mut stdout = self
             .stdout
