@@ -24,6 +24,7 @@ mod demo;
 mod failures;
 mod kernels;
 mod kvm;
+mod modules;
 mod packages;
 mod place;
 mod process;
