@@ -13,6 +13,7 @@
 //! changes: see [`cache`].
 
 mod bench;
+mod building;
 mod cache;
 mod cargo;
 mod choice;
