@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{cannot_start, shown};
+use crate::process::{cannot_start, quoted, short, shown};
 use crate::report::Report;
 
 /// A boot in the lab takes some ten seconds.
@@ -17,12 +17,12 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 /// What the guest has to print.
 const ANSWER: &str = "4";
 
-/// Runs one of minivm's commands, which is to print the answer.
-pub(super) fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> {
+/// Runs one of minivm's commands, which is to print the answer; returns how long that took.
+pub(super) fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<Duration> {
     // A shell takes a tilde for the home folder only where a word begins.
     let home = std::env::var("HOME").unwrap_or_default();
     let line = shown(command).replace(&format!("dir:{home}/"), "dir:$HOME/");
-    println!("\n$ {line}");
+    println!("\n$ {}{line}", variables(command));
     let boot = boot(command)?;
     report.done(
         &format!("{name} to answer"),
@@ -30,7 +30,16 @@ pub(super) fn answer(report: &mut Report, name: &str, command: &mut Command) -> 
         boot.to_answer,
     );
     report.done(&format!("{name}'s end"), "it is gone", boot.to_end);
-    Ok(())
+    Ok(boot.to_answer)
+}
+
+/// The variables that are set for a command, as they are typed before it.
+fn variables(command: &Command) -> String {
+    let set = command.get_envs().filter_map(|(name, value)| {
+        let (name, value) = (name.to_string_lossy(), value?.to_string_lossy());
+        Some(format!("{name}={} ", quoted(&short(&value))))
+    });
+    set.collect()
 }
 
 struct Boot {
@@ -101,6 +110,29 @@ fn collect(
                 "the machine was still running after {} s",
                 PATIENCE.as_secs()
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_stand_before_their_command() {
+        let mut command = Command::new("minivm");
+        command
+            .env("MINIVM_LAB_KERNEL", "/k/a b")
+            .env_remove("HOME");
+        assert_eq!(variables(&command), "MINIVM_LAB_KERNEL='/k/a b' ");
+    }
+
+    #[test]
+    fn another_answer_and_a_failure_are_errors() {
+        let script = |text: &str| boot(Command::new("sh").args(["-c", text]));
+        assert!(script("echo 4").is_ok());
+        for text in ["echo 5", "echo 4; echo 4", "echo 4; exit 1", "true"] {
+            assert!(script(text).is_err(), "{text}");
         }
     }
 }

@@ -1,8 +1,10 @@
-//! `cargo xtask demo`: everything from nothing to a virtual machine in which Python answers 4, four other sandboxes, and a machine that is warm.
+//! `cargo xtask demo`: from nothing to a virtual machine in which Python answers 4, by what is quick to have; then with kernels and a
+//! minivm that are made for it, in four other sandboxes, and in a machine that is warm.
 
 mod answer;
+mod sides;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,11 +14,12 @@ use serde_json::Value;
 
 use crate::cargo;
 use crate::kvm;
-use crate::process::capture;
+use crate::process::{capture, short};
 use crate::report::Report;
 use crate::sandboxes;
-use crate::setup::{self, Wanted};
+use crate::setup::{self, Fetched};
 use answer::{PATIENCE, answer};
+use sides::Side;
 
 /// `reboot=t`: the guest's reboot is a triple fault, which ends the machine. `quiet loglevel=0`: nothing but the answer.
 const CMDLINE: &str = "console=ttyS0 reboot=t panic=-1 quiet loglevel=0";
@@ -24,48 +27,102 @@ const CMDLINE: &str = "console=ttyS0 reboot=t panic=-1 quiet loglevel=0";
 /// What is run.
 const CODE: &str = "print(2+2)";
 
+/// What is quick to have, and a first answer by it; then the same, tuned.
 pub(crate) fn run() -> Result<()> {
     let mut report = Report::new();
-    let made = setup::prepare(
-        &mut report,
-        &Wanted {
-            lab: !kvm::runs_kernels(),
-            sandboxes: true,
-            ..Wanted::default()
-        },
-    )?;
-    let minivm = cargo::stage_minivm(&mut report)?;
+    let lab = !kvm::runs_kernels();
+    println!("First what is quick to have: Debian's kernel, and minivm without optimization.\n");
+    let (fetched, stock) = stock(&mut report, lab)?;
+    println!(
+        "\nNow what takes longer, the first time some ten minutes: kernels made for this, an optimized minivm, other sandboxes.\n"
+    );
+    let (minivm, tuned) = tuned(&mut report, lab, &fetched.initramfs)?;
+    in_sandboxes(&mut report, &minivm, &fetched.initramfs)?;
+    report.print_table();
+    sides::print(&stock, &tuned);
+    Ok(())
+}
 
-    let mut command = Command::new(&minivm);
-    command
-        .arg("--kernel")
-        .arg(made.kernel.join("vmlinux"))
-        .arg("--initramfs")
-        .arg(&made.initramfs);
+/// A boot of Debian's kernel by a minivm that isn't optimized.
+fn stock(report: &mut Report, lab: bool) -> Result<(Fetched, Side)> {
+    // Before minivm is built, which looks for it.
+    setup::rust_target(report)?;
+    report.purpose(
+        "minivm is being built meanwhile: unoptimized, which takes a fraction of the time",
+    );
+    let building = cargo::begin_quick_minivm()?;
+    let fetched = setup::fetch(report, lab)?;
+    let minivm = report.wait("build minivm", building.began(), |show| {
+        let minivm = cargo::minivm_among(building.wait(show)?)?;
+        Ok((minivm.clone(), short(&minivm.to_string_lossy())))
+    })?;
+    let kernel = fetched.kernel.join("vmlinuz");
+    let mut command = boot(&minivm, &kernel, &fetched.initramfs);
+    if lab {
+        command.env("MINIVM_LAB_KERNEL", &fetched.kernel);
+    }
+    let side = Side {
+        to_answer: answer(report, "stock boot", &mut command)?,
+        kernel: debians(&fetched.kernel)?,
+        lab_kernel: lab.then(|| "the same, with modules".to_owned()),
+        minivm: sides::program("unoptimized", &minivm)?,
+    };
+    Ok((fetched, side))
+}
+
+/// What a kernel as packaged is called here: `Debian's cloud kernel 6.1.192-3`.
+fn debians(folder: &Path) -> Result<String> {
+    let package = std::fs::read_to_string(folder.join("version"))?;
+    let version = package.trim().rsplit('=').next().unwrap_or_default();
+    Ok(format!("Debian's {version}, for clouds"))
+}
+
+/// The same boot, of the kernels that are made for it, by an optimized minivm.
+fn tuned(report: &mut Report, lab: bool, initramfs: &Path) -> Result<(PathBuf, Side)> {
+    let built = setup::build(report, lab)?;
+    report.purpose("minivm, optimized, and minivm-worker, which runs what other sandboxes jail");
+    let minivm = cargo::stage_minivm(report)?;
+    let mut command = boot(&minivm, &built.kernel.join("vmlinux"), initramfs);
+    let side = Side {
+        to_answer: answer(report, "boot", &mut command)?,
+        kernel: "kernel-config/sandbox.config".to_owned(),
+        lab_kernel: built
+            .lab_kernel
+            .map(|_| "kernel-config/lab.config".to_owned()),
+        minivm: sides::program("optimized", &minivm)?,
+    };
+    Ok((minivm, side))
+}
+
+/// A boot whose guest asks Python.
+fn boot(minivm: &Path, kernel: &Path, initramfs: &Path) -> Command {
+    let mut command = Command::new(minivm);
+    command.arg("--kernel").arg(kernel);
+    command.arg("--initramfs").arg(initramfs);
     command.args(["--cmdline", CMDLINE, "--memory", "256M"]);
-    answer(&mut report, "boot", &mut command)?;
+    command
+}
 
-    // The same files as an image, whose initramfs minivm makes and keeps.
-    let root = made.initramfs.with_file_name("rootfs");
-    let mut command = Command::new(&minivm);
+/// The same files as an image, and the same code in all five sandboxes.
+fn in_sandboxes(report: &mut Report, minivm: &Path, initramfs: &Path) -> Result<()> {
+    // minivm makes its initramfs, and keeps it.
+    let root = initramfs.with_file_name("rootfs");
+    let mut command = Command::new(minivm);
     command
         .args(["run", "--cold", &format!("dir:{}", root.display())])
-        .args(["--", "python3", "-c", "print(2+2)"]);
-    answer(&mut report, "run", &mut command)?;
+        .args(["--", "python3", "-c", CODE]);
+    answer(report, "run", &mut command)?;
 
-    // The same code in all five sandboxes; last in the microVM, whose first run has a template made for the next.
-    sandboxes::stage(&mut report, &minivm)?;
+    println!();
+    setup::sandboxes_packages(report)?;
+    report.purpose("gVisor's runsc, Deno and Pyodide, in versions that are known to work");
+    sandboxes::stage(report, minivm)?;
+    // Last in the microVM, whose first run has a template made for the next.
     for backend in sandboxes::ALL.iter().rev() {
-        let mut command = code_in(&minivm, backend);
-        answer(&mut report, backend, &mut command)?;
+        answer(report, backend, &mut code_in(minivm, backend))?;
     }
-    wait_for_template(&minivm)?;
-    answer(
-        &mut report,
-        "warm microvm",
-        &mut code_in(&minivm, "microvm"),
-    )?;
-    report.print_table();
+    wait_for_template(minivm)?;
+    answer(report, "warm microvm", &mut code_in(minivm, "microvm"))?;
     Ok(())
 }
 
