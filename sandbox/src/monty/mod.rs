@@ -9,11 +9,13 @@
 
 mod builtin;
 mod clock;
+mod depth;
 mod dialect;
 mod host;
 mod in_process;
 mod interpreter;
 mod memory;
+mod order;
 mod printer;
 mod stdio;
 mod traceback;
@@ -30,9 +32,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use self::interpreter::{Outcome, Scope};
+use self::order::{Interpreted, Order, Outcome, Scope};
 use self::wire::{Fault, FromWorker, ToWorker};
-use self::worker::{Interpreted, Order};
 use super::process::{self, Streams};
 use super::{
     Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot, check_jail,
@@ -73,7 +74,7 @@ impl Monty {
     fn jail(&self, task: &Task) -> Result<Jail, Error> {
         let program = match &task.program {
             Program::Code(code) => Interpreted::Code(code.clone()),
-            Program::Resume { returned, .. } => Interpreted::State(value::answer(returned.clone())),
+            Program::Resume { returned, .. } => Interpreted::State(depth::answer(returned.clone())),
             // It is not declared, so it doesn't come here.
             Program::Command(_) => Interpreted::Code(String::new()),
         };
@@ -87,9 +88,9 @@ impl Monty {
         worker_is_there(Backend::Monty, &self.worker)?;
         let jail = Jail::new()?.calls(Calls::Monty).room(ROOM);
         let jail = jail.show(&self.worker, "/worker")?;
-        let jail = jail.put(&order, worker::ORDER)?;
+        let jail = jail.put(&order, order::ORDER)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.put(state, worker::STATE)?),
+            Program::Resume { state, .. } => Ok(jail.put(state, order::STATE)?),
             _ => Ok(jail),
         }
     }
@@ -142,7 +143,7 @@ impl Sandbox for Monty {
 /// What code may see of its task.
 fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
     Ok(Scope {
-        functions: in_process::names(&task.functions),
+        functions: task.functions.keys().cloned().collect(),
         suspend_at: task.suspend_at.clone(),
         env: task.texts(Backend::Monty)?.into_iter().collect(),
         time: task.limits.time,
@@ -169,7 +170,7 @@ fn ended(process: End, said: Option<Said>) -> Result<End, Error> {
         Some(Said::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
         Some(Said::Ended(outcome)) => Ok(end(outcome)),
         Some(Said::Unreadable(why)) => Err(failed(&why)),
-        None if code == memory::OVER => Ok(End::OutOfMemory),
+        None if code == order::OVER => Ok(End::OutOfMemory),
         None => Ok(End::Exited(code)),
     }
 }
@@ -222,7 +223,7 @@ fn serve(
             FromWorker::Unreadable(why) => return Ok(Some(Said::Unreadable(why))),
         };
         let answer: ToWorker = match functions.get_mut(&call.function) {
-            Some(function) => value::answer(function(call)),
+            Some(function) => depth::answer(function(call)),
             // It asks for none that it wasn't told of.
             None => return Err(Fault::Unexpected(call.function)),
         };
