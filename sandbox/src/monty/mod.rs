@@ -7,21 +7,10 @@
 //! It knows no class inheritance, no generators, no `match`, and few modules; `dialect` and `builtin` make up for some of what
 //! scripts take for granted: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
 
-mod builtin;
-mod clock;
 mod depth;
-mod dialect;
-mod host;
-mod in_process;
-mod interpreter;
-mod memory;
+mod engine;
 mod order;
-mod printer;
-mod stdio;
-mod traceback;
-mod value;
 mod wire;
-mod worker;
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -42,9 +31,7 @@ use super::{
 use minivm_machine::jail::{Calls, Jail};
 use minivm_machine::printable::printable;
 
-pub use in_process::InProcess;
-pub use memory::Allocator;
-pub use worker::work;
+pub use engine::{Allocator, InProcess, work};
 
 /// The command of `minivm-worker`'s for it.
 pub const WORKER_COMMAND: &str = "monty";

@@ -23,7 +23,7 @@ use minivm_machine::session::Event;
 ///
 /// The code gets nothing of the host but the functions that it is given; time, memory and recursion are limited by the
 /// interpreter itself. So this is for code that may be wrong but isn't hostile: what makes the interpreter abort, such as an
-/// expression of ten thousand terms, ends this process. [`Monty`](super::Monty) has a process for it.
+/// expression of ten thousand terms, ends this process. [`Monty`](crate::Monty) has a process for it.
 ///
 /// A limit on memory needs [`Allocator`](super::Allocator) as the program's own, and counts what all threads allocate; so
 /// tasks with such a limit run one at a time. A signal ends the code at its next few hundred instructions, unless it catches
