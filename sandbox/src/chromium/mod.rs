@@ -17,7 +17,6 @@
 mod server;
 pub mod worker;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -176,22 +175,6 @@ fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> 
 
 /// What the worker tells of a page that got no more memory.
 const OUT_OF_MEMORY: &str = "out of memory";
-
-/// Writes to the pipe of this number why the page didn't come to its end.
-///
-/// # Errors
-///
-/// Where there is no such pipe.
-pub fn tell(number: u32, failure: &worker::Failure) -> io::Result<()> {
-    let text = match failure {
-        worker::Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
-        failure => failure.to_string(),
-    };
-    let mut pipe = File::options()
-        .write(true)
-        .open(format!("/proc/self/fd/{number}"))?;
-    io::Write::write_all(&mut pipe, text.as_bytes())
-}
 
 #[cfg(test)]
 mod tests {
