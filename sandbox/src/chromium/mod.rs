@@ -14,7 +14,9 @@
 //! chromiumoxide drives: of the crates that can, it is the lighter (minivm grows by 3.5 MB; headless_chrome adds half as much
 //! again). Neither knows DevTools over pipes, which is why the driver is in the jail.
 
+#[cfg(feature = "worker")]
 mod server;
+#[cfg(feature = "worker")]
 pub mod worker;
 
 use std::io::{self, Read};

@@ -8,6 +8,7 @@
 //! scripts take for granted: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
 
 mod depth;
+#[cfg(feature = "worker")]
 mod engine;
 mod order;
 mod wire;
@@ -31,6 +32,7 @@ use super::{
 use minivm_machine::jail::{Calls, Jail};
 use minivm_machine::printable::printable;
 
+#[cfg(feature = "worker")]
 pub use engine::{Allocator, InProcess, work};
 
 /// The command of `minivm-worker`'s for it.
