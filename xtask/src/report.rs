@@ -27,6 +27,11 @@ impl Report {
         }
     }
 
+    /// The time since the first step.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Says in a line what the next step is for.
     pub(crate) fn purpose(&self, text: &str) {
         println!("# {text}");

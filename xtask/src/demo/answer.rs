@@ -17,12 +17,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 /// What the guest has to print.
 const ANSWER: &str = "4";
 
-/// Runs one of minivm's commands, which is to print the answer; returns how long that took.
-pub(super) fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<Duration> {
+/// Runs one of minivm's commands, which is to print the answer, after a line about what it is for; returns how long that took.
+pub(super) fn answer(
+    report: &mut Report,
+    name: &str,
+    purpose: &str,
+    command: &mut Command,
+) -> Result<Duration> {
     // A shell takes a tilde for the home folder only where a word begins.
     let home = std::env::var("HOME").unwrap_or_default();
     let line = shown(command).replace(&format!("dir:{home}/"), "dir:$HOME/");
-    println!("\n$ {}{line}", variables(command));
+    println!();
+    report.purpose(purpose);
+    println!("$ {}{line}", variables(command));
     let boot = boot(command)?;
     report.done(
         &format!("{name} to answer"),

@@ -34,7 +34,8 @@ pub(crate) fn run() -> Result<()> {
     println!("First what is quick to have: Debian's kernel, and minivm without optimization.\n");
     let (fetched, stock) = stock(&mut report, lab)?;
     println!(
-        "\nNow what takes longer, the first time some ten minutes: kernels made for this, an optimized minivm, other sandboxes.\n"
+        "\nThat was the first answer, after {:.0} s. What takes longer follows: kernels made for this, minivm optimized, other sandboxes.\n",
+        report.elapsed().as_secs_f64()
     );
     let (minivm, tuned) = tuned(&mut report, lab, &fetched.initramfs)?;
     in_sandboxes(&mut report, &minivm, &fetched.initramfs)?;
@@ -62,7 +63,12 @@ fn stock(report: &mut Report, lab: bool) -> Result<(Fetched, Side)> {
         command.env("MINIVM_LAB_KERNEL", &fetched.kernel);
     }
     let side = Side {
-        to_answer: answer(report, "stock boot", &mut command)?,
+        to_answer: answer(
+            report,
+            "stock",
+            "a virtual machine: Debian's kernel, and files whose /init asks Python",
+            &mut command,
+        )?,
         kernel: debians(&fetched.kernel)?,
         lab_kernel: lab.then(|| "the same, with modules".to_owned()),
         minivm: sides::program("unoptimized", &minivm)?,
@@ -70,7 +76,7 @@ fn stock(report: &mut Report, lab: bool) -> Result<(Fetched, Side)> {
     Ok((fetched, side))
 }
 
-/// What a kernel as packaged is called here: `Debian's cloud kernel 6.1.192-3`.
+/// What a packaged kernel is called here: `Debian's 6.1.192-3, for clouds`.
 fn debians(folder: &Path) -> Result<String> {
     let package = std::fs::read_to_string(folder.join("version"))?;
     let version = package.trim().rsplit('=').next().unwrap_or_default();
@@ -84,7 +90,12 @@ fn tuned(report: &mut Report, lab: bool, initramfs: &Path) -> Result<(PathBuf, S
     let minivm = cargo::stage_minivm(report)?;
     let mut command = boot(&minivm, &built.kernel.join("vmlinux"), initramfs);
     let side = Side {
-        to_answer: answer(report, "boot", &mut command)?,
+        to_answer: answer(
+            report,
+            "tuned",
+            "the machine from above once more, tuned",
+            &mut command,
+        )?,
         kernel: "kernel-config/sandbox.config".to_owned(),
         lab_kernel: built
             .lab_kernel
@@ -111,7 +122,9 @@ fn in_sandboxes(report: &mut Report, minivm: &Path, initramfs: &Path) -> Result<
     command
         .args(["run", "--cold", &format!("dir:{}", root.display())])
         .args(["--", "python3", "-c", CODE]);
-    answer(report, "run", &mut command)?;
+    let purpose =
+        "those files as an image: minivm makes the guest's files of it, and brings the command in";
+    answer(report, "run", purpose, &mut command)?;
 
     println!();
     setup::sandboxes_packages(report)?;
@@ -119,10 +132,13 @@ fn in_sandboxes(report: &mut Report, minivm: &Path, initramfs: &Path) -> Result<
     sandboxes::stage(report, minivm)?;
     // Last in the microVM, whose first run has a template made for the next.
     for backend in sandboxes::ALL.iter().rev() {
-        answer(report, backend, &mut code_in(minivm, backend))?;
+        let purpose = format!("Python in the sandbox {backend}");
+        answer(report, backend, &purpose, &mut code_in(minivm, backend))?;
     }
     wait_for_template(minivm)?;
-    answer(report, "warm microvm", &mut code_in(minivm, "microvm"))?;
+    let purpose =
+        "a microVM again, which goes on from a machine that was saved when Python was ready";
+    answer(report, "warm", purpose, &mut code_in(minivm, "microvm"))?;
     Ok(())
 }
 
