@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use minivm_tests::given;
 use minivm_tests::output::text;
 use minivm_tests::patience::PATIENCE;
 use std::fs;
@@ -340,6 +341,21 @@ fn a_private_labs_qemu_is_in_a_jail_that_ends_with_minivm() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_ends(&qemu);
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn debians_kernel_and_its_modules_make_a_lab() {
+    let kernel = given::path("MINIVM_TEST_DEBIAN_CLOUD");
+    let mut minivm = Command::new(env!("CARGO_BIN_EXE_minivm"));
+    minivm.env("MINIVM_LAB_KERNEL", kernel.parent().unwrap());
+    let doctor = ["--private", "--", "/minivm", "doctor", "--json"];
+    let child = start(&mut minivm, &[&[LIMIT][..], &doctor].concat());
+    let output = child.wait_with_output().unwrap();
+    let checks: Vec<serde_json::Value> =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let usable = checks.iter().find(|check| check["name"] == "kvm usable");
+    assert_eq!(usable.unwrap()["state"], "ok", "{checks:#?}");
 }
 
 #[test]

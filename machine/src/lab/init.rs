@@ -2,20 +2,22 @@
 //!
 //! The kernel starts it from the initramfs with a console as its standard streams, and panics if it ever ends.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
-use rustix::system::RebootCommand;
+use rustix::system::{RebootCommand, finit_module};
 
 use super::clock;
 use super::error::{Error, cannot};
 use super::frame::{self, Kind};
 use super::job::{self, LabJob};
+use super::kernel::MODULES;
 use super::relay::Relay;
 use super::root;
 
@@ -56,6 +58,7 @@ fn chain(error: &Error) -> String {
 /// Runs the command and sends its exit code, or the reason why it can't be run.
 fn answer() -> Result<(), Error> {
     root::mount_kernel_file_systems()?;
+    load_modules()?;
     let fault = clock::fault();
     let channel = open_channel()?;
     if let Some(why) = fault {
@@ -69,6 +72,20 @@ fn answer() -> Result<(), Error> {
         sent.map_err(cannot("send the answer"))?;
     }
     wait_for_hangup(&channel);
+    Ok(())
+}
+
+/// Loads the kernel's modules, where it came with some: the channel's devices and KVM may be among them.
+fn load_modules() -> Result<(), Error> {
+    let Ok(folder) = fs::read_dir(MODULES) else {
+        return Ok(());
+    };
+    let modules = folder.map(|entry| Ok(entry?.path()));
+    let modules = modules.collect::<io::Result<BTreeSet<_>>>();
+    for module in modules.map_err(cannot(format!("read {MODULES}")))? {
+        let loaded = File::open(&module).and_then(|file| Ok(finit_module(file, c"", 0)?));
+        loaded.map_err(cannot(format!("load {}", module.display())))?;
+    }
     Ok(())
 }
 

@@ -224,7 +224,8 @@ impl LabRequest {
             env: self.env,
             cwd: self.cwd.into(),
         };
-        let initramfs = initramfs::build(&self.program, &job, &self.files, &self.contents)?;
+        let files = [self.files, kernel::modules(&config.kernel)?].concat();
+        let initramfs = initramfs::build(&self.program, &job, &files, &self.contents)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
         let mut stdout = self
             .stdout

@@ -14,10 +14,11 @@
 //! chromiumoxide drives: of the crates that can, it is the lighter (minivm grows by 3.5 MB; headless_chrome adds half as much
 //! again). Neither knows DevTools over pipes, which is why the driver is in the jail.
 
+#[cfg(feature = "worker")]
 mod server;
+#[cfg(feature = "worker")]
 pub mod worker;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -176,22 +177,6 @@ fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> 
 
 /// What the worker tells of a page that got no more memory.
 const OUT_OF_MEMORY: &str = "out of memory";
-
-/// Writes to the pipe of this number why the page didn't come to its end.
-///
-/// # Errors
-///
-/// Where there is no such pipe.
-pub fn tell(number: u32, failure: &worker::Failure) -> io::Result<()> {
-    let text = match failure {
-        worker::Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
-        failure => failure.to_string(),
-    };
-    let mut pipe = File::options()
-        .write(true)
-        .open(format!("/proc/self/fd/{number}"))?;
-    io::Write::write_all(&mut pipe, text.as_bytes())
-}
 
 #[cfg(test)]
 mod tests {

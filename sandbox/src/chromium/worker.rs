@@ -4,6 +4,7 @@
 //! comes as calls of a function that DevTools has given to it: at once, even while Python is busy. That there is never much
 //! under way is up to the page, which asks now and then how far this has come.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use futures_util::stream::{
     BoxStream, PollNext, StreamExt, once, select_all, select_with_strategy,
 };
 
+use super::OUT_OF_MEMORY;
 use super::server::{Drained, Served};
 
 /// The function that the page has.
@@ -69,6 +71,22 @@ pub enum Failure {
     /// Something of the system's could not be had.
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
+}
+
+/// Writes to the pipe of this number why the page didn't come to its end.
+///
+/// # Errors
+///
+/// Where there is no such pipe.
+pub fn tell(number: u32, failure: &Failure) -> io::Result<()> {
+    let text = match failure {
+        Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
+        failure => failure.to_string(),
+    };
+    let mut pipe = File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{number}"))?;
+    pipe.write_all(text.as_bytes())
 }
 
 /// What happens.

@@ -7,19 +7,11 @@
 //! It knows no class inheritance, no generators, no `match`, and few modules; `dialect` and `builtin` make up for some of what
 //! scripts take for granted: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
 
-mod builtin;
-mod clock;
-mod dialect;
-mod host;
-mod in_process;
-mod interpreter;
-mod memory;
-mod printer;
-mod stdio;
-mod traceback;
-mod value;
+mod depth;
+#[cfg(feature = "worker")]
+mod engine;
+mod order;
 mod wire;
-mod worker;
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -30,9 +22,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use self::interpreter::{Outcome, Scope};
+use self::order::{Interpreted, Order, Outcome, Scope};
 use self::wire::{Fault, FromWorker, ToWorker};
-use self::worker::{Interpreted, Order};
 use super::process::{self, Streams};
 use super::{
     Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot, check_jail,
@@ -41,9 +32,8 @@ use super::{
 use minivm_machine::jail::{Calls, Jail};
 use minivm_machine::printable::printable;
 
-pub use in_process::InProcess;
-pub use memory::Allocator;
-pub use worker::work;
+#[cfg(feature = "worker")]
+pub use engine::{Allocator, InProcess, work};
 
 /// The command of `minivm-worker`'s for it.
 pub const WORKER_COMMAND: &str = "monty";
@@ -73,7 +63,7 @@ impl Monty {
     fn jail(&self, task: &Task) -> Result<Jail, Error> {
         let program = match &task.program {
             Program::Code(code) => Interpreted::Code(code.clone()),
-            Program::Resume { returned, .. } => Interpreted::State(value::answer(returned.clone())),
+            Program::Resume { returned, .. } => Interpreted::State(depth::answer(returned.clone())),
             // It is not declared, so it doesn't come here.
             Program::Command(_) => Interpreted::Code(String::new()),
         };
@@ -87,9 +77,9 @@ impl Monty {
         worker_is_there(Backend::Monty, &self.worker)?;
         let jail = Jail::new()?.calls(Calls::Monty).room(ROOM);
         let jail = jail.show(&self.worker, "/worker")?;
-        let jail = jail.put(&order, worker::ORDER)?;
+        let jail = jail.put(&order, order::ORDER)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.put(state, worker::STATE)?),
+            Program::Resume { state, .. } => Ok(jail.put(state, order::STATE)?),
             _ => Ok(jail),
         }
     }
@@ -142,7 +132,7 @@ impl Sandbox for Monty {
 /// What code may see of its task.
 fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
     Ok(Scope {
-        functions: in_process::names(&task.functions),
+        functions: task.functions.keys().cloned().collect(),
         suspend_at: task.suspend_at.clone(),
         env: task.texts(Backend::Monty)?.into_iter().collect(),
         time: task.limits.time,
@@ -169,7 +159,7 @@ fn ended(process: End, said: Option<Said>) -> Result<End, Error> {
         Some(Said::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
         Some(Said::Ended(outcome)) => Ok(end(outcome)),
         Some(Said::Unreadable(why)) => Err(failed(&why)),
-        None if code == memory::OVER => Ok(End::OutOfMemory),
+        None if code == order::OVER => Ok(End::OutOfMemory),
         None => Ok(End::Exited(code)),
     }
 }
@@ -222,7 +212,7 @@ fn serve(
             FromWorker::Unreadable(why) => return Ok(Some(Said::Unreadable(why))),
         };
         let answer: ToWorker = match functions.get_mut(&call.function) {
-            Some(function) => value::answer(function(call)),
+            Some(function) => depth::answer(function(call)),
             // It asks for none that it wasn't told of.
             None => return Err(Fault::Unexpected(call.function)),
         };

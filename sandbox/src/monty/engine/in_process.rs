@@ -1,6 +1,6 @@
 //! Monty in this process: an answer within microseconds, and nothing around it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -8,8 +8,9 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::host::{Host, Stream};
-use super::interpreter::{self, Ended, Fault, Outcome, Start};
+use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
+use super::order::Outcome;
 use super::stdio::{Block, Lines};
 use crate::{
     Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
@@ -22,7 +23,7 @@ use minivm_machine::session::Event;
 ///
 /// The code gets nothing of the host but the functions that it is given; time, memory and recursion are limited by the
 /// interpreter itself. So this is for code that may be wrong but isn't hostile: what makes the interpreter abort, such as an
-/// expression of ten thousand terms, ends this process. [`Monty`](super::Monty) has a process for it.
+/// expression of ten thousand terms, ends this process. [`Monty`](crate::Monty) has a process for it.
 ///
 /// A limit on memory needs [`Allocator`](super::Allocator) as the program's own, and counts what all threads allocate; so
 /// tasks with such a limit run one at a time. A signal ends the code at its next few hundred instructions, unless it catches
@@ -206,9 +207,4 @@ impl Host for Local {
             None => Ok(String::new()),
         }
     }
-}
-
-/// The names of the functions.
-pub(super) fn names(functions: &BTreeMap<String, Function>) -> BTreeSet<String> {
-    functions.keys().cloned().collect()
 }

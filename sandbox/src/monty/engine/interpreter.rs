@@ -2,9 +2,8 @@
 //!
 //! All it can ask for is answered here or by a [`Host`]: functions, lines of input, variables, the time. Files it is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use monty::{
     Dump, FunctionCall, MontyRun, NameLookup, OsCall, RunProgress, Session, SessionRef, dump,
@@ -13,11 +12,11 @@ use monty_types::{
     CompileOptions, ExcType, ExtFunctionResult, MontyException, MontyObject, OsFunctionCall,
     ResourceLimits, ResourceTracker,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::builtin::{self, Builtin};
 use super::host::{Host, Stream, exception};
+use super::order::{CALL_MAX, Outcome, STATE_MAX, Scope};
 use super::printer::Printer;
 use super::traceback::traceback;
 use super::{clock, dialect, value};
@@ -25,10 +24,6 @@ use crate::Call;
 
 /// How tracebacks name the code.
 const FILE: &str = "<string>";
-/// The most bytes of a suspended interpreter.
-pub(super) const STATE_MAX: usize = 16 << 20;
-/// The most bytes of a call, as JSON.
-pub(super) const CALL_MAX: usize = 4 << 20;
 
 /// What is to be run.
 pub(super) enum Start {
@@ -37,29 +32,6 @@ pub(super) enum Start {
         state: Vec<u8>,
         returned: Result<Value, String>,
     },
-}
-
-/// With what.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Scope {
-    /// The functions that are there.
-    pub(super) functions: BTreeSet<String>,
-    /// Those at whose call it is suspended.
-    pub(super) suspend_at: BTreeSet<String>,
-    pub(super) env: BTreeMap<String, String>,
-    /// How long it may run, without the time in which its host answers.
-    pub(super) time: Option<Duration>,
-    /// Bytes that it may allocate, where [`super::memory`] counts them.
-    pub(super) memory: Option<u64>,
-}
-
-/// How it ended.
-#[derive(Debug, PartialEq)]
-pub(super) enum Outcome {
-    Exited(u8),
-    TimedOut,
-    OutOfMemory,
-    Suspended { call: Call, state: Vec<u8> },
 }
 
 /// Why it could not be run to an end of its own.

@@ -8,19 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 
 use super::host::{Host, Stream};
-use super::interpreter::{self, Ended, Fault, Outcome, Scope, Start};
+use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
+use super::order::{Interpreted, ORDER, Order, Outcome, STATE};
 use super::stdio::{Held, Lines};
 use super::wire::{self, FromWorker, ToWorker};
 use crate::Call;
 
-/// The task's file in the jail.
-pub(super) const ORDER: &str = "/task";
-/// The file of the state that is to be resumed.
-pub(super) const STATE: &str = "/state";
 /// The interpreter's stack. Its recursion is limited, but its compiler walks long expressions, and what isn't used costs
 /// nothing.
 const STACK: usize = 256 << 20;
@@ -34,21 +30,6 @@ const ADDRESSES: u64 = 1 << 30;
 
 /// The exit code of a process that has panicked.
 const PANICKED: u8 = 101;
-
-/// What a worker is to do.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Order {
-    pub(super) program: Interpreted,
-    pub(super) scope: Scope,
-}
-
-/// What is to be interpreted.
-#[derive(Serialize, Deserialize)]
-pub(super) enum Interpreted {
-    Code(String),
-    /// The state in [`STATE`], with what its call returned.
-    State(ToWorker),
-}
 
 /// Runs the task, and says through `socket` how it ended. Returns the process's exit code.
 ///
