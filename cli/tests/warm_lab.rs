@@ -506,6 +506,19 @@ fn a_killed_keeper_leaves_nothing_and_is_replaced() {
 
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
+fn a_keeper_that_is_asked_to_end_waits_for_the_run_in_its_lab() {
+    let home = Home::warm();
+    let keeper = home.keeper();
+    let using = running(&home, &[], "sleep 2; echo end");
+    kill_process(Pid::from_raw(keeper).unwrap(), Signal::TERM).unwrap();
+    let ended = using.end(PATIENCE);
+    assert_end(&ended, 0, "up\nend\n", "");
+    wait_until("the keeper is still there", || !is_there(keeper));
+    assert!(home.labs().is_empty() && home.sockets().is_empty());
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
 fn prune_ends_a_lab_that_nobody_uses() {
     let home = Home::warm();
     home.assert_prune_ends_the_lab();

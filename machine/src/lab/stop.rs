@@ -26,7 +26,7 @@ impl Stop {
     }
 
     /// Returns whether [`stop`](Self::stop) was called.
-    pub(super) fn was_called(&self) -> bool {
+    pub(crate) fn was_called(&self) -> bool {
         self.lock().stopped
     }
 

@@ -13,6 +13,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+
 use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, folder, listen, socket};
 use crate::Error::NoTemplate;
 use crate::lab::frame::{self, Kind};
@@ -35,7 +39,8 @@ const PORT_WAIT: Duration = Duration::from_millis(200);
 /// How long a machine may take to end when its command has hung up.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// Keeps a lab for the template until no command has used it for a while. Returns at once where another keeper does so.
+/// Keeps a lab for the template until no command has used it for a while, or a signal asks for its end. Returns at once where another
+/// keeper does so.
 ///
 /// # Errors
 ///
@@ -58,6 +63,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let _noted = write_note(&path, recipe)?;
     let _removed = RemoveOnDrop(path);
     let keeper = Arc::new(Keeper::new(IDLE));
+    listen_to_signals(keeper.clone())?;
     let accepting = keeper.clone();
     thread::spawn(move || accepting.accept(&listener));
     let watching = keeper.clone();
@@ -83,6 +89,22 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     if failed {
         keeper.keep_refusing(FAILED);
     }
+    Ok(())
+}
+
+/// Drains the keeper at the first signal that asks for an end. A second one ends this process, and the sessions with it.
+fn listen_to_signals(keeper: Arc<Keeper>) -> Result<(), Error> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .map_err(failed("listen to", Path::new("signals")))?;
+    thread::spawn(move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            keeper.drain();
+        }
+        if let Some(signal) = signals.next() {
+            let _ = emulate_default_handler(signal);
+        }
+    });
     Ok(())
 }
 
@@ -319,13 +341,32 @@ impl Keeper {
             Err(NoMachine::ShuttingDown) => return,
         };
         let clean = self.session(client, &port);
-        self.change(|state| {
+        self.end_session(clean.then_some(port));
+    }
+
+    /// Counts a session as ended, and takes its port back, if it can be used again. Stops the lab after the last session of a keeper that
+    /// drains.
+    fn end_session(&self, port: Option<UnixStream>) {
+        let drained = self.change(|state| {
             state.sessions -= 1;
             state.used = Instant::now();
-            if clean {
-                state.free.push_back(port);
-            }
+            state.free.extend(port);
+            state.sessions == 0 && state.stage == Stage::ShuttingDown
         });
+        if drained {
+            self.stop.stop();
+        }
+    }
+
+    /// Lets no further session begin, and stops the lab when the last one has ended.
+    fn drain(&self) {
+        let drained = self.change(|state| {
+            state.stage = Stage::ShuttingDown;
+            state.sessions == 0
+        });
+        if drained {
+            self.stop.stop();
+        }
     }
 
     /// Takes a free port, once the lab is ready. Its machine then belongs to one session.
@@ -462,6 +503,20 @@ mod tests {
             state.set_ready();
         });
         (keeper, theirs)
+    }
+
+    #[test]
+    fn a_keeper_that_drains_lets_its_session_end_and_no_other_begin() {
+        let (keeper, _machine) = ready();
+        let port = keeper.take_port().unwrap();
+        keeper.drain();
+        assert_eq!(keeper.take_port().unwrap_err(), NoMachine::ShuttingDown);
+        assert!(!keeper.stop.was_called());
+        keeper.end_session(Some(port));
+        assert!(keeper.stop.was_called());
+        let (unused, _machine) = ready();
+        unused.drain();
+        assert!(unused.stop.was_called());
     }
 
     #[test]
