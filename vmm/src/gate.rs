@@ -1,9 +1,9 @@
 //! The door between the vCPU threads and the guest: how a machine is paused, resumed and stopped.
 //!
-//! Every vCPU thread asks [`Gate::is_open`] before it enters the guest, and waits at the closed gate. To get a thread out of the guest, `pause` and
-//! `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a signal whose handler does nothing.
-//! The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin. The phase is set first, so
-//! a thread that has cleared its flag sees the new phase.
+//! Every vCPU thread asks [`Gate::is_open`] before it enters the guest, and waits at the closed gate ([`Gate::wait_at`]). To get a
+//! thread out of the guest, `pause` and `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a
+//! signal whose handler does nothing. The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin.
+//! The phase is set first, so a thread that has cleared its flag sees the new phase.
 //! (KVM API, 5 "The kvm_run structure", `immediate_exit`.)
 
 #![allow(
@@ -103,14 +103,14 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Returns whether the guest may be entered without waiting. If not, the caller brings its vCPU to rest and calls
-    /// [`wait_at`](Self::wait_at).
+    /// Returns whether the guest may be entered without waiting. If not, the caller brings its vCPU to rest, which may have an
+    /// access to a device unfinished, and calls [`wait_at`](Self::wait_at). A fresh vCPU, which has none, is no exception.
     pub(crate) fn is_open(&self) -> bool {
         self.phase() == Phase::Running
     }
 
-    /// Waits while the machine is paused, with vCPU `id` at rest. `halted` says whether it is halted for ever; `save` reads its state,
-    /// which [`Held::save`] asks for.
+    /// Waits while the machine is paused, with vCPU `id` at rest. `halted` is whether it is halted for ever; `save` reads its
+    /// state, when [`Held::save`] asks for it.
     pub(crate) fn wait_at(
         &self,
         id: u8,
@@ -219,10 +219,10 @@ impl Gate {
     /// was halted a moment ago may have been woken by another since.
     ///
     /// The lock is also a fence between two steps of the vCPU's thread: clearing `immediate_exit`, which comes before this
-    /// call, and reading the phase in [`enter`](Self::enter), which comes after it. A kick sets the phase and then the flag, under
-    /// the same lock. If the kick was first, the clearing may have undone its flag, but `enter` sees its phase. If this call was
-    /// first, the flag is set after it was cleared, and ends the next `KVM_RUN`. Without the lock, the clearing could take
-    /// effect after the kick's flag was set and the phase still be read from before: the kick would be lost.
+    /// call, and reading the phase in [`is_open`](Self::is_open), which comes after it. A kick sets the phase and then the flag,
+    /// under the same lock. If the kick was first, the clearing may have undone its flag, but `is_open` sees its phase. If this
+    /// call was first, the flag is set after it was cleared, and ends the next `KVM_RUN`. Without the lock, the clearing could
+    /// take effect after the kick's flag was set and the phase still be read from before: the kick would be lost.
     pub(crate) fn note_halted(&self, id: u8, halted: bool) {
         let mut inner = self.lock();
         inner.slots[usize::from(id)].halted = halted;

@@ -75,8 +75,8 @@ impl Vcpu {
         Ok(None)
     }
 
-    /// Passes the gate, at once or when a paused machine is resumed. Returns whether the guest may be entered; if not, the machine has
-    /// ended.
+    /// Passes the gate, at once or when a paused machine is resumed. Returns whether the guest may be entered; if not, the
+    /// machine has ended.
     fn pass_gate(&mut self, platform: &Platform) -> bool {
         let gate = &platform.gate;
         if gate.is_open() {

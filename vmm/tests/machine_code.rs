@@ -14,7 +14,7 @@ use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
 use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
 
-/// How long anything here may take.
+/// The limit for a hang.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Passes every byte on to a channel.

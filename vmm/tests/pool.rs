@@ -27,7 +27,7 @@ fn alone() -> MutexGuard<'static, ()> {
     PROCESS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A guest that counts in memory how often it has been run, tells, and resets. Saved before its first instruction.
+/// Saves a guest, before its first instruction, that counts its runs in memory, writes the count, and resets.
 #[rustfmt::skip]
 fn saved() -> (TempDir, Snapshot) {
     let code = [
