@@ -102,7 +102,7 @@ fn the_time_limit_ends_all_processes() {
         assert_eq!(ran.finished.end, End::TimedOut);
         (ran.stdout == "begun\n").then_some(())
     });
-    assert_eq!(processes::with_argument("sleep\0432"), 0);
+    assert_eq!(processes::with_argument("sleep\u{0}432"), 0);
 }
 
 #[test]
