@@ -1,4 +1,4 @@
-//! What was tried when a system call failed: the one wrapper for I/O errors of all crates above this one.
+//! Wrappers for I/O errors that name what was tried, for this crate and those above it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ pub struct FileError {
     pub action: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// A system call failed that is about more, or less, than a file.
+/// A system call failed, and what was tried is more, or less, than an action on one file.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}")]
 pub struct HostError {
     /// What was tried, with all that it was tried on: `copy a into the guest`.
     pub action: String,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 

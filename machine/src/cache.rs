@@ -1,7 +1,7 @@
-//! Where minivm keeps what it made: `$XDG_CACHE_HOME/minivm`, else `~/.cache/minivm`.
+//! The cache folder, in which minivm keeps what it has made: `$XDG_CACHE_HOME/minivm`, else `~/.cache/minivm`.
 //!
-//! What lies there is run and believed: kernels, programs, saved machines, the sockets of labs. So [`check`] lets only a folder
-//! pass into which its user alone can have put anything.
+//! minivm runs and trusts what lies there: kernels, programs, saved machines, the sockets of labs. So [`check`] accepts only a
+//! folder into which its user alone can have put anything.
 
 use std::env;
 use std::fs::{self, Metadata};
@@ -12,14 +12,14 @@ pub use minivm_image::publish::make_folder as make;
 
 use crate::lab;
 
-/// Others than the owner may write.
+/// Permission bits by which others than the owner may write.
 const OTHERS_WRITE: u32 = 0o022;
-/// Others than the owner may look for names in a folder.
+/// Permission bits by which others than the owner may look names up in a folder.
 const OTHERS_SEARCH: u32 = 0o011;
-/// Names in a folder are their owners', whoever may write to it.
+/// The permission bit by which names in a folder are their owners', whichever users may write to it.
 const STICKY: u32 = 0o1000;
 
-/// Why the cache's folder is not used.
+/// The reason why the cache folder is not used.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the cache {} {why}, so others could change what is run from it: {remedy}",
@@ -31,12 +31,12 @@ pub struct Untrusted {
     remedy: String,
 }
 
-/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+/// The error where neither `XDG_CACHE_HOME` nor `HOME` is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")]
 pub struct Unknown;
 
-/// The folder, which may not be there yet.
+/// Returns the cache folder, which may not be there yet.
 ///
 /// # Errors
 ///
@@ -45,7 +45,7 @@ pub fn find() -> Result<PathBuf, Unknown> {
     folder().ok_or(Unknown)
 }
 
-/// As [`find`], for those who can do without: `None` where neither `XDG_CACHE_HOME` nor `HOME` is set.
+/// As [`find`], for callers that can do without: `None` where neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn folder() -> Option<PathBuf> {
     let set = |name| {
         env::var_os(name)
@@ -56,12 +56,12 @@ pub fn folder() -> Option<PathBuf> {
     Some(cache.join("minivm"))
 }
 
-/// Looks whether the folder, if there is one, can be trusted: it is a folder itself, this user's, and no other user may write
-/// to it; and so it is with what it holds, where others get at that.
+/// Checks that the cache folder, if there is one, can be trusted: it is a folder and no link to one, this user's, and no other user
+/// may write to it; the same holds for the folders in it, where other users can reach those.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and what mends it.
+/// [`Untrusted`], with what is wrong and the remedy.
 pub fn check() -> Result<(), Untrusted> {
     match folder().map_or(Ok(()), |folder| check_folder(&folder)) {
         // Its only user is root, whatever files of the host's it shows.
@@ -120,7 +120,7 @@ fn check_one(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     Ok(())
 }
 
-/// The owner of the folder that it is in can put another one in its place.
+/// Checks the folder that it is in, whose owner can put another one in its place.
 fn check_above(folder: &Path) -> Result<(), Untrusted> {
     let us = rustix::process::geteuid().as_raw();
     let mut above = folder.ancestors().skip(1);

@@ -1,7 +1,7 @@
-//! Files out of a guest, as they come.
+//! Files out of a guest, unpacked as they come.
 //!
-//! A guest can send anything. What it sends is unpacked while it comes, so that nothing but the files themselves takes room
-//! here, and a limit or a stop that is met between two pieces ends it. A file is written under another name until it is
+//! A guest can send anything. Its archive is unpacked while it comes, so that nothing but the files themselves takes room here,
+//! and a limit or a stop between two pieces ends it. A file is written under another name until it is
 //! whole. A folder is unpacked as [`crate::unpack_into`] describes; links that may lead out of it are left out. A single file goes
 //! to what the user names, see [`crate::output_path`].
 
@@ -24,21 +24,21 @@ use crate::unpack_into::{Added, CHUNK, Links, Policy, Target, There, check, copy
 
 /// How many folders may be in one another.
 const DEPTH_MAX: usize = 128;
-/// What was left out is told so often at the most.
+/// The most entries that are listed as left out.
 const LEFT_OUT_MAX: usize = 10;
-/// So many characters of a path's begin, and of its end, are told.
+/// Characters that are shown of a long path's beginning, and as many of its end.
 const SHOWN: usize = 100;
-/// How often it is looked whether it is over while a pipe takes nothing.
+/// How often `is_over` is asked while a pipe takes nothing.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What may still be taken out of a guest, in all its copies together.
+/// The rest of what may be taken out of a guest, in all its copies together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
     /// Files, folders and links.
     pub(super) entries: usize,
     /// Bytes of their names, which have all the folders above them, and of what links lead to.
     pub(super) names: usize,
-    /// How many of them were taken, and are whole.
+    /// Number of them that were taken, and are whole.
     pub(super) whole: usize,
 }
 
@@ -53,7 +53,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Takes an entry from it.
+    /// Takes an entry from the budget.
     fn take(&mut self, entry: &Entry) -> io::Result<()> {
         let mut names = entry.name.as_os_str().len();
         if let Kind::Symlink(to) = &entry.kind {
@@ -124,7 +124,7 @@ pub(super) fn unpack(
     }
 }
 
-/// The next entry of an archive that may end early.
+/// Returns the next entry of an archive that may end early.
 fn next(unpack: &mut Unpack<impl Read>) -> io::Result<Option<Entry>> {
     unpack.next().map_err(early)
 }
@@ -136,7 +136,7 @@ fn early(error: io::Error) -> io::Error {
     }
 }
 
-/// As with `cp`: into a folder that is there, or by the name that was given.
+/// Returns the path to write to, as `cp` does: in the folder that was given, if there is one, or the path that was given.
 fn target(files: &Files) -> PathBuf {
     match files.from.file_name() {
         Some(name) if files.to.is_dir() => files.to.join(name),
@@ -155,7 +155,7 @@ fn name(target: &Path) -> &OsStr {
     target.file_name().expect("it was checked")
 }
 
-/// Opens the folder that a file or folder is in, made where it isn't there; the user named it.
+/// Opens the folder that the target is in, made where it isn't there. The user has named it, so links in its path are followed.
 fn open_parent(target: &Path) -> io::Result<OwnedFd> {
     let path = parent(target);
     fs::create_dir_all(path)?;
@@ -163,7 +163,7 @@ fn open_parent(target: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// Creates the folder, or opens the one that is there; a link in its place is not followed.
+/// Creates the target folder, or opens the one that is there; a link in its place is not followed.
 fn open_target(target: &Path) -> io::Result<OwnedFd> {
     let above = open_parent(target)?;
     match mkdirat(&above, name(target), Mode::RWXU) {
@@ -177,14 +177,14 @@ fn unasked() -> io::Error {
     io::Error::other("the guest sends files that were not asked for")
 }
 
-/// A name for files that are not whole yet. A guest that knew it could send a file of this name.
+/// Returns a name for files that aren't whole yet. A guest that knew it could send a file of this name.
 fn unfinished_name() -> io::Result<String> {
     let mut random = [0; 8];
     getrandom(&mut random, GetRandomFlags::empty())?;
     Ok(format!(".minivm-{:016x}", u64::from_le_bytes(random)))
 }
 
-/// An output that is written to as it takes it, so that a pipe whose reader waits keeps nothing from being over.
+/// A writer that asks `is_over` while the output takes nothing, so that a pipe with a slow reader doesn't keep the session alive.
 struct Patient<'a> {
     output: &'a mut Output,
     is_over: &'a dyn Fn() -> bool,
@@ -207,7 +207,7 @@ impl Write for Patient<'_> {
 
 /// A folder that is filled with what a guest sends.
 struct Tree<'a> {
-    /// Where it is, for messages.
+    /// Path of the folder, for messages.
     path: PathBuf,
     target: Target<'a>,
     is_over: &'a dyn Fn() -> bool,
@@ -274,7 +274,7 @@ impl<'a> Tree<'a> {
         self.target.add(path, entry, data)
     }
 
-    /// A path as it is told: its begin and its end, where it is so long that nothing else would be seen.
+    /// Returns a path as it is shown: only its beginning and its end, where it is so long that nothing else would be seen.
     fn shown(&self, path: &Path) -> String {
         let text = self.path.join(path).display().to_string();
         let end = text.char_indices().rev().nth(SHOWN).map(|(at, _)| at);

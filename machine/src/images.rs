@@ -28,16 +28,16 @@ pub use root::Root;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
-/// Changes when the same image and init make other bytes.
+/// The format's version, which changes when the same image and init make other bytes.
 const FORMAT: &str = "3";
 /// The largest archive that a machine can start from, in bytes: it lies in guest memory below the hole at 3 GiB, and the kernel
 /// with its own data needs room there too.
 pub const LARGEST: u64 = 5 << 29;
 
-/// Why there is no archive of an image.
+/// The reason why there is no archive of an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The image can't be made one.
+    /// The image can't be made an archive.
     #[error(transparent)]
     Rootfs(#[from] rootfs::Error),
     /// The image makes an archive that no machine could start from.
@@ -62,26 +62,26 @@ pub enum Error {
 /// What was removed of a [`Shelf`], and what could not be.
 pub type Cleared = tree::Cleared<Error>;
 
-/// Where archives and images are kept.
+/// The part of the cache that keeps images and what is made of them.
 #[derive(Clone, Debug)]
 pub struct Shelf {
     folder: PathBuf,
 }
 
 impl Shelf {
-    /// In the cache folder `cache`, see [`crate::cache::folder`].
+    /// Uses the cache folder `cache`, see [`crate::cache::find`].
     pub fn new(cache: &Path) -> Self {
         Shelf {
             folder: cache.to_owned(),
         }
     }
 
-    /// Where images are kept.
+    /// Returns the store of pulled images.
     pub fn store(&self) -> Store {
         Store::new(self.folder.join("images"))
     }
 
-    /// Removes all images, archives and folders; says how many bytes they took. What is being made or used stays, and so do the
+    /// Removes all images, archives and folders; returns how many bytes they took. What is being made or used stays, and so do the
     /// archives `kept`.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Shelf {
         self.sweep(kept).whole()
     }
 
-    /// The same; tells of all that can't be removed.
+    /// As [`clear`](Self::clear), but returns all that can't be removed.
     pub fn sweep(&self, kept: &[PathBuf]) -> Cleared {
         let mut cleared = Cleared::default();
         let store = self.store();
@@ -110,18 +110,18 @@ impl Shelf {
         cleared
     }
 
-    /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago goes, unless it is in use. To be called when
-    /// something was put into it; archives and folders are seen to.
+    /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago is removed, unless it is in use. Call this when
+    /// something was put into the store; [`archive`](Self::archive) and [`root`](Self::root) do so themselves.
     pub fn evict(&self) {
         evict::evict(&self.folder, None);
     }
 
-    /// The same, but for the template of this name, which has just been made.
+    /// As [`evict`](Self::evict), but keeps the template of this name, which has just been made.
     pub(crate) fn evict_beside(&self, template: &str) {
         evict::evict(&self.folder, Some(template));
     }
 
-    /// The image's root as a folder. It is made if it isn't there; `making` is called before that.
+    /// Returns the image's root as a folder, made where it isn't there; `making` is called before that.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Shelf {
         Ok(root)
     }
 
-    /// The image's archive. It is made if it isn't there; `making` is called before that.
+    /// Returns the image's archive, made where it isn't there; `making` is called before that.
     ///
     /// # Errors
     ///
@@ -146,11 +146,11 @@ impl Shelf {
         })
     }
 
-    /// The archive of an image with this identity, which is asked for if the archive isn't there.
+    /// Returns the archive of the image with this identity. Only where it isn't there, `image` is called for the image.
     ///
     /// # Errors
     ///
-    /// As `archive`'s, and what `image` fails with.
+    /// Those of [`archive`](Self::archive) and of `image`.
     pub fn archive_of<I: Borrow<Image>, E: From<Error>>(
         &self,
         identity: &str,
@@ -176,7 +176,7 @@ impl Shelf {
     }
 }
 
-/// Removes a folder of the cache's with all that is in it.
+/// Removes a folder of the cache with all that is in it; returns how many bytes it took.
 pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
     Ok(tree::remove(folder).whole()?)
 }
@@ -197,26 +197,26 @@ fn make(image: &Image, partial: Partial, path: &Path) -> Result<Archive, Error> 
     Archive::of(file, path)
 }
 
-/// An archive that is there, and stays as long as this does.
+/// An archive, which stays in the cache as long as this value is held.
 #[derive(Debug)]
 pub struct Archive {
-    /// The archive.
+    /// Path of the archive.
     pub path: PathBuf,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// How many files, folders and links it has.
+    /// Number of its files, folders and links.
     pub files: u64,
     _lock: File,
 }
 
 impl Archive {
-    /// The archive of this name, if there is a whole one.
+    /// Opens the archive of this name, if there is a whole one.
     fn open(path: &Path) -> Result<Option<Archive>, Error> {
         let held = publish::hold(path)?;
         held.map(|file| Archive::of(file, path)).transpose()
     }
 
-    /// The archive in a file that is held.
+    /// Makes the archive of a file that is held.
     fn of(file: File, path: &Path) -> Result<Archive, Error> {
         let size = file.metadata().map(|metadata| metadata.len());
         let files = rootfs::inodes(&file).map_err(failed("read", path))?;
@@ -228,7 +228,7 @@ impl Archive {
         })
     }
 
-    /// What a guest gets of memory with it, in bytes: see [`memory_for`].
+    /// Returns the size of the memory, in bytes, that a guest with this archive gets: see [`memory_for`].
     ///
     /// # Errors
     ///
@@ -238,7 +238,7 @@ impl Archive {
     }
 }
 
-/// Writes the image's archive to where a user wants it, `path`, of which `output` is what was opened.
+/// Writes the image's archive to `output`, which is open at the `path` that the user wants.
 ///
 /// # Errors
 ///
@@ -277,7 +277,7 @@ fn write(
     Ok(summary)
 }
 
-/// The limit that an error is about. A writer's error has it inside, and doesn't name it as its source.
+/// Returns the limit that an error is about. A writer's error has it inside, and doesn't return it as its source.
 fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exceeded> {
     let inner = error.downcast_ref().and_then(io::Error::get_ref);
     error
@@ -286,12 +286,12 @@ fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exce
         .or_else(|| error.source().and_then(exceeded))
 }
 
-/// What an archive is known by.
+/// Returns the key of the archive of an image.
 fn key(identity: &str) -> String {
     key_of(&[FORMAT.as_bytes(), identity.as_bytes(), init_digest()])
 }
 
-/// A name for what is made of these parts.
+/// Returns a key for what is made of these parts.
 pub(crate) fn key_of(parts: &[&[u8]]) -> String {
     let mut fields = Vec::new();
     for part in parts {
@@ -301,7 +301,7 @@ pub(crate) fn key_of(parts: &[&[u8]]) -> String {
     Digest::of(fields).hex()[..32].to_owned()
 }
 
-/// Init's own digest, which `build.rs` has made: it would take a millisecond of each run.
+/// Returns init's digest, which `build.rs` has made: it would take a millisecond of each run.
 fn init_digest() -> &'static [u8] {
     env!("MINIVM_INIT_DIGEST").as_bytes()
 }

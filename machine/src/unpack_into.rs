@@ -1,4 +1,4 @@
-//! Unpacks cpio archives into a folder. Archives are hostile: they come from guests, or are made of images.
+//! Unpacking of cpio archives into a folder. Archives are hostile: they come from guests, or are made of images.
 //!
 //! The folder is opened once and never left. Names come from [`minivm_guest::unpack`], which lets only those pass that are
 //! relative and have no `..` in them. The folder that a name is in is opened below the first one, through no link, and stays

@@ -42,12 +42,12 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The entry of this path, which needn't be there.
+    /// Makes the entry of this path, which needn't be there.
     pub fn new(path: impl Into<PathBuf>) -> Folder {
         Folder { path: path.into() }
     }
 
-    /// The entries in a folder that are there, whole or not, or were: their paths, by name.
+    /// Returns the paths of the entries in a folder that are there, whole or not, or were.
     ///
     /// # Errors
     ///
@@ -68,22 +68,22 @@ impl Folder {
         Ok(all)
     }
 
-    /// The folder, as its users find it.
+    /// Returns the path of the folder, as its users find it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder as which it is filled, and removed.
+    /// Returns the path of the folder that is filled, or removed.
     pub fn partial_path(&self) -> PathBuf {
         self.path.with_extension(PARTIAL)
     }
 
-    /// The file that makers and users lock.
+    /// Returns the path of the file that makers and users lock.
     pub fn lock_path(&self) -> PathBuf {
         self.path.with_extension(LOCK)
     }
 
-    /// Whether there is a folder of this name, and no link to one.
+    /// Returns whether there is a folder of this name, and no link to one.
     pub fn is_there(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|there| there.is_dir())
     }
@@ -115,7 +115,7 @@ impl Folder {
         Lock::try_alone(&self.lock_path())
     }
 
-    /// What the process that has the lock has got done, in a number.
+    /// Returns a number that grows while a maker makes progress.
     fn progress(&self) -> u64 {
         tree::size(&self.partial_path())
     }
@@ -211,7 +211,7 @@ pub struct Unfinished<'l> {
 }
 
 impl Unfinished<'_> {
-    /// The folder to fill.
+    /// Returns the path of the folder to fill.
     pub fn path(&self) -> &Path {
         &self.path
     }

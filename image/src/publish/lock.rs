@@ -13,13 +13,13 @@ use rustix::io::Errno;
 use super::{folder_of, make_folder_of, touch, tree};
 use crate::io_error::{FileError, failed};
 
-/// How long another process may hold a lock without getting on: longer than any pause of a pull, an engine or an installer.
+/// How long another process may hold a lock without progress: longer than any pause of a pull, an engine or an installer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(900);
 /// How often a lock is tried that another process holds.
 pub(super) const POLL: Duration = Duration::from_millis(20);
-/// How often a file is opened anew that isn't what belongs there. Each time another process would have had to put it there.
+/// How often a file's place is cleared. Each time another process would have had to put something there.
 const TRIES: u32 = 10;
-/// What the owner of a lock's file, or of a partial one, may do with it.
+/// Permissions of a lock's file and of a partial one: its owner's to read and write.
 const OWNERS: u32 = 0o600;
 
 /// How a file is opened that is to be locked.
@@ -87,7 +87,7 @@ impl Lock {
         Ok(open_locked(path, Access::Any, lock)?.map(Lock))
     }
 
-    /// The locked file.
+    /// Returns the locked file.
     pub fn file(&self) -> &File {
         &self.0
     }
@@ -124,7 +124,7 @@ pub(super) fn open_locked(
     }
 }
 
-/// Whether the file still has this name.
+/// Returns whether the file still has this name.
 pub(super) fn is_named(file: &File, path: &Path) -> io::Result<bool> {
     let own = file.metadata()?;
     match fs::symlink_metadata(path) {
@@ -134,7 +134,7 @@ pub(super) fn is_named(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Locks an open file, unless another process has locked it; says whether it is locked.
+/// Locks an open file, unless another process has locked it; returns whether it is locked.
 pub(super) fn try_once(file: &File, operation: FlockOperation) -> io::Result<bool> {
     loop {
         match flock(file, operation) {
@@ -202,7 +202,7 @@ fn open_there(path: &Path, access: Access) -> io::Result<File> {
     }
 }
 
-/// Removes what stands in a file's place and is no file of ours that can be written to; says whether there was anything.
+/// Removes what stands in a file's place and is no file of ours that can be written to; returns whether anything did.
 ///
 /// The folder is locked for it: two processes that find it at once could otherwise remove what the first has made instead.
 fn clear_place(path: &Path) -> io::Result<bool> {
@@ -221,7 +221,7 @@ fn clear_place(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether nothing has this name, or a file of ours that can be written to.
+/// Returns whether nothing has this name, or a file of ours that can be written to.
 fn belongs_there(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(there) => Ok(is_own(path, &there)? && there.mode() & OWNERS == OWNERS),
@@ -230,7 +230,7 @@ fn belongs_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether it is a regular file of this process's user, or of the user that owns the folder.
+/// Returns whether it is a regular file of this process's user, or of the user that owns the folder.
 pub(super) fn is_own(path: &Path, there: &Metadata) -> io::Result<bool> {
     if !there.is_file() {
         return Ok(false);

@@ -1,18 +1,18 @@
-//! Publishes entries of a cache: each is made once, appears whole, and stays as long as it is used.
+//! Publication of a cache's entries: each is made once, appears whole, and stays as long as it is used.
 //!
 //! | | a file ([`Partial`]) | a folder ([`Folder`]) |
 //! |---|---|---|
-//! | is filled as | `NAME.partial`, or another name of the maker's | `NAME.partial` |
-//! | its maker locks, alone | that file | `NAME.lock` |
-//! | its users lock, together ([`hold`], [`Folder::hold`]) | the file itself | `NAME.lock` |
-//! | time of the last use | the file's | the lock's |
+//! | what is filled | `NAME.partial`, or a file of another name | `NAME.partial` |
+//! | what its maker locks, alone | that file | `NAME.lock` |
+//! | what its users lock, together ([`hold`], [`Folder::hold`]) | the file itself | `NAME.lock` |
+//! | whose modification time is that of the last use | the file's | the lock's |
 //!
 //! A maker locks, looks whether another process has made the entry meanwhile, fills, brings all to the disk, and renames. So
 //! under its own name an entry is whole or absent, whatever was killed and when. The locks are `flock(2)`'s, which the kernel
 //! drops when a process ends: a kill leaves at most a partial entry, which the next maker removes or goes on from.
 //!
-//! A lock's file may be removed with its entry, or renamed to it. So a process that gets a lock looks whether the file that it
-//! has locked still has that name, and opens the name anew where it doesn't.
+//! A lock's file may be removed with its entry, or renamed to it. So a process that waits for a lock, or gets it, looks whether
+//! the file still has that name, and opens the name anew where it doesn't. It never waits for a maker that uses what it made.
 //!
 //! What stands in the place of an entry, its lock or its partial form, and is not what belongs there (a folder, a link, a pipe,
 //! another user's file), is removed and made anew. Nothing is followed.

@@ -54,7 +54,7 @@ impl Place {
         assert_eq!(fs::read_dir(self.outside()).unwrap().count(), 1);
     }
 
-    /// The file of this name, made where it isn't there; says whether it was made.
+    /// Opens the file of this name, made where it isn't there; returns whether it was made, too.
     fn file(&self, name: &str) -> (File, bool) {
         let path = self.path(name);
         let partial = match find(path.with_extension("partial"), || hold(&path)).unwrap() {
@@ -67,7 +67,7 @@ impl Place {
         (hold_open(made.unwrap(), &path).unwrap().unwrap(), true)
     }
 
-    /// The same, of a folder with a file in it.
+    /// As [`file`](Self::file), of a folder with a file in it.
     fn folder(&self, name: &str) -> (Lock, bool) {
         let entry = Folder::new(self.path(name));
         let opened = entry.open_or_make(

@@ -1,4 +1,4 @@
-//! Removes trees, whatever is in them.
+//! Removal of trees, whatever is in them.
 //!
 //! A tree that came out of an image may be deeper than a path is long, or than there are descriptors, and its folders may be
 //! closed even to their owner. So a walk goes from open folder to open folder, down by a name and up by `..`, and has two of
@@ -20,21 +20,21 @@ use rustix::io::Errno;
 use super::lock;
 use crate::io_error::{FileError, failed};
 
-/// How many reasons are told of.
+/// The most reasons that are kept.
 const TOLD: usize = 20;
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 const OWNERS: Mode = Mode::RWXU;
 
-/// What was removed, and what could not be.
+/// The result of a removal: what was removed, and what could not be.
 #[derive(Debug)]
 pub struct Cleared<E = FileError> {
     /// Bytes of the files that are gone.
     pub freed: u64,
-    /// Why something is left that should have gone: the first reasons.
+    /// The first reasons why something is left that should have gone.
     pub left: Vec<E>,
-    /// How many more reasons there are.
+    /// Number of further reasons.
     pub more: u64,
 }
 
@@ -65,7 +65,7 @@ impl<E> Cleared<E> {
         left.for_each(|error| self.note(error));
     }
 
-    /// The bytes that are gone, if nothing is left.
+    /// Returns how many bytes are gone, if nothing is left.
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ impl<E> Cleared<E> {
     }
 }
 
-/// Removes a folder with all that is in it; nothing, where there is none.
+/// Removes what has this name, a folder with all that is in it. It needn't be there.
 pub fn remove(folder: &Path) -> Cleared {
     let mut cleared = Cleared::default();
     let (Some(above), Some(name)) = (folder.parent(), folder.file_name()) else {
@@ -104,7 +104,7 @@ pub fn remove_unlocked(folder: &Path, kept: &[PathBuf]) -> Cleared {
     walk_in(folder, What::Unlocked(kept))
 }
 
-/// Removes a file unless a process has locked it, or it can't be; says whether it is gone.
+/// Removes a file unless a process has locked it; returns whether it is gone, which it isn't either where it can't be removed.
 pub fn remove_if_unlocked(path: &Path) -> bool {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return false;
@@ -117,7 +117,7 @@ pub fn remove_if_unlocked(path: &Path) -> bool {
     removed.unwrap_or_else(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Bytes of the files in a folder and below it.
+/// Counts the bytes of the files in a folder and below it.
 pub fn size(folder: &Path) -> u64 {
     walk_in(folder, What::None).freed
 }
@@ -139,7 +139,7 @@ fn walk_in(folder: &Path, what: What<'_>) -> Cleared {
     }
 }
 
-/// What goes.
+/// What a walk removes.
 #[derive(Clone, Copy)]
 enum What<'a> {
     /// Files and folders.
@@ -302,7 +302,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Removes a file, if it is to go; says whether it was.
+    /// Removes a file, if the walk removes such; returns whether it did.
     fn take(&self, name: &OsStr, stat: &Stat) -> io::Result<bool> {
         let mut file = None;
         if let What::Unlocked(kept) = self.what {

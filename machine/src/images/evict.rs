@@ -1,12 +1,12 @@
-//! Keeps what the cache holds within a limit: what was used longest ago goes.
+//! Eviction: the cache is kept within a limit, and what was used longest ago is removed.
 //!
-//! It is looked at when something was put into the cache, and never before something is used. Images, archives, folders and
-//! the templates without a name count, each with the size that its file or its lock's file tells, so that no tree is walked.
-//! Kernels and tools don't count, nor do templates with names, and the archives that those need: they were asked for.
+//! Eviction runs when something was put into the cache, and never before something is used. Images, archives, folders and the
+//! templates without a name count, each with the size of its file or the size in its lock's file, so that no tree is walked.
+//! Kernels and tools don't count, nor do templates with names and the archives that those need: the user has asked for them.
 //!
-//! A file's time is that of its last use; a folder has its lock's, and a template its record's. What is in use has its lock
-//! held, and stays. What is larger than the limit goes first as soon as it isn't in use: it would leave no room for the rest,
-//! which until then stays as if it weren't there.
+//! A file's modification time is that of its last use; for a folder that of its lock counts, and for a template that of its
+//! record. An entry that is used has its lock held, and stays. An entry that is larger than the limit goes first, as soon as it
+//! isn't used: it would leave no room for the rest, which until then stays as if the large one weren't there.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,12 +20,12 @@ use minivm_image::publish::{Lock, tree};
 use super::{Shelf, root};
 use crate::templates::{self, Templates};
 
-/// How many bytes the cache may hold, if nobody says.
+/// How many bytes the cache may hold by default.
 pub const LIMIT: u64 = 10 << 30;
-/// How much later than what was made of it an image counts as used: it goes after that, for only the image takes a network to
-/// be had again.
+/// How much later an image counts as used than what was made of it: the image is removed after that, for only the image takes a
+/// network to get again.
 const LATER: Duration = Duration::from_secs(1);
-/// How often it is begun anew, for other processes put things in too.
+/// How often eviction starts over, for other processes put entries in too.
 const TURNS: u32 = 3;
 
 static SET: AtomicU64 = AtomicU64::new(LIMIT);
@@ -55,7 +55,7 @@ fn evict_to(limit: u64, folder: &Path, spared: Option<&str>) {
     }
 }
 
-/// Something that can be removed.
+/// An entry that can be removed.
 struct Entry {
     what: What,
     size: u64,
@@ -76,7 +76,7 @@ struct Cache<'a> {
     folder: &'a Path,
     store: Store,
     templates: Templates,
-    /// Keeps images from being pulled, once one of them has to go; none where one is being pulled.
+    /// The lock that keeps images from being pulled, once one of them has to go; `None` inside where one is being pulled.
     alone: Option<Option<Lock>>,
 }
 
@@ -90,7 +90,7 @@ impl<'a> Cache<'a> {
         }
     }
 
-    /// Removes what has to go; says whether anything did.
+    /// Removes what has to go; returns whether anything was removed.
     fn shrink(&mut self, limit: u64, spared: Option<&str>) -> bool {
         let mut entries = self.entries();
         let total: u64 = entries.iter().map(|entry| entry.size).sum();
@@ -114,7 +114,7 @@ impl<'a> Cache<'a> {
         any
     }
 
-    /// Whether it is gone; it isn't where it is in use, or can't be removed.
+    /// Removes an entry; returns whether it is gone: it isn't where it is in use, or can't be removed.
     fn remove(&mut self, what: &What, spared: Option<&str>) -> bool {
         match what {
             What::Image(path) => {
@@ -132,7 +132,7 @@ impl<'a> Cache<'a> {
         }
     }
 
-    /// All that counts.
+    /// Returns all entries that count.
     fn entries(&self) -> Vec<Entry> {
         let (mut entries, kept) = self.templates();
         for folder in ["blobs/sha256", "engine", "partial"] {
@@ -159,7 +159,7 @@ impl<'a> Cache<'a> {
         entries
     }
 
-    /// The templates without a name, and the archives of which others are made anew in a lab.
+    /// Returns the templates without a name, and the archives of which the others are made anew in a lab.
     fn templates(&self) -> (Vec<Entry>, HashSet<PathBuf>) {
         let all = self.templates.list().unwrap_or_default();
         let archives = all.iter().filter(|template| template.lab);
@@ -178,7 +178,7 @@ impl<'a> Cache<'a> {
     }
 }
 
-/// The files in a folder, with their sizes and times.
+/// Returns the files in a folder, with their sizes and times.
 fn files(folder: &Path) -> impl Iterator<Item = (PathBuf, u64, SystemTime)> + use<> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| {

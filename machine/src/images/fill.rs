@@ -1,4 +1,4 @@
-//! Fills a folder with an image's files, from its archive.
+//! Unpacking of an image's archive into a folder.
 //!
 //! Images are hostile, see [`crate::unpack_into`]. Their links may lead anywhere, as they do in the image: processes that follow
 //! them have the folder as their root.
@@ -15,7 +15,7 @@ use crate::unpack_into::{Links, Policy, Target, There};
 /// Permissions without set-user-ID and set-group-ID.
 const PERMISSIONS: u32 = 0o1777;
 
-/// Fills the folder with what the archive, one of [`minivm_image::rootfs::write`]'s, has of the image.
+/// Fills the folder with the image's files out of the archive, which [`minivm_image::rootfs::write`] has written.
 pub(super) fn fill(folder: OwnedFd, archive: impl Read) -> io::Result<()> {
     let policy = Policy {
         there: There::Refused,
@@ -44,7 +44,7 @@ pub(super) fn fill(folder: OwnedFd, archive: impl Read) -> io::Result<()> {
     target.finish()
 }
 
-/// Where the image has a file of the archive; nowhere, if it is ours.
+/// Returns the path in the image of a file in the archive; `None` for a file that minivm has put there.
 fn place(name: &Path) -> Option<PathBuf> {
     if let Ok(below) = name.strip_prefix(IMAGES_INIT) {
         let init = Path::new(INIT);

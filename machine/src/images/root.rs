@@ -1,4 +1,4 @@
-//! Images as folders: what a sandbox without a machine takes for its root.
+//! Images as folders, which sandboxes without a machine take for their root.
 //!
 //! `<cache>/rootfs/<key>` is the image's root, published as a [`Folder`]. The lock's file holds how many bytes the folder takes, and
 //! its time is that of the last use.
@@ -18,20 +18,20 @@ use minivm_image::rootfs::{self, Compression, Limits, Summary};
 
 use super::{Cleared, Error, fill, key_of};
 
-/// Changes when the same image makes another folder.
+/// The format's version, which changes when the same image makes another folder.
 const FORMAT: &str = "1";
-/// What a file takes on a disk beside its bytes, at most.
+/// Bytes that a file takes on a disk beside its own, at most.
 const BLOCK: u64 = 4096;
 
-/// An image's root folder that is there, and stays as long as this does. Nobody may write to it.
+/// An image's root folder, which stays in the cache as long as this value is held. It must not be written to.
 #[derive(Debug)]
 pub struct Root {
-    /// The folder.
+    /// Path of the folder.
     pub path: PathBuf,
     _lock: Lock,
 }
 
-/// The image's root below `folder`, made where it isn't there; says whether it was.
+/// Returns the image's root below `folder`, made where it isn't there, and whether it was made.
 pub(super) fn open(
     folder: &Path,
     image: &Image,
@@ -54,13 +54,13 @@ pub(super) fn open(
     Ok((Root { path, _lock }, made))
 }
 
-/// Notes what the folder takes. Where that can't be, it is counted when it has to be known.
+/// Notes the folder's size. Where it can't be noted, the files are counted when the size is needed.
 fn write_size(lock: &Lock, size: u64) {
     let _ = lock.file().set_len(0);
     let _ = lock.file().write_all_at(size.to_string().as_bytes(), 0);
 }
 
-/// Fills the folder. The image goes through memory as an archive, which is what there is a careful reader for.
+/// Fills the folder. The image goes through a pipe as an archive, for which there is a careful reader.
 fn pour(image: &Image, folder: &Path) -> Result<Summary, Error> {
     let dir = File::open(folder).map_err(failed("open", folder))?;
     let (from, to) = io::pipe().map_err(failed("create a pipe for", folder))?;
@@ -86,7 +86,7 @@ fn pour(image: &Image, folder: &Path) -> Result<Summary, Error> {
     }
 }
 
-/// Removes the folders that are in no use.
+/// Removes the folders that aren't in use.
 pub(super) fn clear(folder: &Path) -> Cleared {
     let mut cleared = Cleared::default();
     match all(folder) {
@@ -98,12 +98,12 @@ pub(super) fn clear(folder: &Path) -> Cleared {
     cleared
 }
 
-/// The folders that are there, whole or not, or were.
+/// Returns the paths of the folders that are there, whole or not, or were.
 pub(super) fn all(folder: &Path) -> Result<BTreeSet<PathBuf>, Error> {
     Ok(Folder::all(folder)?)
 }
 
-/// When a root was used last, and how many bytes it takes.
+/// Returns when a root was used last, and how many bytes it takes.
 pub(super) fn used(root: &Path) -> io::Result<(SystemTime, u64)> {
     let entry = Folder::new(root);
     let lock = publish::open(&entry.lock_path())?;
@@ -126,7 +126,7 @@ pub(super) fn used(root: &Path) -> io::Result<(SystemTime, u64)> {
     Ok((used, size))
 }
 
-/// Removes a root unless it is in use; says whether it is gone.
+/// Removes a root unless it is in use; returns whether it is gone.
 pub(super) fn remove_unused(root: &Path) -> (Cleared, bool) {
     let entry = Folder::new(root);
     let mut cleared = Cleared::default();
