@@ -119,7 +119,7 @@ pub struct Machine {
     pub console: bool,
 }
 
-/// Where a machine runs.
+/// The place where a machine runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On this host's KVM.
@@ -188,7 +188,7 @@ pub struct Link {
     pub end: Box<dyn FnOnce() -> Result<Ended, Error> + Send>,
 }
 
-/// How a machine ended.
+/// The end of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Whether its kernel shut down in good order, or the host stopped it.
@@ -197,7 +197,7 @@ pub struct Ended {
     pub how: String,
 }
 
-/// Why a machine can't run a command.
+/// An error of a machine or of its session.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a lab didn't run its command to the end.
+/// An error of a lab.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// QEMU isn't installed.
