@@ -43,7 +43,7 @@
 //! |---|---|
 //! | [`session`] | [`Session`]: one command in one machine, from the request to the [`Report`] |
 //! | `conversation`, `outgoing`, `limits` | the threads of a session: from the guest, to the guest, and the watchdog |
-//! | `copies`, `files`, `copy_out` | files to copy: what they are, packed for a guest, unpacked from one |
+//! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
 //! | [`end`](End) | how a program ended, in any sandbox, and its exit code |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | `wire`, `rings` | the host's end of the control channel |
@@ -80,6 +80,7 @@ pub mod session;
 pub mod streams;
 pub mod template;
 pub mod templates;
+mod unpack_into;
 mod wire;
 
 use std::io::{self, Read, Write};
@@ -91,10 +92,8 @@ use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
 pub use copies::Files;
-pub(crate) use copy_out::times;
 pub use end::{Call, End};
-pub use files::{check_copies, check_room};
-pub use files::{guest_name, left_out, pack};
+pub use files::{check_copies, check_room, guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
 pub use session::{Report, Session};

@@ -11,7 +11,7 @@ use clap::Args;
 use crate::cargo;
 use crate::choice::Choice;
 use crate::suite::Environment;
-use crate::test::Run;
+use crate::test::{Run, WORKERS};
 
 /// What is run, and how often.
 #[derive(Args)]
@@ -28,6 +28,12 @@ pub(crate) struct Soak {
     /// How many threads do nothing but keep a processor busy meanwhile
     #[arg(long, default_value = "4")]
     busy: u32,
+    /// Run stress tests with the small counts of `cargo xtask test`: a round is what that command runs
+    #[arg(long)]
+    small: bool,
+    /// How many test programs run at once, as far as they may; beside many busy threads more of them get more of the processors
+    #[arg(long, default_value_t = WORKERS)]
+    workers: usize,
     /// Test programs by their names, as in `boot`, and all other tests with such a part in their names; without, all tests
     names: Vec<String>,
 }
@@ -70,8 +76,15 @@ pub(crate) fn run(wanted: &Soak) -> Result<()> {
         let seed = first_seed.wrapping_add(rounds.into());
         rounds += 1;
         println!("round {rounds}, with --seed {seed}");
-        let environment = environment.for_soak(seed);
-        run.test(&programs, &environment, minivm.as_deref(), false);
+        let large = (!wanted.small).then(|| environment.for_soak(seed));
+        let environment = large.as_ref().unwrap_or(&environment);
+        run.test(
+            &programs,
+            environment,
+            minivm.as_deref(),
+            false,
+            wanted.workers,
+        );
     }
     run.close(false)
 }
@@ -93,6 +106,8 @@ mod tests {
             minutes,
             seed: None,
             busy: 0,
+            small: false,
+            workers: WORKERS,
             names: Vec::new(),
         }
     }

@@ -24,7 +24,7 @@ use crate::tally::Tally;
 use crate::times;
 
 /// Programs that run at a time: each of the two keeps a processor busy, and rarely more.
-const WORKERS: usize = 2;
+pub(crate) const WORKERS: usize = 2;
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
@@ -53,7 +53,8 @@ pub(crate) fn run(wanted: &Test) -> Result<()> {
     let minivm = if fast { None } else { run.minivm() };
     let environment = Environment::new(&made, minivm.as_deref());
     let programs = run.build(&choice, &candidates);
-    run.test(&programs, &environment, minivm.as_deref(), wanted.fast);
+    let minivm = minivm.as_deref();
+    run.test(&programs, &environment, minivm, wanted.fast, WORKERS);
     if choice.is_everything() {
         run.count("doc tests", suite::run_doc_tests);
     }
@@ -207,6 +208,7 @@ impl Run {
         environment: &Environment,
         minivm: Option<&Path>,
         fast: bool,
+        workers: usize,
     ) {
         let jobs = programs.iter().map(|program| {
             let way = Way::of(program, minivm, fast);
@@ -217,7 +219,7 @@ impl Run {
         let queue = &Queue::new(jobs);
         let run = &Mutex::new(self);
         thread::scope(|scope| {
-            for _ in 0..WORKERS {
+            for _ in 0..workers {
                 scope.spawn(move || {
                     while queue.work(|(program, way)| {
                         let name = way.name(program);

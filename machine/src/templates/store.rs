@@ -254,7 +254,7 @@ pub(super) fn private_folder(folder: &Path) -> Result<(), Error> {
 
 pub(super) fn remove(folder: &Path) -> Result<(), Error> {
     match images::remove_folder(folder) {
-        Err(images::Error::File { path, source, .. }) => Err(failed("remove", &path)(source)),
+        Err(images::Error::File(error)) => Err(failed("remove", &error.path)(error.source)),
         _ => Ok(()),
     }
 }
