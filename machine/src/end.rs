@@ -28,27 +28,27 @@ pub struct Call {
     pub kwargs: Map<String, Value>,
 }
 
-/// How a program ended.
+/// The end of a program.
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
-    /// By itself, with this exit code.
+    /// The program exited with this code.
     Exited(u8),
-    /// By this signal, which did not come from the host.
+    /// This signal ended it, which did not come from the host.
     Signal(u8),
-    /// By its time limit.
+    /// Its time limit ended it.
     TimedOut,
-    /// By its memory limit.
+    /// Its memory limit ended it.
     OutOfMemory,
-    /// By [`Event::Stop`](crate::session::Event::Stop), or an [`Event::Signal`](crate::session::Event::Signal) that counts as one: as if
-    /// by this signal.
+    /// The host stopped it, as if by this signal: by [`Event::Stop`](crate::session::Event::Stop), or by an
+    /// [`Event::Signal`](crate::session::Event::Signal) that counts as one.
     Stopped(u8),
-    /// By an output that has lost its reader.
+    /// An output that has lost its reader ended it.
     OutputClosed,
-    /// Before its start: the image has no such command. The text is the guest's.
+    /// It never started: the image has no such command. The text is the guest's.
     NotFound(String),
-    /// Before its start: the command can't be executed. The text is the guest's.
+    /// It never started: the command can't be executed. The text is the guest's.
     NotExecutable(String),
-    /// Not yet: the code is suspended at a call of the host's function. Any process can resume it from its state.
+    /// It has not ended: the code is suspended at a call of a function of the host's. Any process can resume it from its state.
     Suspended {
         /// The call.
         call: Call,

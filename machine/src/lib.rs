@@ -43,7 +43,7 @@
 //! |---|---|
 //! | [`session`] | [`Session`]: one command in one machine, from the request to the [`Report`] |
 //! | `conversation`, `outgoing`, `limits` | the threads of a session: from the guest, to the guest, and the watchdog |
-//! | `copies`, `files`, `copy_out` | files to copy: what they are, packed for a guest, unpacked from one |
+//! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
 //! | [`end`](End) | how a program ended, in any sandbox, and its exit code |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | `wire`, `rings` | the host's end of the control channel |
@@ -93,8 +93,7 @@ use serde::{Deserialize, Serialize};
 
 pub use copies::Files;
 pub use end::{Call, End};
-pub use files::{check_copies, check_room};
-pub use files::{guest_name, left_out, pack};
+pub use files::{check_copies, check_room, guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
 pub use session::{Report, Session};
@@ -119,7 +118,7 @@ pub struct Machine {
     pub console: bool,
 }
 
-/// Where a machine runs.
+/// The place where a machine runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On this host's KVM.
@@ -188,7 +187,7 @@ pub struct Link {
     pub end: Box<dyn FnOnce() -> Result<Ended, Error> + Send>,
 }
 
-/// How a machine ended.
+/// The end of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Whether its kernel shut down in good order, or the host stopped it.
@@ -197,7 +196,7 @@ pub struct Ended {
     pub how: String,
 }
 
-/// Why a machine can't run a command.
+/// An error of a machine or of its session.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -6,7 +6,7 @@ use minivm_guest::channel::ring::{
 };
 use minivm_vmm::{Memory, NoMemory};
 
-/// Why a guest's rings can't be used.
+/// A fault of a guest's rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadRings {
     /// An address has no RAM, or is not a page's.

@@ -19,8 +19,8 @@ use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{End, Ended, Error, Link, cannot, files};
 use crate::output::{self, Capped, Pending};
 
-/// How long a machine may take until its command starts, where the caller sets no other limit. In the lab, and with a large image,
-/// a start takes a few seconds.
+/// The time limit until a machine's command starts, where the caller sets no other. In the lab, and with a large image, a start takes a
+/// few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// SIGTERM's number.
@@ -42,9 +42,9 @@ pub struct Session {
     pub stderr: Box<dyn Write + Send>,
     /// A mark that is set while an output is being written, and so for long while its reader takes nothing.
     pub pending: Pending,
-    /// How long the machine may take until the command starts.
+    /// The time limit until the command starts.
     pub boot_limit: Duration,
-    /// How long the command may run, from its start until its files have been copied out. `boot_limit` limits the time before.
+    /// The time limit of the command, from its start until its files have been copied out.
     pub timeout: Option<Duration>,
     /// The most bytes of each output that are written. What comes after them is dropped.
     pub max_output: Option<u64>,
@@ -54,8 +54,8 @@ pub struct Session {
     pub copy_out: Vec<Files>,
     /// The most bytes that are copied out.
     pub max_copy_out: u64,
-    /// How long files may be copied out once the time limit is reached. The command is killed then, and its files are copied as
-    /// they are. With `None`, nothing is copied after the limit.
+    /// The time limit of copying files out once `timeout` is reached. The command is killed then, and its files are copied as they are.
+    /// With `None`, nothing is copied after `timeout`.
     pub copy_out_grace: Option<Duration>,
     /// The signal that the command gets for SIGTERM.
     pub stop_signal: u8,
@@ -80,7 +80,7 @@ pub enum Event {
 /// The result of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// How the command ended.
+    /// The command's end.
     pub end: End,
     /// The exit that the guest reports; `None` where the command ended in another way.
     pub exit: Option<Exit>,

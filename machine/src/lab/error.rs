@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cache;
 
-/// Why a lab didn't run its command to the end.
+/// An error of a lab.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// QEMU isn't installed.

@@ -140,7 +140,7 @@ pub struct LabRequest {
     pub stop: Stop,
 }
 
-/// How a command in a lab ended.
+/// The end of a command in a lab.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished {
     /// The exit code: 128 plus the signal's number if the command was killed, 126 if it can't be executed, 127 if it wasn't found.

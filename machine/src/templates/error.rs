@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The most characters of a name.
 pub(super) const NAME_MAX: usize = 64;
 
-/// Why there is no template.
+/// An error of a template.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
