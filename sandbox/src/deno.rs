@@ -328,5 +328,4 @@ impl Sandbox for Deno {
 }
 
 #[cfg(test)]
-#[path = "deno_tests.rs"]
 mod tests;

@@ -467,5 +467,4 @@ fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result
 }
 
 #[cfg(test)]
-#[path = "process_tests.rs"]
 mod tests;

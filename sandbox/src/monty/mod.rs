@@ -248,5 +248,4 @@ fn heard<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
