@@ -164,12 +164,12 @@ impl Deno {
     fn jail(&self) -> Result<Jail, Error> {
         let mut jail = Jail::new()?.calls(Calls::Deno);
         for (host, inside) in self.parts() {
-            jail = jail.show(host, inside)?;
+            jail = jail.bind_read_only(host, inside)?;
         }
         for (name, value) in VARIABLES {
             jail = jail.env(name, value);
         }
-        Ok(jail.put(LAUNCHER.as_bytes(), "/task/deno.mjs")?)
+        Ok(jail.add_file(LAUNCHER.as_bytes(), "/task/deno.mjs")?)
     }
 
     /// Runs Python up to where the code would start, and keeps its memory, unless that is there.
@@ -184,7 +184,7 @@ impl Deno {
         let told = Tail::default();
         let jail = self
             .jail()?
-            .put(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?;
+            .add_file(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?;
         let arguments = OPTIONS
             .iter()
             .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
@@ -225,7 +225,7 @@ impl Deno {
         for _ in 0..2 {
             let mut task = Task::code("pass");
             task.limits = MAKING_LIMITS;
-            let jail = self.jail()?.lend(partial.path(), CACHES)?;
+            let jail = self.jail()?.bind_writable(partial.path(), CACHES)?;
             let finished = self.run_in(jail.env("DENO_DIR", CACHES), task, &[])?;
             if finished.end != End::Exited(0) {
                 return Err(Error::Failed {
@@ -248,10 +248,10 @@ impl Deno {
     fn run_in(&self, mut jail: Jail, task: Task, more: &[&str]) -> Result<Finished, Error> {
         let limits = task.limits.with_memory(MEMORY);
         if let Some(snapshot) = &self.snapshot {
-            jail = jail.show(snapshot, SNAPSHOT)?;
+            jail = jail.bind_read_only(snapshot, SNAPSHOT)?;
         }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Deno, &task, &limits, snapshot)?;
+        let jail = pyodide::add_task(jail, Backend::Deno, &task, &limits, snapshot)?;
         let arguments = OPTIONS
             .iter()
             .chain(more)
@@ -319,7 +319,7 @@ impl Sandbox for Deno {
         let jail = self.jail()?;
         match &self.caches {
             Some(caches) => {
-                let jail = jail.show(caches, CACHES)?.env("DENO_DIR", CACHES);
+                let jail = jail.bind_read_only(caches, CACHES)?.env("DENO_DIR", CACHES);
                 self.run_in(jail, task, &[])
             }
             None => self.run_in(jail, task, &[KEEP_NOTHING]),

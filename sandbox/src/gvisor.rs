@@ -54,7 +54,7 @@ pub struct Gvisor {
 struct Prepared {
     jailed: Jailed,
     answer: File,
-    words: File,
+    runtime_log: File,
 }
 
 impl Gvisor {
@@ -86,7 +86,7 @@ impl Gvisor {
         };
         let (answer, answered) = answer()?;
         let jail = Jail::new()?.calls(Calls::Container);
-        let (jail, words, stderr) = jail.set_words_aside()?;
+        let (jail, runtime_log, stderr) = jail.capture_runtime_stderr()?;
         let init = for_reading(INIT)?;
         let mut args = [
             rootless::WORKER_COMMAND,
@@ -102,27 +102,27 @@ impl Gvisor {
             args.push(format!("--pass-fd={number}:{inside}"));
         };
         pass(stderr, 2);
-        let mut handed = vec![init];
-        let mut hand = |file: OwnedFd, inside| {
+        let mut inherited = vec![init];
+        let mut inherit = |file: OwnedFd, inside| {
             pass(file.as_raw_fd(), inside);
-            handed.push(file);
+            inherited.push(file);
         };
-        hand(encoded(request)?, contained::REQUEST);
-        hand(answered, contained::ANSWER);
+        inherit(encoded(request)?, contained::REQUEST);
+        inherit(answered, contained::ANSWER);
         if !task.files.is_empty() {
-            hand(packed(task, limits)?, contained::FILES);
+            inherit(packed(task, limits)?, contained::FILES);
         }
         args.push(bundle::NAME.into());
         let jail = jail
-            .show(&self.worker, WORKER)?
-            .show(self.runsc()?, bundle::RUNSC)?
-            .show(&self.root.path, bundle::ROOT)?
-            .put(&bundle::config(), bundle::CONFIG)?;
-        let jail = handed.into_iter().fold(jail, Jail::hand);
+            .bind_read_only(&self.worker, WORKER)?
+            .bind_read_only(self.runsc()?, bundle::RUNSC)?
+            .bind_read_only(&self.root.path, bundle::ROOT)?
+            .add_file(&bundle::config(), bundle::CONFIG)?;
+        let jail = inherited.into_iter().fold(jail, Jail::inherit);
         Ok(Prepared {
             jailed: jail.program(WORKER, args)?,
             answer,
-            words,
+            runtime_log,
         })
     }
 }
@@ -202,18 +202,18 @@ impl Sandbox for Gvisor {
         let Prepared {
             jailed,
             answer,
-            words,
+            runtime_log,
         } = self.prepare(&task, &limits)?;
         let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
-        finished.end = end(finished.end, &answer, &words)?;
+        finished.end = end(finished.end, &answer, &runtime_log)?;
         finished.usage.total = began.elapsed();
         Ok(finished)
     }
 }
 
 /// What the end of runsc was for the command.
-fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
+fn end(end: End, answer: &File, runtime_log: &File) -> Result<End, Error> {
     let failed = |detail: String| Error::Failed {
         backend: Backend::Gvisor,
         detail,
@@ -224,13 +224,13 @@ fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
         Some(Some(Refusal::NotFound(what))) => Ok(End::NotFound(what)),
         Some(Some(Refusal::NotExecutable(what))) => Ok(End::NotExecutable(what)),
         Some(Some(Refusal::Failed(why))) => Err(failed(why)),
-        Some(None) => match (&end, said(words)) {
-            (End::Exited(code), Some(said)) if FAILED.contains(code) => Err(failed(said)),
+        Some(None) => match (&end, runtime_error(runtime_log)) {
+            (End::Exited(code), Some(error)) if FAILED.contains(code) => Err(failed(error)),
             _ => Ok(end),
         },
-        None => Err(match said(words) {
-            Some(said) if said.starts_with(rootless::FAILED) => no_namespaces(said).into(),
-            Some(said) => failed(said),
+        None => Err(match runtime_error(runtime_log) {
+            Some(error) if error.starts_with(rootless::FAILED) => no_namespaces(error).into(),
+            Some(error) => failed(error),
             None => failed(format!("runsc ended by itself ({end:?})")),
         }),
     }
@@ -252,8 +252,8 @@ fn answered(answer: &File) -> Option<Option<Refusal>> {
 }
 
 /// What runsc has said: why it crashed, or else its last line.
-fn said(words: &File) -> Option<String> {
-    let text = String::from_utf8_lossy(&process::content(words)).into_owned();
+fn runtime_error(log: &File) -> Option<String> {
+    let text = String::from_utf8_lossy(&process::content(log)).into_owned();
     if let Some((_, why)) = text.split_once(rootless::FAILED) {
         return Some(format!("{}{}", rootless::FAILED, why.trim()));
     }
@@ -287,18 +287,15 @@ mod tests {
             let end = end(End::Exited(code), &started, &silent).unwrap();
             assert_eq!(end, End::Exited(code));
         }
-        let words = file(b"warning\nrunning container: it broke\n");
-        let error = end(End::Exited(128), &started, &words).unwrap_err();
+        let log = file(b"warning\nrunning container: it broke\n");
+        let error = end(End::Exited(128), &started, &log).unwrap_err();
         assert!(
             error
                 .to_string()
                 .ends_with("runsc: running container: it broke"),
             "{error}"
         );
-        assert_eq!(
-            end(End::Exited(1), &started, &words).unwrap(),
-            End::Exited(1)
-        );
+        assert_eq!(end(End::Exited(1), &started, &log).unwrap(), End::Exited(1));
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl From<Task> for Streams {
 
 /// Why a program was ended from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+enum StopReason {
     TimedOut,
     OutOfMemory,
     Stopped(u8),
@@ -82,10 +82,10 @@ enum Why {
     OutputFailed,
 }
 
-impl Why {
+impl StopReason {
     /// Whether outputs are not waited for any more.
     fn hurries(self) -> bool {
-        matches!(self, Why::TimedOut | Why::Stopped(_))
+        matches!(self, StopReason::TimedOut | StopReason::Stopped(_))
     }
 }
 
@@ -99,11 +99,12 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
         status,
     } = jailed;
     let group = Cgroup::create(limits.memory);
-    let words = entry.aside.as_ref().map(|aside| aside.words.try_clone());
-    let words = words.transpose().map_err(cannot("copy an open file"))?;
-    entry.first = Some(Box::new(first(doors(group.as_ref())?)));
+    let log = entry.runtime_stderr.as_ref();
+    let log = log.map(|runtime| runtime.log.try_clone()).transpose();
+    let log = log.map_err(cannot("copy an open file"))?;
+    entry.first = Some(Box::new(before_exec(procs_files(group.as_ref())?)));
     entry.processes = Some(processes(entry.descent.is_some()));
-    entry.of(&mut command);
+    entry.install(&mut command);
     let mut child = spawn(command, streams.stdin)?;
     let mut outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
     let mut watch = Watch {
@@ -126,7 +127,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     };
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
-        let said = words.map(|words| content(&words.into()));
+        let said = log.map(|log| content(&log.into()));
         let said = said.map_or_else(
             || outputs.tail.text(),
             |said| String::from_utf8_lossy(&said).into(),
@@ -134,7 +135,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
         return Err(jail::unusable(&said).into());
     }
     let end = match (why, outputs.failed.take()) {
-        (Some(Why::OutputFailed), Some(error)) => output_failed(error)?,
+        (Some(StopReason::OutputFailed), Some(error)) => output_failed(error)?,
         _ => end(why, out_of_memory, code, ended),
     };
     Ok(Finished {
@@ -163,12 +164,12 @@ pub(super) fn output_failed(error: io::Error) -> Result<End, Error> {
     }
 }
 
-fn end(why: Option<Why>, out_of_memory: bool, code: Option<u8>, ended: ExitStatus) -> End {
+fn end(why: Option<StopReason>, out_of_memory: bool, code: Option<u8>, ended: ExitStatus) -> End {
     match (why, out_of_memory, code) {
-        (Some(Why::TimedOut), ..) => End::TimedOut,
-        (Some(Why::Stopped(signal)), ..) => End::Stopped(signal),
-        (Some(Why::OutOfMemory), ..) | (None, true, _) => End::OutOfMemory,
-        (Some(Why::OutputFailed), ..) => End::OutputClosed,
+        (Some(StopReason::TimedOut), ..) => End::TimedOut,
+        (Some(StopReason::Stopped(signal)), ..) => End::Stopped(signal),
+        (Some(StopReason::OutOfMemory), ..) | (None, true, _) => End::OutOfMemory,
+        (Some(StopReason::OutputFailed), ..) => End::OutputClosed,
         (None, false, Some(code @ 129..=192)) => End::Signal(code - 128),
         (None, false, Some(code)) => End::Exited(code),
         (None, false, None) => {
@@ -204,16 +205,16 @@ fn processes(alone: bool) -> u64 {
     PROCESSES + there.unwrap_or(PROCESSES)
 }
 
-fn doors(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
-    let doors = group.map_or_else(|| Ok(Vec::new()), Cgroup::doors);
-    doors.map_err(cannot("enter a control group"))
+fn procs_files(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
+    let files = group.map_or_else(|| Ok(Vec::new()), Cgroup::procs_files);
+    files.map_err(cannot("enter a control group"))
 }
 
 /// What a new process does before all else: it enters its control group, by these doors, and lets others open its outputs.
-fn first(doors: Vec<File>) -> impl FnMut() -> io::Result<()> {
+fn before_exec(procs_files: Vec<File>) -> impl FnMut() -> io::Result<()> {
     move || {
-        for door in &doors {
-            rustix::io::write(door, b"0")?;
+        for file in &procs_files {
+            rustix::io::write(file, b"0")?;
         }
         // The pipes are ours alone; whichever user the program is may open them again by a name such as /dev/stdout.
         for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
@@ -248,7 +249,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Waits for its end, and brings that about where there is a reason to.
-    fn until_end(&mut self, outputs: &mut Outputs) -> Result<Option<Why>, Error> {
+    fn until_end(&mut self, outputs: &mut Outputs) -> Result<Option<StopReason>, Error> {
         let pid = Pid::from_child(self.child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
@@ -273,7 +274,7 @@ impl Watch<'_> {
     }
 
     /// Why it has to end now.
-    fn reason(&mut self, outputs: &mut Outputs) -> Option<Why> {
+    fn reason(&mut self, outputs: &mut Outputs) -> Option<StopReason> {
         let memory = match self.group {
             Some(group) => group.memory(),
             None => Some(watch::memory_of(self.child.id())),
@@ -281,21 +282,21 @@ impl Watch<'_> {
         self.peak = self.peak.max(memory.unwrap_or_default());
         let over = self.limits.memory.is_some_and(|limit| self.peak > limit);
         self.asked()
-            .or_else(|| outputs.have_failed().then_some(Why::OutputFailed))
+            .or_else(|| outputs.have_failed().then_some(StopReason::OutputFailed))
             .or_else(|| self.late())
-            .or_else(|| over.then_some(Why::OutOfMemory))
+            .or_else(|| over.then_some(StopReason::OutOfMemory))
     }
 
-    fn asked(&self) -> Option<Why> {
+    fn asked(&self) -> Option<StopReason> {
         self.events.try_iter().find_map(|event| match event {
-            Event::Signal(signal) | Event::Stop(signal) => Some(Why::Stopped(signal)),
+            Event::Signal(signal) | Event::Stop(signal) => Some(StopReason::Stopped(signal)),
             Event::Window(_) => None,
         })
     }
 
-    fn late(&self) -> Option<Why> {
+    fn late(&self) -> Option<StopReason> {
         let deadline = self.deadline?;
-        (Instant::now() >= deadline).then_some(Why::TimedOut)
+        (Instant::now() >= deadline).then_some(StopReason::TimedOut)
     }
 }
 
@@ -422,7 +423,11 @@ impl Outputs {
 
     /// Waits until all is passed on that the program has written, which is gone, unless there is a reason to hurry. Returns why
     /// it was ended, or this was.
-    fn finish(&mut self, why: Option<Why>, hurry: impl Fn() -> Option<Why>) -> Option<Why> {
+    fn finish(
+        &mut self,
+        why: Option<StopReason>,
+        hurry: impl Fn() -> Option<StopReason>,
+    ) -> Option<StopReason> {
         let mut hurries = why.filter(|why| why.hurries());
         let mut until = None;
         while self.left > 0 {
@@ -441,7 +446,7 @@ impl Outputs {
             }
         }
         // It may itself have ended for that, before we saw it.
-        why.or_else(|| self.failed.is_some().then_some(Why::OutputFailed))
+        why.or_else(|| self.failed.is_some().then_some(StopReason::OutputFailed))
     }
 }
 

@@ -37,7 +37,7 @@ struct Told {
 }
 
 /// Puts the task into a jail: its code and what comes with that into `/task`, its files as an archive.
-pub(super) fn put(
+pub(super) fn add_task(
     mut jail: Jail,
     backend: Backend,
     task: &Task,
@@ -63,14 +63,14 @@ pub(super) fn put(
         }
     }
     if told.files {
-        jail = jail.put_file(packed(task, limits)?, "/task/files.cpio");
+        jail = jail.copy_file(packed(task, limits)?, "/task/files.cpio");
     }
     let told = serde_json::to_vec(&told).expect("it is made of texts");
     let jail = jail
-        .put(code.as_bytes(), "/task/code.py")?
-        .put(&told, "/task/task.json")?
-        .put(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
-        .put(SHARED.as_bytes(), "/task/pyodide.mjs")?;
+        .add_file(code.as_bytes(), "/task/code.py")?
+        .add_file(&told, "/task/task.json")?
+        .add_file(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
+        .add_file(SHARED.as_bytes(), "/task/pyodide.mjs")?;
     Ok(jail)
 }
 

@@ -95,14 +95,14 @@ impl Cgroup {
     ///
     /// In version 1 it enters as a thread, which comes to the same and takes 0.04 ms. As a process it would first have to wait
     /// until no other can start a thread meanwhile: 14 ms. Version 2 has threads of its own kind only.
-    pub fn doors(&self) -> io::Result<Vec<File>> {
-        let door = match self.version {
+    pub fn procs_files(&self) -> io::Result<Vec<File>> {
+        let file = match self.version {
             Version::One => "tasks",
             Version::Two => "cgroup.procs",
         };
         let mut folders = vec![&self.memory];
         folders.extend(self.pids.as_ref().filter(|pids| **pids != self.memory));
-        let open = |folder: &PathBuf| File::options().write(true).open(folder.join(door));
+        let open = |folder: &PathBuf| File::options().write(true).open(folder.join(file));
         folders.into_iter().map(open).collect()
     }
 

@@ -53,12 +53,12 @@ pub struct Descent {
     namespace: OwnedFd,
     user: u32,
     group: u32,
-    shown: Vec<Shown>,
+    mounts: Vec<DetachedMount>,
 }
 
 /// A mount that is in no folder yet.
 #[derive(Debug)]
-struct Shown {
+struct DetachedMount {
     mount: OwnedFd,
     inside: CString,
     is_folder: bool,
@@ -84,12 +84,12 @@ impl Descent {
             namespace: namespace(user, group)?,
             user,
             group,
-            shown: Vec::new(),
+            mounts: Vec::new(),
         }))
     }
 
     /// Shows a file or folder, with all that is mounted in it; says where the new process finds it.
-    pub fn show(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
+    pub fn bind(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
         let metadata = fs::metadata(host)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -99,8 +99,8 @@ impl Descent {
             let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
             fchown(File::open(host)?, Some(user), Some(group))?;
         }
-        let inside = Path::new(STAGE).join(self.shown.len().to_string());
-        self.shown.push(Shown {
+        let inside = Path::new(STAGE).join(self.mounts.len().to_string());
+        self.mounts.push(DetachedMount {
             mount,
             inside: c_string(inside.as_os_str())?,
             is_folder: metadata.is_dir(),
@@ -125,8 +125,8 @@ impl Descent {
             flags,
             c"mode=755,size=1m,nr_inodes=1k",
         )?;
-        for shown in &self.shown {
-            shown.put()?;
+        for mount in &self.mounts {
+            mount.attach()?;
         }
         // A container may hide parts of its own, and then a namespace of users can't have another.
         let _ = mount(
@@ -144,8 +144,8 @@ impl Descent {
     }
 }
 
-impl Shown {
-    fn put(&self) -> io::Result<()> {
+impl DetachedMount {
+    fn attach(&self) -> io::Result<()> {
         if self.is_folder {
             mkdir(&*self.inside, Mode::RWXU)?;
         } else {

@@ -13,7 +13,7 @@ use std::process::Command;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 
-use super::Aside;
+use super::RuntimeStderr;
 use super::descent::Descent;
 
 /// What a new process does, and takes with it into its program.
@@ -28,13 +28,13 @@ pub struct Entry {
     /// Open files that keep their numbers.
     pub inherited: Vec<OwnedFd>,
     /// Another stderr.
-    pub aside: Option<Aside>,
+    pub runtime_stderr: Option<RuntimeStderr>,
 }
 
 impl Entry {
     /// Has the command's process do it, be bound to the life of this thread, and leave no core dump. Our own copies of what it
     /// inherits are closed when the command is dropped: until then the end of a pipe among them is not to be seen.
-    pub fn of(mut self, command: &mut Command) {
+    pub fn install(mut self, command: &mut Command) {
         let parent = rustix::process::getpid();
         let enter = move || enter(parent, &mut self);
         // SAFETY: `enter` makes system calls and nothing else: it allocates nothing and takes no lock.
@@ -62,9 +62,9 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
     for file in &entry.inherited {
         rustix::io::fcntl_setfd(file, FdFlags::empty())?;
     }
-    if let Some(aside) = &mut entry.aside {
-        rustix::io::dup2(rustix::stdio::stderr(), &mut aside.stderr)?;
-        rustix::stdio::dup2_stderr(&aside.words)?;
+    if let Some(runtime) = &mut entry.runtime_stderr {
+        rustix::io::dup2(rustix::stdio::stderr(), &mut runtime.stderr)?;
+        rustix::stdio::dup2_stderr(&runtime.log)?;
     }
     Ok(())
 }

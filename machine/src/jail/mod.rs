@@ -60,7 +60,7 @@ const SEAL: [&str; 10] = [
 ];
 
 /// How many bytes `/tmp` takes where nothing else is said.
-const ROOM: u64 = 64 << 20;
+const TMP_SIZE: u64 = 64 << 20;
 /// What a look whether jails can be made may take.
 const CHECK_LIMIT: Timespec = Timespec {
     tv_sec: 60,
@@ -104,20 +104,20 @@ pub struct Jail {
     command: Command,
     /// Open files that go in.
     inherited: Vec<OwnedFd>,
-    aside: Option<Aside>,
+    runtime_stderr: Option<RuntimeStderr>,
     /// Where minivm is root.
     descent: Option<Descent>,
     version: Version,
     calls: Calls,
-    room: u64,
-    shared_memory: Option<u64>,
+    tmp_size: u64,
+    shm_size: Option<u64>,
 }
 
 /// A stderr for bubblewrap and the program themselves, where the program is a sandbox whose own words must not be mixed up with
 /// those of the code in it.
-pub struct Aside {
+pub struct RuntimeStderr {
     /// A file in memory that becomes their stderr.
-    pub words: OwnedFd,
+    pub log: OwnedFd,
     /// The number under which the program finds the real one. Until then something else is open under it.
     pub stderr: OwnedFd,
 }
@@ -165,12 +165,12 @@ impl Jail {
         Ok(Jail {
             command,
             inherited: Vec::new(),
-            aside: None,
+            runtime_stderr: None,
             descent,
             version,
             calls: Calls::Ordinary,
-            room: ROOM,
-            shared_memory: None,
+            tmp_size: TMP_SIZE,
+            shm_size: None,
         })
     }
 
@@ -181,30 +181,30 @@ impl Jail {
     }
 
     /// Says how many bytes `/tmp` takes.
-    pub fn room(mut self, bytes: u64) -> Self {
-        self.room = bytes;
+    pub fn tmp_size(mut self, bytes: u64) -> Self {
+        self.tmp_size = bytes;
         self
     }
 
     /// Gives it a `/dev/shm` of this size.
-    pub fn shared_memory(mut self, bytes: u64) -> Self {
-        self.shared_memory = Some(bytes);
+    pub fn shm_size(mut self, bytes: u64) -> Self {
+        self.shm_size = Some(bytes);
         self
     }
 
     /// Shows a file or folder of the host's inside, for reading.
-    pub fn show(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+    pub fn bind_read_only(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         self.bind("--ro-bind", host, inside)
     }
 
     /// Lends a folder of the host's, to be written to.
-    pub fn lend(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+    pub fn bind_writable(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         self.bind("--bind", host, inside)
     }
 
     fn bind(mut self, how: &str, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         let shown = match &mut self.descent {
-            Some(descent) => descent.show(host, how == "--bind"),
+            Some(descent) => descent.bind(host, how == "--bind"),
             None => Ok(host.to_owned()),
         };
         let shown = shown.map_err(cannot(format!("show {} in a jail", host.display())))?;
@@ -213,39 +213,39 @@ impl Jail {
     }
 
     /// Shows what of the host's all users may read, by its own path.
-    fn show_public(&mut self, path: &Path) {
+    fn bind_public(&mut self, path: &Path) {
         self.command.arg("--ro-bind").arg(path).arg(path);
     }
 
     /// Shows the host's programs and libraries, and what of `/etc` these can't do without.
-    pub fn show_system(mut self) -> Self {
-        self.show_public(Path::new("/usr"));
+    pub fn bind_system(mut self) -> Self {
+        self.bind_public(Path::new("/usr"));
         for folder in ["/bin", "/sbin", "/lib", "/lib32", "/lib64"] {
             let path = Path::new(folder);
             match path.read_link() {
                 Ok(target) => {
                     self.command.arg("--symlink").arg(target).arg(folder);
                 }
-                Err(_) if path.is_dir() => self.show_public(path),
+                Err(_) if path.is_dir() => self.bind_public(path),
                 Err(_) => {}
             }
         }
         for file in ["/etc/ld.so.cache", "/etc/alternatives"] {
             if Path::new(file).exists() {
-                self.show_public(Path::new(file));
+                self.bind_public(Path::new(file));
             }
         }
         self
     }
 
     /// Puts a file of these bytes inside, for reading.
-    pub fn put(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
+    pub fn add_file(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
         let file = in_memory(bytes).map_err(cannot("keep a file in memory"))?;
-        Ok(self.put_file(file, inside))
+        Ok(self.copy_file(file, inside))
     }
 
     /// Puts a copy of an open file inside, for reading.
-    pub fn put_file(mut self, file: OwnedFd, inside: &str) -> Self {
+    pub fn copy_file(mut self, file: OwnedFd, inside: &str) -> Self {
         let number = file.as_raw_fd().to_string();
         self.command.args(["--ro-bind-data", &number, inside]);
         self.inherited.push(file);
@@ -253,19 +253,19 @@ impl Jail {
     }
 
     /// Hands an open file in, which keeps its number.
-    pub fn hand(mut self, file: OwnedFd) -> Self {
+    pub fn inherit(mut self, file: OwnedFd) -> Self {
         self.inherited.push(file);
         self
     }
 
     /// Sets the program's own words aside. Returns a copy of the file in which they will be, and the number of the open file that
     /// is stderr instead.
-    pub fn set_words_aside(mut self) -> Result<(Self, File, RawFd), Error> {
-        let words = in_memory(b"").map_err(cannot("keep a file in memory"))?;
-        let copy = words.try_clone().map_err(cannot("copy an open file"))?;
+    pub fn capture_runtime_stderr(mut self) -> Result<(Self, File, RawFd), Error> {
+        let log = in_memory(b"").map_err(cannot("keep a file in memory"))?;
+        let copy = log.try_clone().map_err(cannot("copy an open file"))?;
         let stderr = OwnedFd::from(File::open("/dev/null").map_err(cannot("open /dev/null"))?);
         let number = stderr.as_raw_fd();
-        self.aside = Some(Aside { words, stderr });
+        self.runtime_stderr = Some(RuntimeStderr { log, stderr });
         Ok((self, copy.into(), number))
     }
 
@@ -284,9 +284,9 @@ impl Jail {
         let (status, told) = io::pipe().map_err(cannot("create a pipe"))?;
         let told = OwnedFd::from(told);
         let number = told.as_raw_fd().to_string();
-        self.make_room();
+        self.mount_tmpfs();
         self.command.args(SEAL);
-        self.filter()?;
+        self.filter_system_calls()?;
         self.command.args(["--json-status-fd", &number, "--"]);
         self.command.arg(program).args(args);
         self.inherited.push(told);
@@ -295,7 +295,7 @@ impl Jail {
             entry: Entry {
                 descent: self.descent,
                 inherited: self.inherited,
-                aside: self.aside,
+                runtime_stderr: self.runtime_stderr,
                 ..Entry::default()
             },
             status,
@@ -303,9 +303,9 @@ impl Jail {
     }
 
     /// Its file systems in memory.
-    fn make_room(&mut self) {
-        let shared_memory = self.shared_memory.map(|bytes| (bytes, "/dev/shm"));
-        for (bytes, folder) in [(self.room, "/tmp")].into_iter().chain(shared_memory) {
+    fn mount_tmpfs(&mut self) {
+        let shm = self.shm_size.map(|bytes| (bytes, "/dev/shm"));
+        for (bytes, folder) in [(self.tmp_size, "/tmp")].into_iter().chain(shm) {
             if self.version >= TAKES_SIZES {
                 self.command.args(["--size", &bytes.to_string()]);
             }
@@ -314,7 +314,7 @@ impl Jail {
     }
 
     /// Keeps the program to its system calls.
-    fn filter(&mut self) -> Result<(), Error> {
+    fn filter_system_calls(&mut self) -> Result<(), Error> {
         if self.version >= KEEPS_NAMESPACES && !self.calls.make_user_namespaces() {
             self.command.arg("--disable-userns");
         }
@@ -346,8 +346,8 @@ pub fn check() -> Result<(), Error> {
         mut command,
         entry,
         status,
-    } = Jail::new()?.show_system().program("true", none)?;
-    entry.of(&mut command);
+    } = Jail::new()?.bind_system().program("true", none)?;
+    entry.install(&mut command);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
     let mut child =

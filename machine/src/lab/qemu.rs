@@ -191,7 +191,7 @@ impl Qemu {
             .stderr(messages)
             // Ctrl-C is for us to act on.
             .process_group(0);
-        entry.of(&mut command);
+        entry.install(&mut command);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: QEMU },
             _ => {

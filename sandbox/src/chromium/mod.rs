@@ -41,7 +41,7 @@ pub const WORKER_FAILED: u8 = 125;
 /// What all of it gets of memory where nothing is said, in bytes: Python with little in it takes some 330 MiB.
 const MEMORY: u64 = 1 << 30;
 /// What the profile takes, and as much again what its processes share.
-const ROOM: u64 = 256 << 20;
+const TMP_SIZE: u64 = 256 << 20;
 
 const LAUNCHER: &str = include_str!("../../js/chromium.mjs");
 
@@ -128,20 +128,20 @@ impl Sandbox for Chromium {
         let limits = task.limits.with_memory(MEMORY);
         let jail = Jail::new()?
             .calls(Calls::Browser)
-            .room(ROOM)
-            .shared_memory(ROOM)
-            .show_system()
-            .show(&self.worker, "/worker")?
-            .show(&self.pyodide, "/pyodide")?
-            .put(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
+            .tmp_size(TMP_SIZE)
+            .shm_size(TMP_SIZE)
+            .bind_system()
+            .bind_read_only(&self.worker, "/worker")?
+            .bind_read_only(&self.pyodide, "/pyodide")?
+            .add_file(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
             .env("HOME", "/tmp")
-            .hand(tell);
+            .inherit(tell);
         let jail = match &self.snapshot {
-            Some(snapshot) => jail.show(snapshot, SNAPSHOT)?,
+            Some(snapshot) => jail.bind_read_only(snapshot, SNAPSHOT)?,
             None => jail,
         };
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Chromium, &task, &limits, snapshot)?;
+        let jail = pyodide::add_task(jail, Backend::Chromium, &task, &limits, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
             "/worker",

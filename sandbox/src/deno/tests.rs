@@ -44,7 +44,7 @@ fn printed_beyond_deno(script: String) -> String {
             .unwrap()
             // Its own would end it, and here it is the namespaces that are tried.
             .calls(Calls::Ordinary)
-            .put(script.as_bytes(), "/task/x.mjs")
+            .add_file(script.as_bytes(), "/task/x.mjs")
             .unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
         process::run(jail.program("/deno", arguments).unwrap(), streams, limits).unwrap()
@@ -172,7 +172,9 @@ fn who_gets_past_deno_makes_few_system_calls() {
         let stdout = Shared::default();
         let streams = Streams::to(stdout.clone(), io::sink());
         let jail = deno().jail().unwrap();
-        let jail = jail.put(script(call).as_bytes(), "/task/x.mjs").unwrap();
+        let jail = jail
+            .add_file(script(call).as_bytes(), "/task/x.mjs")
+            .unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
         let jailed = jail.program("/deno", arguments).unwrap();
         let finished = process::run(jailed, streams, &MAKING_LIMITS).unwrap();

@@ -57,7 +57,7 @@ const OWN_MEMORY: u64 = 8 << 20;
 /// What code gets of memory where nothing is said, in bytes.
 const MEMORY: u64 = 256 << 20;
 /// Nothing is written to the jail's `/tmp`.
-const ROOM: u64 = 1 << 20;
+const TMP_SIZE: u64 = 1 << 20;
 
 /// The interpreter in a jailed process.
 pub struct Monty {
@@ -85,11 +85,11 @@ impl Monty {
         };
         let order = serde_json::to_vec(&order).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
-        let jail = Jail::new()?.calls(Calls::Monty).room(ROOM);
-        let jail = jail.show(&self.worker, "/worker")?;
-        let jail = jail.put(&order, worker::ORDER)?;
+        let jail = Jail::new()?.calls(Calls::Monty).tmp_size(TMP_SIZE);
+        let jail = jail.bind_read_only(&self.worker, "/worker")?;
+        let jail = jail.add_file(&order, worker::ORDER)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.put(state, worker::STATE)?),
+            Program::Resume { state, .. } => Ok(jail.add_file(state, worker::STATE)?),
             _ => Ok(jail),
         }
     }
@@ -115,7 +115,7 @@ impl Sandbox for Monty {
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let theirs = OwnedFd::from(theirs);
         let args = [WORKER_COMMAND.into(), theirs.as_raw_fd().to_string()];
-        let jailed = jail.hand(theirs).program("/worker", args)?;
+        let jailed = jail.inherit(theirs).program("/worker", args)?;
         let serving = serve_in_thread(ours, std::mem::take(&mut task.functions))?;
         let limits = Limits {
             time: task.limits.time.map(|time| time.saturating_add(GRACE)),

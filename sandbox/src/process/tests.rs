@@ -16,7 +16,7 @@ struct Ran {
 }
 
 fn jail(script: &str) -> Jailed {
-    let jail = Jail::new().unwrap().show_system();
+    let jail = Jail::new().unwrap().bind_system();
     let jail = jail.env("PATH", "/usr/bin:/bin");
     jail.program("/bin/sh", ["-c", script]).unwrap()
 }
@@ -144,7 +144,7 @@ fn a_signal_from_outside_ends_it() {
 
 #[test]
 fn what_is_not_there_is_the_jails_error() {
-    let jail = Jail::new().unwrap().show_system();
+    let jail = Jail::new().unwrap().bind_system();
     let jailed = jail.program("/nowhere", ["x"]).unwrap();
     let streams = Streams::to(io::sink(), io::sink());
     let error = run(jailed, streams, &limits()).unwrap_err().to_string();
@@ -153,8 +153,8 @@ fn what_is_not_there_is_the_jails_error() {
 
 #[test]
 fn a_file_put_inside_can_be_read_and_not_written() {
-    let jail = Jail::new().unwrap().show_system();
-    let jail = jail.put(b"secret", "/data/file").unwrap();
+    let jail = Jail::new().unwrap().bind_system();
+    let jail = jail.add_file(b"secret", "/data/file").unwrap();
     let script = "cat /data/file; echo x > /data/file";
     let jailed = jail.program("/bin/sh", ["-c", script]).unwrap();
     let stdout = Shared::default();
