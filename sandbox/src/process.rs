@@ -254,7 +254,7 @@ impl Watch<'_> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
         loop {
-            if ends_within(&pidfd, self.patience()).map_err(cannot("wait for a process"))? {
+            if ends_within(&pidfd, self.next_look()).map_err(cannot("wait for a process"))? {
                 return Ok(None);
             }
             if let Some(why) = self.reason(outputs) {
@@ -266,7 +266,7 @@ impl Watch<'_> {
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn next_look(&self) -> Duration {
         let left = self
             .deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));

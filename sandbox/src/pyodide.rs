@@ -29,7 +29,7 @@ pub(super) const SNAPSHOT: &str = "/snapshot";
 
 /// What JavaScript is told of a task.
 #[derive(Serialize)]
-struct Told {
+struct TaskJson {
     env: Map<String, serde_json::Value>,
     /// Whether the jail has an archive of files, to be unpacked into Python's file system.
     files: bool,
@@ -49,7 +49,7 @@ pub(super) fn add_task(
         Program::Command(_) => return Err(not_supported(backend, Capability::Commands)),
         Program::Resume { .. } => return Err(not_supported(backend, Capability::Snapshot)),
     };
-    let told = Told {
+    let json = TaskJson {
         env: variables(backend, &task.texts(backend)?)?,
         files: !task.files.is_empty(),
         snapshot,
@@ -62,13 +62,13 @@ pub(super) fn add_task(
             return Err(cannot(format!("copy to {}", files.to.display()))(why));
         }
     }
-    if told.files {
+    if json.files {
         jail = jail.copy_file(packed(task, limits)?, "/task/files.cpio");
     }
-    let told = serde_json::to_vec(&told).expect("it is made of texts");
+    let json = serde_json::to_vec(&json).expect("it is made of texts");
     let jail = jail
         .add_file(code.as_bytes(), "/task/code.py")?
-        .add_file(&told, "/task/task.json")?
+        .add_file(&json, "/task/task.json")?
         .add_file(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
         .add_file(SHARED.as_bytes(), "/task/pyodide.mjs")?;
     Ok(jail)

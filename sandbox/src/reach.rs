@@ -111,7 +111,7 @@ fn file(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
         Backend::Chromium => tries.push(request(&format!("file://{path}"))),
         _ => {}
     }
-    tell(sandbox, tries, |printed| printed.contains(&secret))
+    furthest(sandbox, tries, |printed| printed.contains(&secret))
 }
 
 fn environment(sandbox: &dyn Sandbox, secret: Secret<'_>) -> Result<Reach, Error> {
@@ -126,7 +126,7 @@ fn environment(sandbox: &dyn Sandbox, secret: Secret<'_>) -> Result<Reach, Error
             "from js import Deno\nprint(Deno.env.get({name:?}))"
         ));
     }
-    tell(sandbox, tries, |printed| printed.contains(secret.value))
+    furthest(sandbox, tries, |printed| printed.contains(secret.value))
 }
 
 fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
@@ -146,7 +146,7 @@ fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
         Backend::Chromium => tries.push(request(&format!("http://127.0.0.1:{port}/"))),
         _ => {}
     }
-    let tried = tell(sandbox, tries, |_| false)?;
+    let tried = furthest(sandbox, tries, |_| false)?;
     match listener.accept() {
         Ok(_) => Ok(Reach::Host),
         Err(_) => Ok(tried),
@@ -180,7 +180,7 @@ fn process(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
             seen
         }
     });
-    let tried = tell(sandbox, tries, |_| false);
+    let tried = furthest(sandbox, tries, |_| false);
     over.store(true, Ordering::SeqCst);
     match (watching.join().unwrap_or(false), tried?) {
         (true, _) => Ok(Reach::Host),
@@ -220,7 +220,7 @@ fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
              print(open(os.path.join(d, f)).read())\nraise FileNotFoundError('nothing of a neighbour')"
                 .to_owned(),
         ];
-        let tried = tell(sandbox, tries, |printed| printed.contains(&secret));
+        let tried = furthest(sandbox, tries, |printed| printed.contains(&secret));
         // It may have ended, for want of files.
         let _ = stop.send(Event::Stop(9));
         let first = first.join().unwrap_or_else(|_| {
@@ -245,7 +245,7 @@ fn request(url: &str) -> String {
 }
 
 /// Runs each try, and tells the furthest that one got.
-fn tell(
+fn furthest(
     sandbox: &dyn Sandbox,
     tries: Vec<String>,
     is_hosts: impl Fn(&str) -> bool,

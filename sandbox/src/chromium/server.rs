@@ -14,7 +14,7 @@ use std::thread;
 const PAGE: &[u8] = include_bytes!("../../js/chromium.html");
 
 /// The longest question that is read.
-const QUESTION_MAX: u64 = 16 << 10;
+const REQUEST_MAX: u64 = 16 << 10;
 /// The most bytes of input in an answer.
 const INPUT_MAX: usize = 1 << 20;
 /// Folders of which the files are served.
@@ -42,17 +42,17 @@ impl Drained {
 pub(super) struct Served {
     pub(super) drained: Drained,
     /// The page is given out once: who asks again has left it.
-    given: AtomicBool,
+    page_sent: AtomicBool,
 }
 
 /// An answer's type and bytes.
-type Answer = (&'static str, Vec<u8>);
+type Response = (&'static str, Vec<u8>);
 
 impl Served {
     pub(super) fn new(drained: Drained) -> Self {
         Served {
             drained,
-            given: AtomicBool::new(false),
+            page_sent: AtomicBool::new(false),
         }
     }
 
@@ -73,7 +73,7 @@ impl Served {
 
     /// Answers one question. Who has gone away meanwhile needs no answer.
     fn serve(&self, mut stream: TcpStream) {
-        let answer = question(&stream).and_then(|target| self.answer(&target));
+        let answer = request(&stream).and_then(|target| self.answer(&target));
         let _ = match answer {
             Ok((kind, body)) => respond(&mut stream, "200 OK", kind, &body),
             Err(error) => respond(
@@ -85,10 +85,10 @@ impl Served {
         };
     }
 
-    fn answer(&self, target: &str) -> io::Result<Answer> {
+    fn answer(&self, target: &str) -> io::Result<Response> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         match path {
-            "/" if !self.given.swap(true, Ordering::SeqCst) => Ok(("text/html", PAGE.to_vec())),
+            "/" if !self.page_sent.swap(true, Ordering::SeqCst) => Ok(("text/html", PAGE.to_vec())),
             "/stdin" => input(number(query)?),
             "/snapshot" => file(Path::new(path)),
             "/drained" => {
@@ -100,7 +100,7 @@ impl Served {
     }
 }
 
-fn of_folders(path: &str) -> io::Result<Answer> {
+fn of_folders(path: &str) -> io::Result<Response> {
     let mut folders = FOLDERS
         .iter()
         .filter_map(|folder| path.strip_prefix(folder));
@@ -115,7 +115,7 @@ fn number(text: &str) -> io::Result<u64> {
     text.parse().map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn file(path: &Path) -> io::Result<Answer> {
+fn file(path: &Path) -> io::Result<Response> {
     let kind = match path.extension().and_then(|extension| extension.to_str()) {
         Some("mjs") => "text/javascript",
         Some("json") => "application/json",
@@ -127,7 +127,7 @@ fn file(path: &Path) -> io::Result<Answer> {
 }
 
 /// Waits for input; none is its end.
-fn input(max: u64) -> io::Result<Answer> {
+fn input(max: u64) -> io::Result<Response> {
     let max = usize::try_from(max).unwrap_or(INPUT_MAX).min(INPUT_MAX);
     let mut bytes = vec![0; max];
     let len = rustix::io::retry_on_intr(|| rustix::io::read(io::stdin(), &mut bytes))?;
@@ -136,8 +136,8 @@ fn input(max: u64) -> io::Result<Answer> {
 }
 
 /// What is asked for: the target of a GET.
-fn question(stream: &TcpStream) -> io::Result<String> {
-    let mut bytes = stream.take(QUESTION_MAX);
+fn request(stream: &TcpStream) -> io::Result<String> {
+    let mut bytes = stream.take(REQUEST_MAX);
     let mut head = Vec::new();
     let mut buffer = [0; 4096];
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -169,10 +169,10 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &[u8]) -> io:
 mod tests {
     use super::*;
 
-    fn ask(address: &str, question: &str) -> String {
+    fn ask(address: &str, request: &str) -> String {
         let host = address.trim_start_matches("http://").trim_end_matches('/');
         let mut stream = TcpStream::connect(host).unwrap();
-        let _ = stream.write_all(question.as_bytes());
+        let _ = stream.write_all(request.as_bytes());
         let mut answer = String::new();
         // Who asks too long a question sees the connection end before it is read.
         let _ = stream.read_to_string(&mut answer);
@@ -201,8 +201,8 @@ mod tests {
         ] {
             assert!(get(path).starts_with("HTTP/1.1 404"), "{path}");
         }
-        for question in ["POST / HTTP/1.1\r\n\r\n", "\r\n\r\n", &"x".repeat(1 << 15)] {
-            assert!(!ask(&address, question).contains("200"), "{question:.20}");
+        for request in ["POST / HTTP/1.1\r\n\r\n", "\r\n\r\n", &"x".repeat(1 << 15)] {
+            assert!(!ask(&address, request).contains("200"), "{request:.20}");
         }
     }
 }
