@@ -1,4 +1,4 @@
-//! The steps of a new process between fork and exec, before it becomes a program of ours or a jail's first.
+//! The steps of a new process between fork and exec, before it becomes QEMU or a jail's first program.
 
 #![allow(
     unsafe_code,
@@ -16,24 +16,25 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use super::RuntimeStderr;
 use super::descent::Descent;
 
-/// What a new process does, and takes with it into its program.
+/// Steps of a new process before exec, and the descriptors that its program inherits.
 #[derive(Default)]
 pub struct Entry {
-    /// Is done first, with this process's rights. It makes system calls and nothing else: it allocates nothing and takes no lock.
+    /// The first step, with this process's rights. It makes system calls only: it must not allocate or take a lock.
     pub first: Option<Box<dyn FnMut() -> io::Result<()> + Send + Sync>>,
-    /// How it becomes another user.
+    /// The user to become, where minivm is root.
     pub descent: Option<Descent>,
-    /// Its user's processes and threads, at the most.
+    /// The limit on the processes and threads of its user (RLIMIT_NPROC).
     pub processes: Option<u64>,
-    /// Open files that keep their numbers.
+    /// Descriptors that the program inherits under their numbers.
     pub inherited: Vec<OwnedFd>,
-    /// Another stderr.
+    /// A separate stderr for the program itself.
     pub runtime_stderr: Option<RuntimeStderr>,
 }
 
 impl Entry {
-    /// Has the command's process do it, be bound to the life of this thread, and leave no core dump. Our own copies of what it
-    /// inherits are closed when the command is dropped: until then the end of a pipe among them is not to be seen.
+    /// Installs the steps as the command's `pre_exec`. The new process is also bound to the life of the calling thread, and
+    /// leaves no core dump. The command keeps this process's copies of the inherited descriptors until it is dropped: until then a
+    /// pipe among them doesn't reach its end.
     pub fn install(mut self, command: &mut Command) {
         let parent = rustix::process::getpid();
         let enter = move || enter(parent, &mut self);
@@ -53,9 +54,9 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
         hold(Resource::Nproc, processes)?;
     }
     hold(Resource::Core, 0)?;
-    // Who becomes another user is not bound to its parent's life any more.
+    // After the change of user: it clears the parent-death signal.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Between fork and now it may have ended.
+    // The parent may have ended since the fork.
     if rustix::process::getppid() != Some(parent) {
         return Err(rustix::io::Errno::SRCH.into());
     }
@@ -69,7 +70,7 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
     Ok(())
 }
 
-/// Lowers a limit to this, if it is higher.
+/// Lowers a resource limit to `most`, if it is higher.
 fn hold(resource: Resource, most: u64) -> io::Result<()> {
     let now = getrlimit(resource);
     let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
