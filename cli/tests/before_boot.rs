@@ -1,5 +1,7 @@
 //! `minivm run` from outside, where no guest gets to run: what it says before the boot, and of a machine that never comes up.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
@@ -7,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use minivm_tests::image::Elf;
+use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, run};
 use tempfile::TempDir;

@@ -2,6 +2,8 @@
 //!
 //! But for one, no machine runs: the archive of an image is made before the kernel is looked at, and there is none.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, File};
@@ -133,7 +135,7 @@ fn assert_at_kernel(ended: &Ended) {
 }
 
 #[test]
-fn a_size_that_is_none_is_refused_by_name() {
+fn an_invalid_cache_size_is_refused_by_name() {
     let home = Home::new();
     let image = home.image("a");
     let built = home.path("built").display().to_string();
@@ -277,7 +279,7 @@ fn what_cannot_be_pruned_is_told_of_and_the_rest_goes() {
 
 #[test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
-fn a_name_of_an_images_making_is_no_command_for_a_terminal() {
+fn file_names_from_images_send_no_codes_to_the_terminal() {
     let home = Home::new();
     let odd = std::ffi::OsStr::from_bytes(b"a\x1b[2J\nminivm: b");
     let root = home.in_cache("rootfs/k").join(odd);

@@ -2,6 +2,8 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
 
+// Tests run: on any KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
@@ -10,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use minivm_tests::image::{BzImage, CODE, Elf, Segment};
+use minivm_tests::code::{LOOP, RESET, show};
+use minivm_tests::kernel_file::{BzImage, CODE, Elf, Segment};
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, assert_told, ends_until, run};
 use rustix::process::{Pid, Signal};
@@ -20,11 +23,6 @@ use tempfile::TempDir;
 const ERROR: i32 = 125;
 /// Wrong usage.
 const USAGE: i32 = 2;
-
-/// `mov dx, 0x3f8; mov al, '!'; out dx, al`: writes a byte to the console.
-const SHOW: [u8; 7] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee];
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 
 fn minivm() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
@@ -74,7 +72,7 @@ fn assert_kernels_refused(rows: &[Refused]) {
 }
 
 fn code() -> Elf {
-    Elf::of_code(&[&SHOW, &RESET])
+    Elf::of_code(&[&show(b'!'), &RESET])
 }
 
 fn changed_elf(change: impl FnOnce(&mut Elf)) -> Vec<u8> {
@@ -167,7 +165,7 @@ fn a_damaged_elf_file_is_refused() {
         (
             "an entry outside",
             changed_elf(|elf| elf.entry = CODE - 1),
-            &["damaged: its entry point is not in what it loads"],
+            &["damaged: its entry point is not in a segment that it loads"],
         ),
         (
             "nothing to load",
@@ -444,7 +442,7 @@ fn wrong_usage_is_told_apart() {
 #[test]
 fn a_guest_that_kvm_cannot_run_ends_with_the_reason() {
     // mov eax, 0x30000000; jmp rax: where there is no memory, there is nothing to execute.
-    let elf = Elf::of_code(&[&SHOW, &[0xb8, 0x00, 0x00, 0x00, 0x30, 0xff, 0xe0]]);
+    let elf = Elf::of_code(&[&show(b'!'), &[0xb8, 0x00, 0x00, 0x00, 0x30, 0xff, 0xe0]]);
     let files = Files::new();
     let ended = boot(&files.write("kernel", &elf.bytes()), &[]);
     assert_eq!(
@@ -495,7 +493,7 @@ fn a_guests_output_is_all_that_is_said() {
 #[test]
 fn output_that_nobody_reads_ends_it_as_it_ends_other_programs() {
     let files = Files::new();
-    let kernel = files.write("kernel", &Elf::of_code(&[&SHOW, &[0xeb, 0xfe]]).bytes());
+    let kernel = files.write("kernel", &Elf::of_code(&[&show(b'!'), &LOOP]).bytes());
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = minivm();

@@ -1,7 +1,9 @@
 //! The control socket, `minivm snapshot` and `minivm restore`: a machine of a few bytes of code that is saved while it runs, and
-//! everything that clients, folders and files can do wrong meanwhile. Real guests are in `tests/tests/boot_restore.rs`.
+//! everything that clients, folders and files can do wrong meanwhile. Real guests are in `tests/tests/boot/restore.rs`.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
+
+// Tests run: on any KVM
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -13,9 +15,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use minivm_tests::image::Elf;
+use minivm_tests::code::RESET;
+use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, Program, run};
+use minivm_tests::stress;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -32,8 +36,6 @@ const COUNT: [u8; 12] = [
     0xff, 0xc0, 0xee,       // again: inc eax; out dx, al
     0xeb, 0xfb, 0xf4,       // jmp again
 ];
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 
 fn minivm() -> Command {
     Command::new(env!("CARGO_BIN_EXE_minivm"))
@@ -196,7 +198,7 @@ fn a_machine_that_is_stopped_goes_on_with_its_next_byte() {
 #[test]
 fn whoever_asks_waits_until_the_machine_has_ended() {
     let place = Place::new();
-    for _ in 0..10 {
+    for _ in 0..stress::count(10, 200) {
         let machine = place.counting();
         assert_saved(&place.snapshot(&["--stop"]), &place.folder());
         assert!(!place.socket().exists());
@@ -208,7 +210,7 @@ fn whoever_asks_waits_until_the_machine_has_ended() {
 #[test]
 fn a_machine_that_has_just_been_started_can_be_saved() {
     let place = Place::new();
-    for _ in 0..10 {
+    for _ in 0..stress::count(10, 200) {
         let machine = Program::start(&mut place.boot());
         let start = Instant::now();
         while !place.socket().exists() {
@@ -303,7 +305,7 @@ fn a_client_that_leaves_ends_no_machine() {
     let place = Place::new();
     let machine = place.counting();
     let request = format!("{{\"snapshot\":{:?},\"stop\":true}}\n", place.folder());
-    for _ in 0..20 {
+    for _ in 0..stress::count(20, 500) {
         let mut stream = UnixStream::connect(place.socket()).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         drop(stream);
@@ -530,7 +532,7 @@ fn the_socket_goes_with_its_machine() {
 }
 
 #[test]
-fn a_socket_in_its_place_is_somebody_elses() {
+fn a_socket_of_another_process_is_not_removed() {
     let place = Place::new();
     let machine = place.counting();
     fs::remove_file(place.socket()).unwrap();

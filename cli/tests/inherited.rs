@@ -1,5 +1,7 @@
 //! What `minivm` inherits from whatever starts it: put right, or refused by name.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, Permissions};
@@ -37,7 +39,7 @@ fn below(words: &[&str], args: &[&str]) -> Command {
 
 #[track_caller]
 #[test]
-fn what_can_be_put_right_is() {
+fn inherited_settings_are_put_right() {
     for words in [
         vec!["env", "--ignore-signal=CHLD"],
         vec!["env", "--ignore-signal"],
@@ -70,7 +72,7 @@ fn what_can_be_put_right_is() {
 }
 
 #[test]
-fn what_cannot_be_put_right_is_refused_by_name() {
+fn other_inherited_settings_are_refused_by_name() {
     let rows: [(Vec<&str>, &[&str]); 11] = [
         (
             vec!["prlimit", "--nofile=20"],

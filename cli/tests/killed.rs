@@ -2,6 +2,8 @@
 //!
 //! It runs as on any machine without KVM that runs kernels, so that most of that life is the lab's.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
@@ -11,15 +13,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::processes::{self, Process};
 use minivm_tests::program::{ends_until, run};
-use minivm_tests::{busybox, given};
+use minivm_tests::{busybox, given, stress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, set_child_subreaper};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-
-/// Moments at which it is killed.
-const MOMENTS: u32 = 20;
 
 /// A cache, a folder for temporary files and an image of its own.
 struct Home {
@@ -52,10 +52,7 @@ impl Home {
 
     fn minivm(&self) -> Command {
         let kernel = given::path("MINIVM_TEST_KERNEL");
-        // The optimized one where there is one: in the lab it runs emulated.
-        let optimized = std::env::var_os("MINIVM_TEST_BINARY");
-        let binary = optimized.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into());
-        let mut command = Command::new(binary);
+        let mut command = Command::new(given::minivm(env!("CARGO_BIN_EXE_minivm")));
         command
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("MINIVM_COLD", "1")
@@ -85,16 +82,19 @@ impl Home {
     fn assert_no_process(&self, when: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let [first, ..] = descendants()[..] else {
+            // What has lost its parent is this process's child (see the test).
+            let mut alive = processes::below(std::process::id()).into_iter();
+            let Some(Process { id, .. }) = alive.find(|process| process.is_alive) else {
                 return;
             };
-            let Ok(pidfd) = pidfd_open(Pid::from_raw(first).unwrap(), PidfdFlags::empty()) else {
+            let pid = i32::try_from(id).ok().and_then(Pid::from_raw).unwrap();
+            let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
                 continue;
             };
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).unwrap();
             let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
-            let line = fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap_or_default();
+            let line = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
             assert_eq!(
                 ended,
                 Ok(1),
@@ -119,30 +119,6 @@ impl Home {
             }
         }
     }
-}
-
-/// This process's children, with theirs: those that are alive. What has lost its parent is this one's (see the test).
-fn descendants() -> Vec<i32> {
-    let parents = fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let path = entry.ok()?.path();
-        let pid = path.file_name()?.to_str()?.parse::<i32>().ok()?;
-        // One that is dead, and not waited for yet, has none.
-        fs::read(path.join("cmdline"))
-            .ok()
-            .filter(|line| !line.is_empty())?;
-        let stat = fs::read_to_string(path.join("stat")).ok()?;
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        Some((pid, fields.nth(1)?.parse::<i32>().ok()?))
-    });
-    let parents: Vec<(i32, i32)> = parents.collect();
-    let mut family = vec![getpid().as_raw_pid()];
-    let mut next = 0;
-    while let Some(&one) = family.get(next) {
-        let children = parents.iter().filter(|(_, parent)| *parent == one);
-        family.extend(children.map(|(child, _)| child));
-        next += 1;
-    }
-    family.split_off(1)
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -186,15 +162,17 @@ fn whenever_it_is_killed_nothing_stays_and_the_next_run_works() {
     let whole = digest(&archive);
     let life = home.assert_works();
     let before = mounts();
-    for moment in 0..MOMENTS {
+    // How many moments lie within the first 120 ms, and how many there are.
+    let (early, moments) = stress::count((4, 10), (24, 72));
+    for moment in 0..moments {
         // Every other time there is an archive to be made, and the first moments, in which that happens, lie closer.
         let making = moment % 2 == 0;
         if making {
             let _ = fs::remove_file(&archive);
         }
-        let at = match moment {
-            0..8 => Duration::from_millis(15) * moment,
-            _ => life * (moment - 7) / (MOMENTS - 7),
+        let at = match moment < early {
+            true => Duration::from_millis(120) * moment / early,
+            false => life * (moment + 1 - early) / (moments + 1 - early),
         };
         let when = format!("killed after {at:?} of {life:?}");
         let mut child = home

@@ -1,7 +1,10 @@
 //! The lab from outside: `minivm lab` as a program, with its streams and its exit code.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use minivm_tests::output::text;
 use minivm_tests::patience::PATIENCE;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,10 +40,6 @@ fn end_of(arguments: &[&str]) -> Output {
 
 fn shell(script: &str) -> Output {
     end_of(&[LIMIT, "--", "sh", "-c", script])
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
 }
 
 #[test]

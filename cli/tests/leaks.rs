@@ -1,6 +1,8 @@
 //! That sandboxes leave nothing behind in the process that runs them, and nothing on the host: no process, no thread, no file,
 //! no open file, no control group, no port. One sandbox after the other, alone in a process, so that all can be counted.
 
+// Tests run: with the tools, alone
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[allow(dead_code, reason = "the conformance suite needs more of it")]
@@ -8,6 +10,7 @@
 mod host;
 
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::{processes, stress};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +39,7 @@ struct State {
 impl State {
     fn now() -> State {
         State {
-            children: children(),
+            children: processes::below(std::process::id()).len(),
             threads: entries("/proc/self/task").count(),
             open_files: open_files(),
             ports: ports(),
@@ -87,29 +90,6 @@ fn entries(folder: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path())
 }
 
-/// Child processes, with theirs.
-fn children() -> usize {
-    let parent = |path: PathBuf| {
-        let stat = fs::read_to_string(path.join("stat")).ok()?;
-        let fields = stat.rsplit_once(") ")?.1;
-        let process: u32 = path.file_name()?.to_str()?.parse().ok()?;
-        Some((process, fields.split(' ').nth(1)?.parse::<u32>().ok()?))
-    };
-    let parents: Vec<(u32, u32)> = entries("/proc").filter_map(parent).collect();
-    let mut family = vec![std::process::id()];
-    let mut next = 0;
-    while let Some(&one) = family.get(next) {
-        family.extend(
-            parents
-                .iter()
-                .filter(|(_, parent)| *parent == one)
-                .map(|(child, _)| child),
-        );
-        next += 1;
-    }
-    family.len() - 1
-}
-
 /// What is open, without the folder that is being read to tell.
 fn open_files() -> BTreeSet<String> {
     let files = entries("/proc/self/fd").filter_map(|path| {
@@ -148,7 +128,7 @@ fn groups() -> BTreeSet<PathBuf> {
     found
 }
 
-fn leaves_nothing_after_twenty_in_a_row_and_four_at_once(backend: Backend) {
+fn leaves_nothing_after_some_in_a_row_and_four_at_once(backend: Backend) {
     let sandbox: &dyn Sandbox = &*host::open(backend);
     let check = |number: usize| {
         let ran = run(sandbox, code(&format!("print({number})")));
@@ -167,7 +147,7 @@ fn leaves_nothing_after_twenty_in_a_row_and_four_at_once(backend: Backend) {
             scope.spawn(move || check(number));
         }
     });
-    (5..25).for_each(check);
+    (5..stress::count(10, 105)).for_each(check);
     let mut endless = code("while True:\n    pass");
     endless.limits.time = Some(Duration::from_secs(2));
     assert_eq!(
@@ -184,6 +164,6 @@ fn no_sandbox_leaves_anything() {
     temporary_files();
     for backend in Backend::ALL {
         eprintln!("{backend} …");
-        leaves_nothing_after_twenty_in_a_row_and_four_at_once(backend);
+        leaves_nothing_after_some_in_a_row_and_four_at_once(backend);
     }
 }

@@ -1,5 +1,7 @@
 //! Where results go that a user names a path for: what is there is written to as what it is, or refused, and never replaced.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs::{self, File};

@@ -1,5 +1,7 @@
 //! `minivm compare`, its JSON and its page, which is looked at by a real browser.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
 
+// Tests run: on any KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::collections::VecDeque;
@@ -10,20 +12,14 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use minivm_tests::image::Elf;
+use minivm_tests::code::{LOOP, RESET, show};
+use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::ends_until;
 use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{LocalModes, OutputModes};
 use tempfile::TempDir;
-
-/// `mov dx, 0x3f8; mov al, '.'; out dx, al`: says that it runs.
-const SHOW: [u8; 7] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee];
-/// `jmp $`: loops for ever.
-const LOOP: [u8; 2] = [0xeb, 0xfe];
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 
 /// Opens COM1 and sends back what it receives.
 #[rustfmt::skip]
@@ -115,7 +111,7 @@ impl Drop for Session {
 
 /// A session with a guest that runs until it is ended.
 fn endless() -> Session {
-    let mut session = Session::start(&Elf::of_code(&[&SHOW, &LOOP]).bytes());
+    let mut session = Session::start(&Elf::of_code(&[&show(b'.'), &LOOP]).bytes());
     session.expect(b'.');
     session.assert_raw();
     session
@@ -130,7 +126,7 @@ fn ctrl_a_x_ends_the_machine_with_code_0() {
 
 #[test]
 fn other_keys_go_to_the_guest() {
-    let mut session = Session::start(&Elf::of_code(&[&SHOW, &ECHO]).bytes());
+    let mut session = Session::start(&Elf::of_code(&[&show(b'.'), &ECHO]).bytes());
     session.expect(b'.');
     // Ctrl-C, Ctrl-D, Ctrl-Z, return and Ctrl-\ would all be the terminal's own otherwise.
     for key in [b'a', 0x03, 0x04, 0x1a, b'\r', 0x1c] {
@@ -154,14 +150,14 @@ fn a_signal_ends_it_with_the_terminal_as_it_was() {
 
 #[test]
 fn the_guests_own_end_leaves_the_terminal_as_it_was() {
-    let mut session = Session::start(&Elf::of_code(&[&SHOW, &RESET]).bytes());
+    let mut session = Session::start(&Elf::of_code(&[&show(b'.'), &RESET]).bytes());
     session.expect(b'.');
     assert_eq!(session.end().code(), Some(0));
 }
 
 #[test]
 fn a_guests_crash_leaves_the_terminal_as_it_was() {
-    let mut session = Session::start(&Elf::of_code(&[&SHOW, &[0x0f, 0x0b]]).bytes()); // ud2
+    let mut session = Session::start(&Elf::of_code(&[&show(b'.'), &[0x0f, 0x0b]]).bytes()); // ud2
     session.expect(b'.');
     assert_eq!(session.end().code(), Some(1));
 }

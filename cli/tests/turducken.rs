@@ -1,12 +1,15 @@
 //! The turducken from outside: `minivm turducken` as a program, here or in the lab.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use minivm_machine::cache;
 use minivm_sandbox::tools;
+use minivm_tests::given;
+use minivm_tests::output::text;
 use serde_json::Value;
 
 /// What a run may take, under emulation on a busy machine.
@@ -18,21 +21,15 @@ fn turducken(arguments: &[&str]) -> Output {
     let mut tell = |line: &str| eprintln!("{line}");
     tools::npm::install(&cache, &mut tell).unwrap();
     tools::install_runsc(&cache, &mut tell).unwrap();
-    let binary = std::env::var_os("MINIVM_TEST_BINARY");
-    let kernel = std::env::var_os("MINIVM_TEST_KERNEL").expect("cargo xtask test sets it");
     Command::new("timeout")
         .args(["--kill-after=10", LIMIT])
-        .arg(binary.map_or_else(|| env!("CARGO_BIN_EXE_minivm").into(), PathBuf::from))
+        .arg(given::minivm(env!("CARGO_BIN_EXE_minivm")))
         .args(["turducken", "--quiet"])
         .args(arguments)
         .arg("--kernel")
-        .arg(kernel)
+        .arg(given::path("MINIVM_TEST_KERNEL"))
         .output()
         .unwrap()
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! Each test has a cache of its own, and with it a keeper of its own, which it ends, also when it fails.
 
+// Tests run: here and in labs
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
@@ -13,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, wait_until};
 use minivm_tests::program::{self, Ended, Program, ends_until};
-use minivm_tests::{busybox, given};
+use minivm_tests::{busybox, given, stress};
 use rustix::process::{Pid, Signal, getsid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -70,10 +72,7 @@ impl Home {
     }
 
     fn minivm(&self) -> Command {
-        // The optimized one where there is one: in the lab it runs emulated.
-        let optimized = std::env::var_os("MINIVM_TEST_BINARY");
-        let binary = optimized.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into());
-        let mut command = Command::new(binary);
+        let mut command = Command::new(given::minivm(env!("CARGO_BIN_EXE_minivm")));
         command
             .env("XDG_CACHE_HOME", self.path.join("cache"))
             .env("MINIVM_LAB_KERNEL", &self.lab_kernel)
@@ -252,14 +251,6 @@ impl Process {
             line: text("cmdline").filter(|line| !line.is_empty())?,
             environ: text("environ").unwrap_or_default(),
         })
-    }
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -478,9 +469,10 @@ fn whatever_ends_a_run_frees_its_machine() {
     home.assert_all_are_free();
 
     // While they begin.
-    for moment in 0..10 {
+    let moments = stress::count(5, 100);
+    for moment in 0..moments {
         let mut child = home.run(&[], &["--", "true"]).spawn().unwrap();
-        thread::sleep(Duration::from_millis(5 * moment));
+        thread::sleep(Duration::from_millis(50) * moment / moments);
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -539,7 +531,7 @@ fn prune_ends_a_lab_that_nobody_uses() {
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
 fn no_run_fails_beside_those_that_end_its_lab() {
-    let runs = std::env::var("MINIVM_TEST_RUNS").map_or(2, |runs| runs.parse().unwrap());
+    let runs = stress::count(2, 40);
     let home = Home::warm();
     let over = AtomicBool::new(false);
     let end_labs = |words: &dyn Fn() -> Vec<String>| {

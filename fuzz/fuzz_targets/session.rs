@@ -1,54 +1,7 @@
-//! Any bytes as what a guest says in a session that copies files out.
+//! Any bytes as a guest's side of a session that copies files out.
 #![no_main]
 
-use std::io::{self, Cursor};
-use std::sync::mpsc;
-use std::time::Duration;
+#[path = "../bodies/session.rs"]
+mod session;
 
-use libfuzzer_sys::fuzz_target;
-use minivm_machine::{Ended, Files, Link, Session};
-use minivm_guest::channel::{Hello, Request, ToHost, VERSION};
-
-fuzz_target!(|data: &[u8]| {
-    let Some((&kind, bytes)) = data.split_first() else {
-        return;
-    };
-    // Most of the time past the greeting, which is found no sooner by chance.
-    let mut said = Vec::new();
-    if kind % 4 != 0 {
-        ToHost::Hello(Hello { version: VERSION, rings: None }).encode(&mut said);
-        ToHost::Started.encode(&mut said);
-    }
-    if kind % 4 == 2 {
-        ToHost::FilesOf(0, None).encode(&mut said);
-        ToHost::Files(bytes).encode(&mut said);
-        ToHost::Files(&[]).encode(&mut said);
-    } else {
-        said.extend_from_slice(bytes);
-    }
-    let folder = std::env::temp_dir().join("minivm-fuzz-session");
-    let _ = std::fs::remove_dir_all(&folder);
-    let (_events, happenings) = mpsc::channel();
-    let session = Session {
-        request: Request::default(),
-        stdin: None,
-        stdout: Box::new(io::sink()),
-        stderr: Box::new(io::sink()),
-        boot_limit: Duration::from_secs(60),
-        timeout: None,
-        max_output: Some(1000),
-        copy_in: Vec::new(),
-        copy_out: vec![Files { from: "/out".into(), to: folder.join("out") }],
-        max_copy_out: 1 << 20,
-        events: happenings,
-        ..Session::new(Request::default())
-    };
-    let link = Link {
-        greeted: false,
-        from_guest: Box::new(Cursor::new(said)),
-        to_guest: Box::new(io::sink()),
-        stop: Box::new(|| {}),
-        end: Box::new(|| Ok(Ended { orderly: true, how: "it ended".into() })),
-    };
-    let _ = session.run(link);
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| session::run(data));

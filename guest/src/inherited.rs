@@ -1,9 +1,9 @@
-//! What a process inherits from the one that has started it, put right before anything depends on it.
+//! The state that a process inherits from its parent, put right before anything depends on it.
 //!
 //! Dispositions and masks of signals, limits, open files, the umask and variables all pass through `exec`, and a shell, a
-//! service manager or a build tool may have left them in any state. [`put_right`] mends, at the start of a program and while it
-//! has one thread, what can be mended without a word, and names what can't be, with the remedy. What users set on purpose stays:
-//! the signals that `nohup` and shells let their children ignore, and limits that leave enough.
+//! service manager or a build tool may have left them in any state. [`put_right`] mends all that can be mended without a word,
+//! at the start of a program and while it has one thread; the rest is an error with its remedy. Settings that users make on
+//! purpose stay: the signals that `nohup` and shells let their children ignore, and limits that leave enough.
 
 #![allow(
     unsafe_code,
@@ -20,8 +20,8 @@ use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 
-/// Signals that are made to do what they do by default: this process, or one that it starts, waits for children, counts on a
-/// window's size or on a timer. Those by which users and shells end programs stay ignored, as `nohup` has them.
+/// Signals that get their default disposition: this process, or one that it starts, waits for children, counts on a window's
+/// size or on a timer. Those by which users and shells end programs stay ignored, as `nohup` has them.
 const DEFAULT: [libc::c_int; 8] = [
     libc::SIGCHLD,
     libc::SIGWINCH,
@@ -32,17 +32,17 @@ const DEFAULT: [libc::c_int; 8] = [
     libc::SIGURG,
     libc::SIGXCPU,
 ];
-/// The first file that is not one of the standard streams.
+/// The first descriptor behind those of the standard streams.
 const FIRST: libc::c_uint = 3;
-/// Where programs are looked for if nothing says it.
+/// The search path for programs where `PATH` is not set.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A limit of this process.
 struct Limit {
     resource: Resource,
-    /// Below this nothing works.
+    /// The lowest limit with which anything works.
     least: u64,
-    /// What a soft limit that is lower is raised to, as far as the hard one lets it.
+    /// The value to which a lower soft limit is raised, as far as the hard one allows.
     enough: u64,
     what: &'static str,
     /// The shell's flag for it.
@@ -50,7 +50,7 @@ struct Limit {
 }
 
 const MIB: u64 = 1 << 20;
-/// What gVisor, Deno and Chromium need.
+/// The limits that gVisor, Deno and Chromium need.
 const RUNTIMES: [Limit; 4] = [
     Limit {
         resource: Resource::Nofile,
@@ -120,7 +120,7 @@ const LIMITS: [Limit; 5] = [
         flag: 'i',
     },
 ];
-/// Root's processes are not counted.
+/// The limit of processes, for other users than root, whose processes are not counted.
 const PROCESSES: Limit = Limit {
     resource: Resource::Nproc,
     least: 32,
@@ -129,7 +129,7 @@ const PROCESSES: Limit = Limit {
     flag: 'u',
 };
 
-/// What was inherited and can't be put right.
+/// An inherited state that can't be put right.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
@@ -138,11 +138,11 @@ pub enum Refused {
         "the limit of {what} is {is}, and at least {least} are needed: raise it (`ulimit -{flag}`)"
     )]
     Limit {
-        /// What is limited.
+        /// The resource.
         what: &'static str,
         /// The limit.
         is: u64,
-        /// The lowest with which anything works.
+        /// The lowest limit with which anything works.
         least: u64,
         /// The shell's flag for it.
         flag: char,
@@ -156,7 +156,7 @@ pub enum Refused {
         .0.display()
     )]
     Temporary(PathBuf),
-    /// The home is somewhere else in each working folder.
+    /// `HOME` or `XDG_CACHE_HOME` is a relative path, which leads to another folder from each working folder.
     #[error("{name} is not an absolute path: {}: set it to one, or unset it", path.display())]
     Relative {
         /// The variable.
@@ -167,30 +167,30 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// Whether the stack is so small that not much more can be done.
+    /// Returns whether the stack is so small that not much more can be done.
     pub fn is_of_the_stack(&self) -> bool {
         matches!(self, Refused::Limit { flag: 's', .. })
     }
 }
 
-/// Looks whether the limits leave enough to programs that are whole systems themselves: a kernel in user space, V8, a browser. They
-/// reserve address space by the terabyte and start processes by the dozen, and break without a word where they can't.
+/// Checks that the limits leave enough to programs that are whole systems themselves: a kernel in user space, V8, a browser.
+/// They reserve address space by the terabyte and start processes by the dozen, and break without a message where they can't.
 ///
 /// # Errors
 ///
-/// [`Refused::Limit`], by the first that is too low.
+/// [`Refused::Limit`], for the first limit that is too low.
 pub fn check_for_runtimes() -> Result<(), Refused> {
     RUNTIMES.iter().try_for_each(Limit::check)
 }
 
-/// Puts right all that a program inherits that a user starts.
+/// Puts right all that a program inherits from the user who starts it.
 ///
 /// # Errors
 ///
-/// What can't be put right.
+/// [`Refused`] names the state that can't be put right.
 pub fn put_right() -> Result<(), Refused> {
     signals();
-    // A write beyond the limit of a file's size is an error then, with a name, and no death without a word.
+    // A write beyond the limit of a file's size is then an error with a name, and doesn't kill the process without a message.
     // SAFETY: it takes numbers, and no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     descriptors();
@@ -200,7 +200,7 @@ pub fn put_right() -> Result<(), Refused> {
     environment()
 }
 
-/// Makes signals that this process inherited as ignored do what they do by default, and lets all of them through.
+/// Gives signals that this process may have inherited as ignored their default disposition, and unblocks all signals.
 pub fn signals() {
     for signal in DEFAULT {
         // SAFETY: it takes numbers, and no handler.
@@ -213,7 +213,7 @@ pub fn signals() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
 
-/// Keeps files that others have left open in this process from those that it starts: all but the standard streams.
+/// Keeps inherited open files from the processes that this one starts: all but the standard streams.
 pub fn descriptors() {
     // It fails before Linux 5.11; then they stay open.
     // SAFETY: it takes numbers, and closes nothing.
@@ -227,7 +227,7 @@ pub fn descriptors() {
     };
 }
 
-/// A umask that takes from the owner would lock this process out of its own folders.
+/// Takes the owner's bits out of the umask, which would lock this process out of its own folders.
 fn own_files_are_ours() {
     let owner = Mode::RWXU;
     let old = umask(owner | Mode::RWXG | Mode::RWXO);
@@ -270,7 +270,7 @@ impl Limit {
     }
 }
 
-/// Closed ones are open by now: Rust's library has opened `/dev/null` in their places.
+/// Makes the standard streams usable. Closed ones are open by now: Rust's library has opened `/dev/null` in their places.
 fn streams() -> Result<(), Refused> {
     use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
     // `nohup` leaves a stdin from which nothing can be read.
@@ -283,7 +283,7 @@ fn streams() -> Result<(), Refused> {
     if let Some(stream) = instead(stdout(), OFlags::WRONLY, false) {
         let _ = dup2_stdout(stream);
     }
-    // What would be lost there is the answer.
+    // The program's results would be lost there.
     match is_open_for(flags_of(stdout()), OFlags::WRONLY) {
         true => Ok(()),
         false => Err(Refused::Stdout),
@@ -299,8 +299,8 @@ fn is_open_for(flags: OFlags, wanted: OFlags) -> bool {
     !flags.contains(OFlags::PATH) && (access == OFlags::RDWR || access == wanted)
 }
 
-/// What a stream is replaced by, if it has to be: nothing, where it can't be used and that may be, or the same pipe or device,
-/// opened anew, where others have made theirs non-blocking.
+/// Returns the file to put in a stream's place, if it needs one: `/dev/null` for a stream that can't be used, if `or_nothing`
+/// allows it; the pipe or device itself, opened anew, where another process has made it non-blocking.
 fn instead(stream: BorrowedFd, access: OFlags, or_nothing: bool) -> Option<OwnedFd> {
     let flags = flags_of(stream);
     let quiet = access | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -323,7 +323,7 @@ fn instead(stream: BorrowedFd, access: OFlags, or_nothing: bool) -> Option<Owned
     } else {
         return None;
     };
-    // Only opening it was not to wait.
+    // The flag was for opening it only.
     fcntl_setfl(&opened, fcntl_getfl(&opened).ok()? - OFlags::NONBLOCK).ok()?;
     Some(opened)
 }
@@ -352,7 +352,7 @@ fn environment() -> Result<(), Refused> {
     Ok(())
 }
 
-/// Where it isn't set, too.
+/// Returns whether a variable is empty or not set.
 fn is_empty(name: &str) -> bool {
     env::var_os(name).is_none_or(|value| value.is_empty())
 }
@@ -364,7 +364,7 @@ fn remove(name: &str) {
     }
 }
 
-/// The inherited limit that is behind an error, in words, where there is one.
+/// Returns the inherited limits that may be behind an error, in words, where there are any.
 pub fn limit_behind(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     let mut number = None;
@@ -384,7 +384,7 @@ pub fn limit_behind(error: &(dyn std::error::Error + 'static)) -> Option<String>
         libc::EFBIG => &[BYTES],
         libc::EMFILE => &[FILES],
         libc::ENOMEM => &[ADDRESSES, DATA],
-        // A thread that can't be made, for one or the other reason.
+        // A thread that can't be started, for one of these reasons.
         libc::EAGAIN => &[ADDRESSES, DATA, THREADS],
         _ => return None,
     };

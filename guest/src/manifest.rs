@@ -1,28 +1,27 @@
-//! What an initramfs tells the guest's init: the image's own command, and what the archive's format has no field for.
+//! The manifest of an initramfs, for the guest's init: the image's own command, and attributes that a cpio archive can't hold.
 //!
 //! An initramfs that was made of an image has, beside the image's files, the folder [`FOLDER`] and the program [`INIT`]. Init
-//! takes both away before the command runs, so that it sees the image as it is.
+//! removes both before the command runs, so that the command sees the image as it is.
 
 use serde::{Deserialize, Serialize};
 
-/// The folder with what is ours. An image must not have it.
+/// The folder of minivm's own files. An image must not have it.
 pub const FOLDER: &str = ".minivm";
-/// The [`Manifest`], in postcard's format.
+/// The path of the [`Manifest`], in postcard's format.
 pub const PATH: &str = ".minivm/manifest";
-/// The guest's first process, where the kernel looks for it by itself.
+/// The path of the guest's first process, where the kernel looks for it by itself.
 pub const INIT: &str = "init";
-/// Where an image's own `/init`, file or folder, is until init puts it back.
+/// The path of an image's own `/init`, file or folder, until init puts it back.
 pub const IMAGES_INIT: &str = ".minivm/init";
 
-/// An empty file, the archive's last entry. Where it isn't there, the image did not fit into the guest's memory: the kernel
-/// stops unpacking then, and goes on with what it has.
+/// The path of an empty file, the archive's last entry. A guest without it has a part of the image only: the kernel stops
+/// unpacking an image that doesn't fit into memory, and boots with the part that it has.
 pub const COMPLETE: &str = ".minivm/complete";
 
-/// What init has to know of its image.
+/// The part of an image that init has to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// What the image runs by itself: its entrypoint and its command's arguments. It is run where no host asks for anything
-    /// else.
+    /// The image's own command: its entrypoint and its command's arguments. Init runs it where no host sends a request.
     pub argv: Vec<Vec<u8>>,
     /// Its environment, `NAME=value` each.
     pub env: Vec<Vec<u8>>,
@@ -37,25 +36,25 @@ pub struct Manifest {
 /// An extended attribute of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Xattr {
-    /// The file, from the root on, without a leading slash; empty for the root itself.
+    /// The file's path from the root on, without a leading slash; empty for the root itself.
     pub path: Vec<u8>,
     /// The attribute's whole name, such as `security.capability`.
     pub name: Vec<u8>,
-    /// Its value.
+    /// The attribute's value.
     pub value: Vec<u8>,
 }
 
 impl Manifest {
-    /// The bytes of the file [`PATH`].
+    /// Returns the bytes of the file [`PATH`].
     pub fn to_bytes(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("plain data in growing memory can be written")
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    /// Reads the bytes that [`to_bytes`](Self::to_bytes) has returned.
     ///
     /// # Errors
     ///
-    /// Where the bytes are no manifest.
+    /// postcard's, where the bytes are no manifest.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, postcard::Error> {
         postcard::from_bytes(bytes)
     }

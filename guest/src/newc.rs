@@ -1,4 +1,4 @@
-//! Writes cpio archives in the "newc" format, the one Linux unpacks as an initramfs.
+//! The writer of cpio archives in the "newc" format, which Linux unpacks as an initramfs.
 //!
 //! An entry is a header of 110 ASCII bytes (a magic number and thirteen fields of eight hexadecimal digits), the name with
 //! its NUL, padding to a multiple of four, the data, padding again. An entry named `TRAILER!!!` ends the archive
@@ -30,7 +30,7 @@ const PATH_MAX: usize = 4096;
 
 const TRAILER: &str = "TRAILER!!!";
 
-/// Why an entry can't be written.
+/// The reason why an entry can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The archive's own output failed.
@@ -41,15 +41,15 @@ pub enum Error {
     Copy {
         /// The entry's name.
         name: PathBuf,
-        /// What the system said.
+        /// The operating system's reason.
         source: io::Error,
     },
-    /// What was to be archived can't be opened.
+    /// A file or folder that is to be archived can't be opened.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file or folder, as it was opened.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's reason.
         source: io::Error,
     },
     /// A file ended before the size its header had promised.
@@ -62,7 +62,7 @@ pub enum Error {
         /// The bytes that were there.
         actual: u64,
     },
-    /// The format has 32 bits for a size.
+    /// A file is larger than the format allows, which has 32 bits for a size.
     #[error("{} has {size} bytes, and an archive holds only files of less than 4 GiB", name.display())]
     TooLarge {
         /// The file.
@@ -70,14 +70,14 @@ pub enum Error {
         /// The file's size in bytes.
         size: u64,
     },
-    /// Linux would skip the entry.
+    /// A name or a link's target is longer than Linux unpacks: it would skip the entry.
     #[error("{} is too long a path for an initramfs", path.display())]
     TooLong {
         /// The name or the target of the link.
         path: PathBuf,
     },
     /// The name has a NUL inside, or nothing but slashes.
-    #[error("{path:?} is no name for an entry")]
+    #[error("{path:?} is not a valid name for an entry of an archive")]
     BadName {
         /// The name.
         path: PathBuf,
@@ -89,16 +89,16 @@ pub enum Error {
 pub struct Attributes {
     /// Permission bits, set-user-ID and the like: the lower twelve bits of `st_mode`.
     pub permissions: u32,
-    /// User.
+    /// The owner's number.
     pub uid: u32,
-    /// Group.
+    /// The group's number.
     pub gid: u32,
     /// Time of the last change, in seconds since 1970. Linux sets it if it was built with `CONFIG_INITRAMFS_PRESERVE_MTIME`.
     pub mtime: u32,
 }
 
 impl Attributes {
-    /// Root's, of 1970.
+    /// Returns attributes with these permissions, root's, of 1970.
     pub fn new(permissions: u32) -> Attributes {
         Attributes {
             permissions,
@@ -147,7 +147,7 @@ pub struct Linked {
     links: u32,
 }
 
-/// An archive being written. Names are relative to the archive's root (a leading `/` is dropped) and come parents first.
+/// An archive that is being written. Names are relative to the archive's root (a leading `/` is dropped) and come parents first.
 #[derive(Debug)]
 pub struct Archive<W> {
     out: W,
@@ -188,12 +188,16 @@ impl Header {
 }
 
 impl<W: Write> Archive<W> {
-    /// An archive with no entry yet.
+    /// Begins an archive.
     pub fn new(out: W) -> Archive<W> {
         Archive { out, next_inode: 1 }
     }
 
     /// Adds a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadName`] or [`Error::TooLong`] refuse the name; [`Error::Write`] where the output fails.
     pub fn directory(
         &mut self,
         name: impl AsRef<Path>,
@@ -206,7 +210,12 @@ impl<W: Write> Archive<W> {
         self.header(name.as_ref(), &header)
     }
 
-    /// Adds a file of `size` bytes, which are read from `data`; what follows them there is left alone.
+    /// Adds a file of `size` bytes, which are read from `data`; bytes behind them are left there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`directory`](Self::directory); [`Error::TooLarge`] or [`Error::Short`] refuse the size; [`Error::Copy`] where
+    /// the data can't be read or written.
     pub fn file(
         &mut self,
         name: impl AsRef<Path>,
@@ -218,8 +227,12 @@ impl<W: Write> Archive<W> {
         self.regular(name.as_ref(), header, size, data)
     }
 
-    /// Adds a file that has, or may get, further names: `links` altogether, or 2 where that isn't known. The data goes with
-    /// the first name.
+    /// Adds a file that has, or may get, further names: `links` altogether, or 2 where that isn't known. The data go with the
+    /// first name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`file`](Self::file).
     pub fn linked_file(
         &mut self,
         name: impl AsRef<Path>,
@@ -247,8 +260,12 @@ impl<W: Write> Archive<W> {
     /// `init/initramfs.c`). It opens the file again for each but truncates it only the first time, and a later entry of size
     /// zero leaves the data as they are.
     ///
-    /// One number is left out for it: a file system in memory counts each name as it does each file, and so the last number tells how
-    /// many it takes.
+    /// One inode number is left out for it: a file system in memory counts each name as it does each file, so the last inode
+    /// number is the number of inodes that the archive takes there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`directory`](Self::directory).
     pub fn hard_link(&mut self, name: impl AsRef<Path>, file: Linked) -> Result<(), Error> {
         self.inode();
         let header = Header {
@@ -259,6 +276,10 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a symbolic link.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`directory`](Self::directory), also for the target's length.
     pub fn symlink(
         &mut self,
         name: impl AsRef<Path>,
@@ -283,6 +304,10 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a device, a named pipe or a socket.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`directory`](Self::directory).
     pub fn node(
         &mut self,
         name: impl AsRef<Path>,
@@ -299,7 +324,11 @@ impl<W: Write> Archive<W> {
         )
     }
 
-    /// Ends the archive and hands the output back.
+    /// Ends the archive and returns the output.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`] where the output fails.
     pub fn finish(mut self) -> Result<W, Error> {
         let header = Header {
             links: 1,
@@ -346,7 +375,7 @@ impl<W: Write> Archive<W> {
     fn header(&mut self, name: &Path, header: &Header) -> Result<(), Error> {
         let stored = stored_name(name)?;
         if stored == TRAILER {
-            // A file may be called that. Linux looks for the name as it stands, before it opens it.
+            // A file may have that name. Linux compares the name as it stands, before it opens it.
             return self.stored(OsStr::new("./TRAILER!!!"), header);
         }
         self.stored(stored, header)
@@ -390,7 +419,7 @@ impl<W: Write> Archive<W> {
     }
 }
 
-/// The name as the archive has it: without leading slashes.
+/// Returns a name as the archive has it: without leading slashes.
 fn stored_name(name: &Path) -> Result<&OsStr, Error> {
     let bytes = name.as_os_str().as_bytes();
     let start = bytes
@@ -408,5 +437,4 @@ fn stored_name(name: &Path) -> Result<&OsStr, Error> {
 }
 
 #[cfg(test)]
-#[path = "newc_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! What a first process does for its machine, whichever machine it is.
+//! The duties of the first process of any machine, guest or lab.
 
 use std::io;
 use std::net::UdpSocket;
@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 ///
 /// # Errors
 ///
-/// Where the kernel has no network, or this process may not change it.
+/// The operating system's, where the kernel has no network, or this process may not change it.
 #[allow(unsafe_code, reason = "neither std nor rustix has this ioctl")]
 pub fn bring_loopback_up() -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;

@@ -1,4 +1,4 @@
-//! Reads cpio archives in the "newc" format, entry by entry. It doesn't trust them.
+//! The reader of cpio archives in the "newc" format, entry by entry. It trusts none of them.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ const HEADER: usize = 110;
 const MAGIC: &[u8] = b"070701";
 const TRAILER: &[u8] = b"TRAILER!!!";
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A folder.
@@ -21,7 +21,7 @@ pub enum Kind {
         /// The size.
         size: u32,
     },
-    /// A symbolic link to this.
+    /// A symbolic link to this path.
     Symlink(PathBuf),
     /// A device, a pipe or a socket.
     Other,
@@ -30,15 +30,15 @@ pub enum Kind {
 /// An entry without its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name: relative, and without `..` in it. The folder in which all of the archive is unpacked is called `.`.
+    /// Its name: relative, and without `..` in it. `.` is the folder in which all of the archive is unpacked.
     pub name: PathBuf,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permissions with set-user-ID, set-group-ID and sticky bits.
     pub permissions: u32,
     /// The time of its last change, in seconds since 1970.
     pub mtime: u32,
-    /// A number that all names of one file have in common, where a file has more than one. Its data come with the first name.
+    /// A number that all names of one file have in common, where a file has more than one. The data come with the first name.
     pub link: Option<u32>,
 }
 
@@ -46,7 +46,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Unpack<R> {
     from: R,
-    /// What is left of the current file's data, and the padding behind it.
+    /// The bytes that are left of the current file's data, and of the padding behind it.
     data: u64,
     padding: u64,
 }
@@ -61,11 +61,12 @@ impl<R: Read> Unpack<R> {
         }
     }
 
-    /// The next entry, or none at the archive's end. What wasn't read of the last one's data is skipped.
+    /// Returns the next entry, or none at the archive's end. Unread data of the last one are skipped.
     ///
     /// # Errors
     ///
-    /// Where the archive can't be read, is cut off, or isn't one.
+    /// The reader's; [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) where the archive is cut off;
+    /// [`InvalidData`](io::ErrorKind::InvalidData) where it is not a cpio archive.
     #[allow(
         clippy::should_implement_trait,
         reason = "its errors would be awkward as items"
@@ -116,7 +117,7 @@ impl<R: Read> Unpack<R> {
         }))
     }
 
-    /// Bytes that a path may have, and the padding behind them, which counts from `before` on.
+    /// Reads a name or a link's target, and the padding behind it, which counts from `before` on.
     fn text(&mut self, size: u32, before: usize) -> io::Result<Vec<u8>> {
         if size > PATH_MAX {
             return Err(bad("a name is too long"));
@@ -141,16 +142,16 @@ impl<R: Read> Read for Unpack<R> {
     }
 }
 
-/// Eight hexadecimal digits.
+/// Reads eight hexadecimal digits.
 fn field(digits: &[u8]) -> io::Result<u32> {
     std::str::from_utf8(digits)
         .ok()
         .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| bad("a header's field is no number"))
+        .ok_or_else(|| bad("a header's field is not a number"))
 }
 
-/// A name that stays below the folder it is put in.
+/// Refuses a name that doesn't stay below the folder it is put in.
 fn checked(name: PathBuf) -> io::Result<PathBuf> {
     let inside = |part: Component| matches!(part, Component::Normal(_));
     if name.as_os_str().is_empty() || !Path::new(&name).components().all(inside) {

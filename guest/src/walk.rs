@@ -1,4 +1,4 @@
-//! Makes an archive out of a folder.
+//! Archives of folders and files.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,20 +12,25 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::newc::{Archive, Attributes, Error, Linked, Node};
 
-/// Whose the archived files are.
+/// The owner of the archived files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Owner {
-    /// Root's, whoever owns them here: what a folder needs that an ordinary user has unpacked.
+    /// Root, in place of their owner on this host: a folder that an ordinary user has unpacked needs that.
     #[default]
     Root,
-    /// Whose they are here.
+    /// Their owner on this host.
     Keep,
 }
 
-/// Writes what is below `root` to `out` as an initramfs and hands `out` back.
+/// Writes the content of `root` to `out` as an initramfs and returns `out`.
 ///
 /// Names are sorted, so the same folder makes the same bytes. Symbolic links are archived, never followed. Files with
 /// several names keep them. `root` has no entry of its own: the guest's `/` keeps the mode that its kernel gave it.
+///
+/// # Errors
+///
+/// [`Error::Read`] or [`Error::Copy`] where something can't be read; [`Error::TooLarge`], [`Error::TooLong`] or
+/// [`Error::Short`] where it can't be archived; [`Error::Write`] where `out` fails.
 ///
 /// ```
 /// use minivm_guest::{Owner, archive_dir};
@@ -43,14 +48,14 @@ pub fn archive_dir<W: Write>(root: &Path, owner: Owner, out: W) -> Result<W, Err
     archive.finish()
 }
 
-/// Adds one file, or a folder with what is below it, to `archive`, where it is called `name`. Files with several names become
-/// several files, so that a reader of the archive need not know what was before. A small file is read before its size is told:
-/// those of `/proc` and `/sys` have another one than they say. A `path` that is a link is followed; links below it aren't.
-/// Devices, pipes and sockets become entries, too; they are also returned, for most readers leave them out.
+/// Adds one file, or a folder with its content, to `archive` under the name `name`. Files with several names become several
+/// files, so that a reader of the archive need not remember earlier ones. A small file is read before its size is written: those
+/// of `/proc` and `/sys` have another size than they report. A `path` that is a link is followed; links below it aren't. Devices,
+/// pipes and sockets become entries, too; they are also returned, for most readers leave them out.
 ///
 /// # Errors
 ///
-/// As [`archive_dir`]'s.
+/// Those of [`archive_dir`].
 pub fn append_path<W: Write>(
     archive: &mut Archive<W>,
     path: &Path,
@@ -63,20 +68,20 @@ pub fn append_path<W: Write>(
     Ok(walk.nodes)
 }
 
-/// Devices, pipes and sockets that were met.
+/// The devices, pipes and sockets among the archived files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nodes {
-    /// The first of them.
+    /// The paths of the first of them.
     pub first: Vec<PathBuf>,
-    /// How many there were besides.
+    /// The number of those beside `first`.
     pub more: usize,
 }
 
 impl Nodes {
-    /// How many are named.
+    /// The most of them in `first`.
     const NAMED: usize = 10;
 
-    /// One more.
+    /// Adds one more.
     pub fn add(&mut self, path: &Path) {
         match self.first.len() < Self::NAMED {
             true => self.first.push(path.into()),
@@ -85,7 +90,7 @@ impl Nodes {
     }
 }
 
-/// What a path leads to, where it is a link.
+/// Returns the path that a link leads to, or any other path as it is.
 fn followed(path: &Path) -> Result<PathBuf, Error> {
     let metadata = fs::symlink_metadata(path).map_err(reading(path))?;
     match metadata.is_symlink() {
@@ -96,16 +101,16 @@ fn followed(path: &Path) -> Result<PathBuf, Error> {
 
 /// The largest file that can be archived, in bytes: the format has 32 bits for a size.
 pub const FILE_MAX: u64 = u32::MAX as u64;
-/// A file of at most so many bytes is read before its size is told, where it is copied.
+/// The reported size up to which a file that is copied is read before its size is written, in bytes.
 const SMALL: u64 = 64 << 10;
-/// And it may have so many in truth.
+/// The most bytes that such a file may really have.
 const SMALL_MAX: u64 = 64 << 20;
 
-/// Writes `root` itself and what is below it, each under the name that `stored` gives it; says how many there were below.
+/// Writes `root` itself and its content, each under the name that `stored` gives it; returns the number of entries below `root`.
 ///
 /// # Errors
 ///
-/// Where something can't be read, or the archive can't be written.
+/// Those of [`archive_dir`].
 pub fn archive_root<W: Write>(
     root: &Path,
     owner: Owner,
@@ -120,7 +125,7 @@ pub fn archive_root<W: Write>(
     Ok(walk.count)
 }
 
-/// Where the archive has what lies at a path.
+/// The function that gives a path its name in the archive.
 type Stored = fn(&Path) -> Cow<'_, Path>;
 
 /// A folder whose names are being archived.
@@ -144,20 +149,20 @@ struct Walk<'a, W> {
     archive: &'a mut Archive<W>,
     owner: Owner,
     stored: Stored,
-    /// Whether files are copied, as they are now: each by itself, and with what can be read of it.
+    /// Whether files are copied as they are now: each by itself, and with the bytes that can be read of it.
     copies: bool,
     /// Files with several names by device and inode, once the first name is in the archive.
     linked: HashMap<(u64, u64), Linked>,
-    /// Names so far.
+    /// The number of names so far.
     count: u64,
     nodes: Nodes,
 }
 
-/// The names in a folder, sorted.
+/// Returns the names in a folder, sorted.
 ///
 /// # Errors
 ///
-/// Where it can't be read.
+/// [`Error::Read`] where the folder can't be read.
 pub fn names(folder: &Path) -> Result<Vec<OsString>, Error> {
     let names = fs::read_dir(folder).and_then(|entries| {
         entries
@@ -182,7 +187,7 @@ impl<'a, W: Write> Walk<'a, W> {
         }
     }
 
-    /// Archives a file or a folder, and what is below it.
+    /// Archives a file, or a folder with its content.
     fn tree(&mut self, path: &Path, name: &Path) -> Result<(), Error> {
         match self.entry(path, name)? {
             true => self.below(Level::new(path, name)?),
@@ -190,7 +195,7 @@ impl<'a, W: Write> Walk<'a, W> {
         }
     }
 
-    /// Archives what is in a folder and below. How deep that is has no limit, but for the length of a path: it takes no stack.
+    /// Archives a folder's content. Its depth has no limit but the length of a path: it takes no stack.
     fn below(&mut self, top: Level) -> Result<(), Error> {
         let mut levels = vec![top];
         while let Some(level) = levels.last_mut() {
@@ -206,7 +211,7 @@ impl<'a, W: Write> Walk<'a, W> {
         Ok(())
     }
 
-    /// Archives one; says whether it is a folder.
+    /// Archives one name; returns whether it is a folder.
     fn entry(&mut self, path: &Path, name: &Path) -> Result<bool, Error> {
         self.count += 1;
         let metadata = fs::symlink_metadata(path).map_err(reading(path))?;
@@ -273,7 +278,7 @@ impl<'a, W: Write> Walk<'a, W> {
         } else {
             self.archive.file(name, attributes, size, data)
         };
-        // It is known by where it is, and not by what it is called on its way.
+        // The error names the file's path, and not its name in the archive.
         copied.map_err(|error| match error {
             Error::Short {
                 expected, actual, ..
@@ -306,7 +311,7 @@ impl<'a, W: Write> Walk<'a, W> {
     }
 }
 
-/// Opens a file. It isn't followed even if it has become a link since it was looked at, nor waited for if it has become a pipe.
+/// Opens a file. If it has become a link since its type was read, it isn't followed; if it has become a pipe, it isn't waited for.
 fn opened(path: &Path) -> Result<File, Error> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty());
@@ -321,8 +326,7 @@ fn read_small(data: File) -> io::Result<Vec<u8>> {
     match whole.len() as u64 <= SMALL_MAX {
         true => Ok(whole),
         false => {
-            let text =
-                format!("there is more of it than its size tells, and than {SMALL_MAX} bytes");
+            let text = format!("it has more bytes than its size says, and more than {SMALL_MAX}");
             Err(io::Error::other(text))
         }
     }
@@ -345,7 +349,7 @@ fn node(metadata: &Metadata) -> Node {
     }
 }
 
-/// Names the path in the error of a system call that has read it.
+/// Returns a function that adds the path to the error of a system call that was to read it.
 pub fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = PathBuf::from(path);
     move |source| Error::Read { path, source }
@@ -388,7 +392,7 @@ mod tests {
         assert_eq!(archive, archive_dir(root, Owner::Root, Vec::new()).unwrap());
     }
 
-    /// What `append_path` makes of a path.
+    /// Returns the archive and the nodes that `append_path` makes of a path.
     fn copied(path: &Path) -> Result<(Vec<u8>, Nodes), Error> {
         let mut archive = Archive::new(Vec::new());
         let nodes = append_path(&mut archive, path, Path::new("x"), Owner::Root)?;
@@ -396,8 +400,8 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_has_what_can_be_read_and_not_what_the_size_says() {
-        // Nothing, and a page, by what they say of themselves.
+    fn a_copy_has_the_bytes_that_can_be_read_whatever_the_size_says() {
+        // The sizes that they report are nothing, and a page.
         for path in [
             "/proc/self/limits",
             "/sys/kernel/mm/transparent_hugepage/enabled",
@@ -420,7 +424,7 @@ mod tests {
             path.push("a");
             fs::create_dir(&path).unwrap();
         }
-        // As little stack as init's threads have.
+        // Init's threads have as little stack.
         let root = folder.path().to_owned();
         let small = std::thread::Builder::new().stack_size(64 << 10);
         let archived = small.spawn(move || copied(&root).unwrap().0).unwrap();
@@ -441,13 +445,13 @@ mod tests {
         );
         fs::remove_file(&file).unwrap();
         let Err(Error::Read { path, .. }) = copied(&link) else {
-            panic!("it leads nowhere");
+            panic!("the link leads nowhere");
         };
         assert_eq!(path, link);
     }
 
     #[test]
-    fn what_is_neither_file_nor_folder_is_named_and_what_is_too_large_is_refused_by_its_path() {
+    fn special_files_are_listed_and_too_large_ones_are_refused_by_path() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..12 {
             let socket = folder.path().join(format!("socket{number:02}"));
@@ -458,8 +462,8 @@ mod tests {
         assert_eq!(nodes.first[0], folder.path().join("socket00"));
         let large = folder.path().join("large");
         File::create(&large).unwrap().set_len(1 << 32).unwrap();
-        let told = copied(folder.path()).unwrap_err().to_string();
-        let said = "has 4294967296 bytes, and an archive holds only files of less than 4 GiB";
-        assert_eq!(told, format!("{} {said}", large.display()));
+        let error = copied(folder.path()).unwrap_err().to_string();
+        let text = "has 4294967296 bytes, and an archive holds only files of less than 4 GiB";
+        assert_eq!(error, format!("{} {text}", large.display()));
     }
 }

@@ -1,40 +1,38 @@
 //! Finds the members of a tar archive without reading them.
 //!
-//! An archive of an image holds its documents and layers in any order, so its headers are read once, seeking over the
-//! content between them, and what is asked for later is a range of the file. Names and targets of links are hostile: they
-//! are keys of a map and never become paths.
-//!
-//! A header is a block of 512 bytes. Names that don't fit into it come in members of their own before it: GNU's of type `L`
-//! and `K`, and POSIX's (pax) of type `x`, which may also tell the size (`tar(5)` of libarchive).
+//! An archive of an image holds its documents and layers in any order, so its headers are read once, skipping the content
+//! between them, and what is asked for later is a range of the file. Names and targets of links are hostile: they are keys of
+//! a map and never become paths.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Seek};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use tar::{EntryType, Header, PaxExtensions};
-
-use super::error::{Error, shown};
+use super::blob_reader::BlobReader;
+use super::error::Error;
+use super::files;
+use super::image::Blob;
+use super::shown::shown;
 use super::store::Store;
-use super::{Blob, files};
+use super::tar_reader::{self, BLOCK, Input, Kind, TarReader, Unsound};
 use crate::compression::{Format, START, decompress, format};
 
-const BLOCK: u64 = 512;
-/// How many members are listed; an image has some for each of its layers.
+/// The most members of an archive; an image has some for each of its layers.
 const MOST_MEMBERS: usize = 100_000;
-/// How long members that say something of the next one may be.
-const LONGEST_EXTENSION: u64 = 64 << 10;
-/// How long a name or a link's target may be, as Linux has it, and how long all are together: they are held in memory.
+/// The most bytes of an extended header.
+const LONGEST_HEADER: u64 = 64 << 10;
+/// The most bytes of a name or a link's target, as Linux has it, and of all together: they are held in memory.
 const LONGEST_NAME: usize = 4096;
 const MOST_NAMES: usize = 32 << 20;
-/// How many links are followed to one file.
+/// The most links that are followed to one file.
 const MOST_LINKS: usize = 16;
 
 /// The members of an archive.
 #[derive(Debug)]
 pub(super) struct Archive {
-    /// What the archive is called in errors.
+    /// The archive's name in errors.
     pub(super) name: String,
     file: Arc<File>,
     members: HashMap<Vec<u8>, Member>,
@@ -51,8 +49,8 @@ enum Member {
 }
 
 impl Archive {
-    /// Lists the archive's members; one that is compressed is decompressed into the store's folder, where it has
-    /// no name, if that takes no more than `limit` bytes.
+    /// Lists the archive's members. A compressed archive is decompressed into the store's folder, where it has no name, if
+    /// that takes no more than `limit` bytes.
     pub(super) fn open(
         name: String,
         file: File,
@@ -61,7 +59,7 @@ impl Archive {
     ) -> Result<Archive, Error> {
         let mut start = [0; START];
         let read = file.read_at(&mut start, 0);
-        let read = read.map_err(|source| failed(&name, source))?;
+        let read = read.map_err(Error::reading(&name))?;
         let file = match format(&start[..read]) {
             _ if read == 0 => return Err(Error::invalid(name, "is empty")),
             Format::Plain => file,
@@ -72,19 +70,16 @@ impl Archive {
             }
             format => decompressed(&name, format, &file, store, limit)?,
         };
-        let end = file
-            .metadata()
-            .map_err(|source| failed(&name, source))?
-            .len();
-        let members = Scan::new(&name, &file, end).members()?;
+        let archive = files::whole(file, name.clone()).map_err(Error::reading(&name))?;
+        let members = members(&archive)?;
         Ok(Archive {
             name,
-            file: Arc::new(file),
+            file: archive.file,
             members,
         })
     }
 
-    /// The regular file of this name.
+    /// Returns the regular file of this name.
     pub(super) fn member(&self, name: &str) -> Option<Blob> {
         let mut key = resolve(b"", name.as_bytes())?;
         for _ in 0..MOST_LINKS {
@@ -104,13 +99,6 @@ impl Archive {
     }
 }
 
-fn failed(name: &str, source: io::Error) -> Error {
-    Error::Read {
-        name: name.into(),
-        source,
-    }
-}
-
 fn decompressed(
     name: &str,
     format: Format,
@@ -119,10 +107,10 @@ fn decompressed(
     limit: u64,
 ) -> Result<File, Error> {
     let mut spool = store.spool()?;
-    file.rewind().map_err(|source| failed(name, source))?;
+    file.rewind().map_err(Error::reading(name))?;
     let content = decompress(format, BufReader::with_capacity(128 << 10, file));
     let copied = content.and_then(|content| files::copy_limited(content, &mut spool, limit));
-    match copied.map_err(|source| failed(name, source))? {
+    match copied.map_err(Error::reading(name))? {
         Some(_) => Ok(spool),
         None => Err(Error::TooLarge {
             what: format!("{name}, decompressed,"),
@@ -131,7 +119,7 @@ fn decompressed(
     }
 }
 
-/// A path within the archive, seen from one of its folders; `None` if it leads out.
+/// Resolves a path within the archive, from one of its folders; `None` if it leads out.
 fn resolve(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     let slash = |&byte: &u8| byte == b'/';
     let mut parts: Vec<&[u8]> = folder
@@ -151,194 +139,106 @@ fn resolve(folder: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     (!parts.is_empty()).then(|| parts.join(&b'/'))
 }
 
-/// The walk from header to header.
-struct Scan<'a> {
-    name: &'a str,
-    file: &'a File,
-    position: u64,
-    end: u64,
-    /// What the next header's own fields are replaced by.
-    path: Option<Vec<u8>>,
-    target: Option<Vec<u8>>,
-    size: Option<u64>,
-    /// Bytes of all names so far.
-    names: usize,
+/// Lists the members of an archive, which is the whole of a file.
+fn members(archive: &Blob) -> Result<HashMap<Vec<u8>, Member>, Error> {
+    let input = BufReader::with_capacity(4 << 10, BlobReader::new(archive.clone()));
+    let mut reader = TarReader::new(input, LONGEST_HEADER);
+    let mut members = HashMap::new();
+    let mut names = 0;
+    while let Some(found) = reader.next().map_err(|error| refused(archive, error))? {
+        let Some((path, member)) = member(&found) else {
+            continue;
+        };
+        names += weigh(archive, &path, &member)?;
+        if names > MOST_NAMES {
+            return Err(too_large(archive, "all names", MOST_NAMES as u64));
+        }
+        members.insert(path, member);
+        if members.len() > MOST_MEMBERS {
+            let problem =
+                format!("has more than {MOST_MEMBERS} members: it is not an archive of an image");
+            return Err(Error::invalid(&archive.name, problem));
+        }
+    }
+    Ok(members)
 }
 
-impl<'a> Scan<'a> {
-    fn new(name: &'a str, file: &'a File, end: u64) -> Scan<'a> {
-        Scan {
-            name,
-            file,
-            position: 0,
-            end,
-            path: None,
-            target: None,
-            size: None,
-            names: 0,
-        }
-    }
+/// Returns a file or link; `None` for what has no place in an image's archive.
+fn member(found: &tar_reader::Member) -> Option<(Vec<u8>, Member)> {
+    let path = resolve(b"", &found.name)?;
+    let folder = path.iter().rposition(|&byte| byte == b'/');
+    let folder = folder.map_or(&b""[..], |end| &path[..end]);
+    let member = match found.kind {
+        Kind::Symlink if !found.link.is_empty() => Member::Link(resolve(folder, &found.link)?),
+        Kind::HardLink => Member::Link(resolve(b"", &found.link)?),
+        Kind::File => Member::File {
+            offset: found.offset?,
+            len: found.size,
+        },
+        _ => return None,
+    };
+    Some((path, member))
+}
 
-    fn members(mut self) -> Result<HashMap<Vec<u8>, Member>, Error> {
-        let mut members = HashMap::new();
-        while let Some(header) = self.header()? {
-            let own_size = header.entry_size().map_err(|_| self.damaged())?;
-            let kind = header.entry_type();
-            let special = kind.is_gnu_longname()
-                || kind.is_gnu_longlink()
-                || kind.is_pax_local_extensions()
-                || kind.is_pax_global_extensions();
-            let size = match special {
-                true => own_size,
-                false => self.size.take().unwrap_or(own_size),
-            };
-            let offset = self.position;
-            self.skip(size)?;
-            match special {
-                true => self.extension(kind, offset, size)?,
-                false => {
-                    if let Some((path, member)) = self.entry(&header, offset, size) {
-                        self.weigh(&path, &member)?;
-                        members.insert(path, member);
-                    }
-                }
-            }
-            if members.len() > MOST_MEMBERS {
-                let problem = format!("has more than {MOST_MEMBERS} members: it is no image's");
-                return Err(Error::invalid(self.name, problem));
-            }
-        }
-        Ok(members)
+/// Returns the bytes of a member's names, if these aren't too long.
+fn weigh(archive: &Blob, path: &[u8], member: &Member) -> Result<usize, Error> {
+    let target = match member {
+        Member::Link(target) => target.len(),
+        Member::File { .. } => 0,
+    };
+    match path.len().max(target) > LONGEST_NAME {
+        true => Err(too_large(archive, "a name", LONGEST_NAME as u64)),
+        false => Ok(path.len() + target),
     }
+}
 
-    /// The next header; `None` at a block of zeros or where the file ends.
-    fn header(&mut self) -> Result<Option<Header>, Error> {
-        if self.position == self.end {
-            return Ok(None);
-        }
-        let block = self.read(self.position, BLOCK)?;
-        self.position += BLOCK;
-        if block.iter().all(|&byte| byte == 0) {
-            return Ok(None);
-        }
-        let header = Header::from_byte_slice(&block).clone();
-        // The sum is over the header with its own field, bytes 148 to 155, taken as spaces.
-        let sum = block.iter().enumerate().map(|(at, &byte)| match at {
-            148..156 => 32,
-            _ => u32::from(byte),
-        });
-        match header.cksum() {
-            Ok(stored) if stored == sum.sum::<u32>() => Ok(Some(header)),
-            _ if self.position == BLOCK => Err(Error::invalid(self.name, "is no tar archive")),
-            _ => Err(self.damaged()),
-        }
+fn too_large(archive: &Blob, what: &str, limit: u64) -> Error {
+    Error::TooLarge {
+        what: format!("{what} in {}", archive.name),
+        limit,
     }
+}
 
-    fn skip(&mut self, size: u64) -> Result<(), Error> {
-        let padded = size.checked_next_multiple_of(BLOCK);
-        let next = padded.and_then(|size| self.position.checked_add(size));
-        // The last member's padding may be missing.
-        match self.position.checked_add(size) {
-            Some(end) if end <= self.end => {
-                self.position = next.unwrap_or(self.end).min(self.end);
-                Ok(())
-            }
-            _ => Err(self.truncated()),
+/// Returns what the reader's failure means for the archive.
+fn refused(archive: &Blob, error: tar_reader::Error) -> Error {
+    let problem = match error {
+        tar_reader::Error::Read(source) => return Error::reading(&archive.name)(source),
+        tar_reader::Error::Unsound(Unsound::LongHeader { limit, .. }) => {
+            return too_large(archive, "an extended header", limit);
         }
-    }
-
-    /// A member that says something of the next one.
-    fn extension(&mut self, kind: EntryType, offset: u64, size: u64) -> Result<(), Error> {
-        if size > LONGEST_EXTENSION {
-            return Err(self.too_large("a name", LONGEST_EXTENSION));
+        tar_reader::Error::Unsound(Unsound::Header { at: 0 }) => "is not a tar archive".to_owned(),
+        tar_reader::Error::Unsound(Unsound::Truncated) if archive.len < BLOCK as u64 => {
+            "is not a tar archive".to_owned()
         }
-        let bytes = self.read(offset, size)?;
-        let text = |bytes: &[u8]| Some(bytes.strip_suffix(&[0]).unwrap_or(bytes).to_vec());
-        if kind.is_gnu_longname() {
-            self.path = text(&bytes);
-        } else if kind.is_gnu_longlink() {
-            self.target = text(&bytes);
-        } else if kind.is_pax_local_extensions() {
-            for record in PaxExtensions::new(&bytes) {
-                let record = record.map_err(|_| self.damaged())?;
-                match record.key_bytes() {
-                    b"path" => self.path = text(record.value_bytes()),
-                    b"linkpath" => self.target = text(record.value_bytes()),
-                    b"size" => {
-                        let size = record.value().ok().and_then(|size| size.parse().ok());
-                        self.size = Some(size.ok_or_else(|| self.damaged())?);
-                    }
-                    _ => {}
-                }
-            }
+        tar_reader::Error::Unsound(Unsound::Truncated) => {
+            "ends in the middle of a member: it is truncated, make it again".to_owned()
         }
-        Ok(())
-    }
-
-    /// A file or link; what has no place in an image's archive is passed over.
-    fn entry(&mut self, header: &Header, offset: u64, size: u64) -> Option<(Vec<u8>, Member)> {
-        let path = self.path.take();
-        let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let target = self.target.take();
-        let target = target.or_else(|| Some(header.link_name_bytes()?.into_owned()));
-        let path = resolve(b"", &path)?;
-        let folder = path.iter().rposition(|&byte| byte == b'/');
-        let folder = folder.map_or(&b""[..], |end| &path[..end]);
-        let member = match header.entry_type() {
-            EntryType::Symlink => Member::Link(resolve(folder, &target?)?),
-            EntryType::Link => Member::Link(resolve(b"", &target?)?),
-            kind if kind.is_file() || kind.is_contiguous() => Member::File { offset, len: size },
-            _ => return None,
-        };
-        Some((path, member))
-    }
-
-    /// What a member takes of memory, if that isn't too much.
-    fn weigh(&mut self, path: &[u8], member: &Member) -> Result<(), Error> {
-        let target = match member {
-            Member::Link(target) => target.len(),
-            Member::File { .. } => 0,
-        };
-        if path.len().max(target) > LONGEST_NAME {
-            return Err(self.too_large("a name", LONGEST_NAME as u64));
+        tar_reader::Error::Unsound(unsound) => format!("is damaged: {unsound}"),
+        tar_reader::Error::Size { name } => {
+            let name = String::from_utf8_lossy(&name);
+            format!(
+                "is damaged: the size of {} is not a valid number",
+                shown(&name)
+            )
         }
-        self.names += path.len() + target;
-        match self.names > MOST_NAMES {
-            true => Err(self.too_large("all names", MOST_NAMES as u64)),
-            false => Ok(()),
+        tar_reader::Error::Holes { name } => {
+            let name = String::from_utf8_lossy(&name);
+            format!(
+                "is damaged: the map of holes of {} can't be read",
+                shown(&name)
+            )
         }
-    }
+    };
+    Error::invalid(&archive.name, problem)
+}
 
-    fn too_large(&self, what: &str, limit: u64) -> Error {
-        Error::TooLarge {
-            what: format!("{what} in {}", self.name),
-            limit,
-        }
-    }
-
-    fn read(&self, offset: u64, size: u64) -> Result<Vec<u8>, Error> {
-        let size = usize::try_from(size).map_err(|_| self.damaged())?;
-        let mut bytes = vec![0; size];
-        match self.file.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => match offset {
-                0 => Err(Error::invalid(self.name, "is no tar archive")),
-                _ => Err(self.truncated()),
-            },
-            Err(source) => Err(failed(self.name, source)),
-        }
-    }
-
-    fn truncated(&self) -> Error {
-        let problem = "ends in the middle of a member: it is truncated, make it again";
-        Error::invalid(self.name, problem)
-    }
-
-    fn damaged(&self) -> Error {
-        let problem = format!(
-            "is damaged: there is no tar header before byte {}",
-            self.position
-        );
-        Error::invalid(self.name, problem)
+impl Input for BufReader<BlobReader> {
+    /// Moves on without reading.
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let ready = self.buffer().len();
+        let ready = usize::try_from(count).map_or(ready, |count| count.min(ready));
+        self.consume(ready);
+        let ready = ready as u64;
+        Ok(ready + self.get_mut().skip(count - ready))
     }
 }

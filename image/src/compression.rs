@@ -1,16 +1,15 @@
-//! Compressed archives: told apart by their first bytes, and decompressed.
+//! Compressed archives: known by their first bytes, and decompressed.
 //!
-//! They are hostile: none takes more than [`MEMORY`] to decompress, whatever it says, and how much comes out is for who reads it
-//! to bound.
+//! They are hostile: none takes more than [`MEMORY`] to decompress, whatever it claims, and readers bound how much comes out.
 
 use std::io::{self, BufRead, Read};
 
 /// The most bytes that a decompressor may need: what zstd takes by itself, and twice what `xz -9` wants.
 const MEMORY: u32 = 128 << 20;
-/// How many of an archive's first bytes tell its format.
+/// Bytes at the start of an archive by which its format is known.
 pub(crate) const START: usize = 512;
 
-/// How an archive is compressed.
+/// The format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Plain,
@@ -18,11 +17,12 @@ pub(crate) enum Format {
     Zstd,
     Xz,
     Bzip2,
-    /// By a program that isn't known here.
+    /// Compressed by a program whose format isn't read.
     Other(&'static str),
 }
 
-/// Tells the format by its first bytes. A plain archive begins with a file's name, which may look like anything.
+/// Returns the format of an archive with these first bytes. A plain one begins with a file's name, which may look like
+/// anything.
 pub(crate) fn format(start: &[u8]) -> Format {
     let magics: [(&[u8], Format); 9] = [
         (&[0x1f, 0x8b], Format::Gzip),
@@ -46,7 +46,7 @@ pub(crate) fn format(start: &[u8]) -> Format {
     found.map_or(Format::Plain, |&(_, format)| format)
 }
 
-/// The decompressed bytes of all that was put one behind the other; an unknown format's as they are.
+/// Returns the decompressed bytes of all archives that stand one behind the other. Those of other formats stay as they are.
 pub(crate) fn decompress<'a>(
     format: Format,
     input: impl BufRead + Send + 'a,
@@ -108,7 +108,7 @@ pub(crate) mod tests {
     pub(crate) const FORMATS: [Format; 4] = [Format::Gzip, Format::Zstd, Format::Xz, Format::Bzip2];
 
     #[test]
-    fn what_was_compressed_is_read_whole() {
+    fn compressed_data_are_read_to_their_end() {
         let data: Vec<u8> = (0..100_000_u32)
             .flat_map(|n| (n / 7).to_le_bytes())
             .collect();
@@ -133,7 +133,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_format_is_told_by_its_first_bytes() {
+    fn a_format_is_known_by_its_first_bytes() {
         assert_eq!(format(b"\xfd7zXZ\0\0"), Format::Xz);
         assert_eq!(format(b"LZIP\x01"), Format::Other("lzip"));
         assert_eq!(format(&[0x5a, 0x2a, 0x4d, 0x18, 0]), Format::Zstd);
@@ -144,7 +144,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_claim_to_much_memory_is_refused() {
+    fn a_decompressor_that_would_need_much_memory_is_refused() {
         // A stream's header, and a block's with a dictionary of 1.5 GiB (property 37).
         let mut bytes = b"\xfd7zXZ\0\0\x01\x69\x22\xde\x36".to_vec();
         let block = [2, 0, 0x21, 1, 37, 0, 0, 0];

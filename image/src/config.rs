@@ -1,14 +1,14 @@
-//! An image's configuration: how it is run, and what its layers are when they are decompressed.
+//! An image's configuration: how it is run, and the digests of its decompressed layers.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::Config;
 use super::digest::Digest;
 use super::error::Error;
+use super::image::Config;
 use super::json;
-use super::manifest::Platform;
+use super::platform::Platform;
 
 #[derive(Deserialize)]
 struct ConfigFile {
@@ -36,7 +36,7 @@ struct Run {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Reads a configuration, and the digests of the layers when they are decompressed.
+/// Reads a configuration, and the digests of the decompressed layers.
 pub(super) fn read(
     image: &str,
     bytes: &[u8],
@@ -73,7 +73,7 @@ pub(super) fn read(
     Ok((config, diff_ids.unwrap_or_default()))
 }
 
-/// Refuses what JSON can say and no process can be given.
+/// Refuses NULs, which JSON can hold and a process's arguments can't.
 fn check_nul(image: &str, run: &Run) -> Result<(), Error> {
     let in_any = |texts: &Option<Vec<String>>| texts.iter().flatten().any(|text| has_nul(text));
     let in_one = |text: &Option<String>| text.iter().any(|text| has_nul(text));

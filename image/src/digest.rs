@@ -1,7 +1,7 @@
-//! What content is known by: `sha256:` and 64 hexadecimal digits.
+//! Digests of content: `sha256:` and 64 hexadecimal digits.
 //!
-//! A digest comes from hostile text and becomes part of file names and URLs, so there is no other way to make one than to
-//! parse it strictly or to compute it.
+//! A digest comes from hostile text and becomes part of file names and URLs, so the only ways to make one are to parse it
+//! strictly and to compute it.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -10,20 +10,20 @@ use std::str::FromStr;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::error::shown;
+use super::shown::shown;
 
 /// The SHA-256 of some content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Digest(String);
 
-/// The text is no digest.
+/// A text that is not a valid digest.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("\"{}\" is no digest, which is sha256: and 64 hexadecimal digits in lower case", shown(.0))]
+#[error("\"{}\" is not a valid digest: sha256: and 64 hexadecimal digits in lower case", shown(.0))]
 pub struct NoDigest(String);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(bytes: impl AsRef<[u8]>) -> Digest {
         let mut hasher = Hasher::default();
         hasher.update(bytes.as_ref());
@@ -35,7 +35,7 @@ impl Digest {
         &self.0
     }
 
-    /// A digest that is written without `sha256:`.
+    /// Parses a digest that is written without `sha256:`.
     pub(super) fn from_hex(hex: &str) -> Option<Digest> {
         let valid = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         valid.then(|| Digest(hex.to_owned()))
@@ -91,7 +91,7 @@ impl Hasher {
         }
     }
 
-    /// One field of several: its length goes first, so that no two lists of fields hash alike.
+    /// Adds one field of several. Its length goes first, so that no two lists of fields hash alike.
     pub(super) fn field(&mut self, bytes: &[u8]) {
         self.update(&(bytes.len() as u64).to_le_bytes());
         self.update(bytes);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_a_path_or_another_algorithm_is_no_digest() {
+    fn paths_and_other_algorithms_are_not_valid_digests() {
         let upper = Digest::of("").to_string().to_uppercase();
         for text in [
             "sha256:../../etc/passwd",

@@ -1,9 +1,9 @@
 //! Images of a container engine on this machine: Docker or Podman.
 //!
-//! Both serve Docker's HTTP API on a Unix socket (`GET /images/NAME/json` tells an image's id, `GET /images/NAME/get` sends
-//! what `docker save` would write). Where no socket answers, their commands are asked, which know further ways to an engine
-//! (contexts, SSH, a rootless Podman without a service). The archive is kept by the id: as long as the name stands for the
-//! same image, nothing is transferred again.
+//! Both serve Docker's HTTP API on a Unix socket (`GET /images/NAME/json` returns an image's id, `GET /images/NAME/get` what
+//! `docker save` would write). Where no socket answers, their commands are run, which know further ways to an engine
+//! (contexts, SSH, a rootless Podman without a service). The store keeps the archive by the id: as long as the name stands for
+//! the same image, nothing is transferred again.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,14 +18,17 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::Digest;
-use super::error::{Cause, Error, innermost, shown};
+use super::error::{Cause, Error, innermost};
+use super::image::Image;
 use super::manifest::LARGEST_CONFIG;
+use super::options::{Options, Pull};
+use super::shown::shown;
 use super::store::{Partial, Store};
-use super::{Image, Options, Pull, files, saved};
+use super::{files, saved};
 
-/// How long an engine may be silent: before a large image's first byte it writes all layers to its disk.
+/// How long an engine may be silent: it writes all layers to its disk before it sends a large image's first byte.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How long it may take to look an image up.
+/// How long an engine may take to look an image up.
 const QUICK: Duration = Duration::from_secs(30);
 
 /// Opens an engine's image.
@@ -42,7 +45,7 @@ pub(super) enum Engine {
     Command(PathBuf),
 }
 
-/// The ways to try, in order. Whoever sets `DOCKER_HOST` means that engine and no other.
+/// Returns the ways to try, in order. A user that sets `DOCKER_HOST` means that engine and no other.
 fn engines(docker_host: Option<OsString>, runtime_dir: Option<OsString>) -> Vec<Engine> {
     let docker = Engine::Command("docker".into());
     if let Some(host) = docker_host.filter(|host| !host.is_empty()) {
@@ -63,13 +66,13 @@ fn engines(docker_host: Option<OsString>, runtime_dir: Option<OsString>) -> Vec<
     engines
 }
 
-/// What a way leads to.
+/// The result of asking an engine.
 enum Answer<T> {
     Found(T),
     /// The engine answers, and has no such image.
     NoImage,
-    /// Nobody is there.
-    Nobody(Cause),
+    /// No engine answers.
+    NoEngine(Cause),
 }
 
 /// Opens the image of the first engine that has it.
@@ -85,8 +88,8 @@ pub(super) fn open_with(
         match engine.id(name)? {
             Answer::Found(id) => return open_id(engine, name, &id, store, options),
             Answer::NoImage => answered = true,
-            // The first is the likeliest to have been meant.
-            Answer::Nobody(why) => cause = cause.or(Some(why)),
+            // The first is the likeliest to be the one that the user meant.
+            Answer::NoEngine(why) => cause = cause.or(Some(why)),
         }
     }
     if answered {
@@ -117,17 +120,17 @@ fn open_id(
         )?;
         saved::open(&archive, None, &options.platform)
     };
-    // What is damaged is fetched anew.
+    // A damaged archive is fetched anew.
     if let Some(Ok(image)) = store.open(&path)?.map(open) {
         return Ok(image);
     }
     if options.pull == Pull::Never {
         return Err(Error::NotStored { image: name.into() });
     }
-    // Until it is open: or it might be removed as soon as it is there.
+    // Until the archive is open, or it might be removed as soon as it is there.
     let _held = store.hold()?;
     let mut partial = store.partial(&format!("engine-{}", id.hex()))?;
-    // Somebody else may have fetched it while we waited.
+    // Another process may have fetched it during the wait for the lock.
     if let Some(Ok(image)) = store.open(&path)?.map(open) {
         partial.discard()?;
         return Ok(image);
@@ -138,7 +141,7 @@ fn open_id(
         .file
         .try_clone()
         .map_err(|source| partial.failed(source))?;
-    // Only what can be read is kept.
+    // Only an archive that can be read is kept.
     match open(saved) {
         Ok(_) => drop(partial.publish(&path)?),
         Err(error) => {
@@ -172,11 +175,11 @@ struct Inspected {
 }
 
 impl Engine {
-    /// The id of the image.
+    /// Returns the id of the image.
     fn id(&self, name: &str) -> Result<Answer<Digest>, Error> {
         let text = match self {
             Engine::Socket(path) => match get(path, &format!("images/{name}/json"), QUICK) {
-                Err(error) => return Ok(Answer::Nobody(innermost(&error))),
+                Err(error) => return Ok(Answer::NoEngine(innermost(&error))),
                 Ok(response) if response.status() == 404 => return Ok(Answer::NoImage),
                 Ok(response) => {
                     let mut body = Vec::new();
@@ -201,7 +204,7 @@ impl Engine {
                 let mut command = command(program);
                 command.args(["image", "inspect", "--format", "{{.Id}}", name]);
                 match command.output() {
-                    Err(error) => return Ok(Answer::Nobody(error.into())),
+                    Err(error) => return Ok(Answer::NoEngine(error.into())),
                     Ok(output) if output.status.success() => {
                         String::from_utf8_lossy(&output.stdout).into_owned()
                     }
@@ -214,7 +217,7 @@ impl Engine {
         id.map(Answer::Found).ok_or_else(|| {
             failed(
                 name,
-                &format!("its id is \"{}\", which is none", shown(text)),
+                &format!("its id \"{}\" is not a valid digest", shown(text)),
                 None,
             )
         })
@@ -279,13 +282,13 @@ fn command(program: &Path) -> Command {
     command
 }
 
-/// Why a command knows no id: the engine has no such image, or there is no engine.
+/// Returns why a command knows no id: the engine has no such image, or there is no engine.
 fn no_id(stderr: &[u8]) -> Answer<Digest> {
     let said = last_line(stderr);
     let lower = said.to_lowercase();
     match lower.contains("no such image") || lower.contains("image not known") {
         true => Answer::NoImage,
-        false => Answer::Nobody(said.into()),
+        false => Answer::NoEngine(said.into()),
     }
 }
 
@@ -294,7 +297,7 @@ fn last_line(text: &[u8]) -> String {
     shown(text.trim().lines().last().unwrap_or("it says nothing"))
 }
 
-/// Asks over the socket. The host in the address goes into a header and means nothing.
+/// Sends a request over the socket. The host in the address goes into a header and means nothing.
 fn get(socket: &Path, path: &str, patience: Duration) -> reqwest::Result<Response> {
     // There is no TLS on the socket: the client is spared the system's root certificates, which take it a while to read.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -341,5 +344,4 @@ fn read_limited(from: impl io::Read, to: &mut impl Write, limit: u64) -> io::Res
 }
 
 #[cfg(test)]
-#[path = "engine_tests.rs"]
 mod tests;

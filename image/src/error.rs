@@ -1,20 +1,23 @@
-//! What can go wrong between a name and an open image.
+//! Why an image can't be opened.
 
+use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 
 use super::digest::Digest;
+use super::shown::shown;
 
-/// What lies below a failure. Libraries' chains are folded to their innermost cause, the one a user can act on.
+/// The cause of a failure. Libraries' chains are folded to their innermost cause, the one a user can act on.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why an image can't be had. Each is one line that names the thing and, where there is one, the remedy; causes are sources.
+/// Why an image can't be opened. Each is one line that names the thing and, where there is one, the remedy; causes are
+/// sources.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The text names no image.
     #[error("\"{}\" names no image: {problem}", shown(text))]
     Name {
-        /// What was typed.
+        /// The text that the user typed.
         text: String,
         /// What is wrong with it and what would be right.
         problem: String,
@@ -24,7 +27,7 @@ pub enum Error {
     Read {
         /// The file, folder or stream.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The store's folder can't be used.
@@ -32,10 +35,10 @@ pub enum Error {
     Store {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// An archive or layout is not what it is said to be, or something in an image contradicts something else.
+    /// An archive, layout or image is not valid, or its parts contradict each other.
     #[error("{name} {problem}")]
     Invalid {
         /// The file, folder or image.
@@ -43,29 +46,29 @@ pub enum Error {
         /// What is wrong with it: a sentence without its subject.
         problem: String,
     },
-    /// A manifest, an index or a configuration is not the JSON it should be.
+    /// A manifest, an index or a configuration is not valid JSON of its kind.
     #[error("cannot understand the {what} of {image}")]
     Json {
         /// The image.
         image: String,
-        /// Which of its documents.
+        /// The document's kind.
         what: &'static str,
-        /// What the parser said.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// Content doesn't have the digest that it is known by.
+    /// Content has another digest than its descriptor or its name says.
     #[error(
         "{what} has the digest {actual} instead of {expected}: it was damaged or changed on its way"
     )]
     Digest {
         /// The content.
         what: String,
-        /// What it should be.
+        /// The digest that was expected.
         expected: Digest,
-        /// What it is.
+        /// The content's own digest.
         actual: Digest,
     },
-    /// Content is larger than anything sensible.
+    /// Content is larger than the limit for its kind.
     #[error("{what} is larger than {limit} bytes, the most that is accepted")]
     TooLarge {
         /// The content.
@@ -76,11 +79,11 @@ pub enum Error {
     /// The archive, layout or engine has no image of this name.
     #[error("{name} has no image {wanted}; {remedy}")]
     NoImage {
-        /// Where it was looked for.
+        /// The archive, layout or engine.
         name: String,
-        /// What was looked for.
+        /// The name that was looked for.
         wanted: String,
-        /// What there is, or how to get it there.
+        /// The images that are there, or how to get this one there.
         remedy: String,
     },
     /// The image is for other machines.
@@ -93,7 +96,7 @@ pub enum Error {
         /// The platforms that the image is for, separated by commas.
         there: String,
     },
-    /// The image uses what minivm doesn't do.
+    /// The image uses what minivm doesn't support.
     #[error("{image} {problem}")]
     Unsupported {
         /// The image.
@@ -107,7 +110,7 @@ pub enum Error {
         /// The image.
         image: String,
     },
-    /// The registry wants other credentials.
+    /// The registry asks for other credentials.
     #[error(
         "registry {registry} denies {image} (HTTP status {status}{detail}): check the name, or `docker login {registry}`"
     )]
@@ -118,7 +121,7 @@ pub enum Error {
         registry: String,
         /// 401 or 403.
         status: u16,
-        /// What the registry said, after `: `; or nothing.
+        /// The registry's message, after `: `; or nothing.
         detail: String,
     },
     /// The registry doesn't know the image.
@@ -130,10 +133,10 @@ pub enum Error {
         image: String,
         /// The registry.
         registry: String,
-        /// What the registry said, after `: `; or nothing.
+        /// The registry's message, after `: `; or nothing.
         detail: String,
     },
-    /// The registry answers, but not with what was asked for, and went on so when asked again.
+    /// The registry answers with a failure, again and again.
     #[error("registry {registry} fails to serve {image} (HTTP status {status}{detail}): {remedy}")]
     Registry {
         /// The image.
@@ -142,29 +145,29 @@ pub enum Error {
         registry: String,
         /// The last answer's status.
         status: u16,
-        /// What the registry said, after `: `; or nothing.
+        /// The registry's message, after `: `; or nothing.
         detail: String,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
-    /// The registry can't be reached, or a transfer broke off and did so when it was taken up again.
+    /// The registry can't be reached, or a transfer broke off again and again.
     #[error("cannot pull {image} from registry {registry}: {problem}")]
     Transfer {
         /// The image.
         image: String,
         /// The registry.
         registry: String,
-        /// What happened, and what to do.
+        /// The problem, and its remedy.
         problem: String,
         /// The cause, where the transfer itself failed.
         source: Option<Cause>,
     },
-    /// The container engine can't be asked, or refuses.
+    /// The container engine doesn't answer, or refuses.
     #[error("cannot get {image} from the container engine: {problem}")]
     Engine {
         /// The image.
         image: String,
-        /// What happened, and what to do.
+        /// The problem, and its remedy.
         problem: String,
         /// The cause, where there is one.
         source: Option<Cause>,
@@ -172,6 +175,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Wraps the system's error for a file, folder or stream of this name.
+    pub(super) fn reading(name: impl Display) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Read {
+            name: name.to_string(),
+            source,
+        }
+    }
+
     pub(super) fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::Invalid {
             name: name.into(),
@@ -180,40 +191,15 @@ impl Error {
     }
 }
 
-/// Text of unknown origin, made fit for a terminal: control characters escaped, and not too long.
-pub(super) fn shown(text: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut shown: String = text
-        .chars()
-        .take(LONGEST)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(LONGEST).is_some() {
-        shown.push('…');
-    }
-    shown
-}
-
-/// The innermost cause of a library's error.
+/// Returns the innermost cause of a library's error.
 pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> Cause {
     let mut error = error;
     while let Some(source) = error.source() {
-        // What lies below speaks of queries and records.
+        // The causes below it speak of queries and records.
         if error.to_string() == "dns error" {
             return "its name can't be resolved".into();
         }
         error = source;
     }
     error.to_string().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shown;
-
-    #[test]
-    fn what_is_shown_has_no_control_characters_and_an_end() {
-        assert_eq!(shown("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
-        assert!(shown(&"x".repeat(10_000)).chars().count() < 300);
-    }
 }

@@ -1,4 +1,4 @@
-//! Opening files that others have made.
+//! Opens and checks files of unknown origin.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::Blob;
 use super::digest::Digest;
 use super::error::Error;
+use super::image::Blob;
 use super::manifest::{Descriptor, Kind};
 
-/// Opens a regular file, and nothing else: a pipe or a device of that name would make the reader wait for ever.
+/// Opens a regular file, and nothing else: a pipe or a device of that name would block the reader for ever.
 pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
@@ -22,11 +22,11 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
         .open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::other("it is no regular file")),
+        false => Err(io::Error::other("it is not a regular file")),
     }
 }
 
-/// The whole of a file.
+/// Returns the whole of a file as a blob.
 pub(super) fn whole(file: File, name: String) -> io::Result<Blob> {
     Ok(Blob {
         len: file.metadata()?.len(),
@@ -36,7 +36,7 @@ pub(super) fn whole(file: File, name: String) -> io::Result<Blob> {
     })
 }
 
-/// A small blob's content.
+/// Reads a small blob.
 pub(super) fn read(blob: &Blob, limit: u64) -> Result<Vec<u8>, Error> {
     let too_large = || Error::TooLarge {
         what: blob.name.clone(),
@@ -48,14 +48,11 @@ pub(super) fn read(blob: &Blob, limit: u64) -> Result<Vec<u8>, Error> {
     }
     let mut bytes = vec![0; len];
     let read = blob.file.read_exact_at(&mut bytes, blob.offset);
-    read.map_err(|source| Error::Read {
-        name: blob.name.clone(),
-        source,
-    })?;
+    read.map_err(Error::reading(&blob.name))?;
     Ok(bytes)
 }
 
-/// A document out of a blob, its size and digest checked.
+/// Reads a document, and checks its size and digest.
 pub(super) fn read_document(
     blob: &Blob,
     descriptor: &Descriptor,
@@ -67,7 +64,7 @@ pub(super) fn read_document(
     Ok(bytes)
 }
 
-/// Refuses content that is shorter or longer than it is said to be.
+/// Refuses content that is shorter or longer than its descriptor says.
 pub(super) fn check_size(blob: &Blob, descriptor: &Descriptor) -> Result<(), Error> {
     match descriptor.size {
         Some(size) if size != blob.len => {
@@ -78,7 +75,7 @@ pub(super) fn check_size(blob: &Blob, descriptor: &Descriptor) -> Result<(), Err
     }
 }
 
-/// Refuses content that isn't what it is known by.
+/// Refuses content that has another digest.
 pub(super) fn check_digest(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), Error> {
     let actual = Digest::of(bytes);
     match actual == *expected {
@@ -91,7 +88,7 @@ pub(super) fn check_digest(what: &str, bytes: &[u8], expected: &Digest) -> Resul
     }
 }
 
-/// Copies at most `limit` bytes; says how many there were, or that there are more.
+/// Copies at most `limit` bytes, and returns how many there were; `None` if there are more.
 pub(super) fn copy_limited(from: impl Read, to: &mut File, limit: u64) -> io::Result<Option<u64>> {
     let copied = io::copy(&mut from.take(limit.saturating_add(1)), to)?;
     Ok((copied <= limit).then_some(copied))

@@ -1,4 +1,4 @@
-//! Images made on the spot, for tests.
+//! Images that tests make.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
 use super::digest::Digest;
-use super::manifest::Platform;
-use super::{Image, Options, Root};
+use super::image::{Image, Layer, Root};
+use super::options::Options;
+use super::platform::Platform;
 
 /// Files by their names: a layout, or the members of an archive.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
@@ -146,7 +147,7 @@ pub(super) fn write_folder(files: &Files, folder: &Path) {
     }
 }
 
-/// An archive of the files, in the order of their names backwards: what is asked for first comes last.
+/// An archive of the files, in reverse order of their names: the member that is read first comes last.
 pub(super) fn archive(files: &Files) -> Vec<u8> {
     let members: Vec<_> = files
         .iter()
@@ -189,11 +190,11 @@ pub(super) fn options() -> Options {
     }
 }
 
-/// The layers' content, read from where they are said to be.
+/// Reads the layers' content from their blobs.
 pub(super) fn layers_of(image: &Image) -> Vec<Vec<u8>> {
     let Root::Layers(layers) = &image.root else {
         panic!("no layers");
     };
-    let read = |layer: &super::Layer| super::files::read(&layer.blob, u64::MAX - 1).unwrap();
+    let read = |layer: &Layer| super::files::read(&layer.blob, u64::MAX - 1).unwrap();
     layers.iter().map(read).collect()
 }

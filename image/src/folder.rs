@@ -1,9 +1,9 @@
 //! Root file systems without an image around them: a folder, or a tar archive.
 //!
-//! Neither has a digest, and reading all of one to compute it would cost more than starting a machine. What they are known
-//! by instead is what the system tells about them: a change of content changes at least the time of the last change of the
-//! inode (`st_ctime`), which nobody can set. The kernel's clock for it ticks every few milliseconds: a file that is changed
-//! twice within a tick, and looked at in between, looks the same.
+//! Neither has a digest, and reading all of one to compute it would cost more than starting a machine. Their identity is
+//! computed from attributes of their files instead: a change of content changes at least the time of the last change of the
+//! inode (`st_ctime`), which no process can set. The kernel's clock for it ticks every few milliseconds: a file that is
+//! changed twice within a tick, and looked at in between, looks the same.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -13,14 +13,15 @@ use std::path::Path;
 
 use super::digest::Hasher;
 use super::error::Error;
-use super::{Config, Image, Layer, Root, files};
+use super::files;
+use super::image::{Config, Image, Layer, Root};
 
-/// The folder as an image.
+/// Opens a folder as an image.
 pub(super) fn open_folder(path: &Path) -> Result<Image, Error> {
-    let root = fs::canonicalize(path).map_err(|source| failed(path, source))?;
-    let metadata = fs::metadata(&root).map_err(|source| failed(path, source))?;
+    let root = fs::canonicalize(path).map_err(Error::reading(path.display()))?;
+    let metadata = fs::metadata(&root).map_err(Error::reading(path.display()))?;
     if !metadata.is_dir() {
-        let problem = "is no folder; an archive of a root file system is tar:FILE";
+        let problem = "is not a folder; an archive of a root file system is tar:FILE";
         return Err(Error::invalid(path.display().to_string(), problem));
     }
     let mut hasher = Hasher::default();
@@ -38,16 +39,16 @@ pub(super) fn open_folder(path: &Path) -> Result<Image, Error> {
 fn walk(hasher: &mut Hasher, folder: &Path, name: &Path) -> Result<(), Error> {
     let mut entries = fs::read_dir(folder)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .map_err(|source| failed(folder, source))?;
+        .map_err(Error::reading(folder.display()))?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for found in entries {
         let path = found.path();
         let name = name.join(found.file_name());
         // Of the link itself where it is one.
-        let metadata = found.metadata().map_err(|source| failed(&path, source))?;
+        let metadata = found.metadata().map_err(Error::reading(path.display()))?;
         entry(hasher, &name, &metadata);
         if metadata.is_symlink() {
-            let target = fs::read_link(&path).map_err(|source| failed(&path, source))?;
+            let target = fs::read_link(&path).map_err(Error::reading(path.display()))?;
             hasher.field(target.as_os_str().as_bytes());
         } else if metadata.is_dir() {
             walk(hasher, &path, &name)?;
@@ -56,7 +57,7 @@ fn walk(hasher: &mut Hasher, folder: &Path, name: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Everything that says whether a file is still the same.
+/// Adds all attributes by which a changed file is known.
 fn entry(hasher: &mut Hasher, name: &Path, metadata: &Metadata) {
     hasher.field(name.as_os_str().as_bytes());
     for number in [
@@ -76,25 +77,23 @@ fn entry(hasher: &mut Hasher, name: &Path, metadata: &Metadata) {
     }
 }
 
-/// The archive of a root file system as an image of one layer.
+/// Opens the archive of a root file system as an image of one layer.
 pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     let name = path.display().to_string();
-    let file = files::open_regular(path).map_err(|source| failed(path, source))?;
-    let metadata = file.metadata().map_err(|source| failed(path, source))?;
+    let file = files::open_regular(path).map_err(Error::reading(&name))?;
+    let metadata = file.metadata().map_err(Error::reading(&name))?;
     let mut start = [0; 512];
-    let read = file
-        .read_at(&mut start, 0)
-        .map_err(|source| failed(path, source))?;
+    let read = file.read_at(&mut start, 0).map_err(Error::reading(&name))?;
     if !may_be_an_archive(&start[..read]) {
         return Err(Error::invalid(
             name,
-            "is no tar archive, plain or compressed",
+            "is not a tar archive, plain or compressed",
         ));
     }
     let mut hasher = Hasher::default();
     hasher.field(b"tar");
     entry(&mut hasher, Path::new(""), &metadata);
-    let blob = files::whole(file, name).map_err(|source| failed(path, source))?;
+    let blob = files::whole(file, name).map_err(Error::reading(path.display()))?;
     Ok(Image {
         identity: hasher.finish().to_string(),
         config: Config::default(),
@@ -105,19 +104,13 @@ pub(super) fn open_tar(path: &Path) -> Result<Image, Error> {
     })
 }
 
-/// A first look, so that a wrong file is refused before a machine is made: whoever reads the layer has the last word.
+/// Whether these may be the first bytes of an archive. It is a first look, so that a wrong file is refused before a machine is
+/// made: the reader of the layer has the last word.
 fn may_be_an_archive(start: &[u8]) -> bool {
     let compressed: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh"];
     let ustar = start.get(257..262) == Some(b"ustar");
     let zeros = start.len() == 512 && start.iter().all(|&byte| byte == 0);
     ustar || zeros || compressed.iter().any(|magic| start.starts_with(magic))
-}
-
-fn failed(path: &Path, source: io::Error) -> Error {
-    Error::Read {
-        name: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]
@@ -146,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_is_one_layer_and_a_touched_one_another_image() {
+    fn a_tar_archive_is_one_layer_and_another_image_once_it_is_written_to() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.tar");
         fs::write(&path, tar_of(b"hello")).unwrap();
@@ -163,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_archive_is_refused_by_name() {
+    fn a_file_that_is_not_an_archive_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.tar");
         fs::write(&path, "not at all").unwrap();
         let error = open_tar(&path).unwrap_err().to_string();
         assert!(
-            error.ends_with("a.tar is no tar archive, plain or compressed"),
+            error.ends_with("a.tar is not a tar archive, plain or compressed"),
             "{error}"
         );
         let pipe = folder.path().join("pipe");
@@ -219,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_folder_and_links_are_not_followed() {
+    fn a_file_as_a_folder_is_refused_and_links_are_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
         let error = open_folder(&folder.path().join("file")).unwrap_err();

@@ -1,4 +1,4 @@
-//! JSON as others write it.
+//! JSON as image builders write it.
 //!
 //! Text in documents of images isn't always Unicode: a label or a variable may have bytes of another encoding, or half of a
 //! surrogate pair. Docker reads them with U+FFFD in their place, and so does this; digests are those of the bytes.
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 ///
 /// # Errors
 ///
-/// Where it isn't one, or not of this type.
+/// Where it is not valid JSON, or not of this type.
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     match serde_json::from_slice(bytes) {
         Ok(document) => Ok(document),
@@ -23,7 +23,7 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     }
 }
 
-/// The document with U+FFFD for whatever isn't Unicode.
+/// Returns the document with U+FFFD for whatever isn't Unicode.
 fn repaired(bytes: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(bytes);
     match without_halves(&text) {
@@ -32,7 +32,7 @@ fn repaired(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// The text with escapes of U+FFFD for those of halves of surrogate pairs; `None` where there are none.
+/// Returns the text with escapes of U+FFFD for those of halves of surrogate pairs; `None` where it has no such halves.
 fn without_halves(text: &str) -> Option<String> {
     let mut whole = String::with_capacity(text.len());
     let mut rest = text;
@@ -60,7 +60,7 @@ fn without_halves(text: &str) -> Option<String> {
     found.then_some(whole)
 }
 
-/// The number in an escape such as `\u00e9` at the start of the text.
+/// Returns the number in an escape such as `\u00e9` at the start of the text.
 fn escape(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     let all = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -74,7 +74,7 @@ mod tests {
     use serde_json::Value;
 
     #[test]
-    fn what_is_not_unicode_is_replaced() {
+    fn text_that_is_not_unicode_is_replaced() {
         for (given, expected) in [
             (&b"\"caf\xe9\""[..], "caf\u{fffd}"),
             (br#""A=\udce9!""#, "A=\u{fffd}!"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_is_an_error() {
+    fn invalid_json_is_an_error() {
         for bytes in [
             &b""[..],
             b"{",

@@ -11,18 +11,21 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::Digest;
-use super::error::{Error, shown};
-use super::manifest::{self, Descriptor, Documents, Kind, LARGEST_MANIFEST, Platform};
+use super::error::Error;
+use super::files;
+use super::image::{Blob, Image};
+use super::manifest::{self, Descriptor, Documents, Kind, LARGEST_MANIFEST};
+use super::platform::Platform;
 use super::reference::Reference;
 use super::saved::not_chosen;
-use super::{Blob, Image, files};
+use super::shown::shown;
 
-/// The image's name in the layout.
+/// The annotation that has the image's name in the layout.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Docker's, which has the repository as well.
+/// Docker's annotation, which has the repository as well.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// What a layout's files are in. Names come from here or from digests, never from a document.
+/// The container of a layout's files. Names come from here or from digests, never from a document.
 pub(super) trait Members {
     fn name(&self) -> &str;
     fn member(&self, name: &str) -> Result<Option<Blob>, Error>;
@@ -38,7 +41,7 @@ impl Members for Archive {
     }
 }
 
-/// A folder of the host's.
+/// A folder on the host.
 pub(super) struct Folder {
     name: String,
     path: PathBuf,
@@ -63,10 +66,7 @@ impl Members for Folder {
         match blob {
             Ok(blob) => Ok(Some(blob)),
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.path.is_dir() => Ok(None),
-            Err(source) => Err(Error::Read {
-                name: path.display().to_string(),
-                source,
-            }),
+            Err(error) => Err(Error::reading(path.display())(error)),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Documents for Layout<'_> {
     }
 }
 
-/// The layout's image of that name, or its only one.
+/// Opens the layout's image of that name, or its only one.
 pub(super) fn open(
     members: &dyn Members,
     tag: Option<&str>,
@@ -132,7 +132,7 @@ fn names(entry: &Descriptor) -> impl Iterator<Item = &String> {
     })
 }
 
-/// The entry to start from. Entries of one name, or of none, may be one image for several platforms.
+/// Chooses the entry to start from. Entries with one name, or all without one, may be one image for several platforms.
 fn choose(
     name: &str,
     entries: Vec<Descriptor>,
@@ -140,7 +140,7 @@ fn choose(
     platform: &Platform,
 ) -> Result<Descriptor, Error> {
     let reference = tag.and_then(|tag| tag.parse::<Reference>().ok());
-    // How attestations are hidden from whoever looks for a platform.
+    // Attestations are hidden so from searches for a platform.
     let unknown = |entry: &Descriptor| entry.platform.as_ref().is_some_and(|p| p.os == "unknown");
     let wanted = |entry: &Descriptor| match tag {
         None => true,

@@ -6,14 +6,15 @@
 //! "Image Manifest", "Image Index", "Image Configuration"; Docker's "Image Manifest Version 2, Schema 2").
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::Deserialize;
 
 use super::config;
 use super::digest::Digest;
-use super::error::{Error, shown};
-use super::{Blob, Config, Image, Layer, Root};
+use super::error::Error;
+use super::image::{Blob, Config, Image, Layer, Root};
+use super::platform::Platform;
+use super::shown::shown;
 
 /// The largest index or manifest, as registries have it.
 pub(super) const LARGEST_MANIFEST: u64 = 4 << 20;
@@ -25,63 +26,14 @@ const DEEPEST: usize = 4;
 /// How many indexes and manifests are looked at for one image.
 const MOST_DOCUMENTS: usize = 100;
 
-/// The machine that an image is for.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    /// The operating system, such as `linux`.
-    #[serde(default)]
-    pub os: String,
-    /// The architecture as Go names it, such as `amd64`.
-    #[serde(default)]
-    pub architecture: String,
-    /// What further it needs of that architecture, such as `v3`.
-    #[serde(default)]
-    pub variant: Option<String>,
-}
-
-impl Platform {
-    /// Linux on this machine's processor.
-    pub fn here() -> Platform {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Platform {
-            os: "linux".into(),
-            architecture: architecture.into(),
-            variant: None,
-        }
-    }
-
-    pub(super) fn fits(&self, wanted: &Platform) -> bool {
-        self.os == wanted.os && self.architecture == wanted.architecture
-    }
-
-    /// Whether every machine of the architecture does.
-    fn is_basic(&self) -> bool {
-        matches!(self.variant.as_deref(), None | Some("" | "v1" | "v8"))
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
-        match self.variant.as_deref() {
-            None | Some("") => Ok(()),
-            Some(variant) => write!(f, "/{}", shown(variant)),
-        }
-    }
-}
-
-/// What names a piece of content.
+/// The name of a piece of content, and what is known of it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
     #[serde(default)]
     pub(super) media_type: String,
     pub(super) digest: Digest,
-    /// In bytes; unknown where only a tag's digest is.
+    /// In bytes; unknown where all that is known is the digest.
     pub(super) size: Option<u64>,
     #[serde(default)]
     pub(super) platform: Option<Platform>,
@@ -101,7 +53,7 @@ impl Descriptor {
     }
 }
 
-/// What a document is, which says where it is found and how large it may be.
+/// The kind of a document, by which it is found and limited in size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Manifest,
@@ -124,9 +76,9 @@ impl Kind {
     }
 }
 
-/// Where documents are found by their digests.
+/// A source of documents by their digests.
 pub(super) trait Documents {
-    /// The document, its size and digest checked.
+    /// Returns the document, its size and digest checked.
     fn document(&self, descriptor: &Descriptor, kind: Kind) -> Result<Vec<u8>, Error>;
 }
 
@@ -137,7 +89,7 @@ pub(super) struct Documented {
     digest: Digest,
     config: Config,
     diff_ids: Vec<Digest>,
-    /// As they are stored, the lowest first.
+    /// The layers as they are stored, the lowest first.
     pub(super) layers: Vec<Descriptor>,
 }
 
@@ -169,13 +121,13 @@ pub(super) fn read(
 }
 
 impl Documented {
-    /// The image, once its layers are at hand.
+    /// Returns the image with its layers.
     pub(super) fn image(self, blobs: Vec<Blob>) -> Image {
         assemble(self.digest, self.config, self.diff_ids, blobs)
     }
 }
 
-/// The parts of an image, put together.
+/// Returns an image of these parts.
 pub(super) fn assemble(
     digest: Digest,
     config: Config,
@@ -194,7 +146,7 @@ pub(super) fn assemble(
     }
 }
 
-/// The configuration's digest is the image's identity, so all layers must be covered by it.
+/// Refuses layers that the configuration has no digests for: its digest is the image's identity, so it must cover them all.
 pub(super) fn check_layer_count(image: &str, layers: usize, diff_ids: usize) -> Result<(), Error> {
     if layers > MOST_LAYERS {
         let problem = format!("has {layers} layers, more than the {MOST_LAYERS} that are accepted");
@@ -214,7 +166,7 @@ struct Search<'a> {
     documents: &'a dyn Documents,
     image: &'a str,
     platform: &'a Platform,
-    /// The platforms that there are.
+    /// The platforms found that don't fit.
     seen: Vec<String>,
     left: usize,
 }
@@ -261,7 +213,8 @@ impl Search<'_> {
         }
     }
 
-    /// Entries for the very platform come first; those that don't say are looked into, for their configuration does.
+    /// Searches an index. Entries for the very platform come first; those without one are looked into, since their
+    /// configuration has it.
     fn index(
         &mut self,
         entries: Vec<Descriptor>,
@@ -300,7 +253,7 @@ impl Search<'_> {
         }
     }
 
-    /// `unknown/unknown` is how attestations are hidden in an index: nobody's platform.
+    /// Notes a platform that doesn't fit. Attestations are hidden in an index as `unknown/unknown`: a platform of no machine.
     fn note(&mut self, platform: &Platform) {
         let platform_text = platform.to_string();
         if platform.os != "unknown" && !self.seen.contains(&platform_text) && self.seen.len() < 50 {
@@ -330,7 +283,7 @@ impl Search<'_> {
         if !image_types.contains(&config.media_type.as_str()) {
             let kind = shown(&config.media_type);
             return Err(self.unsupported(&format!(
-                "is no container image, its configuration is of the type {kind}"
+                "is not a container image: its configuration has the type {kind}"
             )));
         }
         if layers

@@ -1,8 +1,9 @@
-//! Who wants to see how a pull goes on.
+//! Reports of a pull's progress.
 
 use super::digest::Digest;
 
-/// Is told how a pull goes on, from several threads at once. What it does with it should be quick: the pull waits.
+/// A receiver of a pull's progress. Several threads call its methods at once, and the pull waits for each call, so these
+/// should be quick.
 pub trait Progress: Sync {
     /// A layer of `total` bytes is about to be pulled.
     fn started(&self, layer: &Digest, total: u64);
@@ -12,7 +13,7 @@ pub trait Progress: Sync {
     fn done(&self, layer: &Digest);
 }
 
-/// Nobody watches.
+/// A receiver that ignores all reports.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unwatched;
 

@@ -14,7 +14,7 @@ use super::error::Error;
 pub struct Reference {
     registry: String,
     repository: String,
-    /// There is one wherever there is no digest.
+    /// Present wherever there is no digest.
     tag: Option<String>,
     digest: Option<Digest>,
 }
@@ -23,32 +23,32 @@ const DOCKER_HUB: &str = "docker.io";
 
 impl Reference {
     /// The registry: a host, perhaps with a port.
-    pub fn registry(&self) -> &str {
+    pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
     /// The repository within the registry, such as `library/python`.
-    pub fn repository(&self) -> &str {
+    pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The tag; it says nothing where there is a digest.
-    pub fn tag(&self) -> &str {
+    /// The tag. It means nothing where there is a digest.
+    pub(crate) fn tag(&self) -> &str {
         self.tag.as_deref().unwrap_or("latest")
     }
 
     /// The manifest's digest, where the name has one.
-    pub fn digest(&self) -> Option<&Digest> {
+    pub(crate) fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// Whether the registry is on this machine: such ones are spoken to without TLS.
+    /// Whether the registry is on this machine: such ones are used without TLS.
     pub(super) fn is_loopback(&self) -> bool {
         is_loopback(&self.registry)
     }
 }
 
-/// Whether a host, perhaps with a port, is this machine.
+/// Whether a host, perhaps with a port, is this machine itself.
 pub(super) fn is_loopback(host: &str) -> bool {
     let host = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
@@ -70,7 +70,7 @@ impl FromStr for Reference {
 
 fn parse(text: &str) -> Result<Reference, String> {
     if text.is_empty() {
-        return Err("it is empty; say for instance python:3-alpine".into());
+        return Err("it is empty; an example is python:3-alpine".into());
     }
     if text.starts_with(['.', '/', '~']) {
         return Err(
@@ -110,7 +110,7 @@ fn parse(text: &str) -> Result<Reference, String> {
     })
 }
 
-/// Whether the part before the first slash is a host and no owner.
+/// Whether the part before the first slash is a host, not an owner.
 fn is_registry(first: &str) -> bool {
     first == "localhost" || first.contains(['.', ':', '['])
 }
@@ -122,7 +122,7 @@ fn check_registry(text: &str) -> Result<(), String> {
     };
     let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     if port.is_some_and(|port| !digits(port) || port.parse::<u16>().is_err()) {
-        return Err("the port after the registry's name is no number from 0 to 65535".into());
+        return Err("the port after the registry's name is not a number from 0 to 65535".into());
     }
     let host_is_right = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -137,7 +137,7 @@ fn check_registry(text: &str) -> Result<(), String> {
     };
     match host_is_right && text.len() <= 255 {
         true => Ok(()),
-        false => Err("what stands before the first slash is no name of a registry".into()),
+        false => Err("what stands before the first slash is not a valid name of a registry".into()),
     }
 }
 
@@ -155,7 +155,7 @@ fn check_repository(text: &str) -> Result<(), String> {
     match text.len() <= 255 && text.split('/').all(part) {
         true => Ok(()),
         false => Err(
-            "a name has letters and digits, with single '.', '_' or '-' between them; say for instance ghcr.io/owner/name:tag"
+            "a name has letters and digits, with single '.', '_' or '-' between them; an example is ghcr.io/owner/name:tag"
                 .into(),
         ),
     }
@@ -169,12 +169,14 @@ fn check_tag(text: &str) -> Result<(), String> {
         && !text.starts_with(['.', '-']);
     match right {
         true => Ok(()),
-        false => Err("after the colon belongs a tag of letters, digits, '.', '_' and '-'".into()),
+        false => Err(
+            "a tag has letters, digits, '_', '.' and '-', and doesn't start with '.' or '-'".into(),
+        ),
     }
 }
 
 impl fmt::Display for Reference {
-    /// As short as Docker prints it.
+    /// Writes the name as short as Docker prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = &self.repository;
         let short = match path.strip_prefix("library/") {

@@ -1,4 +1,4 @@
-//! Images in what `docker save` writes.
+//! Images in archives of `docker save`.
 //!
 //! `manifest.json` lists the images: the name of each one's configuration, its tags, and the names of its layers. Older
 //! Dockers name a layer `<id>/layer.tar` and link equal ones; newer ones (25 on) write an OCI layout beside it and name
@@ -9,10 +9,13 @@ use serde::Deserialize;
 use super::archive::Archive;
 use super::config;
 use super::digest::Digest;
-use super::error::{Error, shown};
-use super::manifest::{self, LARGEST_CONFIG, LARGEST_MANIFEST, Platform};
+use super::error::Error;
+use super::files;
+use super::image::{Blob, Image};
+use super::manifest::{self, LARGEST_CONFIG, LARGEST_MANIFEST};
+use super::platform::Platform;
 use super::reference::Reference;
-use super::{Blob, Image, files};
+use super::shown::shown;
 
 /// One image of `manifest.json`.
 #[derive(Deserialize)]
@@ -23,12 +26,12 @@ struct Saved {
     layers: Option<Vec<String>>,
 }
 
-/// Whether the archive is one that `docker save` wrote.
-pub(super) fn is_one(archive: &Archive) -> bool {
+/// Whether `docker save` wrote the archive.
+pub(super) fn is_saved(archive: &Archive) -> bool {
     archive.member("manifest.json").is_some()
 }
 
-/// The archive's image of that name, or its only one.
+/// Opens the archive's image of that name, or its only one.
 pub(super) fn open(
     archive: &Archive,
     wanted: Option<&Reference>,
@@ -43,7 +46,7 @@ pub(super) fn open(
     let saved = choose(archive, list, wanted)?;
     let config = files::read(&member(archive, &saved.config)?, LARGEST_CONFIG)?;
     let digest = Digest::of(&config);
-    // The configuration is named by its digest; where the name isn't one, there is nothing to compare.
+    // The configuration is named by its digest; where the name is not a digest, there is nothing to compare.
     let stem = saved.config.trim_end_matches(".json");
     let stem = stem.rsplit('/').next().unwrap_or(stem);
     if let Some(named) = Digest::from_hex(stem) {
@@ -102,7 +105,7 @@ fn choose(
     ))
 }
 
-/// Nothing was chosen: there is no such image, or there are several and no name.
+/// Returns why nothing was chosen: there is no such image, or there are several and no name.
 pub(super) fn not_chosen(
     name: &str,
     wanted: Option<String>,

@@ -1,4 +1,4 @@
-//! The names that users give to images.
+//! Names by which users call images.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use std::str::FromStr;
 use super::error::Error;
 use super::reference::Reference;
 
-/// Where an image is, parsed from what a user types.
+/// The place of an image, parsed from what a user types.
 ///
 /// ```
 /// use minivm_image::Source;
 ///
 /// let source: Source = "python:3-alpine".parse()?;
-/// assert!(matches!(&source, Source::Registry(name) if name.registry() == "docker.io"));
+/// assert!(matches!(&source, Source::Registry(name) if name.to_string() == "python:3-alpine"));
 /// let source: Source = "oci:layout:v1".parse()?;
 /// assert_eq!(source, Source::Oci { folder: "layout".into(), tag: Some("v1".into()) });
 /// # Ok::<(), minivm_image::Error>(())
@@ -22,40 +22,40 @@ use super::reference::Reference;
 /// As with skopeo, the first colon after the path of a file or folder ends it: a path can't have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// `[docker://][REGISTRY/]NAME[:TAG][@DIGEST]`: in a registry.
+    /// `[docker://][REGISTRY/]NAME[:TAG][@DIGEST]`: an image in a registry.
     Registry(Reference),
-    /// `docker-daemon:NAME`: in Docker or Podman on this machine.
+    /// `docker-daemon:NAME`: an image of Docker's or Podman's on this machine.
     Daemon(String),
-    /// `docker-archive:FILE[:NAME]`: in what `docker save` wrote.
+    /// `docker-archive:FILE[:NAME]`: an image in an archive of `docker save`.
     DockerArchive {
-        /// The archive, perhaps compressed with gzip.
+        /// The archive, perhaps compressed.
         file: PathBuf,
-        /// Which of its images.
+        /// The name of one of its images.
         reference: Option<Reference>,
     },
     /// `-`: an archive of either kind on standard input.
     Stdin,
-    /// `oci:FOLDER[:TAG]`: in a folder as the OCI image specification lays it out.
+    /// `oci:FOLDER[:TAG]`: an image in a folder with a layout of the OCI image specification.
     Oci {
         /// The folder that has `index.json`.
         folder: PathBuf,
-        /// Which of its images.
+        /// The name of one of its images.
         tag: Option<String>,
     },
-    /// `oci-archive:FILE[:TAG]`: such a folder in a tar archive.
+    /// `oci-archive:FILE[:TAG]`: an image in a tar archive of such a folder.
     OciArchive {
-        /// The archive, perhaps compressed with gzip.
+        /// The archive, perhaps compressed.
         file: PathBuf,
-        /// Which of its images.
+        /// The name of one of its images.
         tag: Option<String>,
     },
-    /// `dir:FOLDER`: a folder is the root file system.
+    /// `dir:FOLDER`: a folder that is the root file system.
     Folder(PathBuf),
-    /// `tar:FILE`: a tar archive holds the root file system, as from `docker export`.
+    /// `tar:FILE`: a tar archive of the root file system, as from `docker export`.
     Tar(PathBuf),
 }
 
-/// What can stand before a colon and is no repository.
+/// The words that don't name a repository when they stand before a colon.
 const TRANSPORTS: [&str; 6] = [
     "docker-daemon",
     "docker-archive",
@@ -65,19 +65,19 @@ const TRANSPORTS: [&str; 6] = [
     "tar",
 ];
 
-/// What others call places of images, with what to say instead.
+/// The words of other tools for places of images, with what to type instead.
 const OTHERS: [(&str, &str); 6] = [
     ("http", "leave http:// away"),
     ("https", "leave https:// away"),
     (
         "containers-storage",
-        "say docker-daemon:NAME, which asks Podman too",
+        "use docker-daemon:NAME, which asks Podman too",
     ),
-    ("podman", "say docker-daemon:NAME, which asks Podman too"),
-    ("docker", "say docker://NAME or just NAME"),
+    ("podman", "use docker-daemon:NAME, which asks Podman too"),
+    ("docker", "use docker://NAME or just NAME"),
     (
         "file",
-        "say docker-archive:FILE, oci-archive:FILE, tar:FILE or dir:FOLDER",
+        "use docker-archive:FILE, oci-archive:FILE, tar:FILE or dir:FOLDER",
     ),
 ];
 
@@ -105,7 +105,7 @@ impl FromStr for Source {
             return Ok(Source::Registry(text.parse()?));
         }
         if rest.contains('\0') {
-            return Err(wrong("a name has no NUL"));
+            return Err(wrong("a name can't have a NUL"));
         }
         match transport {
             "docker-daemon" => Ok(Source::Daemon(engine_name(rest).map_err(wrong)?)),
@@ -174,7 +174,8 @@ fn split(text: &str) -> Result<(PathBuf, Option<&str>), &'static str> {
     }
 }
 
-/// A name goes into a URL's path and onto a command line: no part of it may be taken for an option or a step upwards.
+/// Checks a name for an engine. It goes into a URL's path and onto a command line: no part of it may be taken for an option or
+/// a step upwards.
 fn engine_name(text: &str) -> Result<String, &'static str> {
     let part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -185,7 +186,9 @@ fn engine_name(text: &str) -> Result<String, &'static str> {
     match text {
         "" => Err("the name is missing after the colon"),
         text if text.len() <= 512 && text.split('/').all(part) => Ok(text.to_owned()),
-        _ => Err("say docker-daemon: and a name as `docker images` shows it, or an image's id"),
+        _ => {
+            Err("use docker-daemon: with a name as `docker images` shows it, or with an image's id")
+        }
     }
 }
 
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_name_is_told_apart() {
+    fn every_kind_of_source_is_parsed() {
         assert_eq!(parse("-"), Source::Stdin);
         assert_eq!(parse("dir:/srv/root"), Source::Folder("/srv/root".into()));
         assert_eq!(parse("tar:a.tar.gz"), Source::Tar("a.tar.gz".into()));
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nothing_says_why() {
+    fn invalid_sources_are_refused_with_a_remedy() {
         for (text, needle) in [
             ("", "empty"),
             ("dir:", "path is missing"),

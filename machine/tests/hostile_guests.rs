@@ -3,7 +3,11 @@
 //!
 //! The guests are machine code on the host's own KVM, with their rings laid out by their ELF file.
 
+// Tests run: on any KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod messages;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,14 +17,14 @@ use std::time::Duration;
 use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
-use minivm_guest::channel::{
-    Exit, Hello, MAGIC, Request, STDIN_WINDOW, Status, Times, ToHost, VERSION,
-};
+use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
 use minivm_machine::session::{Event, TERM};
 use minivm_machine::{End, Error, Link, Machine, Place, Session};
-use minivm_tests::image::{Elf, Segment};
+use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
+
+use messages::{exit, told};
 
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(500);
@@ -171,23 +175,6 @@ fn hello(rings: Option<u64>) -> Vec<u8> {
     bytes
 }
 
-fn exit(code: u8) -> ToHost<'static> {
-    ToHost::Exit(Exit {
-        status: Status::Code(code),
-        out_of_memory: false,
-        user_time: 0,
-        system_time: 0,
-        peak_memory: 0,
-        times: Times::default(),
-    })
-}
-
-/// The error with its causes, as a user sees it.
-fn told(result: Result<End, Error>) -> String {
-    let error: anyhow::Error = result.expect_err("it is refused").into();
-    format!("{error:#}")
-}
-
 /// A file of the tests' own.
 fn file(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.path().join(name);
@@ -234,7 +221,7 @@ fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, E
     let result = reported
         .recv_timeout(PATIENCE)
         .expect("the session ends, and does not panic");
-    let stdout = stdout.0.lock().unwrap().clone();
+    let stdout = stdout.bytes();
     (result.map(|report| report.end), stdout)
 }
 
@@ -356,7 +343,7 @@ fn rings_that_are_not_in_memory_are_refused() {
 }
 
 #[test]
-fn a_directory_that_is_none_is_refused() {
+fn an_invalid_ring_directory_is_refused() {
     let mut guest = Guest::new(&[]);
     guest.put(0, b"RINGS v1");
     assert!(
@@ -376,7 +363,7 @@ fn a_directory_that_is_none_is_refused() {
 }
 
 #[test]
-fn positions_that_lie_are_found_out() {
+fn impossible_ring_positions_are_refused() {
     for (direction, word, value) in [
         (
             Direction::ToHost,
@@ -402,7 +389,7 @@ fn positions_that_lie_are_found_out() {
 }
 
 #[test]
-fn a_position_that_runs_away_is_found_out() {
+fn a_ring_position_that_counts_for_ever_is_refused() {
     let mut guest = Guest::new(&[ToHost::Started]);
     guest.code = count_for_ever(DIRECTORY + Word::Produced.offset(Direction::ToHost) as u64);
     let told = guest.told();

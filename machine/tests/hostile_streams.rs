@@ -2,7 +2,11 @@
 //!
 //! There is no machine here: a script plays the guest's side of the link.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod messages;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -15,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
-    Exit, Hello, Refusal, Request, STDIN_WINDOW, Status, Times, ToGuest, ToHost, VERSION,
+    Hello, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_machine::session::{Event, TERM};
@@ -23,6 +27,8 @@ use minivm_machine::{End, Ended, Error, Files, Link, Report, Session};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use proptest::prelude::*;
+
+use messages::{exit, told};
 
 /// The limit of the guests that never come to the point.
 const SOON: Duration = Duration::from_millis(300);
@@ -276,26 +282,9 @@ fn hello() -> ToHost<'static> {
     })
 }
 
-fn exit(code: u8) -> ToHost<'static> {
-    ToHost::Exit(Exit {
-        status: Status::Code(code),
-        out_of_memory: false,
-        user_time: 0,
-        system_time: 0,
-        peak_memory: 0,
-        times: Times::default(),
-    })
-}
-
 /// How a guest's words end a session.
 fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
     Scene::new(words, then).play().map(|report| report.end)
-}
-
-/// The error with its causes, as a user sees it.
-fn told(result: Result<impl std::fmt::Debug, Error>) -> String {
-    let error: anyhow::Error = result.expect_err("it is refused").into();
-    format!("{error:#}")
 }
 
 #[test]
@@ -306,7 +295,7 @@ fn a_good_guest_is_understood() {
     let report = scene.play().unwrap();
     assert_eq!(report.end, End::Exited(3));
     assert_eq!(report.exit.unwrap().status, Status::Code(3));
-    assert_eq!(*stdout.0.lock().unwrap(), b"4\n");
+    assert_eq!(stdout.bytes(), b"4\n");
 }
 
 #[test]
@@ -780,7 +769,7 @@ fn archives_that_lead_elsewhere_write_nothing_there() {
 }
 
 #[test]
-fn an_archive_that_is_none_fails_the_copy_and_no_more() {
+fn bytes_that_are_no_archive_fail_the_copy_alone() {
     for bytes in [
         &b"x"[..],
         &[0; 200],

@@ -1,5 +1,7 @@
 //! The coding agent of the examples, at work.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[path = "../examples/coding_agent.rs"]
@@ -16,7 +18,7 @@ fn the_coding_agent_mends_the_repository_and_hands_the_diff_out() {
     let minivm = given::path("MINIVM_TEST_BINARY");
     let diff =
         coding_agent::run(&image, &minivm, folder.path(), Box::new(printed.clone())).unwrap();
-    let text = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
+    let text = printed.text();
     let (before, after) = text.split_once("--- the tests, after").unwrap();
     assert!(
         before.contains("1 failed") && before.contains("assert add(2, 2) == 4"),

@@ -1,5 +1,7 @@
 //! gVisor with a real image: what the trait promises, and that nothing leads out or stays.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
@@ -79,11 +81,10 @@ fn run_in(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
     task.stderr = Box::new(stderr.clone());
     task.limits.time = task.limits.time.or(Some(PATIENCE));
     let finished = sandbox.run(task).unwrap();
-    let text = |shared: &Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
     Ran {
         finished,
-        stdout: text(&stdout),
-        stderr: text(&stderr),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     }
 }
 
@@ -455,7 +456,7 @@ fn what_a_run_writes_is_gone_with_it() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn two_runs_at_once_do_not_meet() {
+fn runs_at_once_see_nothing_of_each_other() {
     let code = "import os, time\nopen('/tmp/mine', 'x').write('1')\ntime.sleep(1)\nprint(os.listdir('/tmp'), os.getpid())";
     thread::scope(|scope| {
         let runs = [(); 3].map(|()| scope.spawn(|| python(code)));

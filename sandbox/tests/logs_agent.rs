@@ -1,5 +1,7 @@
 //! The agent of `examples/logs_agent`, as it is run there: what it tells, and what it is refused.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[path = "../examples/logs_agent/agent.rs"]
@@ -41,7 +43,7 @@ fn run(code: &str) -> Ran {
     task.stdout = Box::new(printed.clone());
     task.stderr = Box::new(printed.clone());
     let finished = host.open(Backend::Monty).unwrap().run(task).unwrap();
-    let bytes = printed.0.lock().unwrap().clone();
+    let bytes = printed.bytes();
     let count = Connection::open(&path).unwrap();
     let rows = count.query_row("SELECT count(*) FROM requests", (), |row| row.get(0));
     Ran {
@@ -88,7 +90,7 @@ fn a_report_loads_nothing_runs_nothing_and_shows_texts_as_texts() {
 }
 
 #[test]
-fn whatever_does_not_only_read_is_refused_and_the_code_may_go_on() {
+fn queries_that_write_are_refused_and_the_code_goes_on() {
     let ran = run(agent::CODE);
     assert_eq!(
         ran.printed.matches("\nrefused: ").count(),

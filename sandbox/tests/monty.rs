@@ -1,8 +1,10 @@
 //! The backend monty, with the real `minivm` as its worker, and within this process: both through the same tests.
 
+// Tests run: here
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use minivm_sandbox::{
 };
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::{processes, stress};
 use serde_json::{Value, json};
 
 /// As programs have it that limit the memory of `InProcess`.
@@ -63,7 +66,7 @@ fn run(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
     task.stderr = Box::new(stderr.clone());
     task.limits.time = task.limits.time.or(Some(PATIENCE));
     let finished = sandbox.run(task).unwrap();
-    let text = |shared: &Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+    let text = |shared: &Shared| String::from_utf8(shared.bytes()).unwrap();
     Ran {
         finished,
         stdout: text(&stdout),
@@ -526,7 +529,7 @@ fn many_in_a_row_and_several_at_once_leave_nothing() {
     let program = folder.path().join("minivm");
     std::fs::copy(env!("CARGO_BIN_EXE_minivm-worker"), &program).unwrap();
     let sandbox = Monty::new(program.clone());
-    for number in 0..20 {
+    for number in 0..stress::count(20, 500) {
         let code = format!("print(f({number}))");
         let task = with_function(&code, "f", |mut call| Ok(call.args.remove(0)));
         assert_eq!(run(&sandbox, task).stdout, format!("{number}\n"));
@@ -543,7 +546,7 @@ fn many_in_a_row_and_several_at_once_leave_nothing() {
             });
         }
     });
-    assert_eq!(processes_with(&program), 0);
+    assert_eq!(processes::with_argument(program.to_str().unwrap()), 0);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
@@ -566,14 +569,4 @@ fn files_that_are_open_here_are_closed_after_a_run() {
         thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(open(), 0);
-}
-
-/// Processes that have this path among their arguments.
-fn processes_with(path: &Path) -> usize {
-    let path = path.to_str().unwrap();
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines
-        .filter(|line| String::from_utf8_lossy(line).contains(path))
-        .count()
 }

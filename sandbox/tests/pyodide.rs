@@ -1,5 +1,7 @@
 //! The sandboxes with Pyodide: what code in them can do, what it can't, and that nothing of it stays.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
@@ -53,11 +55,10 @@ fn run(backend: Backend, mut task: Task) -> Ran {
     task.stderr = Box::new(stderr.clone());
     task.limits.time = task.limits.time.or(Some(PATIENCE));
     let finished = open(backend).run(task).unwrap();
-    let text = |shared: Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
     Ran {
         finished,
-        stdout: text(stdout),
-        stderr: text(stderr),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     }
 }
 

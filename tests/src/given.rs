@@ -14,6 +14,12 @@ pub fn path(variable: &str) -> PathBuf {
         .into()
 }
 
+/// The optimized command `minivm` where there is one: in the lab it runs emulated. Otherwise `own`, which Cargo built for the test.
+pub fn minivm(own: &str) -> PathBuf {
+    let optimized = std::env::var_os("MINIVM_TEST_BINARY");
+    optimized.map_or_else(|| own.into(), PathBuf::from)
+}
+
 /// The file that a variable names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
 ///
 /// # Panics

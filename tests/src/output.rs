@@ -1,4 +1,4 @@
-//! An output that is looked at afterwards.
+//! Outputs that are looked at afterwards.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -6,6 +6,26 @@ use std::sync::{Arc, Mutex};
 /// Memory as a writer. Clones write to the same.
 #[derive(Clone, Debug, Default)]
 pub struct Shared(pub Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    /// All that was written so far.
+    ///
+    /// # Panics
+    ///
+    /// If a thread panicked while it wrote.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.lock().expect("writing doesn't panic").clone()
+    }
+
+    /// All that was written so far, with what isn't UTF-8 replaced.
+    ///
+    /// # Panics
+    ///
+    /// If a thread panicked while it wrote.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -18,4 +38,13 @@ impl Write for Shared {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An output that is text.
+///
+/// # Panics
+///
+/// If it isn't UTF-8.
+pub fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the output is UTF-8")
 }

@@ -5,10 +5,24 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long any wait of a test's takes before it counts as a hang.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits until something is so, and asks again and again.
+///
+/// # Panics
+///
+/// With `hang`, if it takes longer than [`PATIENCE`].
+pub fn wait_until(hang: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "{hang}\n{}", processes());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// Tries something with a time limit, with twice that, and so on, until it has had time enough to tell: what a program does
 /// within its limit is seen only where the machine lets it start within the limit.

@@ -1,4 +1,4 @@
-//! What a fork of a snapshot costs: the time from the call to the guest's first word, and the memory that it takes.
+//! The cost of a fork of a snapshot: the time from the call to the guest's first byte, and the memory that it takes.
 //!
 //! ```console
 //! $ cargo bench -p minivm-vmm --bench fork
@@ -7,7 +7,7 @@
 //! The guest is a few bytes of machine code, so that nearly all of it is this program's and KVM's time. `cargo xtask bench warm`
 //! runs this too, beside whole processes.
 
-#![allow(clippy::unwrap_used, reason = "a benchmark that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that can't continue fails")]
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,17 +17,17 @@ use std::time::{Duration, Instant};
 
 use minivm_vmm::{Builder, Config, Kernel, Pool, Snapshot};
 
-/// How many forks are timed, and how many are alive at once.
+/// The number of forks that are timed, and of those that are alive at once.
 const TIMED: usize = 300;
 const HELD: usize = 1000;
-/// How many machines a pool keeps ready.
+/// The number of machines that a pool keeps ready.
 const READY: usize = 4;
-/// What half of the forks are to be within, with the machine created in the call, and ahead.
+/// The time that half of the forks are to be within, with the machine created in the call, and ahead.
 const GOAL: Duration = Duration::from_millis(2);
 const GOAL_AHEAD: Duration = Duration::from_micros(500);
 /// KiB of this process's own that a fork is to stay below.
 const GOAL_HELD: u64 = 300;
-/// How much of guest memory holds something.
+/// The bytes of guest memory that hold something.
 const FILLED: u64 = 48 << 20;
 
 /// Writes a byte to COM1, one to a page of its own, and waits for an interrupt.
@@ -39,7 +39,7 @@ const GUEST: [u8; 19] = [
     0xf4, 0xf4,
 ];
 
-/// Tells when the first byte came.
+/// A writer that sends the time of each byte to a channel.
 struct Stopwatch(Sender<Instant>);
 
 impl Write for Stopwatch {
@@ -99,7 +99,7 @@ fn main() {
     hold("64 MiB", &Snapshot::open(folder.path()).unwrap());
 }
 
-/// Saves a machine: how long that takes, most of it until it has reached the disk.
+/// Saves a machine; returns the time for it, most of which passes until the snapshot has reached the disk.
 fn save(folder: &std::path::Path, memory: u64) -> Duration {
     let config = Config {
         memory,
@@ -138,7 +138,7 @@ fn reached(is_so: bool) -> &'static str {
     if is_so { "reached" } else { "NOT REACHED" }
 }
 
-/// Runs a fork until its first byte comes: how long that took.
+/// Runs a fork until its first byte comes; returns the time for it.
 fn first_byte(start: Instant, fork: impl FnOnce() -> Builder) -> Duration {
     let (sender, first) = channel();
     let machine = fork().console_output(Stopwatch(sender)).build().unwrap();
@@ -195,7 +195,7 @@ fn hold(name: &str, snapshot: &Snapshot) {
     }
 }
 
-/// KiB of memory that only this process has.
+/// Returns the KiB of memory that only this process has.
 fn private() -> u64 {
     let fields = ["Private_Clean:", "Private_Dirty:"];
     fields
@@ -204,7 +204,7 @@ fn private() -> u64 {
         .sum()
 }
 
-/// KiB of memory that the host's kernel has for itself: everybody's, so it is only as good as the host is quiet.
+/// Returns the KiB of memory that the host's kernel has for itself. Other processes change it, too: it counts on a quiet host.
 fn kernel() -> u64 {
     let fields = ["Slab:", "KernelStack:", "PageTables:", "VmallocUsed:"];
     fields

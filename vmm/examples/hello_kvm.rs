@@ -8,7 +8,7 @@
 
 use minivm_vmm::{Builder, Config, Kernel};
 
-/// What the processor runs first, at 1 MiB, in 64-bit mode.
+/// The guest's code, which the processor starts with, at 1 MiB and in 64-bit mode.
 const GUEST: [u8; 11] = [
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8    COM1's data register
     0xb0, b'!', //             mov al, '!'

@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::arch::{acpi, boot_params, paging, registers};
@@ -17,17 +16,15 @@ use crate::devices::uart::{self, IrqLine, Output, Uart};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::Input;
-use crate::kvm::{
-    Created, create_vcpus, create_vm, lend_memory, message_sink, open_kvm, split_irqchip,
-};
+use crate::kvm::{Created, message_sink};
 use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet};
-use crate::vcpu::{Platform, Vcpu};
-use crate::{initramfs, kernel, layout};
+use crate::vcpu::Platform;
+use crate::{initramfs, kernel, kvm, layout};
 
-/// A machine to be: its configuration, and what its serial ports are connected to.
+/// The recipe for one machine: its configuration or snapshot, and the ends of its serial ports.
 ///
 /// ```no_run
 /// use minivm_vmm::{Builder, Config, Kernel};
@@ -48,21 +45,21 @@ pub struct Builder {
     com2: Port,
 }
 
-/// What a machine begins with.
+/// The state that a machine begins with.
 enum Source {
     Boot(Config),
     Snapshot(Snapshot),
     Prepared(Prepared),
 }
 
-/// What a serial port is connected to.
+/// The host's ends of a serial port.
 struct Port {
     output: Box<dyn Write + Send>,
     input: Option<Input>,
 }
 
 impl Port {
-    /// Connected to nothing: output is lost, input never comes.
+    /// A port that is connected to nothing: output is lost, input never comes.
     fn open_ended() -> Self {
         Port {
             output: Box::new(io::sink()),
@@ -72,22 +69,23 @@ impl Port {
 }
 
 impl Builder {
-    /// A machine as `config` says, with serial ports that are connected to nothing.
+    /// Returns the recipe for a machine as `config` describes it, with serial ports that are connected to nothing.
     pub fn new(config: Config) -> Self {
         Builder::from_source(Source::Boot(config))
     }
 
-    /// A machine that goes on where the snapshot's was, with serial ports that are connected to nothing.
+    /// Returns the recipe for a machine that continues where the snapshot's was saved, with serial ports that are connected to
+    /// nothing.
     pub fn restore(snapshot: &Snapshot) -> Self {
         Builder::from_source(Source::Snapshot(snapshot.clone()))
     }
 
-    /// The same, from a machine made ahead of time.
+    /// Like [`restore`](Self::restore), with a machine that was made ahead of time.
     pub fn restore_prepared(prepared: Prepared) -> Self {
         Builder::from_source(Source::Prepared(prepared))
     }
 
-    /// Has these pages of a restored machine's memory there before it runs.
+    /// Makes these pages of a restored machine's memory present before the machine runs.
     pub fn working_set(mut self, pages: &WorkingSet) -> Self {
         self.working_set = Some(pages.clone());
         self
@@ -102,7 +100,7 @@ impl Builder {
         }
     }
 
-    /// Sends what the guest writes to COM1, the console, to `output`: a byte a call, from a vCPU's thread.
+    /// Sends the guest's output on COM1, the console, to `output`: a byte a call, from a vCPU's thread.
     pub fn console_output(mut self, output: impl Write + Send + 'static) -> Self {
         self.com1.output = Box::new(output);
         self
@@ -114,7 +112,7 @@ impl Builder {
         self
     }
 
-    /// Sends what the guest writes to COM2 to `output`: a byte a call, from a vCPU's thread.
+    /// Sends the guest's output on COM2 to `output`: a byte a call, from a vCPU's thread.
     pub fn com2_output(mut self, output: impl Write + Send + 'static) -> Self {
         self.com2.output = Box::new(output);
         self
@@ -126,12 +124,13 @@ impl Builder {
         self
     }
 
-    /// Does what [`build`](Self::build) does before it needs KVM, and forgets it: finds out what is wrong with the
-    /// configuration and the files. A snapshot's have been checked when it was opened.
+    /// Checks the configuration and its files as [`build`](Self::build) does before it needs KVM, and keeps nothing. A
+    /// snapshot's files were checked when it was opened.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build)'s, without those that are about KVM.
+    /// [`Error::Config`], [`Error::File`], [`Error::Kernel`] or [`Error::InitramfsTooLarge`] name the value or file that is
+    /// wrong; [`Error::Host`] where the host has no memory for the guest, or no random bytes.
     pub fn check(&self) -> Result<()> {
         let Source::Boot(config) = &self.source else {
             return Ok(());
@@ -144,7 +143,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// Whatever [`Error`] names: a bad configuration, kernel, initramfs or snapshot, no usable KVM, no memory.
+    /// Those of [`check`](Self::check); [`Error::KvmMissing`], [`Error::KvmPermission`], [`Error::KvmLacks`] or [`Error::Kvm`]
+    /// where there is no usable KVM; [`Error::Snapshot`] or [`Error::HostLacks`] where a snapshot can't be restored.
     pub fn build(self) -> Result<Machine> {
         let (created, devices) = match self.source {
             Source::Boot(config) => (boot(&config)?, Devices::default()),
@@ -166,7 +166,7 @@ fn boot(config: &Config) -> Result<Created> {
     // Both take milliseconds, and neither needs the other.
     let (loaded, created) = thread::scope(|scope| {
         let loading = thread::Builder::new().spawn_scoped(scope, || load(config, &ram));
-        let created = create(config, &ram);
+        let created = kvm::create(config.cpus, &ram);
         let loaded = match loading {
             Ok(loading) => loading.join().expect("loading doesn't panic"),
             Err(_) => load(config, &ram),
@@ -210,7 +210,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
     })
 }
 
-/// Fills guest RAM as a boot loader would; tells where the kernel is to be entered.
+/// Fills guest RAM as a boot loader would; returns the kernel's entry point.
 fn load(config: &Config, ram: &GuestRam) -> Result<GuestAddress> {
     let kernel = kernel::load(&config.kernel, config.cmdline.len(), ram)?;
     let initramfs = match &config.initramfs {
@@ -222,17 +222,7 @@ fn load(config: &Config, ram: &GuestRam) -> Result<GuestAddress> {
     Ok(kernel.entry)
 }
 
-/// Creates the machine in KVM, with its RAM and its processors.
-fn create(config: &Config, ram: &GuestRam) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
-    let kvm = open_kvm()?;
-    let vm = Arc::new(create_vm(&kvm)?);
-    lend_memory(&vm, ram)?;
-    split_irqchip(&vm)?;
-    let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
-    Ok((vm, vcpus))
-}
-
-/// Writes what a boot loader and firmware leave in memory.
+/// Writes the data that firmware and a boot loader leave in memory.
 fn write_boot_data(
     config: &Config,
     ram: &GuestRam,
@@ -254,7 +244,7 @@ fn write_boot_data(
     )
 }
 
-/// Random bytes of the host's, for the guest's random number generator to start from.
+/// Draws random bytes on the host, as a seed for the guest's random number generator.
 fn random_seed() -> Result<[u8; boot_params::SEED_LEN]> {
     let mut seed = [0; boot_params::SEED_LEN];
     File::open("/dev/urandom")

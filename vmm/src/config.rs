@@ -1,4 +1,4 @@
-//! What a machine is to be: plain data, checked before anything is built.
+//! A machine's configuration: plain data, checked before anything is built.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ pub const MEMORY_MAX: u64 = 1 << 40;
 /// The most vCPUs that a machine can have.
 pub const CPUS_MAX: u8 = 8;
 
-/// What the machine's first vCPU runs first.
+/// The code that the machine's first vCPU starts with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kernel {
     /// A Linux kernel's file: an ELF `vmlinux` or a bzImage.
@@ -24,7 +24,7 @@ pub enum Kernel {
     Code(Vec<u8>),
 }
 
-/// What a machine is to be.
+/// The configuration of a machine.
 ///
 /// ```
 /// use minivm_vmm::{Config, Kernel};
@@ -35,7 +35,7 @@ pub enum Kernel {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
-    /// What runs first.
+    /// The code that the machine starts with.
     pub kernel: Kernel,
     /// A cpio archive that Linux unpacks as its first root file system, plain or compressed.
     pub initramfs: Option<PathBuf>,
@@ -48,7 +48,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// A machine with one vCPU and 256 MiB that runs `kernel` with no initramfs and an empty command line.
+    /// Returns the configuration of a machine with one vCPU and 256 MiB that runs `kernel` with no initramfs and an empty
+    /// command line.
     pub fn new(kernel: Kernel) -> Self {
         Config {
             kernel,

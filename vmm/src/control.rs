@@ -1,4 +1,4 @@
-//! Pausing, resuming, saving and stopping a machine, from any thread. How a thread is got out of the guest stands in `gate`.
+//! Control over a machine from any thread: pause, resume, save, stop. `gate` gets the vCPUs' threads out of the guest.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -15,32 +15,32 @@ use crate::vcpu::Platform;
 #[derive(Clone)]
 pub struct Control {
     pub(crate) gate: Arc<Gate>,
-    /// Not kept alive by this handle: the machine is gone when it has ended, whoever still has one.
+    /// Weak, like `ram`: no handle keeps a machine that has ended.
     pub(crate) platform: Weak<Platform>,
     pub(crate) ram: Weak<GuestRam>,
 }
 
 impl Control {
     /// Stops every vCPU between two instructions and waits until all have stopped, which takes as long as a vCPU waits
-    /// for its output to be taken. Does nothing if the machine is paused already or has ended. It must not be called
-    /// from within the machine's own output writer.
+    /// for its output to be taken. Does nothing if the machine is paused already or has ended. The machine's own output
+    /// writer must not call it.
     pub fn pause(&self) {
         self.gate.pause();
     }
 
-    /// Lets a paused machine go on. Does nothing if it runs or has ended.
+    /// Lets a paused machine run. Does nothing if it runs already or has ended.
     pub fn resume(&self) {
         self.gate.resume();
     }
 
-    /// Saves the machine, which must be paused, in `folder`, in place of a snapshot that may be there; the machine stays
-    /// paused meanwhile, also if somebody resumes it. Then it can be resumed or stopped. Memory that is shared with the guest
-    /// ([`Memory`](crate::Memory)) must not be written to while this goes on.
+    /// Saves the machine, which must be paused, in `folder`, in place of a snapshot that may be there. The machine stays
+    /// paused meanwhile: a call of [`resume`](Self::resume) waits. Memory that is shared with the guest
+    /// ([`Memory`](crate::Memory)) must not be written to while `snapshot` runs.
     ///
     /// # Errors
     ///
-    /// [`Error::NotPaused`] where it runs, has ended, or ends meanwhile; [`Error::Save`] where the snapshot can't be written,
-    /// in which case what was in the folder is still there; [`Error::Kvm`] where KVM doesn't tell the state.
+    /// [`Error::NotPaused`] where the machine runs, has ended, or ends meanwhile; [`Error::Save`] where the snapshot can't be
+    /// written, in which case an older one in the folder is still whole; [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
         // Behind the RAM, so that KVM's descriptors are closed first if the machine ends meanwhile.
         let ram = self.ram.upgrade().ok_or(Error::NotPaused)?;
@@ -57,7 +57,7 @@ impl Control {
         self.gate.end(Ok(Outcome::Stopped));
     }
 
-    /// Whether the machine has ended.
+    /// Returns whether the machine has ended.
     pub fn has_ended(&self) -> bool {
         self.gate.has_ended()
     }

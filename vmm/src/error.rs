@@ -1,18 +1,18 @@
-//! What can go wrong, and what a user can do about it.
+//! The crate's errors, in one enum: what failed, on what, and what a user can do about it.
 //!
-//! One enum for the whole crate. A message says what was tried and on what; the operating system's reason is the
-//! [`source`](std::error::Error::source) and is not repeated in the text, so a program prints the chain once.
+//! The operating system's reason is the [`source`](std::error::Error::source) of an error and is not repeated in its text, so
+//! a program prints the chain once.
 
 use std::io;
 use std::path::PathBuf;
 
-use crate::kernel::KernelError;
-use crate::snapshot::SnapshotError;
+use crate::kernel::error::KernelError;
+use crate::snapshot::error::SnapshotError;
 
-/// The result of everything here that can fail.
+/// The result of all functions of this crate that can fail with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a machine could not be built or could not go on.
+/// The reason for which a machine could not be built, saved or run on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -36,7 +36,7 @@ pub enum Error {
     #[error("this host's KVM has no {0}; Linux 4.10 or newer has it")]
     KvmLacks(&'static str),
 
-    /// KVM is there and can't run a kernel.
+    /// `/dev/kvm` can be opened, but its KVM can't run a kernel.
     #[error("this host's KVM cannot run a kernel: {0}")]
     KvmUnusable(String),
 
@@ -52,7 +52,7 @@ pub enum Error {
     /// A file could not be opened or read.
     #[error("cannot read the {what} {}", path.display())]
     File {
-        /// What the file was to be: `kernel`, `initramfs` or `snapshot`.
+        /// The file's role: `kernel`, `initramfs` or `snapshot`.
         what: &'static str,
         /// Its path, as it was given.
         path: PathBuf,
@@ -65,7 +65,7 @@ pub enum Error {
     Kernel {
         /// Its path, as it was given.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The file's defect.
         source: KernelError,
     },
 
@@ -78,7 +78,7 @@ pub enum Error {
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
-        /// What guest memory has left between the kernel and the end of low RAM, in bytes.
+        /// The guest memory that is left between the kernel and the end of low RAM, in bytes.
         room: u64,
     },
 
@@ -87,17 +87,17 @@ pub enum Error {
     Snapshot {
         /// The snapshot's folder, as it was given.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The snapshot's defect.
         source: SnapshotError,
     },
 
-    /// The processor or KVM of this host can't do what the guest of a snapshot already uses.
+    /// This host's processor or KVM lacks a feature that the guest of a snapshot has seen.
     #[error(
         "this host has no {0}, which the snapshot needs: restore it on a host like the one that saved it, or save it anew here"
     )]
     HostLacks(String),
 
-    /// The snapshot can't be written. What was in its place before is still there.
+    /// The snapshot can't be written. An older one in its place is still whole.
     #[error("cannot save {}", path.display())]
     Save {
         /// The snapshot's folder, as it was given.
@@ -106,20 +106,20 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The machine runs, or has ended: only one that is paused has a state that can be saved.
+    /// The machine runs, or has ended: only a paused machine can be saved.
     #[error("cannot save a machine that is not paused: pause it first")]
     NotPaused,
 
-    /// Something of the host's that a machine needs (memory, a thread, a descriptor) could not be had.
+    /// The host refused a resource that a machine needs: memory, a thread, a descriptor.
     #[error("cannot get {what}")]
     Host {
-        /// What was asked for.
+        /// The resource.
         what: &'static str,
         /// The operating system's reason.
         source: io::Error,
     },
 
-    /// What the guest wrote to a serial port could not be passed on.
+    /// The writer of a serial port's output failed.
     #[error("cannot write the guest's serial output")]
     Output(#[source] io::Error),
 
@@ -129,9 +129,9 @@ pub enum Error {
     Exit {
         /// The vCPU's number, from 0.
         vcpu: u8,
-        /// KVM's name for the exit, with what it tells.
+        /// KVM's name for the exit, with its details.
         reason: String,
-        /// Where the guest was.
+        /// The guest's instruction pointer.
         rip: u64,
     },
 }
@@ -145,7 +145,7 @@ impl Error {
         }
     }
 
-    /// Wraps the failure to get `what` from the host; made to stand in a `map_err`.
+    /// Wraps the failure to get the resource `what` from the host; made to stand in a `map_err`.
     pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::Host {
             what,

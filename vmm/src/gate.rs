@@ -1,6 +1,6 @@
 //! The door between the vCPU threads and the guest: how a machine is paused, resumed and stopped.
 //!
-//! Every vCPU thread passes [`Gate::enter`] before it enters the guest. To get a thread out of the guest, `pause` and
+//! Every vCPU thread asks [`Gate::is_open`] before it enters the guest, and waits at the closed gate. To get a thread out of the guest, `pause` and
 //! `stop` change the phase, set the vCPU's `immediate_exit` flag and send its thread a signal whose handler does nothing.
 //! The signal ends a `KVM_RUN` that is under way; the flag ends one that is about to begin. The phase is set first, so
 //! a thread that has cleared its flag sees the new phase.
@@ -23,10 +23,10 @@ use crate::arch::vcpu_state::{Inventory, VcpuState};
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
 
-/// After how long a thread that hasn't left is called again.
+/// The interval at which a thread that hasn't left the guest is signalled again.
 const REPEAT: Duration = Duration::from_millis(20);
 
-/// What the vCPUs are to do.
+/// The phase of a machine, which decides what its vCPUs do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
@@ -48,31 +48,31 @@ pub(crate) struct Gate {
 }
 
 struct Inner {
-    /// Somebody saves the paused machine: it stays paused.
+    /// Whether the paused machine is being saved: it stays paused.
     held: bool,
-    /// Why the machine ended, once it has, until somebody takes it.
+    /// The reason for the machine's end, once it has ended, until [`Gate::take_outcome`].
     outcome: Option<Result<Outcome>>,
-    /// A slot a vCPU.
+    /// One slot per vCPU.
     slots: Vec<Slot>,
 }
 
-/// What the gate knows of one vCPU.
+/// The gate's record of one vCPU.
 #[derive(Default)]
 struct Slot {
-    /// How to get its thread out of the guest, while there is one.
+    /// The means to get its thread out of the guest, while it has a thread.
     kick: Option<Kick>,
-    /// It waits at the gate.
+    /// Whether its thread waits at the gate.
     parked: bool,
-    /// It is asked for its state.
+    /// The request for its state, until its thread takes it.
     asked: Option<Arc<Inventory>>,
-    /// Its answer.
+    /// The thread's answer to `asked`.
     saved: Option<Result<VcpuState>>,
-    /// It was halted for ever when somebody last looked, which may be outdated unless it is parked.
+    /// Whether it was halted for ever when its thread last looked; outdated, perhaps, unless the thread is parked.
     halted: bool,
 }
 
 impl Gate {
-    /// A closed gate for `vcpus` vCPUs.
+    /// Makes a closed gate for `vcpus` vCPUs.
     pub(crate) fn new(vcpus: u8) -> Result<Arc<Self>> {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(|| {
@@ -97,19 +97,26 @@ impl Gate {
         self.lock().slots[usize::from(id)].kick = Some(Kick::of_this_thread(immediate_exit));
     }
 
-    /// The calling thread doesn't run vCPU `id` any more.
+    /// Removes the calling thread, which doesn't run vCPU `id` any more.
     pub(crate) fn leave(&self, id: u8) {
         self.lock().slots[usize::from(id)].kick = None;
         self.changed.notify_all();
     }
 
-    /// Waits while the machine is paused, and meanwhile does what is asked of the vCPU. Tells whether vCPU `id` may enter
-    /// the guest; if not, the machine has ended.
-    pub(crate) fn enter(&self, id: u8, vcpu: &mut dyn Parked) -> bool {
-        if self.phase() == Phase::Running {
-            return true;
-        }
-        let halted = vcpu.settle();
+    /// Returns whether the guest may be entered without waiting. If not, the caller brings its vCPU to rest and calls
+    /// [`wait_at`](Self::wait_at).
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase() == Phase::Running
+    }
+
+    /// Waits while the machine is paused, with vCPU `id` at rest. `halted` says whether it is halted for ever; `save` reads its state,
+    /// which [`Held::save`] asks for.
+    pub(crate) fn wait_at(
+        &self,
+        id: u8,
+        halted: bool,
+        save: &dyn Fn(&Inventory) -> Result<VcpuState>,
+    ) -> Passage {
         let slot = usize::from(id);
         let mut inner = self.lock();
         inner.slots[slot].halted = halted;
@@ -121,7 +128,7 @@ impl Gate {
             paused |= self.phase() == Phase::Paused;
             inner = match inner.slots[slot].asked.take() {
                 Some(inventory) => {
-                    inner.slots[slot].saved = Some(vcpu.save(&inventory));
+                    inner.slots[slot].saved = Some(save(&inventory));
                     self.changed.notify_all();
                     inner
                 }
@@ -129,15 +136,13 @@ impl Gate {
             };
         }
         inner.slots[slot].parked = false;
-        let runs = self.phase() == Phase::Running;
-        drop(inner);
-        if paused && runs {
-            vcpu.resume();
+        match self.phase() == Phase::Running {
+            true => Passage::Open { paused },
+            false => Passage::Ended,
         }
-        runs
     }
 
-    /// Keeps a paused machine paused.
+    /// Keeps a paused machine paused until the returned guard is dropped.
     pub(crate) fn hold(&self) -> Result<Held<'_>> {
         let mut inner = self.lock();
         while inner.held {
@@ -194,7 +199,7 @@ impl Gate {
         }
     }
 
-    /// Ends the machine. The first reason counts.
+    /// Ends the machine. The first outcome counts.
     pub(crate) fn end(&self, outcome: Result<Outcome>) {
         self.end_locked(&mut self.lock(), outcome);
     }
@@ -210,8 +215,14 @@ impl Gate {
         self.ended.write(1).expect("an event descriptor takes a 1");
     }
 
-    /// Sets aside whether vCPU `id` is halted for ever. If all seem to be, they are stopped for a closer look: one that
+    /// Records whether vCPU `id` is halted for ever. If all vCPUs seem to be, they are stopped for a closer look: one that
     /// was halted a moment ago may have been woken by another since.
+    ///
+    /// The lock is also a fence between two steps of the vCPU's thread: clearing `immediate_exit`, which comes before this
+    /// call, and reading the phase in [`enter`](Self::enter), which comes after it. A kick sets the phase and then the flag, under
+    /// the same lock. If the kick was first, the clearing may have undone its flag, but `enter` sees its phase. If this call was
+    /// first, the flag is set after it was cleared, and ends the next `KVM_RUN`. Without the lock, the clearing could take
+    /// effect after the kick's flag was set and the phase still be read from before: the kick would be lost.
     pub(crate) fn note_halted(&self, id: u8, halted: bool) {
         let mut inner = self.lock();
         inner.slots[usize::from(id)].halted = halted;
@@ -221,18 +232,18 @@ impl Gate {
         }
     }
 
-    /// Makes every vCPU leave the guest for a moment, so that its thread can look around.
+    /// Makes every vCPU leave the guest for a moment, so that its thread looks whether it has halted.
     pub(crate) fn nudge(&self) {
         self.lock().kick_all();
     }
 
-    /// Becomes readable when the machine has ended.
+    /// Returns the descriptor that becomes readable when the machine has ended.
     pub(crate) fn ended(&self) -> &EventFd {
         &self.ended
     }
 
-    /// Waits until no thread runs a vCPU any more. One that waits for its output to be taken hears of the end only by
-    /// a signal that comes while it waits, so the signal is repeated.
+    /// Waits until no thread runs a vCPU any more. A thread that is blocked in writing the guest's output notices the end only
+    /// when a signal interrupts that write, so the signal is repeated.
     pub(crate) fn wait_until_left(&self) {
         let mut inner = self.lock();
         while inner.slots.iter().any(|slot| slot.kick.is_some()) {
@@ -247,12 +258,12 @@ impl Gate {
         }
     }
 
-    /// Takes why the machine ended.
+    /// Takes the reason for the machine's end.
     pub(crate) fn take_outcome(&self) -> Option<Result<Outcome>> {
         self.lock().outcome.take()
     }
 
-    /// Whether the machine has ended, for those that must not wait for anything any more.
+    /// Returns whether the machine has ended: its threads must then wait for nothing any more.
     pub(crate) fn has_ended(&self) -> bool {
         self.phase() == Phase::Ended
     }
@@ -276,14 +287,14 @@ impl Gate {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Only called by code that doesn't panic while it holds the lock, so a poisoned one is as good as any.
+    /// Takes the lock. Code that holds it doesn't panic, so a poisoned one is as good as any.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
-    /// Whether every vCPU that has a thread waits at the gate.
+    /// Returns whether every vCPU that has a thread waits at the gate.
     fn all_parked(&self) -> bool {
         self.slots
             .iter()
@@ -298,25 +309,24 @@ impl Inner {
     }
 }
 
-/// What a vCPU does at the gate, on its own thread.
-pub(crate) trait Parked {
-    /// Comes to rest between two instructions; tells whether the vCPU is halted for ever.
-    fn settle(&mut self) -> bool;
-
-    /// Reads the state, at rest.
-    fn save(&self, inventory: &Inventory) -> Result<VcpuState>;
-
-    /// Tells the guest that it was paused, before it goes on.
-    fn resume(&self);
+/// The end of a vCPU's wait at the gate.
+pub(crate) enum Passage {
+    /// The guest may be entered.
+    Open {
+        /// Whether the machine was paused meanwhile.
+        paused: bool,
+    },
+    /// The machine has ended.
+    Ended,
 }
 
-/// A paused machine that stays paused as long as this lives.
+/// A guard that keeps a paused machine paused as long as it lives.
 pub(crate) struct Held<'a> {
     gate: &'a Gate,
 }
 
 impl Held<'_> {
-    /// The states of all vCPUs.
+    /// Collects the states of all vCPUs from their threads.
     pub(crate) fn save(&self, inventory: Inventory) -> Result<Vec<VcpuState>> {
         let inventory = Arc::new(inventory);
         let mut inner = self.gate.lock();
@@ -344,7 +354,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Gets one thread out of the guest.
+/// The means to get one thread out of the guest: a signal, and its vCPU's `immediate_exit`.
 struct Kick {
     thread: libc::pthread_t,
     immediate_exit: *mut u8,
@@ -369,7 +379,7 @@ impl Kick {
         // it, and the vCPU's thread, which clears it through kvm-ioctls.
         let flag = unsafe { AtomicU8::from_ptr(self.immediate_exit) };
         flag.store(1, Ordering::SeqCst);
-        // SAFETY: the thread has not ended: it takes its slot's kick away first.
+        // SAFETY: the thread has not ended: before it does, it removes its slot's kick.
         let error = unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
         debug_assert_eq!(error, 0, "{}", io::Error::from_raw_os_error(error));
     }

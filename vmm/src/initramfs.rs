@@ -1,5 +1,4 @@
-//! The initramfs: bytes at the top of low RAM. The kernel copies what is in it into its first root file system and
-//! gives the memory back.
+//! The initramfs: an archive at the top of low RAM. The kernel unpacks it into its first root file system and frees the memory.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{self, Loaded};
 use crate::memory::{GuestRam, HUGE_PAGE};
 
-/// Where the initramfs was put.
+/// The place of the initramfs in guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Placed {
     /// Its first guest-physical address.
@@ -23,13 +22,13 @@ pub(crate) struct Placed {
     pub(crate) size: u64,
 }
 
-/// What a thread copies at least: for less it isn't worth starting.
+/// The least number of bytes for which it pays to start a thread.
 const SHARE_MIN: u64 = 8 << 20;
 
 /// Loads the initramfs at the top of low RAM, above the kernel, where the kernel can reach it.
 ///
-/// It is copied, by all processors: a mapped file costs the guest a nested page fault for every 4 KiB of it, huge pages one
-/// for 2 MiB. Most of the time goes into making these pages present, which scales with processors.
+/// All processors copy it: mapped, the file would cost the guest a nested page fault for every 4 KiB of it; huge pages cost
+/// one for 2 MiB. Most of the time goes into making these pages present, which scales with processors.
 pub(crate) fn load(path: &Path, kernel: &Loaded, ram: &GuestRam) -> Result<Placed> {
     let (file, size) = kernel::open("initramfs", path)?;
     let top = kernel::low_ram_end(ram).min(kernel.initramfs_end());
@@ -74,7 +73,7 @@ fn copy(file: &File, placed: Placed, ram: &GuestRam) -> io::Result<()> {
             })
             .collect();
         let first = part(0);
-        // Where no thread could be had, this one does it.
+        // This thread does the part of one that could not be started.
         let joined = others.into_iter().map(|(number, copying)| match copying {
             Ok(copying) => copying.join().expect("copying doesn't panic"),
             Err(_) => part(number),
@@ -83,7 +82,7 @@ fn copy(file: &File, placed: Placed, ram: &GuestRam) -> io::Result<()> {
     })
 }
 
-/// A file that is read from an offset on, so that several threads can read it.
+/// A file and an offset of its own to read from, so that several threads can read it.
 struct At<'a> {
     file: &'a File,
     offset: u64,
@@ -114,7 +113,7 @@ impl ReadVolatile for At<'_> {
     }
 }
 
-/// The highest page-aligned place for `size` bytes between `floor` and `top`.
+/// Returns the highest page-aligned place for `size` bytes between `floor` and `top`.
 fn place(size: u64, floor: u64, top: u64) -> Option<Placed> {
     let start = top.checked_sub(size)? & !0xfff;
     (start >= floor).then_some(Placed { start, size })
@@ -126,7 +125,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn every_byte_of_a_large_one_comes_to_its_place() {
+    fn a_large_initramfs_is_copied_whole() {
         let bytes: Vec<u8> = (0..40_000_001u32)
             .map(|i| (i % 251).to_le_bytes()[0])
             .collect();
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stands_at_the_top_on_a_page_and_never_in_the_kernel() {
+    fn an_initramfs_is_placed_on_a_page_at_the_top_and_never_in_the_kernel() {
         assert_eq!(
             place(0x1234, 0, 0x10_0000),
             Some(Placed {

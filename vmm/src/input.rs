@@ -1,11 +1,11 @@
 //! Input for a serial port: from a descriptor, as fast as the guest takes it.
 //!
-//! Reading never waits: another process that reads from the same pipe or terminal may have taken what was there a moment ago.
-//! And nothing is read while the UART is locked, which its vCPU waits for.
+//! Reading never waits: another process that reads from the same pipe or terminal may have taken the bytes that were there a
+//! moment ago. And nothing is read while the UART is locked, because its vCPU would wait for the lock.
 
 #![allow(
     unsafe_code,
-    reason = "reading without waiting from what others have open too has no safe interface in std"
+    reason = "reading without waiting from a file that others have open too has no safe interface in std"
 )]
 
 use std::fs::File;
@@ -22,10 +22,10 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::devices::bus::lock;
 use crate::devices::uart::Uart;
 
-/// The number of `/dev/ptmx`: opened again, a terminal's other end is another terminal's.
+/// The device number of `/dev/ptmx`, the other end of a terminal: opening it again makes another terminal.
 const TERMINAL_MULTIPLEXER: libc::dev_t = libc::makedev(5, 2);
 
-/// Where a serial port's input comes from. Its end is not the guest's end.
+/// The source of a serial port's input. Its end is not the guest's end.
 ///
 /// ```
 /// use minivm_vmm::Input;
@@ -37,21 +37,21 @@ const TERMINAL_MULTIPLEXER: libc::dev_t = libc::makedev(5, 2);
 pub struct Input {
     source: File,
     way: Way,
-    /// What it was made from, where `source` was opened anew: a pipe that is open for writing too has no end.
+    /// The descriptor that `source` was opened anew from. It stays open: a pipe that is open for writing too has no end.
     _given: Option<File>,
 }
 
-/// How it is read without waiting.
+/// The way to read from a source without waiting.
 enum Way {
-    /// By a plain read: of a file, or of what was opened for us alone, and so that it doesn't wait.
+    /// A plain read: of a file, or of a pipe or terminal that was opened for this process alone, as non-blocking.
     Plain,
-    /// By a read that says that it doesn't wait: of what others have open too, and find as they left it.
+    /// A read with a flag against waiting: of a source that others have open too, and whose own flags stay as they are.
     Asking,
 }
 
 impl From<OwnedFd> for Input {
-    /// Reads from a descriptor: a terminal, a pipe, a socket or a file. It is read only when it has something and the
-    /// guest takes it, so that what the guest doesn't take stays where it is.
+    /// Makes an input of a descriptor: a terminal, a pipe, a socket or a file. The descriptor is read only when it has
+    /// something and the guest takes it, so that all that the guest doesn't take stays where it is.
     fn from(source: OwnedFd) -> Self {
         let given = File::from(source);
         let way = match given.metadata() {
@@ -73,8 +73,8 @@ impl From<OwnedFd> for Input {
     }
 }
 
-/// The same pipe or terminal once more, open for this process alone and so that reading doesn't wait; `None` where there is no
-/// such thing, or another user's.
+/// Opens a pipe or terminal once more, as non-blocking and for this process alone. Returns `None` where the descriptor is
+/// something else, or belongs to another user.
 fn opened_anew(given: &File) -> Option<File> {
     let metadata = given.metadata().ok()?;
     let terminal = given.is_terminal() && metadata.rdev() != TERMINAL_MULTIPLEXER;
@@ -88,32 +88,33 @@ fn opened_anew(given: &File) -> Option<File> {
 }
 
 impl AsFd for Input {
-    /// What can be watched for input.
+    /// Returns the descriptor to watch for input.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.source.as_fd()
     }
 }
 
 impl Input {
-    /// Reads from any reader, by a thread that ends when the reader or the machine does.
+    /// Makes an input of any reader. A thread named `input` reads from it, and ends when the reader or the machine does.
     ///
     /// # Errors
     ///
-    /// Where the host has no descriptor or thread left.
+    /// The operating system's, where the host has no descriptor or thread left.
     pub fn from_reader(mut reader: impl Read + Send + 'static) -> io::Result<Self> {
         let (ours, mut theirs) = io::pipe()?;
         thread::Builder::new().name("input".into()).spawn(move || {
-            // Its end has no other meaning than that no input comes any more.
+            // An error means no more than an end does: no input comes any more.
             let _ = io::copy(&mut reader, &mut theirs);
         })?;
         Ok(Input::from(OwnedFd::from(ours)))
     }
 
-    /// Reads what there is, without waiting; `None` where there is nothing, which is not the end.
+    /// Reads the bytes that are there, without waiting. Returns their number, which is 0 at the end, or `None` where there is
+    /// nothing to read now.
     ///
     /// # Errors
     ///
-    /// Where it can't be read.
+    /// The operating system's, where the source can't be read.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let read = match self.way {
             Way::Plain => (&self.source).read(buffer),
@@ -133,7 +134,7 @@ impl Input {
         }
     }
 
-    /// Connects it to `uart`. As long as `intake` is locked nothing is between the two.
+    /// Connects the input to `uart`. As long as `intake` is locked, no byte is between the two.
     pub(crate) fn pump(self, uart: Arc<Mutex<Uart>>, intake: Arc<Mutex<()>>) -> Pump {
         let room = lock(&uart).room();
         Pump {
@@ -147,8 +148,8 @@ impl Input {
     }
 }
 
-/// Reads what is there now (preadv2(2), RWF_NOWAIT). Devices and kernels that don't know of it are asked first whether there
-/// is anything, which is nearly the same.
+/// Reads the bytes that are there now (preadv2(2), RWF_NOWAIT). For devices and kernels without that flag, poll(2) comes before
+/// a plain read; another reader that takes the bytes in between would make this one wait.
 fn read_now(source: &File, buffer: &mut [u8]) -> io::Result<usize> {
     let part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
@@ -180,11 +181,11 @@ fn read_now(source: &File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Moves input into a UART whenever there is some and the UART has room.
 pub(crate) struct Pump {
-    /// `None` when it has come to its end.
+    /// `None` after the input's end.
     source: Option<Input>,
-    /// What was read and then found no room any more: a driver that had asked for input has thought better of it.
+    /// Bytes that were read and then found no room: the driver had asked for input, and switched it off again.
     early: Vec<u8>,
-    /// Whether the event loop tells when the source has something.
+    /// Whether the event loop watches the source.
     watched: bool,
     uart: Arc<Mutex<Uart>>,
     intake: Arc<Mutex<()>>,
@@ -248,7 +249,7 @@ impl Pump {
             Ok(Filled::NoRoom) => self.unwatch(ops),
             Ok(Filled::End) => self.close(ops),
             Err(error) => {
-                log::warn!("input ends: {error}");
+                log::warn!("a serial port's input ends, because it cannot be read: {error}");
                 self.close(ops);
             }
         }
@@ -260,7 +261,7 @@ impl Pump {
     }
 }
 
-/// How an attempt to move input went.
+/// The result of an attempt to move input.
 enum Filled {
     Some,
     NoRoom,
@@ -320,7 +321,7 @@ mod tests {
         File::options().read(true).write(true).open(path).unwrap()
     }
 
-    /// Whether an open file waits when it is read.
+    /// Returns whether reading an open file waits.
     fn waits(file: impl AsFd) -> bool {
         // SAFETY: it has no condition.
         let flags = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) };
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_reader_has_taken_is_not_waited_for() {
+    fn bytes_that_another_reader_took_are_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let (pipe, pipes_writer) = io::pipe().unwrap();
         let (socket, sockets_writer) = UnixStream::pair().unwrap();
@@ -357,7 +358,7 @@ mod tests {
             });
             assert_eq!(read, Some(5), "{name}");
             assert_eq!(&buffer[..5], b"ours\n", "{name}");
-            assert!(waits(&other), "{name} is another for the others now");
+            assert!(waits(&other), "{name} has become non-blocking for others");
         }
     }
 

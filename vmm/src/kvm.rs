@@ -24,6 +24,16 @@ pub(crate) struct Created {
     pub(crate) ram: Arc<GuestRam>,
 }
 
+/// Creates a machine in KVM, with its RAM and its processors: all calls of this file, in the order that KVM wants.
+pub(crate) fn create(cpus: u8, ram: &GuestRam) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
+    let kvm = open_kvm()?;
+    let vm = Arc::new(create_vm(&kvm)?);
+    lend_memory(&vm, ram)?;
+    split_irqchip(&vm)?;
+    let vcpus = create_vcpus(&kvm, &vm, cpus)?;
+    Ok((vm, vcpus))
+}
+
 /// Opens `/dev/kvm`, the door to everything else, and checks that it is the KVM that this program was written for.
 pub(crate) fn open_kvm() -> Result<Kvm> {
     let kvm = Kvm::new().map_err(|errno| match errno.errno() {
@@ -31,8 +41,8 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
         libc::EACCES | libc::EPERM => Error::KvmPermission,
         _ => Error::kvm("opening /dev/kvm")(errno),
     })?;
-    // The API's version has been 12 since Linux 2.6.22; the manual says to refuse any other. What a given KVM can do
-    // is told by its capabilities instead. (KVM API 4.1, KVM_GET_API_VERSION.)
+    // The API's version has been 12 since Linux 2.6.22; the manual says to refuse any other. Capabilities say what a
+    // given KVM can do. (KVM API 4.1, KVM_GET_API_VERSION.)
     if kvm.get_api_version() != 12 {
         return Err(Error::KvmLacks("API version 12"));
     }
@@ -42,7 +52,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
         (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
         (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     ] {
-        // Zero says that there is no such thing; what other numbers say depends on the capability.
+        // Zero means that this KVM lacks it; the meaning of other numbers depends on the capability.
         // (KVM API 4.4, KVM_CHECK_EXTENSION.)
         if !kvm.check_extension(cap) {
             return Err(Error::KvmLacks(name));
@@ -55,7 +65,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     // The descriptor is the machine: when the last reference to it is gone, so is the machine, which is why nothing can
     // be left behind. (KVM API 4.2, KVM_CREATE_VM.)
-    // A signal to this thread interrupts it where it makes threads of the kernel's: it is tried again, as after any EINTR.
+    // The kernel starts threads for it, and a signal to this thread interrupts that: it is tried again, as after any EINTR.
     let vm = loop {
         match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}
@@ -71,7 +81,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     Ok(vm)
 }
 
-/// Lets the guest use our memory as its RAM.
+/// Lends the guest this process's memory as its RAM.
 pub(crate) fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
     for (slot, (base, size, host)) in (0u32..).zip(ram.regions()) {
         let region = kvm_userspace_memory_region {
@@ -87,7 +97,7 @@ pub(crate) fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
         // (KVM API 4.35, KVM_SET_USER_MEMORY_REGION.)
         #[allow(
             unsafe_code,
-            reason = "KVM lets the guest write to any memory that it is told of"
+            reason = "KVM lets the guest write to all memory of a slot"
         )]
         // SAFETY: the region is mapped, is `GuestRam`'s own, and `Machine` keeps it until the VM's descriptors are
         // closed. Rust code reaches it only through vm-memory's volatile accesses.
@@ -97,7 +107,7 @@ pub(crate) fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
     Ok(())
 }
 
-/// Asks for local APICs, and their timers, in KVM, and for nothing else of a PC's interrupt controllers.
+/// Has KVM emulate local APICs, with their timers, and nothing else of a PC's interrupt controllers.
 pub(crate) fn split_irqchip(vm: &VmFd) -> Result<()> {
     // With the local APICs in KVM a guest's timer and inter-processor interrupts cost no exit to this process. The
     // number is that of the IOAPIC pins that will be emulated here, see devices/ioapic.rs. It decides what every vCPU is
@@ -113,7 +123,7 @@ pub(crate) fn split_irqchip(vm: &VmFd) -> Result<()> {
 
 /// Creates the processors. Number 0 is the one that starts; the others wait for its signal.
 pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
-    // What this processor and this KVM can give to a guest. (KVM API 4.46, KVM_GET_SUPPORTED_CPUID.)
+    // All features that this processor and this KVM can give to a guest. (KVM API 4.46, KVM_GET_SUPPORTED_CPUID.)
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
@@ -133,8 +143,8 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> 
                 tsc_deadline,
             },
         );
-        // What CPUID tells is also what KVM lets the guest use, so it comes before registers and MSRs, which are checked
-        // against it. (KVM API 4.20, KVM_SET_CPUID, of which KVM_SET_CPUID2 is the newer form.)
+        // The features in this table are also those that KVM lets the guest use, so it comes before registers and MSRs,
+        // which KVM checks against it. (KVM API 4.20, KVM_SET_CPUID, of which KVM_SET_CPUID2 is the newer form.)
         fd.set_cpuid2(&table)
             .map_err(Error::kvm("KVM_SET_CPUID2"))?;
         registers::set_firmware_msrs(&fd)?;
@@ -148,7 +158,7 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> 
     Ok(vcpus)
 }
 
-/// How the IOAPIC's messages reach the local APICs.
+/// Returns the function by which the IOAPIC's messages reach the local APICs.
 pub(crate) fn message_sink(vm: Arc<VmFd>) -> ioapic::Sink {
     Box::new(move |msi| {
         let msi = kvm_msi {
@@ -156,8 +166,8 @@ pub(crate) fn message_sink(vm: Arc<VmFd>) -> ioapic::Sink {
             data: msi.data,
             ..Default::default()
         };
-        // Delivers the message as if a device had written `data` to `address`. Whether any local APIC took it is told
-        // too, by the result or, where none was meant, by EPERM; an edge doesn't care. (KVM API 4.71, KVM_SIGNAL_MSI.)
+        // Delivers the message as if a device had written `data` to `address`. The result says whether a local APIC took
+        // it, or EPERM that none was meant; an edge doesn't care. (KVM API 4.71, KVM_SIGNAL_MSI.)
         match vm.signal_msi(msi) {
             Err(errno) if errno.errno() != libc::EPERM => Err(errno.into()),
             _ => Ok(()),

@@ -25,53 +25,56 @@
 //!              └──────────────────────────────┘
 //! ```
 //!
-//! The low addresses are the conventional ones of x86 boot loaders. Nothing of ours has to survive the first moments
-//! of the kernel, except what the e820 map reserves from 0xe0000 on.
+//! The constants are for authors of bare machine code ([`Kernel::Code`](crate::Kernel::Code)): the ends of RAM, and the devices.
+//! Kernels get the addresses of the boot data in registers and in the zero page.
+//!
+//! The low addresses are the conventional ones of x86 boot loaders. None of this data has to survive the first moments
+//! of the kernel, except the part from 0xe0000 on that the e820 map reserves.
 
 use vm_memory::GuestAddress;
 
 /// The global descriptor table.
-pub const GDT: GuestAddress = GuestAddress(0x500);
+pub(crate) const GDT: GuestAddress = GuestAddress(0x500);
 /// An interrupt descriptor table with no entry: an exception before the kernel has its own is a triple fault.
-pub const IDT: GuestAddress = GuestAddress(0x540);
+pub(crate) const IDT: GuestAddress = GuestAddress(0x540);
 /// The zero page: `struct boot_params`.
-pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+pub(crate) const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 /// The first stack; it grows down from here.
-pub const BOOT_STACK: GuestAddress = GuestAddress(0x8ff0);
+pub(crate) const BOOT_STACK: GuestAddress = GuestAddress(0x8ff0);
 /// The top-level page table.
-pub const PML4: GuestAddress = GuestAddress(0x9000);
+pub(crate) const PML4: GuestAddress = GuestAddress(0x9000);
 /// The page directory pointer table.
-pub const PDPT: GuestAddress = GuestAddress(0xa000);
+pub(crate) const PDPT: GuestAddress = GuestAddress(0xa000);
 /// The page directory: 512 entries of 2 MiB map the first GiB to itself.
-pub const PD: GuestAddress = GuestAddress(0xb000);
+pub(crate) const PD: GuestAddress = GuestAddress(0xb000);
 /// The first address that the page tables don't map to itself. A kernel has to end below it.
-pub const MAPPED_END: GuestAddress = GuestAddress(0x4000_0000);
+pub(crate) const MAPPED_END: GuestAddress = GuestAddress(0x4000_0000);
 /// The kernel's command line.
-pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+pub(crate) const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// The longest command line in bytes, without the closing NUL: x86's `COMMAND_LINE_SIZE` is 2048.
-pub const CMDLINE_MAX: usize = 2047;
+pub(crate) const CMDLINE_MAX: usize = 2047;
 /// The `setup_data` node with the random seed. It lies where the e820 map has no RAM: elsewhere the kernel would cut the
 /// map in pieces around it, and look through a longer map all the while it boots.
-pub const SETUP_DATA: GuestAddress = GuestAddress(0xf_0000);
+pub(crate) const SETUP_DATA: GuestAddress = GuestAddress(0xf_0000);
 /// End of conventional memory, as a PC's firmware reports it.
-pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
+pub(crate) const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
 /// The ACPI tables' first byte; the RSDP stands here, where old kernels search for it.
-pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
-/// Where a PC's firmware starts in real mode. A kernel that asks the firmware for a reset jumps there, see `power`.
-pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
+pub(crate) const ACPI: GuestAddress = GuestAddress(0xe_0000);
+/// The reset vector, where a PC's firmware starts in real mode. A kernel that asks the firmware for a reset jumps there.
+pub(crate) const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// The first byte behind the ACPI tables and the reset vector.
-pub const ACPI_END: GuestAddress = GuestAddress(0x10_0000);
+pub(crate) const ACPI_END: GuestAddress = GuestAddress(0x10_0000);
 /// RAM above 1 MiB: kernels are loaded at or above it.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
-/// Where RAM is interrupted for the interrupt controllers' registers.
+/// The first address of the hole in RAM, which reaches to 4 GiB and has the interrupt controllers' registers.
 pub const HOLE: GuestAddress = GuestAddress(0xc000_0000);
 /// The IOAPIC's registers.
 pub const IOAPIC: GuestAddress = GuestAddress(0xfec0_0000);
 /// The local APIC's registers.
 pub const LOCAL_APIC: GuestAddress = GuestAddress(0xfee0_0000);
 /// Three pages that KVM uses on Intel processors to emulate real mode.
-pub const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
-/// Where RAM goes on behind the hole.
+pub(crate) const KVM_TSS: GuestAddress = GuestAddress(0xfffb_d000);
+/// The first address behind the hole, where RAM continues.
 pub const ABOVE_HOLE: GuestAddress = GuestAddress(0x1_0000_0000);
 
 /// COM1's first I/O port: the console.
@@ -83,14 +86,14 @@ pub const COM2_PORT: u16 = 0x2f8;
 /// COM2's interrupt.
 pub const COM2_IRQ: u8 = 3;
 /// A UART's eight registers.
-pub const COM_PORTS: u16 = 8;
-/// The keyboard controller's command port; the pulse of its reset line is all we know of it.
+pub(crate) const COM_PORTS: u16 = 8;
+/// The keyboard controller's command port; the pulse of its reset line is the only command that is emulated.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// ACPI's sleep control and sleep status registers, one port each.
 pub const ACPI_SLEEP_PORT: u16 = 0x600;
 
-/// How `bytes` of RAM are laid out: address and size of the part below the hole, and of the part above it if there is one.
-pub fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
+/// Returns the layout of `bytes` of RAM: address and size of the part below the hole, and of the part above it if there is one.
+pub(crate) fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
     let low = bytes.min(HOLE.0);
     let mut parts = vec![(GuestAddress(0), low)];
     if bytes > low {

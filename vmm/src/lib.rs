@@ -1,25 +1,48 @@
-//! A microVM monitor: it puts a Linux kernel into KVM with RAM, two UARTs and nothing else.
+//! A microVM monitor: it runs a Linux kernel on KVM with RAM, two UARTs and nothing else.
+//!
+//! A [`Config`] describes a machine, [`Builder::build`] makes it, [`Machine::run`] runs it to its end, and the [`Outcome`] is
+//! the reason for that end. A failure is an [`Error`].
 //!
 //! # A boot, step by step
 //!
-//! 1. A [`Config`] says what the machine is to be; [`Config::check`] refuses what can't be.
-//! 2. [`Builder::build`] is the recipe, a line a step. It reserves guest RAM (`memory`), loads the kernel (`kernel`)
-//!    and the initramfs, and writes what firmware and a boot loader would have left in memory (`arch`): page tables,
-//!    ACPI tables, the zero page.
-//! 3. It opens `/dev/kvm`, creates the machine, lends it the RAM, asks for local APICs, and creates the vCPUs.
-//! 4. It connects the devices (`devices`): two UARTs, the IOAPIC that carries their interrupts, and the ports that end
+//! 1. [`Config::check`] refuses a configuration that no machine can have.
+//! 2. [`Builder::build`] (`builder`) reserves guest RAM (`memory`), and two threads work at once. One loads the kernel
+//!    (`kernel`) and the initramfs (`initramfs`), and writes the data that firmware and a boot loader leave in memory (`arch`):
+//!    page tables, ACPI tables, the zero page.
+//! 3. The other one opens `/dev/kvm`, creates the machine, lends it the RAM, and creates the vCPUs (`kvm`).
+//! 4. `build` connects the devices (`devices`): two UARTs, the IOAPIC that carries their interrupts, and the ports that end
 //!    the machine.
-//! 5. [`Machine::run`] gives every vCPU a thread. Its loop (`vcpu`) enters the guest, serves the exit, and goes round. A machine
-//!    starts paused, and a pause has each vCPU finish the instruction that it is in: so the first `KVM_RUN` of each is an empty
-//!    one, with `immediate_exit` set.
-//! 6. Meanwhile [`Control`] can pause, resume or stop the machine, and input flows to the UARTs (`input`).
-//! 7. The guest ends, and the [`Outcome`] says how.
+//! 5. [`Machine::run`] (`machine`) gives each vCPU a thread and opens the gate (`gate`). The vCPU's loop (`vcpu`) enters the
+//!    guest with `KVM_RUN`, serves the exit, and starts over.
+//! 6. Meanwhile the calling thread moves input to the UARTs (`input`), and [`Control`] can pause, save or stop the machine from
+//!    any other thread.
+//! 7. The guest ends the machine, and `run` returns the [`Outcome`] (`outcome`).
 //!
-//! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can go on from there
+//! A machine starts paused, and a vCPU that comes to the closed gate first makes an empty `KVM_RUN`, with `immediate_exit` set:
+//! it completes an access to a device that the last exit left unfinished, without another instruction of the guest's. A fresh
+//! vCPU has nothing to complete; its thread passes here like any other when it reaches the gate before `run` has opened it.
+//!
+//! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can continue from there
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
-//! devices' state set instead of reset. A [`Pool`] makes them ahead.
+//! devices' state set instead of reset. A [`Pool`] makes them ahead of time.
 //!
-//! The memory map is at the head of [`layout`].
+//! # Modules
+//!
+//! | module | holds |
+//! |---|---|
+//! | `config`, `error`, `outcome` | a machine's description, its failures, its end |
+//! | `builder` | the recipe: from a [`Config`] or a [`Snapshot`] to a paused [`Machine`] |
+//! | `kvm`, `restraint` | the KVM calls that make a machine, and those that limit its effect on the host |
+//! | `memory`, [`layout`] | guest RAM as memory of this process, and the map of the guest's addresses |
+//! | `kernel`, `initramfs` | the loaders of ELF and bzImage kernels, and of the initramfs |
+//! | `arch` | x86-64: page tables, ACPI, the zero page, CPUID, registers, a vCPU's whole state |
+//! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
+//! | `devices`, `input` | two UARTs, the IOAPIC, the ports that end a machine; input for the UARTs |
+//! | `snapshot`, `pool` | saved machines, and clones of them |
+//! | `probe` | a test of the host's KVM |
+//!
+//! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
+//! also at <https://docs.kernel.org/virt/kvm/api.html>. Each KVM call is explained where it is made.
 //!
 //! # Example
 //!
@@ -40,6 +63,8 @@
 //! assert_eq!(outcome, Outcome::Reboot(Reset::Line));
 //! # minivm_vmm::Result::Ok(())
 //! ```
+
+// Tests run: on any KVM
 
 mod arch;
 mod builder;

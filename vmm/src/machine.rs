@@ -1,4 +1,4 @@
-//! A built machine, and running it.
+//! A built machine: its threads, its event loop, its end.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -20,9 +20,9 @@ use crate::outcome::Outcome;
 use crate::snapshot::capture::Frozen;
 use crate::vcpu::{Platform, Vcpu};
 
-/// After how long the vCPUs are asked whether they are halted for ever, which KVM doesn't tell by itself; and after how long
-/// at most. The longer a machine has run, the longer it is left alone: each question costs an exit a vCPU, 70 µs in all, and
-/// a thousand idle machines that are asked ten times a second keep a processor busy.
+/// The first and the longest interval between checks whether all vCPUs are halted for ever, which KVM doesn't report by itself.
+/// The longer a machine has run, the longer the interval: each check costs an exit a vCPU, 70 µs in all, and a thousand idle
+/// machines that are checked ten times a second keep a processor busy.
 const HALT_CHECK: Duration = Duration::from_millis(100);
 const HALT_CHECK_MAX: Duration = Duration::from_millis(800);
 
@@ -49,7 +49,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A handle to pause, resume and stop it while it runs.
+    /// Returns a handle that pauses, resumes, saves and stops the machine while it runs.
     pub fn control(&self) -> Control {
         Control {
             gate: self.platform.gate.clone(),
@@ -58,13 +58,13 @@ impl Machine {
         }
     }
 
-    /// Saves it in `folder` as it is before it runs, in place of a snapshot that may be there. One that runs is saved by
-    /// [`Control::snapshot`].
+    /// Saves the machine, which has not run yet, in `folder`, in place of a snapshot that may be there. A machine that runs is
+    /// saved by [`Control::snapshot`].
     ///
     /// # Errors
     ///
-    /// [`Error::Save`] where the snapshot can't be written, in which case what was in the folder is still there;
-    /// [`Error::Kvm`] where KVM doesn't tell the state.
+    /// [`Error::Save`] where the snapshot can't be written, in which case an older one in the folder is still whole;
+    /// [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
         let inventory = Inventory::of_this_host(&self.platform.vm)?;
         let vcpus = self
@@ -75,12 +75,12 @@ impl Machine {
         Frozen::new(&self.platform).save(folder.as_ref(), vcpus, &self.ram)
     }
 
-    /// A handle to its RAM.
+    /// Returns a handle to the machine's RAM.
     pub fn memory(&self) -> Memory {
         Memory::new(self.ram.clone())
     }
 
-    /// Runs it on threads of its own, a vCPU each, and serves its serial input on this thread, until it ends.
+    /// Runs the machine to its end: each vCPU on a thread of its own, the serial input on the calling thread.
     ///
     /// # Errors
     ///
@@ -104,7 +104,7 @@ impl Machine {
         }
         gate.wait_until_left();
         for thread in threads {
-            // One that panicked has said so at the gate.
+            // A thread that panicked has reported that to the gate.
             let _ = thread.join();
         }
         let outcome = gate
@@ -121,7 +121,7 @@ impl Machine {
     }
 }
 
-/// Starts a thread a vCPU; they wait at the gate. Tells which were started even if one could not be.
+/// Starts a thread for each vCPU; the threads wait at the gate. Returns those that were started even if one could not be.
 fn start(vcpus: Vec<Vcpu>, platform: &Arc<Platform>) -> (Vec<JoinHandle<()>>, Result<()>) {
     let mut threads = Vec::new();
     for vcpu in vcpus {
@@ -152,7 +152,7 @@ fn serve(gate: &Arc<Gate>, pumps: Vec<Pump>) -> Result<()> {
     Ok(())
 }
 
-/// Wakes the event loop when the machine has ended, and the vCPUs when it is time to ask them whether they have halted.
+/// The event loop's watch: it wakes the loop at the machine's end, and nudges the vCPUs when a check for halted ones is due.
 struct Watch {
     gate: Arc<Gate>,
     timer: TimerFd,

@@ -33,18 +33,18 @@ use crate::layout;
 
 /// x86's large page: the granule of the host's transparent huge pages.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
-/// The largest block that a guest's kernel hands memory out from (Linux, `MAX_PAGE_ORDER`): one that needs a little more than
-/// another did takes it from the same.
+/// The largest block that a guest's kernel hands memory out from (Linux, `MAX_PAGE_ORDER`): a clone that needs a little more
+/// than another did takes it from the blocks that the other one touched.
 const BLOCK: u64 = 4 << 20;
-/// How many parts of one region differ in how they are mapped, at most.
+/// The most parts of one region that are mapped differently.
 pub(crate) const MAPPINGS: usize = 128;
 
 /// All RAM of one machine. Dropping it unmaps it: that must not happen before the machine's KVM descriptors are closed.
 pub(crate) struct GuestRam {
     map: GuestMemoryMmap,
-    /// The file whose private mapping it is.
+    /// The file that it is a private mapping of, for a restored machine.
     file: Option<Arc<File>>,
-    /// What isn't the file's, by guest-physical address, in whole huge pages.
+    /// The ranges that are anonymous beside the file's, by guest-physical address, in whole huge pages.
     blank: Vec<Range<u64>>,
     // Behind `map`, so that it is dropped after it.
     mappings: Vec<Mapping>,
@@ -56,8 +56,8 @@ impl GuestRam {
         Self::mapped(bytes, None, &[])
     }
 
-    /// Maps `file`, which has `bytes` bytes, as guest RAM of its own: the part above the hole stands right behind the part
-    /// below it. The file is known to hold nothing in `holes`, which are whole huge pages and in order.
+    /// Maps `file`, which has `bytes` bytes, privately as guest RAM: in it the part above the hole stands right behind the part
+    /// below it. `holes` are the ranges in which the file holds nothing, in whole huge pages and in order.
     pub(crate) fn of_file(bytes: u64, file: Arc<File>, holes: &[Range<u64>]) -> Result<Self> {
         Self::mapped(bytes, Some(file), holes)
     }
@@ -101,12 +101,12 @@ impl GuestRam {
         })
     }
 
-    /// The file whose private mapping it is, if it is one.
+    /// Returns the file that the RAM is a private mapping of, if it is one.
     pub(crate) fn file(&self) -> Option<&File> {
         self.file.as_deref()
     }
 
-    /// Asks for huge pages behind what isn't the file's, but for blocks of which a part is in `touched`.
+    /// Asks for huge pages in the anonymous ranges beside a file's, except in each [`BLOCK`] that a range of `touched` reaches.
     pub(crate) fn use_huge_pages_beside(&self, touched: &[Range<u64>]) {
         for ((base, size, _), mapping) in self.regions().zip(&self.mappings) {
             let region = base.0..base.0 + size;
@@ -115,7 +115,7 @@ impl GuestRam {
                 .iter()
                 .flat_map(|hole| without(hole, &within(touched, &region)))
                 .collect();
-            // Each is a mapping of the kernel's, of which a process can have some 65,000.
+            // The kernel keeps a mapping for each, of which a process can have some 65,000.
             parts.sort_unstable_by_key(|part| Reverse(part.end - part.start));
             for part in parts.into_iter().take(MAPPINGS) {
                 mapping.use_huge_pages(part);
@@ -123,17 +123,17 @@ impl GuestRam {
         }
     }
 
-    /// How much it is.
+    /// Returns the size of the RAM in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.map.iter().map(GuestMemoryRegion::len).sum()
     }
 
-    /// The view of it that reads and writes by guest-physical address.
+    /// Returns the view that reads and writes by guest-physical address.
     pub(crate) fn map(&self) -> &GuestMemoryMmap {
         &self.map
     }
 
-    /// Every region: guest-physical base, size in bytes, and address in this process.
+    /// Iterates over the regions: guest-physical base, size in bytes, and address in this process.
     pub(crate) fn regions(&self) -> impl Iterator<Item = (GuestAddress, u64, u64)> {
         self.map
             .iter()
@@ -141,7 +141,7 @@ impl GuestRam {
     }
 }
 
-/// The parts of `ranges` that lie in `region`, by their places in it.
+/// Returns the parts of `ranges` that lie in `region`, relative to its start.
 fn within(ranges: &[Range<u64>], region: &Range<u64>) -> Vec<Range<u64>> {
     ranges
         .iter()
@@ -151,7 +151,7 @@ fn within(ranges: &[Range<u64>], region: &Range<u64>) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// What is left of `size` bytes between `holes`, which are in order.
+/// Returns the parts of `size` bytes that lie between `holes`, which are in order.
 fn between(holes: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
     let starts = iter::once(0).chain(holes.iter().map(|hole| hole.end));
     let ends = holes.iter().map(|hole| hole.start).chain([size]);
@@ -162,7 +162,7 @@ fn between(holes: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// What is left of `hole` when every [`BLOCK`] is taken away of which a part is in `touched`.
+/// Returns the parts of `hole` that are left without every [`BLOCK`] that a range of `touched` reaches.
 fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
     let blocks: Vec<_> = touched
         .iter()
@@ -188,9 +188,9 @@ fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// A running machine's RAM as a program sees it that shares some of it with the guest.
+/// A handle to a machine's RAM, for a program that shares some of it with the guest.
 ///
-/// The guest can change any of it at any time: what is read twice may differ, and nothing in it can be trusted. The memory
+/// The guest can change any of it at any time: two reads of one place may differ, and nothing in it can be trusted. The memory
 /// stays as long as a handle to it does, also when the machine has ended.
 ///
 /// ```no_run
@@ -205,7 +205,7 @@ fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
 #[derive(Clone)]
 pub struct Memory(Arc<GuestRam>);
 
-/// An address in the guest that has no RAM, or not enough behind it.
+/// The error of an access to an address where the guest has no RAM, or less behind it than was to be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guest has no memory at {address:#x}")]
 pub struct NoMemory {
@@ -222,21 +222,21 @@ impl Memory {
         &self.0
     }
 
-    /// Copies bytes out of it, from the guest-physical `address` on.
+    /// Copies bytes out of the guest's RAM, from the guest-physical `address` on.
     ///
     /// # Errors
     ///
-    /// Where not all of them are RAM.
+    /// [`NoMemory`] where not all of the bytes are RAM.
     pub fn read(&self, address: u64, into: &mut [u8]) -> std::result::Result<(), NoMemory> {
         let read = self.0.map.read_slice(into, GuestAddress(address));
         read.map_err(|_| NoMemory { address })
     }
 
-    /// Copies bytes into it.
+    /// Copies bytes into the guest's RAM, from the guest-physical `address` on.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
+    /// [`NoMemory`] where not all of the bytes are RAM.
     pub fn write(&self, address: u64, from: &[u8]) -> std::result::Result<(), NoMemory> {
         let written = self.0.map.write_slice(from, GuestAddress(address));
         written.map_err(|_| NoMemory { address })
@@ -246,7 +246,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read), and where the address is no multiple of four.
+    /// [`NoMemory`] where not all of the bytes are RAM, or the address is not a multiple of four.
     pub fn load(&self, address: u64) -> std::result::Result<u32, NoMemory> {
         let loaded = self.0.map.load(GuestAddress(address), Ordering::SeqCst);
         loaded.map_err(|_| NoMemory { address })
@@ -256,7 +256,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load).
+    /// [`NoMemory`] where not all of the bytes are RAM, or the address is not a multiple of four.
     pub fn store(&self, address: u64, word: u32) -> std::result::Result<(), NoMemory> {
         let stored = self
             .0
@@ -287,7 +287,7 @@ struct Mapping {
 
 // SAFETY: the pointer is the sole owner of its mapping, and memory has no thread.
 unsafe impl Send for Mapping {}
-// SAFETY: a shared `Mapping` lets nobody reach the memory: it only says where it is.
+// SAFETY: a shared `Mapping` gives no access to the memory: it only says where it is.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -322,12 +322,13 @@ impl Mapping {
         })
     }
 
-    /// Asks for huge pages behind a part of it. A kernel without transparent huge pages refuses, and that is as well.
+    /// Asks for huge pages in a part of the mapping. A kernel without transparent huge pages refuses, which costs time and
+    /// nothing else.
     fn use_huge_pages(&self, part: Range<u64>) {
         self.advise(&part, libc::MADV_HUGEPAGE);
     }
 
-    /// Has it left out of this process's core dumps: it is the guest's, as secret as what it works on, and large.
+    /// Keeps the mapping out of this process's core dumps: guest memory is as secret as the guest's data, and large.
     fn keep_out_of_dumps(&self) {
         self.advise(&(0..self.size as u64), libc::MADV_DONTDUMP);
     }
@@ -338,7 +339,7 @@ impl Mapping {
         unsafe { libc::madvise(address, size, advice) };
     }
 
-    /// Address and size of a part of it.
+    /// Returns address and size of a part of the mapping.
     fn part(&self, part: &Range<u64>) -> (*mut libc::c_void, usize) {
         let place = |at: u64| usize::try_from(at).map_or(self.size, |at| at.min(self.size));
         let (start, end) = (place(part.start), place(part.end));
@@ -376,7 +377,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Gives back `size` bytes from `address` on: part of a mapping of [`Mapping`]'s that nobody uses any more.
+/// Unmaps `size` bytes from `address` on: a part of a [`Mapping`] that is not in use any more.
 fn unmap(address: *mut libc::c_void, size: usize) {
     if size > 0 {
         // SAFETY: only `Mapping` calls this, with pages that it mapped itself and that nothing refers to.
@@ -405,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_hole_has_no_block_that_is_touched() {
+    fn a_hole_loses_each_block_that_is_touched() {
         const MIB: u64 = 1 << 20;
         let left = |touched: &[(u64, u64)]| -> Vec<(u64, u64)> {
             let touched: Vec<_> = touched.iter().map(|part| part.0..part.1).collect();
@@ -419,7 +420,7 @@ mod tests {
         assert_eq!(left(&pages), [(8, 16)]);
         let pages = [(5 * MIB, 7 * MIB), page(16 * MIB - 4096)];
         assert_eq!(left(&pages), [(8, 12)]);
-        // A set is read from a file, and may say anything.
+        // A set is read from a file, and may hold any range.
         assert_eq!(
             left(&[(u64::MAX - 1, u64::MAX), (9 * MIB, 5 * MIB)]),
             [(4, 16)]

@@ -1,19 +1,19 @@
-//! Why a machine ended.
+//! The ends that a machine can come to.
 
 use std::fmt;
 
 use crate::devices::ioapic::Routing;
 
-/// How the guest made the processor reset.
+/// The way in which the guest reset the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// It pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same here.
+    /// The guest pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same port here.
     Line,
-    /// It raised an exception that it could not handle (`reboot=t` does so on purpose).
+    /// The guest raised an exception that it could not handle (`reboot=t` does so on purpose).
     TripleFault,
 }
 
-/// Why a machine ended.
+/// The reason for a machine's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -21,25 +21,25 @@ pub enum Outcome {
     PowerOff,
     /// The guest shut down in good order and asked for a reset: `reboot`, whatever `reboot=` says.
     Reboot(Reset),
-    /// The guest reset while its interrupts were in use: a kernel that panics with `panic=-1` does so, and one that is
-    /// told to by `echo b > /proc/sysrq-trigger`.
+    /// The guest reset while its interrupts were in use: a kernel that panics with `panic=-1` does so, and
+    /// `echo b > /proc/sysrq-trigger`.
     ///
-    /// It is told from [`Reboot`](Outcome::Reboot) by COM1's or COM2's interrupt being still routed. A kernel that has
-    /// neither port open when it panics can't be told from one that reboots.
+    /// The difference to [`Reboot`](Outcome::Reboot) is that COM1's or COM2's interrupt is still routed. A kernel that has
+    /// neither port open when it panics seems to reboot.
     Panic(Reset),
     /// The guest faulted three times in a row before it had set up any interrupt: it crashed while it was starting.
     TripleFault,
     /// The guest shut down in good order and then halted every vCPU: `halt`.
     Halted,
     /// Every vCPU halted with its interrupts off, which nothing can end, and the guest had not shut down before: bare
-    /// code's `cli; hlt`, or a kernel that gave up before it could say so.
+    /// code's `cli; hlt`, or a kernel that gave up early in its start.
     Stuck,
     /// [`Control::stop`](crate::Control::stop) ended it.
     Stopped,
 }
 
 impl Outcome {
-    /// What a reset means, given what the guest had done with its interrupts.
+    /// Returns the outcome of a reset, given the use that the guest had made of its interrupts.
     pub(crate) fn of_reset(reset: Reset, routing: Routing) -> Self {
         match (reset, routing) {
             (reset, Routing::Active) => Outcome::Panic(reset),
@@ -48,7 +48,7 @@ impl Outcome {
         }
     }
 
-    /// What it means that every vCPU is halted for ever.
+    /// Returns the outcome where every vCPU is halted for ever.
     pub(crate) fn of_halt(routing: Routing) -> Self {
         match routing {
             Routing::Quiesced => Outcome::Halted,
@@ -56,7 +56,7 @@ impl Outcome {
         }
     }
 
-    /// Whether the guest ended by its own will and in good order.
+    /// Returns whether the guest ended by itself and in good order.
     pub fn is_orderly(self) -> bool {
         matches!(
             self,
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reset_means_what_the_interrupts_say() {
+    fn a_resets_outcome_depends_on_the_interrupts() {
         let of = Outcome::of_reset;
         assert_eq!(
             of(Reset::Line, Routing::Never),

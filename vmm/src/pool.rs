@@ -1,4 +1,4 @@
-//! Machines made ahead: what a fork costs is mostly that KVM creates a machine, and that can be done before one is wanted.
+//! Machines made ahead of time: most of a fork's cost is KVM's creation of a machine, which needs no caller to wait for it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,10 @@ use std::thread::{self, JoinHandle};
 use crate::error::{Error, Result};
 use crate::snapshot::{Prepared, Snapshot};
 
-/// Keeps machines of one snapshot ready, made ahead by a thread of its own. Each is handed out once, to whichever thread
-/// takes it; another is made in its place. Dropping the pool ends its thread, and the machines that nobody has taken.
+/// A pool of machines of one snapshot, made ahead of time by a thread of its own. Each machine is handed out once, and another is
+/// made in its place. Dropping the pool ends its thread, and the machines that have not been taken.
 ///
-/// A machine that is ready takes no memory for its guest yet, but a few descriptors and what KVM has for it.
+/// A machine that is ready takes no memory for its guest yet, but a few descriptors and KVM's own memory for it.
 ///
 /// ```no_run
 /// use minivm_vmm::{Builder, Pool, Snapshot};
@@ -27,7 +27,7 @@ pub struct Pool {
 
 struct Shared {
     snapshot: Snapshot,
-    /// How many are to be ready.
+    /// The number of machines to keep ready.
     size: usize,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -36,20 +36,20 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     ready: VecDeque<Prepared>,
-    /// What went wrong while one was made, until somebody has been told.
+    /// The error of the last attempt to make a machine, until a call of `take` returns it.
     error: Option<Error>,
-    /// None are made until somebody gets a machine: it would go wrong again and again.
+    /// Whether the thread waits, after an error, for a call of `take` to succeed: else it would fail again and again.
     resting: bool,
-    /// The pool is dropped.
+    /// Whether the pool is dropped.
     ended: bool,
 }
 
 impl Pool {
-    /// A pool that is to have `size` machines ready, and begins to make them.
+    /// Makes a pool that keeps `size` machines ready, and starts its thread, `pool`.
     ///
     /// # Errors
     ///
-    /// As [`Snapshot::check_host`], and [`Error::Host`] where its thread can't be started.
+    /// Those of [`Snapshot::check_host`]; [`Error::Host`] where the thread can't be started.
     pub fn new(snapshot: &Snapshot, size: usize) -> Result<Self> {
         snapshot.check_host()?;
         let shared = Arc::new(Shared {
@@ -69,14 +69,14 @@ impl Pool {
         })
     }
 
-    /// A machine that nobody else has: at once where one is ready, or else made in this call.
+    /// Takes a machine out of the pool: at once where one is ready, or else made in this call.
     ///
     /// # Errors
     ///
-    /// As [`Snapshot::prepare`]. What goes wrong while machines are made ahead is told once, by the next call; no more are made
-    /// ahead until a later call gets a machine.
+    /// Those of [`Snapshot::prepare`]. An error of the pool's thread is returned once, by the next call; the thread makes no
+    /// more machines until a later call succeeds.
     pub fn take(&self) -> Result<Prepared> {
-        // Those that are ready have it mapped, and would be refused later.
+        // The machines that are ready have the memory file mapped, and would be refused when they wake.
         self.shared.snapshot.check_unchanged()?;
         let taken = match self.shared.next()? {
             Some(ready) => ready,
@@ -87,7 +87,7 @@ impl Pool {
         Ok(taken)
     }
 
-    /// How many machines are ready now.
+    /// Returns the number of machines that are ready now.
     pub fn ready(&self) -> usize {
         self.shared.lock().ready.len()
     }
@@ -97,13 +97,13 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
-        // It holds the machines, and what it is making now.
+        // The thread drops the machines, and the one that it is making now.
         let _ = self.maker.take().map(JoinHandle::join);
     }
 }
 
 impl Shared {
-    /// One that is ready, or what went wrong since the last call.
+    /// Takes a machine that is ready; fails with the thread's error since the last call.
     fn next(&self) -> Result<Option<Prepared>> {
         let mut inner = self.lock();
         match inner.error.take() {
@@ -128,7 +128,7 @@ impl Shared {
         self.lock().ready.clear();
     }
 
-    /// Tells whether there is to be another one; if not, the pool has been dropped.
+    /// Waits until a machine is missing. Returns false when the pool has been dropped.
     fn wait_until_wanted(&self) -> bool {
         let mut inner = self.lock();
         while !inner.ended && (inner.resting || inner.ready.len() >= self.size) {
@@ -140,7 +140,7 @@ impl Shared {
         !inner.ended
     }
 
-    /// Only held by code that doesn't panic.
+    /// Takes the lock. Code that holds it doesn't panic, so a poisoned one is as good as any.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
-//! Whether this host's KVM can run a kernel, found out by running one of a few instructions.
+//! A test of this host's KVM: a guest of a few instructions.
 //!
-//! `/dev/kvm` being there proves little: some hosts emulate ring 0 and get system calls wrong. So a guest does what
-//! every kernel does: it maps a page for user mode, sets the system call entry up, goes to ring 3, and comes back with
+//! `/dev/kvm` alone proves little: some hosts emulate ring 0 and get system calls wrong. So the guest does the first things
+//! that every kernel does: it maps a page for user mode, sets the system call entry up, goes to ring 3, and comes back with
 //! SYSCALL. Back in ring 0 it writes a byte to COM1, which ring 3 could not do.
 
 use std::io::{self, Write};
@@ -13,16 +13,16 @@ use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Reset};
 use crate::{Builder, Config, Kernel, MEMORY_MIN, kvm, layout};
 
-/// How long the guest may take: a thousand times what it does.
+/// The guest's time limit: a thousand times what it takes.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The byte that says that all went well.
+/// The byte that the guest writes when it has come through.
 const DONE: u8 = b'k';
 
 /// Runs a guest that goes to user mode and back by a system call.
 ///
 /// # Errors
 ///
-/// [`Error::KvmUnusable`] where KVM is there and this doesn't work; whatever else [`Builder::build`] says where it isn't.
+/// [`Error::KvmUnusable`] where the guest fails; those of [`Builder::build`] where there is no usable KVM at all.
 pub fn probe() -> Result<()> {
     let (sender, output) = channel();
     let config = Config {
@@ -58,12 +58,12 @@ pub fn probe() -> Result<()> {
     }
 }
 
-/// How long KVM takes to create an empty machine: the median of five. On some hosts it is a hundred times slower than
+/// Measures how long KVM takes to create an empty machine: the median of five. On some hosts it is a hundred times slower than
 /// on others, see `minivm doctor`.
 ///
 /// # Errors
 ///
-/// Where there is no KVM, as [`Builder::build`] says.
+/// [`Error::KvmMissing`], [`Error::KvmPermission`], [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
 pub fn create_vm_time() -> Result<Duration> {
     let kvm = kvm::open_kvm()?;
     let mut times = Vec::new();
@@ -77,7 +77,7 @@ pub fn create_vm_time() -> Result<Duration> {
     Ok(times[times.len() / 2])
 }
 
-/// Passes the guest's output on.
+/// A writer that sends the guest's output to a channel.
 struct Tap(Sender<u8>);
 
 impl Write for Tap {
@@ -106,7 +106,7 @@ fn guest() -> Vec<u8> {
     .concat()
 }
 
-/// Ring 0: opens the first 2 MiB to ring 3, sets `entry` as the place where SYSCALL goes, and goes to `user`.
+/// Ring 0: opens the first 2 MiB to ring 3, sets `entry` as the target of SYSCALL, and goes to `user`.
 #[rustfmt::skip]
 fn kernel_part(user: u32, entry: u32) -> Vec<u8> {
     let (user, entry) = (user.to_le_bytes(), entry.to_le_bytes());

@@ -1,6 +1,6 @@
-//! What KVM can be asked for so that a guest has less of the host: no counters, no core to itself, no bus to itself.
+//! KVM's capabilities that leave a guest less of the host: no counters, no core to itself, no bus to itself.
 //!
-//! None of it is needed to run a machine, and hosts differ in what they have: what KVM doesn't offer is left out.
+//! A machine runs without them, and hosts differ: a capability that KVM doesn't offer is left out.
 
 use std::thread;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use kvm_ioctls::VmFd;
 
 use crate::error::{Error, Result};
 
-/// How long a vCPU rests that has locked the bus, which all other processors of the host have waited for.
+/// The pause of a vCPU that has locked the bus, for which all other processors of the host have waited.
 const REST: Duration = Duration::from_millis(1);
 
-/// Asks for all of it, before the machine has a vCPU.
+/// Enables all of them, before the machine has a vCPU.
 pub(crate) fn apply(vm: &VmFd) -> Result<()> {
-    // Counters of the processor's events are precise clocks, and much of KVM's code. What CPUID tells of them is hidden as
-    // well; this makes their registers go away. (KVM API 8.35, KVM_CAP_PMU_CAPABILITY.)
+    // Counters of the processor's events are precise clocks, and much of KVM's code. CPUID hides them as well; this makes
+    // their registers go away. (KVM API 8.35, KVM_CAP_PMU_CAPABILITY.)
     enable(
         vm,
         KVM_CAP_PMU_CAPABILITY,
@@ -27,8 +27,8 @@ pub(crate) fn apply(vm: &VmFd) -> Result<()> {
         "KVM_ENABLE_CAP (KVM_CAP_PMU_CAPABILITY)",
     )?;
     // Some sequences of instructions keep Intel's processors from ever taking an interrupt: with a limit, here the
-    // processor's own, the guest leaves its core for a moment and goes on. KVM tells of it (KVM_EXIT_NOTIFY) only where the
-    // guest can't go on. (KVM API 7.33, KVM_CAP_X86_NOTIFY_VMEXIT.)
+    // processor's own, the guest leaves its core for a moment and continues. KVM reports it (KVM_EXIT_NOTIFY) only where the
+    // guest can't continue. (KVM API 7.33, KVM_CAP_X86_NOTIFY_VMEXIT.)
     enable(
         vm,
         KVM_CAP_X86_NOTIFY_VMEXIT,
@@ -45,7 +45,7 @@ pub(crate) fn apply(vm: &VmFd) -> Result<()> {
     )
 }
 
-/// Switches `mode` of a capability on, where there is such a mode: the value of these capabilities is the set of their modes.
+/// Enables `mode` of a capability where KVM offers it: the value of these capabilities is the set of their modes.
 fn enable(vm: &VmFd, cap: u32, mode: u32, call: &'static str) -> Result<()> {
     let modes = vm.check_extension_raw(cap.into());
     if u32::try_from(modes).map_or(0, |modes| modes & mode) == 0 {
@@ -59,7 +59,7 @@ fn enable(vm: &VmFd, cap: u32, mode: u32, call: &'static str) -> Result<()> {
     vm.enable_cap(&request).map_err(Error::kvm(call))
 }
 
-/// Lets the calling thread, whose vCPU has locked the bus, rest before it goes on.
+/// Pauses the calling thread, whose vCPU has locked the bus.
 pub(crate) fn rest() {
     thread::sleep(REST);
 }

@@ -17,7 +17,7 @@ use crate::devices::bus::{Bus, Request, lock};
 use crate::devices::ioapic::{IoApic, Routing};
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
-use crate::gate::{Gate, Parked};
+use crate::gate::{Gate, Passage};
 use crate::outcome::{Outcome, Reset};
 use crate::restraint;
 
@@ -32,7 +32,7 @@ pub(crate) struct Platform {
     pub(crate) ioapic: Arc<Mutex<IoApic>>,
     pub(crate) com1: Arc<Mutex<Uart>>,
     pub(crate) com2: Arc<Mutex<Uart>>,
-    /// Locked before the UARTs by what moves input into them, and by what saves them.
+    /// Locked before the UARTs, by the pumps that move input into them and by a snapshot.
     pub(crate) intake: Arc<Mutex<()>>,
     pub(crate) vm: Arc<VmFd>,
 }
@@ -41,14 +41,14 @@ pub(crate) struct Platform {
 pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
-    /// What its guest is told by CPUID.
+    /// The CPUID table that its guest sees.
     pub(crate) cpuid: CpuId,
 }
 
 impl Vcpu {
-    /// Runs on the calling thread until the machine ends, whoever ends it.
+    /// Runs the vCPU on the calling thread until the machine ends.
     pub(crate) fn run(mut self, platform: &Platform) {
-        // A caller that blocks every signal in its threads would make this one deaf.
+        // A thread inherits blocked signals; with this one blocked, the gate could not get it out of the guest.
         let _ = unblock_signal(SIGRTMIN());
         platform
             .gate
@@ -65,16 +65,9 @@ impl Vcpu {
         }
     }
 
-    /// Serves exits until one of them ends the machine, or somebody else has.
+    /// Serves exits until one of them ends the machine, which gives an outcome, or the machine has ended otherwise (`None`).
     fn serve(&mut self, platform: &Platform) -> Result<Option<Outcome>> {
-        let gate = &platform.gate;
-        while gate.enter(
-            self.id,
-            &mut Visitor {
-                vcpu: self,
-                platform,
-            },
-        ) {
+        while self.pass_gate(platform) {
             if let Stay::Ended(outcome) = self.step(platform)? {
                 return Ok(Some(outcome));
             }
@@ -82,10 +75,46 @@ impl Vcpu {
         Ok(None)
     }
 
-    /// Brings the vCPU to rest between two instructions, which it isn't while KVM waits to be told the result of an access
-    /// to a device: entered with `immediate_exit` set, KVM takes the result, finishes the instruction and comes back. What
-    /// is unfinished can't be read, so a state that were saved before would have lost it. A string instruction can make
+    /// Passes the gate, at once or when a paused machine is resumed. Returns whether the guest may be entered; if not, the machine has
+    /// ended.
+    fn pass_gate(&mut self, platform: &Platform) -> bool {
+        let gate = &platform.gate;
+        if gate.is_open() {
+            return true;
+        }
+        match self.settle(platform) {
+            Ok(Stay::Ended(outcome)) => gate.end(Ok(outcome)),
+            Ok(_) => {}
+            Err(error) => gate.end(Err(error)),
+        }
+        let save = |inventory: &Inventory| VcpuState::of(self, inventory);
+        match gate.wait_at(self.id, self.is_halted_for_ever(), &save) {
+            Passage::Open { paused } => {
+                if paused {
+                    self.mark_pause();
+                }
+                true
+            }
+            Passage::Ended => false,
+        }
+    }
+
+    /// Marks for the guest that it was paused, before it runs on.
+    fn mark_pause(&self) {
+        // A guest that finds its clock further on than it should be takes itself for hung (Linux: "soft lockup"). This sets
+        // a flag in the page that kvm-clock shares with the guest: it was paused. For a guest without kvm-clock it fails
+        // with EINVAL, which does no harm. (KVM API 4.70, KVM_KVMCLOCK_CTRL.)
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// Brings the vCPU to rest between two instructions. While KVM waits for the result of an access to a device, the vCPU is
+    /// in the middle of one: entered with `immediate_exit` set, KVM takes the result, finishes the instruction and returns.
+    /// KVM doesn't show the unfinished part, so a state that were read before would have lost it. A string instruction can make
     /// another access first; KVM stops it after at most 1024.
+    ///
+    /// A fresh vCPU whose thread finds the gate closed comes here too. Its first `KVM_RUN` is then an empty one: nothing is
+    /// unfinished, and `immediate_exit` keeps the guest from its first instruction. (KVM API 5 "The kvm_run structure",
+    /// `immediate_exit`.)
     fn settle(&mut self, platform: &Platform) -> Result<Stay> {
         loop {
             self.fd.set_kvm_immediate_exit(1);
@@ -96,10 +125,10 @@ impl Vcpu {
         }
     }
 
-    /// One stay in the guest, and what it ended with.
+    /// Enters the guest once, and serves the exit.
     fn step(&mut self, platform: &Platform) -> Result<Stay> {
-        // KVM_RUN makes this thread the processor until the guest does something that KVM doesn't handle. What that
-        // was stands in the kvm_run structure that is mapped beside the descriptor; kvm-ioctls shows it as an enum. An
+        // KVM_RUN makes this thread the processor until the guest does something that KVM doesn't handle. The reason
+        // stands in the kvm_run structure that is mapped beside the descriptor; kvm-ioctls shows it as an enum. An
         // access to a port or register counts as done only when KVM_RUN is called again, which is when KVM takes the
         // data of a read. (KVM API 4.10, KVM_RUN.)
         let request = match self.fd.run() {
@@ -135,12 +164,12 @@ impl Vcpu {
         })
     }
 
-    /// KVM_RUN failed: with EINTR because somebody kicked this thread, with EAGAIN because nothing was to be done.
+    /// Handles a failure of KVM_RUN: EINTR where the gate kicked this thread, EAGAIN where the vCPU had nothing to run.
     fn interrupted(&mut self, errno: kvm_ioctls::Error, platform: &Platform) -> Result<Stay> {
         match errno.errno() {
             libc::EINTR => {
-                // The gate's lock, which is taken next, orders this against a kick: one that came before has set the phase
-                // that is looked at afterwards, and one that comes later sets the flag again.
+                // `note_halted` takes the gate's lock, which is the fence between this and a kick: see there. Nothing that
+                // reads the phase may come in between.
                 self.fd.set_kvm_immediate_exit(0);
                 platform
                     .gate
@@ -152,10 +181,10 @@ impl Vcpu {
         }
     }
 
-    /// Whether only another vCPU could wake this one: it waits with its interrupts off, or was never started.
+    /// Returns whether only another vCPU could wake this one: it waits with its interrupts off, or was never started.
     fn is_halted_for_ever(&self) -> bool {
-        // With the local APIC in KVM, a halted vCPU sleeps inside KVM_RUN; the multiprocessing state tells that it
-        // does, or that it still waits for another vCPU's INIT and SIPI. What can't be told is taken for running.
+        // With the local APIC in KVM, a halted vCPU sleeps inside KVM_RUN; the multiprocessing state says that it
+        // does, or that it still waits for another vCPU's INIT and SIPI. A state that can't be read counts as running.
         // (KVM API 4.38, KVM_GET_MP_STATE.)
         match self.fd.get_mp_state().map(|state| state.mp_state) {
             Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
@@ -181,45 +210,17 @@ impl Vcpu {
     }
 }
 
-/// How a stay in the guest ended.
+/// The end of one stay in the guest.
 enum Stay {
-    /// With something that has been served.
+    /// An exit that has been served.
     Served,
-    /// With nothing: somebody called the thread back.
+    /// No exit: the gate kicked the thread, or the vCPU had nothing to run.
     Interrupted,
-    /// With the machine's end.
+    /// An exit that ends the machine.
     Ended(Outcome),
 }
 
-/// A vCPU at the gate.
-struct Visitor<'a> {
-    vcpu: &'a mut Vcpu,
-    platform: &'a Platform,
-}
-
-impl Parked for Visitor<'_> {
-    fn settle(&mut self) -> bool {
-        match self.vcpu.settle(self.platform) {
-            Ok(Stay::Ended(outcome)) => self.platform.gate.end(Ok(outcome)),
-            Ok(_) => {}
-            Err(error) => self.platform.gate.end(Err(error)),
-        }
-        self.vcpu.is_halted_for_ever()
-    }
-
-    fn save(&self, inventory: &Inventory) -> Result<VcpuState> {
-        VcpuState::of(self.vcpu, inventory)
-    }
-
-    fn resume(&self) {
-        // A guest that finds its clock further on than it should be takes itself for hung (Linux: "soft lockup"). This tells
-        // it, in the page that kvm-clock has with it, that it stood still. One without kvm-clock can't be told: EINVAL.
-        // (KVM API 4.70, KVM_KVMCLOCK_CTRL.)
-        let _ = self.vcpu.fd.kvmclock_ctrl();
-    }
-}
-
-/// A vCPU's place at the gate. It is given up even if the guest's output is written by code that panics.
+/// A vCPU's place at the gate. Its drop gives the place up, also where the writer of the guest's output panics.
 struct Joined<'a> {
     gate: &'a Gate,
     id: u8,
@@ -240,17 +241,17 @@ impl Platform {
         Outcome::of_reset(reset, self.routing())
     }
 
-    /// What the guest has done with its interrupts.
+    /// Returns the use that the guest has made of its interrupts.
     pub(crate) fn routing(&self) -> Routing {
         lock(&self.ioapic).routing()
     }
 }
 
-/// An exit that nothing here handles, in the manual's words where they are of use.
+/// Describes an exit that `step` doesn't handle, in the manual's words where they help.
 fn describe(exit: &VcpuExit) -> String {
     match exit {
         VcpuExit::InternalError => {
-            "KVM_EXIT_INTERNAL_ERROR: the guest ran what is not RAM, or what KVM cannot emulate"
+            "KVM_EXIT_INTERNAL_ERROR: the guest executed code outside RAM, or an instruction that KVM cannot emulate"
                 .into()
         }
         VcpuExit::FailEntry(reason, _) => {

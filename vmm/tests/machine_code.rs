@@ -2,21 +2,18 @@
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+// Tests run: on any KVM
 
-mod code;
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::io::{self, Cursor, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use code::{map, place, wake};
+use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
 
-/// `mov al, 0xfe; out 0x64, al`: pulses the reset line.
-const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
-/// `jmp $`: loops for ever.
-const LOOP: [u8; 2] = [0xeb, 0xfe];
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -38,7 +35,7 @@ fn config(code: &[&[u8]]) -> Config {
     Config::new(Kernel::Code(code.concat()))
 }
 
-/// A machine that runs `code`, and what it writes to COM1.
+/// Builds a machine that runs `code`; returns it with the receiver of its output to COM1.
 fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
     let (tap, output) = channel();
     (
@@ -50,7 +47,7 @@ fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
     )
 }
 
-/// Runs `code` to its end: how it ended, and what it wrote to COM1.
+/// Runs `code` to its end; returns the outcome and the output to COM1.
 fn run(code: &[&[u8]]) -> (Outcome, Vec<u8>) {
     let (machine, output) = machine(code);
     let control = machine.control();
@@ -79,9 +76,6 @@ fn out(value: u8) -> [u8; 3] {
 
 /// `in al, dx`.
 const IN: [u8; 1] = [0xec];
-
-/// Writes AL to COM1: `mov dx, 0x3f8; out dx, al`.
-const SHOW: [u8; 5] = [0x66, 0xba, 0xf8, 0x03, 0xee];
 
 #[test]
 fn a_port_write_reaches_the_console() {
@@ -115,7 +109,7 @@ fn a_memory_mapped_register_is_read_and_written() {
 }
 
 #[test]
-fn memory_that_is_not_there_reads_as_ones() {
+fn missing_memory_reads_as_ones() {
     // mov esi, 0xd0000000; mov al, [rsi]
     let read = [0xbe, 0x00, 0x00, 0x00, 0xd0, 0x8a, 0x06];
     let (outcome, output) = run(&[&map(0xd000_0000), &read, &SHOW, &RESET]);
@@ -132,7 +126,7 @@ fn halting_with_interrupts_off_is_noticed() {
 }
 
 #[test]
-fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
+fn a_machine_with_one_vcpu_halted_and_one_at_work_runs_on() {
     // The second vCPU's code, in real mode, at 0x30000: counts down for a while, says 'A', resets.
     let second = [
         0x66, 0xb9, 0x00, 0x00, 0x10, 0x00, // mov ecx, 0x100000
@@ -141,7 +135,7 @@ fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
         0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
     ];
     let place = place(0x3_0000, &second);
-    // Long enough for the first look at who is halted to find the second vCPU not started yet.
+    // Long enough for the first check for halted vCPUs to find the second one not started yet.
     let spin = [0xb9, 0x00, 0x00, 0x04, 0x00, 0xff, 0xc9, 0x75, 0xfc]; // mov ecx, 0x40000; dec ecx; jnz
     let wake = wake(0x30);
     let code = [
@@ -167,7 +161,7 @@ fn a_machine_with_one_vcpu_halted_and_one_at_work_goes_on() {
 }
 
 #[test]
-fn an_interrupt_that_nobody_takes_is_lost_and_nothing_else() {
+fn an_interrupt_for_no_local_apic_is_lost_and_nothing_else() {
     // The IOAPIC's entry of COM1 (registers 0x18 and 0x19): lowest priority, logical, to 0xff, which no local APIC is.
     let register = |number: u8, value: u32| {
         let mut code = vec![0xbe, 0x00, 0x00, 0xc0, 0xfe]; // mov esi, IOAPIC
@@ -298,12 +292,12 @@ fn com2_is_a_uart_of_its_own() {
 }
 
 #[test]
-fn a_paused_machine_stands_still_and_goes_on() {
+fn a_paused_machine_stands_still_until_it_is_resumed() {
     // again: mov al, '.'; mov dx, 0x3f8; out dx, al; jmp again
     let (machine, output) = machine(&[&[0xb0, b'.'], &SHOW, &[0xeb, 0xf7]]);
     let control = machine.control();
     let runner = std::thread::spawn(move || machine.run());
-    for _ in 0..20 {
+    for _ in 0..stress::count(20, 1000) {
         output.recv_timeout(DEADLINE).unwrap();
         control.pause();
         while output.try_recv().is_ok() {}
@@ -341,7 +335,7 @@ fn a_machine_is_stopped_in_a_loop_while_paused_and_before_it_runs() {
 }
 
 #[test]
-fn an_output_that_nobody_reads_ends_the_machine_with_an_error() {
+fn an_output_without_a_reader_ends_the_machine_with_an_error() {
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
     let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
@@ -406,7 +400,7 @@ fn memory_behind_the_hole_belongs_to_the_guest() {
 }
 
 #[test]
-fn a_thousand_machines_leave_nothing_behind() {
+fn machines_leave_nothing_behind() {
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let mapped = || {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -422,7 +416,7 @@ fn a_thousand_machines_leave_nothing_behind() {
     };
     build(10);
     let (descriptors_before, mapped_before) = (descriptors(), mapped());
-    build(1000);
+    build(stress::count(1000, 20_000));
     // Tests beside this one come and go; a leak would show a thousandfold.
     assert!(
         descriptors() < descriptors_before + 100,

@@ -1,43 +1,30 @@
-//! Machines made ahead, of a few bytes of code: handed out once, made again, and gone with their pool.
+//! Machines of a few bytes of code, made ahead of time: handed out once, made again, and gone with their pool.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+// Tests run: on any KVM
+
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use minivm_tests::output::Shared;
+use minivm_tests::patience::wait_until;
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
-
-/// How long anything here may take, also in the lab, on a machine that has other things to do.
-const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Tests share this process, and count what it has.
 static PROCESS: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     PROCESS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Memory as a writer.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Kept {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A guest that counts in memory how often it has been run, tells, and resets. Saved before its first instruction.
@@ -56,26 +43,18 @@ fn saved() -> (TempDir, Snapshot) {
     (folder, snapshot)
 }
 
-/// Takes a machine and runs it to its end: it is to be the first that runs it.
+/// Takes a machine and runs it to its end, and checks that it had not run before.
 fn take_and_run(pool: &Pool) {
-    let console = Kept::default();
+    let console = Shared::default();
     let machine = Builder::restore_prepared(pool.take().unwrap())
         .console_output(console.clone())
         .build()
         .unwrap();
     assert_eq!(machine.run().unwrap(), Outcome::Reboot(Reset::Line));
-    assert_eq!(*console.0.lock().unwrap(), [1]);
+    assert_eq!(console.bytes(), [1]);
 }
 
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < DEADLINE, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// How many descriptors of KVM's this process has, and how many threads of pools.
+/// Returns the number of this process's descriptors of KVM's, and of its threads of pools.
 fn in_use() -> (usize, usize) {
     let entries = |path: &str| {
         fs::read_dir(path)
@@ -101,22 +80,23 @@ fn each_machine_is_handed_out_once() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
+    let each = stress::count(25, 2000);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| (0..25).for_each(|_| take_and_run(&pool)));
+            scope.spawn(|| (0..each).for_each(|_| take_and_run(&pool)));
         }
     });
 }
 
 #[test]
-fn it_is_refilled() {
+fn a_pool_is_refilled() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 3).unwrap();
     for round in 0..5 {
-        wait_for("three are ready", || pool.ready() == 3);
+        wait_until("three are ready", || pool.ready() == 3);
         let taken: Vec<_> = (0..=round).map(|_| pool.take().unwrap()).collect();
-        wait_for("three others are ready", || pool.ready() == 3);
+        wait_until("three others are ready", || pool.ready() == 3);
         drop(taken);
     }
     std::thread::sleep(Duration::from_millis(50));
@@ -124,7 +104,7 @@ fn it_is_refilled() {
 }
 
 #[test]
-fn one_that_keeps_none_ready_makes_them_in_the_call() {
+fn a_pool_that_keeps_none_ready_makes_machines_in_the_call() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 0).unwrap();
@@ -133,21 +113,22 @@ fn one_that_keeps_none_ready_makes_them_in_the_call() {
 }
 
 #[test]
-fn dropped_it_leaves_no_thread_and_no_descriptor() {
+fn a_dropped_pool_leaves_no_thread_and_no_descriptor() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     snapshot.check_host().unwrap();
     let before = in_use();
     // At any moment of its life, also while it makes one.
-    for moment in 0..20 {
+    let moments = stress::count(20, 1000);
+    for moment in 0..moments {
         let pool = Pool::new(&snapshot, 4).unwrap();
-        std::thread::sleep(Duration::from_micros(200) * moment);
+        std::thread::sleep(Duration::from_millis(4) * moment / moments);
         drop(pool);
         // A thread that was joined may be listed for a moment longer.
-        wait_for(&format!("moment {moment}"), || in_use() == before);
+        wait_until(&format!("moment {moment}"), || in_use() == before);
     }
     let pool = Pool::new(&snapshot, 4).unwrap();
-    wait_for("four are ready", || pool.ready() == 4);
+    wait_until("four are ready", || pool.ready() == 4);
     assert!(
         in_use().0 >= before.0 + 8 && in_use().1 == before.1 + 1,
         "{:?}",
@@ -155,7 +136,7 @@ fn dropped_it_leaves_no_thread_and_no_descriptor() {
     );
     let taken = pool.take().unwrap();
     drop(pool);
-    // What was taken is its taker's.
+    // A machine that was taken outlives its pool.
     assert_eq!(
         Builder::restore_prepared(taken)
             .build()
@@ -172,7 +153,7 @@ fn a_memory_file_that_has_changed_is_refused_by_name() {
     let _alone = alone();
     let (folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 2).unwrap();
-    wait_for("two are ready", || pool.ready() == 2);
+    wait_until("two are ready", || pool.ready() == 2);
     let mut files = fs::read_dir(folder.path())
         .unwrap()
         .map(|entry| entry.unwrap().path());
@@ -193,12 +174,12 @@ fn a_memory_file_that_has_changed_is_refused_by_name() {
             "{refused:?}"
         );
     }
-    // None are made of it either.
+    // The pool makes none of it either.
     assert!(snapshot.prepare().is_err() && pool.ready() <= 2);
 }
 
 #[test]
-fn a_snapshot_that_is_deleted_is_as_good() {
+fn a_pool_still_makes_machines_of_a_deleted_snapshot() {
     let _alone = alone();
     let (folder, snapshot) = saved();
     let pool = Pool::new(&snapshot, 2).unwrap();
@@ -206,11 +187,11 @@ fn a_snapshot_that_is_deleted_is_as_good() {
     (0..6).for_each(|_| take_and_run(&pool));
 }
 
-/// This test is both processes: the other one may have few descriptors.
+/// This test runs in two processes: the other one may have few descriptors.
 #[test]
-fn what_goes_wrong_is_told_once_and_not_tried_again_and_again() {
+fn an_error_is_returned_once_and_the_pools_thread_rests() {
     let _alone = alone();
-    let name = "what_goes_wrong_is_told_once_and_not_tried_again_and_again";
+    let name = "an_error_is_returned_once_and_the_pools_thread_rests";
     if std::env::var_os("MINIVM_TEST_FEW_DESCRIPTORS").is_some() {
         return with_few_descriptors();
     }
@@ -230,7 +211,7 @@ fn with_few_descriptors() {
     let stat = fs::File::open("/proc/self/stat").unwrap();
     let pool = Pool::new(&snapshot, 1000).unwrap();
     // It makes as many as it can, and doesn't try for ever to make more.
-    wait_for("it rests", || {
+    wait_until("it rests", || {
         let before = processor_time(&stat);
         std::thread::sleep(Duration::from_millis(500));
         let hundredths = processor_time(&stat) - before;
@@ -242,17 +223,17 @@ fn with_few_descriptors() {
         matches!(error, Error::Kvm { .. } | Error::Host { .. }),
         "{error:?}"
     );
-    // Those that are ready can still be had; each leaves room for another, or for the failure to make it.
+    // The ready ones can still be taken; each leaves room for another, or for the failure to make it.
     let taken = pool.take().unwrap();
     drop(taken);
     let mut had = 0;
-    wait_for("all can be had", || {
+    wait_until("all can be had", || {
         had += usize::from(pool.take().is_ok());
         had > made
     });
 }
 
-/// What this process has used of the processors, in hundredths of a second.
+/// Returns the processor time that a process has used, in hundredths of a second.
 fn processor_time(stat: &fs::File) -> u64 {
     let mut text = [0; 1024];
     let len = stat.read_at(&mut text, 0).unwrap();
@@ -267,7 +248,7 @@ fn processor_time(stat: &fs::File) -> u64 {
 }
 
 #[test]
-fn threads_can_share_it() {
+fn threads_can_share_a_pool() {
     fn shared<T: Send + Sync>() {}
     shared::<Pool>();
 }

@@ -1,10 +1,10 @@
-//! Machines of a few bytes of code that are saved and go on: in this process, in another one, many times.
+//! Machines of a few bytes of code that are saved and continue: in this process, in another one, many times.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+// Tests run: on any KVM
 
-mod code;
+#![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,14 +14,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use code::{map, place, wake};
+use minivm_tests::code::{map, place, wake};
+use minivm_tests::stress;
 use minivm_vmm::{
     Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Prepared, Reset, Result,
     Snapshot, SnapshotError, layout,
 };
 use sha2::{Digest, Sha256};
 
-/// How long anything here may take, also in the lab, on a machine that has other things to do.
+/// The limit for a hang, also in the lab, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Passes every byte on to a channel.
@@ -29,7 +30,7 @@ struct Tap(Sender<u8>);
 
 impl Write for Tap {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Nobody may be there to read any more.
+        // The receiver may be gone.
         let _ = bytes.iter().try_for_each(|byte| self.0.send(*byte));
         Ok(bytes.len())
     }
@@ -65,14 +66,14 @@ impl Running {
         }
     }
 
-    /// What it writes until it has written `count` bytes.
+    /// Returns the machine's next `count` bytes of output.
     fn read(&self, count: usize) -> Vec<u8> {
         (0..count)
             .map(|_| self.output.recv_timeout(DEADLINE).unwrap())
             .collect()
     }
 
-    /// Runs it to its end: what it writes until then.
+    /// Runs the machine to its end; returns its output until then.
     fn finish(mut self) -> Vec<u8> {
         let start = Instant::now();
         while !self.control.has_ended() && start.elapsed() < DEADLINE {
@@ -87,7 +88,7 @@ impl Running {
         self.runner.take().unwrap().join().unwrap().unwrap()
     }
 
-    /// Stops it: what it has written that wasn't read.
+    /// Stops the machine; returns its output that wasn't read.
     fn stop(mut self) -> Vec<u8> {
         self.control.stop();
         assert_eq!(self.join(), Outcome::Stopped);
@@ -95,10 +96,10 @@ impl Running {
     }
 }
 
-/// How many bytes [`computation`] writes before it sums up.
+/// The number of bytes that [`computation`] writes before its sum.
 const STEPS: u32 = 6000;
 
-/// Machine code for `Config`, with the rest as it mostly is here.
+/// Returns a machine that runs `code`, with the rest as most tests here have it.
 fn machine(code: &[&[u8]]) -> Config {
     Config {
         memory: 64 << 20,
@@ -106,8 +107,8 @@ fn machine(code: &[&[u8]]) -> Config {
     }
 }
 
-/// Writes a sequence of pseudo-random numbers' low bytes to COM1, sums the numbers up in memory, writes the sum, resets.
-/// Whatever is lost of its registers, its memory or its output, and whatever is done twice, shows in what it writes.
+/// A guest that writes a sequence of pseudo-random numbers' low bytes to COM1, sums the numbers up in memory, writes the sum,
+/// and resets. Any loss of its registers, its memory or its output, and anything that is done twice, shows in its output.
 fn computation() -> Config {
     #[rustfmt::skip]
     let code = [
@@ -131,7 +132,7 @@ fn computation() -> Config {
     machine(&[&code])
 }
 
-/// What [`computation`] writes.
+/// Returns the output of [`computation`].
 fn computed() -> Vec<u8> {
     let (mut number, mut sum) = (1u32, 0u32);
     let mut output = Vec::new();
@@ -146,9 +147,9 @@ fn computed() -> Vec<u8> {
     output
 }
 
-/// Runs a machine until it has written `count` bytes or a few more, saves it, and stops it: what it wrote.
+/// Runs a machine until it has written `count` bytes or a few more, saves it, and stops it; returns its output.
 ///
-/// On a busy host the machine may have ended before we get to it; then another one is tried.
+/// On a busy host the machine may have ended before it is paused; then another one is tried.
 fn saved_after(count: usize, mut builder: impl FnMut() -> Builder, folder: &Path) -> Vec<u8> {
     for _ in 0..50 {
         let running = Running::start(builder());
@@ -165,7 +166,7 @@ fn saved_after(count: usize, mut builder: impl FnMut() -> Builder, folder: &Path
 }
 
 #[test]
-fn a_machine_goes_on_where_it_was_saved() {
+fn a_restored_machine_continues_where_it_was_saved() {
     let folder = tempfile::tempdir().unwrap();
     for count in [1, 2, 500, 3000] {
         let mut output = saved_after(count, || Builder::new(computation()), folder.path());
@@ -176,20 +177,21 @@ fn a_machine_goes_on_where_it_was_saved() {
     }
 }
 
-/// This test is both processes: the other one is given the snapshot's folder, and a file for the output.
+/// This test runs in two processes: the other one gets the snapshot's folder, and a file for the output.
 #[test]
-fn it_goes_on_in_another_process_a_hundred_times() {
-    let name = "it_goes_on_in_another_process_a_hundred_times";
+fn it_goes_on_in_another_process_wherever_it_was_saved() {
+    let name = "it_goes_on_in_another_process_wherever_it_was_saved";
     if let Some(folder) = std::env::var_os("MINIVM_TEST_SNAPSHOT") {
         let snapshot = Snapshot::open(&folder).unwrap();
         let output = Running::start(Builder::restore(&snapshot)).finish();
         fs::write(Path::new(&folder).join("output"), output).unwrap();
         return;
     }
-    for round in 0..100 {
+    let rounds = stress::count(20, 500);
+    for round in 0..rounds {
         let folder = tempfile::tempdir().unwrap();
         let mut output = saved_after(
-            1 + round * 30,
+            1 + round * 3000 / rounds,
             || Builder::new(computation()),
             folder.path(),
         );
@@ -204,8 +206,7 @@ fn it_goes_on_in_another_process_a_hundred_times() {
     }
 }
 
-/// Reads a byte from the running machine's COM2 after another: what a second vCPU writes there. They are to be
-/// consecutive, from 1 on.
+/// Checks the bytes that a second vCPU has written to COM2: they are consecutive, from 1 on.
 fn assert_consecutive(bytes: &[u8]) {
     for (at, byte) in bytes.iter().enumerate() {
         assert_eq!(usize::from(*byte), (at + 1) % 256, "at {at}");
@@ -235,14 +236,14 @@ fn two_at_work() -> Config {
 }
 
 #[test]
-fn two_vcpus_go_on() {
-    // When the second one gets a processor is the host's business: on a busy one it may not have begun when the first is saved,
-    // or be done. What counts is right in any case.
+fn two_vcpus_continue() {
+    // The host decides when the second one gets a processor: on a busy one it may not have begun when the machine is saved, or
+    // be done. Its bytes are checked in any case.
     let both_at_work = |count| (0..20).any(|_| two_vcpus_are_saved_after(count));
     assert!(both_at_work(100) && both_at_work(2000));
 }
 
-/// Saves after the first one has written `count` bytes; tells whether the second was at work before and after.
+/// Saves after the first one has written `count` bytes; returns whether the second was at work before and after.
 fn two_vcpus_are_saved_after(count: usize) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let mut taps = None;
@@ -273,7 +274,7 @@ fn a_vcpu_that_was_not_started_yet_can_be_started() {
         0xb0, 0xfe, 0xe6, 0x64, //             mov al, 0xfe; out 0x64, al
     ];
     let prepare = [map(layout::LOCAL_APIC.0), place(0x3_0000, &say)].concat();
-    // It talks for long enough to be caught at it on a busy host.
+    // It writes for long enough to be paused meanwhile on a busy host.
     // mov dx, 0x3f8; mov ecx, 30000; again: mov al, '.'; out dx, al; dec ecx; jnz again
     let talk = [
         0x66, 0xba, 0xf8, 0x03, 0xb9, 0x30, 0x75, 0, 0, 0xb0, b'.', 0xee, 0xff, 0xc9, 0x75, 0xf9,
@@ -293,7 +294,7 @@ fn a_vcpu_that_was_not_started_yet_can_be_started() {
 }
 
 #[test]
-fn a_machine_that_was_saved_runs_on_itself() {
+fn a_saved_machine_runs_on_itself() {
     let folder = tempfile::tempdir().unwrap();
     let running = Running::start(Builder::new(computation()));
     let mut output = Vec::new();
@@ -357,7 +358,7 @@ fn clones_diverge_and_can_be_cloned() {
 }
 
 #[test]
-fn machines_made_ahead_go_on_as_well() {
+fn machines_made_ahead_continue_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let before = saved_after(100, || Builder::new(computation()), folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -369,7 +370,7 @@ fn machines_made_ahead_go_on_as_well() {
 }
 
 #[test]
-fn they_can_be_made_on_one_thread_and_run_on_another() {
+fn machines_can_be_made_on_one_thread_and_run_on_another() {
     fn shared<T: Send + Sync>() {}
     fn handed_over<T: Send>() {}
     shared::<Snapshot>();
@@ -386,7 +387,7 @@ fn a_machine_that_has_not_run_can_be_saved() {
         .snapshot(folder.path())
         .unwrap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
-    // Nor has this one, so it can be saved as well.
+    // This one has not run either, so it can be saved as well.
     Builder::restore(&snapshot)
         .build()
         .unwrap()
@@ -416,7 +417,7 @@ fn input_that_the_guest_has_not_taken_yet_is_saved() {
     let folder = tempfile::tempdir().unwrap();
     let input = Input::from_reader(io::Cursor::new(b"hi")).unwrap();
     let mut input = Some(input);
-    // It waits for its input, so it doesn't end by itself.
+    // The guest waits for its input, so it doesn't end by itself.
     let waiting = || Builder::new(machine(&[&wait])).console_input(input.take().unwrap());
     let before = saved_after(500, waiting, folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -450,7 +451,7 @@ fn only_a_paused_machine_is_saved() {
 }
 
 #[test]
-fn a_memory_file_that_changed_while_it_was_mapped_runs_nothing() {
+fn a_memory_file_that_changes_while_mapped_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     saved_after(100, || Builder::new(computation()), folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -484,7 +485,7 @@ fn a_memory_file_that_changed_while_it_was_mapped_runs_nothing() {
 }
 
 #[test]
-fn a_host_that_lacks_a_feature_is_told_its_name() {
+fn a_feature_that_the_host_lacks_is_named() {
     let folder = tempfile::tempdir().unwrap();
     saved_after(100, || Builder::new(computation()), folder.path());
     let path = folder.path().join("state");
@@ -512,7 +513,7 @@ fn a_host_that_lacks_a_feature_is_told_its_name() {
     );
 }
 
-/// This test is both processes: the other one has a file system of 16 MiB, and nothing else to itself.
+/// This test runs in two processes: the other one has a file system of 16 MiB to itself.
 #[test]
 #[ignore = "needs a mount namespace"]
 fn a_full_disk_leaves_the_old_snapshot() {
@@ -558,7 +559,7 @@ fn a_full_disk_leaves_the_old_snapshot() {
 }
 
 #[test]
-fn a_string_instruction_goes_on_from_its_middle() {
+fn a_string_instruction_continues_from_its_middle() {
     const COUNT: u32 = 30_000;
     let [a, b, c, d] = COUNT.to_le_bytes();
     #[rustfmt::skip]
@@ -589,7 +590,7 @@ fn a_string_instruction_goes_on_from_its_middle() {
     }
 }
 
-/// Where a [`vector_computation`] tells how many numbers are left to compute; the last number follows.
+/// The address at which a [`vector_computation`] keeps how many numbers are left to compute; the last number follows.
 const LEFT: u64 = 0x18_0000;
 
 /// The [`computation`]'s sequence, computed four- or eightfold in a vector register, in ring 3: even a KVM that emulates ring
@@ -652,12 +653,12 @@ fn vector_computation(numbers: u32, avx: bool) -> Config {
     machine(&[&common, switch, &user, &start, compute])
 }
 
-/// What is left to do for a [`vector_computation`], and the last number if that is nothing.
+/// Returns how many numbers a [`vector_computation`] has left to compute, and the last number when none is left.
 fn progress(memory: &Memory) -> (u32, u32) {
     (memory.load(LEFT).unwrap(), memory.load(LEFT + 4).unwrap())
 }
 
-/// Runs a [`vector_computation`] to its end: the last number.
+/// Runs a [`vector_computation`] to its end; returns the last number.
 fn last_number(builder: Builder) -> u32 {
     let machine = builder.build().unwrap();
     let memory = machine.memory();
@@ -667,7 +668,7 @@ fn last_number(builder: Builder) -> u32 {
     number
 }
 
-fn vector_registers_go_on(numbers: u32, avx: bool) {
+fn vector_registers_continue(numbers: u32, avx: bool) {
     let expected = (0..numbers).fold(1u32, |mut number, _| {
         number ^= number << 13;
         number ^= number >> 17;
@@ -702,10 +703,10 @@ fn vector_registers_go_on(numbers: u32, avx: bool) {
 }
 
 #[test]
-fn vector_registers_go_on_the_widest_that_there_are() {
+fn the_widest_vector_registers_continue() {
     // The lab's processor has no AVX, and is slow.
     match is_x86_feature_detected!("avx2") {
-        true => vector_registers_go_on(30_000_000, true),
-        false => vector_registers_go_on(1_000_000, false),
+        true => vector_registers_continue(30_000_000, true),
+        false => vector_registers_continue(1_000_000, false),
     }
 }

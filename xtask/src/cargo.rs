@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::{cannot_start, short};
+use crate::place::Place;
+use crate::process::{cannot_start, capture, short};
 use crate::report::Report;
 
 /// The workspace's folder.
@@ -31,6 +32,8 @@ pub(crate) struct Executable {
     pub(crate) path: PathBuf,
     /// The folder of its package, where Cargo runs tests.
     pub(crate) package: PathBuf,
+    /// The first of its source files.
+    pub(crate) source: PathBuf,
     /// Whether it is a test, and not a program that a test calls.
     pub(crate) is_test: bool,
 }
@@ -74,13 +77,86 @@ fn executable(line: &str) -> Result<Option<Executable>> {
         .parent()
         .context("a manifest is in a folder")?
         .to_owned();
+    let source = message["target"]["src_path"]
+        .as_str()
+        .context("cargo named no source")?
+        .into();
     let is_test = message["profile"]["test"].as_bool().unwrap_or(false);
     Ok(Some(Executable {
         name,
         path: path.into(),
         package,
+        source,
         is_test,
     }))
+}
+
+/// A test program that Cargo can build.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// As [`Executable::name`].
+    pub(crate) name: String,
+    pub(crate) kind: TargetKind,
+    /// The first of its source files.
+    pub(crate) source: PathBuf,
+}
+
+/// What a test program's tests are those of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TargetKind {
+    /// A library's unit tests.
+    Library,
+    /// A program's unit tests.
+    Program,
+    /// A file or a folder in `tests/`.
+    Tests,
+}
+
+impl Target {
+    /// Whether this is its name. Cargo writes the name of a library's package with `-`.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.name.replace('-', "_") == name.replace('-', "_")
+    }
+
+    /// Where it runs.
+    pub(crate) fn place(&self) -> Result<Place> {
+        Place::of(&self.source, self.kind == TargetKind::Tests)
+    }
+
+    /// The arguments by which Cargo builds this one and, of libraries, the others.
+    pub(crate) fn arguments(&self) -> Vec<&str> {
+        match self.kind {
+            TargetKind::Library => vec!["--lib"],
+            TargetKind::Program => vec!["--bin", &self.name],
+            TargetKind::Tests => vec!["--test", &self.name],
+        }
+    }
+}
+
+/// All test programs of the workspace.
+pub(crate) fn test_targets() -> Result<Vec<Target>> {
+    let printed = capture(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Value =
+        serde_json::from_str(&printed).context("cargo metadata printed what is not JSON")?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let targets = packages.flat_map(|package| package["targets"].as_array().into_iter().flatten());
+    Ok(targets.filter_map(test_target).collect())
+}
+
+/// The test program of a target in Cargo's metadata, if it has one.
+fn test_target(target: &Value) -> Option<Target> {
+    let kind = match target["kind"][0].as_str()? {
+        "lib" => TargetKind::Library,
+        "bin" => TargetKind::Program,
+        "test" => TargetKind::Tests,
+        _ => return None,
+    };
+    let is_tested = target["test"].as_bool()?;
+    is_tested.then_some(Target {
+        name: target["name"].as_str()?.to_owned(),
+        kind,
+        source: target["src_path"].as_str()?.into(),
+    })
 }
 
 /// Builds the release of the command `minivm`; returns its path.
@@ -146,18 +222,36 @@ mod tests {
 
     #[test]
     fn executables_are_found_in_cargos_messages() {
-        let line = r#"{"reason":"compiler-artifact","manifest_path":"/w/vmm/Cargo.toml","target":{"name":"boot"},
+        let line = r#"{"reason":"compiler-artifact","manifest_path":"/w/vmm/Cargo.toml","target":{"name":"boot","src_path":"/w/vmm/tests/boot.rs"},
             "profile":{"test":true},"executable":"/w/target/boot-1"}"#;
         let found = executable(line).unwrap().unwrap();
         assert_eq!((found.name.as_str(), found.is_test), ("boot", true));
         assert_eq!(
-            (found.path, found.package),
-            ("/w/target/boot-1".into(), "/w/vmm".into())
+            (found.path, found.package, found.source),
+            (
+                "/w/target/boot-1".into(),
+                "/w/vmm".into(),
+                "/w/vmm/tests/boot.rs".into()
+            )
         );
         assert!(
             executable(r#"{"reason":"build-finished","success":true}"#)
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn test_programs_are_found_in_cargos_metadata() {
+        let targets = test_targets().unwrap();
+        let kind = |name: &str| {
+            let target = targets.iter().find(|target| target.is_called(name))?;
+            assert!(target.source.exists(), "{target:?}");
+            Some(target.kind)
+        };
+        assert_eq!(kind("minivm-vmm"), Some(TargetKind::Library));
+        assert_eq!(kind("xtask"), Some(TargetKind::Program));
+        assert_eq!(kind("boot"), Some(TargetKind::Tests));
+        assert_eq!(kind("fork"), None, "it is a benchmark");
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `setup` | Debian packages, kernels, the demo's root file system | [`setup`] |
 //! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
-//! | `test` | everything that checks the project; ends with the count | [`mod@test`] |
+//! | `test` | everything that checks the project, or what is named; ends with the count | [`mod@test`] |
 //! | `soak` | the tests again and again, beside busy processors | [`soak`] |
 //! | `bench` | measures, side by side with a peer | [`mod@bench`] |
 //! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
@@ -15,6 +15,7 @@
 mod bench;
 mod cache;
 mod cargo;
+mod choice;
 mod coding_image;
 mod debian;
 mod debian_kernels;
@@ -24,7 +25,9 @@ mod failures;
 mod kernels;
 mod kvm;
 mod packages;
+mod place;
 mod process;
+mod queue;
 mod registry;
 mod report;
 mod rootfs;
@@ -35,6 +38,7 @@ mod suite;
 mod tally;
 mod target;
 mod test;
+mod times;
 
 use std::process::ExitCode;
 
@@ -54,13 +58,9 @@ enum Task {
     Setup(setup::Wanted),
     /// Boot a virtual machine in which Python answers 4
     Demo,
-    /// Run everything that checks the project
-    Test {
-        /// Leave out the tests that need the lab (an emulated machine with real KVM)
-        #[arg(long)]
-        fast: bool,
-    },
-    /// Run the tests again and again, beside threads that keep the processors busy
+    /// Run everything that checks the project, or the tests that are named
+    Test(test::Test),
+    /// Run the tests again and again, stress tests with large counts, beside threads that keep the processors busy
     Soak(soak::Soak),
     /// Measure, side by side with a peer
     #[command(subcommand)]
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let worked = match Arguments::parse().task {
         Task::Setup(wanted) => setup::run(&wanted),
         Task::Demo => demo::run(),
-        Task::Test { fast } => test::run(fast),
+        Task::Test(wanted) => test::run(&wanted),
         Task::Soak(wanted) => soak::run(&wanted),
         Task::Bench(what) => bench::run(&what),
         Task::Sample(args) => bench::sample(&args),

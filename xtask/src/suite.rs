@@ -1,55 +1,38 @@
 //! Running the tests: each test program here, or in the lab where a boot needs a KVM that this machine doesn't have.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write, stdout};
-use std::path::{Path, PathBuf};
+use std::num::NonZero;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{self, Executable};
-use crate::process::{cannot_start, capture, shown};
+use crate::cargo::{self, Executable, Target};
+use crate::choice::Choice;
+use crate::place::Place;
+use crate::process::{self, cannot_start, capture};
 use crate::setup::Made;
 use crate::tally::Tally;
+use crate::times::Times;
 
 /// How long one test program may take, in seconds; in the lab it is some thirty times slower than here.
-const LIMIT: &str = "2400";
+const LIMIT: u32 = 2400;
+
+/// How long it may take in a soak, whose counts are large.
+const SOAK_LIMIT: u32 = 6 * 3600;
 
 /// Room for the largest guests of the tests, and for what they write.
 const LAB_MEMORY: &str = "2G";
 
-/// Where a test program runs, by the name of its file in `tests/`. All others run here, without what they ignore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Here, without its ignored tests.
-    Here,
-    /// Here, with its ignored tests: those of the lab itself.
-    HereWithIgnored,
-    /// Where there is a `/dev/kvm` of any kind: its guests are a few instructions long. In the lab, if there is none here.
-    /// With its ignored tests, which need a mount namespace.
-    AnyKvm,
-    /// Where KVM runs kernels, with its ignored tests: in the lab, or here if this machine can.
-    Kvm,
-    /// Here, with the tools that make images, and with minivm's release; not with `--fast`, which has neither.
-    WithImageTools,
-}
-
-impl Place {
-    pub(crate) fn of(name: &str) -> Self {
-        match name {
-            "lab" | "killed" | "warm_lab" | "cache" => Self::HereWithIgnored,
-            "images" | "coding_agent" | "conformance" | "leaks" | "gvisor" | "pyodide"
-            | "turducken" | "page" => Self::WithImageTools,
-            "minivm_vmm" | "machine_code" | "snapshot" | "pool" | "cli" | "control"
-            | "terminal" | "hostile_guests" => Self::AnyKvm,
-            "run" => Self::Kvm,
-            _ if name.starts_with("boot") => Self::Kvm,
-            _ => Self::Here,
-        }
-    }
-}
-
 /// What the tests find in their environment.
-pub(crate) struct Environment(Vec<(&'static str, PathBuf)>);
+pub(crate) struct Environment {
+    variables: Vec<(&'static str, OsString)>,
+    /// How long one test program may take, in seconds.
+    limit: u32,
+}
 
 impl Environment {
     pub(crate) fn new(made: &Made, minivm: Option<&Path>) -> Self {
@@ -76,55 +59,142 @@ impl Environment {
                 .map(|root| ("MINIVM_TEST_CODING_ROOT", root.clone())),
         );
         variables.extend(minivm.map(|path| ("MINIVM_TEST_BINARY", path.to_owned())));
-        Self(variables)
+        let variables = variables.into_iter();
+        Self {
+            variables: variables
+                .map(|(name, path)| (name, path.into_os_string()))
+                .collect(),
+            limit: LIMIT,
+        }
+    }
+
+    /// The same for a round of a soak: stress tests do much, and choose at random from this seed.
+    pub(crate) fn for_soak(&self, seed: u64) -> Self {
+        let mut variables = self.variables.clone();
+        for (name, value) in [
+            ("MINIVM_TEST_SOAK", "1".to_owned()),
+            ("MINIVM_TEST_SEED", seed.to_string()),
+            // Those of proptest, which has 256 cases otherwise.
+            ("PROPTEST_CASES", "4096".to_owned()),
+            ("PROPTEST_RNG_SEED", seed.to_string()),
+        ] {
+            variables.push((name, value.into()));
+        }
+        Self {
+            variables,
+            limit: SOAK_LIMIT,
+        }
+    }
+
+    /// The command to put before another, which ends it when it takes too long.
+    fn bounded(&self) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--foreground", "--kill-after=30"]);
+        command.arg(self.limit.to_string());
+        command
     }
 }
 
-/// Builds all test programs.
-pub(crate) fn build() -> Result<Vec<Executable>> {
-    let mut executables = cargo::build(&["test", "--workspace", "--no-run"])?;
-    executables.retain(|executable| executable.is_test);
-    Ok(executables)
+/// A test program that is to be run, as a whole or in part.
+pub(crate) struct Program {
+    pub(crate) executable: Executable,
+    pub(crate) place: Place,
+    /// The tests that are run of it, in libtest's order.
+    pub(crate) tests: Vec<String>,
+    /// Parts of their names: libtest's filters. None: all.
+    filters: Vec<String>,
+}
+
+/// What a run of a program leaves beside its tally.
+#[derive(Default)]
+pub(crate) struct Output {
+    pub(crate) text: Vec<u8>,
+    /// How long each test took.
+    pub(crate) times: Vec<(String, Duration)>,
+}
+
+/// Builds the chosen test programs, all of which are among `candidates`.
+pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Program>> {
+    // As a whole, so that what they share is built with the features that all of it needs.
+    let mut arguments = vec!["test", "--workspace", "--no-run"];
+    match choice.is_everything() {
+        // No examples: clippy has checked them, and linking them takes a while.
+        true => arguments.push("--tests"),
+        false => arguments.extend(candidates.iter().flat_map(Target::arguments)),
+    }
+    let mut programs = Vec::new();
+    for executable in cargo::build(&arguments)? {
+        let target = candidates
+            .iter()
+            .find(|target| executable.is_test && target.source == executable.source);
+        if let Some(target) = target {
+            programs.extend(program(choice, target, executable)?);
+        }
+    }
+    choice.check(programs.iter().flat_map(|program| &program.tests))?;
+    Ok(programs)
+}
+
+/// The program with the tests that are chosen of it, if there are any, or all are.
+fn program(choice: &Choice, target: &Target, executable: Executable) -> Result<Option<Program>> {
+    let list = capture(Command::new(&executable.path).args(["--list", "--format", "terse"]))?;
+    let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    let filters: &[String] = match choice.is_everything() || choice.names(target) {
+        true => &[],
+        false => choice.parts(),
+    };
+    let is_chosen =
+        |test: &&str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
+    let tests: Vec<String> = tests.filter(is_chosen).map(str::to_owned).collect();
+    if tests.is_empty() && !filters.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Program {
+        place: target.place()?,
+        executable,
+        tests,
+        filters: filters.to_vec(),
+    }))
 }
 
 /// Runs a test program on this machine.
 pub(crate) fn run_here(
-    test: &Executable,
+    program: &Program,
     environment: &Environment,
     with_ignored: bool,
-    output: &mut Vec<u8>,
+    output: &mut Output,
 ) -> Result<Tally> {
-    let mut command = bounded();
-    command.arg(&test.path);
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut command = environment.bounded();
+    command.arg(&program.executable.path);
     if with_ignored {
         command.arg("--include-ignored");
     }
-    run(command, test, environment, output)
+    run(command, program, environment, threads, output)
 }
 
 /// Runs a test program in the lab, one test after the other. The lab hands environment and working folder on.
 pub(crate) fn run_in_lab(
-    test: &Executable,
+    program: &Program,
     environment: &Environment,
     minivm: &Path,
-    output: &mut Vec<u8>,
+    output: &mut Output,
 ) -> Result<Tally> {
-    let mut command = bounded();
+    let mut command = environment.bounded();
     command
         .arg(minivm)
         .args(["lab", "--memory", LAB_MEMORY, "--"])
-        .arg(&test.path);
-    command.args(["--test-threads=1", "--include-ignored"]);
-    run(command, test, environment, output)
+        .arg(&program.executable.path)
+        .arg("--include-ignored");
+    run(command, program, environment, 1, output)
 }
 
 /// Counts the tests of a program that can't run now, all of them as skipped.
-pub(crate) fn skip(test: &Executable, output: &mut Vec<u8>) -> Result<Tally> {
-    let list = capture(Command::new(&test.path).args(["--list", "--format", "terse"]))?;
-    let tests = list.lines().filter(|line| line.ends_with(": test")).count();
+pub(crate) fn skip(program: &Program, output: &mut Output) -> Result<Tally> {
+    let tests = program.tests.len();
     writeln!(
-        output,
-        "{tests} tests skipped: they need the lab or the image tools, which --fast leaves out"
+        output.text,
+        "{tests} tests skipped: they need the lab, or the tools that make images and sandboxes, which --fast leaves out"
     )?;
     Ok(Tally {
         skipped: tests as u64,
@@ -134,37 +204,48 @@ pub(crate) fn skip(test: &Executable, output: &mut Vec<u8>) -> Result<Tally> {
 
 fn run(
     mut command: Command,
-    test: &Executable,
+    program: &Program,
     environment: &Environment,
-    output: &mut Vec<u8>,
+    threads: usize,
+    output: &mut Output,
 ) -> Result<Tally> {
+    let package = &program.executable.package;
     command
-        .current_dir(&test.package)
-        .env("CARGO_MANIFEST_DIR", &test.package);
-    command.envs(environment.0.iter().map(|(name, value)| (name, value)));
+        .arg(format!("--test-threads={threads}"))
+        .args(&program.filters)
+        .current_dir(package)
+        .env("CARGO_MANIFEST_DIR", package);
+    command.envs(
+        environment
+            .variables
+            .iter()
+            .map(|(name, value)| (name, value)),
+    );
     // Tests of a boot boot, and leave nothing running; those of templates unset it.
     command.env("MINIVM_COLD", "1");
-    count(&mut command, output)
+    let mut times = Times::new(threads, &program.tests);
+    let text = &mut output.text;
+    let tally = count(&mut command, |line| {
+        text.extend_from_slice(line);
+        text.push(b'\n');
+        times.read(&String::from_utf8_lossy(line), Instant::now());
+        Ok(())
+    });
+    output.times = times.ended();
+    tally
 }
 
 /// Runs the examples in the documentation.
 pub(crate) fn run_doc_tests() -> Result<Tally> {
-    count(
-        cargo::cargo().args(["test", "--workspace", "--doc"]),
-        &mut stdout(),
-    )
+    let mut command = cargo::cargo();
+    count(command.args(["test", "--workspace", "--doc"]), |line| {
+        stdout().write_all(&[line, b"\n"].concat())
+    })
 }
 
-/// The command to put before another, which ends it when it takes too long.
-fn bounded() -> Command {
-    let mut command = Command::new("timeout");
-    command.args(["--foreground", "--kill-after=30", LIMIT]);
-    command
-}
-
-/// Runs a command, hands its outputs on as they come, both as one, and sums what its tests say. A command that fails without a failed test
-/// (it crashed, or took too long) is an error.
-fn count(command: &mut Command, shown_to: &mut impl Write) -> Result<Tally> {
+/// Runs a command, hands on each line of its outputs as it comes, and sums what its tests say. A command that fails without a failed
+/// test (it crashed, or took too long) is an error.
+fn count(command: &mut Command, mut shown: impl FnMut(&[u8]) -> io::Result<()>) -> Result<Tally> {
     let (output, input) = io::pipe().context("cannot create a pipe")?;
     let copy = input.try_clone().context("cannot copy a pipe")?;
     command.stdin(Stdio::null()).stdout(input).stderr(copy);
@@ -175,7 +256,7 @@ fn count(command: &mut Command, shown_to: &mut impl Write) -> Result<Tally> {
     let mut tally = Tally::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read the test's output")?;
-        shown_to.write_all(&[&line[..], b"\n"].concat())?;
+        shown(&line)?;
         if let Some(result) = Tally::read(&String::from_utf8_lossy(&line)) {
             tally += result;
         }
@@ -183,11 +264,11 @@ fn count(command: &mut Command, shown_to: &mut impl Write) -> Result<Tally> {
     let status = child.wait().context("cannot wait for the test")?;
     if !status.success() && tally.failed == 0 {
         let why = if status.code() == Some(124) {
-            format!("took more than {LIMIT} s")
+            "took too long"
         } else {
-            format!("failed ({status})")
+            "failed"
         };
-        bail!("{} {why}", shown(command));
+        bail!("{} {why} ({status})", process::shown(command));
     }
     Ok(tally)
 }
@@ -197,31 +278,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn boots_need_kvm_and_the_labs_own_tests_do_not() {
-        assert_eq!(Place::of("boot_debian"), Place::Kvm);
-        assert_eq!(Place::of("lab"), Place::HereWithIgnored);
-        assert_eq!(Place::of("images"), Place::WithImageTools);
-        assert_eq!(Place::of("minivm_vmm"), Place::AnyKvm);
-        assert_eq!(Place::of("minivm_guest"), Place::Here);
-    }
-
-    #[test]
     fn a_test_program_that_ends_early_is_an_error() {
         let script = "echo 'test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured'; exit";
         let mut shown = Vec::new();
-        assert_eq!(
-            count(Command::new("sh").args(["-c", script]), &mut shown)
-                .unwrap()
-                .passed,
-            2
-        );
+        let mut run = |script: &str| {
+            count(Command::new("sh").args(["-c", script]), |line| {
+                shown.extend_from_slice(line);
+                Ok(())
+            })
+        };
+        assert_eq!(run(script).unwrap().passed, 2);
+        let error = run(&format!("{script} 3")).unwrap_err().to_string();
+        assert!(error.ends_with("failed (exit status: 3)"), "{error}");
         assert!(shown.starts_with(b"test result: ok. 2 passed"));
-        assert!(
-            count(
-                Command::new("sh").args(["-c", &format!("{script} 3")]),
-                &mut shown
-            )
-            .is_err()
-        );
+    }
+
+    #[test]
+    fn stress_tests_do_much_in_a_soak() {
+        let environment = Environment {
+            variables: Vec::new(),
+            limit: LIMIT,
+        };
+        let soak = environment.for_soak(7);
+        let seed = ("MINIVM_TEST_SEED", OsString::from("7"));
+        assert!(soak.variables.contains(&seed));
+        assert!(soak.limit > environment.limit);
     }
 }

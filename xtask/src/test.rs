@@ -7,27 +7,73 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::Args;
 
-use crate::cargo::{self, Executable, cargo};
+use crate::cargo::{self, Target, cargo};
+use crate::choice::Choice;
 use crate::failures;
 use crate::kvm;
+use crate::place::Kind;
 use crate::process::pass_through;
+use crate::queue::{Beside, Queue};
 use crate::report::Report;
 use crate::sandboxes;
 use crate::setup::{self, Made, Wanted};
-use crate::suite::{self, Environment, Place};
+use crate::suite::{self, Environment, Output, Program};
 use crate::tally::Tally;
+use crate::times;
 
-pub(crate) fn run(fast: bool) -> Result<()> {
+/// Programs that run at a time: each of the two keeps a processor busy, and rarely more.
+pub(crate) const WORKERS: usize = 2;
+
+/// How many of the slowest tests are listed.
+const SLOWEST: usize = 10;
+
+/// What is checked.
+#[derive(Args)]
+pub(crate) struct Test {
+    /// Leave out the tests that need the lab (an emulated machine with real KVM), or the tools that make images and sandboxes
+    #[arg(long)]
+    fast: bool,
+    /// Run these alone: test programs by their names, as in `boot`, and all other tests with such a part in their names
+    names: Vec<String>,
+}
+
+/// Runs what is chosen. Where nothing is, clippy, rustdoc and the format are checked, too.
+pub(crate) fn run(wanted: &Test) -> Result<()> {
     let mut run = Run::new();
+    let targets = cargo::test_targets()?;
+    let choice = Choice::new(&wanted.names, &targets);
+    let candidates = choice.candidates(targets)?;
+    let fast = wanted.fast || all_run_here(&candidates)?;
     let made = run.set_up(fast)?;
-    run.lint();
+    if choice.is_everything() {
+        run.lint();
+    }
     let minivm = if fast { None } else { run.minivm() };
     let environment = Environment::new(&made, minivm.as_deref());
-    let tests = run.tests();
-    run.test(&tests, &environment, minivm.as_deref(), fast);
-    run.count("doc tests", suite::run_doc_tests);
-    run.close(fast)
+    let programs = run.build(&choice, &candidates);
+    let minivm = minivm.as_deref();
+    run.test(&programs, &environment, minivm, wanted.fast, WORKERS);
+    if choice.is_everything() {
+        run.count("doc tests", suite::run_doc_tests);
+    }
+    run.close(wanted.fast)
+}
+
+/// Whether these programs need neither the lab nor what minivm installs.
+fn all_run_here(candidates: &[Target]) -> Result<bool> {
+    for target in candidates {
+        let is_here = match target.place()?.kind {
+            Kind::Here => true,
+            Kind::AnyKvm => kvm::is_there(),
+            Kind::RealKvm | Kind::HereAndInLabs | Kind::WithTools => false,
+        };
+        if !is_here {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// How a test program is run.
@@ -39,17 +85,17 @@ enum Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    fn of(test: &Executable, minivm: Option<&'a Path>, fast: bool) -> Self {
-        let place = Place::of(&test.name);
-        let elsewhere = match place {
-            Place::Kvm => !kvm::runs_kernels(),
-            Place::AnyKvm => !kvm::is_there(),
-            Place::WithImageTools => fast || minivm.is_none(),
-            Place::Here | Place::HereWithIgnored => false,
+    fn of(program: &Program, minivm: Option<&'a Path>, fast: bool) -> Self {
+        let kind = program.place.kind;
+        let elsewhere = match kind {
+            Kind::RealKvm => !kvm::runs_kernels(),
+            Kind::AnyKvm => !kvm::is_there(),
+            Kind::WithTools => fast || minivm.is_none(),
+            Kind::Here | Kind::HereAndInLabs => false,
         };
         match (elsewhere, minivm) {
             (false, _) => Way::Here {
-                with_ignored: place != Place::Here && !(fast && place == Place::HereWithIgnored),
+                with_ignored: kind != Kind::Here && !(fast && kind == Kind::HereAndInLabs),
             },
             (true, _) if fast => Way::NotNow,
             (true, Some(minivm)) => Way::InLab { minivm },
@@ -57,27 +103,34 @@ impl<'a> Way<'a> {
         }
     }
 
-    fn is_in_lab(&self) -> bool {
-        matches!(self, Way::InLab { .. })
+    fn beside(&self, program: &Program) -> Beside {
+        match self {
+            Way::InLab { .. } | Way::NotNow => Beside::All,
+            _ if program.place.alone => Beside::Labs,
+            _ => Beside::Others,
+        }
     }
 
-    fn name(&self, test: &Executable) -> String {
+    fn name(&self, program: &Program) -> String {
+        let name = &program.executable.name;
         match self {
-            Way::InLab { .. } => format!("{} (lab)", test.name),
-            _ => test.name.clone(),
+            Way::InLab { .. } => format!("{name} (lab)"),
+            _ => name.clone(),
         }
     }
 
     fn run(
         &self,
-        test: &Executable,
+        program: &Program,
         environment: &Environment,
-        output: &mut Vec<u8>,
+        output: &mut Output,
     ) -> Result<Tally> {
         match *self {
-            Way::Here { with_ignored } => suite::run_here(test, environment, with_ignored, output),
-            Way::InLab { minivm } => suite::run_in_lab(test, environment, minivm, output),
-            Way::NotNow => suite::skip(test, output),
+            Way::Here { with_ignored } => {
+                suite::run_here(program, environment, with_ignored, output)
+            }
+            Way::InLab { minivm } => suite::run_in_lab(program, environment, minivm, output),
+            Way::NotNow => suite::skip(program, output),
             Way::WithoutMinivm => bail!("it needs minivm, which didn't build"),
         }
     }
@@ -88,6 +141,8 @@ pub(crate) struct Run {
     tally: Tally,
     /// What the failed tests of each program said.
     failures: Vec<String>,
+    /// How long each test took.
+    times: Vec<(String, Duration)>,
 }
 
 impl Run {
@@ -96,6 +151,7 @@ impl Run {
             report: Report::new(),
             tally: Tally::default(),
             failures: Vec::new(),
+            times: Vec::new(),
         }
     }
 
@@ -119,8 +175,8 @@ impl Run {
     }
 
     /// Builds the test programs.
-    pub(crate) fn tests(&mut self) -> Vec<Executable> {
-        self.attempt("build tests", suite::build)
+    pub(crate) fn build(&mut self, choice: &Choice, candidates: &[Target]) -> Vec<Program> {
+        self.attempt("build tests", || suite::build(choice, candidates))
             .unwrap_or_default()
     }
 
@@ -145,39 +201,52 @@ impl Run {
         });
     }
 
-    /// Runs the test programs in two lanes: those that run in the lab, and the others, some of which start labs themselves.
+    /// Runs the test programs, two at a time. Those that take long come first, so that one worker isn't left with them at the end.
     pub(crate) fn test(
         &mut self,
-        tests: &[Executable],
+        programs: &[Program],
         environment: &Environment,
         minivm: Option<&Path>,
         fast: bool,
+        workers: usize,
     ) {
-        let ways = tests.iter().map(|test| (test, Way::of(test, minivm, fast)));
-        let (in_lab, here): (Vec<_>, Vec<_>) = ways.partition(|(_, way)| way.is_in_lab());
+        let jobs = programs.iter().map(|program| {
+            let way = Way::of(program, minivm, fast);
+            (way.beside(program), (program, way))
+        });
+        let mut jobs: Vec<_> = jobs.collect();
+        jobs.sort_by_key(|(beside, (program, _))| (*beside, program.place.kind));
+        let queue = &Queue::new(jobs);
         let run = &Mutex::new(self);
         thread::scope(|scope| {
-            for lane in [in_lab, here] {
+            for _ in 0..workers {
                 scope.spawn(move || {
-                    for (test, way) in lane {
-                        let name = way.name(test);
+                    while queue.work(|(program, way)| {
+                        let name = way.name(program);
                         println!("{name} …");
                         let started = Instant::now();
-                        let mut output = Vec::new();
-                        let tally = way.run(test, environment, &mut output);
-                        // What two lanes print at once nobody can read, so it is printed when a program has ended.
+                        let mut output = Output::default();
+                        let tally = way.run(program, environment, &mut output);
                         let mut run = run.lock().unwrap_or_else(PoisonError::into_inner);
-                        let output = String::from_utf8_lossy(&output);
-                        println!("\n{name}: {output}");
-                        if !matches!(tally, Ok(Tally { failed: 0, .. })) {
-                            run.failures
-                                .push(format!("{name}:\n{}", failures::told(&output)));
-                        }
-                        run.record(&name, tally, started.elapsed());
-                    }
+                        run.ended(&name, tally, output, started.elapsed());
+                    }) {}
                 });
             }
         });
+    }
+
+    /// Prints what a test program printed: only when it has ended, for what two print at once can't be read.
+    fn ended(&mut self, name: &str, tally: Result<Tally>, output: Output, took: Duration) {
+        let text = String::from_utf8_lossy(&output.text);
+        println!("\n{name}: {text}");
+        if !matches!(tally, Ok(Tally { failed: 0, .. })) {
+            self.failures
+                .push(format!("{name}:\n{}", failures::told(&text)));
+        }
+        let times = output.times.into_iter();
+        self.times
+            .extend(times.map(|(test, took)| (format!("{name}: {test}"), took)));
+        self.record(name, tally, took);
     }
 
     /// A step that makes something. Its failure is told, and counted.
@@ -211,12 +280,21 @@ impl Run {
     /// The table of steps, and the closing line, which is the last on stdout.
     pub(crate) fn close(self, fast: bool) -> Result<()> {
         self.report.print_table();
+        let slowest = times::slowest(self.times, SLOWEST);
+        if !slowest.is_empty() {
+            println!(
+                "\nthe slowest tests, each from the moment when a thread was free for it to its result, beside others:"
+            );
+        }
+        for line in slowest {
+            println!("{line}");
+        }
         for failure in &self.failures {
             println!("\n{failure}");
         }
         if fast {
             println!(
-                "the tests that need the lab were left out (--fast): those of them are among the skipped"
+                "the tests that need the lab, or the tools, were left out (--fast): they are among the skipped"
             );
         }
         println!("{}", self.tally);

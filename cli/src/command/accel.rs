@@ -1,4 +1,4 @@
-//! Whether to run on this host's KVM.
+//! The choice of an accelerator: this host's KVM, or the lab.
 //!
 //! The probe that decides it makes a machine and takes it down again, which costs as much as a whole run. Its good news
 //! is kept until the host boots anew; its bad news is not, for the remedy may just have been applied.
@@ -18,10 +18,10 @@ use minivm_vmm::Error;
 
 /// The variable that says the same as the flag, where that isn't given.
 const VARIABLE: &str = "MINIVM_ACCEL";
-/// What the lab is, in the words of all who name it.
+/// What the lab is, in the words of every message that names it.
 pub(super) const LAB: &str = "an emulator for development, no wall against hostile code";
 
-/// Where the virtual machine gets its virtualization from.
+/// The source of a machine's virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Accel {
     /// This host's KVM if it can run a kernel, else the lab
@@ -32,7 +32,7 @@ enum Accel {
     Lab,
 }
 
-/// What was asked for, and by what.
+/// The accelerator that was asked for, and by what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asked {
     accel: Accel,
@@ -47,12 +47,12 @@ pub(super) struct AccelArg {
 }
 
 impl AccelArg {
-    /// Whether the flag says where.
+    /// Returns whether the flag chooses an accelerator.
     pub(super) fn is_set(&self) -> bool {
         self.accel.is_some_and(|accel| accel != Accel::Auto)
     }
 
-    /// What the flag asks for, or else the variable.
+    /// Returns what the flag asks for, or else the variable.
     fn asked(&self) -> anyhow::Result<Asked> {
         match self.accel {
             Some(accel) => Ok(Asked {
@@ -63,7 +63,7 @@ impl AccelArg {
         }
     }
 
-    /// Whether this host's KVM was asked for, and nothing is looked up for that.
+    /// Returns whether this host's KVM was asked for, without probing it.
     pub(super) fn is_kvm(&self) -> bool {
         self.asked().is_ok_and(|asked| asked.accel == Accel::Kvm)
     }
@@ -87,7 +87,7 @@ impl AccelArg {
         }
     }
 
-    /// Where machines run; `warn` is told why in the lab, if they do.
+    /// Returns where machines run, and calls `warn` with the reason if that is the lab.
     pub(super) fn place(&self, warn: impl FnOnce(&str)) -> anyhow::Result<Place> {
         let Some(why) = self.why_lab()? else {
             return Ok(Place::Here);
@@ -98,7 +98,7 @@ impl AccelArg {
         })
     }
 
-    /// Why the lab is to be used, or `None` where this host's KVM is.
+    /// Returns why the lab is used, or `None` where this host's KVM is.
     pub(super) fn why_lab(&self) -> anyhow::Result<Option<String>> {
         let Asked { accel, by } = self.asked()?;
         match accel {
@@ -122,12 +122,12 @@ impl AccelArg {
     }
 }
 
-/// What a user is told whose machine runs there.
+/// The warning of a machine that runs in the lab.
 pub(super) fn running_in_lab(why: &str) -> String {
     format!("running in the lab, {LAB}: {why}")
 }
 
-/// Whether the variable lets machines run on this host's KVM, and in the lab.
+/// Returns whether the variable lets machines run on this host's KVM, and in the lab.
 pub(super) fn allowed() -> anyhow::Result<(bool, bool)> {
     let Asked { accel, .. } = of_variable(std::env::var_os(VARIABLE).as_deref())?;
     Ok((accel != Accel::Lab, accel != Accel::Kvm))
@@ -156,7 +156,7 @@ fn of_variable(value: Option<&OsStr>) -> anyhow::Result<Asked> {
 }
 
 /// The error, with where it comes from: a guest that runs what KVM can't may be at fault itself, or have `--accel kvm` behind
-/// it (or the variable), for which nobody has asked what this KVM can.
+/// it (or the variable), which skips the probe of this KVM.
 pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     let stopped = matches!(error.chain().find_map(of_monitor), Some(Error::Exit { .. }));
     match stopped.then(minivm_vmm::probe) {

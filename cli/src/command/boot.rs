@@ -48,7 +48,7 @@ pub(super) struct BootArgs {
 }
 
 impl BootArgs {
-    /// Whether it was asked for that the machine runs on this host's KVM.
+    /// Returns whether this host's KVM was asked for.
     pub(super) fn is_on_kvm(&self) -> bool {
         self.accel.is_kvm()
     }

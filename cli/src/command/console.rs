@@ -1,4 +1,4 @@
-//! A machine with the terminal as its console, whatever it begins with: a kernel or a snapshot.
+//! A machine with the terminal as its console: one that boots a kernel, or resumes a snapshot.
 
 use std::fs::File;
 use std::io;
@@ -45,10 +45,10 @@ pub(super) fn run(
     log_step("the machine is gone", started);
     drop(server);
     drop(raw);
-    tell(outcome)
+    report(outcome)
 }
 
-/// Tells those who want to know it how far it has come.
+/// Logs a step of the machine's life, with the time since minivm's start.
 pub(super) fn log_step(what: &str, started: Instant) {
     let micros = started.elapsed().as_micros();
     log::debug!("{what} after {micros} µs");
@@ -81,7 +81,7 @@ fn stdout() -> anyhow::Result<File> {
     Ok(File::from(stdout.context("cannot use stdout")?))
 }
 
-/// What is typed, or stdin as it is where it is no terminal. Ctrl-A x ends the machine, once there is one.
+/// The guest's input: typed keys, or stdin itself where that is not a terminal. Ctrl-A x ends the machine.
 fn stdin(control: &Arc<OnceLock<Control>>) -> anyhow::Result<OwnedFd> {
     if !rustix::termios::isatty(io::stdin()) {
         let stdin = io::stdin().as_fd().try_clone_to_owned();
@@ -96,8 +96,8 @@ fn stdin(control: &Arc<OnceLock<Control>>) -> anyhow::Result<OwnedFd> {
     terminal::keys(end).context("cannot read the terminal")
 }
 
-/// The exit code, and on stderr why it is none of the good ones.
-fn tell(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
+/// Returns the exit code of an outcome, and prints why the machine failed, if it did.
+fn report(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
     let outcome = match outcome {
         // The guest's doing, and not minivm's failure.
         Err(error @ Error::Exit { .. }) => {

@@ -1,6 +1,6 @@
-//! What is said of a command that could not be started, with what helps.
+//! Hints for commands that could not be started.
 
-/// Of a command that isn't there. The guest says `PROGRAM: why`.
+/// The error of a command that isn't there. `said` is the guest's `PROGRAM: why`.
 pub(super) fn not_found(said: &str) -> String {
     let told = format!("no such command: {said}");
     match program(said) {
@@ -14,7 +14,7 @@ pub(super) fn not_found(said: &str) -> String {
     }
 }
 
-/// Of one that is there, and can't be executed.
+/// The error of a command that is there, and can't be executed.
 pub(super) fn not_executable(said: &str) -> String {
     let told = format!("cannot execute {said}");
     match said.rsplit_once(": ") {
@@ -42,7 +42,7 @@ fn program(said: &str) -> Option<&str> {
     (!program.is_empty() && program.bytes().all(plain)).then_some(program)
 }
 
-/// Of what the guest could not do: its files are in its memory.
+/// The error with a hint of memory where the guest's file system is full: its files are in its memory.
 pub(super) fn full(error: anyhow::Error) -> anyhow::Error {
     let refused = error.chain().any(|cause| {
         let of_machine = cause.downcast_ref();

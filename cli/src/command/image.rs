@@ -1,4 +1,4 @@
-//! Finding an image and its archive, with progress where somebody watches.
+//! Images of the command line: opening one, with progress on a terminal, and describing the machine made from it.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, stderr};
@@ -19,7 +19,7 @@ use minivm_sandbox::Microvm;
 
 use super::{EXIT_ERROR, units};
 
-/// How long a line is at most that tells of what can't be removed: the longest path and more.
+/// The most characters of a line about something that can't be removed: the longest path and more.
 const LINE_MAX: usize = 5000;
 
 /// When a registry is asked.
@@ -55,8 +55,8 @@ pub(super) struct PullArgs {
     pub(super) quiet: bool,
 }
 
-/// The image that has Python, where nobody names one: what `MINIVM_IMAGE` names, or the root file system that `cargo xtask
-/// setup` has made, or the usual one.
+/// The default image, which has Python: the one in `MINIVM_IMAGE`, or the root file system that `cargo xtask setup` has made, or
+/// `python:3-alpine`.
 pub(super) fn python() -> anyhow::Result<Source> {
     if let Some(name) = std::env::var_os("MINIVM_IMAGE").filter(|name| !name.is_empty()) {
         let name = name.to_str().context("MINIVM_IMAGE is not text")?;
@@ -69,12 +69,12 @@ pub(super) fn python() -> anyhow::Result<Source> {
     }
 }
 
-/// One in a registry that everybody has.
+/// The public image with Python.
 fn source_with_python() -> anyhow::Result<Source> {
     source("python:3-alpine").map_err(anyhow::Error::msg)
 }
 
-/// An image's name. What others call volumes is told what it is called here.
+/// Parses an image's name. One that looks like a volume gets a hint of `--copy-in`.
 pub(super) fn source(text: &str) -> Result<Source, String> {
     text.parse().map_err(|error: minivm_image::Error| {
         let hint = match text.split_once(":/") {
@@ -87,12 +87,12 @@ pub(super) fn source(text: &str) -> Result<Source, String> {
     })
 }
 
-/// Where images and archives are kept.
+/// The cache of images and their archives.
 pub(super) fn shelf() -> anyhow::Result<Shelf> {
     Ok(Shelf::new(&cache_folder()?))
 }
 
-/// Where everything is kept that was made once, within the limit that the user has set.
+/// The cache's folder. Sets the limit on its size that the user asked for.
 pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
     if let Some(limit) = cache_limit()? {
         images::set_limit(limit);
@@ -100,7 +100,7 @@ pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
     cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")
 }
 
-/// What `MINIVM_CACHE_SIZE` says.
+/// The limit in `MINIVM_CACHE_SIZE`.
 fn cache_limit() -> anyhow::Result<Option<u64>> {
     let said = std::env::var_os("MINIVM_CACHE_SIZE").filter(|said| !said.is_empty());
     let said = said.map(|said| units::bytes(&said.to_string_lossy()));
@@ -147,7 +147,7 @@ fn told(error: impl Into<anyhow::Error>) -> String {
     printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
-/// Finds and opens an image that somebody has named, or the one with Python.
+/// Finds and opens the image `source`: the named one, or the default.
 pub(super) fn open_named_or_python(
     named: Option<&Source>,
     source: &Source,

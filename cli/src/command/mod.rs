@@ -117,7 +117,7 @@ impl Cli {
         log_to_stderr(self.verbose);
         if let Err(error) = self.check(inherited) {
             if self.command.as_ref().is_some_and(Command::tells_json) {
-                // Who reads JSON reads of this too.
+                // A reader of JSON gets this error, too.
                 let nothing = Captured::new(None);
                 let _ = Printed::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
             }
@@ -154,7 +154,7 @@ impl Cli {
         }
     }
 
-    /// Whether anything in the cache is looked at. A raw machine needs it for what is known of this host's KVM alone.
+    /// Returns whether the command reads the cache. A raw machine needs it only for the record of this host's KVM.
     fn uses_cache(&self) -> bool {
         match &self.command {
             None => !self.boot.is_on_kvm(),
@@ -167,7 +167,7 @@ impl Cli {
 }
 
 impl Command {
-    /// Whether it tells of its end, whatever that is, with an object on stdout.
+    /// Returns whether it prints a JSON object in the end, whatever that is.
     fn tells_json(&self) -> bool {
         match self {
             Command::Run(args) => args.json,
@@ -186,7 +186,7 @@ fn boot_flag(matches: &ArgMatches) -> Option<&str> {
 
 /// The program that belongs beside this one.
 fn worker() -> anyhow::Result<PathBuf> {
-    let minivm = std::env::current_exe().context("cannot tell where minivm is")?;
+    let minivm = std::env::current_exe().context("cannot find minivm's own program file")?;
     Ok(Host::worker_beside(&minivm))
 }
 
@@ -220,11 +220,11 @@ fn log_to_stderr(verbose: u8) {
         1 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     };
-    // It fails where a logger is set already, which nobody else does.
+    // It fails where a logger is set already, which nothing else does.
     let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
 }
 
-/// Writes a line a message, as everything that is ours goes to stderr.
+/// Writes each message as a line to stderr, as minivm's other messages are.
 struct StderrLog;
 
 impl log::Log for StderrLog {

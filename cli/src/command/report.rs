@@ -1,4 +1,4 @@
-//! What `minivm run` says of how it went: an exit code, lines on stderr, or one JSON object.
+//! The report of a run: an exit code, and lines on stderr or one JSON object.
 
 use std::io;
 use std::sync::OnceLock;
@@ -17,14 +17,14 @@ use super::{EXIT_ERROR, hint};
 /// SIGKILL's number.
 const KILL: u8 = 9;
 
-/// What is told where output was over the limit.
+/// The line about output over the limit.
 const CUT: &str = "output was cut at --max-output";
 
-/// What is kept for a report of a run that may fail: its outputs, and where its machine ran.
+/// Outputs of a run, kept for its report, and where its machine ran: a run that fails is reported, too.
 pub(super) struct Captured {
     pub(super) stdout: Kept,
     pub(super) stderr: Kept,
-    /// Where each of them was cut, if it was.
+    /// Bytes at which each output is cut.
     limit: Option<u64>,
     ran: OnceLock<(Place, bool)>,
 }
@@ -39,12 +39,12 @@ impl Captured {
         }
     }
 
-    /// Notes where the machine runs, and whether it goes on from a template.
+    /// Notes where the machine runs, and whether it was resumed from a template.
     pub(super) fn note(&self, place: &Place, warm: bool) {
         let _ = self.ran.set((place.clone(), warm));
     }
 
-    /// Whether one of them has come to the limit.
+    /// Returns whether one of the outputs has come to the limit.
     fn is_full(&self) -> bool {
         let full = |kept: &Kept| Some(kept.bytes().len() as u64) >= self.limit;
         self.limit.is_some() && (full(&self.stdout) || full(&self.stderr))
@@ -81,9 +81,9 @@ pub(super) struct Printed {
     /// The whole sandbox's, on this host.
     host_memory: Option<u64>,
     exception: Option<Exception>,
-    /// What gave the machine its virtualization, `kvm` or `lab`; null where there was no machine.
+    /// The machine's accelerator, `kvm` or `lab`; null where there was no machine.
     accel: Option<&'static str>,
-    /// Whether the machine went on from a template; null where there was no machine.
+    /// Whether the machine was resumed from a template; null where there was no machine.
     warm: Option<bool>,
     phases: PrintedPhases,
 }
@@ -173,7 +173,7 @@ impl Printed {
         self
     }
 
-    /// What tells of output that was dropped, if some was.
+    /// The lines about dropped output, if some was dropped.
     fn losses(&self) -> Vec<String> {
         let told = self.warnings.iter();
         let told: Vec<_> = told
@@ -255,7 +255,7 @@ impl Printed {
     fn lines(&self, quiet: bool, verbose: bool, timeout: Duration) -> Vec<String> {
         let mut lines = Vec::new();
         let losses = self.losses();
-        // Files that could not be copied are an error, and told like one; output that was dropped is told below.
+        // Files that could not be copied are an error, and printed like one; dropped output comes below.
         if !quiet || self.copy_failed {
             let others = self.warnings.iter().filter(|told| !losses.contains(told));
             lines.extend(others.cloned());
@@ -315,7 +315,7 @@ pub(super) fn exit_code(end: &End, copy_failed: bool) -> u8 {
     }
 }
 
-/// What is wrong with an end, if anything is.
+/// The error that an end is, if it is one.
 fn error(end: &End, in_machine: bool) -> Option<String> {
     let what = if in_machine { "machine" } else { "sandbox" };
     match end {
@@ -332,12 +332,12 @@ fn error(end: &End, in_machine: bool) -> Option<String> {
     }
 }
 
-/// What is said at the command's time limit.
+/// The line about the command's time limit.
 pub(super) fn time_limit_reached(limit: Duration) -> String {
     format!("time limit of {limit:?} reached")
 }
 
-/// How short text is in JSON at any rate.
+/// The most bytes of text that are short in JSON, whatever they are.
 const SHORT: usize = 4096;
 
 /// Text as it is, and anything else in base64. Text that was cut within a character ends before it.
@@ -536,7 +536,7 @@ mod tests {
         let printed = Printed::failed("it died".into(), Duration::ZERO, &captured);
         assert_eq!(printed.stdout.as_deref(), Some("abc"));
         assert_eq!(printed.stderr.as_deref(), Some(""));
-        assert!(printed.truncated, "nobody can tell any more");
+        assert!(printed.truncated, "the report can't know better");
         let captured = Captured::new(Some(4));
         captured.stdout.clone().write_all(b"abc").unwrap();
         assert!(!Printed::failed(String::new(), Duration::ZERO, &captured).truncated);

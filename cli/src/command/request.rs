@@ -191,7 +191,7 @@ fn files(text: &str) -> Result<Files, String> {
     }
 }
 
-/// The same into the guest, where no folder is the current one.
+/// Parses a copy into the guest, whose DST is an absolute path.
 fn files_in(text: &str) -> Result<Files, String> {
     let files = files(text)?;
     let mut parts = files.to.components();

@@ -28,9 +28,9 @@ use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
 use super::{EXIT_TIMEOUT, hint, signals, template, units, unwrapped, worker};
 
-/// What Ctrl-A x counts as.
+/// The signal that Ctrl-A x counts as.
 const SIGINT: u8 = 2;
-/// How much of each output a JSON report holds, if nobody says.
+/// The most bytes of each output in a JSON report, without --max-output.
 const CAPTURED: u64 = 16 << 20;
 
 #[derive(Args)]
@@ -122,16 +122,16 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Says what came of it: as an object, where outputs were kept for one, or as `tell` does.
+/// Prints the report: as a JSON object where outputs were captured for one, else by `print`.
 pub(super) fn finish(
     ended: anyhow::Result<Printed>,
     started: Instant,
     captured: Option<&Captured>,
-    tell: impl FnOnce(&Printed),
+    print: impl FnOnce(&Printed),
 ) -> anyhow::Result<ExitCode> {
     let Some(captured) = captured else {
         let printed = ended?;
-        tell(&printed);
+        print(&printed);
         return Ok(ExitCode::from(printed.exit_code));
     };
     match ended {
@@ -141,7 +141,7 @@ pub(super) fn finish(
             Ok(ExitCode::from(printed.exit_code))
         }
         Err(error) => {
-            // Who reads JSON reads of this too. The error itself is told on stderr, as always.
+            // A reader of JSON gets this error, too. It goes to stderr as well, as always.
             let printed = Printed::failed(format!("{error:#}"), started.elapsed(), captured);
             printed.tell_losses();
             let _ = printed.write();
@@ -183,7 +183,7 @@ impl RunArgs {
     /// Checks what can be known from the flags alone.
     fn check(&self) -> anyhow::Result<()> {
         if self.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-            bail!("-t needs a terminal, and stdin or stdout is none: leave it out");
+            bail!("-t needs a terminal, and stdin or stdout is not one: leave it out");
         }
         if self.interactive && self.image == Some(Source::Stdin) {
             bail!("-i and an image on stdin exclude each other: save the archive to a file");
@@ -356,7 +356,7 @@ pub(super) fn connect(
     Ok(())
 }
 
-/// Where an output goes: to our own of the same name, without a buffer, or into memory.
+/// Returns the writer of an output: minivm's own of the same name, without a buffer, or memory.
 fn output(captured: Option<&Kept>, own: impl AsFd) -> anyhow::Result<Box<dyn Write + Send>> {
     if let Some(memory) = captured {
         return Ok(Box::new(memory.clone()));

@@ -1,4 +1,4 @@
-//! Signals that minivm gets while a command runs: the command's, until the user means it.
+//! Signals that minivm gets while a command runs: they go to the command, until a user who repeats them ends the sandbox.
 
 use std::fs;
 use std::io;
@@ -14,13 +14,13 @@ use signal_hook::iterator::Signals;
 
 use super::terminal;
 
-/// How long a machine that is to end may take.
+/// Time for a sandbox to end before this process does.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How soon a second signal means the machine.
+/// Time in which a second signal ends the sandbox instead of being passed on.
 const INSISTS: Duration = Duration::from_secs(10);
 
-/// Whether there is nothing left that could be asked to end, but this process.
+/// Set when the sandbox has ended: a signal then ends this process.
 static OVER: AtomicBool = AtomicBool::new(false);
 
 /// The command and its sandbox have ended: what asks for an end from now on ends this process, whatever it waits for.
@@ -48,7 +48,7 @@ pub(super) fn listen(events: Sender<Event>, pending: Pending) -> io::Result<()> 
                 }
                 _ => Event::Signal(number),
             };
-            // Where nobody is left to whom it could happen, it is over in a moment.
+            // The receiver is gone where the run is over.
             let _ = events.send(event);
             if signal == SIGTERM {
                 end_if_stalled(events.clone(), pending.clone());
@@ -121,7 +121,7 @@ fn asks_for_an_end(signal: i32) -> bool {
     matches!(signal, SIGHUP | SIGINT | SIGQUIT | SIGTERM)
 }
 
-/// What the user wants, as far as signals tell.
+/// The user's wish to end the sandbox, as far as signals show it.
 #[derive(Default)]
 struct User {
     /// When the command was last asked to end.

@@ -1,4 +1,4 @@
-//! `minivm snapshot` and `minivm restore`: a raw machine that is saved, and machines that go on from there.
+//! `minivm snapshot` saves a raw machine, and `minivm restore` resumes it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -53,13 +53,13 @@ pub(super) struct RestoreArgs {
 }
 
 impl RestoreArgs {
-    /// Whether it was asked for that the machine runs on this host's KVM.
+    /// Returns whether this host's KVM was asked for.
     pub(super) fn is_on_kvm(&self) -> bool {
         self.accel.is_kvm()
     }
 }
 
-/// Asks a running machine to save itself, and tells where that is.
+/// Asks a running machine to save itself, and prints where.
 pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
     // The machine has a working folder of its own.
     let folder = std::path::absolute(&args.folder)
@@ -84,7 +84,7 @@ pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     log::debug!("the command line is understood");
-    // What is wrong with it is told also where nothing could run.
+    // A damaged snapshot is reported even where no machine can run.
     let snapshot = Snapshot::open(&args.folder)?;
     console::log_step("the snapshot is opened", started);
     if let Some(why) = args.accel.why_lab()? {

@@ -1,4 +1,4 @@
-//! `minivm template`: machines that are saved when they are ready for a command, each under a name.
+//! `minivm template`: saves machines that are ready for a command, each under a name.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,7 +66,7 @@ pub(super) struct CreateArgs {
     accel: AccelArg,
 }
 
-/// What the interpreter is to run: code, or a command line `python3 [-c CODE]` as one would write it.
+/// Parses the code that the interpreter runs first: Python, or a command line `python3 [-c CODE]`.
 fn warm(text: &str) -> Result<String, String> {
     let program = text.split_whitespace().next().unwrap_or_default();
     if !matches!(program, "python" | "python3") {
@@ -105,12 +105,12 @@ pub(super) fn run(command: TemplateCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where templates are kept.
+/// The cache of templates.
 pub(super) fn folder() -> anyhow::Result<Templates> {
     Ok(Templates::new(&image::cache_folder()?))
 }
 
-/// Whether machines are to boot: by the flag, or by the variable.
+/// Returns whether the flag or the variable asks for machines that boot.
 pub(super) fn is_unwanted(cold: bool) -> bool {
     let variable = std::env::var_os("MINIVM_COLD");
     cold || variable.is_some_and(|cold| !cold.is_empty() && cold != "0")
@@ -140,7 +140,7 @@ impl CreateArgs {
         created?;
         if !self.pull.quiet {
             println!(
-                "made {0}: `minivm run --template {0}` goes on from it",
+                "made {0}: `minivm run --template {0}` resumes it",
                 self.name
             );
         }
@@ -148,7 +148,7 @@ impl CreateArgs {
     }
 }
 
-/// Those that are there, and those that a kept lab has and nobody has named.
+/// All templates: those in the cache, and the unnamed ones that kept labs have.
 fn all(templates: &Templates) -> anyhow::Result<Vec<Listed>> {
     let mut all = templates.list()?;
     for (name, recipe) in lab::kept(&image::cache_folder()?) {
@@ -223,7 +223,7 @@ fn inspect(templates: &Templates, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a template that a run has wished for, of the recipe on stdin.
+/// Makes a template for later runs, of the recipe on stdin.
 pub(super) fn make_in_background() -> anyhow::Result<ExitCode> {
     let recipe = templates::recipe_of_background().context("cannot read a recipe")?;
     folder()?.create_unnamed(&recipe)?;

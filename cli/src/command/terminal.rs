@@ -94,7 +94,7 @@ impl<F: FnMut()> Keys<F> {
         }
     }
 
-    /// Takes minivm's own keys out of `bytes`; tells how many are left, at its start.
+    /// Takes minivm's own keys out of `bytes`, and returns how many bytes are left at its start.
     fn filter(&mut self, bytes: &mut [u8]) -> usize {
         let mut kept = 0;
         for index in 0..bytes.len() {

@@ -15,10 +15,10 @@ use super::accel::AccelArg;
 use super::report::{Captured, Printed};
 use super::{run, signals, units, unwrapped};
 
-/// How much of each output is passed on: there is no flag for it.
+/// The most bytes of each output that are passed on: there is no flag for it.
 const OUTPUT_MAX: u64 = 16 << 20;
 
-/// What is inside what, and what each keeps the next one from.
+/// A picture of the four sandboxes and their boundaries.
 const PICTURE: &str = "\
 microVM ▸ gVisor ▸ Deno ▸ Pyodide
    │        │       │       └ CPython as WebAssembly, in a memory of its own

@@ -18,8 +18,7 @@ pub(crate) use minivm_tests::patience::PATIENCE;
 
 /// The command.
 pub(crate) fn minivm() -> PathBuf {
-    let release = std::env::var_os("MINIVM_TEST_BINARY").map(PathBuf::from);
-    release.unwrap_or_else(|| env!("CARGO_BIN_EXE_minivm").into())
+    given::minivm(env!("CARGO_BIN_EXE_minivm"))
 }
 
 pub(crate) fn host() -> &'static Host {
@@ -73,11 +72,10 @@ pub(crate) fn run(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
     task.stdout = Box::new(stdout.clone());
     task.stderr = Box::new(stderr.clone());
     let finished = sandbox.run(task).unwrap();
-    let text = |shared: &Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
     Ran {
         finished,
-        stdout: text(&stdout),
-        stderr: text(&stderr),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! That nothing is left when `minivm` is killed, at its code's start and at any other time.
 
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::processes::{self, Process};
+use minivm_tests::stress::{self, Random};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -13,12 +15,17 @@ use minivm_sandbox::Sandbox;
 
 use crate::host;
 
-/// When it is killed, counted from its start.
+/// When it is killed, in milliseconds from its start.
 const MOMENTS: [u64; 6] = [1, 4, 15, 60, 250, 1000];
+
+/// The last of the moments that a soak adds.
+const MOMENT_MAX: u64 = 3000;
 
 pub(crate) fn leaves_nothing_when_minivm_is_killed(sandbox: &dyn Sandbox) {
     let folder = tempfile::tempdir().unwrap();
-    for moment in MOMENTS {
+    let mut random = Random::default();
+    let at_random = (0..stress::count(0, 30)).map(|_| random.number() % MOMENT_MAX);
+    for moment in MOMENTS.into_iter().chain(at_random) {
         let mut minivm = start(sandbox, folder.path());
         let mut family = BTreeMap::new();
         let until = Instant::now() + Duration::from_millis(moment);
@@ -61,50 +68,17 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Each process below one, with the time of its start: numbers are used again.
-pub(crate) fn descendants(of: u32) -> BTreeMap<u32, u64> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let number = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok());
-        if let Some((process, (parent, start))) = number.and_then(|one| Some((one, stat(one)?))) {
-            all.insert(process, (parent, start));
-        }
-    }
-    let mut found = BTreeMap::new();
-    let mut next = vec![of];
-    while let Some(one) = next.pop() {
-        for (&process, &(parent, start)) in &all {
-            if parent == one {
-                found.insert(process, start);
-                next.push(process);
-            }
-        }
-    }
-    found
+/// Each process below one that is alive, with what names it.
+pub(crate) fn descendants(of: u32) -> BTreeMap<u32, Process> {
+    let alive = processes::below(of).into_iter().filter(|one| one.is_alive);
+    alive.map(|one| (one.id, one)).collect()
 }
 
-/// A process's parent and its time of start. None where it has ended, a zombie included.
-fn stat(process: u32) -> Option<(u32, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    let alive = !matches!(*fields.first()?, "Z" | "X");
-    alive.then_some(())?;
-    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
-}
-
-fn gone(family: &BTreeMap<u32, u64>, moment: u64) {
+fn gone(family: &BTreeMap<u32, Process>, moment: u64) {
     let began = Instant::now();
     loop {
-        let is_there =
-            |process: u32, start: u64| stat(process).is_some_and(|(_, now)| now == start);
-        let left: Vec<u32> = family
-            .iter()
-            .filter(|&(&process, &start)| is_there(process, start))
-            .map(|(&process, _)| process)
-            .collect();
+        let left = family.values().filter(|process| process.still_runs());
+        let left: Vec<u32> = left.map(|process| process.id).collect();
         if left.is_empty() {
             return;
         }

@@ -3,6 +3,8 @@
 //! They run real sandboxes: KVM or the lab with a real kernel, runsc, Deno, Chromium. `cargo xtask test` installs what is
 //! missing and names the files in the environment. What a sandbox can't do by its nature is asserted, not left out.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod escape;

@@ -15,6 +15,7 @@ use minivm_sandbox::tools;
 use minivm_sandbox::{Backend, Sandbox};
 use minivm_tests::given;
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::processes::Process;
 use minivm_tests::program::run;
 
 use crate::host;
@@ -33,7 +34,7 @@ const LOOP: &str = "print('begun')\nwhile True:\n    pass";
 /// `minivm` while it runs code. It is ended when this is dropped.
 struct Running {
     minivm: Child,
-    family: BTreeMap<u32, u64>,
+    family: BTreeMap<u32, Process>,
 }
 
 impl Running {

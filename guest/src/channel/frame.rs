@@ -1,12 +1,12 @@
-//! Frames: a body's length (four bytes, little endian), a tag that tells what the body is (one), the body.
+//! Frames: a body's length (four bytes, little endian), a tag with the body's kind (one byte), the body.
 
 /// The longest body in bytes: 1 MiB. A request with all of a command's arguments and environment fits.
 pub const BODY_MAX: usize = 1 << 20;
 
-/// What precedes a body, in bytes.
+/// The length of the header before a body, in bytes.
 pub const HEADER: usize = 5;
 
-/// Why bytes are no frame.
+/// The error of a header that announces a body of more than [`BODY_MAX`] bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a frame of {len} bytes was announced: the most is {BODY_MAX}")]
 pub struct TooLong {
@@ -14,28 +14,28 @@ pub struct TooLong {
     pub len: u32,
 }
 
-/// A body of so many bytes, which is more than [`BODY_MAX`].
+/// The error of a body that is too long to be sent: its bytes, which are more than [`BODY_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a body of {0} bytes is too long for a frame: the most is {BODY_MAX}")]
 pub struct BodyTooLong(pub usize);
 
-/// Appends a frame to `out`. The body is what `body` appends.
+/// Appends a frame to `out`; `body` appends its body.
 ///
 /// # Panics
 ///
 /// Where the body is longer than [`BODY_MAX`], which the caller has to see to.
-pub fn encode(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn encode(tag: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     if let Err(error) = try_encode(tag, out, body) {
         panic!("{error}");
     }
 }
 
-/// As [`encode`], for a body whose length is somebody else's doing. Where it is too long, `out` is left as it was.
+/// Appends a frame as [`encode`] does, with a body whose length users decide. Where it is too long, `out` is left as it was.
 ///
 /// # Errors
 ///
 /// [`BodyTooLong`] with the body's length.
-pub fn try_encode(
+pub(crate) fn try_encode(
     tag: u8,
     out: &mut Vec<u8>,
     body: impl FnOnce(&mut Vec<u8>),
@@ -53,41 +53,43 @@ pub fn try_encode(
     Ok(())
 }
 
-/// Finds the frames in a stream of bytes that comes in pieces of any size.
+/// A decoder of the frames in a stream of bytes that comes in pieces of any size.
 ///
 /// ```
-/// use minivm_guest::channel::frame::{self, Decoder};
+/// use minivm_guest::channel::frame::Decoder;
+/// use minivm_guest::channel::ToHost;
 ///
 /// let mut wire = Vec::new();
-/// frame::encode(7, &mut wire, |body| body.extend_from_slice(b"hello"));
+/// ToHost::Stdout(b"hello").encode(&mut wire);
 /// let mut decoder = Decoder::default();
 /// decoder.extend(&wire[..6]);
 /// assert_eq!(decoder.next()?, None);
 /// decoder.extend(&wire[6..]);
-/// assert_eq!(decoder.next()?, Some((7, &b"hello"[..])));
-/// # Ok::<(), frame::TooLong>(())
+/// let (tag, body) = decoder.next()?.expect("one whole frame");
+/// assert_eq!(ToHost::decode(tag, body)?, ToHost::Stdout(b"hello"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// What of it has been given out.
+    /// The bytes at its beginning that `next` has returned.
     consumed: usize,
 }
 
 impl Decoder {
-    /// Adds bytes as they came. It keeps what isn't a whole frame yet: at most one frame, if [`next`](Self::next) is called
-    /// until it has no more.
+    /// Adds bytes as they came. The decoder keeps those that aren't a whole frame yet: at most one frame, if
+    /// [`next`](Self::next) is called until it has no more.
     pub fn extend(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.consumed);
         self.consumed = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame: its tag and its body.
+    /// Returns the next whole frame: its tag and its body.
     ///
     /// # Errors
     ///
-    /// [`TooLong`], as soon as the header is there. There is no way to go on after that.
+    /// [`TooLong`], as soon as the header is there. The stream can't be decoded any further.
     #[allow(
         clippy::should_implement_trait,
         reason = "an iterator's items couldn't borrow from it"
@@ -109,8 +111,9 @@ impl Decoder {
         Ok(Some((tag, &body[..len])))
     }
 
-    /// Whether the stream could end here: nothing of a frame is left over.
-    pub fn is_empty(&self) -> bool {
+    /// Returns whether the stream could end here: no part of a frame is left over.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.consumed == self.buffer.len()
     }
 }
@@ -128,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_beyond_the_limit_is_told_and_leaves_nothing() {
+    fn a_body_beyond_the_limit_is_refused_and_leaves_nothing() {
         let mut wire = vec![9];
         let body = |len| move |out: &mut Vec<u8>| out.resize(out.len() + len, 0);
         assert_eq!(

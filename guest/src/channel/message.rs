@@ -1,33 +1,33 @@
-//! The messages. Streams are bytes as they are; what has structure is in postcard's format, a compact one of serde's.
+//! The messages. Streams are plain bytes; structures are in postcard's format, a compact one of serde's.
 
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, BodyTooLong};
 
-/// What the guest's first message on COM2 begins with, so that whatever a kernel's driver may have written before it, while
-/// it found out what kind of UART this is, isn't taken for a message.
+/// The bytes before the guest's first message on COM2. A kernel's driver may have written others before them, while it probed the
+/// UART, which must not be taken for a message.
 pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
 
-/// The version of these messages. Both sides have to have the same.
+/// The version of these messages, which has to be equal on both sides.
 pub const VERSION: u16 = 4;
 
-/// How much input the host may send before it is asked for more, in bytes.
+/// The most input that the host may send before it is asked for more, in bytes.
 pub const STDIN_WINDOW: u32 = 256 << 10;
 
 /// A message to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToGuest<'a> {
-    /// To get ready for a request that comes later, maybe in a clone of this machine. If it comes, it is the first message.
+    /// The preparation for a request that comes later, maybe in a clone of this machine. If sent, it is the first message.
     Prepare(Preparation),
-    /// What to do. The first message, or the first after [`ToHost::Ready`].
+    /// The request. The first message, or the first after [`ToHost::Ready`].
     Request(Request),
-    /// Input for the command; none is its end.
+    /// Input for the command; no bytes are its end.
     Stdin(&'a [u8]),
     /// A signal for the command, by its number on Linux.
     Signal(u8),
-    /// The terminal has another size.
+    /// The terminal's new size.
     Window(Window),
-    /// A piece of a cpio archive of files for the guest; none is its end.
+    /// A piece of a cpio archive of files for the guest; no bytes are its end.
     Files(&'a [u8]),
     /// The wall clock, in nanoseconds since 1970: the answer to [`ToHost::Time`].
     Time(u64),
@@ -36,34 +36,34 @@ pub enum ToGuest<'a> {
 /// A message to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToHost<'a> {
-    /// Init runs. The first message.
+    /// The greeting of a running init. The first message.
     Hello(Hello),
-    /// All is done that can be done before the request. The machine can be saved now.
+    /// The end of the preparation: all is done that can be done before the request. The machine can be saved now.
     Ready,
-    /// What time is it? Asked between the request, with its files, and the command's start, one question at a time: a request is
-    /// on its way for as long as a busy host likes, and only who asks knows how long the answer took.
+    /// The question for the time. It comes between the request, with its files, and the command's start, one at a time: a busy
+    /// host may delay a request by any time, and only the guest, which asks, knows how long the answer took.
     Time,
     /// The command runs.
     Started,
-    /// There is none to run. The last message.
+    /// The command can't be run. The last message.
     Refused(Refusal),
-    /// So many bytes more of input are welcome.
+    /// The number of bytes of input that the host may send beyond those before.
     Room(u32),
-    /// Output.
+    /// The command's standard output.
     Stdout(&'a [u8]),
-    /// Output of the other kind.
+    /// The command's standard error.
     Stderr(&'a [u8]),
-    /// The files of the path with this number in [`Request::copy_out`] follow; a text says why there are none.
+    /// The files of the path with this number in [`Request::copy_out`] follow; a text is the reason why there are none.
     FilesOf(u32, Option<String>),
-    /// A piece of a cpio archive of files from the guest; none is its end.
+    /// A piece of a cpio archive of files from the guest; no bytes are its end.
     Files(&'a [u8]),
-    /// Something the user should know, in a line.
+    /// A warning for the user, in a line.
     Warning(String),
     /// The command has ended. The last message.
     Exit(Exit),
 }
 
-/// What the guest's init says first.
+/// The greeting of the guest's init.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`VERSION`].
@@ -72,12 +72,13 @@ pub struct Hello {
     pub rings: Option<u64>,
 }
 
-/// What to run, and in what surroundings.
+/// The command to run, and its surroundings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// The command: the program, looked up in the `PATH` of `env` if it has no slash, and its arguments.
     pub argv: Vec<Vec<u8>>,
-    /// Its environment, `NAME=value` each. Init adds `HOME`, `HOSTNAME`, `PATH` and, with a terminal, `TERM` where they aren't there.
+    /// Its environment, `NAME=value` each. Init adds `HOME`, `HOSTNAME`, `PATH` and, with a terminal, `TERM` where they are
+    /// missing.
     pub env: Vec<Vec<u8>>,
     /// Its working folder, made where it doesn't exist.
     pub cwd: Vec<u8>,
@@ -87,7 +88,7 @@ pub struct Request {
     pub hostname: String,
     /// The size of the terminal that the command gets; without one its streams are pipes.
     pub terminal: Option<Window>,
-    /// Whether input comes. If not, its stdin is empty.
+    /// Whether input comes. If not, the command's stdin is empty.
     pub stdin: bool,
     /// Whether the root file system is read-only to the command.
     pub read_only: bool,
@@ -95,42 +96,42 @@ pub struct Request {
     pub privileged: bool,
     /// Resource limits to set.
     pub rlimits: Vec<Rlimit>,
-    /// The most bytes in `/dev/shm`, where it is to be another number than init's own.
+    /// The most bytes in `/dev/shm`; `None` for init's own number.
     pub shm_size: Option<u64>,
     /// Further file systems in memory.
     pub tmpfs: Vec<Tmpfs>,
     /// Whether an archive of files follows the request.
     pub copy_in: bool,
-    /// Absolute paths of the files and folders that are wanted after the command's end.
+    /// Absolute paths of the files and folders that the host wants after the command's end.
     pub copy_out: Vec<Vec<u8>>,
     /// The wall clock, in nanoseconds since 1970, when this was sent. See [`ToHost::Time`].
     pub now: u64,
-    /// Random bytes that no other machine gets: what tells clones of one machine apart.
+    /// Random bytes that no other machine gets: clones of one machine differ by them.
     pub entropy: [u8; 32],
 }
 
-/// What can be done before a request comes.
+/// The work that can be done before a request comes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preparation {
     /// The wall clock, in nanoseconds since 1970.
     pub now: u64,
-    /// A Python that starts, and waits for its code.
+    /// The Python to start, which then waits for its code.
     pub interpreter: Option<Interpreter>,
 }
 
 /// A Python that has started before it has anything to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interpreter {
-    /// Who it is: its user, environment and working folder, and the program in `argv`.
+    /// Its user, environment and working folder, and the program in `argv`.
     pub request: Request,
-    /// Python code that it runs first, such as imports. Its names stay.
+    /// Python code that it runs first, such as imports. Names that the code defines stay.
     pub code: String,
 }
 
-/// A limit as of `setrlimit(2)`.
+/// A resource limit, as `setrlimit(2)` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {
-    /// Which: Linux's `RLIMIT_…` number.
+    /// The resource: Linux's `RLIMIT_…` number.
     pub resource: u32,
     /// The soft limit.
     pub soft: u64,
@@ -141,9 +142,9 @@ pub struct Rlimit {
 /// A file system in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {
-    /// Where: an absolute path, made where it doesn't exist.
+    /// The mount point: an absolute path, made where it doesn't exist.
     pub path: Vec<u8>,
-    /// What mount(2) takes as flags: Linux's `MS_…`.
+    /// The flags for mount(2): Linux's `MS_…`.
     pub flags: u32,
     /// Options of its own (tmpfs(5)), separated by commas.
     pub options: String,
@@ -158,66 +159,67 @@ pub struct Window {
     pub columns: u16,
 }
 
-/// Why the command didn't run.
+/// The reason why the command didn't run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{0}")]
 pub enum Refusal {
     /// There is no such program.
     NotFound(String),
-    /// It can't be executed.
+    /// The program can't be executed.
     NotExecutable(String),
-    /// Something else of the request can't be done.
+    /// Another part of the request can't be done.
     Failed(String),
 }
 
-/// How the command ended.
+/// The command's end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// By itself or by a signal.
+    /// The exit code or the signal.
     pub status: Status,
-    /// Whether the kernel killed one of its processes, or it, for want of memory.
+    /// Whether the kernel killed the command, or one of its processes, for want of memory.
     pub out_of_memory: bool,
-    /// User time of it and of the children it waited for, in microseconds.
+    /// User time of the command and of the children it waited for, in microseconds.
     pub user_time: u64,
-    /// System time likewise.
+    /// System time of the command and of the children it waited for, in microseconds.
     pub system_time: u64,
-    /// The largest resident set of one of these processes, in bytes.
+    /// The most memory that the command and its children had at one time, in bytes; where the guest's kernel has no cgroups,
+    /// the largest resident set of one of them.
     pub peak_memory: u64,
-    /// When things happened.
+    /// The times of the steps.
     pub times: Times,
 }
 
 /// An exit code or a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
-    /// It returned this code.
+    /// The command returned this code.
     Code(u8),
     /// The signal with this number killed it.
     Signal(u8),
 }
 
-/// When things happened in the guest, in nanoseconds since its kernel started its clock.
+/// The times of a run's steps in the guest, in nanoseconds since its kernel started its clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
-    /// Init's first instruction.
+    /// The start of init.
     pub init: u64,
-    /// [`ToHost::Hello`] was sent.
+    /// The sending of [`ToHost::Hello`].
     pub hello: u64,
-    /// The request had come.
+    /// The arrival of the request.
     pub request: u64,
-    /// The command was about to be executed.
+    /// The last moment before the command was executed.
     pub exec: u64,
-    /// The command had ended.
+    /// The end of the command.
     pub exit: u64,
 }
 
-/// Why a frame is no message.
+/// The error of a frame that is no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// No message has this tag.
     #[error("a message of the unknown kind {0:#04x}")]
     Tag(u8),
-    /// The body isn't what the tag promises.
+    /// The body doesn't have the format that its tag promises.
     #[error("a message of kind {0:#04x} that cannot be understood")]
     Body(u8),
 }
@@ -244,7 +246,7 @@ const READY: u8 = 0x8b;
 const ASK_TIME: u8 = 0x8c;
 
 impl Request {
-    /// Whether it fits a message, whatever time it is: what images and users write into it has no limit.
+    /// Checks that the request fits a message, at any time of sending: the texts of images and users in it have no limit.
     ///
     /// # Errors
     ///
@@ -260,11 +262,11 @@ impl Request {
 }
 
 impl<'a> ToGuest<'a> {
-    /// Appends it as a frame.
+    /// Appends the message to `out` as a frame.
     ///
     /// # Panics
     ///
-    /// As [`frame::encode`].
+    /// Where its body is longer than [`BODY_MAX`](frame::BODY_MAX); see [`Request::check`].
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             ToGuest::Prepare(preparation) => structure(PREPARE, preparation, out),
@@ -277,11 +279,11 @@ impl<'a> ToGuest<'a> {
         }
     }
 
-    /// Understands a frame.
+    /// Decodes the message in a frame.
     ///
     /// # Errors
     ///
-    /// [`MessageError`] where it is no message to the guest.
+    /// [`MessageError`] where the frame is no message to the guest.
     pub fn decode(tag: u8, body: &'a [u8]) -> Result<Self, MessageError> {
         Ok(match tag {
             PREPARE => ToGuest::Prepare(parsed(tag, body)?),
@@ -303,11 +305,11 @@ impl<'a> ToGuest<'a> {
 }
 
 impl<'a> ToHost<'a> {
-    /// Appends it as a frame.
+    /// Appends the message to `out` as a frame.
     ///
     /// # Panics
     ///
-    /// As [`frame::encode`].
+    /// Where its body is longer than [`BODY_MAX`](frame::BODY_MAX).
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             ToHost::Hello(hello) => structure(HELLO, hello, out),
@@ -325,11 +327,11 @@ impl<'a> ToHost<'a> {
         }
     }
 
-    /// Understands a frame.
+    /// Decodes the message in a frame.
     ///
     /// # Errors
     ///
-    /// [`MessageError`] where it is no message to the host.
+    /// [`MessageError`] where the frame is no message to the host.
     pub fn decode(tag: u8, body: &'a [u8]) -> Result<Self, MessageError> {
         Ok(match tag {
             HELLO => ToHost::Hello(parsed(tag, body)?),
@@ -367,7 +369,7 @@ fn serialized(body: &impl Serialize) -> Vec<u8> {
     postcard::to_allocvec(body).expect("plain data in growing memory can be written")
 }
 
-/// A structure, with nothing behind it.
+/// Decodes a structure, with nothing behind it.
 fn parsed<'a, T: Deserialize<'a>>(tag: u8, body: &'a [u8]) -> Result<T, MessageError> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),

@@ -1,34 +1,34 @@
-//! What host and guest say to each other once the guest's init runs: on COM2, and in guest RAM.
+//! The channel between host and guest once the guest's init runs: on COM2, and in guest RAM.
 //!
 //! A byte through a UART costs an exit to the host, and one from it an interrupt: tens of microseconds each where KVM is
-//! emulated, one or two on bare metal. So init sets two [`ring`] buffers apart in its RAM, one for each direction, and says
-//! where they are; from then on everything goes through them, and a byte on COM2 only means "look" (a doorbell). Where
-//! the host can't reach the guest's RAM, or init can't tell where its pages are, the bytes go through the UART instead.
+//! emulated, one or two on bare metal. So init sets two [`ring`] buffers apart in its RAM, one for each direction, and sends
+//! their addresses; from then on all bytes go through them, and a byte on COM2 only means "look" (a doorbell). Where the host
+//! can't reach the guest's RAM, or init can't find the addresses of its pages, the bytes go through the UART instead.
 //!
-//! Either way the bytes are the same: [`frame`]s, each of which is one message ([`ToGuest`], [`ToHost`]).
+//! Either way they are the same bytes: [`frame`]s, each of which is one message ([`ToGuest`], [`ToHost`]).
 //!
 //! 1. The guest writes [`MAGIC`] and [`ToHost::Hello`] to COM2.
 //! 2. The host answers with [`ToGuest::Request`], and with [`ToGuest::Files`] if the request announces files. Or it sends
-//!    [`ToGuest::Prepare`] first; the guest then does what it can without a request and says [`ToHost::Ready`], at which
+//!    [`ToGuest::Prepare`] first; the guest then does all that it can without a request and sends [`ToHost::Ready`], at which
 //!    point the machine can be saved, and its clones get requests of their own.
-//! 3. The guest asks for the time ([`ToHost::Time`]), starts the command and says [`ToHost::Started`], or says
-//!    [`ToHost::Refused`] and why; that is then the last message.
+//! 3. The guest asks for the time ([`ToHost::Time`]), starts the command and sends [`ToHost::Started`], or sends
+//!    [`ToHost::Refused`] with the reason; that is then the last message.
 //! 4. Streams, signals and window sizes flow. Input flows only as far as the guest has asked for it ([`ToHost::Room`]), so
 //!    that input that the command doesn't read never holds up a signal.
 //! 5. The command has ended, and all its output is sent: for each path in [`Request::copy_out`] the guest sends
 //!    [`ToHost::FilesOf`] and [`ToHost::Files`]; then [`ToHost::Exit`], and ends the machine.
 //!
-//! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and nothing
-//! that is received decides how much memory is taken, beyond [`frame::BODY_MAX`].
+//! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and no received
+//! byte decides how much memory is allocated, beyond [`frame::BODY_MAX`].
 
 /// COM2's first I/O port: its data register.
 pub const COM2_PORT: u16 = 0x2f8;
 
-/// The word on the kernel's command line that tells init that a host listens: `rings`, or `uart` for one that wants
-/// everything through the UART, follows.
+/// The word on the kernel's command line that announces a listening host to init: `rings` follows, or `uart` where all bytes are
+/// to go through the UART.
 pub const PARAMETER: &str = "minivm.channel=";
 
-/// What a file or folder is called in the archives of [`ToHost::Files`]; what is below a folder is below this.
+/// The name of a file or folder in the archives of [`ToHost::Files`]; a folder's content is below it.
 pub const COPIED: &str = "copied";
 
 pub mod frame;

@@ -1,9 +1,8 @@
-//! Two rings of bytes in guest RAM, one for each direction, and how to wait for the other side without asking again and
-//! again.
+//! Two rings of bytes in guest RAM, one for each direction, and a way to wait for the other side without polling.
 //!
-//! Init takes ordinary pages of its own, pins them, and writes down where they are in one further page, the directory:
+//! Init takes ordinary pages of its own, pins them, and writes their addresses down in one further page, the directory:
 //!
-//! | offset | what |
+//! | offset | content |
 //! |---|---|
 //! | 0 | [`DIRECTORY_MAGIC`], 8 bytes |
 //! | 8 | number of pages a ring, 4 bytes, little endian as all: a power of two, at most [`PAGES_MAX`] |
@@ -11,27 +10,27 @@
 //! | 320 | the ring to the guest: likewise |
 //! | 1024 | the guest-physical addresses of the pages, 8 bytes each: those of the ring to the host, then those to the guest |
 //!
-//! The words of a ring are [`Word`]s. The positions count bytes for ever, modulo 2^32; what lies between them is what has
-//! been produced and not yet consumed. Each position has one writer. Since the other side is hostile, its position is
-//! checked on every use: it may claim no more than the ring holds.
+//! The words of a ring are [`Word`]s. The positions count bytes for ever, modulo 2^32; the bytes between them have been produced
+//! and not yet consumed. Each position has one writer. Since the other side is hostile, its position is checked on every use: it
+//! may claim no more than the ring holds.
 //!
-//! Who has to wait says so ([`Consumer::sleep`], [`Producer::sleep`]) and then looks once more; who has produced or
-//! consumed looks whether the other side waits ([`Producer::push`], [`Consumer::pop`] tell) and only then rings its bell.
-//! Both write first and read after, in one total order (`SeqCst`), so that at least one of them sees the other: a bell is
-//! never missed, and where both sides are busy there is none.
+//! A side that has to wait sets its word ([`Consumer::sleep`], [`Producer::sleep`]) and then looks once more. A side that has
+//! produced or consumed looks whether the other one waits ([`Producer::push`] and [`Consumer::pop`] return that) and only then
+//! rings its bell. Both write first and read after, in one total order (`SeqCst`), so that at least one of them sees the other: a
+//! bell is never missed, and where both sides are busy there is none.
 
 /// Bytes a page.
 pub const PAGE: usize = 4096;
 /// The most pages a ring: 128, which is 512 KiB.
 pub const PAGES_MAX: usize = 128;
-/// What a directory begins with.
+/// The first bytes of a directory.
 pub const DIRECTORY_MAGIC: [u8; 8] = *b"rings v1";
-/// Where the number of pages a ring stands in the directory.
+/// The offset of the number of pages a ring in the directory.
 pub const DIRECTORY_PAGES: usize = 8;
-/// Where the pages' addresses begin in the directory.
+/// The offset of the pages' addresses in the directory.
 pub const DIRECTORY_ADDRESSES: usize = 1024;
 
-/// Which ring.
+/// The direction of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the guest to the host.
@@ -40,12 +39,12 @@ pub enum Direction {
     ToGuest = 1,
 }
 
-/// What the two sides of a ring share besides its bytes.
+/// A word that the two sides of a ring share besides its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// How many bytes were produced. The producer writes it.
+    /// The number of bytes that were produced. The producer writes it.
     Produced = 0,
-    /// How many bytes were consumed. The consumer writes it.
+    /// The number of bytes that were consumed. The consumer writes it.
     Consumed = 1,
     /// Not zero while the consumer waits for bytes.
     WantsData = 2,
@@ -54,15 +53,15 @@ pub enum Word {
 }
 
 impl Word {
-    /// Where the word stands in the directory.
+    /// Returns the word's offset in the directory.
     pub const fn offset(self, direction: Direction) -> usize {
         64 + 256 * direction as usize + 64 * self as usize
     }
 }
 
-/// One ring as one side sees it: its words and its bytes.
+/// The memory of one ring, as one side sees it: its words and its bytes.
 pub trait Memory {
-    /// The ring's size in bytes: a power of two.
+    /// Returns the ring's size in bytes: a power of two.
     fn size(&self) -> u32;
     /// Reads a word (`SeqCst`).
     fn load(&self, word: Word) -> u32;
@@ -74,7 +73,7 @@ pub trait Memory {
     fn write(&self, offset: u32, from: &[u8]);
 }
 
-/// The other side claims more than the ring holds.
+/// The error of a position by which the other side claims more than the ring holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the ring in guest memory is corrupt: produced {produced}, consumed {consumed}, size {size}"
@@ -88,23 +87,23 @@ pub struct Corrupt {
     pub size: u32,
 }
 
-/// How an attempt went.
+/// The result of an attempt to move bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
-    /// So many bytes were moved.
+    /// The number of bytes that were moved.
     pub bytes: usize,
-    /// The other side waits for that: ring its bell.
+    /// Whether the other side waits for that: the caller rings its bell.
     pub bell: bool,
 }
 
-/// The end that bytes are put in.
+/// The end of a ring that bytes are put in.
 #[derive(Debug)]
 pub struct Producer<M> {
     memory: M,
     produced: u32,
 }
 
-/// The end that bytes are taken from.
+/// The end of a ring that bytes are taken from.
 #[derive(Debug)]
 pub struct Consumer<M> {
     memory: M,
@@ -112,7 +111,7 @@ pub struct Consumer<M> {
 }
 
 impl<M: Memory> Producer<M> {
-    /// Takes the ring as it stands.
+    /// Makes the producer of a ring, from its present position on.
     pub fn new(memory: M) -> Self {
         let produced = memory.load(Word::Produced);
         Producer { memory, produced }
@@ -122,7 +121,7 @@ impl<M: Memory> Producer<M> {
     ///
     /// # Errors
     ///
-    /// [`Corrupt`] where the consumer's position can't be.
+    /// [`Corrupt`] where the consumer's position is impossible.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Moved, Corrupt> {
         let size = self.memory.size();
         let room = self.room()?;
@@ -147,11 +146,11 @@ impl<M: Memory> Producer<M> {
         })
     }
 
-    /// Says that this side waits for room. Whether it really has to: if not, there is some by now.
+    /// Announces that this side waits for room. Returns whether it really has to: if not, there is some by now.
     ///
     /// # Errors
     ///
-    /// As [`push`](Self::push).
+    /// [`Corrupt`] where the consumer's position is impossible.
     pub fn sleep(&mut self) -> Result<bool, Corrupt> {
         self.memory.store(Word::WantsRoom, 1);
         let full = self.room()? == 0;
@@ -174,7 +173,7 @@ impl<M: Memory> Producer<M> {
 }
 
 impl<M: Memory> Consumer<M> {
-    /// Takes the ring as it stands.
+    /// Makes the consumer of a ring, from its present position on.
     pub fn new(memory: M) -> Self {
         let consumed = memory.load(Word::Consumed);
         Consumer { memory, consumed }
@@ -186,7 +185,7 @@ impl<M: Memory> Consumer<M> {
     ///
     /// # Errors
     ///
-    /// [`Corrupt`] where the producer's position can't be.
+    /// [`Corrupt`] where the producer's position is impossible.
     pub fn pop(&mut self, into: &mut [u8]) -> Result<Moved, Corrupt> {
         let size = self.memory.size();
         let used = self.used()?;
@@ -211,11 +210,11 @@ impl<M: Memory> Consumer<M> {
         })
     }
 
-    /// Says that this side waits for bytes. Whether it really has to: if not, there are some by now.
+    /// Announces that this side waits for bytes. Returns whether it really has to: if not, there are some by now.
     ///
     /// # Errors
     ///
-    /// As [`pop`](Self::pop).
+    /// [`Corrupt`] where the producer's position is impossible.
     pub fn sleep(&mut self) -> Result<bool, Corrupt> {
         self.memory.store(Word::WantsData, 1);
         let empty = self.used()? == 0;
@@ -303,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_wait_is_not_rung() {
+    fn a_side_that_does_not_wait_gets_no_bell() {
         let ring = Plain::new(64, u32::MAX - 3);
         let (mut producer, mut consumer) = (Producer::new(ring.clone()), Consumer::new(ring));
         assert_eq!(
@@ -366,7 +365,7 @@ mod tests {
         }
     }
 
-    /// Two threads, each of which sleeps whenever it may: a missed bell would be a hang, which the deadlines show.
+    /// Two threads, each of which sleeps whenever it may: a missed bell would be a hang, which the limits show.
     #[test]
     fn no_bell_is_missed() {
         const TOTAL: usize = 2_000_000;

@@ -1,11 +1,11 @@
-//! Proves to a registry who asks.
+//! Answers to a registry's challenges.
 //!
-//! A registry that wants to know answers 401 and says how in `WWW-Authenticate`: `Basic`, or `Bearer` with the address of a
-//! server that hands out tokens, to anybody or for a password (distribution documentation, "Token Authentication"). The
-//! password is what `docker login` has stored, asked for only when it is needed.
+//! A registry that asks for credentials answers 401 and says how in `WWW-Authenticate`: `Basic`, or `Bearer` with the address
+//! of a server that issues tokens, to anonymous users or for a password (distribution documentation, "Token Authentication").
+//! The password is what `docker login` has stored, read only when it is needed.
 //!
-//! Only the registry's own challenges come here, for it alone may say who gets its password. That is the registry itself, or a
-//! token server with TLS, and never where a token server sends the request on.
+//! Only the registry's own challenges are answered, since it alone may name the server that gets its password. That is the
+//! registry itself, or a token server with TLS, and never the target of a token server's redirect.
 
 use std::path::{Path, PathBuf};
 
@@ -19,13 +19,14 @@ use serde::Deserialize;
 use super::client::Client;
 use super::failure::Failure;
 use super::redirect::host_of;
-use crate::error::{Error, innermost, shown};
+use crate::error::{Error, innermost};
 use crate::reference::is_loopback;
+use crate::shown::shown;
 
-/// The most that a token may be, with what is around it, in bytes.
+/// The most bytes of a token server's answer.
 const LARGEST_TOKEN: usize = 1 << 20;
 
-/// The `Authorization` that answers a 401; none where there is nothing to answer with.
+/// Returns the `Authorization` that answers a 401; `None` where there are no credentials for it.
 pub(super) fn answer(client: &Client<'_>, headers: &HeaderMap) -> Result<Option<String>, Failure> {
     let challenges = headers.get_all(WWW_AUTHENTICATE).iter();
     let challenges: Vec<Challenge> = challenges
@@ -57,11 +58,11 @@ pub(super) fn answer(client: &Client<'_>, headers: &HeaderMap) -> Result<Option<
     Ok(Some(format!("Basic {proof}")))
 }
 
-/// The address of the token server that the registry names, if one may go there at all.
+/// Returns the address of the token server that the registry names, if requests may go there at all.
 fn realm(client: &Client<'_>, challenge: &Challenge) -> Result<Url, Failure> {
     let realm = challenge.get("realm").unwrap_or_default();
     let mut url = Url::parse(realm)
-        .map_err(|_| nonsense(client, "the address of its token server is not a valid one"))?;
+        .map_err(|_| nonsense(client, "the address of its token server is not a valid URL"))?;
     let local = |url: &Url| url.host_str().is_some_and(is_loopback);
     let near = client.is_own(&url) || (client.name().is_loopback() && local(&url));
     match url.scheme() {
@@ -75,13 +76,13 @@ fn realm(client: &Client<'_>, challenge: &Challenge) -> Result<Url, Failure> {
             return Err(client.transfer(problem, None).into());
         }
     }
-    // An address may bring a name and a password of its own, which would be sent instead of the user's.
+    // The address may have a user and a password, which would be sent instead of the user's own.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     Ok(url)
 }
 
-/// Refuses to show a credential to a token server that others may listen to.
+/// Refuses to send a credential to a token server where other hosts may read it.
 fn check_way(client: &Client<'_>, realm: &Url) -> Result<(), Failure> {
     if !client.is_private() {
         return Err(no_tls(client));
@@ -105,7 +106,7 @@ fn no_tls(client: &Client<'_>) -> Failure {
     client.transfer(problem, None).into()
 }
 
-/// What `docker login` has stored for the registry.
+/// Returns the credential that `docker login` has stored for the registry.
 fn credential(client: &Client<'_>) -> Option<DockerCredential> {
     let server = match client.name().registry() {
         "docker.io" => "https://index.docker.io/v1/",
@@ -117,7 +118,7 @@ fn credential(client: &Client<'_>) -> Option<DockerCredential> {
             CredentialRetrievalError::ConfigNotFound
             | CredentialRetrievalError::NoCredentialConfigured,
         ) => None,
-        // That is also what it says of a configuration that isn't there.
+        // The error is the same for a configuration that isn't there.
         Err(CredentialRetrievalError::ConfigReadError) if !has_configuration() => None,
         Err(error) if knows_none(&error) => None,
         Err(error) => {
@@ -127,7 +128,7 @@ fn credential(client: &Client<'_>) -> Option<DockerCredential> {
     }
 }
 
-/// Whether it is a helper that says in Docker's words that nothing is stored for the registry.
+/// Whether a helper reports, in Docker's words, that nothing is stored for the registry.
 fn knows_none(error: &CredentialRetrievalError) -> bool {
     let CredentialRetrievalError::HelperFailure { stdout, .. } = error else {
         return false;
@@ -135,7 +136,7 @@ fn knows_none(error: &CredentialRetrievalError) -> bool {
     stdout.trim() == "credentials not found in native keychain"
 }
 
-/// Whether there is anything that `docker login` may have stored.
+/// Whether there is a configuration that `docker login` may have written.
 fn has_configuration() -> bool {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
     let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
@@ -145,14 +146,14 @@ fn has_configuration() -> bool {
     file.is_some_and(|file| std::fs::symlink_metadata(file).is_ok())
 }
 
-/// Names for one thing, older and newer.
+/// A token server's answer: the token, by its older or its newer name.
 #[derive(Deserialize)]
 struct Token {
     token: Option<String>,
     access_token: Option<String>,
 }
 
-/// The request for a token: with a refresh token or a password, if there is one, else as anybody.
+/// Returns the request for a token: with a refresh token or a password, if there is one, else anonymous.
 fn request(
     client: &Client<'_>,
     challenge: &Challenge,
@@ -239,7 +240,7 @@ fn token(
     let visible = |token: &String| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
     token
         .filter(visible)
-        .ok_or_else(|| nonsense(client, "its token server hands out no token"))
+        .ok_or_else(|| nonsense(client, "its token server sends no token"))
 }
 
 fn nonsense(client: &Client<'_>, problem: &str) -> Failure {
@@ -248,7 +249,7 @@ fn nonsense(client: &Client<'_>, problem: &str) -> Failure {
         .into()
 }
 
-/// A way to prove oneself: `Bearer realm="https://…",service="…",scope="…"`.
+/// A way to authenticate: `Bearer realm="https://…",service="…",scope="…"`.
 #[derive(Debug)]
 struct Challenge {
     scheme: String,
@@ -288,7 +289,7 @@ mod tests {
     use crate::{Options, Reference};
 
     #[test]
-    fn a_challenge_is_taken_apart() {
+    fn a_challenge_is_parsed() {
         let text = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io", scope="repository:a/b:pull,push",x=1"#;
         let challenge = Challenge::parse(text).unwrap();
         assert_eq!(challenge.scheme, "Bearer");
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_knows_nothing_is_no_failure() {
+    fn a_helper_without_credentials_is_not_a_failure() {
         let said = |stdout: &str| CredentialRetrievalError::HelperFailure {
             helper: "docker-credential-x".into(),
             stdout: stdout.into(),
@@ -346,9 +347,9 @@ mod tests {
             let name: Reference = format!("{registry}/o/n").parse().unwrap();
             let client = Client::new(&name, &options).unwrap();
             let challenge = Challenge::parse(&format!("Bearer realm=\"{realm}\"")).unwrap();
-            let told = super::realm(&client, &challenge);
-            assert_eq!(told.is_ok(), token, "{registry}: {realm}");
-            let way = told.and_then(|url| check_way(&client, &url));
+            let url = super::realm(&client, &challenge);
+            assert_eq!(url.is_ok(), token, "{registry}: {realm}");
+            let way = url.and_then(|url| check_way(&client, &url));
             assert_eq!(way.is_ok(), password, "{registry}: {realm}");
         }
         let name: Reference = "r.example/o/n".parse().unwrap();

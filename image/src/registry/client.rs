@@ -1,9 +1,9 @@
-//! Speaks HTTP with a registry: asks, proves who asks, waits, asks again.
+//! An HTTP client of one registry: it sends requests, follows redirects, pauses, and tries again.
 //!
 //! `reqwest`'s blocking client is a thread with a Tokio runtime of one thread; what it does here is one GET after another.
-//! Two things are ours, since they decide how long a user waits: which failures may pass and are tried again, and when a
-//! body counts as stalled. So is a third, following redirects, since it decides to whom credentials go: to the registry's
-//! origin (scheme, host and port) and nowhere else.
+//! Two things are done here, since they decide how long a user waits: which failures may pass and are tried again, and when a
+//! body counts as stalled. So is a third, following redirects, since it decides to which hosts credentials go: to the
+//! registry's origin (scheme, host and port) and nowhere else.
 
 use std::io::{self, Read};
 use std::sync::Mutex;
@@ -11,39 +11,38 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reqwest::Url;
 use reqwest::blocking::{self, RequestBuilder, Response};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{StatusCode, Url};
 
-use super::auth;
 use super::failure::{Failure, unreachable_for};
 use super::redirect::{self, host_of};
-use crate::digest::Digest;
-use crate::error::{Cause, Error, innermost, shown};
-use crate::manifest::Kind;
-use crate::{Options, Reference};
+use crate::error::{Cause, Error, innermost};
+use crate::options::Options;
+use crate::reference::Reference;
+use crate::shown::shown;
 
-/// What a manifest may be.
+/// The media types of manifests and indexes.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
-/// Bytes that a body brings at least in a second, on average over the stall timeout.
+/// The fewest bytes of a body that have to arrive in a second, on average over the stall timeout.
 const SLOWEST: f64 = 1024.0;
-/// How many times a request is sent on.
+/// The most redirects that are followed for a request.
 const MOST_REDIRECTS: usize = 10;
-/// How much has to arrive for a transfer to count as going on, in bytes: only then are its failures forgiven.
+/// The fewest bytes that have to arrive between failures for these to be forgiven.
 const HEADWAY: u64 = 1 << 20;
 
-/// A registry, as far as one image of it goes.
+/// A client of a registry, for one image.
 pub(super) struct Client<'a> {
     http: blocking::Client,
     name: &'a Reference,
     image: String,
     base: Url,
     pub(super) options: &'a Options,
-    /// The `Authorization` that the registry wants, once it has asked for one.
+    /// The `Authorization` for the registry, once it has asked for one.
     authorization: Mutex<Option<String>>,
     stopped: AtomicBool,
 }
@@ -81,43 +80,13 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Ends all that goes on in other threads, at their next byte or pause.
+    /// Stops the requests of all threads, at their next byte or pause.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
-    }
-
-    /// A manifest or a configuration, and the digest that the registry says it has.
-    pub(super) fn document(
-        &self,
-        folder: &str,
-        id: &str,
-        kind: Kind,
-    ) -> Result<(Vec<u8>, Option<Digest>), Error> {
-        self.retrying(|| {
-            let response = self.get(&format!("{folder}/{id}"), 0)?;
-            let told = response.headers().get("docker-content-digest");
-            let told = told.and_then(|told| told.to_str().ok()?.parse().ok());
-            let size = response.content_length();
-            let mut bytes = Vec::new();
-            self.read(response, &mut |part| {
-                bytes.extend_from_slice(part);
-                match bytes.len() as u64 > kind.limit() {
-                    true => Err(Error::TooLarge {
-                        what: format!("the {} of {}", kind.noun(), self.image),
-                        limit: kind.limit(),
-                    }),
-                    false => Ok(()),
-                }
-            })?;
-            match size {
-                Some(size) if size != bytes.len() as u64 => Err(self.broken_off(0, None)),
-                _ => Ok((bytes, told)),
-            }
-        })
     }
 
     /// Tries until it works, fails for good, or has failed too often without headway between.
@@ -155,7 +124,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Waits; false if there is nothing to wait for any more.
+    /// Waits. Returns false if the client was stopped meanwhile.
     fn pause(&self, pause: Duration) -> bool {
         let end = Instant::now() + pause;
         while !self.is_stopped() {
@@ -168,31 +137,21 @@ impl<'a> Client<'a> {
         false
     }
 
-    /// Asks for something of the image's, from the byte `start` on. A challenge is answered where it is the registry's own.
-    pub(super) fn get(&self, path: &str, start: u64) -> Result<Response, Failure> {
-        let mut proved = false;
-        loop {
-            let (response, own) = self.follow(path, start)?;
-            if response.status() == StatusCode::UNAUTHORIZED {
-                if !own {
-                    return Err(self.wants_credentials(response.url()));
-                }
-                // Also where there was a token, for tokens expire.
-                if !proved && let Some(authorization) = auth::answer(self, response.headers())? {
-                    *self.authorization.lock().expect("no holder panics") = Some(authorization);
-                    proved = true;
-                    continue;
-                }
-            }
-            return self.check(response);
-        }
+    /// Keeps the `Authorization` for the requests that follow.
+    pub(super) fn authorize(&self, authorization: String) {
+        *self.authorization.lock().expect("no holder panics") = Some(authorization);
     }
 
-    /// Asks, and goes where the answers send the request. Also says whether the last answer is the registry's, and no other
-    /// origin was asked before it.
-    fn follow(&self, path: &str, start: u64) -> Result<(Response, bool), Failure> {
+    /// Sends a request and follows redirects. Returns the last answer, and whether it is the registry's with no other origin
+    /// asked before it.
+    pub(super) fn follow(&self, path: &str, start: u64) -> Result<(Response, bool), Failure> {
         let base = self.base.join(path);
-        let mut url = base.map_err(|_| self.transfer("it can't be asked for it".into(), None))?;
+        let mut url = base.map_err(|_| {
+            self.transfer(
+                "its address is not a valid URL with the image's name".into(),
+                None,
+            )
+        })?;
         let mut own = true;
         for _ in 0..=MOST_REDIRECTS {
             let request = self.request(url, path, start, own);
@@ -210,7 +169,7 @@ impl<'a> Client<'a> {
         Err(self.transfer(problem, None).into())
     }
 
-    /// The request, with what proves who asks where it is the registry's own address.
+    /// Returns the request, with credentials where it is the registry's own address.
     fn request(&self, url: Url, path: &str, start: u64, own: bool) -> RequestBuilder {
         let mut request = self.http.get(url);
         if path.starts_with("manifests/") {
@@ -231,21 +190,20 @@ impl<'a> Client<'a> {
         url.origin() == self.base.origin()
     }
 
-    /// Whether what is sent to the registry is hidden from all others, and what comes is surely its own: by TLS, or since it
-    /// is on this machine.
+    /// Whether no other host can read or forge what is exchanged with the registry: by TLS, or since it is on this machine.
     pub(super) fn is_private(&self) -> bool {
         self.base.scheme() == "https" || self.name.is_loopback()
     }
 
-    /// The host that an address leads to, if it is another than the registry.
+    /// Returns the host of an address, if it is another than the registry.
     fn elsewhere(&self, url: &Url) -> Option<String> {
         (!self.is_own(url)).then(|| host_of(url))
     }
 
-    /// A 401 that is not answered, for it is not the registry's.
-    fn wants_credentials(&self, url: &Url) -> Failure {
+    /// Returns the failure for a 401 that is not answered, since it is not the registry's.
+    pub(super) fn wants_credentials(&self, url: &Url) -> Failure {
         let problem = format!(
-            "it sends the request on to {}, which wants credentials (HTTP status 401), and the registry's go to the registry alone; try later, or ask its operator",
+            "it sends the request on to {}, which asks for credentials (HTTP status 401), and the registry's go to the registry alone; try later, or ask its operator",
             host_of(url)
         );
         self.transfer(problem, None).into()
@@ -295,7 +253,7 @@ impl<'a> Client<'a> {
         &self.image
     }
 
-    /// Sorts answers into good ones, final ones and such as may pass.
+    /// Sorts answers into successes, final failures and failures that may pass.
     pub(super) fn check(&self, response: Response) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
@@ -345,7 +303,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// What the registry says about a failure: `{"errors":[{"code":…,"message":…}]}`, or nothing that is to be shown.
+    /// Returns the registry's message about a failure, `{"errors":[{"code":…,"message":…}]}`; empty where there is none.
     fn detail(&self, response: Response) -> String {
         let mut body = Vec::new();
         let read = self.read(response, &mut |part| {
@@ -388,7 +346,7 @@ impl<'a> Client<'a> {
         Failure::passing(self.transfer("it doesn't answer; try later".into(), Some(cause)))
     }
 
-    /// A transfer ended before its end.
+    /// Returns the failure of a transfer that ended too early.
     pub(super) fn broken_off(&self, headway: u64, error: Option<&io::Error>) -> Failure {
         let timed_out = |error: &&io::Error| {
             let inner = error
@@ -422,17 +380,17 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The HTTP client. `timeout` is for an answer's head, and for each read of its body.
+/// Makes the HTTP client. `timeout` is for an answer's head, and for each read of its body.
 fn http(plain: bool, loopback: bool, options: &Options) -> reqwest::Result<blocking::Client> {
-    // Ring, once for the process; whoever was first is fine too.
+    // Ring, once for the process; a provider that was installed before is fine too.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = blocking::Client::builder()
         .user_agent(concat!("minivm/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(options.connect_timeout)
         .timeout(options.stall_timeout)
-        // They are followed by `Client::follow`, and those of token servers not at all.
+        // `Client::follow` follows redirects; those of token servers are not followed at all.
         .redirect(Policy::none())
-        // A registry with TLS may not send us, or our password, to one without.
+        // A registry with TLS may not redirect requests, and a password with them, to one without.
         .https_only(!plain);
     if loopback {
         builder = builder.no_proxy();
@@ -440,7 +398,7 @@ fn http(plain: bool, loopback: bool, options: &Options) -> reqwest::Result<block
     builder.build()
 }
 
-/// Seconds to wait. A date, which the header may be too, is left to our own pauses.
+/// Returns the pause that a registry asks for, in seconds. For a date, which the header may have too, the usual pauses do.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse();
     seconds.ok().map(Duration::from_secs)

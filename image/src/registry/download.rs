@@ -133,7 +133,7 @@ impl Download<'_> {
         let response = match self.client.get(&path, self.len) {
             Ok(response) => response,
             Err(failure) => {
-                // A registry that doesn't like where we want to go on gets asked for all of it next time.
+                // The registry has nothing from there on: the next attempt asks for all of it.
                 if failure.is_out_of_range() {
                     self.restart()?;
                 }

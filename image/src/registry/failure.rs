@@ -1,4 +1,4 @@
-//! Sorts failures into those that may pass and those that won't.
+//! Failures of requests: those that may pass and those that won't.
 
 use std::error;
 use std::io;
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// Why a request came to nothing.
+/// Why a request failed.
 pub(super) enum Failure {
-    /// Asking again won't help.
+    /// It fails again when it is repeated.
     Final(Box<Error>),
-    /// It may; not before `after`, if the registry says so.
+    /// It may succeed when it is repeated; not before `after`, if the registry gives one.
     Passing {
         error: Box<Error>,
         after: Option<Duration>,
-        /// How many bytes came before it.
+        /// Bytes that arrived before the failure.
         headway: u64,
     },
 }
@@ -45,7 +45,7 @@ impl Failure {
         }
     }
 
-    /// Whether the registry has nothing from the asked byte on.
+    /// Whether the registry has nothing from the requested byte on.
     pub(super) fn is_out_of_range(&self) -> bool {
         let Failure::Passing { error, .. } = self else {
             return false;
@@ -54,18 +54,18 @@ impl Failure {
     }
 }
 
-/// Why there is no connection, and what to do.
+/// Returns why there is no connection, and the remedy.
 pub(super) fn unreachable_for(error: &(dyn error::Error + 'static)) -> &'static str {
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(_)) => {
             "its certificate is not trusted; add its authority's to the system's, or name a file of it in SSL_CERT_FILE"
         }
-        Some(_) => "it doesn't speak TLS, or not as we do; is the port right?",
+        Some(_) => "it doesn't speak TLS, or no version of it that minivm does; is the port right?",
         None => "it can't be reached; is the name right and the network up?",
     }
 }
 
-/// The failure of TLS among a failure's causes. It comes inside I/O errors, which don't name it as their source.
+/// Returns the failure of TLS among a failure's causes. It comes inside I/O errors, which don't name it as their source.
 fn tls_error<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(tls) = error.downcast_ref() {
         return Some(tls);
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_certificate_is_told_apart_from_a_dead_line() {
+    fn an_untrusted_certificate_differs_from_a_dead_line() {
         let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         for (error, needle) in [
             (

@@ -1,17 +1,14 @@
 //! Pulls images from registries (OCI distribution specification, "Pull").
 //!
-//! A tag is resolved to the digest of a manifest or an index; all else is asked for by digest and therefore kept for good.
-//! What the store has is not asked for again, so an image that was pulled opens without a network.
+//! A tag is resolved to the digest of a manifest or an index; all else is requested by digest and therefore kept for good.
+//! What the store has is not requested again, so an image that was pulled opens without a network.
 
 mod auth;
 mod client;
+mod content;
 mod download;
 mod failure;
-#[cfg(test)]
-mod proof_tests;
 mod redirect;
-#[cfg(test)]
-mod server;
 #[cfg(test)]
 mod tests;
 
@@ -21,11 +18,13 @@ use std::sync::{Mutex, OnceLock};
 
 use super::digest::Digest;
 use super::error::Error;
+use super::files;
+use super::image::Image;
 use super::manifest::{self, Descriptor, Documents, Kind};
+use super::options::{Options, Pull};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::store::Store;
-use super::{Image, Options, Pull, files};
 
 use client::Client;
 
@@ -47,7 +46,7 @@ pub(super) fn open(
     let descriptor = Descriptor::bare(top.digest.clone());
     let documented = manifest::read(&pulled, &pulled.image, &descriptor, &options.platform)?;
     let files = pulled.layers(&documented.layers, progress)?;
-    // Not before: a tag that led to nothing good is to be asked for again.
+    // Not before: the tag of a failed pull is to be resolved again.
     if let Some(key) = top.news {
         store.remember(&key, &top.digest)?;
     }
@@ -75,7 +74,7 @@ struct Pulled<'a> {
 /// The index or manifest that a name stands for.
 struct Top {
     digest: Digest,
-    /// What to remember it by, if the registry said so just now.
+    /// The name to remember it by, if the registry resolved it just now.
     news: Option<String>,
 }
 
@@ -97,22 +96,22 @@ impl<'a> Pulled<'a> {
         {
             return Ok(known(digest));
         }
-        let (bytes, told) =
+        let (bytes, announced) =
             self.client()?
                 .document("manifests", self.name.tag(), Kind::Manifest)?;
         let digest = Digest::of(&bytes);
-        if let Some(told) = told
-            && told != digest
+        if let Some(announced) = announced
+            && announced != digest
         {
             let what = format!("the manifest of {}", self.image);
-            files::check_digest(&what, &bytes, &told)?;
+            files::check_digest(&what, &bytes, &announced)?;
         }
         self.store.keep(&digest, &bytes)?;
         let news = Some(key);
         Ok(Top { digest, news })
     }
 
-    /// The registry, if it may be asked.
+    /// Returns the client of the registry, if a pull is allowed.
     fn client(&self) -> Result<&Client<'a>, Error> {
         if self.options.pull == Pull::Never {
             return Err(Error::NotStored {
@@ -128,7 +127,7 @@ impl<'a> Pulled<'a> {
         }
     }
 
-    /// The layers, opened. What the store lacks is pulled, some at once; the first failure ends all.
+    /// Opens the layers. Those that the store lacks are pulled, some at once; the first failure ends all.
     fn layers(&self, layers: &[Descriptor], progress: &dyn Progress) -> Result<Vec<File>, Error> {
         // An image may have one layer several times.
         let mut seen = HashSet::new();
@@ -140,7 +139,7 @@ impl<'a> Pulled<'a> {
         }
         self.check_total(&all)?;
         self.client()?;
-        // What is there or is pulled stays until it is open.
+        // The store isn't cleared until all layers are open.
         let _held = self.store.hold()?;
         let missing = self.missing(&all)?;
         let there = |layer: &&&Descriptor| missing.iter().all(|m| m.digest != layer.digest);
@@ -154,7 +153,7 @@ impl<'a> Pulled<'a> {
             .map_err(|missing| self.vanished(&missing.digest))
     }
 
-    /// The layers, opened, or the first that the store lacks. Those that are open stay in the store.
+    /// Opens the layers, or returns the first that the store lacks. Those that are open stay in the store.
     fn opened<'d>(
         &self,
         layers: &'d [Descriptor],
@@ -169,7 +168,7 @@ impl<'a> Pulled<'a> {
         Ok(Ok(files))
     }
 
-    /// What of these the store lacks.
+    /// Returns the layers that the store lacks.
     fn missing<'d>(&self, layers: &[&'d Descriptor]) -> Result<Vec<&'d Descriptor>, Error> {
         let mut missing = Vec::new();
         for layer in layers {
@@ -180,7 +179,7 @@ impl<'a> Pulled<'a> {
         Ok(missing)
     }
 
-    /// Refuses what would be too much for a disk before any of it is there.
+    /// Refuses layers that would be too much for a disk before any of them is pulled.
     fn check_total(&self, layers: &[&Descriptor]) -> Result<(), Error> {
         let limit = self.options.largest;
         let mut total: u64 = 0;
@@ -209,7 +208,7 @@ impl<'a> Pulled<'a> {
                 scope.spawn(|| {
                     while let Some(layer) = next() {
                         if let Err(error) = download::layer(client, self.store, layer, progress) {
-                            // The others stop too, with errors that tell nothing.
+                            // The other threads stop too, with errors that mean nothing.
                             let mut failure = failure.lock().expect("no holder panics");
                             failure.get_or_insert(error);
                             client.stop();

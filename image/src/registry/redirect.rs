@@ -1,12 +1,16 @@
-//! Where an answer sends a request on.
+//! Redirects.
 //!
-//! It may go to any host, for registries keep layers where they like, and digests tell whether they are right. It doesn't go from
-//! TLS to none.
+//! They may lead to any host, since registries keep layers where they like, and digests show whether these are right. They
+//! don't lead from TLS to none.
 
 use reqwest::header::{HeaderMap, LOCATION};
 use reqwest::{StatusCode, Url};
 
-/// The next address, if the answer names one; what is wrong with it, in words about the registry.
+/// Returns the next address, if the answer names one.
+///
+/// # Errors
+///
+/// What is wrong with the address, in words about the registry.
 pub(super) fn next(
     status: StatusCode,
     from: &Url,
@@ -34,13 +38,13 @@ pub(super) fn next(
             ));
         }
     }
-    // An address logs no user in.
+    // A user and a password in the address are not used.
     let _ = to.set_username("");
     let _ = to.set_password(None);
     Ok(Some(to))
 }
 
-/// An address's host, with its port where it isn't the usual one.
+/// Returns an address's host, with its port where it isn't the usual one.
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
@@ -64,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_seen_from_where_it_is_named() {
+    fn an_address_is_resolved_against_that_of_the_request() {
         for status in [301, 302, 303, 307, 308] {
             for (to, url) in [
                 (&b"/b"[..], "https://r.example:5/b"),
@@ -83,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_never_left() {
+    fn redirects_never_leave_tls() {
         let plain = led(307, "http://localhost:5000/", b"http://c.example/");
         assert_eq!(plain, Ok(Some("http://c.example/".into())));
         for to in [
@@ -101,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_missing_or_wrong_is_told() {
+    fn a_missing_or_invalid_address_is_an_error() {
         for to in [&b"https://"[..], b"\xff"] {
             let error = led(302, "https://r.example/", to).unwrap_err();
             assert!(error.contains("doesn't say where"), "{error}");

@@ -1,5 +1,5 @@
 //! Puts a layer's entries over the tree of the layers below it, as the OCI image specification ("Image Layer Filesystem
-//! Changeset") says and unpackers do it.
+//! Changeset") has it, and as other unpackers do it.
 //!
 //! Whiteouts first: they hide what is in lower layers, never what is in their own, wherever in the layer they stand. Then
 //! entry by entry. A folder over a folder changes its attributes and keeps its content; anything else replaces what was
@@ -8,8 +8,8 @@
 
 use std::collections::HashSet;
 
+use super::entry::{Entry, Kind};
 use super::error::{Error, Fault, path};
-use super::tape::{Entry, Kind};
 use super::tree::{Content, Folder, Id, Inode, ROOT, Tree};
 
 /// Puts the entries of the layer with this number and name over the tree.
@@ -29,14 +29,14 @@ pub(super) fn layer(
     Ok(())
 }
 
-/// What a name means beyond itself.
+/// The special meaning of a name.
 enum Special<'a> {
     No,
     /// Hides this name in the folder.
     Whiteout(&'a [u8]),
     /// Hides everything in the folder.
     Opaque,
-    /// AUFS's own.
+    /// A file of AUFS's own.
     Ignored,
 }
 
@@ -54,7 +54,7 @@ fn special(path: &[u8]) -> Special<'_> {
     }
 }
 
-/// A path's folder and its last part.
+/// Splits a path into its folder and its last part.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&byte| byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -62,7 +62,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Takes away what the layer's whiteouts hide.
+/// Removes the names that the layer's whiteouts hide.
 fn hide<'e>(tree: &mut Tree<'_>, entries: &'e [Entry]) -> Result<(), (&'e [u8], Fault)> {
     let mut replaced = None;
     for entry in entries {
@@ -134,7 +134,7 @@ fn put(tree: &mut Tree<'_>, layer: u32, index: u32, entry: Entry) -> Result<(), 
     tree.add(folder, name, inode).map(drop)
 }
 
-/// What a hard link's target names, whichever layer it is from.
+/// Finds a hard link's target, whichever layer it is from.
 fn linked(tree: &Tree<'_>, target: &[u8]) -> Result<Id, Fault> {
     let (above, name) = split(target);
     let folder = match tree.find(above, None) {

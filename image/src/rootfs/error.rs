@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::limits::Exceeded;
+use crate::tar_reader::{self, Unsound};
 use minivm_guest::newc;
 
 /// Why an image can't be made an initramfs.
@@ -14,25 +15,25 @@ pub enum Error {
     /// A layer can't be read or decompressed.
     #[error("cannot read {layer}")]
     Read {
-        /// What the layer is called.
+        /// The layer's name.
         layer: String,
-        /// What went wrong.
+        /// The cause.
         source: io::Error,
     },
-    /// A layer is compressed by a program that we don't know.
+    /// A layer is compressed in a format that isn't read.
     #[error(
         "{layer} is compressed with {format}; gzip, zstd, xz, bzip2 and plain tar archives can be read"
     )]
     Compression {
-        /// What the layer is called.
+        /// The layer's name.
         layer: String,
         /// The program's name.
         format: &'static str,
     },
-    /// A layer is not what the image's configuration says.
+    /// A layer has another digest than the image's configuration says.
     #[error("{layer} has the digest {actual} when it is decompressed, not {expected}")]
     Digest {
-        /// What the layer is called.
+        /// The layer's name.
         layer: String,
         /// The digest in the configuration.
         expected: String,
@@ -40,21 +41,21 @@ pub enum Error {
         actual: String,
     },
     /// A layer is not a tar archive, or only a part of one.
-    #[error("{layer} is no sound tar archive")]
+    #[error("{layer} is not a valid tar archive")]
     Tar {
-        /// What the layer is called.
+        /// The layer's name.
         layer: String,
-        /// What is wrong with it.
+        /// The cause.
         source: Unsound,
     },
-    /// An entry of a layer can't be taken over.
+    /// An entry of a layer can't be in a root file system.
     #[error("cannot take {path:?} from {layer}")]
     Entry {
-        /// What the layer is called.
+        /// The layer's name.
         layer: String,
         /// The entry's name.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: Fault,
     },
     /// The image is too large.
@@ -65,19 +66,19 @@ pub enum Error {
         /// The limit.
         source: Exceeded,
     },
-    /// A layer was not the same when it was read again.
+    /// A layer had other content when it was read again.
     #[error("{layer} has changed while it was read")]
     Changed {
-        /// What the layer is called.
+        /// The layer's name.
         layer: String,
     },
     /// An image's folder can't be read, or holds what an archive can't, or the archive can't be written.
     #[error(transparent)]
     Archive(#[from] newc::Error),
-    /// What the archive is written to failed, or the archive became too large.
+    /// The output of the archive failed, or the archive became too large.
     #[error("cannot write the initramfs")]
     Write(#[source] io::Error),
-    /// The image has a file where ours are.
+    /// The image has a file at a path that is reserved for minivm.
     #[error("{path:?} is reserved for minivm, the image must not have it")]
     Reserved {
         /// The file.
@@ -85,35 +86,7 @@ pub enum Error {
     },
 }
 
-/// What is wrong with a tar archive as a whole.
-#[derive(Debug, thiserror::Error)]
-pub enum Unsound {
-    /// It ends within an entry, or without the two blocks of zeros that end it.
-    #[error("it ends too early")]
-    Truncated,
-    /// Something that should be a header isn't.
-    #[error("what should be a header at byte {at} is none")]
-    Header {
-        /// Where, in the decompressed archive.
-        at: u64,
-    },
-    /// A header for long names or extended attributes is itself too long.
-    #[error("the extended header at byte {at} is longer than {limit} bytes, the limit")]
-    LongHeader {
-        /// Where, in the decompressed archive.
-        at: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// An extended header (pax) isn't made of records.
-    #[error("the extended header before byte {at} has a bad record")]
-    Record {
-        /// Where, in the decompressed archive.
-        at: u64,
-    },
-}
-
-/// What is wrong with an entry of a tar archive.
+/// Why an entry of a tar archive can't be in a root file system.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// Its name, or the one it is a hard link to, has a `..`.
@@ -122,81 +95,81 @@ pub enum Fault {
     /// It would replace the root.
     #[error("it names no file")]
     NoName,
-    /// A NUL can't be in a name.
+    /// Its name, or its target, has a NUL.
     #[error("its name or its target has a NUL in it")]
     Nul,
-    /// Linux has no such long paths.
+    /// Its path is longer than Linux allows.
     #[error("its path is longer than 4095 bytes, or a part of it than 255")]
     TooLong,
-    /// Nothing can be below what isn't a folder.
-    #[error("{path:?} is no folder")]
+    /// A part of its path is not a folder.
+    #[error("{path:?} is not a folder")]
     NoFolder {
-        /// The part of the path that should be one.
+        /// The path up to that part.
         path: PathBuf,
     },
-    /// Symbolic links in its path go round in circles.
+    /// Its path leads through too many symbolic links, as in a circle.
     #[error("its path leads through more than 40 symbolic links")]
     Loop,
-    /// A hard link to nowhere.
+    /// It is a hard link to a name that isn't there.
     #[error("it is a hard link to {target:?}, which isn't there")]
     NoTarget {
-        /// The name it links to.
+        /// The target of the link.
         target: PathBuf,
     },
-    /// Folders have one name.
+    /// It is a hard link to a folder, which can have one name only.
     #[error("it is a hard link to {target:?}, which is a folder")]
     FolderTarget {
-        /// The name it links to.
+        /// The target of the link.
         target: PathBuf,
     },
-    /// Our own files are there.
+    /// minivm's own files are there.
     #[error("the name is reserved for minivm")]
     Reserved,
-    /// A file that a cpio archive can't hold.
+    /// It is a file that a cpio archive can't hold.
     #[error("it has {size} bytes, an initramfs holds files of less than 4 GiB")]
     TooLarge {
         /// Its size in bytes.
         size: u64,
     },
-    /// An owner that Linux doesn't have.
+    /// Its owner is not a valid one for Linux.
     #[error("its owner {id} doesn't fit 32 bits")]
     Owner {
-        /// User or group.
+        /// The number of the user or the group.
         id: i128,
     },
-    /// A field of its header isn't a number.
-    #[error("the {field} in its header is no number that fits")]
+    /// A field of its header is not a valid number.
+    #[error("the {field} in its header is not a valid number")]
     Number {
-        /// Which field.
+        /// The field.
         field: &'static str,
     },
-    /// An extended attribute that Linux wouldn't take.
+    /// It has an extended attribute that Linux doesn't allow.
     #[error("its extended attribute {name:?} has a bad name, or more than 64 KiB")]
     Xattr {
         /// The attribute.
         name: String,
     },
-    /// Its map of holes makes no sense, or is of a kind that we don't read.
+    /// Its map of holes contradicts itself, or is of a kind that isn't read.
     #[error("its map of holes can't be read")]
     Sparse,
-    /// Something that only some kinds of tar archives have.
-    #[error("it is of the type {kind:?}, which no image has")]
+    /// It has a type that no image has.
+    #[error("it has the type {kind:?}, which no image has")]
     Kind {
         /// The type in the header.
         kind: char,
     },
-    /// Too much of something.
+    /// The image is beyond a limit with it.
     #[error(transparent)]
     Limit(#[from] Exceeded),
 }
 
-/// Bytes of a path, for an error.
+/// Returns bytes as a path, for an error.
 pub(super) fn path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
 impl Error {
-    /// A failed read, or the limit that a reader ran into.
+    /// Wraps a failed read, or the limit that a reader ran into.
     pub(super) fn read(layer: &str, source: io::Error) -> Error {
         let layer = layer.to_owned();
         let limit = source
@@ -209,6 +182,21 @@ impl Error {
                 source: Unsound::Truncated,
             },
             None => Error::Read { layer, source },
+        }
+    }
+
+    /// Wraps a failure of the reader of a layer's archive.
+    pub(super) fn archive(layer: &str, error: tar_reader::Error) -> Error {
+        match error {
+            tar_reader::Error::Read(source) => Error::read(layer, source),
+            tar_reader::Error::Unsound(source) => Error::Tar {
+                layer: layer.to_owned(),
+                source,
+            },
+            tar_reader::Error::Size { name } => {
+                Error::entry(layer, &name, Fault::Number { field: "size" })
+            }
+            tar_reader::Error::Holes { name } => Error::entry(layer, &name, Fault::Sparse),
         }
     }
 

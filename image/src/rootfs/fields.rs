@@ -1,15 +1,42 @@
-//! What the fields of a header mean for a file system: paths, owners, times, devices; and what of these Linux can't have.
+//! Fields of headers as a file system has them: paths, owners, times, devices. What Linux doesn't allow is refused.
 
 use tar::{EntryType, Header};
 
+use super::entry::{Entry, Kind, NAME_MAX, PATH_MAX, Xattrs};
 use super::error::Fault;
-use super::number;
-use super::pax::Records;
-use super::tree::{NAME_MAX, PATH_MAX};
+use crate::tar_reader::{self, Member, Records, number};
 use minivm_guest::newc::{Attributes, Node};
 
-/// A path without what doesn't matter in it; refused if it leads upwards or is too long for Linux.
-pub(super) fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
+/// The limits of Linux for an extended attribute (`include/uapi/linux/limits.h`).
+const XATTR_NAME_MAX: usize = 255;
+const XATTR_SIZE_MAX: usize = 65536;
+
+/// Returns the member as a file system has it.
+pub(super) fn entry(member: &Member) -> Result<Entry, Fault> {
+    let size = member.size;
+    let kind = match member.kind {
+        tar_reader::Kind::Folder => Kind::Folder,
+        tar_reader::Kind::Symlink => Kind::Symlink(target(&member.link)?),
+        tar_reader::Kind::HardLink => Kind::HardLink(normal(&member.link)?),
+        tar_reader::Kind::Node => Kind::Node(node(&member.header)?),
+        tar_reader::Kind::File => Kind::File {
+            size: u32::try_from(size).map_err(|_| Fault::TooLarge { size })?,
+        },
+        tar_reader::Kind::Other(kind) => {
+            let kind = char::from(kind);
+            return Err(Fault::Kind { kind });
+        }
+    };
+    Ok(Entry {
+        path: normal(&member.name)?,
+        attributes: attributes(&member.header, &member.records)?,
+        xattrs: xattrs(&member.records)?,
+        kind,
+    })
+}
+
+/// Returns a path without empty parts and `.`; refused if it leads upwards or is too long for Linux.
+fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
     if name.contains(&0) {
         return Err(Fault::Nul);
     }
@@ -32,17 +59,30 @@ pub(super) fn normal(name: &[u8]) -> Result<Box<[u8]>, Fault> {
     Ok(path.into())
 }
 
-/// What a symbolic link says, kept byte for byte.
-pub(super) fn target(link: Vec<u8>) -> Result<Box<[u8]>, Fault> {
+/// Checks a symbolic link's target, which is kept byte for byte.
+fn target(link: &[u8]) -> Result<Box<[u8]>, Fault> {
     match link {
-        link if link.is_empty() => Err(Fault::NoName),
+        b"" => Err(Fault::NoName),
         link if link.contains(&0) => Err(Fault::Nul),
         link if link.len() >= PATH_MAX => Err(Fault::TooLong),
         link => Ok(link.into()),
     }
 }
 
-pub(super) fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
+/// Returns the extended attributes, if Linux allows them.
+fn xattrs(records: &Records) -> Result<Xattrs, Fault> {
+    let checked = records.xattrs.iter().map(|(name, value)| {
+        let sound = !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0);
+        if !sound || value.len() > XATTR_SIZE_MAX {
+            let name = name.escape_ascii().to_string();
+            return Err(Fault::Xattr { name });
+        }
+        Ok((name.as_slice().into(), value.as_slice().into()))
+    });
+    checked.collect()
+}
+
+fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
     let old = header.as_old();
     let numbered = |bytes, field| number::field(bytes).ok_or(Fault::Number { field });
     let owner = |record: Option<i128>, bytes, field| {
@@ -64,8 +104,8 @@ pub(super) fn attributes(header: &Header, records: &Records) -> Result<Attribute
     })
 }
 
-/// A device is two numbers here; nothing is looked up or opened.
-pub(super) fn node(header: &Header) -> Result<Node, Fault> {
+/// Returns a device, which is two numbers here, or a pipe; nothing is looked up or opened.
+fn node(header: &Header) -> Result<Node, Fault> {
     let numbers: (&[u8], &[u8]) = match (header.as_gnu(), header.as_ustar()) {
         (Some(gnu), _) => (&gnu.dev_major, &gnu.dev_minor),
         (_, Some(ustar)) => (&ustar.dev_major, &ustar.dev_minor),

@@ -1,4 +1,4 @@
-//! An image that is a folder of the host's.
+//! Images that are folders on the host.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -10,27 +10,28 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::Error;
+use super::error::Error;
+use super::reserved::stored;
 use minivm_guest::manifest::{self, Xattr};
 use minivm_guest::newc::{self, Archive};
 use minivm_guest::walk::{self, Owner};
 
-/// What is to be known of a folder before its files are written.
+/// What has to be known of a folder before its files are written.
 #[derive(Default)]
 pub(super) struct Survey {
     /// The extended attributes of the folder and of everything below it, sorted.
     ///
-    /// Left out: those by which the host's own security modules know its files.
+    /// Left out: those of the host's own security modules.
     pub(super) xattrs: Vec<Xattr>,
     /// Bytes of all files: nearly the whole archive.
     pub(super) data: u64,
-    /// Files with several names, whose data are there once.
+    /// Files with several names, whose data the archive has once.
     linked: HashSet<(u64, u64)>,
 }
 
-/// Looks through a folder.
+/// Surveys a folder.
 pub(super) fn survey(root: &Path) -> Result<Survey, newc::Error> {
-    // The folder that is meant, if it is named by a link.
+    // The folder itself, if it is named by a link.
     let root = fs::canonicalize(root).map_err(walk::reading(root))?;
     let mut found = Survey::default();
     collect(&root, Path::new(""), &mut found)?;
@@ -65,7 +66,7 @@ fn collect(path: &Path, name: &Path, found: &mut Survey) -> Result<(), newc::Err
     Ok(())
 }
 
-/// The names of a file's attributes, sorted; none where the file system has no such thing.
+/// Returns the names of a file's attributes, sorted; empty where the file system has no attributes.
 fn list(path: &Path) -> io::Result<Vec<Vec<u8>>> {
     let list = sized(|buffer| rustix::fs::llistxattr(path, buffer));
     let list = match list {
@@ -86,7 +87,7 @@ fn value(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(sized(|buffer| rustix::fs::lgetxattr(path, name, buffer))?)
 }
 
-/// Linux has at most 64 KiB for either.
+/// Reads names or a value into a buffer of 64 KiB, the most that Linux allows for either.
 fn sized(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; 64 << 10];
     let count = read(&mut buffer)?;
@@ -94,18 +95,13 @@ fn sized(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Er
     Ok(buffer)
 }
 
-/// Writes the folder and everything below it; says how many names that is.
+/// Writes the folder and everything below it, and returns the number of names.
 pub(super) fn write(root: &Path, archive: &mut Archive<impl Write>) -> Result<u64, Error> {
-    let ours = root.join(manifest::FOLDER);
-    match fs::symlink_metadata(&ours) {
-        Ok(_) => return Err(Error::Reserved { path: ours }),
+    let reserved = root.join(manifest::FOLDER);
+    match fs::symlink_metadata(&reserved) {
+        Ok(_) => return Err(Error::Reserved { path: reserved }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(walk::reading(&ours)(error).into()),
+        Err(error) => return Err(walk::reading(&reserved)(error).into()),
     }
-    Ok(walk::archive_root(
-        root,
-        Owner::Keep,
-        super::stored,
-        archive,
-    )?)
+    Ok(walk::archive_root(root, Owner::Keep, stored, archive)?)
 }

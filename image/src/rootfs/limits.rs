@@ -1,14 +1,14 @@
-//! How much an image may ask for.
+//! Limits of images.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::EXPANDED_MAX;
+use crate::options::EXPANDED_MAX;
 
-/// What an image is refused beyond.
+/// Limits beyond which an image is refused.
 ///
 /// A layer of a few kilobytes can expand to terabytes, so each is counted while it is read, and reading stops at the limit.
-/// Beside these stand what Linux and the archive's format can hold: paths of less than 4096 bytes, names of at most 255,
-/// files of less than 4 GiB, extended attributes of at most 64 KiB.
+/// Further limits are those of Linux and the archive's format: paths of less than 4096 bytes, names of at most 255, files of
+/// less than 4 GiB, extended attributes of at most 64 KiB.
 ///
 /// ```
 /// use minivm_image::rootfs::Limits;
@@ -47,9 +47,9 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the image has more than {limit} {what}, the limit")]
 pub struct Exceeded {
-    /// How much is allowed.
+    /// The most that is allowed.
     pub limit: u64,
-    /// Of what.
+    /// The noun of what is limited.
     pub what: &'static str,
 }
 
@@ -65,14 +65,14 @@ impl Limits {
     }
 }
 
-/// What all layers together have used of their limits; shared by the threads that read them.
+/// The use that all layers together make of their limits; shared by the threads that read them.
 #[derive(Debug)]
 pub(super) struct Budget {
     pub(super) limits: Limits,
     expanded: AtomicU64,
     entries: AtomicU64,
     names: AtomicU64,
-    /// Work done by way of symbolic links: forty links of 4096 bytes for each entry would take days.
+    /// Steps along symbolic links: forty links of 4096 bytes for each entry would take days.
     detours: AtomicU64,
 }
 
@@ -106,7 +106,7 @@ impl Budget {
     }
 }
 
-/// Adds to what is used. The sum doesn't wrap: a reader stops at its first refusal.
+/// Adds to the use. The sum doesn't wrap: a reader stops at its first refusal.
 fn take(used: &AtomicU64, more: u64, limit: u64, what: &'static str) -> Result<(), Exceeded> {
     let before = used.fetch_add(more.min(1 << 40), Ordering::Relaxed);
     match before.checked_add(more) {

@@ -1,73 +1,71 @@
 //! One root file system out of an image's layers, as an initramfs.
 //!
-//! The archive is written in one go, in two passes over the layers:
-//! 1. each layer is decompressed, checked against its digest and read for its entries (`scan`); these are put over each other
-//!    in a tree that knows every name, and where its data are (`apply`, `tree`);
+//! [`write()`] makes the archive in two passes over the layers:
+//! 1. each layer is decompressed, checked against its digest and read for its entries (`scan`, `stream`, `entries`, `fields`);
+//!    these are put over each other in a tree that has every name, and the place of its data (`apply`, `tree`);
 //! 2. the archive's folders and links are written from the tree, then each layer is decompressed again for the data of the
-//!    files that are left, and checked again: the files they lie in may be anybody's (`pack`).
+//!    files that are left, and checked again: other processes may write to the files that layers lie in (`pack`).
 //!
-//! Nothing is unpacked anywhere: no disk, no privileges, no file system of the host's with its own ideas of names and owners.
-//! The same image makes the same bytes on every machine. The layers are hostile: whatever they hold, nothing is written but
-//! the archive, and memory and time are bounded by [`Limits`].
+//! Nothing is unpacked: it takes no disk, no privileges, and no file system of the host with its own ideas of names and owners.
+//! Equal images make equal bytes on every machine. The layers are hostile: whatever they hold, nothing is written but the
+//! archive, and memory and time are bounded by [`Limits`].
 
 mod apply;
+mod entries;
+mod entry;
 mod error;
 mod fields;
 mod folder;
 mod limits;
-mod number;
 mod output;
 mod pack;
-mod pax;
+mod reserved;
 mod scan;
-mod sparse;
 mod stream;
-mod tape;
 mod tree;
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use self::limits::Budget;
 use self::output::{Compressor, Counter};
 use self::pack::Names;
 use self::tree::Tree;
-use crate::{Config, Image, Layer, Root};
-use minivm_guest::manifest::{self, Manifest, Xattr};
+use crate::image::{Config, Image, Layer, Root};
+use minivm_guest::manifest;
 use minivm_guest::newc::{Archive, Attributes};
 
-pub use self::error::{Error, Fault, Unsound};
+pub use self::error::{Error, Fault};
 pub use self::limits::{Exceeded, Limits};
 pub use self::output::Compression;
+pub use crate::tar_reader::Unsound;
 
 /// Bytes of an entry's header in an archive.
 const HEADER: usize = 110;
-/// Bytes of an archive's last two entries, each with its name, a NUL, and no data: our last file, and the archive's end.
+/// Bytes of an archive's last two entries, each with its name, a NUL, and no data: minivm's last file, and the archive's end.
 const END: usize = (HEADER + manifest::COMPLETE.len() + 1).next_multiple_of(4)
     + (HEADER + "TRAILER!!!".len() + 1).next_multiple_of(4);
 
-/// What became of an image.
+/// The size of a root file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// The archive's size in bytes before it was compressed. A guest needs this much memory for its files, and as much again
     /// while it unpacks them.
     pub bytes: u64,
-    /// How many files, folders and links the image has; every name counts.
+    /// The number of files, folders and links of the image; every name counts.
     pub files: u64,
 }
 
 /// Writes an initramfs with the image's files and `init`, the guest's first process, to `out`.
 ///
-/// What init has to know is in [`manifest::PATH`], in which paths are the image's. The image's own `/init` is at
+/// The file at [`manifest::PATH`] has what init needs; paths in it are the image's. The image's own `/init` is at
 /// [`manifest::IMAGES_INIT`].
 ///
 /// # Errors
 ///
-/// Where a layer can't be read, is no archive or not the right one, or holds what a file system can't, and where the image
-/// is beyond `limits`. What `out` has got by then is no archive.
+/// Where a layer can't be read, is not a valid archive or has another digest, or holds what a file system can't, and where the
+/// image is beyond `limits`. The bytes that `out` has by then are not an archive.
 ///
 /// ```
 /// use std::{fs::File, sync::Arc};
@@ -111,7 +109,7 @@ pub fn write(
         Root::Folder(root) => {
             let found = folder::survey(root)?;
             limits.check_archive(found.data).map_err(refused)?;
-            write_ours(&image.config, found.xattrs, init, &mut archive)?;
+            reserved::write(&image.config, found.xattrs, init, &mut archive)?;
             folder::write(root, &mut archive)?
         }
     };
@@ -123,7 +121,7 @@ pub fn write(
     Ok(Summary { bytes, files })
 }
 
-/// The whole image is too large.
+/// Wraps the refusal of the whole image.
 fn refused(source: Exceeded) -> Error {
     Error::Limit {
         layer: "the image".to_owned(),
@@ -131,18 +129,19 @@ fn refused(source: Exceeded) -> Error {
     }
 }
 
-/// How many names of files, folders and links a guest has of an archive that [`write()`] made and nothing compressed. `None` where it is not such an archive.
+/// Returns the number of names of files, folders and links that a guest has of an archive that [`write()`] made without
+/// compression; `None` where it is not such an archive.
 ///
 /// # Errors
 ///
-/// Where it can't be read.
+/// Where the archive can't be read.
 pub fn inodes(archive: &File) -> io::Result<Option<u64>> {
     let mut end = [0; END];
     let Some(start) = archive.metadata()?.len().checked_sub(END as u64) else {
         return Ok(None);
     };
     archive.read_exact_at(&mut end, start)?;
-    // Numbers are counted, with one for each further name of a file, and the last file is the archive's own.
+    // Inodes are numbered from one on, with a number for each further name of a file, and minivm's own file is the last.
     let number = end.strip_prefix(b"070701").and_then(|rest| rest.get(..8));
     let is_last = end[HEADER..].starts_with(manifest::COMPLETE.as_bytes());
     let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
@@ -165,45 +164,12 @@ fn write_layers(
         digests.push(found.digest);
     }
     let names = Names::new(&tree);
-    // Before gigabytes are written for nothing.
+    // Checked here, before gigabytes are written for nothing.
     limits.check_archive(names.data()).map_err(refused)?;
     let xattrs = names.xattrs(limits).map_err(refused)?;
-    write_ours(config, xattrs, init, archive)?;
+    reserved::write(config, xattrs, init, archive)?;
     names.write(layers, &digests, limits, archive)?;
     Ok(names.count())
-}
-
-/// Writes what isn't the image's.
-fn write_ours(
-    config: &Config,
-    xattrs: Vec<Xattr>,
-    init: &[u8],
-    archive: &mut Archive<impl Write>,
-) -> Result<(), Error> {
-    let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
-    let manifest = Manifest {
-        argv: bytes(&[&config.entrypoint[..], &config.cmd].concat()),
-        env: bytes(&config.env),
-        cwd: config.working_dir.clone().into_bytes(),
-        user: config.user.clone(),
-        xattrs,
-    };
-    let manifest = manifest.to_bytes();
-    archive.directory(manifest::FOLDER, Attributes::new(0o700))?;
-    let size = manifest.len() as u64;
-    archive.file(manifest::PATH, Attributes::new(0o600), size, &*manifest)?;
-    let size = init.len() as u64;
-    archive.file(manifest::INIT, Attributes::new(0o755), size, init)?;
-    Ok(())
-}
-
-/// Where the archive has a file of the image's: in its place, unless that is ours.
-fn stored(path: &Path) -> Cow<'_, Path> {
-    match path.strip_prefix(manifest::INIT) {
-        Ok(below) if below.as_os_str().is_empty() => Path::new(manifest::IMAGES_INIT).into(),
-        Ok(below) => Path::new(manifest::IMAGES_INIT).join(below).into(),
-        Err(_) => path.into(),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the archive goes through on its way out: counted, compressed.
+//! Writers that the archive goes through: they count and compress.
 
 use std::io::{self, Write};
 use std::num::NonZero;
@@ -6,21 +6,21 @@ use std::thread;
 
 use super::limits::Limits;
 
-/// How the archive is compressed. The guest's kernel finds out by itself, if it was built to read the format
-/// (`CONFIG_RD_LZ4`, `CONFIG_RD_ZSTD`, `CONFIG_RD_GZIP`).
+/// The compression of an archive. The guest's kernel recognizes it, if it was built to read the format (`CONFIG_RD_LZ4`,
+/// `CONFIG_RD_ZSTD`, `CONFIG_RD_GZIP`).
 ///
 /// A guest on the same machine starts fastest without: the archive is copied into its memory as it is, and there is nothing to
 /// do before its kernel copies the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
-    /// Quick to read. The legacy frames, which are all that Linux takes.
+    /// LZ4, which is quick to read. In legacy frames, the only ones that Linux reads.
     Lz4,
-    /// Small.
+    /// Zstandard, which makes the smallest archives.
     Zstd,
-    /// What every kernel can read.
+    /// gzip, which every kernel can read.
     Gzip,
 }
 
@@ -73,7 +73,7 @@ impl<W: Write> Write for Compressor<W> {
         }
     }
 
-    /// Nothing: what is compressed so far ends no block early, or the bytes would depend on it.
+    /// Does nothing: a flush would end a block early, and the bytes would depend on it.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -162,7 +162,7 @@ impl<W: Write> Write for Lz4<W> {
     }
 }
 
-/// Counts what goes through, and stops at a limit.
+/// A writer that counts bytes, and stops at a limit.
 pub(super) struct Counter<W> {
     pub(super) out: W,
     pub(super) bytes: u64,

@@ -1,7 +1,7 @@
 //! The second pass: the tree becomes an archive, and the layers are read again for the data of the files that are left.
 //!
-//! A layer may lie in a file that somebody else writes to. What is read now is what gets into the archive, and the archive is
-//! known by what was read before: so each layer is read to its end and has to have the same digest as in the first pass.
+//! A layer may lie in a file that another process writes to. The archive gets the data of this pass, and is known by the digests
+//! of the first: so each layer is read to its end again, and has to have the same digest.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -10,17 +10,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
 
+use super::entries::Entries;
+use super::entry::Kind;
 use super::error::Error;
 use super::limits::{Budget, Exceeded, Limits};
-use super::stored;
+use super::reserved::stored;
 use super::stream::{Check, Stream};
-use super::tape::{Kind, Tape};
 use super::tree::{Content, Id, ROOT, Tree};
-use crate::Layer;
+use crate::image::Layer;
 use minivm_guest::manifest::Xattr;
 use minivm_guest::newc::{Archive, Attributes};
 
-/// A name in the tree. Its path is put together when it is needed: all of them would take too much memory.
+/// A name in the tree. Its path is put together when it is needed: all paths would take too much memory.
 struct Name<'t> {
     /// Its folder's place in [`Names::folders`].
     above: usize,
@@ -62,7 +63,7 @@ impl<'t> Names<'t> {
         names
     }
 
-    /// Goes down as deep as a path is long.
+    /// Collects the names below a folder. The recursion is as deep as a path is long.
     fn below(&mut self, above: usize) {
         let tree = self.tree;
         let Some(folder) = tree.folder(self.folders[above].id) else {
@@ -81,7 +82,7 @@ impl<'t> Names<'t> {
         }
     }
 
-    /// How many names there are, without the root.
+    /// The number of names, without the root.
     pub(super) fn count(&self) -> u64 {
         (self.folders.len() + self.others.len() + self.files.len() - 1) as u64
     }
@@ -148,7 +149,7 @@ impl<'t> Names<'t> {
             let path = self.path(name);
             archive.directory(stored(os(&path)), self.attributes(name))?;
         }
-        // Where one of these has several names, it becomes several: nobody can tell but by the inode's number.
+        // A node with several names becomes several nodes: only the inode's number shows the difference.
         for name in &self.others {
             let path = self.path(name);
             let (path, attributes) = (stored(os(&path)), self.attributes(name));
@@ -188,10 +189,10 @@ impl<'t> Names<'t> {
         let changed = || Error::Changed {
             layer: layer.blob.name.clone(),
         };
-        // It was within the limits once; what it has become may have no end.
+        // The layer was within the limits in the first pass; changed meanwhile, it may have no end.
         let budget = Budget::new(limits);
         thread::scope(|scope| {
-            let mut tape = None;
+            let mut entries = None;
             let mut read = 0;
             for names in files.chunk_by(|a, b| a.id == b.id) {
                 let Content::File { entry, size, .. } = self.tree.inode(names[0].id).content else {
@@ -201,28 +202,28 @@ impl<'t> Names<'t> {
                     self.file(names, size, io::empty(), archive)?;
                     continue;
                 }
-                let tape = match &mut tape {
-                    Some(tape) => tape,
+                let entries = match &mut entries {
+                    Some(entries) => entries,
                     none => {
                         let check = Check::new(&budget);
                         let stream = Stream::start(scope, &layer.blob, Some(check))?;
-                        none.insert(Tape::new(stream, &layer.blob.name, limits))
+                        none.insert(Entries::new(stream, &layer.blob.name, limits))
                     }
                 };
                 let mut found = None;
                 while read <= entry {
-                    found = tape.next()?;
+                    found = entries.next()?;
                     read += 1;
                 }
                 if found.is_none_or(|found| found.kind != Kind::File { size }) {
                     return Err(changed());
                 }
-                self.file(names, size, tape.data(), archive)?;
+                self.file(names, size, entries.data(), archive)?;
             }
-            let Some(tape) = tape else {
+            let Some(entries) = entries else {
                 return Ok(());
             };
-            let check = tape.finish().0.finish();
+            let check = entries.finish().0.finish();
             let check = check.map_err(|error| Error::read(&layer.blob.name, error))?;
             match check.map(Check::digest).as_deref() {
                 Some(again) if again == digest => Ok(()),

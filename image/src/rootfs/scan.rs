@@ -1,4 +1,4 @@
-//! The first pass: what is in each layer, and whether it is the layer it should be.
+//! The first pass: each layer is read for its entries, and checked against its digest.
 
 use std::io;
 use std::num::NonZero;
@@ -6,11 +6,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::entries::Entries;
+use super::entry::{Entry, Kind};
 use super::error::{Error, Fault};
 use super::limits::Budget;
 use super::stream::{Check, Stream};
-use super::tape::{Entry, Kind, Tape};
-use crate::Layer;
+use crate::image::Layer;
 
 /// A layer as the first pass found it.
 pub(super) struct Scanned {
@@ -19,24 +20,24 @@ pub(super) struct Scanned {
     pub(super) digest: String,
 }
 
-/// Where what was found of a layer goes.
-type Place = Mutex<Option<Result<Scanned, Error>>>;
+/// A layer's result, once its scan has ended.
+type Slot = Mutex<Option<Result<Scanned, Error>>>;
 
-/// The entries of every layer. Layers are independent here, so each processor takes the next that nobody has.
+/// Reads the entries of every layer. Layers are independent here, so each thread takes the next one that is left.
 pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Error> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // A decompressor may need 128 MiB, if the layer says so.
     let threads = processors.min(layers.len()).min(8);
     let next = AtomicUsize::new(0);
-    let found: Vec<Place> = layers.iter().map(|_| Place::default()).collect();
+    let found: Vec<Slot> = layers.iter().map(|_| Slot::default()).collect();
     let work = || {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let (Some(layer), Some(place)) = (layers.get(index), found.get(index)) else {
+            let (Some(layer), Some(slot)) = (layers.get(index), found.get(index)) else {
                 return;
             };
             let result = one(layer, budget);
-            *place.lock().expect("a place has one writer") = Some(result);
+            *slot.lock().expect("a slot has one writer") = Some(result);
         }
     };
     thread::scope(|scope| {
@@ -48,7 +49,12 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Err
     });
     let found = found.into_iter().map(Mutex::into_inner);
     found
-        .map(|result| result.ok().flatten().expect("each layer was someone's"))
+        .map(|result| {
+            result
+                .ok()
+                .flatten()
+                .expect("each layer was taken by a thread")
+        })
         .collect()
 }
 
@@ -56,13 +62,13 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
     let name = &layer.blob.name;
     thread::scope(|scope| {
         let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
-        let mut tape = Tape::new(stream, name, &budget.limits);
+        let mut read = Entries::new(stream, name, &budget.limits);
         let mut entries = Vec::new();
-        while let Some(entry) = tape.next()? {
+        while let Some(entry) = read.next()? {
             charge(&entry, budget).map_err(|fault| Error::entry(name, &entry.path, fault))?;
             entries.push(entry);
         }
-        let (stream, marked) = tape.finish();
+        let (stream, marked) = read.finish();
         let check = stream.finish().map_err(|error| Error::read(name, error))?;
         let digest = check.map(Check::digest).unwrap_or_default();
         verify(layer, &digest, marked)?;
@@ -79,7 +85,7 @@ fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
         .sum();
     let target = match &entry.kind {
         Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
-        // A file's holes take no room in the layer, but they will in the archive: what `write` counts there.
+        // A file's holes take no room in the layer, but they will in the archive, where `write` counts them.
         Kind::File { .. } | Kind::Folder | Kind::Node(_) => 0,
     };
     Ok(budget.names(entry.path.len() + target + xattrs)?)
@@ -92,7 +98,7 @@ fn verify(layer: &Layer, actual: &str, marked: bool) -> Result<(), Error> {
             expected: expected.clone(),
             actual: actual.to_owned(),
         }),
-        // It is as its maker made it.
+        // Its digest vouches for its end.
         Some(_) => Ok(()),
         None if !marked => Err(Error::read(
             &layer.blob.name,

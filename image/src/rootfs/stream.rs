@@ -1,22 +1,24 @@
 //! A layer's bytes, decompressed ahead of their reader.
 //!
-//! Decompressing is most of the work, so it has a thread of its own and hands over chunks; the reader hashes and takes apart
-//! one while the next is made. Chunks go back to be filled again, so a stream holds a few of them whatever a layer's size.
+//! Decompressing is most of the work, so it has a thread of its own, which sends chunks; the reader hashes and parses one while
+//! the thread fills the next. Chunks go back to be filled again, so a stream holds a few of them whatever a layer's size.
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, Scope};
 
-use super::Error;
+use super::error::Error;
 use super::limits::Budget;
+use crate::blob_reader::BlobReader;
 use crate::compression::{Format, START, decompress, format};
-use crate::{Blob, Hasher};
+use crate::digest::Hasher;
+use crate::image::Blob;
+use crate::tar_reader::Input;
 
 const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;
 
-/// The decompressed bytes of a blob.
+/// Opens a blob for its decompressed bytes.
 pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
     let mut start = Vec::new();
     let compressed = BlobReader::new(blob.clone());
@@ -32,39 +34,7 @@ pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
     }
 }
 
-/// Reads a blob from its start, whoever else reads the file.
-struct BlobReader {
-    blob: Blob,
-    at: u64,
-}
-
-impl BlobReader {
-    fn new(blob: Blob) -> BlobReader {
-        BlobReader { blob, at: 0 }
-    }
-}
-
-impl Read for BlobReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.blob.len.saturating_sub(self.at);
-        let wanted = buffer
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        let offset = self.blob.offset.checked_add(self.at);
-        let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
-        let count = self.blob.file.read_at(&mut buffer[..wanted], offset)?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.at += count as u64;
-        Ok(count)
-    }
-}
-
-/// What is known of a stream once it is read to its end.
+/// A digest of a stream, and a check of its size against a budget.
 pub(super) struct Check<'b> {
     hash: Hasher,
     budget: &'b Budget,
@@ -84,7 +54,7 @@ impl<'b> Check<'b> {
         Ok(())
     }
 
-    /// The digest as container images write it.
+    /// The digest in the form of container images.
     pub(super) fn digest(self) -> String {
         self.hash.finish().to_string()
     }
@@ -101,7 +71,7 @@ pub(super) struct Stream<'b> {
 }
 
 impl<'b> Stream<'b> {
-    /// Starts to decompress. The thread ends with the data, or soon after the stream is dropped.
+    /// Starts the thread that decompresses. It ends with the data, or soon after the stream is dropped.
     pub(super) fn start<'s>(
         scope: &'s Scope<'s, '_>,
         blob: &Blob,
@@ -127,7 +97,7 @@ impl<'b> Stream<'b> {
         })
     }
 
-    /// Reads what is left and hands the check back.
+    /// Reads to the end and returns the check.
     pub(super) fn finish(mut self) -> io::Result<Option<Check<'b>>> {
         loop {
             let count = self.fill_buf()?.len();
@@ -139,7 +109,7 @@ impl<'b> Stream<'b> {
     }
 }
 
-/// Fills chunks until the data, or the interest in them, ends.
+/// Fills chunks until the data end, or the stream is dropped.
 fn fill(
     mut source: Box<dyn Read + Send>,
     full: &SyncSender<io::Result<Vec<u8>>>,
@@ -198,6 +168,8 @@ impl BufRead for Stream<'_> {
         self.at = (self.at + count).min(self.chunk.len());
     }
 }
+
+impl Input for Stream<'_> {}
 
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

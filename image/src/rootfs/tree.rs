@@ -1,24 +1,21 @@
-//! The root file system as a tree in memory: names, and what they name. The files' data stay in the layers.
+//! The root file system as a tree in memory: names and inodes. The files' data stay in the layers.
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::entry::{NAME_MAX, PATH_MAX, Xattrs};
 use super::error::{Fault, path};
 use super::limits::Budget;
-use super::tape::Xattrs;
 use minivm_guest::manifest;
 use minivm_guest::newc::{Attributes, Node};
 
-/// How many links Linux follows (`MAXSYMLINKS` in `include/linux/namei.h`).
+/// The most links that Linux follows (`MAXSYMLINKS` in `include/linux/namei.h`).
 const MAX_LINKS: u32 = 40;
-/// The longest path that Linux takes, with its NUL, and the longest name in one (`include/uapi/linux/limits.h`).
-pub(super) const PATH_MAX: usize = 4096;
-pub(super) const NAME_MAX: usize = 255;
 
-/// Which inode: its place in [`Tree::inodes`].
+/// The number of an inode: its place in [`Tree::inodes`].
 pub(super) type Id = u32;
 pub(super) const ROOT: Id = 0;
 
-/// What one or more names stand for.
+/// A file, folder or the like, which one or more names stand for.
 #[derive(Debug)]
 pub(super) struct Inode {
     pub(super) attributes: Attributes,
@@ -46,7 +43,7 @@ pub(super) struct Folder {
     path_len: usize,
 }
 
-/// The tree. What a layer hides or replaces stays among the inodes, unnamed.
+/// The tree. Inodes that a layer hides or replaces stay in it, unnamed.
 #[derive(Debug)]
 pub(super) struct Tree<'b> {
     inodes: Vec<Inode>,
@@ -66,7 +63,7 @@ impl<'b> Tree<'b> {
         &self.inodes[id as usize]
     }
 
-    /// The names in a folder; none for anything else.
+    /// Returns the inode as a folder, if it is one.
     pub(super) fn folder(&self, id: Id) -> Option<&Folder> {
         match &self.inode(id).content {
             Content::Folder(folder) => Some(folder),
@@ -85,14 +82,14 @@ impl<'b> Tree<'b> {
         self.folder(folder)?.names.get(name).copied()
     }
 
-    /// Gives the root or a folder that is there already other attributes; its content stays.
+    /// Gives the root, or another folder of the tree, new attributes; its content stays.
     pub(super) fn update(&mut self, folder: Id, attributes: Attributes, xattrs: Xattrs) {
         let inode = &mut self.inodes[folder as usize];
         inode.attributes = attributes;
         inode.xattrs = xattrs;
     }
 
-    /// Adds what is new and names it. A name that was there now means this.
+    /// Adds an inode and names it. A name that was there now stands for this inode.
     pub(super) fn add(&mut self, folder: Id, name: &[u8], mut inode: Inode) -> Result<Id, Fault> {
         if let Content::Folder(added) = &mut inode.content {
             added.path_len = self.path_len(folder, name);
@@ -103,7 +100,7 @@ impl<'b> Tree<'b> {
         Ok(id)
     }
 
-    /// Names something.
+    /// Gives an inode a name.
     pub(super) fn name(&mut self, folder: Id, name: &[u8], id: Id) -> Result<(), Fault> {
         if folder == ROOT && name == manifest::FOLDER.as_bytes() {
             return Err(Fault::Reserved);
@@ -123,7 +120,7 @@ impl<'b> Tree<'b> {
         above + usize::from(above > 0) + name.len()
     }
 
-    /// The folder that a path leads to. Folders that are missing on the way are made.
+    /// Finds the folder that a path leads to, and makes folders that are missing on the way.
     pub(super) fn make(&mut self, path: &[u8]) -> Result<Id, Fault> {
         let mut walk = Walk::new(path);
         loop {
@@ -138,8 +135,8 @@ impl<'b> Tree<'b> {
         }
     }
 
-    /// The folder that a path leads to, if it is there. A path through a symbolic link whose name is in `replaced` leads
-    /// nowhere.
+    /// Finds the folder that a path leads to, if it is there. A path through a symbolic link whose name is in `replaced` is
+    /// not followed.
     pub(super) fn find(
         &self,
         path: &[u8],
@@ -152,7 +149,7 @@ impl<'b> Tree<'b> {
     }
 }
 
-/// A folder that no layer has an entry for.
+/// Returns a folder for which no layer has an entry.
 fn implied(path_len: usize) -> Inode {
     Inode {
         attributes: Attributes::new(0o755),
@@ -164,16 +161,16 @@ fn implied(path_len: usize) -> Inode {
     }
 }
 
-/// Where a walk came to.
+/// The end of a walk.
 enum Found {
     Folder(Id),
-    /// Nothing of this name in that folder.
+    /// That folder has no such name.
     Missing(Id, Vec<u8>),
 }
 
-/// A path being followed from the root, symbolic links and all, and never above the root.
+/// A path being followed from the root, along symbolic links, and never above the root.
 struct Walk {
-    /// What is left to be followed from `at` on; a link's target takes the place of what led to it.
+    /// The path, of which the rest from `at` on is left. A link's target takes the place of the path to the link.
     path: Vec<u8>,
     at: usize,
     /// The folders entered, without the root.

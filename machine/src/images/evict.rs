@@ -193,5 +193,4 @@ fn files(folder: &Path) -> impl Iterator<Item = (PathBuf, u64, SystemTime)> + us
 }
 
 #[cfg(test)]
-#[path = "evict_tests.rs"]
 mod tests;

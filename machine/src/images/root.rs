@@ -236,5 +236,4 @@ fn remove_locked(root: &Path) -> Cleared {
 }
 
 #[cfg(test)]
-#[path = "root_tests.rs"]
 mod tests;

@@ -388,5 +388,4 @@ fn names(folder: &OwnedFd) -> Result<Vec<OsString>, Errno> {
 }
 
 #[cfg(test)]
-#[path = "tree_tests.rs"]
 mod tests;

@@ -1,7 +1,6 @@
 //! Both walls: what code reaches of Deno, and what is there for who gets past Deno.
 
 use std::net::TcpListener;
-use std::sync::MutexGuard;
 
 use minivm_tests::output::Shared;
 
@@ -13,18 +12,13 @@ fn deno() -> Deno {
     Deno::open(&cache).unwrap()
 }
 
-fn text(shared: &Shared) -> String {
-    let bytes: MutexGuard<'_, Vec<u8>> = shared.0.lock().unwrap();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 /// What code prints, or JavaScript that Deno runs with all permissions.
 fn output(run: impl FnOnce(&Deno, Streams, &Limits) -> Finished) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let streams = Streams::to(stdout.clone(), stderr.clone());
     let finished = run(&deno(), streams, &MAKING_LIMITS);
-    assert_eq!(finished.end, End::Exited(0), "{}", text(&stderr));
-    text(&stdout)
+    assert_eq!(finished.end, End::Exited(0), "{}", stderr.text());
+    stdout.text()
 }
 
 fn printed(code: String) -> String {
@@ -178,7 +172,7 @@ fn who_gets_past_deno_makes_few_system_calls() {
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
         let jailed = jail.program("/deno", arguments).unwrap();
         let finished = process::run(jailed, streams, &MAKING_LIMITS).unwrap();
-        (finished.end, text(&stdout))
+        (finished.end, stdout.text())
     };
     let failed = (End::Exited(0), "-1\n".to_owned());
     // CLONE_NEWUSER; a Unix socket.

@@ -38,7 +38,7 @@ fn a_function_that_it_was_not_told_of_is_not_called() {
 }
 
 #[test]
-fn a_state_that_does_not_come_is_no_suspension() {
+fn a_suspension_needs_its_whole_state() {
     let call = json!({"function": "ask", "args": [], "kwargs": {}});
     let mut bytes = lines(&[json!({"suspended": {"call": call, "size": 5}})]);
     bytes.extend(b"1234");
@@ -51,7 +51,7 @@ fn a_state_that_does_not_come_is_no_suspension() {
 }
 
 #[test]
-fn only_a_process_that_ended_by_itself_has_a_say() {
+fn a_workers_report_counts_only_if_it_exited() {
     let said = || Some(Said::Ended(Outcome::OutOfMemory));
     assert_eq!(ended(End::TimedOut, said()).unwrap(), End::TimedOut);
     assert_eq!(ended(End::Signal(11), said()).unwrap(), End::Signal(11));

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::processes;
 
 use super::*;
 use minivm_machine::jail::Jail;
@@ -30,11 +31,10 @@ fn run_with(script: &str, limits: &Limits, events: Receiver<Event>) -> Ran {
         events,
     };
     let finished = run(jail(script), streams, limits).unwrap();
-    let text = |shared: &Shared| String::from_utf8_lossy(&shared.0.lock().unwrap()).into_owned();
     Ran {
         finished,
-        stdout: text(&stdout),
-        stderr: text(&stderr),
+        stdout: stdout.text(),
+        stderr: stderr.text(),
     }
 }
 
@@ -102,16 +102,7 @@ fn the_time_limit_ends_all_processes() {
         assert_eq!(ran.finished.end, End::TimedOut);
         (ran.stdout == "begun\n").then_some(())
     });
-    assert_eq!(processes_with("432"), 0);
-}
-
-fn processes_with(argument: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let wanted = format!("sleep\0{argument}");
-    lines
-        .filter(|line| String::from_utf8_lossy(line).contains(&wanted))
-        .count()
+    assert_eq!(processes::with_argument("sleep\0432"), 0);
 }
 
 #[test]

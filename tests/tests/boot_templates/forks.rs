@@ -7,8 +7,9 @@ use std::thread;
 
 use minivm_guest::channel::Request;
 use minivm_machine::templates::Template;
+use minivm_tests::stress;
 
-use crate::guest::{Made, answer, code, python_image, request, small, times};
+use crate::guest::{Made, answer, code, python_image, request, small};
 
 /// How many clones run at a time.
 const AT_ONCE: usize = 4;
@@ -85,13 +86,13 @@ fn assert_all_differ(template: &Template, request: &Request, forks: usize, kinds
 #[test]
 fn no_two_clones_draw_the_same_random_number() {
     let template = Made::new("drawn", &python_image(), &["--warm", WARM]);
-    let forks = times("MINIVM_TEST_FORKS", 40);
+    let forks = stress::count(12, 400);
     assert_all_differ(&template.open(), &code(DRAW), forks, KINDS);
 }
 
 #[test]
 fn no_two_clones_without_an_interpreter_do_either() {
     let draw = request(&["sh", "-c", DRAW_WITHOUT_PYTHON]);
-    let forks = times("MINIVM_TEST_FORKS", 40).min(100);
+    let forks = stress::count(12, 100);
     assert_all_differ(&small(), &draw, forks, KINDS_WITHOUT_PYTHON);
 }

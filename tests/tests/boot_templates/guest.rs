@@ -32,11 +32,6 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// How often something is done: what `variable` says, or so often.
-pub(crate) fn times(variable: &str, otherwise: usize) -> usize {
-    std::env::var(variable).map_or(otherwise, |times| times.parse().unwrap())
-}
-
 pub(crate) fn kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     COPY.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")))
@@ -213,7 +208,7 @@ pub(crate) fn serve(
 pub(crate) fn answer(template: &Template, request: Request) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let report = serve(template, request, None, stdout.clone(), stderr.clone());
-    let text = |shared: &Shared| String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+    let text = |shared: &Shared| String::from_utf8(shared.bytes()).unwrap();
     assert_eq!(report.end, End::Exited(0), "{}", text(&stderr));
     assert_eq!(text(&stderr), "");
     text(&stdout)

@@ -4,10 +4,11 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use minivm_tests::stress;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::guest::{
-    Made, PATIENCE, answer, cache, create, end_of, request, small_image, templates, text_of, times,
+    Made, PATIENCE, answer, cache, create, end_of, request, small_image, templates, text_of,
 };
 
 /// What of the templates' folder belongs to this one, other than its lock.
@@ -35,7 +36,7 @@ fn a_template_whose_making_was_killed_is_whole_or_not_there() {
     let whole = start.elapsed();
     templates().remove(name).unwrap();
     let mut there = 0;
-    let kills = u32::try_from(times("MINIVM_TEST_KILLS", 12)).unwrap();
+    let kills = stress::count(5_u32, 60);
     for kill in 0..kills {
         // From its very start to a bit after its usual end: the moments lie close to each other in all.
         let moment = whole.mul_f64(f64::from(kill * 7 % kills) / f64::from(kills) * 1.1);

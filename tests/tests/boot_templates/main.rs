@@ -4,6 +4,8 @@
 //! They run where KVM runs kernels, or in the lab. What is about the command is done with the command, the rest with the
 //! library, which takes less time.
 
+// Tests run: on real KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod clock;

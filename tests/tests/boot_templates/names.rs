@@ -59,7 +59,7 @@ fn only_names_can_be_names() {
 }
 
 #[test]
-fn what_there_is_is_listed_inspected_and_removed() {
+fn templates_are_listed_inspected_and_removed() {
     let _made = Made::new("listed", &small_image(), &["-m", "100M"]);
     let mut ls = minivm();
     ls.args(["template", "ls"]);
@@ -286,7 +286,7 @@ fn removing_a_template_does_its_machines_no_harm() {
 }
 
 #[test]
-fn a_folder_that_is_no_template_is_none() {
+fn a_folder_that_is_no_template_is_damaged_and_can_be_removed() {
     let strange = folder("strange");
     fs::create_dir_all(&strange).unwrap();
     assert!(error_of("strange").contains("is damaged"));

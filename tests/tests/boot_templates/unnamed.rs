@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use minivm_machine::Place;
 use minivm_machine::templates::Templates;
+use minivm_tests::patience::wait_until;
 use serde_json::Value;
 
-use crate::guest::{PATIENCE, kernel, minivm, report_of, scratch, small_image};
+use crate::guest::{kernel, minivm, report_of, scratch, small_image};
 
 /// A cache and a kernel of its own: processes in the background of one test do nothing to the other.
 struct Cache {
@@ -75,14 +76,6 @@ impl Drop for Cache {
     fn drop(&mut self) {
         // The lab keeps it in memory. What is still being made in the background fails then.
         let _ = fs::remove_dir_all(scratch(self.name));
-    }
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -176,7 +169,7 @@ fn record(other: &Path, number: u64, used: SystemTime) {
 }
 
 #[test]
-fn one_is_made_where_it_is_not_there_and_once() {
+fn a_missing_template_is_made_once() {
     let cache = Cache::new("opened");
     let folder = cache.made(&MACHINE);
     let templates = cache.templates();

@@ -5,13 +5,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use minivm_tests::program::{ends_until, run};
+use minivm_tests::stress;
 
 use crate::bad::ERROR;
 use crate::made::images;
 use crate::tools::{Minivm, PATIENCE, Registry, files, folder};
 
 /// How many moments, spread over the time that the whole takes.
-const MOMENTS: u32 = 20;
+fn moments() -> u32 {
+    stress::count(8, 100)
+}
 
 /// Starts the command and kills it after this time; tells whether it was still running.
 fn killed(command: &mut Command, after: Duration) -> bool {
@@ -40,12 +43,13 @@ fn a_killed_pull_or_build_is_no_trouble_for_the_next() {
     let expected = Minivm::new().build(&image);
     let whole = duration(|| drop(Minivm::new().build(&image)));
     let mut hits = 0;
-    for moment in 0..MOMENTS {
+    let moments = moments();
+    for moment in 0..moments {
         let minivm = Minivm::new();
         let path = output.path().join("built");
         let mut command = minivm.building(&image, &[], &path);
-        let what = format!("killed at {moment}/{MOMENTS} of {whole:?}");
-        hits += u32::from(killed(&mut command, whole * moment / MOMENTS));
+        let what = format!("killed at {moment}/{moments} of {whole:?}");
+        hits += u32::from(killed(&mut command, whole * moment / moments));
         if path.exists() {
             assert!(fs::read(&path).unwrap() == expected, "{what}");
             fs::remove_file(path).unwrap();
@@ -79,10 +83,11 @@ fn a_killed_run_leaves_no_half_an_archive() {
     };
     let whole = duration(|| ends(&Minivm::new()));
     let mut hits = 0;
-    for moment in 0..MOMENTS {
+    let moments = moments();
+    for moment in 0..moments {
         let minivm = Minivm::new();
-        let what = format!("killed at {moment}/{MOMENTS} of {whole:?}");
-        hits += u32::from(killed(&mut running(&minivm), whole * moment / MOMENTS));
+        let what = format!("killed at {moment}/{moments} of {whole:?}");
+        hits += u32::from(killed(&mut running(&minivm), whole * moment / moments));
         for archive in minivm.archives() {
             assert!(fs::read(archive).unwrap() == expected, "{what}");
         }

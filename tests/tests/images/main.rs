@@ -5,6 +5,8 @@
 //! compared with. The few guests run where `--accel auto` puts them. `cargo xtask test` installs the tools and names the
 //! files in the environment; where one is missing, tests fail.
 
+// Tests run: with the tools
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod bad;

@@ -197,7 +197,7 @@ fn a_cache_and_temporary_folder_are_left_as_they_were() {
 }
 
 #[test]
-fn what_is_there_already_keeps_what_it_is_and_links_are_no_surprise() {
+fn existing_folders_keep_their_mode_and_links_and_pipes_are_left_out() {
     let here = folder("careful");
     let tree = here.join("tree");
     fs::create_dir(&tree).unwrap();

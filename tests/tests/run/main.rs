@@ -3,6 +3,8 @@
 //! They run where KVM runs kernels, or in the lab. `cargo xtask test` names the files in the environment. A boot takes about
 //! a second there, so what is cheap to check is checked together, by a script in one guest.
 
+// Tests run: on real KVM
+
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod ends;

@@ -193,7 +193,7 @@ fn a_value_need_not_be_text() {
 }
 
 #[test]
-fn what_cannot_be_is_said_before_a_machine_is_started() {
+fn impossible_requests_are_refused_before_a_machine_starts() {
     let file = scratch("wrong-env-file");
     fs::write(&file, "A=1\nSP ACE=1\n").unwrap();
     let wrong = file.to_str().unwrap();
@@ -213,7 +213,7 @@ fn what_cannot_be_is_said_before_a_machine_is_started() {
         ),
         (
             &["-t"],
-            "minivm: -t needs a terminal, and stdin or stdout is none: leave it out\n",
+            "minivm: -t needs a terminal, and stdin or stdout is not one: leave it out\n",
         ),
         (
             &["--env-file", "/nowhere"],

@@ -1,4 +1,4 @@
-//! The processor architecture: the only place that picks one.
+//! The processor architecture. This module alone chooses one.
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

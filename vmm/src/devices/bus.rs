@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
 
-/// Something that the guest asks the machine as a whole to do by writing to a device.
+/// A request that the guest makes to the machine as a whole by writing to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     /// Switch the power off.
@@ -26,11 +26,11 @@ pub(crate) trait Device: Send {
     ///
     /// # Errors
     ///
-    /// Where the machine can't go on, such as when nobody takes the console's output any more.
+    /// An error that ends the machine, such as `Error::Output` where the console's output can't be written any more.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<Option<Request>>;
 }
 
-/// Locks a device. One that a writer of the user's panicked in is as good as any other: the machine ends.
+/// Locks a device. A poisoned one, in which the caller's writer panicked, is as good as any other: the machine ends.
 pub(crate) fn lock<D: ?Sized>(device: &Mutex<D>) -> MutexGuard<'_, D> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -61,7 +61,7 @@ impl Bus {
         match self.find(address) {
             Some((offset, device)) => lock(device).read(offset, data),
             None => log::trace!(
-                "read of {} bytes at {address:#x}, where nothing is",
+                "read of {} bytes at {address:#x}, where no device is",
                 data.len()
             ),
         }
@@ -72,7 +72,7 @@ impl Bus {
         match self.find(address) {
             Some((offset, device)) => lock(device).write(offset, data),
             None => {
-                log::trace!("write of {data:x?} to {address:#x}, where nothing is");
+                log::trace!("write of {data:x?} to {address:#x}, where no device is");
                 Ok(None)
             }
         }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_sees_offsets_and_nothing_else_answers_with_ones() {
+    fn a_device_gets_offsets_and_an_empty_address_reads_as_ones() {
         let fake = Arc::new(Mutex::new(Fake(Vec::new())));
         let mut bus = Bus::default();
         bus.attach(0x3f8..0x400, fake.clone());

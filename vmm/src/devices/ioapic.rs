@@ -1,8 +1,8 @@
 //! The IOAPIC: takes the two UARTs' interrupt lines and sends each as a message to a local APIC.
 //!
-//! It is emulated here and not in KVM ("split irqchip"): it is a hundred lines, its state is at hand for a snapshot, and
-//! the host's kernel is spared the 8259, the 8254 and an IOAPIC of its own, which no kernel needs any more. It also
-//! makes the end of a machine quick: tearing down KVM's full set takes up to 20 ms.
+//! The IOAPIC is emulated here and not in KVM ("split irqchip"): it is small, its state is at hand for a snapshot, and the
+//! host's kernel is spared the 8259, the 8254 and an IOAPIC of its own, which no kernel needs any more. That also makes the end
+//! of a machine quick: tearing down KVM's full set takes up to 20 ms.
 //!
 //! All lines here are edges, as on ISA. A pin that the guest sets to "level" is taken for an edge too.
 //! (Intel 82093AA, "IOAPIC Registers"; Intel SDM vol. 3, "Message Signalled Interrupts".)
@@ -21,7 +21,7 @@ pub(crate) const ID: u8 = crate::config::CPUS_MAX;
 /// Bytes of address space that its registers take.
 pub(crate) const SIZE: u64 = 0x1000;
 
-/// Memory-mapped: which register, and its value.
+/// The memory-mapped registers: the number of an indirect register, and its value.
 const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;
 
@@ -31,7 +31,7 @@ const REG_VERSION: u8 = 0x01;
 const REG_ARBITRATION: u8 = 0x02;
 const REG_TABLE: u8 = 0x10;
 
-/// An IOAPIC without an EOI register.
+/// The version of an IOAPIC without an EOI register.
 const VERSION: u32 = 0x11;
 
 /// Fields of a redirection table entry.
@@ -40,17 +40,17 @@ const RTE_REMOTE_IRR: u64 = 1 << 14;
 const RTE_MASKED: u64 = 1 << 16;
 const RTE_READ_ONLY: u64 = RTE_DELIVERY_STATUS | RTE_REMOTE_IRR;
 
-/// A message signalled interrupt: what a device writes to raise it.
+/// A message signalled interrupt: the address and data that a device writes to raise it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Msi {
     pub(crate) address: u32,
     pub(crate) data: u32,
 }
 
-/// Where messages go.
+/// The function that takes the messages.
 pub(crate) type Sink = Box<dyn Fn(Msi) -> io::Result<()> + Send>;
 
-/// Whether a guest has used its interrupts, and whether it has switched them off again.
+/// The use that a guest has made of its interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Routing {
     /// No pin was ever unmasked.
@@ -58,11 +58,11 @@ pub(crate) enum Routing {
     /// A pin is unmasked.
     Active,
     /// Pins were unmasked and are masked again. Linux does so when it shuts down in good order (`clear_IO_APIC` in
-    /// `native_machine_shutdown`), and doesn't when it panics: that is how the two are told apart.
+    /// `native_machine_shutdown`), and doesn't when it panics: the machine's outcome follows from that.
     Quiesced,
 }
 
-/// What an IOAPIC remembers; by default, what it does after reset, with every pin masked.
+/// The state of an IOAPIC; by default that after reset, with every pin masked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     select: u8,
@@ -92,21 +92,21 @@ pub(crate) struct IoApic {
 }
 
 impl IoApic {
-    /// An IOAPIC in a given state.
+    /// Makes an IOAPIC in a given state.
     pub(crate) fn new(sink: Sink, state: State) -> Self {
         IoApic { state, sink }
     }
 
-    /// What it remembers.
+    /// Returns a copy of the state.
     pub(crate) fn state(&self) -> State {
         self.state.clone()
     }
 
-    /// An edge on `pin`. Where it is masked, the edge waits, lest an interrupt be lost while a driver reconfigures.
+    /// Raises an edge on `pin`. Where it is masked, the edge waits, lest an interrupt be lost while a driver reconfigures.
     ///
     /// # Errors
     ///
-    /// Where the message couldn't be sent.
+    /// The operating system's, where KVM doesn't take the message.
     pub(crate) fn pulse(&mut self, pin: u8) -> io::Result<()> {
         let entry = self.state.table[usize::from(pin)];
         if entry & RTE_MASKED != 0 {
@@ -117,7 +117,7 @@ impl IoApic {
         (self.sink)(message(entry))
     }
 
-    /// What the guest has done with its interrupts.
+    /// Returns the use that the guest has made of its interrupts.
     pub(crate) fn routing(&self) -> Routing {
         match (
             self.state.ever_routed,
@@ -164,14 +164,14 @@ impl IoApic {
     }
 }
 
-/// Which entry's half a register number means: the pin, and by how many bits the half is shifted.
+/// Returns the half of a table entry that a register number stands for: the pin, and the shift of the half in bits.
 fn entry_half(select: u8) -> Option<(usize, u32)> {
     let index = usize::from(select.checked_sub(REG_TABLE)?);
     (index / 2 < usize::from(PINS))
         .then_some((index / 2, if index.is_multiple_of(2) { 0 } else { 32 }))
 }
 
-/// The message that an entry stands for: destination, destination mode; vector, delivery mode.
+/// Returns the message that an entry stands for: destination, destination mode; vector, delivery mode.
 fn message(entry: u64) -> Msi {
     let field =
         |shift: u32, mask: u64| u32::try_from(entry >> shift & mask).expect("masked to 8 bits");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_becomes_the_message_that_its_entry_says() {
+    fn an_edge_becomes_its_entrys_message() {
         let (mut ioapic, sent) = ioapic();
         write(&mut ioapic, REG_TABLE + 9, 2 << 24);
         write(&mut ioapic, REG_TABLE + 8, 1 << 11 | 0x31);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn routing_tells_an_orderly_end_from_a_panic() {
+    fn routing_differs_between_shutdown_and_panic() {
         let (mut ioapic, _) = ioapic();
         assert_eq!(ioapic.routing(), Routing::Never);
         write(&mut ioapic, REG_TABLE + 8, 0x31);

@@ -1,5 +1,5 @@
-//! What the guest finds behind its I/O ports and its memory-mapped registers: two UARTs, an IOAPIC, two ports that end
-//! the machine. Nothing else.
+//! The devices behind the guest's I/O ports and memory-mapped registers: two UARTs, an IOAPIC, two ports that end the
+//! machine. Nothing else.
 
 pub(crate) mod bus;
 pub(crate) mod ioapic;

@@ -8,9 +8,9 @@ use crate::error::Result;
 
 /// The keyboard controller's command that pulses the processor's reset line (8042 "pulse output port", bit 0 low).
 pub(crate) const RESET_PULSE: u8 = 0xfe;
-/// What stands in place of a firmware at the reset vector, in real mode: `mov al, 0xfe; out 0x64, al; hlt`.
+/// The code in a firmware's place at the reset vector, in real mode: `mov al, 0xfe; out 0x64, al; hlt`.
 ///
-/// A stock kernel comes here if it is told to reboot and `reboot=` doesn't say how: hardware-reduced ACPI means EFI to it
+/// A stock kernel comes here when it reboots without a method from `reboot=`: hardware-reduced ACPI means EFI to it
 /// (`efi_reboot_required`), and without EFI's services it turns to the BIOS (`native_machine_emergency_restart`).
 pub(crate) const RESET_CODE: [u8; 5] = [0xb0, RESET_PULSE, 0xe6, 0x64, 0xf4];
 /// The sleep type that stands for S5, "soft off", in the DSDT. Its value is ours to choose.

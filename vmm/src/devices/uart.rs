@@ -1,12 +1,12 @@
-//! A UART: vm-superio's 16550A with an interrupt line, a writer for what the guest sends, and a rule for when input may
+//! A UART: vm-superio's 16550A with an interrupt line, a writer for the guest's output, and a rule for when input may
 //! come.
 //!
-//! Output goes out byte by byte, as the guest writes it: whoever reads it sees a prompt at once, and nothing is in a
-//! buffer when the machine ends.
+//! Output goes out byte by byte, as the guest writes it: a reader sees a prompt at once, and nothing is in a buffer when the
+//! machine ends.
 //!
 //! Input waits until the guest asks for it, as a modem would: with "request to send" raised and the interrupt on. Linux
-//! raises it last when a port is opened, after it has emptied the receiver several times; whatever came earlier would
-//! be lost (`echo cmd | minivm …`).
+//! raises it last when a port is opened, after it has emptied the receiver several times; earlier input would be lost
+//! (`echo cmd | minivm …`).
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -37,10 +37,10 @@ const MCR_LOOP: u8 = 1 << 4;
 const LSR: u8 = 5;
 const LSR_DATA_READY: u8 = 1 << 0;
 
-/// How much input it holds, with its FIFO on or not: vm-superio's own limit.
+/// The most input that a UART holds, in bytes, with its FIFO on or not: vm-superio's own limit.
 const FIFO: usize = 64;
 
-/// How long output that would block waits until it is tried again.
+/// The wait before output that would block is tried again.
 const RETRY: Duration = Duration::from_millis(1);
 
 /// An interrupt line from a UART to a pin of the IOAPIC.
@@ -57,7 +57,7 @@ impl Trigger for IrqLine {
     }
 }
 
-/// The guest's output, which stops waiting to be taken when the machine has ended.
+/// The writer of the guest's output, which stops waiting for its reader when the machine has ended.
 pub(crate) struct Output {
     pub(crate) writer: Box<dyn Write + Send>,
     pub(crate) gate: Arc<Gate>,
@@ -67,12 +67,12 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.writer.write(bytes) {
-                // As another error: whoever writes all of something goes on after an interruption.
+                // Another kind of error: after an interruption, `write_all` would try again.
                 Err(_) if self.gate.has_ended() => {
                     return Err(io::Error::other("the machine has ended"));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Somebody else who has it open may have made it non-blocking.
+                // Another process that has it open may have made it non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY),
                 written => return written,
             }
@@ -84,7 +84,7 @@ impl Write for Output {
     }
 }
 
-/// What happens in the UART that its input has to know.
+/// The event of the UART that its input waits for: its buffer is empty.
 pub(crate) struct Emptied(Arc<EventFd>);
 
 impl SerialEvents for Emptied {
@@ -92,12 +92,12 @@ impl SerialEvents for Emptied {
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // It can only fail if 2^64 - 2 of these were unread.
+        // The write can only fail if 2^64 - 2 of these were unread.
         let _ = self.0.write(1);
     }
 }
 
-/// What a UART remembers: its registers, and input that the guest hasn't taken yet. By default, what it does after reset.
+/// The state of a UART: its registers, and input that the guest hasn't taken yet. By default, that after reset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     /// Divisor latch low and high, IER, IIR, LCR, LSR, MCR, MSR, SCR.
@@ -149,7 +149,7 @@ impl From<State> for SerialState {
 }
 
 impl State {
-    /// Checks that a UART can be in it.
+    /// Checks that a UART can be in this state.
     pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
         if self.input.len() > FIFO {
             return Err("no UART holds so much input");
@@ -158,15 +158,15 @@ impl State {
     }
 }
 
-/// A UART with its surroundings.
+/// A UART with its interrupt line, its output, and the descriptor that reports room for input.
 pub(crate) struct Uart {
     serial: Serial<IrqLine, Emptied, Output>,
     room: Arc<EventFd>,
 }
 
 impl Uart {
-    /// A UART in a given state that sends to `output`. If it waits for the guest to take an interrupt, it raises it again:
-    /// one too many does no harm.
+    /// Makes a UART in a given state that sends to `output`. It raises an interrupt that the guest hasn't taken yet again: one
+    /// too many does no harm.
     pub(crate) fn new(irq: IrqLine, output: Output, state: State) -> io::Result<Self> {
         let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let serial = Serial::from_state(&state.into(), irq, Emptied(room.clone()), output);
@@ -183,17 +183,17 @@ impl Uart {
         Ok(uart)
     }
 
-    /// What it remembers.
+    /// Returns a copy of the state.
     pub(crate) fn state(&self) -> State {
         self.serial.state().into()
     }
 
-    /// Becomes readable whenever [`capacity`](Self::capacity) may have grown.
+    /// Returns the descriptor that becomes readable whenever [`capacity`](Self::capacity) may have grown.
     pub(crate) fn room(&self) -> Arc<EventFd> {
         self.room.clone()
     }
 
-    /// How many bytes of input it takes now.
+    /// Returns how many bytes of input the UART takes now.
     pub(crate) fn capacity(&mut self) -> usize {
         if self.takes_input() {
             self.serial.fifo_capacity()
@@ -224,12 +224,12 @@ impl Uart {
         self.serial.read(register)
     }
 
-    /// Whether a driver waits for input. Reading these three registers changes nothing.
+    /// Returns whether a driver waits for input. Reading these three registers changes nothing.
     fn takes_input(&mut self) -> bool {
         self.interrupts_for_input() && self.serial.read(MCR) & (MCR_RTS | MCR_LOOP) == MCR_RTS
     }
 
-    /// Whether received data raises an interrupt. With DLAB set the register can't be seen, and reads as a part of the divisor.
+    /// Returns whether received data raises an interrupt. With DLAB set, IER can't be seen, and reads as a part of the divisor.
     fn interrupts_for_input(&mut self) -> bool {
         self.serial.read(LCR) & LCR_DLAB == 0 && self.serial.read(IER) & IER_RECEIVED_DATA != 0
     }
@@ -265,7 +265,7 @@ impl Device for Uart {
     }
 }
 
-/// A UART has eight registers.
+/// Returns the register behind an offset: a UART has eight.
 fn register(offset: u64) -> u8 {
     u8::try_from(offset & 7).expect("masked to 3 bits")
 }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_writes_comes_out_at_once() {
+    fn output_is_written_at_once() {
         let out = Shared::default();
         let mut uart = uart(Box::new(out.clone()));
         uart.write(0, b"h").unwrap();
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_driver_leaves_in_the_uart_is_still_a_cause() {
+    fn unread_input_is_still_an_interrupts_cause() {
         let mut uart = uart(Box::new(io::sink()));
         uart.write(IER.into(), &[IER_RECEIVED_DATA]).unwrap();
         uart.write(MCR.into(), &[MCR_RTS]).unwrap();
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn sending_is_a_cause_after_receiving() {
+    fn an_empty_transmitter_is_a_cause_after_received_data() {
         let mut uart = uart(Box::new(io::sink()));
         uart.receive(b"x").unwrap();
         uart.write(IER.into(), &[0x03]).unwrap();

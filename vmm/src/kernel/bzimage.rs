@@ -1,6 +1,6 @@
-//! A bzImage: a compressed kernel that unpacks itself, behind a setup header that says what it needs.
+//! A bzImage: a compressed kernel that unpacks itself, behind a setup header with its requirements.
 //!
-//! Its 64-bit entry stands 0x200 bytes behind where the protected-mode part is loaded.
+//! Its 64-bit entry stands 0x200 bytes behind the load address of the protected-mode part.
 //! (`Documentation/arch/x86/boot.rst`, "The Real-Mode Kernel Header" and "64-bit Boot Protocol".)
 
 use std::fs::File;
@@ -14,18 +14,18 @@ use vm_memory::{ByteValued, GuestAddress};
 use super::{Image, KernelError, Loaded, loaded};
 use crate::memory::GuestRam;
 
-/// Where the setup header stands in the file.
+/// The setup header's offset in the file.
 const HEADER_OFFSET: u64 = 0x1f1;
 /// "HdrS", the header's magic number.
 const HDRS: u32 = 0x5372_6448;
-/// The oldest protocol that has `xloadflags`, and with it the word of a 64-bit entry.
+/// The oldest protocol that has `xloadflags`, and with it the flag for a 64-bit entry.
 const OLDEST_PROTOCOL: u16 = 0x020c;
 /// `loadflags`: the protected-mode code goes to 1 MiB or above (a bzImage, not a zImage).
 const LOADED_HIGH: u8 = 1;
-/// Behind the load address: `startup_64`.
+/// The offset of `startup_64` behind the load address.
 const ENTRY_64_OFFSET: u64 = 0x200;
 
-/// Checks `file` and copies its protected-mode part to where it prefers to be.
+/// Checks `file` and copies its protected-mode part to its preferred address.
 pub(super) fn load(
     file: &mut File,
     image: Image,
@@ -54,7 +54,7 @@ fn read_header(file: &File, image: Image) -> Result<setup_header, KernelError> {
     Ok(header)
 }
 
-/// Tells where the kernel is to be loaded and where what it needs to unpack itself ends, or what is wrong with it.
+/// Returns the kernel's load address and the end of the memory that it needs to unpack itself, or its defect.
 fn check(
     header: &setup_header,
     image: Image,
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_goes_where_it_prefers_to_be() {
+    fn a_kernel_is_loaded_at_its_preferred_address() {
         assert_eq!(
             check(&good(), IMAGE, 0).unwrap(),
             (GuestAddress(0x100_0000), 0x300_0000)

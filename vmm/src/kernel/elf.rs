@@ -24,7 +24,7 @@ const PT_LOAD: u32 = 1;
 const EHDR_SIZE: usize = 64;
 const PHDR_SIZE: usize = 56;
 
-/// Checks `file` and copies its segments to where they want to be.
+/// Checks `file` and copies its segments to their addresses.
 pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
     let (entry, segments) = read_headers(file, image)?;
     let end = check(entry, &segments, image)?;
@@ -43,7 +43,7 @@ pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Load
     })
 }
 
-/// What a PT_LOAD program header says.
+/// The fields of a PT_LOAD program header.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     offset: u64,
@@ -107,7 +107,7 @@ fn check_machine(ehdr: &[u8]) -> Result<(), KernelError> {
     }))
 }
 
-/// Tells where the kernel ends, or what is wrong with it.
+/// Returns the kernel's end, or its defect.
 fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelError> {
     let mut places = Vec::new();
     for segment in segments {
@@ -134,7 +134,7 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
         .any(|&(start, end)| (start..end).contains(&entry))
     {
         return Err(KernelError::Damaged(
-            "its entry point is not in what it loads",
+            "its entry point is not in a segment that it loads",
         ));
     }
     Ok(end)
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_that_lie_are_refused() {
+    fn impossible_segments_are_refused() {
         let refusal =
             |entry, segments: &[Segment]| check(entry, segments, IMAGE).unwrap_err().to_string();
         assert!(refusal(0, &[]).contains("nothing to load"));

@@ -1,10 +1,11 @@
-//! Reading a kernel's file into guest memory: an ELF `vmlinux`, a bzImage, or bare machine code.
+//! The loader of kernels into guest memory: an ELF `vmlinux`, a bzImage, or bare machine code.
 //!
-//! A kernel is hostile input: everything that its headers say is checked before one byte is loaded, so that what is
-//! wrong with a file is said in the file's own terms.
+//! A kernel is hostile input: all fields of its headers are checked before one byte is loaded, so that an error names the
+//! defect in the file's own terms.
 
 mod bzimage;
 mod elf;
+pub(crate) mod error;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
@@ -20,69 +21,11 @@ use crate::error::{Error, Result};
 use crate::layout;
 use crate::memory::GuestRam;
 
-/// Why a kernel's file can't be booted.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KernelError {
-    /// The file has no bytes.
-    #[error("the file is empty")]
-    Empty,
-    /// The file is neither ELF nor bzImage.
-    #[error("it is not a kernel: neither an ELF file (vmlinux) nor a bzImage")]
-    NotAKernel,
-    /// The file ends before the bytes that its header promises.
-    #[error("it is truncated: {what} ends at byte {end}, the file has {size}")]
-    Truncated {
-        /// The part that is cut off.
-        what: &'static str,
-        /// The first byte behind that part.
-        end: u64,
-        /// The file's size in bytes.
-        size: u64,
-    },
-    /// The kernel is for another processor.
-    #[error("it is a kernel for {0}, not for x86-64")]
-    WrongMachine(String),
-    /// A header's field makes no sense.
-    #[error("it is damaged: {0}")]
-    Damaged(&'static str),
-    /// A segment's place is not in guest RAM.
-    #[error(
-        "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM for kernels (1 MiB to {ram_end:#x}); more --memory helps up to 1G"
-    )]
-    OutsideRam {
-        /// The segment's first guest-physical address.
-        start: u64,
-        /// The first address behind it.
-        end: u64,
-        /// The first address behind RAM.
-        ram_end: u64,
-    },
-    /// Two segments want the same place.
-    #[error("it is damaged: its segments overlap at {0:#x}")]
-    Overlap(u64),
-    /// The bzImage is too old to say what is needed to boot it.
-    #[error("it speaks version {}.{:02} of the boot protocol: 2.12 (Linux 3.8) is the oldest that can be booted", .0 >> 8, .0 & 0xff)]
-    OldProtocol(u16),
-    /// The bzImage has no 64-bit entry point.
-    #[error("it has no 64-bit entry point: a 64-bit kernel (CONFIG_X86_64) is needed")]
-    No64BitEntry,
-    /// The file could not be read.
-    #[error("cannot read it")]
-    Read(#[source] io::Error),
-    /// The kernel's own command line is shorter than what was given.
-    #[error("it takes a command line of at most {max} bytes, and {len} were given")]
-    CmdlineTooLong {
-        /// What the kernel takes, in bytes.
-        max: u32,
-        /// What was given, in bytes.
-        len: usize,
-    },
-}
+pub use error::KernelError;
 
 /// A kernel in guest memory.
 pub(crate) struct Loaded {
-    /// Where the first vCPU starts, in 64-bit mode.
+    /// The address at which the first vCPU starts, in 64-bit mode.
     pub(crate) entry: GuestAddress,
     /// The first guest-physical address that the kernel doesn't need while it starts.
     pub(crate) end: GuestAddress,
@@ -91,7 +34,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The first address behind where the kernel can have its initramfs. (`Documentation/arch/x86/boot.rst`,
+    /// Returns the first address behind those that the initramfs can have. (`Documentation/arch/x86/boot.rst`,
     /// `initrd_addr_max` and `XLF_CAN_BE_LOADED_ABOVE_4G`.)
     pub(crate) fn initramfs_end(&self) -> u64 {
         match self.header {
@@ -150,15 +93,15 @@ fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> 
     loaded.map_err(refuse)
 }
 
-/// Opens a file that goes into guest memory and tells its size in bytes; anything but a regular file or a block device
-/// has no size that could be relied on and is refused.
+/// Opens a file that goes into guest memory; returns it with its size in bytes. Anything but a regular file or a block
+/// device has no size that could be relied on and is refused.
 pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
     let wrap = |source| Error::File {
         what,
         path: path.into(),
         source,
     };
-    // Opening a named pipe would otherwise wait for somebody to write to it.
+    // Opening a named pipe would otherwise wait for a writer.
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -177,19 +120,19 @@ pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
     Ok((file, size))
 }
 
-/// The first address behind the RAM that lies below the hole.
+/// Returns the first address behind the RAM that lies below the hole.
 pub(crate) fn low_ram_end(ram: &GuestRam) -> u64 {
     ram.regions()
         .next()
         .map_or(0, |(base, size, _)| base.0 + size)
 }
 
-/// What the two formats' loaders have to know of their file and the machine.
+/// The limits of a file and of the machine, which both formats' loaders check.
 #[derive(Clone, Copy)]
 struct Image {
     /// The file's size in bytes.
     size: u64,
-    /// The first address behind RAM.
+    /// The first address behind the RAM that a kernel can have.
     ram_end: u64,
 }
 
@@ -211,7 +154,7 @@ impl Image {
         }
     }
 
-    /// Refuses a place that isn't in RAM between 1 MiB and the hole.
+    /// Refuses a place that isn't between 1 MiB and `ram_end`; returns its end.
     fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
         match start.checked_add(len) {
             Some(end) if start >= layout::HIGH_RAM.0 && end <= self.ram_end => Ok(end),
@@ -224,7 +167,7 @@ impl Image {
     }
 }
 
-/// Reads until `buffer` is full or the file ends; tells how many bytes came.
+/// Reads until `buffer` is full or the file ends; returns the number of bytes.
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     file.rewind()?;
     let mut len = 0;
@@ -237,7 +180,7 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-/// Turns linux-loader's answer, which comes after our own checks, into ours.
+/// Turns linux-loader's error, which comes after all checks here, into a [`KernelError`].
 fn loaded(
     result: linux_loader::loader::Result<KernelLoaderResult>,
 ) -> std::result::Result<KernelLoaderResult, KernelError> {

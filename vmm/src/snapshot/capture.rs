@@ -1,4 +1,4 @@
-//! Taking the state of a machine that is at rest.
+//! The capture of a machine's state while it is at rest.
 
 use std::path::Path;
 use std::sync::MutexGuard;
@@ -17,9 +17,9 @@ use crate::vcpu::Platform;
 /// a local APIC whose state has been taken already.
 pub(crate) struct Frozen<'a> {
     platform: &'a Platform,
-    // None is on its way to a UART, where the snapshot wouldn't have it.
+    // While it is locked, no input is on its way to a UART, where the snapshot would miss it.
     _intake: MutexGuard<'a, ()>,
-    // In the order in which everybody locks them: a UART that raises an interrupt locks the IOAPIC.
+    // In the order in which all code locks them: a UART that raises an interrupt locks the IOAPIC.
     com1: MutexGuard<'a, Uart>,
     com2: MutexGuard<'a, Uart>,
     ioapic: MutexGuard<'a, IoApic>,
@@ -46,7 +46,7 @@ impl<'a> Frozen<'a> {
     }
 
     fn devices(&self) -> Result<Devices> {
-        // What kvm-clock shows to the guest now; see where it is set. (KVM API 4.29, KVM_GET_CLOCK.)
+        // The time that kvm-clock shows to the guest now; see `restore::set_clock`. (KVM API 4.29, KVM_GET_CLOCK.)
         let clock = self
             .platform
             .vm

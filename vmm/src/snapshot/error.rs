@@ -1,18 +1,18 @@
-//! Why a snapshot is not used.
+//! The defects for which a snapshot is refused.
 
-/// What is wrong with a snapshot. Nothing of it has run.
+/// The defect of a snapshot. No instruction of its guest has run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// The state file doesn't begin as one of minivm's does.
+    /// The state file doesn't begin with minivm's magic number.
     #[error("its state file is not a minivm snapshot's")]
     Foreign,
 
-    /// It was written in a format that is no longer read.
+    /// The state file's format is older than the one that this version reads.
     #[error("it has format {0}, which is older than this minivm reads: save it anew")]
     Older(u32),
 
-    /// It was written in a format that isn't known yet.
+    /// The state file's format is newer than the one that this version reads.
     #[error(
         "it has format {0}, which is newer than this minivm reads: use the minivm that saved it, or save it anew"
     )]
@@ -22,11 +22,11 @@ pub enum SnapshotError {
     #[error("its state file is truncated: save it anew")]
     Truncated,
 
-    /// The state file isn't what was written.
+    /// The state file doesn't match its checksum.
     #[error("its state file does not match its checksum: save it anew")]
     Damaged,
 
-    /// The state file is what was written, but no machine can be in that state.
+    /// The state file matches its checksum, but no machine can be in that state.
     #[error("its state file makes no sense: {0}")]
     Senseless(&'static str),
 
@@ -39,11 +39,11 @@ pub enum SnapshotError {
         found: u64,
     },
 
-    /// The memory file's content isn't what was written.
+    /// The memory file's content doesn't match its checksum.
     #[error("its memory file does not match its checksum: save it anew")]
     MemoryDamaged,
 
-    /// Somebody has written to the memory file, or touched it, since it was opened.
+    /// The memory file was written to, or touched, since it was opened.
     #[error("its memory file has changed since it was opened: open it again")]
     MemoryChanged,
 }

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::error::SnapshotError;
 use super::state::State;
 
-/// The first bytes: not text, and damaged by whatever changes line ends, as in PNG's.
+/// The first bytes: not text, and damaged by any change of line ends, as in PNG's.
 const MAGIC: [u8; 8] = *b"\x89minivm\n";
 /// The format's version.
 pub(crate) const VERSION: u32 = 2;
@@ -24,10 +24,10 @@ pub(crate) const VERSION: u32 = 2;
 const HEADER: usize = 48;
 /// Bytes of the header that the checksum covers.
 const COVERED: usize = 16;
-/// No state is larger, by far: a vCPU takes about 10 KiB.
+/// The longest state file in bytes. None comes near: a vCPU takes about 10 KiB.
 pub(crate) const LEN_MAX: usize = 1 << 20;
 
-/// The state file of `state`.
+/// Returns the bytes of the state file of `state`.
 pub(crate) fn encode(state: &State) -> Vec<u8> {
     let body = postcard::to_allocvec(state).expect("plain data in memory can be written");
     let length = u32::try_from(body.len()).expect("some 10 KiB a vCPU");

@@ -1,5 +1,5 @@
-//! Snapshots that nobody saved: the checksum is right, and what it covers is made up. Each is refused, or runs until it ends
-//! by itself or is stopped. They need a `/dev/kvm`.
+//! Forged snapshots: the checksum is right, and the state is made up. Each is refused, or runs until it ends by itself or is
+//! stopped. They need a `/dev/kvm`.
 
 use std::sync::mpsc::channel;
 use std::thread;
@@ -14,20 +14,20 @@ use super::{Snapshot, file, save};
 use crate::devices::{ioapic, uart};
 use crate::{Builder, Config, Error, Kernel, Outcome, Result};
 
-/// How long a forged guest may run before it is stopped, and how long anything may take at all.
+/// The time after which a forged guest is stopped, and the limit for a hang.
 const A_WHILE: Duration = Duration::from_millis(2);
 const DEADLINE: Duration = Duration::from_secs(120);
-/// How many are made of each kind.
+/// The number of snapshots of each kind.
 const ROUNDS: usize = 40;
 
-/// Writes to COM1, reads from it, and starts again, for ever.
+/// A guest that writes to COM1 and reads from it, for ever.
 const GUEST: [u8; 9] = [
     0x66, 0xba, 0xf8, 0x03, // again: mov dx, 0x3f8
     0xee, 0xec, 0x90, //       out dx, al; in al, dx; nop
     0xeb, 0xf7, //             jmp again
 ];
 
-/// Numbers by chance, the same each time: most of them small or one bit.
+/// A generator of pseudo-random numbers with a fixed start: most of them small or one bit.
 struct Chance(u64);
 
 impl Chance {
@@ -70,7 +70,7 @@ fn saved() -> (TempDir, Vec<u8>) {
     (folder, state)
 }
 
-/// Has a machine made of what is in the folder, and lets it run for a while.
+/// Restores the snapshot in the folder, and lets the machine run for a while.
 fn run(folder: &TempDir) -> Result<Outcome> {
     let snapshot = Snapshot::open(folder.path())?;
     let machine = Builder::restore(&snapshot).build()?;
@@ -82,12 +82,12 @@ fn run(folder: &TempDir) -> Result<Outcome> {
         ended.recv_timeout(DEADLINE).expect("it hangs, or panicked")
     });
     running.join().unwrap();
-    // What the gate says of a vCPU's thread that panicked.
+    // The gate's error for a vCPU's thread that panicked.
     assert!(!matches!(outcome, Err(Error::Output(_))), "{outcome:?}");
     outcome
 }
 
-/// Forges one state after another; how many of them ran.
+/// Forges one state after another; returns how many of them ran.
 fn forge(kind: &str, mut change: impl FnMut(&mut State, &mut Chance)) -> usize {
     let (folder, state) = saved();
     let mut chance = Chance(0x1234_5678_9abc_def1);

@@ -2,17 +2,17 @@
 //!
 //! # What is checked, and when
 //!
-//! A restore must not read the file: its time would grow with the memory. So the content's checksum is verified once, by
-//! the one who wrote it, and what the file system says of the file from then on stands for it ([`Identity`]): its inode,
-//! length, number of names, and the times of its last change, which the kernel sets by itself on every write. As long as
-//! they are the same, so is the content, as far as anybody but root (who can set the clock back, or write to the disk underneath) and a broken
-//! disk are concerned. Where they are not, because the snapshot was copied or because somebody wrote to it, opening it takes
-//! as long as reading it does, and its content has to match its checksum.
+//! A restore must not read the file: its time would grow with the memory. So the saver, which knows the content, records with
+//! its checksum what the file system says of the file ([`Identity`]): its inode, length, number of names, and the times of its
+//! last change, which the kernel sets by itself on every write. As long as the identity is unchanged, so is the content, except
+//! for root (which can set the clock back, or write to the disk underneath) and a broken disk. Where it has changed, because
+//! the snapshot was copied or because a process wrote to the file, opening it takes as long as reading it does, and its
+//! content has to match its checksum.
 //!
-//! Opened, it is looked at again on every restore, after it has been mapped and before anything runs. What happens to it
-//! while a machine runs can't be seen in time: pages that the guest hasn't touched yet change with it, and if the file is cut
-//! short, touching them is an error (a vCPU's, or this process's SIGBUS). So memory files are made read-only, and replaced
-//! and deleted as a whole, never written to: a mapping keeps the file that it was made from.
+//! An open file is checked again on every restore, after it has been mapped and before anything runs. A change while a machine
+//! runs can't be seen in time: pages that the guest hasn't touched yet change with the file, and if it is cut short, touching
+//! them is an error (a vCPU's, or this process's SIGBUS). So memory files are made read-only, and replaced and deleted as a
+//! whole, never written to: a mapping keeps the file that it was made from.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -24,40 +24,38 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::Bytes;
 
-use super::sparse::{Piece, data_extents, used};
+use super::sparse::{PAGE, Piece, data_extents, used};
 use crate::memory::GuestRam;
 
-/// x86's page size: what is either a hole or not.
-pub(crate) const PAGE: usize = 4096;
-/// How much is copied at a time.
+/// Bytes that are copied at a time.
 const CHUNK: usize = 64 * PAGE;
-/// How the files are called; a random number follows.
+/// The beginning of a memory file's name; a random number follows.
 pub(crate) const NAME_PREFIX: &str = "memory-";
 /// Longer than the steps of a file system's clock: the kernel's tick, at most 10 ms. Where files' times are kept in seconds
 /// (ext3, FAT), a change in the same second as the file was written goes unnoticed.
 const TICK: Duration = Duration::from_millis(12);
 
-/// What the state file knows of its memory file.
+/// The state file's record of its memory file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MemoryRecord {
     /// Its name in the snapshot's folder.
     pub(crate) name: String,
     /// Its length, which is the machine's memory.
     pub(crate) bytes: u64,
-    /// How the file system knew it when it had been written.
+    /// Its identity right after it was written.
     pub(crate) identity: Identity,
     /// SHA-256 of every page that isn't zero, each with its place before it.
     pub(crate) digest: [u8; 32],
 }
 
 impl MemoryRecord {
-    /// Whether its name is one that a memory file can have: in this folder, and no other file's.
+    /// Returns whether its name is valid for a memory file: in the snapshot's folder, and no other file's.
     pub(crate) fn has_good_name(&self) -> bool {
         is_memory_file(&self.name)
     }
 }
 
-/// Whether a file is a memory file by its name.
+/// Returns whether a name is that of a memory file.
 pub(crate) fn is_memory_file(name: &str) -> bool {
     let number = name.strip_prefix(NAME_PREFIX);
     number.is_some_and(|number| {
@@ -65,7 +63,8 @@ pub(crate) fn is_memory_file(name: &str) -> bool {
     })
 }
 
-/// How a file system knows a file's content. The device's number isn't in it: it can be another one after a reboot.
+/// The identity of a file's content, by what the file system says of the file. The device's number isn't part of it, because
+/// it can be another one after a reboot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     inode: u64,
@@ -80,15 +79,15 @@ impl Identity {
         file.metadata().map(|metadata| Identity::from(&metadata))
     }
 
-    /// The same, of a file that was just written. Returns when the file system's clock has moved on, so that each later
+    /// Returns the identity of a file that was just written, once the file system's clock has moved on, so that each later
     /// change gives the file another time.
     pub(crate) fn settled(file: &File) -> io::Result<Self> {
         thread::sleep(TICK);
         Identity::of(file)
     }
 
-    /// Whether a file that was known as `self` is still what it was, now that it is known as `now`. That it was deleted is a
-    /// change of the file, which has its time, but not of its content, whose time is another.
+    /// Returns whether a file still has its content, whose identity was `self` and is `now`. A deletion changes the file, and
+    /// with it the time of its last change, but neither its content nor the time of that.
     pub(crate) fn still_holds(&self, now: &Identity) -> bool {
         let deleted = now.links == 0 && self.links > 0;
         self == now
@@ -103,7 +102,7 @@ impl Identity {
 
 #[cfg(test)]
 impl Identity {
-    /// That of no file.
+    /// An identity of no file.
     pub(crate) fn sample() -> Self {
         Identity {
             inode: 1,
@@ -127,7 +126,7 @@ impl From<&Metadata> for Identity {
     }
 }
 
-/// Writes guest RAM to an empty file; gives the content's digest.
+/// Writes guest RAM to an empty file; returns the content's digest.
 pub(crate) fn write(ram: &GuestRam, file: &File) -> io::Result<[u8; 32]> {
     file.set_len(ram.bytes())?;
     let mut digest = Sha256::new();
@@ -151,12 +150,12 @@ pub(crate) fn write(ram: &GuestRam, file: &File) -> io::Result<[u8; 32]> {
     Ok(digest.finalize().into())
 }
 
-/// The digest of a memory file's content.
+/// Reads a memory file; returns its content's digest.
 pub(crate) fn digest(file: &File) -> io::Result<[u8; 32]> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; CHUNK];
     for extent in data_extents(file)? {
-        // In pages, so that it makes no difference where an extent begins.
+        // In pages, so that the beginning of an extent makes no difference.
         let mut offset = extent.start / PAGE as u64 * PAGE as u64;
         while offset < extent.end {
             let rest = usize::try_from(extent.end - offset).unwrap_or(CHUNK);
@@ -179,7 +178,7 @@ fn take(digest: &mut Sha256, offset: u64, run: &[u8]) {
     }
 }
 
-/// The runs of pages of a chunk that aren't zero: where each begins, and its bytes.
+/// Returns the runs of a chunk's pages that aren't zero: each with its offset and its bytes.
 fn runs(chunk: &[u8]) -> Vec<(usize, &[u8])> {
     let mut runs = Vec::new();
     let mut start = None;

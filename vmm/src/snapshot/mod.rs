@@ -1,25 +1,25 @@
-//! Snapshots: a paused machine in two files, from which any number of machines go on.
+//! Snapshots: a paused machine in two files, from which any number of machines continue.
 //!
 //! - `state` holds a machine's state in plain data, with the format in `file`;
 //! - `memory_file` holds its RAM; a restore maps it, and neither reads nor copies it;
 //! - `save` writes both so that a folder holds a whole snapshot or none;
 //! - `capture` takes the state of a machine that is at rest;
 //! - `restore` makes a machine in KVM and puts the state into it;
-//! - `working_set` is what a clone touches of its memory.
+//! - `working_set` records the pages that a clone touches.
 //!
-//! How a vCPU's state is read and set, and in which order, stands in `arch`.
+//! `arch` reads and sets a vCPU's state, and explains the order.
 //!
-//! # What a restored guest sees
+//! # A restored guest's view
 //!
-//! No time has passed: the time stamp counter and kvm-clock go on where they were. So its date is wrong until somebody tells
-//! it. All machines of one snapshot are the same, down to the random number generator: somebody has to tell each who it is
-//! before it does anything that must differ.
+//! No time has passed: the time stamp counter and kvm-clock continue where they were. So the guest's date is wrong until the
+//! host sends the right one. All machines of one snapshot are identical, down to the random number generator: the host has to
+//! give each an identity and random bytes of its own before it does anything that must differ.
 //!
-//! A snapshot is as secret as its machine's memory, and is trusted like a kernel: what it holds runs in the guest, and does
-//! no more than a guest can. Its files are readable by their owner only.
+//! A snapshot is as secret as its machine's memory, and is trusted like a kernel: its code runs in the guest, and does no more
+//! than a guest can. Its files are readable by their owner only.
 
 pub(crate) mod capture;
-mod error;
+pub(crate) mod error;
 mod file;
 mod memory_file;
 pub(crate) mod restore;
@@ -49,7 +49,7 @@ use crate::memory::GuestRam;
 use memory_file::Identity;
 use state::State;
 
-/// How often a snapshot is opened again that was replaced while it was being opened.
+/// The most attempts to open a snapshot that is replaced while it is being opened.
 const ATTEMPTS: u8 = 5;
 
 /// A snapshot that has been opened and found good: machines can be made from it, at once or ahead of time, until it is
@@ -78,9 +78,9 @@ struct Opened {
     folder: PathBuf,
     state: State,
     memory: Arc<File>,
-    /// What the memory file was known as when its content was found good.
+    /// The memory file's identity when its content was found good.
     identity: Identity,
-    /// Where it holds nothing.
+    /// The ranges in which the memory file holds nothing.
     holes: Vec<Range<u64>>,
     /// This host's KVM, once it is known to have what the snapshot needs.
     kvm: OnceLock<Kvm>,
@@ -88,12 +88,12 @@ struct Opened {
 
 impl Snapshot {
     /// Opens the snapshot in `folder`, which [`Machine::snapshot`](crate::Machine::snapshot) or
-    /// [`Control::snapshot`](crate::Control::snapshot) has saved there. It takes no longer for more memory, unless the memory
-    /// file isn't the very file that was saved but a copy of it: that one is read through once.
+    /// [`Control::snapshot`](crate::Control::snapshot) has saved there. Its time doesn't grow with the memory, unless the
+    /// memory file is a copy of the one that was saved: a copy is read through once.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] where a file of it can't be read, [`Error::Snapshot`] where it isn't what was saved.
+    /// [`Error::File`] where a file of the snapshot can't be read, [`Error::Snapshot`] where one isn't what was saved.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let (state, memory) = open_files(folder)?;
@@ -109,7 +109,7 @@ impl Snapshot {
         let snapshot = Snapshot(Arc::new(Opened {
             folder: folder.into(),
             kvm: OnceLock::new(),
-            // Where the file system doesn't tell, all of it is mapped.
+            // Where the file system doesn't report holes, all of the file is mapped.
             holes: sparse::holes(&memory, found).unwrap_or_default(),
             memory: Arc::new(memory),
             identity,
@@ -121,12 +121,12 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Reads the whole memory file and compares it with its checksum, which [`open`](Self::open) has no reason to do: this
-    /// is for finding out whether the disk still holds what was written to it.
+    /// Reads the whole memory file and compares it with its checksum: a test of the disk, which [`open`](Self::open) does only
+    /// for a copy.
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`] where it doesn't, [`Error::File`] where it can't be read.
+    /// [`Error::Snapshot`] where the content differs from what was saved, [`Error::File`] where it can't be read.
     pub fn verify(&self) -> Result<()> {
         let digest = memory_file::digest(&self.0.memory).map_err(unreadable(&self.0.folder))?;
         if digest != self.0.state.memory.digest {
@@ -135,49 +135,51 @@ impl Snapshot {
         self.check_unchanged()
     }
 
-    /// The machine's memory in bytes.
+    /// Returns the machine's memory in bytes.
     pub fn memory(&self) -> u64 {
         self.0.state.memory.bytes
     }
 
-    /// The machine's number of vCPUs.
+    /// Returns the machine's number of vCPUs.
     pub fn cpus(&self) -> u8 {
         u8::try_from(self.0.state.vcpus.len()).expect("checked against CPUS_MAX")
     }
 
-    /// How many bytes its files take on the disk, which is less than the machine's memory: what is zero takes none.
+    /// Returns the bytes that the snapshot's files take on the disk. They are fewer than the machine's memory: zero pages take
+    /// none.
     ///
     /// # Errors
     ///
-    /// [`Error::File`] where the file system doesn't tell.
+    /// [`Error::File`] where the file system doesn't say.
     pub fn disk_size(&self) -> Result<u64> {
         let memory = self.0.memory.metadata();
         let memory = memory.map_err(unreadable(&self.0.folder))?.blocks() * 512;
         Ok(memory + file::encode(&self.0.state).len() as u64)
     }
 
-    /// Finds out whether this host has what the snapshot needs, as [`prepare`](Self::prepare) does, once.
+    /// Checks that this host has all that the snapshot needs. The first success is remembered, also for
+    /// [`prepare`](Self::prepare).
     ///
     /// # Errors
     ///
-    /// [`Error::HostLacks`] names what it hasn't; otherwise as [`Builder::build`](crate::Builder::build), where there is no
-    /// usable KVM.
+    /// [`Error::HostLacks`] names the feature that the host lacks; [`Error::KvmMissing`], [`Error::KvmPermission`],
+    /// [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
     pub fn check_host(&self) -> Result<()> {
         self.kvm().map(drop)
     }
 
-    /// Makes a machine for it in KVM, and everything else that doesn't need to wait until a machine is wanted; see
-    /// [`Builder::restore_prepared`](crate::Builder::restore_prepared).
+    /// Makes a machine of the snapshot in KVM, with all that can be done before the machine is needed;
+    /// [`Builder::restore_prepared`](crate::Builder::restore_prepared) does the rest.
     ///
     /// # Errors
     ///
-    /// As [`check_host`](Self::check_host), [`Error::Snapshot`] where the memory file has changed since it was opened, and
-    /// where KVM or the host refuse something.
+    /// Those of [`check_host`](Self::check_host); [`Error::Snapshot`] where the memory file has changed since it was opened,
+    /// [`Error::File`] where it can't be checked; [`Error::Host`] where the host has no memory for the guest.
     pub fn prepare(&self) -> Result<Prepared> {
         restore::prepare(self)
     }
 
-    /// This host's KVM, which has what the snapshot needs.
+    /// Returns this host's KVM once it is known to have what the snapshot needs.
     fn kvm(&self) -> Result<&Kvm> {
         if let Some(kvm) = self.0.kvm.get() {
             return Ok(kvm);
@@ -195,7 +197,7 @@ impl Snapshot {
         Ok(self.0.kvm.get_or_init(|| kvm))
     }
 
-    /// RAM of a machine's own that holds what the memory file does.
+    /// Maps RAM for one machine, with the memory file's content.
     fn ram(&self) -> Result<GuestRam> {
         GuestRam::of_file(self.memory(), self.0.memory.clone(), &self.0.holes)
     }
@@ -236,7 +238,7 @@ fn open_files(folder: &Path) -> Result<(State, File)> {
 fn read_state(folder: &Path) -> Result<State> {
     let path = folder.join(save::STATE);
     let mut bytes = Vec::new();
-    // One byte more than the largest, so that a larger one is seen to be.
+    // One byte more than the longest, so that a longer one shows.
     open_regular(&path)
         .and_then(|file| file.take(file::LEN_MAX as u64 + 1).read_to_end(&mut bytes))
         .map_err(unreadable(&path))?;
@@ -246,7 +248,7 @@ fn read_state(folder: &Path) -> Result<State> {
     })
 }
 
-/// Opens a file that is one: a pipe would have no end.
+/// Opens a regular file, and nothing else: a pipe would have no end.
 fn open_regular(path: &Path) -> io::Result<File> {
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));

@@ -1,7 +1,7 @@
-//! From a snapshot to a machine in KVM.
+//! The restore of a snapshot: a machine in KVM, with the snapshot's state.
 //!
-//! Making a machine takes the longest, and doesn't depend on when it is wanted: [`prepare`] does it, ahead of time if there
-//! is any. [`Prepared::wake`] does the rest, from which on the guest's clocks run.
+//! Making a machine takes the longest, and can be done before it is needed: that is [`prepare`]. [`Prepared::wake`] does the
+//! rest; from then on the guest's clocks run.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::kvm::{Created, create_vm, lend_memory, split_irqchip};
 use crate::vcpu::Vcpu;
 
-/// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits to be given its state
-/// and its serial ports by [`Builder::restore_prepared`](crate::Builder::restore_prepared).
+/// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits for its state and its
+/// serial ports, which come from [`Builder::restore_prepared`](crate::Builder::restore_prepared).
 ///
 /// ```no_run
 /// use minivm_vmm::{Builder, Snapshot};
@@ -32,11 +32,11 @@ pub struct Prepared {
     created: Created,
 }
 
-/// Makes the machine.
+/// Makes the machine of a snapshot, without its state.
 pub(super) fn prepare(snapshot: &Snapshot) -> Result<Prepared> {
     let kvm = snapshot.kvm()?;
     let ram = snapshot.ram()?;
-    // Looked at again when it wakes: this is for whoever makes machines ahead, and would make none of any use.
+    // `wake` checks it again. This is for machines made ahead of time, none of which would be of use.
     snapshot.check_unchanged()?;
     let vm = Arc::new(create_vm(kvm)?);
     lend_memory(&vm, &ram)?;
@@ -67,11 +67,11 @@ fn create_vcpus(vm: &VmFd, snapshot: &Snapshot) -> Result<Vec<Vcpu>> {
 }
 
 impl Prepared {
-    /// Gives it the snapshot's state, but for the devices', which it hands on.
+    /// Sets the snapshot's state in the machine, except the devices', which it returns.
     pub(crate) fn wake(self) -> Result<(Created, Devices)> {
         let Prepared { snapshot, created } = self;
         let state = &snapshot.0.state;
-        // The memory is mapped by now, so a change from here on isn't one of the file that was looked at.
+        // After the memory was mapped: what has changed before that shows here.
         snapshot.check_unchanged()?;
         for (vcpu, state) in created.vcpus.iter().zip(&state.vcpus) {
             state.set(vcpu)?;
@@ -83,7 +83,7 @@ impl Prepared {
     }
 }
 
-/// Sets the guest's paravirtual clock going from where it was.
+/// Sets the guest's paravirtual clock, so that it continues where it was.
 fn set_clock(vm: &VmFd, nanoseconds: u64) -> Result<()> {
     // kvm-clock counts nanoseconds since the machine began, in a page that a guest shares with KVM and reads together with
     // the time stamp counter. So it comes after the counters, on whose being alike it depends whether all vCPUs can share

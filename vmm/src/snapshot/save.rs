@@ -1,4 +1,4 @@
-//! Writing a snapshot's folder, so that at each moment it holds the old snapshot or the new one.
+//! The writer of a snapshot's folder, which at each moment holds the old snapshot or the new one.
 //!
 //! ```text
 //! state                     names its memory file, and so decides which snapshot is in the folder
@@ -11,14 +11,14 @@
 //! 4. It is renamed to `state`: this is the moment.
 //! 5. The old memory file is deleted.
 //!
-//! The folder is opened once, and all is done in what was opened. It has to be the user's own, and no other user's to write to:
-//! memory and devices that others can change would be theirs to run.
+//! The folder is opened once, and all steps work in the open folder. It has to belong to this process's user, and no other
+//! user may write to it: with a snapshot's memory and devices, another user could change what its machines run.
 //!
-//! Whatever fails or is killed before step 4 leaves the old snapshot as it was, and after it the new one is complete. A lock
-//! on the folder keeps a second saver out. Machines that were restored from the old snapshot keep its memory file, which has
-//! no name any more.
+//! A saver that fails or is killed before step 4 leaves the old snapshot as it was, and after it the new one is complete. A
+//! lock on the folder keeps a second saver out. Machines that were restored from the old snapshot keep its memory file, which
+//! has no name any more.
 
-#![allow(unsafe_code, reason = "whose process this is has no safe interface")]
+#![allow(unsafe_code, reason = "geteuid has no safe interface in std")]
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -37,12 +37,12 @@ use crate::memory::GuestRam;
 /// The state file's name.
 pub(crate) const STATE: &str = "state";
 const STATE_NEW: &str = "state.new";
-/// What is said of a folder that was named by mistake.
+/// The message about a folder that was named by mistake.
 const NOT_OURS: &str = "it has a file `state` that is not a snapshot's: name another folder";
-/// Others than the owner may write.
+/// The bits of a mode by which others than the owner may write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Saves a machine that stands still in `folder`, which is made if it isn't there.
+/// Saves a machine at rest in `folder`, which is created if it isn't there.
 pub(crate) fn save(
     folder: &Path,
     vcpus: Vec<VcpuState>,
@@ -50,7 +50,7 @@ pub(crate) fn save(
     ram: &GuestRam,
 ) -> io::Result<()> {
     let lock = Lock::of(open_own(folder)?)?;
-    // By this name it is the one that was looked at, whatever is put in its place.
+    // This path leads to the folder that was checked, also when something else has taken its place.
     let folder = &PathBuf::from(format!("/proc/self/fd/{}", lock.0.as_raw_fd()));
     for name in [STATE, STATE_NEW] {
         check_replaceable(folder, name)?;
@@ -60,21 +60,21 @@ pub(crate) fn save(
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             remove_all_but(folder, "")
         }
-        // Somebody's own file, in a folder that was named by mistake.
+        // A file of the user's, in a folder that was named by mistake.
         Err(Error::Snapshot {
             source: SnapshotError::Foreign,
             ..
         }) => {
             return Err(io::Error::other(NOT_OURS));
         }
-        // Another version's, for one, whose memory file is not to be known.
+        // Another version's snapshot, for one, whose memory file's name can't be read.
         Err(Error::Snapshot { .. }) => {}
         Err(Error::File { source, .. }) => return Err(source),
         Err(error) => return Err(io::Error::other(error)),
     }
     let name = new_name()?;
     if let Err(error) = write(folder, &name, vcpus, devices, ram) {
-        // What can't be deleted now is deleted by the next one who saves.
+        // The next save deletes what can't be deleted now.
         let _ = fs::remove_file(folder.join(STATE_NEW));
         let _ = fs::remove_file(folder.join(&name));
         return Err(error);
@@ -85,20 +85,20 @@ pub(crate) fn save(
     Ok(())
 }
 
-/// A state file is a regular file. Whatever else has its name is not a saver's, and stays.
+/// Refuses a folder in which something other than a regular file has a state file's name: no saver has made it, and it stays.
 fn check_replaceable(folder: &Path, name: &str) -> io::Result<()> {
     match fs::symlink_metadata(folder.join(name)) {
         Ok(metadata) if !metadata.is_file() => Err(io::Error::other(format!(
             "`{name}` in it is not a regular file: name another folder"
         ))),
-        // A state appears whole.
+        // An empty one is no saver's either: a state file appears whole.
         Ok(metadata) if name == STATE && metadata.len() == 0 => Err(io::Error::other(NOT_OURS)),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-/// A folder that no other saver may use meanwhile.
+/// A lock on a folder, which keeps other savers out.
 struct Lock(File);
 
 impl Lock {
@@ -114,14 +114,14 @@ impl Lock {
 }
 
 impl Drop for Lock {
-    /// Unlocks it. Closing alone wouldn't always: a process that another thread has forked just now has the folder open too,
+    /// Unlocks the folder. Closing it isn't always enough: a process that another thread has just forked has it open too,
     /// until it executes its program.
     fn drop(&mut self) {
         let _ = self.0.unlock();
     }
 }
 
-/// Opens the folder, which is made if it isn't there, and looks whose it is.
+/// Opens the folder, which is created if it isn't there, and checks its owner and its mode.
 fn open_own(path: &Path) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     // SAFETY: it takes nothing, and can't fail.
@@ -175,7 +175,7 @@ fn write(
         identity,
         digest,
     };
-    // One that was killed has left it, and its content is worth nothing.
+    // A saver that was killed has left it, and its content is worth nothing.
     match fs::remove_file(folder.join(STATE_NEW)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -194,7 +194,7 @@ fn write(
     fs::rename(folder.join(STATE_NEW), folder.join(STATE))
 }
 
-/// A name that no other memory file has had.
+/// Returns a name that no other memory file has had.
 fn new_name() -> io::Result<String> {
     let mut number = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut number)?;
@@ -225,7 +225,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || File::open(folder.path()).unwrap();
         let file = open();
-        // As a process that was forked meanwhile has one.
+        // A process that was forked meanwhile has one, too.
         let _copy = file.try_clone().unwrap();
         let lock = Lock::of(file).unwrap();
         assert!(Lock::of(open()).is_err());

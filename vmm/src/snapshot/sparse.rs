@@ -1,4 +1,4 @@
-//! Where memory and files hold anything at all, so that what they don't hold need not be read.
+//! The parts of memory and files that hold anything at all, so that the rest need not be read.
 
 #![allow(
     unsafe_code,
@@ -14,15 +14,17 @@ use std::{io, iter};
 
 use vm_memory::GuestAddress;
 
-use super::memory_file::PAGE;
 use crate::memory::{GuestRam, HUGE_PAGE, MAPPINGS};
+
+/// x86's page size: the granule of holes.
+pub(crate) const PAGE: usize = 4096;
 
 /// Bits of a page's entry in `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
-/// Of a file's, and not a copy of it that is this process's own.
+/// The page is a file's, and not this process's own copy of it.
 const OF_FILE: u64 = 1 << 61;
-/// How many of those are read at a time: those of 32 MiB.
+/// The number of entries that are read at a time: those of 32 MiB.
 const ENTRIES: usize = 8192;
 
 /// A piece of guest RAM, in whole pages, and its place in a memory file.
@@ -32,17 +34,17 @@ pub(crate) struct Piece {
     pub(crate) len: usize,
 }
 
-/// All of guest RAM that may hold anything but zeros, in order, in pieces of at most `len_max` bytes.
+/// Returns all parts of guest RAM that may hold anything but zeros, in order, in pieces of at most `len_max` bytes.
 ///
-/// Anonymous memory that nobody has touched, neither the guest nor this process, has no page. A mapping of a file also has
-/// what the file holds.
+/// Anonymous memory that neither the guest nor this process has touched has no page. A mapping of a file also has the file's
+/// content.
 pub(crate) fn used(ram: &GuestRam, len_max: usize) -> io::Result<Vec<Piece>> {
     let extents = ram.file().map_or(Ok(Vec::new()), data_extents)?;
     let mut pieces = Vec::new();
     let mut region_offset = 0;
     for (base, size, host) in ram.regions() {
         let offsets = region_offset..region_offset + size;
-        // Where /proc isn't to be had, all of it is looked through, which takes longer.
+        // Without /proc, all of it is read, which takes longer.
         let touched = touched(host, size, Present::Any)
             .unwrap_or_else(|_| iter::once(0..size).collect())
             .into_iter()
@@ -76,25 +78,25 @@ fn shift(range: Range<u64>, by: u64) -> Range<u64> {
     range.start + by..range.end + by
 }
 
-/// The part of `range` that lies within `bounds`, in whole pages.
+/// Returns the part of `range` that lies within `bounds`, in whole pages.
 fn clip(range: &Range<u64>, bounds: &Range<u64>) -> Range<u64> {
     let page = PAGE as u64;
     let (start, end) = (range.start / page * page, range.end.next_multiple_of(page));
     start.clamp(bounds.start, bounds.end)..end.clamp(bounds.start, bounds.end)
 }
 
-/// Which pages are meant.
+/// A kind of pages that are present.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Present {
-    /// All that there are.
+    /// All pages.
     Any,
-    /// Those that nobody else has.
+    /// Pages of this process alone.
     Own,
-    /// Those of a file.
+    /// Pages of a file.
     Shared,
 }
 
-/// Which parts of `size` bytes of this process's memory, from address `host` on, have such pages.
+/// Returns the parts of `size` bytes of this process's memory, from address `host` on, that have such pages.
 pub(super) fn touched(host: u64, size: u64, wanted: Present) -> io::Result<Vec<Range<u64>>> {
     let page = PAGE as u64;
     let pagemap = File::open("/proc/self/pagemap")?;
@@ -123,7 +125,7 @@ pub(super) fn touched(host: u64, size: u64, wanted: Present) -> io::Result<Vec<R
     Ok(parts)
 }
 
-/// Which parts of a file hold data. A file system that doesn't know says that all of it does.
+/// Returns the parts of a file that hold data. A file system that doesn't know says that all of it does.
 pub(crate) fn data_extents(file: &File) -> io::Result<Vec<Range<u64>>> {
     let mut extents = Vec::new();
     let mut at = 0;
@@ -138,8 +140,8 @@ pub(crate) fn data_extents(file: &File) -> io::Result<Vec<Range<u64>>> {
     Ok(extents)
 }
 
-/// Whole huge pages of a file of `length` bytes that hold nothing, the largest of them, in order. It looks no closer than it has
-/// to: at most once a huge page.
+/// Returns the ranges of whole huge pages in which a file of `length` bytes holds nothing: the largest [`MAPPINGS`] of them, in
+/// order. It seeks at most once per huge page.
 pub(super) fn holes(file: &File, length: u64) -> io::Result<Vec<Range<u64>>> {
     let huge = HUGE_PAGE as u64;
     let whole = length / huge * huge;
@@ -161,7 +163,7 @@ pub(super) fn holes(file: &File, length: u64) -> io::Result<Vec<Range<u64>>> {
 /// Finds the next data or hole from `from` on; `None` behind the last.
 fn seek(file: &File, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
     let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
-    // SAFETY: it has no condition. It moves the file's position, which nobody here uses.
+    // SAFETY: it has no condition. It moves the file's position, which no code here uses.
     let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
     match u64::try_from(found) {
         Ok(found) => Ok(Some(found)),

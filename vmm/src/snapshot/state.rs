@@ -16,7 +16,7 @@ pub(crate) struct State {
     pub(crate) devices: Devices,
 }
 
-/// What the vCPUs share.
+/// The state of the devices that the vCPUs share.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Devices {
     /// The clock that KVM shows to the guest (kvm-clock), in nanoseconds; `None` in a machine that boots, whose clock is
@@ -28,14 +28,14 @@ pub(crate) struct Devices {
 }
 
 impl State {
-    /// Checks what a checksum can't: that whoever wrote it wrote sense. What KVM checks itself is left to it.
+    /// Checks that the state makes sense, which no checksum can. KVM checks the registers itself.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let bytes = self.memory.bytes;
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&bytes) || !bytes.is_multiple_of(4096) {
             return Err("no machine has so much memory");
         }
         if !self.memory.has_good_name() {
-            return Err("the memory file's name is not one");
+            return Err("invalid memory file name");
         }
         if self.vcpus.is_empty() || self.vcpus.len() > usize::from(CPUS_MAX) {
             return Err("no machine has so many vCPUs");

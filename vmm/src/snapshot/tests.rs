@@ -1,17 +1,18 @@
-//! Snapshots of machines that never were: what is saved, what is refused, and what is left when saving doesn't succeed. No
-//! KVM is needed for any of it.
+//! Snapshots of made-up machines: saving and restoring, refusals, and the remains of a save that fails. None of it needs KVM.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use minivm_tests::stress;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::memory_file::{MemoryRecord, PAGE};
+use super::memory_file::MemoryRecord;
+use super::sparse::PAGE;
 use super::state::Devices;
 use super::*;
 use crate::arch::vcpu_state::VcpuState;
@@ -34,7 +35,7 @@ fn fill(ram: &GuestRam, pages: &[(u64, u8)]) {
     }
 }
 
-/// The byte that fills each page of interest, and whether it does.
+/// Returns the byte that fills a page, and checks that it does.
 fn byte_of(ram: &GuestRam, page: u64) -> u8 {
     let mut bytes = [0; PAGE];
     ram.map()
@@ -101,7 +102,7 @@ fn with_state(folder: &TempDir, change: impl FnOnce(&mut State)) -> SnapshotErro
 }
 
 #[test]
-fn what_is_saved_comes_back() {
+fn saved_memory_is_restored() {
     let folder = saved();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     snapshot.verify().unwrap();
@@ -133,7 +134,7 @@ fn zero_pages_take_no_room() {
 }
 
 #[test]
-fn memory_behind_the_hole_comes_back() {
+fn memory_behind_the_hole_is_restored() {
     let folder = tempfile::tempdir().unwrap();
     let ram = GuestRam::new(4 << 30).unwrap();
     let places = [
@@ -175,7 +176,7 @@ fn clones_never_see_one_anothers_writes() {
 fn a_clone_can_be_saved_itself() {
     let (folder, second) = (saved(), tempfile::tempdir().unwrap());
     let ram = restored(&Snapshot::open(folder.path()).unwrap());
-    // One more, one changed, one erased, and one that nobody has touched.
+    // One page more, one changed, one erased, and one untouched.
     fill(&ram, &[(3, 3), (1, 11), (5, 0), (4000, 40), (4001, 0)]);
     save_ram(second.path(), &ram, 8).unwrap();
     // In place of the one that it is a clone of, too.
@@ -212,7 +213,7 @@ fn flags_at(address: u64) -> Vec<String> {
     panic!("nothing is mapped at {address:#x}");
 }
 
-/// How many pages of a machine's RAM are its own.
+/// Returns how many pages of a machine's RAM are its own.
 fn own_pages(ram: &GuestRam) -> u64 {
     let (_, size, host) = ram.regions().next().unwrap();
     let own = sparse::touched(host, size, sparse::Present::Own).unwrap();
@@ -222,7 +223,7 @@ fn own_pages(ram: &GuestRam) -> u64 {
 }
 
 #[test]
-fn huge_pages_are_where_no_clone_has_been() {
+fn huge_pages_leave_out_blocks_that_clones_touch() {
     const MIB: u64 = 1 << 20;
     let folder = saved();
     let snapshot = Snapshot::open(folder.path()).unwrap();
@@ -266,7 +267,7 @@ fn a_snapshot_that_is_open_outlives_its_folder() {
 }
 
 #[test]
-fn what_is_no_snapshot_is_refused() {
+fn files_that_are_no_snapshot_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(
         Snapshot::open(folder.path()).map(drop),
@@ -351,7 +352,7 @@ fn a_state_file_with_any_bit_flipped_is_refused() {
 }
 
 #[test]
-fn a_state_that_makes_no_sense_is_refused_though_its_checksum_is_right() {
+fn a_senseless_state_is_refused_though_its_checksum_is_right() {
     let folder = saved();
     let refused = |change: fn(&mut State)| match with_state(&folder, change) {
         SnapshotError::Senseless(why) => why,
@@ -480,7 +481,7 @@ fn a_memory_file_that_changes_while_it_is_open_is_noticed() {
 }
 
 #[test]
-fn a_copied_snapshot_is_read_through_and_then_good() {
+fn a_copied_snapshot_is_verified_and_opens() {
     let (folder, copy) = (saved(), tempfile::tempdir().unwrap());
     for file in [memory_path(folder.path()), folder.path().join(save::STATE)] {
         fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
@@ -492,7 +493,7 @@ fn a_copied_snapshot_is_read_through_and_then_good() {
 }
 
 #[test]
-fn a_snapshot_is_its_owners_alone() {
+fn a_snapshot_is_readable_by_its_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let inside = folder.path().join("warm/template");
     save_ram(&inside, &ram_with(&[]), 0).unwrap();
@@ -554,7 +555,7 @@ fn a_folder_that_others_may_change_is_refused() {
 }
 
 #[test]
-fn what_lies_where_the_new_state_is_written_is_not_followed() {
+fn a_hard_link_named_like_the_new_state_is_not_written_through() {
     let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
     let victim = elsewhere.path().join("victim");
     fs::write(&victim, "safe").unwrap();
@@ -566,7 +567,7 @@ fn what_lies_where_the_new_state_is_written_is_not_followed() {
 }
 
 #[test]
-fn what_is_no_file_is_never_replaced_by_a_state() {
+fn only_a_regular_file_is_replaced_by_a_state() {
     let elsewhere = tempfile::tempdir().unwrap();
     let victim = elsewhere.path().join("victim");
     fs::copy(saved().path().join(save::STATE), &victim).unwrap();
@@ -594,10 +595,10 @@ fn what_is_no_file_is_never_replaced_by_a_state() {
             make(&path);
             let before = fs::symlink_metadata(&path).unwrap();
             let error = save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap_err();
-            let told = error.to_string();
+            let text = error.to_string();
             assert!(
-                told.contains(name) && told.contains("not a regular file"),
-                "{what}: {told}"
+                text.contains(name) && text.contains("not a regular file"),
+                "{what}: {text}"
             );
             let after = fs::symlink_metadata(&path).unwrap();
             assert_eq!(
@@ -615,7 +616,7 @@ fn what_is_no_file_is_never_replaced_by_a_state() {
 }
 
 #[test]
-fn a_link_of_the_users_own_leads_to_its_folder() {
+fn a_link_of_the_users_own_is_followed() {
     let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
     let link = elsewhere.path().join("link");
     std::os::unix::fs::symlink(folder.path(), &link).unwrap();
@@ -626,7 +627,7 @@ fn a_link_of_the_users_own_leads_to_its_folder() {
 }
 
 #[test]
-fn two_do_not_save_in_one_place_at_once() {
+fn a_second_saver_in_one_folder_is_refused() {
     let folder = saved();
     let lock = File::open(folder.path()).unwrap();
     lock.lock().unwrap();
@@ -650,7 +651,7 @@ fn save_for_ever(folder: &Path) -> ! {
         );
         save_ram(folder, &ram, (number | 1).into()).unwrap();
     }
-    panic!("nobody killed this");
+    panic!("this process was not killed");
 }
 
 #[test]
@@ -663,8 +664,7 @@ fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
     let saving = folder.path().join("snapshot");
     save_ram(&saving, &ram_with(&[(1, 1)]), 0).unwrap();
     // In steps that have nothing to do with those of the saver, which takes some 30 ms a snapshot.
-    let kills = std::env::var("MINIVM_TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
-    for round in 0..kills {
+    for round in 0..stress::count(20, 1000) {
         let mut saver = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name])
             .env(FOLDER, &saving)
@@ -682,9 +682,6 @@ fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
         );
     }
 }
-
-/// How often, unless `MINIVM_TEST_KILLS` says otherwise.
-const KILLS: u64 = 100;
 
 fn assert_whole(snapshot: &Snapshot) {
     snapshot.verify().unwrap();

@@ -1,8 +1,8 @@
-//! What a clone touches of its memory, so that the next one has it before it runs.
+//! The working set: the pages that a clone touches, so that the next clone has them before it runs.
 //!
-//! A page that a clone reads for the first time costs an exit to KVM, which looks up where it is; one that it writes to costs
-//! a copy as well. All clones of a snapshot begin in the same way, and touch nearly the same pages. So one of them is watched,
-//! and the others are given its pages in a few calls, if need be ahead of time ("REAP", ASPLOS 2021, has it for Firecracker).
+//! A page that a clone reads for the first time costs an exit to KVM, which looks it up; one that it writes to costs a copy as
+//! well. All clones of a snapshot begin in the same way, and touch nearly the same pages. So the pages of one clone are
+//! recorded, and the others get them in a few calls, if need be ahead of time ("REAP", ASPLOS 2021, has it for Firecracker).
 
 #![allow(
     unsafe_code,
@@ -49,11 +49,11 @@ pub struct WorkingSet {
 }
 
 impl WorkingSet {
-    /// What has been touched of a clone's memory by now, which is all that it has used if it has ended.
+    /// Returns the pages of a clone's memory that have been touched so far: all that it has used, if it has ended.
     ///
     /// # Errors
     ///
-    /// Where the host's kernel doesn't tell (`/proc/self/pagemap`).
+    /// The operating system's, where `/proc/self/pagemap` can't be read.
     pub fn of(memory: &Memory) -> io::Result<WorkingSet> {
         let mut set = WorkingSet::default();
         for (base, size, host) in memory.ram().regions() {
@@ -66,7 +66,7 @@ impl WorkingSet {
         Ok(set)
     }
 
-    /// How many bytes of it were written to, and how many only read.
+    /// Returns how many bytes were written to, and how many only read.
     pub fn bytes(&self) -> (u64, u64) {
         let bytes = |parts: &[Range<u64>]| {
             parts
@@ -76,11 +76,11 @@ impl WorkingSet {
         (bytes(&self.written), bytes(&self.read))
     }
 
-    /// Has the pages there before the guest asks for them. A set of another machine's, or a host's kernel that is too old for
-    /// it, makes it slower and nothing else.
+    /// Makes the pages present before the guest asks for them. A set of another machine, or a host's kernel that is too old
+    /// for it, costs time and nothing else.
     pub(crate) fn prefault(&self, ram: &GuestRam, vcpu: &Vcpu) {
         let touched: Vec<_> = self.written.iter().chain(&self.read).cloned().collect();
-        // An empty one tells of no clone.
+        // An empty set is of no clone.
         if !touched.is_empty() {
             ram.use_huge_pages_beside(&touched);
         }
@@ -96,12 +96,12 @@ impl WorkingSet {
     }
 }
 
-/// Its bytes. A set is read from a file, and may say anything.
+/// Returns a range's bytes. A set is read from a file, and may hold any range.
 fn size(part: &Range<u64>) -> u64 {
     part.end.saturating_sub(part.start)
 }
 
-/// Makes copies of pages that are a file's (madvise(2), MADV_POPULATE_WRITE, from Linux 5.14 on).
+/// Makes this process's copies of a file's pages (madvise(2), MADV_POPULATE_WRITE, from Linux 5.14 on).
 fn copy(ram: &GuestRam, part: &Range<u64>) {
     let length = usize::try_from(size(part)).unwrap_or(0);
     let Ok(slice) = ram.map().get_slice(GuestAddress(part.start), length) else {
@@ -112,8 +112,8 @@ fn copy(ram: &GuestRam, part: &Range<u64>) {
     unsafe { libc::madvise(address.cast(), length, libc::MADV_POPULATE_WRITE) };
 }
 
-/// Enters pages into the tables by which the processor finds the guest's memory, as far as they are there: those that it would
-/// exit for (KVM API 4.143, KVM_PRE_FAULT_MEMORY, from Linux 6.11 on).
+/// Enters present pages into the tables by which the processor finds the guest's memory, on which the guest would exit else
+/// (KVM API 4.143, KVM_PRE_FAULT_MEMORY, from Linux 6.11 on).
 fn enter(part: &Range<u64>, vcpu: &Vcpu) -> io::Result<()> {
     let mut range = kvm_pre_fault_memory {
         gpa: part.start,
@@ -121,7 +121,7 @@ fn enter(part: &Range<u64>, vcpu: &Vcpu) -> io::Result<()> {
         ..Default::default()
     };
     while range.size > 0 {
-        // SAFETY: it reads and writes a `kvm_pre_fault_memory`, which this is. It goes on where it was interrupted.
+        // SAFETY: it reads and writes a `kvm_pre_fault_memory`, which this is. The next call continues where it was interrupted.
         let result = unsafe { ioctl_with_mut_ref(&vcpu.fd, KVM_PRE_FAULT_MEMORY(), &mut range) };
         if result < 0 {
             match io::Error::last_os_error() {

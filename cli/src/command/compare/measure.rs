@@ -21,7 +21,7 @@ pub(super) struct Plan<'a> {
     pub(super) code: &'a str,
     pub(super) runs: u32,
     pub(super) limit: Duration,
-    /// The image's name, where a microVM is to be looked at that goes on from a template, too.
+    /// The image's name, where the warm microVM is measured, too.
     pub(super) warm: Option<String>,
     /// Needed to try what can be reached.
     pub(super) secret: Option<Secret<'a>>,
@@ -72,7 +72,7 @@ pub(super) struct Row {
     /// The most of all runs.
     pub(super) peak_memory: Option<u64>,
     pub(super) reach: BTreeMap<Probe, Reach>,
-    /// The same in one that goes on from a template, of which this one knows nothing.
+    /// The row of the warm microVM.
     pub(super) warm: Option<Box<Row>>,
     /// Why it could not be run.
     pub(super) error: Option<String>,
@@ -112,7 +112,7 @@ impl Row {
         }
     }
 
-    /// What readers call it.
+    /// The name in tables.
     pub(super) fn name(&self) -> &'static str {
         match self.is_warm {
             true => "microvm, warm",

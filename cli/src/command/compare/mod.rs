@@ -112,9 +112,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let wanted = |row: &&Row| !args.backends.is_empty() || row.is_available();
     let asked: Vec<&Row> = rows.iter().filter(wanted).collect();
     if asked.is_empty() {
-        bail!(
-            "none of the sandboxes is available here: `minivm doctor --fix` installs what is missing"
-        );
+        bail!("no sandbox is available here: `minivm doctor --fix` installs what is missing");
     }
     let all_ran = asked.iter().flat_map(|row| row.both()).all(Row::has_run);
     Ok(ExitCode::from(u8::from(!all_ran)))

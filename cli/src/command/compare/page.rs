@@ -147,7 +147,7 @@ fn percent(part: u64, whole: u64) -> String {
     format!("{}.{:02}", parts / 100, parts % 100)
 }
 
-/// The processor and how many, as far as the system tells.
+/// The processor's name and number, from /proc/cpuinfo.
 fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info

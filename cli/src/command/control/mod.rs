@@ -31,12 +31,12 @@ const LINE_MAX: u64 = 32 << 10;
 pub(super) struct Request {
     /// The folder, as an absolute path.
     pub(super) snapshot: PathBuf,
-    /// Whether the machine is to end then, instead of going on.
+    /// Whether the machine is to end once it is saved.
     #[serde(default)]
     pub(super) stop: bool,
 }
 
-/// What came of it.
+/// The server's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {

@@ -49,10 +49,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // While it still listens, so that nobody takes the file for a leftover.
+        // While it still listens: a file without a listener would be taken for a leftover.
         self.file.take();
         self.end.take();
-        // The connection of a client that has asked for the machine's end is closed only here: this tells it.
+        // A client that has asked for the machine's end waits for its connection to be closed, which is here.
         let _waiting = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -64,7 +64,7 @@ struct Work {
 }
 
 impl Work {
-    /// Takes clients until the end, or until one has asked for it, who then waits for it.
+    /// Serves clients until the machine ends. Returns the connection of a client that asked for the end, which waits for it.
     fn serve(self, listener: &UnixListener) -> Option<UnixStream> {
         while self.wait_for(listener, None) {
             match listener.accept() {
@@ -82,7 +82,7 @@ impl Work {
         None
     }
 
-    /// Does what one client asks; gives it back if the machine has been told to end.
+    /// Serves one client. Returns its connection if it asked for the machine's end.
     fn attend(&self, mut client: UnixStream) -> Option<UnixStream> {
         let request = match self.request(&client) {
             Ok(request) => request,
@@ -111,7 +111,7 @@ impl Work {
                 self.control.stop();
                 Some(client)
             }
-            // Whoever wanted it is gone: a machine that goes on can still be ended, the other way round it can't.
+            // The client is gone: a machine that runs on can still be ended, an ended one can't be resumed.
             (true, Err(_)) => {
                 self.control.resume();
                 None
@@ -169,7 +169,7 @@ impl Work {
         loop {
             self.control.pause();
             match self.control.snapshot(folder) {
-                // It hasn't begun yet: when it does, it begins as if nobody had paused it.
+                // It hasn't begun yet, and will begin as if it had not been paused.
                 Err(Error::NotPaused) if !self.control.has_ended() && start.elapsed() < START => {
                     thread::sleep(Duration::from_millis(1));
                 }

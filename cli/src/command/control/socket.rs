@@ -19,12 +19,12 @@ use rustix::net::{
 
 /// Clients that may wait for their turn.
 const BACKLOG: i32 = 16;
-/// How long somebody else may take to make a socket in the same folder.
+/// Time to wait for another process that makes a socket in the same folder.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A socket that listens.
 pub(in super::super) struct Socket {
-    // In this order: who finds no file knows that it is over, who finds one that nobody listens to would replace it.
+    // Dropped in this order: a process that finds a file without a listener would replace it.
     pub(super) file: SocketFile,
     pub(super) listener: UnixListener,
 }
@@ -35,7 +35,7 @@ pub(super) struct SocketFile(Arc<Name>);
 /// Where it is, and what it is.
 pub(in super::super) struct Name {
     path: PathBuf,
-    /// Device and inode, by which it is told from one that somebody has made in its place.
+    /// Device and inode: another process may have made another file in its place.
     identity: (u64, u64),
 }
 
@@ -111,7 +111,7 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
                 thread::sleep(Duration::from_millis(5));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("somebody keeps its folder locked"));
+                return Err(io::Error::other("another process keeps its folder locked"));
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }

@@ -1,4 +1,4 @@
-//! What the sandboxes need that are no machines.
+//! Checks of the sandboxes that are not virtual machines.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ fn jail() -> Check {
     }
 }
 
-/// What jails lack here that can be made.
+/// The checks of what weakens jails on this host.
 fn weaknesses(cache: &Path) -> Vec<Check> {
     let weaker = |(detail, remedy): (String, String)| Check::slow("jail: walls", detail, remedy);
     let found = jail::weaknesses(cache);
@@ -61,7 +61,7 @@ fn refused(name: &'static str, error: &Error) -> Check {
     Check::no(name, why, hint)
 }
 
-/// Why something isn't there, and what to do about it.
+/// The reason of an error, and its remedy.
 pub(super) fn why_and_hint(error: &Error) -> (String, String) {
     match error {
         Error::Unavailable { why, hint, .. }

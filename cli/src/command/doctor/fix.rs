@@ -26,7 +26,7 @@ const PACKAGES: [(&str, &str); 3] = [
     ("npm", "npm"),
 ];
 
-/// Installs it; tells whether all sandboxes can be run then. What fails is told, and does not keep the rest from being done.
+/// Installs what is missing, and returns whether all sandboxes can be run then. A failure is printed, and does not keep the rest from being installed.
 pub(super) fn fix() -> anyhow::Result<bool> {
     let cache =
         cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
@@ -51,7 +51,7 @@ fn bar() -> ProgressBar {
     bar
 }
 
-/// Says what is being done, to who watches and to who reads it later.
+/// Prints a step, as a progress message on a terminal and as a line elsewhere.
 fn tell(bar: &ProgressBar, what: &str) {
     match bar.is_hidden() {
         true => eprintln!("minivm: {what}"),
@@ -71,7 +71,7 @@ fn mend(backend: Backend, cache: &Path, bar: &ProgressBar) -> anyhow::Result<()>
         _ => {}
     }
     if backend == Backend::Deno {
-        told("seeing to it that Python starts quickly");
+        told("making a snapshot of a started Python");
         // It makes what it needs.
         host(cache).open(backend)?;
     }
@@ -94,7 +94,7 @@ fn host(cache: &Path) -> Host {
     }
 }
 
-/// Installs missing packages; tells whether none is missing then.
+/// Installs missing packages, and returns whether all are there then.
 fn packages(bar: &ProgressBar) -> bool {
     let missing: Vec<&str> = PACKAGES
         .iter()

@@ -15,7 +15,7 @@ const ACCEL: &str = "accel";
 /// From this on, creating a machine takes noticeably longer than the rest of what minivm does.
 const SLOW_CREATE_VM: Duration = Duration::from_millis(20);
 
-/// Whether machines run here on KVM, whether in the lab, and all that was looked at.
+/// Returns whether machines run here on KVM, whether in the lab, and the checks that decided it.
 pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     let good = |checks: &[Check]| checks.iter().all(|check| check.state == State::Ok);
     let kvm = [kvm_present(), kvm_usable()];
@@ -124,7 +124,7 @@ fn lab_jail() -> Check {
     }
 }
 
-/// Whether machines can run on KVM and in the lab, as far as `MINIVM_ACCEL` lets them, and the check that tells it.
+/// Returns whether machines can run on KVM and in the lab, as far as `MINIVM_ACCEL` lets them, and the check with that result.
 fn places(kvm_works: bool, lab_works: bool) -> (bool, bool, Check) {
     match allowed() {
         Ok((kvm, lab)) => {
@@ -140,7 +140,7 @@ fn places(kvm_works: bool, lab_works: bool) -> (bool, bool, Check) {
     }
 }
 
-/// Where machines run without `--accel`. `refused`: where they could, the variable doesn't let them.
+/// Returns where machines run without `--accel`. With `refused`, the variable forbids the place where they could.
 fn accel(kvm_works: bool, lab_works: bool, refused: bool) -> Check {
     let (word, check) = match (kvm_works, lab_works) {
         (true, _) => {

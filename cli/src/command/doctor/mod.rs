@@ -1,4 +1,4 @@
-//! `minivm doctor`: what works on this host, why not, and the command that mends it.
+//! `minivm doctor`: checks of what works on this host, with the reason and the command that mends what doesn't.
 
 mod backends;
 mod fix;
@@ -23,15 +23,15 @@ pub(super) struct DoctorArgs {
     fix: bool,
 }
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
-    /// It works, less well than it could.
+    /// The thing works, less well than it could.
     Slow,
-    /// It isn't there, or doesn't work.
+    /// The thing isn't there, or doesn't work.
     No,
 }
 
@@ -41,9 +41,9 @@ struct Check {
     name: &'static str,
     state: State,
     detail: String,
-    /// What mends it, where something is to be mended.
+    /// The command or change that mends it, where there is one.
     remedy: Option<String>,
-    /// Where machines run, `kvm` or `lab`: in the check that tells it.
+    /// The accelerator of machines, `kvm` or `lab`, in the check that decides it.
     accel: Option<&'static str>,
 }
 

@@ -1,4 +1,4 @@
-//! Without a host that listens: the image's own command, on the console.
+//! A machine without a host that listens: it runs the image's own command, on the console.
 
 use std::fs::File;
 use std::io;
@@ -11,10 +11,10 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use crate::command::{self, Streams};
 use crate::{Error, cannot, identity, print, session, surroundings, user};
 
-/// What the machine is called.
+/// The machine's name.
 const HOSTNAME: &str = "minivm";
 
-/// Runs it to its end.
+/// Runs the image's command to its end.
 pub(crate) fn run() -> Result<(), Error> {
     let (manifest, lost) = surroundings::make()?;
     identity::name_machine(HOSTNAME)?;

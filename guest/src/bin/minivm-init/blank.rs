@@ -1,30 +1,32 @@
-//! Free memory that holds zeros, for a machine that is about to be saved.
+//! Zeros in free memory, for a machine that is about to be saved.
 //!
-//! What was freed still holds what it was used for: the image's archive, for one, as long as the image. It would be saved, and
-//! each clone that is given such a page would get a copy of what it is about to overwrite. So nearly all free memory is taken
-//! once, which the kernel fills with zeros for that, and given back: a snapshot has no room for zeros, and its clones no copy.
+//! Freed memory keeps its old content: the image's archive, for one, which is as long as the image. It would be saved, and a
+//! clone that uses such a page would first get a copy of content that it is about to overwrite. So nearly all free memory is
+//! allocated once, for which the kernel fills it with zeros, and freed: zeros take no room in a snapshot, and no copy in clones.
 
 #![allow(
     unsafe_code,
-    reason = "memory that is taken and given back as a whole has no safe interface"
+    reason = "memory that is allocated and freed as a whole has no safe interface"
 )]
 
 use std::fs;
 use std::ptr;
 
-/// How much is left to the kernel, in bytes: several times what it keeps for itself meanwhile.
+/// The memory that is left to the kernel, in bytes: several times its reserve meanwhile.
 const LEFT: usize = 16 << 20;
-/// What the kernel keeps for itself (`vm.min_free_kbytes`). With huge pages it is a twentieth of the memory by default, and a process
-/// that takes of that is killed for it, this one with all of the machine.
+/// The kernel's reserve (`vm.min_free_kbytes`). With huge pages it is a twentieth of the memory by default, and a process that
+/// takes of it is killed: here the first process, and with it all of the machine.
 const KEPT: &str = "/proc/sys/vm/min_free_kbytes";
 const KEPT_MEANWHILE: &[u8] = b"2048";
-/// How much is taken at most: the host has to have it for a moment. In a larger machine most of it was never used.
+/// The most memory that is allocated, in bytes: the host has to have it for a moment. In a larger machine most of it was never
+/// used.
 const MOST: usize = 1 << 30;
 
 /// Fills free memory with zeros. Where that can't be done, clones are slower, and nothing else.
 ///
-/// What was freed last is on the processors' own lists, which have up to an eighth of the memory, in single pages. It isn't counted as
-/// free, is handed out first, and never as a part of a huge page: so that much is taken in single pages to begin with.
+/// Pages that were freed last are on the processors' own lists, which have up to an eighth of the memory, in single pages. They
+/// aren't counted as free, are handed out first, and never as a part of a huge page: so that much is allocated in single pages
+/// to begin with.
 pub(crate) fn fill() {
     let Ok(kept) = fs::read(KEPT) else { return };
     if fs::write(KEPT, KEPT_MEANWHILE).is_err() {
@@ -36,11 +38,11 @@ pub(crate) fn fill() {
     // Huge pages take a tenth of the time.
     let rest = Zeros::take(room().min(MOST), true);
     drop((listed, rest));
-    // It was right before, so it is now.
+    // The old value is valid, so the kernel takes it back.
     let _ = fs::write(KEPT, kept);
 }
 
-/// Memory that the kernel has filled with zeros. It is given back on drop.
+/// Memory that the kernel has filled with zeros. It is freed on drop.
 struct Zeros {
     start: *mut libc::c_void,
     size: usize,
@@ -77,7 +79,7 @@ impl Drop for Zeros {
     }
 }
 
-/// A line of proc(5), "/proc/meminfo", in bytes.
+/// Reads a line of proc(5), "/proc/meminfo", in bytes.
 fn bytes(name: &str) -> Option<usize> {
     bytes_in(&fs::read_to_string("/proc/meminfo").ok()?, name)
 }
@@ -93,7 +95,7 @@ mod tests {
     use super::bytes_in;
 
     #[test]
-    fn what_is_free_is_read_in_bytes() {
+    fn meminfo_is_read_in_bytes() {
         let meminfo =
             "MemTotal:         348212 kB\nMemFree:          271068 kB\nMemAvailable:     1 kB\n";
         assert_eq!(bytes_in(meminfo, "MemFree:"), Some(271_068 << 10));

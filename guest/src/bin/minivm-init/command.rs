@@ -24,12 +24,12 @@ use crate::ports::Com2;
 use crate::user::User;
 use crate::{Error, cannot, mounts};
 
-/// Where programs are looked for if neither the image nor the user says.
+/// The search path for programs, where neither the image nor the user sets one.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The command's cgroup.
 const CGROUP: &str = "/sys/fs/cgroup/command";
 
-/// The number of a file that a command gets beside its streams: one that nothing else has, neither the streams nor what is
+/// The descriptor of a file that a command gets beside its streams. No other file has it, neither the streams nor those that are
 /// open between fork and exec.
 pub(crate) const INHERITED: i32 = 100;
 
@@ -39,11 +39,11 @@ pub(crate) struct Running {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
-    /// The terminal, where it has one; `stdin` and `stdout` are this, too.
+    /// The terminal, where the command has one; `stdin` and `stdout` are copies of it.
     pub(crate) terminal: Option<OwnedFd>,
 }
 
-/// What a command's streams are.
+/// The kind of a command's streams.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Streams {
     /// Pipes; stdin is empty unless the request announces input.
@@ -54,7 +54,7 @@ pub(crate) enum Streams {
     Inherited,
 }
 
-/// Starts what `request` asks for as `user`, with one more file, [`INHERITED`], where there is one.
+/// Starts the request's command as `user`, with `inherited`, if there is one, under the number [`INHERITED`].
 pub(crate) fn start(
     request: &Request,
     user: &User,
@@ -83,7 +83,7 @@ pub(crate) fn start(
     }
     before_exec(&mut command, request, user, streams, inherited);
     let mut child = command.spawn().map_err(|error| refusal(program, &error))?;
-    // The terminal's other end must not stay open here, or its end would never be seen.
+    // The terminal's other end must not stay open here, or its end would never show.
     drop(command);
     let pid = Pid::from_child(&child);
     let (stdin, stdout) = match &terminal {
@@ -110,15 +110,15 @@ pub(crate) fn start(
     })
 }
 
-/// Starts what `request` asks for as `user` in a container, which has all limits that it needs. Its stdin is this process's, its
-/// outputs are pipes.
+/// Starts the request's command as `user` in a container, which has all limits that it needs. The command's stdin is this
+/// process's, its outputs are pipes.
 pub(crate) fn start_contained(request: &Request, user: &User) -> Result<Running, Refusal> {
     let (program, mut command) = prepare(request, user, Streams::Pipes)?;
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let limits: Vec<_> = request.rlimits.iter().map(limit).collect();
     let user = user.clone();
     let become_it = move || {
-        // Or a signal to its process group would be one to this process.
+        // Else a signal to its process group would be one to this process.
         rustix::process::setsid()?;
         set_limits(&limits)?;
         for output in 1..3 {
@@ -138,7 +138,7 @@ pub(crate) fn start_contained(request: &Request, user: &User) -> Result<Running,
     })
 }
 
-/// The program and the command, but for its streams and what it does before it is executed.
+/// Returns the program and the command, without its streams and the steps before its exec.
 fn prepare<'a>(
     request: &'a Request,
     user: &User,
@@ -162,7 +162,7 @@ fn failed(error: Error) -> Refusal {
     Refusal::Failed(error.to_string())
 }
 
-/// As a shell has it: 127 for what isn't there, 126 for what can't be executed.
+/// Returns the refusal for a failed start. As in a shell, a missing program (127) differs from one that can't be executed (126).
 fn refusal(program: &OsStr, error: &io::Error) -> Refusal {
     let text = format!("{}: {error}", program.display());
     match error.kind() {
@@ -171,7 +171,7 @@ fn refusal(program: &OsStr, error: &io::Error) -> Refusal {
     }
 }
 
-/// The environment that was asked for, and what every command has.
+/// Returns the request's environment, and the variables that every command has.
 pub(crate) fn environment(
     request: &Request,
     user: &User,
@@ -201,7 +201,7 @@ pub(crate) fn environment(
         .collect()
 }
 
-/// The folder that is meant, made where it isn't there.
+/// Returns the working folder, which is created where it isn't there.
 pub(crate) fn working_folder(cwd: &[u8]) -> Result<&Path, Error> {
     let folder = match cwd {
         [] => Path::new("/"),
@@ -255,7 +255,7 @@ pub(crate) fn set_size(terminal: &OwnedFd, size: Window) {
     let _ = tcsetwinsize(terminal, size);
 }
 
-/// Arranges what the new process does to itself before it becomes the command.
+/// Adds the steps that the new process takes before it executes the command.
 fn before_exec(
     command: &mut Command,
     request: &Request,
@@ -267,7 +267,7 @@ fn before_exec(
     let limits: Vec<_> = request.rlimits.iter().map(limit).collect();
     let user = user.clone();
     let privileged = request.privileged;
-    // Not what is everybody's: an empty stdin is /dev/null, and the console is the machine's.
+    // Not shared files: an empty stdin is /dev/null, and the console is the machine's.
     let own_streams = match streams {
         Streams::Terminal(_) => 0..3,
         Streams::Pipes if request.stdin => 0..3,
@@ -280,7 +280,7 @@ fn before_exec(
         }
         rustix::process::setsid()?;
         if let Some(inherited) = &inherited {
-            // SAFETY: it takes numbers. What it closes, if anything, is nothing of this process's.
+            // SAFETY: it takes numbers. No file of this process's has the number that it may close.
             check(unsafe { libc::dup2(inherited.as_raw_fd(), INHERITED) })?;
         }
         if streams != Streams::Pipes {
@@ -315,7 +315,7 @@ fn set_limits(limits: &[(u32, libc::rlimit)]) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the user a stream. Who isn't root could not open its own output by its name, `/dev/stdout`, else.
+/// Gives the user a stream. A user other than root could not open its own output by its name, `/dev/stdout`, else.
 fn own(stream: i32, user: &User) -> io::Result<()> {
     // SAFETY: it takes numbers.
     check(unsafe { libc::fchown(stream, user.uid, libc::gid_t::MAX) })
@@ -326,7 +326,7 @@ fn become_user(user: &User) -> io::Result<()> {
     check(unsafe { libc::setgroups(user.groups.len(), user.groups.as_ptr()) })?;
     // SAFETY: these take numbers.
     check(unsafe { libc::setgid(user.gid) })?;
-    // SAFETY: as above. It comes last: who isn't root can't do the others.
+    // SAFETY: as above. It comes last: other users than root can't do the others.
     check(unsafe { libc::setuid(user.uid) })
 }
 
@@ -353,7 +353,7 @@ fn cgroup() -> Option<OwnedFd> {
     rustix::fs::open(format!("{CGROUP}/cgroup.procs"), flags, Mode::empty()).ok()
 }
 
-/// The most memory that the command and its children had at one time, in bytes, where the kernel tells.
+/// Returns the most memory that the command and its children had at one time, in bytes, where the kernel counts it.
 pub(crate) fn peak_memory() -> Option<u64> {
     fs::read_to_string(format!("{CGROUP}/memory.peak"))
         .ok()?
@@ -362,7 +362,7 @@ pub(crate) fn peak_memory() -> Option<u64> {
         .ok()
 }
 
-/// Whether the kernel killed a process for want of memory: of the command's cgroup, or any.
+/// Returns whether the kernel killed a process for want of memory: of the command's cgroup, or any.
 pub(crate) fn out_of_memory() -> bool {
     [format!("{CGROUP}/memory.events"), "/proc/vmstat".into()]
         .iter()
@@ -375,7 +375,7 @@ pub(crate) fn out_of_memory() -> bool {
         })
 }
 
-/// User and system time of all processes that were waited for in microseconds, and the largest one's memory in bytes.
+/// Returns user and system time of all processes that were waited for in microseconds, and the largest one's memory in bytes.
 pub(crate) fn usage() -> (u64, u64, u64) {
     // SAFETY: zeros are a value of this structure of numbers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };

@@ -1,5 +1,5 @@
-//! In a container: somebody else has made the surroundings and has the streams, and ends everything when this process ends.
-//! What is left is to put files in their places, and to run the command: its outputs are pipes, and passed on from there.
+//! A container that is no machine: its runtime has made the surroundings and has the streams, and ends all processes when this
+//! one ends. Init puts files in their places and runs the command, whose outputs are pipes that it copies to its own outputs.
 
 #![allow(unsafe_code, reason = "open files are inherited by their numbers")]
 
@@ -19,12 +19,12 @@ use crate::command::Running;
 use crate::user::User;
 use crate::{Error, command, files, session, surroundings, user};
 
-/// What is passed on at once.
+/// The most bytes that are copied at once.
 const CHUNK: usize = 64 << 10;
-/// What is added to a signal's number where that has ended the command.
+/// The number that is added to that of the signal that has ended the command.
 const SIGNAL: i32 = 128;
 
-/// Runs the command, and ends as it does. Where that can't be, it says why and ends.
+/// Runs the command, and ends as it does. Where the command can't be run, init answers with the reason and ends.
 pub(crate) fn run() -> ! {
     let mut answer = File::from(inherited(ANSWER));
     // The command must not answer.
@@ -32,8 +32,8 @@ pub(crate) fn run() -> ! {
     let prepared = closed.map_err(Into::into).and_then(|()| prepare());
     let refusal = match prepared {
         Ok((request, user)) => {
-            // Nobody who listens is no reason not to.
-            let _ = say(&mut answer, &ToHost::Started);
+            // The command runs also where the reader of the answer is gone.
+            let _ = send(&mut answer, &ToHost::Started);
             match command::start_contained(&request, &user).and_then(to_end) {
                 Ok(code) => std::process::exit(code),
                 Err(refusal) => refusal,
@@ -41,11 +41,11 @@ pub(crate) fn run() -> ! {
         }
         Err(error) => Refusal::Failed(error.to_string()),
     };
-    let _ = say(&mut answer, &ToHost::Refused(refusal));
+    let _ = send(&mut answer, &ToHost::Refused(refusal));
     std::process::exit(1)
 }
 
-/// Passes the command's outputs on until it has ended and all is passed on. Returns its exit code.
+/// Copies the command's outputs until it has ended and they are at their ends. Returns its exit code.
 fn to_end(running: Running) -> Result<i32, Refusal> {
     let failed = |error: io::Error| Refusal::Failed(error.to_string());
     let Running {
@@ -59,7 +59,7 @@ fn to_end(running: Running) -> Result<i32, Refusal> {
         pass_on(stderr, io::stderr()).map_err(failed)?,
     ];
     let code = wait_for(pid);
-    // What it left behind ends with it: until the last of them is gone the pipes have no end.
+    // The command's other processes end with it: until the last of them is gone the pipes have no end.
     loop {
         session::kill_all();
         if matches!(
@@ -75,25 +75,25 @@ fn to_end(running: Running) -> Result<i32, Refusal> {
     Ok(code)
 }
 
-/// Waits for the command, and for all that lose their parents meanwhile.
+/// Waits for the command, and for all processes that lose their parents meanwhile. Returns the command's exit code.
 fn wait_for(command: Pid) -> i32 {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == command => return code(status),
             Ok(_) | Err(Errno::INTR) => {}
-            // It is our child, so this can't be.
+            // The command is a child of this process, so there is one to wait for.
             Err(_) => return 1,
         }
     }
 }
 
-/// As shells have it.
+/// Returns the exit code that a shell has for a status.
 fn code(status: WaitStatus) -> i32 {
     let killed = status.terminating_signal().map(|signal| SIGNAL + signal);
     status.exit_status().or(killed).unwrap_or(1)
 }
 
-/// Passes an output on, on a thread of its own. Where it isn't taken any more, the pipe is closed.
+/// Copies an output, on a thread of its own. Where it can't be written any more, the pipe is closed.
 fn pass_on(from: Option<OwnedFd>, to: impl AsFd) -> io::Result<Option<JoinHandle<()>>> {
     let Some(from) = from else { return Ok(None) };
     let to = File::from(to.as_fd().try_clone_to_owned()?);
@@ -115,7 +115,7 @@ fn pass_on(from: Option<OwnedFd>, to: impl AsFd) -> io::Result<Option<JoinHandle
         .map(Some)
 }
 
-/// Reads what is wanted, and puts the files in their places.
+/// Reads the request, and puts the files in their places.
 fn prepare() -> Result<(Request, User), Error> {
     let mut bytes = Vec::new();
     File::from(inherited(REQUEST)).read_to_end(&mut bytes)?;
@@ -125,7 +125,7 @@ fn prepare() -> Result<(Request, User), Error> {
         return Err("there is no request".into());
     };
     let ToGuest::Request(request) = ToGuest::decode(tag, body)? else {
-        return Err("the request is none".into());
+        return Err("expected a request, and got another message".into());
     };
     surroundings::write_names(&request.hostname);
     let user = user::find(&request.user)?;
@@ -135,15 +135,15 @@ fn prepare() -> Result<(Request, User), Error> {
     Ok((request, user))
 }
 
-fn say(answer: &mut File, message: &ToHost) -> io::Result<()> {
+fn send(answer: &mut File, message: &ToHost) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
     answer.write_all(&bytes)
 }
 
-/// A file that is open under this number from the start.
+/// Takes a file that is open under this number from the start.
 fn inherited(number: RawFd) -> OwnedFd {
-    // SAFETY: whoever runs this with its argument has opened the files; each is taken once, before anything else is opened
-    // that could have its number.
+    // SAFETY: the runtime that starts init with this argument has opened the files; each is taken once, before anything else
+    // is opened that could have its number.
     unsafe { OwnedFd::from_raw_fd(number) }
 }

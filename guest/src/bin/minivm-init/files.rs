@@ -22,7 +22,7 @@ use crate::wire::Wire;
 /// Bytes of files in one message.
 const CHUNK: usize = 64 << 10;
 
-/// Takes an archive from the host, whose names start at the root, and puts its files there. They are the user's.
+/// Takes an archive from the host, whose names start at the root, and puts its files there. The user owns them.
 pub(crate) fn copy_in(wire: &mut Wire, user: &User) -> Result<(), Error> {
     let mut incoming = Incoming {
         wire,
@@ -34,7 +34,7 @@ pub(crate) fn copy_in(wire: &mut Wire, user: &User) -> Result<(), Error> {
     incoming.finish()
 }
 
-/// Puts an archive's files in their places, below the root. They are the user's.
+/// Puts an archive's files in their places, below the root. The user owns them.
 pub(crate) fn unpack(archive: impl Read, user: &User) -> Result<(), Error> {
     let mut archive = Unpack::new(archive);
     let mut folders = Vec::new();
@@ -45,7 +45,7 @@ pub(crate) fn unpack(archive: impl Read, user: &User) -> Result<(), Error> {
             folders.push((path, entry.permissions, entry.mtime));
         }
     }
-    // Only now: some of them may be closed even to their owner, and what comes into them changes their times.
+    // Only now: some of them may be closed even to their owner, and each file that comes into them changes their times.
     for (path, permissions, mtime) in folders.iter().rev() {
         fs::set_permissions(path, fs::Permissions::from_mode(*permissions))?;
         set_time(path, *mtime)?;
@@ -53,7 +53,7 @@ pub(crate) fn unpack(archive: impl Read, user: &User) -> Result<(), Error> {
     Ok(())
 }
 
-/// What kept a file from being written. The root is in memory, like all that can be written to.
+/// Returns the error of a file that can't be written. The root is in memory, like all other places for files.
 fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Error {
     let full = |error: &io::Error| error.raw_os_error() == Some(Errno::NOSPC.raw_os_error());
     let hint = match error.downcast_ref().is_some_and(full) {
@@ -63,7 +63,7 @@ fn not_written(path: &Path, error: &(dyn std::error::Error + 'static)) -> Error 
     format!("cannot write {}: {error}{hint}", path.display()).into()
 }
 
-/// Sets when a file, folder or link was last changed, in seconds since 1970.
+/// Sets the time of the last change of a file, folder or link, in seconds since 1970.
 fn set_time(path: &Path, mtime: u32) -> io::Result<()> {
     let time = Timespec {
         tv_sec: mtime.into(),
@@ -76,7 +76,7 @@ fn set_time(path: &Path, mtime: u32) -> io::Result<()> {
     Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Puts an entry in its place. Whether it is a folder that was not there before.
+/// Puts an entry in its place. Returns whether it is a folder that was not there before.
 fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Result<bool, Error> {
     if let Some(parent) = path.parent() {
         make_folders(parent, user)?;
@@ -108,7 +108,7 @@ fn place(path: &Path, entry: &Entry, user: &User, data: &mut impl Read) -> Resul
     Ok(false)
 }
 
-/// Creates a folder and those above it, as the user's. What is there stays as it is.
+/// Creates a folder and those above it, as the user's. Folders that are there stay as they are.
 fn make_folders(path: &Path, user: &User) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -129,7 +129,7 @@ struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    /// Waits for a piece of it.
+    /// Waits for a piece of the archive.
     fn next_chunk(&mut self) -> Result<(), Error> {
         self.taken = 0;
         self.chunk.clear();
@@ -144,7 +144,7 @@ impl Incoming<'_> {
         })
     }
 
-    /// Waits for its end.
+    /// Waits for the archive's end.
     fn finish(mut self) -> Result<(), Error> {
         while !self.ended {
             self.next_chunk()?;
@@ -165,10 +165,10 @@ impl Read for Incoming<'_> {
     }
 }
 
-/// Sends the files and folders that were asked for, or why there are none.
+/// Sends the files and folders that the host wants, or the reason why there are none.
 pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> {
     for (number, path) in (0..).zip(paths) {
-        // What a link leads to is what is meant.
+        // A link stands for its target.
         let path = match fs::canonicalize(OsStr::from_bytes(path)) {
             Ok(path) => path,
             Err(error) => {
@@ -176,7 +176,7 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
                 continue;
             }
         };
-        // What is said now is the reason for the host; later, the archive is already on its way.
+        // Here the host gets it as the reason; later, the archive is already on its way.
         if let Err(why) = too_large(&path) {
             wire.send(&ToHost::FilesOf(number, Some(why)))?;
             continue;
@@ -186,7 +186,7 @@ pub(crate) fn copy_out(wire: &mut Wire, paths: &[Vec<u8>]) -> Result<(), Error> 
         let mut archive = Archive::new(outgoing);
         let sent = append_path(&mut archive, &path, Path::new(COPIED), Owner::Keep)
             .and_then(|_| archive.finish().map(drop));
-        // What can't be read ends the archive early, which the host takes for an error; this says why.
+        // An error ends the archive early, which the host takes for an error; the warning has the reason.
         if let Err(error) = sent {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             wire.send(&ToHost::Warning(format!(
@@ -211,7 +211,7 @@ fn too_large(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Where a part of an archive goes.
+/// The writer of an outgoing archive.
 struct Outgoing<'a> {
     wire: &'a mut Wire,
 }

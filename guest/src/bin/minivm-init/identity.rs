@@ -1,10 +1,13 @@
-//! Who this machine is, and what time it is there. All clones of a machine are the same until each has been told.
+//! The machine's identity, and its time. All clones of a machine are identical until each gets its own with its request.
 //!
-//! Not told, and so the same in all clones of a machine that had them before it was saved: the addresses of what was loaded
-//! by then, the boot's identity (`/proc/sys/kernel/random/boot_id`) if somebody has asked for it, and the clocks that count from
-//! the boot, which go on from where they were.
+//! A request doesn't change everything. All clones of a machine share what it had before it was saved: the addresses of programs
+//! that were loaded by then, the boot's identity (`/proc/sys/kernel/random/boot_id`) if a program has read it, and the clocks
+//! that count from the boot, which continue from where they were.
 
-#![allow(unsafe_code, reason = "the random number generator is told by ioctl")]
+#![allow(
+    unsafe_code,
+    reason = "the random number generator's ioctls have no safe interface"
+)]
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,22 +20,22 @@ use crate::{Error, cannot, surroundings};
 
 /// Mixes bytes into the kernel's random number generator, and counts them as random (random(4), "Ioctls").
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
-/// Makes the generator start anew from all that was mixed in. Each processor's own, which it draws from in between, follows:
-/// they carry the number of the start that they come from.
+/// Makes the generator start anew from all that was mixed in. Each processor's own generator follows: it carries the number of
+/// the start that it comes from.
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
-/// Where programs look for it (machine-id(5)).
+/// The file of the machine's ID (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// Becomes the machine that the request is for.
+/// Gives the machine the request's identity: clock, random bytes, name.
 pub(crate) fn assume(request: &Request) -> Result<(), Error> {
-    // First: it is getting later.
+    // First, because the time passes.
     set_clock(request.now)?;
-    // Whatever draws a random number from here on draws one of its own.
+    // From here on, a program that draws a random number draws one of this machine's own.
     add_entropy(&request.entropy).map_err(cannot("seed the random number generator"))?;
     name_machine(&request.hostname)
 }
 
-/// Writes down who it is, where there are files for it.
+/// Writes the identity into its files: the names, and a new machine ID.
 pub(crate) fn write_down(hostname: &str) {
     surroundings::write_names(hostname);
     write_machine_id();
@@ -48,12 +51,12 @@ fn write_machine_id() {
     }
 }
 
-/// The machine's name.
+/// Sets the machine's name.
 pub(crate) fn name_machine(name: &str) -> Result<(), Error> {
     rustix::system::sethostname(name.as_bytes()).map_err(cannot("set the host name"))
 }
 
-/// The wall clock, in nanoseconds since 1970.
+/// Sets the wall clock, in nanoseconds since 1970.
 pub(crate) fn set_clock(now: u64) -> Result<(), Error> {
     let now = Timespec {
         tv_sec: i64::try_from(now / 1_000_000_000)?,
@@ -64,7 +67,7 @@ pub(crate) fn set_clock(now: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// What RNDADDENTROPY reads: `struct rand_pool_info`, with room for as many bytes as a request has.
+/// The structure that RNDADDENTROPY reads: `struct rand_pool_info`, with room for as many bytes as a request has.
 #[repr(C)]
 struct RandPoolInfo {
     entropy_bits: libc::c_int,

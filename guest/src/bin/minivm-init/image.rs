@@ -1,4 +1,4 @@
-//! The image's files as the image has them: without what is ours, and with what the archive could not hold.
+//! The image's files as the image has them: without minivm's own, and with the attributes that the archive can't hold.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,12 +11,12 @@ use rustix::fs::{XattrFlags, lsetxattr};
 
 use crate::{Error, cannot};
 
-/// Takes what is ours away; returns what it said, and what could not be restored.
+/// Removes minivm's own files and sets attributes; returns the manifest, and a line for each attribute that can't be set.
 pub(crate) fn restore() -> Result<(Manifest, Vec<String>), Error> {
     let root = Path::new("/");
     let manifest = match fs::read(root.join(PATH)) {
         Ok(bytes) => Manifest::from_bytes(&bytes).map_err(cannot("understand the manifest"))?,
-        // An archive that somebody made by hand, with this program in it.
+        // An archive that was made by hand, with this program in it.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Default::default()),
         Err(error) => return Err(cannot("read the manifest")(error)),
     };

@@ -1,7 +1,7 @@
-# A Python that has started before there is anything to run. It is told what to import, says that it is ready, and waits. What
-# comes then is run as `python3 -c` would: in `__main__`, with the same tracebacks, the same ways to end.
+# A Python that has started before there is anything to run. It runs the code that warms it, reports that it is ready, and waits.
+# The code that comes then runs as `python3 -c` runs it: in `__main__`, with the same tracebacks, the same ways to end.
 #
-# It says and hears everything over one socket. A message is a number of texts, each after its length.
+# All messages go over one socket. A message is a number of texts, each after its length.
 
 
 def run():
@@ -12,7 +12,7 @@ def run():
     socket = 100
     main = sys.modules["__main__"].__dict__
     main.pop("os")
-    # What Python has set itself because it found no locale (PEP 538).
+    # The variable that Python has set itself where it found no locale (PEP 538).
     locale = os.environb.get(b"LC_CTYPE")
 
     def read(size):
@@ -31,7 +31,7 @@ def run():
         return [read(number()) for _ in range(number())]
 
     def prepare(code):
-        # What is printed now would be printed by each clone.
+        # Output of this code would appear in each clone.
         kept = os.dup(1), os.dup(2)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
@@ -70,7 +70,7 @@ def run():
             modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
     def hide_frames():
-        # The frames of this file are nobody's business, neither Python's own hook's nor the code's.
+        # The frames of this file are to show neither in Python's own hook nor in one of the code's.
         hook = sys.excepthook
 
         def hide(kind, error, trace):
@@ -87,7 +87,7 @@ def run():
 
     prepare(texts()[0])
     gc.collect()
-    # What is there by now lives as long as the process: looking through it again would only write to its pages.
+    # The objects that exist by now live as long as the process: a collection of garbage would only write to their pages.
     if hasattr(gc, "freeze"):
         gc.freeze()
     os.write(socket, b"\1")
@@ -104,8 +104,8 @@ def run():
     if wanted != dict(os.environb):
         os.environ.clear()
         os.environb.update(wanted)
-    # A clone of a machine is to its programs what a child is to a process. Whoever keeps a generator's state knows about
-    # children, and draws again in one (os.register_at_fork, pthread_atfork, MADV_WIPEONFORK, or another process number).
+    # A clone of a machine is to its programs what a child is to a process. A library that keeps a generator's state knows
+    # about children, and draws again in one (os.register_at_fork, pthread_atfork, MADV_WIPEONFORK, or another process number).
     if os.fork():
         os._exit(0)
     os.setsid()

@@ -1,8 +1,8 @@
 //! A Python that starts before there is anything to run, so that clones of the machine have one that has started.
 //!
-//! What it does is in `interpreter.py`. It has pipes for its streams from the start, and one more socket, over which it is told
-//! what to import and, in a clone, what to run. Where the request wants another process than the one that is there, it is
-//! killed, and the command is started as ever.
+//! Its program is `interpreter.py`. It has pipes for its streams from the start, and one more socket, over which it gets the code
+//! to warm it with and, in a clone, the code to run. Where the request wants another process than this one, the Python is
+//! killed, and the command is started as any other.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -16,12 +16,12 @@ use crate::command::{self, INHERITED, Running, Streams};
 use crate::user::{self, User};
 use crate::{Error, cannot};
 
-/// The program, read by the interpreter's own first words.
+/// The program, which the code on the interpreter's command line reads.
 const PROGRAM: &str = include_str!("interpreter.py");
-/// How Python is asked to run code; the code follows.
+/// Python's arguments to run code; the code follows.
 const ARGUMENTS: [&[u8]; 2] = [b"-u", b"-c"];
-/// What decides which Python starts, and what it reads of its environment then and not again: a variable whose name begins so has
-/// to be as it was.
+/// The beginnings of the names of variables that decide which Python starts, or that it reads when it starts and not again: a
+/// request has to have them as they were then.
 const READ_AT_START: [&[u8]; 8] = [
     b"PATH=", b"HOME=", b"PYTHON", b"LC_", b"LANG", b"LD_", b"MALLOC_", b"TZ",
 ];
@@ -32,13 +32,13 @@ const ERROR_MAX: u64 = 1000;
 pub(crate) struct Waiting {
     running: Running,
     socket: UnixStream,
-    /// Who it is.
+    /// The request that it was started by.
     own: Request,
     user: User,
 }
 
 impl Waiting {
-    /// Starts it, and waits until it has imported what it was told.
+    /// Starts the interpreter, and waits until it has run the code that warms it.
     pub(crate) fn start(interpreter: Interpreter) -> Result<Waiting, Error> {
         let Interpreter { request: own, code } = interpreter;
         let user = user::find(&own.user)?;
@@ -61,7 +61,8 @@ impl Waiting {
         })
     }
 
-    /// Lets it run the request's code, if it is the process that the request wants, and can; otherwise it is gone after this.
+    /// Lets the interpreter run the request's code, if it is the process that the request wants and can do so. Otherwise it is
+    /// killed, and `None` is returned.
     pub(crate) fn run(
         mut self,
         request: &Request,
@@ -110,7 +111,7 @@ impl Waiting {
                 }
                 Some(Ok(self.running))
             }
-            // It can't go to the folder, or has died. Whoever starts the command as ever finds the words for it.
+            // It can't enter the folder, or has died. `command::start` then starts the command, or has the error for it.
             _ => {
                 self.dismiss();
                 None
@@ -118,14 +119,14 @@ impl Waiting {
         }
     }
 
-    /// The code that the request wants to be run, if this interpreter is the one to run it.
+    /// Returns the code that the request wants to be run, if this interpreter is the one to run it.
     fn code_of<'a>(&self, request: &'a Request, user: &User) -> Option<&'a [u8]> {
         let (program, arguments) = request.argv.split_first()?;
         let (code, arguments) = arguments.split_last()?;
         let own = &self.own;
         let suits = own.argv == [program.as_slice()]
             && arguments == ARGUMENTS
-            // What isn't has an error of its own.
+            // Python has an error of its own for other code.
             && std::str::from_utf8(code).is_ok()
             && request.terminal.is_none()
             && request.rlimits.is_empty()
@@ -137,7 +138,7 @@ impl Waiting {
 
     fn dismiss(self) {
         let pid = self.running.pid;
-        // It may have ended by itself; then there is nobody to be killed, but somebody to be waited for.
+        // It may have ended by itself; then there is no process to be killed, but one to be waited for.
         let _ = kill_process(pid, Signal::KILL);
         reap(pid);
     }
@@ -148,7 +149,7 @@ fn reap(pid: Pid) {
     while let Err(Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
 }
 
-/// How it reads its program. The socket is there under the number that `command` gives it.
+/// Returns the code on its command line, which reads its program. The socket is there under the number that `command` gives it.
 fn first_words() -> String {
     format!(
         "import os; exec(compile(os.read({INHERITED}, {}), '<minivm>', 'exec'), {{'__name__': 'minivm'}})",
@@ -156,14 +157,14 @@ fn first_words() -> String {
     )
 }
 
-/// The variables that count when Python starts.
+/// Returns the variables that count when Python starts.
 fn starting(request: &Request) -> Vec<&[u8]> {
     let all = request.env.iter().map(Vec::as_slice);
     all.filter(|entry| READ_AT_START.iter().any(|name| entry.starts_with(name)))
         .collect()
 }
 
-/// Texts as a message.
+/// Encodes texts as a message.
 fn texts<'a>(texts: impl IntoIterator<Item = &'a [u8], IntoIter: ExactSizeIterator>) -> Vec<u8> {
     let texts = texts.into_iter();
     let mut message = length(texts.len()).to_vec();
@@ -180,14 +181,15 @@ fn length(length: usize) -> [u8; 4] {
         .to_le_bytes()
 }
 
-/// The process that the code runs in: a child of the one that waited, which ends, so that it becomes this process's.
+/// Reads the number of the process that the code runs in: a child of the one that waited, which ends, so that it becomes a child
+/// of this process.
 fn read_pid(socket: &mut UnixStream) -> io::Result<Pid> {
     let mut pid = [0; 4];
     socket.read_exact(&mut pid)?;
     Pid::from_raw(i32::from_le_bytes(pid)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Whether it went well, or why not.
+/// Reads the interpreter's answer: success, or the reason for its failure.
 fn answer(socket: &mut UnixStream) -> io::Result<Result<(), String>> {
     let mut went_well = [0];
     socket.read_exact(&mut went_well)?;

@@ -1,21 +1,23 @@
 //! `minivm-init`: the guest's first process. It makes a container's surroundings out of a bare kernel and an image's files,
-//! runs one command in them for the host, tells how it ended, and ends the machine.
+//! runs one command in them for the host, sends the command's end to the host, and ends the machine.
 //!
-//! 1. The kernel's file systems are mounted (`mounts`).
-//! 2. COM2 is opened, rings are laid out in memory, and the host is told where (`wire`, `rings`, `ports`).
-//! 3. The host's request comes. The image's files are put as the image has them (`image`), the rest of the surroundings is
-//!    made: host name, loopback, temporary folders (`surroundings`).
-//!    Where the host asks for it, what doesn't depend on the request is done before it comes, up to a Python that has started
-//!    (`interpreter`): the machine can then be saved, and go on in clones. With its request each learns who it is (`identity`).
-//! 4. The command is started as its user (`command`, `user`), on pipes or on a terminal.
-//! 5. One loop moves bytes and signals until it has ended (`session`). Another thread does nothing but wait for processes.
-//! 6. Files that were asked for go out (`files`), then how it ended, and the machine is switched off.
+//! 1. `mounts` mounts the kernel's file systems.
+//! 2. `wire` opens COM2, lays out rings in memory, and sends their addresses to the host (`rings`, `ports`).
+//! 3. The host's request comes. `image` restores the image's files as the image has them, and `surroundings` makes the rest:
+//!    host name, loopback, temporary folders.
+//!    Where the host asks for it, all that doesn't depend on the request is done before it comes, up to a Python that has
+//!    started (`interpreter`), and free memory is filled with zeros (`blank`): the machine can then be saved, and continue in
+//!    clones. With its request each clone gets its identity (`identity`).
+//! 4. `command` starts the command as its user (`user`), on pipes or on a terminal.
+//! 5. One loop moves bytes and signals until the command has ended (`session`). Another thread does nothing but wait for
+//!    processes.
+//! 6. The files that the host wants go out (`files`), then the command's end, and the machine is switched off.
 //!
-//! Where the kernel's command line doesn't say that there is a host, it runs the image's own command on the console.
+//! Where the kernel's command line doesn't announce a host, `alone` runs the image's own command on the console.
 //!
 //! In a sandbox that is no machine, but has made a container's surroundings already, there are steps 3 and 4 alone (`contained`).
 //!
-//! It never polls and never sleeps: it waits for descriptors.
+//! Init never polls and never sleeps: it waits for descriptors.
 
 mod alone;
 mod blank;
@@ -40,7 +42,7 @@ use rustix::process::Pid;
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, clock_gettime};
 
-/// What goes wrong here, in a line.
+/// An error as one line of text.
 type Error = Box<dyn std::error::Error>;
 
 fn main() {
@@ -79,19 +81,19 @@ fn run(started: u64) -> Result<(), Error> {
     }
 }
 
-/// Prints a line on the console. It's done as one of the kernel's own critical messages (`<2>`), which get through when nothing
-/// else does.
+/// Prints a line on the console, as one of the kernel's own critical messages (`<2>`), which get through when nothing else
+/// does.
 fn print(line: &str) {
     let _ = fs::write("/dev/kmsg", format!("<2>minivm-init: {line}\n"));
 }
 
-/// Nanoseconds since the kernel started its clock.
+/// Returns the nanoseconds since the kernel started its clock.
 fn clock() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// Adds to an error what was tried.
+/// Returns a function that puts the attempt before an error: "cannot …: …".
 fn cannot<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> Error {
     move |error| format!("cannot {what}: {error}").into()
 }

@@ -13,12 +13,12 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 
 use crate::{Error, cannot};
 
-/// Mounts what the kernel tells of itself, and its devices.
+/// Mounts the kernel's own file systems: proc, sysfs, devtmpfs.
 pub(crate) fn kernel_file_systems() -> Result<(), Error> {
     let safe = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
     attach("proc", "/proc", safe, c"")?;
     attach("sysfs", "/sys", safe, c"")?;
-    // The kernel may have mounted it already (CONFIG_DEVTMPFS_MOUNT is for other roots, but who knows).
+    // The kernel may have mounted it already, though CONFIG_DEVTMPFS_MOUNT is for other roots.
     attach("devtmpfs", "/dev", MountFlags::NOSUID, c"mode=0755")
 }
 
@@ -42,7 +42,7 @@ fn move_mount(from: &str, root: &Path) -> rustix::io::Result<()> {
     mount_move(from, root.join(&from[1..]))
 }
 
-/// Mounts what programs expect beside the kernel's own: terminals, shared memory, temporary files, cgroups.
+/// Mounts the file systems that programs expect beside the kernel's own: terminals, shared memory, temporary files, cgroups.
 pub(crate) fn others() -> Result<(), Error> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     let data = safe | MountFlags::NOEXEC;
@@ -63,8 +63,8 @@ pub(crate) fn others() -> Result<(), Error> {
     ] {
         replace_link(&format!("/dev/{name}"), &format!("/proc/self/fd{target}"))?;
     }
-    // Where the image has something in them, that stays. All of them together, and the root, which takes half, leave some of
-    // the memory to programs.
+    // A folder in which the image has files stays as it is. All file systems together, with the root, which takes half, leave
+    // some of the memory to programs.
     for (folder, options) in [
         ("/tmp", c"mode=1777,size=20%"),
         ("/run", c"mode=0755,size=10%"),
@@ -79,18 +79,19 @@ pub(crate) fn others() -> Result<(), Error> {
     Ok(())
 }
 
-/// The machine's memory, in bytes.
+/// Returns the machine's memory, in bytes.
 fn memory() -> u64 {
     let info = rustix::system::sysinfo();
     info.totalram.saturating_mul(info.mem_unit.into())
 }
 
-/// The most bytes in `/dev/shm`, where nothing is asked for: as in containers, but for small machines, and large ones.
+/// Returns the most bytes in `/dev/shm`, where the request has no number: as in containers, but for small machines, and large
+/// ones.
 fn shm_size(memory: u64) -> u64 {
     (memory / 10).max((64 << 20).min(memory / 3))
 }
 
-/// Mounts what a request asks for.
+/// Mounts the file systems of a request.
 pub(crate) fn asked_for(request: &Request) -> Result<(), Error> {
     if let Some(size) = request.shm_size {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -113,7 +114,7 @@ pub(crate) fn asked_for(request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lets nothing be written to the root any more.
+/// Makes the root file system read-only.
 pub(crate) fn make_root_read_only() -> Result<(), Error> {
     let flags = MountFlags::BIND | MountFlags::RDONLY;
     mount_remount("/", flags, c"").map_err(cannot("make the root read-only"))
@@ -129,7 +130,7 @@ pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a folder has nothing in it, or isn't there. A link to one has, in this sense, something in it.
+/// Returns whether a folder is empty, or isn't there. A link to one counts as a folder with something in it.
 fn is_empty(folder: &str) -> bool {
     match fs::symlink_metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {

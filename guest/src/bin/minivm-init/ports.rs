@@ -1,8 +1,8 @@
 //! COM2's data port, written to directly.
 //!
 //! A byte that goes through the kernel's serial driver costs a system call, several accesses to the UART's registers, and
-//! an interrupt. The host only has to see that something was written: one access, one exit. A whole buffer goes with one
-//! string instruction. Kernels without `CONFIG_X86_IOPL_IOPERM` don't allow it, and the driver is used instead.
+//! an interrupt. The host only has to see that a byte was written: one access, one exit. A whole buffer goes with one string
+//! instruction. Kernels without `CONFIG_X86_IOPL_IOPERM` don't allow it, and init uses the driver instead.
 
 #![allow(
     unsafe_code,
@@ -15,11 +15,11 @@ use std::marker::PhantomData;
 
 use minivm_guest::channel::COM2_PORT;
 
-/// The permission to write to COM2's data port. It is this thread's own.
+/// The permission to write to COM2's data port, which belongs to one thread.
 pub(crate) struct Com2(PhantomData<*const ()>);
 
 impl Com2 {
-    /// Asks for it.
+    /// Asks the kernel for the permission.
     pub(crate) fn permitted() -> Option<Com2> {
         // SAFETY: it changes what this thread may access, not what memory holds. The ports are those of a UART: nothing
         // that is written to them reaches memory.
@@ -27,7 +27,7 @@ impl Com2 {
         (error == 0).then_some(Com2(PhantomData))
     }
 
-    /// Gives it up, for a process that becomes somebody else's: the permission outlives both fork and exec.
+    /// Gives the permission up, in a process that becomes the command: it would outlive both fork and exec.
     pub(crate) fn forbid() -> io::Result<()> {
         // SAFETY: as above.
         match unsafe { libc::ioperm(COM2_PORT.into(), 1, 0) } {
@@ -38,8 +38,8 @@ impl Com2 {
 
     /// Writes bytes, in order, in one exit to the host.
     pub(crate) fn write(&self, bytes: &[u8]) {
-        // SAFETY: the port is permitted to this thread, or there were no `self`, which can't leave it. OUTSB reads `bytes.len()` bytes from RSI
-        // on, upwards (the ABI has the direction flag clear), and those are the slice's.
+        // SAFETY: the port is permitted to this thread, or there were no `self`, which can't leave it. OUTSB reads
+        // `bytes.len()` bytes from RSI on, upwards (the ABI has the direction flag clear), and those are the slice's.
         unsafe {
             asm!(
                 "rep outsb",

@@ -1,8 +1,8 @@
-//! The rings' memory: pages that stay where they are, and whose places in the guest's memory are known.
+//! The rings' memory: pages that stay where they are, with known addresses in the guest's memory.
 //!
 //! The pages are shared ones: a page of ordinary memory is copied when a process is forked and either side writes to it,
-//! and the copy would be another page. They are locked, so that they are never swapped out; and the kernel is told not to
-//! move locked pages about when it tidies memory up. Where they are is in `/proc/self/pagemap`
+//! and the copy would be another page. They are locked, so that they are never swapped out; and a setting keeps the kernel from
+//! moving locked pages when it compacts memory. Their addresses are in `/proc/self/pagemap`
 //! (`Documentation/admin-guide/mm/pagemap.rst`), which kernels with `CONFIG_PROC_PAGE_MONITOR` have.
 
 #![allow(
@@ -29,7 +29,7 @@ const TOTAL: usize = 1 + 2 * PAGES;
 /// Size of a ring in bytes.
 const SIZE: usize = PAGES * PAGE;
 
-/// Bits of an entry of pagemap: the page's frame number, and whether the page is there at all.
+/// Bits of an entry of pagemap: the page's frame number, and the flag for a page that is present.
 const PAGEMAP_FRAME: u64 = (1 << 55) - 1;
 const PAGEMAP_PRESENT: u64 = 1 << 63;
 
@@ -42,7 +42,7 @@ pub(crate) struct Rings {
 }
 
 impl Rings {
-    /// Lays them out.
+    /// Lays the rings out.
     pub(crate) fn new() -> io::Result<Rings> {
         // A kernel that never moves pages has no such file.
         let _ = fs::write("/proc/sys/vm/compact_unevictable_allowed", "0");
@@ -80,7 +80,7 @@ impl Pages {
         Ok(Pages(start.cast()))
     }
 
-    /// The pages' guest-physical addresses.
+    /// Returns the pages' guest-physical addresses.
     fn addresses(&self) -> io::Result<Vec<u64>> {
         let mut entries = vec![0; TOTAL * 8];
         let first = self.0.addr() / PAGE;
@@ -91,7 +91,7 @@ impl Pages {
                 let entry = u64::from_le_bytes(entry.try_into().expect("8 bytes"));
                 // A process without CAP_SYS_ADMIN gets zeros for frame numbers.
                 match (entry & PAGEMAP_PRESENT, entry & PAGEMAP_FRAME) {
-                    (0, _) | (_, 0) => Err(io::Error::other("a page's place is not told")),
+                    (0, _) | (_, 0) => Err(io::Error::other("pagemap has no address for a page")),
                     (_, frame) => Ok(frame * PAGE as u64),
                 }
             })
@@ -101,8 +101,8 @@ impl Pages {
     fn write(&self, offset: usize, from: &[u8]) {
         assert!(offset + from.len() <= TOTAL * PAGE, "within the pages");
         // SAFETY: the range is in the mapping, as asserted, which lives as long as this process; `from` isn't in it, for
-        // no reference to it is ever made. The host may read it meanwhile, which it knows to be unfinished until it is
-        // told of it.
+        // no reference to it is ever made. The host may read it meanwhile, but relies on it only after the hello, or after
+        // the position behind it was stored.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.0.wrapping_add(offset), from.len()) };
     }
 
@@ -120,7 +120,7 @@ impl Pages {
             "in the directory"
         );
         let address = self.0.wrapping_add(offset).cast();
-        // SAFETY: in the mapping and aligned, as asserted; all that ever reach it, the host too, do so atomically.
+        // SAFETY: in the mapping and aligned, as asserted; all accesses to it, the host's too, are atomic.
         unsafe { AtomicU32::from_ptr(address) }
     }
 }
@@ -129,7 +129,7 @@ impl Pages {
 pub(crate) struct Ring {
     pages: Rc<Pages>,
     direction: Direction,
-    /// Where it begins.
+    /// The offset of its first byte in `pages`.
     start: usize,
 }
 

@@ -1,4 +1,4 @@
-//! One command for the host: from hello to how it ended.
+//! The session with the host: one command, from the hello to its exit.
 
 use std::io::{self, PipeReader, Write};
 use std::os::fd::AsFd;
@@ -17,25 +17,25 @@ use crate::user::{self, User};
 use crate::wire::Wire;
 use crate::{Error, blank, clock, files, identity, mounts, surroundings};
 
-/// What is read of an output at once.
+/// The most bytes that are read of an output at once.
 const CHUNK: usize = 64 << 10;
-/// How well the wall clock is to be known, in nanoseconds.
+/// The error of the wall clock that is good enough, in nanoseconds.
 const CLOCK_ERROR: u64 = 5_000_000;
-/// How often the host is asked for the time, if it takes long to answer.
+/// The most questions for the time, if the host takes long to answer.
 const QUESTIONS: usize = 4;
-/// Ctrl-D: what ends the input of a terminal's programs.
+/// Ctrl-D, which ends the input of a terminal's programs.
 const END_OF_INPUT: &[u8] = b"\x04";
 
-/// What a host says first.
+/// The host's first message.
 enum First {
     Prepare(Preparation),
     Request(Request),
 }
 
-/// What was done before the request came.
+/// The work that was done before the request came.
 struct Prepared {
     interpreter: Option<Waiting>,
-    /// What could not be done.
+    /// A line for each step that failed and is no reason to stop.
     lost: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
         }
         First::Prepare(preparation) => prepare(preparation).and_then(|prepared| {
             wire.send(&ToHost::Ready)?;
-            // Here the machine is saved, and from here its clones go on.
+            // Here the machine is saved, and from here its clones continue.
             let request = wire.receive_one(|message| match message {
                 ToGuest::Request(request) => Ok(request),
                 _ => Err("the host sent something before its request".into()),
@@ -77,7 +77,7 @@ pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Does what doesn't depend on the request.
+/// Does all that doesn't depend on the request.
 fn prepare(preparation: Preparation) -> Result<Prepared, Error> {
     identity::set_clock(preparation.now)?;
     let (_, lost) = surroundings::make()?;
@@ -113,7 +113,7 @@ fn serve(
         mounts::make_root_read_only()?;
     }
     adjust_clock(wire)?;
-    // Before it can have done anything.
+    // Before the command can have done anything.
     times.exec = clock();
     let (status, earlier) = match start(request, &user, interpreter) {
         Ok((session, earlier)) => (session.run(wire)?, earlier),
@@ -136,8 +136,8 @@ fn serve(
     wire.flush_all()
 }
 
-/// Asks the host for the time. As in NTP (RFC 5905, section 8, "On-Wire Protocol"), its answer is taken to have been right in the
-/// middle between question and answer, so that it is off by at most half of what both took.
+/// Asks the host for the time, and sets the clock. As in NTP (RFC 5905, section 8, "On-Wire Protocol"), the answer is taken to
+/// have been right in the middle between question and answer, so that it is off by at most half of the time that both took.
 fn adjust_clock(wire: &mut Wire) -> Result<(), Error> {
     let mut best = u64::MAX;
     for _ in 0..QUESTIONS {
@@ -159,7 +159,8 @@ fn adjust_clock(wire: &mut Wire) -> Result<(), Error> {
     Ok(())
 }
 
-/// Starts the command. Also says what was used by those that ended before it: the Python that waited, if there was one.
+/// Starts the command. Also returns the processor time of processes that ended before it: of the Python that waited, if there
+/// was one.
 fn start(
     request: &Request,
     user: &User,
@@ -174,7 +175,7 @@ fn start(
         None => command::start(request, user, streams, None)?,
     };
     let failed = |error: io::Error| Refusal::Failed(error.to_string());
-    // Before anybody waits for the command.
+    // Before a thread waits for the command.
     let (user_time, system_time, _) = command::usage();
     let session = Session {
         ended: wait_elsewhere(running.pid).map_err(failed)?,
@@ -188,7 +189,7 @@ fn start(
 /// A command while it runs.
 struct Session {
     running: Running,
-    /// Where the thread that waits for processes says that the command has ended.
+    /// The pipe by which the thread that waits for processes reports the command's end.
     ended: PipeReader,
     status: Option<Status>,
     input: Input,
@@ -198,13 +199,13 @@ struct Session {
 #[derive(Default)]
 struct Input {
     bytes: Vec<u8>,
-    /// No more will come.
+    /// Whether no more will come.
     ended: bool,
-    /// What the command has read since the host was last told.
+    /// The bytes that the command has read since the last [`ToHost::Room`].
     read: u32,
 }
 
-/// What can be waited for.
+/// A source of work to wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Wire,
@@ -221,7 +222,7 @@ impl Session {
         if self.running.stdin.is_some() {
             wire.send(&ToHost::Room(STDIN_WINDOW))?;
         }
-        // What has come by now doesn't ring any more.
+        // Messages that have come by now ring no bell any more.
         wire.receive(|message| self.take(message))?;
         let mut buffer = vec![0; CHUNK];
         loop {
@@ -250,7 +251,7 @@ impl Session {
         if let Some(stdin) = running.stdin.as_ref().filter(|_| self.input.is_pending()) {
             sources.push((Source::Stdin, stdin.as_fd(), PollFlags::OUT));
         }
-        // While the host takes nothing, nothing is taken from the command, which then has to wait as well.
+        // While the host takes nothing, no output is taken from the command, which then has to wait as well.
         if !wire.is_full() {
             let outputs = [
                 (Source::Stdout, &running.stdout),
@@ -275,18 +276,18 @@ impl Session {
         Ok(ready.map(|((source, ..), _)| *source).collect())
     }
 
-    /// Does what the host says.
+    /// Handles a message of the host's.
     fn take(&mut self, message: ToGuest) -> Result<(), Error> {
         match message {
             ToGuest::Stdin([]) => self.input.ended = true,
             ToGuest::Stdin(bytes) if self.running.stdin.is_some() => {
                 self.input.bytes.extend_from_slice(bytes);
             }
-            // Nobody reads it any more.
+            // The command's stdin is closed.
             ToGuest::Stdin(_) => {}
             ToGuest::Signal(number) => {
                 if let (Some(signal), None) = (Signal::from_named_raw(number.into()), self.status) {
-                    // It may just have ended.
+                    // The command may just have ended.
                     let _ = kill_process_group(self.running.pid, signal);
                 }
             }
@@ -314,7 +315,7 @@ impl Session {
                 input.read += u32::try_from(len)?;
             }
             Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-            // The command has closed its stdin: what comes from now on is dropped.
+            // The command has closed its stdin: input is dropped from now on.
             Err(_) => self.running.stdin = None,
         }
         if input.read >= STDIN_WINDOW / 2 {
@@ -329,7 +330,7 @@ impl Session {
         Ok(())
     }
 
-    /// Sends what the command has written.
+    /// Sends output of the command's to the host.
     fn forward(&mut self, source: Source, wire: &mut Wire, buffer: &mut [u8]) -> Result<(), Error> {
         let output = match source {
             Source::Stdout => &mut self.running.stdout,
@@ -353,7 +354,7 @@ impl Session {
         }
     }
 
-    /// The command has ended; what it left behind ends with it.
+    /// Takes the command's status from the pipe, and kills the processes that the command has left.
     fn note_end(&mut self) -> Result<(), Error> {
         let mut status = [0; 2];
         io::Read::read_exact(&mut self.ended, &mut status)?;
@@ -369,7 +370,7 @@ impl Session {
 }
 
 impl Input {
-    /// Whether there is something to be done with it.
+    /// Returns whether there is input to write, or an end to pass on.
     fn is_pending(&self) -> bool {
         !self.bytes.is_empty() || self.ended
     }
@@ -377,16 +378,16 @@ impl Input {
 
 /// Kills every process but this one.
 pub(crate) fn kill_all() {
-    // `kill(-1, …)`: process group 1 is written so. There may be none, which is an error.
+    // `kill(-1, …)`: process group 1 is written so. It fails where there is no other process.
     let _ = kill_process_group(Pid::INIT, Signal::KILL);
 }
 
-/// Waits for processes, the command and all that lose their parents, on a thread of its own. The pipe tells how the command
-/// ended, in two bytes: 0 and its code, or 1 and its signal.
+/// Starts a thread that waits for processes: the command, and all that lose their parents. The returned pipe gets the command's
+/// end, in two bytes: 0 and its code, or 1 and its signal.
 fn wait_elsewhere(command: Pid) -> io::Result<PipeReader> {
     let (reader, mut writer) = io::pipe()?;
     thread::Builder::new().stack_size(64 << 10).spawn(move || {
-        // It fails when there is no process left, or for an interruption.
+        // `wait` fails when there is no process left, or for an interruption.
         loop {
             match rustix::process::wait(WaitOptions::empty()) {
                 Ok(Some((pid, status))) if pid == command => {

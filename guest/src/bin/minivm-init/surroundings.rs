@@ -1,4 +1,4 @@
-//! What surrounds a command, whoever wants it to run.
+//! The surroundings of a command, for a request of the host's and for the image's own command.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use minivm_guest::manifest::{FOLDER, Manifest};
 
 use crate::{Error, cannot, image, mounts};
 
-/// Makes it. Returns what the image says, and what could not be done and is no reason to stop.
+/// Makes the surroundings. Returns the image's manifest, and a line for each step that failed and is no reason to stop.
 pub(crate) fn make() -> Result<(Manifest, Vec<String>), Error> {
     let (manifest, lost) = image::restore()?;
     mounts::enter_root()?;
@@ -19,7 +19,7 @@ pub(crate) fn make() -> Result<(Manifest, Vec<String>), Error> {
     Ok((manifest, lost))
 }
 
-/// The addresses that belong to the machine's name, and its own. What the image says itself stays.
+/// Writes the machine's name, and the addresses that belong to it, into their files. The image's own files stay.
 pub(crate) fn write_names(name: &str) {
     let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n127.0.1.1\t{name}\n");
     for (path, text) in [
@@ -34,7 +34,7 @@ pub(crate) fn write_names(name: &str) {
     }
 }
 
-/// Writes a small file. What isn't one is not waited for, such as a pipe that an image has in its place.
+/// Writes a small file. It doesn't wait for a pipe that an image may have in its place.
 pub(crate) fn write(path: &str, text: &str) -> io::Result<()> {
     let mut options = File::options();
     options.write(true).create(true).truncate(true);

@@ -1,7 +1,7 @@
-//! Who a command runs as: `USER[:GROUP]`, as container images and `docker run --user` have it.
+//! The user that a command runs as: `USER[:GROUP]`, as container images and `docker run --user` have it.
 //!
-//! The image's files are read as bytes: a comment or a name in them may be of any encoding. What can't be read, or has no number
-//! where one is needed, is an error: only a file that isn't there has no users in it.
+//! The image's files are read as bytes: a comment or a name in them may be of any encoding. A file that can't be read, or that
+//! has no number where one is needed, is an error: only a missing file has no users in it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -9,15 +9,15 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use crate::{Error, cannot};
 
-/// The most bytes that are read of a file.
+/// The longest file that is read, in bytes.
 const FILE_MAX: u64 = 16 << 20;
 
-/// A user with everything that a process has of one.
+/// A user, with its groups and its home.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// All groups. `gid` is one of them, as in containers: a program that gives up `gid` would otherwise be free of what the
+    /// All groups. `gid` is one of them, as in containers: a program that gives up `gid` would otherwise get around what the
     /// group must not do.
     pub(crate) groups: Vec<u32>,
     pub(crate) home: Vec<u8>,
@@ -28,9 +28,9 @@ pub(crate) fn find(wanted: &str) -> Result<User, Error> {
     resolve(wanted, &read("/etc/passwd")?, &read("/etc/group")?)
 }
 
-/// The bytes of a file; none where it isn't there.
+/// Reads the bytes of a file; a missing one has none.
 fn read(path: &str) -> Result<Vec<u8>, Error> {
-    // A pipe would be waited for.
+    // Opening a pipe would wait for a writer.
     let open = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -96,7 +96,7 @@ fn resolve(wanted: &str, passwd: &[u8], group: &[u8]) -> Result<User, Error> {
     })
 }
 
-/// The groups that list the user. group(5): name, password, GID, members.
+/// Returns the groups that list the user. group(5): name, password, GID, members.
 fn memberships(group: &[u8], login: &[u8]) -> Result<Vec<u32>, Error> {
     let lists = |fields: &Vec<&[u8]>| {
         let members = fields.get(3);
@@ -126,7 +126,7 @@ fn no_number(file: &str, name: &[u8]) -> Error {
     format!("/etc/{file} has no number for {name}").into()
 }
 
-/// The lines that have something in them, taken apart.
+/// Returns the fields of each line that isn't empty.
 fn entries(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
     let lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
     lines
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_there_is_named() {
+    fn a_missing_user_or_group_is_named() {
         for (wanted, named) in [("nobody", "user nobody"), ("app:wheel", "group wheel")] {
             let error = refused(wanted, PASSWD.as_bytes(), GROUP.as_bytes());
             assert!(error.ends_with(named), "{error}");
@@ -214,7 +214,7 @@ mod tests {
     fn a_number_that_is_needed_and_not_there_is_an_error() {
         let passwd = b"bob:x:1000:x:\nann:x:y:5::\neve:x:7:7::/e\0vil:\nshort:x:9\n";
         let group = b"extra:x:z:bob,eve\nother:x::\n";
-        for (wanted, told) in [
+        for (wanted, expected) in [
             ("ann", "/etc/passwd has no number for ann"),
             ("bob", "/etc/passwd has no number for the group of bob"),
             ("short", "/etc/passwd has no number for the group of short"),
@@ -222,17 +222,17 @@ mod tests {
             ("9:other", "/etc/group has no number for other"),
             ("eve", "/etc/passwd has a NUL byte in the home of eve"),
         ] {
-            assert_eq!(refused(wanted, passwd, group), told);
+            assert_eq!(refused(wanted, passwd, group), expected);
         }
         let listed = refused("eve", b"eve:x:7:7:::\n", group);
         assert_eq!(listed, "/etc/group has no number for extra");
-        // Where it isn't needed it may be missing.
+        // A number that isn't needed may be missing.
         let user = resolve("bob:44", passwd, group).unwrap();
         assert_eq!((user.uid, user.gid, user.groups), (1000, 44, vec![44]));
     }
 
     #[test]
-    fn only_a_file_that_is_not_there_is_empty() {
+    fn only_a_missing_file_counts_as_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         assert_eq!(read(&path("none")).unwrap(), b"");

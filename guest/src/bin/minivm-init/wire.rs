@@ -1,4 +1,4 @@
-//! This side's end of the channel: messages out and in, through the rings or through the UART.
+//! The guest's end of the channel: messages out and in, through the rings or through the UART.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,9 +14,9 @@ use crate::ports::Com2;
 use crate::rings::Rings;
 use crate::{Error, cannot, print};
 
-/// COM2 as Linux has it.
+/// Linux's device file for COM2.
 const TTY: &str = "/dev/ttyS1";
-/// What is taken off the wire at once.
+/// The most bytes that are taken off the wire at once.
 const CHUNK: usize = 64 << 10;
 
 /// The channel to the host.
@@ -24,14 +24,14 @@ pub(crate) struct Wire {
     tty: OwnedFd,
     ports: Option<Com2>,
     rings: Option<Rings>,
-    /// What is to be sent and did not fit yet.
+    /// Bytes to send that did not fit yet.
     backlog: Vec<u8>,
     decoder: Decoder,
     buffer: Vec<u8>,
 }
 
 impl Wire {
-    /// Opens it, and says hello.
+    /// Opens the channel, and sends the hello.
     pub(crate) fn open(with_rings: bool) -> Result<Wire, Error> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let tty =
@@ -42,7 +42,7 @@ impl Wire {
         let rings = match with_rings.then(Rings::new) {
             Some(Ok(rings)) => Some(rings),
             Some(Err(error)) => {
-                print(&format!("no rings, all goes through the UART: {error}"));
+                print(&format!("cannot use rings, but the UART alone: {error}"));
                 None
             }
             None => None,
@@ -60,7 +60,7 @@ impl Wire {
             rings: rings.as_ref().map(|rings| rings.directory),
         }))?;
         wire.flush_all()?;
-        // From here on, what is written to COM2 is only a bell, and so is what comes from it.
+        // From here on, a byte on COM2 is only a bell, in both directions.
         wire.rings = rings;
         if let Some(rings) = &mut wire.rings {
             rings.input.sleep()?;
@@ -68,12 +68,12 @@ impl Wire {
         Ok(wire)
     }
 
-    /// What to wait for: it is readable when [`receive`](Self::receive) is to be called.
+    /// Returns the descriptor to wait for: it is readable when [`receive`](Self::receive) is to be called.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.tty.as_fd()
     }
 
-    /// Whether what was sent still waits for the host to make room. Who has more to send should wait too.
+    /// Returns whether bytes still wait for the host to make room. A caller that has more to send should wait, too.
     pub(crate) fn is_full(&self) -> bool {
         !self.backlog.is_empty()
     }
@@ -108,11 +108,11 @@ impl Wire {
         Ok(())
     }
 
-    /// Waits until everything is sent.
+    /// Waits until all bytes are sent.
     pub(crate) fn flush_all(&mut self) -> Result<(), Error> {
         self.flush()?;
         while self.is_full() {
-            // Bells that announce room; what else comes now is of no interest any more.
+            // Bells that announce room; other messages are of no interest any more.
             self.wait()?;
             self.take_bells()?;
             self.flush()?;
@@ -120,7 +120,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Tells the host to look.
+    /// Rings the host's bell.
     fn ring(&mut self) -> Result<(), Error> {
         match &self.ports {
             Some(ports) => ports.write(&[0]),
@@ -137,7 +137,7 @@ impl Wire {
         Ok(self.backlog.len())
     }
 
-    /// Takes what has come, message by message, without waiting.
+    /// Takes the messages that have come, one by one, without waiting.
     pub(crate) fn receive(
         &mut self,
         mut take: impl FnMut(ToGuest) -> Result<(), Error>,
@@ -171,7 +171,7 @@ impl Wire {
         }
     }
 
-    /// Moves what is in the ring to the decoder. Whether there was something; if not, the host will ring when there is.
+    /// Moves bytes from the ring to the decoder. Returns whether there may be more; if not, the host will ring when there are.
     fn pull(&mut self) -> Result<bool, Error> {
         let Some(rings) = &mut self.rings else {
             return Ok(false);
@@ -185,7 +185,7 @@ impl Wire {
         Ok(more)
     }
 
-    /// Reads what the UART has: bells, or the messages themselves where there are no rings.
+    /// Reads the UART's bytes: bells, or the messages themselves where there are no rings.
     fn take_bells(&mut self) -> Result<(), Error> {
         loop {
             match rustix::io::read(&self.tty, &mut self.buffer) {

@@ -71,7 +71,7 @@ fn a_folders_extended_attributes_are_in_the_manifest() {
 }
 
 #[test]
-fn a_folder_must_not_have_ours() {
+fn a_folder_with_a_name_reserved_for_minivm_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join(".minivm")).unwrap();
     let error = plain(&image_in(folder.path().into())).unwrap_err();

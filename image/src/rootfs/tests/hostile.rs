@@ -129,13 +129,13 @@ fn links_that_go_round_in_circles_are_refused() {
 }
 
 #[test]
-fn a_file_is_no_folder() {
-    let said = "cannot take \"a/b/c\" from the layer: \"a/b\" is no folder";
+fn a_file_below_a_file_is_refused() {
+    let said = "cannot take \"a/b/c\" from the layer: \"a/b\" is not a folder";
     assert_eq!(refusal(&[&[file("a/b", "")], &[file("a/b/c", "")]]), said);
 }
 
 #[test]
-fn our_own_folder_is_refused() {
+fn names_reserved_for_minivm_are_refused() {
     let said =
         |path| format!("cannot take {path:?} from the layer: the name is reserved for minivm");
     for path in [".minivm", ".minivm/x"] {
@@ -153,8 +153,8 @@ fn our_own_folder_is_refused() {
 }
 
 #[test]
-fn types_of_no_image_are_refused() {
-    let said = "cannot take \"v\" from the layer: it is of the type 'V', which no image has";
+fn unknown_types_of_entries_are_refused() {
+    let said = "cannot take \"v\" from the layer: it has the type 'V', which no image has";
     assert_eq!(refusal(&[&[entry(EntryType::new(b'V'), "v")]]), said);
 }
 
@@ -166,7 +166,7 @@ fn numbers_that_do_not_fit_are_refused() {
     }
     let mut mode = file("a", "");
     mode.header.as_old_mut().mode = *b"rwxr-xr-";
-    assert!(refusal(&[&[mode]]).ends_with("the mode in its header is no number that fits"));
+    assert!(refusal(&[&[mode]]).ends_with("the mode in its header is not a valid number"));
     for size in [&b"zzz"[..], &[0xff; 12]] {
         let mut header = entry(EntryType::Regular, "a");
         header.header.as_old_mut().size[..size.len()].copy_from_slice(size);
@@ -175,7 +175,7 @@ fn numbers_that_do_not_fit_are_refused() {
         let refusal = refused(header.header.as_bytes(), None);
         assert_eq!(
             refusal,
-            "cannot take \"a\" from the layer: the size in its header is no number that fits"
+            "cannot take \"a\" from the layer: the size in its header is not a valid number"
         );
     }
 }
@@ -201,7 +201,7 @@ fn attributes_that_linux_would_not_take_are_refused() {
 }
 
 #[test]
-fn what_is_cut_off_is_refused_wherever_it_ends() {
+fn a_truncated_layer_is_refused_wherever_it_ends() {
     let bytes = tar(&[
         file("a", [b'x'; 3000]),
         file("n".repeat(200), "").xattr("user.a", "1"),
@@ -210,7 +210,7 @@ fn what_is_cut_off_is_refused_wherever_it_ends() {
     let whole = digest(&bytes);
     let end = bytes.len() - 1024;
     for cut in (0..end).step_by(100).chain([512, end]) {
-        let said = "the layer is no sound tar archive: it ends too early";
+        let said = "the layer is not a valid tar archive: it ends too early";
         assert_eq!(refused(&bytes[..cut], None), said, "{cut}");
         assert!(
             plain(&image(vec![layer(&bytes[..cut], Some(whole.clone()))])).is_err(),
@@ -221,7 +221,7 @@ fn what_is_cut_off_is_refused_wherever_it_ends() {
         for cut in (20..packed.len()).step_by(7) {
             let error = plain(&image(vec![layer(&packed[..cut], None)])).unwrap_err();
             assert!(
-                chain(&error).starts_with("the layer is no sound tar")
+                chain(&error).starts_with("the layer is not a valid tar")
                     || chain(&error).starts_with("cannot read the layer: "),
                 "{error}"
             );
@@ -236,7 +236,7 @@ fn a_file_that_is_shorter_than_its_layer_is_refused() {
     let error = plain(&image(vec![cut])).unwrap_err();
     assert_eq!(
         chain(&error),
-        "the layer is no sound tar archive: it ends too early"
+        "the layer is not a valid tar archive: it ends too early"
     );
 }
 
@@ -252,10 +252,9 @@ fn a_layer_with_another_digest_is_refused() {
 }
 
 #[test]
-fn what_is_no_archive_is_refused() {
-    let said = |at| {
-        format!("the layer is no sound tar archive: what should be a header at byte {at} is none")
-    };
+fn files_that_are_not_archives_are_refused() {
+    let said =
+        |at| format!("the layer is not a valid tar archive: there is no tar header at byte {at}");
     assert_eq!(refused(&[b'x'; 2048], None), said(0));
     let mut flipped = tar(&[file("a", "1"), file("b", "2")]);
     flipped[1024] ^= 1;
@@ -285,8 +284,7 @@ fn other_compressions_are_refused_by_name() {
 fn bad_records_are_refused() {
     let mut bad = file("pax", "5 nonsense");
     bad.header.set_entry_type(EntryType::XHeader);
-    let said =
-        "the layer is no sound tar archive: the extended header before byte 1536 has a bad record";
+    let said = "the layer is not a valid tar archive: the extended header before byte 1536 has a bad record";
     assert_eq!(refusal(&[&[bad, file("a", "")]]), said);
 }
 

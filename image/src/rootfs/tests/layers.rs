@@ -197,7 +197,7 @@ fn the_later_of_two_entries_in_a_layer_wins() {
 }
 
 #[test]
-fn names_of_one_file_stay_names_of_one_file() {
+fn hard_links_stay_hard_links() {
     let found = found(&[&[
         file("b", "data").mode(0o4755),
         hard("c", "b"),
@@ -254,7 +254,7 @@ fn empty_files_with_several_names_are_one_file() {
 }
 
 #[test]
-fn an_images_own_init_is_out_of_our_way() {
+fn an_images_own_init_is_moved() {
     let text = |archive: &[u8], name: &str| read(archive)[name.as_bytes()].data.clone();
     let archive = plain(&image_of(&[&[
         file("init", "theirs"),
@@ -325,7 +325,7 @@ fn every_name_is_counted() {
 }
 
 #[test]
-fn no_layers_are_an_empty_root() {
+fn an_image_without_layers_has_an_empty_root() {
     assert_eq!(list(&[]), [""; 0]);
     assert_eq!(list(&[&[]]), [""; 0]);
 }

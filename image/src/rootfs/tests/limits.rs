@@ -147,7 +147,7 @@ fn headers_that_claim_gigabytes_are_refused_unread() {
         header.set_size(4 << 30);
         header.set_cksum();
         let refused = limited(&Limits::default(), vec![layer(header.as_bytes(), None)]);
-        let said = "the layer is no sound tar archive: the extended header at byte 512 is longer than 1048576 bytes, the limit";
+        let said = "the layer is not a valid tar archive: the extended header at byte 512 is longer than 1048576 bytes, the limit";
         assert_eq!(refused, Err(said.to_owned()));
     }
 }

@@ -1,18 +1,19 @@
 //! Layers made on the spot, and the archives made of them read back the way Linux reads them.
 
+mod archives;
 mod folders;
 mod hostile;
 mod layers;
 mod limits;
 mod model;
 mod output;
-mod tapes;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use minivm_guest::manifest::{Manifest, Xattr};
 use tar::{EntryType, Header};
 
 use super::*;

@@ -1,5 +1,6 @@
 //! Random layers, compared with an unpacker that is as simple as can be: whole paths in a map, nothing shared with the tree.
 
+use minivm_tests::stress;
 use proptest::prelude::*;
 
 use super::*;
@@ -246,7 +247,7 @@ fn entries(steps: &[Step], next: &mut usize) -> Vec<Entry> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(stress::count(200, 10_000)))]
 
     #[test]
     fn layers_are_what_a_simple_unpacker_makes_of_them(

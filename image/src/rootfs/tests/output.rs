@@ -95,7 +95,7 @@ fn a_layers_compression_does_not_matter() {
 }
 
 #[test]
-fn compressed_archives_are_the_plain_one() {
+fn compressed_archives_decompress_to_the_plain_one() {
     let image = image_of(&[&[
         file("a", noise(1 << 20)),
         file("b", vec![0; 17 << 20]),
@@ -153,7 +153,7 @@ fn an_archive_is_in_order() {
 }
 
 #[test]
-fn an_archive_tells_how_many_inodes_it_has() {
+fn inodes_are_read_from_an_archive() {
     let inodes_of = |bytes: &[u8]| {
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();

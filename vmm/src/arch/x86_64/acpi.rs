@@ -1,8 +1,8 @@
-//! The smallest ACPI that a stock kernel accepts: how it finds the processors, the interrupts of the serial ports, and
-//! the way to switch the machine off.
+//! The smallest ACPI that a stock kernel accepts: it names the processors, the interrupts of the serial ports, and the way to
+//! switch the machine off.
 //!
 //! "Hardware-reduced" ACPI has no fixed registers to emulate but two: sleep control, by which the guest powers off, and
-//! reset, which is the keyboard controller's. It also tells the kernel not to look for a PC's old devices, each of which
+//! reset, which is the keyboard controller's. It also keeps the kernel from looking for a PC's old devices, each of which
 //! would cost it time: the 8259 interrupt controllers, the 8254 timer, the CMOS clock, the keyboard, VGA.
 //! (ACPI 6.5, 4.1 "Hardware-Reduced ACPI", 5.2 "ACPI System Description Tables".)
 
@@ -30,7 +30,7 @@ const SDT_HEADER: u32 = 36;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 
-/// All tables of a machine with `cpus` vCPUs, as they stand in memory from [`layout::ACPI`] on, the RSDP first.
+/// Returns all tables of a machine with `cpus` vCPUs, as they stand in memory from [`layout::ACPI`] on, the RSDP first.
 pub(crate) fn tables(cpus: u8) -> Vec<u8> {
     let mut area = Area::default();
     // The RSDP comes first and points to what comes later, so its place is kept free.
@@ -53,7 +53,7 @@ struct Area {
 }
 
 impl Area {
-    /// Appends a table and tells its guest-physical address.
+    /// Appends a table; returns its guest-physical address.
     fn add(&mut self, table: &[u8]) -> u64 {
         let at = layout::ACPI.0 + self.bytes.len() as u64;
         self.bytes.extend_from_slice(table);

@@ -1,4 +1,4 @@
-//! The zero page: `struct boot_params`, in which a boot loader tells a kernel what it has done.
+//! The zero page: `struct boot_params`, a boot loader's report to the kernel.
 //!
 //! (`Documentation/arch/x86/zero-page.rst`, "Zero Page"; `boot.rst`, "64-bit Boot Protocol".)
 
@@ -18,10 +18,10 @@ const BOOT_FLAG: u16 = 0xaa55;
 const HDRS: u32 = 0x5372_6448;
 /// A boot loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
-/// The protocol's version that an ELF kernel, which has no header of its own, is told.
+/// The version of the boot protocol in an ELF kernel's zero page: such a kernel has no header of its own.
 const PROTOCOL: u16 = 0x020f;
 
-/// Bytes of seed for the kernel's random numbers: what its generator takes in one go.
+/// Bytes of seed for the kernel's random number generator, which takes so many at once.
 pub(crate) const SEED_LEN: usize = 32;
 
 /// Writes the zero page, the command line and the random seed.
@@ -65,12 +65,12 @@ fn zero_page(ram_bytes: u64, header: Option<setup_header>, initramfs: Placed) ->
     params
 }
 
-/// All that is written here lies below 4 GiB.
+/// Returns an address or size as 32 bits: all of those here lie below 4 GiB.
 fn low_half(value: u64) -> u32 {
     u32::try_from(value).expect("low RAM ends at 3 GiB")
 }
 
-/// The memory map that the kernel sees.
+/// Returns the memory map that the kernel sees.
 fn e820(ram_bytes: u64) -> Vec<boot_e820_entry> {
     let entry = |start: u64, end: u64, kind| boot_e820_entry {
         addr: start,
@@ -91,7 +91,7 @@ fn e820(ram_bytes: u64) -> Vec<boot_e820_entry> {
     map
 }
 
-/// A node of the setup_data list (`boot.rst`, "setup_data"): next, type, length, and the seed. Without it the first
+/// Returns the node of the setup_data list (`boot.rst`, "setup_data"): next, type, length, and the seed. Without it the first
 /// `getrandom` in the guest waits until the kernel has scraped together entropy of its own, which can take seconds.
 fn setup_data(seed: [u8; SEED_LEN]) -> Vec<u8> {
     let mut node = Vec::new();

@@ -1,10 +1,10 @@
-//! What CPUID tells the guest: what KVM can virtualize, less what is hidden, plus the machine's topology.
+//! The guest's CPUID table: all that KVM can virtualize, less the hidden features, plus the machine's topology.
 //!
 //! The topology is one socket, one core a vCPU, one thread a core; a vCPU's number is its APIC ID.
 //!
-//! Hidden is what a sandbox has no use for and what costs: nested virtualization, counters of the processor's events and
-//! traces of its branches (precise clocks for side channels), enclaves, and state that isn't saved with a machine (shadow
-//! stacks, matrix tiles). A table that comes with a snapshot goes through the same filter.
+//! Hidden are features that a sandbox has no use for and that have a cost: nested virtualization, counters of the processor's
+//! events and traces of its branches (precise clocks for side channels), enclaves, and state that isn't saved with a machine
+//! (shadow stacks, matrix tiles). A table that comes with a snapshot goes through the same filter.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
@@ -74,7 +74,7 @@ impl Register {
     }
 }
 
-/// Leaves that tell of nothing but what is hidden.
+/// Leaves that describe hidden features and nothing else.
 const HIDDEN_LEAVES: [u32; 10] = [
     INTEL_COUNTERS,
     SGX,
@@ -125,7 +125,7 @@ const HIDDEN_BITS: [(u32, u32, Register, u32); 9] = [
     ),
 ];
 
-/// Takes out of a table what no guest is told of, whoever made the table.
+/// Takes the hidden features out of a table, KVM's or a snapshot's.
 pub(super) fn hide(entries: &mut Vec<kvm_cpuid_entry2>) {
     entries.retain(|entry| {
         let hidden_state = entry.function == XSAVE && HIDDEN_STATES.contains(&entry.index);
@@ -147,7 +147,7 @@ pub(super) fn hide(entries: &mut Vec<kvm_cpuid_entry2>) {
     }
 }
 
-/// What the table depends on.
+/// The machine's shape, on which a vCPU's table depends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Topology {
     /// This vCPU's number.
@@ -158,7 +158,7 @@ pub(crate) struct Topology {
     pub(crate) tsc_deadline: bool,
 }
 
-/// The table for one vCPU, made from what KVM supports on this host.
+/// Returns the table for one vCPU, made from the one that KVM supports on this host.
 pub(crate) fn table(supported: &CpuId, topology: Topology) -> CpuId {
     let mut entries = supported.as_slice().to_vec();
     let amd = is_amd(&entries);
@@ -171,7 +171,7 @@ pub(crate) fn table(supported: &CpuId, topology: Topology) -> CpuId {
     CpuId::from_entries(&entries).expect("no more entries than KVM gave, and two")
 }
 
-/// Leaves that are left out here and, where the guest needs them, made anew.
+/// Returns whether a leaf is left out and, where the guest needs it, made anew.
 fn rewritten(function: u32) -> bool {
     matches!(
         function,
@@ -179,7 +179,7 @@ fn rewritten(function: u32) -> bool {
     )
 }
 
-/// The vendor's name as the processor spells it, `GenuineIntel` or `AuthenticAMD`.
+/// Returns the vendor's name as the processor spells it, `GenuineIntel` or `AuthenticAMD`.
 pub(super) fn vendor(table: &[kvm_cpuid_entry2]) -> String {
     let entry = leaf(table, VENDOR, 0).copied().unwrap_or_default();
     let bytes = [entry.ebx, entry.edx, entry.ecx]
@@ -188,7 +188,7 @@ pub(super) fn vendor(table: &[kvm_cpuid_entry2]) -> String {
     bytes.escape_ascii().to_string()
 }
 
-/// Whether leaves from 8000_0001 on mean what AMD says: other vendors have some of them, with other fields.
+/// Returns whether leaves from 8000_0001 on have AMD's meaning: other vendors have some of them, with other fields.
 fn is_amd(table: &[kvm_cpuid_entry2]) -> bool {
     matches!(&*vendor(table), "AuthenticAMD" | "HygonGenuine")
 }
@@ -219,7 +219,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, amd: bool) {
             set(&mut entry.ecx, ECX_TSC_DEADLINE, tsc_deadline);
         }
         INTEL_CACHES => {
-            // EAX: cores in the package, and how many vCPUs share this cache. The last level is everybody's.
+            // EAX: cores in the package, and how many vCPUs share this cache. All of them share the last level.
             let level = entry.eax >> 5 & 7;
             let sharing = if level == 3 { vcpus } else { 1 };
             entry.eax = (entry.eax & 0x3fff) | (sharing - 1) << 14 | (vcpus - 1) << 26;
@@ -241,7 +241,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, amd: bool) {
     }
 }
 
-/// Leaf 0xb: a level of one thread a core, and one of all the cores.
+/// Returns leaf 0xb: a level of one thread a core, and one of all the cores.
 fn core_levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 2] {
     let vcpus = u32::from(topology.vcpus);
     let level = |index, kind: u32, shift, count| kvm_cpuid_entry2 {
@@ -260,7 +260,7 @@ fn core_levels(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 2] {
     ]
 }
 
-/// How many bits number `vcpus` of them.
+/// Returns how many bits it takes to number `vcpus` vCPUs.
 fn id_bits(vcpus: u32) -> u32 {
     vcpus.next_power_of_two().trailing_zeros()
 }
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// Every leaf that is looked at here, and two that aren't, with every bit set.
+    /// Returns every leaf that the code here changes, and two that it doesn't, with every bit set.
     fn everything(vendor: [&[u8; 4]; 3]) -> Vec<kvm_cpuid_entry2> {
         let others = [
             FEATURES,
@@ -340,7 +340,7 @@ mod tests {
         table(&supported, topology)
     }
 
-    /// What a table still has of what is to be hidden.
+    /// Returns the hidden features that a table still has.
     fn left(table: &[kvm_cpuid_entry2]) -> Vec<String> {
         let mut left = Vec::new();
         let leaves = [0xa, 0x12, 0x14, 0x1c, 0x1d, 0x1e, 0x23];
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_has_no_use_for_is_hidden() {
+    fn hidden_features_are_gone_for_every_vendor() {
         assert_eq!(left(&everything(AMD)).len(), 10 + 6 + 31);
         for vendor in [AMD, HYGON, INTEL] {
             assert_eq!(left(third_of_four(vendor).as_slice()), [""; 0]);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_hidden_stays() {
+    fn all_other_features_stay() {
         let mut entries = everything(INTEL);
         hide(&mut entries);
         let whole = |function, index| leaf(&entries, function, index).copied();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn every_leaf_tells_the_same_topology() {
+    fn all_leaves_have_one_topology() {
         for vendor in [AMD, HYGON] {
             let table = third_of_four(vendor);
             assert_eq!(leaf_of(&table, SIZES, 0).unwrap().ecx, 3 | 2 << 12);
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn intels_leaves_have_nothing_of_amds() {
+    fn intels_table_has_nothing_in_amds_leaves() {
         let table = third_of_four(INTEL);
         let features = leaf_of(&table, AMD_FEATURES, 0).unwrap();
         assert_eq!(features.ecx & AMD_ECX_CMP_LEGACY, 0);

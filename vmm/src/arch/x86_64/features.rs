@@ -1,12 +1,12 @@
-//! Whether this host can go on with a guest that has seen another host's CPUID.
+//! The check that this host can continue a guest that has seen another host's CPUID.
 //!
-//! A guest asks CPUID once, when it boots, and then uses what it was told of. So a host that restores it needs every
+//! A guest asks CPUID once, when it boots, and then uses the features that it found. So a host that restores it needs every
 //! feature that the guest has seen, whether the guest uses it or not; more features are no harm, since the guest keeps the
 //! CPUID table that it had.
 //!
-//! All registers of all leaves are taken for features, a bit each, also of leaves that nothing here knows of. What isn't one
-//! is exempt, each with its reason ([`exempt`]), or is compared by what it means: the vendor, widths of addresses, the layout
-//! of the extended state, the version of AVX10.
+//! All registers of all leaves are taken for features, a bit each, also of leaves that are unknown here. Bits that are no
+//! features are exempt, each with its reason ([`exempt`]), or are compared by their meaning: the vendor, widths of addresses,
+//! the layout of the extended state, the version of AVX10.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
@@ -17,7 +17,7 @@ struct Word {
     function: u32,
     index: u32,
     register: Register,
-    /// Linux's, from bit 0 on; `-` where there is none.
+    /// Linux's names, from bit 0 on; `-` for a bit without one.
     names: &'static str,
 }
 
@@ -159,12 +159,12 @@ const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const AVX10: u32 = 0x24;
 const ALL: u32 = !0;
 
-/// Bits of a register that are no features, or that are compared otherwise.
+/// Returns the bits of a register that are no features, or that are compared otherwise.
 fn exempt(function: u32, index: u32, register: Register) -> u32 {
     match (function, index, register) {
         // The largest leaf, and the vendor's or the hypervisor's name.
         (0x0 | 0x4000_0000 | 0x8000_0000, ..) => ALL,
-        // Family, model and stepping: a guest that knows its model's errata goes on to avoid them. Size of a cache line, APIC ID.
+        // Family, model and stepping: a guest that knows its model's errata keeps avoiding them. Size of a cache line, APIC ID.
         (0x1, _, Eax | Ebx) | (0x8000_0001, _, Eax | Ebx) => ALL,
         // monitor and osxsave (the vCPU's state), tsc_deadline_timer (compared by itself), hypervisor (ours).
         (0x1, _, Ecx) => 1 << 3 | 1 << 24 | 1 << 27 | 1 << 31,
@@ -215,7 +215,7 @@ fn exempt(function: u32, index: u32, register: Register) -> u32 {
     }
 }
 
-/// Finds the first thing that a guest with the table `seen` needs and that a host lacks whose KVM supports `supported`, and
+/// Returns the first feature that a guest with the table `seen` needs and that a host lacks whose KVM supports `supported`, and
 /// perhaps a local APIC timer with deadlines.
 pub(crate) fn missing(
     seen: &[kvm_cpuid_entry2],
@@ -237,7 +237,7 @@ pub(crate) fn missing(
         .or_else(|| older_avx10(seen, host))
 }
 
-/// The first feature of a leaf that the host has not.
+/// Returns the first feature of a leaf that the host lacks.
 fn missing_bit(seen: &kvm_cpuid_entry2, host: &[kvm_cpuid_entry2]) -> Option<String> {
     let (function, index) = (seen.function, seen.index);
     let same = leaf(host, function, index).copied().unwrap_or_default();
@@ -248,7 +248,7 @@ fn missing_bit(seen: &kvm_cpuid_entry2, host: &[kvm_cpuid_entry2]) -> Option<Str
     })
 }
 
-/// Addresses that are too narrow. A guest may use every bit that it was told of, also those that must otherwise be 0.
+/// Returns addresses that are too narrow. A guest may use every bit that it has seen, also those that must otherwise be 0.
 fn narrower(seen: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<String> {
     let bits =
         |table, shift: u32| leaf(table, SIZES, 0).map_or(0, |entry| entry.eax >> shift & 0xff);
@@ -260,7 +260,7 @@ fn narrower(seen: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<Stri
         })
 }
 
-/// A part of the extended state that isn't where it was: it is saved as the processor lays it out.
+/// Returns a part of the extended state that has another layout: the state is saved as the processor lays it out.
 fn other_layout(seen: &kvm_cpuid_entry2, host: &[kvm_cpuid_entry2]) -> Option<String> {
     if seen.function != XSAVE || seen.index < 2 || seen.eax == 0 {
         return None;
@@ -281,7 +281,7 @@ fn older_avx10(seen: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<S
     (wanted > version(host)).then(|| format!("avx10.{wanted}"))
 }
 
-/// What a bit is called.
+/// Returns the name of a bit.
 fn name(function: u32, index: u32, register: Register, bit: u32) -> String {
     let word = WORDS
         .iter()
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_feature_is_not_missed() {
+    fn bits_that_are_no_features_are_not_compared() {
         assert_eq!(missing_with(|e| e.ecx = 1 << 31 | 1 << 27, 0x1, 0), None);
         assert_eq!(missing_with(|e| e.edx = 1 << 28, 0x1, 0), None);
         assert_eq!(missing_with(|e| e.ecx = !0, 0x8000_0008, 0), None);
@@ -400,7 +400,7 @@ mod tests {
             0,
             "bit 1 of CPUID 0x80000007.0 EBX",
         );
-        // One that nothing here has heard of.
+        // A leaf that is unknown here.
         lacks(|e| e.ebx = 1 << 7, 0x2f, 3, "bit 7 of CPUID 0x2f.3 EBX");
     }
 

@@ -1,4 +1,4 @@
-//! x86-64: what a kernel's 64-bit entry expects to find in memory and in the processor.
+//! x86-64: the content of memory and processor that a kernel's 64-bit entry expects, and a vCPU's state.
 
 pub(crate) mod acpi;
 pub(crate) mod boot_params;

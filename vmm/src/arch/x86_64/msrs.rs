@@ -1,14 +1,14 @@
-//! A vCPU's model-specific registers: which there are, and reading and setting them.
+//! A vCPU's model-specific registers: their list, and reading and setting them.
 //!
-//! KVM lists those that it keeps for a guest, but not all of them: it also keeps some that it does nothing with, and leaves it
-//! to the one who saves a guest to know of them, as QEMU does.
+//! KVM lists those that it keeps for a guest, but not all of them: it also keeps some that it does nothing with, and the
+//! program that saves a guest has to know these, as QEMU does.
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
 use crate::error::{Error, Result};
 
-/// Which memory is cached and how: the number of variable ranges, the first of them (two registers each), the fixed ranges,
+/// Memory types (cached, uncached): the number of variable ranges, the first of them (two registers each), the fixed ranges,
 /// and the default (Intel SDM vol. 3, "Memory Type Range Registers (MTRRs)").
 const MTRR_CAPABILITIES: u32 = 0xfe;
 const MTRR_VARIABLE: u32 = 0x200;
@@ -16,16 +16,16 @@ const MTRR_FIXED: [u32; 11] = [
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 ];
 const MTRR_DEFAULT: u32 = 0x2ff;
-/// Banks of errors: how many there are, the first of them (four registers each), and their thresholds, where the tenth bit of
+/// Banks of errors: their number, the first of them (four registers each), and their thresholds, where the tenth bit of
 /// the first says that there are any (Intel SDM vol. 3, "Machine-Check MSRs").
 const ERROR_CAPABILITIES: u32 = 0x179;
 const HAS_THRESHOLDS: u64 = 1 << 10;
 const ERROR_BANKS: u32 = 0x400;
 const ERROR_THRESHOLDS: u32 = 0x280;
-/// No processor has more of either.
+/// The most ranges or banks that a processor has.
 const MANY: u32 = 32;
-/// What else a guest can write to and some KVM doesn't list: SPEC_CTRL, DEBUGCTL, XSS (Intel SDM vol. 4), TSC_AUX, DE_CFG and
-/// the two of OS-visible workarounds (AMD APM vol. 2, "Model-Specific Registers (MSRs)").
+/// Other registers that a guest can write to and that some KVM doesn't list: SPEC_CTRL, DEBUGCTL, XSS (Intel SDM vol. 4),
+/// TSC_AUX, DE_CFG and the two of OS-visible workarounds (AMD APM vol. 2, "Model-Specific Registers (MSRs)").
 const OTHERS: [u32; 7] = [
     0x48,
     0x1d9,
@@ -36,7 +36,7 @@ const OTHERS: [u32; 7] = [
     0xc001_1029,
 ];
 
-/// All that a vCPU has: those of `listed`, and those that aren't in any list.
+/// Reads all MSRs of a vCPU: those of `listed`, and those that aren't in any list.
 pub(super) fn all(vcpu: &VcpuFd, listed: &[u32]) -> Result<Vec<kvm_msr_entry>> {
     let mut indices = listed.to_vec();
     let unlisted = OTHERS.into_iter().chain(MTRR_FIXED).chain([MTRR_DEFAULT]);
@@ -52,7 +52,7 @@ pub(super) fn all(vcpu: &VcpuFd, listed: &[u32]) -> Result<Vec<kvm_msr_entry>> {
     Ok(all)
 }
 
-/// Those of which the processor has a number that it tells.
+/// Returns the MSRs of ranges and banks, whose number the processor reports.
 fn ranges(vcpu: &VcpuFd) -> Result<Vec<u32>> {
     let one = |index| read(vcpu, &[index]).map(|read| read.first().map_or(0, |msr| msr.data));
     let (mtrrs, errors) = (one(MTRR_CAPABILITIES)?, one(ERROR_CAPABILITIES)?);
@@ -67,7 +67,7 @@ fn ranges(vcpu: &VcpuFd) -> Result<Vec<u32>> {
     Ok(ranges)
 }
 
-/// Reads all of `indices` that can be read.
+/// Reads all MSRs of `indices` that can be read.
 pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>> {
     let mut read = Vec::with_capacity(indices.len());
     let mut rest = indices;
@@ -97,7 +97,7 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>>
     Ok(read)
 }
 
-/// Sets `msrs` in order. One that can't be set is as good as set if it has the value already.
+/// Sets `msrs` in order. An MSR that can't be set is as good as set if it has the value already.
 pub(super) fn set(vcpu: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<()> {
     let mut rest = msrs;
     while !rest.is_empty() {

@@ -48,7 +48,7 @@ pub(crate) fn data_segment() -> kvm_segment {
     }
 }
 
-/// A task state segment: a processor can't be in 64-bit mode without one, and nobody uses it.
+/// A task state segment: a processor can't be in 64-bit mode without one, and no code uses it.
 pub(crate) fn task_segment() -> kvm_segment {
     kvm_segment {
         selector: BOOT_TSS,

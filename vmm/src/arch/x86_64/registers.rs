@@ -20,7 +20,7 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS is always 1; interrupts are off.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
-/// Memory type for what no MTRR covers (AMD APM vol. 2, "MTRRs").
+/// The memory type of addresses that no MTRR covers (AMD APM vol. 2, "MTRRs").
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE: u64 = 1 << 11;
 const MTRR_WRITE_BACK: u64 = 6;
@@ -34,7 +34,7 @@ const APIC_LVT_LINT1: usize = 0x360;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_DELIVERY_NMI: u32 = 4 << 8;
 
-/// Puts `vcpu` where a boot loader would hand over to the kernel at `entry`: in 64-bit mode with flat segments, with
+/// Sets the registers of `vcpu` as a boot loader hands over to the kernel at `entry`: in 64-bit mode with flat segments, with
 /// interrupts off, and with RSI pointing to the zero page.
 /// (`Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol".)
 pub(crate) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<()> {
@@ -76,7 +76,7 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<()> {
     vcpu.set_regs(&regs).map_err(Error::kvm("KVM_SET_REGS"))
 }
 
-/// Sets what firmware sets on every processor of a PC.
+/// Sets the MSRs that firmware sets on every processor of a PC.
 ///
 /// Memory is cached (write-back) where no MTRR says otherwise: the reset value means uncached, which a kernel would
 /// believe, and be slow. Fast string operations are on, for kernels that look before they use them.

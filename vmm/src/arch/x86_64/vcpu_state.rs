@@ -19,19 +19,19 @@ use super::{cpuid, msrs};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
 
-/// The time stamp counter (AMD APM vol. 2, "Time-Stamp Counter"), and what makes one of its values a different one by far.
+/// The time stamp counter (AMD APM vol. 2, "Time-Stamp Counter"), and a bit that takes any of its values far away.
 const MSR_TSC: u32 = 0x10;
 const FAR: u64 = 1 << 62;
 /// The local APIC timer's deadline (Intel SDM vol. 4, "IA32_TSC_DEADLINE").
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
-/// More CPUID entries than KVM takes, and more MSRs than it has by far, are no state of a machine.
+/// The most CPUID entries that KVM takes, and more MSRs by far than it has: a state with more is no machine's.
 const CPUID_MAX: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 const MSRS_MAX: usize = 1024;
-/// By how much, in millionths, a time stamp counter may be quicker or slower than the guest takes it for: what Linux puts
-/// down to bad measuring.
+/// The deviation, in millionths, that a time stamp counter may have from the frequency that the guest knows: Linux puts so
+/// much down to bad measuring.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// What there is to save in a vCPU, which depends on the host.
+/// The parts of a vCPU's state that depend on the host.
 #[derive(Debug)]
 pub(crate) struct Inventory {
     msrs: Vec<u32>,
@@ -41,7 +41,7 @@ pub(crate) struct Inventory {
 impl Inventory {
     pub(crate) fn of_this_host(vm: &VmFd) -> Result<Self> {
         let kvm = Kvm::new().map_err(Error::kvm("opening /dev/kvm"))?;
-        // The MSRs that KVM keeps for a guest on this host and says that it lets be read and set from outside: hardware's and
+        // The MSRs that KVM keeps for a guest on this host and lists as readable and settable from outside: hardware's and
         // its own paravirtual ones (kvm-clock's pages, for one). There are more, see `msrs`.
         // (KVM API 4.3, KVM_GET_MSR_INDEX_LIST.)
         let msrs = kvm
@@ -54,17 +54,17 @@ impl Inventory {
     }
 }
 
-/// All that makes a vCPU go on where it was.
+/// The whole state of a vCPU.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VcpuState {
-    /// What CPUID tells the guest.
+    /// The guest's CPUID table.
     pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
     /// The frequency of its time stamp counter in kHz, where that is steady.
     pub(crate) tsc_khz: Option<u32>,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
-    /// Which parts of the extended state are in use; a processor without XSAVE has none.
+    /// The parts of the extended state that are in use; `None` for a processor without XSAVE.
     xcrs: Option<kvm_xcrs>,
     xsave: kvm_xsave,
     debug_regs: kvm_debugregs,
@@ -76,8 +76,8 @@ pub(crate) struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads the state of a vCPU that is at rest: no thread is in KVM_RUN, and no access to a device is half done, for what
-    /// KVM remembers of it can't be read.
+    /// Reads the state of a vCPU that is at rest: no thread is in KVM_RUN, and no access to a device is half done, because
+    /// KVM doesn't show that.
     ///
     /// - The multiprocessing state is first, because asking for it makes KVM take INITs and SIPIs that have arrived, which
     ///   changes the rest.
@@ -128,8 +128,8 @@ impl VcpuState {
         })
     }
 
-    /// Sets the state in a vCPU that has never run, and that has [`set_cpuid`](Self::set_cpuid) behind it. From the
-    /// processor's mode to what waits to happen in it:
+    /// Sets the state in a vCPU that has never run and that [`set_cpuid`](Self::set_cpuid) has given its features. The order
+    /// is from the processor's mode to its pending events; the comments have the reasons.
     pub(crate) fn set(&self, vcpu: &Vcpu) -> Result<()> {
         let (id, vcpu) = (vcpu.id, &vcpu.fd);
         self.set_tsc_frequency(vcpu)?;
@@ -156,14 +156,14 @@ impl VcpuState {
         // Whether it runs, halts, or waits to be started. (KVM API 4.39, KVM_SET_MP_STATE.)
         vcpu.set_mp_state(self.mp_state)
             .map_err(Error::kvm("KVM_SET_MP_STATE"))?;
-        // What was about to be delivered: last, since KVM_SET_REGS forgets a pending exception, and KVM_SET_SREGS tells of
-        // a pending interrupt without what else there is to know of it. (KVM API 4.32, KVM_SET_VCPU_EVENTS.)
+        // The events that were about to be delivered: last, since KVM_SET_REGS forgets a pending exception, and KVM_SET_SREGS
+        // sets a pending interrupt without its details. (KVM API 4.32, KVM_SET_VCPU_EVENTS.)
         vcpu.set_vcpu_events(&self.events)
             .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))
     }
 
-    /// Gives the vCPU the features that the guest has seen, which may be fewer than this host has. What no guest is told of
-    /// stays hidden also where the state says otherwise: nobody but a forger has written it.
+    /// Gives the vCPU the features that the guest has seen, which may be fewer than this host has. Hidden features stay hidden
+    /// also where the state has them, which only a forged one does.
     pub(crate) fn set_cpuid(&self, vcpu: &VcpuFd) -> Result<CpuId> {
         let mut entries = self.cpuid.clone();
         cpuid::hide(&mut entries);
@@ -173,7 +173,7 @@ impl VcpuState {
         Ok(table)
     }
 
-    /// Checks the sizes of what isn't of a fixed size.
+    /// Checks the sizes of the parts that aren't of a fixed size.
     pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
         if self.cpuid.is_empty() || self.cpuid.len() > CPUID_MAX {
             return Err("no vCPU has so many CPUID leaves");
@@ -192,8 +192,8 @@ impl VcpuState {
         if u64::from(khz.abs_diff(host)) * 1_000_000 <= u64::from(khz) * TSC_TOLERANCE_PPM {
             return Ok(());
         }
-        // The guest has measured its counter once and for all. A processor that can scale it for a guest is told to; on
-        // another one the guest's clock would run wrong. Before the counter's value is set. (KVM API 4.55, KVM_SET_TSC_KHZ.)
+        // The guest has measured its counter once and for all. Some processors can scale it for a guest; on another one the
+        // guest's clock would run wrong. Before the counter's value is set. (KVM API 4.55, KVM_SET_TSC_KHZ.)
         vcpu.set_tsc_khz(khz).map_err(|_| {
             lacks(format!(
                 "time stamp counter of {khz} kHz (it has {host} kHz)"
@@ -201,13 +201,12 @@ impl VcpuState {
         })
     }
 
-    /// Makes the machine's first vCPU's time stamp counter one that can be set to what it was.
+    /// Sets the time stamp counter of the machine's first vCPU far off, so that it can be set to its saved value.
     ///
     /// KVM takes a value that is less than a second off the counter as it runs for an attempt to set all vCPUs' counters
     /// alike, and so makes it. That is right between a machine's vCPUs, whose values were read one after the other. But
     /// before Linux 6.8 it also holds between the first value set and the new vCPU's own counter, which starts at 0: a guest
-    /// that had run for half a second would find itself half a second back. So the first vCPU's counter is first set to
-    /// something far off. (Linux, `kvm_synchronize_tsc`.)
+    /// that had run for half a second would find itself half a second back. (Linux, `kvm_synchronize_tsc`.)
     fn part_tsc(&self, vcpu: &VcpuFd) -> Result<()> {
         let tsc = self.msrs.iter().filter(|msr| msr.index == MSR_TSC);
         let far: Vec<_> = tsc
@@ -229,7 +228,7 @@ impl VcpuState {
         // parts take more than 4 KiB (AMX) would need KVM_GET_XSAVE2, but KVM offers AMX only to a process that has asked
         // for it. (KVM API 4.43, KVM_SET_XSAVE.)
         // SAFETY: KVM reads more than 4 KiB only if the process has enabled a feature with such state by arch_prctl, which
-        // this crate never does; had somebody else, KVM_GET_XSAVE would have failed when the state was saved.
+        // this crate never does; had other code, KVM_GET_XSAVE would have failed when the state was saved.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(Error::kvm("KVM_SET_XSAVE"))
     }
 }
@@ -238,16 +237,17 @@ fn lacks(what: String) -> Error {
     Error::HostLacks(what)
 }
 
-/// The leaf with the hypervisor's name, there where leaf 1 says that there is one, and what QEMU's emulation calls itself.
+/// The leaf with the hypervisor's name, which exists where leaf 1 has the hypervisor's bit, and the name of QEMU's emulation.
 const HYPERVISOR_NAME: u32 = 0x4000_0000;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EMULATION: [u8; 12] = *b"TCGTCGTCGTCG";
 /// The bit of a task state segment's type that says that it is in use (AMD APM vol. 2, "TSS Descriptor").
 const TSS_BUSY: u8 = 1 << 1;
 
-/// The task register's segment is busy, on AMD's processors as on Intel's; AMD's ignore the bit. QEMU's emulation of one takes
-/// such a segment for none, and with it the guest's permissions for I/O ports (ioperm(2)): programs that had one when they
-/// were saved would be killed. So there, and nowhere else, the bit is taken away.
+/// Returns the segment registers as the host's processor takes them. The task register's segment is busy, on AMD's processors
+/// as on Intel's; AMD's ignore the bit. QEMU's emulation of one takes a busy segment for an invalid one, and with it the
+/// guest's permissions for I/O ports (ioperm(2)): programs that had one when they were saved would be killed. So there, and
+/// nowhere else, the bit is cleared.
 fn as_the_processor_has_it(mut sregs: kvm_sregs) -> kvm_sregs {
     if is_emulated() {
         sregs.tr.type_ &= !TSS_BUSY;
@@ -255,7 +255,7 @@ fn as_the_processor_has_it(mut sregs: kvm_sregs) -> kvm_sregs {
     sregs
 }
 
-/// Whether the processor is QEMU's emulation of one, as it is in the lab.
+/// Returns whether the processor is QEMU's emulation of one, as it is in the lab.
 fn is_emulated() -> bool {
     use std::arch::x86_64::__cpuid;
     if __cpuid(cpuid::FEATURES).ecx & ECX_HYPERVISOR == 0 {
@@ -273,12 +273,12 @@ mod tests;
 
 #[cfg(test)]
 impl VcpuState {
-    /// Its MSRs, to be forged.
+    /// The state's MSRs, for tests that forge them.
     pub(crate) fn msrs(&mut self) -> &mut Vec<kvm_msr_entry> {
         &mut self.msrs
     }
 
-    /// A state of no vCPU that ever was, in which all that may be there is.
+    /// A made-up state, in which each optional part is present.
     pub(crate) fn sample() -> Self {
         VcpuState {
             cpuid: vec![kvm_cpuid_entry2::default(); 3],

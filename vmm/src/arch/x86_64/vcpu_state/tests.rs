@@ -1,5 +1,5 @@
-//! Whether a vCPU's state is the same after it was set in another machine, with nothing in it that a vCPU begins with. They
-//! need a `/dev/kvm`; no guest runs.
+//! A vCPU's state, in which nothing has its initial value, is unchanged after it was set in another machine. The tests need a
+//! `/dev/kvm`; no guest runs.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Bare {
     }
 }
 
-/// Numbers of which none is like another.
+/// Returns a generator of numbers that are all different.
 fn unlike(from: u64) -> impl FnMut() -> u64 {
     let mut number = from;
     move || {
@@ -165,7 +165,7 @@ fn set_extended_state(vcpu: &Vcpu) {
     unsafe { vcpu.fd.set_xsave(&xsave) }.unwrap();
 }
 
-/// What is written to the MSRs that take few values; all others get a bit more or less.
+/// The values for MSRs that take few; all others get a bit more or less.
 const VALUES: [(u32, u64); 12] = [
     (0x174, 0x10),
     (0x175, 0xffff_8000_1234_5000),
@@ -181,7 +181,7 @@ const VALUES: [(u32, u64); 12] = [
     (0x12, 0x20_1001),
 ];
 
-/// The MSRs of which at least another value than the first must come back, in every KVM.
+/// The MSRs that every KVM must let a guest change.
 const KNOWN: [u32; 9] = [
     0x174,
     0x175,
@@ -209,7 +209,7 @@ fn try_msr(vcpu: &VcpuFd, index: u32, data: u64) -> bool {
             == Some(data)
 }
 
-/// Changes every MSR that can be changed, also those that are no one's list's; tells which those are.
+/// Changes every MSR that can be changed, also those that are in no list; returns their numbers.
 fn set_msrs(vcpu: &VcpuFd, state: &VcpuState) -> Vec<u32> {
     let mut changed = Vec::new();
     // The types of the fixed ranges, the variable ones, an error bank's registers.
@@ -335,7 +335,7 @@ fn assert_same(before: &VcpuState, after: &VcpuState) {
 }
 
 #[test]
-fn all_that_kvm_tells_of_a_vcpu_is_the_same_in_another_machine() {
+fn a_vcpus_whole_state_is_equal_in_another_machine() {
     for mode in MODES {
         let machine = Bare::new(1);
         let vcpu = &machine.vcpus[0];
@@ -350,7 +350,7 @@ fn all_that_kvm_tells_of_a_vcpu_is_the_same_in_another_machine() {
         vcpu.fd.set_mp_state(halted).unwrap();
         set_events(&vcpu.fd);
         let before = machine.state(0);
-        // None of what was set is lost already.
+        // No value that was set is lost already.
         for index in KNOWN
             .into_iter()
             .chain(0x200..0x210)
@@ -379,7 +379,7 @@ fn all_that_kvm_tells_of_a_vcpu_is_the_same_in_another_machine() {
 
 /// The counters aren't compared: KVM sets all to the first one's, which was read a little earlier.
 #[test]
-fn every_vcpu_waits_as_it_did() {
+fn the_multiprocessing_state_of_each_vcpu_is_restored() {
     let states = [
         KVM_MP_STATE_RUNNABLE,
         KVM_MP_STATE_UNINITIALIZED,
@@ -400,7 +400,7 @@ fn every_vcpu_waits_as_it_did() {
 }
 
 #[test]
-fn a_forged_table_shows_nothing_that_is_hidden() {
+fn hidden_features_are_taken_out_of_a_forged_table() {
     let machine = Bare::new(1);
     let mut state = machine.state(0);
     for entry in &mut state.cpuid {

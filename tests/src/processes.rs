@@ -1,0 +1,92 @@
+//! The processes of this machine, as `/proc` lists them.
+
+use std::fs;
+
+/// A process, as it was when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub id: u32,
+    /// The number of its parent.
+    pub parent: u32,
+    /// When it started, in ticks since the boot. With the number it names the process: numbers are used again.
+    pub start: u64,
+    /// Whether it has not ended yet. One that has is listed until its parent waits for it.
+    pub is_alive: bool,
+}
+
+impl Process {
+    /// Reads the process with this number. `None` if there is none.
+    pub fn read(id: u32) -> Option<Process> {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        Some(Process {
+            id,
+            parent: fields.get(1)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+            is_alive: !matches!(*fields.first()?, "Z" | "X"),
+        })
+    }
+
+    /// Whether it is still alive.
+    pub fn still_runs(&self) -> bool {
+        Process::read(self.id).is_some_and(|now| now.start == self.start && now.is_alive)
+    }
+}
+
+/// The children of a process, with theirs.
+pub fn below(process: u32) -> Vec<Process> {
+    let all: Vec<Process> = numbers().filter_map(Process::read).collect();
+    let mut found = Vec::new();
+    let mut parents = vec![process];
+    while let Some(parent) = parents.pop() {
+        for child in all.iter().filter(|child| child.parent == parent) {
+            found.push(*child);
+            parents.push(child.id);
+        }
+    }
+    found
+}
+
+/// How many processes have this in their command lines, in which a NUL byte ends each argument.
+pub fn with_argument(text: &str) -> usize {
+    let lines = numbers().filter_map(|id| fs::read(format!("/proc/{id}/cmdline")).ok());
+    lines
+        .filter(|line| String::from_utf8_lossy(line).contains(text))
+        .count()
+}
+
+fn numbers() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_child_is_below_its_parent_until_it_is_waited_for() {
+        let this = std::process::id();
+        let mut child = Command::new("sleep").arg("1234.5").spawn().expect("sleep");
+        let id = child.id();
+        let of_child = || below(this).into_iter().find(|one| one.id == id);
+        let found = of_child().expect("it is there");
+        assert!(found.parent == this && found.is_alive && found.still_runs());
+        assert!(below(1).contains(&found), "it is below the first process");
+        child.kill().expect("it is our child");
+        crate::patience::wait_until("it doesn't end", || !found.still_runs());
+        assert_eq!(of_child().map(|one| one.is_alive), Some(false));
+        child.wait().expect("it is our child");
+        assert!(below(this).iter().all(|one| one.id != id));
+    }
+
+    #[test]
+    fn processes_are_found_by_their_arguments() {
+        let own = std::env::args().next().expect("its own name");
+        assert!(with_argument(&own) >= 1);
+        assert_eq!(with_argument("no\0such\0arguments"), 0);
+    }
+}

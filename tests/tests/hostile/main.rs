@@ -1,0 +1,8 @@
+//! What minivm is given and can't trust: kernels' files, layers, archives, messages.
+
+// Tests run: here
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod inputs;
+mod kernels;
