@@ -1,4 +1,4 @@
-//! Both walls: what code reaches of Deno, and what is there for who gets past Deno.
+//! Both walls: what code can reach of Deno, and what code that breaks out of Deno finds in the jail.
 
 use std::net::TcpListener;
 
@@ -12,7 +12,7 @@ fn deno() -> Deno {
     Deno::open(&cache).unwrap()
 }
 
-/// What code prints, or JavaScript that Deno runs with all permissions.
+/// The output of code, or of JavaScript that Deno runs with all permissions.
 fn output(run: impl FnOnce(&Deno, Streams, &Limits) -> Finished) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let streams = Streams::to(stdout.clone(), stderr.clone());
@@ -36,7 +36,7 @@ fn printed_beyond_deno(script: String) -> String {
         let jail = deno
             .jail()
             .unwrap()
-            // Its own would end it, and here it is the namespaces that are tried.
+            // Deno's own filter would end it; this tests the namespaces alone.
             .calls(Calls::Ordinary)
             .add_file(script.as_bytes(), "/task/x.mjs")
             .unwrap();
@@ -149,7 +149,7 @@ fn who_gets_past_deno_finds_next_to_nothing() {
     listener.accept().unwrap_err();
 }
 
-/// What Deno's process does with all of Deno's permissions and C's library, and nothing around it but its system calls.
+/// JavaScript with all of Deno's permissions calls the C library, and only the filter of system calls holds it.
 #[test]
 fn who_gets_past_deno_makes_few_system_calls() {
     let script = |call: &str| {
@@ -178,7 +178,7 @@ fn who_gets_past_deno_makes_few_system_calls() {
     // CLONE_NEWUSER; a Unix socket.
     assert_eq!(run("c.unshare(0x10000000)"), failed);
     assert_eq!(run("c.socket(1, 1, 0)"), failed);
-    // PTRACE_TRACEME, which is always allowed elsewhere; and io_uring_setup, as if there was none.
+    // PTRACE_TRACEME, which is always allowed elsewhere; and io_uring_setup, as on a kernel without it.
     let killed = (End::Signal(31), String::new());
     assert_eq!(run("c.ptrace(0n, 0, 0n, 0n)"), killed);
     assert_eq!(run("c.syscall(425n, 1n, 0n, 0n)"), failed);

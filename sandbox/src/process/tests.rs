@@ -1,4 +1,4 @@
-//! Jails with a shell in them.
+//! Shell scripts in jails.
 
 use std::sync::mpsc;
 
@@ -9,7 +9,7 @@ use minivm_tests::processes;
 use super::*;
 use minivm_machine::jail::Jail;
 
-/// What a shell script comes to.
+/// The result of a shell script.
 struct Ran {
     finished: Finished,
     stdout: String,
@@ -49,8 +49,8 @@ fn limits() -> Limits {
     }
 }
 
-/// Bubblewrap is the first process of its namespace and makes the second. It asks `/proc` for that one by its number, which on
-/// a whole machine somebody else has, and in a container maybe nobody.
+/// Bubblewrap is the first process of its namespace and makes the second. It looks its child up in `/proc` by ID 2, which on a whole
+/// machine is the ID of another process, and in a container perhaps of none.
 #[test]
 fn jails_can_be_made_where_no_process_has_their_numbers() {
     let mut container = Command::new("unshare");
@@ -58,7 +58,7 @@ fn jails_can_be_made_where_no_process_has_their_numbers() {
     if !rustix::process::geteuid().is_root() {
         container.args(["--user", "--map-root-user"]);
     }
-    // The second process of this namespace is a short one.
+    // The second process of this namespace ends at once, so that ID 2 is free.
     let script = "/bin/true; \"$0\" --exact \"$1\"; exit $?";
     let test = "process::tests::outputs_stay_apart_and_the_exit_code_is_the_programs";
     let output = container
@@ -67,9 +67,9 @@ fn jails_can_be_made_where_no_process_has_their_numbers() {
         .arg(test)
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}");
-    assert!(told.contains("1 passed"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}");
+    assert!(printed.contains("1 passed"), "{printed}");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_file_put_inside_can_be_read_and_not_written() {
     assert_ne!(finished.end, End::Exited(0));
 }
 
-/// An output that is not taken until something is said or nothing can be any more.
+/// An output whose first write waits for a function to return.
 struct Slow<F>(Option<F>, Shared);
 
 impl<F: FnOnce() + Send> Write for Slow<F> {
@@ -204,7 +204,7 @@ fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
             let finished = run_to(script, &limits, stdout, io::sink()).unwrap();
             drop(over);
             assert_eq!(finished.end, End::TimedOut, "{script}");
-            // It may have had no time to begin.
+            // The script may have been killed before it began.
             finished.truncated.then(|| {
                 assert_eq!(finished.warnings, [output::NOT_TAKEN]);
             })
