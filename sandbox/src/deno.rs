@@ -95,7 +95,7 @@ const MAKING_LIMITS: Limits = Limits {
 };
 
 /// The Deno sandbox: Deno, Pyodide, and the files that they need.
-pub struct Deno {
+pub(super) struct Deno {
     deno: PathBuf,
     pyodide: PathBuf,
     libraries: Vec<PathBuf>,
@@ -109,7 +109,7 @@ impl Deno {
     /// # Errors
     ///
     /// [`Error::Unavailable`] where Deno, Pyodide or a library isn't installed.
-    pub fn open(cache: &Path) -> Result<Deno, Error> {
+    pub(super) fn open(cache: &Path) -> Result<Deno, Error> {
         let mut deno = Deno {
             deno: find(cache)?,
             pyodide: npm::pyodide(cache).ok_or_else(not_installed)?,

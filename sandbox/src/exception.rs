@@ -32,7 +32,7 @@ pub struct Exception {
 
 impl Exception {
     /// Reads the last exception in a program's stderr.
-    pub fn read(stderr: &str) -> Option<Exception> {
+    pub(super) fn read(stderr: &str) -> Option<Exception> {
         let lines: Vec<&str> = stderr.lines().collect();
         let start = lines.iter().rposition(|line| *line == HEADER);
         // A syntax error has frames and no header.
@@ -81,7 +81,7 @@ fn is_type(text: &str) -> bool {
 
 /// The last bytes of an output, kept by the writer that [`Tail::of`] returns. Clones share them.
 #[derive(Clone, Default)]
-pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     pub(super) fn remember(&self, bytes: &[u8]) {
@@ -103,13 +103,8 @@ impl Tail {
         failed.then(|| Exception::read(&self.text())).flatten()
     }
 
-    /// The exception at its end, where a program ended with this exit code.
-    pub fn exception_after(&self, code: u8) -> Option<Exception> {
-        self.exception_at(&End::Exited(code))
-    }
-
     /// Returns a writer that writes to `out` and keeps the last bytes here.
-    pub fn of(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
+    pub(super) fn of(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
         Box::new(Watched {
             out,
             tail: self.clone(),

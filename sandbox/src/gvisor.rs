@@ -42,7 +42,7 @@ const WORKER: &str = "/worker";
 const FAILED: [u8; 2] = [128, 2];
 
 /// The gVisor sandbox of one image.
-pub struct Gvisor {
+pub(super) struct Gvisor {
     root: Root,
     config: Config,
     worker: PathBuf,
@@ -60,7 +60,7 @@ struct Prepared {
 impl Gvisor {
     /// Makes the sandbox of an image's root folder and configuration. `worker` is the program `minivm-worker`; `cache` may hold a
     /// `runsc`.
-    pub fn new(root: Root, config: Config, worker: PathBuf, cache: PathBuf) -> Self {
+    pub(super) fn new(root: Root, config: Config, worker: PathBuf, cache: PathBuf) -> Self {
         Gvisor {
             root,
             config,

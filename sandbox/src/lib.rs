@@ -53,7 +53,7 @@
 mod bundle;
 pub mod chromium;
 mod deno;
-pub mod exception;
+mod exception;
 mod gvisor;
 mod host;
 mod microvm;
@@ -78,10 +78,10 @@ use std::path::{Path, PathBuf};
 use minivm_guest::inherited;
 use minivm_machine::{images, jail, kernel, templates};
 
-pub use chromium::Chromium;
-pub use deno::Deno;
+use chromium::Chromium;
+use deno::Deno;
 pub use exception::Exception;
-pub use gvisor::Gvisor;
+use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
 pub use minivm_machine::{Call, End};
@@ -403,7 +403,7 @@ pub fn check_jail(backend: Backend) -> Result<(), Error> {
 /// # Errors
 ///
 /// [`Error::Code`] where the code can't be an argument.
-pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
+pub(crate) fn python(code: &str) -> Result<Vec<OsString>, Error> {
     if code.len() > CODE_MAX || code.contains('\0') {
         return Err(Error::Code);
     }

@@ -23,7 +23,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 pub const WORKER_COMMAND: &str = "rootless";
 
 /// The start of the worker's message where it can't become root.
-pub const FAILED: &str = "cannot become root in a user namespace: ";
+pub(super) const FAILED: &str = "cannot become root in a user namespace: ";
 
 /// Executes the program as root of a new user namespace (user_namespaces(7)) with mounts of its own. Returns only on failure, with
 /// the message: user namespaces can't be made or nested here, or the program can't be executed.

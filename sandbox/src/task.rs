@@ -119,7 +119,7 @@ impl Task {
     }
 
     /// Returns the capabilities that a sandbox needs to run the task.
-    pub fn needs(&self) -> Vec<Capability> {
+    pub(super) fn needs(&self) -> Vec<Capability> {
         let resumes = matches!(self.program, Program::Resume { .. });
         let needs = [
             (

@@ -71,7 +71,7 @@ impl Descent {
     /// # Errors
     ///
     /// The error of reading this process's user map, or of making the namespace.
-    pub fn prepare() -> io::Result<Option<Descent>> {
+    pub(super) fn prepare() -> io::Result<Option<Descent>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -99,7 +99,7 @@ impl Descent {
     /// # Errors
     ///
     /// The error of making the mount, or of giving a writable folder to the user.
-    pub fn bind(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
+    pub(super) fn bind(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
         let metadata = fs::metadata(host)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -123,7 +123,7 @@ impl Descent {
     /// # Errors
     ///
     /// The error of the system call that failed.
-    pub fn descend(&self) -> io::Result<()> {
+    pub(super) fn descend(&self) -> io::Result<()> {
         // SAFETY: the process has one thread and shares nothing with others.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
         mount_change(

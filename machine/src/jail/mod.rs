@@ -121,7 +121,7 @@ pub struct RuntimeStderr {
     /// A memory file that becomes their stderr.
     pub log: OwnedFd,
     /// The descriptor under whose number the program finds the task's stderr. `/dev/null` is open under it until then.
-    pub stderr: OwnedFd,
+    pub(super) stderr: OwnedFd,
 }
 
 /// A jail's program, ready to be started.
@@ -307,15 +307,15 @@ impl Jail {
         program: impl AsRef<OsStr>,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Jailed, Error> {
-        let (status, told) = io::pipe().map_err(cannot("create a pipe"))?;
-        let told = OwnedFd::from(told);
-        let number = told.as_raw_fd().to_string();
+        let (status, reporter) = io::pipe().map_err(cannot("create a pipe"))?;
+        let reporter = OwnedFd::from(reporter);
+        let number = reporter.as_raw_fd().to_string();
         self.mount_tmpfs();
         self.command.args(SEAL);
         self.filter_system_calls()?;
         self.command.args(["--json-status-fd", &number, "--"]);
         self.command.arg(program).args(args);
-        self.inherited.push(told);
+        self.inherited.push(reporter);
         Ok(Jailed {
             command: self.command,
             entry: Entry {

@@ -42,7 +42,7 @@ pub enum Calls {
 
 impl Calls {
     /// Whether the program may make user namespaces.
-    pub fn make_user_namespaces(self) -> bool {
+    pub(super) fn make_user_namespaces(self) -> bool {
         matches!(self, Calls::Browser | Calls::Container)
     }
 
@@ -52,7 +52,7 @@ impl Calls {
     /// # Errors
     ///
     /// Seccompiler's error, where a filter is invalid for this processor.
-    pub fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
+    pub(super) fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
         let probes = || listed(PROBES.iter().copied().chain(UNKNOWN));
         let filters = match self {
             Calls::Monty => only(&[MONTY], probes())?,

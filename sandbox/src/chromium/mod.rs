@@ -53,7 +53,7 @@ const BROWSERS: [&str; 3] = [
 ];
 
 /// Chromium, Pyodide, and minivm, which drives.
-pub struct Chromium {
+pub(crate) struct Chromium {
     worker: PathBuf,
     chromium: PathBuf,
     pyodide: PathBuf,
@@ -66,7 +66,7 @@ impl Chromium {
     /// # Errors
     ///
     /// [`Error::Unavailable`] where something isn't installed.
-    pub fn open(worker: &Path, cache: &Path) -> Result<Chromium, Error> {
+    pub(crate) fn open(worker: &Path, cache: &Path) -> Result<Chromium, Error> {
         let chromium = find()?;
         let pyodide = npm::pyodide(cache).ok_or_else(|| {
             unavailable(
