@@ -1,5 +1,5 @@
 // Runs a task in Pyodide, in a page. The page's server has Pyodide in /pyodide and the task in /task. What there is to tell
-// goes through `minivmTold`, which DevTools has put here: a letter for what it is, and the rest.
+// goes through `minivmSend`, which DevTools has put here: a letter for what it is, and the rest.
 
 import { loadPyodide } from "/pyodide/pyodide.mjs";
 import { connect, run, start, unpack } from "/task/pyodide.mjs";
@@ -10,7 +10,7 @@ const BYTES_MAX = 1 << 20;
 // A message's bytes: as many as a function takes arguments without complaint.
 const CHUNK = 1 << 15;
 
-const told = window.minivmTold;
+const post = window.minivmSend;
 let sent = 0;
 let underWay = { messages: 0, bytes: 0 };
 
@@ -26,7 +26,7 @@ function ask(path) {
 }
 
 function send(letter, chunk) {
-  told(letter + btoa(String.fromCharCode(...chunk)));
+  post(letter + btoa(String.fromCharCode(...chunk)));
   sent += 1;
   underWay.messages += 1;
   underWay.bytes += chunk.length;
@@ -67,13 +67,13 @@ async function runTask() {
   if (files) unpack(pyodide, new Uint8Array(await (await get("/task/files.cpio")).arrayBuffer()));
   const code = await (await get("/task/code.py")).text();
   const bootstrap = await (await get("/task/bootstrap.py")).text();
-  const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
-  told("s");
-  return run(pyodide, bootstrap, code, env, tell);
+  const report = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
+  post("s");
+  return run(pyodide, bootstrap, code, env, report);
 }
 
 try {
-  told(`x${await runTask()}`);
+  post(`x${await runTask()}`);
 } catch (error) {
-  told(`f${error?.message ?? error}`);
+  post(`f${error?.message ?? error}`);
 }

@@ -27,5 +27,5 @@ const pyodide = await start(loadPyodide, {
 });
 const writeErr = writer(Deno.stderr);
 connect(pyodide, () => 0, writer(Deno.stdout), writeErr);
-const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
-Deno.exit(await run(pyodide, Deno.readTextFileSync("/task/bootstrap.py"), code, {}, tell));
+const report = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
+Deno.exit(await run(pyodide, Deno.readTextFileSync("/task/bootstrap.py"), code, {}, report));

@@ -435,12 +435,12 @@ fn a_crashed_page_is_told(backend: Backend) {
 }
 
 fn what_the_page_tells_in_the_codes_name_breaks_nothing(backend: Backend) {
-    let code = "import js\nfor told in ['', 's', 'o', 'o!', 'ob2sK', 'é', 'zzz', 'e', '🐍']: js.minivmTold(told)\n\
-                js.minivmTold('x3')";
+    let code = "import js\nfor message in ['', 's', 'o', 'o!', 'ob2sK', 'é', 'zzz', 'e', '🐍']: js.minivmSend(message)\n\
+                js.minivmSend('x3')";
     let ran = run_code(backend, code);
     assert_eq!(ran.finished.end, End::Exited(3));
     assert_eq!(ran.stdout, "ok\n");
-    let code = "import js; js.minivmTold('fit is over')";
+    let code = "import js; js.minivmSend('fit is over')";
     let ran = run_code(backend, code);
     assert_eq!(ran.finished.end, End::Signal(6));
     assert_eq!(ran.stderr, "minivm: it is over\n");

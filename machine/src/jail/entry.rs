@@ -51,9 +51,9 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
         descent.descend()?;
     }
     if let Some(processes) = entry.processes {
-        hold(Resource::Nproc, processes)?;
+        lower_limit(Resource::Nproc, processes)?;
     }
-    hold(Resource::Core, 0)?;
+    lower_limit(Resource::Core, 0)?;
     // After the change of user: it clears the parent-death signal.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have ended since the fork.
@@ -71,7 +71,7 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
 }
 
 /// Lowers a resource limit to `most`, if it is higher.
-fn hold(resource: Resource, most: u64) -> io::Result<()> {
+fn lower_limit(resource: Resource, most: u64) -> io::Result<()> {
     let now = getrlimit(resource);
     let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
     let limit = Rlimit {

@@ -119,12 +119,12 @@ impl Sandbox for Chromium {
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
         worker_is_there(Backend::Chromium, &self.worker)?;
-        let (told, tell) = io::pipe().map_err(cannot("create a pipe"))?;
-        let tell = OwnedFd::from(tell);
+        let (failures, reporter) = io::pipe().map_err(cannot("create a pipe"))?;
+        let reporter = OwnedFd::from(reporter);
         // The worker opens it by a name, and may be another user.
-        let by_all = fchmod(&tell, Mode::from_raw_mode(0o666));
+        let by_all = fchmod(&reporter, Mode::from_raw_mode(0o666));
         by_all.map_err(|error| cannot("create a pipe")(error.into()))?;
-        let number = tell.as_raw_fd().to_string();
+        let number = reporter.as_raw_fd().to_string();
         let limits = task.limits.with_memory(MEMORY);
         let jail = Jail::new()?
             .calls(Calls::Browser)
@@ -135,7 +135,7 @@ impl Sandbox for Chromium {
             .bind_read_only(&self.pyodide, "/pyodide")?
             .add_file(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
             .env("HOME", "/tmp")
-            .inherit(tell);
+            .inherit(reporter);
         let jail = match &self.snapshot {
             Some(snapshot) => jail.bind_read_only(snapshot, SNAPSHOT)?,
             None => jail,
@@ -149,18 +149,18 @@ impl Sandbox for Chromium {
         )?;
         let streams = Streams::from(task);
         let finished = process::run(jailed, streams, &limits)?;
-        conclude(finished, told)
+        conclude(finished, failures)
     }
 }
 
 /// What came of it, by what the worker has told beside its exit code.
-fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> {
+fn conclude(mut finished: Finished, failures: impl Read) -> Result<Finished, Error> {
     if finished.end != End::Exited(WORKER_FAILED) {
         return Ok(finished);
     }
     let mut detail = String::new();
     // All who could write to it are gone.
-    let _ = told.take(4096).read_to_string(&mut detail);
+    let _ = failures.take(4096).read_to_string(&mut detail);
     match detail.as_str() {
         "" => Ok(finished),
         OUT_OF_MEMORY => {
@@ -182,7 +182,7 @@ const OUT_OF_MEMORY: &str = "out of memory";
 /// # Errors
 ///
 /// Where there is no such pipe.
-pub fn tell(number: u32, failure: &worker::Failure) -> io::Result<()> {
+pub fn report(number: u32, failure: &worker::Failure) -> io::Result<()> {
     let text = match failure {
         worker::Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
         failure => failure.to_string(),
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::Usage;
 
-    fn concluded(code: u8, told: &str) -> Result<End, String> {
+    fn concluded(code: u8, report: &str) -> Result<End, String> {
         let finished = Finished {
             end: End::Exited(code),
             exception: None,
@@ -207,7 +207,7 @@ mod tests {
             usage: Usage::default(),
             machine: None,
         };
-        let concluded = conclude(finished, told.as_bytes());
+        let concluded = conclude(finished, report.as_bytes());
         concluded
             .map(|finished| finished.end)
             .map_err(|error| error.to_string())

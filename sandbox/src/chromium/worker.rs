@@ -23,7 +23,7 @@ use futures_util::stream::{
 use super::server::{Drained, Served};
 
 /// The function that the page has.
-const TOLD: &str = "minivmTold";
+const BINDING: &str = "minivmSend";
 /// How long Chromium may take to start, and then the page until Python runs. It is for machines that do much else.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What Chromium is told: to be quiet and alone, and to keep nothing back because nobody looks.
@@ -72,8 +72,8 @@ pub enum Failure {
 }
 
 /// What happens.
-enum News {
-    Told(String),
+enum PageEvent {
+    Called(String),
     Crashed(String),
     /// The page is another now, of this address.
     Navigated(String),
@@ -114,25 +114,25 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
     // It is what moves messages, for as long as there is a connection.
     let lost = async move {
         while let Some(Ok(())) = handler.next().await {}
-        News::Lost
+        PageEvent::Lost
     };
     let lost = tokio::spawn(lost);
     let page = browser.new_page("about:blank").await?;
-    let (told, ends) = news(&browser, &page).await?;
-    let lost = once(async { lost.await.unwrap_or(News::Lost) });
+    let (calls, ends) = events(&browser, &page).await?;
+    let lost = once(async { lost.await.unwrap_or(PageEvent::Lost) });
     let late = once(async {
         tokio::time::sleep(PATIENCE).await;
-        News::Late
+        PageEvent::Late
     });
-    page.execute(AddBindingParams::new(TOLD)).await?;
+    page.execute(AddBindingParams::new(BINDING)).await?;
     tokio::spawn(answer_dialogs(page.clone()));
     // It ends when the page has been loaded, which Python may put off.
     let there = address.clone();
     tokio::spawn(async move { page.goto(there).await.map(drop) });
     let ends = select_all([ends, lost.boxed(), late.boxed()]);
     // What it has told comes before its end, however that came about.
-    let news = select_with_strategy(told, ends, |(): &mut ()| PollNext::Left);
-    follow(&address, news, drained).await
+    let events = select_with_strategy(calls, ends, |(): &mut ()| PollNext::Left);
+    follow(&address, events, drained).await
 }
 
 /// Closes what `alert` and its like open: they wait for somebody, and nobody is there.
@@ -148,35 +148,35 @@ async fn answer_dialogs(page: Page) -> Result<(), CdpError> {
 }
 
 /// What the page tells, and what else happens to it.
-async fn news(
+async fn events(
     browser: &Browser,
     page: &Page,
-) -> Result<(BoxStream<'static, News>, BoxStream<'static, News>), CdpError> {
-    let told = page.event_listener::<EventBindingCalled>().await?;
-    let told = told.map(|event| News::Told(event.payload.clone()));
+) -> Result<(BoxStream<'static, PageEvent>, BoxStream<'static, PageEvent>), CdpError> {
+    let calls = page.event_listener::<EventBindingCalled>().await?;
+    let calls = calls.map(|event| PageEvent::Called(event.payload.clone()));
     let crashed = browser.event_listener::<EventTargetCrashed>().await?;
-    let crashed = crashed.map(|event| News::Crashed(event.status.clone()));
+    let crashed = crashed.map(|event| PageEvent::Crashed(event.status.clone()));
     let navigated = page.event_listener::<EventFrameNavigated>().await?;
     let navigated = navigated.filter_map(|event| {
         let main = event.frame.parent_id.is_none();
-        let news = main.then(|| News::Navigated(event.frame.url.clone()));
-        async move { news }
+        let event = main.then(|| PageEvent::Navigated(event.frame.url.clone()));
+        async move { event }
     });
     let ends = select_all([crashed.boxed(), navigated.boxed()]);
-    Ok((told.boxed(), ends.boxed()))
+    Ok((calls.boxed(), ends.boxed()))
 }
 
 /// Passes on what is told, to the end of the page at this address.
 async fn follow(
     address: &str,
-    mut news: impl StreamExt<Item = News> + Unpin,
+    mut events: impl StreamExt<Item = PageEvent> + Unpin,
     drained: &Drained,
 ) -> Result<u8, Failure> {
     let mut started = false;
     let mut arrived = false;
-    while let Some(event) = news.next().await {
+    while let Some(event) = events.next().await {
         match event {
-            News::Told(text) => {
+            PageEvent::Called(text) => {
                 let (kind, rest) = text.split_at_checked(1).unwrap_or_default();
                 match kind {
                     "o" => pass(&mut io::stdout(), rest)?,
@@ -192,15 +192,19 @@ async fn follow(
                     drained.add();
                 }
             }
-            News::Crashed(how) if how == "oom" => return Err(Failure::OutOfMemory),
-            News::Crashed(how) if started => return died(&format!("the page crashed ({how})")),
-            News::Crashed(how) => return Err(Failure::Page(format!("its page crashed ({how})"))),
+            PageEvent::Crashed(how) if how == "oom" => return Err(Failure::OutOfMemory),
+            PageEvent::Crashed(how) if started => {
+                return died(&format!("the page crashed ({how})"));
+            }
+            PageEvent::Crashed(how) => {
+                return Err(Failure::Page(format!("its page crashed ({how})")));
+            }
             // An empty page may still come before it.
-            News::Navigated(url) if !arrived => arrived = url == address,
-            News::Navigated(_) => return died("the code has left its page"),
-            News::Late if started => {}
-            News::Late => return Err(Failure::Page("Python did not start in time".into())),
-            News::Lost => break,
+            PageEvent::Navigated(url) if !arrived => arrived = url == address,
+            PageEvent::Navigated(_) => return died("the code has left its page"),
+            PageEvent::Late if started => {}
+            PageEvent::Late => return Err(Failure::Page("Python did not start in time".into())),
+            PageEvent::Lost => break,
         }
     }
     Err(Failure::Page("Chromium has ended".into()))
@@ -208,8 +212,8 @@ async fn follow(
 
 /// The end of a page in which the code runs, and has brought that about.
 fn died(why: &str) -> Result<u8, Failure> {
-    let told = writeln!(io::stderr(), "minivm: {why}");
-    told.map_err(|error| Failure::System("write the output", error))?;
+    let written = writeln!(io::stderr(), "minivm: {why}");
+    written.map_err(|error| Failure::System("write the output", error))?;
     Ok(ABORTED)
 }
 

@@ -84,9 +84,9 @@ pub(super) fn exit(args: &[MontyObject]) -> (Option<u8>, MontyException) {
         Some(MontyObject::Int(code)) => Some(code.to_le_bytes()[0]),
         Some(_) => None,
     };
-    let told = args.first().filter(|arg| **arg != MontyObject::None);
-    let told = told.map(ToString::to_string);
-    (code, MontyException::new(ExcType::SystemExit, told))
+    let message = args.first().filter(|arg| **arg != MontyObject::None);
+    let message = message.map(ToString::to_string);
+    (code, MontyException::new(ExcType::SystemExit, message))
 }
 
 /// What is written where `SystemExit` ends the code: its message, unless that is the exit code. None for any other exception.

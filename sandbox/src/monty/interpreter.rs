@@ -169,9 +169,9 @@ impl Run<'_> {
     fn answer(&mut self, progress: RunProgress, printer: &mut Printer<'_>) -> io::Result<Next> {
         let step = match progress {
             RunProgress::Complete(_) => return Ok(Next::End(Outcome::Exited(0))),
-            RunProgress::FunctionCall(call) => return self.called(call, printer),
-            RunProgress::NameLookup(lookup) => self.looked_up(lookup, printer),
-            RunProgress::OsCall(call) => self.asked(call, printer),
+            RunProgress::FunctionCall(call) => return self.function_call(call, printer),
+            RunProgress::NameLookup(lookup) => self.name_lookup(lookup, printer),
+            RunProgress::OsCall(call) => self.os_call(call, printer),
             // Nothing here answers later, so there is nothing to wait for.
             RunProgress::ResolveFutures(futures) => {
                 let why = exception(ExcType::RuntimeError, "there is nothing to wait for");
@@ -182,7 +182,7 @@ impl Run<'_> {
     }
 
     /// A function is called.
-    fn called(&mut self, call: FunctionCall, printer: &mut Printer<'_>) -> io::Result<Next> {
+    fn function_call(&mut self, call: FunctionCall, printer: &mut Printer<'_>) -> io::Result<Next> {
         let name = call.function_name.clone();
         if self.late() {
             return Ok(Next::End(Outcome::TimedOut));
@@ -194,7 +194,7 @@ impl Run<'_> {
         } else if known {
             match value::call(&name, &call.args, &call.kwargs) {
                 Err(why) => exception(ExcType::TypeError, why).into(),
-                Ok(told) if suspends => match suspended(call, told) {
+                Ok(message) if suspends => match suspended(call, message) {
                     Ok(outcome) => return Ok(Next::End(outcome)),
                     Err(refused) => {
                         let (call, why) = *refused;
@@ -202,7 +202,7 @@ impl Run<'_> {
                         return Ok(stepped(call.resume(why, printer.writer())));
                     }
                 },
-                Ok(told) => result(&name, printer.host.call(told)?),
+                Ok(message) => result(&name, printer.host.call(message)?),
             }
         } else {
             match Builtin::named(&name) {
@@ -234,7 +234,7 @@ impl Run<'_> {
         }
     }
 
-    fn looked_up(&self, lookup: NameLookup, printer: &mut Printer<'_>) -> Step {
+    fn name_lookup(&self, lookup: NameLookup, printer: &mut Printer<'_>) -> Step {
         let name = &lookup.name;
         let known = self.scope.functions.contains(name)
             || self.scope.suspend_at.contains(name)
@@ -244,7 +244,7 @@ impl Run<'_> {
     }
 
     /// Something is asked of the operating system.
-    fn asked(&self, call: OsCall, printer: &mut Printer<'_>) -> Step {
+    fn os_call(&self, call: OsCall, printer: &mut Printer<'_>) -> Step {
         let env = &self.scope.env;
         call.resume_with(printer.writer(), |call| match call {
             OsFunctionCall::GetEnviron => {
@@ -315,13 +315,16 @@ fn stepped(step: Step) -> Next {
 }
 
 /// What is kept of a suspended call; the call itself and the reason, where that is too much.
-fn suspended(call: FunctionCall, told: Call) -> Result<Outcome, Box<(FunctionCall, String)>> {
+fn suspended(call: FunctionCall, message: Call) -> Result<Outcome, Box<(FunctionCall, String)>> {
     let progress = RunProgress::FunctionCall(call);
     let state = dump(FILE, None, SessionRef::Running(&progress));
-    let size = serde_json::to_vec(&told).map_or(usize::MAX, |bytes| bytes.len());
+    let size = serde_json::to_vec(&message).map_or(usize::MAX, |bytes| bytes.len());
     let why = match state {
         Ok(state) if state.len() <= STATE_MAX && size <= CALL_MAX => {
-            return Ok(Outcome::Suspended { call: told, state });
+            return Ok(Outcome::Suspended {
+                call: message,
+                state,
+            });
         }
         Ok(state) => format!(
             "cannot suspend: the state has {} bytes of at most {STATE_MAX}, the call {size} of at most {CALL_MAX}",

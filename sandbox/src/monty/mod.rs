@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use self::interpreter::{Outcome, Scope};
 use self::wire::{Fault, FromWorker, ToWorker};
-use self::worker::{Interpreted, Order};
+use self::worker::{WorkerProgram, WorkerTask};
 use super::process::{self, Streams};
 use super::{
     Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot, check_jail,
@@ -72,24 +72,26 @@ impl Monty {
 
     fn jail(&self, task: &Task) -> Result<Jail, Error> {
         let program = match &task.program {
-            Program::Code(code) => Interpreted::Code(code.clone()),
-            Program::Resume { returned, .. } => Interpreted::State(value::answer(returned.clone())),
+            Program::Code(code) => WorkerProgram::Code(code.clone()),
+            Program::Resume { returned, .. } => {
+                WorkerProgram::State(value::answer(returned.clone()))
+            }
             // It is not declared, so it doesn't come here.
-            Program::Command(_) => Interpreted::Code(String::new()),
+            Program::Command(_) => WorkerProgram::Code(String::new()),
         };
         // Beyond that it is the process's limit that counts, which nobody gets to see a traceback of.
         let own = |bytes: u64| bytes - OWN_MEMORY.min(bytes / 2);
-        let order = Order {
+        let worker_task = WorkerTask {
             program,
             scope: scope(task, task.limits.memory.map(own))?,
         };
-        let order = serde_json::to_vec(&order).expect("all of it is JSON");
+        let worker_task = serde_json::to_vec(&worker_task).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
         let jail = Jail::new()?.calls(Calls::Monty).tmp_size(TMP_SIZE);
         let jail = jail.bind_read_only(&self.worker, "/worker")?;
-        let jail = jail.add_file(&order, worker::ORDER)?;
+        let jail = jail.add_file(&worker_task, worker::TASK_FILE)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.add_file(state, worker::STATE)?),
+            Program::Resume { state, .. } => Ok(jail.add_file(state, worker::STATE_FILE)?),
             _ => Ok(jail),
         }
     }
@@ -123,15 +125,15 @@ impl Sandbox for Monty {
         };
         let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
-        let said = match serving.recv_timeout(PATIENCE) {
-            Ok(said) => said.map_err(|fault| failed(&format!("its worker broke: {fault}")))?,
+        let last = match serving.recv_timeout(PATIENCE) {
+            Ok(last) => last.map_err(|fault| failed(&format!("its worker broke: {fault}")))?,
             Err(_) => {
                 let warning = "a function of the host's has not returned";
                 finished.warnings.push(warning.into());
                 None
             }
         };
-        finished.end = ended(finished.end, said)?;
+        finished.end = ended(finished.end, last)?;
         if !matches!(finished.end, End::Exited(1..)) {
             finished.exception = None;
         }
@@ -161,14 +163,14 @@ fn end(outcome: Outcome) -> End {
 
 /// How a worker ended, from how its process did and what it said last. Only of a process that ended by itself is that of
 /// interest.
-fn ended(process: End, said: Option<Said>) -> Result<End, Error> {
+fn ended(process: End, last: Option<LastMessage>) -> Result<End, Error> {
     let End::Exited(code) = process else {
         return Ok(process);
     };
-    match said {
-        Some(Said::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
-        Some(Said::Ended(outcome)) => Ok(end(outcome)),
-        Some(Said::Unreadable(why)) => Err(failed(&why)),
+    match last {
+        Some(LastMessage::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
+        Some(LastMessage::Ended(outcome)) => Ok(end(outcome)),
+        Some(LastMessage::Unreadable(why)) => Err(failed(&why)),
         None if code == memory::OVER => Ok(End::OutOfMemory),
         None => Ok(End::Exited(code)),
     }
@@ -183,7 +185,7 @@ fn failed(detail: &str) -> Error {
 
 /// A worker's last word.
 #[derive(Debug, PartialEq)]
-enum Said {
+enum LastMessage {
     Ended(Outcome),
     Unreadable(String),
 }
@@ -192,7 +194,7 @@ enum Said {
 fn serve_in_thread(
     socket: UnixStream,
     mut functions: BTreeMap<String, Function>,
-) -> Result<Receiver<Result<Option<Said>, Fault>>, Error> {
+) -> Result<Receiver<Result<Option<LastMessage>, Fault>>, Error> {
     let (sender, receiver) = mpsc::channel();
     let serve = move || {
         let _ = sender.send(serve(socket, &mut functions));
@@ -206,20 +208,22 @@ fn serve_in_thread(
 fn serve(
     socket: UnixStream,
     functions: &mut BTreeMap<String, Function>,
-) -> Result<Option<Said>, Fault> {
+) -> Result<Option<LastMessage>, Fault> {
     let mut to = socket.try_clone()?;
     let mut from = BufReader::new(socket);
-    while let Some(message) = heard(wire::receive(&mut from))? {
+    while let Some(message) = unless_closed(wire::receive(&mut from))? {
         let call = match message {
             FromWorker::Call(call) => call,
             FromWorker::Suspended { call, size } => {
-                let state = heard(wire::receive_state(&mut from, size))?;
-                return Ok(state.map(|state| Said::Ended(Outcome::Suspended { call, state })));
+                let state = unless_closed(wire::receive_state(&mut from, size))?;
+                return Ok(
+                    state.map(|state| LastMessage::Ended(Outcome::Suspended { call, state }))
+                );
             }
-            FromWorker::Exited => return Ok(Some(Said::Ended(Outcome::Exited(0)))),
-            FromWorker::TimedOut => return Ok(Some(Said::Ended(Outcome::TimedOut))),
-            FromWorker::OutOfMemory => return Ok(Some(Said::Ended(Outcome::OutOfMemory))),
-            FromWorker::Unreadable(why) => return Ok(Some(Said::Unreadable(why))),
+            FromWorker::Exited => return Ok(Some(LastMessage::Ended(Outcome::Exited(0)))),
+            FromWorker::TimedOut => return Ok(Some(LastMessage::Ended(Outcome::TimedOut))),
+            FromWorker::OutOfMemory => return Ok(Some(LastMessage::Ended(Outcome::OutOfMemory))),
+            FromWorker::Unreadable(why) => return Ok(Some(LastMessage::Unreadable(why))),
         };
         let answer: ToWorker = match functions.get_mut(&call.function) {
             Some(function) => value::answer(function(call)),
@@ -240,7 +244,7 @@ fn serve(
 }
 
 /// A socket whose other end was killed may be broken instead of ended.
-fn heard<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
+fn unless_closed<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
     match received {
         Err(Fault::Io(_)) => Ok(None),
         other => other,

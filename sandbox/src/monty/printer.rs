@@ -26,8 +26,8 @@ impl<'a> Printer<'a> {
 
     /// A host that has failed once is not asked again, and whatever the code makes of the exception, it doesn't go on for long:
     /// the next few hundred instructions raise it anew.
-    fn tell(&mut self, told: io::Result<()>) -> Result<(), MontyException> {
-        if let Err(error) = told {
+    fn check(&mut self, result: io::Result<()>) -> Result<(), MontyException> {
+        if let Err(error) = result {
             self.error = Some(error);
         }
         match &self.error {
@@ -39,11 +39,11 @@ impl<'a> Printer<'a> {
 
 impl PrintWriterCallback for Printer<'_> {
     fn stdout_write(&mut self, output: Cow<'_, str>) -> Result<(), MontyException> {
-        let told = match self.error {
+        let result = match self.error {
             None => self.host.write(Stream::Stdout, &output),
             Some(_) => Ok(()),
         };
-        self.tell(told)
+        self.check(result)
     }
 
     fn stdout_push(&mut self, end: char) -> Result<(), MontyException> {
@@ -51,10 +51,10 @@ impl PrintWriterCallback for Printer<'_> {
     }
 
     fn poll_flush(&mut self) -> Result<(), MontyException> {
-        let told = match self.error {
+        let result = match self.error {
             None => self.host.poll(),
             Some(_) => Ok(()),
         };
-        self.tell(told)
+        self.check(result)
     }
 }

@@ -12,7 +12,7 @@ const LINE_MAX: u64 = 16 << 20;
 /// Output that is kept back for more to come.
 const BLOCK: usize = 16 << 10;
 /// How long. A limit may end the code at any time, and what was printed before then is to be seen.
-const HELD: Duration = Duration::from_millis(2);
+const FLUSH_AFTER: Duration = Duration::from_millis(2);
 
 /// An input that is read by lines.
 pub(super) struct Lines(BufReader<File>);
@@ -62,13 +62,13 @@ impl Block {
     }
 
     pub(super) fn is_old(&self) -> bool {
-        !self.text.is_empty() && self.since.elapsed() >= HELD
+        !self.text.is_empty() && self.since.elapsed() >= FLUSH_AFTER
     }
 
     /// How much longer it may be held; nothing where there is nothing.
     fn time_left(&self) -> Option<Duration> {
         let held = self.since.elapsed();
-        (!self.text.is_empty()).then(|| HELD.saturating_sub(held))
+        (!self.text.is_empty()).then(|| FLUSH_AFTER.saturating_sub(held))
     }
 
     /// Passes all of it on.
@@ -85,7 +85,7 @@ impl Block {
 /// Blocks on their way to a file. One thread passes them on before they grow old, whatever the interpreter is at: an instruction
 /// of its may take longer than it has, and ends with its process then. Clones are the same.
 #[derive(Clone)]
-pub(super) struct Held(Arc<State>);
+pub(super) struct BlockWriter(Arc<State>);
 
 struct State {
     block: Mutex<Block>,
@@ -94,20 +94,20 @@ struct State {
     to: File,
 }
 
-impl Held {
+impl BlockWriter {
     /// Starts the thread.
-    pub(super) fn start(to: OwnedFd) -> io::Result<Held> {
-        let held = Held(Arc::new(State {
+    pub(super) fn start(to: OwnedFd) -> io::Result<BlockWriter> {
+        let writer = BlockWriter(Arc::new(State {
             block: Mutex::new(Block::new()),
             begun: Condvar::new(),
             to: to.into(),
         }));
-        let moved = held.clone();
+        let moved = writer.clone();
         let thread = thread::Builder::new()
             .name("output".into())
             .stack_size(64 << 10);
         thread.spawn(move || moved.pass_on())?;
-        Ok(held)
+        Ok(writer)
     }
 
     pub(super) fn push(&self, text: &str) -> io::Result<()> {
@@ -177,15 +177,15 @@ mod tests {
     #[test]
     fn what_is_held_comes_out_by_itself() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let held = Held::start(writer.into()).unwrap();
+        let output = BlockWriter::start(writer.into()).unwrap();
         for text in ["first", "next"] {
-            held.push(text).unwrap();
+            output.push(text).unwrap();
             let mut read = vec![0; text.len()];
             reader.read_exact(&mut read).unwrap();
             assert_eq!(read, text.as_bytes());
         }
-        held.push("last").unwrap();
-        held.flush_last();
+        output.push("last").unwrap();
+        output.flush_last();
         let mut read = [0; 4];
         reader.read_exact(&mut read).unwrap();
         assert_eq!(&read, b"last");

@@ -19,11 +19,11 @@ pub(super) fn call(
 ) -> Result<Call, String> {
     let args: Result<Vec<Value>, String> = args.iter().map(to_host).collect();
     let kwargs: Result<Map<String, Value>, String> = kwargs.iter().map(pair).collect();
-    let told = |why| format!("cannot pass an argument of {function}(): {why}");
+    let refused = |why| format!("cannot pass an argument of {function}(): {why}");
     Ok(Call {
         function: function.to_owned(),
-        args: args.map_err(told)?,
-        kwargs: kwargs.map_err(told)?,
+        args: args.map_err(refused)?,
+        kwargs: kwargs.map_err(refused)?,
     })
 }
 

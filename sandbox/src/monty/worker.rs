@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::host::{Host, Stream};
 use super::interpreter::{self, Ended, Fault, Outcome, Scope, Start};
 use super::memory;
-use super::stdio::{Held, Lines};
+use super::stdio::{BlockWriter, Lines};
 use super::wire::{self, FromWorker, ToWorker};
 use crate::Call;
 
 /// The task's file in the jail.
-pub(super) const ORDER: &str = "/task";
+pub(super) const TASK_FILE: &str = "/task";
 /// The file of the state that is to be resumed.
-pub(super) const STATE: &str = "/state";
+pub(super) const STATE_FILE: &str = "/state";
 /// The interpreter's stack. Its recursion is limited, but its compiler walks long expressions, and what isn't used costs
 /// nothing.
 const STACK: usize = 256 << 20;
@@ -37,16 +37,16 @@ const PANICKED: u8 = 101;
 
 /// What a worker is to do.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Order {
-    pub(super) program: Interpreted,
+pub(super) struct WorkerTask {
+    pub(super) program: WorkerProgram,
     pub(super) scope: Scope,
 }
 
 /// What is to be interpreted.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Interpreted {
+pub(super) enum WorkerProgram {
     Code(String),
-    /// The state in [`STATE`], with what its call returned.
+    /// The state in [`STATE_FILE`], with what its call returned.
     State(ToWorker),
 }
 
@@ -66,12 +66,12 @@ pub fn work(socket: OwnedFd) -> io::Result<u8> {
 /// It needs no files and leaves no core.
 fn limit_self() {
     // The jail has no place for files, so this is the second reason why there are none.
-    hold(Resource::Core, 0);
-    hold(Resource::Fsize, 0);
+    lower_limit(Resource::Core, 0);
+    lower_limit(Resource::Fsize, 0);
 }
 
 /// Lowers a limit for good, where it isn't lower already.
-fn hold(resource: Resource, most: u64) {
+fn lower_limit(resource: Resource, most: u64) {
     let limit = Rlimit {
         current: Some(most),
         maximum: Some(most),
@@ -80,29 +80,29 @@ fn hold(resource: Resource, most: u64) {
 }
 
 fn interpret(socket: UnixStream) -> io::Result<u8> {
-    let order: Order = serde_json::from_reader(BufReader::new(File::open(ORDER)?))?;
-    let start = match order.program {
-        Interpreted::Code(code) => Start::Code(code),
-        Interpreted::State(returned) => Start::Resume {
-            state: std::fs::read(STATE)?,
+    let task: WorkerTask = serde_json::from_reader(BufReader::new(File::open(TASK_FILE)?))?;
+    let start = match task.program {
+        WorkerProgram::Code(code) => Start::Code(code),
+        WorkerProgram::State(returned) => Start::Resume {
+            state: std::fs::read(STATE_FILE)?,
             returned,
         },
     };
     let mut host = Remote::new(socket)?;
     host.flush_at_an_abrupt_end();
-    let claim = order.scope.memory.map(|bytes| {
-        hold(Resource::As, bytes.saturating_add(ADDRESSES));
+    let claim = task.scope.memory.map(|bytes| {
+        lower_limit(Resource::As, bytes.saturating_add(ADDRESSES));
         let claim = memory::claim();
         let most = usize::try_from(bytes.saturating_add(HEADROOM)).unwrap_or(usize::MAX);
         memory::end_process_beyond(most);
         claim
     });
-    let ended = interpreter::run(start, &order.scope, &mut host);
+    let ended = interpreter::run(start, &task.scope, &mut host);
     // What has been counted may be too much already for saying so.
     memory::end_process_beyond(usize::MAX >> 1);
     drop(claim);
     host.flush()?;
-    host.tell(ended)
+    host.report(ended)
 }
 
 /// What the interpreter gets of us, through the socket.
@@ -110,7 +110,7 @@ struct Remote {
     from: BufReader<UnixStream>,
     to: UnixStream,
     stdin: Lines,
-    stdout: Held,
+    stdout: BlockWriter,
 }
 
 impl Remote {
@@ -119,7 +119,7 @@ impl Remote {
             from: BufReader::new(socket.try_clone()?),
             to: socket,
             stdin: Lines::new(io::stdin().as_fd().try_clone_to_owned()?),
-            stdout: Held::start(io::stdout().as_fd().try_clone_to_owned()?)?,
+            stdout: BlockWriter::start(io::stdout().as_fd().try_clone_to_owned()?)?,
         })
     }
 
@@ -132,15 +132,15 @@ impl Remote {
         let stdout = self.stdout.clone();
         memory::before_end(move || stdout.flush_last());
         let stdout = self.stdout.clone();
-        let tell = std::panic::take_hook();
+        let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             stdout.flush_last();
-            tell(panic);
+            hook(panic);
         }));
     }
 
     /// Says how it ended.
-    fn tell(&mut self, ended: Result<Ended, Fault>) -> io::Result<u8> {
+    fn report(&mut self, ended: Result<Ended, Fault>) -> io::Result<u8> {
         let (message, state, code) = match ended {
             Ok(ended) => match ended.outcome {
                 Outcome::Exited(code) => (FromWorker::Exited, None, code),

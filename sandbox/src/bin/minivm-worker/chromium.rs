@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use minivm_sandbox::chromium::{WORKER_FAILED, tell, worker};
+use minivm_sandbox::chromium::{WORKER_FAILED, report, worker};
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
     /// The browser
     chromium: PathBuf,
     /// The number of the open file that is told of failures
-    told: u32,
+    failures: u32,
 }
 
 /// Runs the jail's task in a page.
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     match worker::run(&args.chromium) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(failure) => {
-            tell(args.told, &failure)?;
+            report(args.failures, &failure)?;
             Ok(ExitCode::from(WORKER_FAILED))
         }
     }
