@@ -29,7 +29,7 @@ async function runTask() {
     _loadSnapshot: snapshot ? Deno.readFileSync(snapshot) : undefined,
   });
   const writeErr = writer(Deno.stderr);
-  // A read of nothing is the input's end.
+  // `readSync` returns null at the input's end.
   connect(pyodide, (buffer) => Deno.stdin.readSync(buffer) ?? 0, writer(Deno.stdout), writeErr);
   const report = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
   try {

@@ -1,4 +1,4 @@
-// Runs the Python code that comes on stdin in Pyodide, in Deno, in gVisor, in a machine.
+// Runs Python code from stdin in Pyodide, in Deno, in gVisor, in a machine.
 
 import { loadPyodide } from "file:///pyodide/pyodide.mjs";
 import { connect, run, start } from "file:///task/pyodide.mjs";

@@ -1,6 +1,6 @@
-//! Monty's virtual machine, driven: it runs until it needs something of its host, says what, and goes on with the answer.
+//! The loop around Monty's virtual machine: it runs until it needs its host, yields a request, and is resumed with the answer.
 //!
-//! All it can ask for is answered here or by a [`Host`]: functions, lines of input, variables, the time. Files it is refused.
+//! This module or a [`Host`] answers all requests: functions, lines of input, variables, the time. Requests for files are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,14 +23,16 @@ use super::traceback::traceback;
 use super::{clock, dialect, value};
 use crate::Call;
 
-/// How tracebacks name the code.
+/// The code's file name in tracebacks.
 const FILE: &str = "<string>";
-/// The most bytes of a suspended interpreter.
+/// The message for a valid state that isn't one of a suspended call.
+const NOT_SUSPENDED: &str = "it is not the state of a suspended call";
+/// The largest state of a suspended interpreter in bytes.
 pub(super) const STATE_MAX: usize = 16 << 20;
-/// The most bytes of a call, as JSON.
+/// The largest call in bytes of JSON.
 pub(super) const CALL_MAX: usize = 4 << 20;
 
-/// What is to be run.
+/// The code or the state to run.
 pub(super) enum Start {
     Code(String),
     Resume {
@@ -39,21 +41,22 @@ pub(super) enum Start {
     },
 }
 
-/// With what.
+/// The functions, variables and limits of the code.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Scope {
-    /// The functions that are there.
+    /// Names of the functions of the host.
     pub(super) functions: BTreeSet<String>,
-    /// Those at whose call it is suspended.
+    /// Names of the functions whose call suspends the code.
     pub(super) suspend_at: BTreeSet<String>,
+    /// The environment.
     pub(super) env: BTreeMap<String, String>,
-    /// How long it may run, without the time in which its host answers.
+    /// The time limit, which includes the time that functions of the host take.
     pub(super) time: Option<Duration>,
-    /// Bytes that it may allocate, where [`super::memory`] counts them.
+    /// The limit on allocated bytes, which the program's allocator counts.
     pub(super) memory: Option<u64>,
 }
 
-/// How it ended.
+/// The end of the code.
 #[derive(Debug, PartialEq)]
 pub(super) enum Outcome {
     Exited(u8),
@@ -62,21 +65,21 @@ pub(super) enum Outcome {
     Suspended { call: Call, state: Vec<u8> },
 }
 
-/// Why it could not be run to an end of its own.
+/// Errors of running code that are not the code's.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// What was kept of it is nothing that can be resumed.
+    /// The bytes are not a state that can be resumed.
     #[error("the state cannot be resumed: {0}")]
     State(String),
-    /// Its host had an error.
+    /// The host returned an error.
     #[error(transparent)]
     Host(#[from] io::Error),
 }
 
-/// What came of it.
+/// The result of running code.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
-    /// What was written to stderr of the exception that ended it.
+    /// The traceback of the exception that ended the code, as it was written to stderr.
     pub(super) traceback: Option<String>,
 }
 
@@ -100,7 +103,7 @@ struct Run<'a> {
     exit: Option<u8>,
 }
 
-/// What comes after the interpreter has stopped for something.
+/// The next step after a request of the interpreter.
 enum Next {
     Step(Box<Step>),
     End(Outcome),
@@ -136,10 +139,10 @@ impl Run<'_> {
         };
         let loaded = Dump::load(&state).map_err(|error| Fault::State(error.to_string()))?;
         let Session::Running(progress) = loaded.state else {
-            return Err(Fault::State("it is none of a suspended call".into()));
+            return Err(Fault::State(NOT_SUSPENDED.into()));
         };
         let RunProgress::FunctionCall(mut call) = *progress else {
-            return Err(Fault::State("it is none of a suspended call".into()));
+            return Err(Fault::State(NOT_SUSPENDED.into()));
         };
         *call.tracker_mut() = self.tracker();
         let result = result(&call.function_name, returned);
@@ -148,7 +151,7 @@ impl Run<'_> {
 
     fn begin(&self, code: &str, printer: &mut Printer<'_>) -> Step {
         let code = dialect::translated(code).into_owned();
-        // The interpreter's own is faster, and can be called from within `map` and its like.
+        // The interpreter's own `print` is faster, and can be passed to `map` and similar functions.
         let (names, inputs) = match code.contains("file=") && code.contains("stderr") {
             true => (vec!["print".to_owned()], vec![function("print")]),
             false => (Vec::new(), Vec::new()),
@@ -172,7 +175,7 @@ impl Run<'_> {
             RunProgress::FunctionCall(call) => return self.function_call(call, printer),
             RunProgress::NameLookup(lookup) => self.name_lookup(lookup, printer),
             RunProgress::OsCall(call) => self.os_call(call, printer),
-            // Nothing here answers later, so there is nothing to wait for.
+            // No call returns a future here.
             RunProgress::ResolveFutures(futures) => {
                 let why = exception(ExcType::RuntimeError, "there is nothing to wait for");
                 futures.abort(why, printer.writer())
@@ -181,7 +184,7 @@ impl Run<'_> {
         Ok(Next::Step(Box::new(step)))
     }
 
-    /// A function is called.
+    /// Answers the call of a function.
     fn function_call(&mut self, call: FunctionCall, printer: &mut Printer<'_>) -> io::Result<Next> {
         let name = call.function_name.clone();
         if self.late() {
@@ -210,7 +213,7 @@ impl Run<'_> {
                 None => ExtFunctionResult::NotFound(name),
             }
         };
-        // Whoever answers may have taken all the time that there was.
+        // The function may have used up the time limit.
         if self.late() {
             return Ok(Next::End(Outcome::TimedOut));
         }
@@ -243,7 +246,7 @@ impl Run<'_> {
         lookup.resume(found, printer.writer())
     }
 
-    /// Something is asked of the operating system.
+    /// Answers a request to the operating system.
     fn os_call(&self, call: OsCall, printer: &mut Printer<'_>) -> Step {
         let env = &self.scope.env;
         call.resume_with(printer.writer(), |call| match call {
@@ -267,7 +270,7 @@ impl Run<'_> {
         time.is_some_and(|time| self.began.elapsed() >= time)
     }
 
-    /// An exception has ended it.
+    /// Writes the traceback of the exception that ended the code, and returns the code's end.
     fn raised(
         &self,
         exception: &MontyException,
@@ -314,7 +317,7 @@ fn stepped(step: Step) -> Next {
     Next::Step(Box::new(step))
 }
 
-/// What is kept of a suspended call; the call itself and the reason, where that is too much.
+/// Returns the outcome of a suspended call with its state. Where that is too large, returns the call and the message of an exception.
 fn suspended(call: FunctionCall, message: Call) -> Result<Outcome, Box<(FunctionCall, String)>> {
     let progress = RunProgress::FunctionCall(call);
     let state = dump(FILE, None, SessionRef::Running(&progress));
@@ -336,7 +339,7 @@ fn suspended(call: FunctionCall, message: Call) -> Result<Outcome, Box<(Function
     Err(Box::new((call, why)))
 }
 
-/// What a function of the host's has returned, for the interpreter.
+/// Converts the result of a function of the host for the interpreter.
 fn result(function: &str, returned: Result<Value, String>) -> ExtFunctionResult {
     match returned.map(value::from_host) {
         Ok(Ok(object)) => object.into(),

@@ -1,11 +1,11 @@
-//! Monty: an interpreter of a part of Python, written in Rust, whose code has nothing but what its host hands it.
+//! Monty: an interpreter of a part of Python, written in Rust, whose code can use only what its host passes to it.
 //!
-//! [`InProcess`] runs it in the calling thread: an answer within microseconds, for code that may be wrong. [`Monty`] is the
-//! sandbox: the same in a process of its own (`worker`), in a jail, so that code which breaks the interpreter has broken into
-//! an empty room, and a runaway is ended from outside.
+//! [`InProcess`] interprets code in the calling thread, within microseconds, for code that may be wrong but isn't hostile.
+//! [`Monty`] is the sandbox: it interprets code in a process of its own (`worker`) in a jail. Code that breaks out of the
+//! interpreter finds nothing there, and a runaway is killed from outside.
 //!
-//! It knows no class inheritance, no generators, no `match`, and few modules; `dialect` and `builtin` make up for some of what
-//! scripts take for granted: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
+//! Monty supports no class inheritance, no generators, no `match`, and few modules. `dialect` and `builtin` add some of what
+//! scripts expect: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
 
 mod builtin;
 mod clock;
@@ -45,27 +45,27 @@ pub use in_process::InProcess;
 pub use memory::Allocator;
 pub use worker::work;
 
-/// The command of `minivm-worker`'s for it.
+/// The subcommand of `minivm-worker`.
 pub const WORKER_COMMAND: &str = "monty";
 
-/// Time for the interpreter to say itself that its time is over, and where. Then its process is killed.
+/// How long the interpreter may take, after the time limit, to report it with a traceback. Then its process is killed.
 const GRACE: Duration = Duration::from_millis(200);
-/// How long a function of the host's is waited for when its caller is gone.
+/// How long [`Monty`] waits for a function of the host to return when the worker has ended.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What a worker needs beside its code: it is a part of a limit on memory.
+/// The part of a memory limit that the worker needs beside its code, in bytes.
 const OWN_MEMORY: u64 = 8 << 20;
-/// What code gets of memory where nothing is said, in bytes.
+/// The default memory limit in bytes.
 const MEMORY: u64 = 256 << 20;
-/// Nothing is written to the jail's `/tmp`.
+/// The size of the jail's `/tmp` in bytes. The worker writes nothing to it.
 const TMP_SIZE: u64 = 1 << 20;
 
-/// The interpreter in a jailed process.
+/// The sandbox that interprets code in a jailed process.
 pub struct Monty {
     worker: PathBuf,
 }
 
 impl Monty {
-    /// With this program, `minivm-worker`.
+    /// Makes the sandbox with this program, `minivm-worker`.
     pub fn new(worker: PathBuf) -> Self {
         Monty { worker }
     }
@@ -76,10 +76,10 @@ impl Monty {
             Program::Resume { returned, .. } => {
                 WorkerProgram::State(value::answer(returned.clone()))
             }
-            // It is not declared, so it doesn't come here.
+            // Unreachable: the backend doesn't declare commands.
             Program::Command(_) => WorkerProgram::Code(String::new()),
         };
-        // Beyond that it is the process's limit that counts, which nobody gets to see a traceback of.
+        // The interpreter's limit is lower than the process's: only the interpreter writes a traceback.
         let own = |bytes: u64| bytes - OWN_MEMORY.min(bytes / 2);
         let worker_task = WorkerTask {
             program,
@@ -126,9 +126,10 @@ impl Sandbox for Monty {
         let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
         let last = match serving.recv_timeout(PATIENCE) {
-            Ok(last) => last.map_err(|fault| failed(&format!("its worker broke: {fault}")))?,
+            Ok(last) => last
+                .map_err(|fault| failed(&format!("the worker sent an invalid message: {fault}")))?,
             Err(_) => {
-                let warning = "a function of the host's has not returned";
+                let warning = "a function of the host has not returned";
                 finished.warnings.push(warning.into());
                 None
             }
@@ -141,7 +142,7 @@ impl Sandbox for Monty {
     }
 }
 
-/// What code may see of its task.
+/// Returns the part of a task that the interpreter gets.
 fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
     Ok(Scope {
         functions: in_process::names(&task.functions),
@@ -161,8 +162,8 @@ fn end(outcome: Outcome) -> End {
     }
 }
 
-/// How a worker ended, from how its process did and what it said last. Only of a process that ended by itself is that of
-/// interest.
+/// Returns the task's end from that of the worker's process and its last message. The message counts only for a process that
+/// exited.
 fn ended(process: End, last: Option<LastMessage>) -> Result<End, Error> {
     let End::Exited(code) = process else {
         return Ok(process);
@@ -183,14 +184,14 @@ fn failed(detail: &str) -> Error {
     }
 }
 
-/// A worker's last word.
+/// The last message of a worker.
 #[derive(Debug, PartialEq)]
 enum LastMessage {
     Ended(Outcome),
     Unreadable(String),
 }
 
-/// Serves a worker, whose last word is received when it is gone.
+/// Starts a thread that serves a worker. The receiver gets the worker's last message when it has ended.
 fn serve_in_thread(
     socket: UnixStream,
     mut functions: BTreeMap<String, Function>,
@@ -204,7 +205,7 @@ fn serve_in_thread(
     Ok(receiver)
 }
 
-/// Answers a worker's calls until its last word.
+/// Answers a worker's calls until its last message.
 fn serve(
     socket: UnixStream,
     functions: &mut BTreeMap<String, Function>,
@@ -227,14 +228,14 @@ fn serve(
         };
         let answer: ToWorker = match functions.get_mut(&call.function) {
             Some(function) => value::answer(function(call)),
-            // It asks for none that it wasn't told of.
+            // The interpreter only calls functions that are in its scope.
             None => return Err(Fault::Unexpected(call.function)),
         };
         let sent = match wire::send(&mut to, &answer) {
             Err(fault @ Fault::TooLong) => wire::send(&mut to, &ToWorker::Err(fault.to_string())),
             sent => sent,
         };
-        // Who doesn't want the answer any more is gone.
+        // The worker has ended and doesn't need the answer.
         if let Err(Fault::Io(_)) = sent {
             return Ok(None);
         }
@@ -243,7 +244,7 @@ fn serve(
     Ok(None)
 }
 
-/// A socket whose other end was killed may be broken instead of ended.
+/// Turns an I/O error into the end of the messages: the socket of a killed process may be reset instead of closed.
 fn unless_closed<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
     match received {
         Err(Fault::Io(_)) => Ok(None),

@@ -1,11 +1,11 @@
-//! What a worker may say, and what it comes to.
+//! Messages of a worker, and the ends that they mean.
 
 use super::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// What comes of these bytes from a worker, and what it is answered.
+/// Serves a worker that sends these bytes; returns its last message and the answers to it.
 fn served(bytes: &[u8]) -> (Result<Option<LastMessage>, Fault>, Vec<u8>) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let mut functions: BTreeMap<String, Function> = BTreeMap::new();

@@ -1,17 +1,17 @@
-//! Values that cross to the host and back: what JSON has.
+//! The conversion of values between the interpreter and the host, in the types of JSON.
 //!
-//! The interpreter's values may be nested as deep as its recursion goes, and contain themselves. What goes out is bounded by
-//! [`DEPTH_MAX`], so whoever walks it needs no more than that of a stack.
+//! The interpreter's values may be nested as deep as its recursion allows, and contain themselves. The depth of converted values is
+//! limited to [`DEPTH_MAX`], so that a recursive walk of them needs a bounded stack.
 
 use monty_types::MontyObject;
 use serde_json::{Map, Number, Value};
 
 use crate::Call;
 
-/// How deep values may be nested. A reader of JSON takes 128 levels, some of which a message needs around them.
+/// The largest depth of nested values. serde_json reads 128 levels, of which a message needs some around the value.
 pub(super) const DEPTH_MAX: usize = 100;
 
-/// A call of one of the host's functions, or why its arguments can't cross.
+/// Converts a call of a function of the host. An error is the reason why an argument can't be converted.
 pub(super) fn call(
     function: &str,
     args: &[MontyObject],
@@ -34,7 +34,7 @@ fn pair((name, value): &(MontyObject, MontyObject)) -> Result<(String, Value), S
     }
 }
 
-/// A value for the host.
+/// Converts a value for the host.
 pub(super) fn to_host(object: &MontyObject) -> Result<Value, String> {
     outwards(object, DEPTH_MAX)
 }
@@ -71,14 +71,14 @@ fn outwards(object: &MontyObject, depth: usize) -> Result<Value, String> {
         MontyObject::Cycle(..) => return Err("it contains itself".into()),
         other => {
             return Err(format!(
-                "it is {}, and only None, bool, int, float, str, list, tuple and dict can cross",
+                "it is {}, and only None, bool, int, float, str, list, tuple and dict can be passed",
                 other.type_name()
             ));
         }
     })
 }
 
-/// A value of the host's for the interpreter.
+/// Converts a value of the host for the interpreter.
 pub(super) fn from_host(value: Value) -> Result<MontyObject, String> {
     inwards(value, DEPTH_MAX)
 }
@@ -105,11 +105,11 @@ fn inwards(value: Value, depth: usize) -> Result<MontyObject, String> {
     })
 }
 
-/// What a function has returned, where it can cross; otherwise the message of an exception.
+/// Returns a function's result, or the message of an exception where it is nested too deep.
 pub(super) fn answer(returned: Result<Value, String>) -> Result<Value, String> {
     match returned {
         Ok(value) if is_deeper(&value, DEPTH_MAX) => Err(format!(
-            "it returned what is nested deeper than {DEPTH_MAX}"
+            "it returned a value that is nested deeper than {DEPTH_MAX}"
         )),
         other => other,
     }

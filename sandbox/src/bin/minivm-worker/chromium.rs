@@ -1,4 +1,4 @@
-//! `minivm-worker chromium`: the part of the backend chromium that is in its jail.
+//! `minivm-worker chromium`: the part of the backend chromium that runs in its jail.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,9 +8,9 @@ use minivm_sandbox::chromium::{WORKER_FAILED, report, worker};
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
-    /// The browser
+    /// The browser's path
     chromium: PathBuf,
-    /// The number of the open file that is told of failures
+    /// The number of the descriptor to which a failure is written
     failures: u32,
 }
 
