@@ -23,7 +23,7 @@ use super::image::Image;
 use super::manifest::LARGEST_CONFIG;
 use super::options::{Options, Pull};
 use super::shown::shown;
-use super::store::{Partial, Store};
+use super::store::Store;
 use super::{files, saved};
 
 /// How long an engine may be silent: it writes all layers to its disk before it sends a large image's first byte.
@@ -129,26 +129,18 @@ fn open_id(
     }
     // Until the archive is open, or it might be removed as soon as it is there.
     let _held = store.hold()?;
-    let mut partial = store.partial(&format!("engine-{}", id.hex()))?;
+    let partial = store.partial(&format!("engine-{}", id.hex()))?;
     // Another process may have fetched it during the wait for the lock.
     if let Some(Ok(image)) = store.open(&path)?.map(open) {
         partial.discard()?;
         return Ok(image);
     }
-    partial.restart()?;
-    engine.save(name, id, &mut partial, options.largest)?;
-    let saved = partial
-        .file
-        .try_clone()
-        .map_err(|source| partial.failed(source))?;
-    // Only an archive that can be read is kept.
-    match open(saved) {
-        Ok(_) => drop(partial.publish(&path)?),
-        Err(error) => {
-            partial.discard()?;
-            return Err(error);
-        }
-    }
+    let made = partial.make(&path, |file| {
+        engine.save(name, id, file, options.largest)?;
+        // Only an archive that can be read is kept.
+        open(copy_of(file, name)?).map(drop)
+    });
+    drop(made?);
     let kept = store.open(&path)?;
     let kept = kept.ok_or_else(|| {
         failed(
@@ -224,22 +216,18 @@ impl Engine {
     }
 
     /// Writes the image's archive.
-    fn save(
-        &self,
-        name: &str,
-        id: &Digest,
-        partial: &mut Partial,
-        limit: u64,
-    ) -> Result<(), Error> {
+    fn save(&self, name: &str, id: &Digest, to: &mut File, limit: u64) -> Result<(), Error> {
         match self {
-            Engine::Socket(path) => save_from_socket(path, name, id, &mut partial.file, limit),
-            Engine::Command(program) => {
-                let out = partial.file.try_clone();
-                let out = out.map_err(|source| partial.failed(source))?;
-                save_by_command(program, name, id, out)
-            }
+            Engine::Socket(path) => save_from_socket(path, name, id, to, limit),
+            Engine::Command(program) => save_by_command(program, name, id, copy_of(to, name)?),
         }
     }
+}
+
+/// The same open file once more.
+fn copy_of(file: &File, name: &str) -> Result<File, Error> {
+    let copy = file.try_clone();
+    copy.map_err(|error| failed(name, "its archive can't be kept", Some(error.into())))
 }
 
 fn save_from_socket(

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::digest::Digest;
+use super::io_error::FileError;
 use super::shown::shown;
 
 /// The cause of a failure. Libraries' chains are folded to their innermost cause, the one a user can act on.
@@ -172,6 +173,15 @@ pub enum Error {
         /// The cause, where there is one.
         source: Option<Cause>,
     },
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Error {
+        Error::Store {
+            path: error.path,
+            source: error.source,
+        }
+    }
 }
 
 impl Error {

@@ -52,12 +52,14 @@ mod files;
 mod fixtures;
 mod folder;
 mod image;
+pub mod io_error;
 mod json;
 mod layout;
 mod manifest;
 mod options;
 mod platform;
 mod progress;
+pub mod publish;
 mod reference;
 mod registry;
 pub mod rootfs;
@@ -78,9 +80,10 @@ pub use image::{Blob, Config, Image, Layer, Root};
 pub use options::{Options, Pull};
 pub use platform::Platform;
 pub use progress::{Progress, Unwatched};
+pub use publish::Partial;
 pub use reference::Reference;
 pub use source::Source;
-pub use store::{Partial, Store};
+pub use store::Store;
 
 use archive::Archive;
 

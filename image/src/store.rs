@@ -10,31 +10,25 @@
 //!
 //! All of it is its owner's to read and nobody else's: an image may be private.
 //!
-//! Whatever is made is made in `partial` under a name that follows from what it will be, and by one process at a time: the
-//! maker holds the file's lock (`flock`), which the kernel drops when the process ends, however it ends. So nothing stale
-//! is left by a kill but a beginning, which the next maker goes on from or writes over. A finished file is checked, then
-//! renamed to its place: there it is whole or absent. A process that reads it holds its lock together with others, and notes the use
-//! by the file's time, so that what is removed is not in use, and is what was used longest ago.
+//! Whatever is made is made in `partial` under a name that follows from what it will be, and by one process at a time, see
+//! [`publish`]. Nothing stale is left by a kill but a beginning, which the next maker goes on from or writes over. A finished file
+//! is checked before it gets its name. A process that reads it holds its lock together with others, and notes the use by the
+//! file's time, so that what is removed is not in use, and is what was used longest ago.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::error::Error;
-use super::files;
+use super::publish::{self, Lock, Partial};
 
-/// How long somebody else may hold a lock without writing; longer than any pause of a pull or of an engine.
-const PATIENCE: Duration = Duration::from_secs(900);
+/// The most bytes of what a tag stood for: two strings.
+const TAG_MAX: u64 = 64 << 10;
 
 /// A folder that keeps what was pulled, shared by all processes that use it.
 ///
@@ -96,24 +90,19 @@ impl Store {
 
     /// A finished file of the store, if it is there. It stays there as long as it is open, and counts as used now.
     pub(super) fn open(&self, path: &Path) -> Result<Option<File>, Error> {
-        match files::open_regular(path) {
-            Ok(file) => {
-                keep_there(&file);
-                Ok(Some(file))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(failed(path, source)),
-        }
+        let file = publish::open(path).map_err(|source| failed(path, source))?;
+        Ok(file.inspect(publish::keep_there))
     }
 
     /// The digest that the image's tag had, if it was pulled before. What can't be read is forgotten.
     pub(super) fn remembered(&self, image: &str) -> Result<Option<Digest>, Error> {
         let path = self.tag_path(image);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(failed(&path, source)),
+        let Some(file) = self.open(&path)? else {
+            return Ok(None);
         };
+        let mut bytes = Vec::new();
+        let read = file.take(TAG_MAX).read_to_end(&mut bytes);
+        read.map_err(|source| failed(&path, source))?;
         let tag = serde_json::from_slice(&bytes).ok();
         let tag = tag.filter(|tag: &Tag| tag.image == image);
         Ok(tag.and_then(|tag| tag.manifest.parse().ok()))
@@ -128,46 +117,41 @@ impl Store {
         let bytes = serde_json::to_vec(&tag).expect("two strings are JSON");
         let path = self.tag_path(image);
         let name = format!("tag-{}", Digest::of(image).hex());
-        self.partial(&name)?.write(&bytes, &path)
+        write(self.partial(&name)?, &bytes, &path)
     }
 
     /// Keeps content whose digest was checked.
     pub(super) fn keep(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         let path = self.blob_path(digest);
-        self.partial(digest.hex())?.write(bytes, &path)
+        write(self.partial(digest.hex())?, bytes, &path)
     }
 
     /// A file without a name, which is gone when it is closed.
     pub(super) fn spool(&self) -> Result<File, Error> {
-        self.make(&self.folder)?;
+        let made = publish::make_folder(&self.folder);
+        made.map_err(|source| failed(&self.folder, source))?;
         tempfile::tempfile_in(&self.folder).map_err(|source| failed(&self.folder, source))
     }
 
     /// The beginning of a file, locked; waits while somebody else makes it. Look whether it is finished by now.
     pub(super) fn partial(&self, name: &str) -> Result<Partial, Error> {
         self.grown.store(true, Ordering::Relaxed);
-        Partial::lock(self.folder.join("partial").join(name))
+        Ok(Partial::lock(self.folder.join("partial").join(name))?)
     }
 
-    /// Keeps the store from being cleared until the file is closed; waits while it is cleared.
-    pub(super) fn hold(&self) -> Result<File, Error> {
-        self.locked(FlockOperation::LockShared)
+    /// Keeps the store from being cleared until the lock is dropped; waits while it is cleared.
+    pub(super) fn hold(&self) -> Result<Lock, Error> {
+        Ok(Lock::shared(&self.lock_path())?)
     }
 
-    /// Keeps pulls from starting until the file is closed; `None` if one is under way. The lock's file has to stay when the
+    /// Keeps pulls from starting until the lock is dropped; `None` if one is under way. The lock's file has to stay when the
     /// store is cleared.
     ///
     /// # Errors
     ///
     /// Where the lock's file can't be made or locked.
-    pub fn hold_alone(&self) -> Result<Option<File>, Error> {
-        match self.locked(FlockOperation::NonBlockingLockExclusive) {
-            Ok(held) => Ok(Some(held)),
-            Err(Error::Store { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+    pub fn hold_alone(&self) -> Result<Option<Lock>, Error> {
+        Ok(Lock::try_alone(&self.lock_path())?)
     }
 
     /// The file that [`Store::hold_alone`] locks.
@@ -175,91 +159,17 @@ impl Store {
         self.folder.join("lock")
     }
 
-    fn locked(&self, operation: FlockOperation) -> Result<File, Error> {
-        self.make(&self.folder)?;
-        let path = self.lock_path();
-        let file = open_own(&path).map_err(|source| failed(&path, source))?;
-        loop {
-            match flock(&file, operation) {
-                Ok(()) => return Ok(file),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(failed(&path, error.into())),
-            }
-        }
-    }
-
     fn tag_path(&self, image: &str) -> PathBuf {
         self.folder.join("tags").join(Digest::of(image).hex())
     }
-
-    fn make(&self, folder: &Path) -> Result<(), Error> {
-        make(folder)
-    }
 }
 
-/// Keeps a file from being removed as long as it is open, and notes its use. Where that can't be, in a store that can only be
-/// read, it may go early: who has it open can read it all the same.
-fn keep_there(file: &File) {
-    while flock(file, FlockOperation::LockShared) == Err(Errno::INTR) {}
-    let now = fs::FileTimes::new().set_modified(SystemTime::now());
-    let _ = file.set_times(now);
-}
-
-/// Makes a folder, and those it is in, for its owner only.
-fn make(folder: &Path) -> Result<(), Error> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| failed(folder, source))
-}
-
-/// Opens a file that its owner may read and write, and nobody else.
-fn open_own(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-    options.mode(0o600).open(path)
-}
-
-/// Opens and locks the file of this name. Who had the lock before may have renamed or removed it meanwhile; then the lock
-/// is on a file that has no, or another, name, and it takes another turn.
-fn lock(path: &Path) -> io::Result<File> {
-    loop {
-        let file = open_own(path)?;
-        wait_for_lock(path, &file, PATIENCE)?;
-        let ours = file.metadata()?;
-        match fs::symlink_metadata(path) {
-            Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Waits as long as whoever has the lock gets on, and then for `patience`: it might be stopped.
-fn wait_for_lock(path: &Path, file: &File, patience: Duration) -> io::Result<()> {
-    let mut len = None;
-    let mut since = Instant::now();
-    while let Err(error) = flock(file, FlockOperation::NonBlockingLockExclusive) {
-        match error {
-            Errno::WOULDBLOCK => {}
-            Errno::INTR => continue,
-            error => return Err(error.into()),
-        }
-        if len.is_none() {
-            log::info!("waiting for another process that makes {}", path.display());
-        }
-        let now = Some(file.metadata()?.len());
-        if now != len {
-            (len, since) = (now, Instant::now());
-        }
-        if since.elapsed() > patience {
-            return Err(io::Error::other(
-                "another process has it locked and does nothing: end that one",
-            ));
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+/// Writes small content that is whole.
+fn write(partial: Partial, bytes: &[u8], to: &Path) -> Result<(), Error> {
+    let written = partial.make(to, |file| {
+        file.write_all(bytes).map_err(|source| failed(to, source))
+    });
+    written.map(drop)
 }
 
 fn failed(path: &Path, source: io::Error) -> Error {
@@ -269,94 +179,12 @@ fn failed(path: &Path, source: io::Error) -> Error {
     }
 }
 
-/// A file being made, locked against other makers until it is dropped.
-///
-/// It gets its name when it is whole; who comes upon the name finds all of it.
-///
-/// ```
-/// use std::io::Write;
-/// use minivm_image::Partial;
-///
-/// let folder = tempfile::tempdir()?;
-/// let name = folder.path().join("greeting");
-/// let mut partial = Partial::lock(folder.path().join("greeting.partial"))?;
-/// partial.restart()?;
-/// partial.file.write_all(b"hello")?;
-/// assert!(!name.exists());
-/// partial.publish(&name)?;
-/// assert_eq!(std::fs::read(name)?, b"hello");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-pub struct Partial {
-    /// The file, which may have the beginning that an earlier maker left.
-    pub file: File,
-    path: PathBuf,
-}
-
-impl Partial {
-    /// Opens or makes the file, in a folder of its owner's, and locks it; waits while somebody else makes it. Look whether it
-    /// is finished by now.
-    ///
-    /// # Errors
-    ///
-    /// Where it can't be made or locked, or who has it locked does nothing for a quarter of an hour.
-    pub fn lock(path: PathBuf) -> Result<Partial, Error> {
-        let folder = path.parent().expect("a file is in a folder");
-        make(folder)?;
-        let file = lock(&path).map_err(|source| failed(&path, source))?;
-        Ok(Partial { file, path })
-    }
-
-    /// Forgets what was written so far.
-    ///
-    /// # Errors
-    ///
-    /// Where the file can't be truncated.
-    pub fn restart(&mut self) -> Result<(), Error> {
-        let restarted = self.file.set_len(0).and_then(|()| self.file.rewind());
-        restarted.map_err(|source| self.failed(source))
-    }
-
-    /// Puts the file, whole and checked, into its place; hands it out, still locked.
-    ///
-    /// # Errors
-    ///
-    /// Where it can't be written to the disk or renamed.
-    pub fn publish(self, to: &Path) -> Result<File, Error> {
-        make(to.parent().expect("a file is in a folder"))?;
-        // Without it a power failure could leave the new name with old content: none.
-        self.file
-            .sync_data()
-            .map_err(|source| self.failed(source))?;
-        fs::rename(&self.path, to).map_err(|source| failed(to, source))?;
-        Ok(self.file)
-    }
-
-    /// Removes the file.
-    ///
-    /// # Errors
-    ///
-    /// Where it can't be removed.
-    pub fn discard(self) -> Result<(), Error> {
-        fs::remove_file(&self.path).map_err(|source| self.failed(source))
-    }
-
-    pub(super) fn failed(&self, source: io::Error) -> Error {
-        failed(&self.path, source)
-    }
-
-    fn write(mut self, bytes: &[u8], to: &Path) -> Result<(), Error> {
-        self.restart()?;
-        let written = self.file.write_all(bytes);
-        written.map_err(|source| self.failed(source))?;
-        self.publish(to).map(drop)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -417,20 +245,6 @@ mod tests {
             drop(first.publish(&store.blob_path(&digest)).unwrap());
             receiver.recv_timeout(Duration::from_secs(10)).unwrap();
         });
-    }
-
-    #[test]
-    fn a_maker_that_does_nothing_is_not_waited_for_without_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path());
-        let first = store.partial("x").unwrap();
-        let second = File::open(&first.path).unwrap();
-        let start = Instant::now();
-        let error = wait_for_lock(&first.path, &second, Duration::from_millis(100)).unwrap_err();
-        assert!(error.to_string().contains("does nothing"), "{error}");
-        assert!(start.elapsed() >= Duration::from_millis(100));
-        drop(first);
-        wait_for_lock(&folder.path().join("partial/x"), &second, Duration::ZERO).unwrap();
     }
 
     #[test]

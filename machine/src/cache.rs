@@ -4,10 +4,11 @@
 //! pass into which its user alone can have put anything.
 
 use std::env;
-use std::fs::{self, DirBuilder, Metadata};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+pub use minivm_image::publish::make_folder as make;
 
 use crate::lab;
 
@@ -30,7 +31,21 @@ pub struct Untrusted {
     remedy: String,
 }
 
-/// The folder, or `None` where neither `XDG_CACHE_HOME` nor `HOME` is set. It may not be there yet.
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")]
+pub struct Unknown;
+
+/// The folder, which may not be there yet.
+///
+/// # Errors
+///
+/// [`Unknown`].
+pub fn find() -> Result<PathBuf, Unknown> {
+    folder().ok_or(Unknown)
+}
+
+/// As [`find`], for those who can do without: `None` where neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn folder() -> Option<PathBuf> {
     let set = |name| {
         env::var_os(name)
@@ -141,15 +156,6 @@ fn foreign(path: &Path, metadata: &Metadata) -> Untrusted {
 
 fn mode(metadata: &Metadata) -> u32 {
     metadata.mode() & 0o7777
-}
-
-/// Makes a folder of the cache, and those it is in, for its owner only.
-///
-/// # Errors
-///
-/// Where it can't be made.
-pub fn make(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 #[cfg(test)]

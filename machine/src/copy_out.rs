@@ -2,31 +2,27 @@
 //!
 //! A guest can send anything. What it sends is unpacked while it comes, so that nothing but the files themselves takes room
 //! here, and a limit or a stop that is met between two pieces ends it. A file is written under another name until it is
-//! whole. A folder is unpacked into a folder that is opened once and never left: an archive's files come behind their folder,
-//! which is open until all of it has come, and each of them is looked up there alone, never through a link. Links that may
-//! lead out of the folder, devices, and the bits that give privileges, are left out. A single file goes to what the user names,
-//! see [`crate::output_path`].
+//! whole. A folder is unpacked as [`crate::unpack_into`] describes; links that may lead out of it are left out. A single file goes
+//! to what the user names, see [`crate::output_path`].
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use minivm_guest::channel::COPIED;
 use minivm_guest::unpack::{Entry, Kind, Unpack};
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, fchmod, futimens, mkdirat, openat,
-    renameat, statat, symlinkat, unlinkat, utimensat,
-};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::session::Files;
 use crate::output_path::Output;
+use crate::unpack_into::{Added, CHUNK, Links, Policy, Target, There, check, copy, open_own};
 
-/// How deep a file may lie in a folder: so many folders are open at a time.
+/// How many folders may be in one another.
 const DEPTH_MAX: usize = 128;
 /// What was left out is told so often at the most.
 const LEFT_OUT_MAX: usize = 10;
@@ -34,8 +30,6 @@ const LEFT_OUT_MAX: usize = 10;
 const SHOWN: usize = 100;
 /// How often it is looked whether it is over while a pipe takes nothing.
 const LOOK: Duration = Duration::from_millis(20);
-/// Bytes of a file between two looks at whether it is over.
-const CHUNK: usize = 64 << 10;
 
 /// What may still be taken out of a guest, in all its copies together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +90,6 @@ pub(super) fn unpack(
     }
     let mut unpack = Unpack::new(from);
     let first = next(&mut unpack)?.filter(|entry| entry.name == Path::new(COPIED));
-    let writer = Writer::new(is_over)?;
     if let Some(entry) = &first {
         budget.take(entry)?;
     }
@@ -106,9 +99,9 @@ pub(super) fn unpack(
             let mut output = Output::open(&target, 0o600)?;
             let mut patient = Patient {
                 output: &mut output,
-                writer: &writer,
+                is_over,
             };
-            writer.copy(&mut unpack, &mut patient)?;
+            copy(&mut unpack, &mut patient, &mut vec![0; CHUNK], is_over).map_err(early)?;
             output.set_permissions(entry.permissions & 0o777)?;
             output.set_modified(UNIX_EPOCH + Duration::from_secs(entry.mtime.into()))?;
             output.finish()?;
@@ -119,11 +112,12 @@ pub(super) fn unpack(
             }
         }
         Some(entry) if entry.kind == Kind::Folder => {
-            let mut tree = Tree::create(target, &entry, writer)?;
+            let unfinished = unfinished_name()?;
+            let mut tree = Tree::create(target, &entry, &unfinished, is_over)?;
             let filled = tree.fill(&mut unpack, budget);
             // Whatever has come: folders are closed to others while they are filled.
-            let closed = tree.close_down_to(0);
-            filled.and(closed)?;
+            let finished = tree.target.finish();
+            filled.and(finished)?;
             Ok(tree.left_out())
         }
         _ => Err(io::Error::other("it is neither a file nor a folder")),
@@ -150,16 +144,6 @@ fn target(files: &Files) -> PathBuf {
     }
 }
 
-/// What a thing is called that is neither a file, a folder nor a link.
-fn special(kind: FileType) -> Option<&'static str> {
-    match kind {
-        FileType::Fifo => Some("a pipe"),
-        FileType::Socket => Some("a socket"),
-        FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
-        _ => None,
-    }
-}
-
 fn parent(target: &Path) -> &Path {
     let parent = target.parent();
     parent
@@ -171,96 +155,39 @@ fn name(target: &Path) -> &OsStr {
     target.file_name().expect("it was checked")
 }
 
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
-
-/// Opens a folder that the user named, made where it isn't there.
-fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+/// Opens the folder that a file or folder is in, made where it isn't there; the user named it.
+fn open_parent(target: &Path) -> io::Result<OwnedFd> {
+    let path = parent(target);
     fs::create_dir_all(path)?;
-    Ok(openat(CWD, path, FOLDER, Mode::empty())?)
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// Creates the folder, or opens the one that is there; a link in its place is not followed.
+fn open_target(target: &Path) -> io::Result<OwnedFd> {
+    let above = open_parent(target)?;
+    match mkdirat(&above, name(target), Mode::RWXU) {
+        Err(errno) if errno != Errno::EXIST => return Err(errno.into()),
+        _ => {}
+    }
+    open_own(above.as_fd(), name(target))
 }
 
 fn unasked() -> io::Error {
     io::Error::other("the guest sends files that were not asked for")
 }
 
-/// What writes files, each under a name of its own until it is whole.
-struct Writer<'a> {
-    unfinished: String,
-    is_over: &'a dyn Fn() -> bool,
-}
-
-/// A file that isn't whole. It is removed.
-struct Unfinished<'a> {
-    folder: BorrowedFd<'a>,
-    name: &'a str,
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        // It has its own name by then, if it is whole.
-        let _ = unlinkat(self.folder, self.name, AtFlags::empty());
-    }
-}
-
-impl<'a> Writer<'a> {
-    fn new(is_over: &'a dyn Fn() -> bool) -> io::Result<Self> {
-        // A guest that knew it could send a file of this name.
-        let mut random = [0; 8];
-        getrandom(&mut random, GetRandomFlags::empty())?;
-        Ok(Writer {
-            unfinished: format!(".minivm-{:016x}", u64::from_le_bytes(random)),
-            is_over,
-        })
-    }
-
-    fn check(&self) -> io::Result<()> {
-        match (self.is_over)() {
-            true => Err(io::Error::other("it was cut off")),
-            false => Ok(()),
-        }
-    }
-
-    /// Writes a file in place of whatever file or link has its name.
-    fn file(
-        &self,
-        folder: BorrowedFd,
-        name: &OsStr,
-        entry: &Entry,
-        data: &mut impl Read,
-    ) -> io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = openat(folder, &*self.unfinished, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut file = File::from(file);
-        let unfinished = Unfinished {
-            folder,
-            name: &self.unfinished,
-        };
-        self.copy(data, &mut file)?;
-        fchmod(&file, Mode::from_raw_mode(entry.permissions & 0o777))?;
-        futimens(&file, &times(entry.mtime))?;
-        renameat(folder, unfinished.name, folder, name)?;
-        Ok(())
-    }
-
-    fn copy(&self, data: &mut impl Read, file: &mut impl Write) -> io::Result<()> {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            self.check()?;
-            let len = data.read(&mut buffer).map_err(early)?;
-            if len == 0 {
-                return Ok(());
-            }
-            file.write_all(&buffer[..len])?;
-        }
-    }
+/// A name for files that are not whole yet. A guest that knew it could send a file of this name.
+fn unfinished_name() -> io::Result<String> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    Ok(format!(".minivm-{:016x}", u64::from_le_bytes(random)))
 }
 
 /// An output that is written to as it takes it, so that a pipe whose reader waits keeps nothing from being over.
 struct Patient<'a> {
     output: &'a mut Output,
-    writer: &'a Writer<'a>,
+    is_over: &'a dyn Fn() -> bool,
 }
 
 impl Write for Patient<'_> {
@@ -269,7 +196,7 @@ impl Write for Patient<'_> {
             if let Some(len) = self.output.write_soon(bytes, LOOK)? {
                 return Ok(len);
             }
-            self.writer.check()?;
+            check(self.is_over)?;
         }
     }
 
@@ -282,45 +209,35 @@ impl Write for Patient<'_> {
 struct Tree<'a> {
     /// Where it is, for messages.
     path: PathBuf,
-    /// The folder itself, and the one in it that is being filled, and so on.
-    open: Vec<Open>,
-    writer: Writer<'a>,
+    target: Target<'a>,
+    is_over: &'a dyn Fn() -> bool,
     left_out: Vec<String>,
     more_left_out: usize,
 }
 
-/// A folder that more may come into.
-struct Open {
-    name: OsString,
-    folder: OwnedFd,
-    permissions: u32,
-    mtime: u32,
-}
-
-impl Open {
-    /// All is in it. Its owner can always clean it up.
-    fn close(self) -> io::Result<()> {
-        fchmod(
-            &self.folder,
-            Mode::from_raw_mode(self.permissions & 0o777 | 0o700),
-        )?;
-        Ok(futimens(&self.folder, &times(self.mtime))?)
-    }
-}
-
 impl<'a> Tree<'a> {
-    /// Creates the folder, or opens the one that is there; a link in its place is not followed.
-    fn create(target: PathBuf, entry: &Entry, writer: Writer<'a>) -> io::Result<Self> {
-        let above = open_folder(parent(&target))?;
-        match mkdirat(&above, name(&target), Mode::RWXU) {
-            Err(errno) if errno != Errno::EXIST => return Err(errno.into()),
-            _ => {}
-        }
-        let open = opened(above.as_fd(), name(&target), entry)?;
+    fn create(
+        path: PathBuf,
+        entry: &Entry,
+        unfinished: &'a str,
+        is_over: &'a dyn Fn() -> bool,
+    ) -> io::Result<Self> {
+        let policy = Policy {
+            there: There::Replaced(unfinished),
+            links: Links::Inside,
+            hard_links: false,
+            permissions: 0o777,
+            // Their owner can always clean them up.
+            folders: 0o700,
+            in_order: true,
+            is_over,
+        };
+        let mut target = Target::new(open_target(&path)?, policy)?;
+        target.be(entry)?;
         Ok(Tree {
-            path: target,
-            open: vec![open],
-            writer,
+            path,
+            target,
+            is_over,
             left_out: Vec::new(),
             more_left_out: 0,
         })
@@ -328,83 +245,33 @@ impl<'a> Tree<'a> {
 
     fn fill(&mut self, unpack: &mut Unpack<impl Read>, budget: &mut Budget) -> io::Result<()> {
         while let Some(entry) = next(unpack)? {
-            self.writer.check()?;
+            check(self.is_over)?;
             budget.take(&entry)?;
             let path = match entry.name.strip_prefix(COPIED) {
                 Ok(path) if !path.as_os_str().is_empty() => path,
                 _ => return Err(unasked()),
             };
-            let added = self.add(path, &entry, unpack);
-            added.map_err(|error| io::Error::other(format!("{}: {error}", self.shown(path))))?;
+            match self.add(path, &entry, unpack) {
+                Ok(Added::Whole) => {}
+                Ok(Added::LeftOut(why)) => self.leave_out(path, &why),
+                Err(error) => {
+                    let text = format!("{}: {}", self.shown(path), early(error));
+                    return Err(io::Error::other(text));
+                }
+            }
             budget.whole += 1;
         }
         Ok(())
     }
 
-    fn add(&mut self, path: &Path, entry: &Entry, data: &mut impl Read) -> io::Result<()> {
-        let parts: Vec<&OsStr> = path.components().map(Component::as_os_str).collect();
-        let (name, above) = parts.split_last().expect("it isn't empty");
-        self.go_into(above)?;
-        let folder = self
-            .open
-            .last()
-            .expect("the folder itself stays")
-            .folder
-            .as_fd();
-        let there = there(folder, name)?;
-        if let Some(what) = there.and_then(special) {
-            self.leave_out(path, &format!("{what} is in its place"));
-            return match entry.kind {
-                Kind::Folder => Err(io::Error::other("its files have no place")),
-                _ => Ok(()),
-            };
-        }
-        match &entry.kind {
-            Kind::Folder => {
-                let open = make_folder(folder, name, there, entry)?;
-                self.open.push(open);
-            }
-            Kind::File { .. } => self.writer.file(folder, name, entry, data)?,
-            Kind::Symlink(to) if !stays_inside(parts.len(), to) => {
-                self.leave_out(path, "a link that may lead elsewhere");
-            }
-            Kind::Symlink(_) if there == Some(FileType::Directory) => {
-                self.leave_out(path, "a link in the place of a folder");
-            }
-            Kind::Symlink(to) => make_link(folder, name, there, to, entry.mtime)?,
-            Kind::Other => self.leave_out(path, "neither a file, a folder nor a link"),
-        }
-        Ok(())
-    }
-
-    /// Goes up, to the folder that a file is in. It isn't gone down into one: folders come before what is in them.
-    fn go_into(&mut self, above: &[&OsStr]) -> io::Result<()> {
-        if above.len() >= DEPTH_MAX {
+    fn add(&mut self, path: &Path, entry: &Entry, data: &mut impl Read) -> io::Result<Added> {
+        if path.components().count() > DEPTH_MAX {
             let text = format!(
                 "more than {DEPTH_MAX} folders are in one another: make an archive of them in the guest"
             );
             return Err(io::Error::other(text));
         }
-        let names = self.open.iter().skip(1).map(|open| &*open.name);
-        let common = names
-            .zip(above)
-            .take_while(|(open, wanted)| open == *wanted)
-            .count();
-        self.close_down_to(common + 1)?;
-        match common == above.len() {
-            true => Ok(()),
-            false => Err(io::Error::other("it comes without its folder")),
-        }
-    }
-
-    /// Closes folders from the deepest on, until so many are left. All are closed, whatever the first error is.
-    fn close_down_to(&mut self, left: usize) -> io::Result<()> {
-        let left = left.min(self.open.len());
-        let mut all = Ok(());
-        for open in self.open.split_off(left).into_iter().rev() {
-            all = all.and(open.close());
-        }
-        all
+        self.target.add(path, entry, data)
     }
 
     /// A path as it is told: its begin and its end, where it is so long that nothing else would be seen.
@@ -436,105 +303,11 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// What has this name in a folder; a link is a link.
-fn there(folder: BorrowedFd, name: &OsStr) -> io::Result<Option<FileType>> {
-    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Makes a folder, in place of a file or a link, or opens the one that is there.
-fn make_folder(
-    above: BorrowedFd,
-    name: &OsStr,
-    there: Option<FileType>,
-    entry: &Entry,
-) -> io::Result<Open> {
-    if there != Some(FileType::Directory) {
-        if there.is_some() {
-            unlinkat(above, name, AtFlags::empty())?;
-        }
-        mkdirat(above, name, Mode::RWXU)?;
-    }
-    opened(above, name, entry)
-}
-
-/// Opens a folder, and lets its owner fill it.
-fn opened(above: BorrowedFd, name: &OsStr, entry: &Entry) -> io::Result<Open> {
-    let flags = FOLDER | OFlags::NOFOLLOW;
-    let folder = match openat(above, name, flags, Mode::empty()) {
-        Err(Errno::ACCESS) => {
-            // It is closed to its owner. It is named by its descriptor, or a link could have taken its place.
-            let there = openat(above, name, flags | OFlags::PATH, Mode::empty())?;
-            let path = format!("/proc/self/fd/{}", there.as_raw_fd());
-            rustix::fs::chmod(path, Mode::RWXU)?;
-            openat(above, name, flags, Mode::empty())?
-        }
-        opened => opened?,
-    };
-    fchmod(&folder, Mode::RWXU)?;
-    Ok(Open {
-        name: name.to_owned(),
-        folder,
-        permissions: entry.permissions,
-        mtime: entry.mtime,
-    })
-}
-
-/// Makes a link, in place of a file or another link.
-fn make_link(
-    folder: BorrowedFd,
-    name: &OsStr,
-    there: Option<FileType>,
-    to: &Path,
-    mtime: u32,
-) -> io::Result<()> {
-    if there.is_some() {
-        unlinkat(folder, name, AtFlags::empty())?;
-    }
-    symlinkat(to, folder, name)?;
-    Ok(utimensat(
-        folder,
-        name,
-        &times(mtime),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
-}
-
-/// A file's times, from the one that its archive has: seconds since 1970.
-pub(crate) fn times(seconds: u32) -> Timestamps {
-    let time = Timespec {
-        tv_sec: seconds.into(),
-        tv_nsec: 0,
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
-}
-
-/// Whether a link so deep in a folder (1 if right in it), which no link is above, stays in that folder.
-///
-/// It does if it goes up only at its beginning, and not too far: from there on it goes down, and other links that it passes
-/// stay inside themselves. A `..` behind the name of a link would go up from wherever that leads.
-fn stays_inside(depth: usize, to: &Path) -> bool {
-    let mut parts = to
-        .components()
-        .filter(|part| *part != Component::CurDir)
-        .peekable();
-    let mut up = 0;
-    while parts.next_if_eq(&Component::ParentDir).is_some() {
-        up += 1;
-    }
-    up < depth && parts.all(|part| matches!(part, Component::Normal(_)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use minivm_guest::newc::{Archive, Attributes, Node};
+    use rustix::fs::FileType;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 

@@ -17,7 +17,7 @@ const TEXT_MAX: usize = 500;
 /// What a file takes of a file system in memory is a multiple of this.
 const PAGE: u64 = 4096;
 
-/// Looks whether the files can be copied into a guest, and how much of its memory they take at least.
+/// Checks that the files can be copied into a guest; returns how many bytes of its memory they take at least.
 ///
 /// # Errors
 ///
@@ -28,7 +28,7 @@ pub fn check_copies(all: &[Files]) -> Result<u64, Error> {
     Ok(survey.bytes.max(survey.inodes.saturating_mul(PAGE)))
 }
 
-/// What of the files a sandbox doesn't get, in lines for the user.
+/// Returns what of the files a sandbox doesn't get, in lines for the user.
 ///
 /// # Errors
 ///
@@ -37,7 +37,7 @@ pub fn left_out(all: &[Files]) -> Result<Vec<String>, Error> {
     Ok(lines(&Survey::of(all)?.nodes))
 }
 
-/// What there is to copy.
+/// Totals of what there is to copy.
 #[derive(Default)]
 struct Survey {
     /// What it takes of a file system in memory at least.
@@ -60,7 +60,7 @@ impl Survey {
         Ok(survey)
     }
 
-    /// What is in a folder and below it, however deep that is.
+    /// Adds what is in a folder and below it, however deep that is.
     fn folder(&mut self, folder: &Path) -> io::Result<()> {
         let mut folders = vec![folder.to_owned()];
         while let Some(folder) = folders.pop() {
@@ -94,7 +94,7 @@ impl Survey {
     }
 }
 
-/// What is to be copied. What a link leads to is what is meant.
+/// Returns the metadata of what is to be copied; a link stands for what it leads to.
 fn check_source(from: &Path) -> io::Result<Metadata> {
     let metadata = fs::metadata(from)?;
     let kind = metadata.file_type();
@@ -124,11 +124,11 @@ fn lines(nodes: &Nodes) -> Vec<String> {
     lines
 }
 
-/// Whether a guest of so much memory has room for so many bytes of files.
+/// Checks that a guest with `memory` bytes of memory has room for `files` bytes of files.
 ///
 /// # Errors
 ///
-/// [`Error::NoRoom`] where it hasn't, in none of its file systems.
+/// [`Error::NoRoom`] where none of its file systems has.
 pub fn check_room(files: u64, memory: u64) -> Result<(), Error> {
     // A file system in memory takes at most half of it.
     match files > memory / 2 {
@@ -141,7 +141,7 @@ pub fn check_room(files: u64, memory: u64) -> Result<(), Error> {
     }
 }
 
-/// Writes what is to go into the guest as one archive. Returns what it will leave out, in lines for the user.
+/// Writes what is to go into the guest as one archive. Returns what is left out, in lines for the user.
 ///
 /// # Errors
 ///
@@ -178,7 +178,7 @@ fn what_is(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// What a path in the guest is called in an archive: a folder, written with a slash at its end, is filled.
+/// Returns the name that a path in the guest has in an archive. A path with a slash at its end is a folder, into which `from` goes.
 ///
 /// # Errors
 ///

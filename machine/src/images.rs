@@ -1,8 +1,7 @@
 //! Images as initramfs archives, each made once and kept.
 //!
 //! `<cache>/initramfs/<key>.cpio` is the archive of the image with the key's identity and of the init that this program
-//! carries. It appears there whole: it is written to `<key>.partial`, locked, and renamed when it is complete and on the disk
-//! ([`Partial`]). Whoever uses an archive holds a lock on it, so that it isn't removed meanwhile.
+//! carries. It is published as all entries of the cache are ([`publish`]): whole, made once, and there as long as it is used.
 //!
 //! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`. What all of these take
 //! on the disk has a limit, see `evict`.
@@ -10,26 +9,22 @@
 mod evict;
 mod fill;
 mod root;
-mod tree;
 
 use std::borrow::Borrow;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
+use minivm_image::io_error::{FileError, failed};
+use minivm_image::publish::{self, Found, Partial, tree};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use minivm_image::{self, Digest, Image, Partial, Store};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use minivm_image::{self, Digest, Image, Store};
 
 use crate::memory_for;
 use crate::output_path::Output;
 
 pub use evict::{LIMIT, set_limit};
 pub use root::Root;
-pub use tree::Cleared;
 
 /// `minivm-init`, which every archive has.
 pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
@@ -60,16 +55,12 @@ pub enum Error {
     #[error("an image is being pulled: prune when that is done")]
     Pulling,
     /// A file can't be written or read.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
+
+/// What was removed of a [`Shelf`], and what could not be.
+pub type Cleared = tree::Cleared<Error>;
 
 /// Where archives and images are kept.
 #[derive(Clone, Debug)]
@@ -166,15 +157,11 @@ impl Shelf {
         image: impl FnOnce() -> Result<I, E>,
     ) -> Result<Archive, E> {
         let path = self.folder.join("initramfs").join(key(identity) + ".cpio");
-        if let Some(archive) = Archive::open(&path)? {
-            return Ok(archive);
-        }
-        // Who comes second waits, and finds it made.
-        let partial = Partial::lock(path.with_extension("partial")).map_err(Error::from)?;
-        if let Some(archive) = Archive::open(&path)? {
-            partial.discard().map_err(Error::from)?;
-            return Ok(archive);
-        }
+        let found = publish::find(path.with_extension("partial"), || Archive::open(&path));
+        let partial = match found? {
+            Found::There(archive) => return Ok(archive),
+            Found::Missing(partial) => partial,
+        };
         match image() {
             Ok(image) => {
                 let archive = make(image.borrow(), partial, &path)?;
@@ -191,26 +178,23 @@ impl Shelf {
 
 /// Removes a folder of the cache's with all that is in it.
 pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
-    tree::remove(folder).whole()
+    Ok(tree::remove(folder).whole()?)
 }
 
-fn make(image: &Image, mut partial: Partial, path: &Path) -> Result<Archive, Error> {
-    partial.restart()?;
+fn make(image: &Image, partial: Partial, path: &Path) -> Result<Archive, Error> {
     let limits = Limits {
         archive: LARGEST,
         ..Limits::default()
     };
-    if let Err(error) = write(image, Compression::None, &limits, &partial.file, path) {
-        // It may be large, and nobody goes on from it.
-        let _ = partial.discard();
-        return Err(error);
-    }
-    let file = partial.publish(path)?;
-    let archive = Archive::hold(file, path).map_err(failed("lock", path))?;
-    archive.ok_or_else(|| {
+    let file = partial.make(path, |file| {
+        write(image, Compression::None, &limits, file, path).map(drop)
+    })?;
+    let held = publish::hold_open(file, path)?;
+    let file = held.ok_or_else(|| {
         let removed = io::Error::other("it was removed again: run it once more");
         failed("read", path)(removed)
-    })
+    })?;
+    Archive::of(file, path)
 }
 
 /// An archive that is there, and stays as long as this does.
@@ -228,31 +212,20 @@ pub struct Archive {
 impl Archive {
     /// The archive of this name, if there is a whole one.
     fn open(path: &Path) -> Result<Option<Archive>, Error> {
-        match File::open(path) {
-            Ok(file) => Archive::hold(file, path).map_err(failed("lock", path)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("open", path)(error)),
-        }
+        let held = publish::hold(path)?;
+        held.map(|file| Archive::of(file, path)).transpose()
     }
 
-    /// Keeps it there; `None` if it was removed before that, or is none.
-    fn hold(file: File, path: &Path) -> io::Result<Option<Archive>> {
-        lock(&file, FlockOperation::LockShared)?;
-        let metadata = file.metadata()?;
-        let named = fs::metadata(path).ok();
-        let same = |named: fs::Metadata| {
-            (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()) && named.len() > 0
-        };
-        if !named.is_some_and(same) {
-            return Ok(None);
-        }
-        touch(&file);
-        Ok(Some(Archive {
+    /// The archive in a file that is held.
+    fn of(file: File, path: &Path) -> Result<Archive, Error> {
+        let size = file.metadata().map(|metadata| metadata.len());
+        let files = rootfs::inodes(&file).map_err(failed("read", path))?;
+        Ok(Archive {
             path: path.to_owned(),
-            size: metadata.len(),
-            files: rootfs::inodes(&file)?.unwrap_or_default(),
+            size: size.map_err(failed("read", path))?,
+            files: files.unwrap_or_default(),
             _lock: file,
-        }))
+        })
     }
 
     /// What a guest gets of memory with it, in bytes: see [`memory_for`].
@@ -262,29 +235,6 @@ impl Archive {
     /// Where less is `wanted` than it takes.
     pub fn memory(&self, wanted: Option<u64>) -> Result<u64, crate::Error> {
         memory_for(self.size, self.files, wanted)
-    }
-}
-
-/// Notes that a file was used. Where that can't be, it goes earlier than it should.
-fn touch(file: &File) {
-    let now = fs::FileTimes::new().set_modified(SystemTime::now());
-    let _ = file.set_times(now);
-}
-
-/// What was done to a file or folder; `None` where it isn't there.
-fn found<T>(done: io::Result<T>, action: &'static str, path: &Path) -> Result<Option<T>, Error> {
-    match done {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        done => done.map(Some).map_err(failed(action, path)),
-    }
-}
-
-fn lock(file: &File, operation: FlockOperation) -> io::Result<()> {
-    loop {
-        match flock(file, operation) {
-            Err(Errno::INTR) => {}
-            locked => return Ok(locked?),
-        }
     }
 }
 
@@ -301,7 +251,7 @@ pub fn build(
 ) -> Result<Summary, Error> {
     let written = write(image, compression, &Limits::default(), &mut output, path);
     let summary = written.map_err(|error| match output.failure() {
-        Some(failure) => failed("write", path)(failure),
+        Some(failure) => failed("write", path)(failure).into(),
         None => error,
     })?;
     let synced = output.sync();
@@ -356,18 +306,12 @@ fn init_digest() -> &'static [u8] {
     env!("MINIVM_INIT_DIGEST").as_bytes()
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File {
-        action,
-        path,
-        source,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use minivm_image::{Config, Root};
+    use rustix::fs::{FlockOperation, flock};
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 

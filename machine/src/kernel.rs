@@ -1,19 +1,19 @@
-//! The guest's kernel, where nobody names another.
+//! The guest's default kernel.
 
 use std::env;
 use std::path::PathBuf;
 
 use crate::cache;
 
-/// There is no kernel.
+/// The error where there is no kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no kernel in {}: make one with `cargo xtask setup`, or name one with --kernel, or the folder of one that is there, another user's for one, in MINIVM_KERNEL", folder.display())]
 pub struct Missing {
-    /// Where it was looked for.
+    /// The folder that was looked in.
     pub folder: PathBuf,
 }
 
-/// The kernel that `kernel-config/build.sh` has made last, or the one in the folder that `MINIVM_KERNEL` names.
+/// Returns the kernel that `kernel-config/build.sh` has made last, or the one in the folder that `MINIVM_KERNEL` names.
 ///
 /// # Errors
 ///

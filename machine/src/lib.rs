@@ -31,6 +31,7 @@ pub mod session;
 pub mod streams;
 pub mod template;
 pub mod templates;
+mod unpack_into;
 mod wire;
 
 use std::io::{self, Read, Write};
@@ -41,7 +42,6 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use copy_out::times;
 pub use end::{Call, End};
 pub use files::{check_copies, check_room};
 pub use files::{guest_name, left_out, pack};

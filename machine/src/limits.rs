@@ -1,4 +1,4 @@
-//! The limits of a session on time.
+//! A session's time limits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Error, cannot};
 use crate::output::Pending;
 
-/// How long a session may take to end once its time is up. After that, it waits for somebody who doesn't take its output.
+/// How long a session may take to end once its time is up. One that takes longer waits for a reader that doesn't take its output.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Why a machine was stopped before its command had ended.
@@ -19,7 +19,7 @@ pub(super) enum Why {
     NoInit,
     /// The command's time was up.
     TimedOut,
-    /// Somebody wanted it, as if by this signal.
+    /// The session was asked to stop, as if by this signal.
     Asked(u8),
 }
 
@@ -53,7 +53,7 @@ impl Stopper {
         self.stop();
     }
 
-    /// There is a reason to stop the machine, soon.
+    /// Notes a reason to stop the machine soon.
     fn remember(&self, why: Why) {
         self.why
             .lock()
@@ -61,7 +61,7 @@ impl Stopper {
             .get_or_insert(why);
     }
 
-    /// The command has ended, and so does the machine.
+    /// Stops the machine, whose command has ended.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         (self.stop)();
@@ -82,9 +82,9 @@ impl Stopper {
     }
 }
 
-/// What a machine is given when the command's time is up.
+/// What a machine gets when the command's time is up.
 pub(super) struct Grace {
-    /// So long, to send files.
+    /// Time to send files in.
     pub(super) time: Duration,
     /// Ends the command, without waiting for that.
     pub(super) end_command: Box<dyn FnOnce() + Send>,
@@ -144,13 +144,13 @@ impl Watchdog {
         Ok(Watchdog { limit, watching })
     }
 
-    /// The command has started: from now on its own limit counts.
+    /// Starts the command's own limit: the command has started.
     pub(super) fn set(&self, limit: Option<Duration>) {
         // It has stopped listening where the time is up.
         let _ = self.limit.send(limit);
     }
 
-    /// The session is over.
+    /// Ends the watchdog: the session is over.
     pub(super) fn end(self) {
         drop(self.limit);
         let _ = self.watching.join();

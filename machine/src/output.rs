@@ -1,4 +1,4 @@
-//! Outputs with a limit, and outputs that are kept.
+//! Writers for a command's output: one with a limit, and one that keeps all in memory.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,58 +6,59 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::streams;
 
-/// Whether an output is being written. Clones tell of the same outputs.
+/// A mark that is set while an output is being written. Clones share it.
 ///
-/// It counts the beginnings and ends of writes, so that one that lasts can be told from many.
+/// The mark counts the beginnings and ends of writes, so that one long write differs from many short ones.
 #[derive(Clone, Default)]
 pub struct Pending(Arc<AtomicU64>);
 
 impl Pending {
-    /// Whether one is.
+    /// Returns whether an output is being written.
     pub fn is_set(&self) -> bool {
         self.count() % 2 == 1
     }
 
-    /// Notes that one is, or no more.
+    /// Notes that an output is being written, or no longer is.
     pub fn set(&self, pending: bool) {
         if self.is_set() != pending {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// How many writes have begun and ended. Where it is the same later, and odd, one write has lasted all the while.
+    /// Returns how many writes have begun and ended. An odd number that is still the same later means that one write has lasted
+    /// all the while.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// What is told where output is dropped because whatever reads it was too slow, at a time limit or a stop.
+/// The warning about output that was dropped at a time limit or a stop because its reader was too slow.
 pub const NOT_TAKEN: &str = "output was dropped: its reader had not taken it by the end";
 
-/// What is told where messages are dropped.
+/// Returns the warning about messages that could not be written and were dropped.
 pub fn not_written(error: &io::Error) -> String {
     format!("{NOT_WRITTEN}{error}")
 }
 
-/// How that begins.
+/// The beginning of [`not_written`]'s warning.
 const NOT_WRITTEN: &str = "cannot write the command's stderr: ";
 
-/// Whether a warning tells of output that was dropped for another reason than a limit on its size.
+/// Returns whether a warning is about output that was dropped for another reason than a limit on its size.
 pub fn tells_of_a_loss(warning: &str) -> bool {
     warning == NOT_TAKEN || warning.starts_with(NOT_WRITTEN)
 }
 
-/// Memory as a writer. Clones are the same memory, which can be looked at while it is written to.
+/// A writer that keeps all in memory. Clones share the memory, which can be read while it is written to.
 #[derive(Clone, Debug, Default)]
 pub struct Kept(Arc<Mutex<Vec<u8>>>);
 
 impl Kept {
-    /// What was written so far. Nobody can write while this is held.
+    /// Returns what was written so far. Writers wait while the guard is held.
     pub fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same as text, with marks for what is none.
+    /// Returns what was written so far as text, with U+FFFD for what is not valid UTF-8.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()
     }
@@ -74,19 +75,19 @@ impl Write for Kept {
     }
 }
 
-/// An output that takes so many bytes and drops what comes after them.
+/// An output that takes a limited number of bytes and drops the rest.
 pub struct Capped {
     out: Box<dyn Write + Send>,
     pending: Pending,
     left: Option<u64>,
     /// Whether something was dropped.
     pub truncated: bool,
-    /// Why it takes no more, where that is no reason to end the command.
+    /// The error after which it takes no more, where that doesn't end the command.
     pub failed: Option<io::Error>,
 }
 
 impl Capped {
-    /// An output that takes `limit` bytes, if it has one, and shows in `pending` while it is written.
+    /// Makes an output that takes `limit` bytes, if there is a limit, and sets `pending` while it is written to.
     pub fn new(out: Box<dyn Write + Send>, limit: Option<u64>, pending: &Pending) -> Self {
         Capped {
             out,
@@ -102,7 +103,7 @@ impl Capped {
     ///
     /// # Errors
     ///
-    /// Where nobody reads them.
+    /// Where their reader has closed its end.
     pub fn write_or_drop(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.failed.is_some() {
             return Ok(());
@@ -117,7 +118,7 @@ impl Capped {
         }
     }
 
-    /// Writes as much as it still takes, and drops the rest.
+    /// Writes as much as the limit still allows, and drops the rest.
     ///
     /// # Errors
     ///

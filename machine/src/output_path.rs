@@ -1,8 +1,8 @@
-//! Where a user wants a result to be: a path, and what is there already.
+//! The place where a user wants a result: a path, and what is there already.
 //!
 //! A regular file, and one that isn't there yet, appears whole: it is written beside its name and gets that when all is in it.
-//! A link is followed to where it leads, and stays. What is no file is written to as it is, a device, a pipe or an open file of
-//! this process's (`/dev/stdout`), or refused: it is never replaced.
+//! A link is followed to where it leads, and stays. A device, a pipe or an open file of this process's (`/dev/stdout`) is written
+//! to as it is, or refused: it is never replaced.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, Permissions};
@@ -34,12 +34,12 @@ const PIPE_BUF: usize = 4096;
 /// Everybody may write to a folder, and names in it are their owners'.
 const SHARED: u32 = 0o1002;
 
-/// A place that is written to. What is dropped before it is finished was never there, as far as it would be a file.
+/// An output at such a place. A file that is dropped before it is finished was never there.
 #[derive(Debug)]
 pub struct Output {
     file: File,
     sink: Sink,
-    /// What the system said to the last write that failed.
+    /// The error number of the last write that failed.
     failure: Option<i32>,
 }
 
@@ -60,7 +60,7 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// What is there can't be written to, or it is a folder, a socket or another user's link, or its folder isn't there.
+    /// Where what is there can't be written to, or is a folder, a socket or another user's link, or its folder isn't there.
     pub fn open(path: &Path, mode: u32) -> io::Result<Output> {
         let place = follow(path)?;
         let there = match fs::metadata(&place) {
@@ -111,13 +111,13 @@ impl Output {
         })
     }
 
-    /// Why it could not be written to, where that is what went wrong.
+    /// Returns the error of the last write that failed.
     pub fn failure(&self) -> Option<io::Error> {
         self.failure.map(io::Error::from_raw_os_error)
     }
 
-    /// Writes what is taken now, and waits for no longer than `wait` until it is at least a byte; `None` where it isn't. A file takes
-    /// all.
+    /// Writes what the output takes now, and waits for `wait` at most until it takes a byte; returns `None` where it takes none. A
+    /// file takes all.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ impl Output {
         }
     }
 
-    /// Brings all to the disk, where there is one.
+    /// Writes all to the disk, where there is one.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ impl Output {
         }
     }
 
-    /// Brings a file to its place.
+    /// Gives a file its name.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl Write for Output {
     }
 }
 
-/// Lets a program that this process becomes have the open file that the path names, if it is one of this process's.
+/// Keeps the open file that the path names, if it is one of this process's, open for the program that the process becomes.
 pub fn pass_on(path: &Path) {
     if let Some(number) = follow(path).ok().and_then(|place| own_file(&place)) {
         // One that isn't open is told of when it is written to.
@@ -238,7 +238,7 @@ pub fn pass_on(path: &Path) {
     }
 }
 
-/// Where the links at the path's end lead to, which nothing may be at.
+/// Returns where the links at the path's end lead to; nothing need be there.
 fn follow(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {

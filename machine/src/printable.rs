@@ -1,8 +1,8 @@
-//! Text of a guest's or an image's making, as it can be shown on a terminal: without what a terminal takes for a command.
+//! Text from a guest or an image, made fit for a terminal: without what a terminal takes for a command.
 
 use std::io::{self, Write};
 
-/// The text without control characters, in one line of at most `max` characters.
+/// Returns the text without control characters, in one line of at most `max` characters.
 pub fn printable(text: &str, max: usize) -> String {
     text.chars()
         .filter(|c| !c.is_control())
@@ -12,7 +12,7 @@ pub fn printable(text: &str, max: usize) -> String {
         .to_owned()
 }
 
-/// Passes text on as it comes, without any control characters but those that end a line, and tabs.
+/// A writer that passes text on as it comes, without control characters other than line ends and tabs.
 pub(crate) struct Filter<W> {
     out: W,
     /// The beginning of a character whose end is still to come.

@@ -1,24 +1,24 @@
-//! How much memory a machine needs to run a command of an image.
+//! The size of a machine's memory: what it needs to run a command of an image.
 
 use minivm_vmm::MEMORY_MAX;
 
 use super::Error;
 
-/// What a guest has of memory beside what its image takes, if nobody says.
+/// Memory that a guest has by default beside what its image takes.
 const MEMORY: u64 = 256 << 20;
-/// What of it the kernel and the command need at least.
+/// Memory that the kernel and the command need at least.
 const KERNEL: u64 = 64 << 20;
 /// How often an image's size is needed: in the archive, in the file system, and as much again, for a file system in memory
 /// takes at most half of it.
 const COPIES: u64 = 3;
-/// What each file is needed beside its bytes: its last page isn't full, and that too counts twice. It is also what Linux has of
-/// memory for each file that a file system in memory may hold.
+/// Memory that each file takes beside its bytes: its last page isn't full, and that too counts twice. It is also the memory that
+/// Linux has for each file that a file system in memory may hold.
 const FILE: u64 = 2 * 4096;
-/// So many files fit into any machine's memory beside the kernel.
+/// A number of files that fits into any machine's memory beside the kernel.
 const FEW: u64 = 1024;
 
-/// What a guest gets of memory, in bytes, with an archive of `image` bytes that holds so many `files`. It has to hold the image,
-/// or files of it would be missing.
+/// Returns the size of a guest's memory, in bytes, for an archive of `image` bytes that holds this many `files`. The memory has to
+/// hold the image, or files of it would be missing.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ pub fn memory_for(image: u64, files: u64, wanted: Option<u64>) -> Result<u64, Er
     }
 }
 
-/// Less than a MiB was hardly meant, and is told as it was understood.
+/// Returns a size as text. Less than a MiB was hardly meant, and is shown as it was understood.
 fn told(bytes: u64) -> String {
     match bytes >> 20 {
         0 => format!("{bytes} bytes"),

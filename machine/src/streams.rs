@@ -1,4 +1,4 @@
-//! Streams that we share with others, who may have made them non-blocking: a terminal is one open file for all its programs.
+//! Streams that other processes share and may have made non-blocking: a terminal is one open file for all its programs.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -14,14 +14,14 @@ use rustix::io::Errno;
 /// How long to wait before a full output is tried again. Not every writer has a file that could be polled.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// How long lines are waited for that may never be taken.
+/// How long [`tell_soon`] waits for lines that may never be taken.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// Writes all of it and waits as long as it takes.
+/// Writes all bytes, and waits as long as that takes.
 ///
 /// # Errors
 ///
-/// Any but that there is no room yet.
+/// Any error but that there is no room yet.
 pub fn write_all(out: &mut (impl Write + ?Sized), mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {
@@ -49,13 +49,13 @@ fn wait_after(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// Says a line on stderr, as minivm's own. Where that can't take it, it is lost: there is no other place to say so.
+/// Writes a line to stderr, as minivm's own. A line that can't be written is lost: there is no other place to say so.
 pub fn tell(line: &str) {
     let line = format!("minivm: {line}\n");
     let _ = write_all(&mut io::stderr().lock(), line.as_bytes());
 }
 
-/// A file of these bytes that has no name, to be read from its start.
+/// Makes a file of these bytes in memory, without a name, to be read from its start.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Says lines on stderr, and waits for no longer than a moment until they are taken.
+/// Writes lines to stderr, and waits for a moment at most until they are taken.
 pub fn tell_soon(lines: Vec<String>) {
     let (said, saying) = mpsc::channel();
     // Where no thread can be made, the exit code has to say it alone.
@@ -82,7 +82,7 @@ pub fn tell_soon(lines: Vec<String>) {
 ///
 /// # Errors
 ///
-/// Any but that there is nothing yet.
+/// Any error but that there is nothing yet.
 pub fn read(from: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(&from, &mut *buffer) {

@@ -19,13 +19,14 @@
 //! Deno; the seed of `hash` is the snapshot's, so strings have the same hash in all runs of one installation. Where no snapshot can
 //! be made, Python starts without one.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use minivm_image::Digest;
+use minivm_image::publish::{self, Folder, Found};
 
 use super::exception::Tail;
 use super::process::{self, Streams};
@@ -173,13 +174,18 @@ impl Deno {
 
     /// Runs Python up to where the code would start, and keeps its memory, unless that is there.
     fn make_snapshot(&self, path: &Path) -> Result<(), Error> {
-        if path.is_file() {
-            return Ok(());
+        let found = publish::find(path.with_extension("partial"), || publish::hold(path));
+        match found? {
+            Found::There(_) => Ok(()),
+            Found::Missing(partial) => {
+                let made = partial.make(path, |file| self.write_snapshot(file));
+                made.map(drop)
+            }
         }
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(folder);
-        let file = file.map_err(cannot(format!("create a file in {}", folder.display())))?;
-        let stdout = file.reopen().map_err(cannot("open a file again"))?;
+    }
+
+    fn write_snapshot(&self, file: &File) -> Result<(), Error> {
+        let stdout = file.try_clone().map_err(cannot("open a file again"))?;
         let told = Tail::default();
         let jail = self
             .jail()?
@@ -189,7 +195,7 @@ impl Deno {
             .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
         let streams = Streams::to(stdout, told.of(Box::new(io::sink())));
         let finished = process::run(jail.program("/deno", arguments)?, streams, &MAKING_LIMITS)?;
-        let size = file.as_file().metadata().map_or(0, |file| file.len());
+        let size = file.metadata().map_or(0, |file| file.len());
         // Its last word is the size, so that half a snapshot is never taken for a whole one.
         if finished.end != End::Exited(0) || told.text().trim() != size.to_string() {
             return Err(Error::Failed {
@@ -200,31 +206,28 @@ impl Deno {
                 ),
             });
         }
-        let wrap = || cannot(format!("write {}", path.display()));
         // Nothing in it is secret, and where owners can't be mapped the jail's user is one of the others.
         let by_all = fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(by_all).map_err(wrap())?;
-        file.as_file().sync_all().map_err(wrap())?;
-        let kept = file.persist(path);
-        kept.map(drop).map_err(|error| wrap()(error.error))
+        file.set_permissions(by_all)
+            .map_err(cannot("let others read the snapshot"))
     }
 
     /// Runs Python and keeps what Deno has found out for it, unless that is there. Later runs see it, and can't change it.
     fn make_caches(&self, path: &Path) -> Result<(), Error> {
-        if path.is_dir() {
+        let entry = Folder::new(path);
+        if entry.is_there() {
             return Ok(());
         }
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let partial = tempfile::Builder::new()
-            .prefix("deno-partial-")
-            .tempdir_in(folder);
-        let partial =
-            partial.map_err(cannot(format!("create a folder in {}", folder.display())))?;
+        let made = entry.open_or_make(|_| true, |partial, _| self.fill_caches(partial));
+        made.map(drop)
+    }
+
+    fn fill_caches(&self, folder: &Path) -> Result<(), Error> {
         // Once to find out what the modules are, and once more to keep their code.
         for _ in 0..2 {
             let mut task = Task::code("pass");
             task.limits = MAKING_LIMITS;
-            let jail = self.jail()?.bind_writable(partial.path(), CACHES)?;
+            let jail = self.jail()?.bind_writable(folder, CACHES)?;
             let finished = self.run_in(jail.env("DENO_DIR", CACHES), task, &[])?;
             if finished.end != End::Exited(0) {
                 return Err(Error::Failed {
@@ -233,15 +236,8 @@ impl Deno {
                 });
             }
         }
-        let back = jail::take_back(partial.path());
-        back.map_err(cannot(format!("take {} back", partial.path().display())))?;
-        match fs::rename(partial.path(), path) {
-            Ok(()) => drop(partial.keep()),
-            // Somebody else has made them meanwhile.
-            Err(_) if path.is_dir() => {}
-            Err(error) => return Err(cannot(format!("create {}", path.display()))(error)),
-        }
-        Ok(())
+        let back = jail::take_back(folder);
+        back.map_err(cannot(format!("take {} back", folder.display())))
     }
 
     fn run_in(&self, mut jail: Jail, task: Task, more: &[&str]) -> Result<Finished, Error> {

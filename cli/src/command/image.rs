@@ -97,7 +97,7 @@ pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
     if let Some(limit) = cache_limit()? {
         images::set_limit(limit);
     }
-    cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")
+    Ok(cache::find()?)
 }
 
 /// The limit in `MINIVM_CACHE_SIZE`.

@@ -12,7 +12,8 @@ use crate::digest::Hasher;
 use crate::error::Error;
 use crate::manifest::Descriptor;
 use crate::progress::Progress;
-use crate::store::{Partial, Store};
+use crate::publish::Partial;
+use crate::store::Store;
 
 /// Pulls a layer, or goes on where an earlier pull ended; waits if another process is at it.
 pub(super) fn layer(
@@ -28,7 +29,7 @@ pub(super) fn layer(
     let partial = store.partial(layer.digest.hex())?;
     if store.blob(&layer.digest, layer.size)?.is_some() {
         progress.done(&layer.digest);
-        return partial.discard();
+        return Ok(partial.discard()?);
     }
     progress.started(&layer.digest, size);
     let mut download = Download {

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::io_error::FileError;
 
 /// Why a request failed.
 pub(super) enum Failure {
@@ -22,6 +23,12 @@ pub(super) enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::Final(Box::new(error))
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Failure {
+        Error::from(error).into()
     }
 }
 

@@ -9,16 +9,15 @@
 //! which until then stays as if it weren't there.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use minivm_image::Store;
-use rustix::fs::FlockOperation;
+use minivm_image::publish::{Lock, tree};
 
-use super::{Shelf, lock, root, tree};
+use super::{Shelf, root};
 use crate::templates::{self, Templates};
 
 /// How many bytes the cache may hold, if nobody says.
@@ -44,12 +43,8 @@ pub(super) fn evict(folder: &Path, spared: Option<&str>) {
 fn evict_to(limit: u64, folder: &Path, spared: Option<&str>) {
     // Two at once would take more than they have to. Where it can't be locked, it is one at a time all the same, mostly.
     let path = folder.join("eviction.lock");
-    let mut options = File::options();
-    options.read(true).write(true).create(true).mode(0o600);
-    let alone = options.open(&path).ok();
-    if let Some(file) = &alone
-        && lock(file, FlockOperation::NonBlockingLockExclusive).is_err()
-    {
+    let alone = Lock::try_alone(&path);
+    if matches!(alone, Ok(None)) {
         return;
     }
     let mut cache = Cache::new(folder);
@@ -82,7 +77,7 @@ struct Cache<'a> {
     store: Store,
     templates: Templates,
     /// Keeps images from being pulled, once one of them has to go; none where one is being pulled.
-    alone: Option<Option<File>>,
+    alone: Option<Option<Lock>>,
 }
 
 impl<'a> Cache<'a> {

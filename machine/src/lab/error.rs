@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cache;
+
 /// Why a lab didn't run its command to the end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,8 +22,8 @@ pub enum Error {
         folder: PathBuf,
     },
     /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
-    #[error("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")]
-    NoCache,
+    #[error(transparent)]
+    NoCache(#[from] cache::Unknown),
     /// The lab's own file system can't be made.
     #[error("cannot make the lab's initramfs")]
     Initramfs(#[from] minivm_guest::newc::Error),

@@ -11,9 +11,7 @@ use crate::cache;
 pub fn find() -> Result<PathBuf, Error> {
     let folder = match env::var_os("MINIVM_LAB_KERNEL").filter(|folder| !folder.is_empty()) {
         Some(folder) => PathBuf::from(folder),
-        None => cache::folder()
-            .ok_or(Error::NoCache)?
-            .join("kernel/lab/current"),
+        None => cache::find()?.join("kernel/lab/current"),
     };
     let kernels = ["vmlinux", "bzImage"].map(|name| folder.join(name));
     kernels

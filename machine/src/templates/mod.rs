@@ -636,7 +636,7 @@ fn private_folder(folder: &Path) -> Result<(), Error> {
 
 fn remove(folder: &Path) -> Result<(), Error> {
     match images::remove_folder(folder) {
-        Err(images::Error::File { path, source, .. }) => Err(failed("remove", &path)(source)),
+        Err(images::Error::File(error)) => Err(failed("remove", &error.path)(error.source)),
         _ => Ok(()),
     }
 }

@@ -1,27 +1,27 @@
-//! Packages of Debian's, without installing them and without root: apt looks into lists of its own in a temporary folder, checks
-//! the signature of the archive and with it the package's digest, and `dpkg-deb` unpacks it.
+//! Debian packages, unpacked without installing them and without root: apt reads lists of its own in a temporary folder, checks the
+//! signature of the archive and with it the package's digest, and `dpkg-deb` unpacks it.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{FlockOperation, flock};
+use minivm_image::io_error::failed;
+use minivm_image::publish::Folder;
 
-use super::Error;
-use super::error::failed;
+use super::{Error, lock};
 
 const RUNSC: &str = "runsc";
 /// Where a package has it.
 const PROGRAM: &str = "usr/bin/runsc";
-/// Where a `runsc` is that has the platform systrap and works: bookworm's is too old, and sid's panics.
+/// What the package is unpacked to, in the folder in which all is done.
+const UNPACKED: &str = "unpacked";
+/// Suites with a `runsc` that has the platform systrap and works: bookworm's is too old, and sid's panics.
 const SUITES: [&str; 2] = ["bookworm-backports", "trixie"];
 const ARCHIVE: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const BY_HAND: &str = "https://gvisor.dev/docs/user_guide/install/ tells how to install it by hand";
 
-/// The newest `runsc` that was fetched, if there is one.
+/// Returns the newest `runsc` that was fetched, if there is one.
 pub fn runsc(cache: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder(cache)).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries
@@ -39,42 +39,30 @@ pub fn runsc(cache: &Path) -> Option<PathBuf> {
 ///
 /// Where apt isn't there, Debian's archive can't be reached, or there is no room.
 pub fn install_runsc(cache: &Path, tell: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
-    let folder = folder(cache);
-    let made = DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder);
-    made.map_err(failed("create", &folder))?;
-    // Who comes second waits, and finds it there.
-    let lock = folder.join("runsc.lock");
-    let file = File::create(&lock).map_err(failed("create", &lock))?;
-    flock(&file, FlockOperation::LockExclusive)
-        .map_err(|error| failed("lock", &lock)(error.into()))?;
     if let Some(there) = runsc(cache) {
         return Ok(there);
     }
-    let partial = folder.join("runsc.partial");
-    remove(&partial)?;
-    fs::create_dir(&partial).map_err(failed("create", &partial))?;
-    let installed = install(&folder, &partial, tell);
-    let removed = remove(&partial);
-    let installed = installed?;
-    removed.map(|()| installed)
+    let folder = folder(cache);
+    let entry = Folder::new(folder.join(RUNSC));
+    let lock = lock(&entry, || {
+        tell("waiting for another minivm that installs runsc");
+    })?;
+    if let Some(there) = runsc(cache) {
+        return Ok(there);
+    }
+    let partial = entry.begin(&lock)?;
+    let version = install(partial.path(), tell)?;
+    let target = folder.join(format!("{RUNSC}-{version}"));
+    partial.publish_part(UNPACKED, &target)?;
+    Ok(target.join(PROGRAM))
 }
 
 fn folder(cache: &Path) -> PathBuf {
     cache.join("assets")
 }
 
-fn remove(folder: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", folder)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Fetches and unpacks it in the folder `partial`, and moves what came of it to where it stays.
-fn install(folder: &Path, partial: &Path, tell: &mut dyn FnMut(&str)) -> Result<PathBuf, Error> {
+/// Fetches and unpacks it in the folder `partial`; returns its version.
+fn install(partial: &Path, tell: &mut dyn FnMut(&str)) -> Result<String, Error> {
     if !Path::new(KEYRING).is_file() {
         return Err(Error::NoTool {
             what: RUNSC,
@@ -86,7 +74,7 @@ fn install(folder: &Path, partial: &Path, tell: &mut dyn FnMut(&str)) -> Result<
     for suite in SUITES {
         tell(&format!("fetching runsc from Debian's {suite}"));
         match download(partial, suite) {
-            Ok(package) => return unpack(folder, partial, &package),
+            Ok(package) => return unpack(partial, &package),
             Err(error @ Error::Fetch { .. }) => refused = refused.or(Some(error)),
             Err(error) => return Err(error),
         }
@@ -184,8 +172,8 @@ fn refusal(suite: &str, why: &str) -> Error {
     }
 }
 
-fn unpack(folder: &Path, partial: &Path, package: &Path) -> Result<PathBuf, Error> {
-    let unpacked = partial.join("unpacked");
+fn unpack(partial: &Path, package: &Path) -> Result<String, Error> {
+    let unpacked = partial.join(UNPACKED);
     let mut command = Command::new("dpkg-deb");
     command.arg("--extract").arg(package).arg(&unpacked);
     let hint = "`sudo apt-get install dpkg` installs it";
@@ -193,9 +181,7 @@ fn unpack(folder: &Path, partial: &Path, package: &Path) -> Result<PathBuf, Erro
     if !unpacked.join(PROGRAM).is_file() {
         return Err(refusal("archive", "the package has no /usr/bin/runsc"));
     }
-    let target = folder.join(format!("runsc-{}", version(package)));
-    fs::rename(&unpacked, &target).map_err(failed("create", &target))?;
-    Ok(target.join(PROGRAM))
+    Ok(version(package))
 }
 
 /// The version in a package's file name, `NAME_VERSION_ARCHITECTURE.deb`, where apt writes a colon as `%3a`.

@@ -1,35 +1,34 @@
-//! What goes wrong when programs are fetched.
+//! Errors of fetching programs.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use minivm_image::io_error::{FileError, HostError};
 
-/// Why a program can't be fetched.
+/// A reason why a program can't be fetched.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A program that fetches it isn't there itself.
+    /// A program that is needed to fetch it isn't installed.
     #[error("cannot fetch {what}: {program} is not installed; {hint}")]
     NoTool {
-        /// What was to be fetched.
+        /// The program that was to be fetched.
         what: &'static str,
-        /// What isn't there.
+        /// The program that isn't installed.
         program: &'static str,
-        /// What to do about it.
+        /// The remedy.
         hint: &'static str,
     },
-    /// It can't be had from there.
+    /// A source doesn't provide it.
     #[error("cannot fetch {what} from {from}: {why}; {hint}")]
     Fetch {
-        /// What was to be fetched.
+        /// The program that was to be fetched.
         what: &'static str,
-        /// From where.
+        /// The source.
         from: String,
-        /// What was said.
+        /// The message of the tool that asked the source.
         why: String,
-        /// What to do about it.
+        /// The remedy.
         hint: &'static str,
     },
-    /// There is no npm.
+    /// npm isn't installed.
     #[error("npm is not installed: `sudo apt-get install npm` installs it")]
     NoNpm,
     /// The packages are for another processor.
@@ -38,24 +37,14 @@ pub enum Error {
     /// The npm registry was not reached, or didn't have what the lock file names.
     #[error("npm cannot install Deno and Pyodide: {0}")]
     Npm(String),
-    /// It can't be kept, or a program can't be run.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file can't be kept, or a program can't be run.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
-/// Names the action and the file in the error of a system call.
-pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File {
-        action,
-        path,
-        source,
+impl From<FileError> for crate::Error {
+    fn from(error: FileError) -> Self {
+        let HostError { action, source } = error.into();
+        crate::Error::Host { action, source }
     }
 }

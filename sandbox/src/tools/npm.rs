@@ -1,21 +1,20 @@
 //! Deno and Pyodide, from the npm registry.
 //!
 //! A lock file that minivm carries names the versions and the digest of each package, so what is installed is what has been
-//! tested, wherever the registry is that the user's npm asks. It goes to `<cache>/assets/npm-<key of the lock>`, which
-//! appears whole: it is made in a folder beside it, and renamed. The packages' own scripts don't run.
+//! tested, wherever the registry is that the user's npm asks. It goes to `<cache>/assets/npm-<key of the lock>`, published as a
+//! [`Folder`]. The packages' own scripts don't run.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use minivm_image::Digest;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
-use super::Error;
-use super::error::failed;
+use minivm_image::io_error::failed;
+use minivm_image::publish::Folder;
 use minivm_machine::printable::printable;
+
+use super::{Error, lock};
 
 const PACKAGE: &str = include_str!("../../js/package.json");
 const LOCK: &str = include_str!("../../js/package-lock.json");
@@ -32,10 +31,9 @@ const PYODIDE_FILES: [&str; 5] = [
     "pyodide.mjs",
     "python_stdlib.zip",
 ];
-/// How folders begin in which something is being installed.
-const PARTIAL: &str = "npm-partial-";
 
-/// Installs both, unless they are there. `progress` is told what takes a while. The folder of the installation is returned.
+/// Installs both, unless they are there; returns the installation's folder. `progress` gets a line for each step that takes
+/// time.
 ///
 /// # Errors
 ///
@@ -48,38 +46,34 @@ pub fn install(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<PathBuf, 
     if std::env::consts::ARCH != "x86_64" {
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
-    let assets = cache.join("assets");
-    minivm_machine::cache::make(&assets).map_err(failed("create", &assets))?;
-    // Who comes second waits, and finds it installed.
-    let _alone = lock(&assets.join("npm.lock"), progress)?;
+    let entry = Folder::new(&folder);
+    let lock = lock(&entry, || {
+        progress("waiting for another minivm that installs Deno and Pyodide");
+    })?;
     if is_whole(&folder) {
         return Ok(folder);
     }
-    remove_partial(&assets);
-    let partial = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&assets);
-    let partial = partial.map_err(failed("create a folder in", &assets))?;
+    let partial = entry.begin(&lock)?;
     progress("installing Deno and Pyodide by npm");
     fill(partial.path())?;
-    settle(partial.path())?;
-    // One that is there is not whole.
-    let _ = fs::remove_dir_all(&folder);
-    fs::rename(partial.path(), &folder).map_err(failed("create", &folder))?;
+    check(partial.path())?;
+    partial.publish()?;
     Ok(folder)
 }
 
-/// The program Deno, if it is installed.
+/// Returns the program Deno, if it is installed.
 pub fn deno(cache: &Path) -> Option<PathBuf> {
     let folder = folder(cache);
     is_whole(&folder).then(|| folder.join(DENO))
 }
 
-/// Pyodide's folder, if it is installed.
+/// Returns Pyodide's folder, if it is installed.
 pub fn pyodide(cache: &Path) -> Option<PathBuf> {
     let folder = folder(cache);
     is_whole(&folder).then(|| folder.join(PYODIDE))
 }
 
-/// What an installation is known by: other versions have another key.
+/// Returns the installation's key; other versions have another one.
 pub(crate) fn key() -> String {
     Digest::of(LOCK).hex()[..16].to_owned()
 }
@@ -97,37 +91,6 @@ fn is_whole(folder: &Path) -> bool {
     needed().all(|file| fs::metadata(folder.join(file)).is_ok_and(|file| file.len() > 0))
 }
 
-/// The lock that installers hold, until it is dropped.
-fn lock(path: &Path, progress: &mut dyn FnMut(&str)) -> Result<File, Error> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path);
-    let file = file.map_err(failed("open", path))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        return Ok(file);
-    }
-    progress("waiting for another minivm that installs Deno and Pyodide");
-    loop {
-        match flock(&file, FlockOperation::LockExclusive) {
-            Err(Errno::INTR) => {}
-            Ok(()) => return Ok(file),
-            Err(error) => return Err(failed("lock", path)(error.into())),
-        }
-    }
-}
-
-/// Removes what installers that were killed have left. Who calls this holds the lock.
-fn remove_partial(assets: &Path) {
-    for entry in fs::read_dir(assets).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-            // What stays takes room and does no harm.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 /// Has npm install into the folder.
 fn fill(folder: &Path) -> Result<(), Error> {
     for (name, text) in [("package.json", PACKAGE), ("package-lock.json", LOCK)] {
@@ -141,7 +104,7 @@ fn fill(folder: &Path) -> Result<(), Error> {
         .stdin(Stdio::null());
     let output = npm.output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => Error::NoNpm,
-        _ => failed("run", Path::new("npm"))(error),
+        _ => failed("run", Path::new("npm"))(error).into(),
     })?;
     if !output.status.success() {
         return Err(Error::Npm(cause(&output)));
@@ -161,12 +124,11 @@ fn cause(output: &Output) -> String {
     first.unwrap_or_else(|| format!("it ended with {}", output.status))
 }
 
-/// Sees to it that what is needed is there, and on the disk before its folder has its name.
-fn settle(folder: &Path) -> Result<(), Error> {
+/// Looks whether what is needed is there.
+fn check(folder: &Path) -> Result<(), Error> {
     for file in needed() {
         let path = folder.join(file);
-        let file = File::open(&path).map_err(failed("open", &path))?;
-        file.sync_all().map_err(failed("write", &path))?;
+        fs::metadata(&path).map_err(failed("open", &path))?;
     }
     Ok(())
 }

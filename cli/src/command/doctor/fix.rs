@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Context;
 use indicatif::ProgressBar;
 use minivm_machine::Place;
 use minivm_machine::cache;
@@ -28,8 +27,7 @@ const PACKAGES: [(&str, &str); 3] = [
 
 /// Installs what is missing, and returns whether all sandboxes can be run then. A failure is printed, and does not keep the rest from being installed.
 pub(super) fn fix() -> anyhow::Result<bool> {
-    let cache =
-        cache::folder().context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?;
+    let cache = cache::find()?;
     let bar = bar();
     let mut mended = packages(&bar);
     for backend in OTHERS {

@@ -1,7 +1,9 @@
+use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::UNIX_EPOCH;
 
 use minivm_image::{Config, Image, Root};
+use rustix::fs::{FlockOperation, flock};
 
 use super::*;
 use crate::Machine;
@@ -117,7 +119,7 @@ fn what_is_in_use_stays() {
     let archive = place.shelf.archive(&archive_image, || {}).unwrap();
     let layer = place.file("images/blobs/sha256/c", 1000, 1);
     let open = File::open(&layer).unwrap();
-    lock(&open, FlockOperation::LockShared).unwrap();
+    flock(&open, FlockOperation::LockShared).unwrap();
     place.evict_to(0);
     assert!(root.path.join("file").exists() && archive.path.exists() && layer.exists());
     let (root_path, archive_path) = (root.path.clone(), archive.path.clone());
@@ -132,7 +134,7 @@ fn no_image_goes_while_one_is_pulled_and_the_rest_does() {
     let layer = place.file("images/blobs/sha256/a", 1000, 1);
     let archive = place.file("initramfs/b.cpio", 1000, 2);
     let pull = place.shelf.store().hold_alone().unwrap().unwrap();
-    lock(&pull, FlockOperation::LockShared).unwrap();
+    flock(pull.file(), FlockOperation::LockShared).unwrap();
     place.evict_to(0);
     assert!(layer.exists() && !archive.exists());
     drop(pull);
@@ -146,7 +148,7 @@ fn what_is_larger_than_the_limit_pushes_nothing_out_and_goes_first_afterwards() 
     let old = place.file("initramfs/old.cpio", 1000, 1);
     let large = place.file("initramfs/large.cpio", 50_000, 9);
     let used = File::open(&large).unwrap();
-    lock(&used, FlockOperation::LockShared).unwrap();
+    flock(&used, FlockOperation::LockShared).unwrap();
     place.evict_to(10_000);
     assert!(old.exists() && large.exists());
     drop(used);

@@ -1,4 +1,5 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -221,8 +222,8 @@ fn filled(write: impl FnOnce(&mut Archive<Vec<u8>>)) -> (tempfile::TempDir, io::
     archive.file(name, complete, 0, io::empty()).unwrap();
     let bytes = archive.finish().unwrap();
     fs::create_dir(folder.path().join("in")).unwrap();
-    let dir = Dir::open_ambient_dir(folder.path().join("in"), ambient_authority()).unwrap();
-    let result = fill::fill(&dir, &bytes[..]);
+    let dir = File::open(folder.path().join("in")).unwrap();
+    let result = fill::fill(dir.into(), &bytes[..]);
     (folder, result)
 }
 
@@ -252,10 +253,10 @@ fn links_in_the_place_of_folders_are_refused() {
 #[test]
 fn an_archive_that_ends_early_is_no_root() {
     let folder = tempfile::tempdir().unwrap();
-    let dir = Dir::open_ambient_dir(folder.path(), ambient_authority()).unwrap();
+    let dir = File::open(folder.path()).unwrap();
     let mut archive = Archive::new(Vec::new());
     archive.directory("a", Attributes::new(0o755)).unwrap();
     let bytes = archive.finish().unwrap();
-    let error = fill::fill(&dir, &bytes[..]).unwrap_err();
+    let error = fill::fill(dir.into(), &bytes[..]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }

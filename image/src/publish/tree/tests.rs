@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use rustix::fs::mkdirat;
 
 use super::*;
+use crate::io_error::{HostError, cannot};
 
 /// Makes a chain of folders, each in the one before, and hands the last one out.
 fn chain(folder: &Path, name: &str, len: usize) -> OwnedFd {
@@ -82,9 +83,9 @@ fn not_all_reasons_are_told_of_but_all_are_counted() {
         let why = io::Error::other(number.to_string());
         one.note(failed("remove", Path::new("x"))(why));
     }
-    let mut both = Cleared::default();
-    both.note(Error::Pulling);
+    let mut both = Cleared::<HostError>::default();
+    both.note(cannot("prune")(io::Error::other("first")));
     both.add(one);
     assert_eq!((both.left.len(), both.more), (TOLD, 4));
-    assert!(matches!(both.whole(), Err(Error::Pulling)));
+    assert_eq!(both.whole().unwrap_err().action, "prune");
 }

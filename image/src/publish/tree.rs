@@ -17,7 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{Error, failed, lock};
+use super::lock;
+use crate::io_error::{FileError, failed};
 
 /// How many reasons are told of.
 const TOLD: usize = 20;
@@ -27,19 +28,29 @@ const FOLDER: OFlags = OFlags::RDONLY
 const OWNERS: Mode = Mode::RWXU;
 
 /// What was removed, and what could not be.
-#[derive(Debug, Default)]
-pub struct Cleared {
+#[derive(Debug)]
+pub struct Cleared<E = FileError> {
     /// Bytes of the files that are gone.
     pub freed: u64,
     /// Why something is left that should have gone: the first reasons.
-    pub left: Vec<Error>,
+    pub left: Vec<E>,
     /// How many more reasons there are.
     pub more: u64,
 }
 
-impl Cleared {
+impl<E> Default for Cleared<E> {
+    fn default() -> Self {
+        Cleared {
+            freed: 0,
+            left: Vec::new(),
+            more: 0,
+        }
+    }
+}
+
+impl<E> Cleared<E> {
     /// Notes that something is left.
-    pub fn note(&mut self, error: Error) {
+    pub fn note(&mut self, error: E) {
         match self.left.len() < TOLD {
             true => self.left.push(error),
             false => self.more += 1,
@@ -47,14 +58,19 @@ impl Cleared {
     }
 
     /// Adds what was removed and left elsewhere.
-    pub fn add(&mut self, other: Cleared) {
+    pub fn add<F: Into<E>>(&mut self, other: Cleared<F>) {
         self.freed += other.freed;
         self.more += other.more;
-        other.left.into_iter().for_each(|error| self.note(error));
+        let left = other.left.into_iter().map(Into::into);
+        left.for_each(|error| self.note(error));
     }
 
     /// The bytes that are gone, if nothing is left.
-    pub(super) fn whole(mut self) -> Result<u64, Error> {
+    ///
+    /// # Errors
+    ///
+    /// The first reason why something is left.
+    pub fn whole(mut self) -> Result<u64, E> {
         match self.left.is_empty() {
             true => Ok(self.freed),
             false => Err(self.left.swap_remove(0)),
@@ -63,7 +79,7 @@ impl Cleared {
 }
 
 /// Removes a folder with all that is in it; nothing, where there is none.
-pub(super) fn remove(folder: &Path) -> Cleared {
+pub fn remove(folder: &Path) -> Cleared {
     let mut cleared = Cleared::default();
     let (Some(above), Some(name)) = (folder.parent(), folder.file_name()) else {
         return cleared;
@@ -84,12 +100,12 @@ pub(super) fn remove(folder: &Path) -> Cleared {
 }
 
 /// Removes the files in a folder and below it, but for `kept` and those that a process has locked. Folders stay.
-pub(super) fn remove_unlocked(folder: &Path, kept: &[PathBuf]) -> Cleared {
+pub fn remove_unlocked(folder: &Path, kept: &[PathBuf]) -> Cleared {
     walk_in(folder, What::Unlocked(kept))
 }
 
 /// Removes a file unless a process has locked it, or it can't be; says whether it is gone.
-pub(super) fn remove_if_unlocked(path: &Path) -> bool {
+pub fn remove_if_unlocked(path: &Path) -> bool {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return false;
     };
@@ -102,7 +118,7 @@ pub(super) fn remove_if_unlocked(path: &Path) -> bool {
 }
 
 /// Bytes of the files in a folder and below it.
-pub(super) fn size(folder: &Path) -> u64 {
+pub fn size(folder: &Path) -> u64 {
     walk_in(folder, What::None).freed
 }
 
@@ -295,9 +311,8 @@ impl<'a> Walk<'a> {
             }
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 let opened = file.insert(self.open_file(name)?);
-                match lock(opened, FlockOperation::NonBlockingLockExclusive) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                    locked => locked?,
+                if !lock::try_once(opened, FlockOperation::NonBlockingLockExclusive)? {
+                    return Ok(false);
                 }
             }
         }
