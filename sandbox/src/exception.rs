@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_the_codes_own_and_no_modules() {
+    fn the_line_is_one_of_the_code_and_not_of_a_module() {
         let text = "noise\nTraceback (most recent call last):\n  File \"<string>\", line 7, in <module>\n  \
                     File \"/usr/lib/python3.11/json/decoder.py\", line 355, in raw_decode\n    raise X\n\
                     json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)\n";
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_traceback_is_none() {
+    fn other_text_has_no_exception() {
         for text in [
             "",
             "error: x",
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_is_remembered() {
+    fn only_the_last_bytes_are_kept() {
         let tail = Tail::default();
         let mut out = tail.of(Box::new(io::sink()));
         out.write_all(&vec![b'x'; 3 * TAIL_MAX]).unwrap();

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_cannot_be_had_is_told_by_init_alone() {
+    fn only_init_reports_a_missing_command() {
         let refused = |refusal| answer_of(&[ToHost::Started, ToHost::Refused(refusal)]);
         let silent = file(b"");
         let answer = refused(Refusal::NotFound("x".into()));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_count_however_far_it_got() {
+    fn limits_count_whether_or_not_the_command_started() {
         for reached in [
             End::TimedOut,
             End::OutOfMemory,
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_answer_it_is_the_sandbox_that_failed() {
+    fn without_inits_answer_the_sandbox_failed() {
         for answer in [file(b""), file(b"garbage garbage garbage")] {
             let error = end(End::Exited(0), &answer, &file(b"")).unwrap_err();
             assert!(error.to_string().contains("ended by itself"), "{error}");

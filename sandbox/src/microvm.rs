@@ -320,7 +320,7 @@ mod tests {
     use minivm_machine::End;
 
     #[test]
-    fn the_guest_cannot_have_its_init_start_longer_than_the_boot() {
+    fn the_guest_cannot_report_an_init_longer_than_the_boot() {
         let exit = Exit {
             status: Status::Code(1),
             out_of_memory: true,

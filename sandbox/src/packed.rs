@@ -48,7 +48,7 @@ mod tests {
     use minivm_machine::Files;
 
     #[test]
-    fn what_does_not_fit_into_the_memory_is_refused() {
+    fn files_larger_than_the_memory_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("large"), vec![b'x'; 1 << 20]).unwrap();
         let mut task = Task::code("pass");

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_environment_is_refused_by_name() {
+    fn invalid_variables_are_refused_by_name() {
         let of = |name: &str, value: &str| {
             variables(Backend::Deno, &[(name.to_owned(), value.to_owned())])
         };

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_that_are_not_text_are_refused_by_backends_without_others() {
+    fn backends_whose_variables_are_text_refuse_others() {
         let mut task = Task::code("pass");
         let odd = OsString::from_vec(b"\xff".to_vec());
         task.env = vec![("A".into(), odd)];
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_an_input() {
+    fn bytes_can_be_the_stdin() {
         let task = Task::code("pass").with_input(b"hello").unwrap();
         let mut read = String::new();
         File::from(task.stdin.unwrap())

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_known_by_its_parts() {
+    fn the_identity_of_the_image_depends_on_its_parts() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("pyodide")).unwrap();
         fs::write(folder.path().join("pyodide/a"), "a").unwrap();

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn entrypoint_and_command_are_put_together_as_containers_have_it() {
+    fn entrypoint_and_command_combine_as_in_containers() {
         let argv = |entrypoint, words: &[&str]| {
             let argv = task(entrypoint, words).request(&config()).unwrap().argv;
             let text = |word| String::from_utf8(word).unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tasks_options_go_before_the_images() {
+    fn the_tasks_options_override_the_images() {
         let plain = task(Entrypoint::Image, &[]).request(&config()).unwrap();
         assert_eq!((&*plain.cwd, &*plain.user), (&b"/srv"[..], "app"));
         assert_eq!(plain.hostname, "minivm");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_valid_is_refused_by_name() {
+    fn invalid_options_are_refused_by_name() {
         let refused = |change: fn(&mut VmOptions)| {
             let mut task = task(Entrypoint::Image, &[]);
             change(&mut task.vm);

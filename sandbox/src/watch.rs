@@ -46,7 +46,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
-    fn children_count_too() {
+    fn memory_of_children_is_counted() {
         let own = memory_of(std::process::id());
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let alone = memory_of(child.id());
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_hides_a_child() {
+    fn no_process_name_hides_a_child() {
         let folder = tempfile::tempdir().unwrap();
         for name in [&b"\xff"[..], b"a) S 1 1 (\xe9", b") \n)"] {
             let program = folder.path().join(OsStr::from_bytes(name));

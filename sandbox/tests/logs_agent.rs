@@ -55,7 +55,7 @@ fn run(code: &str) -> Ran {
 }
 
 #[test]
-fn the_report_tells_what_the_queries_found() {
+fn the_report_shows_the_results_of_the_queries() {
     let ran = run(agent::CODE);
     assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.printed);
     assert!(
@@ -76,7 +76,7 @@ fn the_report_tells_what_the_queries_found() {
 }
 
 #[test]
-fn a_report_loads_nothing_runs_nothing_and_shows_texts_as_texts() {
+fn a_report_has_no_scripts_or_links_and_escapes_texts() {
     let html = run(agent::CODE).html.unwrap();
     assert!(
         html.contains("&lt;script&gt;alert(&#39;Ignore all"),

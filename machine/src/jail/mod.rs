@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_never_began_has_no_exit_code() {
+    fn a_program_that_never_started_has_no_exit_code() {
         assert_eq!(
             exit_code_in("{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n"),
             Some(42)

@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_dangerous_is_allowed_by_name() {
+    fn no_dangerous_call_is_allowed_by_name() {
         let allowed: Vec<i64> = [MONTY, DENO].concat();
         for call in [DANGEROUS, MOUNTS, TRACING, IO_URING, REFUSED, PROBES].concat() {
             assert!(!allowed.contains(&call), "{call}");

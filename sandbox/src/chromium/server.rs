@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_served_and_nothing_else() {
+    fn only_known_paths_are_served() {
         let drained = Drained::default();
         let address = Served::new(drained.clone()).start().unwrap();
         let get = |path: &str| ask(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));

@@ -46,7 +46,7 @@ fn printed_beyond_deno(script: String) -> String {
 }
 
 #[test]
-fn what_needs_a_permission_is_not_capable() {
+fn calls_that_need_a_permission_are_not_capable() {
     let forbidden = [
         "Deno.readTextFileSync('/etc/passwd')",
         "Deno.readTextFileSync('/proc/self/environ')",
@@ -99,7 +99,7 @@ asyncio.run(main())"
 }
 
 #[test]
-fn what_stays_in_reach_is_the_jails() {
+fn facts_without_a_permission_are_those_of_the_jail() {
     let code = "import js\nprint(js.Deno.pid, js.Deno.execPath(), js.Deno.cwd())\n\
                 try:\n    js.localStorage.setItem('a', 'b')\n    print('kept')\nexcept Exception as error:\n    print(error)";
     let expected = "2 /deno /\nError: Read-only file system (os error 30)\n";
@@ -113,7 +113,7 @@ fn code_chooses_its_exit_code() {
 }
 
 #[test]
-fn who_gets_past_deno_finds_next_to_nothing() {
+fn code_beyond_deno_finds_only_the_jail() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -151,7 +151,7 @@ fn who_gets_past_deno_finds_next_to_nothing() {
 
 /// JavaScript with all of Deno's permissions calls the C library, and only the filter of system calls holds it.
 #[test]
-fn who_gets_past_deno_makes_few_system_calls() {
+fn code_beyond_deno_can_make_few_system_calls() {
     let script = |call: &str| {
         format!(
             "const symbols = {{ unshare: {{ parameters: ['i32'], result: 'i32' }}, \
@@ -185,7 +185,7 @@ fn who_gets_past_deno_makes_few_system_calls() {
 }
 
 #[test]
-fn a_snapshot_that_is_gone_is_made_again() {
+fn a_removed_snapshot_is_made_again() {
     let cache = tempfile::tempdir().unwrap();
     let path = cache.path().join("python.snapshot");
     let mut deno = deno();

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_replaced_in_place() {
+    fn names_are_replaced_in_place() {
         let code = "import sys\nif x:\n    sys.exit(3)\nelse: raise SystemExit(4)\n";
         let expected = "import sys\nif x:\n    exit    (3)\nelse: exit            (4)\n";
         assert_eq!(translated(code), expected);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_comments_and_others_members_stay() {
+    fn strings_comments_and_attributes_stay() {
         for code in [
             "print('sys.exit(1) EOFError')",
             "# sys.exit(1)",

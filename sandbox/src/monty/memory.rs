@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_counted_where_the_programs_allocator_is_another() {
+    fn memory_is_not_counted_under_another_allocator() {
         let why = claim().unwrap_err();
         assert!(why.contains("not its global allocator"), "{why}");
         assert!(!COUNTING.load(Relaxed));

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_comes_out_by_itself() {
+    fn buffered_output_is_written_without_a_flush() {
         let (mut reader, writer) = io::pipe().unwrap();
         let output = BlockWriter::start(writer.into()).unwrap();
         for text in ["first", "next"] {

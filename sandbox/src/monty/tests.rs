@@ -24,7 +24,7 @@ fn lines(messages: &[Value]) -> Vec<u8> {
 }
 
 #[test]
-fn calls_are_answered_until_the_last_word() {
+fn calls_are_answered_until_the_last_message() {
     let call = json!({"call": {"function": "f", "args": [1], "kwargs": {}}});
     let (last, answers) = served(&lines(&[call.clone(), call, json!("timed_out")]));
     assert_eq!(last.unwrap(), Some(LastMessage::Ended(Outcome::TimedOut)));
@@ -32,7 +32,7 @@ fn calls_are_answered_until_the_last_word() {
 }
 
 #[test]
-fn a_function_that_it_was_not_told_of_is_not_called() {
+fn a_function_outside_the_scope_is_not_called() {
     let call = json!({"call": {"function": "g", "args": [], "kwargs": {}}});
     assert!(matches!(served(&lines(&[call])).0, Err(Fault::Unexpected(name)) if name == "g"));
 }
@@ -75,7 +75,7 @@ proptest! {
     }
 
     #[test]
-    fn any_words_of_a_worker_are_survived(
+    fn any_sequence_of_worker_messages_is_survived(
         text in "(\\{\"call\":\\{\"function\":\"f\",\"args\":\\[|\\],\"kwargs\":\\{\\}\\}\\}|\"exited\"|\\{\"suspended\":|[0-9a-z{}:\", ]|\n)*"
     ) {
         let _ = served(text.as_bytes());

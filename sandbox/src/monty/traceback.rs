@@ -53,7 +53,7 @@ mod tests {
     use monty_types::ExcType;
 
     #[test]
-    fn the_end_of_the_input_has_pythons_name() {
+    fn the_end_of_the_input_is_an_eof_error() {
         let raised = |kind| MontyException::new(kind, Some(END_OF_INPUT.into()));
         let expected = "EOFError: EOF when reading a line";
         assert_eq!(traceback(&raised(ExcType::OSError)), expected);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn short_ones_stay_and_long_ones_keep_both_ends() {
+    fn long_tracebacks_are_cut_in_the_middle() {
         let short = "Traceback (most recent call last):\n  File \"<string>\", line 1, in f\n";
         assert_eq!(shortened(short), short);
         let long: String = (0..1000).map(|number| format!("  {number}\n")).collect();

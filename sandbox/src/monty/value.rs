@@ -141,14 +141,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_json_has_crosses_and_comes_back() {
+    fn json_values_survive_a_round_trip() {
         let value = json!([null, true, -1, u64::MAX, 1.5, "é", {"a": [{}]}]);
         let inside = from_host(value.clone()).unwrap();
         assert_eq!(to_host(&inside).unwrap(), value);
     }
 
     #[test]
-    fn what_json_lacks_is_refused_by_name() {
+    fn types_that_json_lacks_are_refused_by_name() {
         let refused = |object: MontyObject| to_host(&object).unwrap_err();
         assert!(refused(MontyObject::Float(f64::NAN)).contains("NaN"));
         assert!(refused(MontyObject::Bytes(vec![1])).contains("bytes"));
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded_both_ways() {
+    fn depth_is_limited_in_both_directions() {
         let nested = |levels: usize| (1..levels).fold(json!(1), |value, _| json!([value]));
         assert!(from_host(nested(DEPTH_MAX)).is_ok());
         assert!(from_host(nested(DEPTH_MAX + 1)).is_err());
@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_json_crosses_without_a_panic(text in "[\\[\\]{}\":,0-9a-z.eE+-]{0,60}") {
+        fn any_json_is_converted_without_a_panic(text in "[\\[\\]{}\":,0-9a-z.eE+-]{0,60}") {
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
                 let inside = from_host(value.clone()).unwrap();
                 let _ = to_host(&inside);

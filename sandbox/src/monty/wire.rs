@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_neither_sent_nor_received() {
+    fn messages_that_are_too_long_are_neither_sent_nor_received() {
         let long = "x".repeat(MESSAGE_MAX);
         assert!(matches!(send(&mut io::sink(), &long), Err(Fault::TooLong)));
         let mut endless = io::BufReader::new(io::repeat(b'x'));

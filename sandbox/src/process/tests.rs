@@ -134,7 +134,7 @@ fn a_signal_from_outside_ends_it() {
 }
 
 #[test]
-fn what_is_not_there_is_the_jails_error() {
+fn a_missing_program_is_an_error_of_the_jail() {
     let jail = Jail::new().unwrap().bind_system();
     let jailed = jail.program("/nowhere", ["x"]).unwrap();
     let streams = Streams::to(io::sink(), io::sink());
@@ -143,7 +143,7 @@ fn what_is_not_there_is_the_jails_error() {
 }
 
 #[test]
-fn a_file_put_inside_can_be_read_and_not_written() {
+fn an_added_file_is_read_only() {
     let jail = Jail::new().unwrap().bind_system();
     let jail = jail.add_file(b"secret", "/data/file").unwrap();
     let script = "cat /data/file; echo x > /data/file";
@@ -193,7 +193,7 @@ fn a_reader_may_take_its_time_when_the_program_has_ended() {
 }
 
 #[test]
-fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
+fn a_reader_that_takes_nothing_gets_a_warning_at_the_time_limit() {
     for script in ["echo begun; sleep 4324", "echo done", "yes"] {
         with_limits_from(Duration::from_millis(300), |limit| {
             let (over, wait) = mpsc::channel::<()>();
@@ -213,7 +213,7 @@ fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_told_where_messages_went_to_it() {
+fn a_full_disk_is_an_error_for_stdout_and_a_warning_for_stderr() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     for script in ["echo out", "yes"] {
         let error = run_to(script, &limits(), full(), io::sink()).unwrap_err();
@@ -232,7 +232,7 @@ fn a_full_disk_is_an_error_and_told_where_messages_went_to_it() {
 }
 
 #[test]
-fn an_output_that_nobody_reads_any_more_is_known_whenever_that_comes() {
+fn an_output_closed_at_any_time_is_output_closed() {
     let (reader, writer) = io::pipe().unwrap();
     let closed = Slow(Some(move || drop(reader)), Shared::default());
     // The first write lets the reader go; the second finds it gone.
