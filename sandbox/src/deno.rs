@@ -172,7 +172,7 @@ impl Deno {
         Ok(jail.add_file(LAUNCHER.as_bytes(), "/task/deno.mjs")?)
     }
 
-    /// Runs Python up to where the code would start, and keeps its memory, unless that is there.
+    /// Makes the snapshot where it is missing: the memory of a Python that is about to start the code.
     fn make_snapshot(&self, path: &Path) -> Result<(), Error> {
         let found = publish::find(path.with_extension("partial"), || publish::hold(path));
         match found? {
@@ -186,33 +186,33 @@ impl Deno {
 
     fn write_snapshot(&self, file: &File) -> Result<(), Error> {
         let stdout = file.try_clone().map_err(cannot("open a file again"))?;
-        let told = Tail::default();
+        let stderr = Tail::default();
         let jail = self
             .jail()?
             .add_file(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?;
         let arguments = OPTIONS
             .iter()
             .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
-        let streams = Streams::to(stdout, told.of(Box::new(io::sink())));
+        let streams = Streams::to(stdout, stderr.of(Box::new(io::sink())));
         let finished = process::run(jail.program("/deno", arguments)?, streams, &MAKING_LIMITS)?;
         let size = file.metadata().map_or(0, |file| file.len());
-        // Its last word is the size, so that half a snapshot is never taken for a whole one.
-        if finished.end != End::Exited(0) || told.text().trim() != size.to_string() {
+        // The launcher writes the size last, so that half a snapshot is never taken for a whole one.
+        if finished.end != End::Exited(0) || stderr.text().trim() != size.to_string() {
             return Err(Error::Failed {
                 backend: Backend::Deno,
                 detail: format!(
-                    "the snapshot has {size} bytes, and Deno said {:?}",
-                    printable(&told.text(), 300)
+                    "the snapshot has {size} bytes, and Deno wrote {:?}",
+                    printable(&stderr.text(), 300)
                 ),
             });
         }
-        // Nothing in it is secret, and where owners can't be mapped the jail's user is one of the others.
+        // The snapshot has no secrets. Where owners can't be mapped, the jail's user needs the permission for others.
         let by_all = fs::Permissions::from_mode(0o644);
         file.set_permissions(by_all)
             .map_err(cannot("let others read the snapshot"))
     }
 
-    /// Runs Python and keeps what Deno has found out for it, unless that is there. Later runs see it, and can't change it.
+    /// Makes Deno's caches where they are missing, by running Python. Later runs can read them only.
     fn make_caches(&self, path: &Path) -> Result<(), Error> {
         let entry = Folder::new(path);
         if entry.is_there() {
@@ -223,7 +223,7 @@ impl Deno {
     }
 
     fn fill_caches(&self, folder: &Path) -> Result<(), Error> {
-        // Once to find out what the modules are, and once more to keep their code.
+        // The first run caches the module graph, the second one compiled code.
         for _ in 0..2 {
             let mut task = Task::code("pass");
             task.limits = MAKING_LIMITS;

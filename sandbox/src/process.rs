@@ -89,7 +89,7 @@ impl StopReason {
     }
 }
 
-/// Runs the program to its end. Bubblewrap reports 128+n where signal n has killed the program, which can't be told apart from that
+/// Runs the program to its end. Bubblewrap reports 128+n where signal n has killed the program, which can't be distinguished from that
 /// exit code.
 pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<Finished, Error> {
     let began = Instant::now();
@@ -401,8 +401,8 @@ impl Outputs {
     fn note(&mut self, passed: Passed) {
         self.left -= 1;
         self.truncated |= passed.truncated;
-        let told = passed.dropped.as_ref().map(output::not_written);
-        self.warnings.extend(told);
+        let warning = passed.dropped.as_ref().map(output::not_written);
+        self.warnings.extend(warning);
         if self.failed.is_none() {
             self.failed = passed.failed;
         }
@@ -416,7 +416,7 @@ impl Outputs {
     }
 
     fn note_loss(&mut self) {
-        if !self.warnings.iter().any(|told| told == output::NOT_TAKEN) {
+        if !self.warnings.iter().any(|text| text == output::NOT_TAKEN) {
             self.warnings.push(output::NOT_TAKEN.into());
         }
         self.truncated = true;

@@ -1,4 +1,4 @@
-//! gVisor with a real image: what the trait promises, and that nothing leads out or stays.
+//! gVisor with a real image: the trait's contract, and that nothing leads out or is left behind.
 
 // Tests run: with the tools
 
@@ -67,7 +67,7 @@ fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
 
 static SANDBOX: LazyLock<Box<dyn Sandbox>> = LazyLock::new(|| open(|_| {}));
 
-/// What a task comes to.
+/// The result of a task.
 #[derive(Debug)]
 struct Ran {
     finished: Finished,
@@ -147,7 +147,7 @@ fn output_that_looks_like_runscs_errors_is_the_commands() {
     assert_eq!(
         ran.finished.end,
         End::Exited(3),
-        "nothing is inherited but streams"
+        "only the streams are inherited"
     );
     assert_eq!(
         ran.stderr.matches("Bad file descriptor").count(),
@@ -257,7 +257,7 @@ fn the_number_of_processes_is_limited() {
                 if child == 0: time.sleep(1000); os._exit(0)\n        children.append(child)\n\
                 except BlockingIOError: print('enough', len(children))\nfor c in children: os.kill(c, signal.SIGKILL)";
     let mut task = Task::code(code);
-    // So many take more than the default.
+    // So many processes take more than the default limit.
     task.limits.memory = Some(6 << 30);
     let ran = run(task);
     assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.stderr);
@@ -298,7 +298,7 @@ fn the_environment_is_the_images_and_the_users() {
             "ODD=\u{fffd}",
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         ],
-        "nothing of the host's"
+        "no variable of the host"
     );
 }
 
@@ -323,7 +323,7 @@ fn user_and_folder_are_the_images() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Many servers write their logs so.
+/// Many servers open their logs by such a name.
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
 fn any_user_can_open_the_outputs_by_name() {
@@ -335,7 +335,7 @@ fn any_user_can_open_the_outputs_by_name() {
     }
 }
 
-/// Where minivm is root, the sandbox on the host is not; root inside is root of the image's files all the same.
+/// Where minivm is root, the sandbox's processes on the host are not, but root inside may still read root's files of the image.
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
 fn root_reads_files_that_only_root_may_read() {
@@ -400,7 +400,7 @@ fn files_are_copied_in_and_are_the_guests_own() {
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
-/// The roots that are kept. Locks beside them have the time of their last use, and half a root another name.
+/// Returns the cached roots, without the locks beside them and unfinished roots, whose names have an extension.
 fn kept_roots() -> Vec<PathBuf> {
     let kept = cache::folder().unwrap().join("rootfs");
     let entries = fs::read_dir(kept)
@@ -409,7 +409,7 @@ fn kept_roots() -> Vec<PathBuf> {
     entries.filter(|path| path.extension().is_none()).collect()
 }
 
-/// All below a folder, with sizes and times.
+/// Lists all files and folders below a folder, with sizes and times.
 fn state(folder: &Path) -> Vec<String> {
     let mut all = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -467,16 +467,16 @@ fn runs_at_once_see_nothing_of_each_other() {
     });
 }
 
-/// The processes that see this folder, or were told of it.
+/// Counts the processes that have this folder mounted or in their arguments.
 fn processes_with(folder: &Path) -> usize {
     let folder = folder.to_str().unwrap();
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let tells = |process: &Path, file| {
+    let names = |process: &Path, file| {
         let text = fs::read(process.join(file)).unwrap_or_default();
         String::from_utf8_lossy(&text).contains(folder)
     };
-    let tells = |process: &Path| tells(process, "cmdline") || tells(process, "mountinfo");
-    entries.filter(|entry| tells(&entry.path())).count()
+    let names = |process: &Path| names(process, "cmdline") || names(process, "mountinfo");
+    entries.filter(|entry| names(&entry.path())).count()
 }
 
 #[test]

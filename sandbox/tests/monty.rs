@@ -1,4 +1,4 @@
-//! The backend monty, with the real `minivm` as its worker, and within this process: both through the same tests.
+//! The backend monty, with the real `minivm-worker` and within this process: most tests run both.
 
 // Tests run: here
 
@@ -20,7 +20,7 @@ use minivm_tests::patience::{PATIENCE, with_limits_from};
 use minivm_tests::{processes, stress};
 use serde_json::{Value, json};
 
-/// As programs have it that limit the memory of `InProcess`.
+/// The allocator of programs that limit the memory of `InProcess`.
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
@@ -428,7 +428,7 @@ fn resume(sandbox: &dyn Sandbox, state: Vec<u8>, returned: Result<Value, String>
 #[test]
 fn code_is_suspended_and_resumed_elsewhere() {
     let code = "x = [1, 2]\nprint('before')\ny = ask('how many?', of=x)\nprint(x, y + 1)\n1 / y\n";
-    // Each with the other's state, and twice with the same.
+    // Each sandbox resumes the other's state, and one resumes its own.
     let [process, within] = both();
     for (first, second) in [
         (&process, &within),
@@ -446,8 +446,8 @@ fn code_is_suspended_and_resumed_elsewhere() {
         let ran = resume(&**second, state.clone(), Ok(json!(0)));
         assert_eq!(ran.exception().kind, "ZeroDivisionError");
         assert_eq!(ran.exception().line, Some(5));
-        let ran = resume(&**second, state, Err("nobody knows".into()));
-        assert_eq!(ran.exception().message, "nobody knows");
+        let ran = resume(&**second, state, Err("no answer".into()));
+        assert_eq!(ran.exception().message, "no answer");
         assert_eq!(ran.exception().line, Some(3));
     }
 }
@@ -524,7 +524,7 @@ fn a_closed_output_ends_the_code() {
 
 #[test]
 fn many_in_a_row_and_several_at_once_leave_nothing() {
-    // By this path its processes can be told from those of other tests.
+    // The path distinguishes this test's processes from those of other tests.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("minivm");
     std::fs::copy(env!("CARGO_BIN_EXE_minivm-worker"), &program).unwrap();
@@ -563,7 +563,7 @@ fn memory_files_are_closed_after_a_run() {
     for _ in 0..5 {
         run_code(&*sandbox(), "print(1)");
     }
-    // Tests that run at the same time have some for as long as they start a process.
+    // Other tests have such files open while they start a process.
     let soon = Instant::now() + PATIENCE;
     while open() > 0 && Instant::now() < soon {
         thread::sleep(Duration::from_millis(1));

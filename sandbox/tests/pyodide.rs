@@ -1,4 +1,4 @@
-//! The sandboxes with Pyodide: what code in them can do, what it can't, and that nothing of it stays.
+//! The sandboxes with Pyodide: what code in them can do, and what it can't.
 
 // Tests run: with the tools
 
@@ -66,7 +66,7 @@ fn run_code(backend: Backend, code: &str) -> Ran {
     run(backend, Task::code(code))
 }
 
-/// What code prints that ends well, and writes nothing to stderr.
+/// The stdout of code that exits with 0 and writes nothing to stderr.
 fn printed(backend: Backend, code: &str) -> String {
     printed_by(backend, Task::code(code))
 }
@@ -142,7 +142,7 @@ fn exit_codes_pass_through(backend: Backend) {
 fn a_fatal_error_of_the_interpreter_is_reported(backend: Backend) {
     let ran = run_code(backend, "import os; print('a', flush=True); os.abort()");
     assert_eq!(ran.finished.end, End::Signal(6));
-    // And where it was, which Pyodide writes there too.
+    // Pyodide also writes the traceback there.
     assert!(ran.stdout.starts_with("a\n"), "{}", ran.stdout);
     assert!(ran.stderr.contains("came to its end"), "{}", ran.stderr);
 }
@@ -183,7 +183,7 @@ fn memory_has_a_limit(backend: Backend) {
 fn too_much_for_webassembly_is_a_memory_error(backend: Backend) {
     let mut task =
         Task::code("a = bytearray(3 << 29)\nb = bytearray(3 << 29)\nc = bytearray(3 << 29)");
-    // More than WebAssembly can have.
+    // More than the address space of WebAssembly.
     task.limits.memory = Some(6 << 30);
     let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Exited(1));
@@ -327,8 +327,8 @@ print('done')"
     );
     let ran = run_code(backend, &code);
     assert_eq!(ran.stdout, "done\n", "{}", ran.stderr);
-    let nobody = listener.accept().unwrap_err();
-    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
 }
 
 fn nothing_of_the_host_is_seen(backend: Backend) {
@@ -404,8 +404,8 @@ print('done')"
     );
     let ran = run_code(backend, &code);
     assert_eq!(ran.stdout, "done\n", "{}", ran.stderr);
-    let nobody = listener.accept().unwrap_err();
-    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
 }
 
 fn leaving_the_page_ends_the_code_and_dialogs_return_at_once(backend: Backend) {
@@ -427,7 +427,7 @@ fn a_crash_of_the_page_is_reported(backend: Backend) {
     let hog =
         "import js; js.eval('const all = []; while (true) all.push(new Array(1e6).fill(1.5))')";
     let mut task = Task::code(hog);
-    // More than a page can have.
+    // More than a page may allocate.
     task.limits.memory = Some(8 << 30);
     let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Signal(6));
