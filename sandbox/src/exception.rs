@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::End;
 
-/// How many of stderr's last bytes are kept.
+/// The number of stderr's last bytes that are kept.
 const TAIL_MAX: usize = 64 << 10;
 /// The first line of a traceback.
 const HEADER: &str = "Traceback (most recent call last):";
@@ -70,7 +70,7 @@ fn frame_line(line: &str) -> Option<u32> {
     own.then(|| digits.parse().ok()).flatten()
 }
 
-/// Whether a text is a valid name of a type, with or without its module.
+/// Returns whether a text is a valid name of a type, with or without its module.
 fn is_type(text: &str) -> bool {
     let part = |part: &str| {
         part.starts_with(|c: char| c.is_alphabetic() || c == '_')

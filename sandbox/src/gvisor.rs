@@ -147,7 +147,7 @@ pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
         })
 }
 
-/// Whether a `runsc` has the platform systrap, which needs neither privileges nor KVM. Releases before 2023 lack it.
+/// Returns whether a `runsc` has the platform systrap, which needs neither privileges nor KVM. Releases before 2023 lack it.
 fn has_systrap(runsc: &Path) -> bool {
     let output = Command::new(runsc)
         .arg("flags")

@@ -90,7 +90,7 @@ pub use task::{CODE_MAX, Finished, Function, Limits, MachineRun, Program, Task, 
 pub use turducken::Turducken;
 pub use vm_options::{Entrypoint, Started, VmOptions};
 
-/// One of the five kinds of sandboxes.
+/// A kind of sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Backend {
     /// A virtual machine on KVM, with a Linux kernel of its own.
@@ -115,7 +115,7 @@ impl Backend {
         Backend::Chromium,
     ];
 
-    /// Whether the backend needs a container image.
+    /// Returns whether the backend needs a container image.
     pub fn needs_image(self) -> bool {
         self.capabilities().contains(&Capability::Commands)
     }

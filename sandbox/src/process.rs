@@ -35,7 +35,7 @@ const CLOGGED: u64 = 8 << 10;
 /// The largest number of processes and threads of a sandbox, where no control group counts them.
 const PROCESSES: u64 = 1024;
 
-/// How many bytes of a memory file are read: more than a message has.
+/// The largest number of bytes that are read of a memory file: more than a message has.
 const CONTENT_MAX: usize = 2 << 20;
 
 /// A program's streams, and its events.
@@ -83,7 +83,7 @@ enum StopReason {
 }
 
 impl StopReason {
-    /// Whether outputs are waited for no longer than [`GRACE`].
+    /// Returns whether outputs are waited for no longer than [`GRACE`].
     fn hurries(self) -> bool {
         matches!(self, StopReason::TimedOut | StopReason::Stopped(_))
     }
@@ -340,7 +340,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// Whether the pipe is full because the task's own reader takes nothing, so that the program is probably blocked as well.
+    /// Returns whether the pipe is full because the task's own reader takes nothing, so that the program is probably blocked as well.
     fn is_clogged(&self) -> bool {
         let held = rustix::io::ioctl_fionread(&self.end).unwrap_or_default();
         let room = rustix::pipe::fcntl_getpipe_size(&self.end).map_or(u64::MAX, |size| size as u64);
@@ -390,7 +390,7 @@ impl Outputs {
         })
     }
 
-    /// Whether an output can't be passed on.
+    /// Returns whether an output can't be passed on.
     fn have_failed(&mut self) -> bool {
         while let Ok(passed) = self.passed.try_recv() {
             self.note(passed);

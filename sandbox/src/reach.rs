@@ -188,7 +188,7 @@ fn process(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     }
 }
 
-/// Whether a process on the host has this in its command line.
+/// Returns whether a process on the host has this in its command line.
 fn has_process(mark: &str) -> bool {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());

@@ -169,7 +169,7 @@ pub struct Usage {
 /// The result of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
-    /// How the task ended.
+    /// The task's end.
     pub end: End,
     /// The exception that ended Python code, read from the traceback on its stderr. The code can forge it.
     pub exception: Option<Exception>,

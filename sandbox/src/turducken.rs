@@ -127,7 +127,7 @@ impl Parts {
         Ok(Parts { copied, written })
     }
 
-    /// What the image is known by: the files' names, sizes and times, for they are too large to be read each time.
+    /// Returns the image's identity, a digest of the files' names, sizes and times: their contents are too large to read each time.
     fn identity(&self) -> Result<String, Error> {
         let mut fields = FORMAT.to_owned();
         for (host, inside) in &self.copied {

@@ -112,7 +112,7 @@ impl Cgroup {
         folders.into_iter().map(open).collect()
     }
 
-    /// Whether the group limits the number of processes.
+    /// Returns whether the group limits the number of processes.
     fn bounds_processes(&self) -> bool {
         let limit = |pids: &PathBuf| fs::read_to_string(pids.join("pids.max"));
         let limit = self.pids.as_ref().and_then(|pids| limit(pids).ok());
@@ -140,7 +140,7 @@ impl Cgroup {
         text.trim().parse().ok()
     }
 
-    /// Whether the kernel's OOM killer ended a process of the group.
+    /// Returns whether the kernel's OOM killer ended a process of the group.
     pub fn out_of_memory(&self) -> bool {
         let file = match self.version {
             Version::One => "memory.oom_control",
@@ -166,7 +166,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Whether a group can be made here that limits memory and processes.
+/// Returns whether a group can be made here that limits memory and processes.
 pub(super) fn can_be_made() -> bool {
     // The limit's value doesn't matter.
     Cgroup::create(Some(1 << 30)).is_some_and(|group| group.bounds_processes())

@@ -192,7 +192,7 @@ pub fn take_back(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the file system of a path can map owners; true as well where minivm isn't root and needs no mapping.
+/// Returns whether the file system of a path can map owners; true as well where minivm isn't root and needs no mapping.
 pub(super) fn maps_owners(path: &Path) -> bool {
     let Ok(Some(descent)) = Descent::prepare() else {
         return true;

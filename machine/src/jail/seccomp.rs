@@ -41,7 +41,7 @@ pub enum Calls {
 }
 
 impl Calls {
-    /// Whether the program may make user namespaces.
+    /// Returns whether the program may make user namespaces.
     pub(super) fn make_user_namespaces(self) -> bool {
         matches!(self, Calls::Browser | Calls::Container)
     }

@@ -6,7 +6,7 @@ use monty_types::{ExcType, ExtFunctionResult, MontyException, MontyObject};
 
 use super::host::{END_OF_INPUT, Host, Stream, exception};
 
-/// One of these functions.
+/// A function of Python's that this module implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Builtin {
     Input,

@@ -10,7 +10,7 @@ use crate::Call;
 /// Python's message at the end of the input.
 pub(super) const END_OF_INPUT: &str = "EOF when reading a line";
 
-/// One of the two outputs.
+/// An output of the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stream {
     Stdout,
