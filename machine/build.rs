@@ -1,6 +1,6 @@
-//! Builds `minivm-init`, which minivm carries inside it.
+//! Builds `minivm-init`, which this crate includes as bytes.
 //!
-//! It has to be one static file, and a small one: it is linked against musl where Rust's target for it is installed
+//! The program has to be one static file, and a small one: it is linked against musl where Rust's target for it is installed
 //! (`rustup target add x86_64-unknown-linux-musl`), else against the host's own C library, which makes it twice the size.
 
 use std::env;
@@ -9,14 +9,14 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-/// Where a C library and Rust's standard library for it can be linked into one static file.
+/// The target whose C library and standard library are linked into one static file.
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
 fn main() {
     for source in [
         "../guest/src",
         "../guest/Cargo.toml",
-        // It has the profile `init`, and the versions of what init is made of.
+        // These have the profile `init`, and the versions of init's dependencies.
         "../Cargo.toml",
         "../Cargo.lock",
         "../.cargo/config.toml",
@@ -42,14 +42,14 @@ fn main() {
     println!("cargo::rustc-env=MINIVM_INIT_DIGEST={digest}");
 }
 
-/// Cargo's folder for what it builds: init is built once for all profiles.
+/// Returns Cargo's target folder, so that init is built once for all profiles.
 fn target_folder(out: &Path) -> &Path {
     out.ancestors()
         .find(|folder| folder.join("CACHEDIR.TAG").exists())
         .unwrap_or(out)
 }
 
-/// Whether Rust's standard library is there for the target; Cargo is told to ask again when that changes.
+/// Returns whether Rust's standard library is installed for the target. Cargo runs this again when that changes.
 fn is_installed(target: &str) -> bool {
     let rustc = env::var_os("RUSTC").expect("Cargo sets it");
     let printed = Command::new(rustc)
@@ -60,7 +60,7 @@ fn is_installed(target: &str) -> bool {
     };
     let libraries = PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim());
     let installed = printed.status.success() && libraries.is_dir();
-    // A folder that isn't there counts as changed each time. `<sysroot>/lib/rustlib` is there, and in it rustup's list.
+    // Cargo takes a missing folder as changed each time. `<sysroot>/lib/rustlib` exists, and in it rustup's list.
     let targets = libraries.ancestors().nth(2).unwrap_or(&libraries);
     let list = targets.join("components");
     let watched = match installed {
@@ -81,7 +81,7 @@ fn build(target: &str, folder: &Path) {
         .args(["--profile", "init", "--locked"])
         .args(["--target", target, "--target-dir"])
         .arg(folder);
-    // What is set for building minivm, or for looking at it (clippy), isn't meant for this.
+    // Flags and wrappers for minivm's own build (clippy's, for example) are not for init's.
     for name in [
         "CARGO_ENCODED_RUSTFLAGS",
         "RUSTC_WORKSPACE_WRAPPER",

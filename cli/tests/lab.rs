@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use minivm_tests::given;
 use minivm_tests::output::text;
 use minivm_tests::patience::PATIENCE;
 use std::fs;
@@ -343,6 +344,21 @@ fn a_private_labs_qemu_is_in_a_jail_that_ends_with_minivm() {
 }
 
 #[test]
+#[ignore = "needs the lab: cargo xtask test"]
+fn debians_kernel_and_its_modules_make_a_lab() {
+    let kernel = given::path("MINIVM_TEST_DEBIAN_CLOUD");
+    let mut minivm = Command::new(env!("CARGO_BIN_EXE_minivm"));
+    minivm.env("MINIVM_LAB_KERNEL", kernel.parent().unwrap());
+    let doctor = ["--private", "--", "/minivm", "doctor", "--json"];
+    let child = start(&mut minivm, &[&[LIMIT][..], &doctor].concat());
+    let output = child.wait_with_output().unwrap();
+    let checks: Vec<serde_json::Value> =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let usable = checks.iter().find(|check| check["name"] == "kvm usable");
+    assert_eq!(usable.unwrap()["state"], "ok", "{checks:#?}");
+}
+
+#[test]
 fn a_missing_kernel_names_the_command_that_makes_it() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_minivm"))
@@ -352,7 +368,7 @@ fn a_missing_kernel_names_the_command_that_makes_it() {
         .unwrap();
     assert_eq!(output.status.code(), Some(125));
     let expected = format!(
-        "minivm: no lab kernel in {}: make it with `cargo xtask setup`, or name the folder of one that is there in MINIVM_LAB_KERNEL\n",
+        "minivm: no lab kernel in {}: make it with `cargo xtask setup`, or set MINIVM_LAB_KERNEL to a folder that has one\n",
         folder.path().display()
     );
     assert_eq!(text(&output.stderr), expected);
@@ -414,7 +430,7 @@ fn a_lab_that_never_has_a_timer_is_given_up() {
     let (output, starts) = echoed_with(folder.path());
     assert_eq!(
         text(&output.stderr),
-        "minivm: the lab has no timer to rely on after 5 starts (processor 0 has no timer): leave this machine more of its time\n"
+        "minivm: the lab has no reliable timer after 5 starts (processor 0 has no timer): run it again while this host is less busy\n"
     );
     assert_eq!((text(&output.stdout), starts), ("", 5));
     assert_eq!(output.status.code(), Some(125));

@@ -1,4 +1,4 @@
-//! The kernel's console of a machine whose command's streams are elsewhere: shown, or its last lines kept.
+//! The last lines of a kernel's console, kept for the error of a machine that dies.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -6,16 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::printable::printable;
 
-/// Lines that are kept, and the most bytes of one.
+/// The most lines that are kept.
 const LINES: usize = 12;
+/// The most bytes of a line.
 const LINE_MAX: usize = 400;
 
-/// A console's last lines.
+/// A writer that keeps a console's last lines. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Tail(Arc<Mutex<VecDeque<Vec<u8>>>>);
 
 impl Tail {
-    /// The lines as text that can be shown: whatever a guest writes, no control character of it reaches a terminal.
+    /// Returns the lines as text without control characters, which a guest may write but a terminal must not get; `None` where there are
+    /// none.
     pub(super) fn text(&self) -> Option<String> {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let shown: Vec<_> = lines

@@ -1,7 +1,7 @@
-//! What the guest says, message by message.
+//! The guest's messages, taken one by one.
 //!
-//! It says hello, gets its request, starts the command or refuses to, sends output and asks for input, sends files, and
-//! tells how the command ended. Whatever comes out of order, or is no message, ends the conversation.
+//! The guest sends its hello, gets the request, starts the command or refuses to, sends output and asks for input, sends files, and
+//! reports how the command ended. A message out of order, or bytes that are not a message, end the conversation with an error.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Exit, Hello, Refusal, ToHost, VERSION};
 
+use super::copies::Files;
 use super::copy_out::{self, Budget};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, Outgoing, Stage};
-use super::session::Files;
 use super::{End, Error, cannot};
 use crate::output::Capped;
 use crate::printable::printable;
 
-/// The most warnings of a guest that are kept.
+/// The most warnings from a guest that are kept.
 const WARNINGS_MAX: usize = 19;
-/// The most characters of a text of its that are shown.
+/// The most characters of a guest's text that are shown.
 const TEXT_MAX: usize = 500;
 
-/// A conversation with a guest.
+/// The state of a session as the thread has it that reads from the guest.
 pub(super) struct Conversation<'a> {
     pub(super) copy_out: &'a [Files],
     pub(super) max_copy_out: u64,
@@ -32,25 +32,25 @@ pub(super) struct Conversation<'a> {
     pub(super) outgoing: &'a Outgoing,
     pub(super) watchdog: &'a Watchdog,
     pub(super) stopper: &'a Stopper,
-    /// What may still be copied out.
+    /// How much may still be copied out.
     pub(super) budget: Budget,
     pub(super) phase: Phase,
     pub(super) notes: Notes,
 }
 
-/// How far it has come.
+/// The messages that may come next.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// Hello is to come.
+    /// The guest's hello is to come.
     Booting,
-    /// The request is on its way.
+    /// The guest has the request, or will have it, and may start the command.
     Requested,
     /// The command runs, or has run.
     Started,
 }
 
 impl Notes {
-    /// Of a session that begins now.
+    /// Makes the notes of a session that begins now.
     pub(super) fn new() -> Self {
         Notes {
             warnings: Vec::new(),
@@ -76,15 +76,15 @@ impl Phase {
     }
 }
 
-/// A message's kind in words.
+/// Names a message's kind in an error.
 fn kind(message: &ToHost) -> &'static str {
     match message {
         ToHost::Hello(_) => "a hello",
-        ToHost::Ready => "that it is ready",
+        ToHost::Ready => "readiness",
         ToHost::Time => "a question for the time",
         ToHost::Started => "a command's start",
         ToHost::Refused(_) => "a refusal",
-        ToHost::Room(_) => "a wish for input",
+        ToHost::Room(_) => "a request for input",
         ToHost::Stdout(_) | ToHost::Stderr(_) => "output",
         ToHost::FilesOf(..) => "the announcement of files",
         ToHost::Files(_) => "a piece of a file",
@@ -93,24 +93,24 @@ fn kind(message: &ToHost) -> &'static str {
     }
 }
 
-/// What is remembered of it.
+/// Notes on a session, of which its report is made.
 #[derive(Debug)]
 pub(super) struct Notes {
     pub(super) warnings: Vec<String>,
     more_warnings: u64,
     pub(super) copy_failed: bool,
-    /// How many of the files that were asked for have come, or have been excused. They come in order, each once.
+    /// How many of the requested copies have begun or failed. They come in order, each once.
     pub(super) copies: usize,
-    /// How much of the last one of them was whole when the machine was stopped, in files and folders.
+    /// How many files and folders of the last copy were whole when the machine was stopped; `None` where it wasn't cut short.
     pub(super) cut: Option<usize>,
     pub(super) begun: Instant,
     pub(super) hello: Option<Instant>,
     pub(super) exec: Option<Instant>,
-    /// The command's own exit, where that is its end.
+    /// The exit that the guest reported, where that is the command's end.
     pub(super) exit: Option<Exit>,
 }
 
-/// What a guest sends, message by message.
+/// A reader of the guest's messages.
 struct Messages<'a> {
     from_guest: &'a mut dyn Read,
     decoder: Decoder,
@@ -118,7 +118,7 @@ struct Messages<'a> {
 }
 
 impl Messages<'_> {
-    /// Waits for the next one, and hands it on; none at the machine's end.
+    /// Waits for the next message and calls `take` with it. Returns `None` at the machine's end.
     fn next<T>(
         &mut self,
         take: impl FnOnce(ToHost) -> Result<T, Error>,
@@ -140,17 +140,18 @@ impl Messages<'_> {
     }
 }
 
-/// What comes of a message.
+/// What to do after a message.
 enum Next {
-    /// Another one.
+    /// Read the next message.
     Message,
-    /// Files of the path with this number.
+    /// Unpack the files of the copy with this number.
     Files(usize),
+    /// Return: the command has ended.
     End(End),
 }
 
 impl Conversation<'_> {
-    /// Listens to the guest until it has said how the command ended; `None` where it never does.
+    /// Reads from the guest until it reports how the command ended; returns `None` where the machine ends before.
     pub(super) fn listen(&mut self, from_guest: &mut dyn Read) -> Result<Option<End>, Error> {
         let mut messages = Messages {
             from_guest,
@@ -193,7 +194,7 @@ impl Conversation<'_> {
             }
             (Phase::Started, ToHost::Room(bytes)) => self.outgoing.allow(bytes),
             (Phase::Started, ToHost::FilesOf(number, why)) => return self.begin_files(number, why),
-            (Phase::Booting, _) => return Err(broken("its first message is no hello")),
+            (Phase::Booting, _) => return Err(broken("its first message is not a hello")),
             (_, ToHost::Warning(text)) => self.notes.warn(text),
             (Phase::Started, ToHost::Exit(exit)) => return Ok(Next::End(self.end(exit))),
             (phase, message) => return Err(out_of_order(&message, phase.when())),
@@ -201,7 +202,7 @@ impl Conversation<'_> {
         Ok(Next::Message)
     }
 
-    /// How it ended, now that all that was to be done by then is done, or has been cut off.
+    /// Returns how the command ended, at its exit: after all copies, or after one was cut short.
     fn end(&mut self, exit: Exit) -> End {
         match self.stopper.why() {
             Some(Why::TimedOut) => End::TimedOut,
@@ -217,7 +218,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Notes that the guest has said hello, and lets the request be sent: the guest listens from now on.
+    /// Notes that the guest's hello was read, and lets the thread `request` send: the guest reads from now on.
     pub(super) fn greet(&mut self) {
         self.notes.hello = Some(Instant::now());
         self.phase = Phase::Requested;
@@ -258,7 +259,7 @@ impl Conversation<'_> {
         let is_over = || self.stopper.has_stopped();
         let unpacked = copy_out::unpack(&mut incoming, files, &mut self.budget, &is_over);
         if !is_over() {
-            // What comes behind a file that failed, or behind the archive.
+            // Skips what follows a file that failed, or the archive.
             let _ = io::copy(&mut incoming, &mut io::sink());
         }
         let (size, failed) = (incoming.size, incoming.failed);
@@ -282,24 +283,24 @@ impl Conversation<'_> {
     }
 }
 
-/// The files of one path, while the guest sends them.
+/// A reader of one copy's archive, while the guest sends it.
 struct Incoming<'a, 'b> {
     messages: &'a mut Messages<'b>,
     notes: &'a mut Notes,
-    /// What came last, and how much of it was taken.
+    /// The last piece, and how many of its bytes were read.
     piece: Vec<u8>,
     taken: usize,
-    /// How many bytes may come, and how many have.
+    /// The most bytes that may come, and how many have.
     limit: u64,
     size: u64,
-    /// No more will come.
+    /// Whether all has come.
     ended: bool,
-    /// What ends the session.
+    /// An error that ends the session.
     failed: Option<Error>,
 }
 
 impl Incoming<'_, '_> {
-    /// Waits for another piece.
+    /// Waits for the next piece.
     fn next_piece(&mut self) -> Result<(), Error> {
         self.taken = 0;
         self.piece.clear();
@@ -313,7 +314,7 @@ impl Incoming<'_, '_> {
             }
             Ok(false)
         })?;
-        // The machine's end is an end, too.
+        // The machine's end also ends the archive.
         self.ended = taken.unwrap_or(true);
         self.size += self.piece.len() as u64;
         match self.size > self.limit {
@@ -342,7 +343,7 @@ impl Read for Incoming<'_, '_> {
 }
 
 impl Notes {
-    /// Says of a machine that was stopped what of the files was not copied out. `of` are those that were asked for.
+    /// Adds a warning about the files that a stopped machine did not send. `of` are the requested copies.
     pub(super) fn miss_copies(&mut self, of: &[Files], why: &str) {
         let under_way = self
             .cut
@@ -369,12 +370,12 @@ impl Notes {
 
     fn fail_copy(&mut self, files: &Files, why: &str) {
         self.copy_failed = true;
-        // Always told: it is why the run counts as failed. There are as many as the user asked for copies.
+        // Not counted against WARNINGS_MAX: this is why the run counts as failed, and there is at most one for each copy.
         let text = format!("cannot copy {} out: {why}", files.from.display());
         self.warnings.push(printable(&text, TEXT_MAX));
     }
 
-    /// Keeps a line for the user, without what a terminal would take for a command.
+    /// Keeps a guest's warning, without control characters. Counts it where there are too many.
     fn warn(&mut self, text: impl AsRef<str>) {
         if self.warnings.len() < WARNINGS_MAX {
             self.warnings.push(printable(text.as_ref(), TEXT_MAX));
@@ -383,7 +384,7 @@ impl Notes {
         }
     }
 
-    /// Says how many warnings were not kept.
+    /// Adds a line with the number of warnings that were not kept.
     pub(super) fn count_warnings(&mut self) {
         if self.more_warnings > 0 {
             let text = format!("there were {} more warnings", self.more_warnings);
@@ -396,7 +397,7 @@ impl Notes {
 ///
 /// # Errors
 ///
-/// [`Error::Version`] where it doesn't.
+/// [`Error::Version`] where it speaks another one.
 pub(super) fn check_version(hello: &Hello) -> Result<(), Error> {
     match hello.version {
         VERSION => Ok(()),
@@ -416,7 +417,7 @@ fn refused(refusal: Refusal) -> Result<End, Error> {
     }
 }
 
-/// Output that nobody takes any more ends the command, as it ends other programs.
+/// Ends the command where its output has lost its reader, as SIGPIPE ends other programs.
 fn closed(written: io::Result<()>) -> Result<Next, Error> {
     match written {
         Ok(()) => Ok(Next::Message),

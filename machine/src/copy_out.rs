@@ -18,7 +18,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::session::Files;
+use super::copies::Files;
 use crate::output_path::Output;
 use crate::unpack_into::{Added, CHUNK, Links, Policy, Target, There, check, copy, open_own};
 

@@ -1,30 +1,30 @@
-//! How a program ended, in any sandbox, and the exit code that shells know it by.
+//! The end of a program in any sandbox, and the exit code that a shell would report for it.
 
 use minivm_guest::channel::{Exit, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// SIGKILL's number, by which a kernel ends what its memory limit ends.
+/// SIGKILL's number, the signal of a kernel's out-of-memory killer.
 const KILL: u8 = 9;
-/// SIGPIPE's number, by which a program ends whose output has no reader.
+/// SIGPIPE's number, the signal of a program whose output has lost its reader.
 const PIPE: u8 = 13;
-/// The code of a program that its time limit ended, as timeout(1) has it.
+/// The exit code of timeout(1) for a program that its time limit ended.
 const TIMED_OUT: u8 = 124;
-/// The code of a program that can't be executed, as POSIX's shell has it.
+/// The exit code of POSIX's shell for a program that can't be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// The code of a program that isn't there.
+/// The exit code of POSIX's shell for a program that isn't there.
 const NOT_FOUND: u8 = 127;
-/// The number that a signal's own is added to.
+/// What shells add to a signal's number to make an exit code of it.
 const SIGNAL: u8 = 128;
 
-/// A call of one of the host's functions.
+/// A call that suspended code makes to a function of the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Call {
     /// The function's name.
     pub function: String,
-    /// Its arguments.
+    /// The positional arguments.
     pub args: Vec<Value>,
-    /// Its arguments by name.
+    /// The keyword arguments.
     pub kwargs: Map<String, Value>,
 }
 
@@ -39,7 +39,8 @@ pub enum End {
     TimedOut,
     /// By its memory limit.
     OutOfMemory,
-    /// By [`Event::Stop`](crate::session::Event::Stop) or [`Event::Signal`](crate::session::Event::Signal), as if by this signal.
+    /// By [`Event::Stop`](crate::session::Event::Stop), or an [`Event::Signal`](crate::session::Event::Signal) that counts as one: as if
+    /// by this signal.
     Stopped(u8),
     /// By an output that has lost its reader.
     OutputClosed,
@@ -47,7 +48,7 @@ pub enum End {
     NotFound(String),
     /// Before its start: the command can't be executed. The text is the guest's.
     NotExecutable(String),
-    /// At the call of a function that suspends it. Its state goes on from here, in any process.
+    /// Not yet: the code is suspended at a call of the host's function. Any process can resume it from its state.
     Suspended {
         /// The call.
         call: Call,
@@ -57,7 +58,7 @@ pub enum End {
 }
 
 impl End {
-    /// The exit code that shells know this end by; `None` for code that is suspended, which has not ended.
+    /// Returns the exit code that a shell would report; `None` for suspended code, which has not ended.
     pub fn exit_code(&self) -> Option<u8> {
         Some(match self {
             End::Exited(code) => *code,
@@ -73,7 +74,7 @@ impl End {
 }
 
 impl From<&Exit> for End {
-    /// A guest's account of its command's exit.
+    /// Reads the exit that a guest reports of its command.
     fn from(exit: &Exit) -> End {
         match exit.status {
             Status::Signal(KILL) if exit.out_of_memory => End::OutOfMemory,
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_kill_for_want_of_memory_is_the_limits() {
+    fn only_an_out_of_memory_kill_is_an_end_by_the_memory_limit() {
         let end = |status, out_of_memory| {
             End::from(&Exit {
                 status,

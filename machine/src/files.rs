@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use minivm_guest::newc::{self, Archive};
 use minivm_guest::{FILE_MAX, Nodes, Owner, append_path};
 
-use super::session::Files;
+use super::copies::Files;
 use super::{Error, cannot};
 use crate::printable::printable;
 

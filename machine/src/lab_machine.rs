@@ -1,7 +1,7 @@
-//! A machine that is sent to a lab: one file says which it is, whatever it is to do there.
+//! Machines that are sent to a lab: each is described in one file, whatever it is to do there.
 //!
-//! The lab gets the kernel, the initramfs, and `/machine.json` with a [`LabMachine`]. The command `minivm lab-machine` there reads it
-//! back ([`LabMachine::receive`]) and runs it.
+//! The lab gets the kernel, the initramfs, and `/machine.json` with a [`LabMachine`]. The command `minivm lab-machine` there reads the
+//! file ([`LabMachine::receive`]) and runs the machine.
 
 use std::fs;
 use std::io;
@@ -14,30 +14,32 @@ use crate::lab::{LabRequest, Root};
 use crate::templates::Recipe;
 use crate::{Error, Machine, cannot};
 
-/// The argument that makes this program run what the lab was sent. The command line calls [`LabMachine::receive`] for it.
+/// The argument that makes this program run the machine that the lab was sent. The command line must call [`LabMachine::receive`] for it.
 pub const COMMAND: &str = "lab-machine";
-/// Where the lab has the files.
+/// Paths of the files in the lab.
 const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
 const RECORD: &str = "/machine.json";
 
-/// A machine to run in a lab, and what for.
+/// A machine to run in a lab, by what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LabMachine {
-    /// `minivm --kernel`: its console is the lab command's stdin and stdout.
+    /// `minivm --kernel`: the machine's console is the lab command's stdin and stdout.
     Console(Config),
-    /// `minivm run`: its frames come from stdin and go to stdout, see [`relay`](crate::relay).
+    /// `minivm run`: the machine's frames come from stdin and go to stdout, see [`relay`](crate::relay).
     Session(Machine),
-    /// A kept lab: it is made ready once, saved, and resumed at every port, see [`run_agent`](crate::templates::lab::run_agent).
+    /// A kept lab: the machine is made ready once, saved, and resumed at every port, see [`run_agent`](crate::templates::lab::run_agent).
     Template(Recipe),
 }
 
 impl LabMachine {
-    /// A lab that has the machine and its files, and nothing else of the host's. `verbose` is how many `-v` the command there is given.
+    /// Makes the request for a lab that has the machine and its files, and nothing else of the host's. `verbose` is the number of `-v`
+    /// for the command there.
     ///
     /// # Errors
     ///
-    /// [`Error::Lab`] where a file can't be read, or the machine needs more memory than the host has.
+    /// [`Error::Lab`] where a file can't be read, or the machine needs more memory than the host has; [`Error::Host`] where the machine
+    /// can't be written as JSON.
     pub fn request(&self, verbose: u8) -> Result<LabRequest, Error> {
         let mut command = vec!["/minivm"];
         command.extend((0..verbose).map(|_| "-v"));
@@ -49,12 +51,12 @@ impl LabMachine {
         request.files.extend(moved(initramfs, INITRAMFS));
         request.make_room(memory)?;
         let record = serde_json::to_vec(&inside).map_err(io::Error::from);
-        let record = record.map_err(cannot("write down the lab's machine"))?;
+        let record = record.map_err(cannot("describe the machine to the lab"))?;
         request.contents.push((record, RECORD.into()));
         Ok(request)
     }
 
-    /// Its kernel's and its initramfs's path, and its memory in bytes.
+    /// Returns the paths of its kernel and initramfs, and its memory in bytes.
     fn parts(&mut self) -> (Option<&mut PathBuf>, Option<&mut PathBuf>, u64) {
         match self {
             LabMachine::Console(config) => {
@@ -72,11 +74,11 @@ impl LabMachine {
         }
     }
 
-    /// The machine that this lab was sent.
+    /// Returns the machine that this lab was sent.
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where there is none, as everywhere but in a lab that [`request`](Self::request) made.
+    /// [`Error::Host`] where `/machine.json` can't be read, as everywhere but in a lab that [`request`](Self::request) made.
     pub fn receive() -> Result<LabMachine, Error> {
         let reading = || cannot(format!("read {RECORD}, which minivm sends to its labs"));
         let record = fs::read(Path::new(RECORD)).map_err(reading())?;
@@ -86,7 +88,7 @@ impl LabMachine {
     }
 }
 
-/// The file with its name in the lab, which becomes the machine's.
+/// Replaces a path by that in the lab; returns both, for [`LabRequest::files`].
 fn moved(path: Option<&mut PathBuf>, inside: &str) -> Option<(PathBuf, PathBuf)> {
     let path = path?;
     let host = std::mem::replace(path, inside.into());

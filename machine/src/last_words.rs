@@ -1,7 +1,7 @@
-//! What a machine in the lab says last: why it ended, which `minivm` there writes to stderr.
+//! The last message of a machine in the lab: why it ended, which `minivm` there writes to its stderr.
 //!
-//! That becomes a part of our own error, and so it is kept back here until something else comes after it. All else is passed on
-//! as it comes.
+//! That message becomes a part of this process's own error. So the writer here holds every message back until something else follows
+//! it, and passes all else on as it comes.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,22 +9,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::printable::printable;
 use crate::streams;
 
-/// How a message of `minivm`'s begins.
+/// The beginning of each of `minivm`'s messages.
 const PREFIX: &[u8] = b"minivm: ";
-/// The most bytes of one that are kept back.
+/// The most bytes of a message that are held back.
 const MESSAGE_MAX: usize = 16 << 10;
-/// The most characters of a line of it that are shown.
+/// The most characters of a message's line that are shown.
 const LINE_MAX: usize = 500;
 
-/// A writer that keeps back what may be the last message.
+/// A writer that holds back what may be the last message.
 pub(crate) struct LastWords {
     out: Box<dyn Write + Send>,
     kept: Kept,
-    /// Whether a message may have more than a line: then whatever follows it is its own, up to the next one.
+    /// Whether a message may have several lines: then all lines up to the next message belong to it.
     long: bool,
-    /// A line's beginning, as long as it can be a message's.
+    /// The beginning of a line, as long as it may be that of a message.
     begun: Vec<u8>,
-    /// Where the rest of the line goes that has begun, when that is known.
+    /// Where the rest of the current line goes; `None` where that isn't known yet.
     rest: Option<Rest>,
 }
 
@@ -34,12 +34,12 @@ enum Rest {
     PassedOn,
 }
 
-/// What is kept back.
+/// The message that is held back. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Kept(Arc<Mutex<Vec<u8>>>);
 
 impl LastWords {
-    /// One that passes on to `out`.
+    /// Makes a writer that passes on to `out`, and what it holds back. `long` says whether messages may have several lines.
     pub(crate) fn to(out: impl Write + Send + 'static, long: bool) -> (LastWords, Kept) {
         let kept = Kept::default();
         let words = LastWords {
@@ -52,7 +52,7 @@ impl LastWords {
         (words, kept)
     }
 
-    /// Takes a line, or what has come of it.
+    /// Takes a line, or a piece of one.
     fn take(&mut self, piece: &[u8]) -> io::Result<()> {
         let mut kept = self.kept.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.begun.extend_from_slice(piece);
@@ -95,7 +95,7 @@ impl LastWords {
 }
 
 impl Kept {
-    /// Why the machine ended, which had this exit code.
+    /// Returns why the machine ended: the last message, or else its exit code.
     pub(crate) fn why(&self, code: i32) -> String {
         let kept = self.take();
         let text = String::from_utf8_lossy(kept.strip_prefix(PREFIX).unwrap_or_default());
@@ -106,9 +106,9 @@ impl Kept {
         }
     }
 
-    /// Passes on what is kept back after all: it was not why.
+    /// Writes the message to stderr after all, where it is not the reason of an end.
     pub(crate) fn pass_on(&self) {
-        // As for every line of ours: there is no other place for it.
+        // A line that stderr doesn't take is lost: there is no other place for it.
         let _ = streams::write_all(&mut io::stderr(), &self.take());
     }
 
@@ -133,7 +133,7 @@ impl Write for LastWords {
 
 impl Drop for LastWords {
     fn drop(&mut self) {
-        // No message after all.
+        // It was not a message.
         let _ = self.out.write_all(&self.begun);
     }
 }
@@ -143,8 +143,8 @@ mod tests {
     use super::*;
     use minivm_tests::output::Shared;
 
-    /// What is passed on, and what is said to be why.
-    fn told(pieces: &[&str], long: bool) -> (String, String) {
+    /// Returns what is passed on of these pieces, and the reason that remains.
+    fn passed_and_why(pieces: &[&str], long: bool) -> (String, String) {
         let out = Shared::default();
         let (mut words, kept) = LastWords::to(out.clone(), long);
         for piece in pieces {
@@ -184,15 +184,15 @@ mod tests {
             ),
         ] {
             let expected = (passed.to_owned(), why.to_owned());
-            assert_eq!(told(&[all], long), expected);
+            assert_eq!(passed_and_why(&[all], long), expected);
             let letters: Vec<String> = all.chars().map(String::from).collect();
             let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-            assert_eq!(told(&letters, long), expected);
+            assert_eq!(passed_and_why(&letters, long), expected);
         }
     }
 
     #[test]
-    fn what_is_no_message_is_passed_on_whole() {
+    fn all_that_is_not_a_message_is_passed_on() {
         let code = "exit code 7 in the lab".to_owned();
         for text in [
             "",
@@ -204,12 +204,12 @@ mod tests {
             "minivm: a\nb",
         ] {
             assert_eq!(
-                told(&[text], false),
+                passed_and_why(&[text], false),
                 (text.to_owned(), code.clone()),
                 "{text}"
             );
         }
         let long = format!("minivm: {}\nx", "x".repeat(MESSAGE_MAX));
-        assert_eq!(told(&[&long], true), (long.clone(), code));
+        assert_eq!(passed_and_why(&[&long], true), (long.clone(), code));
     }
 }

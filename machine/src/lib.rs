@@ -1,14 +1,63 @@
-//! A machine that runs one command and tells how it ended.
+//! A command in a virtual machine: on this host's KVM or in the lab, after a boot or from a template.
 //!
-//! 1. A [`Machine`] says which kernel, which initramfs (made by [`crate::images`], with `minivm-init` in it), and how much of
-//!    what.
-//! 2. [`Machine::start`] starts it on this host's KVM (`local`), or in the lab (`remote`). What comes of it is a [`Link`]: two
-//!    streams of frames, a way to stop it, and how it ended. `wire` and `rings` are how the streams get out of a guest.
-//! 3. [`Session::run`] sends a request over the link, moves bytes and signals, and makes a [`Report`] of what comes back.
+//! Machines come from [`minivm_vmm`], root file systems from [`minivm_image`]; [`minivm_guest`] has the messages that host and guest
+//! exchange. This crate joins them into one call that runs a command and returns how it ended.
+//!
+//! # How a command runs
+//!
+//! 1. [`images::Shelf`] finds the image's initramfs archive in the cache, or makes it, with `minivm-init` in it;
+//!    [`kernel::find`] finds the guest's kernel.
+//! 2. A [`Machine`] names both, and how much memory and how many vCPUs the guest gets. [`Machine::start`] boots it, on this host's
+//!    KVM (`local`) or in the lab (`remote`). [`Templates::start`](templates::Templates::start) resumes a saved one instead.
+//! 3. Either way the caller has a [`Link`]: two streams of frames, a way to stop the machine, and how it ended. `wire` carries the
+//!    frames through `rings` in guest memory, or byte by byte through the UART.
+//! 4. [`Session::run`] sends a [`Request`](minivm_guest::channel::Request) over the link. Its threads send input, signals and files
+//!    (`outgoing`), take what the guest sends (`conversation`, `copy_out`), and stop the machine at its limits (`limits`).
+//! 5. The command ends, or is ended; the machine is stopped, and [`Session::run`] returns a [`Report`].
+//!
+//! ```no_run
+//! use minivm_guest::channel::Request;
+//! use minivm_machine::{End, Machine, Place, Session, kernel};
+//!
+//! let machine = Machine {
+//!     kernel: kernel::find()?,
+//!     initramfs: "debian.cpio".into(), // see `images`
+//!     memory: 256 << 20,
+//!     cpus: 1,
+//!     rings: true,
+//!     console: false,
+//! };
+//! let mut session = Session::new(Request {
+//!     argv: vec![b"uname".to_vec(), b"-r".to_vec()],
+//!     ..Request::default()
+//! });
+//! session.stdout = Box::new(std::io::stdout());
+//! let report = session.run(machine.start(&Place::Here)?)?;
+//! assert_eq!(report.end, End::Exited(0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Modules
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`session`] | [`Session`]: one command in one machine, from the request to the [`Report`] |
+//! | `conversation`, `outgoing`, `limits` | the threads of a session: from the guest, to the guest, and the watchdog |
+//! | `copies`, `files`, `copy_out` | files to copy: what they are, packed for a guest, unpacked from one |
+//! | [`end`](End) | how a program ended, in any sandbox, and its exit code |
+//! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
+//! | `wire`, `rings` | the host's end of the control channel |
+//! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
+//! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
+//! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
+//! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
+//! | [`output`], [`output_path`], [`streams`], [`printable`] | writing outputs: with a limit, to a path, without loss, without control characters |
+//! | `console`, `last_words` | what a machine prints before it dies, for the error that reports it |
 
 pub mod cache;
 mod console;
 mod conversation;
+mod copies;
 mod copy_out;
 mod end;
 mod files;
@@ -42,14 +91,15 @@ use minivm_guest::channel::frame::BODY_MAX;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
+pub use copies::Files;
 pub use end::{Call, End};
 pub use files::{check_copies, check_room};
 pub use files::{guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
-pub use session::{Files, Report, Session};
+pub use session::{Report, Session};
 
-/// What Python is called in images.
+/// The name of Python's program in images.
 pub const PYTHON: &str = "python3";
 
 /// A machine with minivm's init in it.
@@ -57,15 +107,15 @@ pub const PYTHON: &str = "python3";
 pub struct Machine {
     /// The kernel's file.
     pub kernel: PathBuf,
-    /// The initramfs's.
+    /// The initramfs's file.
     pub initramfs: PathBuf,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub cpus: u8,
-    /// Whether bulk goes through guest memory. If not, every byte goes through the UART.
+    /// Whether frames go through guest memory. If not, every byte goes through the UART.
     pub rings: bool,
-    /// Whether the kernel's console is shown on stderr as it comes. If not, its last lines are kept for errors.
+    /// Whether the kernel's console goes to stderr as it comes. If not, its last lines are kept for errors.
     pub console: bool,
 }
 
@@ -76,13 +126,13 @@ pub enum Place {
     Here,
     /// In the lab.
     Lab {
-        /// As [`crate::lab::LabRequest::program`].
+        /// The program that runs there, see [`LabRequest::program`](lab::LabRequest::program).
         program: PathBuf,
     },
 }
 
 impl Place {
-    /// What gives machines there their virtualization, in a word: as `--accel` is told.
+    /// Returns what virtualizes machines there, as `--accel` names it: `kvm` or `lab`.
     pub fn accel(&self) -> &'static str {
         match self {
             Place::Here => "kvm",
@@ -90,7 +140,7 @@ impl Place {
         }
     }
 
-    /// What stands there between a machine and the host.
+    /// Returns what separates a machine there from the host, in words for the user.
     pub fn boundary(&self) -> &'static str {
         match self {
             Place::Here => "hardware virtualization (KVM)",
@@ -98,7 +148,7 @@ impl Place {
         }
     }
 
-    /// What the user of machines there should know, if anything, once one has run.
+    /// Returns a warning about machines there, if there is one. It is known once a machine has run.
     pub fn warning(&self) -> Option<String> {
         match self {
             Place::Here => None,
@@ -106,8 +156,8 @@ impl Place {
         }
     }
 
-    /// The most bytes of this host's memory that machines there have held at a time, with this process's own or the lab's.
-    /// Both only grow, so it tells of the last machine where there was one.
+    /// Returns the most bytes of this host's memory that this process has held at a time, its machines' memory among them; `None`
+    /// for the lab. The number never falls, so it is that of one machine only where the process has run one.
     pub fn host_memory(&self) -> Option<u64> {
         match self {
             Place::Here => {
@@ -123,27 +173,27 @@ impl Place {
     }
 }
 
-/// A machine that has been started.
+/// A machine that was started, as a session uses it.
 pub struct Link {
-    /// Whether the guest's hello has been received and its version checked, as that of a clone was before it was saved. If not, the hello
-    /// is the first message of `from_guest`.
+    /// Whether the guest's hello was read and its version checked, as a clone's was before it was saved. If not, the hello is the first
+    /// message of `from_guest`.
     pub greeted: bool,
-    /// The frames that it sends; they end with it.
+    /// The frames that the guest sends. They end with the machine.
     pub from_guest: Box<dyn Read + Send>,
-    /// The frames for it.
+    /// The frames for the guest.
     pub to_guest: Box<dyn Write + Send>,
-    /// Ends it, from any thread. So does dropping this.
+    /// Ends the machine, from any thread. Dropping it does so, too.
     pub stop: Box<dyn Fn() + Send + Sync>,
-    /// Waits for its end.
+    /// Waits until the machine has ended.
     pub end: Box<dyn FnOnce() -> Result<Ended, Error> + Send>,
 }
 
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Whether its kernel shut down in good order, or was stopped from here.
+    /// Whether its kernel shut down in good order, or the host stopped it.
     pub orderly: bool,
-    /// In words.
+    /// A description for error messages.
     pub how: String,
 }
 
@@ -154,51 +204,51 @@ pub enum Error {
     /// The monitor's error.
     #[error(transparent)]
     Monitor(#[from] minivm_vmm::Error),
-    /// The lab's.
+    /// The lab's error.
     #[error(transparent)]
     Lab(#[from] crate::lab::Error),
-    /// The guest's end, without a word of how the command ended.
+    /// The machine ended before the guest sent how the command ended.
     #[error("the machine ended before its command did: {0}")]
     Died(String),
-    /// The guest's init said what can't be.
+    /// The guest's init sent what the protocol doesn't allow.
     #[error("the guest broke the protocol")]
     Protocol(#[source] io::Error),
-    /// The guest's init is of another version.
+    /// The guest's init speaks another version of the protocol.
     #[error("the initramfs has an init of another version ({theirs}, not {ours}): build it again")]
     Version {
-        /// The guest's.
+        /// The guest's version.
         theirs: u16,
-        /// Ours.
+        /// The host's version.
         ours: u16,
     },
-    /// The template's machine can't be had.
-    #[error("the template's machine cannot be had: {0}")]
+    /// The template's machine can't be made or resumed.
+    #[error("cannot get the template's machine: {0}")]
     NoTemplate(String),
-    /// Nothing came from the guest's init.
+    /// The guest's init sent nothing within this time.
     #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]
     NoInit(std::time::Duration),
-    /// The request doesn't fit a message.
+    /// The request has more bytes than a message can.
     #[error(
         "the command, its environment and its user are too long: {0} bytes together, and the most is {BODY_MAX}"
     )]
     TooLong(usize),
-    /// The request was refused, for another reason than that the command can't be run.
+    /// The guest refused the request, for another reason than that the command isn't there or can't be executed.
     #[error("the guest refused to run the command: {0}")]
     Refused(String),
     /// The guest would have too little memory.
     #[error("{0}")]
     NoRoom(String),
-    /// Something of the host's could not be had.
+    /// A system call on the host failed.
     #[error("cannot {action}")]
     Host {
-        /// What was tried.
+        /// The action that failed.
         action: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// A way to stop a machine that is taken when nobody can take it any more.
+/// A machine's `stop` that is called when it is dropped.
 pub(crate) struct StopOnDrop<F: Fn()>(F);
 
 impl<F: Fn() + Send + Sync + 'static> StopOnDrop<F> {
@@ -227,29 +277,32 @@ pub(crate) fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Err
 }
 
 impl Machine {
-    /// Starts it. It waits for a request.
+    /// Starts the machine. Its init boots, and waits for a request.
     ///
     /// # Errors
     ///
-    /// Whatever keeps it from starting.
+    /// [`Error::Monitor`] where the files, the configuration or KVM don't allow it, [`Error::Lab`] where the lab lacks a file or the
+    /// memory, and [`Error::Host`] where a pipe or a thread can't be made.
     pub fn start(&self, place: &Place) -> Result<Link, Error> {
         match place {
             Place::Here => local::start(self),
             Place::Lab { program } => {
-                // What is wrong with the files is better said at once, with their names here.
+                // Checked here as well: an error of the lab's would name the files as the lab does.
                 Builder::new(self.config()).check()?;
                 remote::start(self, program.clone())
             }
         }
     }
 
-    /// Boots it on this host's KVM up to where it waits for a request, having prepared what it was told to, and saves it in
-    /// `folder`. [`template::Saved`] goes on from there.
+    /// Boots the machine on this host's KVM, has its init prepare what it can before a request comes, and saves the machine in
+    /// `folder`. [`template::Saved`] resumes it.
     ///
     /// # Errors
     ///
-    /// As [`start`](Self::start)'s, [`Error::Refused`] where it can't be prepared, and where the folder can't be written.
-    pub fn save_prepared(
+    /// As [`start`](Self::start)'s; [`Error::NoTemplate`] where it can't be prepared, or not in time; [`Error::Died`] where it ends
+    /// before; [`Error::Protocol`] and [`Error::Version`] where its init isn't ours; [`Error::Monitor`] where the folder can't be
+    /// written.
+    pub(crate) fn save_prepared(
         &self,
         preparation: Preparation,
         folder: &Path,
@@ -257,12 +310,12 @@ impl Machine {
         template::save(self, preparation, folder)
     }
 
-    /// The monitor's part of it.
+    /// Returns the monitor's configuration for this machine.
     fn config(&self) -> Config {
         let channel = if self.rings { "rings" } else { "uart" };
         Config {
             initramfs: Some(self.initramfs.clone()),
-            // Expedited: moving the command into its cgroup waits for a grace period, which takes as long as two ticks else.
+            // Expedited: moving the command into its cgroup waits for a grace period, which otherwise takes as long as two ticks.
             cmdline: format!(
                 "console=ttyS0 quiet reboot=t panic=-1 rcupdate.rcu_expedited=1 {}{channel}",
                 minivm_guest::channel::PARAMETER

@@ -1,4 +1,4 @@
-//! A machine on this host's KVM.
+//! Machines on this host's KVM.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -12,7 +12,7 @@ use super::wire::{self, FromGuest, ToGuest};
 use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::printable::Filter;
 
-/// Builds the machine and runs it on threads of its own.
+/// Builds the machine and starts the thread that runs it.
 pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     let builder = Builder::new(machine.config());
     launch(builder, machine.console, false, |from, to, memory| {
@@ -21,8 +21,8 @@ pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
     .map(|(link, _)| link)
 }
 
-/// Runs what the builder makes, its console on stderr or kept, its COM2 at the wire's ends. `greeted` says whether its hello has been
-/// read, see [`Link::greeted`].
+/// Builds a machine and starts the thread `machine`, which runs it. `console` says whether its console goes to stderr, else its last
+/// lines are kept; `wire` makes the streams from its COM2; `greeted` becomes [`Link::greeted`].
 pub(super) fn launch(
     builder: Builder,
     console: bool,
@@ -84,11 +84,12 @@ fn ended(outcome: Outcome, tail: &Tail) -> Ended {
     Ended { orderly, how }
 }
 
-/// Runs a machine whose frames come from stdin and go to stdout: what the lab does for `remote`. It ends with its input.
+/// Runs a machine whose frames come from stdin and go to stdout: the lab's side of `remote`. The end of stdin stops the machine.
 ///
 /// # Errors
 ///
-/// As [`Machine::start`]'s, and where the machine doesn't end in good order.
+/// As [`Machine::start`]'s; [`Error::Protocol`] where the guest's frames can't be read or passed on; [`Error::Monitor`] where the machine
+/// fails while it runs.
 pub fn relay(machine: &Machine) -> Result<Ended, Error> {
     let Link {
         mut from_guest,
@@ -106,7 +107,7 @@ pub fn relay(machine: &Machine) -> Result<Ended, Error> {
     thread::Builder::new()
         .name("to-guest".into())
         .spawn(move || {
-            // Whichever of the two has ended, nobody has anything to say to the guest any more.
+            // It ends with stdin or with the machine; either way the machine is to stop.
             let _ = pass(&mut stdin, &mut to_guest);
             stop();
         })
@@ -121,7 +122,7 @@ pub fn relay(machine: &Machine) -> Result<Ended, Error> {
     end()
 }
 
-/// Moves bytes as they come.
+/// Copies bytes as they come, until the end of `from`.
 fn pass(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {

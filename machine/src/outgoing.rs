@@ -1,6 +1,6 @@
-//! What goes to the guest: messages from several threads, and input, as much of it as the guest has asked for.
+//! Sending to the guest: messages from several threads, and input, as much of it as the guest has asked for.
 //!
-//! Who listens to the guest never sends: a send can wait until the guest makes room, of which only the listener would hear.
+//! The thread that reads from the guest never sends: a send can wait until the guest makes room, which only the reader would notice.
 
 use std::io::{self, PipeReader, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use minivm_guest::channel::{STDIN_WINDOW, ToGuest};
 use minivm_vmm::Input;
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// Bytes in one message.
+/// The most bytes of input or files in one message.
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// The way to the guest.
+/// The sending end of a session, which its threads share.
 pub(super) struct Outgoing {
-    /// `None` when nobody can take anything any more.
+    /// `None` when the machine has ended.
     to_guest: Mutex<Option<Box<dyn Write + Send>>>,
     /// How many bytes of input the guest takes; `None` when the session is over.
     allowance: Mutex<Option<u32>>,
@@ -25,22 +25,22 @@ pub(super) struct Outgoing {
 
 struct Progress {
     stage: Stage,
-    /// Whether the guest waits to be told the time.
+    /// Whether the guest waits for the time.
     asks_time: bool,
 }
 
-/// How far a session has come.
+/// The stages of a session. Threads wait for the one in which they may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// Nobody listens in the guest yet.
+    /// The guest's init has not sent its hello.
     Booting,
     /// Its init waits for the request.
     Greeted,
-    /// There is a command.
+    /// The command runs.
     Started,
-    /// There was one: its files come.
+    /// The command has ended, and its files come.
     Ended,
-    /// There is nothing to say any more.
+    /// The session has ended: nothing is sent any more.
     Over,
 }
 
@@ -58,43 +58,47 @@ impl Outgoing {
         }
     }
 
-    /// The session has come so far.
+    /// Enters a stage, and wakes the threads that wait for it.
     pub(super) fn reach(&self, stage: Stage) {
         self.progress().stage = stage;
         self.moved.notify_all();
     }
 
-    /// Whether there was a command that has ended.
+    /// Returns whether the command has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.progress().stage >= Stage::Ended
     }
 
-    /// The guest wants to know what time it is.
+    /// Notes that the guest asks for the time.
     pub(super) fn ask_time(&self) {
         self.progress().asks_time = true;
         self.moved.notify_all();
     }
 
-    /// Waits until it has; `false` where it is over instead.
+    /// Waits for a stage; returns `false` where the session is over.
     pub(super) fn wait_for(&self, wanted: Stage) -> bool {
         self.wait_while(|progress| progress.stage < wanted).stage < Stage::Over
     }
 
-    /// Waits until the guest asks for the time; `false` where it has begun with something else instead.
+    /// Waits until the guest asks for the time; returns `false` where the command has started instead, or the session is over.
     pub(super) fn wait_for_question(&self) -> bool {
         let mut progress =
             self.wait_while(|progress| progress.stage < Stage::Started && !progress.asks_time);
         progress.stage < Stage::Started && std::mem::take(&mut progress.asks_time)
     }
 
-    fn wait_while(&self, goes_on: impl Fn(&Progress) -> bool) -> MutexGuard<'_, Progress> {
+    fn wait_while(&self, waits: impl Fn(&Progress) -> bool) -> MutexGuard<'_, Progress> {
         let waited = self
             .moved
-            .wait_while(self.progress(), |progress| goes_on(progress));
+            .wait_while(self.progress(), |progress| waits(progress));
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a message, whole.
+    /// Sends a whole message.
+    ///
+    /// # Errors
+    ///
+    /// `BrokenPipe` where the machine has ended, else the stream's own.
     pub(super) fn send(&self, message: &ToGuest) -> io::Result<()> {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
@@ -103,12 +107,12 @@ impl Outgoing {
         to_guest.write_all(&bytes).and_then(|()| to_guest.flush())
     }
 
-    /// The machine has ended: lets go of the way to it, and so of its memory, whoever still holds this.
+    /// Drops the stream to the machine, which has ended, and so the machine's memory. Other threads may hold this for longer.
     pub(super) fn hang_up(&self) {
         *self.to_guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The guest takes more input. One that asks for more than a window at once doesn't get it sooner.
+    /// Lets `bytes` more of input be sent, up to one window, however much the guest asks for.
     pub(super) fn allow(&self, bytes: u32) {
         if let Some(allowance) = &mut *self.allowance() {
             *allowance = allowance.saturating_add(bytes).min(STDIN_WINDOW);
@@ -116,14 +120,14 @@ impl Outgoing {
         self.changed.notify_all();
     }
 
-    /// The session is over.
+    /// Ends the session for all threads that send.
     pub(super) fn close(&self) {
         *self.allowance() = None;
         self.changed.notify_all();
         self.reach(Stage::Over);
     }
 
-    /// Sends input until its end, until nobody wants it, or until the other end of `quit` is closed.
+    /// Sends input until its end, until the guest takes no more, or until the other end of `quit` is closed.
     pub(super) fn feed(&self, input: &Input, quit: &PipeReader) {
         let mut buffer = vec![0; CHUNK];
         while let Some(allowed) = self.wait_for_allowance() {
@@ -134,7 +138,7 @@ impl Outgoing {
             if poll(&mut both, None).is_err() {
                 continue;
             }
-            // What comes when the session is over is for somebody else.
+            // Input that comes when the session is over is left for the next reader of the stream.
             if !both[0].revents().is_empty() || self.allowance().is_none() {
                 return;
             }
@@ -143,7 +147,7 @@ impl Outgoing {
             let Some(len) = input.try_read(&mut buffer[..most]).unwrap_or(Some(0)) else {
                 continue;
             };
-            // Before it is sent: the guest may have read it, and asked for more, before this thread goes on.
+            // Before it is sent: the guest may have read it, and asked for more, before this thread runs again.
             let spent = u32::try_from(len).expect("at most a chunk");
             if let Some(allowance) = &mut *self.allowance() {
                 *allowance = allowance.saturating_sub(spent);
@@ -176,10 +180,10 @@ impl Outgoing {
     }
 }
 
-/// Writes bytes as messages with pieces of files.
+/// A writer whose bytes go to the guest as pieces of files.
 pub(super) struct FileWriter<'a> {
     outgoing: &'a Outgoing,
-    /// Whether the guest takes no more.
+    /// Whether a piece could not be sent.
     pub(super) broken: bool,
 }
 
@@ -214,7 +218,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, OnceLock};
 
-    /// A guest that has read all that it was sent, and asks for as much again, before the sender goes on.
+    /// A guest that has read all that it was sent, and asks for as much again, before `send` returns.
     struct Prompt(Arc<OnceLock<Arc<Outgoing>>>);
 
     impl Write for Prompt {
@@ -230,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_window_is_lost_to_a_guest_that_is_quick() {
+    fn a_guest_that_asks_for_more_during_a_send_gets_its_whole_window() {
         let guest = Arc::new(OnceLock::new());
         let outgoing = Arc::new(Outgoing::new(Box::new(Prompt(guest.clone()))));
         assert!(guest.set(outgoing.clone()).is_ok());

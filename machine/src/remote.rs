@@ -1,4 +1,4 @@
-//! A machine in the lab: `minivm` there runs it, and passes its frames on.
+//! Machines in the lab: `minivm` there runs one, and passes its frames on.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
 use crate::lab::{Input, Output};
 use crate::lab_machine::LabMachine;
 
-/// Starts a lab with the kernel, the initramfs and nothing else.
+/// Starts a lab that has the kernel and the initramfs and runs the machine, with nothing else of the host's.
 pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, output)) = (pipe()?, pipe()?);

@@ -6,21 +6,21 @@ use minivm_guest::channel::ring::{
 };
 use minivm_vmm::{Memory, NoMemory};
 
-/// What a guest said of its rings and can't be.
+/// Why a guest's rings can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadRings {
-    /// An address has no RAM, or is no page's.
+    /// An address has no RAM, or is not a page's.
     #[error("the guest's rings are not in its memory")]
     Address(#[from] NoMemory),
     /// There is no directory at the address.
-    #[error("the guest's ring directory is not one")]
+    #[error("no ring directory at the address the guest gave")]
     Magic,
-    /// The number of pages isn't a power of two, or there are too many.
+    /// The number of pages isn't a power of two, or is above [`PAGES_MAX`].
     #[error("the guest's rings have {0} pages each: at most {PAGES_MAX}, and a power of two")]
     Pages(u32),
 }
 
-/// One ring in a guest's memory.
+/// One ring in a guest's memory, as the host reads and writes it.
 pub(super) struct Ring {
     memory: Memory,
     directory: u64,
@@ -28,8 +28,12 @@ pub(super) struct Ring {
     pages: Vec<u64>,
 }
 
-/// Finds the two rings, that to the host and that to the guest. Everything is read once, into memory that the guest can't
-/// change, and checked there.
+/// Finds the two rings: to the host, and to the guest. The directory is read once, into memory that the guest can't change, and
+/// checked there.
+///
+/// # Errors
+///
+/// [`BadRings`], whose variants say what the guest did wrong.
 pub(super) fn find(memory: &Memory, directory: u64) -> Result<(Ring, Ring), BadRings> {
     let mut page = [0; PAGE];
     aligned(directory)?;
@@ -79,8 +83,8 @@ impl Ring {
         self.directory + word.offset(self.direction) as u64
     }
 
-    /// Calls `access` with the guest-physical address of each piece of `len` bytes from `offset` on that is within one
-    /// page, and with its place among them.
+    /// Splits `len` bytes from `offset` on at page boundaries, and calls `access` with each piece's guest-physical address and its
+    /// range among them.
     fn pieces(&self, offset: u32, len: usize, mut access: impl FnMut(u64, std::ops::Range<usize>)) {
         let (mut at, mut done) = (offset as usize, 0);
         while done < len {

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
@@ -13,104 +12,95 @@ use minivm_guest::channel::{Exit, Request, ToGuest, Window};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::conversation::{Conversation, Notes, Phase};
+use super::copies::Files;
 use super::copy_out::Budget;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{End, Ended, Error, Link, cannot, files};
 use crate::output::{self, Capped, Pending};
 
-/// How long a machine may take until its command starts, if nobody has a better idea. In the lab, and with a large image,
-/// it takes a few seconds.
+/// How long a machine may take until its command starts, where the caller sets no other limit. In the lab, and with a large image,
+/// a start takes a few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// SIGTERM's number.
 pub const TERM: u8 = 15;
-/// SIGKILL's.
+/// SIGKILL's number.
 const KILL: u8 = 9;
-/// Those that ask programs to end: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
+/// The signals that ask programs to end: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
 const ENDING: [u8; 4] = [1, 2, 3, TERM];
 
-/// What a command is run with.
+/// A command to run, with its streams, files, limits and events.
 pub struct Session {
-    /// What to run, and in what surroundings. `stdin`, `copy_in`, `copy_out` and `now` are set from the rest.
+    /// The command and its environment. [`run`](Session::run) sets `stdin`, `copy_in`, `copy_out`, `now` and `entropy`.
     pub request: Request,
-    /// Its input, if it gets any.
+    /// The command's stdin; `None` is an empty one.
     pub stdin: Option<OwnedFd>,
-    /// Its output.
+    /// The command's stdout.
     pub stdout: Box<dyn Write + Send>,
     /// The command's stderr.
     pub stderr: Box<dyn Write + Send>,
-    /// Is set while an output is being written, and so for long while its reader takes nothing.
+    /// A mark that is set while an output is being written, and so for long while its reader takes nothing.
     pub pending: Pending,
     /// How long the machine may take until the command starts.
     pub boot_limit: Duration,
-    /// How long it may run, from its start until its files have been copied out. The boot before that has a limit of its
-    /// own.
+    /// How long the command may run, from its start until its files have been copied out. `boot_limit` limits the time before.
     pub timeout: Option<Duration>,
-    /// How many bytes of each output are passed on. What comes after them is dropped.
+    /// The most bytes of each output that are written. What comes after them is dropped.
     pub max_output: Option<u64>,
-    /// Files to copy into the guest before it starts.
+    /// Files to copy into the guest before the command starts.
     pub copy_in: Vec<Files>,
-    /// Files to copy out of the guest when it has ended.
+    /// Files to copy out of the guest when the command has ended.
     pub copy_out: Vec<Files>,
-    /// How many bytes of these are taken.
+    /// The most bytes that are copied out.
     pub max_copy_out: u64,
-    /// How long this may take once the time limit has been reached. The command is killed then, and its files are copied as
-    /// they are. Without it, nothing is copied after the limit.
+    /// How long files may be copied out once the time limit is reached. The command is killed then, and its files are copied as
+    /// they are. With `None`, nothing is copied after the limit.
     pub copy_out_grace: Option<Duration>,
-    /// The signal that the command gets in place of SIGTERM.
+    /// The signal that the command gets for SIGTERM.
     pub stop_signal: u8,
-    /// What happens to it while it runs. A thread waits for that until the sender is dropped.
+    /// Events for the command while it runs. A thread receives them until the sender is dropped.
     pub events: Receiver<Event>,
-    /// Called where the session isn't over a second after the command's time limit, because nobody takes the output.
+    /// Called where the session isn't over a second after the command's time limit because an output's reader takes nothing.
     pub overdue: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// Files to copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// The file or folder.
-    pub from: PathBuf,
-    /// Where it goes.
-    pub to: PathBuf,
-}
-
-/// What can happen to a command from outside.
+/// An event from outside for a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It gets this signal. Where it has ended, and its files are being copied out, one that asks for an end is
+    /// The command gets this signal. Once it has ended and its files are being copied out, a signal that asks for an end counts as
     /// [`Event::Stop`].
     Signal(u8),
-    /// Its terminal has another size.
+    /// The command's terminal has another size.
     Window(Window),
-    /// Its machine ends, as if by this signal.
+    /// The machine is stopped; the command ends as if by this signal.
     Stop(u8),
 }
 
-/// What came of a session.
+/// The result of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// How the command ended.
     pub end: End,
-    /// The guest's account of it, where the command's own exit is its end.
+    /// The exit that the guest reports; `None` where the command ended in another way.
     pub exit: Option<Exit>,
-    /// Whether output was dropped for being too much.
+    /// Whether output was dropped, at `max_output` or because its reader took nothing.
     pub truncated: bool,
-    /// What the user should know.
+    /// Warnings for the user, one line each.
     pub warnings: Vec<String>,
-    /// Whether some files could not be copied out; the warnings say which.
+    /// Whether some files could not be copied out. The warnings name them.
     pub copy_failed: bool,
-    /// From the machine's start to its init's first word.
+    /// Time from the session's start to the hello of the guest's init.
     pub boot: Duration,
-    /// From there to the command's start.
+    /// Time from there to the command's start.
     pub setup: Duration,
-    /// From there to its end.
+    /// Time from there to the session's end.
     pub run: Duration,
 }
 
 impl Session {
-    /// Runs what is requested without input, and drops its output: nothing is copied, nothing happens to it, and it may take
-    /// as long as it likes once it has started.
+    /// Makes a session that runs the request with an empty stdin and drops its output: no files, no events, and no limit once the
+    /// command has started.
     pub fn new(request: Request) -> Self {
         Session {
             request,
@@ -126,17 +116,19 @@ impl Session {
             max_copy_out: 0,
             copy_out_grace: None,
             stop_signal: TERM,
-            // Nobody has the other end.
+            // Its sender is dropped at once: no event comes.
             events: mpsc::channel().1,
             overdue: None,
         }
     }
 
-    /// Runs the command on `link` to its end, and the machine to its end.
+    /// Runs the command on `link` to its end, and stops the machine.
     ///
     /// # Errors
     ///
-    /// Where there is no way to tell how the command ended.
+    /// [`Error::TooLong`] where the request doesn't fit a message; [`Error::NoInit`] at the boot limit; [`Error::Died`] where the machine
+    /// ends before the command; [`Error::Protocol`] and [`Error::Version`] where the guest's init isn't ours; [`Error::Refused`] where
+    /// the guest can't do as requested; [`Error::Host`] where a file, an output, a thread or a pipe fails on the host.
     pub fn run(mut self, link: Link) -> Result<Report, Error> {
         let Link {
             greeted,
@@ -154,13 +146,13 @@ impl Session {
         let grace = self.grace(&to_command);
         let watchdog =
             Watchdog::start(stopper.clone(), self.boot_limit, grace, self.overdue.take())?;
-        let passed = Passed {
+        let forwarder = EventForwarder {
             events: self.events,
             stop_signal: self.stop_signal,
             to_command,
             for_command,
         };
-        passed.on(outgoing.clone(), Arc::downgrade(&stopper))?;
+        forwarder.start(outgoing.clone(), Arc::downgrade(&stopper))?;
         let asking = ask(
             self.request,
             self.copy_in,
@@ -192,14 +184,14 @@ impl Session {
         notes.warnings.extend(dropped.map(output::not_written));
         let over = Instant::now();
         watchdog.end();
-        // One that has ended by itself is left alone: why it did is still to be heard.
+        // A machine that has ended by itself is not stopped: `end` still has to return why it did.
         if !matches!(talked, Ok(None)) {
             stopper.stop();
         }
         outgoing.close();
-        // To the machine's end, so that nobody waits for it to take something.
+        // Read to the machine's end, so that the guest never waits for room.
         let _ = io::copy(&mut from_guest, &mut io::sink());
-        // If that ended early, because of what the guest sends, it must not wait for anybody who reads it.
+        // Where reading ended early, at an error, the guest must not wait for a reader.
         drop(from_guest);
         let asked = asking.join().unwrap_or(Ok(Vec::new()));
         feeder.into_iter().for_each(Feeder::end);
@@ -218,20 +210,20 @@ impl Session {
         Ok(Report::new(end, truncated, notes, over))
     }
 
-    /// What is done at the time limit.
+    /// Returns what the watchdog does at the time limit, where files are to be copied out after it.
     fn grace(&self, to_command: &Sender<ToGuest<'static>>) -> Option<Grace> {
         let to_command = to_command.clone();
         let time = self.copy_out_grace.filter(|_| !self.copy_out.is_empty())?;
         Some(Grace {
             time,
             end_command: Box::new(move || {
-                // Nobody passes it on where the session is over.
+                // It fails where the session is over.
                 let _ = to_command.send(ToGuest::Signal(KILL));
             }),
         })
     }
 
-    /// Sets what follows from the rest, and looks whether the whole can be sent.
+    /// Sets the request's fields that follow from the session's, and checks that it fits a message.
     fn complete_request(&mut self) -> Result<(), Error> {
         self.request.stdin = self.stdin.is_some();
         self.request.copy_in = !self.copy_in.is_empty();
@@ -244,7 +236,7 @@ impl Session {
     }
 }
 
-/// How it ended, from what the guest said and from why the machine was stopped.
+/// Returns how the command ended, from what the guest sent and from why the machine was stopped.
 fn conclude(
     talked: Result<Option<End>, Error>,
     why: Option<Why>,
@@ -261,7 +253,7 @@ fn conclude(
     }
 }
 
-/// Why no more was copied out of a machine that ended so.
+/// Returns why no more was copied out where the command ended so.
 fn why_nothing_more(end: &End, graced: bool) -> Option<&'static str> {
     match end {
         End::TimedOut if graced => Some("the time limit was reached, and --copy-out-grace is over"),
@@ -279,7 +271,7 @@ fn why_nothing_more(end: &End, graced: bool) -> Option<&'static str> {
     }
 }
 
-/// Sees to it that neither the machine nor a thread outlives the session, whatever ends it.
+/// A guard that stops the machine and ends the session's threads, whatever ends the session.
 struct Guard<'a>(&'a Stopper, &'a Outgoing);
 
 impl Drop for Guard<'_> {
@@ -287,13 +279,13 @@ impl Drop for Guard<'_> {
         let Guard(stopper, outgoing) = self;
         stopper.stop();
         outgoing.close();
-        // Nobody sends by now: either all have ended, or the guest was never greeted.
+        // No thread sends by now: either all have ended, or the guest was never greeted.
         outgoing.hang_up();
     }
 }
 
-/// Asks the guest, as soon as it listens, to run the command, sends it its files, and tells it the time whenever it asks. Returns
-/// what the user should know of the files.
+/// Starts the thread `request`: as soon as the guest has said hello, it sends the request and the files, and answers what time it is.
+/// It returns what was left out of the files, in lines for the user.
 fn ask(
     mut request: Request,
     copy_in: Vec<Files>,
@@ -310,7 +302,7 @@ fn ask(
             return Err(cannot("draw random bytes")(io::Error::last_os_error()));
         }
         request.now = now();
-        // A guest that has ended meanwhile says so by the end of its frames.
+        // It fails where the guest has ended, which `Conversation::listen` finds out.
         if outgoing.send(&ToGuest::Request(request)).is_err() {
             return Ok(left_out);
         }
@@ -338,25 +330,25 @@ fn ask(
         .map_err(cannot("start a thread"))
 }
 
-/// The wall clock in nanoseconds since 1970.
+/// Returns the wall clock in nanoseconds since 1970.
 pub(crate) fn now() -> u64 {
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
     since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
 }
 
-/// What happens to a command, and what it is told.
-struct Passed {
+/// The two threads that turn events into messages for the command.
+struct EventForwarder {
     events: Receiver<Event>,
     stop_signal: u8,
     to_command: Sender<ToGuest<'static>>,
     for_command: Receiver<ToGuest<'static>>,
 }
 
-impl Passed {
-    /// Passes on what happens, until nobody is left to whom something could happen. What happens before there is a command
-    /// waits for it; the machine's end doesn't.
-    fn on(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
-        let Passed {
+impl EventForwarder {
+    /// Starts both threads, which end with the session or with the events' sender. Signals and window sizes wait until the command
+    /// has started; a stop doesn't.
+    fn start(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
+        let EventForwarder {
             events,
             stop_signal,
             to_command,
@@ -368,7 +360,7 @@ impl Passed {
                 return;
             }
             for message in for_command {
-                // A guest that has ended hears nothing.
+                // It fails where the guest has ended.
                 let _ = sending.send(&message);
             }
         };
@@ -392,7 +384,7 @@ impl Passed {
                         Ok(())
                     }
                 };
-                // Over before there was a command.
+                // The session was over before there was a command.
                 if sent.is_err() {
                     return;
                 }
@@ -409,7 +401,7 @@ impl Passed {
     }
 }
 
-/// The thread that passes input on.
+/// The thread that sends the command's input.
 struct Feeder {
     feeding: JoinHandle<()>,
     running: io::PipeWriter,
@@ -426,7 +418,7 @@ impl Feeder {
         Ok(Feeder { feeding, running })
     }
 
-    /// Waits for its end, but for no more input.
+    /// Makes the thread end, without waiting for more input.
     fn end(self) {
         drop(self.running);
         let _ = self.feeding.join();
@@ -437,13 +429,15 @@ impl Report {
     fn new(end: End, truncated: bool, notes: Notes, over: Instant) -> Self {
         let hello = notes.hello.unwrap_or(over);
         let exec = notes.exec.unwrap_or(over);
-        let heard_of = over - hello;
-        // That a quick command has started may be heard when it has ended. The guest knows how long it took, and can't have it
-        // longer than what was heard of it.
+        let since_hello = over - hello;
+        // The message that a quick command has started may be read when the command has ended. So the guest's own measure counts,
+        // up to the time since its hello.
         let run = match &notes.exit {
             Some(exit) => {
                 let nanos = exit.times.exit.saturating_sub(exit.times.exec);
-                (over - exec).max(Duration::from_nanos(nanos)).min(heard_of)
+                (over - exec)
+                    .max(Duration::from_nanos(nanos))
+                    .min(since_hello)
             }
             None => over - exec,
         };
@@ -454,7 +448,7 @@ impl Report {
             warnings: notes.warnings,
             copy_failed: notes.copy_failed,
             boot: hello - notes.begun,
-            setup: heard_of - run,
+            setup: since_hello - run,
             run,
         }
     }

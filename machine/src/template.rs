@@ -1,4 +1,4 @@
-//! A machine that is saved when it is ready for a request, and machines that go on from there.
+//! Saved machines: one is saved when it is ready for a request, and clones are resumed from there.
 
 use std::fs;
 use std::io;
@@ -18,18 +18,18 @@ use super::{Error, Link, Machine, cannot, local, wire};
 use crate::output::Pending;
 use crate::printable::printable;
 
-/// How long a machine that has said that it is ready is left alone before it is saved, so that it waits when it goes on and
-/// has nothing left to do.
+/// How long a machine that has reported that it is ready still runs before it is saved, so that its init waits by then and clones have
+/// nothing left to do.
 const SETTLING: Duration = Duration::from_millis(50);
-/// The file with the pages that every clone touches.
+/// The name of the file that lists the pages that every clone touches.
 const PAGES: &str = "pages";
 /// The most characters of a guest's text that are shown.
 const TEXT_MAX: usize = 500;
 
-/// What has to be known of a saved machine beside its snapshot: where its rings are in its memory, if it has any.
-pub type Rings = Option<u64>;
+/// The guest-physical address of a saved machine's ring directory, if it has one. The snapshot doesn't have it.
+pub(crate) type Rings = Option<u64>;
 
-/// Boots the machine on this host's KVM up to where it waits for a request, and saves it in `folder`.
+/// Boots the machine on this host's KVM up to where it waits for a request, and saves it in `folder`, see [`Machine::save_prepared`].
 pub(super) fn save(
     machine: &Machine,
     preparation: Preparation,
@@ -60,7 +60,7 @@ pub(super) fn save(
                 .map_err(Error::Monitor)
         }
         (_, Some(Why::NoInit)) => Err(Error::NoTemplate(format!(
-            "it is not ready within {BOOT_LIMIT:?}: the code that warms it does not end, or its init did not start"
+            "it was not ready within {BOOT_LIMIT:?}: the code that warms it does not end, or its init did not start"
         ))),
         (Err(error), _) => Err(error),
         (Ok(_), _) => {
@@ -75,7 +75,7 @@ pub(super) fn save(
     saved
 }
 
-/// Talks to the guest until it is ready; `None` where it ends before.
+/// Sends the preparation and waits until the guest has done it. Returns where its rings are, or `None` where the machine ends before.
 fn until_ready(
     from_guest: &mut dyn io::Read,
     to_guest: &mut dyn io::Write,
@@ -106,13 +106,13 @@ fn until_ready(
                 (ToHost::Refused(Refusal::Failed(why)), None) => {
                     return Err(Error::NoTemplate(printable(&why, TEXT_MAX)));
                 }
-                _ => return Err(broken("a message out of order before it is ready")),
+                _ => return Err(broken("a message out of order before the guest is ready")),
             }
         }
     }
 }
 
-/// A saved machine that is ready for a request.
+/// A machine that was saved when it was ready for a request.
 pub struct Saved {
     snapshot: Snapshot,
     rings: Rings,
@@ -120,28 +120,28 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Opens what is saved in `folder`.
+    /// Opens the machine that is saved in `folder`.
     ///
     /// # Errors
     ///
-    /// As [`Snapshot::open`].
-    pub fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
+    /// As [`Snapshot::open`]'s.
+    pub(crate) fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
         let pages = fs::read(folder.join(PAGES)).ok();
         Ok(Saved {
             snapshot: Snapshot::open(folder)?,
             rings,
-            // Without them it is only slower.
+            // Without the list clones are slower, and no worse.
             pages: pages
                 .and_then(|bytes| postcard::from_bytes(&bytes).ok())
                 .unwrap_or_default(),
         })
     }
 
-    /// A clone that waits for its request.
+    /// Starts a clone, which waits for its request.
     ///
     /// # Errors
     ///
-    /// As [`Builder::build`].
+    /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Host`] where a pipe or a thread can't be made.
     pub fn resume(&self, console: bool) -> Result<Link, Error> {
         let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
         self.launch(builder, console).map(|(link, _)| link)
@@ -156,18 +156,18 @@ impl Saved {
         Ok((link, kept))
     }
 
-    /// Lets a clone serve `request`, and writes down which pages it touched: those that the others will touch too.
+    /// Lets a clone serve `request`, and writes the list of pages that it touched, for other clones will touch them too.
     pub(crate) fn rehearse(&self, request: Request, folder: &Path) -> Result<(), Error> {
         let pages = self.watch(request)?;
         let bytes = postcard::to_allocvec(&pages).expect("plain data can be written");
         fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))
     }
 
-    /// Which pages a clone touches that serves `request` to its end, and is given none ahead.
+    /// Runs `request` in a clone that gets no pages ahead, and returns the pages that it touched.
     ///
     /// # Errors
     ///
-    /// Where it can't be run to its end, or the host doesn't tell.
+    /// As [`Session::run`]'s; [`Error::Host`] where the kernel doesn't report the pages.
     pub fn watch(&self, request: Request) -> Result<WorkingSet, Error> {
         let (link, memory) = self.launch(Builder::restore(&self.snapshot), false)?;
         let session = Session {
@@ -176,10 +176,10 @@ impl Saved {
         };
         session.run(link)?;
         let memory = memory.expect("the machine has been launched");
-        WorkingSet::of(&memory).map_err(cannot("tell which pages were touched"))
+        WorkingSet::of(&memory).map_err(cannot("find which pages were touched"))
     }
 
-    /// The pages that clones are given before they run.
+    /// Returns the pages that clones get before they run.
     pub fn pages(&self) -> &WorkingSet {
         &self.pages
     }

@@ -1,7 +1,7 @@
 //! The host's end of the control channel: two streams of frames, whether they go through guest memory or through COM2.
 //!
-//! Everything that comes from the guest may be a lie. What it can do with one is to end its own conversation: a position in
-//! a ring that can't be is an error, bells only wake who waits, and what it doesn't take waits with it.
+//! Everything that comes from the guest may be a lie, with which it can only end its own conversation: an impossible position in a
+//! ring is an error, a bell wakes a thread and carries nothing, and a guest that takes no frames holds up only those that wait for it.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,30 +15,30 @@ use super::rings::{self, Ring};
 
 /// The longest hello in bytes, with room for what it may become.
 const HELLO_MAX: usize = 256;
-/// What a kernel may write to COM2 before init does.
+/// The most bytes that a kernel may write to COM2 before init does.
 const NOISE_MAX: usize = 64 << 10;
-/// A byte on COM2 that means "look".
+/// A byte on COM2 that means: look at the rings.
 const BELL: [u8; 1] = [0];
 
-/// What the two directions share.
+/// The state that the two directions share.
 struct Shared {
-    /// What the guest reads on COM2. It never blocks in ring mode.
+    /// The pipe that the guest reads as COM2. Writes to it never block in ring mode.
     com2: PipeWriter,
-    /// The ring to the guest, once the guest has said that it has one.
+    /// The ring to the guest, once its hello has said where that is.
     output: OnceLock<Mutex<Producer<Ring>>>,
     bells: Mutex<Bells>,
     rung: Condvar,
 }
 
-/// What has been heard on COM2 in ring mode.
+/// The bells on COM2 in ring mode.
 struct Bells {
-    /// How many have come.
+    /// How many reads have returned bells.
     count: u64,
-    /// Whether the machine has ended, or nobody listens to it any more.
+    /// Whether the machine has ended, or its reader is dropped.
     ended: bool,
-    /// Whether somebody listens right now, for all who wait.
-    heard: bool,
-    /// What the guest writes to COM2; `None` when nobody listens any more, so that the guest doesn't wait for it either.
+    /// Whether a thread reads COM2 right now, for all threads that wait.
+    listening: bool,
+    /// What the guest writes to COM2; `None` when the reader is dropped, so that the guest doesn't wait for it either.
     com2: Option<Arc<PipeReader>>,
 }
 
@@ -52,26 +52,26 @@ impl Shared {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for more bells than there were `before`. Whether there will be none any more.
+    /// Waits for more bells than there were `before`; returns whether no more will come.
     ///
-    /// The first who waits listens for the others too: who takes what the guest sends may be busy for long, with an output
-    /// that nobody reads, and who sends to the guest must hear of new room all the same.
+    /// The first thread that waits reads COM2 for the others too: the thread that reads the guest's frames may be busy for long, with
+    /// an output whose reader takes nothing, and a thread that sends to the guest must notice new room all the same.
     fn wait(&self, before: u64) -> io::Result<bool> {
         let mut bells = self.bells();
         loop {
             if bells.ended || bells.count != before {
                 return Ok(bells.ended);
             }
-            let Some(com2) = bells.com2.clone().filter(|_| !bells.heard) else {
+            let Some(com2) = bells.com2.clone().filter(|_| !bells.listening) else {
                 let waited = self.rung.wait(bells);
                 bells = waited.unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            bells.heard = true;
+            bells.listening = true;
             drop(bells);
             let heard = read(&mut &*com2, &mut [0; 64]);
             bells = self.bells();
-            bells.heard = false;
+            bells.listening = false;
             bells.count += 1;
             bells.ended |= !matches!(heard, Ok(1..));
             self.rung.notify_all();
@@ -79,7 +79,7 @@ impl Shared {
         }
     }
 
-    /// Nobody listens to the guest any more, or there is nothing to be heard.
+    /// Ends the channel: the guest's reader is dropped, or the machine has ended.
     fn end(&self) {
         let mut bells = self.bells();
         bells.ended = true;
@@ -88,29 +88,29 @@ impl Shared {
     }
 }
 
-/// The frames that the guest sends. They end with the machine.
+/// The stream of the guest's frames. It ends with the machine.
 pub(super) struct FromGuest {
     com2: Arc<PipeReader>,
     memory: Memory,
     shared: Arc<Shared>,
     state: State,
-    /// Bytes of frames that were read on the way.
+    /// Bytes of frames that are read from COM2 or the ring, and not by the caller yet.
     pending: Vec<u8>,
 }
 
 enum State {
-    /// Waiting for what init says first.
+    /// Init's hello is still to come, after what the kernel may write.
     Noise,
     Uart,
     Rings(Consumer<Ring>),
     Ended,
 }
 
-/// The frames for the guest. It is to be used when the guest's hello has come, not before.
+/// The stream of frames for the guest. Only after the guest's hello is it known which way they go.
 pub(super) struct ToGuest(Arc<Shared>);
 
-/// Makes both ends of a machine that was saved when its init waited for a request, with its rings, if it had any, at this
-/// address. Its hello was read before it was saved, and does not come again.
+/// Makes both streams of a machine that was saved when its init waited for a request. `rings` is the address of its ring directory, if
+/// it has one: the hello that said so was read before the machine was saved, and does not come again.
 pub(super) fn resume(
     from: PipeReader,
     to: PipeWriter,
@@ -122,7 +122,7 @@ pub(super) fn resume(
     Ok((from_guest, to_guest))
 }
 
-/// Makes both ends out of what the machine's COM2 is connected to: what comes out of it, and what goes into it.
+/// Makes both streams of a machine that boots, from the pipes that its COM2 is connected to.
 pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGuest, ToGuest) {
     let from = Arc::new(from);
     let shared = Arc::new(Shared {
@@ -131,7 +131,7 @@ pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGue
         bells: Mutex::new(Bells {
             count: 0,
             ended: false,
-            heard: false,
+            listening: false,
             com2: Some(from.clone()),
         }),
         rung: Condvar::new(),
@@ -147,7 +147,7 @@ pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGue
 }
 
 impl FromGuest {
-    /// Reads up to and with the hello, and finds the rings that it tells of.
+    /// Reads up to and with the hello, and finds the rings whose directory it names.
     fn start(&mut self) -> io::Result<()> {
         let mut seen = Vec::new();
         let mut looked = 0;
@@ -155,10 +155,11 @@ impl FromGuest {
             if let Some(at) = find(&seen[looked..], &MAGIC) {
                 break looked + at + MAGIC.len();
             }
-            // Its beginning may be there.
+            // The last bytes may be its beginning.
             looked = seen.len().saturating_sub(MAGIC.len() - 1);
             if seen.len() > NOISE_MAX {
-                return Err(bad("the guest writes to COM2 what is no message"));
+                let why = format!("the guest sent no hello in its first {NOISE_MAX} bytes on COM2");
+                return Err(bad(why));
             }
             if !self.read_more(&mut seen)? {
                 self.end();
@@ -172,17 +173,17 @@ impl FromGuest {
             if let Some((tag, body)) = decoder.next().map_err(bad)? {
                 let hello = match ToHost::decode(tag, body).map_err(bad)? {
                     ToHost::Hello(hello) => hello,
-                    _ => return Err(bad("the guest's first message is no hello")),
+                    _ => return Err(bad("the guest's first message is not a hello")),
                 };
                 if hello.rings.is_some() {
-                    // What follows on COM2 are bells.
+                    // The bytes that follow on COM2 are bells.
                     let end = frame::HEADER + body.len();
                     self.pending.truncate(end);
                 }
                 break hello.rings;
             }
             if self.pending.len() > HELLO_MAX {
-                return Err(bad("the guest's first message is no hello"));
+                return Err(bad("the guest's first message is not a hello"));
             }
             let mut more = Vec::new();
             if !self.read_more(&mut more)? {
@@ -194,14 +195,14 @@ impl FromGuest {
         self.attach(rings)
     }
 
-    /// From now on everything comes through the rings, if there are any.
+    /// Switches both directions to the rings, if there are any.
     fn attach(&mut self, rings: Option<u64>) -> io::Result<()> {
         self.state = match rings {
             None => State::Uart,
             Some(directory) => {
                 let (input, output) = rings::find(&self.memory, directory).map_err(bad)?;
                 rustix::io::ioctl_fionbio(&self.shared.com2, true)?;
-                // It is set once, for this is called once.
+                // It is never set before, for this is called once.
                 let _ = self.shared.output.set(Mutex::new(Producer::new(output)));
                 State::Rings(Consumer::new(input))
             }
@@ -252,7 +253,7 @@ impl Read for FromGuest {
                         continue;
                     }
                     if self.shared.wait(before)? {
-                        self.last(buffer.len())?;
+                        self.drain(buffer.len())?;
                     }
                 }
                 State::Ended => return Ok(0),
@@ -262,8 +263,8 @@ impl Read for FromGuest {
 }
 
 impl FromGuest {
-    /// The machine has ended: takes what is left in the ring, which nobody changes any more.
-    fn last(&mut self, chunk: usize) -> io::Result<()> {
+    /// Reads what is left in the ring of a machine that has ended, and so no longer changes it.
+    fn drain(&mut self, chunk: usize) -> io::Result<()> {
         if let State::Rings(input) = &mut self.state {
             let mut buffer = vec![0; chunk.max(1)];
             loop {
@@ -280,7 +281,7 @@ impl FromGuest {
 }
 
 impl Drop for FromGuest {
-    /// Who waits for the guest to make room waits in vain when nobody listens to it any more.
+    /// Ends the waits for room in the guest: without a reader, none would be noticed.
     fn drop(&mut self) {
         self.shared.end();
     }

@@ -1,5 +1,5 @@
-//! A guest owns its memory and its UART, and so its end of the channel. Whatever it does with them, the session ends with an
-//! answer, in time.
+//! Sessions with hostile guests. A guest owns its memory and its UART, and so its end of the channel. Whatever it does with them, the
+//! session returns a result or an error in time.
 //!
 //! The guests are machine code on the host's own KVM, with their rings laid out by their ELF file.
 
@@ -26,12 +26,12 @@ use minivm_tests::patience::PATIENCE;
 
 use messages::{exit, told};
 
-/// The limit of the guests that never come to the point.
+/// The time limit of guests that never get to a command's end.
 const SOON: Duration = Duration::from_millis(500);
 /// The guests' memory.
 const MEMORY: u64 = 64 << 20;
 
-/// Where the guests have what they say on COM2, the ring directory, and the pages.
+/// Addresses of what the guests write to COM2, of the ring directory, and of the pages.
 const WORDS: u64 = 2 << 20;
 const DIRECTORY: u64 = 4 << 20;
 const PAGES: u64 = 6 << 20;
@@ -41,7 +41,7 @@ const LOOP: [u8; 2] = [0xeb, 0xfe];
 /// `rep outsb`, with RSI, RCX and DX set: writes RCX bytes from RSI on to the port.
 const REP_OUTSB: [u8; 2] = [0xf3, 0x6e];
 
-/// Writes `len` bytes of what is at WORDS to COM2.
+/// Returns code that writes `len` bytes from WORDS on to COM2.
 fn say(len: usize) -> Vec<u8> {
     let mut code = vec![0xbe]; // mov esi, WORDS
     code.extend(u32::try_from(WORDS).unwrap().to_le_bytes());
@@ -52,7 +52,7 @@ fn say(len: usize) -> Vec<u8> {
     code
 }
 
-/// The same for ever: `jmp` back to its start.
+/// Returns code that does so for ever: `jmp` back to its start.
 fn say_for_ever(len: usize) -> Vec<u8> {
     let mut code = say(len);
     let back = i8::try_from(code.len() + 2).unwrap();
@@ -60,7 +60,7 @@ fn say_for_ever(len: usize) -> Vec<u8> {
     code
 }
 
-/// `inc dword [address]; jmp` back to it.
+/// Returns code that counts at an address for ever: `inc dword [address]; jmp` back to it.
 fn count_for_ever(address: u64) -> Vec<u8> {
     let mut code = vec![0xff, 0x04, 0x25];
     code.extend(u32::try_from(address).unwrap().to_le_bytes());
@@ -68,7 +68,7 @@ fn count_for_ever(address: u64) -> Vec<u8> {
     code
 }
 
-/// Takes all that is in the ring to it and rings the bell, for ever.
+/// Returns code that takes all that is in the ring to the guest and rings the bell, for ever.
 fn take_for_ever() -> Vec<u8> {
     let word = |word: Word| DIRECTORY + word.offset(Direction::ToGuest) as u64;
     let address = |address: u64| u32::try_from(address).unwrap().to_le_bytes();
@@ -84,21 +84,21 @@ fn take_for_ever() -> Vec<u8> {
     .concat()
 }
 
-/// What is laid out for a guest.
+/// A guest's memory and code.
 struct Guest {
     hello: Vec<u8>,
     pages: u32,
     directory: Vec<u8>,
     ring: Vec<u8>,
-    /// What it does after its hello.
+    /// The code after the hello.
     code: Vec<u8>,
-    /// What it may take until it has started a command.
+    /// How long it may take until it has started a command.
     boot_limit: Duration,
     timeout: Duration,
 }
 
 impl Guest {
-    /// One with rings of one page each, in which these messages are.
+    /// Makes a guest with rings of one page each, and these messages in the ring to the host.
     fn new(messages: &[ToHost]) -> Self {
         let mut ring = Vec::new();
         messages
@@ -134,7 +134,7 @@ impl Guest {
         self.put(word.offset(direction), &value.to_le_bytes());
     }
 
-    /// Rings of so many pages, which are all at the same place.
+    /// Sets rings of so many pages, all with one address.
     fn pages(&mut self, pages: u32) {
         self.pages = pages;
         self.put(DIRECTORY_PAGES, &pages.to_le_bytes());
@@ -158,7 +158,7 @@ impl Guest {
         elf.bytes()
     }
 
-    /// Runs a session with it: how it ended, and what was on its stdout.
+    /// Runs a session with it; returns how it ended, and its stdout.
     fn session(&self) -> (Result<End, Error>, Vec<u8>) {
         run(&self.kernel(), self.boot_limit, self.timeout)
     }
@@ -175,14 +175,14 @@ fn hello(rings: Option<u64>) -> Vec<u8> {
     bytes
 }
 
-/// A file of the tests' own.
+/// Makes a file in a test's folder.
 fn file(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.path().join(name);
     std::fs::write(&path, bytes).unwrap();
     path
 }
 
-/// A machine whose kernel's file has these bytes.
+/// Makes a machine whose kernel's file has these bytes.
 fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> Machine {
     Machine {
         kernel: file(folder, "kernel", kernel),
@@ -194,7 +194,7 @@ fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> Machine {
     }
 }
 
-/// Runs a session with a kernel's file of these bytes, on a thread of its own, so that one that hangs fails the test.
+/// Runs a session with a kernel's file of these bytes, on a thread of its own, so that a session that hangs fails the test.
 fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, Error>, Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
     let machine = machine(&folder, kernel);
@@ -226,7 +226,7 @@ fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, E
 }
 
 #[test]
-fn a_good_guest_is_understood() {
+fn a_well_behaved_guest_runs_its_command() {
     let guest = Guest::new(&[
         ToHost::Started,
         ToHost::Room(STDIN_WINDOW),
@@ -253,7 +253,7 @@ impl Write for Blocked {
 }
 
 #[test]
-fn input_goes_on_while_nobody_takes_the_output() {
+fn input_is_sent_while_the_output_takes_nothing() {
     let mut guest = Guest::new(&[
         ToHost::Started,
         ToHost::Room(STDIN_WINDOW),
@@ -349,7 +349,7 @@ fn an_invalid_ring_directory_is_refused() {
     assert!(
         guest
             .told()
-            .contains("the guest's ring directory is not one")
+            .contains("no ring directory at the address the guest gave")
     );
     for pages in [0, 3, 127, 129, 256, u32::MAX, 1 << 31] {
         let mut guest = Guest::new(&[]);
@@ -381,7 +381,7 @@ fn impossible_ring_positions_are_refused() {
             "{value:#x}: {told}"
         );
     }
-    // Nothing can be sent to this one; its limit ends it.
+    // Nothing can be sent to this guest; its time limit ends it.
     let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
     guest.word(Direction::ToGuest, Word::Consumed, 1 << 31);
     guest.timeout = SOON;
@@ -397,12 +397,12 @@ fn a_ring_position_that_counts_for_ever_is_refused() {
 }
 
 #[test]
-fn rings_of_one_page_for_all_do_no_harm() {
+fn rings_that_share_one_page_do_no_harm() {
     for pages in [1, 2, 128] {
         let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
         guest.pages(pages);
         (guest.boot_limit, guest.timeout) = (SOON, SOON);
-        // What the host sends overwrites what it reads: whatever that is, it ends.
+        // What the host sends overwrites what it reads: whatever that is, the session ends.
         let _ = guest.session();
         // The directory as a page of the rings: what the host sends overwrites the positions.
         guest.put(
@@ -414,7 +414,7 @@ fn rings_of_one_page_for_all_do_no_harm() {
 }
 
 #[test]
-fn bells_without_end_are_no_messages() {
+fn endless_bells_are_not_messages() {
     // The bells are the hello's own bytes, again and again.
     let mut guest = Guest::new(&[]);
     guest.code = say_for_ever(guest.hello.len());
@@ -424,7 +424,7 @@ fn bells_without_end_are_no_messages() {
     guest.code = say_for_ever(guest.hello.len());
     guest.timeout = SOON;
     assert_eq!(guest.session().0.unwrap(), End::TimedOut);
-    // Nobody listens to these, for the ring is broken: the machine ends all the same.
+    // The host reads no bells of this guest, for its ring is broken; the machine is stopped nevertheless.
     let mut guest = Guest::new(&[ToHost::Started, ToHost::Room(u32::MAX)]);
     guest.ring.extend([0xff; 5]);
     guest.word(
@@ -443,7 +443,7 @@ fn bells_without_end_are_no_messages() {
 }
 
 #[test]
-fn a_guest_that_says_nothing_has_a_limit() {
+fn a_silent_guest_ends_at_the_boot_limit() {
     assert!(matches!(
         run(&Elf::of_code(&[&LOOP]).bytes(), SOON, PATIENCE).0,
         Err(Error::NoInit(SOON))
@@ -456,11 +456,11 @@ fn a_guest_that_says_nothing_has_a_limit() {
 }
 
 #[test]
-fn noise_without_end_is_refused() {
+fn endless_noise_before_the_hello_is_refused() {
     for (hello, said) in [
         (
             b"no message at all".repeat(5000),
-            "the guest writes to COM2 what is no message",
+            "the guest sent no hello in its first 65536 bytes on COM2",
         ),
         (
             [&MAGIC[..], &[0xff; 5]].concat(),
@@ -468,11 +468,11 @@ fn noise_without_end_is_refused() {
         ),
         (
             [&MAGIC[..], &[0, 0, 15, 0, 0x81], &[0; 500]].concat(),
-            "the guest's first message is no hello",
+            "the guest's first message is not a hello",
         ),
         (
             [&MAGIC[..], &[1, 0, 0, 0, 0x82, 0]].concat(),
-            "the guest's first message is no hello",
+            "the guest's first message is not a hello",
         ),
     ] {
         let mut guest = Guest::new(&[]);
@@ -486,7 +486,7 @@ fn noise_without_end_is_refused() {
 
 #[test]
 fn a_guest_that_floods_the_uart_is_stopped() {
-    // Without rings everything is a message, and the second hello is none: it begins as no frame does.
+    // Without rings every byte belongs to a frame, and the bytes before the second hello are not a frame's header.
     let mut guest = Guest::new(&[]);
     guest.hello = hello(None);
     ToHost::Started.encode(&mut guest.hello);

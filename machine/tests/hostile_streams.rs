@@ -1,4 +1,5 @@
-//! A guest may say anything. Whatever it says, a session ends with an answer, in time and with little memory.
+//! Sessions with guests that send anything. Whatever a guest sends, the session returns a result or an error, in time and with little
+//! memory.
 //!
 //! There is no machine here: a script plays the guest's side of the link.
 
@@ -30,33 +31,33 @@ use proptest::prelude::*;
 
 use messages::{exit, told};
 
-/// The limit of the guests that never come to the point.
+/// The time limit of guests that never get to a command's end.
 const SOON: Duration = Duration::from_millis(300);
 
-/// What the guest does when it has said everything.
+/// The guest's behaviour when it has sent everything.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
     Ends,
-    /// Until it is stopped.
+    /// Waits until it is stopped.
     Waits,
-    /// Says what is from this place on again and again, until it is stopped.
+    /// Sends its bytes from this place on again and again, until it is stopped.
     Repeats(usize),
 }
 
-/// What a guest waits for before it goes on.
+/// An event that a guest waits for before it sends more.
 #[derive(Clone, Copy)]
 enum Until {
-    /// It was stopped, and yet goes on.
+    /// The machine was stopped: the guest sends more nevertheless.
     Stopped,
-    /// Its command was to be killed.
+    /// The command is to be killed.
     Killed,
 }
 
-/// A guest's words.
+/// The stream of a scripted guest.
 struct Script {
     words: Vec<u8>,
     said: usize,
-    /// What it waits for once it has said so much.
+    /// The event that it waits for once it has sent so many bytes.
     waits: Option<(usize, Until)>,
     sent: Weak<Mutex<Vec<u8>>>,
     then: Then,
@@ -117,7 +118,7 @@ impl Script {
     }
 }
 
-/// What the guest was told, one message after the other.
+/// Decodes the messages that the guest was sent.
 fn told_guest(sent: &Mutex<Vec<u8>>) -> Vec<String> {
     let mut decoder = frame::Decoder::default();
     decoder.extend(&sent.lock().unwrap());
@@ -128,17 +129,17 @@ fn told_guest(sent: &Mutex<Vec<u8>>) -> Vec<String> {
     told
 }
 
-/// What came of a scene.
+/// The result of a scene.
 struct Played {
     result: Result<Report, Error>,
-    /// How many still hold the way to the guest.
+    /// How many references to the stream to the guest are left.
     held: usize,
     stopped: bool,
 }
 
 /// A session with a scripted guest.
 struct Scene {
-    /// Whether its hello was read before.
+    /// Whether the guest's hello was read before, see `Link::greeted`.
     greeted: bool,
     request: Request,
     words: Vec<u8>,
@@ -152,11 +153,11 @@ struct Scene {
     waits: Option<(usize, Until)>,
     stdin: Option<OwnedFd>,
     events: Vec<Event>,
-    /// What happens once there is this file.
+    /// An event that happens once this file exists.
     later: Option<(PathBuf, Event)>,
     stop_signal: u8,
     stdout: Shared,
-    /// What the guest was sent.
+    /// The bytes that the guest was sent.
     sent: Shared,
 }
 
@@ -192,7 +193,7 @@ impl Scene {
         result
     }
 
-    /// The same, and what was left of the machine while its events' sender was still there.
+    /// Runs it likewise, and returns as well what is left of the machine while the events' sender still exists.
     fn play_and_look(self) -> Played {
         let (stop, stopped) = channel();
         let (happen, events) = channel();
@@ -213,7 +214,7 @@ impl Scene {
             to_guest: Box::new(self.sent),
             stop: Box::new(move || {
                 stops.store(true, Ordering::SeqCst);
-                // It may have ended.
+                // It fails where the session has ended.
                 let _ = stop.send(());
             }),
             end: Box::new(|| {
@@ -282,13 +283,13 @@ fn hello() -> ToHost<'static> {
     })
 }
 
-/// How a guest's words end a session.
+/// Runs a session with a guest that sends these bytes; returns how it ended.
 fn result(words: Vec<u8>, then: Then) -> Result<End, Error> {
     Scene::new(words, then).play().map(|report| report.end)
 }
 
 #[test]
-fn a_good_guest_is_understood() {
+fn a_well_behaved_guest_runs_its_command() {
     let words = encoded(&[hello(), ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let scene = Scene::new(words, Then::Waits);
     let stdout = scene.stdout.clone();
@@ -299,7 +300,7 @@ fn a_good_guest_is_understood() {
 }
 
 #[test]
-fn a_clone_whose_hello_was_read_gets_its_request_at_once_and_says_no_other() {
+fn a_greeted_clone_gets_its_request_at_once_and_may_send_no_hello() {
     let words = encoded(&[ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let mut scene = Scene::new(words, Then::Waits);
     scene.greeted = true;
@@ -339,7 +340,7 @@ fn a_request_that_fits_no_message_is_refused() {
 }
 
 #[test]
-fn nothing_of_a_machine_is_held_when_the_session_is_over() {
+fn a_session_that_is_over_holds_nothing_of_its_machine() {
     let words = encoded(&[hello(), ToHost::Started, exit(0)]);
     for then in [Then::Ends, Then::Waits] {
         let played = Scene::new(words.clone(), then).play_and_look();
@@ -349,7 +350,7 @@ fn nothing_of_a_machine_is_held_when_the_session_is_over() {
 }
 
 #[test]
-fn what_is_no_message_ends_the_session() {
+fn bytes_that_are_no_message_end_the_session() {
     let after_hello = |bytes: &[u8]| [encoded(&[hello()]), bytes.to_vec()].concat();
     let header = |len: u32, tag: u8| [&len.to_le_bytes()[..], &[tag]].concat();
     for (words, said) in [
@@ -405,7 +406,7 @@ fn messages_out_of_order_end_the_session() {
         ToHost::Warning("x".into()),
         exit(0),
     ] {
-        wrong.push((vec![first], "its first message is no hello"));
+        wrong.push((vec![first], "its first message is not a hello"));
     }
     for second in [
         hello(),
@@ -449,7 +450,7 @@ fn messages_out_of_order_end_the_session() {
 }
 
 #[test]
-fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
+fn the_text_of_a_refusal_has_no_control_characters() {
     let text = || format!("sh\x1b]0;owned\x07\r\n{}", "x".repeat(BODY_MAX / 2));
     let end = |refusal| result(encoded(&[hello(), ToHost::Refused(refusal)]), Then::Waits);
     let shown = |text: &str| {
@@ -471,7 +472,7 @@ fn what_a_guest_says_of_its_refusal_is_no_command_to_a_terminal() {
 }
 
 #[test]
-fn nothing_counts_after_the_exit() {
+fn messages_after_the_exit_are_ignored() {
     let words = encoded(&[
         hello(),
         ToHost::Started,
@@ -486,7 +487,7 @@ fn nothing_counts_after_the_exit() {
 }
 
 #[test]
-fn a_guest_that_ends_early_is_told_from_one_that_exits() {
+fn a_machine_that_ends_before_the_exit_is_an_error() {
     let whole = encoded(&[hello(), ToHost::Started, exit(0)]);
     for len in 0..whole.len() {
         let told = told(result(whole[..len].to_vec(), Then::Ends));
@@ -498,7 +499,7 @@ fn a_guest_that_ends_early_is_told_from_one_that_exits() {
 }
 
 #[test]
-fn another_version_is_named() {
+fn an_error_names_another_protocol_version() {
     let theirs = ToHost::Hello(Hello {
         version: 99,
         rings: None,
@@ -518,7 +519,7 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
         scene.boot_limit = SOON;
         assert!(matches!(scene.play(), Err(Error::NoInit(SOON))));
     }
-    // It talks all the time.
+    // These guests send messages all the time.
     let first = encoded(&[hello()]);
     for said in [ToHost::Warning("wait".into()), ToHost::Time] {
         let words = [first.clone(), encoded(&[said])].concat();
@@ -530,7 +531,7 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
 }
 
 #[test]
-fn the_time_is_told_to_whoever_asks() {
+fn a_guest_gets_the_time_when_it_asks() {
     let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
     with_limits_from(SOON, |limit| {
         let began = now();
@@ -548,7 +549,7 @@ fn the_time_is_told_to_whoever_asks() {
                 other => panic!("{other:?}"),
             });
         }
-        // With the request, and when it was asked for.
+        // One with the request, and one for the question.
         (times.len() == 2).then(|| {
             let times = [vec![began], times, vec![now()]].concat();
             assert!(times.is_sorted(), "{times:?}");
@@ -585,7 +586,7 @@ fn floods_end_at_the_time_limit_with_little_memory() {
     assert!(grown < 32 << 10, "{grown} KiB more");
 }
 
-/// The most memory that this process has had, in KiB.
+/// Returns the most memory that this process has had, in KiB.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -597,11 +598,11 @@ fn peak() -> u64 {
 }
 
 #[test]
-fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
+fn each_request_for_input_gets_at_most_one_window() {
     with_limits_from(SOON, |limit| {
         let (reader, mut writer) = io::pipe().unwrap();
         let feeder = std::thread::spawn(move || {
-            // Until nobody reads it.
+            // Until the session has dropped the reading end.
             while writer.write_all(&[7; 65536]).is_ok() {}
         });
         let asked = [u32::MAX; 3].map(ToHost::Room);
@@ -620,7 +621,7 @@ fn input_is_sent_as_it_was_asked_for_however_often_it_was() {
 }
 
 #[test]
-fn signals_wait_for_the_command_and_the_end_does_not() {
+fn signals_wait_for_the_command_and_a_stop_does_not() {
     let messages = |sent: &Shared| -> Vec<String> {
         let told = told_guest(&sent.0);
         let kind = |message: &String| message.split('(').next().unwrap().to_owned();
@@ -644,7 +645,7 @@ fn signals_wait_for_the_command_and_the_end_does_not() {
     });
 }
 
-/// An entry of a cpio archive, with a name that none should have.
+/// Makes an entry of a cpio archive, whose name may be one that no archive should have.
 fn entry(name: &str, mode: u32, size: u32, data: &[u8]) -> Vec<u8> {
     let name_size = u32::try_from(name.len() + 1).unwrap();
     let fields = [1, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
@@ -659,7 +660,7 @@ fn entry(name: &str, mode: u32, size: u32, data: &[u8]) -> Vec<u8> {
     entry
 }
 
-/// A good archive of one file.
+/// Makes a valid archive of one file.
 fn archive(name: &str) -> Vec<u8> {
     let mut archive = Archive::new(Vec::new());
     archive
@@ -668,7 +669,7 @@ fn archive(name: &str) -> Vec<u8> {
     archive.finish().unwrap()
 }
 
-/// What comes of an archive that a guest sends for the one folder that is copied out, to `out` in a new folder.
+/// Runs a session with a guest that sends an archive in these pieces for the one folder to copy out; returns the folder around the copy.
 fn copied(pieces: &[&[u8]]) -> (tempfile::TempDir, Result<Report, Error>) {
     let mut messages = vec![hello(), ToHost::Started, ToHost::FilesOf(0, None)];
     messages.extend(pieces.iter().map(|piece| ToHost::Files(piece)));
@@ -689,7 +690,7 @@ fn copying(folder: &Path, words: Vec<u8>, then: Then) -> Scene {
     }
 }
 
-/// Nothing was written but below `below/out`.
+/// Checks that nothing was written outside `below/out`.
 fn assert_untouched(folder: &Path) {
     assert_eq!(fs::read(folder.join("victim")).unwrap(), b"safe");
     let below = |path: &Path| {
@@ -801,7 +802,7 @@ fn more_files_than_agreed_end_the_session() {
 }
 
 #[test]
-fn files_that_never_come_are_missed() {
+fn files_that_never_come_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let words = encoded(&[hello(), ToHost::Started, exit(0)]);
     let report = copying(folder.path(), words, Then::Waits).play().unwrap();
@@ -809,8 +810,8 @@ fn files_that_never_come_are_missed() {
     assert_eq!(report.warnings.len(), 1, "{report:?}");
 }
 
-/// A guest that sends a folder with two files, of which one comes only in part, and then more: its words, and how many there
-/// are up to that part.
+/// Returns the bytes of a guest that sends a folder with two files, the second only in part, and then `rest`; and how many bytes come before
+/// `rest`.
 fn half_a_folder(rest: &[ToHost]) -> (Vec<u8>, usize) {
     let mut begun = entry("copied", 0o040_755, 0, b"");
     begun.extend(entry("copied/whole", 0o100_644, 2, b"hi"));
@@ -827,7 +828,7 @@ fn half_a_folder(rest: &[ToHost]) -> (Vec<u8>, usize) {
     (words, until)
 }
 
-/// Of half a folder, one file is there.
+/// Checks that of `half_a_folder` the one whole file was copied.
 fn assert_one_is_whole(folder: &Path) {
     let names: Vec<_> = fs::read_dir(folder.join("below/out")).unwrap().collect();
     assert_eq!(names.len(), 1, "{names:?}");
@@ -835,7 +836,7 @@ fn assert_one_is_whole(folder: &Path) {
 }
 
 #[test]
-fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
+fn a_limit_or_a_signal_ends_a_copy_and_whole_files_stay() {
     let ends = |limit: Option<Duration>, end: End, why: &str| {
         let folder = tempfile::tempdir().unwrap();
         let (words, _) = half_a_folder(&[]);
@@ -844,12 +845,12 @@ fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
         scene.timeout = limit;
         if limit.is_none() {
             scene.later = Some((seen.clone(), Event::Signal(15)));
-            // The image's, which is for the command.
+            // The image's own stop signal, which is for the command.
             scene.stop_signal = 10;
         }
         let report = scene.play().unwrap();
         assert_eq!((report.end, report.copy_failed), (end, true));
-        // It may have had no time for that.
+        // On a busy host the copy may not have begun by then.
         seen.exists().then(|| {
             let said = format!(
                 "/work was not copied out as a whole, but 1 of its files and folders: {why}"
@@ -864,7 +865,7 @@ fn a_limit_or_one_signal_ends_a_copy_and_what_is_whole_stays() {
 }
 
 #[test]
-fn an_exit_that_is_heard_after_the_limit_is_no_exit_in_time() {
+fn an_exit_that_comes_after_the_time_limit_is_a_timeout() {
     with_limits_from(SOON, |limit| {
         let folder = tempfile::tempdir().unwrap();
         let rest = vec![b'x'; 100_000];
@@ -882,7 +883,7 @@ fn an_exit_that_is_heard_after_the_limit_is_no_exit_in_time() {
 }
 
 #[test]
-fn a_command_that_timed_out_is_killed_and_its_files_are_copied_where_that_is_wanted() {
+fn at_the_time_limit_the_command_is_killed_and_its_files_are_copied() {
     let folder = tempfile::tempdir().unwrap();
     let begun = encoded(&[hello(), ToHost::Started]);
     let rest = [
@@ -905,7 +906,7 @@ fn a_command_that_timed_out_is_killed_and_its_files_are_copied_where_that_is_wan
 }
 
 #[test]
-fn a_copy_that_was_not_done_is_told_in_one_line_whatever_ended_the_command() {
+fn copies_that_were_not_made_are_one_warning_however_the_command_ended() {
     let ended = |change: &dyn Fn(&mut Scene)| {
         let folder = tempfile::tempdir().unwrap();
         let words = encoded(&[hello(), ToHost::Started]);
@@ -957,7 +958,7 @@ fn a_command_gets_its_own_stop_signal() {
 }
 
 #[test]
-fn the_same_files_do_not_come_twice() {
+fn files_that_come_twice_end_the_session() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = archive("copied");
     let once = [
@@ -970,7 +971,7 @@ fn the_same_files_do_not_come_twice() {
     assert!(told.contains("files that were not asked for"), "{told}");
 }
 
-/// What a guest may say: messages of every kind, with any content, and what is none.
+/// Generates what a guest may send: messages of every kind, with any content, and bytes that are no message.
 fn words() -> impl Strategy<Value = Vec<u8>> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..64);
     let message = prop_oneof![
@@ -986,7 +987,7 @@ fn words() -> impl Strategy<Value = Vec<u8>> {
         1 => ".*".prop_map(|text| encoded(&[ToHost::Warning(text)])),
         1 => ".*".prop_map(|text| encoded(&[ToHost::Refused(Refusal::Failed(text))])),
         1 => bytes(),
-        // A frame of any kind and length with another body than it says.
+        // A frame of any kind and length whose body has another length.
         2 => (0x80_u8..0x90, 0_u32..70, bytes()).prop_map(|(tag, len, body)| [&len.to_le_bytes()[..], &[tag], &body].concat()),
     ];
     (any::<bool>(), prop::collection::vec(message, 0..12)).prop_map(|(polite, messages)| {

@@ -6,9 +6,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::building::Building;
 use crate::place::Place;
 use crate::process::{cannot_start, capture, short};
 use crate::report::Report;
+
+/// Has Cargo print messages for programs on stdout, and its diagnostics on stderr.
+pub(crate) const MESSAGES: [&str; 1] = ["--message-format=json-render-diagnostics"];
 
 /// The workspace's folder.
 pub(crate) fn root() -> &'static Path {
@@ -41,9 +45,7 @@ pub(crate) struct Executable {
 /// Runs Cargo with these arguments, which must build; returns the executables. Cargo's progress goes to stderr.
 pub(crate) fn build(arguments: &[&str]) -> Result<Vec<Executable>> {
     let mut command = cargo();
-    command
-        .args(arguments)
-        .arg("--message-format=json-render-diagnostics");
+    command.args(arguments).args(MESSAGES);
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command
         .output()
@@ -51,10 +53,13 @@ pub(crate) fn build(arguments: &[&str]) -> Result<Vec<Executable>> {
     if !output.status.success() {
         bail!("cargo {} failed: it says why above", arguments.join(" "));
     }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| executable(line).transpose())
-        .collect()
+    executables(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The executables in Cargo's messages.
+pub(crate) fn executables(messages: &str) -> Result<Vec<Executable>> {
+    let executables = messages.lines().map(|line| executable(line).transpose());
+    executables.flatten().collect()
 }
 
 /// The executable in one of Cargo's messages, if it is about one.
@@ -161,7 +166,7 @@ fn test_target(target: &Value) -> Option<Target> {
 
 /// Builds the release of the command `minivm`; returns its path.
 pub(crate) fn build_minivm() -> Result<PathBuf> {
-    let built = build(&[
+    minivm_among(build(&[
         "build",
         "--release",
         "--package",
@@ -169,7 +174,24 @@ pub(crate) fn build_minivm() -> Result<PathBuf> {
         "--package",
         "minivm-sandbox",
         "--bins",
-    ])?;
+    ])?)
+}
+
+/// Begins to build the command `minivm`, and nothing else, in the profile that compiles quickly.
+pub(crate) fn begin_quick_minivm() -> Result<Building> {
+    Building::begin(&[
+        "build",
+        "--profile",
+        "quick",
+        "--package",
+        "minivm",
+        "--bin",
+        "minivm",
+    ])
+}
+
+/// The path of the command `minivm` among what was built.
+pub(crate) fn minivm_among(built: Vec<Executable>) -> Result<PathBuf> {
     let minivm = built
         .into_iter()
         .find(|executable| executable.name == "minivm");

@@ -13,6 +13,7 @@
 //! changes: see [`cache`].
 
 mod bench;
+mod building;
 mod cache;
 mod cargo;
 mod choice;
@@ -24,6 +25,7 @@ mod demo;
 mod failures;
 mod kernels;
 mod kvm;
+mod modules;
 mod packages;
 mod place;
 mod process;

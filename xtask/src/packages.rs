@@ -7,6 +7,12 @@ use anyhow::{Result, bail};
 
 use crate::process::{capture, output, shown};
 
+/// For a first boot in the lab: QEMU, and the jail around it.
+const FOR_LAB: [&str; 2] = ["qemu-system-x86", "bubblewrap"];
+
+/// For unpacking a packaged kernel's modules.
+const FOR_MODULES: [&str; 2] = ["xz-utils", "zstd"];
+
 /// For the lab (QEMU, busybox), for building kernels (all the others), and for archives (cpio).
 const ALWAYS: [&str; 17] = [
     "qemu-system-x86",
@@ -44,6 +50,12 @@ const FOR_TESTS: [&str; 6] = [
 
 /// The kernel's source, the one we want first.
 const SOURCES: [&str; 2] = ["linux-source-6.12", "linux-source"];
+
+/// Installs what a first boot needs: nothing is compiled for it but minivm.
+pub(crate) fn install_for_first_boot(lab: bool) -> Result<String> {
+    let for_lab: &[_] = if lab { &FOR_LAB } else { &[] };
+    install(&missing(&[for_lab, &FOR_MODULES].concat())?)
+}
 
 /// Installs what the set-up always needs.
 pub(crate) fn install_all() -> Result<String> {

@@ -73,7 +73,8 @@ pub(crate) fn short(path: &str) -> String {
         .unwrap_or_else(|| path.to_owned())
 }
 
-fn quoted(word: &str) -> String {
+/// A word as it is typed into a shell.
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%~".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -39,7 +39,7 @@ pub(crate) fn check_reachable(image: &str) -> Result<()> {
 
 /// Fills `root` with the image's files.
 pub(crate) fn fill(image: &str, root: &Path) -> Result<()> {
-    packages::install_some(&["skopeo", "umoci"])?;
+    packages::install_some(&["skopeo", "umoci", "ca-certificates"])?;
     let work = tempfile::tempdir().context("cannot create a temporary folder")?;
     let layout = format!("{}:image", work.path().join("layout").display());
     let mut copy = Command::new("skopeo");

@@ -27,6 +27,16 @@ impl Report {
         }
     }
 
+    /// The time since the first step.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Says in a line what the next step is for.
+    pub(crate) fn purpose(&self, text: &str) {
+        println!("# {text}");
+    }
+
     /// Does a step that prints nothing itself. `work` returns what it made, and in a few words what it did.
     pub(crate) fn step<T>(
         &mut self,
@@ -50,6 +60,19 @@ impl Report {
         let started = Instant::now();
         let worked = work();
         self.finish(name, started, worked)
+    }
+
+    /// Waits for a step that began before this. `work` shows how far it is by what it is given.
+    pub(crate) fn wait<T>(
+        &mut self,
+        name: &str,
+        began: Instant,
+        work: impl FnOnce(&dyn Fn(&str)) -> Result<(T, String)>,
+    ) -> Result<T> {
+        let spinner = spinner(name).with_elapsed(began.elapsed());
+        let worked = work(&|progress| spinner.set_message(format!("{name} {progress}")));
+        spinner.finish_and_clear();
+        self.finish(name, began, worked)
     }
 
     /// Records a step that somebody else timed.

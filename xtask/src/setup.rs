@@ -64,33 +64,74 @@ pub(crate) fn rootfs() -> Result<()> {
     Ok(())
 }
 
+/// What a first boot needs, in which nothing is built.
+pub(crate) struct Fetched {
+    /// With `vmlinuz`, its `version`, and its `modules`.
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+/// Fetches what a first boot needs that isn't there yet.
+pub(crate) fn fetch(report: &mut Report, lab: bool) -> Result<Fetched> {
+    let cache = Cache::open()?;
+    report.purpose(if lab {
+        "packages: QEMU, which emulates a machine with KVM (the lab: this host's runs no kernel), and bubblewrap, its jail"
+    } else {
+        "packages: what unpacks others"
+    });
+    report.step("packages", || {
+        Ok(((), packages::install_for_first_boot(lab)?))
+    })?;
+    let initramfs = root_file_system(report, &cache)?;
+    report.purpose(if lab {
+        "a kernel as Debian packages it: for the guest, and with its modules for the lab"
+    } else {
+        "a kernel as Debian packages it, for the guest"
+    });
+    let kernel = report.step("Debian kernel", || debian_kernels::ensure_cloud(&cache))?;
+    Ok(Fetched { kernel, initramfs })
+}
+
+/// Kernels that are built here.
+pub(crate) struct Built {
+    pub(crate) kernel: PathBuf,
+    pub(crate) lab_kernel: Option<PathBuf>,
+}
+
+/// Builds the kernels that aren't there yet, and installs what that takes.
+pub(crate) fn build(report: &mut Report, lab: bool) -> Result<Built> {
+    build_packages(report)?;
+    kernels(report, lab)
+}
+
 /// Does what isn't done yet.
 pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
     let cache = Cache::open()?;
-    report.step("packages", || Ok(((), packages::install_all()?)))?;
-    report.step("Rust target", || Ok(((), target::install()?)))?;
+    build_packages(report)?;
+    rust_target(report)?;
     if wanted.sandboxes {
-        report.step("sandboxes' packages", || {
-            Ok(((), packages::install_for_sandboxes()?))
-        })?;
+        sandboxes_packages(report)?;
     }
     if wanted.image_tools {
+        report.purpose("tools that make and move container images, for the tests");
         report.step("image tools", || Ok(((), packages::install_for_tests()?)))?;
     }
-    let initramfs = report.step("root file system", || rootfs::ensure(&cache))?;
+    let initramfs = root_file_system(report, &cache)?;
     let debian_kernels = match wanted.debian_kernels {
-        true => Some(report.step("Debian kernels", || debian_kernels::ensure(&cache))?),
+        true => {
+            report.purpose("kernels as Debian packages them, which minivm boots too");
+            Some(report.step("Debian kernels", || debian_kernels::ensure(&cache))?)
+        }
         false => None,
     };
     let coding_root = match wanted.coding_image {
-        true => Some(report.step("coding image", || coding_image::ensure(&cache))?),
+        true => {
+            report.purpose("the image of the coding agent's example: Python, git, pytest");
+            Some(report.step("coding image", || coding_image::ensure(&cache))?)
+        }
         false => None,
     };
-    let kernel = kernels::ensure(report, Kernel::Sandbox)?;
-    let lab_kernel = match wanted.lab {
-        true => Some(kernels::ensure(report, Kernel::Lab)?),
-        false => None,
-    };
+    let Built { kernel, lab_kernel } = kernels(report, wanted.lab)?;
     Ok(Made {
         kernel,
         initramfs,
@@ -98,4 +139,44 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
         debian_kernels,
         coding_root,
     })
+}
+
+/// Packages for building kernels.
+fn build_packages(report: &mut Report) -> Result<()> {
+    report.purpose("packages: what building a Linux kernel takes, and its source");
+    report.step("packages", || Ok(((), packages::install_all()?)))
+}
+
+/// Rust's standard library for the guest's init.
+pub(crate) fn rust_target(report: &mut Report) -> Result<()> {
+    report.purpose("Rust for musl: a guest's first process, minivm-init, is one static file");
+    report.step("Rust target", || Ok(((), target::install()?)))
+}
+
+/// Packages for the sandboxes that are no machines.
+pub(crate) fn sandboxes_packages(report: &mut Report) -> Result<()> {
+    report.purpose("packages: what the other four sandboxes are made of, and the jail around them");
+    report.step("sandboxes' packages", || {
+        Ok(((), packages::install_for_sandboxes()?))
+    })
+}
+
+/// The demo's initramfs.
+fn root_file_system(report: &mut Report, cache: &Cache) -> Result<PathBuf> {
+    report.purpose("what the guest has for files: Python, a shell, and an /init that asks for 2+2");
+    report.step("root file system", || rootfs::ensure(cache))
+}
+
+/// The guest's kernel, and the lab's.
+fn kernels(report: &mut Report, lab: bool) -> Result<Built> {
+    report.purpose("the guest's kernel: a Linux that has what a sandbox needs, and nothing else");
+    let kernel = kernels::ensure(report, Kernel::Sandbox)?;
+    let lab_kernel = match lab {
+        true => {
+            report.purpose("the lab's kernel: as small, with KVM; all that it does is emulated");
+            Some(kernels::ensure(report, Kernel::Lab)?)
+        }
+        false => None,
+    };
+    Ok(Built { kernel, lab_kernel })
 }

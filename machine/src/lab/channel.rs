@@ -1,4 +1,4 @@
-//! Our end of the channel: sends the command's input, writes its output, waits for its exit code.
+//! The host's end of the channel: sends the command's input, writes its output, waits for its exit code.
 
 use std::io::{self, BufReader, PipeReader, Write};
 use std::os::fd::OwnedFd;
@@ -12,35 +12,35 @@ use crate::streams;
 
 use super::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 
-/// The code of a program that was killed by SIGPIPE.
+/// The exit code of a program that SIGPIPE ended.
 const BROKEN_PIPE: i32 = 128 + 13;
 
-/// How long the lab is left without an interrupt.
+/// The longest time without an interrupt for the lab.
 ///
-/// QEMU's emulation of SVM changes the processor's pending interrupts without a lock when a guest is left: another one that
-/// comes in the same few nanoseconds, a timer's, is forgotten, and where the processor then halts, it does so until the next
-/// (QEMU 7.2, target/i386/tcg/sysemu/svm_helper.c, `do_vmexit`). Any other interrupt makes it look again.
-const PING: Timespec = Timespec {
+/// QEMU's emulation of SVM changes the processor's pending interrupts without a lock at a VM exit: another one that comes in the same
+/// few nanoseconds, a timer's, is lost, and where the processor then halts, it does so until the next (QEMU 7.2,
+/// target/i386/tcg/sysemu/svm_helper.c, `do_vmexit`). Any other interrupt wakes it.
+const PING_INTERVAL: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
 
-/// What the lab had to say in the end.
+/// The lab's answer.
 pub(crate) enum Answer {
     /// The command ended, with this code.
     Exit(i32),
-    /// This output of its could not be written.
+    /// This output of the command's could not be written.
     NotWritten(&'static str, io::Error),
-    /// It never began.
+    /// The command could not be started, for this reason.
     Failed(String),
-    /// It didn't begin in this lab; another one may do better.
-    Again(String),
-    /// Nothing: the lab was killed or died.
+    /// This lab can't start the command, for this reason; another one may.
+    Retry(String),
+    /// No answer: the lab was killed or died.
     None,
 }
 
-/// Waits for a lab's first word: `None` where the command starts, or else the only answer. Until then nothing is sent to the
-/// lab, for another one may be the one that takes it.
+/// Waits for a lab's first frame; returns `None` where the command starts, else the lab's only answer. Until then no input is sent to the
+/// lab, for it may have to go to another one.
 pub(super) fn begin(channel: &UnixStream) -> io::Result<Option<Answer>> {
     let mut payload = Vec::new();
     // A QEMU that was killed may leave half a frame.
@@ -51,12 +51,12 @@ pub(super) fn begin(channel: &UnixStream) -> io::Result<Option<Answer>> {
     match kind {
         Kind::Started => Ok(None),
         Kind::Failed => Ok(Some(Answer::Failed(why))),
-        Kind::Again => Ok(Some(Answer::Again(why))),
+        Kind::Retry => Ok(Some(Answer::Retry(why))),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
-/// Carries input and output until the lab answers or is gone.
+/// Carries input and output until the lab answers or ends.
 pub(crate) fn serve(
     channel: &UnixStream,
     input: Option<OwnedFd>,
@@ -65,18 +65,18 @@ pub(crate) fn serve(
 ) -> io::Result<Answer> {
     let (stop, running) = io::pipe()?;
     thread::scope(|scope| {
-        // Input that can't be delivered or read is a lab or a stream that is gone: `listen` finds out.
+        // Input fails where the lab has ended, which `listen` finds out, or where its stream has.
         scope.spawn(move || feed(channel, input, &stop));
         let answer = listen(channel, stdout, stderr);
-        // The other thread may wait for input, or for the lab to take it.
+        // Ends the other thread's wait for input, or for the lab to take it.
         drop(running);
-        // It may have been shut down already, see `stop`.
+        // It fails where it was shut down already, see `stop`.
         let _ = channel.shutdown(std::net::Shutdown::Both);
         answer
     })
 }
 
-/// Sends what `input` has until its end, and pings, until the other end of `stop` is closed.
+/// Sends `input` until its end, and pings, until the other end of `stop` is closed.
 fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
     let mut buffer = Buffer::new();
     let mut input = input.map(minivm_vmm::Input::from);
@@ -86,7 +86,7 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
     loop {
         let mut ready = vec![PollFd::new(stop, PollFlags::IN)];
         ready.extend(input.iter().map(|input| PollFd::new(input, PollFlags::IN)));
-        let quiet = match poll(&mut ready, Some(&PING)) {
+        let quiet = match poll(&mut ready, Some(&PING_INTERVAL)) {
             Err(Errno::INTR) => continue,
             ready => ready? == 0,
         };
@@ -110,7 +110,7 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
     }
 }
 
-/// Writes output as it comes.
+/// Writes output as it comes, and returns the lab's answer.
 fn listen(
     channel: &UnixStream,
     stdout: &mut (dyn Write + Send),
@@ -133,7 +133,7 @@ fn listen(
                 }
                 Err(error) => return Ok(Answer::NotWritten("stdout", error)),
             },
-            // As for any program, messages that have no reader any more are lost. A full disk is told of.
+            // As with any program, messages that have lost their reader are dropped. A full disk is reported.
             Kind::Stderr if dropped.is_none() => match streams::write_all(stderr, &payload) {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => dropped = Some(error),
                 _ => {}
@@ -156,7 +156,7 @@ fn listen(
             Kind::Stdin
             | Kind::Ping
             | Kind::Hangup
-            | Kind::Again
+            | Kind::Retry
             | Kind::Attach
             | Kind::Shutdown => {
                 return Err(io::ErrorKind::InvalidData.into());

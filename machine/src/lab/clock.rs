@@ -1,22 +1,22 @@
-//! Whether the lab's kernel has a timer that goes.
+//! A check that the lab's kernel has a timer that works.
 //!
-//! The kernel finds out at its start how fast the local APIC's timer counts: it reads it before and after a tenth of a second
-//! by the processor's clock. Where the host leaves the emulator standing for that tenth before the first reading, the two
-//! come out alike. The kernel then says "APIC frequency too slow, disabling apic timer", and as the machine has no other
-//! timer, whoever sleeps from then on sleeps for ever. A shorter standstill makes a timer that is wrong by a part of it.
-//! (Linux 6.12, arch/x86/kernel/apic/apic.c, `calibrate_APIC_clock`.) There is no way to tell the kernel, and none to have it
-//! measure again but to start it again.
+//! The kernel measures at its start how fast the local APIC's timer counts: it reads it before and after a tenth of a second
+//! by the processor's clock. Where the host doesn't run the emulator for that tenth before the first reading, the two readings
+//! are equal. The kernel then logs "APIC frequency too slow, disabling apic timer", and as the machine has no other timer, a
+//! process that sleeps from then on sleeps for ever. A shorter pause makes a timer that is wrong in proportion.
+//! (Linux 6.12, arch/x86/kernel/apic/apic.c, `calibrate_APIC_clock`.) The kernel takes no frequency from outside, and measures
+//! again only when it is started again.
 
 use std::fs;
 
-/// What the kernel tells of its timers. Only root reads it.
+/// The kernel's list of its timers. Only root may read it.
 const LIST: &str = "/proc/timer_list";
-/// How fast it counts: QEMU's runs at 1 GHz, and the kernel has it count every 16th tick.
+/// The timer's frequency: QEMU's runs at 1 GHz, and the kernel has it count every 16th tick.
 const HERTZ: f64 = 1e9 / 16.0;
-/// By how much it may be wrong: what a busy host brings about every day is half of that.
+/// The factor by which the measured frequency may be wrong. A busy host makes it wrong by half as much every day.
 const TOLERANCE: f64 = 1.25;
 
-/// Why timers are not to be relied on; `None` where they are, or where the kernel tells nothing.
+/// Returns why timers are unreliable; `None` where they are reliable, or the kernel has no list.
 pub(super) fn fault() -> Option<String> {
     fault_in(&fs::read_to_string(LIST).ok()?)
 }
@@ -28,7 +28,7 @@ fn fault_in(list: &str) -> Option<String> {
         .find_map(fault_of_processor)
 }
 
-/// The part about one processor begins with its number.
+/// Returns the fault of one processor's timer. Its part of the list begins with the processor's number.
 fn fault_of_processor(part: &str) -> Option<String> {
     let number = part.lines().next()?.trim();
     let field = |name: &str| {
@@ -38,7 +38,7 @@ fn fault_of_processor(part: &str) -> Option<String> {
     match field("Clock Event Device:")? {
         "<NULL>" => return Some(format!("processor {number} has no timer")),
         "lapic" => {}
-        // One that needn't be measured.
+        // Other timers aren't measured.
         _ => return None,
     }
     let multiplier: f64 = field("mult:")?.parse().ok()?;
@@ -46,8 +46,8 @@ fn fault_of_processor(part: &str) -> Option<String> {
     let hertz = multiplier * 1e9 / f64::from(shift).exp2();
     let sound = (HERTZ / TOLERANCE..HERTZ * TOLERANCE).contains(&hertz);
     (!sound).then(|| {
-        let (found, is) = (hertz / 1e6, HERTZ / 1e6);
-        format!("processor {number}'s timer was measured at {found:.1} MHz and is one of {is}")
+        let (found, right) = (hertz / 1e6, HERTZ / 1e6);
+        format!("processor {number}'s timer was measured at {found:.1} MHz instead of {right}")
     })
 }
 
@@ -79,13 +79,13 @@ mod tests {
         for (multiplier, megahertz) in [("134214077", "31.2"), ("536856308", "125.0")] {
             let wrong = fault_in(&SOUND.replace("268428154", multiplier)).unwrap();
             let why =
-                format!("processor 0's timer was measured at {megahertz} MHz and is one of 62.5");
+                format!("processor 0's timer was measured at {megahertz} MHz instead of 62.5");
             assert_eq!(wrong, why);
         }
     }
 
     #[test]
-    fn what_is_not_told_is_no_fault() {
+    fn an_incomplete_list_is_no_fault() {
         for list in ["", "Per CPU device: 0\n", "Timer List Version: v9\n"] {
             assert_eq!(fault_in(list), None);
         }

@@ -1,4 +1,4 @@
-//! What can go wrong with a lab.
+//! Errors of a lab.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,40 +9,40 @@ use crate::cache;
 /// Why a lab didn't run its command to the end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no QEMU.
+    /// QEMU isn't installed.
     #[error("cannot find {program}: install it with `apt-get install qemu-system-x86`")]
     QemuMissing {
-        /// The program that was looked for.
+        /// The program's name.
         program: &'static str,
     },
-    /// There is no kernel for it.
-    #[error("no lab kernel in {}: make it with `cargo xtask setup`, or name the folder of one that is there in MINIVM_LAB_KERNEL", folder.display())]
+    /// The lab's kernel isn't there.
+    #[error("no lab kernel in {}: make it with `cargo xtask setup`, or set MINIVM_LAB_KERNEL to a folder that has one", folder.display())]
     KernelMissing {
-        /// Where it was looked for.
+        /// The folder that should have it.
         folder: PathBuf,
     },
     /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
     #[error(transparent)]
     NoCache(#[from] cache::Unknown),
-    /// The lab's own file system can't be made.
+    /// The lab's initramfs can't be made.
     #[error("cannot make the lab's initramfs")]
     Initramfs(#[from] minivm_guest::newc::Error),
-    /// This machine has less memory than that.
+    /// The host has less memory than the lab would need.
     #[error(
-        "the lab would need {needed} MiB for the guest and itself, and this machine has {there}: give the guest less (--memory)"
+        "the lab would need {needed} MiB for the guest and itself, and this host has {there}: give the guest less (--memory)"
     )]
     TooLarge {
-        /// In MiB.
+        /// What the lab would need, in MiB.
         needed: u64,
-        /// With what it can swap, in MiB.
+        /// The host's memory and swap, in MiB.
         there: u64,
     },
     /// A system call failed.
     #[error("cannot {action}")]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The time limit was reached; the lab was killed.
@@ -54,10 +54,10 @@ pub enum Error {
     /// [`Stop::stop`](super::Stop::stop) ended it.
     #[error("the lab was stopped")]
     Stopped,
-    /// The lab is up but can't run the command.
+    /// The lab has booted, but can't run the command.
     #[error("the lab {message}")]
     Refused {
-        /// What its init said.
+        /// The reason that its init sent.
         message: String,
     },
     /// QEMU or the lab's kernel ended without an answer.

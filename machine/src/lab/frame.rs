@@ -1,39 +1,39 @@
-//! What the two ends of the lab's channel say to each other.
+//! The frames of the lab's channel.
 //!
-//! All of it goes through one virtio-serial port: frames of a kind (one byte), a length (four, little endian) and that many
-//! bytes. One port instead of one a stream keeps the order: whoever reads the exit code has read all output before it.
+//! All streams go through one virtio-serial port, in frames: a kind (one byte), a length (four, little endian) and that many bytes.
+//! One port instead of one for each stream keeps their order: the exit code comes after all output.
 
 use std::io::{self, Read, Write};
 
-/// The most bytes in one frame. What the kernel's virtio-console driver takes in one write.
+/// The most bytes of a payload: what the kernel's virtio-console driver takes in one write.
 pub(crate) const MAX_PAYLOAD: usize = 32 << 10;
 
 const HEADER: usize = 5;
 
-/// What a frame is about.
+/// The kind of a frame: its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// To the lab: input for the command. An empty frame is its end.
+    /// Host → lab: input for the command. An empty payload is its end.
     Stdin = 1,
-    /// To us: the command starts now.
+    /// Lab → host: the command starts now.
     Started = 2,
-    /// To us: the command's stdout.
+    /// Lab → host: the command's stdout.
     Stdout = 3,
-    /// To us: the command's stderr.
+    /// Lab → host: the command's stderr.
     Stderr = 4,
-    /// To us, the last frame: the command's exit code, 4 bytes.
+    /// Lab → host, the last frame: the command's exit code, 4 bytes.
     Exit = 5,
-    /// To us, the last frame: why there was no command to end.
+    /// Lab → host, the last frame: why the command could not be started.
     Failed = 6,
-    /// To the lab: nothing. It comes with an interrupt, see `channel`.
+    /// Host → lab: no content. It raises an interrupt, see `channel`.
     Ping = 7,
-    /// To the lab, the last frame at a port of a kept lab: the session is over.
+    /// Host → lab, the last frame of a session at a port of a kept lab: the session is over.
     Hangup = 8,
-    /// To us, instead of `Started`: this lab's kernel is unusable, for this reason; the host should start another.
-    Again = 9,
-    /// To the keeper of a kept lab: give this connection a machine.
+    /// Lab → host, instead of `Started`: this lab's kernel is unusable, for this reason; the host should start another lab.
+    Retry = 9,
+    /// Command → keeper of a kept lab: give this connection a machine.
     Attach = 10,
-    /// To the keeper of a kept lab: end it.
+    /// Command → keeper of a kept lab: end.
     Shutdown = 11,
 }
 
@@ -47,7 +47,7 @@ impl Kind {
         Kind::Failed,
         Kind::Ping,
         Kind::Hangup,
-        Kind::Again,
+        Kind::Retry,
         Kind::Attach,
         Kind::Shutdown,
     ];
@@ -57,7 +57,7 @@ impl Kind {
     }
 }
 
-/// Room for a payload with its header before it, so that a frame leaves in one write.
+/// A payload with room for its header, so that a frame is sent in one write.
 pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
@@ -65,7 +65,7 @@ impl Buffer {
         Buffer(vec![0; HEADER + MAX_PAYLOAD])
     }
 
-    /// Where a payload is put before it is sent.
+    /// Returns the payload, to be filled before it is sent.
     pub(crate) fn payload(&mut self) -> &mut [u8] {
         &mut self.0[HEADER..]
     }
@@ -79,7 +79,7 @@ impl Buffer {
     }
 }
 
-/// Sends one frame. A payload that is too long is cut.
+/// Sends one frame. A payload is cut to [`MAX_PAYLOAD`].
 pub(crate) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()> {
     let mut buffer = Buffer::new();
     let length = payload.len().min(MAX_PAYLOAD);
@@ -87,7 +87,11 @@ pub(crate) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()>
     buffer.send(kind, length, to)
 }
 
-/// Reads one frame into `payload`; `None` at the end of the stream.
+/// Reads one frame's payload into `payload` and returns its kind; `None` at the end of the stream.
+///
+/// # Errors
+///
+/// `InvalidData` where the bytes are not a frame, `UnexpectedEof` where the stream ends inside a payload, else the stream's own.
 pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
     let mut header = [0; HEADER];
     if let Err(error) = from.read_exact(&mut header) {
@@ -102,7 +106,7 @@ pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<
     let Some(kind) = Kind::from_byte(kind).filter(|_| size <= MAX_PAYLOAD) else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("no frame starts with {header:?}"),
+            format!("{header:?} is not a frame's header"),
         ));
     };
     payload.resize(size, 0);

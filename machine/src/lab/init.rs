@@ -1,30 +1,32 @@
-//! The lab's end: process 1 of its machine.
+//! The lab's init: process 1 of its machine.
 //!
-//! The kernel starts it from the initramfs with a console as its standard streams, and panics should it ever end.
+//! The kernel starts it from the initramfs with a console as its standard streams, and panics if it ever ends.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
-use rustix::system::RebootCommand;
+use rustix::system::{RebootCommand, finit_module};
 
 use super::clock;
 use super::error::{Error, cannot};
 use super::frame::{self, Kind};
-use super::order::{self, Order};
+use super::job::{self, LabJob};
+use super::kernel::MODULES;
 use super::relay::Relay;
 use super::root;
 
 /// The port that QEMU's `nr=1` makes on the first virtio-serial device.
 const CHANNEL: &str = "/dev/vport0p1";
 
-/// Carries out the order in the initramfs and powers the machine off.
+/// Runs the job in the initramfs and powers the machine off.
 ///
-/// Only for a process 1: the machine's, that is, so this is never to be called by hand.
+/// In any process but process 1, prints an error and exits with code 125.
 pub fn run_as_init() -> ! {
     if rustix::process::getpid() != Pid::INIT {
         eprintln!("minivm: {} is for the lab only", super::INIT_COMMAND);
@@ -41,26 +43,27 @@ pub fn run_as_init() -> ! {
     }
 }
 
-/// Prints a line on the lab's console, which is shown when the lab gives no answer. It's done as one of the kernel's own
-/// error messages (`<3>`): these get through when the console's driver doesn't work. If they don't, nothing would.
+/// Prints a line on the lab's console, which is shown when the lab gives no answer. The line is one of the kernel's own error messages
+/// (`<3>`), which arrive even where the console's driver doesn't work. If it fails, no other way would work.
 fn print(line: &str) {
     let _ = fs::write("/dev/kmsg", format!("<3>minivm: {line}\n"));
 }
 
-/// The error and its cause in one line.
+/// Returns the error and its cause in one line.
 fn chain(error: &Error) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     format!("{error}{}", cause.unwrap_or_default())
 }
 
-/// Runs the command and sends its exit code, or why it can't be run.
+/// Runs the command and sends its exit code, or the reason why it can't be run.
 fn answer() -> Result<(), Error> {
     root::mount_kernel_file_systems()?;
+    load_modules()?;
     let fault = clock::fault();
     let channel = open_channel()?;
     if let Some(why) = fault {
-        let sent = frame::send(Kind::Again, why.as_bytes(), &channel);
-        sent.map_err(cannot("say why"))?;
+        let sent = frame::send(Kind::Retry, why.as_bytes(), &channel);
+        sent.map_err(cannot("send the reason"))?;
     } else {
         let sent = match &run(&channel) {
             Ok(code) => frame::send(Kind::Exit, &code.to_le_bytes(), &channel),
@@ -72,19 +75,33 @@ fn answer() -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until the other end has heard the answer, and ends the machine or hangs up. What it has not taken by then is in QEMU,
-/// and gone with it.
+/// Loads the kernel's modules, where it came with some: the channel's devices and KVM may be among them.
+fn load_modules() -> Result<(), Error> {
+    let Ok(folder) = fs::read_dir(MODULES) else {
+        return Ok(());
+    };
+    let modules = folder.map(|entry| Ok(entry?.path()));
+    let modules = modules.collect::<io::Result<BTreeSet<_>>>();
+    for module in modules.map_err(cannot(format!("read {MODULES}")))? {
+        let loaded = File::open(&module).and_then(|file| Ok(finit_module(file, c"", 0)?));
+        loaded.map_err(cannot(format!("load {}", module.display())))?;
+    }
+    Ok(())
+}
+
+/// Waits until the host has read the answer, and ends the machine or closes the channel. Until then the answer may still be in QEMU,
+/// and would be lost with it.
 fn wait_for_hangup(mut channel: &File) {
     let mut ignored = [0; 4096];
     while matches!(channel.read(&mut ignored), Ok(1..)) {}
 }
 
-/// The port appears once the kernel and QEMU have agreed on it, which can be after we were started.
+/// Opens the channel's port, which appears once the kernel and QEMU have negotiated it: maybe after this process has started.
 fn open_channel() -> Result<File, Error> {
     let start = Instant::now();
     loop {
         match File::options().read(true).write(true).open(CHANNEL) {
-            // Not by sleeping, which may have no end (see `clock`). The kernel's threads get the time meanwhile.
+            // Never by sleeping, which may have no end (see `clock`). The kernel's threads run meanwhile.
             Err(_) if start.elapsed() < Duration::from_secs(10) => thread::yield_now(),
             opened => return opened.map_err(cannot(format!("open {CHANNEL}"))),
         }
@@ -92,22 +109,21 @@ fn open_channel() -> Result<File, Error> {
 }
 
 fn run(channel: &File) -> Result<i32, Error> {
-    let order = fs::read(order::PATH).map_err(cannot(format!("read {}", order::PATH)))?;
-    let order: Order = serde_json::from_slice(&order)
-        .map_err(|error| cannot("understand the order")(error.into()))?;
-    root::prepare(order.root)?;
+    let job = fs::read(job::PATH).map_err(cannot(format!("read {}", job::PATH)))?;
+    let job: LabJob = serde_json::from_slice(&job)
+        .map_err(|error| cannot(format!("parse {}", job::PATH))(error.into()))?;
+    root::prepare(job.root)?;
     minivm_guest::pid1::bring_loopback_up().map_err(cannot("bring up the loopback interface"))?;
-    std::env::set_current_dir(&order.cwd)
-        .map_err(cannot(format!("enter {}", order.cwd.display())))?;
+    std::env::set_current_dir(&job.cwd).map_err(cannot(format!("enter {}", job.cwd.display())))?;
 
-    frame::send(Kind::Started, &[], channel).map_err(cannot("say that it starts"))?;
-    let Some((program, arguments)) = order.command.split_first() else {
+    frame::send(Kind::Started, &[], channel).map_err(cannot("report the command's start"))?;
+    let Some((program, arguments)) = job.command.split_first() else {
         return Ok(0);
     };
     let command = Command::new(program)
         .args(arguments)
         .env_clear()
-        .envs(order.env)
+        .envs(job.env)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -117,8 +133,8 @@ fn run(channel: &File) -> Result<i32, Error> {
             let relay = Relay::start(channel, &mut child).map_err(cannot("start a thread"))?;
             let status = wait_for(child.id())
                 .map_err(|errno| cannot("wait for the command")(errno.into()))?;
-            // Processes it left behind hold its output open. Group 1 stands for all but us: it's `kill(-1, …)`. There may
-            // be none, which is an error.
+            // Processes that it left behind hold its output open. Group 1 stands for all processes but this one: the call is
+            // `kill(-1, …)`. It fails where there are none.
             let _ = rustix::process::kill_process_group(Pid::INIT, Signal::KILL);
             relay.finish();
             Ok(exit_code(status))
@@ -136,7 +152,7 @@ fn run(channel: &File) -> Result<i32, Error> {
     }
 }
 
-/// Waits for one child. Process 1 inherits orphans, and waits for these as well.
+/// Waits for one child. Process 1 inherits orphans, and waits for them as well.
 fn wait_for(child: u32) -> rustix::io::Result<ExitStatus> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
@@ -149,7 +165,7 @@ fn wait_for(child: u32) -> rustix::io::Result<ExitStatus> {
     }
 }
 
-/// As a shell has it.
+/// Returns the exit code that a shell would report.
 fn exit_code(status: ExitStatus) -> i32 {
     status
         .code()

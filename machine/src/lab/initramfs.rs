@@ -1,4 +1,4 @@
-//! The lab's first file system: the command `minivm` as its init, the order it carries out, and the files it was given.
+//! The lab's initramfs: the program `minivm` as its init, the job, and the request's files.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,31 +11,35 @@ use minivm_guest::newc::{self, Archive, Attributes, Node};
 use rustix::fs::MemfdFlags;
 
 use super::error::{Error, cannot};
-use super::order::{self, Order};
+use super::job::{self, LabJob};
 
-/// Where this program is in the lab.
+/// This program's path in the lab.
 pub(super) const INIT: &str = "/minivm";
 
-/// Folders that init mounts something on, or that programs expect.
+/// Folders that init mounts file systems on, or that programs expect.
 const FOLDERS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "root"];
 
-/// Writes the archive to memory that has a file descriptor but no name, so that nothing remains whatever becomes of us.
-/// Files are copied into it by the kernel.
+/// Writes the archive to a memory file (memfd), which has no name, so that nothing remains of it however this process ends. The kernel
+/// copies files into it.
+///
+/// # Errors
+///
+/// [`Error::Initramfs`] where a file can't be read, [`Error::Io`] where the memory file can't be made.
 pub(super) fn build(
     program: &Path,
-    order: &Order,
+    job: &LabJob,
     files: &[(PathBuf, PathBuf)],
     contents: &[(Vec<u8>, PathBuf)],
 ) -> Result<OwnedFd, Error> {
     let memory = rustix::fs::memfd_create("lab-initramfs", MemfdFlags::CLOEXEC);
     let memory = memory.map_err(|errno| cannot("create a memory file")(errno.into()))?;
-    let mut memory = write(order, program, files, contents, File::from(memory))?;
+    let mut memory = write(job, program, files, contents, File::from(memory))?;
     memory.rewind().map_err(cannot("rewind the initramfs"))?;
     Ok(memory.into())
 }
 
 fn write<W: Write>(
-    order: &Order,
+    job: &LabJob,
     program: &Path,
     files: &[(PathBuf, PathBuf)],
     contents: &[(Vec<u8>, PathBuf)],
@@ -46,16 +50,16 @@ fn write<W: Write>(
     for folder in FOLDERS {
         archive.directory(folder, Attributes::new(0o755))?;
     }
-    // The kernel opens it for init's standard streams before init could mount anything.
+    // The kernel opens it as init's standard streams before init can mount a /dev.
     archive.node(
         "dev/console",
         Node::CharDevice { major: 5, minor: 1 },
         Attributes::new(0o600),
     )?;
     let json =
-        serde_json::to_vec(order).map_err(|error| cannot("write the order")(error.into()))?;
+        serde_json::to_vec(job).map_err(|error| cannot("write the lab's job")(error.into()))?;
     archive.file(
-        order::PATH,
+        job::PATH,
         Attributes::new(0o600),
         json.len() as u64,
         Cursor::new(json),
@@ -84,7 +88,7 @@ fn add<W: Write>(archive: &mut Archive<W>, host: &Path, lab: &Path) -> Result<()
     archive.file(lab, Attributes::new(permissions), metadata.len(), data)
 }
 
-/// Adds the folders above `lab` that aren't there yet.
+/// Adds the folders above `lab` that the archive doesn't have yet.
 fn parents<W: Write>(
     archive: &mut Archive<W>,
     lab: &Path,
@@ -112,7 +116,7 @@ mod tests {
 
     #[test]
     fn files_come_with_their_folders_once() {
-        let order = Order {
+        let job = LabJob {
             root: Root::Private,
             command: vec![],
             env: vec![],
@@ -126,7 +130,7 @@ mod tests {
             (host.clone(), "/a/two".into()),
         ];
         let contents = [(b"TEXT".to_vec(), "/a/three".into())];
-        let archive = write(&order, &host, &files, &contents, Vec::new()).unwrap();
+        let archive = write(&job, &host, &files, &contents, Vec::new()).unwrap();
         let archive = String::from_utf8(archive).unwrap();
         let names = ["0a\0", "a/b\0", "a/b/one\0", "a/two\0", "a/three\0", "TEXT"];
         let places = names.map(|name| {

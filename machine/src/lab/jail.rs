@@ -1,7 +1,7 @@
-//! QEMU's jail, and what becomes of a lab where none can be made.
+//! QEMU's jail, and labs without one on hosts where it can't be made.
 //!
-//! Emulation is no wall against hostile code. What a guest has that took QEMU over is what QEMU has: in the jail that is its
-//! own program and libraries, no network, none of the user's files, and no other process; and by its filter, few system calls.
+//! Emulation is no wall against hostile code. A guest that takes over QEMU has what QEMU has: in the jail that is QEMU's own program and
+//! libraries, no network, none of the user's files, and no other process; and by its filter, few system calls.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,47 +17,51 @@ use super::error::{Error, cannot};
 use super::{QEMU, Root};
 use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
-/// Processes and threads of a jailed QEMU, at the most, where it has a user of its own.
+/// The most processes and threads of a jailed QEMU that has a user of its own.
 const PROCESSES: u64 = 256;
 
-/// Why the labs of this process run outside a jail, once that has been seen. It is so for all of this host's.
+/// Why the labs of this process run outside a jail, once one could not be made. The reason holds for all labs on this host.
 static UNJAILED: OnceLock<String> = OnceLock::new();
 
-/// Why private labs of this process run outside a jail; `None` where they run in one, or none has run.
+/// Returns why private labs of this process run outside a jail; `None` where they run in one, or none has run.
 pub(crate) fn unjailed() -> Option<&'static str> {
     UNJAILED.get().map(String::as_str)
 }
 
-/// They do, and for this reason: the first one counts.
+/// Lets all further labs of this process run outside a jail, for this reason. The first reason is kept.
 pub(crate) fn set_unjailed(why: String) {
     let _ = UNJAILED.set(why);
 }
 
-/// What the user of a private lab should know of it, if anything, once its command has started.
+/// Returns a warning for the user of a private lab that runs outside a jail. It is known once the lab's command has started.
 pub fn unjailed_warning() -> Option<String> {
     unjailed().map(|why| format!("the lab's QEMU runs outside a jail: {why}"))
 }
 
-/// QEMU, ready to be started.
+/// A QEMU that is ready to be started.
 pub(super) struct Prepared {
     pub(super) command: Command,
-    /// What its process does first, with the files that it inherits.
+    /// What its process does before it executes the program, and the files that it inherits.
     pub(super) entry: Entry,
-    /// Of one in a jail.
+    /// The end of its jail, if it has one.
     pub(super) end: Option<JailEnd>,
 }
 
-/// What is known of a jail's end.
+/// A jail's end, as bubblewrap reports it.
 pub(super) struct JailEnd(PipeReader);
 
 impl JailEnd {
-    /// Whether QEMU itself ever began. It waits until all of the jail has ended.
+    /// Waits until all of the jail has ended, and returns whether QEMU itself was executed.
     pub(super) fn has_begun(self) -> bool {
         jail::exit_code(self.0).is_some()
     }
 }
 
-/// QEMU's command with the files that it inherits, in a jail where it is to be in one.
+/// Makes QEMU's command with the files that it inherits, in a jail where the lab is private and a jail can be made.
+///
+/// # Errors
+///
+/// [`Error::QemuMissing`], or [`Error::Io`] where the jail can't be prepared.
 pub(super) fn prepare(
     root: Root,
     arguments: &[OsString],
@@ -65,7 +69,7 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Error> {
     if root == Root::Private && unjailed().is_none() {
         let program = find_program(QEMU).ok_or(Error::QemuMissing { program: QEMU })?;
-        // A link's target is there under its own name.
+        // The jail shows the program under its real path, not under that of a link.
         let program = program.canonicalize().unwrap_or(program);
         match jail_for(&program) {
             Ok(jail) => {
@@ -76,7 +80,7 @@ pub(super) fn prepare(
                     mut entry,
                     status,
                 } = jailed.map_err(|error| cannot("prepare a jail")(io::Error::other(error)))?;
-                // An ordinary user has other processes, which count too.
+                // The other processes of an ordinary user would count as well.
                 entry.processes = entry.descent.is_some().then_some(PROCESSES);
                 return Ok(Prepared {
                     command,
@@ -99,7 +103,7 @@ pub(super) fn prepare(
     })
 }
 
-/// A jail for this program. It shows the program, its firmware and libraries, and nothing else of the host.
+/// Makes a jail that shows this program, its firmware and libraries, and nothing else of the host.
 fn jail_for(program: &Path) -> Result<Jail, jail::Error> {
     own_files(program)
         .iter()
@@ -108,8 +112,7 @@ fn jail_for(program: &Path) -> Result<Jail, jail::Error> {
         })
 }
 
-/// A file's content in memory, to be read and no more: whoever has an open file of the user's own in a jail could open it again
-/// for writing.
+/// Copies a file into sealed memory. A process in a jail that inherits an open file of the user's could open it again for writing.
 pub(super) fn copy(file: &Path) -> Result<OwnedFd, Error> {
     let copied = (|| {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -122,8 +125,8 @@ pub(super) fn copy(file: &Path) -> Result<OwnedFd, Error> {
     copied.map_err(cannot(format!("read {}", file.display())))
 }
 
-/// What of a program's own has to be shown: nothing where it is the system's, which is shown anyway. Else the program and what
-/// QEMU calls its data, as it is installed or was built. Never a whole folder above it, which may be the user's home.
+/// Returns the files that the jail has to show for a program: none where it is the system's, which is shown anyway; else the program and
+/// the folders where an installed or a built QEMU has its data. Never a whole folder above it, which may be the user's home.
 fn own_files(program: &Path) -> Vec<PathBuf> {
     const SYSTEM: [&str; 3] = ["/usr", "/bin", "/sbin"];
     const DATA: [&str; 4] = [
@@ -150,14 +153,14 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_program_of_the_systems_needs_nothing_else_shown() {
+    fn a_program_of_the_system_needs_no_further_files() {
         for program in ["/usr/bin/qemu-system-x86_64", "/bin/qemu-system-x86_64"] {
             assert_eq!(own_files(Path::new(program)), [""; 0].map(PathBuf::from));
         }
     }
 
     #[test]
-    fn of_another_one_its_data_is_shown_and_nothing_beside() {
+    fn another_program_is_shown_with_its_data_alone() {
         let home = tempfile::tempdir().unwrap();
         let home = home.path().canonicalize().unwrap();
         for folder in ["bin", "share/qemu", ".ssh"] {

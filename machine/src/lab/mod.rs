@@ -1,18 +1,17 @@
-//! The lab: a machine with real KVM, where the host has none.
+//! The lab: an emulated machine with real KVM, for hosts without.
 //!
-//! QEMU emulates an AMD processor with its virtualisation (`-accel tcg`, SVM), a Linux kernel with kvm-amd runs on it, and
-//! so there is a `/dev/kvm` that does exactly what it does on hardware, only slowly. A lab is started for one command and
-//! gone with it:
+//! QEMU emulates an AMD processor with its virtualisation (`-accel tcg`, SVM), and a Linux kernel with kvm-amd runs on it. So the
+//! lab has a `/dev/kvm` that does exactly what it does on hardware, only slowly. A lab is started for one command and ends with it:
 //!
-//! 1. `initramfs` packs this very program, the order and the given files into memory;
+//! 1. `initramfs` packs this very program, the job and the given files into memory;
 //! 2. `qemu` starts the machine, which boots into this program as process 1;
 //! 3. `init` makes the root file system there, and runs the command;
 //! 4. `channel` here and `relay` there carry stdin, stdout, stderr and the exit code, in `frame`s;
-//! 5. QEMU is killed. It's killed as well when time is up, and by the kernel if we die.
+//! 5. QEMU is killed. It is also killed at the time limit, and by the kernel if this process dies.
 //!
-//! It is a tool for development, and no wall against hostile code: QEMU's authors promise none where it emulates. A lab that
-//! shows the host's files ([`Root::Host`]) has its user's rights. The QEMU of a private one is held by a filter of system calls
-//! and by a jail (`jail`), which is where an escape would end up.
+//! The lab is a tool for development, and no wall against hostile code: QEMU's authors promise none where it emulates. A lab that
+//! shows the host's files ([`Root::Host`]) has its user's rights. A filter of system calls and a jail (`jail`) hold the QEMU of a
+//! private lab, and a guest that escapes into it.
 
 pub(crate) mod channel;
 mod clock;
@@ -21,8 +20,8 @@ pub(crate) mod frame;
 mod init;
 mod initramfs;
 mod jail;
+mod job;
 mod kernel;
-mod order;
 mod qemu;
 mod relay;
 mod root;
@@ -45,53 +44,53 @@ pub use stop::Stop;
 
 use channel::Answer;
 use error::cannot;
-use qemu::{Machine, Qemu};
+use qemu::{Qemu, QemuConfig};
 
 /// The program that emulates the lab.
 pub const QEMU: &str = "qemu-system-x86_64";
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 
-/// Whether this is in a lab.
+/// Returns whether this process runs in a lab.
 pub(crate) fn is_inside() -> bool {
     let init = std::fs::read("/proc/1/cmdline").unwrap_or_default();
     rustix::process::geteuid().is_root()
         && init.split(|&byte| byte == 0).nth(1) == Some(INIT_COMMAND.as_bytes())
 }
 
-/// What a lab needs of memory beside a guest's and its files: its kernel, this program, the monitor, page tables.
+/// The memory in bytes that a lab needs beside a guest's and its files: for its kernel, this program, the monitor, page tables.
 const OVERHEAD: u64 = 256 << 20;
 
-/// How often a lab is started that turns out to have no timer to rely on, see [`clock`].
+/// The most starts of a lab whose kernel finds no reliable timer, see [`clock`].
 const STARTS_MAX: u32 = 5;
 
-/// What the command sees as its file system.
+/// The file system that the command sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {
-    /// This program as `/minivm` and the files it was given, nothing else: no share with the host exists.
+    /// This program as `/minivm` and the request's files, nothing else: the lab shares no file system with the host.
     Private,
-    /// All of the host's files, as they are. What the command writes is gone with the lab; `/run` starts empty.
+    /// All of the host's files, read-only below a layer in memory: what the command writes is gone with the lab. `/run` starts empty.
     Host,
 }
 
-/// Where the command's input comes from.
+/// The source of the command's input.
 #[derive(Debug)]
 pub enum Input {
-    /// Nowhere: it ends at once.
+    /// None: the input ends at once.
     Null,
-    /// From our own stdin.
+    /// This process's stdin.
     Inherit,
-    /// From a file or pipe.
+    /// A file or pipe.
     From(OwnedFd),
 }
 
-/// Where the command's output goes.
+/// The destination of one of the command's outputs.
 pub enum Output {
-    /// Nowhere.
+    /// None: the output is dropped.
     Null,
-    /// To our own stream of the same name.
+    /// This process's stream of the same name.
     Inherit,
-    /// To a writer.
+    /// A writer.
     To(Box<dyn Write + Send>),
 }
 
@@ -107,54 +106,54 @@ pub enum Output {
 /// # Ok::<(), minivm_machine::lab::Error>(())
 /// ```
 pub struct LabRequest {
-    /// The command `minivm`, which is the other end there. A program that isn't `minivm` itself has to say where it is.
+    /// The `minivm` that runs as the lab's init: this process's program, unless a caller that isn't `minivm` sets another.
     pub program: PathBuf,
-    /// The file system.
+    /// The command's file system.
     pub root: Root,
     /// The program, looked up in the `PATH` of `env`, and its arguments. It runs as root.
     pub command: Vec<OsString>,
-    /// Files to copy into a private root: where they are here, and what they are called there.
+    /// Files to copy into a private root: their paths here, and there.
     pub files: Vec<(PathBuf, PathBuf)>,
-    /// Files of these bytes for a private root, with what they are called there.
+    /// Files to make in a private root: their bytes, and their paths there.
     pub contents: Vec<(Vec<u8>, PathBuf)>,
     /// The command's whole environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Its working folder.
+    /// The command's working folder.
     pub cwd: PathBuf,
-    /// Its input.
+    /// The command's stdin.
     pub stdin: Input,
-    /// Its output.
+    /// The command's stdout.
     pub stdout: Output,
-    /// Its messages.
+    /// The command's stderr.
     pub stderr: Output,
-    /// Sockets whose other ends are ports in the lab beside its own: `/dev/vport0p2` and on.
+    /// Sockets that become ports in the lab, beside its own: `/dev/vport0p2` and on.
     pub ports: Vec<OwnedFd>,
-    /// The lab's processors. More than one don't start faster.
+    /// Number of CPUs in the lab. More do not speed up its start.
     pub cpus: u32,
-    /// The lab's memory in MiB. What is used of it is used of the host's.
+    /// The lab's memory in MiB. The host's is taken as the lab uses it.
     pub memory_mib: u32,
-    /// When to give up, counted from the start of the lab.
+    /// The time limit, counted from the call of [`run`](Self::run).
     pub timeout: Option<Duration>,
-    /// Whether the lab's clock counts instructions, one a nanosecond, instead of time: slower, but repeatable.
+    /// Whether the lab's clock counts instructions, one a nanosecond, instead of time: slower, and repeatable.
     pub icount: bool,
-    /// Ends it early.
+    /// Ends the lab early.
     pub stop: Stop,
 }
 
-/// How a command ended.
+/// How a command in a lab ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished {
-    /// Its exit code: 128 and the signal's number if it was killed, 126 if it can't be executed, 127 if it wasn't found.
+    /// The exit code: 128 plus the signal's number if the command was killed, 126 if it can't be executed, 127 if it wasn't found.
     pub code: i32,
-    /// From [`LabRequest::run`] to the command's start.
+    /// Time from [`LabRequest::run`] to the command's start.
     pub boot: Duration,
-    /// From [`LabRequest::run`] to its end.
+    /// Time from [`LabRequest::run`] to the command's end.
     pub total: Duration,
 }
 
 impl LabRequest {
-    /// A lab of one processor and 1 GiB, without a time limit, with our standard streams. A command on the host's files has
-    /// our environment and working folder as well.
+    /// Makes a request for a lab of one CPU and 1 GiB, without a time limit, with this process's standard streams. A command on the
+    /// host's files has its environment and working folder as well.
     pub fn new<A: Into<OsString>>(root: Root, command: impl IntoIterator<Item = A>) -> LabRequest {
         let (env, cwd) = match root {
             Root::Host => (std::env::vars_os().collect(), std::env::current_dir().ok()),
@@ -180,17 +179,17 @@ impl LabRequest {
         }
     }
 
-    /// Gives the lab the memory that a guest of `guest` bytes needs in it, with the files that it has by now.
+    /// Sets the lab's memory to what a guest of `guest` bytes needs in it, together with the files that the request has by now.
     ///
     /// # Errors
     ///
-    /// Where a file can't be read, or it is more than this machine has.
-    pub fn make_room(&mut self, guest: u64) -> Result<(), Error> {
+    /// [`Error::Io`] where a file can't be read; [`Error::TooLarge`] where the host has less memory than that.
+    pub(crate) fn make_room(&mut self, guest: u64) -> Result<(), Error> {
         let mut bytes = guest.saturating_add(OVERHEAD);
         for (file, _) in &self.files {
             let metadata =
                 std::fs::metadata(file).map_err(cannot(format!("read {}", file.display())))?;
-            // They are there twice, in the lab's initramfs and unpacked.
+            // Each is in the lab's memory twice, in the initramfs and unpacked.
             bytes = bytes.saturating_add(metadata.len().saturating_mul(2));
         }
         let needed = bytes.div_ceil(1 << 20);
@@ -205,25 +204,28 @@ impl LabRequest {
         Ok(())
     }
 
-    /// Runs the command to its end.
+    /// Runs the command to its end. A command whose stdout has lost its reader ends with code 141, as if by SIGPIPE.
     ///
-    /// A command whose stdout nobody reads any more ends with code 141, as if by SIGPIPE.
+    /// # Errors
+    ///
+    /// [`Error`], whose variants say what the lab lacks or how it failed.
     pub fn run(self) -> Result<Finished, Error> {
         let start = Instant::now();
-        let machine = Machine {
+        let config = QemuConfig {
             kernel: kernel::find()?,
             root: self.root,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             icount: self.icount,
         };
-        let order = order::Order {
+        let job = job::LabJob {
             root: self.root,
             command: self.command,
             env: self.env,
             cwd: self.cwd.into(),
         };
-        let initramfs = initramfs::build(&self.program, &order, &self.files, &self.contents)?;
+        let files = [self.files, kernel::modules(&config.kernel)?].concat();
+        let initramfs = initramfs::build(&self.program, &job, &files, &self.contents)?;
         let input = self.stdin.open().map_err(cannot("duplicate stdin"))?;
         let mut stdout = self
             .stdout
@@ -242,7 +244,7 @@ impl LabRequest {
             let ports = ports.collect::<io::Result<_>>();
             let ports = ports.map_err(cannot("duplicate a socket"))?;
             let jails = unjailed().is_none();
-            let (mut qemu, channel) = match Qemu::start(&machine, files, ports) {
+            let (mut qemu, channel) = match Qemu::start(&config, files, ports) {
                 Err(error) if jails && unjailed().is_some() => {
                     log::debug!("the lab is started without a jail: {error}");
                     continue;
@@ -255,7 +257,7 @@ impl LabRequest {
                 .timeout
                 .map(|limit| qemu.kill_after(limit.saturating_sub(start.elapsed())));
             match channel::begin(&channel).map_err(cannot("talk to the lab"))? {
-                Some(Answer::Again(why)) if starts < STARTS_MAX => {
+                Some(Answer::Retry(why)) if starts < STARTS_MAX => {
                     log::debug!("the lab is started again: {why}");
                     starts += 1;
                 }
@@ -269,14 +271,14 @@ impl LabRequest {
                 early => break (qemu, channel, limit, early),
             }
         };
-        // QEMU's are the only ones from here on: their peers are to see it end.
+        // From here on only QEMU has these open: the other ends of the ports see it end.
         drop((initramfs, self.ports));
         let boot = start.elapsed();
         let answer = match early {
             Some(answer) => Ok(answer),
             None => channel::serve(&channel, input, &mut *stdout, &mut *stderr),
         };
-        // Before the outputs are closed: who sees their end may then stop what has ended by itself.
+        // Before the outputs are closed: the reader that sees their end may call `stop` on a lab that has ended by itself.
         let stopped = self.stop.was_called();
         drop((stdout, stderr));
         let timed_out = limit.is_some_and(qemu::Limit::reached);
@@ -292,9 +294,9 @@ impl LabRequest {
                 Err(cannot(format!("write the command's {output}"))(error))
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
-            Answer::Again(why) => Err(Error::Refused {
+            Answer::Retry(why) => Err(Error::Refused {
                 message: format!(
-                    "has no timer to rely on after {STARTS_MAX} starts ({why}): leave this machine more of its time"
+                    "has no reliable timer after {STARTS_MAX} starts ({why}): run it again while this host is less busy"
                 ),
             }),
             Answer::None if stopped => Err(Error::Stopped),
@@ -317,7 +319,7 @@ impl Input {
 }
 
 impl Output {
-    /// Not through `own` itself, which has a buffer: what the command writes is to be seen at once.
+    /// Opens the destination. It never writes through `own` itself, whose buffer would hold output back.
     fn open(self, own: impl AsFd) -> io::Result<Box<dyn Write + Send>> {
         match self {
             Output::Null => Ok(Box::new(io::sink())),
@@ -334,11 +336,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_larger_than_this_machine_is_refused_with_both_sizes() {
+    fn a_guest_larger_than_this_host_is_refused_with_both_sizes() {
         let mut request = LabRequest::new(Root::Private, ["true"]);
         for size in [1 << 50, u64::MAX] {
             let error = request.make_room(size).unwrap_err().to_string();
-            assert!(error.contains("and this machine has "), "{error}");
+            assert!(error.contains("and this host has "), "{error}");
         }
         request.make_room(64 << 20).unwrap();
         assert_eq!(request.memory_mib, 64 + 256);

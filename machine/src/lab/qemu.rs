@@ -4,7 +4,7 @@
 //! next to nothing. Its kernel is loaded through the PVH entry if it is an ELF file.
 //!
 //! A lab that shares nothing with the host may run hostile code, so its QEMU runs with a filter of system calls and in a jail
-//! (see `jail`). One that shows the host's files has the user's rights, as any program that is started by hand.
+//! (see `jail`). A lab that shows the host's files has the user's rights, as any program that is started by hand.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -28,24 +28,24 @@ use super::jail::{JailEnd, Prepared, prepare, set_unjailed};
 use super::{INIT_COMMAND, QEMU, Root, initramfs};
 use crate::printable::printable;
 
-/// QEMU's own filter of system calls: none that is obsolete, gains rights, starts a program or changes how threads are scheduled.
+/// QEMU's own filter of system calls: it denies those that are obsolete, gain rights, start a program or change the scheduling.
 const FILTER: &str =
     "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-/// How often a key is pressed.
-const PING: Duration = Duration::from_millis(700);
-/// How long a process takes to end whose channel has ended.
-const MOMENT: Timespec = Timespec {
+/// How often [`raise_interrupts`] writes a byte.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(700);
+/// How long a process may take to end after its channel.
+const END_WAIT: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
-/// How much of the console is kept for an error.
+/// The most lines of the console that are kept for an error.
 const CONSOLE_LINES: usize = 20;
-/// How much of a line, in characters.
+/// The most characters of a line.
 const LINE_MAX: usize = 500;
 
-/// What the machine is made of.
+/// The configuration of the lab's machine.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(super) struct QemuConfig {
     pub(super) kernel: PathBuf,
     pub(super) root: Root,
     pub(super) cpus: u32,
@@ -53,8 +53,8 @@ pub(super) struct Machine {
     pub(super) icount: bool,
 }
 
-impl Machine {
-    /// QEMU's arguments. It finds the initramfs and its end of the channel as open files of these numbers.
+impl QemuConfig {
+    /// Returns QEMU's arguments. `initramfs`, `channel` and `ports` are file descriptors that QEMU inherits.
     fn arguments(
         &self,
         kernel: &OsStr,
@@ -110,7 +110,7 @@ impl Machine {
         let tsc = tsc_khz
             .map(|khz| format!(" tsc_early_khz={khz}"))
             .unwrap_or_default();
-        // Not `noapictimer`, which would save the 100 ms of measuring the APIC's: machines on this KVM then hang.
+        // Not `noapictimer`, which would save the 100 ms of measuring the APIC's timer: machines on this KVM then hang.
         // A kernel that panics resets the machine at once (-1) by a triple fault (t), and QEMU ends instead of resetting.
         format!(
             "console=ttyS0 quiet panic=-1 reboot=t pci=off tsc=reliable no_timer_check{tsc} rdinit={} -- {INIT_COMMAND}",
@@ -119,7 +119,7 @@ impl Machine {
     }
 }
 
-/// The host's clock frequency as far as the kernel knows it, which is what its TSC counts under QEMU.
+/// Returns the host's clock frequency in kHz as its kernel reports it, which is what the TSC counts under QEMU.
 fn host_tsc_khz() -> Option<u64> {
     parse_tsc_khz(&fs::read_to_string("/proc/cpuinfo").ok()?)
 }
@@ -130,13 +130,13 @@ fn parse_tsc_khz(cpuinfo: &str) -> Option<u64> {
     format!("{mhz}{}", fraction.get(..3)?).parse().ok()
 }
 
-/// A running machine. It's killed when this is dropped, and by the kernel when the thread that started it ends.
+/// A running machine. It is killed when this is dropped, and by the kernel when the thread that started it ends.
 pub(super) struct Qemu {
     process: Arc<Process>,
     console: Option<JoinHandle<String>>,
-    /// Of one in a jail.
+    /// The end of its jail, if it has one.
     jailed: Option<JailEnd>,
-    /// The pings end with it.
+    /// The thread of [`raise_interrupts`] ends when this is dropped.
     _running: mpsc::Sender<()>,
 }
 
@@ -144,14 +144,18 @@ pub(super) struct Qemu {
 struct Process {
     child: Mutex<Child>,
     jailed: bool,
-    /// Whether it was killed from here.
+    /// Whether this process killed it.
     killed: AtomicBool,
 }
 
 impl Qemu {
-    /// Starts the machine; the stream is our end of its channel. It gets the others' ends of more ports.
+    /// Starts the machine, with `ports` as its further ports. Returns it with this process's end of its channel.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::QemuMissing`], or [`Error::Io`] where QEMU can't be started.
     pub(super) fn start(
-        machine: &Machine,
+        config: &QemuConfig,
         initramfs: OwnedFd,
         ports: Vec<OwnedFd>,
     ) -> Result<(Qemu, UnixStream), Error> {
@@ -164,16 +168,16 @@ impl Qemu {
             .into_iter()
             .chain(ports)
             .collect();
-        let kernel: OsString = match machine.root {
-            Root::Host => machine.kernel.clone().into(),
+        let kernel: OsString = match config.root {
+            Root::Host => config.kernel.clone().into(),
             Root::Private => {
-                let kernel = super::jail::copy(&machine.kernel)?;
+                let kernel = super::jail::copy(&config.kernel)?;
                 let path = format!("/proc/self/fd/{}", kernel.as_raw_fd());
                 files.push(kernel);
                 path.into()
             }
         };
-        let arguments = machine.arguments(
+        let arguments = config.arguments(
             &kernel,
             initramfs_number,
             channel_number,
@@ -184,29 +188,29 @@ impl Qemu {
             mut command,
             entry,
             end: jailed,
-        } = prepare(machine.root, &arguments, files)?;
+        } = prepare(config.root, &arguments, files)?;
         command
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(messages)
-            // Ctrl-C is for us to act on.
+            // A process group of its own: Ctrl-C reaches this process alone, which acts on it.
             .process_group(0);
         entry.install(&mut command);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: QEMU },
             _ => {
                 if jailed.is_some() {
-                    set_unjailed(format!("this user can make none ({error})"));
+                    set_unjailed(format!("this user cannot make a jail ({error})"));
                 }
                 cannot(format!("start {QEMU}"))(error)
             }
         })?;
-        // With its copies of the files that have gone in: the end of one among them is to be seen.
+        // The command has copies of the inherited files: while they are open, the other ends don't see QEMU's end.
         drop(command);
         let console = Some(thread::spawn(move || last_lines(console)));
-        let keys = process.stdin.take().expect("it is piped");
+        let serial_input = process.stdin.take().expect("it is piped");
         let (running, ended) = mpsc::channel();
-        thread::spawn(move || ping(keys, &ended));
+        thread::spawn(move || raise_interrupts(serial_input, &ended));
         Ok((
             Qemu {
                 process: Arc::new(Process {
@@ -222,18 +226,19 @@ impl Qemu {
         ))
     }
 
-    /// Why it never came to be, where that is the jail's fault. The channel has ended, and was not cut from here.
+    /// Returns why QEMU was never executed, where that is the jail's fault. To be called when the channel has ended, and not by this
+    /// process.
     pub(super) fn jail_failed(&mut self) -> Option<String> {
         let jailed = self.jailed.take()?;
         let by_itself = self.process.ends_by_itself()? && !jailed.has_begun();
         by_itself.then(|| {
             let said = self.console();
             let said = said.lines().last().unwrap_or_default();
-            format!("bubblewrap cannot make one ({said})")
+            format!("bubblewrap cannot make a jail ({said})")
         })
     }
 
-    /// Kills the machine when the time is up, unless the answer is dropped before.
+    /// Kills the machine at a time limit, unless the returned [`Limit`] is dropped before.
     pub(super) fn kill_after(&self, limit: Duration) -> Limit {
         let (cancel, cancelled) = mpsc::channel();
         let process = Arc::clone(&self.process);
@@ -247,7 +252,7 @@ impl Qemu {
         Limit { cancel, watch }
     }
 
-    /// Kills the machine and returns the last lines of its console. All of its jail is gone then, too.
+    /// Kills the machine, waits until all of its jail has ended, and returns the last lines of its console.
     pub(super) fn end(mut self) -> String {
         self.process.end();
         self.console()
@@ -266,7 +271,7 @@ impl Process {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It may have ended already, which is just as well.
+    /// Kills QEMU, or the first process in its jail. It may have ended already.
     fn kill(&self) {
         self.killed.store(true, Ordering::Relaxed);
         let mut child = self.child();
@@ -277,16 +282,16 @@ impl Process {
 
     fn end(&self) {
         self.kill();
-        // The process is ours and was killed: there's nothing to be done about an error, and none is known.
+        // The process is a child and was killed: no error is known, and none could be handled.
         let _ = self.child().wait();
     }
 
-    /// Whether it has ended with an exit code of its own, for which it gets a moment; `None` where it hasn't ended.
+    /// Waits up to [`END_WAIT`] for its end, and returns whether it had an exit code of its own; `None` where it hasn't ended.
     fn ends_by_itself(&self) -> Option<bool> {
         let mut child = self.child();
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok()?;
         let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-        let (1, Ok(status)) = (poll(&mut ended, Some(&MOMENT)).ok()?, child.wait()) else {
+        let (1, Ok(status)) = (poll(&mut ended, Some(&END_WAIT)).ok()?, child.wait()) else {
             return None;
         };
         Some(status.code().is_some() && !self.killed.load(Ordering::Relaxed))
@@ -299,9 +304,9 @@ impl Drop for Qemu {
     }
 }
 
-/// Kills a process's child; `None` where it has none. The first process in a jail takes all others with it, and is waited for
-/// by the one that has made the jail, which then ends too: where that one is killed instead, who becomes its child's parent may
-/// never wait for it.
+/// Kills the only child of a process; returns `None` where it has none. Killing the first process in a jail ends all others in it, and
+/// then the process that made the jail, which waits for it. If that parent were killed instead, its child's next parent might never wait
+/// for it.
 fn kill_only_child(parent: u32) -> Option<()> {
     let only_child = || {
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
@@ -309,40 +314,41 @@ fn kill_only_child(parent: u32) -> Option<()> {
     };
     let child = only_child()?;
     let pidfd = pidfd_open(child, PidfdFlags::empty()).ok()?;
-    // Its number was no other's by then.
+    // The number still was that child's when the pidfd was opened.
     (only_child() == Some(child)).then_some(())?;
     pidfd_send_signal(&pidfd, Signal::KILL).ok()
 }
 
-/// Presses a key that nobody looks at, again and again, until the other end is dropped.
+/// Writes a byte to the lab's serial console every [`INTERRUPT_INTERVAL`], to raise an interrupt, until the other end of `ended` is
+/// dropped. No program in the lab reads the byte.
 ///
-/// The lab is not left without an interrupt for long, see [`channel`](super::channel). Where the interrupt that is lost is the
-/// channel's own, there comes no other of its kind: a device that has raised its line waits to be asked why. This one is
-/// another device's.
-fn ping(mut keys: ChildStdin, ended: &mpsc::Receiver<()>) {
-    while ended.recv_timeout(PING) == Err(RecvTimeoutError::Timeout) {
+/// The lab must not be without an interrupt for long, see [`channel`](super::channel). Where the lost interrupt is the channel's own,
+/// the channel raises no other: a device that has raised its line waits until the driver asks it why. The serial console is another
+/// device.
+fn raise_interrupts(mut serial_input: ChildStdin, ended: &mpsc::Receiver<()>) {
+    while ended.recv_timeout(INTERRUPT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         // It fails when QEMU has ended.
-        if keys.write_all(b"\0").is_err() {
+        if serial_input.write_all(b"\0").is_err() {
             return;
         }
     }
 }
 
-/// A time limit that counts.
+/// A time limit that runs.
 pub(super) struct Limit {
     cancel: mpsc::Sender<()>,
     watch: JoinHandle<bool>,
 }
 
 impl Limit {
-    /// Whether it was reached; it no longer counts after this.
+    /// Ends the time limit, and returns whether it was reached.
     pub(super) fn reached(self) -> bool {
         drop(self.cancel);
         self.watch.join().unwrap_or(false)
     }
 }
 
-/// Reads the console to its end and keeps its last lines, without what QEMU says about the processor on each start.
+/// Reads the console to its end and returns its last lines, without QEMU's warnings about the processor on each start.
 fn last_lines(console: PipeReader) -> String {
     let mut kept: Vec<String> = Vec::new();
     for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
@@ -366,17 +372,17 @@ fn last_lines(console: PipeReader) -> String {
 mod tests {
     use super::*;
 
-    fn command_line(machine: &Machine) -> String {
+    fn command_line(config: &QemuConfig) -> String {
         let kernel = OsStr::new("/proc/self/fd/9");
-        let arguments = machine.arguments(kernel, 7, 8, &[], Some(2_596_142));
+        let arguments = config.arguments(kernel, 7, 8, &[], Some(2_596_142));
         arguments
             .join(std::ffi::OsStr::new(" "))
             .into_string()
             .unwrap()
     }
 
-    fn machine() -> Machine {
-        Machine {
+    fn config() -> QemuConfig {
+        QemuConfig {
             kernel: "/k/vmlinux".into(),
             root: Root::Private,
             cpus: 2,
@@ -387,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_private_root_shares_nothing() {
-        let line = command_line(&machine());
+        let line = command_line(&config());
         assert!(!line.contains("9p") && !line.contains("fsdev"), "{line}");
         assert!(line.contains("-smp 2 -m 512M"), "{line}");
         assert!(line.contains("-chardev socket,id=channel,fd=8"), "{line}");
@@ -402,9 +408,9 @@ mod tests {
 
     #[test]
     fn a_host_root_is_shared_read_only() {
-        let line = command_line(&Machine {
+        let line = command_line(&QemuConfig {
             root: Root::Host,
-            ..machine()
+            ..config()
         });
         assert!(
             line.contains("path=/,security_model=none,readonly=on"),
@@ -414,9 +420,9 @@ mod tests {
 
     #[test]
     fn counting_instructions_takes_one_thread_and_a_clock_of_1_ghz() {
-        let line = command_line(&Machine {
+        let line = command_line(&QemuConfig {
             icount: true,
-            ..machine()
+            ..config()
         });
         assert!(line.contains("thread=single -icount shift=0"), "{line}");
         assert!(line.contains("tsc_early_khz=1000000"), "{line}");

@@ -1,4 +1,4 @@
-//! The lab's end of the channel while the command runs: a thread for each of its streams.
+//! The lab's end of the channel while the command runs: one thread for each of the command's streams.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -8,13 +8,13 @@ use std::thread::{self, JoinHandle};
 
 use super::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 
-/// The threads that have output to send.
+/// The threads that send the command's outputs.
 pub(super) struct Relay {
     outputs: Vec<JoinHandle<()>>,
 }
 
 impl Relay {
-    /// Connects a command, all of whose streams are pipes.
+    /// Starts the threads of a command whose streams are pipes.
     pub(super) fn start(channel: &File, child: &mut Child) -> io::Result<Relay> {
         if let Some(stdin) = child.stdin.take() {
             let channel = channel.try_clone()?;
@@ -36,17 +36,17 @@ impl Relay {
         Ok(Relay { outputs })
     }
 
-    /// Waits until all output is sent. It ends with the last process that could write some.
+    /// Waits until all output is sent: until the last process that could write some has ended.
     pub(super) fn finish(self) {
         for output in self.outputs {
-            // A thread that panicked has said so on the console.
+            // A thread that panicked has printed that on the console.
             let _ = output.join();
         }
     }
 }
 
-/// Hands input to the command until its end. A command that closed its stdin gets no more, but what comes is still taken
-/// off the channel.
+/// Writes the host's input to the command's stdin until its end. Where the command has closed its stdin, input is still read from the
+/// channel, and dropped.
 fn deliver(channel: File, stdin: ChildStdin) {
     let mut channel = BufReader::with_capacity(2 * MAX_PAYLOAD, channel);
     let (mut stdin, mut payload) = (Some(stdin), Vec::new());
@@ -65,7 +65,7 @@ fn deliver(channel: File, stdin: ChildStdin) {
     }
 }
 
-/// Sends output as it comes, until its end or until nobody is there to take it.
+/// Sends output as it comes, until its end or until the channel is closed.
 fn collect(mut output: impl Read, kind: Kind, channel: &Mutex<File>) {
     let mut buffer = Buffer::new();
     while let Ok(length @ 1..) = output.read(&mut buffer.payload()[..MAX_PAYLOAD]) {

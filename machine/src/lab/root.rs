@@ -1,4 +1,4 @@
-//! The lab's file systems.
+//! The file systems of a lab, which its init mounts.
 
 use std::ffi::CStr;
 use std::fs;
@@ -9,11 +9,11 @@ use rustix::mount::{MountFlags, mount, mount_move};
 use super::Root;
 use super::error::{Error, cannot};
 
-/// The host's files over 9p. Nobody changes them behind our back for the few seconds that a lab lives, so they may be
-/// cached; a message of half a megabyte makes big reads bearable.
+/// The mount options of the host's files over 9p. They rarely change in the few seconds that a lab lives, so they may be cached; messages
+/// of half a megabyte make large reads bearable.
 const HOST_OPTIONS: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=loose";
 
-/// Mounts what the kernel tells of itself, and devices.
+/// Mounts /dev, /proc and /sys.
 pub(super) fn mount_kernel_file_systems() -> Result<(), Error> {
     attach("devtmpfs", "/dev", c"mode=0755")?;
     attach("proc", "/proc", c"")?;
@@ -23,7 +23,7 @@ pub(super) fn mount_kernel_file_systems() -> Result<(), Error> {
 /// Makes the root file system that the command sees.
 pub(super) fn prepare(root: Root) -> Result<(), Error> {
     match root {
-        // Its /tmp stays as it is: the command may be in it.
+        // The host's /tmp stays: the command's working folder may be in it.
         Root::Host => switch_to_host()?,
         Root::Private => attach("tmpfs", "/tmp", c"mode=1777")?,
     }
@@ -41,7 +41,7 @@ pub(super) fn prepare(root: Root) -> Result<(), Error> {
         symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"))
             .map_err(cannot("link /dev/fd"))?;
     }
-    // For what only some commands need: a lab kernel without these is good enough for the others.
+    // Only some commands need these: a lab kernel without them is good enough for the others.
     let _ = attach("cgroup2", "/sys/fs/cgroup", c"");
     let _ = attach("debugfs", "/sys/kernel/debug", c"");
     Ok(())

@@ -1,10 +1,10 @@
-//! Ending a lab from another thread.
+//! A handle that ends a lab from another thread.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Ends a lab before its command does. Clones end the same lab.
+/// A handle that ends a lab before its command does. Clones end the same lab.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<Mutex<State>>);
 
@@ -15,8 +15,8 @@ struct State {
 }
 
 impl Stop {
-    /// Ends the lab: now, or as soon as it starts. [`LabRequest::run`](super::LabRequest::run) then fails with
-    /// [`Error::Stopped`](super::Error::Stopped), unless the lab had answered already.
+    /// Ends the lab now, or as soon as it starts. [`LabRequest::run`](super::LabRequest::run) then returns
+    /// [`Error::Stopped`](super::Error::Stopped), unless the lab has answered before.
     pub fn stop(&self) {
         let mut state = self.lock();
         state.stopped = true;
@@ -25,12 +25,12 @@ impl Stop {
         }
     }
 
-    /// Whether it was called.
+    /// Returns whether [`stop`](Self::stop) was called.
     pub(super) fn was_called(&self) -> bool {
         self.lock().stopped
     }
 
-    /// The lab's channel, by whose end the lab ends.
+    /// Sets the lab's channel. The lab ends when the channel does.
     pub(super) fn set_channel(&self, channel: UnixStream) {
         let mut state = self.lock();
         if state.stopped {

@@ -1,4 +1,4 @@
-//! Processes of this program that make something for runs that come later, and outlive the one that has started them.
+//! Background processes: this program, started to make something for later runs, and outliving the process that starts it.
 
 #![allow(
     unsafe_code,
@@ -11,11 +11,11 @@ use std::process::{Child, Command, Stdio};
 
 use super::Recipe;
 
-/// The first file that is not one of the standard streams.
+/// The first file descriptor after the standard streams.
 const FIRST: libc::c_uint = 3;
 
-/// Runs this program with a recipe, as a process that outlives this one and is not waited for. It has nothing of this one's:
-/// whoever waits until a pipe is closed or a lock is free waits for the command, not for what is kept afterwards.
+/// Starts this program with a recipe on its stdin, as a process that outlives this one. It inherits no open files: a program that waits
+/// for the end of this command's output, or for its locks, doesn't wait for the background process.
 pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<Child> {
     let mut process = Command::new("/proc/self/exe");
     process
@@ -25,8 +25,8 @@ pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let close = || {
-        // On exec, so that the standard library can still use its own. It fails before Linux 5.11; then they stay open.
-        // SAFETY: it takes numbers, and closes nothing before this process becomes another program.
+        // At exec, so that the standard library can still use its own. Before Linux 5.11 the flag is unknown and they stay open.
+        // SAFETY: the call takes numbers, and closes nothing before this process becomes another program.
         unsafe { libc::close_range(FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
         Ok(())
     };
@@ -38,14 +38,14 @@ pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<Child> {
     Ok(child)
 }
 
-/// What a process in the background was told, which leaves its terminal and its group: a key that ends the one that started it
-/// is not for it.
+/// Reads a background process's recipe from stdin, and moves the process to a session of its own, so that Ctrl-C in the terminal of its
+/// parent doesn't end it.
 ///
 /// # Errors
 ///
-/// Where stdin has no recipe.
+/// Those of reading stdin; `InvalidData` or `UnexpectedEof` where it has no recipe.
 pub fn recipe_of_background() -> io::Result<Recipe> {
-    // It fails for who leads a group, and has left by that.
+    // It fails for the leader of a process group, which has a group of its own already.
     let _ = rustix::process::setsid();
     Ok(serde_json::from_reader(io::stdin().lock())?)
 }

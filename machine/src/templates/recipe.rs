@@ -1,4 +1,4 @@
-//! What a template is made from.
+//! Recipes: all that a template is made from, and the name that follows from it.
 
 use std::arch::x86_64::__cpuid_count;
 use std::fs::Metadata;
@@ -9,59 +9,59 @@ use minivm_guest::channel::{Interpreter, Preparation, Request};
 use minivm_image::Config;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, failed};
+use super::error::{Error, failed};
 use crate::images::key_of;
 use crate::session::now;
 use crate::template::{Rings, Saved};
 use crate::{Machine, PYTHON};
 
-/// Hexadecimal digits of a key.
+/// The length of a key in hexadecimal digits.
 const KEY_LEN: usize = 32;
-/// The leaves of CPUID that tell processors apart: the vendor, the model and its features. What differs from one processor of
-/// a host to the next, and what software sets, is masked out.
+/// The leaves of CPUID that identify a kind of processor: the vendor, the model and its features. Masks remove what differs between the
+/// processors of one host, and what software sets.
 const LEAVES: [(u32, [u32; 4]); 5] = [
     (0, [!0; 4]),
-    // EBX has the APIC's number, and bit 27 of ECX is the kernel's.
+    // EBX has the APIC's number; the kernel sets bit 27 of ECX (OSXSAVE).
     (1, [!0, 0, !(1 << 27), !0]),
     (7, [!0, !0, !0, !0]),
     (0x8000_0001, [!0; 4]),
     (0x8000_0008, [!0, !0, 0, 0]),
 ];
 
-/// What a template is made from.
+/// The image, machine, configuration and code that a template is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// The image, as the user calls it.
+    /// The image's name, as the user gave it.
     pub image: String,
     /// The machine: its kernel, the image's archive, memory, vCPUs.
     pub machine: Machine,
-    /// How the image is to be run.
+    /// The image's configuration.
     pub config: Config,
-    /// Python code that its Python has run, if it has started one. No code is code too.
+    /// Code that the template's Python has run; `None` where none was started. Empty code starts Python as well.
     pub warm: Option<String>,
 }
 
 impl Recipe {
-    /// The same wherever it is read: the kernel is looked for from another folder.
-    pub(super) fn settled(mut self) -> Result<Recipe, Error> {
+    /// Returns the recipe with its kernel path made absolute: background processes run in another folder.
+    pub(super) fn with_absolute_kernel(mut self) -> Result<Recipe, Error> {
         let kernel = &mut self.machine.kernel;
         *kernel = kernel.canonicalize().map_err(failed("find", kernel))?;
         Ok(self)
     }
 
-    /// A name for everything that decides what the template is: the image's archive, with the init in it, the kernel, memory
-    /// and vCPUs, this host's processor, and this program.
+    /// Returns the key, a hash of all that the template depends on: the image's archive, with the init in it, the kernel, memory and
+    /// vCPUs, this host's processor, the code, and this program.
     ///
     /// # Errors
     ///
-    /// Where the kernel or this program can't be looked at.
-    pub fn key(&self) -> Result<String, Error> {
+    /// [`Error::File`] where the kernel's or this program's metadata can't be read.
+    pub(crate) fn key(&self) -> Result<String, Error> {
         let machine = &self.machine;
         let kernel = identity(&machine.kernel)?;
         let program = identity(Path::new("/proc/self/exe"))?;
         let warm = serde_json::to_vec(&self.interpreter()).expect("plain data can be written");
         Ok(key_of(&[
-            // Its name has the image's identity, and that of the init in it.
+            // The file's name has the image's identity and that of the init in it.
             machine.initramfs.as_os_str().as_encoded_bytes(),
             machine.kernel.as_os_str().as_encoded_bytes(),
             &kernel,
@@ -77,8 +77,8 @@ impl Recipe {
     ///
     /// # Errors
     ///
-    /// As [`Machine::save_prepared`].
-    pub fn save(&self, folder: &Path) -> Result<Rings, crate::Error> {
+    /// As [`Machine::save_prepared`]'s.
+    pub(crate) fn save(&self, folder: &Path) -> Result<Rings, crate::Error> {
         let preparation = Preparation {
             now: now(),
             interpreter: self.interpreter(),
@@ -93,7 +93,7 @@ impl Recipe {
         Ok(rings)
     }
 
-    /// Something to run that does what all requests have to do.
+    /// Returns a request that touches the pages that all requests touch.
     fn rehearsal(&self) -> Request {
         match self.interpreter() {
             Some(Interpreter { mut request, .. }) => {
@@ -102,7 +102,7 @@ impl Recipe {
                     .extend(["-u", "-c", "print(2+2)"].map(Into::into));
                 request
             }
-            // No program: what is run is not known.
+            // A folder can't be executed: which programs later requests run is not known.
             None => Request {
                 argv: vec!["/".into()],
                 hostname: "minivm".into(),
@@ -111,7 +111,7 @@ impl Recipe {
         }
     }
 
-    /// The image's Python as its own user, in its own environment.
+    /// Returns how the template starts Python, with the image's user and environment; `None` where it starts none.
     fn interpreter(&self) -> Option<Interpreter> {
         let bytes = |text: &String| text.clone().into_bytes();
         let config = &self.config;
@@ -128,12 +128,12 @@ impl Recipe {
     }
 }
 
-/// Whether a name is a key.
+/// Returns whether a name is a key.
 pub(super) fn is_key(name: &str) -> bool {
     name.len() == KEY_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// What changes when a file is another one, or is written to.
+/// Returns bytes that change when the path names another file, or the file is written to.
 fn identity(path: &Path) -> Result<Vec<u8>, Error> {
     let metadata: Metadata = path.metadata().map_err(failed("read", path))?;
     let numbers = [
@@ -146,7 +146,7 @@ fn identity(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(numbers.iter().flat_map(|n| n.to_le_bytes()).collect())
 }
 
-/// This host's processor.
+/// Returns bytes that identify this host's kind of processor.
 fn processor() -> Vec<u8> {
     let leaves = LEAVES.iter().flat_map(|(leaf, mask)| {
         let found = __cpuid_count(*leaf, 0);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_makes_another_machine_makes_another_key() {
+    fn a_change_of_the_machine_changes_the_key() {
         let folder = tempfile::tempdir().unwrap();
         let first = recipe(folder.path());
         let key = first.key().unwrap();

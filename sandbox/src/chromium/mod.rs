@@ -14,10 +14,11 @@
 //! The driver is the crate chromiumoxide, the lighter one of those that can (it adds 3.5 MB to the program; headless_chrome adds half
 //! as much again). Neither supports DevTools over pipes, which is why the driver is in the jail.
 
+#[cfg(feature = "worker")]
 mod server;
+#[cfg(feature = "worker")]
 pub mod worker;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -176,22 +177,6 @@ fn conclude(mut finished: Finished, failures: impl Read) -> Result<Finished, Err
 
 /// The worker's report of a page that is out of memory.
 const OUT_OF_MEMORY: &str = "out of memory";
-
-/// Writes the failure of a page to the pipe with this descriptor number.
-///
-/// # Errors
-///
-/// The system's error where there is no such pipe.
-pub fn report(number: u32, failure: &worker::Failure) -> io::Result<()> {
-    let text = match failure {
-        worker::Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
-        failure => failure.to_string(),
-    };
-    let mut pipe = File::options()
-        .write(true)
-        .open(format!("/proc/self/fd/{number}"))?;
-    io::Write::write_all(&mut pipe, text.as_bytes())
-}
 
 #[cfg(test)]
 mod tests {

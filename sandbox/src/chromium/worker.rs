@@ -4,6 +4,7 @@
 //! by a function that DevTools adds to it (a binding): they arrive at once, even while Python is busy. The page itself bounds the
 //! messages in transit: it requests from time to time how many have been handled.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use futures_util::stream::{
     BoxStream, PollNext, StreamExt, once, select_all, select_with_strategy,
 };
 
+use super::OUT_OF_MEMORY;
 use super::server::{Drained, Served};
 
 /// The page's function that sends a message.
@@ -69,6 +71,22 @@ pub enum Failure {
     /// A system call failed.
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
+}
+
+/// Writes the failure of a page to the pipe with this descriptor number.
+///
+/// # Errors
+///
+/// The system's error where there is no such pipe.
+pub fn report(number: u32, failure: &Failure) -> io::Result<()> {
+    let text = match failure {
+        Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
+        failure => failure.to_string(),
+    };
+    let mut pipe = File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{number}"))?;
+    pipe.write_all(text.as_bytes())
 }
 
 /// An event of the page or the browser.

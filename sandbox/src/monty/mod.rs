@@ -7,19 +7,11 @@
 //! Monty supports no class inheritance, no generators, no `match`, and few modules. `dialect` and `builtin` add some of what
 //! scripts expect: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
 
-mod builtin;
-mod clock;
-mod dialect;
-mod host;
-mod in_process;
-mod interpreter;
-mod memory;
-mod printer;
-mod stdio;
-mod traceback;
-mod value;
+mod depth;
+#[cfg(feature = "worker")]
+mod engine;
+mod order;
 mod wire;
-mod worker;
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -30,9 +22,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use self::interpreter::{Outcome, Scope};
+use self::order::{Outcome, Scope, WorkerProgram, WorkerTask};
 use self::wire::{Fault, FromWorker, ToWorker};
-use self::worker::{WorkerProgram, WorkerTask};
 use super::process::{self, Streams};
 use super::{
     Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot, check_jail,
@@ -41,9 +32,8 @@ use super::{
 use minivm_machine::jail::{Calls, Jail};
 use minivm_machine::printable::printable;
 
-pub use in_process::InProcess;
-pub use memory::Allocator;
-pub use worker::work;
+#[cfg(feature = "worker")]
+pub use engine::{Allocator, InProcess, work};
 
 /// The subcommand of `minivm-worker`.
 pub const WORKER_COMMAND: &str = "monty";
@@ -74,7 +64,7 @@ impl Monty {
         let program = match &task.program {
             Program::Code(code) => WorkerProgram::Code(code.clone()),
             Program::Resume { returned, .. } => {
-                WorkerProgram::State(value::answer(returned.clone()))
+                WorkerProgram::State(depth::answer(returned.clone()))
             }
             // Unreachable: the backend doesn't declare commands.
             Program::Command(_) => WorkerProgram::Code(String::new()),
@@ -89,9 +79,9 @@ impl Monty {
         worker_is_there(Backend::Monty, &self.worker)?;
         let jail = Jail::new()?.calls(Calls::Monty).tmp_size(TMP_SIZE);
         let jail = jail.bind_read_only(&self.worker, "/worker")?;
-        let jail = jail.add_file(&worker_task, worker::TASK_FILE)?;
+        let jail = jail.add_file(&worker_task, order::TASK_FILE)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.add_file(state, worker::STATE_FILE)?),
+            Program::Resume { state, .. } => Ok(jail.add_file(state, order::STATE_FILE)?),
             _ => Ok(jail),
         }
     }
@@ -145,7 +135,7 @@ impl Sandbox for Monty {
 /// Returns the part of a task that the interpreter gets.
 fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
     Ok(Scope {
-        functions: in_process::names(&task.functions),
+        functions: task.functions.keys().cloned().collect(),
         suspend_at: task.suspend_at.clone(),
         env: task.texts(Backend::Monty)?.into_iter().collect(),
         time: task.limits.time,
@@ -172,7 +162,7 @@ fn ended(process: End, last: Option<LastMessage>) -> Result<End, Error> {
         Some(LastMessage::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
         Some(LastMessage::Ended(outcome)) => Ok(end(outcome)),
         Some(LastMessage::Unreadable(why)) => Err(failed(&why)),
-        None if code == memory::OVER => Ok(End::OutOfMemory),
+        None if code == order::OVER => Ok(End::OutOfMemory),
         None => Ok(End::Exited(code)),
     }
 }
@@ -227,7 +217,7 @@ fn serve(
             FromWorker::Unreadable(why) => return Ok(Some(LastMessage::Unreadable(why))),
         };
         let answer: ToWorker = match functions.get_mut(&call.function) {
-            Some(function) => value::answer(function(call)),
+            Some(function) => depth::answer(function(call)),
             // The interpreter only calls functions that are in its scope.
             None => return Err(Fault::Unexpected(call.function)),
         };

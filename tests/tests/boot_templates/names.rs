@@ -39,7 +39,7 @@ fn only_names_can_be_names() {
         hex,
     ] {
         let no_name = format!(
-            "{name:?} is no template's name: it has 1 to 64 letters, digits, `-` and `_`, and isn't 32 hexadecimal digits"
+            "{name:?} is not a valid template name: use 1 to 64 letters, digits, `-` and `_`, but not 32 hexadecimal digits"
         );
         assert_refused(&end_of(create(name, &small_image(), &[])), &no_name);
         if name != hex {

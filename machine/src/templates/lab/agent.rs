@@ -5,20 +5,21 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use super::super::{Error, Recipe, failed};
 use super::{AgentReport, PORTS};
 use crate::Link;
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 use crate::template::Saved;
+use crate::templates::error::failed;
+use crate::templates::{Error, Recipe};
 
-/// Where the lab keeps the template: in memory.
+/// The folder of the template, in the lab's memory.
 const TEMPLATE: &str = "/run/template";
 
-/// Makes the template and serves the ports, until the lab ends. The keeper reads from stdout whether that went well.
+/// Makes the template and serves the ports, until the lab ends. An [`AgentReport`] on stdout says whether the template could be made.
 ///
 /// # Errors
 ///
-/// [`Error::Machine`] or [`Error::Snapshot`] where the template can't be made.
+/// [`Error::Machine`] or [`Error::Snapshot`] where the template can't be made; [`Error::File`] where stdout can't be written to.
 pub fn run(recipe: &Recipe) -> Result<(), Error> {
     let saved = make(recipe).inspect_err(|error| {
         let why = match error {
@@ -57,7 +58,7 @@ fn report(report: &AgentReport) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Session after session at one port.
+/// Serves one session after another at a port.
 fn serve(number: usize, saved: &Saved) -> Result<(), Error> {
     // The first port is the lab's own.
     let path = format!("/dev/vport0p{}", number + 2);
@@ -72,7 +73,7 @@ fn serve(number: usize, saved: &Saved) -> Result<(), Error> {
     }
 }
 
-/// One clone, from the first frame at the port to the last.
+/// Runs one clone, from the first frame at the port to the last.
 fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Result<()> {
     let Link {
         mut from_guest,
@@ -82,10 +83,10 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
         ..
     } = link;
     thread::scope(|scope| {
-        let hearing = scope.spawn(|| {
-            let heard = take_in(input, &mut to_guest);
+        let receiving = scope.spawn(|| {
+            let received = take_in(input, &mut to_guest);
             stop();
-            heard
+            received
         });
         let passed = pass_out(&mut from_guest, port);
         drop(from_guest);
@@ -98,14 +99,14 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
             frame::send(Kind::Stderr, format!("minivm: {how}\n").as_bytes(), port)?;
         }
         frame::send(Kind::Exit, &i32::to_le_bytes(code), port)?;
-        hearing
+        receiving
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
         passed
     })
 }
 
-/// What the command says, until it hangs up. What a machine that has ended doesn't take is dropped.
+/// Passes the command's frames to the machine, until the keeper hangs up. A machine that has ended loses them.
 fn take_in(input: &mut impl Read, to_guest: &mut impl Write) -> io::Result<()> {
     let mut payload = Vec::new();
     while let Some(kind) = frame::receive(&mut *input, &mut payload)? {
@@ -118,11 +119,11 @@ fn take_in(input: &mut impl Read, to_guest: &mut impl Write) -> io::Result<()> {
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
-/// What the machine says.
+/// Passes the machine's frames to the port, until its end.
 fn pass_out(from_guest: &mut impl Read, port: &File) -> io::Result<()> {
     let mut buffer = Buffer::new();
     loop {
-        // A guest that breaks the protocol ends its own conversation.
+        // A guest that breaks the protocol only ends its own session.
         let Ok(len @ 1..) = from_guest.read(&mut buffer.payload()[..MAX_PAYLOAD]) else {
             return Ok(());
         };

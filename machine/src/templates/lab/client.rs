@@ -1,4 +1,4 @@
-//! The command's end: a machine in a lab that is there already.
+//! The command's side of a kept lab: asks its keeper for a machine, or to end.
 
 use std::fs;
 use std::io;
@@ -9,32 +9,37 @@ use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::{Recipe, background};
 use super::{KEEPER_COMMAND, connect_to, folder, is_socket, socket};
 use crate::lab;
 use crate::lab::channel::{self, Answer};
 use crate::lab::frame::{self, Kind};
 use crate::last_words::LastWords;
+use crate::templates::Recipe;
+use crate::templates::background::background;
 use crate::{Ended, Error, Link, StopOnDrop, cannot};
 
-/// How often it is looked whether a keeper is there.
+/// How often a connection is tried while a keeper starts or ends.
 const POLL: Duration = Duration::from_millis(20);
-/// How long a lab is asked to end that is used.
-const INSISTING: Duration = Duration::from_secs(1);
-/// How long a lab that is to end may take.
-const ENDING: Duration = Duration::from_secs(10);
+/// How long a keeper whose lab is in use is asked again to end.
+const STOP_RETRIES: Duration = Duration::from_secs(1);
+/// How long a keeper may take to answer or end when it is asked to end.
+const STOP_WAIT: Duration = Duration::from_secs(10);
 /// How long `template create` waits for a lab that is starting.
 const START_WAIT_REQUIRED: Duration = Duration::from_secs(150);
-/// How long `run` waits for one before it boots a machine instead: several times what either takes on an idle host.
+/// How long `run` waits for a lab that is starting before it boots a machine instead: several times what either takes on an idle host.
 const START_WAIT_OPTIONAL: Duration = Duration::from_secs(10);
 
-/// A machine of this template in its lab, waiting for its request. `None` where there is no such lab, or no room in it; the
-/// first to ask starts one, which is there for those who come later.
+/// Returns a machine of this template from its lab, which waits for its request. Returns `None` where the lab has none free or takes too
+/// long to start; where there is no lab, starts one for later runs as well.
 ///
 /// # Errors
 ///
-/// Where a thread or a pipe can't be made.
-pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>, Error> {
+/// [`Error::Host`] where a thread or a pipe can't be made.
+pub(in crate::templates) fn connect(
+    recipe: &Recipe,
+    key: &str,
+    cache: &Path,
+) -> Result<Option<Link>, Error> {
     let Ok(stream) = connect_to(&socket(cache, key)) else {
         if let Err(error) = background(KEEPER_COMMAND, recipe) {
             log::debug!("cannot start a lab for the next run: {error}");
@@ -44,32 +49,39 @@ pub fn connect(recipe: &Recipe, key: &str, cache: &Path) -> Result<Option<Link>,
     match begin(&stream, START_WAIT_OPTIONAL) {
         Ok(()) => link(stream).map(Some),
         Err(why) => {
-            log::debug!("no machine in the lab that is there: {why}");
+            log::debug!("the kept lab has no machine for this run: {why}");
             Ok(None)
         }
     }
 }
 
-/// A machine of this template in its lab, which is started and waited for where it isn't there.
+/// Returns a machine of this template from its lab, which is started if needed.
 ///
 /// # Errors
 ///
-/// Where there is none in the end.
-pub fn connect_or_start(recipe: &Recipe, key: &str, cache: &Path) -> Result<Link, Error> {
+/// [`Error::NoTemplate`] where the lab can't have the template, has no machine free or takes too long; [`Error::Host`] where the keeper
+/// can't be started or reached.
+pub(in crate::templates) fn connect_or_start(
+    recipe: &Recipe,
+    key: &str,
+    cache: &Path,
+) -> Result<Link, Error> {
     let began = Instant::now();
     loop {
         let stream = reach(recipe, &socket(cache, key), began)?;
         match begin(&stream, START_WAIT_REQUIRED) {
             Ok(()) => return link(stream),
-            // Its lab stood still, or is being ended. The next one may do better, as soon as this one is gone.
-            Err(Refused::Silently) if began.elapsed() < START_WAIT_REQUIRED => thread::sleep(POLL),
+            // Its lab took too long to start, or is being ended. Another keeper can start one as soon as this one has ended.
+            Err(Refused::KeeperEnded) if began.elapsed() < START_WAIT_REQUIRED => {
+                thread::sleep(POLL)
+            }
             Err(refused) => return Err(Error::NoTemplate(refused.to_string())),
         }
     }
 }
 
-/// Connects to the template's keeper, which is started where there is none. One that leaves the lab to another ends well; where
-/// that one was just about to end, a further one is started.
+/// Connects to the template's keeper, which is started if needed. A keeper that finds another one ends with success; where the other one
+/// was just about to end, one more is started.
 fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, Error> {
     let mut keeper: Option<Child> = None;
     loop {
@@ -90,13 +102,13 @@ fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, E
     }
 }
 
-/// Why there is no machine.
+/// Why the keeper gives a command no machine.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    /// The keeper has ended, and said nothing.
+    /// The keeper has hung up without a reason.
     #[error("its keeper has ended")]
-    Silently,
-    /// In words.
+    KeeperEnded,
+    /// For this reason.
     #[error("{0}")]
     Because(String),
 }
@@ -104,14 +116,14 @@ enum Refused {
 impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::WouldBlock => Refused::Because("its lab is still being started".into()),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Refused::Silently,
+            io::ErrorKind::WouldBlock => Refused::Because("its lab is still starting".into()),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Refused::KeeperEnded,
             _ => Refused::Because(error.to_string()),
         }
     }
 }
 
-/// Waits until the keeper has a machine for us. It tells why its lab has no jail around it, where it hasn't.
+/// Asks the keeper for a machine and waits for it. The answer has the reason why the lab runs outside a jail, if it does.
 fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     stream.set_read_timeout(Some(patience))?;
     frame::send(Kind::Attach, &[], stream)?;
@@ -121,7 +133,7 @@ fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     match kind {
         Some(Kind::Started) => {}
         Some(Kind::Failed) => return Err(Refused::Because(why)),
-        _ => return Err(Refused::Silently),
+        _ => return Err(Refused::KeeperEnded),
     }
     if !why.is_empty() {
         lab::set_unjailed(why);
@@ -129,7 +141,7 @@ fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
     Ok(stream.set_read_timeout(None)?)
 }
 
-/// The machine at the other end of the stream, which said hello before it was saved.
+/// Makes a link to the machine at the other end of the stream. Its hello was read before it was saved.
 fn link(stream: UnixStream) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, mut output)) = (pipe()?, pipe()?);
@@ -158,18 +170,18 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
         stop: StopOnDrop::boxed(move || {
-            // It fails where the keeper has hung up.
+            // It fails where the keeper has hung up already.
             let _ = stopped.shutdown(std::net::Shutdown::Both);
         }),
         end: Box::new(end),
     })
 }
 
-/// Ends all labs; says how many there were.
+/// Ends all kept labs that no command uses, and returns how many there were.
 ///
 /// # Errors
 ///
-/// Where the folder with their sockets can't be read.
+/// Those of reading the folder with their sockets, and of the sockets.
 pub fn stop_all(cache: &Path) -> io::Result<usize> {
     let entries = match fs::read_dir(folder(cache)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -185,24 +197,24 @@ pub fn stop_all(cache: &Path) -> io::Result<usize> {
     Ok(stopped)
 }
 
-/// Ends the lab of the template with this key, if there is one.
+/// Ends the lab of the template with this key, and returns whether there was one that no command uses.
 pub(crate) fn stop_one(key: &str, cache: &Path) -> io::Result<bool> {
     stop(&socket(cache, key))
 }
 
-/// Asks the keeper that listens there to end its lab, unless somebody uses it, and waits until it has. Whether it has.
+/// Asks the keeper at a socket to end its lab, which it does unless a command uses it, and waits until it has. Returns whether it has.
 fn stop(socket: &Path) -> io::Result<bool> {
     let began = Instant::now();
     let mut asked = false;
     while let Ok(stream) = connect_to(socket) {
-        // A command that has just ended still counts for a moment.
-        if began.elapsed() > INSISTING {
+        // A command that has just ended still counts as a user for a moment, so the keeper is asked again.
+        if began.elapsed() > STOP_RETRIES {
             return Ok(false);
         }
         asked = true;
-        stream.set_read_timeout(Some(ENDING))?;
+        stream.set_read_timeout(Some(STOP_WAIT))?;
         if frame::send(Kind::Shutdown, &[], &stream).is_ok() {
-            // It hangs up when it has ended, or at once where it doesn't.
+            // The connection ends with the keeper, or at once where the lab is in use.
             let _ = io::copy(&mut &stream, &mut io::sink());
         }
         thread::sleep(POLL);

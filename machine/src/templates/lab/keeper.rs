@@ -1,4 +1,4 @@
-//! The keeper: a process that has a lab, and lets commands use it.
+//! The keeper: a background process that runs a lab and gives its machines to commands.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File};
@@ -13,7 +13,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::{Error, Recipe, failed};
 use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, folder, listen, socket};
 use crate::Error::NoTemplate;
 use crate::lab::frame::{self, Kind};
@@ -21,24 +20,26 @@ use crate::lab::{self, LabRequest, Stop};
 use crate::lab_machine::LabMachine;
 use crate::output::Kept;
 use crate::printable::printable;
+use crate::templates::error::failed;
+use crate::templates::{Error, Recipe};
 
-/// How long a lab may take until its template is there: less than anybody waits for it, and long enough for an interpreter that
+/// How long a lab may take until its template is made: less than any command waits for it, and long enough for an interpreter that
 /// imports much.
-const START: Duration = Duration::from_secs(140);
-/// How often it is looked whether the lab is still used.
-const LOOK: Duration = Duration::from_secs(1);
-/// The most characters that are passed on of why there is no template.
+const START_LIMIT: Duration = Duration::from_secs(140);
+/// How often the thread that ends an unused lab checks it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The most characters of the reason why the template can't be made.
 const MESSAGE_MAX: usize = 500;
-/// How long a command waits for a machine where all are in use: a fraction of what one takes to boot.
-const QUEUE: Duration = Duration::from_millis(200);
-/// How long a machine may take to end when its command has gone.
-const ENDING: Duration = Duration::from_secs(10);
+/// How long a command waits for a machine where all are in use: a fraction of a boot.
+const PORT_WAIT: Duration = Duration::from_millis(200);
+/// How long a machine may take to end when its command has hung up.
+const END_WAIT: Duration = Duration::from_secs(10);
 
-/// Keeps a lab for the template until nobody has used it for a while. Does nothing where somebody else keeps one.
+/// Keeps a lab for the template until no command has used it for a while. Returns at once where another keeper does so.
 ///
 /// # Errors
 ///
-/// Where the lab can't be started, or its machine can't be made.
+/// [`Error::File`] where the socket, its lock or its note can't be made; [`Error::Machine`] where the lab isn't ready in time.
 pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let key = recipe.key()?;
     let path = socket(cache, &key);
@@ -51,7 +52,7 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let Some(_alone) = lock(&path)? else {
         return Ok(());
     };
-    // Of one that was killed.
+    // A keeper that was killed has left its socket.
     let _ = fs::remove_file(&path);
     let listener = listen(&path).map_err(failed("listen at", &path))?;
     let _noted = write_note(&path, recipe)?;
@@ -63,33 +64,33 @@ pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     thread::spawn(move || watching.watch());
     let ended = run_lab(recipe, &keeper);
     if keeper.state().start_timed_out {
-        // Those who wait are hung up on, and may start another keeper.
-        let why = format!("its lab was not ready within {START:?}");
+        // The commands that wait lose their connections with this process, and may start another keeper.
+        let why = format!("its lab was not ready within {START_LIMIT:?}");
         return Err(NoTemplate(why).into());
     }
     let failed = keeper.change(|state| match (&state.stage, ended) {
         (Stage::Starting, Err(why)) => {
-            // Those who ask now are told at once that they have to do without.
+            // Commands that connect from now on get the reason at once.
             state.stage = Stage::Failed(why);
             true
         }
-        // One that was there can be made again.
+        // A template that was ready before can be made again.
         _ => {
-            state.stage = Stage::Leaving;
+            state.stage = Stage::ShuttingDown;
             false
         }
     });
     if failed {
-        keeper.stay(FAILED);
+        keeper.keep_refusing(FAILED);
     }
     Ok(())
 }
 
-/// A lab with the template's machine and the ports' other ends.
+/// Makes the request for a lab that has the template's machine; returns it with this process's ends of the lab's ports.
 fn request(recipe: &Recipe) -> Result<(LabRequest, VecDeque<UnixStream>), Error> {
     let mut recipe = recipe.clone();
     recipe.machine.console = false;
-    // The template itself, and a machine a port.
+    // The template itself, and one machine for each port.
     let machines = recipe.machine.memory * (1 + PORTS as u64);
     if available_memory().is_some_and(|available| machines > available / 2) {
         return Err(NoTemplate("this host has too little memory to keep a lab".into()).into());
@@ -106,7 +107,11 @@ fn request(recipe: &Recipe) -> Result<(LabRequest, VecDeque<UnixStream>), Error>
     Ok((request, ports))
 }
 
-/// Runs a lab to its end.
+/// Runs the lab to its end.
+///
+/// # Errors
+///
+/// The reason why there is no template, or why the lab ended.
 fn run_lab(recipe: &Recipe, keeper: &Arc<Keeper>) -> Result<(), String> {
     let (mut request, ports) = request(recipe).map_err(|error| error.to_string())?;
     keeper.change(|state| state.free = ports);
@@ -127,22 +132,23 @@ fn run_lab(recipe: &Recipe, keeper: &Arc<Keeper>) -> Result<(), String> {
     }
 }
 
+/// The state that the keeper's threads share.
 struct Keeper {
     state: Mutex<State>,
     changed: Condvar,
     stop: Stop,
-    /// How long the lab stays that nobody uses.
+    /// How long the lab is kept when no command uses it.
     idle: Duration,
 }
 
 struct State {
     stage: Stage,
-    /// Ports that nobody uses; that which has waited longest first, for it has had time to make a machine.
+    /// The free ports. The first has been free for the longest, and so has had time to make a machine.
     free: VecDeque<UnixStream>,
     sessions: usize,
-    /// When somebody last used it.
+    /// When a command last used it.
     used: Instant,
-    /// Whether the lab was stopped because it was not ready in time.
+    /// Whether the lab was stopped because it wasn't ready in time.
     start_timed_out: bool,
     /// Why the agent could not make the template.
     failed: Option<String>,
@@ -152,10 +158,10 @@ struct State {
 enum Stage {
     Starting,
     Ready,
-    /// There can be none, for this reason.
+    /// The template can't be made, for this reason.
     Failed(String),
-    /// It is being ended, or has been. No session begins any more; another keeper may have a lab again.
-    Leaving,
+    /// The lab is being stopped, or has been. No session begins any more; another keeper may start a lab.
+    ShuttingDown,
 }
 
 /// Why a command gets no machine.
@@ -163,14 +169,14 @@ enum Stage {
 enum NoMachine {
     /// For this reason.
     Because(String),
-    /// This lab is being ended. The command is hung up on, and may boot or start another lab.
-    Leaving,
+    /// The lab is being stopped. The command's connection is closed, and it may boot a machine or start another lab.
+    ShuttingDown,
 }
 
-/// The agent's stdout: an [`AgentReport`], a line.
+/// A writer for the agent's stdout, which has an [`AgentReport`] a line.
 struct Reports {
     keeper: Arc<Keeper>,
-    /// What has come of it.
+    /// The bytes of the current line.
     line: Vec<u8>,
 }
 
@@ -203,13 +209,13 @@ impl State {
 
     fn take_report(&mut self, report: AgentReport) {
         match report {
-            AgentReport::Ready => self.is_ready(),
+            AgentReport::Ready => self.set_ready(),
             AgentReport::Failed(why) => self.failed = Some(why),
         }
     }
 
-    /// One that is being ended already is of no use any more.
-    fn is_ready(&mut self) {
+    /// Notes that the template is made, unless the lab is being stopped already.
+    fn set_ready(&mut self) {
         if self.stage == Stage::Starting {
             self.stage = Stage::Ready;
             self.used = Instant::now();
@@ -247,30 +253,31 @@ impl Keeper {
     fn accept(self: Arc<Self>, listener: &UnixListener) {
         for stream in listener.incoming().flatten() {
             let keeper = self.clone();
-            // Where there is no thread for it, it is hung up on.
+            // Where no thread can be made, the connection is closed.
             let _ = thread::Builder::new().spawn(move || keeper.serve(&stream));
         }
     }
 
-    /// Ends the lab when nobody uses it, or where it isn't ready in time.
+    /// Stops the lab when no command has used it for a while, or where it isn't ready in time.
     fn watch(&self) {
         let began = Instant::now();
         loop {
-            thread::sleep(LOOK);
+            thread::sleep(CHECK_INTERVAL);
             self.end_if(|state| {
-                state.start_timed_out = state.stage == Stage::Starting && began.elapsed() > START;
+                state.start_timed_out =
+                    state.stage == Stage::Starting && began.elapsed() > START_LIMIT;
                 state.start_timed_out || state.is_idle(self.idle)
             });
         }
     }
 
-    /// Ends the lab if that is wanted and nobody uses it; tells whether it is being ended. That is decided and settled in one
-    /// go: a command has its machine before, or gets none.
+    /// Stops the lab if `wanted` says so and no command uses it; returns whether it is being stopped. Both happen under one lock: a
+    /// command has its machine before, or gets none.
     fn end_if(&self, wanted: impl FnOnce(&mut State) -> bool) -> bool {
         let ending = self.change(|state| {
             let ending = state.sessions == 0 && wanted(state);
             if ending {
-                state.stage = Stage::Leaving;
+                state.stage = Stage::ShuttingDown;
             }
             ending
         });
@@ -280,36 +287,36 @@ impl Keeper {
         ending
     }
 
-    /// Waits until this connection ends, which it does with this process.
+    /// Holds a connection open until this process exits. Never returns.
     fn stay_connected() -> ! {
         loop {
             thread::park();
         }
     }
 
-    /// Answers those who ask, for so long or until it is to leave.
-    fn stay(&self, limit: Duration) {
-        let staying = |state: &mut State| state.stage != Stage::Leaving;
+    /// Lets commands get the reason of the failure for `limit`, or until the keeper is to end.
+    fn keep_refusing(&self, limit: Duration) {
+        let refusing = |state: &mut State| state.stage != Stage::ShuttingDown;
         drop(
             self.changed
-                .wait_timeout_while(self.state(), limit, staying),
+                .wait_timeout_while(self.state(), limit, refusing),
         );
     }
 
-    /// Serves a command, or tells it why not. Who doesn't know how to ask gets nothing.
+    /// Serves one connection: runs a session, sends the reason why there is none, or stops the lab. Closes it after any other frame.
     fn serve(&self, client: &UnixStream) {
         match frame::receive(client, &mut Vec::new()) {
             Ok(Some(Kind::Attach)) => {}
             Ok(Some(Kind::Shutdown)) if self.end_if(|_| true) => Keeper::stay_connected(),
             _ => return,
         }
-        let port = match self.take() {
+        let port = match self.take_port() {
             Ok(port) => port,
             Err(NoMachine::Because(why)) => {
                 let _ = frame::send(Kind::Failed, why.as_bytes(), client);
                 return;
             }
-            Err(NoMachine::Leaving) => return,
+            Err(NoMachine::ShuttingDown) => return,
         };
         let clean = self.session(client, &port);
         self.change(|state| {
@@ -321,19 +328,19 @@ impl Keeper {
         });
     }
 
-    /// A port, when the lab is there and one is free.
-    fn take(&self) -> Result<UnixStream, NoMachine> {
+    /// Takes a free port, once the lab is ready. Its machine then belongs to one session.
+    fn take_port(&self) -> Result<UnixStream, NoMachine> {
         let starting = |state: &mut State| state.stage == Stage::Starting;
         let state = self.changed.wait_while(self.state(), starting);
         let state = state.unwrap_or_else(PoisonError::into_inner);
-        // Many runs are short, and one that has just ended gives its machine back a moment later.
+        // Many runs are short, and one that has just ended returns its port a moment later.
         let none = |state: &mut State| state.stage == Stage::Ready && state.free.is_empty();
-        let waited = self.changed.wait_timeout_while(state, QUEUE, none);
+        let waited = self.changed.wait_timeout_while(state, PORT_WAIT, none);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match &state.stage {
             Stage::Starting | Stage::Ready => {}
             Stage::Failed(why) => return Err(NoMachine::Because(why.clone())),
-            Stage::Leaving => return Err(NoMachine::Leaving),
+            Stage::ShuttingDown => return Err(NoMachine::ShuttingDown),
         }
         let Some(port) = state.free.pop_front() else {
             let why = "all its machines are in use";
@@ -343,11 +350,11 @@ impl Keeper {
         Ok(port)
     }
 
-    /// Passes frames on between a command and its machine. Whether the port can be used again.
+    /// Passes frames on between a command and its machine. Returns whether the port can be used again.
     fn session(&self, client: &UnixStream, port: &UnixStream) -> bool {
         let unjailed = lab::unjailed().unwrap_or_default();
         if frame::send(Kind::Started, unjailed.as_bytes(), client).is_err() {
-            // It was not begun.
+            // The command has hung up before the session began.
             return true;
         }
         thread::scope(|scope| {
@@ -355,14 +362,14 @@ impl Keeper {
             let input = scope.spawn(move || self.pass_in(client, port, &ended));
             let ended = pass_out(port, client);
             let _ = over.send(());
-            // Whoever still waits for the command's input waits in vain.
+            // Ends the other thread's wait for the command's input.
             let _ = client.shutdown(Shutdown::Both);
             let hung_up = input.join().unwrap_or(false);
             ended && hung_up
         })
     }
 
-    /// What the command says, until it hangs up. Whether the machine has heard all of it.
+    /// Passes the command's frames to the machine until the command hangs up. Returns whether all were sent.
     fn pass_in(&self, client: &UnixStream, port: &UnixStream, ended: &Receiver<()>) -> bool {
         let mut from = BufReader::with_capacity(2 * frame::MAX_PAYLOAD, client);
         let mut payload = Vec::new();
@@ -373,32 +380,32 @@ impl Keeper {
                 return false;
             }
         }
-        let told = frame::send(Kind::Hangup, &[], port).is_ok();
-        if ended.recv_timeout(ENDING) == Err(RecvTimeoutError::Timeout) {
-            // Nobody gets this port any more.
+        let sent = frame::send(Kind::Hangup, &[], port).is_ok();
+        if ended.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
+            // The port is not used again.
             let _ = port.shutdown(Shutdown::Both);
         }
-        told
+        sent
     }
 }
 
-/// What the machine says, until it has ended. Whether it has.
+/// Passes the machine's frames to the command until the machine has ended. Returns `false` where the lab ended first.
 fn pass_out(port: &UnixStream, client: &UnixStream) -> bool {
     let mut payload = Vec::new();
-    let mut listening = true;
+    let mut connected = true;
     loop {
         let Ok(Some(kind)) = frame::receive(port, &mut payload) else {
             return false;
         };
-        // A command that has gone hears nothing; its machine is told, and its last words are waited for.
-        listening = listening && frame::send(kind, &payload, client).is_ok();
+        // A command that has hung up gets no more frames; those of its machine are still read, up to the last.
+        connected = connected && frame::send(kind, &payload, client).is_ok();
         if kind == Kind::Exit {
             return true;
         }
     }
 }
 
-/// How many bytes programs can have before something has to be swapped out (proc(5), "/proc/meminfo").
+/// Returns how many bytes programs can get before the kernel has to swap (proc(5), "/proc/meminfo").
 fn available_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
@@ -408,7 +415,7 @@ fn available_memory() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The lock of whoever keeps this lab; `None` where that is somebody else.
+/// Takes the lock of this lab's keeper; returns `None` where another process has it.
 fn lock(socket: &Path) -> Result<Option<File>, Error> {
     let path = socket.with_extension("lock");
     let mut options = File::options();
@@ -421,7 +428,7 @@ fn lock(socket: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-/// Tells others what is kept here.
+/// Writes the note that [`kept`](super::kept) reads; returns a guard that removes it.
 fn write_note(socket: &Path, recipe: &Recipe) -> Result<RemoveOnDrop, Error> {
     let path = Note::path(socket);
     let note = Note {
@@ -433,6 +440,7 @@ fn write_note(socket: &Path, recipe: &Recipe) -> Result<RemoveOnDrop, Error> {
     Ok(RemoveOnDrop(path))
 }
 
+/// A file that is removed when this is dropped.
 struct RemoveOnDrop(PathBuf);
 
 impl Drop for RemoveOnDrop {
@@ -445,43 +453,43 @@ impl Drop for RemoveOnDrop {
 mod tests {
     use super::*;
 
-    /// One that is ready, with a machine whose other end is returned.
+    /// Makes a keeper that is ready, and returns it with the lab's end of its one port.
     fn ready() -> (Keeper, UnixStream) {
         let keeper = Keeper::new(Duration::ZERO);
         let (ours, theirs) = UnixStream::pair().unwrap();
         keeper.change(|state| {
             state.free.push_back(ours);
-            state.is_ready();
+            state.set_ready();
         });
         (keeper, theirs)
     }
 
     #[test]
-    fn a_lab_that_is_being_ended_hands_out_no_machine() {
+    fn a_lab_that_is_being_stopped_hands_out_no_machine() {
         let (keeper, _machine) = ready();
         assert!(keeper.end_if(|_| true));
-        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
-        // Nor does one that has its template only then.
+        assert_eq!(keeper.take_port().unwrap_err(), NoMachine::ShuttingDown);
+        // Nor does a lab that is ready only then.
         let keeper = Keeper::new(Duration::ZERO);
         assert!(keeper.end_if(|_| true));
-        keeper.change(State::is_ready);
-        assert_eq!(keeper.take().unwrap_err(), NoMachine::Leaving);
+        keeper.change(State::set_ready);
+        assert_eq!(keeper.take_port().unwrap_err(), NoMachine::ShuttingDown);
     }
 
     #[test]
-    fn a_lab_that_is_used_is_not_ended() {
+    fn a_lab_in_use_is_not_stopped() {
         let (keeper, _machine) = ready();
-        let _port = keeper.take().unwrap();
+        let _port = keeper.take_port().unwrap();
         assert!(!keeper.end_if(|_| true));
         assert_eq!(keeper.state().stage, Stage::Ready);
     }
 
     #[test]
-    fn a_lab_is_ended_or_used_and_never_both() {
+    fn a_lab_is_stopped_or_used_and_never_both() {
         for _ in 0..1000 {
             let (keeper, _machine) = ready();
             let (taken, ended) = thread::scope(|scope| {
-                let taking = scope.spawn(|| keeper.take().is_ok());
+                let taking = scope.spawn(|| keeper.take_port().is_ok());
                 let idle = |state: &mut State| state.is_idle(Duration::ZERO);
                 let ended = keeper.end_if(idle) || keeper.end_if(|_| true);
                 (taking.join().unwrap(), ended)

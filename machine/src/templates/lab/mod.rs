@@ -1,17 +1,17 @@
-//! Templates in the lab: a lab that stays when a command has ended, with a saved machine in it.
+//! Templates in the lab: a lab that outlives commands, with a saved machine in it.
 //!
-//! A lab takes a second to start, which is most of what a template would save. So a process of its own, the keeper, keeps one
-//! running for each template, and ends it when it was not used for a while:
+//! A lab takes a second to start, which is most of what a template would save. So a process of its own, the keeper, keeps one lab
+//! running for each template, and ends it when no command has used it for a while:
 //!
 //! ```text
 //!  minivm run ─── socket ──▶ keeper ─── a port each ──▶ agent, in the lab ─── rings ──▶ a clone
 //!  (`client`)               (`keeper`)                 (`agent`)
 //! ```
 //!
-//! A command says what it wants in its first frame: a machine (`Kind::Attach`), or that the keeper ends (`Kind::Shutdown`). The agent boots the
-//! template's machine, saves it in the lab's memory, and keeps a clone waiting at every port. A session begins with the first
-//! frame at a port and has two ends: the agent says that the machine has ended, and the keeper hangs up. Then the port gets
-//! another clone. A keeper whose template can't be made tells so to everybody who asks for a while.
+//! A command's first frame asks the keeper for a machine (`Kind::Attach`) or to end (`Kind::Shutdown`). The agent boots the template's
+//! machine, saves it in the lab's memory, and keeps a clone waiting at every port. A session begins with the first frame at a port
+//! and has two ends: the agent reports that the machine has ended, and the keeper hangs up. Then the port gets another clone. A
+//! keeper whose template can't be made answers every request with the reason for a while, and then ends.
 
 mod agent;
 mod client;
@@ -30,48 +30,48 @@ use serde::{Deserialize, Serialize};
 use super::Recipe;
 
 pub use agent::run as run_agent;
-pub(super) use client::stop_one;
-pub use client::{connect, connect_or_start, stop_all};
+pub use client::stop_all;
+pub(super) use client::{connect, connect_or_start, stop_one};
 pub use keeper::run as run_keeper;
 
 /// The argument that makes this program a keeper. The command line must hand it to [`run_keeper`].
 pub const KEEPER_COMMAND: &str = "lab-keep";
 
-/// How many commands can run in a lab at once.
+/// The most commands that run in a lab at once.
 const PORTS: usize = 4;
-/// How long a lab stays that nobody uses.
+/// How long a keeper keeps a lab that no command uses.
 const IDLE: Duration = Duration::from_secs(10 * 60);
-/// How long it is remembered that a template can't be made.
+/// How long a keeper answers with the reason why its template can't be made.
 const FAILED: Duration = Duration::from_secs(60);
-/// The longest report of an agent's in bytes.
+/// The most bytes of an agent's report.
 const REPORT_MAX: usize = 64 << 10;
 
-/// What the agent reports to the keeper: a line of JSON on its stdout.
+/// A report from the agent to the keeper: a line of JSON on the agent's stdout.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum AgentReport {
-    /// The template is there, and every port has or will have a clone.
+    /// The template is made, and every port has or will have a clone.
     Ready,
     /// The template can't be made, for this reason.
     Failed(String),
 }
 
-/// Where a template's keeper listens.
+/// Returns the path of the socket at which a template's keeper listens.
 fn socket(cache: &Path, key: &str) -> PathBuf {
     folder(cache).join(key).with_extension(SOCKET)
 }
 
-/// Listens there.
+/// Listens at a keeper's socket.
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     by_folder(socket, UnixListener::bind)
 }
 
-/// Connects to who listens there.
+/// Connects to the keeper that listens at a socket.
 fn connect_to(socket: &Path) -> io::Result<UnixStream> {
     by_folder(socket, UnixStream::connect)
 }
 
-/// A socket's address has room for a hundred bytes of its path (unix(7)), and a cache may be further down than that. So it is
-/// reached from its folder, as an open file of this process.
+/// Calls `reach` with a short path to a socket: below the open folder in /proc/self/fd. A socket's address has room for a hundred bytes
+/// of its path (unix(7)), and a cache's path may be longer.
 fn by_folder<T>(socket: &Path, reach: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
     let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -84,7 +84,7 @@ fn by_folder<T>(socket: &Path, reach: impl FnOnce(PathBuf) -> io::Result<T>) -> 
     )
 }
 
-/// What a keeper writes down beside its socket.
+/// The file that a keeper writes beside its socket.
 #[derive(Serialize, Deserialize)]
 struct Note {
     process: u32,
@@ -96,7 +96,7 @@ impl Note {
         socket.with_extension("json")
     }
 
-    /// One that was killed has left its note behind.
+    /// Returns whether the process in the note is a keeper: one that was killed leaves its note behind.
     fn is_true(&self) -> bool {
         let line = fs::read(format!("/proc/{}/cmdline", self.process)).unwrap_or_default();
         line.split(|&byte| byte == 0)
@@ -104,7 +104,7 @@ impl Note {
     }
 }
 
-/// The templates in the labs that are kept now, by their keys.
+/// Lists the templates of the labs that run now, with their keys.
 pub fn kept(cache: &Path) -> Vec<(String, Recipe)> {
     let entries = fs::read_dir(folder(cache)).into_iter().flatten().flatten();
     let sockets = entries
@@ -118,14 +118,14 @@ pub fn kept(cache: &Path) -> Vec<(String, Recipe)> {
     noted.collect()
 }
 
-/// The sockets' extension.
+/// The extension of a keeper's socket.
 const SOCKET: &str = "socket";
 
 fn folder(cache: &Path) -> PathBuf {
     cache.join("labs")
 }
 
-/// Whether a file in the folder is a keeper's socket.
+/// Returns whether a file in the folder is a keeper's socket.
 fn is_socket(path: &Path) -> bool {
     path.extension() == Some(OsStr::new(SOCKET))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use minivm_sandbox::chromium::{WORKER_FAILED, report, worker};
+use minivm_sandbox::chromium::{WORKER_FAILED, worker};
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     match worker::run(&args.chromium) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(failure) => {
-            report(args.failures, &failure)?;
+            worker::report(args.failures, &failure)?;
             Ok(ExitCode::from(WORKER_FAILED))
         }
     }

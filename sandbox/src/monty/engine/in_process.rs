@@ -1,6 +1,6 @@
 //! Monty in this process: an answer within microseconds, without a jail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -8,8 +8,9 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::host::{Host, Stream};
-use super::interpreter::{self, Ended, Fault, Outcome, Start};
+use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
+use super::order::Outcome;
 use super::stdio::{Block, Lines};
 use crate::{
     Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
@@ -206,9 +207,4 @@ impl Host for Local {
             None => Ok(String::new()),
         }
     }
-}
-
-/// Returns the names of the functions.
-pub(super) fn names(functions: &BTreeMap<String, Function>) -> BTreeSet<String> {
-    functions.keys().cloned().collect()
 }

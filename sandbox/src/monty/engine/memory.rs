@@ -17,8 +17,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use monty_types::{BASELINE_MEMORY, LIVE_MEMORY};
 
-/// The exit code of a process that would have gone beyond [`end_process_beyond`].
-pub(super) const OVER: u8 = 66;
+use super::order::OVER;
+
 /// The count's first value. Memory that was allocated before may be freed later, and the count must not fall below zero.
 const START: usize = 1 << 40;
 

@@ -1,106 +1,35 @@
-//! `cargo xtask demo`: everything from nothing to a virtual machine in which Python answers 4, four other sandboxes, and a machine that is warm.
+//! One of minivm's commands, whose guest is to print the answer.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
-use crate::cargo;
-use crate::kvm;
-use crate::process::{cannot_start, capture, shown};
+use crate::process::{cannot_start, quoted, short, shown};
 use crate::report::Report;
-use crate::sandboxes;
-use crate::setup::{self, Wanted};
-
-/// `reboot=t`: the guest's reboot is a triple fault, which ends the machine. `quiet loglevel=0`: nothing but the answer.
-const CMDLINE: &str = "console=ttyS0 reboot=t panic=-1 quiet loglevel=0";
 
 /// A boot in the lab takes some ten seconds.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What is run, and what the guest has to print.
-const CODE: &str = "print(2+2)";
+/// What the guest has to print.
 const ANSWER: &str = "4";
 
-pub(crate) fn run() -> Result<()> {
-    let mut report = Report::new();
-    let made = setup::prepare(
-        &mut report,
-        &Wanted {
-            lab: !kvm::runs_kernels(),
-            sandboxes: true,
-            ..Wanted::default()
-        },
-    )?;
-    let minivm = cargo::stage_minivm(&mut report)?;
-
-    let mut command = Command::new(&minivm);
-    command
-        .arg("--kernel")
-        .arg(made.kernel.join("vmlinux"))
-        .arg("--initramfs")
-        .arg(&made.initramfs);
-    command.args(["--cmdline", CMDLINE, "--memory", "256M"]);
-    answer(&mut report, "boot", &mut command)?;
-
-    // The same files as an image, whose initramfs minivm makes and keeps.
-    let root = made.initramfs.with_file_name("rootfs");
-    let mut command = Command::new(&minivm);
-    command
-        .args(["run", "--cold", &format!("dir:{}", root.display())])
-        .args(["--", "python3", "-c", "print(2+2)"]);
-    answer(&mut report, "run", &mut command)?;
-
-    // The same code in all five sandboxes; last in the microVM, whose first run has a template made for the next.
-    sandboxes::stage(&mut report, &minivm)?;
-    for backend in sandboxes::ALL.iter().rev() {
-        let mut command = code_in(&minivm, backend);
-        answer(&mut report, backend, &mut command)?;
-    }
-    wait_for_template(&minivm)?;
-    answer(
-        &mut report,
-        "warm microvm",
-        &mut code_in(&minivm, "microvm"),
-    )?;
-    report.print_table();
-    Ok(())
-}
-
-/// Code in a sandbox.
-fn code_in(minivm: &Path, backend: &str) -> Command {
-    let mut command = Command::new(minivm);
-    command.args(["run", "--quiet", "--backend", backend, "--code", CODE]);
-    // The last run is to be warm, whatever the user likes otherwise.
-    command.env_remove("MINIVM_COLD");
-    command
-}
-
-/// Waits until a machine goes on from a template instead of booting.
-fn wait_for_template(minivm: &Path) -> Result<()> {
-    let began = Instant::now();
-    while began.elapsed() < PATIENCE {
-        let mut command = code_in(minivm, "microvm");
-        let report: Value = serde_json::from_str(&capture(command.arg("--json"))?)?;
-        if report["warm"] == true {
-            return Ok(());
-        }
-        thread::sleep(Duration::from_secs(1));
-    }
-    bail!("no run has left a template for the next");
-}
-
-/// Runs one of minivm's commands, which is to print the answer.
-fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> {
+/// Runs one of minivm's commands, which is to print the answer, after a line about what it is for; returns how long that took.
+pub(super) fn answer(
+    report: &mut Report,
+    name: &str,
+    purpose: &str,
+    command: &mut Command,
+) -> Result<Duration> {
     // A shell takes a tilde for the home folder only where a word begins.
     let home = std::env::var("HOME").unwrap_or_default();
     let line = shown(command).replace(&format!("dir:{home}/"), "dir:$HOME/");
-    println!("\n$ {line}");
+    println!();
+    report.purpose(purpose);
+    println!("$ {}{line}", variables(command));
     let boot = boot(command)?;
     report.done(
         &format!("{name} to answer"),
@@ -108,7 +37,16 @@ fn answer(report: &mut Report, name: &str, command: &mut Command) -> Result<()> 
         boot.to_answer,
     );
     report.done(&format!("{name}'s end"), "it is gone", boot.to_end);
-    Ok(())
+    Ok(boot.to_answer)
+}
+
+/// The variables that are set for a command, as they are typed before it.
+fn variables(command: &Command) -> String {
+    let set = command.get_envs().filter_map(|(name, value)| {
+        let (name, value) = (name.to_string_lossy(), value?.to_string_lossy());
+        Some(format!("{name}={} ", quoted(&short(&value))))
+    });
+    set.collect()
 }
 
 struct Boot {
@@ -179,6 +117,29 @@ fn collect(
                 "the machine was still running after {} s",
                 PATIENCE.as_secs()
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_stand_before_their_command() {
+        let mut command = Command::new("minivm");
+        command
+            .env("MINIVM_LAB_KERNEL", "/k/a b")
+            .env_remove("HOME");
+        assert_eq!(variables(&command), "MINIVM_LAB_KERNEL='/k/a b' ");
+    }
+
+    #[test]
+    fn another_answer_and_a_failure_are_errors() {
+        let script = |text: &str| boot(Command::new("sh").args(["-c", text]));
+        assert!(script("echo 4").is_ok());
+        for text in ["echo 5", "echo 4; echo 4", "echo 4; exit 1", "true"] {
+            assert!(script(text).is_err(), "{text}");
         }
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! This module or a [`Host`] answers all requests: functions, lines of input, variables, the time. Requests for files are refused.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use monty::{
     Dump, FunctionCall, MontyRun, NameLookup, OsCall, RunProgress, Session, SessionRef, dump,
@@ -13,11 +12,11 @@ use monty_types::{
     CompileOptions, ExcType, ExtFunctionResult, MontyException, MontyObject, OsFunctionCall,
     ResourceLimits, ResourceTracker,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::builtin::{self, Builtin};
 use super::host::{Host, Stream, exception};
+use super::order::{CALL_MAX, Outcome, STATE_MAX, Scope};
 use super::printer::Printer;
 use super::traceback::traceback;
 use super::{clock, dialect, value};
@@ -27,10 +26,6 @@ use crate::Call;
 const FILE: &str = "<string>";
 /// The message for a valid state that isn't one of a suspended call.
 const NOT_SUSPENDED: &str = "it is not the state of a suspended call";
-/// The largest state of a suspended interpreter in bytes.
-pub(super) const STATE_MAX: usize = 16 << 20;
-/// The largest call in bytes of JSON.
-pub(super) const CALL_MAX: usize = 4 << 20;
 
 /// The code or the state to run.
 pub(super) enum Start {
@@ -39,30 +34,6 @@ pub(super) enum Start {
         state: Vec<u8>,
         returned: Result<Value, String>,
     },
-}
-
-/// The functions, variables and limits of the code.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Scope {
-    /// Names of the functions of the host.
-    pub(super) functions: BTreeSet<String>,
-    /// Names of the functions whose call suspends the code.
-    pub(super) suspend_at: BTreeSet<String>,
-    /// The environment.
-    pub(super) env: BTreeMap<String, String>,
-    /// The time limit, which includes the time that functions of the host take.
-    pub(super) time: Option<Duration>,
-    /// The limit on allocated bytes, which the program's allocator counts.
-    pub(super) memory: Option<u64>,
-}
-
-/// The end of the code.
-#[derive(Debug, PartialEq)]
-pub(super) enum Outcome {
-    Exited(u8),
-    TimedOut,
-    OutOfMemory,
-    Suspended { call: Call, state: Vec<u8> },
 }
 
 /// Errors of running code that are not the code's.

@@ -6,10 +6,8 @@
 use monty_types::MontyObject;
 use serde_json::{Map, Number, Value};
 
+use super::depth::DEPTH_MAX;
 use crate::Call;
-
-/// The largest depth of nested values. serde_json reads 128 levels, of which a message needs some around the value.
-pub(super) const DEPTH_MAX: usize = 100;
 
 /// Converts a call of a function of the host. An error is the reason why an argument can't be converted.
 pub(super) fn call(
@@ -105,27 +103,6 @@ fn inwards(value: Value, depth: usize) -> Result<MontyObject, String> {
     })
 }
 
-/// Returns a function's result, or the message of an exception where it is nested too deep.
-pub(super) fn answer(returned: Result<Value, String>) -> Result<Value, String> {
-    match returned {
-        Ok(value) if is_deeper(&value, DEPTH_MAX) => Err(format!(
-            "it returned a value that is nested deeper than {DEPTH_MAX}"
-        )),
-        other => other,
-    }
-}
-
-fn is_deeper(value: &Value, than: usize) -> bool {
-    let Some(than) = than.checked_sub(1) else {
-        return true;
-    };
-    match value {
-        Value::Array(items) => items.iter().any(|item| is_deeper(item, than)),
-        Value::Object(pairs) => pairs.values().any(|item| is_deeper(item, than)),
-        _ => false,
-    }
-}
-
 fn from_number(number: &Number) -> MontyObject {
     match (number.as_i64(), number.as_u64(), number.as_f64()) {
         (Some(value), ..) => MontyObject::Int(value),
@@ -136,6 +113,7 @@ fn from_number(number: &Number) -> MontyObject {
 
 #[cfg(test)]
 mod tests {
+    use super::super::depth::answer;
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;

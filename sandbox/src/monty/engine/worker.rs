@@ -8,19 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 
 use super::host::{Host, Stream};
-use super::interpreter::{self, Ended, Fault, Outcome, Scope, Start};
+use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
+use super::order::{Outcome, STATE_FILE, TASK_FILE, WorkerProgram, WorkerTask};
 use super::stdio::{BlockWriter, Lines};
 use super::wire::{self, FromWorker, ToWorker};
 use crate::Call;
 
-/// The path of the task's file in the jail.
-pub(super) const TASK_FILE: &str = "/task";
-/// The path in the jail of the state to resume.
-pub(super) const STATE_FILE: &str = "/state";
 /// The size of the interpreter's stack in bytes. Its recursion is limited, but its compiler recurses over long expressions; unused
 /// stack takes no memory.
 const STACK: usize = 256 << 20;
@@ -34,21 +30,6 @@ const ADDRESSES: u64 = 1 << 30;
 
 /// The exit code of a process that has panicked.
 const PANICKED: u8 = 101;
-
-/// The task of a worker.
-#[derive(Serialize, Deserialize)]
-pub(super) struct WorkerTask {
-    pub(super) program: WorkerProgram,
-    pub(super) scope: Scope,
-}
-
-/// The program of a worker's task.
-#[derive(Serialize, Deserialize)]
-pub(super) enum WorkerProgram {
-    Code(String),
-    /// The state in [`STATE_FILE`], with the result of its call.
-    State(ToWorker),
-}
 
 /// Runs the task, and sends its end through `socket`. Returns the process's exit code.
 ///

@@ -1,4 +1,4 @@
-//! What the lab's init is told: a file in its initramfs, written by us and read there.
+//! The job of the lab's init: a file in its initramfs, written on the host and read there.
 
 use std::ffi::OsString;
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::Root;
 
 /// The file's name in the initramfs.
-pub(super) const PATH: &str = "/order.json";
+pub(super) const PATH: &str = "/job.json";
 
-/// Which command to run, and where.
+/// A command to run in the lab, and its environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Order {
+pub(super) struct LabJob {
     pub(super) root: Root,
     pub(super) command: Vec<OsString>,
     pub(super) env: Vec<(OsString, OsString)>,
-    /// No `PathBuf`: serde writes these as text.
+    /// Not a `PathBuf`: serde writes these as text.
     pub(super) cwd: OsString,
 }
 
@@ -26,15 +26,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_keeps_bytes_that_are_no_text() {
+    fn a_job_keeps_bytes_that_are_not_utf_8() {
         let odd = OsString::from_vec(b"\xff\n\"\\".to_vec());
-        let order = Order {
+        let job = LabJob {
             root: Root::Host,
             command: vec![odd.clone()],
             env: vec![(OsString::from("A"), odd.clone())],
             cwd: odd,
         };
-        let json = serde_json::to_vec(&order).unwrap();
-        assert_eq!(serde_json::from_slice::<Order>(&json).unwrap(), order);
+        let json = serde_json::to_vec(&job).unwrap();
+        assert_eq!(serde_json::from_slice::<LabJob>(&json).unwrap(), job);
     }
 }

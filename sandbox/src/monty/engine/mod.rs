@@ -1,0 +1,20 @@
+//! The interpreter, driven: in a process of its own by what `minivm-worker` is (`worker`), or in the caller's (`in_process`).
+
+mod builtin;
+mod clock;
+mod dialect;
+mod host;
+mod in_process;
+mod interpreter;
+mod memory;
+mod printer;
+mod stdio;
+mod traceback;
+mod value;
+mod worker;
+
+use super::{depth, end, failed, order, scope, wire};
+
+pub use in_process::InProcess;
+pub use memory::Allocator;
+pub use worker::work;
