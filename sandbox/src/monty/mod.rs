@@ -10,7 +10,7 @@
 mod depth;
 #[cfg(feature = "worker")]
 mod engine;
-mod order;
+mod task;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use self::order::{Outcome, Scope, WorkerProgram, WorkerTask};
+use self::task::{Outcome, Scope, WorkerProgram, WorkerTask};
 use self::wire::{Fault, FromWorker, ToWorker};
 use super::process::{self, Streams};
 use super::{
@@ -79,9 +79,9 @@ impl Monty {
         worker_is_there(Backend::Monty, &self.worker)?;
         let jail = Jail::new()?.calls(Calls::Monty).tmp_size(TMP_SIZE);
         let jail = jail.bind_read_only(&self.worker, "/worker")?;
-        let jail = jail.add_file(&worker_task, order::TASK_FILE)?;
+        let jail = jail.add_file(&worker_task, task::TASK_FILE)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.add_file(state, order::STATE_FILE)?),
+            Program::Resume { state, .. } => Ok(jail.add_file(state, task::STATE_FILE)?),
             _ => Ok(jail),
         }
     }
@@ -162,7 +162,7 @@ fn ended(process: End, last: Option<LastMessage>) -> Result<End, Error> {
         Some(LastMessage::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
         Some(LastMessage::Ended(outcome)) => Ok(end(outcome)),
         Some(LastMessage::Unreadable(why)) => Err(failed(&why)),
-        None if code == order::OVER => Ok(End::OutOfMemory),
+        None if code == task::OVER => Ok(End::OutOfMemory),
         None => Ok(End::Exited(code)),
     }
 }

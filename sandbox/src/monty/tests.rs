@@ -56,7 +56,7 @@ fn a_workers_report_counts_only_if_it_exited() {
     assert_eq!(ended(End::TimedOut, last()).unwrap(), End::TimedOut);
     assert_eq!(ended(End::Signal(11), last()).unwrap(), End::Signal(11));
     assert_eq!(ended(End::Exited(1), last()).unwrap(), End::OutOfMemory);
-    let over = End::Exited(order::OVER);
+    let over = End::Exited(task::OVER);
     assert_eq!(ended(over.clone(), None).unwrap(), End::OutOfMemory);
     let exited = Some(LastMessage::Ended(Outcome::Exited(0)));
     assert_eq!(ended(over.clone(), exited).unwrap(), over);

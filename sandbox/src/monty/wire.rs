@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::order::{CALL_MAX, STATE_MAX};
+use super::task::{CALL_MAX, STATE_MAX};
 use crate::Call;
 
 /// The largest message in bytes.

@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::host::{Host, Stream};
 use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
-use super::order::Outcome;
 use super::stdio::{Block, Lines};
+use super::task::Outcome;
 use crate::{
     Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
     process,

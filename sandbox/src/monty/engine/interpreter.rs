@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use super::builtin::{self, Builtin};
 use super::host::{Host, Stream, exception};
-use super::order::{CALL_MAX, Outcome, STATE_MAX, Scope};
 use super::printer::Printer;
+use super::task::{CALL_MAX, Outcome, STATE_MAX, Scope};
 use super::traceback::traceback;
 use super::{clock, dialect, value};
 use crate::Call;

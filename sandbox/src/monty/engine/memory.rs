@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use monty_types::{BASELINE_MEMORY, LIVE_MEMORY};
 
-use super::order::OVER;
+use super::task::OVER;
 
 /// The count's first value. Memory that was allocated before may be freed later, and the count must not fall below zero.
 const START: usize = 1 << 40;

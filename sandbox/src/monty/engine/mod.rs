@@ -13,7 +13,7 @@ mod traceback;
 mod value;
 mod worker;
 
-use super::{depth, end, failed, order, scope, wire};
+use super::{depth, end, failed, scope, task, wire};
 
 pub use in_process::InProcess;
 pub use memory::Allocator;

@@ -12,8 +12,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::host::{Host, Stream};
 use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
-use super::order::{Outcome, STATE_FILE, TASK_FILE, WorkerProgram, WorkerTask};
 use super::stdio::{BlockWriter, Lines};
+use super::task::{Outcome, STATE_FILE, TASK_FILE, WorkerProgram, WorkerTask};
 use super::wire::{self, FromWorker, ToWorker};
 use crate::Call;
 
