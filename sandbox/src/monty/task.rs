@@ -1,4 +1,4 @@
-//! What a worker is to do, and how it may end: what the host says of it, without an interpreter.
+//! The task of a worker and its outcome, for host and worker alike. The host needs no interpreter for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,47 +8,48 @@ use serde::{Deserialize, Serialize};
 use super::wire::ToWorker;
 use crate::Call;
 
-/// The task's file in the jail.
+/// The path of the task's file in the jail.
 pub(super) const TASK_FILE: &str = "/task";
-/// The file of the state that is to be resumed.
+/// The path in the jail of the state to resume.
 pub(super) const STATE_FILE: &str = "/state";
-/// The most bytes of a suspended interpreter.
+/// The largest state of a suspended interpreter in bytes.
 pub(super) const STATE_MAX: usize = 16 << 20;
-/// The most bytes of a call, as JSON.
+/// The largest call in bytes of JSON.
 pub(super) const CALL_MAX: usize = 4 << 20;
-/// The exit code of a process that would have gone beyond its memory.
+/// The exit code of a worker that would have gone beyond its memory limit.
 pub(super) const OVER: u8 = 66;
 
-/// What a worker is to do.
+/// The task of a worker.
 #[derive(Serialize, Deserialize)]
 pub(super) struct WorkerTask {
     pub(super) program: WorkerProgram,
     pub(super) scope: Scope,
 }
 
-/// What is to be interpreted.
+/// The program of a worker's task.
 #[derive(Serialize, Deserialize)]
 pub(super) enum WorkerProgram {
     Code(String),
-    /// The state in [`STATE_FILE`], with what its call returned.
+    /// The state in [`STATE_FILE`], with the result of its call.
     State(ToWorker),
 }
 
-/// With what.
+/// The functions, variables and limits of the code.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Scope {
-    /// The functions that are there.
+    /// Names of the functions of the host.
     pub(super) functions: BTreeSet<String>,
-    /// Those at whose call it is suspended.
+    /// Names of the functions whose call suspends the code.
     pub(super) suspend_at: BTreeSet<String>,
+    /// The environment.
     pub(super) env: BTreeMap<String, String>,
-    /// How long it may run, without the time in which its host answers.
+    /// The time limit, which includes the time that functions of the host take.
     pub(super) time: Option<Duration>,
-    /// Bytes that it may allocate, where [`super::memory`] counts them.
+    /// The limit on allocated bytes, which the program's allocator counts.
     pub(super) memory: Option<u64>,
 }
 
-/// How it ended.
+/// The end of the code.
 #[derive(Debug, PartialEq)]
 pub(super) enum Outcome {
     Exited(u8),

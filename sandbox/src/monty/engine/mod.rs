@@ -1,4 +1,4 @@
-//! The interpreter, driven: in a process of its own by what `minivm-worker` is (`worker`), or in the caller's (`in_process`).
+//! The interpreter and its hosts: `worker` in a process of its own, the program `minivm-worker`, and `in_process` in the caller's.
 
 mod builtin;
 mod clock;
