@@ -15,7 +15,7 @@ let sent = 0;
 let underWay = { messages: 0, bytes: 0 };
 
 /** Sends a synchronous request to the server: Python's reads and writes can't be interrupted. */
-function ask(path) {
+function requestSync(path) {
   const request = new XMLHttpRequest();
   request.open("GET", path, false);
   // With this charset, each byte becomes a character.
@@ -31,7 +31,7 @@ function send(letter, chunk) {
   underWay.messages += 1;
   underWay.bytes += chunk.length;
   if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
-    ask(`/drained?${sent}`);
+    requestSync(`/drained?${sent}`);
     underWay = { messages: 0, bytes: 0 };
   }
 }
@@ -45,7 +45,7 @@ function writer(letter) {
 }
 
 function read(buffer) {
-  const bytes = ask(`/stdin?${buffer.length}`);
+  const bytes = requestSync(`/stdin?${buffer.length}`);
   for (let index = 0; index < bytes.length; index++) buffer[index] = bytes.charCodeAt(index) & 0xff;
   return bytes.length;
 }

@@ -117,7 +117,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     };
     let why = watch.until_end(&mut outputs)?;
     let ended = watch.child.wait().map_err(cannot("wait for a process"))?;
-    let why = outputs.finish(why, || watch.asked().or_else(|| watch.late()));
+    let why = outputs.finish(why, || watch.stopped().or_else(|| watch.timed_out()));
     let peak = watch.peak;
     let code = jail::exit_code(status);
     // A program that ended before the first look has no sample; its group's peak also counts cached files.
@@ -127,12 +127,12 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     };
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
-        let said = log.map(|log| content(&log.into()));
-        let said = said.map_or_else(
+        let runtime = log.map(|log| content(&log.into()));
+        let stderr = runtime.map_or_else(
             || outputs.tail.text(),
-            |said| String::from_utf8_lossy(&said).into(),
+            |bytes| String::from_utf8_lossy(&bytes).into(),
         );
-        return Err(jail::unusable(&said).into());
+        return Err(jail::unusable(&stderr).into());
     }
     let end = match (why, outputs.failed.take()) {
         (Some(StopReason::OutputFailed), Some(error)) => output_failed(error)?,
@@ -282,20 +282,20 @@ impl Watch<'_> {
         };
         self.peak = self.peak.max(memory.unwrap_or_default());
         let over = self.limits.memory.is_some_and(|limit| self.peak > limit);
-        self.asked()
+        self.stopped()
             .or_else(|| outputs.have_failed().then_some(StopReason::OutputFailed))
-            .or_else(|| self.late())
+            .or_else(|| self.timed_out())
             .or_else(|| over.then_some(StopReason::OutOfMemory))
     }
 
-    fn asked(&self) -> Option<StopReason> {
+    fn stopped(&self) -> Option<StopReason> {
         self.events.try_iter().find_map(|event| match event {
             Event::Signal(signal) | Event::Stop(signal) => Some(StopReason::Stopped(signal)),
             Event::Window(_) => None,
         })
     }
 
-    fn late(&self) -> Option<StopReason> {
+    fn timed_out(&self) -> Option<StopReason> {
         let deadline = self.deadline?;
         (Instant::now() >= deadline).then_some(StopReason::TimedOut)
     }

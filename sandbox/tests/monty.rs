@@ -132,7 +132,7 @@ fn an_exception_has_type_message_and_line() {
 #[test]
 fn exit_codes_are_those_of_exit_and_system_exit() {
     for sandbox in both() {
-        for (code, expected, said) in [
+        for (code, expected, stderr) in [
             ("exit()", 0, ""),
             ("exit(3)", 3, ""),
             ("import sys\nif True:\n    sys.exit(4)", 4, ""),
@@ -154,7 +154,7 @@ fn exit_codes_are_those_of_exit_and_system_exit() {
                 "{code}: {}",
                 ran.stderr
             );
-            assert_eq!(ran.stderr, said, "{code}");
+            assert_eq!(ran.stderr, stderr, "{code}");
         }
     }
 }

@@ -169,7 +169,7 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &[u8]) -> io:
 mod tests {
     use super::*;
 
-    fn ask(address: &str, request: &str) -> String {
+    fn send(address: &str, request: &str) -> String {
         let host = address.trim_start_matches("http://").trim_end_matches('/');
         let mut stream = TcpStream::connect(host).unwrap();
         let _ = stream.write_all(request.as_bytes());
@@ -183,7 +183,7 @@ mod tests {
     fn only_known_paths_are_served() {
         let drained = Drained::default();
         let address = Served::new(drained.clone()).start().unwrap();
-        let get = |path: &str| ask(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        let get = |path: &str| send(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert!(get("/").contains("<!doctype html>"));
         assert!(
             get("/").starts_with("HTTP/1.1 404"),
@@ -202,7 +202,7 @@ mod tests {
             assert!(get(path).starts_with("HTTP/1.1 404"), "{path}");
         }
         for request in ["POST / HTTP/1.1\r\n\r\n", "\r\n\r\n", &"x".repeat(1 << 15)] {
-            assert!(!ask(&address, request).contains("200"), "{request:.20}");
+            assert!(!send(&address, request).contains("200"), "{request:.20}");
         }
     }
 }

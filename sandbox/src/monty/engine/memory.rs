@@ -50,19 +50,19 @@ pub struct Allocator;
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         charge(layout.size());
-        // SAFETY: the caller has promised what is asked for here.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         refund(layout.size());
-        // SAFETY: the caller has promised what is asked for here: all pointers come from the system's allocator.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's: all pointers come from it.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         charge(layout.size());
-        // SAFETY: the caller has promised what is asked for here.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's.
         unsafe { System.alloc_zeroed(layout) }
     }
 
@@ -71,7 +71,7 @@ unsafe impl GlobalAlloc for Allocator {
             Some(more) => charge(more),
             None => refund(layout.size() - size),
         }
-        // SAFETY: the caller has promised what is asked for here: all pointers come from the system's allocator.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's: all pointers come from it.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
