@@ -8,11 +8,12 @@
 //! |---|---|---|---|
 //! | [`Backend::Microvm`] | an image's programs on a Linux kernel of their own | hardware virtualization (KVM) | an image, a kernel |
 //! | [`Backend::Gvisor`] | an image's programs on a kernel in user space | that kernel, in a jail | an image, `runsc` |
-//! | [`Backend::Monty`] | an interpreter of a part of Python | that interpreter, in a process in a jail | nothing else |
+//! | [`Backend::Monty`] | an interpreter of a part of Python | that interpreter, in a process in a jail | – |
 //! | [`Backend::Deno`] | CPython compiled to WebAssembly | WebAssembly, Deno's permissions, a jail | Deno, Pyodide |
 //! | [`Backend::Chromium`] | CPython compiled to WebAssembly | WebAssembly, Chromium's sandbox, a jail | Chromium, Pyodide |
 //!
-//! The jail is bubblewrap's namespaces with a user, filters of system calls and limits: see [`minivm_machine::jail`].
+//! The jail is bubblewrap's namespaces with a user, filters of system calls and limits: see [`minivm_machine::jail`]. gVisor, Monty
+//! and Chromium run the program `minivm-worker` in it.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -48,7 +49,8 @@
 //! - [`reach`] tries what code in a sandbox can reach of the host.
 //! - [`tools`] installs `runsc`, Deno and Pyodide.
 //!
-//! The program `minivm-worker`, which runs inside jails, is made of [`monty`], [`chromium`] and [`rootless`].
+//! `minivm-worker` is made of [`monty`], [`chromium`] and [`rootless`]; the feature `worker` (on by default) has its interpreter and
+//! its driver of Chromium.
 
 mod bundle;
 pub mod chromium;
