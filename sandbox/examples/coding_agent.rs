@@ -1,7 +1,7 @@
 //! A coding agent's sandbox: a microVM with git, Python and pytest.
 //!
-//! The agent gets a copy of a repository, edits it, runs the tests, and hands a diff back. It needs a whole Linux for that,
-//! and nothing of the host: what it gets is copied in, what it made is copied out, and the machine is gone.
+//! The agent gets a copy of a repository, edits it, runs the tests, and returns a diff. It needs a whole Linux for that, and nothing
+//! of the host: the repository is copied in, the diff is copied out, and the machine is removed.
 //!
 //! ```console
 //! $ cargo run --release -p minivm-sandbox --example coding_agent -- dir:ROOT    # or an image that has git, python3 and pytest
@@ -20,7 +20,7 @@ use minivm_machine::images::Shelf;
 use minivm_machine::{Files, Place, cache};
 use minivm_sandbox::{End, Finished, Host, Program, Sandbox, Task};
 
-/// What the agent does in the machine. It has a shell, and the repository in `/in/repo`.
+/// The agent's script in the machine. The repository is in `/in/repo`.
 const SESSION: &str = r#"
 set -e
 export HOME=/root GIT_TEMPLATE_DIR= GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Lets the agent work on a new repository in `folder`; returns the diff's file there.
+/// Runs the agent on a new repository in `folder`; returns the path of the diff there.
 pub(crate) fn run(
     image: &str,
     minivm: &Path,
@@ -96,7 +96,7 @@ pub(crate) fn run(
     }
 }
 
-/// One session in one machine.
+/// Makes the task of the agent's session.
 fn session(repository: PathBuf, diff: &Path, output: Box<dyn Write + Send>) -> Task {
     let mut task = Task::new(Program::Command(vec![
         "sh".into(),
@@ -123,11 +123,11 @@ fn make_repository(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     fs::write(folder.join("calculator.py"), CALCULATOR)?;
     fs::write(folder.join("test_calculator.py"), TEST)?;
-    let who = [
+    let author = [
         "-c",
-        "user.name=Somebody",
+        "user.name=An Author",
         "-c",
-        "user.email=somebody@example.com",
+        "user.email=author@example.com",
     ];
     for words in [
         &["init", "--quiet"][..],
@@ -135,7 +135,7 @@ fn make_repository(folder: &Path) -> Result<()> {
         &["commit", "--quiet", "-m", "A calculator"],
     ] {
         let mut git = Command::new("git");
-        git.arg("-C").arg(folder).args(who).args(words);
+        git.arg("-C").arg(folder).args(author).args(words);
         if !git.status().context("cannot run git")?.success() {
             bail!("git {} failed", words.join(" "));
         }

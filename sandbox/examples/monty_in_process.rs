@@ -1,8 +1,8 @@
-//! Monty in this process: what an answer takes where no process is started for it.
+//! Monty in this process: the time of an answer without a process for it.
 //!
 //! ```console
-//! $ cargo run --release -p minivm --example monty_in_process -- 'print(2+2)'
-//! $ cargo run --release -p minivm --example monty_in_process -- --times 1000 'print(2+2)'
+//! $ cargo run --release -p minivm-sandbox --example monty_in_process -- 'print(2+2)'
+//! $ cargo run --release -p minivm-sandbox --example monty_in_process -- --times 1000 'print(2+2)'
 //! ```
 
 use std::io;
@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     match &*words {
         [code] => once(code),
         [flag, times, code] if flag == "--times" => {
-            often(times.parse().context("how often?")?, code)
+            often(times.parse().context("--times takes a number")?, code)
         }
         _ => bail!("usage: monty_in_process [--times N] CODE"),
     }
@@ -30,15 +30,15 @@ fn once(code: &str) -> Result<()> {
     let finished = InProcess.run(task)?;
     ensure!(
         finished.end == End::Exited(0),
-        "it ended with {:?}",
+        "the code ended with {:?}",
         finished.end
     );
     Ok(())
 }
 
-/// From code to answer, parsing included.
+/// Measures runs, from the code to its end, with parsing.
 fn often(times: usize, code: &str) -> Result<()> {
-    ensure!(times > 0, "once at least");
+    ensure!(times > 0, "--times takes a number greater than 0");
     let mut micros = Vec::new();
     for _ in 0..times {
         let began = Instant::now();
@@ -46,7 +46,7 @@ fn often(times: usize, code: &str) -> Result<()> {
         micros.push(began.elapsed().as_secs_f64() * 1e6);
         ensure!(
             finished.end == End::Exited(0),
-            "it ended with {:?}",
+            "the code ended with {:?}",
             finished.end
         );
     }

@@ -2,7 +2,7 @@
 
 
 def run(code, env):
-    """Runs it to its end, and returns its exit status."""
+    """Runs the code to its end, and returns its exit status."""
     import __main__
     import linecache
     import os
@@ -11,7 +11,7 @@ def run(code, env):
     reseed()
     os.environ.update(env)
     sys.argv = ["-c"]
-    # Tracebacks show the lines of code that have no file from here.
+    # Tracebacks take the lines of code without a file from this cache.
     lines = [line + "\n" for line in code.split("\n")]
     linecache.cache["<string>"] = (len(code), None, lines, "<string>")
     try:
@@ -29,14 +29,14 @@ def run(code, env):
 
 
 def reseed():
-    """An interpreter from a snapshot has the snapshot's random numbers, each time the same."""
+    """Seeds `random` anew: all interpreters from one snapshot would have the same random numbers."""
     import random
 
     random.seed()
 
 
 def status_of(exit):
-    """The exit status that `sys.exit` asks for; a message is written."""
+    """Returns the exit status of a `sys.exit`, and writes its message, if it has one."""
     import sys
 
     if exit.code is None:
@@ -48,7 +48,7 @@ def status_of(exit):
 
 
 def finish():
-    """What an interpreter does at its end."""
+    """Calls the exit functions and flushes the outputs, as an interpreter does at its end."""
     import atexit
     import sys
 
@@ -57,7 +57,7 @@ def finish():
         try:
             stream.flush()
         except Exception:
-            # It was closed or replaced, which is the code's own business.
+            # The code has closed or replaced it.
             pass
 
 

@@ -1,24 +1,24 @@
-// Runs a task in Pyodide, in a page. The page's server has Pyodide in /pyodide and the task in /task. What there is to tell
-// goes through `minivmTold`, which DevTools has put here: a letter for what it is, and the rest.
+// Runs a task in Pyodide, in a page. The page's server has Pyodide in /pyodide and the task in /task. The page sends messages by
+// `minivmSend`, a function that DevTools adds: a letter for the kind of the message, and its content.
 
 import { loadPyodide } from "/pyodide/pyodide.mjs";
 import { connect, run, start, unpack } from "/task/pyodide.mjs";
 
-// So many messages or bytes may be on their way to the worker at a time.
+// The largest numbers of messages and of bytes in transit to the worker.
 const MESSAGES_MAX = 256;
 const BYTES_MAX = 1 << 20;
-// A message's bytes: as many as a function takes arguments without complaint.
+// The largest number of bytes in a message: few enough for the arguments of `String.fromCharCode`.
 const CHUNK = 1 << 15;
 
-const told = window.minivmTold;
+const post = window.minivmSend;
 let sent = 0;
 let underWay = { messages: 0, bytes: 0 };
 
-/** Waits for an answer of the server's without leaving the call: Python's reads and writes can't be interrupted. */
-function ask(path) {
+/** Sends a synchronous request to the server: Python's reads and writes can't be interrupted. */
+function requestSync(path) {
   const request = new XMLHttpRequest();
   request.open("GET", path, false);
-  // Each byte is a character then.
+  // With this charset, each byte becomes a character.
   request.overrideMimeType("text/plain; charset=x-user-defined");
   request.send();
   if (request.status !== 200) throw new Error(`${path}: ${request.status}`);
@@ -26,17 +26,17 @@ function ask(path) {
 }
 
 function send(letter, chunk) {
-  told(letter + btoa(String.fromCharCode(...chunk)));
+  post(letter + btoa(String.fromCharCode(...chunk)));
   sent += 1;
   underWay.messages += 1;
   underWay.bytes += chunk.length;
   if (underWay.messages > MESSAGES_MAX || underWay.bytes > BYTES_MAX) {
-    ask(`/drained?${sent}`);
+    requestSync(`/drained?${sent}`);
     underWay = { messages: 0, bytes: 0 };
   }
 }
 
-/** Writes all of it, for few programs look whether they have to write the rest. */
+/** Returns a function that writes all bytes of a buffer: few programs check for a short write. */
 function writer(letter) {
   return (bytes) => {
     for (let at = 0; at < bytes.length; at += CHUNK) send(letter, bytes.subarray(at, at + CHUNK));
@@ -45,7 +45,7 @@ function writer(letter) {
 }
 
 function read(buffer) {
-  const bytes = ask(`/stdin?${buffer.length}`);
+  const bytes = requestSync(`/stdin?${buffer.length}`);
   for (let index = 0; index < bytes.length; index++) buffer[index] = bytes.charCodeAt(index) & 0xff;
   return bytes.length;
 }
@@ -67,13 +67,13 @@ async function runTask() {
   if (files) unpack(pyodide, new Uint8Array(await (await get("/task/files.cpio")).arrayBuffer()));
   const code = await (await get("/task/code.py")).text();
   const bootstrap = await (await get("/task/bootstrap.py")).text();
-  const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
-  told("s");
-  return run(pyodide, bootstrap, code, env, tell);
+  const report = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
+  post("s");
+  return run(pyodide, bootstrap, code, env, report);
 }
 
 try {
-  told(`x${await runTask()}`);
+  post(`x${await runTask()}`);
 } catch (error) {
-  told(`f${error?.message ?? error}`);
+  post(`f${error?.message ?? error}`);
 }

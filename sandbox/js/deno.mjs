@@ -29,18 +29,18 @@ async function runTask() {
     _loadSnapshot: snapshot ? Deno.readFileSync(snapshot) : undefined,
   });
   const writeErr = writer(Deno.stderr);
-  // A read of nothing is the input's end.
+  // `readSync` returns null at the input's end.
   connect(pyodide, (buffer) => Deno.stdin.readSync(buffer) ?? 0, writer(Deno.stdout), writeErr);
-  const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
+  const report = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
   try {
     if (files) unpack(pyodide, Deno.readFileSync("/task/files.cpio"));
   } catch (error) {
-    tell(`cannot copy files in: ${error?.message ?? error}\n`);
+    report(`cannot copy files in: ${error?.message ?? error}\n`);
     return 125;
   }
   const code = Deno.readTextFileSync("/task/code.py");
   const bootstrap = Deno.readTextFileSync("/task/bootstrap.py");
-  return run(pyodide, bootstrap, code, env, tell);
+  return run(pyodide, bootstrap, code, env, report);
 }
 
 Deno.exit(Deno.args[0] === "snapshot" ? await makeSnapshot() : await runTask());

@@ -1,9 +1,9 @@
-// What Deno and Chromium have in common: Pyodide with the task's files and streams, and the code run in it.
+// The common part of Deno and Chromium: Pyodide with the task's files and streams, and the run of the code in it.
 
-// Where a program ends that has died rather than exited: 128 and the number of SIGABRT, as if it had called abort().
+// The exit status of an interpreter that failed: 128 and the number of SIGABRT, as of a program that calls abort().
 const ABORTED = 134;
 
-/** Starts Python. Its outputs are not buffered, or what was printed before a limit would be lost. */
+/** Starts Python. It doesn't buffer its outputs: a limit would lose what is in the buffer. */
 export function start(loadPyodide, options) {
   return loadPyodide({ env: { HOME: "/home/pyodide", PYTHONUNBUFFERED: "1" }, ...options });
 }
@@ -15,7 +15,7 @@ export function connect(pyodide, read, writeOut, writeErr) {
   pyodide.setStderr({ write: writeErr, isatty: false });
 }
 
-/** Puts a file, folder or link into Python's file system. Folders above it are made. */
+/** Makes a file, folder or link in Python's file system, with the folders above it. */
 export function put(pyodide, path, { kind, mode, target }, bytes) {
   const { FS } = pyodide;
   FS.mkdirTree(path.slice(0, path.lastIndexOf("/")) || "/");
@@ -30,7 +30,7 @@ export function put(pyodide, path, { kind, mode, target }, bytes) {
   FS.chmod(path, mode);
 }
 
-/** Puts all that is in an archive (cpio, as minivm writes it) into Python's file system. Files' bytes stay where they are. */
+/** Unpacks an archive (cpio, as minivm writes it) into Python's file system. Files share the archive's memory. */
 export function unpack(pyodide, archive) {
   const words = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   const text = (from, length) => {
@@ -44,7 +44,7 @@ export function unpack(pyodide, archive) {
   const next4 = (offset) => Math.ceil(offset / 4) * 4;
   const folders = [];
   for (let at = 0; ; ) {
-    // Six characters say what it is, and each field has eight.
+    // A header has a magic number of six characters, and fields of eight hexadecimal digits.
     const field = (index) => parseInt(text(at + 6 + 8 * index, 8), 16);
     const [mode, mtime, size, length] = [field(1), field(5), field(6), field(11)];
     const name = text(at + 110, length - 1);
@@ -57,22 +57,22 @@ export function unpack(pyodide, archive) {
     if (kind === "folder") folders.push([`/${name}`, mtime]);
     at = next4(data + size);
   }
-  // What comes into a folder changes its time.
+  // At the end, since new files change their folder's time.
   for (const [name, mtime] of folders) setTime(pyodide, name, mtime);
 }
 
-/** Sets when a file or folder was last changed, in seconds since 1970. */
+/** Sets the modification time of a file or folder, in seconds since 1970. */
 function setTime({ FS }, path, seconds) {
   FS.utime(path, seconds * 1000, seconds * 1000);
 }
 
-/** Runs the code, and returns its exit status. `writeError` gets a line where the interpreter itself came to its end. */
+/** Runs the code, and returns its exit status. Calls `writeError` with a line where the interpreter itself failed. */
 export async function run(pyodide, bootstrap, code, env, writeError) {
   const { runPython, toPy } = pyodide;
   try {
     const own = runPython("dict(__name__='minivm')");
     const main = runPython(bootstrap, { globals: own, filename: "<minivm>" });
-    // Called so, `asyncio.run` and the like can wait: the engine switches stacks.
+    // `callPromising` lets `asyncio.run` and similar functions wait: the engine switches stacks.
     return await main.callPromising(code, toPy(env));
   } catch (error) {
     // os._exit()

@@ -1,4 +1,4 @@
-// Runs the Python code that comes on stdin in Pyodide, in Deno, in gVisor, in a machine.
+// Runs Python code from stdin in Pyodide, in Deno, in gVisor, in a machine.
 
 import { loadPyodide } from "file:///pyodide/pyodide.mjs";
 import { connect, run, start } from "file:///task/pyodide.mjs";
@@ -27,5 +27,5 @@ const pyodide = await start(loadPyodide, {
 });
 const writeErr = writer(Deno.stderr);
 connect(pyodide, () => 0, writer(Deno.stdout), writeErr);
-const tell = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
-Deno.exit(await run(pyodide, Deno.readTextFileSync("/task/bootstrap.py"), code, {}, tell));
+const report = (line) => writeErr(new TextEncoder().encode(`minivm: ${line}`));
+Deno.exit(await run(pyodide, Deno.readTextFileSync("/task/bootstrap.py"), code, {}, report));

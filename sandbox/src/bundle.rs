@@ -1,25 +1,27 @@
-//! What `runsc` is told: its arguments, and the container's configuration (OCI runtime specification, `config.json`).
+//! The arguments of `runsc`, and the container's configuration (OCI runtime specification, `config.json`).
 
 use serde_json::json;
 
 use super::vm_options::HOSTNAME;
 
-/// Where things are in the jail.
+/// The path of `runsc` in the jail.
 pub(super) const RUNSC: &str = "/runsc";
+/// The path of the image's root in the jail.
 pub(super) const ROOT: &str = "/image";
+/// The path of the container's configuration in the jail.
 pub(super) const CONFIG: &str = "/bundle/config.json";
 const BUNDLE: &str = "/bundle";
-/// runsc's notes about its containers: they go with the jail.
+/// The folder of runsc's state, which is removed with the jail.
 const STATE: &str = "/tmp/runsc";
-/// What the container is called.
+/// The container's ID.
 pub(super) const NAME: &str = "minivm";
 
-/// Processes and threads. Each takes two or three of the host's, of which the sandbox's control group allows 1024: at more, the
-/// sentry would crash.
+/// The limit on processes and threads of the container. Each takes two or three of the host's, of which the sandbox's control
+/// group allows 1024; the sentry would crash at that limit.
 const PROCESSES: u64 = 256;
 const OPEN_FILES: u64 = 4096;
 
-/// What containers' root may do. It is the sentry that asks, of its own processes and files: the host has given none of it away.
+/// The capabilities of containers' root. The sentry checks them for its own processes and files; they grant nothing on the host.
 const CAPABILITIES: [&str; 10] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -33,11 +35,11 @@ const CAPABILITIES: [&str; 10] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// Its arguments, up to the open files that are handed in and the container's name.
+/// Returns runsc's arguments, up to the inherited descriptors and the container's ID.
 ///
-/// `run` rather than `do`: it takes its environment and folders from the configuration and not from the caller, and open files.
-/// The layer over the root is in memory, or it would be a file in the root, which can't be written to. Control groups are the
-/// surroundings' business, and so is the end of all: nothing needs `delete`.
+/// `run` rather than `do`: it takes its environment and folders from the configuration and not from the caller, and it accepts
+/// inherited descriptors. The overlay over the root is in memory; by default it would be a file in the root, which is read-only.
+/// The process that starts the jail sets limits by its control group and ends all processes, so `delete` isn't needed.
 pub(super) fn runsc_args() -> Vec<String> {
     let state = format!("--root={STATE}");
     let bundle = format!("--bundle={BUNDLE}");
@@ -47,7 +49,7 @@ pub(super) fn runsc_args() -> Vec<String> {
         "--overlay2=root:memory",
         "--host-uds=none",
         "--host-fifo=none",
-        // The sentry's last words go where runsc's do.
+        // A panic of the sentry is written to runsc's stderr.
         "--panic-log=/proc/self/fd/2",
         &state,
         "run",
@@ -57,7 +59,7 @@ pub(super) fn runsc_args() -> Vec<String> {
     .to_vec()
 }
 
-/// The configuration of a container that `minivm-init` is the first process of, as root: it runs the command as its user.
+/// Returns the configuration of a container whose first process is `minivm-init` as root, which runs the command as its user.
 pub(super) fn config() -> Vec<u8> {
     let container = Container {
         root: ROOT,
@@ -70,18 +72,18 @@ pub(super) fn config() -> Vec<u8> {
 
 /// A container.
 pub(super) struct Container<'a> {
-    /// Its root folder.
+    /// The root folder.
     pub(super) root: &'a str,
-    /// Its first process.
+    /// The first process's program and arguments.
     pub(super) arguments: &'a [&'a str],
-    /// That one's environment, `NAME=value` each.
+    /// The first process's environment, `NAME=value` each.
     pub(super) env: &'a [String],
-    /// And what it may do.
+    /// The first process's capabilities.
     pub(super) capabilities: &'a [&'a str],
 }
 
 impl Container<'_> {
-    /// Its configuration.
+    /// Returns the container's configuration as JSON.
     pub(super) fn config(&self) -> Vec<u8> {
         let limit = |name: &str, value: u64| json!({"type": name, "soft": value, "hard": value});
         let namespaces = ["pid", "network", "ipc", "uts", "mount"];

@@ -1,24 +1,23 @@
-//! Deno with Pyodide: CPython as WebAssembly, in a JavaScript engine that permits next to nothing.
+//! Deno with Pyodide: CPython as WebAssembly, in a JavaScript engine with hardly any permissions.
 //!
-//! There are two walls. The first is Deno's: the code can do what Deno's permissions let it, for `from js import Deno` reaches
-//! all of Deno. These are to read Pyodide's own files and the task's, and nothing else: no network, no processes, no
-//! environment, no other file for reading or writing, no library, no facts about the host, and nobody who is asked for more.
-//! A forbidden call raises `NotCapable`. What stays in reach without a permission: the three streams; `Deno.exit(n)`, by
-//! which the code chooses its exit code, as it may by `sys.exit(n)`; the versions of Deno and V8; the process's number
-//! and memory use, as the jail shows them; workers, which have the same permissions.
+//! There are two walls. The first is Deno: the code reaches all of Deno (`from js import Deno`), and can do what Deno's permissions
+//! allow. They allow reading Pyodide's own files and the task's, and nothing else: no network, no processes, no environment, no
+//! other file, no library, no facts about the host; and Deno never prompts for more. A forbidden call raises `NotCapable`. These
+//! need no permission: the three streams; `Deno.exit(n)`, by which the code chooses its exit code, as by `sys.exit(n)`; the
+//! versions of Deno and V8; the process's ID and memory use, as the jail shows them; workers, with the same permissions.
 //!
-//! The second is the jail: who gets past Deno finds a network with nothing in it, no processes but its own, and of the host's
-//! files Deno, its six libraries and Pyodide, for reading.
+//! The second is the jail: code that breaks out of Deno finds an empty network, no processes but its own, and of the host's files
+//! Deno, its six libraries and Pyodide, read-only.
 //!
-//! Neither Deno's nor V8's own options bound the memory of WebAssembly and of buffers; the jail's control group does. A time
-//! limit ends the process, whatever it is at.
+//! No option of Deno or V8 limits the memory of WebAssembly and of buffers; the jail's control group does. A time limit kills the
+//! process.
 //!
-//! Deno's own caches (what it knows of its modules, and their code compiled) are made once as well, and shown for reading.
+//! Deno's own caches (its module graph, and compiled code) are made once for each installation, and bound read-only.
 //!
-//! Python starts in a third of the time from a snapshot of its memory, which is made once for each installation, by Pyodide's
-//! `makeMemorySnapshot`. That call is private and the version pinned. The random numbers of `random` are seeded anew after it,
-//! and those of `os.urandom` come from Deno; the seed of `hash` is the snapshot's, so that strings have the same hash in all
-//! runs of one installation. Where no snapshot can be made Python starts without.
+//! Python starts in a third of the time from a snapshot of its memory, which Pyodide's `makeMemorySnapshot` makes once for each
+//! installation. That call is private, and the version is pinned. `random` is seeded anew after it, and `os.urandom` comes from
+//! Deno; the seed of `hash` is the snapshot's, so strings have the same hash in all runs of one installation. Where no snapshot can
+//! be made, Python starts without one.
 
 use std::fs::{self, File};
 use std::io;
@@ -39,10 +38,10 @@ use minivm_machine::printable::printable;
 
 const LAUNCHER: &str = include_str!("../js/deno.mjs");
 
-/// What may be read, of the jail's files.
+/// The permission to read files of the jail.
 pub(super) const READABLE: &str = "--allow-read=/pyodide/pyodide.asm.mjs,/pyodide/pyodide.asm.wasm,/pyodide/pyodide-lock.json,\
                         /pyodide/python_stdlib.zip,/task,/snapshot";
-/// Nothing is asked, nothing fetched, nothing looked for that could change what is run.
+/// Options under which Deno doesn't prompt, fetch, or read configuration.
 pub(super) const OPTIONS: [&str; 8] = [
     "run",
     "--quiet",
@@ -54,7 +53,7 @@ pub(super) const OPTIONS: [&str; 8] = [
     "--cached-only",
 ];
 
-/// Its environment, which the code doesn't see.
+/// Deno's environment, which the code can't read.
 pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("LD_LIBRARY_PATH", "/lib"),
     ("DENO_DIR", "/tmp/deno"),
@@ -62,12 +61,12 @@ pub(super) const VARIABLES: [(&str, &str); 4] = [
     ("NO_COLOR", "1"),
 ];
 
-/// Where what Deno would keep is gone with it.
+/// The option for a run without Deno's caches: code that Deno would cache is lost with the jail.
 pub(super) const KEEP_NOTHING: &str = "--no-code-cache";
-/// Where the jail has what Deno knows already of its modules, and their code compiled.
+/// The path in the jail of Deno's caches.
 const CACHES: &str = "/caches";
 
-/// What runs Deno: the loader that it names, and the libraries that it is linked against.
+/// The dynamic loader that Deno names; `LIBRARIES` are those that it is linked against.
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: [&str; 6] = [
     "libc.so.6",
@@ -77,7 +76,7 @@ const LIBRARIES: [&str; 6] = [
     "libpthread.so.0",
     "librt.so.1",
 ];
-/// Where distributions have them.
+/// Folders in which distributions have the libraries.
 const LIBRARY_FOLDERS: [&str; 6] = [
     "/lib/x86_64-linux-gnu",
     "/usr/lib/x86_64-linux-gnu",
@@ -87,17 +86,17 @@ const LIBRARY_FOLDERS: [&str; 6] = [
     "/lib",
 ];
 
-/// What all of it gets of memory where nothing is said, in bytes: Python with little in it takes some 160 MiB.
+/// The default memory limit in bytes. A small Python program takes some 160 MiB.
 const MEMORY: u64 = 512 << 20;
-/// What making a snapshot or caches may take.
+/// The limits of making a snapshot or caches.
 const MAKING_LIMITS: Limits = Limits {
     time: Some(Duration::from_secs(120)),
     memory: Some(2 << 30),
     output: Some(256 << 20),
 };
 
-/// Deno, Pyodide, and what they need.
-pub struct Deno {
+/// The Deno sandbox: Deno, Pyodide, and the files that they need.
+pub(super) struct Deno {
     deno: PathBuf,
     pyodide: PathBuf,
     libraries: Vec<PathBuf>,
@@ -106,12 +105,12 @@ pub struct Deno {
 }
 
 impl Deno {
-    /// The installation in this cache. The snapshot is made, if there is none.
+    /// Opens the installation in this cache. It first makes the snapshot and Deno's caches, where they are missing.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] where something isn't installed.
-    pub fn open(cache: &Path) -> Result<Deno, Error> {
+    /// [`Error::Unavailable`] where Deno, Pyodide or a library isn't installed.
+    pub(super) fn open(cache: &Path) -> Result<Deno, Error> {
         let mut deno = Deno {
             deno: find(cache)?,
             pyodide: npm::pyodide(cache).ok_or_else(not_installed)?,
@@ -124,7 +123,7 @@ impl Deno {
             Err(error) => {
                 let error = error.of(Backend::Deno);
                 log::warn!(
-                    "Python starts without {}, which takes longer: {error}",
+                    "Python starts without {}, and so more slowly: {error}",
                     path.display()
                 );
                 None
@@ -137,12 +136,12 @@ impl Deno {
         Ok(deno)
     }
 
-    /// The file of Python's memory, where there is one.
+    /// Returns the snapshot's file; `None` where it could not be made.
     pub(super) fn into_snapshot(self) -> Option<PathBuf> {
         self.snapshot
     }
 
-    /// What of the host's files it needs, and where it finds them, but for its launcher and the snapshot.
+    /// Returns the host's files that Deno needs and their paths in the jail, without the launcher and the snapshot.
     pub(super) fn parts(&self) -> Vec<(&Path, String)> {
         let mut parts = vec![
             (&*self.deno, "/deno".to_owned()),
@@ -156,24 +155,24 @@ impl Deno {
         parts
     }
 
-    /// The file of Python's memory, where there is one.
+    /// Returns the snapshot's file; `None` where it could not be made.
     pub(super) fn snapshot(&self) -> Option<&Path> {
         self.snapshot.as_deref()
     }
 
-    /// A jail with Deno, Pyodide and nothing else of the host's.
+    /// Makes a jail with no other files of the host than Deno, its libraries and Pyodide.
     fn jail(&self) -> Result<Jail, Error> {
         let mut jail = Jail::new()?.calls(Calls::Deno);
         for (host, inside) in self.parts() {
-            jail = jail.show(host, inside)?;
+            jail = jail.bind_read_only(host, inside)?;
         }
         for (name, value) in VARIABLES {
             jail = jail.env(name, value);
         }
-        Ok(jail.put(LAUNCHER.as_bytes(), "/task/deno.mjs")?)
+        Ok(jail.add_file(LAUNCHER.as_bytes(), "/task/deno.mjs")?)
     }
 
-    /// Runs Python up to where the code would start, and keeps its memory, unless that is there.
+    /// Makes the snapshot where it is missing: the memory of a Python that is about to start the code.
     fn make_snapshot(&self, path: &Path) -> Result<(), Error> {
         let found = publish::find(path.with_extension("partial"), || publish::hold(path));
         match found? {
@@ -187,33 +186,33 @@ impl Deno {
 
     fn write_snapshot(&self, file: &File) -> Result<(), Error> {
         let stdout = file.try_clone().map_err(cannot("open a file again"))?;
-        let told = Tail::default();
+        let stderr = Tail::default();
         let jail = self
             .jail()?
-            .put(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?;
+            .add_file(pyodide::SHARED.as_bytes(), "/task/pyodide.mjs")?;
         let arguments = OPTIONS
             .iter()
             .chain(&[READABLE, "/task/deno.mjs", "snapshot"]);
-        let streams = Streams::to(stdout, told.of(Box::new(io::sink())));
+        let streams = Streams::to(stdout, stderr.of(Box::new(io::sink())));
         let finished = process::run(jail.program("/deno", arguments)?, streams, &MAKING_LIMITS)?;
         let size = file.metadata().map_or(0, |file| file.len());
-        // Its last word is the size, so that half a snapshot is never taken for a whole one.
-        if finished.end != End::Exited(0) || told.text().trim() != size.to_string() {
+        // The launcher writes the size last, so that half a snapshot is never taken for a whole one.
+        if finished.end != End::Exited(0) || stderr.text().trim() != size.to_string() {
             return Err(Error::Failed {
                 backend: Backend::Deno,
                 detail: format!(
-                    "the snapshot has {size} bytes, and Deno said {:?}",
-                    printable(&told.text(), 300)
+                    "the snapshot has {size} bytes, and Deno wrote {:?}",
+                    printable(&stderr.text(), 300)
                 ),
             });
         }
-        // Nothing in it is secret, and where owners can't be mapped the jail's user is one of the others.
+        // The snapshot has no secrets. Where owners can't be mapped, the jail's user needs the permission for others.
         let by_all = fs::Permissions::from_mode(0o644);
         file.set_permissions(by_all)
             .map_err(cannot("let others read the snapshot"))
     }
 
-    /// Runs Python and keeps what Deno has found out for it, unless that is there. Later runs see it, and can't change it.
+    /// Makes Deno's caches where they are missing, by running Python. Later runs can read them only.
     fn make_caches(&self, path: &Path) -> Result<(), Error> {
         let entry = Folder::new(path);
         if entry.is_there() {
@@ -224,11 +223,11 @@ impl Deno {
     }
 
     fn fill_caches(&self, folder: &Path) -> Result<(), Error> {
-        // Once to find out what the modules are, and once more to keep their code.
+        // The first run caches the module graph, the second one compiled code.
         for _ in 0..2 {
             let mut task = Task::code("pass");
             task.limits = MAKING_LIMITS;
-            let jail = self.jail()?.lend(folder, CACHES)?;
+            let jail = self.jail()?.bind_writable(folder, CACHES)?;
             let finished = self.run_in(jail.env("DENO_DIR", CACHES), task, &[])?;
             if finished.end != End::Exited(0) {
                 return Err(Error::Failed {
@@ -244,10 +243,10 @@ impl Deno {
     fn run_in(&self, mut jail: Jail, task: Task, more: &[&str]) -> Result<Finished, Error> {
         let limits = task.limits.with_memory(MEMORY);
         if let Some(snapshot) = &self.snapshot {
-            jail = jail.show(snapshot, SNAPSHOT)?;
+            jail = jail.bind_read_only(snapshot, SNAPSHOT)?;
         }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Deno, &task, &limits, snapshot)?;
+        let jail = pyodide::add_task(jail, Backend::Deno, &task, &limits, snapshot)?;
         let arguments = OPTIONS
             .iter()
             .chain(more)
@@ -257,7 +256,7 @@ impl Deno {
     }
 }
 
-/// The program Deno, where Pyodide is there too.
+/// Finds the program Deno, if Pyodide is installed too.
 pub(super) fn find(cache: &Path) -> Result<PathBuf, Error> {
     npm::deno(cache).ok_or_else(not_installed)
 }
@@ -267,7 +266,7 @@ fn not_installed() -> Error {
     unavailable(why, "`minivm doctor --fix` installs them")
 }
 
-/// The libraries that Deno is linked against, where this host has them.
+/// Finds the libraries that Deno is linked against.
 fn libraries() -> Result<Vec<PathBuf>, Error> {
     let of_glibc = Path::new(LOADER).exists();
     let find = |name: &&str| {
@@ -276,14 +275,15 @@ fn libraries() -> Result<Vec<PathBuf>, Error> {
             .map(|folder| Path::new(folder).join(name));
         let found = paths.find(|path| of_glibc && fs::metadata(path).is_ok());
         found.ok_or_else(|| {
-            let why = format!("Deno needs glibc's {name}, which is not here");
-            unavailable(why, "take a distribution with glibc, or another backend")
+            let why = format!("Deno needs glibc's {name}, which this host lacks");
+            unavailable(why, "use a distribution with glibc, or another backend")
         })
     };
     LIBRARIES.iter().map(find).collect()
 }
 
-/// Where something is that is made once of this installation. What is run before it is kept is a part of it.
+/// Returns the path of a file or folder that is made once for this installation. Its key covers the scripts that run before it is
+/// made.
 fn made_path(cache: &Path, name: &str, end: &str) -> PathBuf {
     let made_by = [&npm::key(), LAUNCHER, pyodide::SHARED].concat();
     let key = Digest::of(made_by).hex()[..16].to_owned();
@@ -315,7 +315,7 @@ impl Sandbox for Deno {
         let jail = self.jail()?;
         match &self.caches {
             Some(caches) => {
-                let jail = jail.show(caches, CACHES)?.env("DENO_DIR", CACHES);
+                let jail = jail.bind_read_only(caches, CACHES)?.env("DENO_DIR", CACHES);
                 self.run_in(jail, task, &[])
             }
             None => self.run_in(jail, task, &[KEEP_NOTHING]),

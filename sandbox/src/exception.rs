@@ -1,7 +1,7 @@
 //! Exceptions, read from the traceback that Python writes to stderr.
 //!
-//! All five sandboxes run a Python that ends with a traceback of CPython's form, so one reader serves them all. The code can
-//! write anything to stderr, and with it choose what is read here: an exception is the code's own word, as its output is.
+//! The Pythons of all five sandboxes write tracebacks of CPython's form, so one reader serves them all. The code can write anything
+//! to stderr, and so forge an exception: it is no more trustworthy than the code's output.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use super::End;
 
-/// How much of stderr's end is looked at.
+/// The number of stderr's last bytes that are kept.
 const TAIL_MAX: usize = 64 << 10;
-/// How a traceback begins.
+/// The first line of a traceback.
 const HEADER: &str = "Traceback (most recent call last):";
 
 /// An exception that ended a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
-    /// Its type, such as `ValueError`.
+    /// The type without its module, such as `ValueError`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its message; empty where it has none.
+    /// The message; may be empty.
     pub message: String,
     /// The line of the code in which it was raised, from 1.
     pub line: Option<u32>,
@@ -31,8 +31,8 @@ pub struct Exception {
 }
 
 impl Exception {
-    /// The last exception in what a program wrote to stderr.
-    pub fn read(stderr: &str) -> Option<Exception> {
+    /// Reads the last exception in a program's stderr.
+    pub(super) fn read(stderr: &str) -> Option<Exception> {
         let lines: Vec<&str> = stderr.lines().collect();
         let start = lines.iter().rposition(|line| *line == HEADER);
         // A syntax error has frames and no header.
@@ -62,7 +62,7 @@ impl Exception {
     }
 }
 
-/// The line number, where a line of a traceback is a frame of the code itself, and not of a module's file.
+/// Returns the line number in a traceback's line, if that is a frame of the code itself and not of a module's file.
 fn frame_line(line: &str) -> Option<u32> {
     let (file, rest) = line.strip_prefix("  File \"")?.split_once("\", line ")?;
     let own = file.starts_with('<') && !file.starts_with("<frozen ") || file == "main.py";
@@ -70,7 +70,7 @@ fn frame_line(line: &str) -> Option<u32> {
     own.then(|| digits.parse().ok()).flatten()
 }
 
-/// Whether a text can be the name of a type, with its module.
+/// Returns whether a text is a valid name of a type, with or without its module.
 fn is_type(text: &str) -> bool {
     let part = |part: &str| {
         part.starts_with(|c: char| c.is_alphabetic() || c == '_')
@@ -79,9 +79,9 @@ fn is_type(text: &str) -> bool {
     text.split('.').all(|name| part(name) || name == "<locals>")
 }
 
-/// A writer that passes all on, and remembers the end of it. Clones remember the same.
+/// The last bytes of an output, kept by the writer that [`Tail::of`] returns. Clones share them.
 #[derive(Clone, Default)]
-pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     pub(super) fn remember(&self, bytes: &[u8]) {
@@ -91,25 +91,20 @@ impl Tail {
         tail.drain(..over);
     }
 
-    /// The end itself.
+    /// Returns the bytes as text.
     pub(super) fn text(&self) -> String {
         let mut tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(tail.make_contiguous()).into_owned()
     }
 
-    /// The exception at its end, where that can be what has ended the program.
+    /// Reads the exception at the output's end, if the program exited with another code than 0.
     pub(super) fn exception_at(&self, end: &End) -> Option<Exception> {
         let failed = matches!(end, End::Exited(code) if *code != 0);
         failed.then(|| Exception::read(&self.text())).flatten()
     }
 
-    /// The exception at its end, where a program ended with this exit code.
-    pub fn exception_after(&self, code: u8) -> Option<Exception> {
-        self.exception_at(&End::Exited(code))
-    }
-
-    /// A writer to `out` whose bytes are remembered here.
-    pub fn of(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
+    /// Returns a writer that writes to `out` and keeps the last bytes here.
+    pub(super) fn of(&self, out: Box<dyn Write + Send>) -> Box<dyn Write + Send> {
         Box::new(Watched {
             out,
             tail: self.clone(),
@@ -155,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_the_codes_own_and_no_modules() {
+    fn the_line_is_one_of_the_code_and_not_of_a_module() {
         let text = "noise\nTraceback (most recent call last):\n  File \"<string>\", line 7, in <module>\n  \
                     File \"/usr/lib/python3.11/json/decoder.py\", line 355, in raw_decode\n    raise X\n\
                     json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)\n";
@@ -180,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_traceback_is_none() {
+    fn other_text_has_no_exception() {
         for text in [
             "",
             "error: x",
@@ -193,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_is_remembered() {
+    fn only_the_last_bytes_are_kept() {
         let tail = Tail::default();
         let mut out = tail.of(Box::new(io::sink()));
         out.write_all(&vec![b'x'; 3 * TAIL_MAX]).unwrap();

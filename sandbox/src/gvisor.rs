@@ -1,14 +1,14 @@
-//! gVisor: a kernel in user space, from a container image.
+//! gVisor: a container image on a kernel in user space.
 //!
-//! `runsc` starts it, in a jail, as root of a user namespace in it ([`rootless`]): [`bundle`](super::bundle) says with what. The
-//! code's system calls are answered by a program of the host's (the sentry, in Go), which itself may make few. The image's root
-//! is shown to it for reading, under a layer in memory for what is written.
+//! `runsc` starts it, in a jail, as root of a user namespace of its own ([`rootless`]), with the arguments and the configuration of
+//! [`bundle`](super::bundle). A process on the host (the sentry, in Go) handles the code's system calls, and may itself make few.
+//! The image's root is bound read-only, under an overlay in memory.
 //!
-//! The first process inside is `minivm-init`, which is handed in as an open file. It puts files in their places and runs the
-//! command, as it does in a machine, so that both sandboxes do the same. The sentry makes files that it is handed non-blocking,
-//! and a write to one comes back short where a pipe of the sandbox's own would have waited: so the command has pipes of the
-//! sandbox's own, and init passes on what comes out of them ([`contained`]). What it answers and what runsc says itself arrives in
-//! files of ours to which the command has no way, so neither an exit code nor a text of the command's can be taken for theirs.
+//! The first process inside is `minivm-init`, which `runsc` executes from an inherited descriptor. As in a machine, it copies files
+//! in and runs the command, so that both sandboxes behave alike. The sentry makes inherited files non-blocking, and a write to one
+//! returns short where a pipe inside the sandbox would have blocked: so the command has pipes inside the sandbox, and init forwards
+//! their bytes ([`contained`]). Init's answer and runsc's own messages arrive in memory files that the command can't reach, so it
+//! can forge neither by an exit code nor by its output.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -33,16 +33,16 @@ use minivm_machine::images::{INIT, Root};
 use minivm_machine::jail::{Calls, Jail, Jailed, find_program, no_namespaces};
 use minivm_machine::streams::in_memory;
 
-/// What all of it gets of memory where nothing is said, in bytes: as much as a small machine, and room for files, which are in
-/// memory too, and for what gVisor's kernel needs itself: some MiB for each process.
+/// The default memory limit in bytes: that of a small machine, with room for files, which are in memory too, and for gVisor's
+/// kernel, which takes some MiB for each process.
 const MEMORY: u64 = 1 << 30;
-/// Where `minivm-worker` is in the jail.
+/// The path of `minivm-worker` in the jail.
 const WORKER: &str = "/worker";
-/// What runsc ends with where it fails, and where it crashes, as Go's programs do. A command can end with these too.
+/// The exit codes of runsc where it fails, and where it crashes, as Go programs do. A command can exit with them too.
 const FAILED: [u8; 2] = [128, 2];
 
-/// gVisor's sandboxes of one image.
-pub struct Gvisor {
+/// The gVisor sandbox of one image.
+pub(super) struct Gvisor {
     root: Root,
     config: Config,
     worker: PathBuf,
@@ -50,17 +50,17 @@ pub struct Gvisor {
     runsc: OnceLock<PathBuf>,
 }
 
-/// A jail that is ready, and what is read when it has ended.
+/// A jail that is ready to start, and the files that are read when it has ended.
 struct Prepared {
     jailed: Jailed,
     answer: File,
-    words: File,
+    runtime_log: File,
 }
 
 impl Gvisor {
-    /// Sandboxes from the image with this root and configuration, with this program, `minivm-worker`. `runsc` may lie in the
-    /// cache.
-    pub fn new(root: Root, config: Config, worker: PathBuf, cache: PathBuf) -> Self {
+    /// Makes the sandbox of an image's root folder and configuration. `worker` is the program `minivm-worker`; `cache` may hold a
+    /// `runsc`.
+    pub(super) fn new(root: Root, config: Config, worker: PathBuf, cache: PathBuf) -> Self {
         Gvisor {
             root,
             config,
@@ -86,7 +86,7 @@ impl Gvisor {
         };
         let (answer, answered) = answer()?;
         let jail = Jail::new()?.calls(Calls::Container);
-        let (jail, words, stderr) = jail.set_words_aside()?;
+        let (jail, runtime_log, stderr) = jail.capture_runtime_stderr()?;
         let init = for_reading(INIT)?;
         let mut args = [
             rootless::WORKER_COMMAND,
@@ -102,32 +102,32 @@ impl Gvisor {
             args.push(format!("--pass-fd={number}:{inside}"));
         };
         pass(stderr, 2);
-        let mut handed = vec![init];
-        let mut hand = |file: OwnedFd, inside| {
+        let mut inherited = vec![init];
+        let mut inherit = |file: OwnedFd, inside| {
             pass(file.as_raw_fd(), inside);
-            handed.push(file);
+            inherited.push(file);
         };
-        hand(encoded(request)?, contained::REQUEST);
-        hand(answered, contained::ANSWER);
+        inherit(encoded(request)?, contained::REQUEST);
+        inherit(answered, contained::ANSWER);
         if !task.files.is_empty() {
-            hand(packed(task, limits)?, contained::FILES);
+            inherit(packed(task, limits)?, contained::FILES);
         }
         args.push(bundle::NAME.into());
         let jail = jail
-            .show(&self.worker, WORKER)?
-            .show(self.runsc()?, bundle::RUNSC)?
-            .show(&self.root.path, bundle::ROOT)?
-            .put(&bundle::config(), bundle::CONFIG)?;
-        let jail = handed.into_iter().fold(jail, Jail::hand);
+            .bind_read_only(&self.worker, WORKER)?
+            .bind_read_only(self.runsc()?, bundle::RUNSC)?
+            .bind_read_only(&self.root.path, bundle::ROOT)?
+            .add_file(&bundle::config(), bundle::CONFIG)?;
+        let jail = inherited.into_iter().fold(jail, Jail::inherit);
         Ok(Prepared {
             jailed: jail.program(WORKER, args)?,
             answer,
-            words,
+            runtime_log,
         })
     }
 }
 
-/// The `runsc` to use: the one that was fetched, which is known to do, or one in `PATH`, if it will.
+/// Finds a `runsc`: the one that was fetched, which is known to work, or else one in `PATH` with the platform systrap.
 pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
     if let Some(fetched) = tools::debian::runsc(cache) {
         return Ok(fetched);
@@ -137,7 +137,7 @@ pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
         Some(path) => format!("{} is too old", path.display()),
         None => "runsc is not installed".into(),
     };
-    // Asking it takes some 30 ms.
+    // Running it takes some 30 ms.
     installed
         .filter(|path| has_systrap(path))
         .ok_or_else(|| Error::Unavailable {
@@ -147,7 +147,7 @@ pub(super) fn find_runsc(cache: &Path) -> Result<PathBuf, Error> {
         })
 }
 
-/// Whether a `runsc` has the platform that works without privileges and without KVM: those before 2023 don't.
+/// Returns whether a `runsc` has the platform systrap, which needs neither privileges nor KVM. Releases before 2023 lack it.
 fn has_systrap(runsc: &Path) -> bool {
     let output = Command::new(runsc)
         .arg("flags")
@@ -158,7 +158,7 @@ fn has_systrap(runsc: &Path) -> bool {
     output.is_ok_and(|output| has(&output.stdout) || has(&output.stderr))
 }
 
-/// A file in memory for init's answer, twice.
+/// Makes a memory file for init's answer, and returns it with a duplicate.
 fn answer() -> Result<(File, OwnedFd), Error> {
     let answer = in_memory(b"").map_err(cannot("keep a file in memory"))?;
     let copy = answer.try_clone().map_err(cannot("copy an open file"))?;
@@ -174,7 +174,7 @@ fn encoded(request: Request) -> Result<OwnedFd, Error> {
     for_reading(&bytes)
 }
 
-/// A file in memory that nobody can write to. runsc takes no other to execute.
+/// Makes a memory file that is open for reading only. `runsc` executes no other.
 fn for_reading(bytes: &[u8]) -> Result<OwnedFd, Error> {
     let file = in_memory(bytes).map_err(cannot("keep a file in memory"))?;
     let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -202,18 +202,18 @@ impl Sandbox for Gvisor {
         let Prepared {
             jailed,
             answer,
-            words,
+            runtime_log,
         } = self.prepare(&task, &limits)?;
         let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
-        finished.end = end(finished.end, &answer, &words)?;
+        finished.end = end(finished.end, &answer, &runtime_log)?;
         finished.usage.total = began.elapsed();
         Ok(finished)
     }
 }
 
-/// What the end of runsc was for the command.
-fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
+/// Returns the command's end, from that of runsc, init's answer and runsc's messages.
+fn end(end: End, answer: &File, runtime_log: &File) -> Result<End, Error> {
     let failed = |detail: String| Error::Failed {
         backend: Backend::Gvisor,
         detail,
@@ -224,19 +224,20 @@ fn end(end: End, answer: &File, words: &File) -> Result<End, Error> {
         Some(Some(Refusal::NotFound(what))) => Ok(End::NotFound(what)),
         Some(Some(Refusal::NotExecutable(what))) => Ok(End::NotExecutable(what)),
         Some(Some(Refusal::Failed(why))) => Err(failed(why)),
-        Some(None) => match (&end, said(words)) {
-            (End::Exited(code), Some(said)) if FAILED.contains(code) => Err(failed(said)),
+        Some(None) => match (&end, runtime_error(runtime_log)) {
+            (End::Exited(code), Some(error)) if FAILED.contains(code) => Err(failed(error)),
             _ => Ok(end),
         },
-        None => Err(match said(words) {
-            Some(said) if said.starts_with(rootless::FAILED) => no_namespaces(said).into(),
-            Some(said) => failed(said),
+        None => Err(match runtime_error(runtime_log) {
+            Some(error) if error.starts_with(rootless::FAILED) => no_namespaces(error).into(),
+            Some(error) => failed(error),
             None => failed(format!("runsc ended by itself ({end:?})")),
         }),
     }
 }
 
-/// Init's last word: that it has become the command, or why not. None where it never got so far.
+/// Reads init's last message: `Some(None)` where it started the command, `Some(Some(refusal))` where it couldn't, and `None` where
+/// it sent neither.
 fn answered(answer: &File) -> Option<Option<Refusal>> {
     let mut decoder = Decoder::default();
     decoder.extend(&process::content(answer));
@@ -251,9 +252,9 @@ fn answered(answer: &File) -> Option<Option<Refusal>> {
     last
 }
 
-/// What runsc has said: why it crashed, or else its last line.
-fn said(words: &File) -> Option<String> {
-    let text = String::from_utf8_lossy(&process::content(words)).into_owned();
+/// Reads runsc's error: the reason of a crash, or else the last line of its stderr.
+fn runtime_error(log: &File) -> Option<String> {
+    let text = String::from_utf8_lossy(&process::content(log)).into_owned();
     if let Some((_, why)) = text.split_once(rootless::FAILED) {
         return Some(format!("{}{}", rootless::FAILED, why.trim()));
     }
@@ -271,7 +272,7 @@ mod tests {
         in_memory(bytes).unwrap().into()
     }
 
-    fn told(messages: &[ToHost]) -> File {
+    fn answer_of(messages: &[ToHost]) -> File {
         let mut bytes = Vec::new();
         for message in messages {
             message.encode(&mut bytes);
@@ -281,29 +282,26 @@ mod tests {
 
     #[test]
     fn an_exit_code_is_the_commands_once_it_has_started() {
-        let started = told(&[ToHost::Started]);
+        let started = answer_of(&[ToHost::Started]);
         let silent = file(b"");
         for code in [0, 1, 126, 127, 128] {
             let end = end(End::Exited(code), &started, &silent).unwrap();
             assert_eq!(end, End::Exited(code));
         }
-        let words = file(b"warning\nrunning container: it broke\n");
-        let error = end(End::Exited(128), &started, &words).unwrap_err();
+        let log = file(b"warning\nrunning container: it broke\n");
+        let error = end(End::Exited(128), &started, &log).unwrap_err();
         assert!(
             error
                 .to_string()
                 .ends_with("runsc: running container: it broke"),
             "{error}"
         );
-        assert_eq!(
-            end(End::Exited(1), &started, &words).unwrap(),
-            End::Exited(1)
-        );
+        assert_eq!(end(End::Exited(1), &started, &log).unwrap(), End::Exited(1));
     }
 
     #[test]
-    fn a_command_that_cannot_be_had_is_told_by_init_alone() {
-        let refused = |refusal| told(&[ToHost::Started, ToHost::Refused(refusal)]);
+    fn only_init_reports_a_missing_command() {
+        let refused = |refusal| answer_of(&[ToHost::Started, ToHost::Refused(refusal)]);
         let silent = file(b"");
         let answer = refused(Refusal::NotFound("x".into()));
         let not_found = end(End::Exited(1), &answer, &silent).unwrap();
@@ -311,13 +309,13 @@ mod tests {
         let answer = refused(Refusal::NotExecutable("x".into()));
         let not_executable = end(End::Exited(1), &answer, &silent).unwrap();
         assert_eq!(not_executable, End::NotExecutable("x".into()));
-        let answer = told(&[ToHost::Refused(Refusal::Failed("no user x".into()))]);
+        let answer = answer_of(&[ToHost::Refused(Refusal::Failed("no user x".into()))]);
         let error = end(End::Exited(1), &answer, &silent).unwrap_err();
         assert!(error.to_string().ends_with("no user x"), "{error}");
     }
 
     #[test]
-    fn limits_count_however_far_it_got() {
+    fn limits_count_whether_or_not_the_command_started() {
         for reached in [
             End::TimedOut,
             End::OutOfMemory,
@@ -330,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_answer_it_is_the_sandbox_that_failed() {
+    fn without_inits_answer_the_sandbox_failed() {
         for answer in [file(b""), file(b"garbage garbage garbage")] {
             let error = end(End::Exited(0), &answer, &file(b"")).unwrap_err();
             assert!(error.to_string().contains("ended by itself"), "{error}");

@@ -1,4 +1,4 @@
-//! What sandboxes are made of on this host: a program for inside, the cache, an image, a kernel.
+//! The parts of sandboxes on this host: the worker program, the cache, an image, a kernel.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,32 +10,34 @@ use minivm_machine::Place;
 use minivm_machine::images::Shelf;
 use minivm_machine::kernel;
 
-/// Where sandboxes come from.
+/// The parts of this host that sandboxes are made of.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// The program `minivm-worker`, which some sandboxes run inside. It lies beside `minivm`: see [`Host::worker_beside`].
+    /// The program `minivm-worker`, which some sandboxes run in their jails. It lies beside `minivm`: see [`Host::worker_beside`].
     pub worker: PathBuf,
     /// The cache's folder, see [`minivm_machine::cache::folder`].
     pub cache: PathBuf,
-    /// The image of those sandboxes that need one.
+    /// The image, for backends that need one ([`Backend::needs_image`]).
     pub image: Option<Arc<Image>>,
-    /// The microVM's kernel; [`minivm_machine::kernel::find`]'s, where there is none.
+    /// The microVM's kernel; `None` for the one that [`minivm_machine::kernel::find`] finds.
     pub kernel: Option<PathBuf>,
-    /// Where the microVM runs.
+    /// Whether the microVM runs on this host's KVM or in the lab.
     pub place: Place,
 }
 
 impl Host {
-    /// Where the worker is that belongs to this `minivm`.
+    /// Returns the path of the worker beside this `minivm`.
     pub fn worker_beside(minivm: &Path) -> PathBuf {
         minivm.with_file_name("minivm-worker")
     }
 
-    /// Opens one of the sandboxes. What it is made of is made first, where it isn't there: an archive or a folder of the image.
+    /// Opens the sandbox of a backend. It first makes what the cache lacks: the image's archive for a microVM, its root folder for
+    /// gVisor.
     ///
     /// # Errors
     ///
-    /// Where the image can't be used, or something isn't there: [`Error::Unavailable`].
+    /// [`Error::Unavailable`] where a program or the image is missing, [`Error::Images`] where the image can't be unpacked, and
+    /// [`Error::Kernel`] where the microVM's kernel is missing.
     pub fn open(&self, backend: Backend) -> Result<Box<dyn Sandbox>, Error> {
         match backend {
             Backend::Microvm => Ok(Box::new(self.microvm()?)),
@@ -46,11 +48,11 @@ impl Host {
         }
     }
 
-    /// The microVM, as a type of its own: see [`Microvm::warm`].
+    /// Opens the microVM as its own type, whose methods set vCPUs, console and templates.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open)'s.
+    /// Those of [`open`](Self::open).
     pub fn microvm(&self) -> Result<Microvm, Error> {
         let image = self.image(Backend::Microvm)?;
         let archive = self.shelf().archive(image, || {})?;

@@ -1,17 +1,61 @@
-//! One trait, five sandboxes: the same task in a microVM, in gVisor, in Monty, in Deno with Pyodide, in Chromium with
-//! Pyodide.
+//! Five sandboxes for untrusted code behind one trait: a microVM, gVisor, Monty, Deno with Pyodide, and Chromium with Pyodide.
 //!
-//! A [`Task`] is Python code or a command, with its input, its outputs and its limits. [`Sandbox::run`] runs it to its end and
-//! says what came of it: [`Finished`]. What a sandbox can't do it has not declared ([`Sandbox::capabilities`]), and a task that
-//! needs it is refused before anything runs.
+//! A [`Task`] is Python code or a command, with its input, outputs and limits. [`Host::open`] opens the sandbox of a [`Backend`],
+//! and [`Sandbox::run`] runs a task to its end and returns [`Finished`]: how it ended, its exception, warnings and usage. A
+//! sandbox declares its capabilities ([`Sandbox::capabilities`]); a task that needs another one is refused before anything runs.
 //!
-//! An adapter builds a command and reads an answer. What the adapters share is here: `process` runs a program in a jail
-//! ([`minivm_machine::jail`]) with limits to its end, and `exception` reads tracebacks.
+//! | backend | what runs the code | boundary | needs |
+//! |---|---|---|---|
+//! | [`Backend::Microvm`] | an image's programs on a Linux kernel of their own | hardware virtualization (KVM) | an image, a kernel |
+//! | [`Backend::Gvisor`] | an image's programs on a kernel in user space | that kernel, in a jail | an image, `runsc` |
+//! | [`Backend::Monty`] | an interpreter of a part of Python | that interpreter, in a process in a jail | – |
+//! | [`Backend::Deno`] | CPython compiled to WebAssembly | WebAssembly, Deno's permissions, a jail | Deno, Pyodide |
+//! | [`Backend::Chromium`] | CPython compiled to WebAssembly | WebAssembly, Chromium's sandbox, a jail | Chromium, Pyodide |
+//!
+//! The jail is bubblewrap's namespaces with a user, filters of system calls and limits: see [`minivm_machine::jail`]. gVisor, Monty
+//! and Chromium run the program `minivm-worker` in it.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::time::Duration;
+//!
+//! use minivm_machine::{Place, cache};
+//! use minivm_sandbox::{Backend, End, Host, Task};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let host = Host {
+//!         worker: Host::worker_beside(Path::new("/usr/local/bin/minivm")),
+//!         cache: cache::folder().ok_or("neither XDG_CACHE_HOME nor HOME is set")?,
+//!         image: None, // Monty needs none; `minivm_image::open` opens one
+//!         kernel: None,
+//!         place: Place::Here,
+//!     };
+//!     let mut task = Task::code("print(2 + 2)");
+//!     task.stdout = Box::new(std::io::stdout());
+//!     task.limits.time = Some(Duration::from_secs(5));
+//!     let finished = host.open(Backend::Monty)?.run(task)?;
+//!     assert_eq!(finished.end, End::Exited(0));
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Modules
+//!
+//! - `task`, `vm_options`: the task, and its options for a virtual machine alone; `host`: where sandboxes are opened.
+//! - `microvm`, `gvisor` (with `bundle` and [`rootless`]), [`monty`], `deno` and [`chromium`] (with `pyodide`): the backends. Each
+//!   makes a command or a machine of a task, and reads its end. [`Turducken`] puts three of them inside each other.
+//! - `process` runs a jailed program with limits to its end; `watch` measures its memory where no control group can.
+//! - `exception` reads tracebacks, `packed` makes an archive of a task's files, `stop_signal` reads an image's signal.
+//! - [`reach`] tries what code in a sandbox can reach of the host.
+//! - [`tools`] installs `runsc`, Deno and Pyodide.
+//!
+//! `minivm-worker` is made of [`monty`], [`chromium`] and [`rootless`]; the feature `worker` (on by default) has its interpreter and
+//! its driver of Chromium.
 
 mod bundle;
 pub mod chromium;
 mod deno;
-pub mod exception;
+mod exception;
 mod gvisor;
 mod host;
 mod microvm;
@@ -36,10 +80,10 @@ use std::path::{Path, PathBuf};
 use minivm_guest::inherited;
 use minivm_machine::{images, jail, kernel, templates};
 
-pub use chromium::Chromium;
-pub use deno::Deno;
+use chromium::Chromium;
+use deno::Deno;
 pub use exception::Exception;
-pub use gvisor::Gvisor;
+use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
 pub use minivm_machine::{Call, End};
@@ -48,14 +92,14 @@ pub use task::{CODE_MAX, Finished, Function, Limits, MachineRun, Program, Task, 
 pub use turducken::Turducken;
 pub use vm_options::{Entrypoint, Started, VmOptions};
 
-/// The five.
+/// A kind of sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Backend {
     /// A virtual machine on KVM, with a Linux kernel of its own.
     Microvm,
-    /// A kernel in user space.
+    /// A container on a kernel in user space.
     Gvisor,
-    /// A Python interpreter that has nothing of the host.
+    /// A Python interpreter without access to the host.
     Monty,
     /// CPython as WebAssembly, in Deno.
     Deno,
@@ -64,7 +108,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// All of them, in the order in which they are shown.
+    /// All backends, in the order in which they are listed.
     pub const ALL: [Backend; 5] = [
         Backend::Microvm,
         Backend::Gvisor,
@@ -73,12 +117,12 @@ impl Backend {
         Backend::Chromium,
     ];
 
-    /// Whether it runs on a container image.
+    /// Returns whether the backend needs a container image.
     pub fn needs_image(self) -> bool {
         self.capabilities().contains(&Capability::Commands)
     }
 
-    /// What it can do, beside running Python code.
+    /// Returns the backend's capabilities beside running Python code.
     pub fn capabilities(self) -> &'static [Capability] {
         use Capability::{
             Commands, Container, CopyOut, Environment, Files, HostFunctions, Machine, MemoryLimit,
@@ -102,7 +146,7 @@ impl Backend {
         }
     }
 
-    /// As users write it.
+    /// Returns the name that `--backend` takes.
     pub fn name(self) -> &'static str {
         match self {
             Backend::Microvm => "microvm",
@@ -130,32 +174,32 @@ impl fmt::Display for Backend {
     }
 }
 
-/// What a sandbox may be able to do, beside running Python code.
+/// A capability of sandboxes, beside running Python code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Capability {
-    /// Run any command of an image.
+    /// Running any command of an image.
     Commands,
-    /// Use Python packages that the image holds.
+    /// Using Python packages of the image.
     Packages,
-    /// Get files copied in.
+    /// Copying files in.
     Files,
-    /// See environment variables that it is given.
+    /// Setting environment variables.
     Environment,
-    /// Reach a network.
+    /// Reaching a network.
     Network,
-    /// Call functions of the host's.
+    /// Calling functions of the host.
     HostFunctions,
-    /// Be held to a limit on memory.
+    /// A limit on memory.
     MemoryLimit,
-    /// Be suspended at a call, kept as bytes, and resumed.
+    /// Suspending code at a call, keeping it as bytes, and resuming it.
     Snapshot,
-    /// Give a command another user, working folder, host name, entrypoint, limits or file systems than the image's.
+    /// A user, working folder, host name, entrypoint, limits or file systems that differ from the image's.
     Container,
-    /// Give a command a terminal.
+    /// A terminal for the command.
     Terminal,
-    /// Get files copied out when the command has ended.
+    /// Copying files out when the command has ended.
     CopyOut,
-    /// Be a machine with a kernel, vCPUs and an accelerator of the user's choice.
+    /// A choice of kernel, vCPUs and accelerator.
     Machine,
 }
 
@@ -178,39 +222,40 @@ impl fmt::Display for Capability {
     }
 }
 
-/// A way to run code that nobody trusts.
+/// A way to run untrusted code.
 pub trait Sandbox: Send + Sync {
-    /// Which one it is.
+    /// Returns the kind of the sandbox.
     fn backend(&self) -> Backend;
 
-    /// All that it can do, beside running Python code: as its backend can, if it isn't less.
+    /// Returns the sandbox's capabilities beside running Python code: its backend's, or fewer.
     fn capabilities(&self) -> &'static [Capability] {
         self.backend().capabilities()
     }
 
-    /// What stands between the code and the host, in a few words.
+    /// Describes in a few words what separates the code from the host.
     fn boundary(&self) -> &'static str;
 
-    /// Looks whether all is there that it needs. Nothing is run for it.
+    /// Checks that everything the sandbox needs is installed and works on this host. It runs no task.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], with what to do about it.
+    /// [`Error::Unavailable`] with the remedy; [`Error::Kernel`] where a microVM's kernel is missing.
     fn check(&self) -> Result<(), Error>;
 
-    /// Runs a task that needs nothing but what this sandbox has declared. Callers use [`Sandbox::run`].
+    /// Runs a task that [`Sandbox::run`] has checked against the declared capabilities. Callers use [`Sandbox::run`].
     ///
     /// # Errors
     ///
-    /// As `run`'s.
+    /// Those of [`Sandbox::run`]; an [`Error::Jail`] doesn't name the backend yet.
     fn start(&self, task: Task) -> Result<Finished, Error>;
 
-    /// Runs a task to its end, and leaves nothing of it behind: no process, no file.
+    /// Runs a task to its end, and leaves no process and no file of it behind.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSupported`] where the task needs what this sandbox hasn't declared, [`Error::Unavailable`] where a program
-    /// is missing, and others where the sandbox itself failed. Whatever the code does is no error but an [`End`].
+    /// [`Error::NotSupported`] where the task needs a capability that this sandbox hasn't declared, [`Error::Code`] and
+    /// [`Error::Request`] where the task is invalid, [`Error::Unavailable`] where a program is missing, and the others where the
+    /// sandbox itself failed. A failure of the code is an [`End`], not an error.
     fn run(&self, task: Task) -> Result<Finished, Error> {
         if let Program::Code(code) = &task.program {
             python(code)?;
@@ -222,7 +267,7 @@ pub trait Sandbox: Send + Sync {
                 what,
             }),
             None => {
-                // A machine tells it by itself.
+                // A machine's session returns these warnings itself.
                 let left_out = match self.backend() {
                     Backend::Microvm => Vec::new(),
                     _ => minivm_machine::left_out(&task.files)?,
@@ -246,71 +291,71 @@ pub trait Sandbox: Send + Sync {
     }
 }
 
-/// Why a sandbox could not run a task.
+/// Reasons why a sandbox could not run a task.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The task needs what the sandbox can't do.
+    /// The task needs a capability that the sandbox lacks.
     #[error("the backend {backend} has no {what}: take another one")]
     NotSupported {
-        /// Which sandbox.
+        /// The sandbox's backend.
         backend: Backend,
-        /// What it can't do.
+        /// The capability that it lacks.
         what: Capability,
     },
-    /// Something is not installed, or doesn't work on this host.
+    /// A program is not installed, or doesn't work on this host.
     #[error("the backend {backend} is not available: {why}; {hint}")]
     Unavailable {
-        /// Which sandbox.
+        /// The sandbox's backend.
         backend: Backend,
-        /// What is missing.
+        /// The cause.
         why: String,
-        /// What to do about it.
+        /// The remedy.
         hint: String,
     },
-    /// The task asks for what isn't valid, or isn't there in the image.
+    /// An option of the task is invalid, or the image or template doesn't allow it.
     #[error("{0}")]
     Request(String),
-    /// The code can't be handed over.
+    /// The code can't be passed as an argument.
     #[error(
         "the code is longer than {CODE_MAX} bytes, or has a zero byte in it: put it into a file"
     )]
     Code,
-    /// The sandbox broke.
+    /// The sandbox failed.
     #[error("the backend {backend} failed: {detail}")]
     Failed {
-        /// Which sandbox.
+        /// The sandbox's backend.
         backend: Backend,
-        /// What it said.
+        /// The cause.
         detail: String,
     },
-    /// The microVM's error.
+    /// A machine could not be started or spoken to.
     #[error(transparent)]
     Machine(#[from] minivm_machine::Error),
-    /// There is no template for it, or it is of no use.
+    /// A template is missing, unusable, or can't be made.
     #[error(transparent)]
     Template(#[from] templates::Error),
-    /// There is no kernel for it.
+    /// The microVM's kernel is missing.
     #[error(transparent)]
     Kernel(#[from] kernel::Missing),
-    /// The image can't be used.
+    /// The image can't be unpacked or cached.
     #[error(transparent)]
     Images(#[from] images::Error),
-    /// There is no jail. [`Sandbox::run`] says instead which sandbox it was for.
+    /// The jail can't be made. [`Sandbox::run`] returns [`Error::Unavailable`], [`Error::Failed`] or [`Error::Host`] instead.
     #[error(transparent)]
     Jail(#[from] jail::Error),
-    /// Something of the host's could not be had.
+    /// A system call on this host failed.
     #[error("cannot {action}")]
     Host {
-        /// What was tried.
+        /// The action that failed.
         action: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// With the sandbox that it befell.
+    /// Names the backend in an error of the jail.
     fn of(self, backend: Backend) -> Self {
         match self {
             Error::Jail(jail::Error::Unavailable { why, hint }) => {
@@ -323,11 +368,11 @@ impl Error {
     }
 }
 
-/// What a backend is made of on this host beside an image, in a few words, where all of it is there. Nothing is run or made.
+/// Finds the programs of a backend on this host, and returns the main one's path, or `built in`.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`], with what to do about it.
+/// [`Error::Unavailable`] with the remedy, or [`Error::Kernel`] where the microVM's kernel is missing.
 pub fn find_parts(backend: Backend, cache: &Path, worker: &Path) -> Result<String, Error> {
     let name = |path: PathBuf| path.display().to_string();
     if matches!(
@@ -345,22 +390,22 @@ pub fn find_parts(backend: Backend, cache: &Path, worker: &Path) -> Result<Strin
     }
 }
 
-/// Looks whether the jail can be made in which all run that are no machines.
+/// Makes a jail, to find out whether this host allows the jails of all backends but the microVM.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`], with what to do about it.
+/// [`Error::Unavailable`] with the remedy.
 pub fn check_jail(backend: Backend) -> Result<(), Error> {
     jail::check().map_err(|error| Error::from(error).of(backend))
 }
 
-/// The command that runs code in an image's Python. Its output is not buffered, or what was printed before a limit would be
-/// lost.
+/// Returns the command that runs code in an image's Python. Python doesn't buffer its output: a limit would lose what is in the
+/// buffer.
 ///
 /// # Errors
 ///
-/// [`Error::Code`] where it can't be an argument.
-pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
+/// [`Error::Code`] where the code can't be an argument.
+pub(crate) fn python(code: &str) -> Result<Vec<OsString>, Error> {
     if code.len() > CODE_MAX || code.contains('\0') {
         return Err(Error::Code);
     }
@@ -369,7 +414,7 @@ pub fn python(code: &str) -> Result<Vec<OsString>, Error> {
         .to_vec())
 }
 
-/// Looks whether the program for inside is there.
+/// Checks that `minivm-worker` is there.
 fn worker_is_there(backend: Backend, worker: &Path) -> Result<(), Error> {
     if worker.is_file() {
         return Ok(());
@@ -377,7 +422,7 @@ fn worker_is_there(backend: Backend, worker: &Path) -> Result<(), Error> {
     Err(Error::Unavailable {
         backend,
         why: format!("there is no program {}", worker.display()),
-        hint: "it is built with minivm, and belongs beside it".into(),
+        hint: "put minivm-worker, which is built with minivm, beside it".into(),
     })
 }
 

@@ -1,7 +1,7 @@
-//! The microVM: a virtual machine on KVM, from a container image. It boots for each task, or goes on from a template.
+//! The microVM: a virtual machine on KVM, made from a container image. It boots for each task, or is resumed from a template.
 //!
-//! This is the one place where a machine is described: its kernel, archive, memory and vCPUs ([`Machine`]), and what a template of it is
-//! made from ([`Recipe`]).
+//! No other module describes a machine: its kernel, archive, memory and vCPUs ([`Machine`]), and the recipe of its template
+//! ([`Recipe`]).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,31 +18,31 @@ use super::exception::Tail;
 use super::stop_signal;
 use super::{Backend, Error, Finished, MachineRun, Program, Sandbox, Task, Usage};
 
-/// Machines made from one image, or from one template.
+/// The sandbox whose machines are made from one image, or from one template.
 pub struct Microvm {
-    /// The image, as the user calls it.
+    /// The image's name, as the user wrote it.
     image: String,
     config: Config,
-    /// The image's archive, kept while this is; `None` for a template, which has what it needs.
+    /// The image's archive, which stays in the cache while this is open; `None` for a template, which holds its own.
     archive: Option<Archive>,
-    /// The machine, but for its memory where it is made from an archive: that follows from the task.
+    /// The machine. Where it is made from an archive, its memory is set for each task.
     machine: Machine,
     place: Place,
     start: Start,
 }
 
-/// What a machine begins with.
+/// The start of a machine.
 enum Start {
-    /// Its kernel's first instruction.
+    /// Booting its kernel.
     Boot,
-    /// The template of its recipe, where there is one; if not it boots, and a template is made in the background.
+    /// Resuming the template of its recipe. Where there is none, the machine boots and a template is made in the background.
     TemplateOrBoot(Templates),
-    /// This template. A task that asks for another size of memory boots.
+    /// Resuming this template. For a task with another size of memory, the machine boots.
     Template(Templates, Box<Template>),
 }
 
 impl Microvm {
-    /// Machines from the image with this archive and configuration.
+    /// Makes the sandbox of an image's archive and configuration.
     pub fn new(archive: Archive, config: Config, kernel: PathBuf, place: Place) -> Self {
         let machine = Machine {
             kernel,
@@ -62,7 +62,7 @@ impl Microvm {
         }
     }
 
-    /// Machines that go on from a template that has a name: its image, kernel, memory and vCPUs.
+    /// Makes the sandbox of a named template, with that template's image, kernel, memory and vCPUs.
     ///
     /// # Errors
     ///
@@ -80,56 +80,56 @@ impl Microvm {
         })
     }
 
-    /// How the image is to be run.
+    /// Returns the image's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Where the machines run.
+    /// Returns whether the machines run on this host's KVM or in the lab.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Sets the image's name, which templates remember.
+    /// Sets the image's name, which is recorded in templates.
     #[must_use]
     pub fn called(mut self, image: String) -> Self {
         self.image = image;
         self
     }
 
-    /// Sets the number of vCPUs, 1 if not set.
+    /// Sets the number of vCPUs. The default is 1.
     #[must_use]
     pub fn cpus(mut self, cpus: u8) -> Self {
         self.machine.cpus = cpus;
         self
     }
 
-    /// Sets whether bulk goes through guest memory, as it does if not set, or every byte through the UART.
+    /// Sets whether bulk data goes through rings in guest memory, or every byte through the UART. The default is `true`.
     #[must_use]
     pub fn rings(mut self, rings: bool) -> Self {
         self.machine.rings = rings;
         self
     }
 
-    /// Sets whether the kernel's console is shown on stderr, which it isn't if not set.
+    /// Sets whether the kernel's console is copied to stderr. The default is `false`.
     #[must_use]
     pub fn console(mut self, console: bool) -> Self {
         self.machine.console = console;
         self
     }
 
-    /// Lets machines go on from the template of their recipe, where there is one. If there is none, a machine boots, and a process of
-    /// this program, which has to be `minivm`, makes a template in the background.
+    /// Has machines resumed from the template of their recipe. Where there is none, a machine boots, and a process of this program,
+    /// which has to be `minivm`, makes a template in the background.
     #[must_use]
     pub fn templates(mut self, templates: Templates) -> Self {
         self.start = Start::TemplateOrBoot(templates);
         self
     }
 
-    /// Lets machines go on from a template with a Python that has started: the one of this image in this cache, which is made
-    /// first if it isn't there. A task that asks for another size of memory boots as before.
+    /// Has machines resumed from a template in which Python has started: this image's template in this cache, which is made first
+    /// if it is missing. For a task with another size of memory, the machine still boots.
     ///
-    /// In the lab, the template is kept by a process of this program, which therefore has to be `minivm`.
+    /// In the lab, a process of this program keeps the template, so this program has to be `minivm`.
     ///
     /// # Errors
     ///
@@ -143,12 +143,12 @@ impl Microvm {
         Ok(self)
     }
 
-    /// What a template of such a machine is made from, with `memory` bytes, or as many as the image needs. `warm` is the code that
-    /// its Python has run, if one is to be started.
+    /// Returns the recipe of a template of this machine. `memory` is in bytes; `None` for as much as the image needs. `warm` is the
+    /// code that its Python has run; `None` for a template without Python.
     ///
     /// # Errors
     ///
-    /// [`Error::Machine`] where the image needs more memory than that.
+    /// [`Error::Machine`] where the image needs more memory, [`Error::Request`] where a named template has another size.
     pub fn recipe(&self, memory: Option<u64>, warm: Option<String>) -> Result<Recipe, Error> {
         let mut machine = self.machine.clone();
         match (&self.archive, memory) {
@@ -169,7 +169,7 @@ impl Microvm {
         })
     }
 
-    /// A machine that waits for its request, or will when it has booted, and whether it goes on from a template.
+    /// Starts a machine, and returns the link to it and whether it was resumed from a template.
     fn link(&self, recipe: &Recipe) -> Result<(Link, bool), Error> {
         let machine = &recipe.machine;
         let warm = match &self.start {
@@ -177,7 +177,7 @@ impl Microvm {
             Start::TemplateOrBoot(templates) => templates
                 .start(recipe, &self.place)
                 .unwrap_or_else(|error| {
-                    log::debug!("the machine boots, for want of a template: {error}");
+                    log::debug!("the machine boots, because its template cannot be used: {error}");
                     None
                 }),
             Start::Template(_, template) if template.recipe.machine.memory != machine.memory => {
@@ -193,7 +193,7 @@ impl Microvm {
         }
     }
 
-    /// The signal that the image's command gets in place of SIGTERM, and a warning where the image's is unknown.
+    /// Returns the signal that the image's command gets in place of SIGTERM, and a warning where the image names an unknown one.
     fn stop_signal(&self) -> (u8, Option<String>) {
         let name = &self.config.stop_signal;
         match stop_signal::number(name) {
@@ -231,14 +231,14 @@ impl Sandbox for Microvm {
                 .map_err(|error| Error::Unavailable {
                     backend: Backend::Microvm,
                     why: error.to_string(),
-                    hint: "`minivm doctor` tells what mends it".into(),
+                    hint: "`minivm doctor` shows the remedy".into(),
                 }),
         }
     }
 
     fn start(&self, mut task: Task) -> Result<Finished, Error> {
         let began = Instant::now();
-        // What is made ready for code has a Python that has started.
+        // A template for code has a Python that has started.
         let code = matches!(task.program, Program::Code(_));
         let recipe = self.recipe(task.limits.memory, code.then(String::new))?;
         check_room(check_copies(&task.files)?, recipe.machine.memory)?;
@@ -284,7 +284,7 @@ fn finished(report: Report, place: &Place, warm: bool, build: Duration) -> Finis
     let exit = report.exit.as_ref();
     let init = exit.map(|exit| {
         let nanos = exit.times.hello.saturating_sub(exit.times.init);
-        // The guest says so; it can't have been longer than the whole.
+        // The guest reports it, and is not trusted: it can't be longer than the whole boot.
         Duration::from_nanos(nanos).min(report.boot)
     });
     Finished {
@@ -320,7 +320,7 @@ mod tests {
     use minivm_machine::End;
 
     #[test]
-    fn the_guest_cannot_have_its_init_start_longer_than_the_boot() {
+    fn the_guest_cannot_report_an_init_longer_than_the_boot() {
         let exit = Exit {
             status: Status::Code(1),
             out_of_memory: true,

@@ -1,5 +1,4 @@
-//! A task's files as an archive: what is copied in is what was there when the task started, and nothing but files, folders and
-//! links.
+//! A task's files as an archive, made when the task starts. It holds files, folders and links only.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
@@ -7,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use super::{Error, Limits, Task, cannot};
 
-/// The files as an archive, in a file that has no name. It has to fit into the sandbox's memory.
+/// Packs the task's files into an archive, in an unnamed temporary file. The archive has to fit into the sandbox's memory.
 pub(super) fn packed(task: &Task, limits: &Limits) -> Result<OwnedFd, Error> {
     let mut file = tempfile::tempfile().map_err(cannot("create a temporary file"))?;
     let out = Bounded {
@@ -19,7 +18,7 @@ pub(super) fn packed(task: &Task, limits: &Limits) -> Result<OwnedFd, Error> {
     Ok(file.into())
 }
 
-/// A file that takes so many bytes and no more.
+/// A file with a limit on its size.
 struct Bounded<'a> {
     to: &'a File,
     left: u64,
@@ -29,7 +28,8 @@ impl Write for Bounded<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let len = bytes.len() as u64;
         if len > self.left {
-            let why = "the files to copy in are larger than the sandbox's memory: a larger -m/--memory helps";
+            let why =
+                "the files to copy in are larger than the sandbox's memory: raise -m/--memory";
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
         }
         let written = self.to.write(bytes)?;
@@ -48,7 +48,7 @@ mod tests {
     use minivm_machine::Files;
 
     #[test]
-    fn what_does_not_fit_into_the_memory_is_refused() {
+    fn files_larger_than_the_memory_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("large"), vec![b'x'; 1 << 20]).unwrap();
         let mut task = Task::code("pass");
@@ -61,7 +61,7 @@ mod tests {
         let size = whole.metadata().unwrap().len();
         assert!((1 << 20..2 << 20).contains(&size), "{size}");
         let error = within(1 << 20).unwrap_err();
-        let told = format!("{:#}", anyhow::Error::from(error));
-        assert!(told.contains("--memory"), "{told}");
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(text.contains("--memory"), "{text}");
     }
 }

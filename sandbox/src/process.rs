@@ -1,8 +1,8 @@
-//! A jailed program, run to its end: its streams, its limits, and how it ended.
+//! The run of a jailed program: its streams, its limits, and its end.
 //!
-//! All of a jail's processes end with the one that is started here, so killing that one is enough. One thread waits for the
-//! end, for the time limit, for what happens from outside and, where no control group does it, watches the memory; one thread
-//! an output passes bytes on.
+//! All of a jail's processes end with the process that is started here, so killing it is enough. The calling thread waits for its
+//! end, the time limit and events, and measures memory; it enforces the limit where no control group does. A thread for each output
+//! passes bytes on.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -24,21 +24,21 @@ use minivm_machine::jail::{self, Cgroup, Jailed};
 use minivm_machine::output::{self, Capped, Pending};
 use minivm_machine::session::Event;
 
-/// How often it is looked what has happened, and how much memory is used.
+/// The interval between two looks at events and memory.
 const TICK: Duration = Duration::from_millis(10);
-/// How long outputs are waited for once a time limit or a stop has been reached and all that could write to them is gone. Then
-/// it is our own reader that doesn't take them. Without one of these there is no end to its time.
+/// How long [`run`] waits for outputs after a time limit or a stop, once all their writers have ended. What is missing then is due
+/// to the task's own reader, which takes nothing. Without a limit or a stop, `run` waits for the reader for ever.
 const GRACE: Duration = Duration::from_secs(1);
-/// How near to full a pipe is in which nothing more fits that is worth a write.
+/// A pipe with less free space than this counts as full.
 const CLOGGED: u64 = 8 << 10;
 
-/// Processes and threads of a sandbox, at the most, where no control group counts them.
+/// The largest number of processes and threads of a sandbox, where no control group counts them.
 const PROCESSES: u64 = 1024;
 
-/// How much of a file in memory is read: more than a message has.
+/// The largest number of bytes that are read of a memory file: more than a message has.
 const CONTENT_MAX: usize = 2 << 20;
 
-/// What a program is run with.
+/// A program's streams, and its events.
 pub(super) struct Streams {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Box<dyn Write + Send>,
@@ -47,7 +47,7 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Outputs alone: no input, and nothing that happens.
+    /// Makes streams of two outputs, without input or events.
     pub(super) fn to(
         stdout: impl Write + Send + 'static,
         stderr: impl Write + Send + 'static,
@@ -72,25 +72,25 @@ impl From<Task> for Streams {
     }
 }
 
-/// Why a program was ended from here.
+/// Reasons why a program was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+enum StopReason {
     TimedOut,
     OutOfMemory,
     Stopped(u8),
-    /// Its output can't be passed on.
+    /// An output can't be passed on.
     OutputFailed,
 }
 
-impl Why {
-    /// Whether outputs are not waited for any more.
+impl StopReason {
+    /// Returns whether outputs are waited for no longer than [`GRACE`].
     fn hurries(self) -> bool {
-        matches!(self, Why::TimedOut | Why::Stopped(_))
+        matches!(self, StopReason::TimedOut | StopReason::Stopped(_))
     }
 }
 
-/// Runs the program to its end. The exit code is the program's own, and 128+n where a signal has killed it: there is nobody
-/// who could tell the two apart.
+/// Runs the program to its end. Bubblewrap reports 128+n where signal n has killed the program, which can't be distinguished from that
+/// exit code.
 pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<Finished, Error> {
     let began = Instant::now();
     let Jailed {
@@ -99,11 +99,12 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
         status,
     } = jailed;
     let group = Cgroup::create(limits.memory);
-    let words = entry.aside.as_ref().map(|aside| aside.words.try_clone());
-    let words = words.transpose().map_err(cannot("copy an open file"))?;
-    entry.first = Some(Box::new(first(doors(group.as_ref())?)));
+    let log = entry.runtime_stderr.as_ref();
+    let log = log.map(|runtime| runtime.log.try_clone()).transpose();
+    let log = log.map_err(cannot("copy an open file"))?;
+    entry.first = Some(Box::new(before_exec(procs_files(group.as_ref())?)));
     entry.processes = Some(processes(entry.descent.is_some()));
-    entry.of(&mut command);
+    entry.install(&mut command);
     let mut child = spawn(command, streams.stdin)?;
     let mut outputs = Outputs::start(&mut child, streams.stdout, streams.stderr, limits.output)?;
     let mut watch = Watch {
@@ -116,25 +117,25 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     };
     let why = watch.until_end(&mut outputs)?;
     let ended = watch.child.wait().map_err(cannot("wait for a process"))?;
-    let why = outputs.finish(why, || watch.asked().or_else(|| watch.late()));
+    let why = outputs.finish(why, || watch.stopped().or_else(|| watch.timed_out()));
     let peak = watch.peak;
     let code = jail::exit_code(status);
-    // What ends between two looks is not seen: its group knows the most that it had, with what of files was read for it.
+    // A program that ended before the first look has no sample; its group's peak also counts cached files.
     let peak = match peak {
         0 => group.as_ref().and_then(Cgroup::peak).unwrap_or(0),
         peak => peak,
     };
     let out_of_memory = group.as_ref().is_some_and(Cgroup::out_of_memory);
     if why.is_none() && code.is_none() && !out_of_memory && !ended.success() {
-        let said = words.map(|words| content(&words.into()));
-        let said = said.map_or_else(
+        let runtime = log.map(|log| content(&log.into()));
+        let stderr = runtime.map_or_else(
             || outputs.tail.text(),
-            |said| String::from_utf8_lossy(&said).into(),
+            |bytes| String::from_utf8_lossy(&bytes).into(),
         );
-        return Err(jail::unusable(&said).into());
+        return Err(jail::unusable(&stderr).into());
     }
     let end = match (why, outputs.failed.take()) {
-        (Some(Why::OutputFailed), Some(error)) => output_failed(error)?,
+        (Some(StopReason::OutputFailed), Some(error)) => output_failed(error)?,
         _ => end(why, out_of_memory, code, ended),
     };
     Ok(Finished {
@@ -151,11 +152,11 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
     })
 }
 
-/// The end of a program whose output can't be passed on.
+/// Returns the end of a program whose output can't be passed on: [`End::OutputClosed`] where its reader has closed it.
 ///
 /// # Errors
 ///
-/// Where that has another reason than that nobody reads it.
+/// [`Error::Host`] where writing failed for another reason.
 pub(super) fn output_failed(error: io::Error) -> Result<End, Error> {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Ok(End::OutputClosed),
@@ -163,12 +164,12 @@ pub(super) fn output_failed(error: io::Error) -> Result<End, Error> {
     }
 }
 
-fn end(why: Option<Why>, out_of_memory: bool, code: Option<u8>, ended: ExitStatus) -> End {
+fn end(why: Option<StopReason>, out_of_memory: bool, code: Option<u8>, ended: ExitStatus) -> End {
     match (why, out_of_memory, code) {
-        (Some(Why::TimedOut), ..) => End::TimedOut,
-        (Some(Why::Stopped(signal)), ..) => End::Stopped(signal),
-        (Some(Why::OutOfMemory), ..) | (None, true, _) => End::OutOfMemory,
-        (Some(Why::OutputFailed), ..) => End::OutputClosed,
+        (Some(StopReason::TimedOut), ..) => End::TimedOut,
+        (Some(StopReason::Stopped(signal)), ..) => End::Stopped(signal),
+        (Some(StopReason::OutOfMemory), ..) | (None, true, _) => End::OutOfMemory,
+        (Some(StopReason::OutputFailed), ..) => End::OutputClosed,
         (None, false, Some(code @ 129..=192)) => End::Signal(code - 128),
         (None, false, Some(code)) => End::Exited(code),
         (None, false, None) => {
@@ -178,7 +179,7 @@ fn end(why: Option<Why>, out_of_memory: bool, code: Option<u8>, ended: ExitStatu
     }
 }
 
-/// What was written to a file in memory, as far as anybody wants to read it.
+/// Reads a memory file, up to [`CONTENT_MAX`] bytes.
 pub(super) fn content(file: &File) -> Vec<u8> {
     let size = file.metadata().map_or(0, |metadata| metadata.len());
     let mut bytes =
@@ -188,13 +189,13 @@ pub(super) fn content(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// How many processes and threads the sandbox's user may have. One of its own has those of the sandbox; an ordinary user has
-/// others too, on all of the host, and they go on, so all that there are now are added.
+/// Returns RLIMIT_NPROC for the sandbox's user. With a user of its own (`alone`), it counts the sandbox's processes only. An ordinary
+/// user has other processes on the host, so the number of all that exist now is added.
 fn processes(alone: bool) -> u64 {
     if alone {
         return PROCESSES;
     }
-    // Averages, and then how many run and are there: `0.20 0.18 0.12 1/80 11206`.
+    // Load averages, runnable/existing threads and the last PID: `0.20 0.18 0.12 1/80 11206`.
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let there = text
         .split(' ')
@@ -204,18 +205,18 @@ fn processes(alone: bool) -> u64 {
     PROCESSES + there.unwrap_or(PROCESSES)
 }
 
-fn doors(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
-    let doors = group.map_or_else(|| Ok(Vec::new()), Cgroup::doors);
-    doors.map_err(cannot("enter a control group"))
+fn procs_files(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
+    let files = group.map_or_else(|| Ok(Vec::new()), Cgroup::procs_files);
+    files.map_err(cannot("enter a control group"))
 }
 
-/// What a new process does before all else: it enters its control group, by these doors, and lets others open its outputs.
-fn first(doors: Vec<File>) -> impl FnMut() -> io::Result<()> {
+/// Returns the first step of a new process: it enters its control group by these files, and lets other users open its outputs.
+fn before_exec(procs_files: Vec<File>) -> impl FnMut() -> io::Result<()> {
     move || {
-        for door in &doors {
-            rustix::io::write(door, b"0")?;
+        for file in &procs_files {
+            rustix::io::write(file, b"0")?;
         }
-        // The pipes are ours alone; whichever user the program is may open them again by a name such as /dev/stdout.
+        // The pipes are private to this run. The program may be another user, and open them by a name such as /dev/stdout.
         for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
             fchmod(output, Mode::from_raw_mode(0o666))?;
         }
@@ -223,7 +224,8 @@ fn first(doors: Vec<File>) -> impl FnMut() -> io::Result<()> {
     }
 }
 
-/// Starts it. Our own copies of what it inherits are closed on return, or the end of a pipe among them would never be seen.
+/// Starts the command, and closes this process's copies of the descriptors that it inherits: with them open, a pipe among them
+/// would never reach its end.
 fn spawn(mut command: Command, stdin: Option<OwnedFd>) -> Result<Child, Error> {
     command
         .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
@@ -236,7 +238,7 @@ fn spawn(mut command: Command, stdin: Option<OwnedFd>) -> Result<Child, Error> {
     })
 }
 
-/// Waits for a program's end.
+/// A running program, watched until its end.
 struct Watch<'a> {
     child: &'a mut Child,
     group: Option<&'a Cgroup>,
@@ -247,55 +249,55 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Waits for its end, and brings that about where there is a reason to.
-    fn until_end(&mut self, outputs: &mut Outputs) -> Result<Option<Why>, Error> {
+    /// Waits for the program's end, and kills it where there is a reason to.
+    fn until_end(&mut self, outputs: &mut Outputs) -> Result<Option<StopReason>, Error> {
         let pid = Pid::from_child(self.child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
         loop {
-            if ends_within(&pidfd, self.patience()).map_err(cannot("wait for a process"))? {
+            if ends_within(&pidfd, self.next_look()).map_err(cannot("wait for a process"))? {
                 return Ok(None);
             }
             if let Some(why) = self.reason(outputs) {
                 outputs.note_clogged();
-                // It may have ended meanwhile, which is just as well.
+                // An error means that it has ended meanwhile.
                 let _ = self.child.kill();
                 return Ok(Some(why));
             }
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn next_look(&self) -> Duration {
         let left = self
             .deadline
             .map(|deadline| deadline.saturating_duration_since(Instant::now()));
         left.map_or(TICK, |left| left.min(TICK))
     }
 
-    /// Why it has to end now.
-    fn reason(&mut self, outputs: &mut Outputs) -> Option<Why> {
+    /// Samples the memory, and returns the reason to kill the program now, if there is one.
+    fn reason(&mut self, outputs: &mut Outputs) -> Option<StopReason> {
         let memory = match self.group {
             Some(group) => group.memory(),
             None => Some(watch::memory_of(self.child.id())),
         };
         self.peak = self.peak.max(memory.unwrap_or_default());
         let over = self.limits.memory.is_some_and(|limit| self.peak > limit);
-        self.asked()
-            .or_else(|| outputs.have_failed().then_some(Why::OutputFailed))
-            .or_else(|| self.late())
-            .or_else(|| over.then_some(Why::OutOfMemory))
+        self.stopped()
+            .or_else(|| outputs.have_failed().then_some(StopReason::OutputFailed))
+            .or_else(|| self.timed_out())
+            .or_else(|| over.then_some(StopReason::OutOfMemory))
     }
 
-    fn asked(&self) -> Option<Why> {
+    fn stopped(&self) -> Option<StopReason> {
         self.events.try_iter().find_map(|event| match event {
-            Event::Signal(signal) | Event::Stop(signal) => Some(Why::Stopped(signal)),
+            Event::Signal(signal) | Event::Stop(signal) => Some(StopReason::Stopped(signal)),
             Event::Window(_) => None,
         })
     }
 
-    fn late(&self) -> Option<Why> {
+    fn timed_out(&self) -> Option<StopReason> {
         let deadline = self.deadline?;
-        (Instant::now() >= deadline).then_some(Why::TimedOut)
+        (Instant::now() >= deadline).then_some(StopReason::TimedOut)
     }
 }
 
@@ -308,37 +310,37 @@ fn ends_within(pidfd: impl AsFd, patience: Duration) -> io::Result<bool> {
     }
 }
 
-/// The threads that pass outputs on, and what has come of them.
+/// The threads that pass outputs on, and their results.
 struct Outputs {
     passed: Receiver<Passed>,
-    /// How many of them haven't ended.
+    /// The number of threads that haven't ended.
     left: usize,
     pipes: Vec<Pipe>,
-    /// Why an output can't be passed on.
+    /// The error of an output that can't be passed on.
     failed: Option<io::Error>,
     truncated: bool,
     warnings: Vec<String>,
     tail: Tail,
 }
 
-/// What came of an output.
+/// The result of a thread that passed an output on.
 struct Passed {
-    /// Why it was passed on no further.
+    /// The error for which it stopped.
     failed: Option<io::Error>,
     truncated: bool,
-    /// Why messages were dropped.
+    /// The error for which bytes of stderr were dropped.
     dropped: Option<io::Error>,
 }
 
-/// A program's output, to be looked at while a thread reads it.
+/// The pipe of a program's output, observed while a thread reads it.
 struct Pipe {
     end: OwnedFd,
-    /// Whether the thread waits for our own reader.
+    /// Whether the thread is blocked by the task's own reader.
     pending: Pending,
 }
 
 impl Pipe {
-    /// Whether the program waits for our own reader, too, as far as can be seen.
+    /// Returns whether the pipe is full because the task's own reader takes nothing, so that the program is probably blocked as well.
     fn is_clogged(&self) -> bool {
         let held = rustix::io::ioctl_fionread(&self.end).unwrap_or_default();
         let room = rustix::pipe::fcntl_getpipe_size(&self.end).map_or(u64::MAX, |size| size as u64);
@@ -388,7 +390,7 @@ impl Outputs {
         })
     }
 
-    /// Whether one of them can't be passed on.
+    /// Returns whether an output can't be passed on.
     fn have_failed(&mut self) -> bool {
         while let Ok(passed) = self.passed.try_recv() {
             self.note(passed);
@@ -399,14 +401,14 @@ impl Outputs {
     fn note(&mut self, passed: Passed) {
         self.left -= 1;
         self.truncated |= passed.truncated;
-        let told = passed.dropped.as_ref().map(output::not_written);
-        self.warnings.extend(told);
+        let warning = passed.dropped.as_ref().map(output::not_written);
+        self.warnings.extend(warning);
         if self.failed.is_none() {
             self.failed = passed.failed;
         }
     }
 
-    /// The program is about to be killed: what is on its way to a full pipe will never be there.
+    /// Records a loss before the program is killed, if a pipe is full: bytes that the program is writing to it are lost.
     fn note_clogged(&mut self) {
         if self.pipes.iter().any(Pipe::is_clogged) {
             self.note_loss();
@@ -414,15 +416,19 @@ impl Outputs {
     }
 
     fn note_loss(&mut self) {
-        if !self.warnings.iter().any(|told| told == output::NOT_TAKEN) {
+        if !self.warnings.iter().any(|text| text == output::NOT_TAKEN) {
             self.warnings.push(output::NOT_TAKEN.into());
         }
         self.truncated = true;
     }
 
-    /// Waits until all is passed on that the program has written, which is gone, unless there is a reason to hurry. Returns why
-    /// it was ended, or this was.
-    fn finish(&mut self, why: Option<Why>, hurry: impl Fn() -> Option<Why>) -> Option<Why> {
+    /// Waits, after the program's end, until the threads have passed on all bytes; after a time limit or a stop, no longer than
+    /// [`GRACE`]. Returns the reason for which the program or this wait was ended.
+    fn finish(
+        &mut self,
+        why: Option<StopReason>,
+        hurry: impl Fn() -> Option<StopReason>,
+    ) -> Option<StopReason> {
         let mut hurries = why.filter(|why| why.hurries());
         let mut until = None;
         while self.left > 0 {
@@ -440,12 +446,12 @@ impl Outputs {
                 return why.or(hurries);
             }
         }
-        // It may itself have ended for that, before we saw it.
-        why.or_else(|| self.failed.is_some().then_some(Why::OutputFailed))
+        // The program may have ended by itself because of it.
+        why.or_else(|| self.failed.is_some().then_some(StopReason::OutputFailed))
     }
 }
 
-/// Passes all on until the end. What is remembered are messages.
+/// Passes an output on to its end. `tail` is for stderr, whose last bytes are kept, and whose write errors don't end the program.
 fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -453,7 +459,7 @@ fn pass(mut from: impl Read, to: &mut Capped, tail: Option<&Tail>) -> io::Result
             Ok(0) => return Ok(()),
             Ok(len) => &buffer[..len],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // A pipe has no errors of its own.
+            // Reading a pipe has no other errors.
             Err(_) => return Ok(()),
         };
         match tail {

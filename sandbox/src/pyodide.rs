@@ -1,11 +1,11 @@
-//! What the two sandboxes with Pyodide share: CPython as WebAssembly, and a task as JavaScript gets it.
+//! The common part of the two backends with Pyodide: CPython as WebAssembly, and a task's files for JavaScript.
 //!
-//! Pyodide's Python has a file system in memory and no processes. Its packages beyond the standard library are wheels of
-//! Pyodide's own, which are not installed here. JavaScript is within reach of the code (`import js`), all of it that the
-//! engine has: what that may do is for the engine to say, and is the sandbox.
+//! Pyodide's Python has a file system in memory and no processes. Packages beyond the standard library would be Pyodide's own
+//! wheels, which are not installed. The code can use all of the engine's JavaScript (`import js`): the sandbox is what the engine
+//! permits it.
 //!
-//! Both start Python from the same snapshot of its memory, which Deno has made; `sys._emscripten_info` names Deno in either.
-//! An interpreter that dies (`os.abort`, a fatal error) ends as by SIGABRT.
+//! Both backends start Python from the same snapshot of its memory, which Deno makes; `sys._emscripten_info` names Deno in both.
+//! The fatal error of an interpreter (`os.abort`, for one) becomes an end by SIGABRT.
 
 use std::fs;
 use std::io;
@@ -19,25 +19,25 @@ use super::{Backend, Capability, Error, Limits, Program, Task, cannot};
 use minivm_machine::guest_name;
 use minivm_machine::jail::Jail;
 
-/// Python's side: runs the code as `python -c` does.
+/// The Python script that runs the code as `python -c` does.
 pub(super) const BOOTSTRAP: &str = include_str!("../js/bootstrap.py");
-/// JavaScript's side, as far as it is the same.
+/// The JavaScript module that both backends share.
 pub(super) const SHARED: &str = include_str!("../js/pyodide.mjs");
 
-/// Where the jail has Python's memory as it is when Python has just started, if anything has.
+/// The path in the jail of the snapshot: the memory of a Python that has just started.
 pub(super) const SNAPSHOT: &str = "/snapshot";
 
-/// What JavaScript is told of a task.
+/// The description of a task for JavaScript.
 #[derive(Serialize)]
-struct Told {
+struct TaskJson {
     env: Map<String, serde_json::Value>,
-    /// Whether the jail has an archive of files, to be unpacked into Python's file system.
+    /// Whether the jail has an archive of files to unpack into Python's file system.
     files: bool,
     snapshot: Option<&'static str>,
 }
 
-/// Puts the task into a jail: its code and what comes with that into `/task`, its files as an archive.
-pub(super) fn put(
+/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files.
+pub(super) fn add_task(
     mut jail: Jail,
     backend: Backend,
     task: &Task,
@@ -49,7 +49,7 @@ pub(super) fn put(
         Program::Command(_) => return Err(not_supported(backend, Capability::Commands)),
         Program::Resume { .. } => return Err(not_supported(backend, Capability::Snapshot)),
     };
-    let told = Told {
+    let json = TaskJson {
         env: variables(backend, &task.texts(backend)?)?,
         files: !task.files.is_empty(),
         snapshot,
@@ -62,15 +62,15 @@ pub(super) fn put(
             return Err(cannot(format!("copy to {}", files.to.display()))(why));
         }
     }
-    if told.files {
-        jail = jail.put_file(packed(task, limits)?, "/task/files.cpio");
+    if json.files {
+        jail = jail.copy_file(packed(task, limits)?, "/task/files.cpio");
     }
-    let told = serde_json::to_vec(&told).expect("it is made of texts");
+    let json = serde_json::to_vec(&json).expect("it is made of texts");
     let jail = jail
-        .put(code.as_bytes(), "/task/code.py")?
-        .put(&told, "/task/task.json")?
-        .put(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
-        .put(SHARED.as_bytes(), "/task/pyodide.mjs")?;
+        .add_file(code.as_bytes(), "/task/code.py")?
+        .add_file(&json, "/task/task.json")?
+        .add_file(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
+        .add_file(SHARED.as_bytes(), "/task/pyodide.mjs")?;
     Ok(jail)
 }
 
@@ -78,7 +78,7 @@ fn not_supported(backend: Backend, what: Capability) -> Error {
     Error::NotSupported { backend, what }
 }
 
-/// The environment, if the system could have such a one. What comes last counts.
+/// Returns the environment as JSON; of a repeated name, the last value. Names and values have to be valid for execve(2).
 fn variables(
     backend: Backend,
     env: &[(String, String)],
@@ -90,7 +90,7 @@ fn variables(
         return Err(Error::Failed {
             backend,
             detail: format!(
-                "the environment variable {name:?} cannot be set: its name or value has what it must not have"
+                "the environment variable {name:?} cannot be set: a name may not be empty or contain `=`, and neither name nor value may contain a zero byte"
             ),
         });
     }
@@ -100,7 +100,7 @@ fn variables(
         .collect())
 }
 
-/// Looks whether it is a file or folder: a pipe, for one, would be waited for.
+/// Checks that a path is a file or a folder: reading a pipe, for one, could block for ever.
 fn can_be_copied(path: &Path) -> Result<(), Error> {
     let wrap = || cannot(format!("copy {} in", path.display()));
     let kind = fs::metadata(path).map_err(wrap())?;
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_environment_is_refused_by_name() {
+    fn invalid_variables_are_refused_by_name() {
         let of = |name: &str, value: &str| {
             variables(Backend::Deno, &[(name.to_owned(), value.to_owned())])
         };

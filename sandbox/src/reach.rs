@@ -1,7 +1,7 @@
-//! What code in a sandbox can reach of the host: tried for real.
+//! Probes that try what code in a sandbox can reach of the host.
 //!
-//! A probe runs code that does its best, and judges by what happens on this side: whether a secret came out, whether a
-//! connection was made, whether a process was seen. What the code itself says of it counts for nothing.
+//! A probe runs code that tries to get out, and judges by events on the host: whether a secret was printed, a connection was made,
+//! or a process was seen. It doesn't trust what the code reports.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -18,29 +18,29 @@ use minivm_machine::output::Kept;
 use minivm_machine::printable::printable;
 use minivm_machine::session::Event;
 
-/// How long a probe may take.
+/// The time limit of a probe's code.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How often it is looked whether something has happened.
+/// The interval between two looks at processes and output.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What is tried.
+/// An attempt to reach the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Probe {
-    /// To read a file of the host's.
+    /// Reading a file of the host.
     File,
-    /// To read a variable of the host's environment.
+    /// Reading a variable of this process's environment.
     Environment,
-    /// To connect to a port of the host's loopback interface.
+    /// Connecting to a port of the host's loopback interface.
     Network,
-    /// To start a process.
+    /// Starting a process.
     Process,
-    /// To read a file that another sandbox of the same kind has written, and still uses.
+    /// Reading a file of another sandbox of the same backend, which still runs.
     Neighbour,
 }
 
 impl Probe {
-    /// All of them.
+    /// All probes.
     pub const ALL: [Probe; 5] = [
         Probe::File,
         Probe::Environment,
@@ -49,7 +49,7 @@ impl Probe {
         Probe::Neighbour,
     ];
 
-    /// What is tried, in a few words.
+    /// Returns the name of the probe's target.
     pub fn name(self) -> &'static str {
         match self {
             Probe::File => "host file",
@@ -61,32 +61,32 @@ impl Probe {
     }
 }
 
-/// How far a probe got.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "reached", content = "how")]
 pub enum Reach {
-    /// It got nothing. How it was refused, in the code's eyes.
+    /// The code reached nothing. The text names the exceptions or exit codes that it got.
     Nothing(String),
-    /// What it got is the sandbox's own.
+    /// The code reached a file, process or address of its own sandbox only.
     Own,
-    /// It got what is the host's, or another sandbox's.
+    /// The code reached the host, or another sandbox.
     Host,
 }
 
-/// A variable of this process's environment that nobody else should see.
+/// A secret variable of this process's environment.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret<'a> {
-    /// Its name.
+    /// The variable's name.
     pub name: &'a str,
-    /// Its value.
+    /// The variable's value.
     pub value: &'a str,
 }
 
-/// Tries it.
+/// Runs a probe in a sandbox.
 ///
 /// # Errors
 ///
-/// Where the sandbox can't be run at all.
+/// The error of [`Sandbox::run`], or [`Error::Host`] where the probe's file or port can't be made.
 pub fn reach(sandbox: &dyn Sandbox, probe: Probe, secret: Secret<'_>) -> Result<Reach, Error> {
     match probe {
         Probe::File => file(sandbox),
@@ -111,7 +111,7 @@ fn file(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
         Backend::Chromium => tries.push(request(&format!("file://{path}"))),
         _ => {}
     }
-    tell(sandbox, tries, |printed| printed.contains(&secret))
+    furthest(sandbox, tries, |printed| printed.contains(&secret))
 }
 
 fn environment(sandbox: &dyn Sandbox, secret: Secret<'_>) -> Result<Reach, Error> {
@@ -126,7 +126,7 @@ fn environment(sandbox: &dyn Sandbox, secret: Secret<'_>) -> Result<Reach, Error
             "from js import Deno\nprint(Deno.env.get({name:?}))"
         ));
     }
-    tell(sandbox, tries, |printed| printed.contains(secret.value))
+    furthest(sandbox, tries, |printed| printed.contains(secret.value))
 }
 
 fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
@@ -146,7 +146,7 @@ fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
         Backend::Chromium => tries.push(request(&format!("http://127.0.0.1:{port}/"))),
         _ => {}
     }
-    let tried = tell(sandbox, tries, |_| false)?;
+    let tried = furthest(sandbox, tries, |_| false)?;
     match listener.accept() {
         Ok(_) => Ok(Reach::Host),
         Err(_) => Ok(tried),
@@ -155,7 +155,7 @@ fn network(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
 
 fn process(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     let mark = word();
-    // Cut in two, for the code itself may be an argument of a process.
+    // In two halves, since the code itself may be an argument of a process on the host.
     let (start, end) = mark.split_at(mark.len() / 2);
     let script = format!("'echo started; sleep 1 # {start}' '{end}'");
     let mut tries = vec![format!(
@@ -180,7 +180,7 @@ fn process(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
             seen
         }
     });
-    let tried = tell(sandbox, tries, |_| false);
+    let tried = furthest(sandbox, tries, |_| false);
     over.store(true, Ordering::SeqCst);
     match (watching.join().unwrap_or(false), tried?) {
         (true, _) => Ok(Reach::Host),
@@ -188,7 +188,7 @@ fn process(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     }
 }
 
-/// Whether a process of the host's has this in its command line.
+/// Returns whether a process on the host has this in its command line.
 fn has_process(mark: &str) -> bool {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
@@ -214,14 +214,14 @@ fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
             thread::sleep(TICK);
         }
         let tries = vec![
-            // On a host without any sandbox it is to leave nothing.
+            // It removes the file, which would otherwise stay on a host without any sandbox.
             format!("import os\nprint(open({PATH:?}).read())\nos.remove({PATH:?})"),
             "import os\nfor d in ('/tmp', '/var/tmp', '/dev/shm'):\n  if os.path.isdir(d):\n    for f in os.listdir(d):\n      \
              print(open(os.path.join(d, f)).read())\nraise FileNotFoundError('nothing of a neighbour')"
                 .to_owned(),
         ];
-        let tried = tell(sandbox, tries, |printed| printed.contains(&secret));
-        // It may have ended, for want of files.
+        let tried = furthest(sandbox, tries, |printed| printed.contains(&secret));
+        // The task may have ended by itself, where the sandbox has no files.
         let _ = stop.send(Event::Stop(9));
         let first = first.join().unwrap_or_else(|_| {
             Err(Error::Failed {
@@ -237,15 +237,15 @@ fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     })
 }
 
-/// A page's request, which waits for its answer.
+/// Returns code for a page's synchronous request.
 fn request(url: &str) -> String {
     format!(
         "from js import XMLHttpRequest\nx = XMLHttpRequest.new()\nx.open('GET', {url:?}, False)\nx.send()\nprint(x.responseText)"
     )
 }
 
-/// Runs each try, and tells the furthest that one got.
-fn tell(
+/// Runs each attempt, and returns the furthest result.
+fn furthest(
     sandbox: &dyn Sandbox,
     tries: Vec<String>,
     is_hosts: impl Fn(&str) -> bool,
@@ -274,7 +274,7 @@ fn tell(
     }
 }
 
-/// How code was refused, in its own eyes.
+/// Names the exception or the end by which code was refused.
 fn refusal(finished: &Finished) -> String {
     match (&finished.exception, &finished.end) {
         // JavaScript's own error is in the message: `NotCapable: Requires read access …`.
@@ -288,10 +288,10 @@ fn refusal(finished: &Finished) -> String {
     }
 }
 
-/// A word that nobody could guess.
+/// Returns a random word of 128 bits.
 pub fn word() -> String {
     let mut bytes = [0; 16];
-    // It can't fail: the buffer is small, and the kernel has started long ago.
+    // It can't fail or return short: the buffer is small, and the kernel's random numbers are initialized.
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     debug_assert_eq!(filled, Ok(bytes.len()));
     let hex = bytes.iter().map(|byte| format!("{byte:02x}"));

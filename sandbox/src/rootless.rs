@@ -1,8 +1,9 @@
-//! The step between a jail and `runsc`, which has to be root to make a container: the root of a user namespace of its own.
+//! The step between a jail and `runsc`, which has to be root to make a container: the worker becomes root of a user namespace of its
+//! own, and executes `runsc`.
 //!
-//! `runsc --rootless` takes this step itself where it has to, by starting itself again, which costs a start of its Go runtime:
-//! some 20 ms. Root here has power over what is made here alone. What the jail shows can be made writable no more than before:
-//! its mounts belong to the namespace outside.
+//! `runsc --rootless` can take this step itself by starting itself again, which costs a start of its Go runtime: some 20 ms. This
+//! root has power only over what is made in its namespace. It can't make the jail's read-only mounts writable, since they belong to
+//! the namespace outside.
 
 #![allow(
     unsafe_code,
@@ -18,14 +19,14 @@ use std::process::Command;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// The command of `minivm-worker`'s for it.
+/// The subcommand of `minivm-worker`.
 pub const WORKER_COMMAND: &str = "rootless";
 
-/// What the worker says first where that can't be done.
-pub const FAILED: &str = "cannot become root in a user namespace: ";
+/// The start of the worker's message where it can't become root.
+pub(super) const FAILED: &str = "cannot become root in a user namespace: ";
 
-/// Becomes the program, as root of a new user namespace (user_namespaces(7)) with mounts of its own. Returns only the error, in
-/// words: user namespaces can't be made or nested here, or the program can't be executed.
+/// Executes the program as root of a new user namespace (user_namespaces(7)) with mounts of its own. Returns only on failure, with
+/// the message: user namespaces can't be made or nested here, or the program can't be executed.
 pub fn exec(program: &Path, args: &[OsString]) -> String {
     if let Err(error) = become_root() {
         return format!("{FAILED}{error}");
@@ -38,7 +39,8 @@ fn become_root() -> io::Result<()> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     // SAFETY: this process has one thread, and it shares no file descriptors with others.
     unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
-    // Who has no power outside may name his own user and group, and the group only where groups can't be dropped.
+    // A process without capabilities outside may map its own user and group only, and the group only after it has given up
+    // setgroups(2).
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {} 1", user.as_raw()))?;
     fs::write("/proc/self/gid_map", format!("0 {} 1", group.as_raw()))

@@ -1,8 +1,8 @@
-//! The signal that an image wants its command to be stopped by.
+//! The stop signal of an image: the signal that its command gets in place of SIGTERM.
 
 use minivm_machine::session::TERM;
 
-/// The first real-time signal, as programs see it: the C libraries keep those before it.
+/// The first real-time signal of programs. C libraries reserve those before it.
 const RTMIN: u8 = 34;
 const RTMAX: u8 = 64;
 
@@ -13,8 +13,8 @@ const NAMES: [&str; 31] = [
     "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 
-/// The number of a signal, of its name with or without SIG, or of its number as text. An empty name is SIGTERM; an unknown one has no
-/// number.
+/// Returns a signal's number from its name, with or without SIG, or from its number as text. An empty name is SIGTERM; `None` for an
+/// unknown one.
 pub(super) fn number(name: &str) -> Option<u8> {
     if name.is_empty() {
         return Some(TERM);
@@ -29,7 +29,7 @@ pub(super) fn number(name: &str) -> Option<u8> {
     }
 }
 
-/// The number of `RTMIN+n` or `RTMAX-n`, as systemd's images have it.
+/// Returns the number of `RTMIN+n` or `RTMAX-n`, which images with systemd name.
 fn real_time(name: &str) -> Option<u8> {
     let offset = |text: &str, sign: char| match text {
         "" => Some(0),

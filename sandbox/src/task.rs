@@ -1,4 +1,4 @@
-//! What is to be run, and what came of it.
+//! A task for a sandbox, and its result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -14,42 +14,42 @@ use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
 use minivm_machine::{Call, End, Files, Place};
 
-/// The most bytes of [`Program::Code`]: what Linux takes as one argument.
+/// The largest size of [`Program::Code`] in bytes: that of one argument in Linux (MAX_ARG_STRLEN, without its end).
 pub const CODE_MAX: usize = (128 << 10) - 1;
 
-/// What a sandbox is to run.
+/// A program for a sandbox.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Program {
     /// Python code, at most [`CODE_MAX`] bytes.
     Code(String),
     /// A command and its arguments.
     Command(Vec<OsString>),
-    /// Code that was suspended: see [`End::Suspended`].
+    /// Suspended code: see [`End::Suspended`].
     Resume {
-        /// What it was kept as.
+        /// The bytes that it was kept as.
         state: Vec<u8>,
-        /// What the function returned that it had called, or the message of an exception.
+        /// The value that its call returns, or the message of the exception that it raises.
         returned: Result<Value, String>,
     },
 }
 
-/// A function of the host's that the code may call. What it returns as an error is the message of an exception there.
+/// A function of the host that the code may call. An error is the message of an exception in the code.
 pub type Function = Box<dyn FnMut(Call) -> Result<Value, String> + Send>;
 
-/// What a task may use up.
+/// Limits of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// How long it may take: in a microVM from the command's start, in the others from the sandbox's.
+    /// The time limit: in a microVM from the command's start, in the others from the sandbox's.
     pub time: Option<Duration>,
-    /// Bytes of memory: the machine's in a microVM, all of the sandbox's processes' in the others. Where it isn't said each has
-    /// a default.
+    /// Memory in bytes: that of the machine in a microVM, that of all the sandbox's processes in the others. `None` for the
+    /// backend's default.
     pub memory: Option<u64>,
-    /// Bytes of each output that are passed on. What comes after them is dropped.
+    /// Bytes of each output that are passed on. Further bytes are dropped.
     pub output: Option<u64>,
 }
 
 impl Limits {
-    /// The same, with so much memory where nothing is said of it.
+    /// Returns these limits, with a default for memory.
     #[must_use]
     pub(super) fn with_memory(self, bytes: u64) -> Limits {
         Limits {
@@ -59,34 +59,34 @@ impl Limits {
     }
 }
 
-/// A program with its surroundings.
+/// A program with its input, outputs, environment, files and limits.
 pub struct Task {
-    /// What to run.
+    /// The code or the command.
     pub program: Program,
-    /// Its input, if it gets any.
+    /// The program's stdin; `None` for an empty one.
     pub stdin: Option<OwnedFd>,
-    /// Its output.
+    /// The program's stdout.
     pub stdout: Box<dyn Write + Send>,
-    /// The command's stderr.
+    /// The program's stderr.
     pub stderr: Box<dyn Write + Send>,
     /// Environment variables, beside those that the image or the sandbox sets itself.
     pub env: Vec<(OsString, OsString)>,
     /// Files and folders to copy in, to absolute paths.
     pub files: Vec<Files>,
-    /// What it may use up.
+    /// The program's limits.
     pub limits: Limits,
-    /// Functions that it may call.
+    /// Functions of the host that the code may call.
     pub functions: BTreeMap<String, Function>,
-    /// Functions at whose call it is suspended.
+    /// Names of functions whose call suspends the code.
     pub suspend_at: BTreeSet<String>,
-    /// What happens to it while it runs. A signal ends it everywhere but in a microVM, whose command gets it.
+    /// Signals and changes of the terminal's size while the task runs. A signal ends the task; in a microVM the command gets it.
     pub events: Receiver<Event>,
-    /// What a virtual machine alone can do with it.
+    /// Options that only a virtual machine supports.
     pub vm: VmOptions,
 }
 
 impl Task {
-    /// A program without input, whose outputs go nowhere.
+    /// Makes a task of a program without input, whose outputs are dropped.
     pub fn new(program: Program) -> Self {
         Task {
             program,
@@ -103,23 +103,23 @@ impl Task {
         }
     }
 
-    /// Python code without input, whose outputs go nowhere.
+    /// Makes a task of Python code without input, whose outputs are dropped.
     pub fn code(code: impl Into<String>) -> Self {
         Task::new(Program::Code(code.into()))
     }
 
-    /// Gives it these bytes to read.
+    /// Sets the task's stdin to these bytes.
     ///
     /// # Errors
     ///
-    /// Where there is no memory to keep them.
+    /// The system's error where there is no memory to keep them.
     pub fn with_input(mut self, bytes: &[u8]) -> io::Result<Self> {
         self.stdin = Some(in_memory(bytes)?);
         Ok(self)
     }
 
-    /// What a sandbox must be able to do to run it.
-    pub fn needs(&self) -> Vec<Capability> {
+    /// Returns the capabilities that a sandbox needs to run the task.
+    pub(super) fn needs(&self) -> Vec<Capability> {
         let resumes = matches!(self.program, Program::Resume { .. });
         let needs = [
             (
@@ -137,7 +137,7 @@ impl Task {
         needed.chain(self.vm.needs()).collect()
     }
 
-    /// The user's variables as text, for sandboxes whose Python has no others.
+    /// Returns the task's variables as text, for sandboxes whose Python supports no other values.
     pub(super) fn texts(&self, backend: Backend) -> Result<Vec<(String, String)>, Error> {
         let text = |(name, value): &(OsString, OsString)| {
             let texts = name.to_str().zip(value.to_str());
@@ -153,58 +153,58 @@ impl Task {
     }
 }
 
-/// What a task took.
+/// Time and memory that a task used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// From the call to its return.
+    /// Time from the call of [`Sandbox::run`](crate::Sandbox::run) to its return.
     pub total: Duration,
-    /// Time that processors spent in user mode, as far as it is known.
+    /// CPU time in user mode; `None` where the sandbox doesn't measure it.
     pub user_time: Option<Duration>,
-    /// And in the kernel.
+    /// CPU time in the kernel; `None` where the sandbox doesn't measure it.
     pub system_time: Option<Duration>,
-    /// The most bytes of this host's memory that the sandbox held at a time, as far as it is known.
+    /// Peak memory of the sandbox on this host, in bytes; `None` where it could not be measured.
     pub peak_memory: Option<u64>,
 }
 
-/// What came of a task.
+/// The result of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
-    /// How it ended.
+    /// The task's end.
     pub end: End,
-    /// The exception that ended Python code, as its traceback has it. The code can write what it likes there.
+    /// The exception that ended Python code, read from the traceback on its stderr. The code can forge it.
     pub exception: Option<Exception>,
-    /// Whether output was dropped for being too much.
+    /// Whether output was dropped: beyond the limit, or because it could not be written.
     pub truncated: bool,
-    /// What the user should know.
+    /// Warnings for the user, one line each.
     pub warnings: Vec<String>,
-    /// What it took.
+    /// Time and memory that the task used.
     pub usage: Usage,
-    /// What is known of its virtual machine; `None` for sandboxes without one.
+    /// The run's virtual machine; `None` for sandboxes without one.
     pub machine: Option<MachineRun>,
 }
 
 /// A task's run in a virtual machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MachineRun {
-    /// Where the machine ran.
+    /// Whether the machine ran on this host's KVM or in the lab.
     pub place: Place,
-    /// Whether it went on from a template instead of booting.
+    /// Whether the machine was resumed from a template instead of booting.
     pub warm: bool,
-    /// Whether files could not be copied out; the warnings say which.
+    /// Whether files could not be copied out; the warnings name them.
     pub copy_failed: bool,
-    /// Whether the guest's kernel ended a process for want of memory, be it the command or another one.
+    /// Whether the guest kernel's OOM killer ended a process: the command or another one.
     pub out_of_memory: bool,
-    /// The most bytes of the guest's memory that the command had.
+    /// Peak memory of the command in the guest, in bytes; `None` where the guest didn't report it.
     pub peak_memory: Option<u64>,
-    /// From the task's begin until the machine ran.
+    /// Time from the task's start until the machine ran.
     pub build: Duration,
-    /// From there until the guest's init started, as far as that is known, else until it said hello.
+    /// Time from there until the guest's init started, or until its hello where `init` is `None`.
     pub boot: Duration,
-    /// From init's start until it said hello, by the guest's own account.
+    /// Time from init's start until its hello, as the guest reports it.
     pub init: Option<Duration>,
-    /// From there to the command's start.
+    /// Time from the hello to the command's start.
     pub setup: Duration,
-    /// From there to its end.
+    /// Time from the command's start to its end.
     pub run: Duration,
 }
 
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_that_are_not_text_are_refused_by_backends_without_others() {
+    fn backends_whose_variables_are_text_refuse_others() {
         let mut task = Task::code("pass");
         let odd = OsString::from_vec(b"\xff".to_vec());
         task.env = vec![("A".into(), odd)];
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_an_input() {
+    fn bytes_can_be_the_stdin() {
         let task = Task::code("pass").with_input(b"hello").unwrap();
         let mut read = String::new();
         File::from(task.stdin.unwrap())

@@ -1,8 +1,8 @@
-//! The turducken: Pyodide in Deno in gVisor in a machine, each one sandbox inside another.
+//! The turducken: Pyodide in Deno in gVisor in a machine, one sandbox inside another.
 //!
-//! The machine's image is `runsc`, and below `/inner` the root that gVisor shows: Deno, its libraries, Pyodide. It is made of
-//! what the sandboxes of their own are made of, once, and kept as an archive like those of other images. The code comes on
-//! stdin, through all of them.
+//! The machine's image has `runsc`, and gVisor's root below `/inner`: Deno, its libraries, Pyodide. It is made once, of the parts
+//! of the backends gvisor and deno, and cached as an archive like those of other images. The code passes through all of them on
+//! stdin.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -19,30 +19,31 @@ use minivm_machine::Place;
 use minivm_machine::images::{Archive, Shelf};
 
 const LAUNCHER: &str = include_str!("../js/turducken.mjs");
-/// Changes when the same parts make another image.
+/// The version of the image's format. It changes where unchanged parts make another image.
 const FORMAT: &str = "1";
 const RUNSC: &str = "/runsc";
-/// gVisor's root, in the machine's.
+/// gVisor's root folder, in the machine's root.
 const INNER: &str = "/inner";
-/// Where the launcher is, in gVisor's root.
+/// The launcher's path in gVisor's root.
 const LAUNCHER_PATH: &str = "/task/turducken.mjs";
 const MOUNT_POINTS: [&str; 5] = ["dev", "etc", "proc", "sys", "tmp"];
 
-/// V8 compiles Pyodide once, by its quick compiler, and on the thread that waits for it. Its better compilers, on other threads,
-/// take longer than what they save where time is scarcest: under emulation.
+/// V8's flags: it compiles Pyodide once, by its quick compiler, on the thread that waits for it. Under emulation, its optimizing
+/// compilers on other threads take longer than they save.
 const V8: &str = "--v8-flags=--liftoff-only,--single-threaded";
 
-/// The image of the turducken's machine, made and kept.
+/// The cached image of the turducken's machine.
 pub struct Turducken {
     archive: Archive,
 }
 
 impl Turducken {
-    /// Makes the image of what lies in the cache, if it isn't there; `making` is called before that.
+    /// Opens the image, and makes it of the cache's tools where it is missing; `making` is called before that.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] where Deno, Pyodide or `runsc` isn't there, and others where the image can't be made.
+    /// [`Error::Unavailable`] where Deno, Pyodide or `runsc` isn't installed, [`Error::Images`] and [`Error::Host`] where the image
+    /// can't be made.
     pub fn open(cache: &Path, making: impl FnOnce()) -> Result<Turducken, Error> {
         let runsc = gvisor::find_runsc(cache)?;
         let deno = Deno::open(cache)?;
@@ -54,16 +55,16 @@ impl Turducken {
         Ok(Turducken { archive })
     }
 
-    /// The machine that all of it runs in.
+    /// Makes the sandbox of the outermost machine.
     pub fn microvm(self, kernel: PathBuf, place: Place) -> Microvm {
         Microvm::new(self.archive, Config::default(), kernel, place)
     }
 
-    /// What that machine runs: the code comes on stdin, through all of them.
+    /// Makes the task of that machine: `runsc`, with the code on stdin.
     ///
     /// # Errors
     ///
-    /// [`Error::Code`] where it is too long, and where there is no memory to keep it.
+    /// [`Error::Code`] where the code is too long, [`Error::Host`] where there is no memory to keep it.
     pub fn task(code: &str) -> Result<Task, Error> {
         python(code)?;
         let words = argv().into_iter().map(Into::into).collect();
@@ -74,8 +75,8 @@ impl Turducken {
     }
 }
 
-/// gVisor in the machine: as root, who may make namespaces there. Systrap, which is the quicker one on a host, needs processors
-/// that spin for each other: in a machine with one of them, emulated, it takes more than twice the time of ptrace.
+/// Returns the machine's command: `runsc` as root, which may make namespaces there. The platform systrap is quicker on a host, but
+/// its threads spin for each other: on the one emulated vCPU of a machine it takes more than twice the time of ptrace.
 fn argv() -> Vec<String> {
     let mut argv = vec![RUNSC.to_owned(), "--platform=ptrace".to_owned()];
     argv.extend(bundle::runsc_args());
@@ -83,11 +84,11 @@ fn argv() -> Vec<String> {
     argv
 }
 
-/// What the image is made of.
+/// The image's files.
 struct Parts {
-    /// Files and folders of the host's, and where the image has them.
+    /// Files and folders of the host, and their paths in the image.
     copied: Vec<(PathBuf, String)>,
-    /// Files of these texts.
+    /// Paths in the image, and the contents of their files.
     written: Vec<(String, Vec<u8>)>,
 }
 
@@ -126,7 +127,7 @@ impl Parts {
         Ok(Parts { copied, written })
     }
 
-    /// What the image is known by: the files' names, sizes and times, for they are too large to be read each time.
+    /// Returns the image's identity, a digest of the files' names, sizes and times: their contents are too large to read each time.
     fn identity(&self) -> Result<String, Error> {
         let mut fields = FORMAT.to_owned();
         for (host, inside) in &self.copied {
@@ -140,7 +141,7 @@ impl Parts {
         Ok(format!("turducken:{}", Digest::of(fields).hex()))
     }
 
-    /// The image, of one layer, which is in a file without a name.
+    /// Makes the image, of one layer in an unnamed temporary file.
     fn image(&self) -> Result<Image, Error> {
         let wrap = || cannot("write the turducken's image");
         let file = tempfile::tempfile().map_err(wrap())?;
@@ -182,7 +183,7 @@ impl Parts {
     }
 }
 
-/// Adds a file, or the files in a folder. Links are followed: they are the host's own.
+/// Adds a file, or the files in a folder. It follows links, which are the host's own.
 fn copy(tar: &mut Builder<impl Write>, host: &Path, inside: &str) -> io::Result<()> {
     if host.is_dir() {
         let mut names: Vec<_> = fs::read_dir(host)?.collect::<io::Result<_>>()?;
@@ -217,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_known_by_its_parts() {
+    fn the_identity_of_the_image_depends_on_its_parts() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("pyodide")).unwrap();
         fs::write(folder.path().join("pyodide/a"), "a").unwrap();

@@ -1,4 +1,4 @@
-//! What a virtual machine alone can do with a task, and the request to its init that comes of a task.
+//! The task's options for a virtual machine alone, and the request to its init that a task becomes.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,30 +11,30 @@ use minivm_machine::{Files, Place};
 
 use crate::{Capability, Error, Program, Task, python};
 
-/// What sandboxes call their machine.
+/// The host name of sandboxes.
 pub(super) const HOSTNAME: &str = "minivm";
 /// The longest host name in bytes: Linux's `__NEW_UTS_LEN`.
 const HOSTNAME_MAX: usize = 64;
 
-/// Which program of the image runs a [`Program::Command`].
+/// The program that runs a [`Program::Command`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Entrypoint {
-    /// None: the command is a program and its arguments.
+    /// No entrypoint: the command is a program and its arguments.
     #[default]
     Nothing,
-    /// The image's own, with the command as its arguments; with no command, the image's own arguments.
+    /// The image's entrypoint, with the command as its arguments; with an empty command, the image's own arguments.
     Image,
-    /// This one, with the command as its arguments.
+    /// This program, with the command as its arguments.
     Program(OsString),
 }
 
-/// A function that is called when a machine runs, with where it does, and whether it goes on from a template.
+/// A function that is called when a machine runs, with its place, and whether it was resumed from a template.
 pub type Started = Box<dyn FnOnce(&Place, bool) + Send>;
 
-/// What a virtual machine alone can do with a task. The default asks for nothing of it.
+/// Options of a task that only a virtual machine supports. The default sets none of them.
 #[derive(Default)]
 pub struct VmOptions {
-    /// What runs the command.
+    /// The program that runs the command.
     pub entrypoint: Entrypoint,
     /// The user and group, as `USER[:GROUP]`; `None` for the image's own.
     pub user: Option<String>,
@@ -56,18 +56,18 @@ pub struct VmOptions {
     pub terminal: Option<Window>,
     /// Files and folders to copy out of the guest when the command has ended.
     pub copy_out: Vec<Files>,
-    /// How long that may take once the time limit has been reached; `None` where nothing is copied after the limit.
+    /// How long copying out may take once the time limit has been reached; `None` to copy nothing after the limit.
     pub copy_out_grace: Option<Duration>,
-    /// Is set while an output is being written, and stays set while its reader takes nothing.
+    /// A flag that is set while an output is being written, and stays set while its reader takes nothing.
     pub pending: Pending,
-    /// Called where the session isn't over a second after the time limit, because an output has no reader that takes it.
+    /// Called where the session hasn't ended a second after the time limit, because the reader of an output takes nothing.
     pub overdue: Option<Box<dyn FnOnce() + Send>>,
     /// Called when the machine runs.
     pub started: Option<Started>,
 }
 
 impl VmOptions {
-    /// What a sandbox must be able to do to honour them.
+    /// Returns the capabilities that a sandbox needs for these options.
     pub(super) fn needs(&self) -> impl Iterator<Item = Capability> {
         let needs = [
             (self.changes_the_container(), Capability::Container),
@@ -93,22 +93,22 @@ impl VmOptions {
 }
 
 impl Task {
-    /// Looks whether the task can be run in an image with this configuration. `Sandbox::run` looks, too, but by then the image
+    /// Checks that the task can run in an image with this configuration. `Sandbox::run` checks it too, but only after the image
     /// has been unpacked.
     ///
     /// # Errors
     ///
-    /// [`Error::Request`] where there is no command, or the working folder or host name is not a valid one, and [`Error::Code`].
+    /// [`Error::Request`] where there is no command, or the working folder or host name is not valid, and [`Error::Code`].
     pub fn check(&self, config: &Config) -> Result<(), Error> {
         self.request(config).map(drop)
     }
 
-    /// The request to `minivm-init` in an image with this configuration. The command gets the task's variables after the image's.
+    /// Makes the request to `minivm-init` in an image with this configuration. The task's variables follow the image's.
     pub(super) fn request(&self, config: &Config) -> Result<Request, Error> {
         let options = &self.vm;
         let argv = self.argv(config)?;
         if argv.is_empty() {
-            let text = "the image names no command of its own: say which to run, behind `--`";
+            let text = "the image names no command of its own: give one after `--`";
             return Err(Error::Request(text.into()));
         }
         let mut env = texts(&config.env);
@@ -138,14 +138,14 @@ impl Task {
         })
     }
 
-    /// The command. Code is for the image's Python, without the image's entrypoint.
+    /// Returns the command. The image's Python runs code, without the image's entrypoint.
     fn argv(&self, config: &Config) -> Result<Vec<Vec<u8>>, Error> {
         let words = match &self.program {
             Program::Command(words) => words,
             Program::Code(code) => {
                 return Ok(python(code)?.into_iter().map(OsString::into_vec).collect());
             }
-            // No backend of images declares it, so it doesn't come here.
+            // Unreachable: no backend with images declares snapshots.
             Program::Resume { .. } => return Ok(Vec::new()),
         };
         let mut argv = match &self.vm.entrypoint {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn entrypoint_and_command_are_put_together_as_containers_have_it() {
+    fn entrypoint_and_command_combine_as_in_containers() {
         let argv = |entrypoint, words: &[&str]| {
             let argv = task(entrypoint, words).request(&config()).unwrap().argv;
             let text = |word| String::from_utf8(word).unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tasks_options_go_before_the_images() {
+    fn the_tasks_options_override_the_images() {
         let plain = task(Entrypoint::Image, &[]).request(&config()).unwrap();
         assert_eq!((&*plain.cwd, &*plain.user), (&b"/srv"[..], "app"));
         assert_eq!(plain.hostname, "minivm");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_valid_is_refused_by_name() {
+    fn invalid_options_are_refused_by_name() {
         let refused = |change: fn(&mut VmOptions)| {
             let mut task = task(Entrypoint::Image, &[]);
             change(&mut task.vm);

@@ -1,9 +1,9 @@
-//! Watching the memory of processes where no control group can: one that may be made without privileges is a rare thing.
+//! The memory of processes, measured where no control group can be made: without privileges, few hosts allow one.
 
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Bytes that a process and all below it hold, each page shared among its users.
+/// Returns the bytes that a process and all its descendants hold. A shared page counts in parts for each of its users.
 pub(super) fn memory_of(process: u32) -> u64 {
     let parents = parents();
     let mut family = vec![process];
@@ -16,13 +16,13 @@ pub(super) fn memory_of(process: u32) -> u64 {
     family.into_iter().map(proportional).sum()
 }
 
-/// Every process's parent. A process can't be its own ancestor, so a walk down from one of them has an end.
+/// Returns the parent of every process. A process can't be its own ancestor, so a walk down from one of them ends.
 fn parents() -> BTreeMap<u32, u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let parent = |entry: fs::DirEntry| {
         let process = entry.file_name().to_str()?.parse().ok()?;
         let stat = fs::read(entry.path().join("stat")).ok()?;
-        // The name is in parentheses, and may have any bytes in it, as the process likes. What follows is numbers.
+        // The name is in parentheses and may contain any bytes; the process chooses it. Only numbers follow the last `)`.
         let end = stat.iter().rposition(|&byte| byte == b')')?;
         let fields = std::str::from_utf8(stat.get(end + 2..)?).ok()?;
         Some((process, fields.split(' ').nth(1)?.parse().ok()?))
@@ -30,7 +30,7 @@ fn parents() -> BTreeMap<u32, u32> {
     entries.filter_map(parent).collect()
 }
 
-/// A process's proportional set size, in bytes. None of its own is 0, as one's that has ended is.
+/// Returns a process's proportional set size (PSS) in bytes; 0 where it can't be read or the process has ended.
 fn proportional(process: u32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
@@ -46,7 +46,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
-    fn children_count_too() {
+    fn memory_of_children_is_counted() {
         let own = memory_of(std::process::id());
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let alone = memory_of(child.id());
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_hides_a_child() {
+    fn no_process_name_hides_a_child() {
         let folder = tempfile::tempdir().unwrap();
         for name in [&b"\xff"[..], b"a) S 1 1 (\xe9", b") \n)"] {
             let program = folder.path().join(OsStr::from_bytes(name));

@@ -1,4 +1,4 @@
-//! The coding agent of the examples, at work.
+//! A run of the example `coding_agent` in a microVM.
 
 // Tests run: with the tools
 

@@ -1,4 +1,4 @@
-//! gVisor with a real image: what the trait promises, and that nothing leads out or stays.
+//! gVisor with a real image: the trait's contract, and that nothing leads out or is left behind.
 
 // Tests run: with the tools
 
@@ -67,7 +67,7 @@ fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
 
 static SANDBOX: LazyLock<Box<dyn Sandbox>> = LazyLock::new(|| open(|_| {}));
 
-/// What a task comes to.
+/// The result of a task.
 #[derive(Debug)]
 struct Ran {
     finished: Finished,
@@ -135,7 +135,7 @@ fn exit_codes_and_signals_are_the_codes() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn words_that_look_like_gvisors_own_are_the_commands() {
+fn output_that_looks_like_runscs_errors_is_the_commands() {
     let ran = shell("echo running container: starting container: no such file >&2; exit 128");
     assert_eq!(ran.finished.end, End::Exited(128));
     assert!(
@@ -147,7 +147,7 @@ fn words_that_look_like_gvisors_own_are_the_commands() {
     assert_eq!(
         ran.finished.end,
         End::Exited(3),
-        "nothing is inherited but streams"
+        "only the streams are inherited"
     );
     assert_eq!(
         ran.stderr.matches("Bad file descriptor").count(),
@@ -159,7 +159,7 @@ fn words_that_look_like_gvisors_own_are_the_commands() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn a_command_that_is_not_there_or_no_program_is_told_apart() {
+fn a_missing_command_and_a_file_that_is_no_program_end_differently() {
     for missing in ["no-such-command", "/no/such/command"] {
         let ran = run(command(&[missing, "x"]));
         match &ran.finished.end {
@@ -190,7 +190,7 @@ fn input_is_read_to_its_end() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn a_write_is_whole_and_an_output_the_users_own() {
+fn writes_are_whole_and_users_can_open_their_outputs() {
     let ran = python("import os, sys\nprint(os.write(1, b'x' * 1000000), file=sys.stderr)");
     assert_eq!((ran.stdout.len(), &*ran.stderr), (1_000_000, "1000000\n"));
     let sandbox = open(|config| config.user = "1000".into());
@@ -203,7 +203,7 @@ fn a_write_is_whole_and_an_output_the_users_own() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn what_is_left_running_holds_nothing_up_and_its_output_is_whole() {
+fn background_processes_do_not_delay_the_end_or_cut_output() {
     let ran = shell("(sleep 1000 &); sleep 1001 & head -c 100000 /dev/zero; exit 5");
     assert_eq!(ran.finished.end, End::Exited(5));
     assert_eq!(ran.stdout.len(), 100_000);
@@ -235,7 +235,7 @@ fn the_time_limit_ends_it_with_what_it_has_printed() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn what_takes_too_much_memory_is_ended() {
+fn code_beyond_the_memory_limit_is_ended() {
     for code in [
         "x = []\nwhile True: x.append(bytearray(1 << 20))",
         "with open('/file', 'wb') as f:\n    while True: f.write(bytes(1 << 20))",
@@ -252,12 +252,12 @@ fn what_takes_too_much_memory_is_ended() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn there_are_only_so_many_processes() {
+fn the_number_of_processes_is_limited() {
     let code = "import os, time, signal\nchildren = []\ntry:\n    while True:\n        child = os.fork()\n        \
                 if child == 0: time.sleep(1000); os._exit(0)\n        children.append(child)\n\
                 except BlockingIOError: print('enough', len(children))\nfor c in children: os.kill(c, signal.SIGKILL)";
     let mut task = Task::code(code);
-    // So many take more than the default.
+    // So many processes take more than the default limit.
     task.limits.memory = Some(6 << 30);
     let ran = run(task);
     assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.stderr);
@@ -298,7 +298,7 @@ fn the_environment_is_the_images_and_the_users() {
             "ODD=\u{fffd}",
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         ],
-        "nothing of the host's"
+        "no variable of the host"
     );
 }
 
@@ -323,10 +323,10 @@ fn user_and_folder_are_the_images() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Many servers write their logs so.
+/// Many servers open their logs by such a name.
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn outputs_can_be_opened_by_name_whoever_the_user_is() {
+fn any_user_can_open_the_outputs_by_name() {
     let script = "echo out > /dev/stdout; echo err > /dev/stderr; echo again > /proc/self/fd/1";
     for user in ["", "1000", "1000:7"] {
         let sandbox = open(|config| config.user = user.into());
@@ -335,10 +335,10 @@ fn outputs_can_be_opened_by_name_whoever_the_user_is() {
     }
 }
 
-/// Where minivm is root, the sandbox on the host is not; root inside is root of the image's files all the same.
+/// Where minivm is root, the sandbox's processes on the host are not, but root inside may still read root's files of the image.
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn root_reads_what_the_image_keeps_for_root() {
+fn root_reads_files_that_only_root_may_read() {
     let cache = tempfile::tempdir().unwrap();
     let root = tempfile::tempdir().unwrap();
     let mut copy = Command::new("cp");
@@ -400,7 +400,7 @@ fn files_are_copied_in_and_are_the_guests_own() {
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
-/// The roots that are kept. Locks beside them have the time of their last use, and half a root another name.
+/// Returns the cached roots, without the locks beside them and unfinished roots, whose names have an extension.
 fn kept_roots() -> Vec<PathBuf> {
     let kept = cache::folder().unwrap().join("rootfs");
     let entries = fs::read_dir(kept)
@@ -409,7 +409,7 @@ fn kept_roots() -> Vec<PathBuf> {
     entries.filter(|path| path.extension().is_none()).collect()
 }
 
-/// All below a folder, with sizes and times.
+/// Lists all files and folders below a folder, with sizes and times.
 fn state(folder: &Path) -> Vec<String> {
     let mut all = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -434,7 +434,7 @@ fn state(folder: &Path) -> Vec<String> {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn what_a_run_writes_is_gone_with_it() {
+fn files_that_a_run_writes_are_gone_after_it() {
     LazyLock::force(&SANDBOX);
     let before: Vec<_> = kept_roots()
         .into_iter()
@@ -467,21 +467,21 @@ fn runs_at_once_see_nothing_of_each_other() {
     });
 }
 
-/// The processes that see this folder, or were told of it.
+/// Counts the processes that have this folder mounted or in their arguments.
 fn processes_with(folder: &Path) -> usize {
     let folder = folder.to_str().unwrap();
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let tells = |process: &Path, file| {
+    let names = |process: &Path, file| {
         let text = fs::read(process.join(file)).unwrap_or_default();
         String::from_utf8_lossy(&text).contains(folder)
     };
-    let tells = |process: &Path| tells(process, "cmdline") || tells(process, "mountinfo");
-    entries.filter(|entry| tells(&entry.path())).count()
+    let names = |process: &Path| names(process, "cmdline") || names(process, "mountinfo");
+    entries.filter(|entry| names(&entry.path())).count()
 }
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn nothing_is_left_of_a_run_that_was_stopped() {
+fn a_stopped_run_leaves_no_processes_and_frees_its_root() {
     LazyLock::force(&SANDBOX);
     let own_cache = tempfile::tempdir().unwrap();
     let assets = own_cache.path().join("assets");
@@ -510,7 +510,7 @@ fn nothing_is_left_of_a_run_that_was_stopped() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn no_listener_on_the_host_is_reached() {
+fn code_cannot_connect_to_a_listener_on_the_host() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -547,7 +547,7 @@ fn nothing_of_the_host_is_seen() {
 
 #[test]
 #[ignore = "needs a root file system and runsc: cargo xtask test"]
-fn what_it_has_not_declared_is_refused() {
+fn undeclared_capabilities_are_refused() {
     let mut task = Task::code("pass");
     task.suspend_at.insert("ask".into());
     let error = SANDBOX.run(task).unwrap_err();

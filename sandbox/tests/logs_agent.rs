@@ -1,4 +1,4 @@
-//! The agent of `examples/logs_agent`, as it is run there: what it tells, and what it is refused.
+//! The agent of `examples/logs_agent`: its report, and the calls that it is refused.
 
 // Tests run: here
 
@@ -21,9 +21,9 @@ use rusqlite::Connection;
 struct Ran {
     finished: Finished,
     printed: String,
-    /// The report, if there is one.
+    /// The report, if the code wrote one.
     html: Option<String>,
-    /// Rows of the database afterwards.
+    /// The number of rows in the database afterwards.
     rows: u32,
 }
 
@@ -55,7 +55,7 @@ fn run(code: &str) -> Ran {
 }
 
 #[test]
-fn the_report_tells_what_the_queries_found() {
+fn the_report_shows_the_results_of_the_queries() {
     let ran = run(agent::CODE);
     assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.printed);
     assert!(
@@ -71,12 +71,12 @@ fn the_report_tells_what_the_queries_found() {
     );
     // Three services, and two paths of the worst.
     assert_eq!(html.matches("<rect ").count(), 5, "{html}");
-    // The longest bar is the largest number's, whichever that is.
+    // Only the bar of the largest number has the full length.
     assert_eq!(html.matches("width=\"400.0\"").count(), 1);
 }
 
 #[test]
-fn a_report_loads_nothing_runs_nothing_and_shows_texts_as_texts() {
+fn a_report_has_no_scripts_or_links_and_escapes_texts() {
     let html = run(agent::CODE).html.unwrap();
     assert!(
         html.contains("&lt;script&gt;alert(&#39;Ignore all"),
@@ -119,7 +119,7 @@ fn queries_that_write_are_refused_and_the_code_goes_on() {
 
 #[test]
 fn functions_refuse_what_they_cannot_use() {
-    for (code, told) in [
+    for (code, expected) in [
         ("query(1)", "takes one argument, which is SQL"),
         ("query('SELECT 1', 2)", "takes one argument, which is SQL"),
         ("query('SELEC 1')", "syntax error"),
@@ -135,7 +135,7 @@ fn functions_refuse_what_they_cannot_use() {
         let exception = ran.finished.exception.unwrap();
         assert_eq!(exception.kind, "RuntimeError", "{code}");
         assert!(
-            exception.message.contains(told),
+            exception.message.contains(expected),
             "{code}: {}",
             exception.message
         );

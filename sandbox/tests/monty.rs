@@ -1,4 +1,4 @@
-//! The backend monty, with the real `minivm` as its worker, and within this process: both through the same tests.
+//! The backend monty, with the real `minivm-worker` and within this process: most tests run both.
 
 // Tests run: here
 
@@ -20,7 +20,7 @@ use minivm_tests::patience::{PATIENCE, with_limits_from};
 use minivm_tests::{processes, stress};
 use serde_json::{Value, json};
 
-/// As programs have it that limit the memory of `InProcess`.
+/// The allocator of programs that limit the memory of `InProcess`.
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
@@ -130,9 +130,9 @@ fn an_exception_has_type_message_and_line() {
 }
 
 #[test]
-fn exit_codes_are_what_was_asked_for() {
+fn exit_codes_are_those_of_exit_and_system_exit() {
     for sandbox in both() {
-        for (code, expected, said) in [
+        for (code, expected, stderr) in [
             ("exit()", 0, ""),
             ("exit(3)", 3, ""),
             ("import sys\nif True:\n    sys.exit(4)", 4, ""),
@@ -154,7 +154,7 @@ fn exit_codes_are_what_was_asked_for() {
                 "{code}: {}",
                 ran.stderr
             );
-            assert_eq!(ran.stderr, said, "{code}");
+            assert_eq!(ran.stderr, stderr, "{code}");
         }
     }
 }
@@ -208,7 +208,7 @@ fn an_endless_loop_is_timed_out_and_what_it_printed_is_seen() {
 }
 
 #[test]
-fn a_function_that_takes_its_time_counts_too() {
+fn the_time_of_host_functions_counts_too() {
     for sandbox in both() {
         let slow = |_| {
             thread::sleep(Duration::from_millis(50));
@@ -243,7 +243,7 @@ fn a_function_that_does_not_return_is_not_waited_for() {
 }
 
 #[test]
-fn memory_is_limited_and_really_so() {
+fn the_memory_limit_holds_in_the_process_too() {
     let limit = 64 << 20;
     for code in [
         "a = []\nwhile True: a.append('x' * 1000)",
@@ -270,7 +270,7 @@ fn memory_is_limited_and_really_so() {
 }
 
 #[test]
-fn a_limit_within_a_limit_is_refused_and_not_waited_for() {
+fn a_limited_task_within_a_limited_task_is_refused() {
     let limited = || {
         let mut task = Task::code("pass");
         task.limits.memory = Some(1 << 20);
@@ -305,7 +305,7 @@ fn deep_recursion_is_an_exception() {
 }
 
 #[test]
-fn what_ends_the_interpreter_ends_no_one_else() {
+fn a_crash_of_the_interpreter_ends_the_worker_only() {
     for code in [
         format!("x = 1{}", " + 1".repeat(30_000)),
         format!("x = a{}", ".b".repeat(60_000)),
@@ -428,7 +428,7 @@ fn resume(sandbox: &dyn Sandbox, state: Vec<u8>, returned: Result<Value, String>
 #[test]
 fn code_is_suspended_and_resumed_elsewhere() {
     let code = "x = [1, 2]\nprint('before')\ny = ask('how many?', of=x)\nprint(x, y + 1)\n1 / y\n";
-    // Each with the other's state, and twice with the same.
+    // Each sandbox resumes the other's state, and one resumes its own.
     let [process, within] = both();
     for (first, second) in [
         (&process, &within),
@@ -446,14 +446,14 @@ fn code_is_suspended_and_resumed_elsewhere() {
         let ran = resume(&**second, state.clone(), Ok(json!(0)));
         assert_eq!(ran.exception().kind, "ZeroDivisionError");
         assert_eq!(ran.exception().line, Some(5));
-        let ran = resume(&**second, state, Err("nobody knows".into()));
-        assert_eq!(ran.exception().message, "nobody knows");
+        let ran = resume(&**second, state, Err("no answer".into()));
+        assert_eq!(ran.exception().message, "no answer");
         assert_eq!(ran.exception().line, Some(3));
     }
 }
 
 #[test]
-fn limits_of_the_resumed_are_its_own() {
+fn resumed_code_has_the_limits_of_its_own_task() {
     for sandbox in both() {
         let (_, _, state) = suspended(&*sandbox, "ask()\nwhile True: pass");
         let mut task = Task::new(Program::Resume {
@@ -466,7 +466,7 @@ fn limits_of_the_resumed_are_its_own() {
 }
 
 #[test]
-fn what_is_no_state_is_refused() {
+fn bytes_that_are_not_a_state_are_refused() {
     for sandbox in both() {
         for state in [
             &b""[..],
@@ -500,7 +500,7 @@ fn a_signal_from_outside_ends_it() {
 }
 
 #[test]
-fn what_was_printed_before_an_endless_instruction_comes_out() {
+fn output_from_before_an_endless_instruction_is_written() {
     with_limits_from(Duration::from_millis(500), |limit| {
         let mut task = Task::code("print('begun')\nx = 7 ** (10 ** 8)");
         task.limits.time = Some(limit);
@@ -511,7 +511,7 @@ fn what_was_printed_before_an_endless_instruction_comes_out() {
 }
 
 #[test]
-fn an_output_that_nobody_takes_ends_it() {
+fn a_closed_output_ends_the_code() {
     for sandbox in both() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
@@ -524,7 +524,7 @@ fn an_output_that_nobody_takes_ends_it() {
 
 #[test]
 fn many_in_a_row_and_several_at_once_leave_nothing() {
-    // By this path its processes can be told from those of other tests.
+    // The path distinguishes this test's processes from those of other tests.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("minivm");
     std::fs::copy(env!("CARGO_BIN_EXE_minivm-worker"), &program).unwrap();
@@ -551,7 +551,7 @@ fn many_in_a_row_and_several_at_once_leave_nothing() {
 }
 
 #[test]
-fn files_that_are_open_here_are_closed_after_a_run() {
+fn memory_files_are_closed_after_a_run() {
     let open = || {
         let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
@@ -563,7 +563,7 @@ fn files_that_are_open_here_are_closed_after_a_run() {
     for _ in 0..5 {
         run_code(&*sandbox(), "print(1)");
     }
-    // Tests that run at the same time have some for as long as they start a process.
+    // Other tests have such files open while they start a process.
     let soon = Instant::now() + PATIENCE;
     while open() > 0 && Instant::now() < soon {
         thread::sleep(Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! The sandboxes with Pyodide: what code in them can do, what it can't, and that nothing of it stays.
+//! The sandboxes with Pyodide: what code in them can do, and what it can't.
 
 // Tests run: with the tools
 
@@ -66,7 +66,7 @@ fn run_code(backend: Backend, code: &str) -> Ran {
     run(backend, Task::code(code))
 }
 
-/// What code prints that ends well, and writes nothing to stderr.
+/// The stdout of code that exits with 0 and writes nothing to stderr.
 fn printed(backend: Backend, code: &str) -> String {
     printed_by(backend, Task::code(code))
 }
@@ -139,21 +139,21 @@ fn exit_codes_pass_through(backend: Backend) {
     }
 }
 
-fn a_died_interpreter_is_told(backend: Backend) {
+fn a_fatal_error_of_the_interpreter_is_reported(backend: Backend) {
     let ran = run_code(backend, "import os; print('a', flush=True); os.abort()");
     assert_eq!(ran.finished.end, End::Signal(6));
-    // And where it was, which Pyodide writes there too.
+    // Pyodide also writes the traceback there.
     assert!(ran.stdout.starts_with("a\n"), "{}", ran.stdout);
     assert!(ran.stderr.contains("came to its end"), "{}", ran.stderr);
 }
 
-fn waiting_works(backend: Backend) {
+fn asyncio_and_sleep_work(backend: Backend) {
     let code = "import asyncio, time\nasync def main():\n    await asyncio.sleep(0.01)\n    return 3\n\
                 time.sleep(0.01)\nprint(asyncio.run(main()))";
     assert_eq!(printed(backend, code), "3\n");
 }
 
-fn it_runs_as_the_main_module(backend: Backend) {
+fn code_runs_as_the_main_module(backend: Backend) {
     let code = "import sys, __main__\nx = 1\nprint(__name__, __main__.x, sys.argv)";
     assert_eq!(printed(backend, code), "__main__ 1 ['-c']\n");
 }
@@ -183,7 +183,7 @@ fn memory_has_a_limit(backend: Backend) {
 fn too_much_for_webassembly_is_a_memory_error(backend: Backend) {
     let mut task =
         Task::code("a = bytearray(3 << 29)\nb = bytearray(3 << 29)\nc = bytearray(3 << 29)");
-    // More than WebAssembly can have.
+    // More than the address space of WebAssembly.
     task.limits.memory = Some(6 << 30);
     let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Exited(1));
@@ -281,7 +281,7 @@ fn files_are_copied_in(backend: Backend) {
     }
 }
 
-fn what_is_not_declared_is_refused(backend: Backend) {
+fn undeclared_capabilities_are_refused(backend: Backend) {
     let sandbox = open(backend);
     let mut task = Task::code("pass");
     task.functions
@@ -297,7 +297,7 @@ fn what_is_not_declared_is_refused(backend: Backend) {
     );
 }
 
-fn no_network_is_reached(backend: Backend) {
+fn the_network_cannot_be_reached(backend: Backend) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -327,8 +327,8 @@ print('done')"
     );
     let ran = run_code(backend, &code);
     assert_eq!(ran.stdout, "done\n", "{}", ran.stderr);
-    let nobody = listener.accept().unwrap_err();
-    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
 }
 
 fn nothing_of_the_host_is_seen(backend: Backend) {
@@ -349,7 +349,7 @@ fn random_numbers_differ_from_run_to_run(backend: Backend) {
     }
 }
 
-fn input_comes_as_it_is_given(backend: Backend) {
+fn input_arrives_line_by_line(backend: Backend) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let mut task = Task::code("print(input())\nprint(input())");
     task.stdin = Some(OwnedFd::from(reader));
@@ -369,7 +369,7 @@ fn input_comes_as_it_is_given(backend: Backend) {
     assert_eq!(*stdout.0.lock().unwrap(), b"one\ntwo\n");
 }
 
-fn a_browser_reaches_nobody_by_any_of_its_ways(backend: Backend) {
+fn no_kind_of_browser_request_reaches_the_host(backend: Backend) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -404,11 +404,11 @@ print('done')"
     );
     let ran = run_code(backend, &code);
     assert_eq!(ran.stdout, "done\n", "{}", ran.stderr);
-    let nobody = listener.accept().unwrap_err();
-    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
 }
 
-fn a_page_is_not_left_and_waits_for_nobody(backend: Backend) {
+fn leaving_the_page_ends_the_code_and_dialogs_return_at_once(backend: Backend) {
     let dialogs = "import js; print(js.alert('x'), js.confirm('y'))";
     assert_eq!(printed(backend, dialogs), "None False\n");
     for way in ["location.href = 'about:blank'", "location.reload()"] {
@@ -423,24 +423,24 @@ fn a_page_is_not_left_and_waits_for_nobody(backend: Backend) {
     }
 }
 
-fn a_crashed_page_is_told(backend: Backend) {
+fn a_crash_of_the_page_is_reported(backend: Backend) {
     let hog =
         "import js; js.eval('const all = []; while (true) all.push(new Array(1e6).fill(1.5))')";
     let mut task = Task::code(hog);
-    // More than a page can have.
+    // More than a page may allocate.
     task.limits.memory = Some(8 << 30);
     let ran = run(backend, task);
     assert_eq!(ran.finished.end, End::Signal(6));
     assert!(ran.stderr.contains("crashed"), "{}", ran.stderr);
 }
 
-fn what_the_page_tells_in_the_codes_name_breaks_nothing(backend: Backend) {
-    let code = "import js\nfor told in ['', 's', 'o', 'o!', 'ob2sK', 'é', 'zzz', 'e', '🐍']: js.minivmTold(told)\n\
-                js.minivmTold('x3')";
+fn forged_messages_of_the_page_do_no_harm(backend: Backend) {
+    let code = "import js\nfor message in ['', 's', 'o', 'o!', 'ob2sK', 'é', 'zzz', 'e', '🐍']: js.minivmSend(message)\n\
+                js.minivmSend('x3')";
     let ran = run_code(backend, code);
     assert_eq!(ran.finished.end, End::Exited(3));
     assert_eq!(ran.stdout, "ok\n");
-    let code = "import js; js.minivmTold('fit is over')";
+    let code = "import js; js.minivmSend('fit is over')";
     let ran = run_code(backend, code);
     assert_eq!(ran.finished.end, End::Signal(6));
     assert_eq!(ran.stderr, "minivm: it is over\n");
@@ -467,20 +467,20 @@ macro_rules! claims_of_both {
             output_comes_at_once,
             exceptions_have_type_message_and_line,
             exit_codes_pass_through,
-            a_died_interpreter_is_told,
-            waiting_works,
-            it_runs_as_the_main_module,
+            a_fatal_error_of_the_interpreter_is_reported,
+            asyncio_and_sleep_work,
+            code_runs_as_the_main_module,
             memory_has_a_limit,
             too_much_for_webassembly_is_a_memory_error,
             a_flood_is_cut,
             input_is_read,
             variables_are_set,
             files_are_copied_in,
-            what_is_not_declared_is_refused,
-            no_network_is_reached,
+            undeclared_capabilities_are_refused,
+            the_network_cannot_be_reached,
             nothing_of_the_host_is_seen,
             random_numbers_differ_from_run_to_run,
-            input_comes_as_it_is_given,
+            input_arrives_line_by_line,
         );
     };
 }
@@ -490,8 +490,8 @@ claims_of_both!(chromium, minivm_sandbox::Backend::Chromium);
 claims!(
     browser,
     minivm_sandbox::Backend::Chromium,
-    a_browser_reaches_nobody_by_any_of_its_ways,
-    a_page_is_not_left_and_waits_for_nobody,
-    a_crashed_page_is_told,
-    what_the_page_tells_in_the_codes_name_breaks_nothing,
+    no_kind_of_browser_request_reaches_the_host,
+    leaving_the_page_ends_the_code_and_dialogs_return_at_once,
+    a_crash_of_the_page_is_reported,
+    forged_messages_of_the_page_do_no_harm,
 );

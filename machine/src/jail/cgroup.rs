@@ -1,7 +1,7 @@
-//! Control groups: limits on the memory and the number of processes of a sandbox, and what it takes.
+//! Control groups: limits on the memory and the number of processes of a sandbox, and its memory use.
 //!
-//! Either hierarchy will do: one for all (version 2), or one for each resource (version 1). A group is made where this
-//! process may make one: in its own group or beside it. Where it may not, the caller has to do without.
+//! Both versions are supported: one hierarchy for all controllers (version 2), or one for each (version 1). A group is made in
+//! this process's own group or beside it, where this process may make one. Otherwise the caller runs without a group.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,19 +10,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How the groups' folders begin. Our process's number follows, so that one of a process that was killed can be told.
+/// The prefix of the groups' folders. This process's ID follows, so that the group of a killed minivm can be recognized.
 const PREFIX: &str = "minivm-";
-/// How long a group may take to be empty when its processes have been killed.
+/// How long a group may take to become empty after its processes have been killed.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Processes and threads of a sandbox, at the most.
+/// The largest number of processes and threads of a sandbox.
 const PIDS_MAX: &str = "1024";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A group for one sandbox. It is removed when this is dropped, by when its processes have to be gone.
+/// The control group of one sandbox. Dropping it removes the group, whose processes have to have ended by then.
 pub struct Cgroup {
+    /// The group's folder for memory.
     memory: PathBuf,
-    /// The same in version 2; not always there in version 1.
+    /// The group's folder for processes: `memory` in version 2, and `None` in version 1 where there is no such controller.
     pids: Option<PathBuf>,
     version: Version,
 }
@@ -34,7 +35,7 @@ enum Version {
 }
 
 impl Cgroup {
-    /// A new group, if there can be one.
+    /// Makes a group with a limit on memory in bytes; `None` where this process may not make one.
     pub fn create(memory: Option<u64>) -> Option<Cgroup> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let group = Cgroup::in_version_2(&groups).or_else(|| Cgroup::in_version_1(&groups))?;
@@ -53,7 +54,7 @@ impl Cgroup {
             memory,
             version: Version::Two,
         };
-        // A group without this controller counts no processes, but memory all the same.
+        // A group without this controller counts no processes; its memory is limited nevertheless.
         let _ = fs::write(group.memory.join("pids.max"), PIDS_MAX);
         Some(group)
     }
@@ -86,34 +87,39 @@ impl Cgroup {
             Version::Two => ("memory.max", "memory.swap.max", "0"),
         };
         fs::write(self.memory.join(limit), &bytes)?;
-        // Not there where the kernel counts no swap.
+        // The file is missing where the kernel counts no swap.
         let _ = fs::write(self.memory.join(with_swap), swap);
         Ok(())
     }
 
-    /// The files to which a process of one thread writes `0` to enter.
+    /// Opens the files to which a process of one thread writes `0` to enter the group.
     ///
-    /// In version 1 it enters as a thread, which comes to the same and takes 0.04 ms. As a process it would first have to wait
-    /// until no other can start a thread meanwhile: 14 ms. Version 2 has threads of its own kind only.
-    pub fn doors(&self) -> io::Result<Vec<File>> {
-        let door = match self.version {
+    /// In version 1 this is `tasks`, which moves a thread: for a process of one thread that has the same effect and takes 0.04 ms.
+    /// `cgroup.procs` first waits until no process can start a thread meanwhile: 14 ms. Version 2 moves threads only within a
+    /// threaded subtree.
+    ///
+    /// # Errors
+    ///
+    /// The error of opening one of them.
+    pub fn procs_files(&self) -> io::Result<Vec<File>> {
+        let file = match self.version {
             Version::One => "tasks",
             Version::Two => "cgroup.procs",
         };
         let mut folders = vec![&self.memory];
         folders.extend(self.pids.as_ref().filter(|pids| **pids != self.memory));
-        let open = |folder: &PathBuf| File::options().write(true).open(folder.join(door));
+        let open = |folder: &PathBuf| File::options().write(true).open(folder.join(file));
         folders.into_iter().map(open).collect()
     }
 
-    /// Whether it has a limit on processes.
+    /// Returns whether the group limits the number of processes.
     fn bounds_processes(&self) -> bool {
         let limit = |pids: &PathBuf| fs::read_to_string(pids.join("pids.max"));
         let limit = self.pids.as_ref().and_then(|pids| limit(pids).ok());
         limit.is_some_and(|limit| limit.trim() == PIDS_MAX)
     }
 
-    /// Bytes that its processes hold now: their own and shared memory, without the files that the kernel caches.
+    /// Returns the bytes that the group's processes hold now: their own and shared memory, without cached files.
     pub fn memory(&self) -> Option<u64> {
         let fields: &[&str] = match self.version {
             Version::One => &["rss", "shmem"],
@@ -123,8 +129,8 @@ impl Cgroup {
         Some(sum(&stat, fields))
     }
 
-    /// The most bytes that it had at a time, with the files that the kernel has read for it. Kernels before 5.19 don't tell in
-    /// version 2.
+    /// Returns the peak memory of the group in bytes, including cached files. `None` in version 2 before Linux 5.19, which
+    /// doesn't report it.
     pub fn peak(&self) -> Option<u64> {
         let file = match self.version {
             Version::One => "memory.max_usage_in_bytes",
@@ -134,7 +140,7 @@ impl Cgroup {
         text.trim().parse().ok()
     }
 
-    /// Whether a process of it was killed for the want of memory.
+    /// Returns whether the kernel's OOM killer ended a process of the group.
     pub fn out_of_memory(&self) -> bool {
         let file = match self.version {
             Version::One => "memory.oom_control",
@@ -149,7 +155,7 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         let began = Instant::now();
         for folder in self.pids.iter().chain([&self.memory]) {
-            // A process that was killed is in it until it is really gone.
+            // A killed process stays in its group until the kernel has released it.
             while let Err(error) = fs::remove_dir(folder) {
                 if error.kind() != io::ErrorKind::ResourceBusy || began.elapsed() > PATIENCE {
                     break;
@@ -160,13 +166,14 @@ impl Drop for Cgroup {
     }
 }
 
-/// Whether a group can be made here that holds memory and processes to a limit.
+/// Returns whether a group can be made here that limits memory and processes.
 pub(super) fn can_be_made() -> bool {
-    // What it would be held to counts for nothing.
+    // The limit's value doesn't matter.
     Cgroup::create(Some(1 << 30)).is_some_and(|group| group.bounds_processes())
 }
 
-/// This process's own group in a hierarchy, from `/proc/self/cgroup`: lines of a number, controllers, and a path.
+/// Returns the folder of this process's own group in a hierarchy, from the lines of `/proc/self/cgroup`, each
+/// `HIERARCHY:CONTROLLERS:PATH`.
 fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<PathBuf> {
     let line = groups.lines().find_map(|line| {
         let (start, path) = line.split_at(line.match_indices(':').nth(1)?.0);
@@ -177,7 +184,7 @@ fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<Path
     Some(root.join(line.trim_start_matches('/')))
 }
 
-/// Makes a group in the folder or beside it, if it then has this file.
+/// Makes a group in the folder or beside it; `None` where the new group has no such file that can be written.
 fn make(own: &Path, file: &str) -> Option<PathBuf> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("{PREFIX}{}-{count}", std::process::id());
@@ -197,7 +204,7 @@ fn make(own: &Path, file: &str) -> Option<PathBuf> {
         })
 }
 
-/// Removes the groups of processes that were killed before they could. Only an empty group can be removed.
+/// Removes the groups of minivm processes that were killed. Only an empty group can be removed.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -209,7 +216,7 @@ fn remove_stale(parent: &Path) {
     }
 }
 
-/// The sum of some fields of a file of lines, each a name and a number.
+/// Sums some fields of a file whose lines are a name and a number.
 fn sum(text: &str, fields: &[&str]) -> u64 {
     let pairs = text.lines().filter_map(|line| line.split_once(' '));
     pairs

@@ -1,13 +1,14 @@
-//! The way down from root: how a jail's processes become a user of the host's that owns nothing, where minivm is root.
+//! The drop of root: where minivm is root, a jail's processes become a user of the host that owns nothing.
 //!
-//! A user namespace maps its root to a user that is free on the host, another one for each run, so that no limit that counts by
-//! user adds up over runs. All of a jail is in that namespace. What breaks out of the jail is that user on the host, and not root.
+//! A user namespace maps its root to a user ID that is free on the host, another one for each run, so that limits that count by
+//! user don't add up over runs. All of a jail is in that namespace. A process that breaks out of the jail is that user on the
+//! host, and not root.
 //!
-//! Such a user can't walk to what lies in root's folders, nor read what is for root alone. So each file or folder that is shown
-//! is a mount of its own, which minivm makes as root, with owners mapped like those of the namespace: what is root's is that
-//! user's there, and root's still on the disk. The new process puts these mounts into a folder in memory over `/tmp`, which it
-//! alone sees, before it gives root up. Some file systems can't map owners (overlayfs, network file systems): theirs are shown
-//! as they are, and what is for root alone can't be read there.
+//! Such a user can't enter root's folders, nor read files that only root may read. So minivm, as root, makes a mount of its own
+//! of each file or folder that the jail binds, with owners mapped like those of the namespace (mount_setattr(2),
+//! MOUNT_ATTR_IDMAP): root's files belong to that user there, and to root on the disk. The new process attaches these mounts in a
+//! tmpfs over `/tmp`, which it alone sees, before it gives root up. Some file systems can't map owners (overlayfs, network file
+//! systems): they are bound as they are, and files that only root may read can't be read there.
 
 #![allow(
     unsafe_code,
@@ -38,35 +39,39 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
-/// Where the new process finds what is shown. Bubblewrap needs this folder too.
+/// The folder in which the new process attaches the mounts. Bubblewrap needs this folder too.
 const STAGE: &str = "/tmp";
-/// Users that no distribution and no container manager gives to anything: the upper part of systemd's "reserved" range. In a
-/// container most often there are but 65536 users, of which these are nobody's.
+/// User IDs that no distribution and no container manager assigns, each range a first ID and a count: the upper part of systemd's
+/// "reserved" range. A container most often has only 65536 user IDs, of which those of the second range are unassigned.
 const FREE: [(u32, u32); 2] = [(0x7000_0000, 0x1000_0000), (65000, 534)];
-/// So many runs of one process have users of their own.
+/// The number of runs of one process that have different user IDs.
 const RUNS: u32 = 64;
 
-/// What is needed for it.
+/// A user namespace and mounts, by which a new process of root's becomes an unprivileged user.
 #[derive(Debug)]
 pub struct Descent {
     /// The user namespace.
     namespace: OwnedFd,
     user: u32,
     group: u32,
-    shown: Vec<Shown>,
+    mounts: Vec<DetachedMount>,
 }
 
-/// A mount that is in no folder yet.
+/// A mount that isn't attached to a folder yet.
 #[derive(Debug)]
-struct Shown {
+struct DetachedMount {
     mount: OwnedFd,
     inside: CString,
     is_folder: bool,
 }
 
 impl Descent {
-    /// One for one jail; none where this process isn't root, or has no other user to become.
-    pub fn prepare() -> io::Result<Option<Descent>> {
+    /// Makes the user namespace of one jail; `None` where this process isn't root, or has no other user to become.
+    ///
+    /// # Errors
+    ///
+    /// The error of reading this process's user map, or of making the namespace.
+    pub(super) fn prepare() -> io::Result<Option<Descent>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -84,12 +89,17 @@ impl Descent {
             namespace: namespace(user, group)?,
             user,
             group,
-            shown: Vec::new(),
+            mounts: Vec::new(),
         }))
     }
 
-    /// Shows a file or folder, with all that is mounted in it; says where the new process finds it.
-    pub fn show(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
+    /// Makes a detached mount of a file or folder, with all that is mounted in it. Returns the path at which the new process
+    /// finds it.
+    ///
+    /// # Errors
+    ///
+    /// The error of making the mount, or of giving a writable folder to the user.
+    pub(super) fn bind(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
         let metadata = fs::metadata(host)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -99,8 +109,8 @@ impl Descent {
             let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
             fchown(File::open(host)?, Some(user), Some(group))?;
         }
-        let inside = Path::new(STAGE).join(self.shown.len().to_string());
-        self.shown.push(Shown {
+        let inside = Path::new(STAGE).join(self.mounts.len().to_string());
+        self.mounts.push(DetachedMount {
             mount,
             inside: c_string(inside.as_os_str())?,
             is_folder: metadata.is_dir(),
@@ -108,9 +118,12 @@ impl Descent {
         Ok(inside)
     }
 
-    /// Becomes that user, with what is shown where it was said. This is for a process between fork and exec: all of it is
-    /// system calls.
-    pub fn descend(&self) -> io::Result<()> {
+    /// Attaches the mounts and becomes the user. For a process between fork and exec: it makes system calls only.
+    ///
+    /// # Errors
+    ///
+    /// The error of the system call that failed.
+    pub(super) fn descend(&self) -> io::Result<()> {
         // SAFETY: the process has one thread and shares nothing with others.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
         mount_change(
@@ -125,10 +138,10 @@ impl Descent {
             flags,
             c"mode=755,size=1m,nr_inodes=1k",
         )?;
-        for shown in &self.shown {
-            shown.put()?;
+        for mount in &self.mounts {
+            mount.attach()?;
         }
-        // A container may hide parts of its own, and then a namespace of users can't have another.
+        // A container may hide parts of its `/proc`; a user namespace can't mount a new one then.
         let _ = mount(
             c"proc",
             c"/proc",
@@ -144,8 +157,8 @@ impl Descent {
     }
 }
 
-impl Shown {
-    fn put(&self) -> io::Result<()> {
+impl DetachedMount {
+    fn attach(&self) -> io::Result<()> {
         if self.is_folder {
             mkdir(&*self.inside, Mode::RWXU)?;
         } else {
@@ -157,8 +170,12 @@ impl Shown {
     }
 }
 
-/// Gives a folder back to root, with all in it, that was lent where owners can't be mapped. An ordinary user's is that user's
-/// all the time.
+/// Gives a folder that was bound writable back to root, with all in it: where owners can't be mapped, the jail's user owns it.
+/// Does nothing for an ordinary user, whose folder never changes its owner.
+///
+/// # Errors
+///
+/// The error of reading or changing an owner.
 pub fn take_back(folder: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -175,7 +192,7 @@ pub fn take_back(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether owners can be mapped where this lies; true as well where there is no need to.
+/// Returns whether the file system of a path can map owners; true as well where minivm isn't root and needs no mapping.
 pub(super) fn maps_owners(path: &Path) -> bool {
     let Ok(Some(descent)) = Descent::prepare() else {
         return true;
@@ -185,7 +202,7 @@ pub(super) fn maps_owners(path: &Path) -> bool {
     mount.is_ok_and(|mount| map_owners(mount.as_fd(), descent.namespace.as_fd()).is_ok())
 }
 
-/// A user that is mapped and free, from the lines of a map: the first inside, the first outside, and how many.
+/// Picks a free user ID from the lines of a `uid_map` or `gid_map`, each `FIRST_INSIDE FIRST_OUTSIDE COUNT`.
 fn free(map: &str, seed: u32) -> Option<u32> {
     let numbers = |line: &str| {
         let mut words = line.split_whitespace().map(str::parse::<u32>);
@@ -207,9 +224,9 @@ fn free(map: &str, seed: u32) -> Option<u32> {
     Some(first + seed % count)
 }
 
-/// A user namespace in which root is this user of ours, and no other is there.
+/// Makes a user namespace that maps root to this user, and no other user.
 fn namespace(user: u32, group: u32) -> io::Result<OwnedFd> {
-    // A namespace has a name as long as a process is in it.
+    // A namespace has a path in `/proc` as long as a process is in it.
     let child = process_in_namespace()?;
     let map = |file: &str, outside: u32| {
         let path = format!("/proc/{}/{file}", child.as_raw_nonzero());
@@ -218,19 +235,19 @@ fn namespace(user: u32, group: u32) -> io::Result<OwnedFd> {
     let opened = map("uid_map", user)
         .and_then(|()| map("gid_map", group))
         .and_then(|()| File::open(format!("/proc/{}/ns/user", child.as_raw_nonzero())));
-    // It is there until it is waited for.
+    // The killed child's ID stays its own until it is waited for.
     let _ = kill_process(child, Signal::KILL);
     let _ = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
     Ok(opened?.into())
 }
 
-/// A process in a new user namespace that does nothing, and ends with us. It waits for no pipe: another of its kind, started
-/// by another thread meanwhile, would hold a copy of it.
+/// Starts a process in a new user namespace that does nothing and ends with this process. It doesn't wait on a pipe: a child that
+/// another thread starts at the same time would hold a copy of its other end.
 fn process_in_namespace() -> io::Result<Pid> {
     let parent = getpid();
     let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
     let none = null_mut::<libc::c_void>();
-    // SAFETY: it is a fork, of a process with other threads, too: the child makes system calls and nothing else.
+    // SAFETY: it is a fork, possibly of a process with other threads: the child makes system calls and nothing else.
     let child = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
     if child == 0 {
         let bound = set_parent_process_death_signal(Some(Signal::KILL));
@@ -245,7 +262,7 @@ fn process_in_namespace() -> io::Result<Pid> {
     child.ok_or_else(io::Error::last_os_error)
 }
 
-/// Lets what is root's on the disk be that of the namespace's root in this mount and those below it.
+/// Maps owners in this mount and those below it: root's files on the disk belong to the namespace's root.
 fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
@@ -254,7 +271,7 @@ fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()
         userns_fd: u64::from(namespace.as_raw_fd().unsigned_abs()),
     };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: the path is a string with an end, and the attributes are of the size that is told.
+    // SAFETY: the path is a C string, and the size is that of the attributes.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -1,4 +1,4 @@
-//! The steps of a new process between fork and exec, before it becomes a program of ours or a jail's first.
+//! The steps of a new process between fork and exec, before it becomes QEMU or a jail's first program.
 
 #![allow(
     unsafe_code,
@@ -13,28 +13,29 @@ use std::process::Command;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 
-use super::Aside;
+use super::RuntimeStderr;
 use super::descent::Descent;
 
-/// What a new process does, and takes with it into its program.
+/// Steps of a new process before exec, and the descriptors that its program inherits.
 #[derive(Default)]
 pub struct Entry {
-    /// Is done first, with this process's rights. It makes system calls and nothing else: it allocates nothing and takes no lock.
+    /// The first step, with this process's rights. It makes system calls only: it must not allocate or take a lock.
     pub first: Option<Box<dyn FnMut() -> io::Result<()> + Send + Sync>>,
-    /// How it becomes another user.
+    /// The user to become, where minivm is root.
     pub descent: Option<Descent>,
-    /// Its user's processes and threads, at the most.
+    /// The limit on the processes and threads of its user (RLIMIT_NPROC).
     pub processes: Option<u64>,
-    /// Open files that keep their numbers.
+    /// Descriptors that the program inherits under their numbers.
     pub inherited: Vec<OwnedFd>,
-    /// Another stderr.
-    pub aside: Option<Aside>,
+    /// A separate stderr for the program itself.
+    pub runtime_stderr: Option<RuntimeStderr>,
 }
 
 impl Entry {
-    /// Has the command's process do it, be bound to the life of this thread, and leave no core dump. Our own copies of what it
-    /// inherits are closed when the command is dropped: until then the end of a pipe among them is not to be seen.
-    pub fn of(mut self, command: &mut Command) {
+    /// Installs the steps as the command's `pre_exec`. The new process is also bound to the life of the calling thread, and
+    /// leaves no core dump. The command keeps this process's copies of the inherited descriptors until it is dropped: until then a
+    /// pipe among them doesn't reach its end.
+    pub fn install(mut self, command: &mut Command) {
         let parent = rustix::process::getpid();
         let enter = move || enter(parent, &mut self);
         // SAFETY: `enter` makes system calls and nothing else: it allocates nothing and takes no lock.
@@ -50,27 +51,27 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
         descent.descend()?;
     }
     if let Some(processes) = entry.processes {
-        hold(Resource::Nproc, processes)?;
+        lower_limit(Resource::Nproc, processes)?;
     }
-    hold(Resource::Core, 0)?;
-    // Who becomes another user is not bound to its parent's life any more.
+    lower_limit(Resource::Core, 0)?;
+    // After the change of user: it clears the parent-death signal.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Between fork and now it may have ended.
+    // The parent may have ended since the fork.
     if rustix::process::getppid() != Some(parent) {
         return Err(rustix::io::Errno::SRCH.into());
     }
     for file in &entry.inherited {
         rustix::io::fcntl_setfd(file, FdFlags::empty())?;
     }
-    if let Some(aside) = &mut entry.aside {
-        rustix::io::dup2(rustix::stdio::stderr(), &mut aside.stderr)?;
-        rustix::stdio::dup2_stderr(&aside.words)?;
+    if let Some(runtime) = &mut entry.runtime_stderr {
+        rustix::io::dup2(rustix::stdio::stderr(), &mut runtime.stderr)?;
+        rustix::stdio::dup2_stderr(&runtime.log)?;
     }
     Ok(())
 }
 
-/// Lowers a limit to this, if it is higher.
-fn hold(resource: Resource, most: u64) -> io::Result<()> {
+/// Lowers a resource limit to `most`, if it is higher.
+fn lower_limit(resource: Resource, most: u64) -> io::Result<()> {
     let now = getrlimit(resource);
     let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
     let limit = Rlimit {

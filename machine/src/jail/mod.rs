@@ -1,19 +1,20 @@
-//! A jail around a program of the host's: namespaces of its own for files, processes, network, users, names and IPC, made by
-//! bubblewrap, which Flatpak uses for the same.
+//! A jail around a program of the host: its own namespaces for mounts, processes, network, users, host name and IPC, made by
+//! bubblewrap, which Flatpak uses for the same purpose.
 //!
-//! It is a second wall behind the sandbox's own, and what sees to it that nothing stays: the program's processes end with the
-//! first of them, which ends with us; its files lie on a file system in memory, which goes with them. So even who kills us by
-//! SIGKILL finds neither afterwards.
+//! The jail is a second wall behind the sandbox's own, and it leaves nothing behind: the program's processes end with the first
+//! of them, which ends with minivm, and its files lie in a tmpfs, which is unmounted with them. This holds even where minivm is
+//! killed by SIGKILL.
 //!
-//! Bubblewrap alone doesn't see to that from its first moment: it binds the jail's first process to its own life only some
-//! milliseconds after it has made it. So it is itself the first process of a namespace, which `unshare` makes, and all that is
-//! below it ends with it, whatever it has come to. It gets a `/proc` of that namespace, for it looks up its own child there. (Where
-//! minivm is root in a container that hides parts of `/proc`, the jail's shows them, as far as modes and users let it.)
+//! Bubblewrap alone doesn't ensure that from the start: it binds the jail's first process to its own life (PR_SET_PDEATHSIG)
+//! only some milliseconds after it has forked it. So bubblewrap is itself the first process of a PID namespace, which `unshare`
+//! makes, and all processes below it end with it, however far it has got. It gets a `/proc` of that namespace, where it looks up
+//! its own child. (Where minivm is root in a container that hides parts of `/proc`, the jail's `/proc` shows them, as far as modes
+//! and users let it.)
 //!
-//! Three more things hold what breaks out of the sandbox in the jail. It is no root of the host's, whoever runs minivm
-//! (`descent`). The system calls that it may make are few (`seccomp`), and where they need no user namespace none can be
-//! made, which is where a kernel has most to attack. And what it can write to is bounded: `/tmp` has a size, and nothing else of
-//! the jail's file systems can be written to.
+//! Three more limits apply to code that breaks out of the sandbox into the jail. It is not root on the host, even where minivm
+//! is (`descent`). It may make few system calls (`seccomp`), and programs that need no user namespaces can make none, since a
+//! kernel has most to attack there. And what it can write is bounded: `/tmp` has a size, and the jail's other file systems are
+//! read-only.
 
 mod cgroup;
 mod descent;
@@ -39,13 +40,13 @@ pub use seccomp::Calls;
 use crate::streams::in_memory;
 
 const BUBBLEWRAP: &str = "bwrap";
-/// Of util-linux.
+/// A program of util-linux.
 const UNSHARE: &str = "unshare";
 
-/// What closes the jail when all is in it. Whoever is root outside would be so inside too, over the jail's mounts: with that
-/// power the host's files, which are shown for reading, can be made writable again. So it is another user there, without any
-/// powers; Chromium's own sandbox wants one too. Then the jail's root and `/dev` can be written to no more; its `/tmp` can, a
-/// file system of its own in memory.
+/// Bubblewrap's last options, after all mounts. A program of root's would be root inside too, with power over the jail's mounts:
+/// it could make the host's files, which are bound read-only, writable again. So the program runs as another user without
+/// capabilities; Chromium's own sandbox wants that too. The jail's root and `/dev` become read-only; `/tmp` is a tmpfs and stays
+/// writable.
 const SEAL: [&str; 10] = [
     "--uid",
     "1000",
@@ -59,81 +60,86 @@ const SEAL: [&str; 10] = [
     "/",
 ];
 
-/// How many bytes `/tmp` takes where nothing else is said.
-const ROOM: u64 = 64 << 20;
-/// What a look whether jails can be made may take.
+/// The default size of `/tmp` in bytes.
+const TMP_SIZE: u64 = 64 << 20;
+/// The longest time that [`check`] waits for its jail.
 const CHECK_LIMIT: Timespec = Timespec {
     tv_sec: 60,
     tv_nsec: 0,
 };
 
-/// From this version on bubblewrap takes several filters of system calls.
+/// The first version of bubblewrap with `--add-seccomp-fd`, which takes several filters.
 const TAKES_FILTERS: Version = (0, 6);
-/// From this one on it makes file systems of a size, and keeps user namespaces from being made.
+/// The first version with `--size`, for a tmpfs.
 const TAKES_SIZES: Version = (0, 7);
+/// The first version with `--disable-userns`.
 const KEEPS_NAMESPACES: Version = (0, 8);
 
 type Version = (u32, u32);
 
-/// Why there is no jail.
+/// Reasons why a jail can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something is not installed, or this host doesn't allow it.
+    /// A program is not installed, or this host doesn't allow jails.
     #[error("{why}; {hint}")]
     Unavailable {
-        /// What is missing.
+        /// The cause.
         why: String,
-        /// What to do about it.
+        /// The remedy.
         hint: String,
     },
-    /// It broke.
+    /// A program of the jail failed.
     #[error("{0}")]
     Failed(String),
-    /// Something of the host's could not be had.
+    /// A system call of minivm's own failed.
     #[error("cannot {action}")]
     Host {
-        /// What was tried.
+        /// The action that failed.
         action: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// A jail with nothing in it but an empty `/tmp`, `/proc` and a `/dev` of the harmless devices.
+/// A builder of jails. A new jail has an empty `/tmp`, `/proc` and a `/dev` of the harmless devices.
 pub struct Jail {
     command: Command,
-    /// Open files that go in.
+    /// Descriptors that bubblewrap and the program inherit.
     inherited: Vec<OwnedFd>,
-    aside: Option<Aside>,
-    /// Where minivm is root.
+    runtime_stderr: Option<RuntimeStderr>,
+    /// The user to become; `None` where minivm isn't root.
     descent: Option<Descent>,
     version: Version,
     calls: Calls,
-    room: u64,
-    shared_memory: Option<u64>,
+    tmp_size: u64,
+    shm_size: Option<u64>,
 }
 
-/// A stderr for bubblewrap and the program themselves, where the program is a sandbox whose own words must not be mixed up with
+/// A stderr for bubblewrap and the program themselves, where the program is a sandbox whose messages must not be mixed up with
 /// those of the code in it.
-pub struct Aside {
-    /// A file in memory that becomes their stderr.
-    pub words: OwnedFd,
-    /// The number under which the program finds the real one. Until then something else is open under it.
-    pub stderr: OwnedFd,
+pub struct RuntimeStderr {
+    /// A memory file that becomes their stderr.
+    pub log: OwnedFd,
+    /// The descriptor under whose number the program finds the task's stderr. `/dev/null` is open under it until then.
+    pub(super) stderr: OwnedFd,
 }
 
 /// A jail's program, ready to be started.
 pub struct Jailed {
-    /// What starts it.
+    /// The command that starts bubblewrap and the program.
     pub command: Command,
-    /// What its process does first, and takes with it.
+    /// The steps of the new process before exec, and the descriptors that it inherits.
     pub entry: Entry,
-    /// Where bubblewrap tells how the program ended, if it ever began.
+    /// The pipe to which bubblewrap writes the program's exit code, if the program started.
     pub status: PipeReader,
 }
 
 impl Jail {
-    /// One whose program may make the system calls that ordinary programs make.
+    /// Makes an empty jail, whose program may make the system calls of ordinary programs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] where bubblewrap or `unshare` isn't installed, or root can't become another user.
     pub fn new() -> Result<Jail, Error> {
         let installed = |program: &str, package: &str| {
             find_program(program).ok_or_else(|| Error::Unavailable {
@@ -148,7 +154,7 @@ impl Jail {
         command.env_clear();
         command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]);
         if !rustix::process::geteuid().is_root() {
-            // Only there an ordinary user has the power to make other namespaces.
+            // An ordinary user may make other namespaces only in a user namespace.
             command.args(["--user", "--map-current-user"]);
         }
         let bubblewrap = installed(BUBBLEWRAP, "bubblewrap")?;
@@ -165,147 +171,167 @@ impl Jail {
         Ok(Jail {
             command,
             inherited: Vec::new(),
-            aside: None,
+            runtime_stderr: None,
             descent,
             version,
             calls: Calls::Ordinary,
-            room: ROOM,
-            shared_memory: None,
+            tmp_size: TMP_SIZE,
+            shm_size: None,
         })
     }
 
-    /// Says which system calls the program may make.
+    /// Sets the system calls that the program may make.
     pub fn calls(mut self, calls: Calls) -> Self {
         self.calls = calls;
         self
     }
 
-    /// Says how many bytes `/tmp` takes.
-    pub fn room(mut self, bytes: u64) -> Self {
-        self.room = bytes;
+    /// Sets the size of `/tmp` in bytes.
+    pub fn tmp_size(mut self, bytes: u64) -> Self {
+        self.tmp_size = bytes;
         self
     }
 
-    /// Gives it a `/dev/shm` of this size.
-    pub fn shared_memory(mut self, bytes: u64) -> Self {
-        self.shared_memory = Some(bytes);
+    /// Adds a `/dev/shm` of this size in bytes.
+    pub fn shm_size(mut self, bytes: u64) -> Self {
+        self.shm_size = Some(bytes);
         self
     }
 
-    /// Shows a file or folder of the host's inside, for reading.
-    pub fn show(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+    /// Binds a file or folder of the host inside, read-only.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where minivm is root and can't mount it for the jail's user.
+    pub fn bind_read_only(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         self.bind("--ro-bind", host, inside)
     }
 
-    /// Lends a folder of the host's, to be written to.
-    pub fn lend(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
+    /// Binds a folder of the host inside, writable.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`], as [`bind_read_only`](Self::bind_read_only).
+    pub fn bind_writable(self, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         self.bind("--bind", host, inside)
     }
 
     fn bind(mut self, how: &str, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         let shown = match &mut self.descent {
-            Some(descent) => descent.show(host, how == "--bind"),
+            Some(descent) => descent.bind(host, how == "--bind"),
             None => Ok(host.to_owned()),
         };
-        let shown = shown.map_err(cannot(format!("show {} in a jail", host.display())))?;
+        let shown = shown.map_err(cannot(format!("bind {} in a jail", host.display())))?;
         self.command.arg(how).arg(shown).arg(inside);
         Ok(self)
     }
 
-    /// Shows what of the host's all users may read, by its own path.
-    fn show_public(&mut self, path: &Path) {
+    /// Binds a path that all users may read, at the same path inside.
+    fn bind_public(&mut self, path: &Path) {
         self.command.arg("--ro-bind").arg(path).arg(path);
     }
 
-    /// Shows the host's programs and libraries, and what of `/etc` these can't do without.
-    pub fn show_system(mut self) -> Self {
-        self.show_public(Path::new("/usr"));
+    /// Binds the host's programs and libraries, and the files of `/etc` that they need.
+    pub fn bind_system(mut self) -> Self {
+        self.bind_public(Path::new("/usr"));
         for folder in ["/bin", "/sbin", "/lib", "/lib32", "/lib64"] {
             let path = Path::new(folder);
             match path.read_link() {
                 Ok(target) => {
                     self.command.arg("--symlink").arg(target).arg(folder);
                 }
-                Err(_) if path.is_dir() => self.show_public(path),
+                Err(_) if path.is_dir() => self.bind_public(path),
                 Err(_) => {}
             }
         }
         for file in ["/etc/ld.so.cache", "/etc/alternatives"] {
             if Path::new(file).exists() {
-                self.show_public(Path::new(file));
+                self.bind_public(Path::new(file));
             }
         }
         self
     }
 
-    /// Puts a file of these bytes inside, for reading.
-    pub fn put(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
+    /// Adds a file of these bytes, read-only.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where there is no memory to keep them.
+    pub fn add_file(self, bytes: &[u8], inside: &str) -> Result<Self, Error> {
         let file = in_memory(bytes).map_err(cannot("keep a file in memory"))?;
-        Ok(self.put_file(file, inside))
+        Ok(self.copy_file(file, inside))
     }
 
-    /// Puts a copy of an open file inside, for reading.
-    pub fn put_file(mut self, file: OwnedFd, inside: &str) -> Self {
+    /// Adds a copy of an open file, read-only.
+    pub fn copy_file(mut self, file: OwnedFd, inside: &str) -> Self {
         let number = file.as_raw_fd().to_string();
         self.command.args(["--ro-bind-data", &number, inside]);
         self.inherited.push(file);
         self
     }
 
-    /// Hands an open file in, which keeps its number.
-    pub fn hand(mut self, file: OwnedFd) -> Self {
+    /// Lets the program inherit a descriptor, which keeps its number.
+    pub fn inherit(mut self, file: OwnedFd) -> Self {
         self.inherited.push(file);
         self
     }
 
-    /// Sets the program's own words aside. Returns a copy of the file in which they will be, and the number of the open file that
-    /// is stderr instead.
-    pub fn set_words_aside(mut self) -> Result<(Self, File, RawFd), Error> {
-        let words = in_memory(b"").map_err(cannot("keep a file in memory"))?;
-        let copy = words.try_clone().map_err(cannot("copy an open file"))?;
+    /// Redirects the stderr of bubblewrap and the program to a memory file. Returns that file, and the number under which the
+    /// program finds the task's stderr.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where a file can't be opened.
+    pub fn capture_runtime_stderr(mut self) -> Result<(Self, File, RawFd), Error> {
+        let log = in_memory(b"").map_err(cannot("keep a file in memory"))?;
+        let copy = log.try_clone().map_err(cannot("copy an open file"))?;
         let stderr = OwnedFd::from(File::open("/dev/null").map_err(cannot("open /dev/null"))?);
         let number = stderr.as_raw_fd();
-        self.aside = Some(Aside { words, stderr });
+        self.runtime_stderr = Some(RuntimeStderr { log, stderr });
         Ok((self, copy.into(), number))
     }
 
-    /// Sets a variable, of which there are none else.
+    /// Sets a variable of the environment, which is otherwise empty.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.arg("--setenv").arg(name).arg(value);
         self
     }
 
-    /// The program, by its path inside.
+    /// Closes the jail around a program, given by its path inside.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where a pipe or a memory file can't be made, [`Error::Failed`] where the filters of system calls can't.
     pub fn program<S: AsRef<OsStr>>(
         mut self,
         program: impl AsRef<OsStr>,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Jailed, Error> {
-        let (status, told) = io::pipe().map_err(cannot("create a pipe"))?;
-        let told = OwnedFd::from(told);
-        let number = told.as_raw_fd().to_string();
-        self.make_room();
+        let (status, reporter) = io::pipe().map_err(cannot("create a pipe"))?;
+        let reporter = OwnedFd::from(reporter);
+        let number = reporter.as_raw_fd().to_string();
+        self.mount_tmpfs();
         self.command.args(SEAL);
-        self.filter()?;
+        self.filter_system_calls()?;
         self.command.args(["--json-status-fd", &number, "--"]);
         self.command.arg(program).args(args);
-        self.inherited.push(told);
+        self.inherited.push(reporter);
         Ok(Jailed {
             command: self.command,
             entry: Entry {
                 descent: self.descent,
                 inherited: self.inherited,
-                aside: self.aside,
+                runtime_stderr: self.runtime_stderr,
                 ..Entry::default()
             },
             status,
         })
     }
 
-    /// Its file systems in memory.
-    fn make_room(&mut self) {
-        let shared_memory = self.shared_memory.map(|bytes| (bytes, "/dev/shm"));
-        for (bytes, folder) in [(self.room, "/tmp")].into_iter().chain(shared_memory) {
+    /// Mounts the tmpfs on `/tmp`, and that on `/dev/shm`.
+    fn mount_tmpfs(&mut self) {
+        let shm = self.shm_size.map(|bytes| (bytes, "/dev/shm"));
+        for (bytes, folder) in [(self.tmp_size, "/tmp")].into_iter().chain(shm) {
             if self.version >= TAKES_SIZES {
                 self.command.args(["--size", &bytes.to_string()]);
             }
@@ -313,17 +339,20 @@ impl Jail {
         }
     }
 
-    /// Keeps the program to its system calls.
-    fn filter(&mut self) -> Result<(), Error> {
+    /// Restricts the program to its system calls.
+    fn filter_system_calls(&mut self) -> Result<(), Error> {
         if self.version >= KEEPS_NAMESPACES && !self.calls.make_user_namespaces() {
             self.command.arg("--disable-userns");
         }
         let filters = self.calls.filters().map_err(|error| {
-            Error::Failed(format!("its system calls cannot be filtered: {error}"))
+            Error::Failed(format!(
+                "the jail's system calls cannot be filtered: {error}"
+            ))
         })?;
         let (option, count) = match self.version >= TAKES_FILTERS {
             true => ("--add-seccomp-fd", filters.len()),
-            // The first alone allows what the others refuse, and the kernel still asks for powers that the program has not.
+            // The first alone allows what the others refuse; for these calls the kernel still requires capabilities, which the
+            // program lacks.
             false => ("--seccomp", 1),
         };
         for filter in &filters[..count] {
@@ -335,19 +364,19 @@ impl Jail {
     }
 }
 
-/// Looks whether jails can be made here, by making one.
+/// Makes a jail and runs `true` in it, to find out whether this host allows jails.
 ///
 /// # Errors
 ///
-/// [`Error::Unavailable`], with what to do about it.
+/// [`Error::Unavailable`] with the remedy, or [`Error::Host`] where a system call of minivm's own failed.
 pub fn check() -> Result<(), Error> {
     let none: [&str; 0] = [];
     let Jailed {
         mut command,
         entry,
         status,
-    } = Jail::new()?.show_system().program("true", none)?;
-    entry.of(&mut command);
+    } = Jail::new()?.bind_system().program("true", none)?;
+    entry.install(&mut command);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
     let mut child =
@@ -357,7 +386,7 @@ pub fn check() -> Result<(), Error> {
     let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
     if !matches!(poll(&mut ended, Some(&CHECK_LIMIT)), Ok(1)) {
-        // It may have ended meanwhile, which is just as well.
+        // An error means that it has ended meanwhile.
         let _ = child.kill();
     }
     let output = child.wait_with_output();
@@ -368,11 +397,12 @@ pub fn check() -> Result<(), Error> {
     }
 }
 
-/// The program's exit code, from what bubblewrap has told. None where it never began, or was killed.
+/// Reads the program's exit code from bubblewrap's status pipe, which it reads to its end. `None` where the program never
+/// started, or bubblewrap was killed.
 pub fn exit_code(mut status: PipeReader) -> Option<u8> {
-    let mut told = String::new();
-    status.read_to_string(&mut told).ok()?;
-    let (_, code) = told.rsplit_once("\"exit-code\":")?;
+    let mut json = String::new();
+    status.read_to_string(&mut json).ok()?;
+    let (_, code) = json.rsplit_once("\"exit-code\":")?;
     let digits = code
         .trim_start()
         .split(|c: char| !c.is_ascii_digit())
@@ -380,16 +410,16 @@ pub fn exit_code(mut status: PipeReader) -> Option<u8> {
     digits?.parse().ok()
 }
 
-/// The error where bubblewrap said this instead of starting a program.
-pub fn unusable(said: &str) -> Error {
-    let said = said.lines().rfind(|line| !line.is_empty());
-    let said = said
+/// Makes the error of a bubblewrap that wrote this to stderr instead of starting its program.
+pub fn unusable(stderr: &str) -> Error {
+    let last = stderr.lines().rfind(|line| !line.is_empty());
+    let why = last
         .unwrap_or("it was killed")
         .trim_start_matches("bwrap: ");
-    no_namespaces(format!("bubblewrap cannot make a jail ({said})"))
+    no_namespaces(format!("bubblewrap cannot make a jail ({why})"))
 }
 
-/// The error where a namespace could not be made.
+/// Makes the error of a namespace that can't be made, with the sysctls that may forbid it.
 pub fn no_namespaces(why: String) -> Error {
     Error::Unavailable {
         why,
@@ -399,26 +429,28 @@ pub fn no_namespaces(why: String) -> Error {
     }
 }
 
-/// What of a jail's walls can't be had on this host, each in a few words with what mends it.
+/// Returns the parts of a jail that this host doesn't provide, each with its remedy.
 pub fn weaknesses(cache: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let version = find_program(BUBBLEWRAP).map(|path| version(&path));
     if let Some((major, minor)) = version.filter(|version| *version < KEEPS_NAMESPACES) {
         found.push((
-            format!("bubblewrap {major}.{minor} bounds no /tmp, or keeps no user namespaces from being made"),
+            format!(
+                "bubblewrap {major}.{minor} cannot limit the size of /tmp or forbid user namespaces"
+            ),
             "install bubblewrap 0.8 or later".into(),
         ));
     }
     if !cgroup::can_be_made() {
         found.push((
-            "no control group can be made: memory is looked at every 10 ms, and processes are bounded by RLIMIT_NPROC".into(),
-            "`systemd-run --user --scope -p Delegate=yes minivm …` runs it where it may make one".into(),
+            "no control group can be made: memory is sampled every 10 ms, and processes are limited by RLIMIT_NPROC".into(),
+            "`systemd-run --user --scope -p Delegate=yes minivm …` runs minivm where it may make one".into(),
         ));
     }
     if rustix::process::geteuid().is_root() {
         match Descent::prepare() {
             Ok(Some(_)) if !descent::maps_owners(cache) => found.push((
-                format!("the file system of {} cannot map owners: what an image keeps for root cannot be read in gVisor", cache.display()),
+                format!("the file system of {} cannot map owners: files that only root may read cannot be read in gVisor", cache.display()),
                 "set XDG_CACHE_HOME to a folder on ext4, XFS or Btrfs".into(),
             )),
             Ok(Some(_)) => {}
@@ -431,7 +463,7 @@ pub fn weaknesses(cache: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// The version of the bubblewrap that is installed; of none that says it, the oldest.
+/// Returns the version of the installed bubblewrap; 0.0 where its output has none.
 fn version(bubblewrap: &Path) -> Version {
     static VERSION: OnceLock<Version> = OnceLock::new();
     *VERSION.get_or_init(|| {
@@ -442,13 +474,13 @@ fn version(bubblewrap: &Path) -> Version {
     })
 }
 
-fn parse_version(said: &str) -> Option<Version> {
-    let numbers = said.trim().strip_prefix("bubblewrap ")?;
+fn parse_version(output: &str) -> Option<Version> {
+    let numbers = output.trim().strip_prefix("bubblewrap ")?;
     let mut numbers = numbers.split('.').map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }
 
-/// A program in `PATH`, but for what of that depends on the working folder.
+/// Finds a program in the absolute folders of `PATH`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .filter(|folder| folder.is_absolute())
@@ -467,7 +499,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn told(text: &str) -> Option<u8> {
+    fn exit_code_in(text: &str) -> Option<u8> {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(text.as_bytes()).unwrap();
         drop(writer);
@@ -488,12 +520,12 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_never_began_has_no_exit_code() {
+    fn a_program_that_never_started_has_no_exit_code() {
         assert_eq!(
-            told("{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n"),
+            exit_code_in("{ \"child-pid\": 7 }\n{ \"exit-code\": 42 }\n"),
             Some(42)
         );
-        assert_eq!(told("{ \"child-pid\": 7 }\n"), None);
-        assert_eq!(told(""), None);
+        assert_eq!(exit_code_in("{ \"child-pid\": 7 }\n"), None);
+        assert_eq!(exit_code_in(""), None);
     }
 }

@@ -1,12 +1,11 @@
-//! The system calls that a jail's programs may make, as filters for the kernel (seccomp). Seccompiler writes them, bubblewrap
-//! puts them in place.
+//! Seccomp filters: the system calls that a jail's programs may make. Seccompiler compiles the filters, bubblewrap installs them.
 //!
-//! Monty's worker and Deno need few calls: these are listed, and any other ends the process. So is what they do without when
-//! it fails, which fails: probes for what newer kernels have, as if the kernel was older, and what takes powers. A browser and
-//! a kernel in user space make nearly all calls that there are, and make sandboxes of their own, so for them it is listed what
-//! is refused: what no program in a jail has a use for, and what kernels were attacked by most.
+//! Monty's worker and Deno need few calls: these are listed, and any other call ends the process. Calls that they try and can do
+//! without are listed too, and return an error: probes for newer kernels' calls (ENOSYS, as in an older kernel), and calls that
+//! need capabilities (EPERM). A browser and a kernel in user space make nearly all system calls, and make sandboxes of their own,
+//! so for them the refused calls are listed: those that no program in a jail needs, and those by which kernels were attacked most.
 //!
-//! The jail's first process, bubblewrap's own, is held by the same filters.
+//! The filters also apply to the jail's first process, which is bubblewrap's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,41 +14,45 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// Flags of `clone` and `unshare` that make namespaces. One of them has the number of a signal's bits in `clone`.
+/// Flags of `clone` and `unshare` that make namespaces, without CLONE_NEWTIME: `clone` reads that bit as a part of the signal.
 const NAMESPACES: u64 = 0x7e02_0000;
 const NEW_USER: u64 = 0x1000_0000;
-/// Calls of newer kernels than this program knows are as unknown as in older kernels.
+/// Numbers of calls that newer kernels than those this program knows may have. They return ENOSYS.
 const UNKNOWN: std::ops::Range<i64> = 463..512;
-/// What marks calls of x86-64's other binary interface, which has the same numbers. Few kernels have it.
+/// The bit that marks calls of the x32 ABI, which has the same numbers (`__X32_SYSCALL_BIT`). Few kernels support it.
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Which calls a program may make.
+/// A set of system calls that a program may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Calls {
-    /// What Monty's worker needs.
+    /// Calls of Monty's worker.
     Monty,
-    /// What Deno needs.
+    /// Calls of Deno.
     Deno,
-    /// What ordinary programs need.
+    /// Calls of ordinary programs.
     Ordinary,
-    /// The same, and to make sandboxes of user namespaces, as Chromium does.
+    /// [`Calls::Ordinary`], and making user namespaces, as Chromium's sandbox does.
     Browser,
-    /// The same, and to mount and trace in them, as gVisor does.
+    /// [`Calls::Browser`], and mounting and tracing, as gVisor does.
     Container,
 }
 
 impl Calls {
-    /// Whether the program makes user namespaces of its own.
-    pub fn make_user_namespaces(self) -> bool {
+    /// Returns whether the program may make user namespaces.
+    pub(super) fn make_user_namespaces(self) -> bool {
         matches!(self, Calls::Browser | Calls::Container)
     }
 
-    /// The filters, each a program for the kernel. All of them are asked, and the strictest answer counts; the first is the one
-    /// that does without the others.
-    pub fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
+    /// Compiles the filters, each a BPF program in the kernel's format. The kernel runs all of them, and the strictest result
+    /// counts; the first one is useful without the others.
+    ///
+    /// # Errors
+    ///
+    /// Seccompiler's error, where a filter is invalid for this processor.
+    pub(super) fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
         let probes = || listed(PROBES.iter().copied().chain(UNKNOWN));
         let filters = match self {
             Calls::Monty => only(&[MONTY], probes())?,
@@ -58,7 +61,7 @@ impl Calls {
                 let mut refused = refused(&[DANGEROUS, MOUNTS, TRACING]);
                 refused.insert(libc::SYS_unshare, vec![flag(NEW_USER)?]);
                 refused.insert(libc::SYS_clone, vec![flag(NEW_USER)?]);
-                // Its flags can't be seen, and all who use it know what to do without.
+                // A filter can't read `clone3`'s flags, and C libraries fall back to `clone`.
                 let probes = listed(CANNOT_BE_SEEN.iter().chain(IO_URING).copied());
                 vec![
                     all_but(refused, libc::EPERM)?,
@@ -78,7 +81,8 @@ impl Calls {
     }
 }
 
-/// Filters that allow nothing but what is listed, processes without namespaces, and what fails.
+/// Compiles filters that allow the listed calls and `clone` without namespaces, return errors for probes and refused calls, and
+/// end the process at any other call.
 fn only(allowed: &[&[i64]], probes: Rules) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let denied = listed(REFUSED.iter().copied());
     let mut known = listed(allowed.concat());
@@ -99,7 +103,7 @@ fn only(allowed: &[&[i64]], probes: Rules) -> Result<Vec<BpfProgram>, seccompile
     ])
 }
 
-/// A filter that answers some calls with an error, and allows the others.
+/// Compiles a filter that returns an error for some calls, and allows the others.
 fn all_but(refused: Rules, error: i32) -> Result<BpfProgram, seccompiler::BackendError> {
     let error = SeccompAction::Errno(error.unsigned_abs());
     filter(refused, SeccompAction::Allow, error)
@@ -114,13 +118,13 @@ fn filter(
     SeccompFilter::new(rules, otherwise, listed, machine)?.try_into()
 }
 
-/// Calls with whatever arguments.
+/// Rules that match these calls with any arguments.
 fn listed(calls: impl IntoIterator<Item = i64>) -> Rules {
     let calls: BTreeSet<i64> = calls.into_iter().collect();
     calls.into_iter().map(|call| (call, Vec::new())).collect()
 }
 
-/// The same, in each binary interface that the kernel may have.
+/// Rules that match these calls with any arguments, in each ABI that the kernel may support.
 fn refused(calls: &[&[i64]]) -> Rules {
     let calls = calls.concat();
     #[cfg(target_arch = "x86_64")]
@@ -128,7 +132,7 @@ fn refused(calls: &[&[i64]]) -> Rules {
     listed(calls)
 }
 
-/// Calls with this flag in their first argument.
+/// A rule that matches this flag in a call's first argument.
 fn flag(flag: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     let op = SeccompCmpOp::MaskedEq(flag);
     SeccompRule::new(vec![SeccompCondition::new(
@@ -139,7 +143,7 @@ fn flag(flag: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     )?])
 }
 
-/// As the kernel takes it.
+/// Encodes a filter in the kernel's format, an array of `struct sock_filter`.
 fn bytes(program: &BpfProgram) -> Vec<u8> {
     let instruction = |one: &seccompiler::sock_filter| {
         let mut bytes = one.code.to_ne_bytes().to_vec();
@@ -150,8 +154,7 @@ fn bytes(program: &BpfProgram) -> Vec<u8> {
     program.iter().flat_map(instruction).collect()
 }
 
-/// What a program in Rust needs that reads, writes and has threads; and bubblewrap's first process, and the start of a program
-/// that is linked against libraries.
+/// Calls of a Rust program that reads, writes and has threads, of bubblewrap's first process, and of the dynamic linker.
 const MONTY: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_capget,
@@ -239,7 +242,7 @@ const MONTY: &[i64] = &[
     libc::SYS_time,
 ];
 
-/// What a JavaScript engine with an event loop needs beside that. Files may be made where its caches are, when these are made.
+/// Further calls of a JavaScript engine with an event loop. Those that make files serve for making Deno's caches.
 const DENO: &[i64] = &[
     libc::SYS_chdir,
     libc::SYS_epoll_create1,
@@ -327,8 +330,8 @@ const DENO: &[i64] = &[
     libc::SYS_unlink,
 ];
 
-/// What is used where the kernel has it. `clone3` is one that can't be allowed: which namespaces it makes is written where no
-/// filter can look.
+/// Calls that programs use where the kernel has them. `clone3` can't be allowed: its flags are in memory, which a filter can't
+/// read.
 const PROBES: &[i64] = &[
     libc::SYS_clone3,
     libc::SYS_epoll_pwait2,
@@ -342,7 +345,7 @@ const PROBES: &[i64] = &[
     libc::SYS_process_madvise,
 ];
 
-/// What fails for the want of powers where it is tried: names for threads' priorities, another user, sockets of any kind.
+/// Calls that fail with EPERM: priorities and processors of threads, memory policies, sockets of any kind, new namespaces.
 const REFUSED: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_connect,
@@ -370,7 +373,7 @@ const IO_URING: &[i64] = &[
     libc::SYS_io_uring_register,
 ];
 
-/// What nothing in a jail has a use for.
+/// Calls that no program in a jail needs.
 const DANGEROUS: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -466,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_dangerous_is_allowed_by_name() {
+    fn no_dangerous_call_is_allowed_by_name() {
         let allowed: Vec<i64> = [MONTY, DENO].concat();
         for call in [DANGEROUS, MOUNTS, TRACING, IO_URING, REFUSED, PROBES].concat() {
             assert!(!allowed.contains(&call), "{call}");

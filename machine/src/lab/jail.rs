@@ -73,7 +73,7 @@ pub(super) fn prepare(
         let program = program.canonicalize().unwrap_or(program);
         match jail_for(&program) {
             Ok(jail) => {
-                let jail = files.into_iter().fold(jail, Jail::hand);
+                let jail = files.into_iter().fold(jail, Jail::inherit);
                 let jailed = jail.program(program, arguments);
                 let Jailed {
                     command,
@@ -107,8 +107,8 @@ pub(super) fn prepare(
 fn jail_for(program: &Path) -> Result<Jail, jail::Error> {
     own_files(program)
         .iter()
-        .try_fold(Jail::new()?.show_system(), |jail, path| {
-            jail.show(path, path)
+        .try_fold(Jail::new()?.bind_system(), |jail, path| {
+            jail.bind_read_only(path, path)
         })
 }
 

@@ -195,7 +195,7 @@ impl Qemu {
             .stderr(messages)
             // A process group of its own: Ctrl-C reaches this process alone, which acts on it.
             .process_group(0);
-        entry.of(&mut command);
+        entry.install(&mut command);
         let mut process = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::QemuMissing { program: QEMU },
             _ => {

@@ -1,4 +1,4 @@
-//! The agent's code, and the task that it is.
+//! The agent's code, and its task.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::database::Reader;
 use super::report::{self, Report};
 
-/// What a model might write when it is asked which service fails, and why. Then it tries what it should not.
+/// Code as a model might write it to find out which service fails, and why; then it tries what it should not.
 pub(crate) const CODE: &str = r#"
 counts = query("SELECT service, count(*) AS requests, sum(status >= 500) AS failed FROM requests GROUP BY service")
 slow = query("SELECT service, avg(ms) AS ms FROM requests WHERE status < 500 GROUP BY service")
@@ -51,7 +51,7 @@ except PermissionError as error:
 print('requests left:', query("SELECT count(*) AS n FROM requests")[0]['n'])
 "#;
 
-/// The code with its functions. What it prints goes to stdout.
+/// Makes the task of the code, with its functions, whose output goes to stdout.
 pub(crate) fn task(code: &str, database: &Path, chart: &Path) -> anyhow::Result<Task> {
     let reader = Reader::open(database)?;
     let chart = chart.to_owned();
@@ -76,7 +76,7 @@ pub(crate) fn task(code: &str, database: &Path, chart: &Path) -> anyhow::Result<
     Ok(task)
 }
 
-/// The only argument, if there is one and it is a text.
+/// Returns the only argument, if it is a text.
 fn strings(call: &Call) -> [Option<&str>; 1] {
     match call.args.as_slice() {
         [Value::String(text)] => [Some(text)],

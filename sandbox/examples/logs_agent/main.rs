@@ -1,13 +1,13 @@
-//! An agent that answers questions about logs: Python that some model wrote, run in the sandbox `monty`, with two functions of
-//! the host's. `query(sql)` reads a database, `report(title, bars)` writes an HTML file with a chart.
+//! An agent that answers questions about logs: Python that a model wrote, run in the sandbox `monty`, with two functions of the
+//! host. `query(sql)` reads a database, `report(title, bars)` writes an HTML file with a chart.
 //!
-//! Such code reads data that others have written, among it what is made to look like orders. It can do no harm, as it has
-//! nothing: no file, no network, no process, and of the database only what may be read. What it tells goes into one file,
-//! in which nothing runs and from which nothing is loaded.
+//! Such code reads untrusted data, which may contain instructions for the model (prompt injection). It can do no harm: it has no
+//! files, no network and no processes, and can only read the database. Its report is one file, which runs no script and loads
+//! nothing.
 //!
 //! ```console
-//! $ cargo build -p minivm
-//! $ cargo run -p minivm --example logs_agent
+//! $ cargo build -p minivm-sandbox
+//! $ cargo run -p minivm-sandbox --example logs_agent
 //! ```
 
 mod agent;
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     let finished = sandbox.run(task)?;
     ensure!(
         finished.end == End::Exited(0),
-        "the code ended otherwise: {:?}",
+        "the code ended with {:?}",
         finished.end
     );
     println!(
@@ -50,16 +50,16 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The program for inside, which Cargo puts beside the folder of the examples.
+/// The program `minivm-worker`, which Cargo builds into the folder above the examples.
 fn worker() -> Result<PathBuf> {
     let example = std::env::current_exe()?;
     let folder = example.parent().and_then(|folder| folder.parent());
     let program = folder
-        .context("the example is nowhere")?
+        .context("the example's path has no folder")?
         .join("minivm-worker");
     ensure!(
         program.is_file(),
-        "there is no {}: `cargo build -p minivm` makes it",
+        "there is no {}: `cargo build -p minivm-sandbox` makes it",
         program.display()
     );
     Ok(program)

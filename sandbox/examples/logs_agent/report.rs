@@ -1,21 +1,21 @@
-//! An HTML file with a bar chart: one file, in which no script runs and from which nothing is loaded. All texts in it come from
-//! code that nobody trusts, and from logs that anybody writes.
+//! An HTML file with a bar chart, which runs no script and loads nothing. All its texts come from untrusted code and untrusted
+//! logs.
 
 use std::fmt::Write;
 
 use minivm_sandbox::Call;
 use serde_json::Value;
 
-/// The most bars of a chart.
+/// The largest number of bars of a chart.
 const BARS_MAX: usize = 50;
-/// The most characters of a text.
+/// The largest number of characters of a text.
 const TEXT_MAX: usize = 300;
 /// Pixels of a bar's line, of the longest bar, and of where bars begin.
 const LINE: usize = 24;
 const LONGEST: f64 = 400.0;
 const START: usize = 10;
 
-/// What a report tells.
+/// The content of a report.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Report {
     title: String,
@@ -24,7 +24,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// From `report(title, bars, note='')`, each bar a label and a number that is not negative.
+    /// Reads the arguments of `report(title, bars, note='')`. Each bar is a label and a number that is not negative.
     pub(crate) fn of(call: &Call) -> Result<Report, String> {
         let [Value::String(title), Value::Array(bars)] = call.args.as_slice() else {
             return Err("report() takes a title and a list of bars".into());
@@ -60,7 +60,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(TEXT_MAX).collect()
 }
 
-/// The file.
+/// Returns the HTML file's text.
 pub(crate) fn html(report: &Report) -> String {
     let title = escaped(&report.title);
     format!(
@@ -99,7 +99,7 @@ fn chart(bars: &[(String, f64)]) -> String {
     svg + "</svg>\n"
 }
 
-/// A text within an element or a quoted attribute.
+/// Escapes a text for an element or a quoted attribute.
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {

@@ -1,18 +1,18 @@
 //! Chromium with Pyodide: CPython as WebAssembly, in a page of a browser.
 //!
-//! There are three walls. A page may do what any site's may: it has no files, no processes, no other site's data, and its
-//! process is in Chromium's own sandbox, which is on, whoever runs minivm: Chromium is not root in the jail. `import js`
-//! reaches all of that and nothing else. The jail is around the whole browser: its network has nothing but a loopback device of
-//! its own, so that whatever a browser has for talking to the world (requests, sockets, WebRTC, windows, forms) talks to
-//! nobody. Of the host's files it shows the programs and libraries in `/usr`, which Chromium needs many of, for reading.
+//! There are three walls. A page may do what any site's page may: it has no files, no processes and no other site's data, and the
+//! code reaches no more by `import js`. The page's process is in Chromium's own sandbox, which is on even where root runs minivm,
+//! since Chromium isn't root in the jail. The jail is around the whole browser. Its network has only a loopback device of its own,
+//! so that a browser's connections (requests, sockets, WebRTC, windows, forms) reach nothing. Of the host's files it has the
+//! programs and libraries in `/usr`, of which Chromium needs many, read-only.
 //!
-//! The jail's first program is `minivm-worker` ([`worker`]): it starts Chromium, with a profile that goes with the jail, drives
-//! it over DevTools, and serves the page (`server`) on the jail's loopback. The page can ask for what is served, which is
-//! Pyodide and the task, and can call the function by which it tells its output and end: with either it does what Python does
-//! with `print` and `sys.exit`. DevTools itself refuses sockets and questions that a page's origin comes with.
+//! The jail's first program is `minivm-worker` ([`worker`]). It starts Chromium with a profile that is removed with the jail, drives
+//! it over DevTools, and serves the page (`server`) on the jail's loopback. The page can request what is served, Pyodide and the
+//! task, and call the function that sends its output and end: these give the code no more than `print` and `sys.exit` do. DevTools
+//! itself refuses connections and requests with a page's origin.
 //!
-//! chromiumoxide drives: of the crates that can, it is the lighter (minivm grows by 3.5 MB; headless_chrome adds half as much
-//! again). Neither knows DevTools over pipes, which is why the driver is in the jail.
+//! The driver is the crate chromiumoxide, the lighter one of those that can (it adds 3.5 MB to the program; headless_chrome adds half
+//! as much again). Neither supports DevTools over pipes, which is why the driver is in the jail.
 
 #[cfg(feature = "worker")]
 mod server;
@@ -34,27 +34,27 @@ use crate::tools::npm;
 use minivm_machine::jail::{Calls, Jail, find_program};
 use minivm_machine::printable::printable;
 
-/// The command of `minivm-worker`'s for it.
+/// The subcommand of `minivm-worker`.
 pub const WORKER_COMMAND: &str = "chromium";
-/// What it ends with where the page didn't come to its end. Code may end with it too: the difference is what it has told.
+/// The worker's exit code where the page failed. The code may exit with it too: only for a failure does the worker write a report.
 pub const WORKER_FAILED: u8 = 125;
 
-/// What all of it gets of memory where nothing is said, in bytes: Python with little in it takes some 330 MiB.
+/// The default memory limit in bytes. A small Python program takes some 330 MiB.
 const MEMORY: u64 = 1 << 30;
-/// What the profile takes, and as much again what its processes share.
-const ROOM: u64 = 256 << 20;
+/// The size in bytes of `/tmp`, which has the profile, and of `/dev/shm`, which Chromium's processes share.
+const TMP_SIZE: u64 = 256 << 20;
 
 const LAUNCHER: &str = include_str!("../../js/chromium.mjs");
 
-/// Where distributions have the browser itself, and not a script that starts it.
+/// Paths at which distributions have the browser itself, and not a script that starts it.
 const BROWSERS: [&str; 3] = [
     "/usr/lib/chromium/chromium",
     "/usr/lib64/chromium-browser/chromium-browser",
     "/usr/lib/chromium-browser/chromium-browser",
 ];
 
-/// Chromium, Pyodide, and minivm, which drives.
-pub struct Chromium {
+/// The Chromium sandbox: the browser, Pyodide, and the worker that drives the browser.
+pub(crate) struct Chromium {
     worker: PathBuf,
     chromium: PathBuf,
     pyodide: PathBuf,
@@ -62,12 +62,12 @@ pub struct Chromium {
 }
 
 impl Chromium {
-    /// This host's Chromium and the Pyodide in this cache, driven by the program `minivm-worker`.
+    /// Opens this host's Chromium and the Pyodide in this cache. `worker` is the program `minivm-worker`.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] where something isn't installed.
-    pub fn open(worker: &Path, cache: &Path) -> Result<Chromium, Error> {
+    /// [`Error::Unavailable`] where Chromium or Pyodide isn't installed.
+    pub(crate) fn open(worker: &Path, cache: &Path) -> Result<Chromium, Error> {
         let chromium = find()?;
         let pyodide = npm::pyodide(cache).ok_or_else(|| {
             unavailable(
@@ -79,13 +79,13 @@ impl Chromium {
             worker: worker.to_owned(),
             chromium,
             pyodide,
-            // Whoever has made it: the same Python runs in both.
+            // Deno makes the snapshot; the same Python runs in both.
             snapshot: Deno::open(cache).ok().and_then(Deno::into_snapshot),
         })
     }
 }
 
-/// This host's browser.
+/// Finds this host's browser.
 pub(super) fn find() -> Result<PathBuf, Error> {
     let mut known = BROWSERS.iter().map(PathBuf::from);
     let found = known.find(|path| path.is_file());
@@ -120,29 +120,29 @@ impl Sandbox for Chromium {
 
     fn start(&self, task: Task) -> Result<Finished, Error> {
         worker_is_there(Backend::Chromium, &self.worker)?;
-        let (told, tell) = io::pipe().map_err(cannot("create a pipe"))?;
-        let tell = OwnedFd::from(tell);
-        // The worker opens it by a name, and may be another user.
-        let by_all = fchmod(&tell, Mode::from_raw_mode(0o666));
+        let (failures, reporter) = io::pipe().map_err(cannot("create a pipe"))?;
+        let reporter = OwnedFd::from(reporter);
+        // The worker opens it by its name in `/proc`, and may be another user.
+        let by_all = fchmod(&reporter, Mode::from_raw_mode(0o666));
         by_all.map_err(|error| cannot("create a pipe")(error.into()))?;
-        let number = tell.as_raw_fd().to_string();
+        let number = reporter.as_raw_fd().to_string();
         let limits = task.limits.with_memory(MEMORY);
         let jail = Jail::new()?
             .calls(Calls::Browser)
-            .room(ROOM)
-            .shared_memory(ROOM)
-            .show_system()
-            .show(&self.worker, "/worker")?
-            .show(&self.pyodide, "/pyodide")?
-            .put(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
+            .tmp_size(TMP_SIZE)
+            .shm_size(TMP_SIZE)
+            .bind_system()
+            .bind_read_only(&self.worker, "/worker")?
+            .bind_read_only(&self.pyodide, "/pyodide")?
+            .add_file(LAUNCHER.as_bytes(), "/task/chromium.mjs")?
             .env("HOME", "/tmp")
-            .hand(tell);
+            .inherit(reporter);
         let jail = match &self.snapshot {
-            Some(snapshot) => jail.show(snapshot, SNAPSHOT)?,
+            Some(snapshot) => jail.bind_read_only(snapshot, SNAPSHOT)?,
             None => jail,
         };
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::put(jail, Backend::Chromium, &task, &limits, snapshot)?;
+        let jail = pyodide::add_task(jail, Backend::Chromium, &task, &limits, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
             "/worker",
@@ -150,18 +150,18 @@ impl Sandbox for Chromium {
         )?;
         let streams = Streams::from(task);
         let finished = process::run(jailed, streams, &limits)?;
-        conclude(finished, told)
+        conclude(finished, failures)
     }
 }
 
-/// What came of it, by what the worker has told beside its exit code.
-fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> {
+/// Returns the task's end, from the worker's exit code and its report of a failure.
+fn conclude(mut finished: Finished, failures: impl Read) -> Result<Finished, Error> {
     if finished.end != End::Exited(WORKER_FAILED) {
         return Ok(finished);
     }
     let mut detail = String::new();
-    // All who could write to it are gone.
-    let _ = told.take(4096).read_to_string(&mut detail);
+    // All writers have ended, so the read doesn't block.
+    let _ = failures.take(4096).read_to_string(&mut detail);
     match detail.as_str() {
         "" => Ok(finished),
         OUT_OF_MEMORY => {
@@ -175,7 +175,7 @@ fn conclude(mut finished: Finished, told: impl Read) -> Result<Finished, Error> 
     }
 }
 
-/// What the worker tells of a page that got no more memory.
+/// The worker's report of a page that is out of memory.
 const OUT_OF_MEMORY: &str = "out of memory";
 
 #[cfg(test)]
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::Usage;
 
-    fn concluded(code: u8, told: &str) -> Result<End, String> {
+    fn concluded(code: u8, report: &str) -> Result<End, String> {
         let finished = Finished {
             end: End::Exited(code),
             exception: None,
@@ -192,7 +192,7 @@ mod tests {
             usage: Usage::default(),
             machine: None,
         };
-        let concluded = conclude(finished, told.as_bytes());
+        let concluded = conclude(finished, report.as_bytes());
         concluded
             .map(|finished| finished.end)
             .map_err(|error| error.to_string())

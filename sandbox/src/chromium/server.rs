@@ -1,7 +1,7 @@
-//! What the page asks for, by HTTP on the jail's loopback: Pyodide, the task, its input.
+//! The HTTP server on the jail's loopback that serves the page, Pyodide, the task and its input.
 //!
-//! Only the page can ask, and of that all is the code's to see. A question is a GET of a few known paths; each has a
-//! connection of its own.
+//! Only processes in the jail can reach it, and the code may see all that it serves. It answers GET requests of a few known paths,
+//! each on a connection of its own.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -13,19 +13,19 @@ use std::thread;
 
 const PAGE: &[u8] = include_bytes!("../../js/chromium.html");
 
-/// The longest question that is read.
-const QUESTION_MAX: u64 = 16 << 10;
-/// The most bytes of input in an answer.
+/// The largest size of a request in bytes.
+const REQUEST_MAX: u64 = 16 << 10;
+/// The largest number of bytes of input in a response.
 const INPUT_MAX: usize = 1 << 20;
-/// Folders of which the files are served.
+/// Folders whose files are served.
 const FOLDERS: [&str; 2] = ["/pyodide/", "/task/"];
 
-/// How many of the page's messages have been dealt with.
+/// The number of the page's messages that have been handled.
 #[derive(Clone, Default)]
 pub(super) struct Drained(Arc<(Mutex<u64>, Condvar)>);
 
 impl Drained {
-    /// One more has been.
+    /// Counts one more message.
     pub(super) fn add(&self) {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.1.notify_all();
@@ -38,25 +38,25 @@ impl Drained {
     }
 }
 
-/// What is served.
+/// The server's state.
 pub(super) struct Served {
     pub(super) drained: Drained,
-    /// The page is given out once: who asks again has left it.
-    given: AtomicBool,
+    /// Whether the page was sent. It is sent once: another request means that the browser has left it.
+    page_sent: AtomicBool,
 }
 
-/// An answer's type and bytes.
-type Answer = (&'static str, Vec<u8>);
+/// A response's content type and bytes.
+type Response = (&'static str, Vec<u8>);
 
 impl Served {
     pub(super) fn new(drained: Drained) -> Self {
         Served {
             drained,
-            given: AtomicBool::new(false),
+            page_sent: AtomicBool::new(false),
         }
     }
 
-    /// Starts to serve; returns the page's address.
+    /// Starts the server's thread, and returns the page's address.
     pub(super) fn start(self) -> io::Result<String> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = format!("http://{}/", listener.local_addr()?);
@@ -64,16 +64,16 @@ impl Served {
         thread::Builder::new().spawn(move || {
             for stream in listener.incoming().flatten() {
                 let served = served.clone();
-                // Where there is no thread the page sees its connection end.
+                // Where no thread can be started, the page's connection is closed.
                 let _ = thread::Builder::new().spawn(move || served.serve(stream));
             }
         })?;
         Ok(address)
     }
 
-    /// Answers one question. Who has gone away meanwhile needs no answer.
+    /// Answers one request. An error of writing means that the page has closed the connection.
     fn serve(&self, mut stream: TcpStream) {
-        let answer = question(&stream).and_then(|target| self.answer(&target));
+        let answer = request(&stream).and_then(|target| self.answer(&target));
         let _ = match answer {
             Ok((kind, body)) => respond(&mut stream, "200 OK", kind, &body),
             Err(error) => respond(
@@ -85,10 +85,10 @@ impl Served {
         };
     }
 
-    fn answer(&self, target: &str) -> io::Result<Answer> {
+    fn answer(&self, target: &str) -> io::Result<Response> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         match path {
-            "/" if !self.given.swap(true, Ordering::SeqCst) => Ok(("text/html", PAGE.to_vec())),
+            "/" if !self.page_sent.swap(true, Ordering::SeqCst) => Ok(("text/html", PAGE.to_vec())),
             "/stdin" => input(number(query)?),
             "/snapshot" => file(Path::new(path)),
             "/drained" => {
@@ -100,11 +100,11 @@ impl Served {
     }
 }
 
-fn of_folders(path: &str) -> io::Result<Answer> {
+fn of_folders(path: &str) -> io::Result<Response> {
     let mut folders = FOLDERS
         .iter()
         .filter_map(|folder| path.strip_prefix(folder));
-    // No folder within one of them, nor above.
+    // No path below or above a folder.
     if folders.any(|name| !name.contains('/') && !name.starts_with('.')) {
         return file(Path::new(path));
     }
@@ -115,19 +115,19 @@ fn number(text: &str) -> io::Result<u64> {
     text.parse().map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn file(path: &Path) -> io::Result<Answer> {
+fn file(path: &Path) -> io::Result<Response> {
     let kind = match path.extension().and_then(|extension| extension.to_str()) {
         Some("mjs") => "text/javascript",
         Some("json") => "application/json",
-        // Without this it isn't compiled while it comes.
+        // Browsers compile WebAssembly while it loads only with this type.
         Some("wasm") => "application/wasm",
         _ => "application/octet-stream",
     };
     Ok((kind, fs::read(path)?))
 }
 
-/// Waits for input; none is its end.
-fn input(max: u64) -> io::Result<Answer> {
+/// Waits for input. An empty response is its end.
+fn input(max: u64) -> io::Result<Response> {
     let max = usize::try_from(max).unwrap_or(INPUT_MAX).min(INPUT_MAX);
     let mut bytes = vec![0; max];
     let len = rustix::io::retry_on_intr(|| rustix::io::read(io::stdin(), &mut bytes))?;
@@ -135,9 +135,9 @@ fn input(max: u64) -> io::Result<Answer> {
     Ok(("application/octet-stream", bytes))
 }
 
-/// What is asked for: the target of a GET.
-fn question(stream: &TcpStream) -> io::Result<String> {
-    let mut bytes = stream.take(QUESTION_MAX);
+/// Reads the target of a GET request.
+fn request(stream: &TcpStream) -> io::Result<String> {
+    let mut bytes = stream.take(REQUEST_MAX);
     let mut head = Vec::new();
     let mut buffer = [0; 4096];
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -169,25 +169,25 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &[u8]) -> io:
 mod tests {
     use super::*;
 
-    fn ask(address: &str, question: &str) -> String {
+    fn send(address: &str, request: &str) -> String {
         let host = address.trim_start_matches("http://").trim_end_matches('/');
         let mut stream = TcpStream::connect(host).unwrap();
-        let _ = stream.write_all(question.as_bytes());
+        let _ = stream.write_all(request.as_bytes());
         let mut answer = String::new();
-        // Who asks too long a question sees the connection end before it is read.
+        // The server closes the connection of too long a request before it has read it.
         let _ = stream.read_to_string(&mut answer);
         answer
     }
 
     #[test]
-    fn what_is_known_is_served_and_nothing_else() {
+    fn only_known_paths_are_served() {
         let drained = Drained::default();
         let address = Served::new(drained.clone()).start().unwrap();
-        let get = |path: &str| ask(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        let get = |path: &str| send(&address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert!(get("/").contains("<!doctype html>"));
         assert!(
             get("/").starts_with("HTTP/1.1 404"),
-            "the page is given out twice"
+            "the page is served twice"
         );
         drained.add();
         assert!(get("/drained?1").starts_with("HTTP/1.1 200"));
@@ -201,8 +201,8 @@ mod tests {
         ] {
             assert!(get(path).starts_with("HTTP/1.1 404"), "{path}");
         }
-        for question in ["POST / HTTP/1.1\r\n\r\n", "\r\n\r\n", &"x".repeat(1 << 15)] {
-            assert!(!ask(&address, question).contains("200"), "{question:.20}");
+        for request in ["POST / HTTP/1.1\r\n\r\n", "\r\n\r\n", &"x".repeat(1 << 15)] {
+            assert!(!send(&address, request).contains("200"), "{request:.20}");
         }
     }
 }

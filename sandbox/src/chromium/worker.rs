@@ -1,8 +1,8 @@
-//! The part of minivm that is in the jail: starts Chromium, opens the page in it, and passes on what the page tells.
+//! The worker in the jail: it starts Chromium, opens the page in it, and passes on the page's messages.
 //!
-//! It is in there because DevTools is reached by TCP on the loopback device, and the jail's is its own. What the page tells
-//! comes as calls of a function that DevTools has given to it: at once, even while Python is busy. That there is never much
-//! under way is up to the page, which asks now and then how far this has come.
+//! It runs in the jail because DevTools listens on TCP on the loopback device, of which the jail has its own. The page sends messages
+//! by a function that DevTools adds to it (a binding): they arrive at once, even while Python is busy. The page itself bounds the
+//! messages in transit: it requests from time to time how many have been handled.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -24,11 +24,11 @@ use futures_util::stream::{
 use super::OUT_OF_MEMORY;
 use super::server::{Drained, Served};
 
-/// The function that the page has.
-const TOLD: &str = "minivmTold";
-/// How long Chromium may take to start, and then the page until Python runs. It is for machines that do much else.
+/// The page's function that sends a message.
+const BINDING: &str = "minivmSend";
+/// How long Chromium may take to start, and then the page until Python runs. It allows for a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What Chromium is told: to be quiet and alone, and to keep nothing back because nobody looks.
+/// Chromium's flags: no connections or dialogs of its own, and no throttling of a page that isn't visible.
 const FLAGS: [&str; 16] = [
     "disable-background-networking",
     "disable-background-timer-throttling",
@@ -47,38 +47,38 @@ const FLAGS: [&str; 16] = [
     "mute-audio",
     "no-first-run",
 ];
-/// What Chromium does without. In a few of its processes it samples allocations, to report how memory is used, and follows the
-/// stack of each: beyond its end where that is one of WebAssembly's own, as `asyncio.run` has it (JSPI), and the page crashes.
+/// The feature of Chromium that is disabled. In a few of its processes Chromium samples allocations, to report memory use, and walks
+/// the stack of each: beyond its end where that is a stack of WebAssembly's own, as in `asyncio.run` (JSPI), and the page crashes.
 /// With `HeapProfilerReporting:stable-probability/1.0/nonstable-probability/1.0/sampling-rate/1000` enabled instead, most runs
-/// do that ask for much inside `asyncio.run` (Chromium 156).
+/// that allocate much inside `asyncio.run` crash (Chromium 156).
 const WITHOUT: &str = "HeapProfilerReporting";
 
-/// How a program ends that calls `abort`, for a page that fails where the code runs already.
+/// The exit code of a program that calls `abort`: the end of a page that fails after the code has started.
 const ABORTED: u8 = 134;
 
-/// Why the page didn't come to its own end.
+/// Reasons why a page failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The page got no more memory.
+    /// The page is out of memory.
     #[error("its page is out of memory")]
     OutOfMemory,
-    /// Chromium didn't start, or said something unexpected.
+    /// Chromium didn't start, or DevTools reported an error.
     #[error("{0}")]
     Browser(#[from] CdpError),
-    /// It started otherwise than it should.
+    /// The page crashed or failed before the code ran, or Chromium has ended.
     #[error("{0}")]
     Page(String),
-    /// Something of the system's could not be had.
+    /// A system call failed.
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
 }
 
-/// Writes to the pipe of this number why the page didn't come to its end.
+/// Writes the failure of a page to the pipe with this descriptor number.
 ///
 /// # Errors
 ///
-/// Where there is no such pipe.
-pub fn tell(number: u32, failure: &Failure) -> io::Result<()> {
+/// The system's error where there is no such pipe.
+pub fn report(number: u32, failure: &Failure) -> io::Result<()> {
     let text = match failure {
         Failure::OutOfMemory => OUT_OF_MEMORY.to_owned(),
         failure => failure.to_string(),
@@ -89,13 +89,17 @@ pub fn tell(number: u32, failure: &Failure) -> io::Result<()> {
     pipe.write_all(text.as_bytes())
 }
 
-/// What happens.
-enum News {
-    Told(String),
+/// An event of the page or the browser.
+enum PageEvent {
+    /// The page has sent a message.
+    Called(String),
+    /// The page has crashed, with this status.
     Crashed(String),
-    /// The page is another now, of this address.
+    /// The browser has navigated to this address.
     Navigated(String),
+    /// The connection to the browser is lost.
     Lost,
+    /// The time for the start is over.
     Late,
 }
 
@@ -103,7 +107,7 @@ enum News {
 ///
 /// # Errors
 ///
-/// Where the page didn't come to its end by itself.
+/// [`Failure::OutOfMemory`] where the page is out of memory, and the others where Chromium or the page fails before the code runs.
 pub fn run(chromium: &Path) -> Result<u8, Failure> {
     let drained = Drained::default();
     let address = Served::new(drained.clone()).start();
@@ -129,31 +133,31 @@ async fn drive(chromium: &Path, address: String, drained: &Drained) -> Result<u8
         .build()
         .map_err(Failure::Page)?;
     let (browser, mut handler) = Browser::launch(config).await?;
-    // It is what moves messages, for as long as there is a connection.
+    // Polling the handler moves the messages of the connection, until it is lost.
     let lost = async move {
         while let Some(Ok(())) = handler.next().await {}
-        News::Lost
+        PageEvent::Lost
     };
     let lost = tokio::spawn(lost);
     let page = browser.new_page("about:blank").await?;
-    let (told, ends) = news(&browser, &page).await?;
-    let lost = once(async { lost.await.unwrap_or(News::Lost) });
+    let (calls, ends) = events(&browser, &page).await?;
+    let lost = once(async { lost.await.unwrap_or(PageEvent::Lost) });
     let late = once(async {
         tokio::time::sleep(PATIENCE).await;
-        News::Late
+        PageEvent::Late
     });
-    page.execute(AddBindingParams::new(TOLD)).await?;
+    page.execute(AddBindingParams::new(BINDING)).await?;
     tokio::spawn(answer_dialogs(page.clone()));
-    // It ends when the page has been loaded, which Python may put off.
+    // `goto` returns when the page has been loaded, which Python may delay.
     let there = address.clone();
     tokio::spawn(async move { page.goto(there).await.map(drop) });
     let ends = select_all([ends, lost.boxed(), late.boxed()]);
-    // What it has told comes before its end, however that came about.
-    let news = select_with_strategy(told, ends, |(): &mut ()| PollNext::Left);
-    follow(&address, news, drained).await
+    // The page's messages come before its end.
+    let events = select_with_strategy(calls, ends, |(): &mut ()| PollNext::Left);
+    follow(&address, events, drained).await
 }
 
-/// Closes what `alert` and its like open: they wait for somebody, and nobody is there.
+/// Closes the dialogs of `alert`, `confirm` and `prompt`, which would wait for a user.
 async fn answer_dialogs(page: Page) -> Result<(), CdpError> {
     let mut opened = page
         .event_listener::<EventJavascriptDialogOpening>()
@@ -165,36 +169,36 @@ async fn answer_dialogs(page: Page) -> Result<(), CdpError> {
     Ok(())
 }
 
-/// What the page tells, and what else happens to it.
-async fn news(
+/// Returns the stream of the page's messages, and that of its other events.
+async fn events(
     browser: &Browser,
     page: &Page,
-) -> Result<(BoxStream<'static, News>, BoxStream<'static, News>), CdpError> {
-    let told = page.event_listener::<EventBindingCalled>().await?;
-    let told = told.map(|event| News::Told(event.payload.clone()));
+) -> Result<(BoxStream<'static, PageEvent>, BoxStream<'static, PageEvent>), CdpError> {
+    let calls = page.event_listener::<EventBindingCalled>().await?;
+    let calls = calls.map(|event| PageEvent::Called(event.payload.clone()));
     let crashed = browser.event_listener::<EventTargetCrashed>().await?;
-    let crashed = crashed.map(|event| News::Crashed(event.status.clone()));
+    let crashed = crashed.map(|event| PageEvent::Crashed(event.status.clone()));
     let navigated = page.event_listener::<EventFrameNavigated>().await?;
     let navigated = navigated.filter_map(|event| {
         let main = event.frame.parent_id.is_none();
-        let news = main.then(|| News::Navigated(event.frame.url.clone()));
-        async move { news }
+        let event = main.then(|| PageEvent::Navigated(event.frame.url.clone()));
+        async move { event }
     });
     let ends = select_all([crashed.boxed(), navigated.boxed()]);
-    Ok((told.boxed(), ends.boxed()))
+    Ok((calls.boxed(), ends.boxed()))
 }
 
-/// Passes on what is told, to the end of the page at this address.
+/// Passes on the page's messages, until the end of the page at this address. Returns the exit code.
 async fn follow(
     address: &str,
-    mut news: impl StreamExt<Item = News> + Unpin,
+    mut events: impl StreamExt<Item = PageEvent> + Unpin,
     drained: &Drained,
 ) -> Result<u8, Failure> {
     let mut started = false;
     let mut arrived = false;
-    while let Some(event) = news.next().await {
+    while let Some(event) = events.next().await {
         match event {
-            News::Told(text) => {
+            PageEvent::Called(text) => {
                 let (kind, rest) = text.split_at_checked(1).unwrap_or_default();
                 match kind {
                     "o" => pass(&mut io::stdout(), rest)?,
@@ -203,37 +207,41 @@ async fn follow(
                     "x" => return Ok(rest.parse().unwrap_or(1)),
                     "f" if !started => return Err(Failure::Page(rest.to_owned())),
                     "f" => return died(rest),
-                    // It is the code's own call.
+                    // The code itself has called the binding.
                     _ => {}
                 }
                 if matches!(kind, "o" | "e") {
                     drained.add();
                 }
             }
-            News::Crashed(how) if how == "oom" => return Err(Failure::OutOfMemory),
-            News::Crashed(how) if started => return died(&format!("the page crashed ({how})")),
-            News::Crashed(how) => return Err(Failure::Page(format!("its page crashed ({how})"))),
-            // An empty page may still come before it.
-            News::Navigated(url) if !arrived => arrived = url == address,
-            News::Navigated(_) => return died("the code has left its page"),
-            News::Late if started => {}
-            News::Late => return Err(Failure::Page("Python did not start in time".into())),
-            News::Lost => break,
+            PageEvent::Crashed(how) if how == "oom" => return Err(Failure::OutOfMemory),
+            PageEvent::Crashed(how) if started => {
+                return died(&format!("the page crashed ({how})"));
+            }
+            PageEvent::Crashed(how) => {
+                return Err(Failure::Page(format!("its page crashed ({how})")));
+            }
+            // The event of the empty page may come first.
+            PageEvent::Navigated(url) if !arrived => arrived = url == address,
+            PageEvent::Navigated(_) => return died("the code has left its page"),
+            PageEvent::Late if started => {}
+            PageEvent::Late => return Err(Failure::Page("Python did not start in time".into())),
+            PageEvent::Lost => break,
         }
     }
     Err(Failure::Page("Chromium has ended".into()))
 }
 
-/// The end of a page in which the code runs, and has brought that about.
+/// Writes why a page ended in which the code ran already; returns the exit code of that.
 fn died(why: &str) -> Result<u8, Failure> {
-    let told = writeln!(io::stderr(), "minivm: {why}");
-    told.map_err(|error| Failure::System("write the output", error))?;
+    let written = writeln!(io::stderr(), "minivm: {why}");
+    written.map_err(|error| Failure::System("write the output", error))?;
     Ok(ABORTED)
 }
 
-/// Writes bytes that have come in letters.
+/// Writes the bytes of a Base64 text to an output.
 fn pass(out: &mut dyn Write, letters: &str) -> Result<(), Failure> {
-    // Other letters are the code's own call.
+    // Text that isn't Base64 is a call of the code itself.
     let bytes = BASE64_STANDARD.decode(letters).unwrap_or_default();
     let written = out.write_all(&bytes).and_then(|()| out.flush());
     written.map_err(|error| Failure::System("write the output", error))

@@ -1,4 +1,4 @@
-//! Both walls: what code reaches of Deno, and what is there for who gets past Deno.
+//! Both walls: what code can reach of Deno, and what code that breaks out of Deno finds in the jail.
 
 use std::net::TcpListener;
 
@@ -12,7 +12,7 @@ fn deno() -> Deno {
     Deno::open(&cache).unwrap()
 }
 
-/// What code prints, or JavaScript that Deno runs with all permissions.
+/// The output of code, or of JavaScript that Deno runs with all permissions.
 fn output(run: impl FnOnce(&Deno, Streams, &Limits) -> Finished) -> String {
     let (stdout, stderr) = (Shared::default(), Shared::default());
     let streams = Streams::to(stdout.clone(), stderr.clone());
@@ -36,9 +36,9 @@ fn printed_beyond_deno(script: String) -> String {
         let jail = deno
             .jail()
             .unwrap()
-            // Its own would end it, and here it is the namespaces that are tried.
+            // Deno's own filter would end it; this tests the namespaces alone.
             .calls(Calls::Ordinary)
-            .put(script.as_bytes(), "/task/x.mjs")
+            .add_file(script.as_bytes(), "/task/x.mjs")
             .unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
         process::run(jail.program("/deno", arguments).unwrap(), streams, limits).unwrap()
@@ -46,7 +46,7 @@ fn printed_beyond_deno(script: String) -> String {
 }
 
 #[test]
-fn what_needs_a_permission_is_not_capable() {
+fn calls_that_need_a_permission_are_not_capable() {
     let forbidden = [
         "Deno.readTextFileSync('/etc/passwd')",
         "Deno.readTextFileSync('/proc/self/environ')",
@@ -99,7 +99,7 @@ asyncio.run(main())"
 }
 
 #[test]
-fn what_stays_in_reach_is_the_jails() {
+fn facts_without_a_permission_are_those_of_the_jail() {
     let code = "import js\nprint(js.Deno.pid, js.Deno.execPath(), js.Deno.cwd())\n\
                 try:\n    js.localStorage.setItem('a', 'b')\n    print('kept')\nexcept Exception as error:\n    print(error)";
     let expected = "2 /deno /\nError: Read-only file system (os error 30)\n";
@@ -113,7 +113,7 @@ fn code_chooses_its_exit_code() {
 }
 
 #[test]
-fn who_gets_past_deno_finds_next_to_nothing() {
+fn code_beyond_deno_finds_only_the_jail() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -149,9 +149,9 @@ fn who_gets_past_deno_finds_next_to_nothing() {
     listener.accept().unwrap_err();
 }
 
-/// What Deno's process does with all of Deno's permissions and C's library, and nothing around it but its system calls.
+/// JavaScript with all of Deno's permissions calls the C library, and only the filter of system calls holds it.
 #[test]
-fn who_gets_past_deno_makes_few_system_calls() {
+fn code_beyond_deno_can_make_few_system_calls() {
     let script = |call: &str| {
         format!(
             "const symbols = {{ unshare: {{ parameters: ['i32'], result: 'i32' }}, \
@@ -166,7 +166,9 @@ fn who_gets_past_deno_makes_few_system_calls() {
         let stdout = Shared::default();
         let streams = Streams::to(stdout.clone(), io::sink());
         let jail = deno().jail().unwrap();
-        let jail = jail.put(script(call).as_bytes(), "/task/x.mjs").unwrap();
+        let jail = jail
+            .add_file(script(call).as_bytes(), "/task/x.mjs")
+            .unwrap();
         let arguments = ["run", "--quiet", "--allow-all", "/task/x.mjs"];
         let jailed = jail.program("/deno", arguments).unwrap();
         let finished = process::run(jailed, streams, &MAKING_LIMITS).unwrap();
@@ -176,14 +178,14 @@ fn who_gets_past_deno_makes_few_system_calls() {
     // CLONE_NEWUSER; a Unix socket.
     assert_eq!(run("c.unshare(0x10000000)"), failed);
     assert_eq!(run("c.socket(1, 1, 0)"), failed);
-    // PTRACE_TRACEME, which is always allowed elsewhere; and io_uring_setup, as if there was none.
+    // PTRACE_TRACEME, which is always allowed elsewhere; and io_uring_setup, as on a kernel without it.
     let killed = (End::Signal(31), String::new());
     assert_eq!(run("c.ptrace(0n, 0, 0n, 0n)"), killed);
     assert_eq!(run("c.syscall(425n, 1n, 0n, 0n)"), failed);
 }
 
 #[test]
-fn a_snapshot_that_is_gone_is_made_again() {
+fn a_removed_snapshot_is_made_again() {
     let cache = tempfile::tempdir().unwrap();
     let path = cache.path().join("python.snapshot");
     let mut deno = deno();

@@ -1,15 +1,15 @@
-//! How deep values may be nested that cross to the host and back.
+//! The limit on the depth of values that are passed to the host and back.
 
 use serde_json::Value;
 
-/// How deep values may be nested. A reader of JSON takes 128 levels, some of which a message needs around them.
+/// The largest depth of nested values. serde_json reads 128 levels, of which a message needs some around the value.
 pub(super) const DEPTH_MAX: usize = 100;
 
-/// What a function has returned, where it can cross; otherwise the message of an exception.
+/// Returns a function's result, or the message of an exception where it is nested too deep.
 pub(super) fn answer(returned: Result<Value, String>) -> Result<Value, String> {
     match returned {
         Ok(value) if is_deeper(&value, DEPTH_MAX) => Err(format!(
-            "it returned what is nested deeper than {DEPTH_MAX}"
+            "it returned a value that is nested deeper than {DEPTH_MAX}"
         )),
         other => other,
     }

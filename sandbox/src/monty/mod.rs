@@ -1,16 +1,16 @@
-//! Monty: an interpreter of a part of Python, written in Rust, whose code has nothing but what its host hands it.
+//! Monty: an interpreter of a part of Python, written in Rust, whose code can use only what its host passes to it.
 //!
-//! [`InProcess`] runs it in the calling thread: an answer within microseconds, for code that may be wrong. [`Monty`] is the
-//! sandbox: the same in a process of its own (`worker`), in a jail, so that code which breaks the interpreter has broken into
-//! an empty room, and a runaway is ended from outside.
+//! [`InProcess`] interprets code in the calling thread, within microseconds, for code that may be wrong but isn't hostile.
+//! [`Monty`] is the sandbox: it interprets code in a process of its own (`worker`) in a jail. Code that breaks out of the
+//! interpreter finds nothing there, and a runaway is killed from outside.
 //!
-//! It knows no class inheritance, no generators, no `match`, and few modules; `dialect` and `builtin` make up for some of what
-//! scripts take for granted: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
+//! Monty supports no class inheritance, no generators, no `match`, and few modules. `dialect` and `builtin` add some of what
+//! scripts expect: `input`, `exit`, `sys.exit`, `SystemExit`, `EOFError` and `print(file=sys.stderr)`.
 
 mod depth;
 #[cfg(feature = "worker")]
 mod engine;
-mod order;
+mod task;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use self::order::{Interpreted, Order, Outcome, Scope};
+use self::task::{Outcome, Scope, WorkerProgram, WorkerTask};
 use self::wire::{Fault, FromWorker, ToWorker};
 use super::process::{self, Streams};
 use super::{
@@ -35,51 +35,53 @@ use minivm_machine::printable::printable;
 #[cfg(feature = "worker")]
 pub use engine::{Allocator, InProcess, work};
 
-/// The command of `minivm-worker`'s for it.
+/// The subcommand of `minivm-worker`.
 pub const WORKER_COMMAND: &str = "monty";
 
-/// Time for the interpreter to say itself that its time is over, and where. Then its process is killed.
+/// How long the interpreter may take, after the time limit, to report it with a traceback. Then its process is killed.
 const GRACE: Duration = Duration::from_millis(200);
-/// How long a function of the host's is waited for when its caller is gone.
+/// How long [`Monty`] waits for a function of the host to return when the worker has ended.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What a worker needs beside its code: it is a part of a limit on memory.
+/// The part of a memory limit that the worker needs beside its code, in bytes.
 const OWN_MEMORY: u64 = 8 << 20;
-/// What code gets of memory where nothing is said, in bytes.
+/// The default memory limit in bytes.
 const MEMORY: u64 = 256 << 20;
-/// Nothing is written to the jail's `/tmp`.
-const ROOM: u64 = 1 << 20;
+/// The size of the jail's `/tmp` in bytes. The worker writes nothing to it.
+const TMP_SIZE: u64 = 1 << 20;
 
-/// The interpreter in a jailed process.
+/// The sandbox that interprets code in a jailed process.
 pub struct Monty {
     worker: PathBuf,
 }
 
 impl Monty {
-    /// With this program, `minivm-worker`.
+    /// Makes the sandbox with this program, `minivm-worker`.
     pub fn new(worker: PathBuf) -> Self {
         Monty { worker }
     }
 
     fn jail(&self, task: &Task) -> Result<Jail, Error> {
         let program = match &task.program {
-            Program::Code(code) => Interpreted::Code(code.clone()),
-            Program::Resume { returned, .. } => Interpreted::State(depth::answer(returned.clone())),
-            // It is not declared, so it doesn't come here.
-            Program::Command(_) => Interpreted::Code(String::new()),
+            Program::Code(code) => WorkerProgram::Code(code.clone()),
+            Program::Resume { returned, .. } => {
+                WorkerProgram::State(depth::answer(returned.clone()))
+            }
+            // Unreachable: the backend doesn't declare commands.
+            Program::Command(_) => WorkerProgram::Code(String::new()),
         };
-        // Beyond that it is the process's limit that counts, which nobody gets to see a traceback of.
+        // The interpreter's limit is lower than the process's: only the interpreter writes a traceback.
         let own = |bytes: u64| bytes - OWN_MEMORY.min(bytes / 2);
-        let order = Order {
+        let worker_task = WorkerTask {
             program,
             scope: scope(task, task.limits.memory.map(own))?,
         };
-        let order = serde_json::to_vec(&order).expect("all of it is JSON");
+        let worker_task = serde_json::to_vec(&worker_task).expect("all of it is JSON");
         worker_is_there(Backend::Monty, &self.worker)?;
-        let jail = Jail::new()?.calls(Calls::Monty).room(ROOM);
-        let jail = jail.show(&self.worker, "/worker")?;
-        let jail = jail.put(&order, order::ORDER)?;
+        let jail = Jail::new()?.calls(Calls::Monty).tmp_size(TMP_SIZE);
+        let jail = jail.bind_read_only(&self.worker, "/worker")?;
+        let jail = jail.add_file(&worker_task, task::TASK_FILE)?;
         match &task.program {
-            Program::Resume { state, .. } => Ok(jail.put(state, order::STATE)?),
+            Program::Resume { state, .. } => Ok(jail.add_file(state, task::STATE_FILE)?),
             _ => Ok(jail),
         }
     }
@@ -105,7 +107,7 @@ impl Sandbox for Monty {
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let theirs = OwnedFd::from(theirs);
         let args = [WORKER_COMMAND.into(), theirs.as_raw_fd().to_string()];
-        let jailed = jail.hand(theirs).program("/worker", args)?;
+        let jailed = jail.inherit(theirs).program("/worker", args)?;
         let serving = serve_in_thread(ours, std::mem::take(&mut task.functions))?;
         let limits = Limits {
             time: task.limits.time.map(|time| time.saturating_add(GRACE)),
@@ -113,15 +115,16 @@ impl Sandbox for Monty {
         };
         let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
-        let said = match serving.recv_timeout(PATIENCE) {
-            Ok(said) => said.map_err(|fault| failed(&format!("its worker broke: {fault}")))?,
+        let last = match serving.recv_timeout(PATIENCE) {
+            Ok(last) => last
+                .map_err(|fault| failed(&format!("the worker sent an invalid message: {fault}")))?,
             Err(_) => {
-                let warning = "a function of the host's has not returned";
+                let warning = "a function of the host has not returned";
                 finished.warnings.push(warning.into());
                 None
             }
         };
-        finished.end = ended(finished.end, said)?;
+        finished.end = ended(finished.end, last)?;
         if !matches!(finished.end, End::Exited(1..)) {
             finished.exception = None;
         }
@@ -129,7 +132,7 @@ impl Sandbox for Monty {
     }
 }
 
-/// What code may see of its task.
+/// Returns the part of a task that the interpreter gets.
 fn scope(task: &Task, memory: Option<u64>) -> Result<Scope, Error> {
     Ok(Scope {
         functions: task.functions.keys().cloned().collect(),
@@ -149,17 +152,17 @@ fn end(outcome: Outcome) -> End {
     }
 }
 
-/// How a worker ended, from how its process did and what it said last. Only of a process that ended by itself is that of
-/// interest.
-fn ended(process: End, said: Option<Said>) -> Result<End, Error> {
+/// Returns the task's end from that of the worker's process and its last message. The message counts only for a process that
+/// exited.
+fn ended(process: End, last: Option<LastMessage>) -> Result<End, Error> {
     let End::Exited(code) = process else {
         return Ok(process);
     };
-    match said {
-        Some(Said::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
-        Some(Said::Ended(outcome)) => Ok(end(outcome)),
-        Some(Said::Unreadable(why)) => Err(failed(&why)),
-        None if code == order::OVER => Ok(End::OutOfMemory),
+    match last {
+        Some(LastMessage::Ended(Outcome::Exited(_))) => Ok(End::Exited(code)),
+        Some(LastMessage::Ended(outcome)) => Ok(end(outcome)),
+        Some(LastMessage::Unreadable(why)) => Err(failed(&why)),
+        None if code == task::OVER => Ok(End::OutOfMemory),
         None => Ok(End::Exited(code)),
     }
 }
@@ -171,18 +174,18 @@ fn failed(detail: &str) -> Error {
     }
 }
 
-/// A worker's last word.
+/// The last message of a worker.
 #[derive(Debug, PartialEq)]
-enum Said {
+enum LastMessage {
     Ended(Outcome),
     Unreadable(String),
 }
 
-/// Serves a worker, whose last word is received when it is gone.
+/// Starts a thread that serves a worker. The receiver gets the worker's last message when it has ended.
 fn serve_in_thread(
     socket: UnixStream,
     mut functions: BTreeMap<String, Function>,
-) -> Result<Receiver<Result<Option<Said>, Fault>>, Error> {
+) -> Result<Receiver<Result<Option<LastMessage>, Fault>>, Error> {
     let (sender, receiver) = mpsc::channel();
     let serve = move || {
         let _ = sender.send(serve(socket, &mut functions));
@@ -192,35 +195,37 @@ fn serve_in_thread(
     Ok(receiver)
 }
 
-/// Answers a worker's calls until its last word.
+/// Answers a worker's calls until its last message.
 fn serve(
     socket: UnixStream,
     functions: &mut BTreeMap<String, Function>,
-) -> Result<Option<Said>, Fault> {
+) -> Result<Option<LastMessage>, Fault> {
     let mut to = socket.try_clone()?;
     let mut from = BufReader::new(socket);
-    while let Some(message) = heard(wire::receive(&mut from))? {
+    while let Some(message) = unless_closed(wire::receive(&mut from))? {
         let call = match message {
             FromWorker::Call(call) => call,
             FromWorker::Suspended { call, size } => {
-                let state = heard(wire::receive_state(&mut from, size))?;
-                return Ok(state.map(|state| Said::Ended(Outcome::Suspended { call, state })));
+                let state = unless_closed(wire::receive_state(&mut from, size))?;
+                return Ok(
+                    state.map(|state| LastMessage::Ended(Outcome::Suspended { call, state }))
+                );
             }
-            FromWorker::Exited => return Ok(Some(Said::Ended(Outcome::Exited(0)))),
-            FromWorker::TimedOut => return Ok(Some(Said::Ended(Outcome::TimedOut))),
-            FromWorker::OutOfMemory => return Ok(Some(Said::Ended(Outcome::OutOfMemory))),
-            FromWorker::Unreadable(why) => return Ok(Some(Said::Unreadable(why))),
+            FromWorker::Exited => return Ok(Some(LastMessage::Ended(Outcome::Exited(0)))),
+            FromWorker::TimedOut => return Ok(Some(LastMessage::Ended(Outcome::TimedOut))),
+            FromWorker::OutOfMemory => return Ok(Some(LastMessage::Ended(Outcome::OutOfMemory))),
+            FromWorker::Unreadable(why) => return Ok(Some(LastMessage::Unreadable(why))),
         };
         let answer: ToWorker = match functions.get_mut(&call.function) {
             Some(function) => depth::answer(function(call)),
-            // It asks for none that it wasn't told of.
+            // The interpreter only calls functions that are in its scope.
             None => return Err(Fault::Unexpected(call.function)),
         };
         let sent = match wire::send(&mut to, &answer) {
             Err(fault @ Fault::TooLong) => wire::send(&mut to, &ToWorker::Err(fault.to_string())),
             sent => sent,
         };
-        // Who doesn't want the answer any more is gone.
+        // The worker has ended and doesn't need the answer.
         if let Err(Fault::Io(_)) = sent {
             return Ok(None);
         }
@@ -229,8 +234,8 @@ fn serve(
     Ok(None)
 }
 
-/// A socket whose other end was killed may be broken instead of ended.
-fn heard<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
+/// Turns an I/O error into the end of the messages: the socket of a killed process may be reset instead of closed.
+fn unless_closed<T>(received: Result<Option<T>, Fault>) -> Result<Option<T>, Fault> {
     match received {
         Err(Fault::Io(_)) => Ok(None),
         other => other,

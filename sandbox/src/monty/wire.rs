@@ -1,6 +1,7 @@
-//! What passes between a worker and us: a line of JSON a message, and behind a suspension's line the interpreter's state.
+//! The protocol between a worker and its host: one line of JSON for each message, and the interpreter's state after the line of a
+//! suspension.
 //!
-//! Whatever runs in the worker, nothing of it is believed: a message has a length that it may have, and is one of these.
+//! The host doesn't trust the worker: it checks the length and the form of each message.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -8,35 +9,35 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::order::{CALL_MAX, STATE_MAX};
+use super::task::{CALL_MAX, STATE_MAX};
 use crate::Call;
 
-/// The most bytes of a message.
+/// The largest message in bytes.
 pub(super) const MESSAGE_MAX: usize = CALL_MAX + (64 << 10);
 
-/// What a worker says.
+/// A message of a worker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FromWorker {
-    /// A function is to be called.
+    /// The call of a function of the host.
     Call(Call),
-    /// It has ended at the call of a function, and so many bytes of its state follow.
+    /// The suspension at a call. `size` bytes of state follow.
     Suspended {
         call: Call,
         size: usize,
     },
-    /// It has ended by itself, and its exit code is meant.
+    /// The end of the code; the process's exit code is the code's.
     Exited,
     TimedOut,
     OutOfMemory,
-    /// What it was to resume is no state.
+    /// The error of a state that can't be resumed.
     Unreadable(String),
 }
 
-/// What it is told: what a function returned, or the message of an exception.
+/// The answer to a call: the function's result, or the message of an exception.
 pub(super) type ToWorker = Result<Value, String>;
 
-/// How it goes on where nothing was said in time.
+/// Errors of the protocol.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error("a message is longer than {MESSAGE_MAX} bytes")]
@@ -59,7 +60,7 @@ pub(super) fn send(to: &mut impl Write, message: &impl Serialize) -> Result<(), 
     Ok(to.write_all(&line)?)
 }
 
-/// Receives a message; none where the other end is closed.
+/// Receives a message; `None` where the other end is closed.
 pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>, Fault> {
     let mut line = Vec::new();
     let most = MESSAGE_MAX as u64;
@@ -68,12 +69,12 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Op
         None => Ok(None),
         Some(b'\n') => Ok(Some(serde_json::from_slice(&line)?)),
         Some(_) if line.len() == MESSAGE_MAX => Err(Fault::TooLong),
-        // It was ended in the middle of a word.
+        // The sender ended within a message.
         Some(_) => Ok(None),
     }
 }
 
-/// Receives the state that follows a suspension; none where it doesn't.
+/// Receives the state that follows a suspension; `None` where the other end is closed before its end.
 pub(super) fn receive_state(
     from: &mut impl BufRead,
     size: usize,
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_neither_sent_nor_received() {
+    fn messages_that_are_too_long_are_neither_sent_nor_received() {
         let long = "x".repeat(MESSAGE_MAX);
         assert!(matches!(send(&mut io::sink(), &long), Err(Fault::TooLong)));
         let mut endless = io::BufReader::new(io::repeat(b'x'));

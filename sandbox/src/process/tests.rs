@@ -1,4 +1,4 @@
-//! Jails with a shell in them.
+//! Shell scripts in jails.
 
 use std::sync::mpsc;
 
@@ -9,7 +9,7 @@ use minivm_tests::processes;
 use super::*;
 use minivm_machine::jail::Jail;
 
-/// What a shell script comes to.
+/// The result of a shell script.
 struct Ran {
     finished: Finished,
     stdout: String,
@@ -17,7 +17,7 @@ struct Ran {
 }
 
 fn jail(script: &str) -> Jailed {
-    let jail = Jail::new().unwrap().show_system();
+    let jail = Jail::new().unwrap().bind_system();
     let jail = jail.env("PATH", "/usr/bin:/bin");
     jail.program("/bin/sh", ["-c", script]).unwrap()
 }
@@ -49,8 +49,8 @@ fn limits() -> Limits {
     }
 }
 
-/// Bubblewrap is the first process of its namespace and makes the second. It asks `/proc` for that one by its number, which on
-/// a whole machine somebody else has, and in a container maybe nobody.
+/// Bubblewrap is the first process of its namespace and makes the second. It looks its child up in `/proc` by ID 2, which on a whole
+/// machine is the ID of another process, and in a container perhaps of none.
 #[test]
 fn jails_can_be_made_where_no_process_has_their_numbers() {
     let mut container = Command::new("unshare");
@@ -58,7 +58,7 @@ fn jails_can_be_made_where_no_process_has_their_numbers() {
     if !rustix::process::geteuid().is_root() {
         container.args(["--user", "--map-root-user"]);
     }
-    // The second process of this namespace is a short one.
+    // The second process of this namespace ends at once, so that ID 2 is free.
     let script = "/bin/true; \"$0\" --exact \"$1\"; exit $?";
     let test = "process::tests::outputs_stay_apart_and_the_exit_code_is_the_programs";
     let output = container
@@ -67,9 +67,9 @@ fn jails_can_be_made_where_no_process_has_their_numbers() {
         .arg(test)
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}");
-    assert!(told.contains("1 passed"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}");
+    assert!(printed.contains("1 passed"), "{printed}");
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn a_signal_from_outside_ends_it() {
 }
 
 #[test]
-fn what_is_not_there_is_the_jails_error() {
-    let jail = Jail::new().unwrap().show_system();
+fn a_missing_program_is_an_error_of_the_jail() {
+    let jail = Jail::new().unwrap().bind_system();
     let jailed = jail.program("/nowhere", ["x"]).unwrap();
     let streams = Streams::to(io::sink(), io::sink());
     let error = run(jailed, streams, &limits()).unwrap_err().to_string();
@@ -143,9 +143,9 @@ fn what_is_not_there_is_the_jails_error() {
 }
 
 #[test]
-fn a_file_put_inside_can_be_read_and_not_written() {
-    let jail = Jail::new().unwrap().show_system();
-    let jail = jail.put(b"secret", "/data/file").unwrap();
+fn an_added_file_is_read_only() {
+    let jail = Jail::new().unwrap().bind_system();
+    let jail = jail.add_file(b"secret", "/data/file").unwrap();
     let script = "cat /data/file; echo x > /data/file";
     let jailed = jail.program("/bin/sh", ["-c", script]).unwrap();
     let stdout = Shared::default();
@@ -155,7 +155,7 @@ fn a_file_put_inside_can_be_read_and_not_written() {
     assert_ne!(finished.end, End::Exited(0));
 }
 
-/// An output that is not taken until something is said or nothing can be any more.
+/// An output whose first write waits for a function to return.
 struct Slow<F>(Option<F>, Shared);
 
 impl<F: FnOnce() + Send> Write for Slow<F> {
@@ -193,7 +193,7 @@ fn a_reader_may_take_its_time_when_the_program_has_ended() {
 }
 
 #[test]
-fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
+fn a_reader_that_takes_nothing_gets_a_warning_at_the_time_limit() {
     for script in ["echo begun; sleep 4324", "echo done", "yes"] {
         with_limits_from(Duration::from_millis(300), |limit| {
             let (over, wait) = mpsc::channel::<()>();
@@ -204,7 +204,7 @@ fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
             let finished = run_to(script, &limits, stdout, io::sink()).unwrap();
             drop(over);
             assert_eq!(finished.end, End::TimedOut, "{script}");
-            // It may have had no time to begin.
+            // The script may have been killed before it began.
             finished.truncated.then(|| {
                 assert_eq!(finished.warnings, [output::NOT_TAKEN]);
             })
@@ -213,7 +213,7 @@ fn a_reader_that_takes_nothing_is_told_of_at_the_time_limit() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_told_where_messages_went_to_it() {
+fn a_full_disk_is_an_error_for_stdout_and_a_warning_for_stderr() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     for script in ["echo out", "yes"] {
         let error = run_to(script, &limits(), full(), io::sink()).unwrap_err();
@@ -232,7 +232,7 @@ fn a_full_disk_is_an_error_and_told_where_messages_went_to_it() {
 }
 
 #[test]
-fn an_output_that_nobody_reads_any_more_is_known_whenever_that_comes() {
+fn an_output_closed_at_any_time_is_output_closed() {
     let (reader, writer) = io::pipe().unwrap();
     let closed = Slow(Some(move || drop(reader)), Shared::default());
     // The first write lets the reader go; the second finds it gone.

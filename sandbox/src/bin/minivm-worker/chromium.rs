@@ -1,4 +1,4 @@
-//! `minivm-worker chromium`: the part of the backend chromium that is in its jail.
+//! `minivm-worker chromium`: the part of the backend chromium that runs in its jail.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,10 +8,10 @@ use minivm_sandbox::chromium::{WORKER_FAILED, worker};
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
-    /// The browser
+    /// The browser's path
     chromium: PathBuf,
-    /// The number of the open file that is told of failures
-    told: u32,
+    /// The number of the descriptor to which a failure is written
+    failures: u32,
 }
 
 /// Runs the jail's task in a page.
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     match worker::run(&args.chromium) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(failure) => {
-            worker::tell(args.told, &failure)?;
+            worker::report(args.failures, &failure)?;
             Ok(ExitCode::from(WORKER_FAILED))
         }
     }

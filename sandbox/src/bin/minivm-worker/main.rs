@@ -1,7 +1,7 @@
-//! `minivm-worker`: what runs inside the jails of sandboxes that need a program of ours there.
+//! `minivm-worker`: the program that the backends monty, chromium and gvisor run inside their jails.
 //!
-//! It is a program of its own, so that the monitor carries neither an interpreter nor a browser's protocol. `minivm` starts it;
-//! it is of no use by hand.
+//! It is a separate program, so that `minivm` contains neither an interpreter nor a browser's protocol. `minivm` starts it; it is of
+//! no use by hand.
 
 mod chromium;
 mod monty;
@@ -13,14 +13,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use minivm_guest::inherited;
 
-/// Our own failure, whatever the code did.
+/// The exit code of a failure of the worker itself.
 const EXIT_ERROR: u8 = 125;
 
-/// It counts where the interpreter asks it to.
+/// The allocator that counts memory for the interpreter's limit.
 #[global_allocator]
 static ALLOCATOR: minivm_sandbox::monty::Allocator = minivm_sandbox::monty::Allocator;
 
-/// The part of minivm's sandboxes that is inside their jails. `minivm` starts it.
+/// The part of minivm's sandboxes that runs inside their jails. `minivm` starts it.
 #[derive(Parser)]
 enum Cli {
     /// Interpret code in this process
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let ended = match Cli::parse() {
         Cli::Monty(args) => monty::run(&args),
         Cli::Chromium(args) => {
-            // The browser is told nothing.
+            // The browser inherits no descriptors of the worker's.
             inherited::descriptors();
             chromium::run(&args)
         }

@@ -2,7 +2,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "an inherited file is nobody's until it is taken"
+    reason = "an inherited descriptor has no owner in Rust until it is taken"
 )]
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -15,23 +15,23 @@ use rustix::io::FdFlags;
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
-    /// The number of the socket
+    /// The socket's descriptor number
     socket: RawFd,
 }
 
-/// Runs the task that is in the jail.
+/// Runs the jail's task.
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     ensure!(
         args.socket > 2,
-        "the socket has to be none of the three streams"
+        "the socket's number must be greater than 2"
     );
-    // SAFETY: whoever starts us has handed us a file of this number, and nothing in this process has taken it. Where that is
-    // not so, it is a number that is not open, and the next call says so.
+    // SAFETY: the process inherits a descriptor of this number, and nothing in this process has taken it. Otherwise the number is
+    // not open, and the next call fails.
     let socket = unsafe { OwnedFd::from_raw_fd(args.socket) };
-    // It is open, or nothing here touches it.
+    // Of a number that isn't open, nothing is closed.
     if let Err(error) = rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC) {
         std::mem::forget(socket);
-        return Err(error).context("there is no socket of this number");
+        return Err(error).context("there is no open socket of this number");
     }
     Ok(ExitCode::from(monty::work(socket)?))
 }

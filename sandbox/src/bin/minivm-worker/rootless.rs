@@ -10,14 +10,14 @@ use minivm_sandbox::rootless;
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
-    /// What is executed
+    /// The program to execute
     program: PathBuf,
-    /// Its arguments
+    /// The program's arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }
 
-/// Becomes the program.
+/// Executes the program as root of a user namespace.
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
     bail!(rootless::exec(&args.program, &args.args))
 }

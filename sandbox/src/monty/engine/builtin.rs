@@ -1,4 +1,4 @@
-//! Functions of Python's that Monty leaves to its host: `input`, `exit`, and a `print` that can write to stderr.
+//! Python's functions that Monty leaves to its host: `input`, `exit`, and a `print` that can write to stderr.
 
 use std::io;
 
@@ -6,12 +6,12 @@ use monty_types::{ExcType, ExtFunctionResult, MontyException, MontyObject};
 
 use super::host::{END_OF_INPUT, Host, Stream, exception};
 
-/// One of these functions.
+/// A function of Python's that this module implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Builtin {
     Input,
     Exit,
-    /// Only where the code needs it: the interpreter has one of its own, which can't.
+    /// `print`, for code that may write to stderr; the interpreter's own `print` can't.
     Print,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn input(args: &[MontyObject], host: &mut dyn Host) -> io::Result<Ext
     }
     let line = match host.read_line() {
         Ok(line) => line,
-        // The code's own input is bad, and the host is well.
+        // The error is in the task's input, not in the host.
         Err(error) => return Ok(exception(ExcType::OSError, error.to_string()).into()),
     };
     Ok(match line.strip_suffix('\n') {
@@ -43,7 +43,7 @@ pub(super) fn input(args: &[MontyObject], host: &mut dyn Host) -> io::Result<Ext
     })
 }
 
-/// `print(..., file=sys.stderr)`.
+/// `print(..., file=sys.stderr)`, and `print` to stdout.
 pub(super) fn print(
     args: &[MontyObject],
     kwargs: &[(MontyObject, MontyObject)],
@@ -68,7 +68,7 @@ pub(super) fn print(
     Ok(MontyObject::None.into())
 }
 
-/// As `str` shows it.
+/// Formats an object as `str` does.
 fn shown(object: &MontyObject) -> String {
     match object {
         MontyObject::Repr(text) | MontyObject::Path(text) => text.clone(),
@@ -76,7 +76,7 @@ fn shown(object: &MontyObject) -> String {
     }
 }
 
-/// `exit(code)`: the exit code, where it is a number, and what is raised.
+/// `exit(code)`: returns the exit code, if it is a number, and the exception to raise.
 pub(super) fn exit(args: &[MontyObject]) -> (Option<u8>, MontyException) {
     let code = match args.first() {
         None | Some(MontyObject::None) => Some(0),
@@ -84,12 +84,13 @@ pub(super) fn exit(args: &[MontyObject]) -> (Option<u8>, MontyException) {
         Some(MontyObject::Int(code)) => Some(code.to_le_bytes()[0]),
         Some(_) => None,
     };
-    let told = args.first().filter(|arg| **arg != MontyObject::None);
-    let told = told.map(ToString::to_string);
-    (code, MontyException::new(ExcType::SystemExit, told))
+    let message = args.first().filter(|arg| **arg != MontyObject::None);
+    let message = message.map(ToString::to_string);
+    (code, MontyException::new(ExcType::SystemExit, message))
 }
 
-/// What is written where `SystemExit` ends the code: its message, unless that is the exit code. None for any other exception.
+/// Returns the text to write where `SystemExit` ends the code: its message, unless that is the exit code. `None` for any other
+/// exception.
 pub(super) fn exit_text(exception: &MontyException, code: Option<u8>) -> Option<Option<String>> {
     let exits = exception.exc_type() == ExcType::SystemExit;
     let message = exception.message().filter(|_| code.is_none());

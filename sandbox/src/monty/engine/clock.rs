@@ -1,15 +1,15 @@
-//! The time of day, which the interpreter asks its host for. A sandbox's clock shows UTC.
+//! The time of day for the interpreter. A sandbox's clock shows UTC.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monty_types::{MontyDate, MontyDateTime, MontyTimeZone};
 
-/// Today's date.
+/// Returns today's date.
 pub(super) fn today() -> MontyDate {
     date(since_1970().as_secs() / 86_400)
 }
 
-/// The time now, in a time zone or without one.
+/// Returns the current time, in a time zone or without one.
 pub(super) fn now(zone: Option<MontyTimeZone>) -> MontyDateTime {
     let offset = zone.as_ref().map_or(0, |zone| zone.offset_seconds);
     let now = since_1970();
@@ -40,8 +40,8 @@ fn at(time: Duration, zone: Option<MontyTimeZone>) -> MontyDateTime {
     }
 }
 
-/// The date of a day since 1970, in the Gregorian calendar, whose pattern comes again every 400 years: 146,097 days. Years are
-/// taken to begin in March, as then the leap day is their last.
+/// Returns the date of a day since 1970 in the Gregorian calendar, whose pattern repeats every 400 years: 146,097 days. The
+/// calculation has years begin in March, so that the leap day is their last.
 fn date(day: u64) -> MontyDate {
     let day = day + 719_468;
     let (era, day) = (day / 146_097, day % 146_097);
@@ -53,7 +53,7 @@ fn date(day: u64) -> MontyDate {
     let month = if in_next_year { month - 9 } else { month + 3 };
     let year = 400 * era + year + u64::from(in_next_year);
     MontyDate {
-        // Beyond that year there are no dates.
+        // Python's largest year.
         year: i32::try_from(year.min(9999)).expect("it is small"),
         month: u8::try_from(month).expect("it is at most 12"),
         day: u8::try_from(day - first + 1).expect("it is at most 31"),

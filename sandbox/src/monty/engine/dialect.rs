@@ -1,8 +1,8 @@
-//! What Python code writes and Monty lacks, said in words that it has.
+//! The translation of Python names that Monty lacks into names that it has.
 //!
-//! Monty has no `sys.exit`, no `EOFError`, and makes no `SystemExit` of a number. Such words are replaced before the code is
-//! parsed, by others of the same length, so that lines and columns in tracebacks stay true. They are found among the code's
-//! tokens: strings and comments keep theirs.
+//! Monty has no `sys.exit`, no `EOFError`, and makes no `SystemExit` of a number. `translated` replaces such names before the code
+//! is parsed, by text of equal length, so that lines and columns in tracebacks stay correct. It looks at the code's tokens, and
+//! leaves strings and comments alone.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use std::ops::Range;
 use ruff_python_ast::token::TokenKind;
 use ruff_python_parser::{Mode, ParseOptions, parse_unchecked};
 
-/// Tokens' texts, and what stands for them.
+/// Sequences of tokens, and the name that replaces each.
 const WORDS: [(&[&str], &str); 3] = [
     (&["sys", ".", "exit"], "exit"),
     (&["raise", "SystemExit", "("], "exit"),
     (&["EOFError"], "OSError"),
 ];
 
-/// The code with other words where it has one that Monty lacks.
+/// Returns the code with the names that Monty lacks replaced.
 pub(super) fn translated(code: &str) -> Cow<'_, str> {
     let last = |words: &[&str]| {
         words
@@ -43,7 +43,7 @@ pub(super) fn translated(code: &str) -> Cow<'_, str> {
         .collect();
     let mut translated = code.to_owned();
     for start in 0..tokens.len() {
-        // The exit of another thing's `sys` is that thing's own.
+        // In `a.sys.exit`, `sys` is an attribute of `a` and not the module.
         let member = start > 0 && code[tokens[start - 1].clone()] == *".";
         if let Some((range, word)) = found(code, &tokens[start..]).filter(|_| !member) {
             let len = range.len();
@@ -53,7 +53,7 @@ pub(super) fn translated(code: &str) -> Cow<'_, str> {
     Cow::Owned(translated)
 }
 
-/// Which bytes are to be replaced, if the tokens begin with one of the words, and by what.
+/// Returns the bytes to replace and their replacement, if the tokens start with one of the sequences.
 fn found(code: &str, tokens: &[Range<usize>]) -> Option<(Range<usize>, &'static str)> {
     WORDS.iter().find_map(|(words, word)| {
         let candidate = tokens.get(..words.len())?;
@@ -61,7 +61,7 @@ fn found(code: &str, tokens: &[Range<usize>]) -> Option<(Range<usize>, &'static 
         if !candidate.iter().zip(*words).all(same) {
             return None;
         }
-        // A parenthesis only decides whether it is meant.
+        // A parenthesis is a part of the match, but is not replaced.
         let kept = usize::from(words.last() == Some(&"("));
         let range = candidate[0].start..candidate[words.len() - 1 - kept].end;
         let one_line = !code[range.clone()].contains('\n');
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_replaced_in_place() {
+    fn names_are_replaced_in_place() {
         let code = "import sys\nif x:\n    sys.exit(3)\nelse: raise SystemExit(4)\n";
         let expected = "import sys\nif x:\n    exit    (3)\nelse: exit            (4)\n";
         assert_eq!(translated(code), expected);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_comments_and_others_members_stay() {
+    fn strings_comments_and_attributes_stay() {
         for code in [
             "print('sys.exit(1) EOFError')",
             "# sys.exit(1)",

@@ -1,4 +1,4 @@
-//! What the interpreter needs of its host: functions, outputs, input.
+//! The interface of the interpreter to its host: functions, outputs, input.
 
 use std::io;
 
@@ -7,28 +7,28 @@ use serde_json::Value;
 
 use crate::Call;
 
-/// What Python says at the input's end.
+/// Python's message at the end of the input.
 pub(super) const END_OF_INPUT: &str = "EOF when reading a line";
 
-/// Which of the two outputs.
+/// An output of the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stream {
     Stdout,
     Stderr,
 }
 
-/// What the interpreter needs of others. An error of it ends the code.
+/// The host of an interpreter. An error of its methods ends the code.
 pub(super) trait Host {
-    /// Calls one of the functions. An inner error is the message of an exception.
+    /// Calls one of the task's functions. An inner error is the message of an exception.
     fn call(&mut self, call: Call) -> io::Result<Result<Value, String>>;
 
-    /// Takes output.
+    /// Writes output.
     fn write(&mut self, to: Stream, text: &str) -> io::Result<()>;
 
-    /// Comes by every few hundred instructions.
+    /// Handles events and flushes output. The interpreter calls it every few hundred instructions.
     fn poll(&mut self) -> io::Result<()>;
 
-    /// A line of the input with its end, or nothing at the input's.
+    /// Reads a line of the input with its line end; an empty string is the end of the input.
     fn read_line(&mut self) -> io::Result<String>;
 }
 

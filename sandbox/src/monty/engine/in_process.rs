@@ -1,4 +1,4 @@
-//! Monty in this process: an answer within microseconds, and nothing around it.
+//! Monty in this process: an answer within microseconds, without a jail.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::host::{Host, Stream};
 use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
-use super::order::Outcome;
 use super::stdio::{Block, Lines};
+use super::task::Outcome;
 use crate::{
     Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
     process,
@@ -19,15 +19,15 @@ use crate::{
 use minivm_machine::output::{self, Capped, Pending};
 use minivm_machine::session::Event;
 
-/// The interpreter within the calling thread.
+/// The sandbox that interprets code in the calling thread.
 ///
-/// The code gets nothing of the host but the functions that it is given; time, memory and recursion are limited by the
-/// interpreter itself. So this is for code that may be wrong but isn't hostile: what makes the interpreter abort, such as an
-/// expression of ten thousand terms, ends this process. [`Monty`](crate::Monty) has a process for it.
+/// The code can use nothing of the host but the task's functions; the interpreter itself limits time, memory and recursion. So this
+/// is for code that may be wrong but isn't hostile: code that makes the interpreter abort, such as an expression of ten thousand
+/// terms, ends this process. [`Monty`](crate::Monty) interprets it in a process of its own.
 ///
-/// A limit on memory needs [`Allocator`](super::Allocator) as the program's own, and counts what all threads allocate; so
-/// tasks with such a limit run one at a time. A signal ends the code at its next few hundred instructions, unless it catches
-/// `KeyboardInterrupt`; a function of the host's is waited for.
+/// A limit on memory needs [`Allocator`](super::Allocator) as the program's global allocator, and counts the allocations of all
+/// threads, so tasks with such a limit run one at a time. A signal ends the code within a few hundred instructions, unless the code
+/// catches `KeyboardInterrupt`; it doesn't interrupt a function of the host.
 ///
 /// ```
 /// use minivm_sandbox::monty::InProcess;
@@ -88,11 +88,11 @@ fn not_counted(why: &str) -> Error {
     Error::Unavailable {
         backend: Backend::Monty,
         why: format!("the memory of a task within this process cannot be limited: {why}"),
-        hint: "take the sandbox, which has a process for each task".into(),
+        hint: "use the sandbox Monty, which has a process for each task".into(),
     }
 }
 
-/// What the interpreter gets of this process.
+/// The interpreter's host in this process.
 struct Local {
     functions: BTreeMap<String, Function>,
     stdin: Option<Lines>,
@@ -118,7 +118,7 @@ impl Local {
         let start = match task.program {
             Program::Code(code) => Start::Code(code),
             Program::Resume { state, returned } => Start::Resume { state, returned },
-            // It is not declared, so it doesn't come here.
+            // Unreachable: the backend doesn't declare commands.
             Program::Command(_) => Start::Code(String::new()),
         };
         (start, host)
@@ -154,8 +154,8 @@ impl Local {
     }
 }
 
-/// What comes of a host that can't do what is asked of it: take output, as a rule. The system has no error of its own for a line
-/// of input that is too long.
+/// Returns the end for an error of the host, which is most often one of writing output. A line of input that is too long is an error
+/// without a system error code.
 fn host_failed(error: io::Error) -> Result<(End, Option<Exception>), Error> {
     if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Other {
         return Err(super::failed(&error.to_string()));
@@ -165,7 +165,7 @@ fn host_failed(error: io::Error) -> Result<(End, Option<Exception>), Error> {
 
 impl Host for Local {
     fn call(&mut self, call: Call) -> io::Result<Result<Value, String>> {
-        // It may write to where the output goes, too.
+        // The function may write to the same output.
         self.flush()?;
         Ok(match self.functions.get_mut(&call.function) {
             Some(function) => function(call),

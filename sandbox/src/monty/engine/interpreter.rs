@@ -1,6 +1,6 @@
-//! Monty's virtual machine, driven: it runs until it needs something of its host, says what, and goes on with the answer.
+//! The loop around Monty's virtual machine: it runs until it needs its host, yields a request, and is resumed with the answer.
 //!
-//! All it can ask for is answered here or by a [`Host`]: functions, lines of input, variables, the time. Files it is refused.
+//! This module or a [`Host`] answers all requests: functions, lines of input, variables, the time. Requests for files are refused.
 
 use std::io;
 use std::time::Instant;
@@ -16,16 +16,18 @@ use serde_json::Value;
 
 use super::builtin::{self, Builtin};
 use super::host::{Host, Stream, exception};
-use super::order::{CALL_MAX, Outcome, STATE_MAX, Scope};
 use super::printer::Printer;
+use super::task::{CALL_MAX, Outcome, STATE_MAX, Scope};
 use super::traceback::traceback;
 use super::{clock, dialect, value};
 use crate::Call;
 
-/// How tracebacks name the code.
+/// The code's file name in tracebacks.
 const FILE: &str = "<string>";
+/// The message for a valid state that isn't one of a suspended call.
+const NOT_SUSPENDED: &str = "it is not the state of a suspended call";
 
-/// What is to be run.
+/// The code or the state to run.
 pub(super) enum Start {
     Code(String),
     Resume {
@@ -34,21 +36,21 @@ pub(super) enum Start {
     },
 }
 
-/// Why it could not be run to an end of its own.
+/// Errors of running code that are not the code's.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// What was kept of it is nothing that can be resumed.
+    /// The bytes are not a state that can be resumed.
     #[error("the state cannot be resumed: {0}")]
     State(String),
-    /// Its host had an error.
+    /// The host returned an error.
     #[error(transparent)]
     Host(#[from] io::Error),
 }
 
-/// What came of it.
+/// The result of running code.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
-    /// What was written to stderr of the exception that ended it.
+    /// The traceback of the exception that ended the code, as it was written to stderr.
     pub(super) traceback: Option<String>,
 }
 
@@ -72,7 +74,7 @@ struct Run<'a> {
     exit: Option<u8>,
 }
 
-/// What comes after the interpreter has stopped for something.
+/// The next step after a request of the interpreter.
 enum Next {
     Step(Box<Step>),
     End(Outcome),
@@ -108,10 +110,10 @@ impl Run<'_> {
         };
         let loaded = Dump::load(&state).map_err(|error| Fault::State(error.to_string()))?;
         let Session::Running(progress) = loaded.state else {
-            return Err(Fault::State("it is none of a suspended call".into()));
+            return Err(Fault::State(NOT_SUSPENDED.into()));
         };
         let RunProgress::FunctionCall(mut call) = *progress else {
-            return Err(Fault::State("it is none of a suspended call".into()));
+            return Err(Fault::State(NOT_SUSPENDED.into()));
         };
         *call.tracker_mut() = self.tracker();
         let result = result(&call.function_name, returned);
@@ -120,7 +122,7 @@ impl Run<'_> {
 
     fn begin(&self, code: &str, printer: &mut Printer<'_>) -> Step {
         let code = dialect::translated(code).into_owned();
-        // The interpreter's own is faster, and can be called from within `map` and its like.
+        // The interpreter's own `print` is faster, and can be passed to `map` and similar functions.
         let (names, inputs) = match code.contains("file=") && code.contains("stderr") {
             true => (vec!["print".to_owned()], vec![function("print")]),
             false => (Vec::new(), Vec::new()),
@@ -141,10 +143,10 @@ impl Run<'_> {
     fn answer(&mut self, progress: RunProgress, printer: &mut Printer<'_>) -> io::Result<Next> {
         let step = match progress {
             RunProgress::Complete(_) => return Ok(Next::End(Outcome::Exited(0))),
-            RunProgress::FunctionCall(call) => return self.called(call, printer),
-            RunProgress::NameLookup(lookup) => self.looked_up(lookup, printer),
-            RunProgress::OsCall(call) => self.asked(call, printer),
-            // Nothing here answers later, so there is nothing to wait for.
+            RunProgress::FunctionCall(call) => return self.function_call(call, printer),
+            RunProgress::NameLookup(lookup) => self.name_lookup(lookup, printer),
+            RunProgress::OsCall(call) => self.os_call(call, printer),
+            // No call returns a future here.
             RunProgress::ResolveFutures(futures) => {
                 let why = exception(ExcType::RuntimeError, "there is nothing to wait for");
                 futures.abort(why, printer.writer())
@@ -153,8 +155,8 @@ impl Run<'_> {
         Ok(Next::Step(Box::new(step)))
     }
 
-    /// A function is called.
-    fn called(&mut self, call: FunctionCall, printer: &mut Printer<'_>) -> io::Result<Next> {
+    /// Answers the call of a function.
+    fn function_call(&mut self, call: FunctionCall, printer: &mut Printer<'_>) -> io::Result<Next> {
         let name = call.function_name.clone();
         if self.late() {
             return Ok(Next::End(Outcome::TimedOut));
@@ -166,7 +168,7 @@ impl Run<'_> {
         } else if known {
             match value::call(&name, &call.args, &call.kwargs) {
                 Err(why) => exception(ExcType::TypeError, why).into(),
-                Ok(told) if suspends => match suspended(call, told) {
+                Ok(message) if suspends => match suspended(call, message) {
                     Ok(outcome) => return Ok(Next::End(outcome)),
                     Err(refused) => {
                         let (call, why) = *refused;
@@ -174,7 +176,7 @@ impl Run<'_> {
                         return Ok(stepped(call.resume(why, printer.writer())));
                     }
                 },
-                Ok(told) => result(&name, printer.host.call(told)?),
+                Ok(message) => result(&name, printer.host.call(message)?),
             }
         } else {
             match Builtin::named(&name) {
@@ -182,7 +184,7 @@ impl Run<'_> {
                 None => ExtFunctionResult::NotFound(name),
             }
         };
-        // Whoever answers may have taken all the time that there was.
+        // The function may have used up the time limit.
         if self.late() {
             return Ok(Next::End(Outcome::TimedOut));
         }
@@ -206,7 +208,7 @@ impl Run<'_> {
         }
     }
 
-    fn looked_up(&self, lookup: NameLookup, printer: &mut Printer<'_>) -> Step {
+    fn name_lookup(&self, lookup: NameLookup, printer: &mut Printer<'_>) -> Step {
         let name = &lookup.name;
         let known = self.scope.functions.contains(name)
             || self.scope.suspend_at.contains(name)
@@ -215,8 +217,8 @@ impl Run<'_> {
         lookup.resume(found, printer.writer())
     }
 
-    /// Something is asked of the operating system.
-    fn asked(&self, call: OsCall, printer: &mut Printer<'_>) -> Step {
+    /// Answers a request to the operating system.
+    fn os_call(&self, call: OsCall, printer: &mut Printer<'_>) -> Step {
         let env = &self.scope.env;
         call.resume_with(printer.writer(), |call| match call {
             OsFunctionCall::GetEnviron => {
@@ -239,7 +241,7 @@ impl Run<'_> {
         time.is_some_and(|time| self.began.elapsed() >= time)
     }
 
-    /// An exception has ended it.
+    /// Writes the traceback of the exception that ended the code, and returns the code's end.
     fn raised(
         &self,
         exception: &MontyException,
@@ -286,14 +288,17 @@ fn stepped(step: Step) -> Next {
     Next::Step(Box::new(step))
 }
 
-/// What is kept of a suspended call; the call itself and the reason, where that is too much.
-fn suspended(call: FunctionCall, told: Call) -> Result<Outcome, Box<(FunctionCall, String)>> {
+/// Returns the outcome of a suspended call with its state. Where that is too large, returns the call and the message of an exception.
+fn suspended(call: FunctionCall, message: Call) -> Result<Outcome, Box<(FunctionCall, String)>> {
     let progress = RunProgress::FunctionCall(call);
     let state = dump(FILE, None, SessionRef::Running(&progress));
-    let size = serde_json::to_vec(&told).map_or(usize::MAX, |bytes| bytes.len());
+    let size = serde_json::to_vec(&message).map_or(usize::MAX, |bytes| bytes.len());
     let why = match state {
         Ok(state) if state.len() <= STATE_MAX && size <= CALL_MAX => {
-            return Ok(Outcome::Suspended { call: told, state });
+            return Ok(Outcome::Suspended {
+                call: message,
+                state,
+            });
         }
         Ok(state) => format!(
             "cannot suspend: the state has {} bytes of at most {STATE_MAX}, the call {size} of at most {CALL_MAX}",
@@ -305,7 +310,7 @@ fn suspended(call: FunctionCall, told: Call) -> Result<Outcome, Box<(FunctionCal
     Err(Box::new((call, why)))
 }
 
-/// What a function of the host's has returned, for the interpreter.
+/// Converts the result of a function of the host for the interpreter.
 fn result(function: &str, returned: Result<Value, String>) -> ExtFunctionResult {
     match returned.map(value::from_host) {
         Ok(Ok(object)) => object.into(),

@@ -1,8 +1,8 @@
-//! The memory that an interpreter allocates, counted.
+//! The count of an interpreter's allocated memory.
 //!
-//! The interpreter itself compares two numbers with its limit, every few hundred instructions and before whatever it knows to
-//! be large; somebody else has to keep these numbers, and only the program's allocator can. [`Allocator`] does. It is switched
-//! off until the first limit is asked for: everybody else pays one read of a flag for each allocation.
+//! The interpreter compares two global numbers with its limit, every few hundred instructions and before allocations that it knows
+//! to be large. Only the program's allocator can keep these numbers: [`Allocator`] does. It doesn't count before the first task
+//! with a limit; until then an allocation costs one more read of a flag.
 
 #![allow(
     unsafe_code,
@@ -17,27 +17,27 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use monty_types::{BASELINE_MEMORY, LIVE_MEMORY};
 
-use super::order::OVER;
+use super::task::OVER;
 
-/// Where counting begins: what was allocated before that may be freed later, and the number must not fall below zero.
+/// The count's first value. Memory that was allocated before may be freed later, and the count must not fall below zero.
 const START: usize = 1 << 40;
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
 /// Counted bytes at which the process ends.
 static CEILING: AtomicUsize = AtomicUsize::new(usize::MAX);
-/// What is done before.
+/// The function that is called before the process ends.
 static BEFORE_END: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
-/// Held by who has a limit.
+/// The lock that the task with a limit holds.
 static CLAIMED: Mutex<()> = Mutex::new(());
 
 thread_local! {
-    /// Whether it is this thread, which would wait for itself.
+    /// Whether this thread holds [`CLAIMED`], and would wait for itself.
     static HOLDS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The system's allocator, which counts what it gives while somebody has asked for that.
+/// The system's allocator, with a count of allocated bytes from the first task with a memory limit on.
 ///
-/// A program that wants limits on the memory of [`InProcess`](super::InProcess) has it as its own:
+/// A program that limits the memory of [`InProcess`](super::InProcess) tasks sets it as its global allocator:
 ///
 /// ```
 /// #[global_allocator]
@@ -46,23 +46,23 @@ thread_local! {
 /// ```
 pub struct Allocator;
 
-// SAFETY: every call goes to the system's allocator as it came, and what that returns goes back as it is.
+// SAFETY: every call goes to the system's allocator unchanged, and its result is returned unchanged.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         charge(layout.size());
-        // SAFETY: the caller has promised what is asked for here.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         refund(layout.size());
-        // SAFETY: the caller has promised what is asked for here: all pointers come from the system's allocator.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's: all pointers come from it.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         charge(layout.size());
-        // SAFETY: the caller has promised what is asked for here.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's.
         unsafe { System.alloc_zeroed(layout) }
     }
 
@@ -71,12 +71,12 @@ unsafe impl GlobalAlloc for Allocator {
             Some(more) => charge(more),
             None => refund(layout.size() - size),
         }
-        // SAFETY: the caller has promised what is asked for here: all pointers come from the system's allocator.
+        // SAFETY: the caller upholds this function's contract, which is the system allocator's: all pointers come from it.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
 
-/// Counts, and ends the process beyond the ceiling: there is no way to fail that wouldn't allocate.
+/// Counts an allocation, and ends the process beyond the ceiling: any way to return the failure would allocate.
 #[inline]
 fn charge(size: usize) {
     if !COUNTING.load(Relaxed) {
@@ -87,7 +87,7 @@ fn charge(size: usize) {
         if let Some(last) = BEFORE_END.get() {
             last();
         }
-        // SAFETY: it takes no pointer, and runs nothing of ours any more.
+        // SAFETY: it takes no pointer, and runs no more code of this process.
         unsafe { libc::_exit(i32::from(OVER)) }
     }
 }
@@ -99,7 +99,7 @@ fn refund(size: usize) {
     }
 }
 
-/// Who has a limit, until it is dropped.
+/// The right to count memory, held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Claim(#[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
 
@@ -109,14 +109,14 @@ impl Drop for Claim {
     }
 }
 
-/// Memory is counted from here on, for one interpreter at a time, as what all threads allocate is counted.
+/// Starts counting memory for one interpreter, and waits while another one counts: the count includes all threads.
 ///
 /// # Errors
 ///
-/// Why it can't be.
+/// The reason, where this thread counts already or [`Allocator`] isn't the program's.
 pub(super) fn claim() -> Result<Claim, &'static str> {
     if HOLDS.get() {
-        return Err("a function that such a task has called cannot start another one");
+        return Err("a function that a task with a memory limit calls cannot start another one");
     }
     let lock = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
     if !COUNTING.load(Relaxed) {
@@ -135,14 +135,14 @@ pub(super) fn claim() -> Result<Claim, &'static str> {
     Ok(Claim(lock))
 }
 
-/// What is to be done before the process ends beyond the ceiling. It should not allocate: whatever it allocates is beyond, too,
-/// so that it is called again.
+/// Sets the function that is called before the process ends beyond the ceiling. It should not allocate: an allocation is beyond the
+/// ceiling, too, and calls it again.
 pub(super) fn before_end(last: impl Fn() + Send + Sync + 'static) {
-    // There is one, of one worker.
+    // A worker sets it once.
     let _ = BEFORE_END.set(Box::new(last));
 }
 
-/// The process ends where it would allocate so many bytes more than when they were claimed.
+/// Sets the ceiling: the process ends where it would allocate so many bytes more than at the last [`claim`].
 pub(super) fn end_process_beyond(bytes: usize) {
     CEILING.store(BASELINE_MEMORY.load(Relaxed).saturating_add(bytes), Relaxed);
 }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_counted_where_the_programs_allocator_is_another() {
+    fn memory_is_not_counted_under_another_allocator() {
         let why = claim().unwrap_err();
         assert!(why.contains("not its global allocator"), "{why}");
         assert!(!COUNTING.load(Relaxed));

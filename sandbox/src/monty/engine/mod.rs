@@ -1,4 +1,4 @@
-//! The interpreter, driven: in a process of its own by what `minivm-worker` is (`worker`), or in the caller's (`in_process`).
+//! The interpreter and its hosts: `worker` in a process of its own, the program `minivm-worker`, and `in_process` in the caller's.
 
 mod builtin;
 mod clock;
@@ -13,7 +13,7 @@ mod traceback;
 mod value;
 mod worker;
 
-use super::{depth, end, failed, order, scope, wire};
+use super::{depth, end, failed, scope, task, wire};
 
 pub use in_process::InProcess;
 pub use memory::Allocator;

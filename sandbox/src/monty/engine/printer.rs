@@ -1,4 +1,4 @@
-//! The interpreter's output, on its way to the host.
+//! The adapter that passes the interpreter's output to the host.
 
 use std::borrow::Cow;
 use std::io;
@@ -7,10 +7,10 @@ use monty_types::{ExcType, MontyException, PrintWriter, PrintWriterCallback};
 
 use super::host::{Host, Stream, exception};
 
-/// Passes on what is printed, and what the host says while code runs.
+/// A writer of the interpreter that writes to the host, and raises an exception at the host's errors.
 pub(super) struct Printer<'a> {
     pub(super) host: &'a mut dyn Host,
-    /// The host's error, for which the code is ended.
+    /// The host's first error, which ends the code.
     pub(super) error: Option<io::Error>,
 }
 
@@ -19,15 +19,15 @@ impl<'a> Printer<'a> {
         Printer { host, error: None }
     }
 
-    /// What the interpreter takes.
+    /// Returns the writer for the interpreter.
     pub(super) fn writer(&mut self) -> PrintWriter<'_> {
         PrintWriter::Callback(self)
     }
 
-    /// A host that has failed once is not asked again, and whatever the code makes of the exception, it doesn't go on for long:
-    /// the next few hundred instructions raise it anew.
-    fn tell(&mut self, told: io::Result<()>) -> Result<(), MontyException> {
-        if let Err(error) = told {
+    /// Keeps the host's error, and raises an exception. The host isn't called again after an error. Code that catches the exception
+    /// doesn't run for long: it is raised again within a few hundred instructions.
+    fn check(&mut self, result: io::Result<()>) -> Result<(), MontyException> {
+        if let Err(error) = result {
             self.error = Some(error);
         }
         match &self.error {
@@ -39,11 +39,11 @@ impl<'a> Printer<'a> {
 
 impl PrintWriterCallback for Printer<'_> {
     fn stdout_write(&mut self, output: Cow<'_, str>) -> Result<(), MontyException> {
-        let told = match self.error {
+        let result = match self.error {
             None => self.host.write(Stream::Stdout, &output),
             Some(_) => Ok(()),
         };
-        self.tell(told)
+        self.check(result)
     }
 
     fn stdout_push(&mut self, end: char) -> Result<(), MontyException> {
@@ -51,10 +51,10 @@ impl PrintWriterCallback for Printer<'_> {
     }
 
     fn poll_flush(&mut self) -> Result<(), MontyException> {
-        let told = match self.error {
+        let result = match self.error {
             None => self.host.poll(),
             Some(_) => Ok(()),
         };
-        self.tell(told)
+        self.check(result)
     }
 }

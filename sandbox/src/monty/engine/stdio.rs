@@ -1,4 +1,4 @@
-//! Input by lines and output by blocks, as both kinds of hosts have them.
+//! Input by lines and output by blocks, for both kinds of hosts.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -7,12 +7,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The most bytes of a line of input.
+/// The longest line of input in bytes.
 const LINE_MAX: u64 = 16 << 20;
-/// Output that is kept back for more to come.
+/// The size at which output is written, in bytes.
 const BLOCK: usize = 16 << 10;
-/// How long. A limit may end the code at any time, and what was printed before then is to be seen.
-const HELD: Duration = Duration::from_millis(2);
+/// The age at which output is written. A limit may end the code at any time, and output from before that must not be lost.
+const FLUSH_AFTER: Duration = Duration::from_millis(2);
 
 /// An input that is read by lines.
 pub(super) struct Lines(BufReader<File>);
@@ -22,7 +22,8 @@ impl Lines {
         Lines(BufReader::new(input.into()))
     }
 
-    /// A line with its end; nothing at the input's end. What is no UTF-8 is replaced, since the interpreter has no other text.
+    /// Reads a line with its line end; an empty string is the end of the input. Invalid UTF-8 is replaced, since the interpreter's
+    /// text can't hold it.
     pub(super) fn next(&mut self) -> io::Result<String> {
         let mut line = Vec::new();
         let mut limited = (&mut self.0).take(LINE_MAX);
@@ -36,7 +37,7 @@ impl Lines {
     }
 }
 
-/// Output that is collected, and passed on before it grows old.
+/// A buffer of output, with the time of its first byte.
 pub(super) struct Block {
     text: Vec<u8>,
     since: Instant,
@@ -62,16 +63,16 @@ impl Block {
     }
 
     pub(super) fn is_old(&self) -> bool {
-        !self.text.is_empty() && self.since.elapsed() >= HELD
+        !self.text.is_empty() && self.since.elapsed() >= FLUSH_AFTER
     }
 
-    /// How much longer it may be held; nothing where there is nothing.
+    /// Returns how much longer the buffer may wait; `None` where it is empty.
     fn time_left(&self) -> Option<Duration> {
         let held = self.since.elapsed();
-        (!self.text.is_empty()).then(|| HELD.saturating_sub(held))
+        (!self.text.is_empty()).then(|| FLUSH_AFTER.saturating_sub(held))
     }
 
-    /// Passes all of it on.
+    /// Writes the buffer, and empties it.
     pub(super) fn flush(&mut self, write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
         if self.text.is_empty() {
             return Ok(());
@@ -82,32 +83,32 @@ impl Block {
     }
 }
 
-/// Blocks on their way to a file. One thread passes them on before they grow old, whatever the interpreter is at: an instruction
-/// of its may take longer than it has, and ends with its process then. Clones are the same.
+/// A buffered writer to a file. A thread writes the buffer when it is old enough, even while the interpreter is busy: a single
+/// instruction may run into the time limit, which kills the process. Clones share the buffer.
 #[derive(Clone)]
-pub(super) struct Held(Arc<State>);
+pub(super) struct BlockWriter(Arc<State>);
 
 struct State {
     block: Mutex<Block>,
-    /// Notified where there is something again.
+    /// Notified when the buffer is no longer empty.
     begun: Condvar,
     to: File,
 }
 
-impl Held {
+impl BlockWriter {
     /// Starts the thread.
-    pub(super) fn start(to: OwnedFd) -> io::Result<Held> {
-        let held = Held(Arc::new(State {
+    pub(super) fn start(to: OwnedFd) -> io::Result<BlockWriter> {
+        let writer = BlockWriter(Arc::new(State {
             block: Mutex::new(Block::new()),
             begun: Condvar::new(),
             to: to.into(),
         }));
-        let moved = held.clone();
+        let moved = writer.clone();
         let thread = thread::Builder::new()
             .name("output".into())
             .stack_size(64 << 10);
         thread.spawn(move || moved.pass_on())?;
-        Ok(held)
+        Ok(writer)
     }
 
     pub(super) fn push(&self, text: &str) -> io::Result<()> {
@@ -122,12 +123,12 @@ impl Held {
         }
     }
 
-    /// Passes all of it on.
+    /// Writes the buffer.
     pub(super) fn flush(&self) -> io::Result<()> {
         self.flush_locked(&mut self.block())
     }
 
-    /// The same for a process that is about to end: without waiting for the other thread, and without a need of memory.
+    /// Writes the buffer of a process that is about to end: without waiting for the other thread, and without allocating.
     pub(super) fn flush_last(&self) {
         if let Ok(mut block) = self.0.block.try_lock() {
             let _ = self.flush_locked(&mut block);
@@ -148,7 +149,7 @@ impl Held {
             block = match block.time_left() {
                 None => self.0.begun.wait(block),
                 Some(Duration::ZERO) => {
-                    // The interpreter's next write finds out what is wrong with it.
+                    // An error comes again at the interpreter's next write.
                     let _ = self.flush_locked(&mut block);
                     Ok(block)
                 }
@@ -175,17 +176,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_comes_out_by_itself() {
+    fn buffered_output_is_written_without_a_flush() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let held = Held::start(writer.into()).unwrap();
+        let output = BlockWriter::start(writer.into()).unwrap();
         for text in ["first", "next"] {
-            held.push(text).unwrap();
+            output.push(text).unwrap();
             let mut read = vec![0; text.len()];
             reader.read_exact(&mut read).unwrap();
             assert_eq!(read, text.as_bytes());
         }
-        held.push("last").unwrap();
-        held.flush_last();
+        output.push("last").unwrap();
+        output.flush_last();
         let mut read = [0; 4];
         reader.read_exact(&mut read).unwrap();
         assert_eq!(&read, b"last");

@@ -1,20 +1,20 @@
-//! Exceptions as CPython shows them, and no longer than somebody reads.
+//! Tracebacks in CPython's form, shortened to a readable length.
 
 use monty_types::MontyException;
 
 use super::host::END_OF_INPUT;
 
-/// Lines of a traceback that are shown at its start.
+/// The number of lines that are kept at a traceback's start.
 const FIRST: usize = 60;
-/// And at its end.
+/// The number of lines that are kept at its end.
 const LAST: usize = 120;
-/// The most characters of a line of the code's.
+/// The largest number of characters of a line.
 const LINE: usize = 300;
 
-/// The traceback, without the end of its last line.
+/// Returns an exception's traceback, without the last line end.
 pub(super) fn traceback(exception: &MontyException) -> String {
     let text = exception.to_string();
-    // The interpreter has no other name for it.
+    // The interpreter has no EOFError; `dialect` has the code catch OSError.
     let text = match text.strip_suffix(&format!("OSError: {END_OF_INPUT}")) {
         Some(frames) => format!("{frames}EOFError: {END_OF_INPUT}"),
         None => text,
@@ -26,7 +26,7 @@ pub(super) fn traceback(exception: &MontyException) -> String {
     }
 }
 
-/// A recursion of two functions has a thousand frames, and a line may have as many characters as the code.
+/// Shortens frames: a recursion of two functions has a thousand, and a line may be as long as the code.
 fn shortened(frames: &str) -> String {
     let lines: Vec<&str> = frames.lines().collect();
     let left_out = lines.len().saturating_sub(FIRST + LAST);
@@ -53,7 +53,7 @@ mod tests {
     use monty_types::ExcType;
 
     #[test]
-    fn the_end_of_the_input_has_pythons_name() {
+    fn the_end_of_the_input_is_an_eof_error() {
         let raised = |kind| MontyException::new(kind, Some(END_OF_INPUT.into()));
         let expected = "EOFError: EOF when reading a line";
         assert_eq!(traceback(&raised(ExcType::OSError)), expected);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn short_ones_stay_and_long_ones_keep_both_ends() {
+    fn long_tracebacks_are_cut_in_the_middle() {
         let short = "Traceback (most recent call last):\n  File \"<string>\", line 1, in f\n";
         assert_eq!(shortened(short), short);
         let long: String = (0..1000).map(|number| format!("  {number}\n")).collect();

@@ -1,7 +1,7 @@
-//! Values that cross to the host and back: what JSON has.
+//! The conversion of values between the interpreter and the host, in the types of JSON.
 //!
-//! The interpreter's values may be nested as deep as its recursion goes, and contain themselves. What goes out is bounded by
-//! [`DEPTH_MAX`], so whoever walks it needs no more than that of a stack.
+//! The interpreter's values may be nested as deep as its recursion allows, and contain themselves. The depth of converted values is
+//! limited to [`DEPTH_MAX`], so that a recursive walk of them needs a bounded stack.
 
 use monty_types::MontyObject;
 use serde_json::{Map, Number, Value};
@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 use super::depth::DEPTH_MAX;
 use crate::Call;
 
-/// A call of one of the host's functions, or why its arguments can't cross.
+/// Converts a call of a function of the host. An error is the reason why an argument can't be converted.
 pub(super) fn call(
     function: &str,
     args: &[MontyObject],
@@ -17,11 +17,11 @@ pub(super) fn call(
 ) -> Result<Call, String> {
     let args: Result<Vec<Value>, String> = args.iter().map(to_host).collect();
     let kwargs: Result<Map<String, Value>, String> = kwargs.iter().map(pair).collect();
-    let told = |why| format!("cannot pass an argument of {function}(): {why}");
+    let refused = |why| format!("cannot pass an argument of {function}(): {why}");
     Ok(Call {
         function: function.to_owned(),
-        args: args.map_err(told)?,
-        kwargs: kwargs.map_err(told)?,
+        args: args.map_err(refused)?,
+        kwargs: kwargs.map_err(refused)?,
     })
 }
 
@@ -32,7 +32,7 @@ fn pair((name, value): &(MontyObject, MontyObject)) -> Result<(String, Value), S
     }
 }
 
-/// A value for the host.
+/// Converts a value for the host.
 pub(super) fn to_host(object: &MontyObject) -> Result<Value, String> {
     outwards(object, DEPTH_MAX)
 }
@@ -69,14 +69,14 @@ fn outwards(object: &MontyObject, depth: usize) -> Result<Value, String> {
         MontyObject::Cycle(..) => return Err("it contains itself".into()),
         other => {
             return Err(format!(
-                "it is {}, and only None, bool, int, float, str, list, tuple and dict can cross",
+                "it is {}, and only None, bool, int, float, str, list, tuple and dict can be passed",
                 other.type_name()
             ));
         }
     })
 }
 
-/// A value of the host's for the interpreter.
+/// Converts a value of the host for the interpreter.
 pub(super) fn from_host(value: Value) -> Result<MontyObject, String> {
     inwards(value, DEPTH_MAX)
 }
@@ -119,14 +119,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_json_has_crosses_and_comes_back() {
+    fn json_values_survive_a_round_trip() {
         let value = json!([null, true, -1, u64::MAX, 1.5, "é", {"a": [{}]}]);
         let inside = from_host(value.clone()).unwrap();
         assert_eq!(to_host(&inside).unwrap(), value);
     }
 
     #[test]
-    fn what_json_lacks_is_refused_by_name() {
+    fn types_that_json_lacks_are_refused_by_name() {
         let refused = |object: MontyObject| to_host(&object).unwrap_err();
         assert!(refused(MontyObject::Float(f64::NAN)).contains("NaN"));
         assert!(refused(MontyObject::Bytes(vec![1])).contains("bytes"));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded_both_ways() {
+    fn depth_is_limited_in_both_directions() {
         let nested = |levels: usize| (1..levels).fold(json!(1), |value, _| json!([value]));
         assert!(from_host(nested(DEPTH_MAX)).is_ok());
         assert!(from_host(nested(DEPTH_MAX + 1)).is_err());
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_json_crosses_without_a_panic(text in "[\\[\\]{}\":,0-9a-z.eE+-]{0,60}") {
+        fn any_json_is_converted_without_a_panic(text in "[\\[\\]{}\":,0-9a-z.eE+-]{0,60}") {
             if let Ok(value) = serde_json::from_str::<Value>(&text) {
                 let inside = from_host(value.clone()).unwrap();
                 let _ = to_host(&inside);

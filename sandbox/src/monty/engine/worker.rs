@@ -1,5 +1,5 @@
-//! `minivm monty-worker`: the process in which code is interpreted. It has a task in a file, the code's three streams, and a
-//! socket to us; nothing of the host is in its jail.
+//! The process `minivm-worker monty`, which interprets code. It has a task file, the code's three streams, and a socket to its host;
+//! its jail has no other files of the host than this program.
 
 use std::fs::File;
 use std::io::{self, BufReader, Write};
@@ -12,47 +12,47 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::host::{Host, Stream};
 use super::interpreter::{self, Ended, Fault, Start};
 use super::memory;
-use super::order::{Interpreted, ORDER, Order, Outcome, STATE};
-use super::stdio::{Held, Lines};
+use super::stdio::{BlockWriter, Lines};
+use super::task::{Outcome, STATE_FILE, TASK_FILE, WorkerProgram, WorkerTask};
 use super::wire::{self, FromWorker, ToWorker};
 use crate::Call;
 
-/// The interpreter's stack. Its recursion is limited, but its compiler walks long expressions, and what isn't used costs
-/// nothing.
+/// The size of the interpreter's stack in bytes. Its recursion is limited, but its compiler recurses over long expressions; unused
+/// stack takes no memory.
 const STACK: usize = 256 << 20;
-/// Memory for a traceback and the like, beyond the limit. The interpreter looks at it now and then, so it is a little over at
-/// times; beyond this it is a runaway.
+/// Bytes beyond the memory limit before the process is ended. The interpreter checks its limit only from time to time, and then
+/// needs memory for a traceback.
 const HEADROOM: u64 = 2 << 20;
 
-/// Addresses that a process takes beside what its code has: its program, its stack, and what its allocator keeps at hand for
+/// Bytes of address space that the process needs beside the code's memory: for the program, its stack, and the allocator's arenas of
 /// each thread.
 const ADDRESSES: u64 = 1 << 30;
 
 /// The exit code of a process that has panicked.
 const PANICKED: u8 = 101;
 
-/// Runs the task, and says through `socket` how it ended. Returns the process's exit code.
+/// Runs the task, and sends its end through `socket`. Returns the process's exit code.
 ///
 /// # Errors
 ///
-/// Where the task can't be read, or the socket or the output is closed.
+/// The system's error where the task can't be read, or the socket or an output is closed.
 pub fn work(socket: OwnedFd) -> io::Result<u8> {
     limit_self();
     let stack = thread::Builder::new().stack_size(STACK);
     let worker = stack.spawn(move || interpret(UnixStream::from(socket)))?;
-    // A panic has said all on stderr.
+    // The panic's message is on stderr.
     worker.join().unwrap_or(Ok(PANICKED))
 }
 
-/// It needs no files and leaves no core.
+/// Forbids this process to write files or to leave a core dump.
 fn limit_self() {
-    // The jail has no place for files, so this is the second reason why there are none.
-    hold(Resource::Core, 0);
-    hold(Resource::Fsize, 0);
+    // The jail's `/tmp` is the only place for files; the limit forbids them there too.
+    lower_limit(Resource::Core, 0);
+    lower_limit(Resource::Fsize, 0);
 }
 
-/// Lowers a limit for good, where it isn't lower already.
-fn hold(resource: Resource, most: u64) {
+/// Lowers a resource limit for good, where it isn't lower already.
+fn lower_limit(resource: Resource, most: u64) {
     let limit = Rlimit {
         current: Some(most),
         maximum: Some(most),
@@ -61,37 +61,37 @@ fn hold(resource: Resource, most: u64) {
 }
 
 fn interpret(socket: UnixStream) -> io::Result<u8> {
-    let order: Order = serde_json::from_reader(BufReader::new(File::open(ORDER)?))?;
-    let start = match order.program {
-        Interpreted::Code(code) => Start::Code(code),
-        Interpreted::State(returned) => Start::Resume {
-            state: std::fs::read(STATE)?,
+    let task: WorkerTask = serde_json::from_reader(BufReader::new(File::open(TASK_FILE)?))?;
+    let start = match task.program {
+        WorkerProgram::Code(code) => Start::Code(code),
+        WorkerProgram::State(returned) => Start::Resume {
+            state: std::fs::read(STATE_FILE)?,
             returned,
         },
     };
     let mut host = Remote::new(socket)?;
     host.flush_at_an_abrupt_end();
-    let claim = order.scope.memory.map(|bytes| {
-        hold(Resource::As, bytes.saturating_add(ADDRESSES));
+    let claim = task.scope.memory.map(|bytes| {
+        lower_limit(Resource::As, bytes.saturating_add(ADDRESSES));
         let claim = memory::claim();
         let most = usize::try_from(bytes.saturating_add(HEADROOM)).unwrap_or(usize::MAX);
         memory::end_process_beyond(most);
         claim
     });
-    let ended = interpreter::run(start, &order.scope, &mut host);
-    // What has been counted may be too much already for saying so.
+    let ended = interpreter::run(start, &task.scope, &mut host);
+    // The count may be beyond the ceiling, and sending the end allocates.
     memory::end_process_beyond(usize::MAX >> 1);
     drop(claim);
     host.flush()?;
-    host.tell(ended)
+    host.report(ended)
 }
 
-/// What the interpreter gets of us, through the socket.
+/// The interpreter's host, at the other end of the socket.
 struct Remote {
     from: BufReader<UnixStream>,
     to: UnixStream,
     stdin: Lines,
-    stdout: Held,
+    stdout: BlockWriter,
 }
 
 impl Remote {
@@ -100,7 +100,7 @@ impl Remote {
             from: BufReader::new(socket.try_clone()?),
             to: socket,
             stdin: Lines::new(io::stdin().as_fd().try_clone_to_owned()?),
-            stdout: Held::start(io::stdout().as_fd().try_clone_to_owned()?)?,
+            stdout: BlockWriter::start(io::stdout().as_fd().try_clone_to_owned()?)?,
         })
     }
 
@@ -108,20 +108,20 @@ impl Remote {
         self.stdout.flush()
     }
 
-    /// What is held comes out, too, where this process is ended from within.
+    /// Has buffered output written where the allocator or a panic ends this process.
     fn flush_at_an_abrupt_end(&self) {
         let stdout = self.stdout.clone();
         memory::before_end(move || stdout.flush_last());
         let stdout = self.stdout.clone();
-        let tell = std::panic::take_hook();
+        let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             stdout.flush_last();
-            tell(panic);
+            hook(panic);
         }));
     }
 
-    /// Says how it ended.
-    fn tell(&mut self, ended: Result<Ended, Fault>) -> io::Result<u8> {
+    /// Sends how the code ended. Returns the process's exit code.
+    fn report(&mut self, ended: Result<Ended, Fault>) -> io::Result<u8> {
         let (message, state, code) = match ended {
             Ok(ended) => match ended.outcome {
                 Outcome::Exited(code) => (FromWorker::Exited, None, code),
