@@ -59,19 +59,19 @@ pub enum Error {
     File(#[from] FileError),
 }
 
-/// What was removed of a [`Shelf`], and what could not be.
+/// What was removed of a [`ImageCache`], and what could not be.
 pub type Cleared = tree::Cleared<Error>;
 
 /// The part of the cache that keeps images and what is made of them.
 #[derive(Clone, Debug)]
-pub struct Shelf {
+pub struct ImageCache {
     folder: PathBuf,
 }
 
-impl Shelf {
+impl ImageCache {
     /// Uses the cache folder `cache`, see [`crate::cache::find`].
     pub fn new(cache: &Path) -> Self {
-        Shelf {
+        ImageCache {
             folder: cache.to_owned(),
         }
     }
@@ -317,7 +317,7 @@ mod tests {
 
     struct Place {
         folder: tempfile::TempDir,
-        shelf: Shelf,
+        images: ImageCache,
         image: Image,
     }
 
@@ -329,7 +329,7 @@ mod tests {
             fs::create_dir(&root).unwrap();
             fs::write(root.join("hello"), "world").unwrap();
             Place {
-                shelf: Shelf::new(&folder.path().join("cache")),
+                images: ImageCache::new(&folder.path().join("cache")),
                 image: Image {
                     identity: "test".to_owned(),
                     config: Config::default(),
@@ -359,7 +359,7 @@ mod tests {
         let place = Place::new();
         let mut made = 0;
         for _ in 0..2 {
-            let archive = place.shelf.archive(&place.image, || made += 1).unwrap();
+            let archive = place.images.archive(&place.image, || made += 1).unwrap();
             assert_eq!(fs::metadata(&archive.path).unwrap().len(), archive.size);
             assert_eq!(mode(&archive.path), 0o600);
             assert_eq!(mode(archive.path.parent().unwrap()), 0o700);
@@ -371,25 +371,25 @@ mod tests {
     #[test]
     fn an_archive_that_a_power_failure_emptied_is_made_again() {
         let place = Place::new();
-        let archive = place.shelf.archive(&place.image, || {}).unwrap();
+        let archive = place.images.archive(&place.image, || {}).unwrap();
         File::create(&archive.path).unwrap();
         let mut made = false;
-        let again = place.shelf.archive(&place.image, || made = true).unwrap();
+        let again = place.images.archive(&place.image, || made = true).unwrap();
         assert!(made && again.size == archive.size);
     }
 
     #[test]
     fn an_archive_is_not_cleared_while_it_is_held() {
         let place = Place::new();
-        let archive = place.shelf.archive(&place.image, || {}).unwrap();
-        assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
+        let archive = place.images.archive(&place.image, || {}).unwrap();
+        assert_eq!(place.images.clear(&[]).unwrap(), 0);
         let path = archive.path.clone();
         assert!(path.exists());
-        let again = place.shelf.archive(&place.image, || {}).unwrap();
+        let again = place.images.archive(&place.image, || {}).unwrap();
         drop(archive);
-        assert_eq!(place.shelf.clear(&[]).unwrap(), 0, "one of two is left");
+        assert_eq!(place.images.clear(&[]).unwrap(), 0, "one of two is left");
         drop(again);
-        assert!(place.shelf.clear(&[]).unwrap() > 0);
+        assert!(place.images.clear(&[]).unwrap() > 0);
         assert!(!path.exists());
     }
 
@@ -398,7 +398,7 @@ mod tests {
         let place = Place::new();
         let large = File::create(place.folder.path().join("root/large")).unwrap();
         large.set_len(LARGEST).unwrap();
-        let error = place.shelf.archive(&place.image, || {}).unwrap_err();
+        let error = place.images.archive(&place.image, || {}).unwrap_err();
         assert!(matches!(error, Error::TooLarge { .. }), "{error}");
         assert_eq!(place.names("cache/initramfs"), [""; 0]);
     }
@@ -420,17 +420,17 @@ mod tests {
     #[test]
     fn a_shelf_is_not_cleared_of_what_is_being_pulled() {
         let place = Place::new();
-        let store = place.shelf.store();
+        let store = place.images.store();
         let blob = store.folder().join("blobs/sha256/a");
         fs::create_dir_all(blob.parent().unwrap()).unwrap();
         fs::write(&blob, [0; 100]).unwrap();
         let pull = File::create(store.lock_path()).unwrap();
         flock(&pull, FlockOperation::LockShared).unwrap();
-        let error = place.shelf.clear(&[]).unwrap_err();
+        let error = place.images.clear(&[]).unwrap_err();
         assert!(matches!(error, Error::Pulling), "{error}");
         assert!(blob.exists());
         drop(pull);
-        assert_eq!(place.shelf.clear(&[]).unwrap(), 100);
+        assert_eq!(place.images.clear(&[]).unwrap(), 100);
         assert_eq!(place.names("cache/images"), ["blobs", "lock"]);
     }
 
@@ -442,7 +442,7 @@ mod tests {
         for number in 0..2000 {
             fs::write(initramfs.join(number.to_string()), "x").unwrap();
         }
-        let clear = || Shelf::new(cache.path()).clear(&[]).unwrap();
+        let clear = || ImageCache::new(cache.path()).clear(&[]).unwrap();
         std::thread::scope(|scope| {
             let _others = [scope.spawn(clear), scope.spawn(clear)];
             clear();
@@ -453,8 +453,8 @@ mod tests {
     #[test]
     fn a_shelf_is_cleared_but_for_what_is_in_use() {
         let cache = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(cache.path());
-        assert_eq!(shelf.clear(&[]).unwrap(), 0, "there is nothing yet");
+        let images = ImageCache::new(cache.path());
+        assert_eq!(images.clear(&[]).unwrap(), 0, "there is nothing yet");
         let blobs = cache.path().join("images/blobs/sha256");
         let initramfs = cache.path().join("initramfs");
         fs::create_dir_all(&blobs).unwrap();
@@ -465,7 +465,7 @@ mod tests {
         fs::write(cache.path().join("kernel/vmlinux"), [0; 3]).unwrap();
         let held = File::create(blobs.join("pulled")).unwrap();
         flock(&held, FlockOperation::LockExclusive).unwrap();
-        assert_eq!(shelf.clear(&[]).unwrap(), 120);
+        assert_eq!(images.clear(&[]).unwrap(), 120);
         assert!(blobs.join("pulled").exists());
         assert!(cache.path().join("kernel/vmlinux").exists());
         assert!(!blobs.join("a").exists() && !initramfs.join("b.cpio").exists());

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::{LabRequest, Root};
 use crate::templates::Recipe;
-use crate::{Error, Machine, cannot};
+use crate::{Error, MachineSpec, cannot};
 
 /// The argument that makes this program run the machine that the lab was sent. The command line must call [`LabMachine::receive`] for it.
 pub const COMMAND: &str = "lab-machine";
@@ -27,7 +27,7 @@ pub enum LabMachine {
     /// `minivm --kernel`: the machine's console is the lab command's stdin and stdout.
     Console(Config),
     /// `minivm run`: the machine's frames come from stdin and go to stdout, see [`relay`](crate::relay).
-    Session(Machine),
+    Session(MachineSpec),
     /// A kept lab: the machine is made ready once, saved, and resumed at every port, see [`run_agent`](crate::templates::lab::run_agent).
     Template(Recipe),
 }

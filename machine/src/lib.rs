@@ -5,9 +5,9 @@
 //!
 //! # How a command runs
 //!
-//! 1. [`images::Shelf`] finds the image's initramfs archive in the cache, or makes it, with `minivm-init` in it;
+//! 1. [`images::ImageCache`] finds the image's initramfs archive in the cache, or makes it, with `minivm-init` in it;
 //!    [`kernel::find`] finds the guest's kernel.
-//! 2. A [`Machine`] names both, and how much memory and how many vCPUs the guest gets. [`Machine::start`] boots it, on this host's
+//! 2. A [`MachineSpec`] names both, and how much memory and how many vCPUs the guest gets. [`MachineSpec::start`] boots it, on this host's
 //!    KVM (`local`) or in the lab (`remote`). [`Templates::start`](templates::Templates::start) resumes a saved one instead.
 //! 3. Either way the caller has a [`Link`]: two streams of frames, a way to stop the machine, and how it ended. `wire` carries the
 //!    frames through `rings` in guest memory, or byte by byte through the UART.
@@ -17,9 +17,9 @@
 //!
 //! ```no_run
 //! use minivm_guest::channel::Request;
-//! use minivm_machine::{End, Machine, Place, Session, kernel};
+//! use minivm_machine::{End, MachineSpec, Place, Session, kernel};
 //!
-//! let machine = Machine {
+//! let machine = MachineSpec {
 //!     kernel: kernel::find()?,
 //!     initramfs: "debian.cpio".into(), // see `images`
 //!     memory: 256 << 20,
@@ -103,7 +103,7 @@ pub const PYTHON: &str = "python3";
 
 /// A machine with minivm's init in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
+pub struct MachineSpec {
     /// The kernel's file.
     pub kernel: PathBuf,
     /// The initramfs's file.
@@ -275,7 +275,7 @@ pub(crate) fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Err
     move |source| Error::Host { action, source }
 }
 
-impl Machine {
+impl MachineSpec {
     /// Starts the machine. Its init boots, and waits for a request.
     ///
     /// # Errors

@@ -9,11 +9,11 @@ use minivm_vmm::{Builder, Control, Input, Memory, Outcome};
 
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
-use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
+use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
 use crate::printable::Filter;
 
 /// Builds the machine and starts the thread that runs it.
-pub(super) fn start(machine: &Machine) -> Result<Link, Error> {
+pub(super) fn start(machine: &MachineSpec) -> Result<Link, Error> {
     let builder = Builder::new(machine.config());
     launch(builder, machine.console, false, |from, to, memory| {
         Ok(wire::wire(from, to, memory))
@@ -88,9 +88,9 @@ fn ended(outcome: Outcome, tail: &Tail) -> Ended {
 ///
 /// # Errors
 ///
-/// As [`Machine::start`]'s; [`Error::Protocol`] where the guest's frames can't be read or passed on; [`Error::Monitor`] where the machine
+/// As [`MachineSpec::start`]'s; [`Error::Protocol`] where the guest's frames can't be read or passed on; [`Error::Monitor`] where the machine
 /// fails while it runs.
-pub fn relay(machine: &Machine) -> Result<Ended, Error> {
+pub fn relay(machine: &MachineSpec) -> Result<Ended, Error> {
     let Link {
         mut from_guest,
         mut to_guest,

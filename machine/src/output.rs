@@ -50,9 +50,9 @@ pub fn tells_of_a_loss(warning: &str) -> bool {
 
 /// A writer that keeps all in memory. Clones share the memory, which can be read while it is written to.
 #[derive(Clone, Debug, Default)]
-pub struct Kept(Arc<Mutex<Vec<u8>>>);
+pub struct CaptureBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Kept {
+impl CaptureBuffer {
     /// Returns what was written so far. Writers wait while the guard is held.
     pub fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -64,7 +64,7 @@ impl Kept {
     }
 }
 
-impl Write for Kept {
+impl Write for CaptureBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.bytes().extend_from_slice(bytes);
         Ok(bytes.len())

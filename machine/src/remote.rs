@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::thread;
 
 use super::last_words::LastWords;
-use super::{Ended, Error, Link, Machine, StopOnDrop, cannot};
+use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
 use crate::lab::{Input, Output};
 use crate::lab_machine::LabMachine;
 
 /// Starts a lab that has the kernel and the initramfs and runs the machine, with nothing else of the host's.
-pub(super) fn start(machine: &Machine, program: PathBuf) -> Result<Link, Error> {
+pub(super) fn start(machine: &MachineSpec, program: PathBuf) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, output)) = (pipe()?, pipe()?);
     let mut request = LabMachine::Session(machine.clone()).request(0)?;

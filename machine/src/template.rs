@@ -14,7 +14,7 @@ use minivm_vmm::{Builder, Memory, Snapshot, WorkingSet};
 use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
 use super::session::{BOOT_LIMIT, Session};
-use super::{Error, Link, Machine, cannot, local, wire};
+use super::{Error, Link, MachineSpec, cannot, local, wire};
 use crate::output::Pending;
 use crate::printable::printable;
 
@@ -29,9 +29,9 @@ const TEXT_MAX: usize = 500;
 /// The guest-physical address of a saved machine's ring directory, if it has one. The snapshot doesn't have it.
 pub(crate) type Rings = Option<u64>;
 
-/// Boots the machine on this host's KVM up to where it waits for a request, and saves it in `folder`, see [`Machine::save_prepared`].
+/// Boots the machine on this host's KVM up to where it waits for a request, and saves it in `folder`, see [`MachineSpec::save_prepared`].
 pub(super) fn save(
-    machine: &Machine,
+    machine: &MachineSpec,
     preparation: Preparation,
     folder: &Path,
 ) -> Result<Rings, Error> {

@@ -19,7 +19,7 @@ use minivm_guest::channel::ring::{
 };
 use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
 use minivm_machine::session::{Event, TERM};
-use minivm_machine::{End, Error, Link, Machine, Place, Session};
+use minivm_machine::{End, Error, Link, MachineSpec, Place, Session};
 use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
@@ -183,8 +183,8 @@ fn file(folder: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
 }
 
 /// Makes a machine whose kernel's file has these bytes.
-fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> Machine {
-    Machine {
+fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> MachineSpec {
+    MachineSpec {
         kernel: file(folder, "kernel", kernel),
         initramfs: file(folder, "initramfs", b"none"),
         memory: MEMORY,

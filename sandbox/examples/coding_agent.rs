@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use minivm_image::{self, Options, Unwatched};
-use minivm_machine::images::Shelf;
+use minivm_machine::images::ImageCache;
 use minivm_machine::{Files, Place, cache};
 use minivm_sandbox::{End, Finished, Host, Program, Sandbox, Task};
 
@@ -60,10 +60,10 @@ pub(crate) fn run(
     let repository = folder.join("repo");
     make_repository(&repository)?;
     let cache = cache::folder().context("HOME is not set")?;
-    let shelf = Shelf::new(&cache);
+    let images = ImageCache::new(&cache);
     let image = minivm_image::open(
         &image.parse()?,
-        &shelf.store(),
+        &images.store(),
         &Options::default(),
         &Unwatched,
     )?;

@@ -7,7 +7,7 @@ use minivm_image::Image;
 
 use super::{Backend, Chromium, Deno, Error, Gvisor, Microvm, Monty, Sandbox};
 use minivm_machine::Place;
-use minivm_machine::images::Shelf;
+use minivm_machine::images::ImageCache;
 use minivm_machine::kernel;
 
 /// The parts of this host that sandboxes are made of.
@@ -55,7 +55,7 @@ impl Host {
     /// Those of [`open`](Self::open).
     pub fn microvm(&self) -> Result<Microvm, Error> {
         let image = self.image(Backend::Microvm)?;
-        let archive = self.shelf().archive(image, || {})?;
+        let archive = self.image_cache().archive(image, || {})?;
         let kernel = match &self.kernel {
             Some(kernel) => kernel.clone(),
             None => kernel::find()?,
@@ -70,7 +70,7 @@ impl Host {
 
     fn gvisor(&self) -> Result<Gvisor, Error> {
         let image = self.image(Backend::Gvisor)?;
-        let root = self.shelf().root(image, || {})?;
+        let root = self.image_cache().root(image, || {})?;
         Ok(Gvisor::new(
             root,
             image.config.clone(),
@@ -79,8 +79,8 @@ impl Host {
         ))
     }
 
-    fn shelf(&self) -> Shelf {
-        Shelf::new(&self.cache)
+    fn image_cache(&self) -> ImageCache {
+        ImageCache::new(&self.cache)
     }
 
     fn image(&self, backend: Backend) -> Result<&Image, Error> {

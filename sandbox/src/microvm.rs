@@ -1,6 +1,6 @@
 //! The microVM: a virtual machine on KVM, made from a container image. It boots for each task, or is resumed from a template.
 //!
-//! No other module describes a machine: its kernel, archive, memory and vCPUs ([`Machine`]), and the recipe of its template
+//! No other module describes a machine: its kernel, archive, memory and vCPUs ([`MachineSpec`]), and the recipe of its template
 //! ([`Recipe`]).
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use minivm_machine::images::Archive;
 use minivm_machine::printable::printable;
 use minivm_machine::session::{BOOT_LIMIT, TERM};
 use minivm_machine::templates::{Recipe, Template, Templates};
-use minivm_machine::{Link, Machine, Place, Report, Session, check_copies, check_room};
+use minivm_machine::{Link, MachineSpec, Place, Report, Session, check_copies, check_room};
 use minivm_machine::{kernel, lab};
 
 use super::exception::Tail;
@@ -26,7 +26,7 @@ pub struct Microvm {
     /// The image's archive, which stays in the cache while this is open; `None` for a template, which holds its own.
     archive: Option<Archive>,
     /// The machine. Where it is made from an archive, its memory is set for each task.
-    machine: Machine,
+    machine: MachineSpec,
     place: Place,
     start: Start,
 }
@@ -44,7 +44,7 @@ enum Start {
 impl Microvm {
     /// Makes the sandbox of an image's archive and configuration.
     pub fn new(archive: Archive, config: Config, kernel: PathBuf, place: Place) -> Self {
-        let machine = Machine {
+        let machine = MachineSpec {
             kernel,
             initramfs: archive.path.clone(),
             memory: 0,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Backend, End, Error, Finished, Sandbox, Task, cannot};
-use minivm_machine::output::Kept;
+use minivm_machine::output::CaptureBuffer;
 use minivm_machine::printable::printable;
 use minivm_machine::session::Event;
 
@@ -200,7 +200,7 @@ fn has_process(mark: &str) -> bool {
 fn neighbour(sandbox: &dyn Sandbox) -> Result<Reach, Error> {
     const PATH: &str = "/tmp/minivm-reach";
     let secret = word();
-    let printed = Kept::default();
+    let printed = CaptureBuffer::default();
     let (stop, events) = mpsc::channel();
     let mut task = Task::code(format!(
         "import time\nf = open({PATH:?}, 'w')\nf.write({secret:?})\nf.close()\nprint('written', flush=True)\ntime.sleep(60)"
@@ -253,7 +253,7 @@ fn furthest(
     let mut refusals: Vec<String> = Vec::new();
     let mut own = false;
     for code in tries {
-        let printed = Kept::default();
+        let printed = CaptureBuffer::default();
         let mut task = Task::code(code);
         task.limits.time = Some(LIMIT);
         task.stdout = Box::new(printed.clone());

@@ -16,7 +16,7 @@ use tar::{Builder, EntryType, Header};
 use super::bundle::{self, Container};
 use super::{Deno, Error, Microvm, Program, Task, cannot, gvisor, pyodide, python};
 use minivm_machine::Place;
-use minivm_machine::images::{Archive, Shelf};
+use minivm_machine::images::{Archive, ImageCache};
 
 const LAUNCHER: &str = include_str!("../js/turducken.mjs");
 /// The version of the image's format. It changes where unchanged parts make another image.
@@ -48,7 +48,7 @@ impl Turducken {
         let runsc = gvisor::find_runsc(cache)?;
         let deno = Deno::open(cache)?;
         let parts = Parts::new(&runsc, &deno)?;
-        let archive = Shelf::new(cache).archive_of(&parts.identity()?, || {
+        let archive = ImageCache::new(cache).archive_of(&parts.identity()?, || {
             making();
             parts.image()
         })?;
@@ -237,7 +237,7 @@ mod tests {
         parts.written[0].1.push(b'y');
         assert_ne!(parts.identity().unwrap(), first);
         let cache = tempfile::tempdir().unwrap();
-        let root = Shelf::new(cache.path()).root(&image, || {}).unwrap();
+        let root = ImageCache::new(cache.path()).root(&image, || {}).unwrap();
         for (path, text) in [("deno", "one"), ("pyodide/a", "a"), ("task/x", "x")] {
             let read = fs::read_to_string(root.path.join("inner").join(path)).unwrap();
             assert_eq!(read, text);

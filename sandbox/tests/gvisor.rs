@@ -32,7 +32,7 @@ fn python_image() -> Image {
 
 fn image_of(root: &Path) -> Image {
     let cache = cache::folder().unwrap();
-    let store = minivm_machine::images::Shelf::new(&cache).store();
+    let store = minivm_machine::images::ImageCache::new(&cache).store();
     let source = format!("dir:{}", root.display());
     minivm_image::open(
         &source.parse().unwrap(),
@@ -500,10 +500,10 @@ fn a_stopped_run_leaves_no_processes_and_frees_its_root() {
         assert_eq!(run.join().unwrap().finished.end, End::Stopped(15));
     });
     assert_eq!(processes_with(own_cache.path()), 0);
-    let shelf = minivm_machine::images::Shelf::new(own_cache.path());
-    assert_eq!(shelf.clear(&[]).unwrap(), 0, "the root is in use");
+    let images = minivm_machine::images::ImageCache::new(own_cache.path());
+    assert_eq!(images.clear(&[]).unwrap(), 0, "the root is in use");
     drop(sandbox);
-    assert!(shelf.clear(&[]).unwrap() > 1 << 20);
+    assert!(images.clear(&[]).unwrap() > 1 << 20);
     let kept = fs::read_dir(own_cache.path().join("rootfs")).unwrap();
     assert_eq!(kept.count(), 0);
 }

@@ -43,8 +43,8 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     // Better now than after the work.
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
-    let shelf = image::shelf()?;
-    let found = image::open(&args.image.image, &args.image.pull, &shelf)?;
+    let images = image::image_cache()?;
+    let found = image::open(&args.image.image, &args.image.pull, &images)?;
     let spinner = image::making(&args.image.image, args.image.pull.quiet);
     let compression = match args.compression {
         Compression::None => rootfs::Compression::None,

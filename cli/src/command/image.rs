@@ -12,7 +12,7 @@ use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm_image::{self, Digest, Image, Options, Progress, Source};
 use minivm_machine::Place;
 use minivm_machine::cache;
-use minivm_machine::images::{self, Archive, Shelf};
+use minivm_machine::images::{self, Archive, ImageCache};
 use minivm_machine::printable::printable;
 use minivm_machine::templates::{Templates, lab};
 use minivm_sandbox::Microvm;
@@ -88,8 +88,8 @@ pub(super) fn source(text: &str) -> Result<Source, String> {
 }
 
 /// The cache of images and their archives.
-pub(super) fn shelf() -> anyhow::Result<Shelf> {
-    Ok(Shelf::new(&cache_folder()?))
+pub(super) fn image_cache() -> anyhow::Result<ImageCache> {
+    Ok(ImageCache::new(&cache_folder()?))
 }
 
 /// The cache's folder. Sets the limit on its size that the user asked for.
@@ -123,7 +123,7 @@ pub(super) fn prune() -> anyhow::Result<ExitCode> {
     let named = templates.list().unwrap_or_default().into_iter();
     let recipes = named.filter(|left| left.lab).filter_map(|left| left.recipe);
     let kept: Vec<_> = recipes.map(|recipe| recipe.machine.initramfs).collect();
-    let cleared = Shelf::new(&cache).sweep(&kept);
+    let cleared = ImageCache::new(&cache).sweep(&kept);
     freed += cleared.freed;
     left.extend(cleared.left.into_iter().map(told));
     if cleared.more > 0 {
@@ -152,9 +152,9 @@ pub(super) fn open_named_or_python(
     named: Option<&Source>,
     source: &Source,
     args: &PullArgs,
-    shelf: &Shelf,
+    images: &ImageCache,
 ) -> anyhow::Result<Image> {
-    let opened = open(source, args, shelf);
+    let opened = open(source, args, images);
     let is_usual = source_with_python().is_ok_and(|usual| usual == *source);
     match named.is_none() && is_usual {
         true => opened.context(
@@ -165,7 +165,7 @@ pub(super) fn open_named_or_python(
 }
 
 /// Finds and opens the image.
-pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::Result<Image> {
+pub(super) fn open(source: &Source, args: &PullArgs, images: &ImageCache) -> anyhow::Result<Image> {
     let options = Options {
         pull: match args.pull {
             Pull::Missing => minivm_image::Pull::Missing,
@@ -175,18 +175,23 @@ pub(super) fn open(source: &Source, args: &PullArgs, shelf: &Shelf) -> anyhow::R
         ..Options::default()
     };
     let bars = Bars::new(args.quiet);
-    let store = shelf.store();
+    let store = images.store();
     let image = minivm_image::open(source, &store, &options, &bars).map_err(explain_full)?;
     if store.has_grown() {
-        shelf.evict();
+        images.evict();
     }
     Ok(image)
 }
 
 /// The image's archive, made where it isn't there.
-fn archive(source: &Source, quiet: bool, image: &Image, shelf: &Shelf) -> anyhow::Result<Archive> {
+fn archive(
+    source: &Source,
+    quiet: bool,
+    image: &Image,
+    images: &ImageCache,
+) -> anyhow::Result<Archive> {
     let mut spinner = None;
-    let archive = shelf.archive(image, || spinner = making(source, quiet));
+    let archive = images.archive(image, || spinner = making(source, quiet));
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
@@ -202,7 +207,7 @@ pub(super) fn microvm(
     quiet: bool,
     place: impl FnOnce() -> anyhow::Result<Place>,
 ) -> anyhow::Result<Microvm> {
-    let archive = archive(source, quiet, &image, &shelf()?)?;
+    let archive = archive(source, quiet, &image, &image_cache()?)?;
     let kernel = match kernel {
         Some(kernel) => kernel.to_owned(),
         None => minivm_machine::kernel::find()?,

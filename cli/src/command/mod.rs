@@ -34,7 +34,7 @@ use minivm_guest::inherited::Refused;
 use minivm_machine::{cache, streams};
 use minivm_sandbox::Host;
 
-use report::{Captured, Printed};
+use report::{Captured, RunReport};
 
 /// minivm's own error, whatever the guest did.
 pub(crate) const EXIT_ERROR: u8 = 125;
@@ -119,7 +119,7 @@ impl Cli {
             if self.command.as_ref().is_some_and(Command::tells_json) {
                 // A reader of JSON gets this error, too.
                 let nothing = Captured::new(None);
-                let _ = Printed::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
+                let _ = RunReport::failed(format!("{error:#}"), Duration::ZERO, &nothing).write();
             }
             return Err(error);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minivm_machine::Place;
-use minivm_machine::output::{self, Kept};
+use minivm_machine::output::{self, CaptureBuffer};
 use minivm_machine::streams;
 use minivm_sandbox::{End, Exception, Finished, MachineRun};
 use serde::Serialize;
@@ -22,8 +22,8 @@ const CUT: &str = "output was cut at --max-output";
 
 /// Outputs of a run, kept for its report, and where its machine ran: a run that fails is reported, too.
 pub(super) struct Captured {
-    pub(super) stdout: Kept,
-    pub(super) stderr: Kept,
+    pub(super) stdout: CaptureBuffer,
+    pub(super) stderr: CaptureBuffer,
     /// Bytes at which each output is cut.
     limit: Option<u64>,
     ran: OnceLock<(Place, bool)>,
@@ -32,8 +32,8 @@ pub(super) struct Captured {
 impl Captured {
     pub(super) fn new(limit: Option<u64>) -> Self {
         Captured {
-            stdout: Kept::default(),
-            stderr: Kept::default(),
+            stdout: CaptureBuffer::default(),
+            stderr: CaptureBuffer::default(),
             limit,
             ran: OnceLock::new(),
         }
@@ -46,14 +46,14 @@ impl Captured {
 
     /// Returns whether one of the outputs has come to the limit.
     fn is_full(&self) -> bool {
-        let full = |kept: &Kept| Some(kept.bytes().len() as u64) >= self.limit;
+        let full = |kept: &CaptureBuffer| Some(kept.bytes().len() as u64) >= self.limit;
         self.limit.is_some() && (full(&self.stdout) || full(&self.stderr))
     }
 }
 
 /// A report as it is printed. Times are in seconds, memory in bytes.
 #[derive(Default, Serialize)]
-pub(super) struct Printed {
+pub(super) struct RunReport {
     pub(super) exit_code: u8,
     /// The command's own, which `exit_code` isn't where something failed after it.
     command_exit_code: Option<u8>,
@@ -85,12 +85,12 @@ pub(super) struct Printed {
     accel: Option<&'static str>,
     /// Whether the machine was resumed from a template; null where there was no machine.
     warm: Option<bool>,
-    phases: PrintedPhases,
+    phases: ReportPhases,
 }
 
 /// The phases, in the order in which they come. They add up to `total`.
 #[derive(Default, Serialize)]
-struct PrintedPhases {
+struct ReportPhases {
     /// Finding the image, and making its archive.
     image: f64,
     /// Building the machine.
@@ -109,7 +109,7 @@ struct PrintedPhases {
     total: f64,
 }
 
-impl Printed {
+impl RunReport {
     /// The report of a run that took `opened` until there was a sandbox, and `total` in all.
     pub(super) fn new(
         finished: &Finished,
@@ -127,7 +127,7 @@ impl Printed {
         };
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
         let copy_failed = machine.is_some_and(|machine| machine.copy_failed);
-        Printed {
+        RunReport {
             exit_code: exit_code(&finished.end, copy_failed),
             command_exit_code,
             signal,
@@ -149,16 +149,16 @@ impl Printed {
             accel: machine.map(|machine| machine.place.accel()),
             warm: machine.map(|machine| machine.warm),
             phases: match machine {
-                Some(machine) => PrintedPhases::of_machine(machine, opened, total),
-                None => PrintedPhases {
+                Some(machine) => ReportPhases::of_machine(machine, opened, total),
+                None => ReportPhases {
                     image: opened.as_secs_f64(),
                     run: usage.total.as_secs_f64(),
                     end: total.saturating_sub(opened + usage.total).as_secs_f64(),
                     total: total.as_secs_f64(),
-                    ..PrintedPhases::default()
+                    ..ReportPhases::default()
                 },
             },
-            ..Printed::default()
+            ..RunReport::default()
         }
         .with_loss()
         .with_outputs(captured)
@@ -191,7 +191,7 @@ impl Printed {
         let Some(captured) = captured else {
             return self;
         };
-        let texts = |kept: &Kept| {
+        let texts = |kept: &CaptureBuffer| {
             let bytes = kept.bytes();
             let full = |limit| bytes.len() as u64 >= limit;
             text(&bytes, captured.limit.is_some_and(full) && self.truncated)
@@ -204,19 +204,19 @@ impl Printed {
 
     /// Of a run that minivm itself has failed at, with the outputs that had come by then.
     pub(super) fn failed(error: String, total: Duration, captured: &Captured) -> Self {
-        let printed = Printed {
+        let printed = RunReport {
             exit_code: EXIT_ERROR,
             error: Some(error),
             truncated: captured.is_full(),
-            phases: PrintedPhases {
+            phases: ReportPhases {
                 total: total.as_secs_f64(),
-                ..PrintedPhases::default()
+                ..ReportPhases::default()
             },
-            ..Printed::default()
+            ..RunReport::default()
         };
         let printed = printed.with_outputs(Some(captured));
         match captured.ran.get() {
-            Some((place, warm)) => Printed {
+            Some((place, warm)) => RunReport {
                 accel: Some(place.accel()),
                 warm: Some(*warm),
                 warnings: place.warning().into_iter().collect(),
@@ -275,7 +275,7 @@ impl Printed {
     }
 }
 
-impl PrintedPhases {
+impl ReportPhases {
     fn line(&self) -> String {
         format!(
             "image {:.3} s, build {:.3} s, boot {:.3} s, setup {:.3} s, run {:.3} s, end {:.3} s, total {:.3} s",
@@ -292,7 +292,7 @@ impl PrintedPhases {
     fn of_machine(machine: &MachineRun, opened: Duration, total: Duration) -> Self {
         let init = machine.init.unwrap_or_default();
         let ended = opened + machine.build + machine.boot + init + machine.setup + machine.run;
-        PrintedPhases {
+        ReportPhases {
             image: opened.as_secs_f64(),
             build: machine.build.as_secs_f64(),
             boot: machine.boot.as_secs_f64(),
@@ -393,8 +393,8 @@ mod tests {
         change(finished.machine.as_mut().unwrap());
     }
 
-    fn printed(finished: &Finished) -> Printed {
-        Printed::new(finished, MILLI, 64 * MILLI, None)
+    fn printed(finished: &Finished) -> RunReport {
+        RunReport::new(finished, MILLI, 64 * MILLI, None)
     }
 
     #[test]
@@ -459,7 +459,7 @@ mod tests {
         captured.stderr.clone().write_all(&half[1..]).unwrap();
         let mut cut = finished(End::Exited(0));
         cut.truncated = true;
-        let printed = Printed::new(&cut, MILLI, MILLI, Some(&captured));
+        let printed = RunReport::new(&cut, MILLI, MILLI, Some(&captured));
         assert_eq!(printed.stdout.as_deref(), Some("a"));
         assert_eq!(printed.stderr, None, "this one was not cut");
     }
@@ -533,13 +533,13 @@ mod tests {
     fn a_failure_has_the_outputs_that_came_before_it() {
         let captured = Captured::new(Some(3));
         captured.stdout.clone().write_all(b"abc").unwrap();
-        let printed = Printed::failed("it died".into(), Duration::ZERO, &captured);
+        let printed = RunReport::failed("it died".into(), Duration::ZERO, &captured);
         assert_eq!(printed.stdout.as_deref(), Some("abc"));
         assert_eq!(printed.stderr.as_deref(), Some(""));
         assert!(printed.truncated, "the report can't know better");
         let captured = Captured::new(Some(4));
         captured.stdout.clone().write_all(b"abc").unwrap();
-        assert!(!Printed::failed(String::new(), Duration::ZERO, &captured).truncated);
+        assert!(!RunReport::failed(String::new(), Duration::ZERO, &captured).truncated);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use minivm_image::{Image, Source};
 use minivm_machine::Place;
-use minivm_machine::output::{Kept, NOT_TAKEN};
+use minivm_machine::output::{CaptureBuffer, NOT_TAKEN};
 use minivm_machine::session::Event;
 use minivm_machine::streams;
 use minivm_sandbox::{Backend, Capability, Error, Host, Limits, Microvm, Program, Sandbox, Task};
@@ -23,7 +23,7 @@ use minivm_vmm::CPUS_MAX;
 
 use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
-use super::report::{Captured, Printed, time_limit_reached};
+use super::report::{Captured, RunReport, time_limit_reached};
 use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
 use super::{EXIT_TIMEOUT, hint, signals, template, units, unwrapped, worker};
@@ -124,10 +124,10 @@ pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
 
 /// Prints the report: as a JSON object where outputs were captured for one, else by `print`.
 pub(super) fn finish(
-    ended: anyhow::Result<Printed>,
+    ended: anyhow::Result<RunReport>,
     started: Instant,
     captured: Option<&Captured>,
-    print: impl FnOnce(&Printed),
+    print: impl FnOnce(&RunReport),
 ) -> anyhow::Result<ExitCode> {
     let Some(captured) = captured else {
         let printed = ended?;
@@ -142,7 +142,7 @@ pub(super) fn finish(
         }
         Err(error) => {
             // A reader of JSON gets this error, too. It goes to stderr as well, as always.
-            let printed = Printed::failed(format!("{error:#}"), started.elapsed(), captured);
+            let printed = RunReport::failed(format!("{error:#}"), started.elapsed(), captured);
             printed.tell_losses();
             let _ = printed.write();
             Err(error)
@@ -157,7 +157,7 @@ impl RunArgs {
         console: bool,
         started: Instant,
         captured: Option<&Arc<Captured>>,
-    ) -> anyhow::Result<Printed> {
+    ) -> anyhow::Result<RunReport> {
         self.check()?;
         let mut task = self.task()?;
         let sandbox = self.open(&task, console)?;
@@ -172,7 +172,7 @@ impl RunArgs {
         drop(raw);
         signals::end_at_once();
         let finished = finished.map_err(unwrapped)?;
-        Ok(Printed::new(
+        Ok(RunReport::new(
             &finished,
             opened,
             started.elapsed(),
@@ -286,7 +286,8 @@ impl RunArgs {
             None => image::python()?,
         };
         let named = self.image.as_ref();
-        let image = image::open_named_or_python(named, &source, &self.pull, &image::shelf()?)?;
+        let image =
+            image::open_named_or_python(named, &source, &self.pull, &image::image_cache()?)?;
         Ok((source, image))
     }
 
@@ -357,7 +358,10 @@ pub(super) fn connect(
 }
 
 /// Returns the writer of an output: minivm's own of the same name, without a buffer, or memory.
-fn output(captured: Option<&Kept>, own: impl AsFd) -> anyhow::Result<Box<dyn Write + Send>> {
+fn output(
+    captured: Option<&CaptureBuffer>,
+    own: impl AsFd,
+) -> anyhow::Result<Box<dyn Write + Send>> {
     if let Some(memory) = captured {
         return Ok(Box::new(memory.clone()));
     }

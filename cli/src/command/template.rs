@@ -119,7 +119,7 @@ pub(super) fn is_unwanted(cold: bool) -> bool {
 impl CreateArgs {
     fn create(self, templates: &Templates) -> anyhow::Result<()> {
         templates.check_free(&self.name)?;
-        let image = image::open(&self.image, &self.pull, &image::shelf()?)?;
+        let image = image::open(&self.image, &self.pull, &image::image_cache()?)?;
         let (kernel, quiet) = (self.kernel.as_deref(), self.pull.quiet);
         let warn = |why: &str| {
             if !quiet {

@@ -12,7 +12,7 @@ use minivm_machine::{kernel, streams};
 use minivm_sandbox::{Limits, Microvm, Sandbox, Turducken};
 
 use super::accel::AccelArg;
-use super::report::{Captured, Printed};
+use super::report::{Captured, RunReport};
 use super::{run, signals, units, unwrapped};
 
 /// The most bytes of each output that are passed on: there is no flag for it.
@@ -70,7 +70,7 @@ impl TurduckenArgs {
         console: bool,
         started: Instant,
         captured: Option<&Arc<Captured>>,
-    ) -> anyhow::Result<Printed> {
+    ) -> anyhow::Result<RunReport> {
         let mut task = Turducken::task(&self.code)?;
         task.limits = Limits {
             time: Some(self.timeout),
@@ -85,7 +85,7 @@ impl TurduckenArgs {
         let pending = task.vm.pending.clone();
         signals::listen(events, pending).context("cannot listen to signals")?;
         let finished = microvm.run(task).map_err(unwrapped)?;
-        Ok(Printed::new(
+        Ok(RunReport::new(
             &finished,
             opened,
             started.elapsed(),

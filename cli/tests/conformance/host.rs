@@ -8,7 +8,7 @@ use std::time::Duration;
 use minivm_image::{self, Options, Source, Unwatched};
 use minivm_machine::Place;
 use minivm_machine::cache;
-use minivm_machine::images::Shelf;
+use minivm_machine::images::ImageCache;
 use minivm_sandbox::{
     Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task, Usage,
 };
@@ -26,10 +26,10 @@ pub(crate) fn host() -> &'static Host {
     HOST.get_or_init(|| {
         let cache = cache::folder().expect("HOME is set");
         let options = Options::default();
-        let shelf = Shelf::new(&cache);
+        let images = ImageCache::new(&cache);
         let image = minivm_image::open(
             &Source::Folder(given::python_root()),
-            &shelf.store(),
+            &images.store(),
             &options,
             &Unwatched,
         );

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use minivm_image::Store;
 use minivm_image::publish::{Lock, tree};
 
-use super::{Shelf, root};
+use super::{ImageCache, root};
 use crate::templates::{self, Templates};
 
 /// How many bytes the cache may hold by default.
@@ -84,7 +84,7 @@ impl<'a> Cache<'a> {
     fn new(folder: &'a Path) -> Self {
         Cache {
             folder,
-            store: Shelf::new(folder).store(),
+            store: ImageCache::new(folder).store(),
             templates: Templates::new(folder),
             alone: None,
         }

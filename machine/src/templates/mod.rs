@@ -8,11 +8,11 @@
 //! processor or `minivm` has another key. Only the automatic templates that were used last are kept.
 //!
 //! ```no_run
-//! use minivm_machine::{Machine, Place, Report, Session};
+//! use minivm_machine::{MachineSpec, Place, Report, Session};
 //! use minivm_machine::templates::{Recipe, Templates};
 //!
 //! /// Runs a command in a clone of a machine that has been made once.
-//! fn run_warm(machine: Machine, session: Session) -> Result<Report, Box<dyn std::error::Error>> {
+//! fn run_warm(machine: MachineSpec, session: Session) -> Result<Report, Box<dyn std::error::Error>> {
 //!     let cache = minivm_machine::cache::folder().ok_or("there is no cache")?;
 //!     let templates = Templates::new(&cache);
 //!     let recipe = Recipe {
@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::images::Shelf;
+use crate::images::ImageCache;
 use crate::template::Saved;
 use crate::{Link, Place};
 
@@ -290,7 +290,7 @@ impl Templates {
             // It fails where another process makes or removes that one.
             let _ = self.remove(&old.name);
         }
-        Shelf::new(&self.cache).evict_beside(&key);
+        ImageCache::new(&self.cache).evict_beside(&key);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use super::error::{Error, failed};
 use crate::images::key_of;
 use crate::session::now;
 use crate::template::{Rings, Saved};
-use crate::{Machine, PYTHON};
+use crate::{MachineSpec, PYTHON};
 
 /// The length of a key in hexadecimal digits.
 const KEY_LEN: usize = 32;
@@ -34,7 +34,7 @@ pub struct Recipe {
     /// The image's name, as the user gave it.
     pub image: String,
     /// The machine: its kernel, the image's archive, memory, vCPUs.
-    pub machine: Machine,
+    pub machine: MachineSpec,
     /// The image's configuration.
     pub config: Config,
     /// Code that the template's Python has run; `None` where none was started. Empty code starts Python as well.
@@ -77,7 +77,7 @@ impl Recipe {
     ///
     /// # Errors
     ///
-    /// As [`Machine::save_prepared`]'s.
+    /// As [`MachineSpec::save_prepared`]'s.
     pub(crate) fn save(&self, folder: &Path) -> Result<Rings, crate::Error> {
         let preparation = Preparation {
             now: now(),
@@ -166,7 +166,7 @@ mod tests {
         std::fs::write(&kernel, "kernel").unwrap();
         Recipe {
             image: "image".into(),
-            machine: Machine {
+            machine: MachineSpec {
                 kernel,
                 initramfs: "/a/b.cpio".into(),
                 memory: 1 << 28,

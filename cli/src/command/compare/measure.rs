@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use minivm_machine::Place;
-use minivm_machine::output::Kept;
+use minivm_machine::output::CaptureBuffer;
 use minivm_machine::printable::printable;
 use minivm_sandbox::reach::{self, Probe, Reach, Secret};
 use minivm_sandbox::{Backend, End, Error, Exception, Finished, Host, Sandbox, Task};
@@ -256,7 +256,7 @@ fn run_once(
     code: &str,
     limit: Duration,
 ) -> Result<(Finished, String, String), Error> {
-    let (stdout, stderr) = (Kept::default(), Kept::default());
+    let (stdout, stderr) = (CaptureBuffer::default(), CaptureBuffer::default());
     let mut task = Task::code(code);
     task.limits.time = Some(limit);
     task.limits.output = Some(OUTPUT_MAX);

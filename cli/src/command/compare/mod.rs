@@ -143,7 +143,7 @@ impl CompareArgs {
     fn host(&self, image: Option<&Source>) -> anyhow::Result<Host> {
         let open = |source: &Source| {
             let named = self.image.as_ref();
-            image::open_named_or_python(named, source, &self.pull, &image::shelf()?)
+            image::open_named_or_python(named, source, &self.pull, &image::image_cache()?)
         };
         Ok(Host {
             worker: worker()?,

@@ -6,13 +6,13 @@ use minivm_image::{Config, Image, Root};
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
-use crate::Machine;
+use crate::MachineSpec;
 use crate::templates::Recipe;
 
 /// A cache, and images of one file each.
 struct Place {
     folder: tempfile::TempDir,
-    shelf: Shelf,
+    images: ImageCache,
 }
 
 /// A moment long ago; the later, the larger the number.
@@ -24,7 +24,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Place {
-            shelf: Shelf::new(&folder.path().join("cache")),
+            images: ImageCache::new(&folder.path().join("cache")),
             folder,
         }
     }
@@ -59,7 +59,7 @@ impl Place {
     /// An image's root that was used at that moment, and is in no use; its size too.
     fn root(&self, name: &str, size: usize, used: u64) -> (PathBuf, u64) {
         let path = self
-            .shelf
+            .images
             .root(&self.image(name, size), || {})
             .unwrap()
             .path;
@@ -115,8 +115,8 @@ fn archives_are_evicted_before_images_of_the_same_age() {
 fn what_is_in_use_stays() {
     let place = Place::new();
     let (root_image, archive_image) = (place.image("a", 5000), place.image("b", 5000));
-    let root = place.shelf.root(&root_image, || {}).unwrap();
-    let archive = place.shelf.archive(&archive_image, || {}).unwrap();
+    let root = place.images.root(&root_image, || {}).unwrap();
+    let archive = place.images.archive(&archive_image, || {}).unwrap();
     let layer = place.file("images/blobs/sha256/c", 1000, 1);
     let open = File::open(&layer).unwrap();
     flock(&open, FlockOperation::LockShared).unwrap();
@@ -133,7 +133,7 @@ fn no_image_goes_while_one_is_pulled_and_the_rest_does() {
     let place = Place::new();
     let layer = place.file("images/blobs/sha256/a", 1000, 1);
     let archive = place.file("initramfs/b.cpio", 1000, 2);
-    let pull = place.shelf.store().hold_alone().unwrap().unwrap();
+    let pull = place.images.store().hold_alone().unwrap().unwrap();
     flock(pull.file(), FlockOperation::LockShared).unwrap();
     place.evict_to(0);
     assert!(layer.exists() && !archive.exists());
@@ -195,7 +195,7 @@ fn a_template_without_a_name_goes_and_one_with_a_name_and_its_archive_stay() {
     let archive = place.file("initramfs/a.cpio", 1000, 1);
     let recipe = Recipe {
         image: "image".into(),
-        machine: Machine {
+        machine: MachineSpec {
             kernel: "/kernel".into(),
             initramfs: archive.clone(),
             memory: 1 << 28,
@@ -230,8 +230,8 @@ fn runs_at_once_all_find_their_archives() {
             scope.spawn(move || {
                 for turn in 0..3 {
                     let image = &images[(number + turn) % images.len()];
-                    let archive = place.shelf.archive(image, || {}).unwrap();
-                    let root = place.shelf.root(image, || {}).unwrap();
+                    let archive = place.images.archive(image, || {}).unwrap();
+                    let root = place.images.root(image, || {}).unwrap();
                     place.evict_to(1);
                     assert_eq!(fs::metadata(&archive.path).unwrap().len(), archive.size);
                     assert_eq!(fs::read(root.path.join("file")).unwrap().len(), 2000);
@@ -261,16 +261,16 @@ fn a_use_is_noted() {
         file.set_modified(moment(0)).unwrap();
     };
     let is_new = |path: &Path| fs::metadata(path).unwrap().modified().unwrap() > moment(1);
-    let archive = place.shelf.archive(&image, || {}).unwrap().path;
+    let archive = place.images.archive(&image, || {}).unwrap().path;
     let lock = place
-        .shelf
+        .images
         .root(&image, || {})
         .unwrap()
         .path
         .with_extension("lock");
     long_ago(&archive);
     long_ago(&lock);
-    place.shelf.archive(&image, || {}).unwrap();
-    place.shelf.root(&image, || {}).unwrap();
+    place.images.archive(&image, || {}).unwrap();
+    place.images.root(&image, || {}).unwrap();
     assert!(is_new(&archive) && is_new(&lock));
 }

@@ -7,12 +7,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_image::{Blob, Config, Layer};
 
-use super::super::Shelf;
+use super::super::ImageCache;
 use super::*;
 
 struct Place {
     folder: tempfile::TempDir,
-    shelf: Shelf,
+    images: ImageCache,
 }
 
 impl Place {
@@ -20,7 +20,7 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("root")).unwrap();
         Place {
-            shelf: Shelf::new(&folder.path().join("cache")),
+            images: ImageCache::new(&folder.path().join("cache")),
             folder,
         }
     }
@@ -94,7 +94,7 @@ fn a_root_is_made_once_and_is_as_the_image_has_it() {
     chmod(&source.join("usr/closed"), 0o555);
     let mut made = 0;
     for _ in 0..2 {
-        let root = place.shelf.root(&place.image(), || made += 1).unwrap();
+        let root = place.images.root(&place.image(), || made += 1).unwrap();
         let path = |name: &str| root.path.join(name);
         let metadata = fs::metadata(path("other")).unwrap();
         assert_eq!((metadata.nlink(), metadata.len()), (2, 4));
@@ -124,14 +124,14 @@ fn a_root_is_not_cleared_while_it_is_held() {
     fs::write(place.source().join("closed/file"), "data").unwrap();
     let closed = place.source().join("closed");
     chmod(&closed, 0o500);
-    let root = place.shelf.root(&place.image(), || {}).unwrap();
-    let again = place.shelf.root(&place.image(), || {}).unwrap();
-    assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
+    let root = place.images.root(&place.image(), || {}).unwrap();
+    let again = place.images.root(&place.image(), || {}).unwrap();
+    assert_eq!(place.images.clear(&[]).unwrap(), 0);
     drop(again);
-    assert_eq!(place.shelf.clear(&[]).unwrap(), 0);
+    assert_eq!(place.images.clear(&[]).unwrap(), 0);
     assert!(root.path.join("closed/file").exists());
     drop(root);
-    assert_eq!(place.shelf.clear(&[]).unwrap(), 4);
+    assert_eq!(place.images.clear(&[]).unwrap(), 4);
     assert_eq!(place.kept(), [""; 0]);
     chmod(&closed, 0o700);
 }
@@ -147,14 +147,14 @@ fn many_who_want_one_root_make_it_once() {
                 let making = || {
                     made.fetch_add(1, Ordering::Relaxed);
                 };
-                let root = place.shelf.root(&place.image(), making).unwrap();
+                let root = place.images.root(&place.image(), making).unwrap();
                 assert_eq!(fs::read(root.path.join("file")).unwrap().len(), 1 << 20);
-                place.shelf.clear(&[]).unwrap();
+                place.images.clear(&[]).unwrap();
             });
         }
     });
     assert!(made.into_inner() >= 1);
-    place.shelf.clear(&[]).unwrap();
+    place.images.clear(&[]).unwrap();
     assert_eq!(place.kept(), [""; 0]);
 }
 
@@ -162,10 +162,10 @@ fn many_who_want_one_root_make_it_once() {
 fn what_was_left_half_made_is_made_again() {
     let place = Place::new();
     fs::write(place.source().join("file"), "data").unwrap();
-    let path = place.shelf.root(&place.image(), || {}).unwrap().path;
+    let path = place.images.root(&place.image(), || {}).unwrap().path;
     fs::rename(&path, path.with_extension("partial")).unwrap();
     fs::write(path.with_extension("partial").join("stale"), "x").unwrap();
-    let root = place.shelf.root(&place.image(), || {}).unwrap();
+    let root = place.images.root(&place.image(), || {}).unwrap();
     assert!(root.path.join("file").exists() && !root.path.join("stale").exists());
     assert_eq!(place.kept().len(), 2);
 }
@@ -186,7 +186,7 @@ fn layers_that_lead_elsewhere_write_nothing_there() {
         tar.append_data(&mut file, "way/file", &b"x"[..]).unwrap();
     });
     // A file below a link: the layer is taken for what it is, or refused, and stays in its folder.
-    let _ = place.shelf.root(&image, || {});
+    let _ = place.images.root(&image, || {});
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
 
@@ -206,7 +206,7 @@ fn an_image_that_is_broken_says_so_and_leaves_nothing() {
         root: minivm_image::Root::Layers(layers),
         ..place.image()
     };
-    let error = place.shelf.root(&image, || {}).unwrap_err();
+    let error = place.images.root(&image, || {}).unwrap_err();
     assert!(matches!(error, Error::Rootfs(_)), "{error}");
     let kept = place.kept();
     assert!(kept.len() == 1 && kept[0].ends_with(".lock"), "{kept:?}");

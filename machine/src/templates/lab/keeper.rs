@@ -22,7 +22,7 @@ use crate::Error::NoTemplate;
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Stop};
 use crate::lab_machine::LabMachine;
-use crate::output::Kept;
+use crate::output::CaptureBuffer;
 use crate::printable::printable;
 use crate::templates::error::failed;
 use crate::templates::{Error, Recipe};
@@ -137,7 +137,7 @@ fn request(recipe: &Recipe) -> Result<(LabRequest, VecDeque<UnixStream>), Error>
 fn run_lab(recipe: &Recipe, keeper: &Arc<Keeper>) -> Result<(), String> {
     let (mut request, ports) = request(recipe).map_err(|error| error.to_string())?;
     keeper.change(|state| state.free = ports);
-    let messages = Kept::default();
+    let messages = CaptureBuffer::default();
     request.stop = keeper.stop.clone();
     request.stdout = lab::Output::To(Box::new(Reports {
         keeper: keeper.clone(),
