@@ -17,7 +17,7 @@
 //!
 //! ```no_run
 //! use minivm_guest::channel::Request;
-//! use minivm_machine::{End, MachineSpec, Place, Session, kernel};
+//! use minivm_machine::{End, MachineSpec, Accel, Session, kernel};
 //!
 //! let machine = MachineSpec {
 //!     kernel: kernel::find()?,
@@ -32,7 +32,7 @@
 //!     ..Request::default()
 //! });
 //! session.stdout = Box::new(std::io::stdout());
-//! let report = session.run(machine.start(&Place::Here)?)?;
+//! let report = session.run(machine.start(&Accel::Kvm)?)?;
 //! assert_eq!(report.end, End::Exited(0));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -118,40 +118,40 @@ pub struct MachineSpec {
     pub console: bool,
 }
 
-/// The place where a machine runs.
+/// The accelerator of a machine: the source of its virtualization.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On this host's KVM.
-    Here,
-    /// In the lab.
+pub enum Accel {
+    /// This host's KVM.
+    Kvm,
+    /// The lab: an emulator for development.
     Lab {
         /// The program that runs there, see [`LabRequest::program`](lab::LabRequest::program).
         program: PathBuf,
     },
 }
 
-impl Place {
+impl Accel {
     /// Returns what virtualizes machines there, as `--accel` names it: `kvm` or `lab`.
-    pub fn accel(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
-            Place::Here => "kvm",
-            Place::Lab { .. } => "lab",
+            Accel::Kvm => "kvm",
+            Accel::Lab { .. } => "lab",
         }
     }
 
     /// Returns what separates a machine there from the host, in words for the user.
     pub fn boundary(&self) -> &'static str {
         match self {
-            Place::Here => "hardware virtualization (KVM)",
-            Place::Lab { .. } => "an emulator for development (QEMU): no wall against hostile code",
+            Accel::Kvm => "hardware virtualization (KVM)",
+            Accel::Lab { .. } => "an emulator for development (QEMU): no wall against hostile code",
         }
     }
 
     /// Returns a warning about machines there, if there is one. It is known once a machine has run.
     pub fn warning(&self) -> Option<String> {
         match self {
-            Place::Here => None,
-            Place::Lab { .. } => lab::unjailed_warning(),
+            Accel::Kvm => None,
+            Accel::Lab { .. } => lab::unjailed_warning(),
         }
     }
 
@@ -159,7 +159,7 @@ impl Place {
     /// for the lab. The number never falls, so it is that of one machine only where the process has run one.
     pub fn host_memory(&self) -> Option<u64> {
         match self {
-            Place::Here => {
+            Accel::Kvm => {
                 let status = std::fs::read_to_string("/proc/self/status").ok()?;
                 let line = status
                     .lines()
@@ -167,7 +167,7 @@ impl Place {
                 let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
                 Some(kib << 10)
             }
-            Place::Lab { .. } => None,
+            Accel::Lab { .. } => None,
         }
     }
 }
@@ -282,10 +282,10 @@ impl MachineSpec {
     ///
     /// [`Error::Monitor`] where the files, the configuration or KVM don't allow it, [`Error::Lab`] where the lab lacks a file or the
     /// memory, and [`Error::Host`] where a pipe or a thread can't be made.
-    pub fn start(&self, place: &Place) -> Result<Link, Error> {
-        match place {
-            Place::Here => local::start(self),
-            Place::Lab { program } => {
+    pub fn start(&self, accel: &Accel) -> Result<Link, Error> {
+        match accel {
+            Accel::Kvm => local::start(self),
+            Accel::Lab { program } => {
                 // Checked here as well: an error of the lab's would name the files as the lab does.
                 Builder::new(self.config()).check()?;
                 remote::start(self, program.clone())

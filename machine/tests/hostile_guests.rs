@@ -19,7 +19,7 @@ use minivm_guest::channel::ring::{
 };
 use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
 use minivm_machine::session::{Event, TERM};
-use minivm_machine::{End, Error, Link, MachineSpec, Place, Session};
+use minivm_machine::{Accel, End, Error, Link, MachineSpec, Session};
 use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
@@ -215,7 +215,7 @@ fn run(kernel: &[u8], boot_limit: Duration, timeout: Duration) -> (Result<End, E
     };
     let (report, reported) = channel();
     std::thread::spawn(move || {
-        let link = machine.start(&Place::Here).unwrap();
+        let link = machine.start(&Accel::Kvm).unwrap();
         report.send(session.run(link)).unwrap();
     });
     let result = reported
@@ -284,7 +284,7 @@ fn input_is_sent_while_the_output_takes_nothing() {
     };
     let (report, reported) = channel();
     std::thread::spawn(move || {
-        let link = machine.start(&Place::Here).unwrap();
+        let link = machine.start(&Accel::Kvm).unwrap();
         report.send(session.run(link)).unwrap();
     });
     let (took, taken) = channel();
@@ -303,7 +303,7 @@ fn input_is_sent_while_the_output_takes_nothing() {
 fn a_machine_whose_link_is_dropped_ends() {
     let folder = tempfile::tempdir().unwrap();
     let machine = machine(&folder, &Elf::of_code(&[&LOOP]).bytes());
-    let Link { stop, end, .. } = machine.start(&Place::Here).unwrap();
+    let Link { stop, end, .. } = machine.start(&Accel::Kvm).unwrap();
     drop(stop);
     let (sender, ended) = channel();
     std::thread::spawn(move || sender.send(end().unwrap().orderly).unwrap());

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use minivm_image::{self, Options, Unwatched};
 use minivm_machine::images::ImageCache;
-use minivm_machine::{Files, Place, cache};
+use minivm_machine::{Accel, Files, cache};
 use minivm_sandbox::{End, Finished, Host, Program, Sandbox, Task};
 
 /// The agent's script in the machine. The repository is in `/in/repo`.
@@ -73,9 +73,9 @@ pub(crate) fn run(
         image: Some(Arc::new(image)),
         kernel: None,
         // Where this host's KVM can't run a kernel, an emulated one can.
-        place: match minivm_vmm::probe() {
-            Ok(()) => Place::Here,
-            Err(_) => Place::Lab {
+        accel: match minivm_vmm::probe() {
+            Ok(()) => Accel::Kvm,
+            Err(_) => Accel::Lab {
                 program: minivm.into(),
             },
         },

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use minivm_image::Image;
 
 use super::{Backend, Chromium, Deno, Error, Gvisor, Microvm, Monty, Sandbox};
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::images::ImageCache;
 use minivm_machine::kernel;
 
@@ -22,7 +22,7 @@ pub struct Host {
     /// The microVM's kernel; `None` for the one that [`minivm_machine::kernel::find`] finds.
     pub kernel: Option<PathBuf>,
     /// Whether the microVM runs on this host's KVM or in the lab.
-    pub place: Place,
+    pub accel: Accel,
 }
 
 impl Host {
@@ -64,7 +64,7 @@ impl Host {
             archive,
             image.config.clone(),
             kernel,
-            self.place.clone(),
+            self.accel.clone(),
         ))
     }
 

@@ -19,7 +19,7 @@
 //! use std::path::Path;
 //! use std::time::Duration;
 //!
-//! use minivm_machine::{Place, cache};
+//! use minivm_machine::{Accel, cache};
 //! use minivm_sandbox::{Backend, End, Host, Task};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +28,7 @@
 //!         cache: cache::folder().ok_or("neither XDG_CACHE_HOME nor HOME is set")?,
 //!         image: None, // Monty needs none; `minivm_image::open` opens one
 //!         kernel: None,
-//!         place: Place::Here,
+//!         accel: Accel::Kvm,
 //!     };
 //!     let mut task = Task::code("print(2 + 2)");
 //!     task.stdout = Box::new(std::io::stdout());

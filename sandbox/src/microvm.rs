@@ -11,7 +11,7 @@ use minivm_machine::images::Archive;
 use minivm_machine::printable::printable;
 use minivm_machine::session::{BOOT_LIMIT, TERM};
 use minivm_machine::templates::{Recipe, Template, Templates};
-use minivm_machine::{Link, MachineSpec, Place, Report, Session, check_copies, check_room};
+use minivm_machine::{Accel, Link, MachineSpec, Report, Session, check_copies, check_room};
 use minivm_machine::{kernel, lab};
 
 use super::exception::Tail;
@@ -27,7 +27,7 @@ pub struct Microvm {
     archive: Option<Archive>,
     /// The machine. Where it is made from an archive, its memory is set for each task.
     machine: MachineSpec,
-    place: Place,
+    accel: Accel,
     start: Start,
 }
 
@@ -43,7 +43,7 @@ enum Start {
 
 impl Microvm {
     /// Makes the sandbox of an image's archive and configuration.
-    pub fn new(archive: Archive, config: Config, kernel: PathBuf, place: Place) -> Self {
+    pub fn new(archive: Archive, config: Config, kernel: PathBuf, accel: Accel) -> Self {
         let machine = MachineSpec {
             kernel,
             initramfs: archive.path.clone(),
@@ -57,7 +57,7 @@ impl Microvm {
             config,
             archive: Some(archive),
             machine,
-            place,
+            accel,
             start: Start::Boot,
         }
     }
@@ -75,7 +75,7 @@ impl Microvm {
             config: recipe.config,
             archive: None,
             machine: recipe.machine,
-            place: template.place(),
+            accel: template.accel(),
             start: Start::Template(templates, Box::new(template)),
         })
     }
@@ -86,8 +86,8 @@ impl Microvm {
     }
 
     /// Returns whether the machines run on this host's KVM or in the lab.
-    pub fn place(&self) -> &Place {
-        &self.place
+    pub fn accel(&self) -> &Accel {
+        &self.accel
     }
 
     /// Sets the image's name, which is recorded in templates.
@@ -138,7 +138,7 @@ impl Microvm {
         self.image = image;
         let templates = Templates::new(cache);
         let recipe = self.recipe(None, Some(String::new()))?;
-        let template = templates.open_or_create(&recipe, &self.place)?;
+        let template = templates.open_or_create(&recipe, &self.accel)?;
         self.start = Start::Template(templates, Box::new(template));
         Ok(self)
     }
@@ -175,7 +175,7 @@ impl Microvm {
         let warm = match &self.start {
             Start::Boot => None,
             Start::TemplateOrBoot(templates) => templates
-                .start(recipe, &self.place)
+                .start(recipe, &self.accel)
                 .unwrap_or_else(|error| {
                     log::debug!("the machine boots, because its template cannot be used: {error}");
                     None
@@ -189,7 +189,7 @@ impl Microvm {
         };
         match warm {
             Some(link) => Ok((link, true)),
-            None => Ok((machine.start(&self.place)?, false)),
+            None => Ok((machine.start(&self.accel)?, false)),
         }
     }
 
@@ -215,7 +215,7 @@ impl Sandbox for Microvm {
     }
 
     fn boundary(&self) -> &'static str {
-        self.place.boundary()
+        self.accel.boundary()
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -224,9 +224,9 @@ impl Sandbox for Microvm {
             let folder = kernel.parent().map(PathBuf::from).unwrap_or_default();
             return Err(kernel::Missing { folder }.into());
         }
-        match self.place {
-            Place::Here => Ok(()),
-            Place::Lab { .. } => lab::find_kernel()
+        match self.accel {
+            Accel::Kvm => Ok(()),
+            Accel::Lab { .. } => lab::find_kernel()
                 .map(drop)
                 .map_err(|error| Error::Unavailable {
                     backend: Backend::Microvm,
@@ -250,7 +250,7 @@ impl Sandbox for Microvm {
         }
         let (link, warm) = self.link(&recipe)?;
         if let Some(started) = task.vm.started.take() {
-            started(&self.place, warm);
+            started(&self.accel, warm);
         }
         let build = began.elapsed();
         log::debug!("the machine runs {build:.2?} after the task's start");
@@ -272,7 +272,7 @@ impl Sandbox for Microvm {
             overdue: task.vm.overdue,
         };
         let report = session.run(link)?;
-        let mut finished = finished(report, &self.place, warm, build);
+        let mut finished = finished(report, &self.accel, warm, build);
         finished.exception = tail.and_then(|tail| tail.exception_at(&finished.end));
         finished.warnings.splice(0..0, unknown);
         finished.usage.total = began.elapsed();
@@ -280,7 +280,7 @@ impl Sandbox for Microvm {
     }
 }
 
-fn finished(report: Report, place: &Place, warm: bool, build: Duration) -> Finished {
+fn finished(report: Report, accel: &Accel, warm: bool, build: Duration) -> Finished {
     let exit = report.exit.as_ref();
     let init = exit.map(|exit| {
         let nanos = exit.times.hello.saturating_sub(exit.times.init);
@@ -294,10 +294,10 @@ fn finished(report: Report, place: &Place, warm: bool, build: Duration) -> Finis
             total: Duration::ZERO,
             user_time: exit.map(|exit| Duration::from_micros(exit.user_time)),
             system_time: exit.map(|exit| Duration::from_micros(exit.system_time)),
-            peak_memory: place.host_memory(),
+            peak_memory: accel.host_memory(),
         },
         machine: Some(MachineRun {
-            place: place.clone(),
+            accel: accel.clone(),
             warm,
             copy_failed: report.copy_failed,
             out_of_memory: exit.is_some_and(|exit| exit.out_of_memory),
@@ -308,7 +308,7 @@ fn finished(report: Report, place: &Place, warm: bool, build: Duration) -> Finis
             setup: report.setup,
             run: report.run,
         }),
-        warnings: report.warnings.into_iter().chain(place.warning()).collect(),
+        warnings: report.warnings.into_iter().chain(accel.warning()).collect(),
         end: report.end,
     }
 }
@@ -343,7 +343,7 @@ mod tests {
             setup: millis(8),
             run: millis(16),
         };
-        let finished = finished(report, &Place::Here, false, millis(2));
+        let finished = finished(report, &Accel::Kvm, false, millis(2));
         let machine = finished.machine.unwrap();
         assert_eq!((machine.boot, machine.init), (millis(0), Some(millis(4))));
         assert_eq!((machine.setup, machine.run), (millis(8), millis(16)));

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Backend, Capability, Error, Exception, VmOptions};
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
-use minivm_machine::{Call, End, Files, Place};
+use minivm_machine::{Accel, Call, End, Files};
 
 /// The largest size of [`Program::Code`] in bytes: that of one argument in Linux (MAX_ARG_STRLEN, without its end).
 pub const CODE_MAX: usize = (128 << 10) - 1;
@@ -187,7 +187,7 @@ pub struct Finished {
 #[derive(Clone, Debug, PartialEq)]
 pub struct MachineRun {
     /// Whether the machine ran on this host's KVM or in the lab.
-    pub place: Place,
+    pub accel: Accel,
     /// Whether the machine was resumed from a template instead of booting.
     pub warm: bool,
     /// Whether files could not be copied out; the warnings name them.

@@ -15,7 +15,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::bundle::{self, Container};
 use super::{Deno, Error, Microvm, Program, Task, cannot, gvisor, pyodide, python};
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::images::{Archive, ImageCache};
 
 const LAUNCHER: &str = include_str!("../js/turducken.mjs");
@@ -56,8 +56,8 @@ impl Turducken {
     }
 
     /// Makes the sandbox of the outermost machine.
-    pub fn microvm(self, kernel: PathBuf, place: Place) -> Microvm {
-        Microvm::new(self.archive, Config::default(), kernel, place)
+    pub fn microvm(self, kernel: PathBuf, accel: Accel) -> Microvm {
+        Microvm::new(self.archive, Config::default(), kernel, accel)
     }
 
     /// Makes the task of that machine: `runsc`, with the code on stdin.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use minivm_guest::channel::{Request, Rlimit, Tmpfs, Window};
 use minivm_image::Config;
 use minivm_machine::output::Pending;
-use minivm_machine::{Files, Place};
+use minivm_machine::{Accel, Files};
 
 use crate::{Capability, Error, Program, Task, python};
 
@@ -29,7 +29,7 @@ pub enum Entrypoint {
 }
 
 /// A function that is called when a machine runs, with its place, and whether it was resumed from a template.
-pub type Started = Box<dyn FnOnce(&Place, bool) + Send>;
+pub type Started = Box<dyn FnOnce(&Accel, bool) + Send>;
 
 /// Options of a task that only a virtual machine supports. The default sets none of them.
 #[derive(Default)]

@@ -19,7 +19,7 @@ use std::time::Duration;
 use minivm_image::{self, Config, Image, Options, Unwatched};
 use minivm_machine::cache;
 use minivm_machine::session::Event;
-use minivm_machine::{Files, Place};
+use minivm_machine::{Accel, Files};
 use minivm_sandbox::tools;
 use minivm_sandbox::{Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task};
 use minivm_tests::given;
@@ -55,7 +55,7 @@ fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
         cache: cache.to_owned(),
         image: Some(Arc::new(image)),
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     };
     let sandbox = host.open(Backend::Gvisor).unwrap();
     if sandbox.check().is_err() {
@@ -356,7 +356,7 @@ fn root_reads_files_that_only_root_may_read() {
         cache: cache.path().to_owned(),
         image: Some(Arc::new(image_of(root.path()))),
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     };
     let assets = cache::folder().unwrap().join("assets");
     symlink(assets, host.cache.join("assets")).unwrap();

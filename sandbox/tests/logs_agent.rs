@@ -13,7 +13,7 @@ mod report;
 
 use std::path::PathBuf;
 
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_sandbox::{Backend, End, Finished, Host};
 use minivm_tests::output::Shared;
 use rusqlite::Connection;
@@ -33,7 +33,7 @@ fn run(code: &str) -> Ran {
         cache: PathBuf::new(),
         image: None,
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     };
     let folder = tempfile::tempdir().unwrap();
     let (path, chart) = (folder.path().join("logs"), folder.path().join("report"));

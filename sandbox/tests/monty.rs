@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::session::Event;
 use minivm_sandbox::monty::{Allocator, InProcess};
 use minivm_sandbox::{
@@ -30,7 +30,7 @@ fn sandbox() -> Box<dyn Sandbox> {
         cache: PathBuf::new(),
         image: None,
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     };
     let sandbox = host.open(Backend::Monty).unwrap();
     sandbox.check().unwrap();

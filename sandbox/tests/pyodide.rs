@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_machine::{Files, Place};
+use minivm_machine::{Accel, Files};
 use minivm_sandbox::tools::npm;
 use minivm_sandbox::{Backend, CODE_MAX, Capability, End, Error, Finished, Host, Sandbox, Task};
 use minivm_tests::output::Shared;
@@ -27,7 +27,7 @@ fn open(backend: Backend) -> Box<dyn Sandbox> {
         cache,
         image: None,
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     };
     let sandbox = host.open(backend).unwrap();
     sandbox.check().unwrap();

@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail};
 use clap::{Args, ValueEnum};
 use minivm_machine::printable::printable;
 use minivm_machine::templates;
-use minivm_machine::{self, Place};
+use minivm_machine::{self, Accel};
 use minivm_vmm::Error;
 
 /// The variable that says the same as the flag, where that isn't given.
@@ -23,7 +23,7 @@ pub(super) const LAB: &str = "an emulator for development, no wall against hosti
 
 /// The source of a machine's virtualization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Accel {
+enum Choice {
     /// This host's KVM if it can run a kernel, else the lab
     Auto,
     /// This host's KVM
@@ -35,7 +35,7 @@ enum Accel {
 /// The accelerator that was asked for, and by what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asked {
-    accel: Accel,
+    accel: Choice,
     by: &'static str,
 }
 
@@ -43,13 +43,13 @@ struct Asked {
 pub(super) struct AccelArg {
     /// Source of the virtualization [default: $MINIVM_ACCEL, or auto]
     #[arg(long, value_enum, value_name = "ACCEL", hide_short_help = true)]
-    accel: Option<Accel>,
+    accel: Option<Choice>,
 }
 
 impl AccelArg {
     /// Returns whether the flag chooses an accelerator.
     pub(super) fn is_set(&self) -> bool {
-        self.accel.is_some_and(|accel| accel != Accel::Auto)
+        self.accel.is_some_and(|accel| accel != Choice::Auto)
     }
 
     /// Returns what the flag asks for, or else the variable.
@@ -65,7 +65,7 @@ impl AccelArg {
 
     /// Returns whether this host's KVM was asked for, without probing it.
     pub(super) fn is_kvm(&self) -> bool {
-        self.asked().is_ok_and(|asked| asked.accel == Accel::Kvm)
+        self.asked().is_ok_and(|asked| asked.accel == Choice::Kvm)
     }
 
     /// Looks whether the variable says something that can be meant, where it counts.
@@ -74,26 +74,26 @@ impl AccelArg {
     }
 
     /// Looks whether a machine may run at a place that is given by something else, such as its template.
-    pub(super) fn allow(&self, place: &Place) -> anyhow::Result<()> {
-        match (self.asked()?, place) {
+    pub(super) fn allow(&self, accel: &Accel) -> anyhow::Result<()> {
+        match (self.asked()?, accel) {
             (
                 Asked {
-                    accel: Accel::Kvm,
+                    accel: Choice::Kvm,
                     by,
                 },
-                Place::Lab { .. },
+                Accel::Lab { .. },
             ) => bail!("the template lives in the lab, {LAB}, which {by}kvm refuses"),
             _ => Ok(()),
         }
     }
 
     /// Returns where machines run, and calls `warn` with the reason if that is the lab.
-    pub(super) fn place(&self, warn: impl FnOnce(&str)) -> anyhow::Result<Place> {
+    pub(super) fn choose(&self, warn: impl FnOnce(&str)) -> anyhow::Result<Accel> {
         let Some(why) = self.why_lab()? else {
-            return Ok(Place::Here);
+            return Ok(Accel::Kvm);
         };
         warn(&running_in_lab(&why));
-        Ok(Place::Lab {
+        Ok(Accel::Lab {
             program: "/proc/self/exe".into(),
         })
     }
@@ -102,10 +102,10 @@ impl AccelArg {
     pub(super) fn why_lab(&self) -> anyhow::Result<Option<String>> {
         let Asked { accel, by } = self.asked()?;
         match accel {
-            Accel::Kvm => Ok(None),
-            Accel::Lab => Ok(Some(format!("asked for by {by}lab"))),
-            Accel::Auto if was_usable() => Ok(None),
-            Accel::Auto => match minivm_vmm::probe() {
+            Choice::Kvm => Ok(None),
+            Choice::Lab => Ok(Some(format!("asked for by {by}lab"))),
+            Choice::Auto if was_usable() => Ok(None),
+            Choice::Auto => match minivm_vmm::probe() {
                 Ok(()) => {
                     remember_usable();
                     Ok(None)
@@ -130,16 +130,16 @@ pub(super) fn running_in_lab(why: &str) -> String {
 /// Returns whether the variable lets machines run on this host's KVM, and in the lab.
 pub(super) fn allowed() -> anyhow::Result<(bool, bool)> {
     let Asked { accel, .. } = of_variable(std::env::var_os(VARIABLE).as_deref())?;
-    Ok((accel != Accel::Lab, accel != Accel::Kvm))
+    Ok((accel != Choice::Lab, accel != Choice::Kvm))
 }
 
 fn of_variable(value: Option<&OsStr>) -> anyhow::Result<Asked> {
     let accel = match value {
-        None => Accel::Auto,
+        None => Choice::Auto,
         Some(value) => {
             let known = value
                 .to_str()
-                .and_then(|text| Accel::from_str(text, false).ok());
+                .and_then(|text| Choice::from_str(text, false).ok());
             let shown = || printable(&value.to_string_lossy(), 40);
             known.ok_or_else(|| {
                 anyhow!(
@@ -210,11 +210,11 @@ mod tests {
     #[test]
     fn the_variable_says_one_of_three_words() {
         let accel = |text: &str| of_variable(Some(OsStr::new(text))).map(|asked| asked.accel);
-        assert_eq!(of_variable(None).unwrap().accel, Accel::Auto);
+        assert_eq!(of_variable(None).unwrap().accel, Choice::Auto);
         for (text, means) in [
-            ("kvm", Accel::Kvm),
-            ("lab", Accel::Lab),
-            ("auto", Accel::Auto),
+            ("kvm", Choice::Kvm),
+            ("lab", Choice::Lab),
+            ("auto", Choice::Auto),
         ] {
             assert_eq!(accel(text).unwrap(), means);
         }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use minivm_image::{self, Digest, Image, Options, Progress, Source};
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, ImageCache};
 use minivm_machine::printable::printable;
@@ -198,21 +198,21 @@ fn archive(
     archive.map_err(explain_full)
 }
 
-/// Machines of the image with this kernel, or with the one that `cargo xtask setup` has made. `place` is asked for where they run once
+/// Machines of the image with this kernel, or with the one that `cargo xtask setup` has made. `accel` is asked for where they run once
 /// the archive is there.
 pub(super) fn microvm(
     source: &Source,
     image: Image,
     kernel: Option<&Path>,
     quiet: bool,
-    place: impl FnOnce() -> anyhow::Result<Place>,
+    accel: impl FnOnce() -> anyhow::Result<Accel>,
 ) -> anyhow::Result<Microvm> {
     let archive = archive(source, quiet, &image, &image_cache()?)?;
     let kernel = match kernel {
         Some(kernel) => kernel.to_owned(),
         None => minivm_machine::kernel::find()?,
     };
-    let microvm = Microvm::new(archive, image.config, kernel, place()?);
+    let microvm = Microvm::new(archive, image.config, kernel, accel()?);
     Ok(microvm.called(source.to_string()))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::output::{self, CaptureBuffer};
 use minivm_machine::streams;
 use minivm_sandbox::{End, Exception, Finished, MachineRun};
@@ -26,7 +26,7 @@ pub(super) struct Captured {
     pub(super) stderr: CaptureBuffer,
     /// Bytes at which each output is cut.
     limit: Option<u64>,
-    ran: OnceLock<(Place, bool)>,
+    ran: OnceLock<(Accel, bool)>,
 }
 
 impl Captured {
@@ -40,8 +40,8 @@ impl Captured {
     }
 
     /// Notes where the machine runs, and whether it was resumed from a template.
-    pub(super) fn note(&self, place: &Place, warm: bool) {
-        let _ = self.ran.set((place.clone(), warm));
+    pub(super) fn note(&self, accel: &Accel, warm: bool) {
+        let _ = self.ran.set((accel.clone(), warm));
     }
 
     /// Returns whether one of the outputs has come to the limit.
@@ -146,7 +146,7 @@ impl RunReport {
             peak_memory: machine.and_then(|machine| machine.peak_memory),
             host_memory: usage.peak_memory,
             exception: finished.exception.clone(),
-            accel: machine.map(|machine| machine.place.accel()),
+            accel: machine.map(|machine| machine.accel.name()),
             warm: machine.map(|machine| machine.warm),
             phases: match machine {
                 Some(machine) => ReportPhases::of_machine(machine, opened, total),
@@ -216,10 +216,10 @@ impl RunReport {
         };
         let printed = printed.with_outputs(Some(captured));
         match captured.ran.get() {
-            Some((place, warm)) => RunReport {
-                accel: Some(place.accel()),
+            Some((accel, warm)) => RunReport {
+                accel: Some(accel.name()),
                 warm: Some(*warm),
-                warnings: place.warning().into_iter().collect(),
+                warnings: accel.warning().into_iter().collect(),
                 ..printed
             },
             None => printed,
@@ -375,7 +375,7 @@ mod tests {
             warnings: Vec::new(),
             usage: Usage::default(),
             machine: Some(MachineRun {
-                place: Place::Here,
+                accel: Accel::Kvm,
                 warm: false,
                 copy_failed: false,
                 out_of_memory: false,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 use minivm_image::{Image, Source};
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::output::{CaptureBuffer, NOT_TAKEN};
 use minivm_machine::session::Event;
 use minivm_machine::streams;
@@ -247,7 +247,7 @@ impl RunArgs {
         if let Some(name) = &self.template {
             let microvm = Microvm::of_template(template::folder()?, name).map_err(unwrapped)?;
             task.check(microvm.config()).map_err(unwrapped)?;
-            self.accel.allow(microvm.place())?;
+            self.accel.allow(microvm.accel())?;
             return Ok(Box::new(microvm.console(console)));
         }
         if self.backend == Backend::Microvm {
@@ -259,7 +259,7 @@ impl RunArgs {
             cache: image::cache_folder()?,
             image: image.transpose()?.map(|(_, image)| Arc::new(image)),
             kernel: None,
-            place: Place::Here,
+            accel: Accel::Kvm,
         };
         host.open(self.backend).map_err(image::explain_full)
     }
@@ -270,8 +270,8 @@ impl RunArgs {
         // Before the archive is made, which can take a while.
         task.check(&image.config).map_err(unwrapped)?;
         let kernel = self.kernel.as_deref();
-        let place = || self.accel.place(|why| self.warn(why));
-        let microvm = image::microvm(&source, image, kernel, self.pull.quiet, place)?;
+        let accel = || self.accel.choose(|why| self.warn(why));
+        let microvm = image::microvm(&source, image, kernel, self.pull.quiet, accel)?;
         let microvm = microvm.cpus(self.cpus).rings(!self.no_rings);
         match template::is_unwanted(self.cold) {
             true => Ok(microvm),
@@ -348,7 +348,7 @@ pub(super) fn connect(
     task.stdout = output(captured.map(|captured| &captured.stdout), io::stdout())?;
     task.stderr = output(captured.map(|captured| &captured.stderr), io::stderr())?;
     if let Some(captured) = captured.cloned() {
-        let note = move |place: &Place, warm| captured.note(place, warm);
+        let note = move |accel: &Accel, warm| captured.note(accel, warm);
         task.vm.started = Some(Box::new(note));
     }
     // It is never called with --json, whose outputs are taken by memory.

@@ -126,8 +126,8 @@ impl CreateArgs {
                 eprintln!("minivm: {why}");
             }
         };
-        let place = || self.accel.place(warn);
-        let microvm = image::microvm(&self.image, image, kernel, quiet, place)?;
+        let accel = || self.accel.choose(warn);
+        let microvm = image::microvm(&self.image, image, kernel, quiet, accel)?;
         let microvm = microvm.cpus(self.cpus);
         let recipe = microvm.recipe(self.memory, self.warm).map_err(unwrapped)?;
         let spinner = ProgressBar::new_spinner();
@@ -135,7 +135,7 @@ impl CreateArgs {
             spinner.set_message(format!("booting {}", self.image));
             spinner.enable_steady_tick(std::time::Duration::from_millis(100));
         }
-        let created = templates.create(&self.name, &recipe, microvm.place());
+        let created = templates.create(&self.name, &recipe, microvm.accel());
         spinner.finish_and_clear();
         created?;
         if !self.pull.quiet {

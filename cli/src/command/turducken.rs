@@ -109,11 +109,11 @@ impl TurduckenArgs {
             Some(kernel) => kernel.clone(),
             None => kernel::find()?,
         };
-        let place = self.accel.place(|why| {
+        let accel = self.accel.choose(|why| {
             if !self.quiet {
                 streams::tell(why);
             }
         })?;
-        Ok(turducken.microvm(kernel, place))
+        Ok(turducken.microvm(kernel, accel))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use minivm_image::{self, Options, Source, Unwatched};
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::images::ImageCache;
 use minivm_sandbox::{
@@ -38,9 +38,9 @@ pub(crate) fn host() -> &'static Host {
             cache,
             image: Some(Arc::new(image.unwrap())),
             kernel: std::env::var_os("MINIVM_TEST_KERNEL").map(PathBuf::from),
-            place: match minivm_vmm::probe() {
-                Ok(()) => Place::Here,
-                Err(_) => Place::Lab { program: minivm() },
+            accel: match minivm_vmm::probe() {
+                Ok(()) => Accel::Kvm,
+                Err(_) => Accel::Lab { program: minivm() },
             },
         }
     })

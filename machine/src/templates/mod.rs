@@ -8,7 +8,7 @@
 //! processor or `minivm` has another key. Only the automatic templates that were used last are kept.
 //!
 //! ```no_run
-//! use minivm_machine::{MachineSpec, Place, Report, Session};
+//! use minivm_machine::{MachineSpec, Accel, Report, Session};
 //! use minivm_machine::templates::{Recipe, Templates};
 //!
 //! /// Runs a command in a clone of a machine that has been made once.
@@ -22,7 +22,7 @@
 //!         warm: Some("import json".into()),
 //!     };
 //!     if templates.open("science")?.is_none() {
-//!         templates.create("science", &recipe, &Place::Here)?;
+//!         templates.create("science", &recipe, &Accel::Kvm)?;
 //!     }
 //!     let template = templates.open_named("science")?;
 //!     Ok(session.run(templates.resume(&template, false)?)?)
@@ -43,7 +43,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::images::ImageCache;
 use crate::template::Saved;
-use crate::{Link, Place};
+use crate::{Accel, Link};
 
 use background::background;
 pub use background::recipe_of_background;
@@ -84,10 +84,10 @@ pub struct Template {
 
 impl Template {
     /// Returns where its machines run.
-    pub fn place(&self) -> Place {
+    pub fn accel(&self) -> Accel {
         match self.saved {
-            Some(_) => Place::Here,
-            None => Place::Lab {
+            Some(_) => Accel::Kvm,
+            None => Accel::Lab {
                 program: "/proc/self/exe".into(),
             },
         }
@@ -110,10 +110,10 @@ impl Templates {
     ///
     /// [`Error::Machine`] or [`Error::Snapshot`] where this host can't restore the machine, [`Error::File`] where the kernel's
     /// metadata can't be read; [`Error::Busy`] where another process removes the same damaged template.
-    pub fn start(&self, recipe: &Recipe, place: &Place) -> Result<Option<Link>, Error> {
+    pub fn start(&self, recipe: &Recipe, accel: &Accel) -> Result<Option<Link>, Error> {
         let recipe = &recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
-        if let Place::Lab { .. } = place {
+        if let Accel::Lab { .. } = accel {
             return Ok(lab::connect(recipe, &key, &self.cache)?);
         }
         let resumed = self.open(&key).and_then(|template| {
@@ -143,10 +143,10 @@ impl Templates {
     ///
     /// [`Error::Machine`], [`Error::Snapshot`] or [`Error::File`] where it can't be made; [`Error::Busy`] where another process takes too
     /// long to make it.
-    pub fn open_or_create(&self, recipe: &Recipe, place: &Place) -> Result<Template, Error> {
+    pub fn open_or_create(&self, recipe: &Recipe, accel: &Accel) -> Result<Template, Error> {
         let recipe = recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
-        if let Place::Lab { .. } = place {
+        if let Accel::Lab { .. } = accel {
             lab::connect_or_start(&recipe, &key, &self.cache)?;
             return Ok(Template {
                 recipe,
@@ -242,10 +242,10 @@ impl Templates {
     ///
     /// [`Error::Name`] and [`Error::Exists`] where the name isn't valid or is taken; [`Error::Busy`] where another process makes or
     /// removes the template; [`Error::Machine`] or [`Error::File`] where it can't be made.
-    pub fn create(&self, name: &str, recipe: &Recipe, place: &Place) -> Result<(), Error> {
+    pub fn create(&self, name: &str, recipe: &Recipe, accel: &Accel) -> Result<(), Error> {
         self.check_free(name)?;
         let recipe = &recipe.clone().with_absolute_kernel()?;
-        match self.make(name, recipe, place)? {
+        match self.make(name, recipe, accel)? {
             true => Ok(()),
             false => Err(Error::Exists(name.to_owned())),
         }
@@ -274,7 +274,7 @@ impl Templates {
     /// [`Error::Machine`] or [`Error::File`] where it can't be made; [`Error::Busy`] where another process makes or removes it.
     pub fn create_unnamed(&self, recipe: &Recipe) -> Result<(), Error> {
         let key = recipe.key()?;
-        match self.make(&key, recipe, &Place::Here) {
+        match self.make(&key, recipe, &Accel::Kvm) {
             // The other process may still make it.
             Err(error @ Error::Busy(_)) => return Err(error),
             Err(error) => {
@@ -295,7 +295,7 @@ impl Templates {
     }
 
     /// Makes a template; returns `false` where it exists already.
-    fn make(&self, name: &str, recipe: &Recipe, place: &Place) -> Result<bool, Error> {
+    fn make(&self, name: &str, recipe: &Recipe, accel: &Accel) -> Result<bool, Error> {
         let folder = self.folder.join(name);
         let _lock = self.lock(name)?;
         if folder.exists() {
@@ -305,7 +305,7 @@ impl Templates {
         remove(&partial)?;
         private_folder(&partial)?;
         let made = self
-            .save(recipe, place, &partial)
+            .save(recipe, accel, &partial)
             .and_then(|saved| write(recipe, saved, &partial))
             .and_then(|()| fs::rename(&partial, &folder).map_err(failed("create", &folder)));
         if made.is_err() {
@@ -316,13 +316,13 @@ impl Templates {
     }
 
     /// Makes the template's machine and saves it in `folder`, or starts a lab that has the machine.
-    fn save(&self, recipe: &Recipe, place: &Place, folder: &Path) -> Result<Option<Ready>, Error> {
-        match place {
-            Place::Here => {
+    fn save(&self, recipe: &Recipe, accel: &Accel, folder: &Path) -> Result<Option<Ready>, Error> {
+        match accel {
+            Accel::Kvm => {
                 let rings = recipe.save(folder)?;
                 Ok(Some(Ready { rings }))
             }
-            Place::Lab { .. } => {
+            Accel::Lab { .. } => {
                 lab::connect_or_start(recipe, &recipe.key()?, &self.cache)?;
                 Ok(None)
             }

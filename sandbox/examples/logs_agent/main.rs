@@ -17,7 +17,7 @@ mod report;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_sandbox::{Backend, End, Host};
 
 fn main() -> Result<()> {
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
         cache: PathBuf::new(),
         image: None,
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     };
     let sandbox = host.open(Backend::Monty)?;
     sandbox.check()?;

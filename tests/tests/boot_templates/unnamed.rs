@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::templates::Templates;
 use minivm_tests::patience::wait_until;
 use serde_json::Value;
@@ -184,8 +184,8 @@ fn a_missing_template_is_made_once() {
         );
     }
     // This program is another one than minivm, and has another template.
-    let first = templates.open_or_create(&recipe, &Place::Here).unwrap();
-    let again = templates.open_or_create(&recipe, &Place::Here).unwrap();
+    let first = templates.open_or_create(&recipe, &Accel::Kvm).unwrap();
+    let again = templates.open_or_create(&recipe, &Accel::Kvm).unwrap();
     assert_eq!(first.made, again.made);
     assert_eq!(cache.keys().len(), 8);
     assert!(first.saved.is_some());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::output::CaptureBuffer;
 use minivm_machine::printable::printable;
 use minivm_sandbox::reach::{self, Probe, Reach, Secret};
@@ -91,8 +91,8 @@ impl Row {
         Row {
             backend,
             boundary: None,
-            accel: (backend == Backend::Microvm).then(|| host.place.accel()),
-            in_lab: backend == Backend::Microvm && host.place != Place::Here,
+            accel: (backend == Backend::Microvm).then(|| host.accel.name()),
+            in_lab: backend == Backend::Microvm && host.accel != Accel::Kvm,
             stdout: String::new(),
             stderr: String::new(),
             exit_code: None,

@@ -151,7 +151,7 @@ impl CompareArgs {
                 .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
             image: image.map(open).transpose()?.map(Arc::new),
             kernel: None,
-            place: self.accel.place(|_| ())?,
+            accel: self.accel.choose(|_| ())?,
         })
     }
 

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::jail::find_program;
 use minivm_sandbox::tools;
@@ -88,7 +88,7 @@ fn host(cache: &Path) -> Host {
         cache: cache.to_owned(),
         image: None,
         kernel: None,
-        place: Place::Here,
+        accel: Accel::Kvm,
     }
 }
 

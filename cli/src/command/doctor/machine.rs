@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use minivm_machine::Place;
+use minivm_machine::Accel;
 use minivm_machine::jail;
 use minivm_vmm::Error;
 
@@ -144,7 +144,7 @@ fn places(kvm_works: bool, lab_works: bool) -> (bool, bool, Check) {
 fn accel(kvm_works: bool, lab_works: bool, refused: bool) -> Check {
     let (word, check) = match (kvm_works, lab_works) {
         (true, _) => {
-            let detail = format!("kvm: {}", Place::Here.boundary());
+            let detail = format!("kvm: {}", Accel::Kvm.boundary());
             ("kvm", Check::ok(ACCEL, detail))
         }
         (false, true) => {
