@@ -15,7 +15,7 @@ use crate::templates::{Error, Recipe};
 /// The folder of the template, in the lab's memory.
 const TEMPLATE: &str = "/run/template";
 
-/// Makes the template and serves the ports, until the lab ends. An [`AgentReport`] on stdout says whether the template could be made.
+/// Makes the template and serves the ports, until the lab ends. A line of JSON on stdout reports whether the template could be made.
 ///
 /// # Errors
 ///
