@@ -49,10 +49,12 @@ done"#;
 const MAKE_HOME: &str = r#"
 set -e
 export HOME="$PAGES/home" PATH="$PAGES/bin:$PATH" MINIVM_ACCEL=kvm
+unset XDG_CACHE_HOME
 cache="$HOME/.cache/minivm"
 mkdir -p "$cache/kernel/sandbox/current" "$cache/demo/current"
 cp "$MINIVM" "$PAGES/bin/minivm"
 cp "$KERNEL" "$cache/kernel/sandbox/current/vmlinux"
+cp "$INITRAMFS" "$cache/demo/current/rootfs.cpio"
 ln -s "$PYTHON_ROOT" "$cache/demo/current/rootfs"
 set +e"#;
 /// Variables that would change what commands do.
@@ -168,6 +170,7 @@ fn machines_print_what_is_shown() {
         .args(["-c", &script])
         .env("MINIVM", minivm())
         .env("KERNEL", given::path("MINIVM_TEST_KERNEL"))
+        .env("INITRAMFS", given::path("MINIVM_TEST_INITRAMFS"))
         .env("PYTHON_ROOT", given::python_root())
         .env("MINIVM_COLD", "1");
     stage.assert_as_shown(&stage.run(&mut command));
