@@ -176,11 +176,6 @@ impl ImageCache {
     }
 }
 
-/// Removes a folder of the cache with all that is in it; returns how many bytes it took.
-pub(crate) fn remove_folder(folder: &Path) -> Result<u64, Error> {
-    Ok(tree::remove(folder).whole()?)
-}
-
 fn make(image: &Image, partial: Partial, path: &Path) -> Result<Archive, Error> {
     let limits = Limits {
         archive: LARGEST,

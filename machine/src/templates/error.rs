@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use minivm_image::io_error::{self, FileError};
+
 /// The most characters of a name.
 pub(super) const NAME_MAX: usize = 64;
 
@@ -39,16 +41,9 @@ pub enum Error {
         .0.display()
     )]
     Archive(PathBuf, #[source] io::Error),
-    /// A file or folder can't be read or written.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// The action that failed.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    /// A file or folder can't be read, written or locked.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl Error {
@@ -75,11 +70,8 @@ impl Error {
     }
 }
 
-pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File {
-        action,
-        path,
-        source,
-    }
+/// Names the action and the file in the error of a system call.
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let wrap = io_error::failed(action, path);
+    move |source| wrap(source).into()
 }

@@ -48,10 +48,9 @@ use crate::{Accel, Link};
 use background::background;
 pub use background::recipe_of_background;
 pub use error::Error;
-use error::failed;
 pub use recipe::Recipe;
 pub use store::Listed;
-use store::{RECORD, Ready, check_name, private_folder, read_record, remove, touch, write};
+use store::{RECORD, Ready, check_name, read_record, touch, write};
 
 /// The argument that makes this program make an automatic template, of the recipe on its stdin.
 pub const MAKE_COMMAND: &str = "template-make";
@@ -296,23 +295,16 @@ impl Templates {
 
     /// Makes a template; returns `false` where it exists already.
     fn make(&self, name: &str, recipe: &Recipe, accel: &Accel) -> Result<bool, Error> {
-        let folder = self.folder.join(name);
-        let _lock = self.lock(name)?;
-        if folder.exists() {
+        let lock = self.lock(name)?;
+        let entry = self.entry(name);
+        if entry.path().exists() {
             return Ok(false);
         }
-        let partial = folder.with_extension("partial");
-        remove(&partial)?;
-        private_folder(&partial)?;
-        let made = self
-            .save(recipe, accel, &partial)
-            .and_then(|saved| write(recipe, saved, &partial))
-            .and_then(|()| fs::rename(&partial, &folder).map_err(failed("create", &folder)));
-        if made.is_err() {
-            // It may be large, and is never used.
-            let _ = remove(&partial);
-        }
-        made.map(|()| true)
+        let partial = entry.begin(&lock)?;
+        let saved = self.save(recipe, accel, partial.path())?;
+        write(recipe, saved, partial.path())?;
+        partial.publish_synced()?;
+        Ok(true)
     }
 
     /// Makes the template's machine and saves it in `folder`, or starts a lab that has the machine.

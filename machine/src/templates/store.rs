@@ -1,16 +1,16 @@
 //! The templates' folder: listing, locking and removing templates, and their records.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use minivm_image::publish::{Folder, Lock, tree};
 use serde::{Deserialize, Serialize};
 
 use super::error::{NAME_MAX, failed};
 use super::{Error, Recipe, Templates, lab, recipe};
-use crate::images;
 use crate::template::Rings;
 
 /// The name of the file with a template's [`Record`].
@@ -98,7 +98,8 @@ impl Templates {
             let ended = recipe::is_key(name) && lab::stop_one(name, &self.cache).unwrap_or(false);
             return ended.then_some(0).ok_or(Error::Missing(name.to_owned()));
         }
-        let _lock = self.lock(name)?;
+        let lock = self.lock(name)?;
+        let entry = self.entry(name);
         if let Ok(Some(Record {
             recipe,
             saved: None,
@@ -108,18 +109,10 @@ impl Templates {
             // The lab stays where commands use it. Without its kernel the template has no key, and no lab.
             let _ = recipe.key().map(|key| lab::stop_one(&key, &self.cache));
         }
-        let partial = folder.with_extension("partial");
-        remove(&partial)?;
-        let freed = size(&folder);
-        // Renamed first: a folder under the template's name is whole, even if this process is killed now.
-        match fs::rename(&folder, &partial) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Missing(name.to_owned()));
-            }
-            renamed => renamed.map_err(failed("remove", &folder))?,
+        if !folder.exists() {
+            return Err(Error::Missing(name.to_owned()));
         }
-        remove(&partial)?;
-        Ok(freed)
+        Ok(entry.remove(lock).whole()?)
     }
 
     /// Does what [`remove`](Self::remove) does, but returns 0 where the template is busy or already gone.
@@ -141,17 +134,13 @@ impl Templates {
             }
             Err(error) => all.push(Err(error)),
         }
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let name = path.file_stem().and_then(|name| name.to_str());
-            let partial = path
-                .extension()
-                .is_some_and(|extension| extension == "partial");
-            if let (Some(name), true) = (name, partial)
-                && let Ok(_lock) = self.lock(name)
+        for path in Folder::all(&self.folder).unwrap_or_default() {
+            let entry = Folder::new(path);
+            if entry.partial_path().exists()
+                && let Ok(Some(_lock)) = entry.try_lock()
             {
-                let size = size(&path);
-                all.push(remove(&path).map(|()| size));
+                let removed = tree::remove(&entry.partial_path()).whole();
+                all.push(removed.map_err(Error::from));
             }
         }
         let (mut freed, mut left) = (0, Vec::new());
@@ -164,34 +153,19 @@ impl Templates {
         (freed, left)
     }
 
+    /// The template's entry of the cache.
+    pub(super) fn entry(&self, name: &str) -> Folder {
+        Folder::new(self.folder.join(name))
+    }
+
     /// Locks a template's name, so that no other process makes or removes it.
     ///
     /// # Errors
     ///
     /// [`Error::Busy`] where another process has it locked.
     pub(super) fn lock(&self, name: &str) -> Result<Lock, Error> {
-        private_folder(&self.folder)?;
-        let path = self.folder.join(name).with_extension("lock");
-        let mut options = File::options();
-        options.read(true).write(true).create(true).mode(0o600);
-        // The empty file stays: if it were removed, two processes could lock two files of the same name.
-        let file = options.open(&path).map_err(failed("open", &path))?;
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => Err(Error::Busy(name.to_owned())),
-            Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-            Ok(()) => Ok(Lock(file)),
-        }
-    }
-}
-
-/// A template's lock.
-pub(super) struct Lock(File);
-
-impl Drop for Lock {
-    /// Unlocks the name. Closing the file isn't always enough: a process that another thread forks meanwhile has it open too, until it
-    /// executes its program.
-    fn drop(&mut self) {
-        let _ = self.0.unlock();
+        let lock = self.entry(name).try_lock()?;
+        lock.ok_or_else(|| Error::Busy(name.to_owned()))
     }
 }
 
@@ -245,16 +219,4 @@ fn size(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let metadata = entries.filter_map(|entry| entry.metadata().ok());
     metadata.map(|metadata| metadata.blocks() * 512).sum()
-}
-
-pub(super) fn private_folder(folder: &Path) -> Result<(), Error> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(failed("create", folder))
-}
-
-pub(super) fn remove(folder: &Path) -> Result<(), Error> {
-    match images::remove_folder(folder) {
-        Err(images::Error::File(error)) => Err(failed("remove", &error.path)(error.source)),
-        _ => Ok(()),
-    }
 }

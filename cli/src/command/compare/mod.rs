@@ -147,8 +147,7 @@ impl CompareArgs {
         };
         Ok(Host {
             worker: worker()?,
-            cache: cache::folder()
-                .context("cannot tell where the cache is: set HOME or XDG_CACHE_HOME")?,
+            cache: cache::find()?,
             image: image.map(open).transpose()?.map(Arc::new),
             kernel: None,
             accel: self.accel.choose(|_| ())?,

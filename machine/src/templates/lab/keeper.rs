@@ -1,11 +1,10 @@
 //! The keeper: a background process that runs a lab and gives its machines to commands.
 
 use std::collections::VecDeque;
-use std::fs::{self, DirBuilder, File};
+use std::fs;
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -13,11 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_image::publish::Lock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, folder, listen, socket};
+use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, listen, socket};
 use crate::Error::NoTemplate;
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Stop};
@@ -48,13 +48,7 @@ const END_WAIT: Duration = Duration::from_secs(10);
 pub fn run(recipe: &Recipe, cache: &Path) -> Result<(), Error> {
     let key = recipe.key()?;
     let path = socket(cache, &key);
-    let mut private = DirBuilder::new();
-    private
-        .recursive(true)
-        .mode(0o700)
-        .create(folder(cache))
-        .map_err(failed("create", &folder(cache)))?;
-    let Some(_alone) = lock(&path)? else {
+    let Some(_alone) = Lock::try_alone(&path.with_extension("lock"))? else {
         return Ok(());
     };
     // A keeper that was killed has left its socket.
@@ -454,19 +448,6 @@ fn available_memory() -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib << 10)
-}
-
-/// Takes the lock of this lab's keeper; returns `None` where another process has it.
-fn lock(socket: &Path) -> Result<Option<File>, Error> {
-    let path = socket.with_extension("lock");
-    let mut options = File::options();
-    options.read(true).write(true).create(true).mode(0o600);
-    let file = options.open(&path).map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => Ok(None),
-        Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-        Ok(()) => Ok(Some(file)),
-    }
 }
 
 /// Writes the note that [`kept`](super::kept) reads; returns a guard that removes it.
