@@ -8,7 +8,7 @@
 //! <folder>/lock                 locked by pulls together, and by who clears the folder alone
 //! ```
 //!
-//! All of it is its owner's to read and nobody else's: an image may be private.
+//! Only its owner can read it: an image may be private.
 //!
 //! Whatever is made is made in `partial` under a name that follows from what it will be, and by one process at a time, see
 //! [`publish`]. Nothing stale is left by a kill but a beginning, which the next maker goes on from or writes over. A finished file
@@ -133,7 +133,7 @@ impl Store {
         tempfile::tempfile_in(&self.folder).map_err(|source| failed(&self.folder, source))
     }
 
-    /// The beginning of a file, locked; waits while somebody else makes it. Look whether it is finished by now.
+    /// The beginning of a file, locked; waits while another process makes it, so it may be finished by now.
     pub(super) fn partial(&self, name: &str) -> Result<Partial, Error> {
         self.grown.store(true, Ordering::Relaxed);
         Ok(Partial::lock(self.folder.join("partial").join(name))?)

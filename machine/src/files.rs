@@ -261,7 +261,7 @@ mod tests {
             let said = format!("cannot copy {} into the guest: {why}", path.display());
             assert_eq!(told(check_copies(&files(path)).unwrap_err()), said);
         }
-        // Who asks nobody before is told the same.
+        // Packing without a check before finds the same.
         let late = told(pack(&files(&pipe), io::sink()).unwrap_err());
         assert!(late.contains("it is a pipe"), "{late}");
         let late = told(pack(&files(&large), io::sink()).unwrap_err());

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::packages;
 use crate::process::capture;
 
-/// The image that the demo takes where nobody names another.
+/// The image that the demo takes, unless a variable names another.
 pub(crate) const DEFAULT: &str = "docker.io/library/python:3-alpine";
 
 /// How long looking for a registry may take, name look-up and all.

@@ -75,7 +75,7 @@ impl Report {
         self.finish(name, began, worked)
     }
 
-    /// Records a step that somebody else timed.
+    /// Records a step that its caller has timed.
     pub(crate) fn done(&mut self, name: &str, outcome: impl Display, took: Duration) {
         println!("{}", line(name, &outcome.to_string(), took));
         self.rows.push(Row {

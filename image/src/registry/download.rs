@@ -113,7 +113,7 @@ impl Download<'_> {
             if actual == self.layer.digest {
                 return Ok(());
             }
-            // Nothing of it is any good, for whoever asks next.
+            // None of it is good, nor would it be for the next pull.
             self.restart()?;
             if !resumed {
                 return Err(Error::Digest {
