@@ -8,8 +8,14 @@ use anyhow::{Result, bail};
 use crate::process::{cannot_start, shown};
 use crate::report::Report;
 
-/// All five, as `minivm` names them.
-pub(crate) const ALL: [&str; 5] = ["microvm", "gvisor", "monty", "deno", "chromium"];
+/// All five, as `minivm` names them, and what they are.
+pub(crate) const ALL: [(&str, &str); 5] = [
+    ("microvm", "a virtual machine on KVM"),
+    ("gvisor", "a kernel in user space"),
+    ("monty", "an interpreter in Rust"),
+    ("deno", "CPython as WebAssembly in Deno"),
+    ("chromium", "CPython as WebAssembly in a browser"),
+];
 
 /// Installs runsc, Deno and Pyodide into the cache, where they aren't there.
 pub(crate) fn install(minivm: &Path) -> Result<()> {

@@ -143,8 +143,8 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
 
 /// Packages for building kernels.
 fn build_packages(report: &mut Report) -> Result<()> {
-    report.purpose("packages: what building a Linux kernel takes, and its source");
-    report.step("packages", || Ok(((), packages::install_all()?)))
+    report.purpose("packages: what building a Linux kernel takes, and its source; QEMU, for the lab");
+    report.step("kernel packages", || Ok(((), packages::install_all()?)))
 }
 
 /// Rust's standard library for the guest's init.
@@ -156,7 +156,7 @@ pub(crate) fn rust_target(report: &mut Report) -> Result<()> {
 /// Packages for the sandboxes that are no machines.
 pub(crate) fn sandboxes_packages(report: &mut Report) -> Result<()> {
     report.purpose("packages: what the other four sandboxes are made of, and the jail around them");
-    report.step("sandboxes' packages", || {
+    report.step("sandbox packages", || {
         Ok(((), packages::install_for_sandboxes()?))
     })
 }

@@ -49,11 +49,11 @@ fn stock(report: &mut Report, lab: bool) -> Result<(Fetched, Side)> {
     // Before minivm is built, which looks for it.
     setup::rust_target(report)?;
     report.purpose(
-        "minivm is being built meanwhile: unoptimized, which takes a fraction of the time",
+        "minivm is being built meanwhile: unoptimized, and without what only other sandboxes need",
     );
     let building = cargo::begin_quick_minivm()?;
     let fetched = setup::fetch(report, lab)?;
-    let minivm = report.wait("build minivm", building.began(), |show| {
+    let minivm = report.wait("unoptimized minivm", building.began(), |show| {
         let minivm = cargo::minivm_among(building.wait(show)?)?;
         Ok((minivm.clone(), short(&minivm.to_string_lossy())))
     })?;
@@ -131,8 +131,8 @@ fn in_sandboxes(report: &mut Report, minivm: &Path, initramfs: &Path) -> Result<
     report.purpose("gVisor's runsc, Deno and Pyodide, in versions that are known to work");
     sandboxes::stage(report, minivm)?;
     // Last in the microVM, whose first run has a template made for the next.
-    for backend in sandboxes::ALL.iter().rev() {
-        let purpose = format!("Python in the sandbox {backend}");
+    for (backend, what) in sandboxes::ALL.iter().rev() {
+        let purpose = format!("Python in {what}");
         answer(report, backend, &purpose, &mut code_in(minivm, backend))?;
     }
     wait_for_template(minivm)?;
