@@ -143,7 +143,8 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
 
 /// Packages for building kernels.
 fn build_packages(report: &mut Report) -> Result<()> {
-    report.purpose("packages: what building a Linux kernel takes, and its source; QEMU, for the lab");
+    report
+        .purpose("packages: what building a Linux kernel takes, and its source; QEMU, for the lab");
     report.step("kernel packages", || Ok(((), packages::install_all()?)))
 }
 
