@@ -163,7 +163,8 @@ impl RunArgs {
         let sandbox = self.open(&task, console)?;
         let opened = started.elapsed();
         log::debug!("the sandbox is there {opened:.2?} after the start");
-        self.connect(&mut task, captured)?;
+        let events = connect(&mut task, captured, self.timeout)?;
+        task.stdin = self.stdin(&events)?;
         let raw = match self.tty {
             true => RawMode::enter().context("cannot set the terminal to raw mode")?,
             false => None,
@@ -291,15 +292,6 @@ impl RunArgs {
         Ok((source, image))
     }
 
-    /// Connects the task's streams with this process's, or its outputs with memory, and signals with its events.
-    fn connect(&self, task: &mut Task, captured: Option<&Arc<Captured>>) -> anyhow::Result<()> {
-        let (events, happening) = mpsc::channel();
-        task.stdin = self.stdin(&events)?;
-        connect(task, captured, self.timeout)?;
-        task.events = happening;
-        signals::listen(events, task.vm.pending.clone()).context("cannot listen to signals")
-    }
-
     /// The command that was asked for; none where the image's own is. Dashes within it are its own.
     fn command(&self) -> Vec<OsString> {
         match (&*self.words, &*self.command) {
@@ -339,12 +331,13 @@ impl RunArgs {
     }
 }
 
-/// Connects a task's outputs with this process's, or with memory for a report, which also gets to know where its machine runs.
+/// Connects a task's outputs with this process's, or with memory for a report, which also gets to know where its machine runs; and the
+/// signals that this process gets with the task's events. Returns a sender of further events.
 pub(super) fn connect(
     task: &mut Task,
     captured: Option<&Arc<Captured>>,
     timeout: Option<Duration>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Sender<Event>> {
     task.stdout = output(captured.map(|captured| &captured.stdout), io::stdout())?;
     task.stderr = output(captured.map(|captured| &captured.stderr), io::stderr())?;
     if let Some(captured) = captured.cloned() {
@@ -354,7 +347,11 @@ pub(super) fn connect(
     // It is never called with --json, whose outputs are taken by memory.
     let limit = timeout.unwrap_or_default();
     task.vm.overdue = Some(Box::new(move || end_overdue(limit)));
-    Ok(())
+    let (events, happening) = mpsc::channel();
+    task.events = happening;
+    let pending = task.vm.pending.clone();
+    signals::listen(events.clone(), pending).context("cannot listen to signals")?;
+    Ok(events)
 }
 
 /// Returns the writer of an output: minivm's own of the same name, without a buffer, or memory.

@@ -3,17 +3,16 @@
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use clap::Args;
 use minivm_machine::{kernel, streams};
 use minivm_sandbox::{Limits, Microvm, Sandbox, Turducken};
 
 use super::accel::AccelArg;
 use super::report::{Captured, RunReport};
-use super::{run, signals, units, unwrapped};
+use super::{run, units, unwrapped};
 
 /// The most bytes of each output that are passed on: there is no flag for it.
 const OUTPUT_MAX: u64 = 16 << 20;
@@ -79,11 +78,7 @@ impl TurduckenArgs {
         };
         let microvm = self.microvm()?.console(console);
         let opened = started.elapsed();
-        let (events, happening) = mpsc::channel();
-        task.events = happening;
         run::connect(&mut task, captured, Some(self.timeout))?;
-        let pending = task.vm.pending.clone();
-        signals::listen(events, pending).context("cannot listen to signals")?;
         let finished = microvm.run(task).map_err(unwrapped)?;
         Ok(RunReport::new(
             &finished,
