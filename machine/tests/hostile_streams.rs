@@ -49,8 +49,8 @@ enum Then {
 enum Until {
     /// The machine was stopped: the guest sends more nevertheless.
     Stopped,
-    /// The command is to be killed.
-    Killed,
+    /// The guest was sent so many messages that begin so.
+    Sent(usize, &'static str),
 }
 
 /// The stream of a scripted guest.
@@ -103,14 +103,13 @@ impl Script {
                 self.stopped.recv().unwrap();
                 self.then = Then::Ends;
             }
-            Until::Killed => {
+            Until::Sent(count, begins) => {
                 let sent = self.sent.upgrade().unwrap();
-                let is_killed = || {
-                    told_guest(&sent)
-                        .iter()
-                        .any(|message| message == "Signal(9)")
+                let are_sent = || {
+                    let told = told_guest(&sent);
+                    told.iter().filter(|told| told.starts_with(begins)).count() >= count
                 };
-                while !is_killed() {
+                while !are_sent() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -304,9 +303,9 @@ fn a_greeted_clone_gets_its_request_at_once_and_may_send_no_hello() {
     let words = encoded(&[ToHost::Started, ToHost::Stdout(b"4\n"), exit(3)]);
     let mut scene = Scene::new(words, Then::Waits);
     scene.greeted = true;
-    let sent = scene.sent.clone();
+    // The session hangs if the request isn't sent before this guest says anything.
+    scene.waits = Some((0, Until::Sent(1, "Request")));
     assert_eq!(scene.play().unwrap().end, End::Exited(3));
-    assert!(!sent.0.lock().unwrap().is_empty(), "the request was sent");
     let mut scene = Scene::new(encoded(&[hello()]), Then::Waits);
     scene.greeted = true;
     let told = told(scene.play());
@@ -533,28 +532,26 @@ fn a_guest_that_never_starts_a_command_has_a_limit() {
 #[test]
 fn a_guest_gets_the_time_when_it_asks() {
     let now = || u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap();
-    with_limits_from(SOON, |limit| {
-        let began = now();
-        let mut scene = Scene::new(encoded(&[hello(), ToHost::Time]), Then::Waits);
-        scene.boot_limit = limit;
-        let sent = scene.sent.clone();
-        assert!(matches!(scene.play(), Err(Error::NoInit(at)) if at == limit));
-        let mut decoder = frame::Decoder::default();
-        decoder.extend(&sent.0.lock().unwrap());
-        let mut times = Vec::new();
-        while let Some((tag, body)) = decoder.next().unwrap() {
-            times.push(match ToGuest::decode(tag, body).unwrap() {
-                ToGuest::Request(request) => request.now,
-                ToGuest::Time(now) => now,
-                other => panic!("{other:?}"),
-            });
-        }
-        // One with the request, and one for the question.
-        (times.len() == 2).then(|| {
-            let times = [vec![began], times, vec![now()]].concat();
-            assert!(times.is_sorted(), "{times:?}");
-        })
-    });
+    let question = encoded(&[hello(), ToHost::Time]);
+    let end = encoded(&[ToHost::Started, exit(0)]);
+    let began = now();
+    let mut scene = Scene::new([question.clone(), end].concat(), Then::Waits);
+    // One message with the request, and one for the question.
+    scene.waits = Some((question.len(), Until::Sent(2, "")));
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::Exited(0));
+    let mut decoder = frame::Decoder::default();
+    decoder.extend(&sent.0.lock().unwrap());
+    let mut times = vec![began];
+    while let Some((tag, body)) = decoder.next().unwrap() {
+        times.push(match ToGuest::decode(tag, body).unwrap() {
+            ToGuest::Request(request) => request.now,
+            ToGuest::Time(now) => now,
+            other => panic!("{other:?}"),
+        });
+    }
+    times.push(now());
+    assert!(times.len() == 4 && times.is_sorted(), "{times:?}");
 }
 
 #[test]
@@ -632,17 +629,22 @@ fn signals_wait_for_the_command_and_a_stop_does_not() {
     let sent = scene.sent.clone();
     assert_eq!(scene.play().unwrap().end, End::Stopped(15));
     assert!(messages(&sent).iter().all(|message| message == "Request"));
-    with_limits_from(SOON, |limit| {
-        let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
-        scene.events = vec![Event::Signal(15)];
-        scene.timeout = Some(limit);
-        let sent = scene.sent.clone();
-        assert_eq!(scene.play().unwrap().end, End::TimedOut);
-        // This guest doesn't wait for its request, so that either may come first.
-        let mut told = messages(&sent);
-        told.sort();
-        (told.len() == 2).then(|| assert_eq!(told, ["Request", "Signal"]))
-    });
+    let mut scene = started_until(Until::Sent(2, ""));
+    scene.events = vec![Event::Signal(15)];
+    let sent = scene.sent.clone();
+    assert_eq!(scene.play().unwrap().end, End::Exited(0));
+    // This guest doesn't wait for its request, so that either may come first.
+    let mut told = messages(&sent);
+    told.sort();
+    assert_eq!(told, ["Request", "Signal"]);
+}
+
+/// Makes a scene whose command starts, and exits at this event.
+fn started_until(event: Until) -> Scene {
+    let started = encoded(&[hello(), ToHost::Started]);
+    let mut scene = Scene::new([started.clone(), encoded(&[exit(0)])].concat(), Then::Waits);
+    scene.waits = Some((started.len(), event));
+    scene
 }
 
 /// Makes an entry of a cpio archive, whose name may be one that no archive should have.
@@ -894,7 +896,7 @@ fn at_the_time_limit_the_command_is_killed_and_its_files_are_copied() {
     ];
     let words = [begun.clone(), encoded(&rest)].concat();
     let mut scene = copying(folder.path(), words, Then::Waits);
-    scene.waits = Some((begun.len(), Until::Killed));
+    scene.waits = Some((begun.len(), Until::Sent(1, "Signal(9)")));
     scene.timeout = Some(Duration::from_millis(1));
     scene.copy_out_grace = Some(PATIENCE);
     let report = scene.play().unwrap();
@@ -946,10 +948,9 @@ fn copies_that_were_not_made_are_one_warning_however_the_command_ended() {
 
 #[test]
 fn a_command_gets_its_own_stop_signal() {
-    let mut scene = Scene::new(encoded(&[hello(), ToHost::Started]), Then::Waits);
+    let mut scene = started_until(Until::Sent(2, "Signal"));
     scene.events = vec![Event::Signal(15), Event::Signal(1)];
     scene.stop_signal = 37;
-    scene.timeout = Some(SOON);
     let sent = scene.sent.clone();
     scene.play().unwrap();
     let mut signals = told_guest(&sent.0);
