@@ -11,7 +11,7 @@ use minivm_machine::lab_machine::LabMachine;
 use minivm_machine::templates;
 use minivm_vmm::Builder;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT, console, units};
+use super::{EXIT_ERROR, EXIT_TIMEOUT, console, trace, units};
 
 #[derive(Args)]
 #[command(
@@ -92,10 +92,23 @@ fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
     Ok((host.into(), lab.into()))
 }
 
+#[derive(Args)]
+pub(super) struct LabMachineArgs {
+    /// Port that takes the events of the machine's trace
+    #[arg(long, value_name = "PORT")]
+    trace_to: Option<PathBuf>,
+}
+
 /// `minivm lab-machine`: runs the machine that this lab was sent, for what it was sent for.
-pub(super) fn run_machine() -> anyhow::Result<ExitCode> {
+pub(super) fn run_machine(args: &LabMachineArgs) -> anyhow::Result<ExitCode> {
     match LabMachine::receive()? {
-        LabMachine::Console(config) => console::run(Builder::new(config), None, Instant::now()),
+        LabMachine::Console(config) => match &args.trace_to {
+            None => console::run(Builder::new(config), None, Instant::now()),
+            Some(port) => trace::forwarded(port, |observer| {
+                let builder = Builder::new(config).observer(observer);
+                console::run(builder, None, Instant::now())
+            }),
+        },
         LabMachine::Template(recipe) => {
             templates::lab::run_agent(&recipe)?;
             Ok(ExitCode::SUCCESS)

@@ -30,6 +30,7 @@ mod stop;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -177,6 +178,19 @@ impl LabRequest {
             icount: false,
             stop: Stop::default(),
         }
+    }
+
+    /// Adds a port. Returns this process's end of it, and its path in the lab. The end is a stream that closes with the lab.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where it can't make a socket.
+    pub fn add_port(&mut self) -> io::Result<(UnixStream, PathBuf)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.ports.push(theirs.into());
+        // The first is the lab's own.
+        let path = format!("/dev/vport0p{}", self.ports.len() + 1);
+        Ok((ours, path.into()))
     }
 
     /// Sets the lab's memory to what a guest of `guest` bytes needs in it, together with the files that the request has by now.
