@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
 
@@ -10,12 +11,20 @@ use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
 use crate::lab::{Input, Output};
 use crate::lab_machine::LabMachine;
 
-/// Starts a lab that has the kernel and the initramfs and runs the machine, with nothing else of the host's.
-pub(super) fn start(machine: &MachineSpec, program: PathBuf) -> Result<Link, Error> {
+/// Starts a lab that has the kernel and the initramfs and runs the machine, with nothing else of the host's. The machine's events go to
+/// `events`.
+pub(super) fn start(
+    machine: &MachineSpec,
+    program: PathBuf,
+    events: Option<UnixStream>,
+) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, output)) = (pipe()?, pipe()?);
     let mut request = LabMachine::Session(machine.clone()).request(0)?;
     request.program = program;
+    if let Some(events) = events {
+        request.trace_to(events);
+    }
     request.stdin = Input::From(OwnedFd::from(input));
     request.stdout = Output::To(Box::new(output));
     let (stderr, said) = LastWords::to(io::stderr(), !machine.console);

@@ -94,27 +94,31 @@ fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
 
 #[derive(Args)]
 pub(super) struct LabMachineArgs {
-    /// Port that takes the events of the machine's trace
+    /// Port for the events of the machine's trace
     #[arg(long, value_name = "PORT")]
     trace_to: Option<PathBuf>,
 }
 
 /// `minivm lab-machine`: runs the machine that this lab was sent, for what it was sent for.
 pub(super) fn run_machine(args: &LabMachineArgs) -> anyhow::Result<ExitCode> {
+    let port = args.trace_to.as_deref();
     match LabMachine::receive()? {
-        LabMachine::Console(config) => match &args.trace_to {
-            None => console::run(Builder::new(config), None, Instant::now()),
-            Some(port) => trace::forwarded(port, |observer| {
-                let builder = Builder::new(config).observer(observer);
-                console::run(builder, None, Instant::now())
-            }),
-        },
+        LabMachine::Console(config) => trace::forwarded(port, |observer| {
+            let builder = Builder::new(config);
+            let builder = match observer {
+                Some(observer) => builder.observer(observer),
+                None => builder,
+            };
+            console::run(builder, None, Instant::now())
+        }),
         LabMachine::Template(recipe) => {
             templates::lab::run_agent(&recipe)?;
             Ok(ExitCode::SUCCESS)
         }
         LabMachine::Session(machine) => {
-            let ended = minivm_machine::relay(&machine)?;
+            let ended = trace::forwarded(port, |observer| {
+                Ok(minivm_machine::relay(&machine, observer)?)
+            })?;
             if ended.orderly {
                 return Ok(ExitCode::SUCCESS);
             }

@@ -3,19 +3,23 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use minivm_machine::lab::{self, Finished, LabRequest};
-use minivm_machine::streams;
+use minivm_machine::{Accel, Watch, streams};
+use minivm_sandbox::Task;
 use minivm_trace::output::{self, Form, Forward, Style};
 use minivm_trace::symbols::KernelFile;
 use minivm_trace::{Filter, Symbols, Trace, Tracer};
 use minivm_vmm::{Builder, Observer};
+
+use super::signals;
 
 #[derive(Args)]
 pub(super) struct TraceArgs {
@@ -172,9 +176,11 @@ impl Tracing {
         let Some(trace) = self.0 else {
             return run(builder);
         };
-        let tracer = Tracer::start(trace, began).context("cannot start a thread")?;
-        let ended = run(builder.observer(tracer.clone()));
-        report(tracer.finish());
+        let (observer, recording) = Recording::here(trace, began)?;
+        let killed = recording.clone();
+        signals::before_death(move || killed.report()).context("cannot listen to signals")?;
+        let ended = run(builder.observer(observer));
+        recording.report();
         ended
     }
 
@@ -183,47 +189,117 @@ impl Tracing {
         self,
         mut request: LabRequest,
     ) -> anyhow::Result<Result<Finished, lab::Error>> {
-        let Some(mut trace) = self.0 else {
+        let Some(trace) = self.0 else {
             return Ok(request.run());
         };
-        let (events, port) = request.add_port().context("cannot create a socket")?;
-        request.command.extend(["--trace-to".into(), port.into()]);
-        let reading = thread::Builder::new().name("trace".into()).spawn(move || {
-            // A lab that was killed may leave half an event.
-            let _ = output::read(events, &mut trace);
-            trace
-        });
-        let reading = reading.context("cannot start a thread")?;
+        let (events, recording) = Recording::in_lab(trace).context("cannot read from a lab")?;
+        request.trace_to(events);
         let finished = request.run();
-        report(reading.join().ok());
+        recording.report();
         Ok(finished)
     }
-}
 
-/// Prints the counts, and what is wrong with the symbols. A thread that panicked has printed that.
-fn report(trace: Option<Trace>) {
-    let Some(trace) = trace else {
-        return;
-    };
-    if let Some(warning) = trace.warning() {
-        streams::tell(&warning);
+    /// Gives a task the watch over its machine, wherever that runs. The counts are printed when the value that this returns is dropped.
+    pub(super) fn watch(self, task: &mut Task, began: Instant) -> Option<ReportOnDrop> {
+        let trace = self.0?;
+        let report = ReportOnDrop::default();
+        let slot = report.0.clone();
+        task.vm.watch = Some(Box::new(move |accel| {
+            let (watch, recording) = match accel {
+                Accel::Kvm => {
+                    let (observer, recording) = Recording::here(trace, began)?;
+                    (Watch::Observer(observer), recording)
+                }
+                Accel::Lab { .. } => {
+                    let (events, recording) = Recording::in_lab(trace)?;
+                    (Watch::Events(events), recording)
+                }
+            };
+            let _ = slot.set(recording);
+            Ok(watch)
+        }));
+        Some(report)
     }
-    let _ = streams::write_all(
-        &mut io::stderr().lock(),
-        trace.totals().to_string().as_bytes(),
-    );
 }
 
-/// In a lab: runs a machine with `run`, and sends its events to the port.
+/// A trace that is being written.
+#[derive(Clone)]
+enum Recording {
+    /// Of a machine of this process's.
+    Here(Arc<Tracer<Trace>>),
+    /// Of a lab's machine: the thread that reads the events.
+    InLab(Arc<Mutex<Option<JoinHandle<Trace>>>>),
+}
+
+impl Recording {
+    fn here(trace: Trace, began: Instant) -> io::Result<(Arc<dyn Observer>, Self)> {
+        let tracer = Tracer::start(trace, began)?;
+        Ok((tracer.clone(), Recording::Here(tracer)))
+    }
+
+    /// Returns the stream to which a lab is to send its machine's events.
+    fn in_lab(mut trace: Trace) -> io::Result<(UnixStream, Self)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let reading = thread::Builder::new().name("trace".into()).spawn(move || {
+            // A lab that was killed may leave half an event.
+            let _ = output::read(ours, &mut trace);
+            trace
+        })?;
+        Ok((
+            theirs,
+            Recording::InLab(Arc::new(Mutex::new(Some(reading)))),
+        ))
+    }
+
+    /// Waits until the trace is written, and returns it the first time. A thread that panicked has printed that.
+    fn finish(&self) -> Option<Trace> {
+        match self {
+            Recording::Here(tracer) => tracer.finish(),
+            Recording::InLab(reading) => {
+                let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
+                reading.take()?.join().ok()
+            }
+        }
+    }
+
+    /// Prints the counts, and what is wrong with the symbols, once.
+    fn report(&self) {
+        let Some(trace) = self.finish() else {
+            return;
+        };
+        if let Some(warning) = trace.warning() {
+            streams::tell(&warning);
+        }
+        let totals = trace.totals().to_string();
+        let _ = streams::write_all(&mut io::stderr().lock(), totals.as_bytes());
+    }
+}
+
+/// Prints the counts of a trace, if it was begun.
+#[derive(Default)]
+pub(super) struct ReportOnDrop(Arc<OnceLock<Recording>>);
+
+impl Drop for ReportOnDrop {
+    fn drop(&mut self) {
+        if let Some(recording) = self.0.get() {
+            recording.report();
+        }
+    }
+}
+
+/// In a lab: runs a machine with `run`, whose observer sends its events to the port, if there is one.
 pub(super) fn forwarded<T>(
-    port: &Path,
-    run: impl FnOnce(Arc<dyn Observer>) -> anyhow::Result<T>,
+    port: Option<&Path>,
+    run: impl FnOnce(Option<Arc<dyn Observer>>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
+    let Some(port) = port else {
+        return run(None);
+    };
     let port = File::options().write(true).open(port);
     let port = port.context("cannot open the port for the trace")?;
     let tracer = Tracer::start(Forward::new(port), Instant::now());
     let tracer = tracer.context("cannot start a thread")?;
-    let ended = run(tracer.clone());
+    let ended = run(Some(tracer.clone()));
     tracer.finish();
     ended
 }

@@ -52,6 +52,9 @@ pub const QEMU: &str = "qemu-system-x86_64";
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
 
+/// The flag of `minivm lab-machine` that names the port for the events of its machine's trace.
+const TRACE_TO: &str = "--trace-to";
+
 /// Returns whether this process runs in a lab.
 pub(crate) fn is_inside() -> bool {
     let init = std::fs::read("/proc/1/cmdline").unwrap_or_default();
@@ -180,17 +183,13 @@ impl LabRequest {
         }
     }
 
-    /// Adds a port. Returns this process's end of it, and its path in the lab. The end is a stream that closes with the lab.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's, where it can't make a socket.
-    pub fn add_port(&mut self) -> io::Result<(UnixStream, PathBuf)> {
-        let (ours, theirs) = UnixStream::pair()?;
-        self.ports.push(theirs.into());
+    /// Has the lab's command, which is `minivm lab-machine`, send the events of its machine's trace to `events`, over a port. The other end
+    /// of the stream sees its end when the lab has ended.
+    pub fn trace_to(&mut self, events: UnixStream) {
+        self.ports.push(events.into());
         // The first is the lab's own.
         let path = format!("/dev/vport0p{}", self.ports.len() + 1);
-        Ok((ours, path.into()))
+        self.command.extend([TRACE_TO.into(), path.into()]);
     }
 
     /// Sets the lab's memory to what a guest of `guest` bytes needs in it, together with the files that the request has by now.

@@ -145,7 +145,7 @@ impl Symbols {
     /// Returns the name of the function at `rip`, and the offset in it. The kernel's first instructions run at physical addresses, and
     /// have the names of their later ones.
     pub fn find(&self, rip: u64) -> Option<(&str, u64)> {
-        let rip = if rip < self.range.end - KERNEL_MAP {
+        let rip = if rip < self.range.end.saturating_sub(KERNEL_MAP) {
             rip + KERNEL_MAP
         } else {
             rip
