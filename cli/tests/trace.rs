@@ -34,6 +34,10 @@ const ROUTE: [u8; 18] = [
     0xc7, 0x06, 0x18, 0x00, 0x00, 0x00,
     0xc7, 0x46, 0x10, 0x24, 0x00, 0x00, 0x00,
 ];
+/// Reads from port 0x80 a hundred thousand times: `mov ecx, 100000; again: in al, 0x80; dec ecx; jnz again`.
+const MANY: [u8; 11] = [
+    0xb9, 0xa0, 0x86, 0x01, 0x00, 0xe4, 0x80, 0xff, 0xc9, 0x75, 0xfa,
+];
 /// What all that means, exit by exit.
 const MEANINGS: [&str; 9] = [
     "COM1: line status? transmitter empty, idle",
@@ -114,7 +118,7 @@ fn a_live_trace_explains_and_folds_the_exits_and_counts_them_at_the_end() {
         "{ended:?}"
     );
     let expected = [
-        r#"out 0x3f8                           COM1: transmit "h\n", and 2 times: line status?  0x1000"#,
+        r#"out 0x3f8                           COM1: transmit "h\n", line status? ×2  0x1000"#,
         "out 0x80 ← 0x42                     nothing is at port 0x80 (power-on self-test's code, also used for a short delay): ignored: 0x42 (×2)  0x1000",
         "mmio-write 0xfec00010 ← 0x00000024  IOAPIC: set a pin's entry: pin 4 → vector 0x24, physical, edge, unmasked  0x1000",
         "out 0x64 ← 0xfe                     keyboard controller: pulse the processor's reset line  0x1000",
@@ -298,12 +302,39 @@ fn a_full_disk_ends_the_trace_and_not_the_machine() {
 }
 
 #[test]
+#[ignore = "needs a mount namespace: cargo xtask test"]
+fn a_disk_that_fills_meanwhile_ends_the_trace_and_not_the_machine() {
+    let place = Place::new(&[&MANY, &show(b'!'), &RESET]);
+    fs::create_dir(place.path("disk")).unwrap();
+    let minivm = place.minivm(&["--trace=disk/trace.jsonl"]);
+    let script = r#"mount -t tmpfs -o size=64k none disk; "$@"; tail -n 2 disk/trace.jsonl >&2"#;
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command.args(["--mount", "sh", "-euc", script, "sh"]);
+    command.arg(minivm.get_program()).args(minivm.get_args());
+    let ended = run(command.current_dir(place.0.path()), PATIENCE);
+    assert_eq!(
+        (ended.code, &*ended.stdout),
+        (Some(0), &b"!"[..]),
+        "{ended:?}"
+    );
+    let told = "and the machine runs on: cannot write the trace to disk/trace.jsonl: No space left";
+    assert_eq!(ended.stderr.matches(told).count(), 1, "{ended:?}");
+    assert!(
+        ended.stderr.contains(r#""address":"0x80""#),
+        "what had room is kept: {ended:?}"
+    );
+    assert!(
+        ended.stderr.contains("100000"),
+        "all are counted: {ended:?}"
+    );
+}
+
+#[test]
 fn a_reader_that_leaves_ends_the_trace_and_not_the_machine() {
-    // mov ecx, 100000; again: in al, 0x80; dec ecx; jnz again
-    let many = [
-        0xb9, 0xa0, 0x86, 0x01, 0x00, 0xe4, 0x80, 0xff, 0xc9, 0x75, 0xfa,
-    ];
-    let place = Place::new(&[&many, &show(b'!'), &RESET]);
+    let place = Place::new(&[&MANY, &show(b'!'), &RESET]);
     mknodat(CWD, place.path("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
     let program = Program::start(&mut place.minivm(&["--trace=pipe", "--trace-format=jsonl"]));
     let mut reader = fs::File::open(place.path("pipe")).unwrap();

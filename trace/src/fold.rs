@@ -111,13 +111,13 @@ impl Line {
     /// Returns the meaning of all its exits.
     pub(crate) fn words(&self) -> String {
         if self.is_text() {
-            let text = String::from_utf8_lossy(&self.text);
+            let text = shown(&self.text);
             let polls = self.exits - self.text.len() as u64;
             let asked = match polls {
                 0 => String::new(),
-                polls => format!(", and {polls} times: line status?"),
+                polls => format!(", line status? ×{polls}"),
             };
-            return format!("{}: transmit {:?}{asked}", self.meaning.device.name(), text);
+            return format!("{}: transmit {text}{asked}", self.meaning.device.name());
         }
         match self.exits {
             1 => self.meaning.to_string(),
@@ -137,6 +137,15 @@ impl Line {
             (Kind::In, _) => minivm_vmm::layout::COM1_PORT.into(),
             _ => self.exit.address,
         }
+    }
+}
+
+/// Returns bytes in quotes: as text where they are some, else each byte without a character as its number.
+fn shown(bytes: &[u8]) -> String {
+    let is_text = |text: &&str| !text.contains(|c: char| c.is_control() && !c.is_whitespace());
+    match str::from_utf8(bytes).ok().filter(is_text) {
+        Some(text) => format!("{text:?}"),
+        None => format!("\"{}\"", bytes.escape_ascii()),
     }
 }
 
@@ -169,11 +178,17 @@ mod tests {
         assert_eq!(
             folded(&exits),
             [
-                r#"COM1: transmit "hi\r\n", and 4 times: line status?"#,
-                r#"COM1: transmit "you", and 3 times: line status?"#,
+                r#"COM1: transmit "hi\r\n", line status? ×4"#,
+                r#"COM1: transmit "you", line status? ×3"#,
                 "COM2: transmit 'x'",
             ]
         );
+    }
+
+    #[test]
+    fn bytes_without_a_character_are_numbers() {
+        assert_eq!(shown("né\r\n".as_bytes()), r#""né\r\n""#);
+        assert_eq!(shown(b"\0mini\xc3\x1b"), r#""\x00mini\xc3\x1b""#);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::event::Exit;
 pub(super) const SLEEP_STATUS_PORT: u16 = layout::ACPI_SLEEP_PORT + 1;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
+/// Set when a machine wakes; writing a one clears it.
+const WAKE_STATUS: u8 = 1 << 7;
 /// The sleep type that the machine's DSDT gives to S5, "soft off".
 const SLEEP_TYPE_S5: u8 = 5;
 
@@ -23,6 +25,9 @@ pub(super) fn acpi(port: u16, exit: &Exit) -> Meaning {
     let first = exit.data.bytes().first().copied().unwrap_or_default();
     match (port, exit.kind.is_read()) {
         (SLEEP_STATUS_PORT, true) => meaning("sleep status?").with(hexadecimal(exit)),
+        (SLEEP_STATUS_PORT, false) if first == WAKE_STATUS => {
+            meaning("clear the wake status, which is never set")
+        }
         (SLEEP_STATUS_PORT, false) => meaning("write the sleep status: ignored"),
         (_, true) => meaning("sleep control?").with(hexadecimal(exit)),
         (_, false) if first == SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE => meaning("power off"),
@@ -58,6 +63,12 @@ mod tests {
                 "ACPI: sleep control for another state: ignored 0x14",
             ),
             (In, 0x601, 0x00, "ACPI: sleep status? 0x00"),
+            (
+                Out,
+                0x601,
+                0x80,
+                "ACPI: clear the wake status, which is never set",
+            ),
             (
                 Out,
                 0x64,

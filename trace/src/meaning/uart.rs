@@ -4,6 +4,8 @@ use super::{Device, Meaning, Text, bits, hexadecimal};
 use crate::event::Exit;
 
 const LCR_DLAB: u8 = 1 << 7;
+/// No line format: on chips after the 16550A (16C950 and others) it shows another set of registers, and drivers look for that.
+const LCR_ENHANCED: u8 = 0xbf;
 const MCR_LOOP: u8 = 1 << 4;
 /// The clock of a PC's UART, divided by 16.
 const BAUD_BASE: u32 = 115_200;
@@ -141,6 +143,9 @@ fn cause(value: u8) -> &'static str {
 
 /// Returns the line's format, such as `8N1`.
 fn line(value: u8) -> String {
+    if value == LCR_ENHANCED {
+        return "0xbf, which shows a later chip's enhanced features".into();
+    }
     let data = 5 + (value & 3);
     let parity = match value >> 3 & 7 {
         0 | 2 | 4 | 6 => 'N',
@@ -206,6 +211,12 @@ mod tests {
                 0x3fb,
                 0x9e,
                 "COM1: set the line format: 7E2, divisor shows",
+            ),
+            (
+                Out,
+                0x3fb,
+                0xbf,
+                "COM1: set the line format: 0xbf, which shows a later chip's enhanced features",
             ),
             (
                 Out,

@@ -14,8 +14,10 @@ use crate::event::Event;
 
 /// The number of minivm's process in the file.
 const PROCESS: u32 = 1;
-/// The number of the track for the machine's steps; a vCPU's is its own number, and 1.
-const MACHINE: u32 = 1000;
+/// The number of the track for the machine's steps. That of the process would be its main thread's.
+const MACHINE: u32 = 2;
+/// The number of vCPU 0's track.
+const VCPU0: u32 = 10;
 
 /// Writes Chrome's trace format.
 pub struct Chrome {
@@ -57,7 +59,7 @@ impl Chrome {
         self.named.push(track);
         let name = match track {
             MACHINE => "machine".into(),
-            vcpu => format!("vcpu{}", vcpu - 1),
+            vcpu => format!("vcpu{}", vcpu - VCPU0),
         };
         self.write(&json!({"ph": "M", "pid": PROCESS, "tid": track, "name": "thread_name", "args": {"name": name}}))
     }
@@ -67,7 +69,7 @@ impl Chrome {
         self.last = self.last.max(at);
         self.name(MACHINE)?;
         self.write(&json!({
-            "ph": "i", "s": "p", "pid": PROCESS, "tid": MACHINE, "ts": micros(at), "name": name, "args": args,
+            "ph": "i", "s": "t", "pid": PROCESS, "tid": MACHINE, "ts": micros(at), "name": name, "args": args,
         }))
     }
 }
@@ -85,7 +87,7 @@ fn micros(nanoseconds: u64) -> f64 {
 impl Format for Chrome {
     fn exit(&mut self, seen: &Explained<'_>) -> io::Result<()> {
         let (exit, meaning) = (seen.exit, seen.meaning);
-        let track = u32::from(exit.vcpu) + 1;
+        let track = u32::from(exit.vcpu) + VCPU0;
         self.last = self.last.max(exit.at);
         self.name(track)?;
         let mut args = json!({"meaning": meaning.to_string(), "rip": format!("{:#x}", exit.rip)});
