@@ -6,11 +6,12 @@
 
 use std::io::{self, BufWriter, Write};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::text::step_name;
 use super::{Explained, Format};
-use crate::event::Event;
+use crate::event::{Data, Event};
 
 /// The number of minivm's process in the file.
 const PROCESS: u32 = 1;
@@ -27,6 +28,34 @@ pub struct Chrome {
     last: u64,
 }
 
+/// An exit: a complete event.
+#[derive(Serialize)]
+struct Complete<'a> {
+    ph: &'static str,
+    pid: u32,
+    tid: u32,
+    ts: f64,
+    dur: f64,
+    cat: &'static str,
+    name: &'a str,
+    args: Args<'a>,
+}
+
+/// What else is known about an exit.
+#[derive(Serialize)]
+struct Args<'a> {
+    meaning: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Data>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u32>,
+    rip: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symbol: Option<String>,
+}
+
 impl Chrome {
     /// Makes a writer to `out`.
     pub fn new(out: Box<dyn Write + Send>) -> Self {
@@ -39,7 +68,7 @@ impl Chrome {
     }
 
     /// Writes an event; the first begins the array.
-    fn write(&mut self, event: &Value) -> io::Result<()> {
+    fn write(&mut self, event: &impl Serialize) -> io::Result<()> {
         let before = if self.begun { ",\n" } else { "[\n" };
         self.out.write_all(before.as_bytes())?;
         self.begun = true;
@@ -90,19 +119,24 @@ impl Format for Chrome {
         let track = u32::from(exit.vcpu) + VCPU0;
         self.last = self.last.max(exit.at);
         self.name(track)?;
-        let mut args = json!({"meaning": meaning.to_string(), "rip": format!("{:#x}", exit.rip)});
-        if exit.kind.is_access() {
-            args["address"] = format!("{:#x}", exit.address).into();
-            args["data"] = json!(exit.data);
-            args["size"] = exit.data.size().into();
-        }
-        if let Some(place) = seen.place() {
-            args["symbol"] = place.into();
-        }
-        self.write(&json!({
-            "ph": "X", "pid": PROCESS, "tid": track, "ts": micros(exit.at), "dur": micros(exit.took),
-            "cat": exit.kind.name(), "name": meaning.name(), "args": args,
-        }))
+        let access = exit.kind.is_access().then_some(exit);
+        self.write(&Complete {
+            ph: "X",
+            pid: PROCESS,
+            tid: track,
+            ts: micros(exit.at),
+            dur: micros(exit.took),
+            cat: exit.kind.name(),
+            name: &meaning.name(),
+            args: Args {
+                meaning: &meaning.to_string(),
+                address: access.map(|access| format!("{:#x}", access.address)),
+                data: access.map(|access| access.data),
+                size: access.map(|access| access.data.size()),
+                rip: format!("{:#x}", exit.rip),
+                symbol: seen.place(),
+            },
+        })
     }
 
     fn other(&mut self, event: &Event) -> io::Result<()> {
