@@ -26,7 +26,14 @@ pub(super) struct TraceArgs {
     /// Trace the guest's exits, with what each means: to FILE, or live to stderr; at the end, count them on stderr
     ///
     /// FILE's ending chooses the format, see --trace-format.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, help_heading = "Trace")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_short_help = true,
+        help_heading = "Trace"
+    )]
     trace: Option<Option<PathBuf>>,
     /// Exits to show and count, such as com1,ioapic,vcpu=0
     ///
