@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Exit, Hello, Refusal, ToHost, VERSION};
+use minivm_image::io_error::cannot;
 
 use super::copies::Files;
 use super::copy_out::{self, Budget};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, Outgoing, Stage};
-use super::{End, Error, cannot};
+use super::{End, Error};
 use crate::output::Capped;
 use crate::printable::printable;
 
@@ -321,7 +322,7 @@ impl Incoming<'_, '_> {
             false => Ok(()),
             true => {
                 let text = format!("the guest sends more than {} bytes", self.limit);
-                Err(cannot("take files out")(io::Error::other(text)))
+                Err(cannot("take files out")(io::Error::other(text)).into())
             }
         }
     }
@@ -422,7 +423,7 @@ fn closed(written: io::Result<()>) -> Result<Next, Error> {
     match written {
         Ok(()) => Ok(Next::Message),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Next::End(End::OutputClosed)),
-        Err(error) => Err(cannot("write the command's output")(error)),
+        Err(error) => Err(cannot("write the command's output")(error).into()),
     }
 }
 

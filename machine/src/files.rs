@@ -7,9 +7,10 @@ use std::path::{Component, Path, PathBuf};
 
 use minivm_guest::newc::{self, Archive};
 use minivm_guest::{FILE_MAX, Nodes, Owner, append_path};
+use minivm_image::io_error::cannot;
 
+use super::Error;
 use super::copies::Files;
-use super::{Error, cannot};
 use crate::printable::printable;
 
 /// The most characters of a line for the user.
@@ -196,10 +197,8 @@ pub fn guest_name(to: &Path, from: &Path) -> Result<PathBuf, Error> {
     if !plain || name.as_os_str().is_empty() || !whole.is_absolute() {
         let action = format!("copy to {} in the guest", to.display());
         let why = "the path has to be absolute, without `..`, and not `/` alone";
-        return Err(cannot(action)(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            why,
-        )));
+        let why = io::Error::new(io::ErrorKind::InvalidInput, why);
+        return Err(cannot(action)(why).into());
     }
     Ok(name.to_owned())
 }

@@ -88,6 +88,7 @@ use std::path::{Path, PathBuf};
 
 use minivm_guest::channel::Preparation;
 use minivm_guest::channel::frame::BODY_MAX;
+use minivm_image::io_error::HostError;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
@@ -238,13 +239,8 @@ pub enum Error {
     #[error("{0}")]
     NoRoom(String),
     /// A system call on the host failed.
-    #[error("cannot {action}")]
-    Host {
-        /// The action that failed.
-        action: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// A machine's `stop` that is called when it is dropped.
@@ -267,12 +263,6 @@ impl<F: Fn()> Drop for StopOnDrop<F> {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Names the action in the error of a system call.
-pub(crate) fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let action = action.into();
-    move |source| Error::Host { action, source }
 }
 
 impl MachineSpec {

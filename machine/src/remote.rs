@@ -5,8 +5,10 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::thread;
 
+use minivm_image::io_error::cannot;
+
 use super::last_words::LastWords;
-use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
+use super::{Ended, Error, Link, MachineSpec, StopOnDrop};
 use crate::lab::{Input, Output};
 use crate::lab_machine::LabMachine;
 

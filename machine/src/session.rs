@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, Request, ToGuest, Window};
+use minivm_image::io_error::{HostError, cannot};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::conversation::{Conversation, Notes, Phase};
@@ -16,7 +17,7 @@ use super::copies::Files;
 use super::copy_out::Budget;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{End, Ended, Error, Link, cannot, files};
+use super::{End, Ended, Error, Link, files};
 use crate::output::{self, Capped, Pending};
 
 /// The time limit until a machine's command starts, where the caller sets no other. In the lab, and with a large image, a start takes a
@@ -291,7 +292,7 @@ fn ask(
     copy_in: Vec<Files>,
     outgoing: Arc<Outgoing>,
     stopper: Arc<Stopper>,
-) -> Result<JoinHandle<Result<Vec<String>, Error>>, Error> {
+) -> Result<JoinHandle<Result<Vec<String>, Error>>, HostError> {
     let ask = move || {
         let mut left_out = Vec::new();
         if !outgoing.wait_for(Stage::Greeted) {
@@ -299,7 +300,7 @@ fn ask(
         }
         if getrandom(&mut request.entropy, GetRandomFlags::empty()) != Ok(request.entropy.len()) {
             stopper.stop();
-            return Err(cannot("draw random bytes")(io::Error::last_os_error()));
+            return Err(cannot("draw random bytes")(io::Error::last_os_error()).into());
         }
         request.now = now();
         // It fails where the guest has ended, which `Conversation::listen` finds out.
@@ -347,7 +348,7 @@ struct EventForwarder {
 impl EventForwarder {
     /// Starts both threads, which end with the session or with the events' sender. Signals and window sizes wait until the command
     /// has started; a stop doesn't.
-    fn start(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
+    fn start(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), HostError> {
         let EventForwarder {
             events,
             stop_signal,
@@ -408,7 +409,7 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn start(stdin: OwnedFd, outgoing: &Arc<Outgoing>) -> Result<Self, Error> {
+    fn start(stdin: OwnedFd, outgoing: &Arc<Outgoing>) -> Result<Self, HostError> {
         let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
         let outgoing = outgoing.clone();
         let feeding = thread::Builder::new()

@@ -21,11 +21,12 @@ use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
 use minivm_guest::contained;
 use minivm_image::Config;
+use minivm_image::io_error::cannot;
 
 use super::packed::packed;
 use super::process::{self, Streams};
 use super::{
-    Backend, End, Error, Finished, Limits, Sandbox, Task, bundle, cannot, check_jail, rootless,
+    Backend, End, Error, Finished, Limits, Sandbox, Task, bundle, check_jail, rootless,
     worker_is_there,
 };
 use crate::tools;

@@ -74,10 +74,10 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use minivm_guest::inherited;
+use minivm_image::io_error::HostError;
 use minivm_machine::{images, jail, kernel, templates};
 
 use chromium::Chromium;
@@ -345,13 +345,8 @@ pub enum Error {
     #[error(transparent)]
     Jail(#[from] jail::Error),
     /// A system call on this host failed.
-    #[error("cannot {action}")]
-    Host {
-        /// The action that failed.
-        action: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl Error {
@@ -362,7 +357,7 @@ impl Error {
                 Error::Unavailable { backend, why, hint }
             }
             Error::Jail(jail::Error::Failed(detail)) => Error::Failed { backend, detail },
-            Error::Jail(jail::Error::Host { action, source }) => Error::Host { action, source },
+            Error::Jail(jail::Error::Host(error)) => error.into(),
             error => error,
         }
     }
@@ -424,10 +419,4 @@ fn worker_is_there(backend: Backend, worker: &Path) -> Result<(), Error> {
         why: format!("there is no program {}", worker.display()),
         hint: "put minivm-worker, which is built with minivm, beside it".into(),
     })
-}
-
-/// Names the action in the error of a system call.
-fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let action = action.into();
-    move |source| Error::Host { action, source }
 }

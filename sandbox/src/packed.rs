@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::fd::OwnedFd;
 
-use super::{Error, Limits, Task, cannot};
+use minivm_image::io_error::cannot;
+
+use super::{Error, Limits, Task};
 
 /// Packs the task's files into an archive, in an unnamed temporary file. The archive has to fit into the sandbox's memory.
 pub(super) fn packed(task: &Task, limits: &Limits) -> Result<OwnedFd, Error> {

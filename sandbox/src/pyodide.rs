@@ -11,11 +11,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use minivm_image::io_error::{HostError, cannot};
 use serde::Serialize;
 use serde_json::Map;
 
 use super::packed::packed;
-use super::{Backend, Capability, Error, Limits, Program, Task, cannot};
+use super::{Backend, Capability, Error, Limits, Program, Task};
 use minivm_machine::guest_name;
 use minivm_machine::jail::Jail;
 
@@ -59,7 +60,7 @@ pub(super) fn add_task(
         let to = guest_name(&files.to, &files.from)?;
         if to.to_str().is_none() {
             let why = io::Error::new(io::ErrorKind::InvalidInput, "it is not UTF-8");
-            return Err(cannot(format!("copy to {}", files.to.display()))(why));
+            return Err(cannot(format!("copy to {}", files.to.display()))(why).into());
         }
     }
     if json.files {
@@ -101,7 +102,7 @@ fn variables(
 }
 
 /// Checks that a path is a file or a folder: reading a pipe, for one, could block for ever.
-fn can_be_copied(path: &Path) -> Result<(), Error> {
+fn can_be_copied(path: &Path) -> Result<(), HostError> {
     let wrap = || cannot(format!("copy {} in", path.display()));
     let kind = fs::metadata(path).map_err(wrap())?;
     if kind.is_file() || kind.is_dir() {

@@ -33,6 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::cannot;
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
@@ -43,7 +44,6 @@ pub use kernel::find as find_kernel;
 pub use stop::Stop;
 
 use channel::Answer;
-use error::cannot;
 use qemu::{Qemu, QemuConfig};
 
 /// The program that emulates the lab.
@@ -291,7 +291,7 @@ impl LabRequest {
                 total: start.elapsed(),
             }),
             Answer::NotWritten(output, error) => {
-                Err(cannot(format!("write the command's {output}"))(error))
+                Err(cannot(format!("write the command's {output}"))(error).into())
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
             Answer::Retry(why) => Err(Error::Refused {

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use minivm_guest::channel::{Interpreter, Preparation, Request};
 use minivm_image::Config;
+use minivm_image::io_error::failed;
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, failed};
+use super::error::Error;
 use crate::images::key_of;
 use crate::session::now;
 use crate::template::{Rings, Saved};

@@ -23,13 +23,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use minivm_image::io_error::cannot;
 use rustix::fs::{Mode, fchmod};
 
 use super::process::{self, Streams};
 use super::pyodide::{self, SNAPSHOT};
-use super::{
-    Backend, Deno, End, Error, Finished, Sandbox, Task, cannot, check_jail, worker_is_there,
-};
+use super::{Backend, Deno, End, Error, Finished, Sandbox, Task, check_jail, worker_is_there};
 use crate::tools::npm;
 use minivm_machine::jail::{Calls, Jail, find_program};
 use minivm_machine::printable::printable;

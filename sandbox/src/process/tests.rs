@@ -218,7 +218,7 @@ fn a_full_disk_is_an_error_for_stdout_and_a_warning_for_stderr() {
     for script in ["echo out", "yes"] {
         let error = run_to(script, &limits(), full(), io::sink()).unwrap_err();
         assert_eq!(error.to_string(), "cannot write the command's output");
-        let Error::Host { source, .. } = error else {
+        let Error::Host(HostError { source, .. }) = error else {
             panic!("{error:?}")
         };
         assert_eq!(source.kind(), io::ErrorKind::StorageFull);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::failed;
 use minivm_image::publish::Lock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,7 +25,6 @@ use crate::lab::{self, LabRequest, Stop};
 use crate::lab_machine::LabMachine;
 use crate::output::CaptureBuffer;
 use crate::printable::printable;
-use crate::templates::error::failed;
 use crate::templates::{Error, Recipe};
 
 /// How long a lab may take until its template is made: less than any command waits for it, and long enough for an interpreter that
