@@ -96,7 +96,6 @@ pub use copies::Files;
 pub use end::{Call, End};
 pub use files::{check_copies, check_room, guest_name, left_out, pack};
 pub use local::relay;
-pub use room::memory_for;
 pub use session::{Report, Session};
 
 /// The name of Python's program in images.

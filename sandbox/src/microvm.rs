@@ -25,7 +25,7 @@ pub struct Microvm {
     config: Config,
     /// The image's archive, which stays in the cache while this is open; `None` for a template, which holds its own.
     archive: Option<Archive>,
-    /// The machine. Where it is made from an archive, its memory is set for each task.
+    /// The machine. Where it is made from an archive, a task may ask for another size of memory.
     machine: MachineSpec,
     accel: Accel,
     start: Start,
@@ -47,7 +47,7 @@ impl Microvm {
         let machine = MachineSpec {
             kernel,
             initramfs: archive.path.clone(),
-            memory: 0,
+            memory: archive.default_memory(),
             cpus: 1,
             rings: true,
             console: false,
@@ -143,8 +143,8 @@ impl Microvm {
         Ok(self)
     }
 
-    /// Returns the recipe of a template of this machine. `memory` is in bytes; `None` for as much as the image needs. `warm` is the
-    /// code that its Python has run; `None` for a template without Python.
+    /// Returns the recipe of a template of this machine. `memory` is in bytes; `None` for the image's default or the named template's
+    /// size. `warm` is the code that its Python has run; `None` for a template without Python.
     ///
     /// # Errors
     ///
@@ -152,14 +152,18 @@ impl Microvm {
     pub fn recipe(&self, memory: Option<u64>, warm: Option<String>) -> Result<Recipe, Error> {
         let mut machine = self.machine.clone();
         match (&self.archive, memory) {
-            (Some(archive), memory) => machine.memory = archive.memory(memory)?,
-            (None, Some(memory)) if memory != machine.memory => {
+            (_, None) => {}
+            (Some(archive), Some(memory)) => {
+                archive.check_memory(memory)?;
+                machine.memory = memory;
+            }
+            (None, Some(memory)) if memory == machine.memory => {}
+            (None, Some(memory)) => {
                 return Err(Error::Request(format!(
                     "the template has {} bytes of memory, and can't have {memory}",
                     machine.memory
                 )));
             }
-            (None, _) => {}
         }
         Ok(Recipe {
             image: self.image.clone(),
