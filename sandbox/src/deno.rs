@@ -247,13 +247,15 @@ impl Deno {
             jail = jail.bind_read_only(snapshot, SNAPSHOT)?;
         }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::add_task(jail, Backend::Deno, &task, &limits, snapshot)?;
+        let (jail, left_out) = pyodide::add_task(jail, Backend::Deno, &task, &limits, snapshot)?;
         let arguments = OPTIONS
             .iter()
             .chain(more)
             .chain(&[READABLE, "/task/deno.mjs"]);
         let streams = Streams::from(task);
-        process::run(jail.program("/deno", arguments)?, streams, &limits)
+        let mut finished = process::run(jail.program("/deno", arguments)?, streams, &limits)?;
+        finished.warnings.splice(0..0, left_out);
+        Ok(finished)
     }
 }
 

@@ -266,27 +266,7 @@ pub trait Sandbox: Send + Sync {
                 backend: self.backend(),
                 what,
             }),
-            None => {
-                // A machine's session returns these warnings itself.
-                let left_out = match self.backend() {
-                    Backend::Microvm => Vec::new(),
-                    _ => minivm_machine::left_out(&task.files)?,
-                };
-                if matches!(
-                    self.backend(),
-                    Backend::Gvisor | Backend::Deno | Backend::Chromium
-                ) {
-                    let limits = inherited::check_for_runtimes();
-                    limits.map_err(|refused| Error::Failed {
-                        backend: self.backend(),
-                        detail: refused.to_string(),
-                    })?;
-                }
-                let finished = self.start(task);
-                let mut finished = finished.map_err(|error| error.of(self.backend()))?;
-                finished.warnings.splice(0..0, left_out);
-                Ok(finished)
-            }
+            None => self.start(task).map_err(|error| error.of(self.backend())),
         }
     }
 }
@@ -418,5 +398,13 @@ fn worker_is_there(backend: Backend, worker: &Path) -> Result<(), Error> {
         backend,
         why: format!("there is no program {}", worker.display()),
         hint: "put minivm-worker, which is built with minivm, beside it".into(),
+    })
+}
+
+/// Checks that the limits of this process are high enough for a backend whose program is a large runtime.
+fn limits_suffice(backend: Backend) -> Result<(), Error> {
+    inherited::check_for_runtimes().map_err(|refused| Error::Failed {
+        backend,
+        detail: refused.to_string(),
     })
 }

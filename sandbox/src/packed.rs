@@ -8,16 +8,17 @@ use minivm_image::io_error::cannot;
 
 use super::{Error, Limits, Task};
 
-/// Packs the task's files into an archive, in an unnamed temporary file. The archive has to fit into the sandbox's memory.
-pub(super) fn packed(task: &Task, limits: &Limits) -> Result<OwnedFd, Error> {
+/// Packs the task's files into an archive, in an unnamed temporary file. The archive has to fit into the sandbox's memory. Returns
+/// the file, and what the archive lacks, in lines for the user.
+pub(super) fn packed(task: &Task, limits: &Limits) -> Result<(OwnedFd, Vec<String>), Error> {
     let mut file = tempfile::tempfile().map_err(cannot("create a temporary file"))?;
     let out = Bounded {
         to: &file,
         left: limits.memory.unwrap_or(u64::MAX),
     };
-    minivm_machine::pack(&task.files, BufWriter::new(out))?;
+    let left_out = minivm_machine::pack(&task.files, BufWriter::new(out))?;
     file.rewind().map_err(cannot("read a temporary file"))?;
-    Ok(file.into())
+    Ok((file.into(), left_out))
 }
 
 /// A file with a limit on its size.
@@ -59,7 +60,7 @@ mod tests {
             to: "/in".into(),
         });
         let within = |memory: u64| packed(&task, &Limits::default().with_memory(memory));
-        let whole = File::from(within(2 << 20).unwrap());
+        let whole = File::from(within(2 << 20).unwrap().0);
         let size = whole.metadata().unwrap().len();
         assert!((1 << 20..2 << 20).contains(&size), "{size}");
         let error = within(1 << 20).unwrap_err();

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Map;
 
 use super::packed::packed;
-use super::{Backend, Capability, Error, Limits, Program, Task};
+use super::{Backend, Capability, Error, Limits, Program, Task, limits_suffice};
 use minivm_machine::guest_name;
 use minivm_machine::jail::Jail;
 
@@ -37,14 +37,16 @@ struct TaskJson {
     snapshot: Option<&'static str>,
 }
 
-/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files.
+/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files. Returns what
+/// of the files is left out, too, in lines for the user.
 pub(super) fn add_task(
     mut jail: Jail,
     backend: Backend,
     task: &Task,
     limits: &Limits,
     snapshot: Option<&'static str>,
-) -> Result<Jail, Error> {
+) -> Result<(Jail, Vec<String>), Error> {
+    limits_suffice(backend)?;
     let code = match &task.program {
         Program::Code(code) => code,
         Program::Command(_) => return Err(not_supported(backend, Capability::Commands)),
@@ -63,8 +65,11 @@ pub(super) fn add_task(
             return Err(cannot(format!("copy to {}", files.to.display()))(why).into());
         }
     }
+    let mut left_out = Vec::new();
     if json.files {
-        jail = jail.copy_file(packed(task, limits)?, "/task/files.cpio");
+        let (archive, missing) = packed(task, limits)?;
+        jail = jail.copy_file(archive, "/task/files.cpio");
+        left_out = missing;
     }
     let json = serde_json::to_vec(&json).expect("it is made of texts");
     let jail = jail
@@ -72,7 +77,7 @@ pub(super) fn add_task(
         .add_file(&json, "/task/task.json")?
         .add_file(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
         .add_file(SHARED.as_bytes(), "/task/pyodide.mjs")?;
-    Ok(jail)
+    Ok((jail, left_out))
 }
 
 fn not_supported(backend: Backend, what: Capability) -> Error {

@@ -141,14 +141,16 @@ impl Sandbox for Chromium {
             None => jail,
         };
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::add_task(jail, Backend::Chromium, &task, &limits, snapshot)?;
+        let (jail, left_out) =
+            pyodide::add_task(jail, Backend::Chromium, &task, &limits, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
             "/worker",
             [WORKER_COMMAND.as_ref(), chromium, number.as_ref()],
         )?;
         let streams = Streams::from(task);
-        let finished = process::run(jailed, streams, &limits)?;
+        let mut finished = process::run(jailed, streams, &limits)?;
+        finished.warnings.splice(0..0, left_out);
         conclude(finished, failures)
     }
 }
