@@ -94,7 +94,7 @@ use serde::{Deserialize, Serialize};
 
 pub use copies::Files;
 pub use end::{Call, End};
-pub use files::{check_copies, check_room, guest_name, left_out, pack};
+pub use files::CopyIn;
 pub use local::relay;
 pub use session::{Report, Session};
 

@@ -15,9 +15,10 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use super::conversation::{Conversation, Notes, Phase};
 use super::copies::Files;
 use super::copy_out::Budget;
+use super::files::CopyIn;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{End, Ended, Error, Link, files};
+use super::{End, Ended, Error, Link};
 use crate::output::{self, Capped, Pending};
 
 /// The time limit until a machine's command starts, where the caller sets no other. In the lab, and with a large image, a start takes a
@@ -50,7 +51,7 @@ pub struct Session {
     /// The most bytes of each output that are written. What comes after them is dropped.
     pub max_output: Option<u64>,
     /// Files to copy into the guest before the command starts.
-    pub copy_in: Vec<Files>,
+    pub copy_in: CopyIn,
     /// Files to copy out of the guest when the command has ended.
     pub copy_out: Vec<Files>,
     /// The most bytes that are copied out.
@@ -112,7 +113,7 @@ impl Session {
             boot_limit: BOOT_LIMIT,
             timeout: None,
             max_output: None,
-            copy_in: Vec::new(),
+            copy_in: CopyIn::default(),
             copy_out: Vec::new(),
             max_copy_out: 0,
             copy_out_grace: None,
@@ -289,7 +290,7 @@ impl Drop for Guard<'_> {
 /// It returns what was left out of the files, in lines for the user.
 fn ask(
     mut request: Request,
-    copy_in: Vec<Files>,
+    copy_in: CopyIn,
     outgoing: Arc<Outgoing>,
     stopper: Arc<Stopper>,
 ) -> Result<JoinHandle<Result<Vec<String>, Error>>, HostError> {
@@ -309,7 +310,7 @@ fn ask(
         }
         if !copy_in.is_empty() {
             let mut writer = FileWriter::new(&outgoing);
-            let packed = files::pack(&copy_in, io::BufWriter::with_capacity(CHUNK, &mut writer));
+            let packed = copy_in.pack(io::BufWriter::with_capacity(CHUNK, &mut writer));
             match packed {
                 Ok(warnings) => left_out = warnings,
                 Err(_) if writer.broken => {}

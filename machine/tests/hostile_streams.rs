@@ -24,7 +24,7 @@ use minivm_guest::channel::{
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_machine::session::{Event, TERM};
-use minivm_machine::{End, Ended, Error, Files, Link, Report, Session};
+use minivm_machine::{CopyIn, End, Ended, Error, Files, Link, Report, Session};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use proptest::prelude::*;
@@ -235,7 +235,7 @@ impl Scene {
             boot_limit: self.boot_limit,
             timeout: self.timeout,
             max_output: self.max_output,
-            copy_in: Vec::new(),
+            copy_in: CopyIn::default(),
             copy_out: self.copy_out,
             max_copy_out: self.max_copy_out,
             copy_out_grace: self.copy_out_grace,

@@ -11,7 +11,7 @@ use minivm_machine::images::Archive;
 use minivm_machine::printable::printable;
 use minivm_machine::session::{BOOT_LIMIT, TERM};
 use minivm_machine::templates::{Recipe, Template, Templates};
-use minivm_machine::{Accel, Link, MachineSpec, Report, Session, check_copies, check_room};
+use minivm_machine::{Accel, Link, MachineSpec, Report, Session};
 use minivm_machine::{kernel, lab};
 
 use super::exception::Tail;
@@ -245,7 +245,7 @@ impl Sandbox for Microvm {
         // A template for code has a Python that has started.
         let code = matches!(task.program, Program::Code(_));
         let recipe = self.recipe(task.limits.memory, code.then(String::new))?;
-        check_room(check_copies(&task.files)?, recipe.machine.memory)?;
+        task.files.check_room(recipe.machine.memory)?;
         let request = task.request(&self.config)?;
         let (stop_signal, unknown) = self.stop_signal();
         let tail = code.then(Tail::default);

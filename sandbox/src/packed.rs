@@ -16,7 +16,7 @@ pub(super) fn packed(task: &Task, limits: &Limits) -> Result<(OwnedFd, Vec<Strin
         to: &file,
         left: limits.memory.unwrap_or(u64::MAX),
     };
-    let left_out = minivm_machine::pack(&task.files, BufWriter::new(out))?;
+    let left_out = task.files.pack(BufWriter::new(out))?;
     file.rewind().map_err(cannot("read a temporary file"))?;
     Ok((file.into(), left_out))
 }
@@ -48,17 +48,18 @@ impl Write for Bounded<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use minivm_machine::Files;
+    use minivm_machine::{CopyIn, Files};
 
     #[test]
     fn files_larger_than_the_memory_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("large"), vec![b'x'; 1 << 20]).unwrap();
         let mut task = Task::code("pass");
-        task.files.push(Files {
+        let files = Files {
             from: folder.path().into(),
             to: "/in".into(),
-        });
+        };
+        task.files = CopyIn::of(vec![files]).unwrap();
         let within = |memory: u64| packed(&task, &Limits::default().with_memory(memory));
         let whole = File::from(within(2 << 20).unwrap().0);
         let size = whole.metadata().unwrap().len();

@@ -19,7 +19,7 @@ use std::time::Duration;
 use minivm_image::{self, Config, Image, Options, Unwatched};
 use minivm_machine::cache;
 use minivm_machine::session::Event;
-use minivm_machine::{Accel, Files};
+use minivm_machine::{Accel, CopyIn, Files};
 use minivm_sandbox::tools;
 use minivm_sandbox::{Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task};
 use minivm_tests::given;
@@ -385,7 +385,8 @@ fn files_are_copied_in_and_are_the_guests_own() {
         "-c",
         "stat -c %Y /new/folder/single; cat /usr/a.txt; ls -d /usr/bin; echo more >> /usr/a.txt; wc -c < /new/folder/single; tail -n 1 /usr/a.txt",
     ]);
-    task.files = vec![files("data", "/usr"), files("single", "/new/folder/")];
+    let both = vec![files("data", "/usr"), files("single", "/new/folder/")];
+    task.files = CopyIn::of(both).unwrap();
     let ran = run(task);
     assert_eq!(
         ran.stdout, "1000000000\nfrom the host/usr/bin\n3145728\nfrom the hostmore\n",
@@ -394,9 +395,7 @@ fn files_are_copied_in_and_are_the_guests_own() {
     );
     let kept = fs::read(folder.path().join("data/a.txt")).unwrap();
     assert_eq!(kept, b"from the host");
-    let mut task = command(&["true"]);
-    task.files = vec![files("missing", "/x")];
-    let error = SANDBOX.run(task).unwrap_err();
+    let error = CopyIn::of(vec![files("missing", "/x")]).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use minivm_guest::channel::{Rlimit, Tmpfs};
-use minivm_machine::{Files, check_copies};
+use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::{Capability, Entrypoint, Task};
 
 use super::tmpfs::tmpfs;
@@ -104,11 +104,6 @@ pub(super) struct RequestArgs {
 }
 
 impl RequestArgs {
-    /// Looks whether the files to be copied in are there: better before an image is fetched.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        Ok(check_copies(&self.copy_in).map(drop)?)
-    }
-
     /// The variables that flags set, `NAME=value` each.
     fn entries(&self) -> anyhow::Result<Vec<Vec<u8>>> {
         let mut env = Vec::new();
@@ -159,7 +154,7 @@ impl RequestArgs {
     /// entrypoint runs the command unless a flag names another one.
     pub(super) fn set(&self, task: &mut Task, is_container: bool) -> anyhow::Result<()> {
         task.env = self.variables()?;
-        task.files.clone_from(&self.copy_in);
+        task.files = CopyIn::of(self.copy_in.clone())?;
         let options = &mut task.vm;
         options.entrypoint = match &self.entrypoint {
             None if is_container => Entrypoint::Image,
@@ -340,7 +335,8 @@ mod tests {
         }
         let missing = ["--copy-in", "/nowhere/at/all:/x"];
         let line = Line::try_parse_from(["test"].iter().chain(&missing)).unwrap();
-        let error = format!("{:#}", line.args.check().unwrap_err());
+        let error = line.args.set(&mut Task::code("pass"), true).unwrap_err();
+        let error = format!("{error:#}");
         assert!(
             error.starts_with("cannot copy /nowhere/at/all into"),
             "{error}"

@@ -199,7 +199,7 @@ impl RunArgs {
         if able.contains(&Capability::Machine) {
             self.accel.check()?;
         }
-        self.request.check()
+        Ok(())
     }
 
     /// The flags that were given, each with what a backend must be able to do to honour it.
@@ -221,7 +221,7 @@ impl RunArgs {
             .chain(self.request.given())
     }
 
-    /// The task, whose streams are not yet connected.
+    /// The task, whose streams are not yet connected. Its files are looked for here: better before an image is fetched.
     fn task(&self) -> anyhow::Result<Task> {
         let able = self.backend.capabilities();
         let is_container = able.contains(&Capability::Container);
