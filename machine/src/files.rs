@@ -11,6 +11,7 @@ use minivm_image::io_error::cannot;
 
 use super::Error;
 use super::copies::Files;
+use crate::Warning;
 use crate::printable::printable;
 
 /// The most characters of a line for the user.
@@ -73,12 +74,12 @@ impl CopyIn {
         }
     }
 
-    /// Writes the files as one archive. Returns what is left out, in lines for the user.
+    /// Writes the files as one archive. Returns warnings about what is left out.
     ///
     /// # Errors
     ///
     /// [`Error::Host`] where one can't be copied by now, or the archive can't be written.
-    pub fn pack<W: Write>(&self, out: W) -> Result<Vec<String>, Error> {
+    pub fn pack<W: Write>(&self, out: W) -> Result<Vec<Warning>, Error> {
         let mut archive = Archive::new(out);
         let mut left_out = Vec::new();
         for Files { from, to } in &self.files {
@@ -87,7 +88,7 @@ impl CopyIn {
             check_source(from).map_err(copying())?;
             let packed = append_path(&mut archive, from, &name, Owner::Root);
             let nodes = packed.map_err(|error| copying()(in_one_line(&error)))?;
-            left_out.extend(lines(&nodes));
+            left_out.extend(warnings(&nodes));
         }
         let finished = archive.finish().map(drop);
         finished.map_err(|error| cannot("copy files into the guest")(io::Error::other(error)))?;
@@ -170,7 +171,8 @@ fn naming(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-fn lines(nodes: &Nodes) -> Vec<String> {
+/// Returns warnings about the nodes that no archive takes.
+fn warnings(nodes: &Nodes) -> Vec<Warning> {
     let line = |path: &PathBuf| {
         let there = path.symlink_metadata();
         let what = there.map_or("it is gone", |there| what_is(&there));
@@ -180,7 +182,7 @@ fn lines(nodes: &Nodes) -> Vec<String> {
     if nodes.more > 0 {
         lines.push(format!("left out {} more such files", nodes.more));
     }
-    lines
+    lines.into_iter().map(Warning::Other).collect()
 }
 
 fn what_is(metadata: &Metadata) -> &'static str {
@@ -255,6 +257,7 @@ mod tests {
         fs::write(folder.path().join("file"), "x").unwrap();
         let files = checked(folder.path()).unwrap();
         let packed = files.pack(io::sink()).unwrap();
+        let packed: Vec<_> = packed.iter().map(ToString::to_string).collect();
         assert_eq!(packed.len(), 11, "{packed:?}");
         let first = folder.path().join("socket00");
         assert_eq!(packed[0], format!("left out {}: a socket", first.display()));

@@ -44,7 +44,7 @@
 //! | [`session`] | [`Session`]: one command in one machine, from the request to the [`Report`] |
 //! | `conversation`, `outgoing`, `limits` | the threads of a session: from the guest, to the guest, and the watchdog |
 //! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
-//! | [`end`](End) | how a program ended, in any sandbox, and its exit code |
+//! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
@@ -77,10 +77,12 @@ mod remote;
 mod rings;
 mod room;
 pub mod session;
+pub mod signal;
 pub mod streams;
 pub mod template;
 pub mod templates;
 mod unpack_into;
+mod warning;
 mod wire;
 
 use std::io::{self, Read, Write};
@@ -97,6 +99,7 @@ pub use end::{Call, End};
 pub use files::CopyIn;
 pub use local::relay;
 pub use session::{Report, Session};
+pub use warning::Warning;
 
 /// The name of Python's program in images.
 pub const PYTHON: &str = "python3";

@@ -19,18 +19,13 @@ use super::files::CopyIn;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{End, Ended, Error, Link};
-use crate::output::{self, Capped, Pending};
+use crate::Warning;
+use crate::output::{Capped, Pending};
+use crate::signal::{ENDING, KILL, TERM};
 
 /// The time limit until a machine's command starts, where the caller sets no other. In the lab, and with a large image, a start takes a
 /// few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
-
-/// SIGTERM's number.
-pub const TERM: u8 = 15;
-/// SIGKILL's number.
-const KILL: u8 = 9;
-/// The signals that ask programs to end: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
-const ENDING: [u8; 4] = [1, 2, 3, TERM];
 
 /// A command to run, with its streams, files, limits and events.
 pub struct Session {
@@ -88,8 +83,8 @@ pub struct Report {
     pub exit: Option<Exit>,
     /// Whether output was dropped, at `max_output` or because its reader took nothing.
     pub truncated: bool,
-    /// Warnings for the user, one line each.
-    pub warnings: Vec<String>,
+    /// Warnings for the user.
+    pub warnings: Vec<Warning>,
     /// Whether some files could not be copied out. The warnings name them.
     pub copy_failed: bool,
     /// Time from the session's start to the hello of the guest's init.
@@ -183,7 +178,7 @@ impl Session {
         let mut truncated = conversation.stdout.truncated || conversation.stderr.truncated;
         let mut notes = conversation.notes;
         let dropped = conversation.stderr.failed.as_ref();
-        notes.warnings.extend(dropped.map(output::not_written));
+        notes.warnings.extend(dropped.map(Warning::not_written));
         let over = Instant::now();
         watchdog.end();
         // A machine that has ended by itself is not stopped: `end` still has to return why it did.
@@ -206,7 +201,7 @@ impl Session {
         let ended_early = matches!(end, End::TimedOut | End::Stopped(_));
         if ended_early && stopper.has_stalled() {
             truncated = true;
-            notes.warnings.push(output::NOT_TAKEN.into());
+            notes.warnings.push(Warning::NotTaken);
         }
         notes.count_warnings();
         Ok(Report::new(end, truncated, notes, over))
@@ -287,13 +282,13 @@ impl Drop for Guard<'_> {
 }
 
 /// Starts the thread `request`: as soon as the guest has said hello, it sends the request and the files, and answers what time it is.
-/// It returns what was left out of the files, in lines for the user.
+/// It returns warnings about what was left out of the files.
 fn ask(
     mut request: Request,
     copy_in: CopyIn,
     outgoing: Arc<Outgoing>,
     stopper: Arc<Stopper>,
-) -> Result<JoinHandle<Result<Vec<String>, Error>>, HostError> {
+) -> Result<JoinHandle<Result<Vec<Warning>, Error>>, HostError> {
     let ask = move || {
         let mut left_out = Vec::new();
         if !outgoing.wait_for(Stage::Greeted) {

@@ -18,7 +18,8 @@ use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
 use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
-use minivm_machine::session::{Event, TERM};
+use minivm_machine::session::Event;
+use minivm_machine::signal::TERM;
 use minivm_machine::{Accel, CopyIn, End, Error, Link, MachineSpec, Session};
 use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;

@@ -88,11 +88,14 @@ pub(crate) fn run(
             machine: Some(machine),
             ..
         } if !machine.copy_failed => Ok(diff),
-        finished => bail!(
-            "the agent's session ended with {:?}: {}",
-            finished.end,
-            finished.warnings.join("; ")
-        ),
+        finished => {
+            let warnings: Vec<_> = finished.warnings.iter().map(ToString::to_string).collect();
+            bail!(
+                "the agent's session ended with {:?}: {}",
+                finished.end,
+                warnings.join("; ")
+            )
+        }
     }
 }
 

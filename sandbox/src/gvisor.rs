@@ -26,8 +26,8 @@ use minivm_image::io_error::cannot;
 use super::packed::packed;
 use super::process::{self, Streams};
 use super::{
-    Backend, End, Error, Finished, Limits, Sandbox, Task, bundle, check_jail, limits_suffice,
-    rootless, worker_is_there,
+    Backend, End, Error, Finished, Limits, Sandbox, Task, Warning, bundle, check_jail,
+    limits_suffice, rootless, worker_is_there,
 };
 use crate::tools;
 use minivm_machine::images::{INIT, Root};
@@ -56,8 +56,8 @@ struct Prepared {
     jailed: Jailed,
     answer: File,
     runtime_log: File,
-    /// What of the task's files is left out, in lines for the user.
-    left_out: Vec<String>,
+    /// Warnings about what is left out of the task's files.
+    left_out: Vec<Warning>,
 }
 
 impl Gvisor {

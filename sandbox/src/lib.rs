@@ -86,7 +86,7 @@ pub use exception::Exception;
 use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
-pub use minivm_machine::{Call, End};
+pub use minivm_machine::{Call, End, Warning};
 pub use monty::Monty;
 pub use task::{CODE_MAX, Finished, Function, Limits, MachineRun, Program, Task, Usage};
 pub use turducken::Turducken;

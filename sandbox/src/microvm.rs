@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use minivm_image::Config;
 use minivm_machine::images::Archive;
 use minivm_machine::printable::printable;
-use minivm_machine::session::{BOOT_LIMIT, TERM};
+use minivm_machine::session::BOOT_LIMIT;
+use minivm_machine::signal::TERM;
 use minivm_machine::templates::{Recipe, Template, Templates};
-use minivm_machine::{Accel, Link, MachineSpec, Report, Session};
+use minivm_machine::{Accel, Link, MachineSpec, Report, Session, Warning};
 use minivm_machine::{kernel, lab};
 
 use super::exception::Tail;
@@ -198,16 +199,16 @@ impl Microvm {
     }
 
     /// Returns the signal that the image's command gets in place of SIGTERM, and a warning where the image names an unknown one.
-    fn stop_signal(&self) -> (u8, Option<String>) {
+    fn stop_signal(&self) -> (u8, Option<Warning>) {
         let name = &self.config.stop_signal;
         match stop_signal::number(name) {
             Some(number) => (number, None),
             None => (
                 TERM,
-                Some(format!(
+                Some(Warning::Other(format!(
                     "unknown stop signal {:?} in the image: its command gets SIGTERM",
                     printable(name, 40)
-                )),
+                ))),
             ),
         }
     }
@@ -285,6 +286,8 @@ impl Sandbox for Microvm {
 }
 
 fn finished(report: Report, accel: &Accel, warm: bool, build: Duration) -> Finished {
+    let mut warnings = report.warnings;
+    warnings.extend(accel.warning().map(Warning::Other));
     let exit = report.exit.as_ref();
     let init = exit.map(|exit| {
         let nanos = exit.times.hello.saturating_sub(exit.times.init);
@@ -312,7 +315,7 @@ fn finished(report: Report, accel: &Accel, warm: bool, build: Duration) -> Finis
             setup: report.setup,
             run: report.run,
         }),
-        warnings: report.warnings.into_iter().chain(accel.warning()).collect(),
+        warnings,
         end: report.end,
     }
 }

@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 
 use minivm_image::io_error::cannot;
 
-use super::{Error, Limits, Task};
+use super::{Error, Limits, Task, Warning};
 
 /// Packs the task's files into an archive, in an unnamed temporary file. The archive has to fit into the sandbox's memory. Returns
-/// the file, and what the archive lacks, in lines for the user.
-pub(super) fn packed(task: &Task, limits: &Limits) -> Result<(OwnedFd, Vec<String>), Error> {
+/// the file, and warnings about what the archive lacks.
+pub(super) fn packed(task: &Task, limits: &Limits) -> Result<(OwnedFd, Vec<Warning>), Error> {
     let mut file = tempfile::tempfile().map_err(cannot("create a temporary file"))?;
     let out = Bounded {
         to: &file,

@@ -20,9 +20,9 @@ use rustix::fs::{Mode, fchmod};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::exception::Tail;
-use super::{End, Error, Finished, Limits, Task, Usage, watch};
+use super::{End, Error, Finished, Limits, Task, Usage, Warning, watch};
 use minivm_machine::jail::{self, Cgroup, Jailed};
-use minivm_machine::output::{self, Capped, Pending};
+use minivm_machine::output::{Capped, Pending};
 use minivm_machine::session::Event;
 
 /// The interval between two looks at events and memory.
@@ -320,7 +320,7 @@ struct Outputs {
     /// The error of an output that can't be passed on.
     failed: Option<io::Error>,
     truncated: bool,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
     tail: Tail,
 }
 
@@ -402,7 +402,7 @@ impl Outputs {
     fn note(&mut self, passed: Passed) {
         self.left -= 1;
         self.truncated |= passed.truncated;
-        let warning = passed.dropped.as_ref().map(output::not_written);
+        let warning = passed.dropped.as_ref().map(Warning::not_written);
         self.warnings.extend(warning);
         if self.failed.is_none() {
             self.failed = passed.failed;
@@ -417,8 +417,8 @@ impl Outputs {
     }
 
     fn note_loss(&mut self) {
-        if !self.warnings.iter().any(|text| text == output::NOT_TAKEN) {
-            self.warnings.push(output::NOT_TAKEN.into());
+        if !self.warnings.contains(&Warning::NotTaken) {
+            self.warnings.push(Warning::NotTaken);
         }
         self.truncated = true;
     }

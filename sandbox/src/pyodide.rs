@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Map;
 
 use super::packed::packed;
-use super::{Backend, Capability, Error, Limits, Program, Task, limits_suffice};
+use super::{Backend, Capability, Error, Limits, Program, Task, Warning, limits_suffice};
 use minivm_machine::jail::Jail;
 
 /// The Python script that runs the code as `python -c` does.
@@ -34,15 +34,15 @@ struct TaskJson {
     snapshot: Option<&'static str>,
 }
 
-/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files. Returns what
-/// of the files is left out, too, in lines for the user.
+/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files. Returns
+/// warnings about what is left out of the files, too.
 pub(super) fn add_task(
     mut jail: Jail,
     backend: Backend,
     task: &Task,
     limits: &Limits,
     snapshot: Option<&'static str>,
-) -> Result<(Jail, Vec<String>), Error> {
+) -> Result<(Jail, Vec<Warning>), Error> {
     limits_suffice(backend)?;
     let code = match &task.program {
         Program::Code(code) => code,

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Backend, Capability, Error, Exception, VmOptions};
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
-use minivm_machine::{Accel, Call, CopyIn, End};
+use minivm_machine::{Accel, Call, CopyIn, End, Warning};
 
 /// The largest size of [`Program::Code`] in bytes: that of one argument in Linux (MAX_ARG_STRLEN, without its end).
 pub const CODE_MAX: usize = (128 << 10) - 1;
@@ -175,8 +175,8 @@ pub struct Finished {
     pub exception: Option<Exception>,
     /// Whether output was dropped: beyond the limit, or because it could not be written.
     pub truncated: bool,
-    /// Warnings for the user, one line each.
-    pub warnings: Vec<String>,
+    /// Warnings for the user.
+    pub warnings: Vec<Warning>,
     /// Time and memory that the task used.
     pub usage: Usage,
     /// The run's virtual machine; `None` for sandboxes without one.

@@ -236,7 +236,11 @@ fn a_function_that_does_not_return_is_not_waited_for() {
         let ran = run(&*sandbox(), task);
         assert_eq!(ran.finished.end, End::TimedOut);
         called.try_recv().ok()?;
-        assert!(ran.finished.warnings[0].contains("has not returned"));
+        assert!(
+            ran.finished.warnings[0]
+                .to_string()
+                .contains("has not returned")
+        );
         drop(hold);
         Some(())
     });

@@ -28,7 +28,7 @@ use self::task::{Outcome, Scope, WorkerProgram, WorkerTask};
 use self::wire::{Fault, FromWorker, ToWorker};
 use super::process::{self, Streams};
 use super::{
-    Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, check_jail,
+    Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, Warning, check_jail,
     worker_is_there,
 };
 use minivm_machine::jail::{Calls, Jail};
@@ -122,7 +122,7 @@ impl Sandbox for Monty {
                 .map_err(|fault| failed(&format!("the worker sent an invalid message: {fault}")))?,
             Err(_) => {
                 let warning = "a function of the host has not returned";
-                finished.warnings.push(warning.into());
+                finished.warnings.push(Warning::Other(warning.into()));
                 None
             }
         };
