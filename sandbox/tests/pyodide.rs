@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod ran;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -15,31 +17,19 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_machine::{Accel, CopyIn, Files};
+use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::tools::npm;
-use minivm_sandbox::{Backend, CODE_MAX, Capability, End, Error, Finished, Host, Sandbox, Task};
+use minivm_sandbox::{Backend, CODE_MAX, Capability, End, Error, Sandbox, Task};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
+use ran::Ran;
 
 fn open(backend: Backend) -> Box<dyn Sandbox> {
     let cache = minivm_machine::cache::folder().unwrap();
     npm::install(&cache, &mut |what| eprintln!("{what}")).unwrap();
-    let host = Host {
-        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
-        cache,
-        image: None,
-        kernel: None,
-        accel: Accel::Kvm,
-    };
-    let sandbox = host.open(backend).unwrap();
+    let sandbox = ran::host(cache, None).open(backend).unwrap();
     sandbox.check().unwrap();
     sandbox
-}
-
-struct Ran {
-    finished: Finished,
-    stdout: String,
-    stderr: String,
 }
 
 impl Ran {
@@ -51,17 +41,8 @@ impl Ran {
     }
 }
 
-fn run(backend: Backend, mut task: Task) -> Ran {
-    let (stdout, stderr) = (Shared::default(), Shared::default());
-    task.stdout = Box::new(stdout.clone());
-    task.stderr = Box::new(stderr.clone());
-    task.limits.time = task.limits.time.or(Some(PATIENCE));
-    let finished = open(backend).run(task).unwrap();
-    Ran {
-        finished,
-        stdout: stdout.text(),
-        stderr: stderr.text(),
-    }
+fn run(backend: Backend, task: Task) -> Ran {
+    ran::run(&*open(backend), task)
 }
 
 fn run_code(backend: Backend, code: &str) -> Ran {
