@@ -341,22 +341,23 @@ impl Keeper {
     /// Counts a session as ended, and takes its port back, if it can be used again. Stops the lab after the last session of a keeper that
     /// drains.
     fn end_session(&self, port: Option<UnixStream>) {
-        let drained = self.change(|state| {
+        self.change_and_end(|state| {
             state.sessions -= 1;
             state.used = Instant::now();
             state.free.extend(port);
-            state.sessions == 0 && state.stage == Stage::ShuttingDown
         });
-        if drained {
-            self.stop.stop();
-        }
     }
 
     /// Lets no further session begin, and stops the lab when the last one has ended.
     fn drain(&self) {
+        self.change_and_end(|state| state.stage = Stage::ShuttingDown);
+    }
+
+    /// Changes the state, and stops the lab where that leaves a keeper that drains without a session.
+    fn change_and_end(&self, change: impl FnOnce(&mut State)) {
         let drained = self.change(|state| {
-            state.stage = Stage::ShuttingDown;
-            state.sessions == 0
+            change(state);
+            state.sessions == 0 && state.stage == Stage::ShuttingDown
         });
         if drained {
             self.stop.stop();
