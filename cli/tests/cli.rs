@@ -6,8 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -436,6 +438,33 @@ fn wrong_usage_is_told_apart() {
             "{arguments:?}: {}",
             ended.stderr
         );
+    }
+}
+
+#[test]
+fn the_argument_that_is_not_utf_8_is_named() {
+    let odd = OsStr::from_bytes;
+    for (arguments, named) in [
+        (
+            &[odd(b"-u"), odd(b"me\xff"), odd(b"img")][..],
+            r#""me\xFF""#,
+        ),
+        (&[odd(b"img:\xff")], r#""img:\xFF""#),
+        // A working folder and a command may have any bytes.
+        (
+            &[
+                odd(b"-w\xfd"),
+                odd(b"--user=\xff"),
+                odd(b"img"),
+                odd(b"\xfe"),
+            ],
+            r#""--user=\xFF""#,
+        ),
+    ] {
+        let ended = run(minivm().arg("run").args(arguments), PATIENCE);
+        assert_eq!(ended.code, Some(USAGE), "{arguments:?}: {ended:?}");
+        let line = format!("error: the argument {named} is not UTF-8, as it has to be\n");
+        assert_eq!(ended.stderr, line);
     }
 }
 
