@@ -58,11 +58,10 @@ fn boot(kernel: &Path, flags: &[&str]) -> Ended {
     run(command.args(flags), PATIENCE)
 }
 
-/// Checks that it ended with minivm's own error, told in one line that has all the `parts` in it.
 /// A kernel's file that is refused: what it is, its bytes, and what is said of it.
 type Refused = (&'static str, Vec<u8>, &'static [&'static str]);
 
-/// Checks the rows, each with its file's name told too.
+/// Checks the rows, whose errors name their files too.
 fn assert_kernels_refused(rows: &[Refused]) {
     let files = Files::new();
     for (what, bytes, parts) in rows {
@@ -89,6 +88,7 @@ fn changed_bzimage(change: impl FnOnce(&mut BzImage)) -> Vec<u8> {
     image.bytes()
 }
 
+/// Checks that it ended with minivm's own error, in one line that has all the `parts` in it.
 fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
     assert_eq!(ended.text(), "", "{what}");
     ended.assert_refused(what, parts);

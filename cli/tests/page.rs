@@ -13,7 +13,7 @@ use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended};
 use serde_json::Value;
 
-/// Loads the page and tells what a reader sees of it: how wide bars are, what tables say, whether anything sticks out.
+/// Loads the page and returns what a reader sees of it: how wide bars are, what tables say, whether anything sticks out.
 const READER: &str = r##"<!doctype html><meta charset="utf-8"><iframe src="page.html" width="1000" height="900"></iframe>
 <pre id="seen"></pre><script>
 const frame = document.querySelector("iframe");

@@ -215,7 +215,7 @@ fn shm_size(text: &str) -> Result<u64, String> {
 
 fn ulimit(text: &str) -> Result<Rlimit, String> {
     let expected =
-        || format!("{text:?} is no limit: expected NAME=SOFT[:HARD], such as nofile=1024");
+        || format!("{text:?} is not a valid limit: expected NAME=SOFT[:HARD], such as nofile=1024");
     let (name, values) = text.split_once('=').ok_or_else(expected)?;
     let resource = match name {
         "as" => libc::RLIMIT_AS,
