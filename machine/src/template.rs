@@ -10,7 +10,7 @@ use std::time::Duration;
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost};
 use minivm_image::io_error::cannot;
-use minivm_vmm::{Builder, Memory, Snapshot, WorkingSet};
+use minivm_vmm::{Builder, Memory, Observer, Snapshot, WorkingSet};
 
 use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
@@ -144,7 +144,21 @@ impl Saved {
     ///
     /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Host`] where a pipe or a thread can't be made.
     pub fn resume(&self, console: bool) -> Result<Link, Error> {
+        self.resume_observed(console, None)
+    }
+
+    /// Starts a clone as [`resume`](Self::resume) does, whose exits the observer sees.
+    ///
+    /// # Errors
+    ///
+    /// As [`resume`](Self::resume)'s.
+    pub fn resume_observed(
+        &self,
+        console: bool,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Link, Error> {
         let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
+        let builder = local::observed(builder, observer);
         self.launch(builder, console).map(|(link, _)| link)
     }
 

@@ -18,6 +18,7 @@ mod snapshot;
 mod template;
 mod terminal;
 mod tmpfs;
+mod trace;
 mod turducken;
 mod units;
 mod variables;
@@ -98,7 +99,7 @@ enum Command {
     LabKeep,
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
-    LabMachine,
+    LabMachine(lab::LabMachineArgs),
 }
 
 impl Cli {
@@ -146,7 +147,7 @@ impl Cli {
             Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm_machine::lab::run_as_init(),
-            Some(Command::LabMachine) => lab::run_machine(),
+            Some(Command::LabMachine(args)) => lab::run_machine(&args),
         }
     }
 }
@@ -166,7 +167,7 @@ impl Cli {
             None => !self.boot.is_on_kvm(),
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
-            Some(Command::LabInit | Command::LabMachine | Command::Snapshot(_)) => false,
+            Some(Command::LabInit | Command::LabMachine(_) | Command::Snapshot(_)) => false,
             Some(_) => true,
         }
     }
