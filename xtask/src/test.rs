@@ -162,6 +162,7 @@ impl Run {
             debian_kernels: !fast,
             sandboxes: true,
             image_tools: !fast,
+            strace: true,
             coding_image: !fast,
         };
         setup::prepare(&mut self.report, &wanted)
