@@ -47,7 +47,8 @@ const CHANGES: &[Change] = &[
     change(
         "no-page-tables",
         "without the page tables",
-        "no address has a translation: the first instruction is a page fault, its handler another, and the third shuts a processor down (triple fault)",
+        "no address has a translation: the first instruction is a page fault, its handler another, \
+         and the third shuts a processor down (triple fault)",
     ),
     change(
         "no-cr0-pg",
@@ -62,7 +63,8 @@ const CHANGES: &[Change] = &[
     change(
         "no-cs-l",
         "without CS.L",
-        "the segment is 16-bit code now: prefix 0x66 makes of `mov dx, 0x3f8` the longer `mov edx, 0x68b003f8`, which swallows `mov al, 'h'`; AL is still 0",
+        "the segment is 16-bit code now: prefix 0x66 makes of `mov dx, 0x3f8` the longer `mov edx, 0x68b003f8`, \
+         which swallows `mov al, 'h'`; AL is still 0",
     ),
     change(
         "split-irqchip",
@@ -102,7 +104,8 @@ const CHANGES: &[Change] = &[
     change(
         "no-cpuid",
         "without KVM_SET_CPUID2",
-        "the guest's processor has no features then, long mode neither; some KVMs look for that when it is switched on, some don't",
+        "the guest's processor has no features then, long mode neither; \
+         some KVMs look for that when it is switched on, some don't",
     ),
     change(
         "no-memory",
