@@ -339,6 +339,8 @@ mod tests {
             truncated: false,
             warnings: Vec::new(),
             copy_failed: false,
+            log: None,
+            begun: Instant::now(),
             boot: millis(4),
             setup: millis(8),
             run: millis(16),
