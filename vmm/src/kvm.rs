@@ -13,6 +13,7 @@ use crate::arch::{cpuid, registers};
 use crate::devices::ioapic;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
+use crate::observer::{Step, Steps};
 use crate::vcpu::Vcpu;
 use crate::{layout, restraint};
 
@@ -25,12 +26,17 @@ pub(crate) struct Created {
 }
 
 /// Creates a machine in KVM, with its RAM and its processors: all calls of this file, in the order that KVM wants.
-pub(crate) fn create(cpus: u8, ram: &GuestRam) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
+pub(crate) fn create(cpus: u8, ram: &GuestRam, steps: Steps<'_>) -> Result<(Arc<VmFd>, Vec<Vcpu>)> {
     let kvm = open_kvm()?;
+    steps.reached(Step::Opened);
     let vm = Arc::new(create_vm(&kvm)?);
+    steps.reached(Step::VmCreated);
     lend_memory(&vm, ram)?;
+    steps.reached(Step::MemoryLent);
     split_irqchip(&vm)?;
+    steps.reached(Step::IrqchipSplit);
     let vcpus = create_vcpus(&kvm, &vm, cpus)?;
+    steps.reached(Step::VcpusCreated);
     Ok((vm, vcpus))
 }
 
@@ -153,6 +159,7 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> 
             id,
             fd,
             cpuid: table,
+            recorder: None,
         });
     }
     Ok(vcpus)

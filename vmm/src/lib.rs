@@ -39,6 +39,7 @@
 //! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
 //! | `devices`, `input` | two UARTs, the IOAPIC, the ports that end a machine; input for the UARTs |
 //! | `snapshot`, `pool` | saved machines, and clones of them |
+//! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `probe` | a test of the host's KVM |
 //!
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
@@ -80,11 +81,14 @@ mod kvm;
 pub mod layout;
 mod machine;
 mod memory;
+mod observer;
 mod outcome;
 mod pool;
 mod probe;
+mod recorder;
 mod restraint;
 mod snapshot;
+mod statistics;
 mod vcpu;
 
 pub use builder::Builder;
@@ -95,7 +99,9 @@ pub use input::Input;
 pub use kernel::KernelError;
 pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
+pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
 pub use pool::Pool;
 pub use probe::{create_vm_time, probe};
 pub use snapshot::{Prepared, Snapshot, SnapshotError, WorkingSet};
+pub use statistics::Statistic;

@@ -16,8 +16,10 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::Pump;
 use crate::memory::{GuestRam, Memory};
+use crate::observer::{Observer, Step, Steps};
 use crate::outcome::Outcome;
 use crate::snapshot::capture::Frozen;
+use crate::statistics::Statistics;
 use crate::vcpu::{Platform, Vcpu};
 
 /// The first and the longest interval between checks whether all vCPUs are halted for ever, which KVM doesn't report by itself.
@@ -44,6 +46,7 @@ pub struct Machine {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) platform: Arc<Platform>,
     pub(crate) pumps: Vec<Pump>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     // Last, so that it is unmapped after KVM's descriptors, which the others hold, are closed.
     pub(crate) ram: Arc<GuestRam>,
 }
@@ -91,8 +94,13 @@ impl Machine {
             vcpus,
             platform,
             pumps,
+            observer,
             ram,
         } = self;
+        let steps = Steps::to(observer.as_ref());
+        let statistics = observer
+            .as_ref()
+            .map(|_| Statistics::open(&platform.vm, &vcpus));
         let gate = platform.gate.clone();
         let (threads, started) = start(vcpus, &platform);
         let served = started.and_then(|()| {
@@ -107,6 +115,10 @@ impl Machine {
             // A thread that panicked has reported that to the gate.
             let _ = thread.join();
         }
+        steps.reached(Step::Ended);
+        if let (Some(observer), Some(statistics)) = (&observer, statistics) {
+            observer.on_statistics(&statistics.and_then(|statistics| statistics.read()));
+        }
         let outcome = gate
             .take_outcome()
             .expect("the machine has ended, and the outcome is taken once");
@@ -117,6 +129,7 @@ impl Machine {
         });
         drop(platform);
         drop(ram);
+        steps.reached(Step::Closed);
         outcome
     }
 }

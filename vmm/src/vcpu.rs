@@ -18,7 +18,9 @@ use crate::devices::ioapic::{IoApic, Routing};
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Passage};
+use crate::observer::ExitKind;
 use crate::outcome::{Outcome, Reset};
+use crate::recorder::{NoNote, Note, Recorder};
 use crate::restraint;
 
 /// RFLAGS: maskable interrupts are on.
@@ -43,6 +45,8 @@ pub(crate) struct Vcpu {
     pub(crate) fd: VcpuFd,
     /// The CPUID table that its guest sees.
     pub(crate) cpuid: CpuId,
+    /// Where the machine has an observer, the connection to it.
+    pub(crate) recorder: Option<Box<Recorder>>,
 }
 
 impl Vcpu {
@@ -127,35 +131,77 @@ impl Vcpu {
 
     /// Enters the guest once, and serves the exit.
     fn step(&mut self, platform: &Platform) -> Result<Stay> {
+        match self.recorder {
+            None => self.enter(platform, &mut NoNote),
+            Some(_) => self.observed_step(platform),
+        }
+    }
+
+    /// A step that the observer sees afterwards, whether or not it ends the machine.
+    fn observed_step(&mut self, platform: &Platform) -> Result<Stay> {
+        let mut recorder = self.recorder.take().expect("the vCPU is observed");
+        recorder.entering(&mut self.fd);
+        let stay = self.enter(platform, &mut *recorder);
+        recorder.served(&self.fd);
+        self.recorder = Some(recorder);
+        stay
+    }
+
+    /// Enters the guest and serves the exit, while `note` is taken of it.
+    fn enter(&mut self, platform: &Platform, note: &mut impl Note) -> Result<Stay> {
         // KVM_RUN makes this thread the processor until the guest does something that KVM doesn't handle. The reason
         // stands in the kvm_run structure that is mapped beside the descriptor; kvm-ioctls shows it as an enum. An
         // access to a port or register counts as done only when KVM_RUN is called again, which is when KVM takes the
         // data of a read. (KVM API 4.10, KVM_RUN.)
-        let request = match self.fd.run() {
-            Ok(VcpuExit::IoOut(port, data)) => platform.ports.write(port.into(), data)?,
+        let exit = self.fd.run();
+        note.returned();
+        let request = match exit {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                note.kind(ExitKind::IoOut { port, data });
+                platform.ports.write(port.into(), data)?
+            }
             Ok(VcpuExit::IoIn(port, data)) => {
                 platform.ports.read(port.into(), data);
+                note.kind(ExitKind::IoIn { port, data });
                 None
             }
-            Ok(VcpuExit::MmioWrite(address, data)) => platform.mmio.write(address, data)?,
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                note.kind(ExitKind::MmioWrite { address, data });
+                platform.mmio.write(address, data)?
+            }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 platform.mmio.read(address, data);
+                note.kind(ExitKind::MmioRead { address, data });
                 None
             }
             // A third exception while the second was being delivered: a PC resets, and so the machine ends.
-            Ok(VcpuExit::Shutdown) => return Ok(Stay::Ended(platform.reset(Reset::TripleFault))),
+            Ok(VcpuExit::Shutdown) => {
+                note.kind(ExitKind::Shutdown);
+                return Ok(Stay::Ended(platform.reset(Reset::TripleFault)));
+            }
             // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
-            Ok(VcpuExit::Hlt) => return Ok(Stay::Ended(Outcome::Stuck)),
-            Ok(VcpuExit::Intr) => None,
+            Ok(VcpuExit::Hlt) => {
+                note.kind(ExitKind::Halt);
+                return Ok(Stay::Ended(Outcome::Stuck));
+            }
+            Ok(VcpuExit::Intr) => {
+                note.kind(ExitKind::Interrupted);
+                None
+            }
             Ok(VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK)) => {
+                note.kind(ExitKind::BusLock);
                 restraint::rest();
                 None
             }
             Ok(other) => {
                 let reason = describe(&other);
+                note.kind(ExitKind::Other(&reason));
                 return Err(self.unexpected(reason));
             }
-            Err(errno) => return self.interrupted(errno, platform),
+            Err(errno) => {
+                note.kind(failure(errno));
+                return self.interrupted(errno, platform);
+            }
         };
         Ok(match request {
             Some(Request::PowerOff) => Stay::Ended(Outcome::PowerOff),
@@ -247,7 +293,16 @@ impl Platform {
     }
 }
 
-/// Describes an exit that `step` doesn't handle, in the manual's words where they help.
+/// Returns the observer's kind of a failure of KVM_RUN.
+fn failure(errno: kvm_ioctls::Error) -> ExitKind<'static> {
+    match errno.errno() {
+        libc::EINTR => ExitKind::Interrupted,
+        libc::EAGAIN => ExitKind::NotRunnable,
+        _ => ExitKind::Other("KVM_RUN failed"),
+    }
+}
+
+/// Describes an exit that `enter` doesn't handle, in the manual's words where they help.
 fn describe(exit: &VcpuExit) -> String {
     match exit {
         VcpuExit::InternalError => {

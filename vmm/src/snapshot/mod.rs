@@ -46,6 +46,7 @@ use crate::arch::features;
 use crate::error::{Error, Result};
 use crate::kvm::open_kvm;
 use crate::memory::GuestRam;
+use crate::observer::Steps;
 use memory_file::Identity;
 use state::State;
 
@@ -176,7 +177,7 @@ impl Snapshot {
     /// Those of [`check_host`](Self::check_host); [`Error::Snapshot`] where the memory file has changed since it was opened,
     /// [`Error::File`] where it can't be checked; [`Error::Host`] where the host has no memory for the guest.
     pub fn prepare(&self) -> Result<Prepared> {
-        restore::prepare(self)
+        restore::prepare(self, Steps::default())
     }
 
     /// Returns this host's KVM once it is known to have what the snapshot needs.

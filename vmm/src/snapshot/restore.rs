@@ -12,6 +12,7 @@ use super::Snapshot;
 use super::state::Devices;
 use crate::error::{Error, Result};
 use crate::kvm::{Created, create_vm, lend_memory, split_irqchip};
+use crate::observer::{Step, Steps};
 use crate::vcpu::Vcpu;
 
 /// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits for its state and its
@@ -33,15 +34,21 @@ pub struct Prepared {
 }
 
 /// Makes the machine of a snapshot, without its state.
-pub(super) fn prepare(snapshot: &Snapshot) -> Result<Prepared> {
+pub(crate) fn prepare(snapshot: &Snapshot, steps: Steps<'_>) -> Result<Prepared> {
     let kvm = snapshot.kvm()?;
+    steps.reached(Step::Opened);
     let ram = snapshot.ram()?;
+    steps.reached(Step::MemoryReserved);
     // `wake` checks it again. This is for machines made ahead of time, none of which would be of use.
     snapshot.check_unchanged()?;
     let vm = Arc::new(create_vm(kvm)?);
+    steps.reached(Step::VmCreated);
     lend_memory(&vm, &ram)?;
+    steps.reached(Step::MemoryLent);
     split_irqchip(&vm)?;
+    steps.reached(Step::IrqchipSplit);
     let vcpus = create_vcpus(&vm, snapshot)?;
+    steps.reached(Step::VcpusCreated);
     let created = Created {
         vcpus,
         vm,
@@ -61,7 +68,12 @@ fn create_vcpus(vm: &VmFd, snapshot: &Snapshot) -> Result<Vec<Vcpu>> {
             .create_vcpu(u64::from(id))
             .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
         let cpuid = state.set_cpuid(&fd)?;
-        vcpus.push(Vcpu { id, fd, cpuid });
+        vcpus.push(Vcpu {
+            id,
+            fd,
+            cpuid,
+            recorder: None,
+        });
     }
     Ok(vcpus)
 }
