@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost};
-use minivm_vmm::{Builder, Memory, Snapshot, WorkingSet};
+use minivm_vmm::{Builder, Memory, Observer, Snapshot, WorkingSet};
 
 use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
@@ -145,6 +145,13 @@ impl Saved {
     pub fn resume(&self, console: bool) -> Result<Link, Error> {
         let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
         self.launch(builder, console).map(|(link, _)| link)
+    }
+
+    /// Starts a clone like [`resume`](Self::resume)'s, whose steps and exits `observer` sees.
+    pub(crate) fn resume_observed(&self, observer: Arc<dyn Observer>) -> Result<Link, Error> {
+        let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
+        self.launch(builder.observer(observer), false)
+            .map(|(link, _)| link)
     }
 
     fn launch(&self, builder: Builder, console: bool) -> Result<(Link, Option<Memory>), Error> {
