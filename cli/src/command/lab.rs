@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use minivm_machine::lab::{Error, LabRequest, Root};
 use minivm_machine::lab_machine::LabMachine;
-use minivm_machine::templates;
+use minivm_machine::{templates, timeline};
 use minivm_vmm::Builder;
 
 use super::{EXIT_ERROR, EXIT_TIMEOUT, console, units};
@@ -98,6 +98,10 @@ pub(super) fn run_machine() -> anyhow::Result<ExitCode> {
         LabMachine::Console(config) => console::run(Builder::new(config), None, Instant::now()),
         LabMachine::Template(recipe) => {
             templates::lab::run_agent(&recipe)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        LabMachine::Timeline(job) => {
+            timeline::answer(&job)?;
             Ok(ExitCode::SUCCESS)
         }
         LabMachine::Session(machine) => {

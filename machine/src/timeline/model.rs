@@ -72,6 +72,17 @@ pub enum Start {
     Warm,
 }
 
+impl Start {
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Start::Raw => "raw",
+            Start::Cold => "cold",
+            Start::Warm => "warm",
+        }
+    }
+}
+
 /// A span of time, and what took it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
