@@ -28,8 +28,9 @@
 pub const COM2_PORT: u16 = 0x2f8;
 
 /// The doorbell by which init marks its clock: the host sees the exit that it makes, and init knows the time before and after it. As a
-/// doorbell it is like any other byte.
-pub const MARK: u8 = 1;
+/// doorbell it is like any other byte. A kernel's driver writes to the same port before, its divisor of the UART's clock for one, which
+/// is another number at any usual speed.
+pub const MARK: u8 = 0xa5;
 
 /// The word on the kernel's command line that announces a listening host to init: `rings` follows, or `uart` where all bytes are
 /// to go through the UART.

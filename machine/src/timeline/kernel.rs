@@ -83,6 +83,13 @@ pub(super) fn first_process(lines: &[Line]) -> Option<u64> {
     lines.iter().find(last).map(|line| line.time.0)
 }
 
+/// Returns the lines that came to a console when the kernel logged them, and not all at once when it had found the console.
+pub(super) fn live(lines: &[Line]) -> &[Line] {
+    let begins = |line: &Line| line.text.contains("console [") && line.text.ends_with("] enabled");
+    let first = lines.iter().position(begins);
+    &lines[first.unwrap_or(lines.len())..]
+}
+
 /// Returns the parts of a kernel's boot from `start` to `end`, in their order, as far as its lines mark them.
 pub(super) fn parts(lines: &[Line], start: u64, end: u64, clock: Clock) -> Vec<Phase> {
     let time = |text: &str| {
@@ -102,7 +109,11 @@ pub(super) fn parts(lines: &[Line], start: u64, end: u64, clock: Clock) -> Vec<P
     let Some((first, _)) = marks.first() else {
         return Vec::new();
     };
-    let mut parts = vec![Phase::new("before its first message", start, *first, clock)];
+    let before = match clock {
+        Clock::Console => "before its console",
+        _ => "before its first message",
+    };
+    let mut parts = vec![Phase::new(before, start, *first, clock)];
     let ends = marks.iter().skip(1).map(|(time, _)| *time).chain([end]);
     let spans = marks.iter().zip(ends);
     parts.extend(spans.map(|((from, name), to)| Phase::new(name, *from, to, clock)));
@@ -222,6 +233,21 @@ mod tests {
         assert_eq!(records(flood.as_bytes()).len(), LINES_MAX);
         let long = format!("6,1,1,-;{}\n", "ä".repeat(100_000));
         assert_eq!(records(long.as_bytes())[0].1.chars().count(), TEXT_MAX);
+    }
+
+    #[test]
+    fn a_console_shows_live_what_comes_after_it_was_found() {
+        let log = lines(&[
+            (50, "Linux version 6"),
+            (60, "printk: legacy console [ttyS0] enabled"),
+            (70, "devtmpfs: initialized"),
+        ]);
+        assert_eq!(live(&log), &log[1..]);
+        assert_eq!(
+            shown(&parts(live(&log), 0, 100, Clock::Console)),
+            [("before its console", 0, 70), ("drivers", 70, 100)]
+        );
+        assert_eq!(live(&log[..1]), []);
     }
 
     #[test]

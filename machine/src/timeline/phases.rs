@@ -95,8 +95,9 @@ impl Row {
     fn end(mut self, process: Process, recorded: &Recorded) -> Vec<Phase> {
         self.between.1 = process.over;
         let end = self.until("end", process.over, Clock::Monitor);
+        let ended = recorded.at(Step::Ended).filter(|at| *at > end.start.0);
         let parts = [
-            ("power-off", recorded.at(Step::Ended)),
+            ("power-off", ended),
             ("KVM and memory released", recorded.at(Step::Closed)),
         ];
         split(end, parts);
@@ -138,16 +139,13 @@ pub(super) fn of_raw(process: Process, recorded: &Recorded, lines: Vec<Line>) ->
     let mut row = Row::begin(process, recorded);
     row.between.1 = recorded.at(Step::Ended).unwrap_or(process.over);
     let start = row.between.0;
-    match kernel::first_process(&lines) {
-        Some(first) => {
-            let kernel = row.until("kernel", first, Clock::Console);
-            kernel.parts = kernel::parts(&lines, start, kernel.end().0, Clock::Console);
-            row.until("programs", process.over, Clock::Monitor);
-        }
-        None => {
-            let guest = row.until("kernel and programs", process.over, Clock::Monitor);
-            guest.parts = kernel::parts(&lines, start, guest.end().0, Clock::Console);
-        }
+    if let Some(first) = kernel::first_process(&lines) {
+        let kernel = row.until("kernel", first, Clock::Console);
+        let live = kernel::live(&lines);
+        kernel.parts = kernel::parts(live, start, kernel.end().0, Clock::Console);
+        row.until("programs", process.over, Clock::Monitor);
+    } else {
+        row.until("kernel and programs", process.over, Clock::Monitor);
     }
     Assembled {
         phases: row.end(process, recorded),

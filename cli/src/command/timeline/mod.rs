@@ -5,7 +5,7 @@ mod page;
 mod text;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write, stderr};
+use std::io::{self, IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;

@@ -196,17 +196,18 @@ fn bars(timeline: &Timeline, colour: impl Fn(&str) -> usize, longest: u64, most:
                 let nanos = u128::from(longest) * u128::from(number) / u128::from(BINS);
                 millis(u64::try_from(nanos).unwrap_or(u64::MAX))
             };
+            let title = format!(
+                "{count} {kind}, {} to {} ms",
+                edge(number),
+                edge(number + 1)
+            );
             bars.push(Bar {
                 x: number * WIDTH / BINS,
                 y: HEIGHT - top,
                 // What is there is seen, however little it is.
                 height: (top - bottom).max(1),
                 colour: colour(kind),
-                title: format!(
-                    "{count} {kind}, {} to {} ms",
-                    edge(number),
-                    edge(number + 1)
-                ),
+                title,
             });
         }
     }

@@ -284,7 +284,7 @@ fn a_raw_machines_console_ends_its_kernel() {
         text: text.to_owned(),
     };
     let lines = vec![
-        line(300, "Linux version 6.1"),
+        line(300, "printk: console [ttyS0] enabled"),
         line(400, "devtmpfs: initialized"),
         line(600, "Run /init as init process"),
     ];
@@ -298,7 +298,10 @@ fn a_raw_machines_console_ends_its_kernel() {
             ("end", 1900, 2000)
         ]
     );
-    assert_eq!(assembled.phases[3].parts.len(), 3);
+    assert_eq!(
+        shown(&assembled.phases[3].parts),
+        [("before its console", 200, 400), ("drivers", 400, 600)]
+    );
     let assembled = of_raw(process(), &recorded(), Vec::new());
     check(&assembled.phases, 2000);
     assert_eq!(
