@@ -45,3 +45,22 @@ pub(super) fn processor() -> String {
     let count = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{count} × {model}")
 }
+
+/// A part of a whole in percent, with two digits behind the point.
+pub(super) fn percent(part: u64, whole: u64) -> String {
+    // In hundredths of a percent, a whole number.
+    let parts = u128::from(part) * 10_000 / u128::from(whole.max(1));
+    format!("{}.{:02}", parts / 100, parts % 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentage_has_two_digits_behind_the_point() {
+        assert_eq!(percent(1, 3), "33.33");
+        assert_eq!(percent(u64::MAX, u64::MAX), "100.00");
+        assert_eq!(percent(0, 0), "0.00");
+    }
+}

@@ -62,7 +62,7 @@ pub enum ToHost<'a> {
     Files(&'a [u8]),
     /// A warning for the user, in a line.
     Warning(String),
-    /// The clock's marks and the kernel's log, where [`Request::timeline`] asks for them: once, just before the exit.
+    /// The clock's marks and the kernel's log, where [`Request::timeline`] asks for them: once, when the command has ended.
     Log(KernelLog),
     /// The command has ended. The last message.
     Exit(Exit),

@@ -19,7 +19,7 @@
 //!    [`ToHost::FilesOf`] and [`ToHost::Files`]; then [`ToHost::Exit`], and ends the machine.
 //!
 //! Where [`Request::timeline`] is set, the guest also writes [`MARK`] to COM2 when the request has come and when the command has ended,
-//! and sends [`ToHost::Log`] before the exit.
+//! and sends [`ToHost::Log`] then.
 //!
 //! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and no received
 //! byte decides how much memory is allocated, beyond [`frame::BODY_MAX`].

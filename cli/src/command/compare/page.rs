@@ -6,7 +6,7 @@ use minivm_sandbox::reach::{Probe, Reach};
 
 use super::measure::Row;
 use super::table::{memory, seconds};
-use crate::command::page::processor;
+use crate::command::page::{percent, processor};
 
 /// Where the scale of times begins, in seconds, and how many powers of ten it has.
 const FROM: f64 = 0.000_1;
@@ -111,12 +111,6 @@ fn on_scale(time: f64) -> String {
     format!("{:.2}", (100.0 * decades / DECADES).clamp(0.0, 100.0))
 }
 
-fn percent(part: u64, whole: u64) -> String {
-    // In hundredths of a percent, a whole number.
-    let parts = u128::from(part) * 10_000 / u128::from(whole.max(1));
-    format!("{}.{:02}", parts / 100, parts % 100)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,8 +123,6 @@ mod tests {
             (on_scale(0.0), on_scale(1e9)),
             ("0.00".into(), "100.00".into())
         );
-        assert_eq!(percent(1, 3), "33.33");
-        assert_eq!(percent(u64::MAX, u64::MAX), "100.00");
     }
 
     #[test]

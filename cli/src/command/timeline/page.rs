@@ -7,7 +7,7 @@ use minivm_machine::timeline::{Phase, Timeline};
 use super::Measured;
 use super::chart::{self, Row, longest, millis};
 use super::text::clocks;
-use crate::command::page::processor;
+use crate::command::page::{percent, processor};
 
 /// How many bars the chart of exits has.
 const BINS: u64 = 120;
@@ -212,12 +212,6 @@ fn bars(timeline: &Timeline, colour: impl Fn(&str) -> usize, longest: u64, most:
         }
     }
     bars
-}
-
-/// A part of a whole in percent, with two digits behind the point.
-fn percent(part: u64, whole: u64) -> String {
-    let parts = u128::from(part) * 10_000 / u128::from(whole.max(1));
-    format!("{}.{:02}", parts / 100, parts % 100)
 }
 
 #[cfg(test)]
