@@ -46,6 +46,7 @@
 //! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
 //! | [`end`](End) | how a program ended, in any sandbox, and its exit code |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
+//! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
 //! | [`timeline`] | one machine's life as phases, and its exits |
@@ -83,6 +84,7 @@ pub mod template;
 pub mod templates;
 pub mod timeline;
 mod unpack_into;
+mod watch;
 mod wire;
 
 use std::io::{self, Read, Write};
@@ -99,6 +101,7 @@ pub use files::{check_copies, check_room, guest_name, left_out, pack};
 pub use local::relay;
 pub use room::memory_for;
 pub use session::{Report, Session};
+pub use watch::{Watch, Watching};
 
 /// The name of Python's program in images.
 pub const PYTHON: &str = "python3";
@@ -288,12 +291,21 @@ impl MachineSpec {
     /// [`Error::Monitor`] where the files, the configuration or KVM don't allow it, [`Error::Lab`] where the lab lacks a file or the
     /// memory, and [`Error::Host`] where a pipe or a thread can't be made.
     pub fn start(&self, accel: &Accel) -> Result<Link, Error> {
+        self.start_watched(accel, None)
+    }
+
+    /// Starts the machine as [`start`](Self::start) does, with a watch over its exits, which has to be one for that place.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start)'s.
+    pub fn start_watched(&self, accel: &Accel, watch: Option<Watch>) -> Result<Link, Error> {
         match accel {
-            Accel::Kvm => local::start(self),
+            Accel::Kvm => local::start(self, watch.and_then(Watch::observer)),
             Accel::Lab { program } => {
                 // Checked here as well: an error of the lab's would name the files as the lab does.
                 Builder::new(self.config()).check()?;
-                remote::start(self, program.clone())
+                remote::start(self, program.clone(), watch.and_then(Watch::events))
             }
         }
     }

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::thread;
 
-use minivm_vmm::{Builder, Control, Input, Memory, Outcome};
+use minivm_vmm::{Builder, Control, Input, Memory, Observer, Outcome};
 
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
@@ -13,12 +14,23 @@ use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
 use crate::printable::Filter;
 
 /// Builds the machine and starts the thread that runs it.
-pub(super) fn start(machine: &MachineSpec) -> Result<Link, Error> {
-    let builder = Builder::new(machine.config());
+pub(super) fn start(
+    machine: &MachineSpec,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<Link, Error> {
+    let builder = observed(Builder::new(machine.config()), observer);
     launch(builder, machine.console, false, |from, to, memory| {
         Ok(wire::wire(from, to, memory))
     })
     .map(|(link, _)| link)
+}
+
+/// Lets the observer see the machine, if there is one.
+pub(super) fn observed(builder: Builder, observer: Option<Arc<dyn Observer>>) -> Builder {
+    match observer {
+        Some(observer) => builder.observer(observer),
+        None => builder,
+    }
 }
 
 /// Builds a machine and starts the thread `machine`, which runs it. `console` says whether its console goes to stderr, else its last
@@ -84,20 +96,21 @@ fn ended(outcome: Outcome, tail: &Tail) -> Ended {
     Ended { orderly, how }
 }
 
-/// Runs a machine whose frames come from stdin and go to stdout: the lab's side of `remote`. The end of stdin stops the machine.
+/// Runs a machine whose frames come from stdin and go to stdout: the lab's side of `remote`. The end of stdin stops the machine. An
+/// observer sees its exits.
 ///
 /// # Errors
 ///
 /// As [`MachineSpec::start`]'s; [`Error::Protocol`] where the guest's frames can't be read or passed on; [`Error::Monitor`] where the machine
 /// fails while it runs.
-pub fn relay(machine: &MachineSpec) -> Result<Ended, Error> {
+pub fn relay(machine: &MachineSpec, observer: Option<Arc<dyn Observer>>) -> Result<Ended, Error> {
     let Link {
         mut from_guest,
         mut to_guest,
         stop,
         end,
         ..
-    } = start(machine)?;
+    } = start(machine, observer)?;
     let mut stdin = File::from(
         io::stdin()
             .as_fd()

@@ -143,15 +143,22 @@ impl Saved {
     ///
     /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Host`] where a pipe or a thread can't be made.
     pub fn resume(&self, console: bool) -> Result<Link, Error> {
-        let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
-        self.launch(builder, console).map(|(link, _)| link)
+        self.resume_observed(console, None)
     }
 
-    /// Starts a clone like [`resume`](Self::resume)'s, whose steps and exits `observer` sees.
-    pub(crate) fn resume_observed(&self, observer: Arc<dyn Observer>) -> Result<Link, Error> {
+    /// Starts a clone as [`resume`](Self::resume) does, whose exits the observer sees.
+    ///
+    /// # Errors
+    ///
+    /// As [`resume`](Self::resume)'s.
+    pub fn resume_observed(
+        &self,
+        console: bool,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Link, Error> {
         let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
-        self.launch(builder.observer(observer), false)
-            .map(|(link, _)| link)
+        let builder = local::observed(builder, observer);
+        self.launch(builder, console).map(|(link, _)| link)
     }
 
     fn launch(&self, builder: Builder, console: bool) -> Result<(Link, Option<Memory>), Error> {

@@ -12,12 +12,12 @@ use minivm_machine::images::Archive;
 use minivm_machine::printable::printable;
 use minivm_machine::session::{BOOT_LIMIT, TERM};
 use minivm_machine::templates::{Recipe, Template, Templates};
-use minivm_machine::{Accel, Link, MachineSpec, Report, Session, check_copies, check_room};
+use minivm_machine::{Accel, Link, MachineSpec, Report, Session, Watch, check_copies, check_room};
 use minivm_machine::{kernel, lab};
 
 use super::exception::Tail;
 use super::stop_signal;
-use super::{Backend, Error, Finished, MachineRun, Program, Sandbox, Task, Usage};
+use super::{Backend, Error, Finished, MachineRun, Program, Sandbox, Task, Usage, cannot};
 
 /// The sandbox whose machines are made from one image, or from one template.
 pub struct Microvm {
@@ -182,12 +182,17 @@ impl Microvm {
     }
 
     /// Starts a machine, and returns the link to it and whether it was resumed from a template.
-    fn link(&self, recipe: &Recipe) -> Result<(Link, bool), Error> {
+    fn link(&self, recipe: &Recipe, watch: Option<Watch>) -> Result<(Link, bool), Error> {
         let machine = &recipe.machine;
+        let observer = match &watch {
+            Some(Watch::Observer(observer)) => Some(observer.clone()),
+            Some(Watch::Events(_)) => return self.link_watched_in_lab(machine, watch),
+            None => None,
+        };
         let warm = match &self.start {
             Start::Boot => None,
             Start::TemplateOrBoot(templates) => templates
-                .start(recipe, &self.accel)
+                .start(recipe, &self.accel, observer)
                 .unwrap_or_else(|error| {
                     log::debug!("the machine boots, because its template cannot be used: {error}");
                     None
@@ -196,13 +201,26 @@ impl Microvm {
                 None
             }
             Start::Template(templates, template) => {
-                Some(templates.resume(template, machine.console)?)
+                Some(templates.resume(template, machine.console, observer)?)
             }
         };
         match warm {
             Some(link) => Ok((link, true)),
-            None => Ok((machine.start(&self.accel)?, false)),
+            None => Ok((machine.start_watched(&self.accel, watch)?, false)),
         }
+    }
+
+    /// Boots a machine in a lab of its own, whose events come out of it. A kept lab has no way out for those of one of its machines.
+    fn link_watched_in_lab(
+        &self,
+        machine: &MachineSpec,
+        watch: Option<Watch>,
+    ) -> Result<(Link, bool), Error> {
+        if matches!(self.start, Start::Template(..)) {
+            let text = "the exits of a template's machine can't be traced in the lab: run the image instead";
+            return Err(Error::Request(text.into()));
+        }
+        Ok((machine.start_watched(&self.accel, watch)?, false))
     }
 
     /// Returns the signal that the image's command gets in place of SIGTERM, and a warning where the image names an unknown one.
@@ -260,7 +278,9 @@ impl Sandbox for Microvm {
         if let Some(tail) = &tail {
             task.stderr = tail.of(task.stderr);
         }
-        let (link, warm) = self.link(&recipe)?;
+        let watch = task.vm.watch.take().map(|watch| watch(&self.accel));
+        let watch = watch.transpose().map_err(cannot("watch the machine"))?;
+        let (link, warm) = self.link(&recipe, watch)?;
         if let Some(started) = task.vm.started.take() {
             started(&self.accel, warm);
         }

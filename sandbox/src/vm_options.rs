@@ -7,7 +7,7 @@ use std::time::Duration;
 use minivm_guest::channel::{Request, Rlimit, Tmpfs, Window};
 use minivm_image::Config;
 use minivm_machine::output::Pending;
-use minivm_machine::{Accel, Files};
+use minivm_machine::{Accel, Files, Watching};
 
 use crate::{Capability, Error, Program, Task, python};
 
@@ -64,6 +64,9 @@ pub struct VmOptions {
     pub overdue: Option<Box<dyn FnOnce() + Send>>,
     /// Called when the machine runs.
     pub started: Option<Started>,
+    /// Called before the machine is started, for the watch over its exits. A machine in the lab then boots, also where there is a template
+    /// for it.
+    pub watch: Option<Watching>,
 }
 
 impl VmOptions {
@@ -73,6 +76,7 @@ impl VmOptions {
             (self.changes_the_container(), Capability::Container),
             (self.terminal.is_some(), Capability::Terminal),
             (!self.copy_out.is_empty(), Capability::CopyOut),
+            (self.watch.is_some(), Capability::Machine),
         ];
         needs
             .into_iter()

@@ -1,6 +1,6 @@
 //! `minivm --kernel …`: boots a kernel with the terminal as its console.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
 use super::terminal;
+use super::trace::{TraceArgs, Tracing};
 use super::{console, units};
 
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
@@ -43,6 +44,8 @@ pub(super) struct BootArgs {
     /// Unix socket at which `minivm snapshot` can save the machine while it runs; it is removed at the end
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceArgs,
     #[command(flatten)]
     accel: AccelArg,
 }
@@ -78,30 +81,45 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
         cpus: args.cpus,
     };
     config.check()?;
-    match args.accel.why_lab()? {
-        None => console::run(
-            Builder::new(config),
-            args.control.as_deref(),
-            Instant::now(),
-        ),
-        Some(why) => {
-            if let Some(socket) = args.control {
-                bail!(
-                    "--control {} needs this host's KVM, and the machine would run in the lab: {why}; run both there: \
-                     `minivm lab -- sh -c 'minivm --kernel … --control … & …'`",
-                    socket.display()
-                );
-            }
-            // What is wrong with the files is better said at once, with their names here.
-            Builder::new(config.clone()).check()?;
-            eprintln!("minivm: {}", running_in_lab(&why));
-            run_in_lab(config, verbose)
-        }
+    let Some(why) = args.accel.why_lab()? else {
+        return run_here(config, args.control.as_deref(), args.trace);
+    };
+    if let Some(socket) = args.control {
+        bail!(
+            "--control {} needs this host's KVM, and the machine would run in the lab: {why}; run both there: \
+             `minivm lab -- sh -c 'minivm --kernel … --control … & …'`",
+            socket.display()
+        );
+    }
+    // What is wrong with the files is better said at once, with their names here.
+    Builder::new(config.clone()).check()?;
+    let tracing = args.trace.open(kernel_of(&config))?;
+    eprintln!("minivm: {}", running_in_lab(&why));
+    run_in_lab(config, tracing, verbose)
+}
+
+/// Runs the machine on this host's KVM.
+fn run_here(config: Config, socket: Option<&Path>, trace: TraceArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    if trace.is_set() {
+        // Before a file is made for the trace.
+        Builder::new(config.clone()).check()?;
+    }
+    let tracing = trace.open(kernel_of(&config))?;
+    tracing.run(Builder::new(config), started, |builder| {
+        console::run(builder, socket, started)
+    })
+}
+
+fn kernel_of(config: &Config) -> Option<&Path> {
+    match &config.kernel {
+        Kernel::File(path) => Some(path),
+        Kernel::Code(_) => None,
     }
 }
 
 /// Runs the machine in the lab, which gets the two files and nothing else.
-fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
+fn run_in_lab(config: Config, tracing: Tracing, verbose: u8) -> anyhow::Result<ExitCode> {
     let mut request = LabMachine::Console(config).request(verbose)?;
     let raw = console::raw_mode(true)?;
     if raw.is_some() {
@@ -112,7 +130,7 @@ fn run_in_lab(config: Config, verbose: u8) -> anyhow::Result<ExitCode> {
         });
         request.stdin = lab::Input::From(keys.context("cannot read the terminal")?);
     }
-    let finished = request.run();
+    let finished = tracing.run_in_lab(request)?;
     drop(raw);
     if let Some(warning) = lab::unjailed_warning() {
         eprintln!("minivm: {warning}");

@@ -11,7 +11,7 @@ use minivm_machine::lab_machine::LabMachine;
 use minivm_machine::{templates, timeline};
 use minivm_vmm::Builder;
 
-use super::{EXIT_ERROR, EXIT_TIMEOUT, console, units};
+use super::{EXIT_ERROR, EXIT_TIMEOUT, console, trace, units};
 
 #[derive(Args)]
 #[command(
@@ -92,10 +92,25 @@ fn file(text: &str) -> Result<(PathBuf, PathBuf), String> {
     Ok((host.into(), lab.into()))
 }
 
+#[derive(Args)]
+pub(super) struct LabMachineArgs {
+    /// Port for the events of the machine's trace
+    #[arg(long, value_name = "PORT")]
+    trace_to: Option<PathBuf>,
+}
+
 /// `minivm lab-machine`: runs the machine that this lab was sent, for what it was sent for.
-pub(super) fn run_machine() -> anyhow::Result<ExitCode> {
+pub(super) fn run_machine(args: &LabMachineArgs) -> anyhow::Result<ExitCode> {
+    let port = args.trace_to.as_deref();
     match LabMachine::receive()? {
-        LabMachine::Console(config) => console::run(Builder::new(config), None, Instant::now()),
+        LabMachine::Console(config) => trace::forwarded(port, |observer| {
+            let builder = Builder::new(config);
+            let builder = match observer {
+                Some(observer) => builder.observer(observer),
+                None => builder,
+            };
+            console::run(builder, None, Instant::now())
+        }),
         LabMachine::Template(recipe) => {
             templates::lab::run_agent(&recipe)?;
             Ok(ExitCode::SUCCESS)
@@ -105,7 +120,9 @@ pub(super) fn run_machine() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         LabMachine::Session(machine) => {
-            let ended = minivm_machine::relay(&machine)?;
+            let ended = trace::forwarded(port, |observer| {
+                Ok(minivm_machine::relay(&machine, observer)?)
+            })?;
             if ended.orderly {
                 return Ok(ExitCode::SUCCESS);
             }

@@ -20,6 +20,7 @@ mod template;
 mod terminal;
 mod timeline;
 mod tmpfs;
+mod trace;
 mod turducken;
 mod units;
 mod variables;
@@ -101,7 +102,7 @@ enum Command {
     LabKeep,
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
-    LabMachine,
+    LabMachine(lab::LabMachineArgs),
     /// Runs a machine for its timeline
     #[command(name = minivm_machine::timeline::COMMAND, hide = true)]
     TimelineMeasure,
@@ -149,7 +150,7 @@ impl Cli {
             Some(Command::Doctor(args)) => doctor::run(&args),
             Some(Command::Lab(args)) => lab::run(args),
             Some(Command::LabInit) => minivm_machine::lab::run_as_init(),
-            Some(Command::LabMachine) => lab::run_machine(),
+            Some(Command::LabMachine(args)) => lab::run_machine(&args),
         }
     }
 }
@@ -171,7 +172,7 @@ impl Cli {
             // The lab has no cache yet; a machine that is saved is asked over its socket.
             Some(
                 Command::LabInit
-                | Command::LabMachine
+                | Command::LabMachine(_)
                 | Command::TimelineMeasure
                 | Command::Snapshot(_),
             ) => false,

@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use minivm_image::{Image, Source};
 use minivm_machine::Accel;
+use minivm_machine::kernel;
 use minivm_machine::output::{CaptureBuffer, NOT_TAKEN};
 use minivm_machine::session::Event;
 use minivm_machine::streams;
@@ -26,6 +27,7 @@ use super::image::{self, PullArgs};
 use super::report::{Captured, RunReport, time_limit_reached};
 use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
+use super::trace::TraceArgs;
 use super::{EXIT_TIMEOUT, hint, signals, template, units, unwrapped, worker};
 
 /// The signal that Ctrl-A x counts as.
@@ -95,6 +97,8 @@ pub(super) struct RunArgs {
     #[arg(long, conflicts_with = "tty", help_heading = "Input and output")]
     pub(super) json: bool,
     #[command(flatten)]
+    trace: TraceArgs,
+    #[command(flatten)]
     accel: AccelArg,
     /// Accepted as container users type it: nothing of a run is kept anyway
     #[arg(long, hide = true)]
@@ -161,6 +165,10 @@ impl RunArgs {
         self.check()?;
         let mut task = self.task()?;
         let sandbox = self.open(&task, console)?;
+        let reporting = self
+            .trace
+            .open(self.kernel_file().as_deref())?
+            .watch(&mut task, started);
         let opened = started.elapsed();
         log::debug!("the sandbox is there {opened:.2?} after the start");
         let events = connect(&mut task, captured, self.timeout)?;
@@ -171,6 +179,7 @@ impl RunArgs {
         };
         let finished = sandbox.run(task);
         drop(raw);
+        drop(reporting);
         signals::end_at_once();
         let finished = finished.map_err(unwrapped)?;
         Ok(RunReport::new(
@@ -212,6 +221,7 @@ impl RunArgs {
             (self.kernel.is_some(), "--kernel", Machine),
             (self.no_rings, "--no-rings", Machine),
             (self.accel.is_set(), "--accel", Machine),
+            (self.trace.is_set(), "--trace", Machine),
             (self.memory.is_some(), "--memory", MemoryLimit),
         ];
         let given = |(given, flag, needs): (bool, _, _)| given.then_some((flag, needs));
@@ -278,6 +288,12 @@ impl RunArgs {
             true => Ok(microvm),
             false => Ok(microvm.templates(template::folder()?)),
         }
+    }
+
+    /// The kernel's file, whose symbols a trace may need. A named template's isn't known here.
+    fn kernel_file(&self) -> Option<PathBuf> {
+        let default = || kernel::find().ok().filter(|_| self.template.is_none());
+        self.kernel.clone().or_else(default)
     }
 
     /// The image, and how it was called.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,14 +89,31 @@ fn end_if_stalled(events: Sender<Event>, pending: Pending) {
     let _ = thread::Builder::new().name("stalled".into()).spawn(watch);
 }
 
-/// Does `clean_up` when a signal is about to end this process, as it then does. What was ignored before stays ignored.
+/// What is done before a signal ends this process, in this order.
+static CLEAN_UPS: Mutex<Vec<CleanUp>> = Mutex::new(Vec::new());
+
+type CleanUp = Box<dyn FnOnce() + Send>;
+
+/// Does `clean_up` when a signal is about to end this process, as it then does. What was ignored before stays ignored. Several of them are
+/// done one after the other.
 pub(super) fn before_death(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut clean_ups = CLEAN_UPS.lock().unwrap_or_else(PoisonError::into_inner);
+    if clean_ups.is_empty() {
+        clean_up_at_the_first_signal()?;
+    }
+    clean_ups.push(Box::new(clean_up));
+    Ok(())
+}
+
+fn clean_up_at_the_first_signal() -> io::Result<()> {
     let mut signals = unless_ignored(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                clean_up();
+                let all =
+                    std::mem::take(&mut *CLEAN_UPS.lock().unwrap_or_else(PoisonError::into_inner));
+                all.into_iter().for_each(|clean_up| clean_up());
                 // Ends the process as the signal would have done.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }

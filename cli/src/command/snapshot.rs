@@ -10,6 +10,7 @@ use clap::Args;
 use minivm_vmm::{Builder, Snapshot};
 
 use super::accel::AccelArg;
+use super::trace::TraceArgs;
 use super::{console, control};
 
 #[derive(Args)]
@@ -48,6 +49,8 @@ pub(super) struct RestoreArgs {
     /// Unix socket at which `minivm snapshot` can save the machine while it runs; it is removed at the end
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceArgs,
     #[command(flatten)]
     accel: AccelArg,
 }
@@ -94,9 +97,8 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
             args.folder.display()
         );
     }
-    console::run(
-        Builder::restore(&snapshot),
-        args.control.as_deref(),
-        started,
-    )
+    let tracing = args.trace.open(None)?;
+    tracing.run(Builder::restore(&snapshot), started, |builder| {
+        console::run(builder, args.control.as_deref(), started)
+    })
 }

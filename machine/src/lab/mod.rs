@@ -30,6 +30,7 @@ mod stop;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,9 @@ use qemu::{Qemu, QemuConfig};
 pub const QEMU: &str = "qemu-system-x86_64";
 /// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
 pub const INIT_COMMAND: &str = "lab-init";
+
+/// The flag of `minivm lab-machine` that names the port for the events of its machine's trace.
+const TRACE_TO: &str = "--trace-to";
 
 /// Returns whether this process runs in a lab.
 pub(crate) fn is_inside() -> bool {
@@ -177,6 +181,15 @@ impl LabRequest {
             icount: false,
             stop: Stop::default(),
         }
+    }
+
+    /// Has the lab's command, which is `minivm lab-machine`, send the events of its machine's trace to `events`, over a port. The other end
+    /// of the stream sees its end when the lab has ended.
+    pub fn trace_to(&mut self, events: UnixStream) {
+        self.ports.push(events.into());
+        // The first is the lab's own.
+        let path = format!("/dev/vport0p{}", self.ports.len() + 1);
+        self.command.extend([TRACE_TO.into(), path.into()]);
     }
 
     /// Sets the lab's memory to what a guest of `guest` bytes needs in it, together with the files that the request has by now.

@@ -25,7 +25,7 @@
 //!         templates.create("science", &recipe, &Accel::Kvm)?;
 //!     }
 //!     let template = templates.open_named("science")?;
-//!     Ok(session.run(templates.resume(&template, false)?)?)
+//!     Ok(session.run(templates.resume(&template, false, None)?)?)
 //! }
 //! ```
 
@@ -38,8 +38,11 @@ mod store;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+
+use minivm_vmm::Observer;
 
 use crate::images::ImageCache;
 use crate::template::Saved;
@@ -103,20 +106,26 @@ impl Templates {
     }
 
     /// Resumes a machine of the recipe's automatic template, which waits for its request. Where there is no such template, returns
-    /// `None` and starts a process in the background that makes one for later runs.
+    /// `None` and starts a process in the background that makes one for later runs. An observer sees the exits of a machine on this host's
+    /// KVM.
     ///
     /// # Errors
     ///
     /// [`Error::Machine`] or [`Error::Snapshot`] where this host can't restore the machine, [`Error::File`] where the kernel's
     /// metadata can't be read; [`Error::Busy`] where another process removes the same damaged template.
-    pub fn start(&self, recipe: &Recipe, accel: &Accel) -> Result<Option<Link>, Error> {
+    pub fn start(
+        &self,
+        recipe: &Recipe,
+        accel: &Accel,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Option<Link>, Error> {
         let recipe = &recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
         if let Accel::Lab { .. } = accel {
             return Ok(lab::connect(recipe, &key, &self.cache)?);
         }
         let resumed = self.open(&key).and_then(|template| {
-            let resume = |template| self.resume(&template, recipe.machine.console);
+            let resume = |template| self.resume(&template, recipe.machine.console, observer);
             template.map(resume).transpose()
         });
         match resumed {
@@ -172,15 +181,20 @@ impl Templates {
     }
 
     /// Resumes a machine of the template, which waits for its request: here, or in the template's lab, which is started if it doesn't
-    /// run. `console` says whether a machine's console here goes to stderr.
+    /// run. `console` says whether a machine's console here goes to stderr, and an observer sees the exits of a machine here.
     ///
     /// # Errors
     ///
     /// [`Error::Machine`] where this host can't restore the machine, or the lab has none; [`Error::Archive`] where a lab would lack the
     /// image's archive; [`Error::File`] where the kernel's metadata can't be read.
-    pub fn resume(&self, template: &Template, console: bool) -> Result<Link, Error> {
+    pub fn resume(
+        &self,
+        template: &Template,
+        console: bool,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Link, Error> {
         Ok(match &template.saved {
-            Some(saved) => saved.resume(console)?,
+            Some(saved) => saved.resume_observed(console, observer)?,
             None => {
                 let archive = &template.recipe.machine.initramfs;
                 // Checked here: a lab that can't be made is kept for a while to report it, see `lab`.

@@ -57,7 +57,7 @@ fn run(task: &Task, main: Instant) -> Result<Timeline, Error> {
         }
         (Subject::Warm(_, request), Some((folder, rings))) => {
             let saved = Saved::open(folder, *rings)?;
-            let link = saved.resume_observed(measured.recorder.clone())?;
+            let link = saved.resume_observed(false, Some(measured.recorder.clone()))?;
             measured.session(link, request, *timeout, Start::Warm)
         }
         (Subject::Warm(..), None) => Err(Error::NoTemplate("it was not saved".into())),

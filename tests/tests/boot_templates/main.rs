@@ -15,4 +15,5 @@ mod kills;
 mod names;
 mod pages;
 mod same;
+mod trace;
 mod unnamed;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run. `cargo xtask bench image`:
 //! what images cost, side by side with the shell's tools. `cargo xtask bench compare`: what the sandboxes' adapters cost, side
 //! by side with the tools driven by hand. `cargo xtask bench warm`: what it costs to go on from a snapshot, side by side with
-//! a boot.
+//! a boot. `cargo xtask bench trace`: what a trace costs each exit.
 //!
 //! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
 //! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
@@ -13,6 +13,7 @@ mod image;
 mod memory;
 mod sample;
 mod table;
+mod trace;
 mod warm;
 
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub(crate) enum Bench {
     Warm(warm::WarmArgs),
     /// The sandboxes, each against the same tool driven by hand
     Compare(compare::CompareArgs),
+    /// A guest's exits, with and without a trace
+    Trace,
 }
 
 #[derive(Args)]
@@ -52,6 +55,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Image(args) => image::run(args),
         Bench::Warm(args) => warm::run(args),
         Bench::Compare(args) => compare::run(args),
+        Bench::Trace => trace::run(),
     }
 }
 

@@ -1,0 +1,280 @@
+//! Meanings: what the guest did with an exit, in words.
+//!
+//! Each device has a table of its registers here, written from its data sheet and not from the code that emulates it. Some registers mean
+//! one thing or another by what was written before, so the decoders keep that much state: they have to see every exit of a machine. A
+//! machine that was restored had a life before its trace: what the decoders can't know then, they say.
+
+mod absent;
+mod ioapic;
+mod power;
+mod uart;
+
+use std::borrow::Cow;
+use std::fmt;
+
+use minivm_vmm::layout;
+
+use crate::event::{Exit, Kind};
+use ioapic::IoApic;
+use uart::Uart;
+
+/// The part of the machine that an exit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// The first UART: the console.
+    Com1,
+    /// The second UART: in `minivm run`, the channel to the guest's init.
+    Com2,
+    /// The IOAPIC.
+    IoApic,
+    /// ACPI's sleep registers.
+    Acpi,
+    /// The keyboard controller, of which there is the reset line.
+    Keyboard,
+    /// No device: nothing is at that port or address.
+    Nothing,
+    /// The vCPU itself: an exit that is no access.
+    Processor,
+}
+
+/// The meaning of an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meaning {
+    /// What it is about.
+    pub device: Device,
+    /// What the guest did, without values: the same for exits that tables count together.
+    pub action: Cow<'static, str>,
+    /// The values, in words; empty where there are none.
+    pub detail: String,
+    /// Whether a table explains the exit. If not, the other fields say no more than the access itself.
+    pub known: bool,
+    /// A byte that goes through a UART, or the look whether it is ready for one: text that is put together again.
+    pub text: Option<Text>,
+}
+
+/// The part that an exit has in a text that goes through a UART.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// The guest transmits this byte.
+    Transmit(u8),
+    /// The guest looks whether it can transmit.
+    Poll,
+}
+
+impl Meaning {
+    pub(crate) fn new(device: Device, action: impl Into<Cow<'static, str>>) -> Self {
+        Meaning {
+            device,
+            action: action.into(),
+            detail: String::new(),
+            known: true,
+            text: None,
+        }
+    }
+
+    /// Returns the device and the action: the same for exits that tables count together.
+    pub(crate) fn name(&self) -> String {
+        match self.device {
+            Device::Processor | Device::Nothing => self.action.clone().into(),
+            device => format!("{}: {}", device.name(), self.action),
+        }
+    }
+
+    fn with(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+}
+
+impl fmt::Display for Meaning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.detail {
+            "" => write!(f, "{}", self.name()),
+            detail => write!(f, "{} {detail}", self.name()),
+        }
+    }
+}
+
+impl Device {
+    /// All devices.
+    pub const ALL: [Device; 7] = [
+        Device::Com1,
+        Device::Com2,
+        Device::IoApic,
+        Device::Acpi,
+        Device::Keyboard,
+        Device::Nothing,
+        Device::Processor,
+    ];
+
+    /// Returns its name in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Device::Com1 => "COM1",
+            Device::Com2 => "COM2",
+            Device::IoApic => "IOAPIC",
+            Device::Acpi => "ACPI",
+            Device::Keyboard => "keyboard controller",
+            Device::Nothing => "nothing",
+            Device::Processor => "processor",
+        }
+    }
+
+    /// Returns its name in filters and JSON.
+    pub fn id(self) -> &'static str {
+        match self {
+            Device::Com1 => "com1",
+            Device::Com2 => "com2",
+            Device::IoApic => "ioapic",
+            Device::Acpi => "acpi",
+            Device::Keyboard => "keyboard",
+            Device::Nothing => "nothing",
+            Device::Processor => "processor",
+        }
+    }
+}
+
+/// Finds the meanings of one machine's exits.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    com1: Uart,
+    com2: Uart,
+    ioapic: IoApic,
+}
+
+impl Decoder {
+    /// Makes the decoder of a machine that has just booted or been restored.
+    pub fn new() -> Self {
+        Decoder::default()
+    }
+
+    /// Returns the meaning of the next exit.
+    pub fn decode(&mut self, exit: &Exit) -> Meaning {
+        match exit.kind {
+            Kind::In | Kind::Out => self.port(exit),
+            Kind::MmioRead | Kind::MmioWrite => self.address(exit),
+            _ => processor(exit),
+        }
+    }
+
+    fn port(&mut self, exit: &Exit) -> Meaning {
+        let com = |first: u16| {
+            let offset = exit.address.checked_sub(first.into())?;
+            u8::try_from(offset).ok().filter(|offset| *offset < 8)
+        };
+        if let Some(register) = com(layout::COM1_PORT) {
+            return self.com1.decode(Device::Com1, register, exit);
+        }
+        if let Some(register) = com(layout::COM2_PORT) {
+            return self.com2.decode(Device::Com2, register, exit);
+        }
+        match u16::try_from(exit.address) {
+            Ok(layout::I8042_COMMAND_PORT) => power::keyboard(exit),
+            Ok(port @ layout::ACPI_SLEEP_PORT..=power::SLEEP_STATUS_PORT) => {
+                power::acpi(port, exit)
+            }
+            _ => absent::port(exit),
+        }
+    }
+
+    fn address(&mut self, exit: &Exit) -> Meaning {
+        match exit.address.checked_sub(layout::IOAPIC.0) {
+            Some(offset) if offset < ioapic::SIZE => self.ioapic.decode(offset, exit),
+            _ => absent::address(exit),
+        }
+    }
+}
+
+/// Returns the meaning of an exit that is no access.
+fn processor(exit: &Exit) -> Meaning {
+    let action = match exit.kind {
+        Kind::Shutdown => "triple fault: a fault without a handler, which resets the machine",
+        Kind::Halt => "halt with no interrupt to come",
+        Kind::BusLock => "an access that locked the memory bus: the vCPU rests for a millisecond",
+        Kind::Interrupted => "no exit of the guest's: minivm called the thread out of the guest",
+        Kind::NotRunnable => "no exit of the guest's: the vCPU waits for another one to start it",
+        _ => {
+            let mut meaning = Meaning::new(Device::Processor, "an exit that ends the machine:");
+            meaning.known = false;
+            return meaning.with(exit.reason.as_deref().unwrap_or_default());
+        }
+    };
+    Meaning::new(Device::Processor, action)
+}
+
+/// Returns a value as a register's width shows it.
+fn hexadecimal(exit: &Exit) -> String {
+    match exit.data.size() {
+        1 => format!("{:#04x}", exit.data.value()),
+        2 => format!("{:#06x}", exit.data.value()),
+        4 => format!("{:#010x}", exit.data.value()),
+        8 => format!("{:#018x}", exit.data.value()),
+        size => format!("{size} bytes"),
+    }
+}
+
+/// Returns the names of the bits that are set, or `none` where there are none.
+fn bits(value: u8, names: &[(u8, &'static str)], none: &'static str) -> String {
+    let set = names.iter().filter(|(bit, _)| value & bit != 0);
+    let set: Vec<_> = set.map(|(_, name)| *name).collect();
+    match set.is_empty() {
+        true => none.into(),
+        false => set.join(", "),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::event::Data;
+
+    /// An access of `kind`.
+    pub(crate) fn access(kind: Kind, address: u64, data: &[u8]) -> Exit {
+        Exit {
+            at: 0,
+            took: 0,
+            vcpu: 0,
+            kind,
+            address,
+            data: Data::new(data),
+            rip: 0,
+            reason: None,
+        }
+    }
+
+    /// Decodes accesses in their order; returns the meaning of the last.
+    pub(crate) fn meaning(accesses: &[(Kind, u64, &[u8])]) -> String {
+        let mut decoder = Decoder::new();
+        let mut last = String::new();
+        for (kind, address, data) in accesses {
+            last = decoder.decode(&access(*kind, *address, data)).to_string();
+        }
+        last
+    }
+
+    #[test]
+    fn an_exit_without_an_access_has_a_meaning() {
+        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_access()) {
+            let meaning = Decoder::new().decode(&access(kind, 0, &[]));
+            assert_eq!(meaning.device, Device::Processor);
+            assert_eq!(meaning.known, kind != Kind::Other);
+        }
+    }
+
+    #[test]
+    fn neighbours_of_a_device_are_not_the_device() {
+        for (kind, address) in [
+            (Kind::Out, 0x3f7),
+            (Kind::Out, 0x400),
+            (Kind::In, 0x2f7),
+            (Kind::In, 0x300),
+            (Kind::Out, 0x63),
+            (Kind::Out, 0x602),
+            (Kind::MmioRead, 0xfebf_fffc),
+            (Kind::MmioRead, 0xfec0_1000),
+        ] {
+            let meaning = Decoder::new().decode(&access(kind, address, &[0]));
+            assert_eq!(meaning.device, Device::Nothing, "{address:#x}: {meaning}");
+        }
+    }
+}
