@@ -61,7 +61,7 @@ impl LabMachine {
 
     /// Returns the paths of its kernel and initramfs, and its memory in bytes.
     fn parts(&mut self) -> (Option<&mut PathBuf>, Option<&mut PathBuf>, u64) {
-        match self {
+        let machine = match self {
             LabMachine::Console(config)
             | LabMachine::Timeline(Job {
                 subject: Subject::Raw(config),
@@ -71,19 +71,24 @@ impl LabMachine {
                     Kernel::File(path) => Some(path),
                     Kernel::Code(_) => None,
                 };
-                (kernel, config.initramfs.as_mut(), config.memory)
+                return (kernel, config.initramfs.as_mut(), config.memory);
             }
             LabMachine::Session(machine)
             | LabMachine::Template(Recipe { machine, .. })
             | LabMachine::Timeline(Job {
-                subject: Subject::Cold(machine, _) | Subject::Warm(Recipe { machine, .. }, _),
+                subject: Subject::Cold(machine, _),
                 ..
-            }) => (
-                Some(&mut machine.kernel),
-                Some(&mut machine.initramfs),
-                machine.memory,
-            ),
-        }
+            }) => machine,
+            LabMachine::Timeline(Job {
+                subject: Subject::Warm(recipe, _),
+                ..
+            }) => &mut recipe.machine,
+        };
+        (
+            Some(&mut machine.kernel),
+            Some(&mut machine.initramfs),
+            machine.memory,
+        )
     }
 
     /// Returns the machine that this lab was sent.

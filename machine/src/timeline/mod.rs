@@ -64,5 +64,5 @@ pub enum Subject {
     /// A command in a machine that boots.
     Cold(MachineSpec, Request),
     /// A command in a machine that is resumed. It is made and saved before.
-    Warm(Recipe, Request),
+    Warm(Box<Recipe>, Request),
 }

@@ -152,7 +152,7 @@ impl Machine {
                     kernel.clone_into(&mut recipe.machine.kernel);
                 }
                 Ok(match warm {
-                    true => Subject::Warm(recipe, request),
+                    true => Subject::Warm(Box::new(recipe), request),
                     false => Subject::Cold(recipe.machine, request),
                 })
             }
@@ -305,7 +305,8 @@ fn kernel_file(subject: &Subject) -> String {
             Kernel::File(path) => path,
             Kernel::Code(_) => return "machine code".into(),
         },
-        Subject::Cold(machine, _) | Subject::Warm(Recipe { machine, .. }, _) => &machine.kernel,
+        Subject::Cold(machine, _) => &machine.kernel,
+        Subject::Warm(recipe, _) => &recipe.machine.kernel,
     };
     printable(&path.to_string_lossy(), NAME_MAX)
 }
