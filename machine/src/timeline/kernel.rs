@@ -14,8 +14,8 @@ const LINES_MAX: usize = 4096;
 /// The most characters of a line.
 const TEXT_MAX: usize = 200;
 
-/// The beginnings of messages, in the order of a boot, and the parts that begin with them. The functions are the kernel's
-/// (`init/main.c`).
+/// The beginnings of messages, in the order of a boot, and the parts that begin with them. The functions are those that
+/// the kernel's `init/main.c` has or calls.
 const MARKS: [(&str, &str); 5] = [
     // setup_arch: the processor, the memory map, ACPI's tables.
     ("Linux version ", "architecture"),
