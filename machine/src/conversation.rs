@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Exit, Hello, Refusal, ToHost, VERSION};
+use minivm_guest::channel::{Exit, Hello, KernelLog, Refusal, ToHost, VERSION};
 use minivm_image::io_error::cannot;
 
 use super::copies::Files;
@@ -30,6 +30,8 @@ pub(super) struct Conversation<'a> {
     pub(super) stdout: Capped,
     pub(super) stderr: Capped,
     pub(super) timeout: Option<Duration>,
+    /// Whether the request asks for the kernel's log.
+    pub(super) timeline: bool,
     pub(super) outgoing: &'a Outgoing,
     pub(super) watchdog: &'a Watchdog,
     pub(super) stopper: &'a Stopper,
@@ -62,6 +64,7 @@ impl Notes {
             begun: Instant::now(),
             hello: None,
             exec: None,
+            log: None,
             exit: None,
         }
     }
@@ -90,6 +93,7 @@ fn kind(message: &ToHost) -> &'static str {
         ToHost::FilesOf(..) => "the announcement of files",
         ToHost::Files(_) => "a piece of a file",
         ToHost::Warning(_) => "a warning",
+        ToHost::Log(_) => "a log",
         ToHost::Exit(_) => "an exit",
     }
 }
@@ -107,6 +111,8 @@ pub(super) struct Notes {
     pub(super) begun: Instant,
     pub(super) hello: Option<Instant>,
     pub(super) exec: Option<Instant>,
+    /// The guest's part of a timeline.
+    pub(super) log: Option<KernelLog>,
     /// The exit that the guest reported, where that is the command's end.
     pub(super) exit: Option<Exit>,
 }
@@ -197,6 +203,9 @@ impl Conversation<'_> {
             (Phase::Started, ToHost::FilesOf(number, why)) => return self.begin_files(number, why),
             (Phase::Booting, _) => return Err(broken("its first message is not a hello")),
             (_, ToHost::Warning(text)) => self.notes.warn(text),
+            (Phase::Started, ToHost::Log(log)) if self.timeline && self.notes.log.is_none() => {
+                self.notes.log = Some(log);
+            }
             (Phase::Started, ToHost::Exit(exit)) => return Ok(Next::End(self.end(exit))),
             (phase, message) => return Err(out_of_order(&message, phase.when())),
         }

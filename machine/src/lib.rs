@@ -49,6 +49,7 @@
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
+//! | [`timeline`] | one machine's life as phases, and its exits |
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
 //! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
 //! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
@@ -82,6 +83,7 @@ pub mod signal;
 pub mod streams;
 pub mod template;
 pub mod templates;
+pub mod timeline;
 mod unpack_into;
 mod warning;
 mod watch;
@@ -243,6 +245,9 @@ pub enum Error {
     /// The guest would have too little memory.
     #[error("{0}")]
     NoRoom(String),
+    /// The machine of a timeline failed, in the process that ran it.
+    #[error("{0}")]
+    Measured(String),
     /// A system call on the host failed.
     #[error(transparent)]
     Host(#[from] HostError),

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::BodyTooLong;
-use minivm_guest::channel::{Exit, Request, ToGuest, Window};
+use minivm_guest::channel::{Exit, KernelLog, Request, ToGuest, Window};
 use minivm_image::io_error::{HostError, cannot};
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -87,7 +87,11 @@ pub struct Report {
     pub warnings: Vec<Warning>,
     /// Whether some files could not be copied out. The warnings name them.
     pub copy_failed: bool,
-    /// Time from the session's start to the hello of the guest's init.
+    /// The guest's part of a timeline, where [`Request::timeline`] asked for it.
+    pub log: Option<KernelLog>,
+    /// The session's start.
+    pub begun: Instant,
+    /// Time from there to the hello of the guest's init.
     pub boot: Duration,
     /// Time from there to the command's start.
     pub setup: Duration,
@@ -150,6 +154,7 @@ impl Session {
             for_command,
         };
         forwarder.start(outgoing.clone(), Arc::downgrade(&stopper))?;
+        let timeline = self.request.timeline;
         let asking = ask(
             self.request,
             self.copy_in,
@@ -164,6 +169,7 @@ impl Session {
             stdout: Capped::new(self.stdout, self.max_output, &pending),
             stderr: Capped::new(self.stderr, self.max_output, &pending),
             timeout: self.timeout,
+            timeline,
             outgoing: &outgoing,
             watchdog: &watchdog,
             stopper: &stopper,
@@ -444,6 +450,8 @@ impl Report {
             truncated,
             warnings: notes.warnings,
             copy_failed: notes.copy_failed,
+            log: notes.log,
+            begun: notes.begun,
             boot: hello - notes.begun,
             setup: since_hello - run,
             run,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
-    Hello, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
+    Hello, KernelLog, LOG_MAX, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_machine::session::Event;
@@ -484,6 +484,31 @@ fn messages_after_the_exit_are_ignored() {
     let stdout = scene.stdout.clone();
     assert_eq!(scene.play().unwrap().end, End::Exited(0));
     assert!(stdout.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_log_comes_once_and_only_where_it_was_asked_for() {
+    let log = || {
+        ToHost::Log(KernelLog {
+            records: vec![0xff; LOG_MAX],
+            ..KernelLog::default()
+        })
+    };
+    let report = |timeline, logs: usize| {
+        let logs = std::iter::repeat_with(log).take(logs);
+        let words = [hello(), ToHost::Started].into_iter().chain(logs);
+        let words: Vec<_> = words.chain([exit(0)]).collect();
+        let mut scene = Scene::new(encoded(&words), Then::Waits);
+        scene.request.timeline = timeline;
+        scene.play()
+    };
+    let sent = report(true, 1).unwrap().log.unwrap();
+    assert_eq!(sent.records.len(), LOG_MAX);
+    assert_eq!(report(true, 0).unwrap().log, None);
+    for (timeline, logs) in [(false, 1), (true, 2)] {
+        let told = told(report(timeline, logs));
+        assert!(told.contains("out of order: a log"), "{told}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use minivm_guest::channel::Request;
 use minivm_image::Config;
 use minivm_image::io_error::cannot;
 use minivm_machine::images::Archive;
@@ -173,6 +174,17 @@ impl Microvm {
             config: self.config.clone(),
             warm,
         })
+    }
+
+    /// Returns the recipe of this machine and the request to its init that `task` becomes: all that another process needs to run the task.
+    ///
+    /// # Errors
+    ///
+    /// As [`recipe`](Self::recipe)'s, and [`Error::Request`] where the task isn't valid.
+    pub fn plan(&self, task: &Task) -> Result<(Recipe, Request), Error> {
+        let code = matches!(task.program, Program::Code(_));
+        let recipe = self.recipe(task.limits.memory, code.then(String::new))?;
+        Ok((recipe, task.request(&self.config)?))
     }
 
     /// Starts a machine, and returns the link to it and whether it was resumed from a template.
@@ -367,6 +379,8 @@ mod tests {
             truncated: false,
             warnings: Vec::new(),
             copy_failed: false,
+            log: None,
+            begun: Instant::now(),
             boot: millis(4),
             setup: millis(8),
             run: millis(16),

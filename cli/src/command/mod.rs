@@ -10,6 +10,7 @@ mod doctor;
 mod hint;
 mod image;
 mod lab;
+mod page;
 mod report;
 mod request;
 mod run;
@@ -17,6 +18,7 @@ mod signals;
 mod snapshot;
 mod template;
 mod terminal;
+mod timeline;
 mod tmpfs;
 mod trace;
 mod turducken;
@@ -68,6 +70,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Run the same code in all sandboxes and compare them
     Compare(compare::CompareArgs),
+    /// Show a machine's start, run and end as phases, with its exits
+    Timeline(Box<timeline::TimelineArgs>),
     /// Make an initramfs from a container image
     Build(build::BuildArgs),
     /// Create, list and remove templates: saved machines that are ready to run a command
@@ -100,6 +104,9 @@ enum Command {
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
     LabMachine(lab::LabMachineArgs),
+    /// Runs a machine for its timeline
+    #[command(name = minivm_machine::timeline::COMMAND, hide = true)]
+    TimelineMeasure,
 }
 
 impl Cli {
@@ -134,6 +141,8 @@ impl Cli {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
+            Some(Command::Timeline(args)) => timeline::run(&args).map_err(hint::full),
+            Some(Command::TimelineMeasure) => timeline::run_measured(),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
@@ -167,7 +176,12 @@ impl Cli {
             None => !self.boot.is_on_kvm(),
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
-            Some(Command::LabInit | Command::LabMachine(_) | Command::Snapshot(_)) => false,
+            Some(
+                Command::LabInit
+                | Command::LabMachine(_)
+                | Command::TimelineMeasure
+                | Command::Snapshot(_),
+            ) => false,
             Some(_) => true,
         }
     }
