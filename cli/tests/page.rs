@@ -5,23 +5,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
+use minivm_tests::browser::{Theme, look};
 use minivm_tests::given;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{self, Ended};
 use serde_json::Value;
 
-/// Loads the page and tells what a reader sees of it: how wide bars are, what tables say, whether anything sticks out.
-const READER: &str = r##"<!doctype html><meta charset="utf-8"><iframe src="page.html" width="1000" height="900"></iframe>
-<pre id="seen"></pre><script>
-const frame = document.querySelector("iframe");
-frame.onload = () => {
-  const page = frame.contentDocument;
-  const all = (selector) => [...page.querySelectorAll(selector)];
-  const root = page.documentElement;
-  document.querySelector("#seen").textContent = "SEEN" + JSON.stringify({
+/// What a reader sees of the page: how wide bars are, what tables say, whether anything sticks out.
+const LOOK: &str = r##"{
     code: page.querySelector("#code").textContent,
     bars: all("#time .bar").map((bar) => bar.getBoundingClientRect().width),
     rows: all("#time .bar").map((bar) => [bar.getBoundingClientRect().top, bar.getBoundingClientRect().bottom]),
@@ -30,54 +23,13 @@ frame.onload = () => {
     answers: all("#answers td code").map((code) => code.textContent),
     reach: all("#reach tbody td").map((cell) => cell.className),
     scripts: all("script").length,
-    loaded: frame.contentWindow.performance.getEntriesByType("resource").length,
-    overflow: root.scrollWidth - root.clientWidth,
-  }) + "END";
-};
-</script>"##;
+    loaded: loaded,
+    overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+}"##;
 
 fn compare(args: &[&str]) -> Ended {
     let release = given::path("MINIVM_TEST_BINARY");
     program::run(Command::new(release).arg("compare").args(args), PATIENCE)
-}
-
-/// What a reader sees of the page in the folder.
-fn read(folder: &Path) -> Value {
-    let reader = folder.join("reader.html");
-    fs::write(&reader, READER).unwrap();
-    let mut chromium = Command::new("chromium");
-    chromium.args([
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-    ]);
-    chromium.args([
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]);
-    chromium.args([
-        "--allow-file-access-from-files",
-        "--virtual-time-budget=10000",
-        "--dump-dom",
-    ]);
-    chromium.arg(format!(
-        "--user-data-dir={}",
-        folder.join("profile").display()
-    ));
-    chromium.arg(format!("file://{}", reader.display()));
-    let ended = program::run(&mut chromium, PATIENCE);
-    let dom = ended
-        .text()
-        .replace("&lt;", "<")
-        .replace("&gt;", ">")
-        .replace("&amp;", "&");
-    let (_, seen) = dom
-        .split_once("SEEN{")
-        .unwrap_or_else(|| panic!("{dom}\n{}", ended.stderr));
-    let (seen, _) = seen.split_once("}END").unwrap();
-    serde_json::from_str(&format!("{{{seen}}}")).unwrap()
 }
 
 #[test]
@@ -101,7 +53,8 @@ fn the_page_shows_a_chart_and_tables_and_nothing_runs_in_it() {
         "it loads nothing"
     );
 
-    let seen = read(folder.path());
+    let seen = look(folder.path(), LOOK, Theme::Light);
+    let seen: Value = serde_json::from_str(&seen).unwrap();
     let list = |name: &str| seen[name].as_array().unwrap().clone();
     assert_eq!(seen["code"], code);
     assert_eq!(list("answers"), ["<script>alert(1)</script> & 2+2"; 2]);

@@ -7,12 +7,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use minivm_image::io_error::{HostError, cannot};
 use minivm_vmm::{Config, Kernel};
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{LabRequest, Root};
 use crate::templates::Recipe;
-use crate::{Error, MachineSpec, cannot};
+use crate::timeline::{Job, Subject};
+use crate::{Error, MachineSpec};
 
 /// The argument that makes this program run the machine that the lab was sent. The command line must call [`LabMachine::receive`] for it.
 pub const COMMAND: &str = "lab-machine";
@@ -28,6 +30,8 @@ pub enum LabMachine {
     Console(Config),
     /// `minivm run`: the machine's frames come from stdin and go to stdout, see [`relay`](crate::relay).
     Session(MachineSpec),
+    /// `minivm timeline`: the machine is measured, and its timeline goes to stdout, see [`timeline::answer`](crate::timeline::answer).
+    Timeline(Job),
     /// A kept lab: the machine is made ready once, saved, and resumed at every port, see [`run_agent`](crate::templates::lab::run_agent).
     Template(Recipe),
 }
@@ -58,28 +62,42 @@ impl LabMachine {
 
     /// Returns the paths of its kernel and initramfs, and its memory in bytes.
     fn parts(&mut self) -> (Option<&mut PathBuf>, Option<&mut PathBuf>, u64) {
-        match self {
-            LabMachine::Console(config) => {
+        let machine = match self {
+            LabMachine::Console(config)
+            | LabMachine::Timeline(Job {
+                subject: Subject::Raw(config),
+                ..
+            }) => {
                 let kernel = match &mut config.kernel {
                     Kernel::File(path) => Some(path),
                     Kernel::Code(_) => None,
                 };
-                (kernel, config.initramfs.as_mut(), config.memory)
+                return (kernel, config.initramfs.as_mut(), config.memory);
             }
-            LabMachine::Session(machine) | LabMachine::Template(Recipe { machine, .. }) => (
-                Some(&mut machine.kernel),
-                Some(&mut machine.initramfs),
-                machine.memory,
-            ),
-        }
+            LabMachine::Session(machine)
+            | LabMachine::Template(Recipe { machine, .. })
+            | LabMachine::Timeline(Job {
+                subject: Subject::Cold(machine, _),
+                ..
+            }) => machine,
+            LabMachine::Timeline(Job {
+                subject: Subject::Warm(recipe, _),
+                ..
+            }) => &mut recipe.machine,
+        };
+        (
+            Some(&mut machine.kernel),
+            Some(&mut machine.initramfs),
+            machine.memory,
+        )
     }
 
     /// Returns the machine that this lab was sent.
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where `/machine.json` can't be read, as everywhere but in a lab that [`request`](Self::request) made.
-    pub fn receive() -> Result<LabMachine, Error> {
+    /// Where `/machine.json` can't be read, as everywhere but in a lab that [`request`](Self::request) made.
+    pub fn receive() -> Result<LabMachine, HostError> {
         let reading = || cannot(format!("read {RECORD}, which minivm sends to its labs"));
         let record = fs::read(Path::new(RECORD)).map_err(reading())?;
         serde_json::from_slice(&record)

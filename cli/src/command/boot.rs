@@ -16,7 +16,7 @@ use super::trace::{TraceArgs, Tracing};
 use super::{console, units};
 
 /// The console on COM1, few messages, and an end of the process where the kernel ends.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
+pub(super) const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 
 #[derive(Args)]
 pub(super) struct BootArgs {

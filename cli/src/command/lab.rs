@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use minivm_machine::lab::{Error, LabRequest, Root};
 use minivm_machine::lab_machine::LabMachine;
-use minivm_machine::templates;
+use minivm_machine::{templates, timeline};
 use minivm_vmm::Builder;
 
 use super::{EXIT_ERROR, EXIT_TIMEOUT, console, trace, units};
@@ -113,6 +113,10 @@ pub(super) fn run_machine(args: &LabMachineArgs) -> anyhow::Result<ExitCode> {
         }),
         LabMachine::Template(recipe) => {
             templates::lab::run_agent(&recipe)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        LabMachine::Timeline(job) => {
+            timeline::answer(&job)?;
             Ok(ExitCode::SUCCESS)
         }
         LabMachine::Session(machine) => {

@@ -10,6 +10,7 @@ mod doctor;
 mod hint;
 mod image;
 mod lab;
+mod page;
 mod report;
 mod request;
 mod run;
@@ -17,12 +18,14 @@ mod signals;
 mod snapshot;
 mod template;
 mod terminal;
+mod timeline;
 mod tmpfs;
 mod trace;
 mod turducken;
 mod units;
 mod variables;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -67,6 +70,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Run the same code in all sandboxes and compare them
     Compare(compare::CompareArgs),
+    /// Show a machine's start, run and end as phases, with its exits
+    Timeline(Box<timeline::TimelineArgs>),
     /// Make an initramfs from a container image
     Build(build::BuildArgs),
     /// Create, list and remove templates: saved machines that are ready to run a command
@@ -99,13 +104,21 @@ enum Command {
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
     LabMachine(lab::LabMachineArgs),
+    /// Runs a machine for its timeline
+    #[command(name = minivm_machine::timeline::COMMAND, hide = true)]
+    TimelineMeasure,
 }
 
 impl Cli {
     /// Parses the command line. Where that is wrong, ends this process with the reason and code 2.
     pub(crate) fn parse_line() -> Self {
         let mut command = Cli::command();
-        let matches = command.get_matches_mut();
+        let args: Vec<_> = std::env::args_os().collect();
+        let matches = command.try_get_matches_from_mut(&args);
+        let matches = matches.unwrap_or_else(|error| match error.kind() {
+            ErrorKind::InvalidUtf8 => not_utf8(&mut command, args).exit(),
+            _ => error.exit(),
+        });
         if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
             let wrong = format!("--{flag} is for `minivm --kernel FILE`, and not before `{name}`");
             command.error(ErrorKind::ArgumentConflict, wrong).exit();
@@ -128,6 +141,8 @@ impl Cli {
             None => boot::run(self.boot, self.verbose),
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
+            Some(Command::Timeline(args)) => timeline::run(&args).map_err(hint::full),
+            Some(Command::TimelineMeasure) => timeline::run_measured(),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
@@ -161,7 +176,12 @@ impl Cli {
             None => !self.boot.is_on_kvm(),
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
-            Some(Command::LabInit | Command::LabMachine(_) | Command::Snapshot(_)) => false,
+            Some(
+                Command::LabInit
+                | Command::LabMachine(_)
+                | Command::TimelineMeasure
+                | Command::Snapshot(_),
+            ) => false,
             Some(_) => true,
         }
     }
@@ -176,6 +196,25 @@ impl Command {
             _ => false,
         }
     }
+}
+
+/// Returns the error that names the argument that has to be UTF-8 and isn't: clap's own names none.
+fn not_utf8(command: &mut clap::Command, mut args: Vec<OsString>) -> clap::Error {
+    let mut named = OsString::new();
+    for number in 0..args.len() {
+        if args[number].to_str().is_some() {
+            continue;
+        }
+        let text = args[number].to_string_lossy().into_owned().into();
+        named = std::mem::replace(&mut args[number], text);
+        // Other arguments, such as a command's own, may have any bytes.
+        let parsed = command.try_get_matches_from_mut(&args);
+        if !parsed.is_err_and(|error| error.kind() == ErrorKind::InvalidUtf8) {
+            break;
+        }
+    }
+    let text = format!("the argument {named:?} is not UTF-8, as it has to be\n");
+    clap::Error::raw(ErrorKind::InvalidUtf8, text)
 }
 
 /// A flag of a machine that is booted without a command, if one was given. clap can refuse these itself, but then `-v` too.

@@ -87,7 +87,11 @@ fn every_command_that_is_shown_is_understood() {
 
 #[test]
 fn tables_of_flags_have_those_that_there_are() {
-    for (page, commands) in [("docs/run.md", &["run"][..]), ("docs/boot.md", &[])] {
+    for (page, commands) in [
+        ("docs/run.md", &["run"][..]),
+        ("docs/timeline.md", &["timeline"]),
+        ("docs/boot.md", &[]),
+    ] {
         let text = fs::read_to_string(root().join(page)).unwrap();
         let table = text
             .lines()

@@ -24,8 +24,9 @@ const IMAGES: [&str; 4] = [
     "alpine:3",
 ];
 /// What boots or resumes a machine, in a command.
-const BOOTS: [&str; 4] = [
+const BOOTS: [&str; 5] = [
     "minivm run",
+    "minivm timeline",
     "minivm --kernel",
     "minivm restore",
     "template create",

@@ -9,10 +9,13 @@ use super::frame::{self, BodyTooLong};
 pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
 
 /// The version of these messages, which has to be equal on both sides.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The most input that the host may send before it is asked for more, in bytes.
 pub const STDIN_WINDOW: u32 = 256 << 10;
+
+/// The most bytes of [`KernelLog::records`] that init sends: the kernel's buffer in most configurations.
+pub const LOG_MAX: usize = 256 << 10;
 
 /// A message to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub enum ToHost<'a> {
     Files(&'a [u8]),
     /// A warning for the user, in a line.
     Warning(String),
+    /// The clock's marks and the kernel's log, where [`Request::timeline`] asks for them: once, when the command has ended.
+    Log(KernelLog),
     /// The command has ended. The last message.
     Exit(Exit),
 }
@@ -104,6 +109,8 @@ pub struct Request {
     pub copy_in: bool,
     /// Absolute paths of the files and folders that the host wants after the command's end.
     pub copy_out: Vec<Vec<u8>>,
+    /// Whether the host draws a timeline: then init marks its clock on COM2 and sends [`ToHost::Log`].
+    pub timeline: bool,
     /// The wall clock, in nanoseconds since 1970, when this was sent. See [`ToHost::Time`].
     pub now: u64,
     /// Random bytes that no other machine gets: clones of one machine differ by them.
@@ -213,6 +220,31 @@ pub struct Times {
     pub exit: u64,
 }
 
+/// The guest's part of a timeline: what the host needs to read the guest's clocks, and the kernel's log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelLog {
+    /// The times of the two bytes [`MARK`](super::MARK) on COM2: when the request had come, and when the command had ended. `None` where
+    /// init can't write them, because frames go through COM2, or because the kernel's driver would write them later.
+    pub marks: Option<[Moment; 2]>,
+    /// A line that init has written to the log: its time in the log, in microseconds, and the time of the writing. `None` where there is
+    /// no log, or where the machine comes from a template, whose boot was another run's.
+    pub line: Option<(u64, Moment)>,
+    /// The log's records as `/dev/kmsg` has them (the kernel's `Documentation/ABI/testing/dev-kmsg`), from the oldest on; at most
+    /// [`LOG_MAX`] bytes.
+    pub records: Vec<u8>,
+    /// The time when all of this had been gathered.
+    pub gathered: u64,
+}
+
+/// A moment within the time of a call, on the clock of [`Times`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// The time just before the call.
+    pub before: u64,
+    /// The time just after the call.
+    pub after: u64,
+}
+
 /// The error of a frame that is no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
@@ -244,6 +276,7 @@ const WARNING: u8 = 0x89;
 const EXIT: u8 = 0x8a;
 const READY: u8 = 0x8b;
 const ASK_TIME: u8 = 0x8c;
+const LOG: u8 = 0x8d;
 
 impl Request {
     /// Checks that the request fits a message, at any time of sending: the texts of images and users in it have no limit.
@@ -323,6 +356,7 @@ impl<'a> ToHost<'a> {
             ToHost::FilesOf(number, why) => structure(FILES_OF, &(number, why), out),
             ToHost::Files(bytes) => plain(FILES_OUT, bytes, out),
             ToHost::Warning(text) => structure(WARNING, text, out),
+            ToHost::Log(log) => structure(LOG, log, out),
             ToHost::Exit(exit) => structure(EXIT, exit, out),
         }
     }
@@ -351,6 +385,7 @@ impl<'a> ToHost<'a> {
             }
             FILES_OUT => ToHost::Files(body),
             WARNING => ToHost::Warning(parsed(tag, body)?),
+            LOG => ToHost::Log(parsed(tag, body)?),
             EXIT => ToHost::Exit(parsed(tag, body)?),
             _ => return Err(MessageError::Tag(tag)),
         })
@@ -440,6 +475,18 @@ mod tests {
             ToHost::FilesOf(3, Some("no such file".into())),
             ToHost::Files(&[0; 1000]),
             ToHost::Warning("careful".into()),
+            ToHost::Log(KernelLog {
+                marks: Some([Moment::default(); 2]),
+                line: Some((
+                    u64::MAX,
+                    Moment {
+                        before: 1,
+                        after: 2,
+                    },
+                )),
+                records: vec![0xff; LOG_MAX],
+                gathered: 3,
+            }),
             ToHost::Exit(exit),
         ] {
             to_host(&message);

@@ -18,11 +18,19 @@
 //! 5. The command has ended, and all its output is sent: for each path in [`Request::copy_out`] the guest sends
 //!    [`ToHost::FilesOf`] and [`ToHost::Files`]; then [`ToHost::Exit`], and ends the machine.
 //!
+//! Where [`Request::timeline`] is set, the guest also writes [`MARK`] to COM2 when the request has come and when the command has ended,
+//! and sends [`ToHost::Log`] then.
+//!
 //! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and no received
 //! byte decides how much memory is allocated, beyond [`frame::BODY_MAX`].
 
 /// COM2's first I/O port: its data register.
 pub const COM2_PORT: u16 = 0x2f8;
+
+/// The doorbell by which init marks its clock: the host sees the exit that it makes, and init knows the time before and after it. As a
+/// doorbell it is like any other byte. A kernel's driver writes to the same port before, its divisor of the UART's clock for one, which
+/// is another number at any usual speed.
+pub const MARK: u8 = 0xa5;
 
 /// The word on the kernel's command line that announces a listening host to init: `rings` follows, or `uart` where all bytes are
 /// to go through the UART.
@@ -36,6 +44,6 @@ mod message;
 pub mod ring;
 
 pub use message::{
-    Exit, Hello, Interpreter, MAGIC, MessageError, Preparation, Refusal, Request, Rlimit,
-    STDIN_WINDOW, Status, Times, Tmpfs, ToGuest, ToHost, VERSION, Window,
+    Exit, Hello, Interpreter, KernelLog, LOG_MAX, MAGIC, MessageError, Moment, Preparation,
+    Refusal, Request, Rlimit, STDIN_WINDOW, Status, Times, Tmpfs, ToGuest, ToHost, VERSION, Window,
 };

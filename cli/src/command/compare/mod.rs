@@ -21,6 +21,7 @@ use minivm_sandbox::{Backend, Host};
 
 use super::accel::AccelArg;
 use super::image::{self, PullArgs};
+use super::page::PageFile;
 use super::{template, units, worker};
 use measure::{Plan, Row};
 
@@ -73,7 +74,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         return again_with_a_secret(args.html.as_deref());
     };
     // Better now than after a minute.
-    let page = args.html.as_deref().map(page::Place::open).transpose()?;
+    let page = args.html.as_deref().map(PageFile::open).transpose()?;
     let image = args.image()?;
     let host = args.host(image.as_ref())?;
     let backends = match &*args.backends {
@@ -165,7 +166,7 @@ impl CompareArgs {
         bar
     }
 
-    fn print(&self, rows: &[Row], page: Option<page::Place>) -> anyhow::Result<()> {
+    fn print(&self, rows: &[Row], file: Option<PageFile>) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{}", serde_json::to_string_pretty(rows)?)?;
@@ -175,8 +176,8 @@ impl CompareArgs {
                 writeln!(out, "{}", row.answer())?;
             }
         }
-        if let (Some(page), Some(path)) = (page, &self.html) {
-            page.write(&self.code, self.runs, rows)?;
+        if let (Some(file), Some(path)) = (file, &self.html) {
+            file.write(&page::render(&self.code, self.runs, rows)?)?;
             if !self.pull.quiet {
                 eprintln!("minivm: wrote {}", path.display());
             }

@@ -1,16 +1,12 @@
 //! The comparison as a page: one file, which needs nothing else.
 
-use std::fs;
-use std::io::Write;
-use std::path::Path;
-
 use anyhow::Context;
 use askama::Template;
-use minivm_machine::output_path::Output;
 use minivm_sandbox::reach::{Probe, Reach};
 
 use super::measure::Row;
 use super::table::{memory, seconds};
+use crate::command::page::{percent, processor};
 
 /// Where the scale of times begins, in seconds, and how many powers of ten it has.
 const FROM: f64 = 0.000_1;
@@ -51,40 +47,14 @@ struct Cell {
     how: String,
 }
 
-/// Where it is to be.
-pub(super) struct Place<'a> {
-    path: &'a Path,
-    output: Output,
-}
-
-impl<'a> Place<'a> {
-    /// Opens it, before the work is done.
-    pub(super) fn open(path: &'a Path) -> anyhow::Result<Self> {
-        let output = Output::open(path, 0o666).with_context(|| cannot_write(path))?;
-        Ok(Place { path, output })
-    }
-
-    /// Writes the page; a file appears whole, or not at all.
-    pub(super) fn write(mut self, code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<()> {
-        let text = render(code, runs, rows)?;
-        let written = self.output.write_all(text.as_bytes());
-        written
-            .and_then(|()| self.output.finish())
-            .with_context(|| cannot_write(self.path))
-    }
-}
-
-fn cannot_write(path: &Path) -> String {
-    format!("cannot write {}", path.display())
-}
-
-fn render(code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<String> {
+/// Makes the page.
+pub(super) fn render(code: &str, runs: u32, rows: &[Row]) -> anyhow::Result<String> {
     let most = rows.iter().filter_map(|row| row.peak_memory).max();
     let has_reach = rows.iter().any(|row| !row.reach.is_empty());
     let probes: &[Probe] = if has_reach { &Probe::ALL } else { &[] };
     let page = Page {
         version: env!("CARGO_PKG_VERSION"),
-        machine: machine(),
+        machine: processor(),
         code,
         runs,
         lab: rows.iter().any(|row| row.in_lab),
@@ -141,25 +111,6 @@ fn on_scale(time: f64) -> String {
     format!("{:.2}", (100.0 * decades / DECADES).clamp(0.0, 100.0))
 }
 
-fn percent(part: u64, whole: u64) -> String {
-    // In hundredths of a percent, a whole number.
-    let parts = u128::from(part) * 10_000 / u128::from(whole.max(1));
-    format!("{}.{:02}", parts / 100, parts % 100)
-}
-
-/// The processor's name and number, from /proc/cpuinfo.
-fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let model = model.map_or("a processor of unknown make", |line| {
-        line.trim_start_matches([' ', '\t', ':']).trim()
-    });
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{count} × {model}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,8 +123,6 @@ mod tests {
             (on_scale(0.0), on_scale(1e9)),
             ("0.00".into(), "100.00".into())
         );
-        assert_eq!(percent(1, 3), "33.33");
-        assert_eq!(percent(u64::MAX, u64::MAX), "100.00");
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! 4. `command` starts the command as its user (`user`), on pipes or on a terminal.
 //! 5. One loop moves bytes and signals until the command has ended (`session`). Another thread does nothing but wait for
 //!    processes.
-//! 6. The files that the host wants go out (`files`), then the command's end, and the machine is switched off.
+//! 6. The files that the host wants go out (`files`), then the command's end, and the machine is switched off. A host that draws a
+//!    timeline gets the kernel's log before (`log`).
 //!
 //! Where the kernel's command line doesn't announce a host, `alone` runs the image's own command on the console.
 //!
@@ -27,6 +28,7 @@ mod files;
 mod identity;
 mod image;
 mod interpreter;
+mod log;
 mod mounts;
 mod ports;
 mod rings;

@@ -15,7 +15,7 @@ use crate::command::{self, Running, Streams};
 use crate::interpreter::Waiting;
 use crate::user::{self, User};
 use crate::wire::Wire;
-use crate::{Error, blank, clock, files, identity, mounts, surroundings};
+use crate::{Error, blank, clock, files, identity, log, mounts, surroundings};
 
 /// The most bytes that are read of an output at once.
 const CHUNK: usize = 64 << 10;
@@ -92,6 +92,8 @@ fn serve(
     prepared: Option<Prepared>,
     mut times: Times,
 ) -> Result<(), Error> {
+    let request_mark = request.timeline.then(|| wire.mark()).flatten();
+    let booted = prepared.is_none();
     identity::assume(request)?;
     let Prepared { interpreter, lost } = match prepared {
         Some(prepared) => prepared,
@@ -123,6 +125,10 @@ fn serve(
         }
     };
     times.exit = clock();
+    if request.timeline {
+        let marks = request_mark.and_then(|first| Some([first, wire.mark()?]));
+        wire.send(&ToHost::Log(log::gather(marks, booted)))?;
+    }
     files::copy_out(wire, &request.copy_out)?;
     let (user_time, system_time, largest) = command::usage();
     wire.send(&ToHost::Exit(Exit {

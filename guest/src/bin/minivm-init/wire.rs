@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Hello, MAGIC, ToGuest, ToHost, VERSION};
+use minivm_guest::channel::{Hello, MAGIC, MARK, Moment, ToGuest, ToHost, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -12,7 +12,7 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::ports::Com2;
 use crate::rings::Rings;
-use crate::{Error, cannot, print};
+use crate::{Error, cannot, clock, print};
 
 /// Linux's device file for COM2.
 const TTY: &str = "/dev/ttyS1";
@@ -127,6 +127,16 @@ impl Wire {
             None => write_all(&self.tty, &[0])?,
         }
         Ok(())
+    }
+
+    /// Writes [`MARK`] to COM2. Returns when; `None` where a byte on COM2 is a part of a frame, or the kernel's driver would write it at
+    /// a time of its own.
+    pub(crate) fn mark(&self) -> Option<Moment> {
+        let ports = self.ports.as_ref().filter(|_| self.rings.is_some())?;
+        let before = clock();
+        ports.write(&[MARK]);
+        let after = clock();
+        Some(Moment { before, after })
     }
 
     fn write_uart(&self) -> Result<usize, Error> {
