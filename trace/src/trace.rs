@@ -18,9 +18,11 @@ pub struct Trace {
     strays: Strays,
     totals: Totals,
     output: Option<Box<dyn Format>>,
-    /// Is told once why the trace ends before its machine.
-    on_failure: Box<dyn FnMut(&io::Error, u64) + Send>,
+    on_failure: OnFailure,
 }
+
+/// A function that is called when the output fails, with the reason and the number of exits so far.
+type OnFailure = Box<dyn FnMut(&io::Error, u64) + Send>;
 
 impl Trace {
     /// Makes a trace that only counts.

@@ -123,19 +123,28 @@ fn run_in_lab(config: Config, tracing: Tracing, verbose: u8) -> anyhow::Result<E
     let mut request = LabMachine::Console(config).request(verbose)?;
     let raw = console::raw_mode(true)?;
     if raw.is_some() {
-        // Ends this process, and with it the lab.
-        let keys = terminal::keys(|| {
+        let (traced, stop) = (tracing.is_on(), request.stop.clone());
+        let keys = terminal::keys(move || {
+            if traced {
+                return stop.stop();
+            }
+            // Ends this process, and with it the lab.
             terminal::restore();
             std::process::exit(0)
         });
         request.stdin = lab::Input::From(keys.context("cannot read the terminal")?);
     }
-    let finished = tracing.run_in_lab(request)?;
+    let (finished, counts) = tracing.run_in_lab(request)?;
     drop(raw);
+    drop(counts);
     if let Some(warning) = lab::unjailed_warning() {
         eprintln!("minivm: {warning}");
     }
+    let code = match finished {
+        Err(lab::Error::Stopped) => return Ok(ExitCode::SUCCESS),
+        finished => finished?.code,
+    };
     Ok(ExitCode::from(
-        u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR),
+        u8::try_from(code).unwrap_or(super::EXIT_ERROR),
     ))
 }

@@ -26,7 +26,14 @@ pub(super) struct TraceArgs {
     /// Trace the guest's exits, with what each means: to FILE, or live to stderr; at the end, count them on stderr
     ///
     /// FILE's ending chooses the format, see --trace-format.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, help_heading = "Trace")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_short_help = true,
+        help_heading = "Trace"
+    )]
     trace: Option<Option<PathBuf>>,
     /// Exits to show and count, such as com1,ioapic,vcpu=0
     ///
@@ -184,19 +191,24 @@ impl Tracing {
         ended
     }
 
-    /// Runs a lab with a machine of which the lab sends the events, traces it, and prints the counts.
+    /// Runs a lab with a machine of which the lab sends the events, and traces it. The counts are printed when the second value is
+    /// dropped.
     pub(super) fn run_in_lab(
         self,
         mut request: LabRequest,
-    ) -> anyhow::Result<Result<Finished, lab::Error>> {
-        let Some(trace) = self.0 else {
-            return Ok(request.run());
-        };
-        let (events, recording) = Recording::in_lab(trace).context("cannot read from a lab")?;
-        request.trace_to(events);
-        let finished = request.run();
-        recording.report();
-        Ok(finished)
+    ) -> anyhow::Result<(Result<Finished, lab::Error>, ReportOnDrop)> {
+        let counts = ReportOnDrop::default();
+        if let Some(trace) = self.0 {
+            let (events, recording) = Recording::in_lab(trace).context("cannot read from a lab")?;
+            request.trace_to(events);
+            let _ = counts.0.set(recording);
+        }
+        Ok((request.run(), counts))
+    }
+
+    /// Returns whether there is a trace.
+    pub(super) fn is_on(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Gives a task the watch over its machine, wherever that runs. The counts are printed when the value that this returns is dropped.

@@ -257,7 +257,6 @@ mod tests {
             (0x0000_7fff_0000_0000, None),
         ] {
             let found = symbols.find(rip);
-            let expected = expected.map(|(name, offset)| (name, offset));
             match found {
                 // Two names of one address: either will do.
                 Some((_, offset)) if rip == 0xffff_ffff_8100_00ff => assert_eq!(offset, 0xff),
