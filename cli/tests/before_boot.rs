@@ -43,7 +43,7 @@ impl Home {
         self.0.path().join(name)
     }
 
-    /// Runs `flags` and the image in the lab that is none.
+    /// Runs `flags` and the image in the lab that can't start.
     fn run(&self, flags: &[&str]) -> Ended {
         let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
         command

@@ -6,8 +6,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -56,11 +58,10 @@ fn boot(kernel: &Path, flags: &[&str]) -> Ended {
     run(command.args(flags), PATIENCE)
 }
 
-/// Checks that it ended with minivm's own error, told in one line that has all the `parts` in it.
 /// A kernel's file that is refused: what it is, its bytes, and what is said of it.
 type Refused = (&'static str, Vec<u8>, &'static [&'static str]);
 
-/// Checks the rows, each with its file's name told too.
+/// Checks the rows, whose errors name their files too.
 fn assert_kernels_refused(rows: &[Refused]) {
     let files = Files::new();
     for (what, bytes, parts) in rows {
@@ -87,6 +88,7 @@ fn changed_bzimage(change: impl FnOnce(&mut BzImage)) -> Vec<u8> {
     image.bytes()
 }
 
+/// Checks that it ended with minivm's own error, in one line that has all the `parts` in it.
 fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
     assert_eq!(ended.text(), "", "{what}");
     ended.assert_refused(what, parts);
@@ -436,6 +438,33 @@ fn wrong_usage_is_told_apart() {
             "{arguments:?}: {}",
             ended.stderr
         );
+    }
+}
+
+#[test]
+fn the_argument_that_is_not_utf_8_is_named() {
+    let odd = OsStr::from_bytes;
+    for (arguments, named) in [
+        (
+            &[odd(b"-u"), odd(b"me\xff"), odd(b"img")][..],
+            r#""me\xFF""#,
+        ),
+        (&[odd(b"img:\xff")], r#""img:\xFF""#),
+        // A working folder and a command may have any bytes.
+        (
+            &[
+                odd(b"-w\xfd"),
+                odd(b"--user=\xff"),
+                odd(b"img"),
+                odd(b"\xfe"),
+            ],
+            r#""--user=\xFF""#,
+        ),
+    ] {
+        let ended = run(minivm().arg("run").args(arguments), PATIENCE);
+        assert_eq!(ended.code, Some(USAGE), "{arguments:?}: {ended:?}");
+        let line = format!("error: the argument {named} is not UTF-8, as it has to be\n");
+        assert_eq!(ended.stderr, line);
     }
 }
 

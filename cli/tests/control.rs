@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 /// minivm's own error.
 const ERROR: i32 = 125;
-/// What a pipe holds that nobody reads, in bytes (pipe(7), "Pipe capacity").
+/// The bytes that a pipe without a reader's reads holds (pipe(7), "Pipe capacity").
 const PIPE: u64 = 64 << 10;
 
 /// Writes bytes to the console that count up from 1, for ever.
@@ -139,7 +139,7 @@ fn assert_counts_from(first: usize, bytes: &[u8]) {
     }
 }
 
-/// Checks the one line that tells of a snapshot.
+/// Checks the one line that reports a snapshot.
 fn assert_saved(ended: &Ended, folder: &Path) {
     assert_eq!(
         (ended.code, ended.stderr.as_str()),
@@ -156,7 +156,7 @@ fn assert_saved(ended: &Ended, folder: &Path) {
     assert_eq!(text.lines().count(), 1, "{text}");
 }
 
-/// Checks that it ended with minivm's own error, told in one line that has all the `parts` in it.
+/// Checks that it ended with minivm's own error, in one line that has all the `parts` in it.
 fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
     assert_eq!(ended.text(), "", "{what}");
     ended.assert_refused(what, parts);
@@ -196,7 +196,7 @@ fn a_machine_that_is_stopped_goes_on_with_its_next_byte() {
 }
 
 #[test]
-fn whoever_asks_waits_until_the_machine_has_ended() {
+fn a_client_waits_until_the_machine_has_ended() {
     let place = Place::new();
     for _ in 0..stress::count(10, 200) {
         let machine = place.counting();
@@ -418,7 +418,7 @@ fn a_killed_machines_socket_is_replaced() {
     );
     let socket = place.socket();
     assert_refused(
-        "nobody there",
+        "no listener",
         &place.snapshot(&[]),
         &[
             "no machine listens at",

@@ -398,7 +398,7 @@ exec qemu-system-x86_64 \"$@\"
     folder
 }
 
-/// Runs `cat` in a lab of this QEMU, gives it a word, and tells how often QEMU was started.
+/// Runs `cat` in a lab of this QEMU, gives it a word, and returns how often QEMU was started.
 fn echoed_with(folder: &Path) -> (Output, usize) {
     let path = std::env::var("PATH").unwrap();
     let mut minivm = Command::new(env!("CARGO_BIN_EXE_minivm"));

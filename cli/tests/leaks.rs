@@ -74,7 +74,7 @@ impl State {
     }
 }
 
-/// A folder for temporary files that nobody else uses.
+/// A folder for temporary files that no other process uses.
 fn temporary_files() -> &'static Path {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {
@@ -90,7 +90,7 @@ fn entries(folder: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path())
 }
 
-/// What is open, without the folder that is being read to tell.
+/// The open files, without the folder that is read to list them.
 fn open_files() -> BTreeSet<String> {
     let files = entries("/proc/self/fd").filter_map(|path| {
         let target = fs::read_link(&path).ok()?;
@@ -100,7 +100,7 @@ fn open_files() -> BTreeSet<String> {
     files.collect()
 }
 
-/// Ports that somebody listens on, on this host.
+/// The number of ports on which processes of this host listen.
 fn ports() -> usize {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"]
         .map(|file| fs::read_to_string(file).unwrap_or_default());

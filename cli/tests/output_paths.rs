@@ -85,7 +85,7 @@ fn begins(bytes: &[u8], expected: &[u8]) -> bool {
 #[test]
 fn devices_are_written_to_and_stay() {
     let place = Place::new();
-    // Whoever replaces something replaces the link, and not the machine's device.
+    // A program that replaces the path replaces the link, and not the machine's device.
     symlink("/dev/null", place.path("null")).unwrap();
     symlink("/dev/full", place.path("full")).unwrap();
     for (mut command, _) in place.both("null") {

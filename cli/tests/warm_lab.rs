@@ -120,7 +120,7 @@ impl Home {
         })
     }
 
-    /// Waits until all of the lab's machines are free, with nobody's in use.
+    /// Waits until all of the lab's machines are free.
     fn assert_all_are_free(&self) {
         wait_until("not all machines are free", || {
             self.at_once(MACHINES)
@@ -195,7 +195,7 @@ impl Home {
         ended.text()
     }
 
-    /// Prunes, and tells which labs there had been.
+    /// Prunes, and checks that this ends the lab.
     fn assert_prune_ends_the_lab(&self) {
         let labs = self.labs();
         let told = self.prune();
@@ -255,7 +255,7 @@ impl Process {
 }
 
 fn is_there(pid: i32) -> bool {
-    // One that is dead has no command line, though nobody has waited for it yet.
+    // A dead process has no command line, even before its parent has waited for it.
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
 }
 
@@ -396,7 +396,7 @@ fn bytes_and_files_arrive_as_they_went() {
     assert_end(&ended, 3, "10000001\n", "");
     assert!(fs::read(out.join("copy")).unwrap() == sent);
 
-    // The lab tells why a guest has died, and what came before is kept.
+    // The error says why a guest has died, and what it printed before is kept.
     let script = "echo out; echo err >&2; sleep 1; echo c > /proc/sysrq-trigger";
     let ended = program::run(&mut home.shell(&["--json"], script), PATIENCE);
     let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
@@ -489,7 +489,7 @@ fn a_killed_keeper_leaves_nothing_and_is_replaced() {
     assert_eq!(qemu.len(), 1);
     let using = running(&home, &[], "sleep 1000");
     kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
-    // Whoever has a machine there is told.
+    // A command that has a machine there ends with the reason.
     let ended = using.end(PATIENCE);
     assert_eq!((ended.code, ended.text().as_str()), (Some(125), "up\n"));
     assert_eq!(
@@ -497,7 +497,7 @@ fn a_killed_keeper_leaves_nothing_and_is_replaced() {
         "minivm: the machine ended before its command did: its lab ended\n"
     );
     wait_until("QEMU is still there", || !is_there(qemu[0]));
-    // Its socket is still there, and nobody behind it.
+    // Its socket is still there, and no process listens on it.
     assert_eq!(home.sockets().len(), 1);
     home.warm_up();
     assert_ne!(home.keeper(), keeper);
@@ -549,7 +549,7 @@ fn no_run_fails_beside_those_that_end_its_lab() {
     let over = AtomicBool::new(false);
     let end_labs = |words: &dyn Fn() -> Vec<String>| {
         while !over.load(Ordering::Relaxed) {
-            // What a command is told to remove may be gone by then.
+            // The template or lab that a command is to remove may be gone by then.
             program::run(home.minivm().args(words()), PATIENCE);
         }
     };
@@ -613,7 +613,7 @@ fn a_template_with_a_name_outlives_its_lab_and_prune() {
     );
     assert_end(&run(), 0, "4\n", "");
 
-    // Without what it is made of, it is told, and no lab is started for it.
+    // Without the archive that it is made of, a run ends with the reason, and starts no lab.
     home.prune();
     fs::remove_dir_all(home.path.join("cache/minivm/initramfs")).unwrap();
     let ended = run();
@@ -666,7 +666,7 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     [&[kind][..], &length, payload].concat()
 }
 
-/// How a command asks for a machine, how it is told that it has one, and how it passes input on.
+/// The frames by which a command asks for a machine, gets one, and passes input on.
 const ASK: u8 = 10;
 const STARTED: u8 = 2;
 const STDIN: u8 = 1;
@@ -691,7 +691,7 @@ fn machine(home: &Home) -> UnixStream {
 fn nonsense_at_the_socket_disturbs_nobody() {
     let home = Home::warm();
     let keeper = home.keeper();
-    // Who doesn't ask for a machine gets none; some of these never go away.
+    // A connection that doesn't ask for a machine gets none; some of these never go away.
     let silent: Vec<_> = (0..2 * MACHINES).map(|_| connection(&home)).collect();
     for nonsense in [
         b"GET / HTTP/1.0\r\n\r\n".to_vec(),
@@ -755,7 +755,7 @@ fn what_is_kept_holds_nothing_of_the_run_that_has_started_it() {
     let home = Home::new();
     let run = home.run(&[], &["--", "echo", "never seen"]);
     let mut shell = Command::new("/bin/sh");
-    // Who waits for the end of this output waits for all who have it open, as file 5 too.
+    // The end of this output comes when all processes have closed it, as file 5 too.
     shell
         .args(["-c", "\"$0\" \"$@\" 5>&1 >/dev/null"])
         .arg(run.get_program())

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use minivm_guest::channel::{Hello, Request, ToHost, VERSION};
-use minivm_machine::{Ended, Files, Link, Session};
+use minivm_machine::{CopyIn, Ended, Files, Link, Session};
 
 pub(crate) fn run(data: &[u8]) {
     let Some((&kind, bytes)) = data.split_first() else {
@@ -39,7 +39,7 @@ pub(crate) fn run(data: &[u8]) {
         boot_limit: Duration::from_secs(60),
         timeout: None,
         max_output: Some(1000),
-        copy_in: Vec::new(),
+        copy_in: CopyIn::default(),
         copy_out: vec![Files {
             from: "/out".into(),
             to: folder.join("out"),

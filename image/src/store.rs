@@ -5,7 +5,7 @@
 //! <folder>/tags/<hex>           which manifest a tag had, by the SHA-256 of the image's name
 //! <folder>/engine/<hex>         archives that a container engine saved, by the image's id
 //! <folder>/partial/<name>       all of these while they are made
-//! <folder>/lock                 locked by pulls together, and by who clears the folder alone
+//! <folder>/lock                 locked by pulls together, and alone by the process that clears the folder
 //! ```
 //!
 //! Only its owner can read it: an image may be private.

@@ -191,7 +191,7 @@ mod tests {
             folder_of(&place.join("minivm/labs"), 0o777);
             folder_of(&place.join("minivm"), 0o700);
         };
-        assert_eq!(said(closed), "", "nobody else gets there");
+        assert_eq!(said(closed), "", "no other user gets there");
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Exit, Hello, KernelLog, Refusal, ToHost, VERSION};
+use minivm_image::io_error::cannot;
 
 use super::copies::Files;
 use super::copy_out::{self, Budget};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, Outgoing, Stage};
-use super::{End, Error, cannot};
+use super::{End, Error, Warning};
 use crate::output::Capped;
 use crate::printable::printable;
 
@@ -100,7 +101,7 @@ fn kind(message: &ToHost) -> &'static str {
 /// Notes on a session, of which its report is made.
 #[derive(Debug)]
 pub(super) struct Notes {
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
     more_warnings: u64,
     pub(super) copy_failed: bool,
     /// How many of the requested copies have begun or failed. They come in order, each once.
@@ -330,7 +331,7 @@ impl Incoming<'_, '_> {
             false => Ok(()),
             true => {
                 let text = format!("the guest sends more than {} bytes", self.limit);
-                Err(cannot("take files out")(io::Error::other(text)))
+                Err(cannot("take files out")(io::Error::other(text)).into())
             }
         }
     }
@@ -374,20 +375,20 @@ impl Notes {
             }
         };
         self.copy_failed = true;
-        self.warnings.push(printable(&text, TEXT_MAX));
+        self.add(&text);
     }
 
     fn fail_copy(&mut self, files: &Files, why: &str) {
         self.copy_failed = true;
         // Not counted against WARNINGS_MAX: this is why the run counts as failed, and there is at most one for each copy.
         let text = format!("cannot copy {} out: {why}", files.from.display());
-        self.warnings.push(printable(&text, TEXT_MAX));
+        self.add(&text);
     }
 
     /// Keeps a guest's warning, without control characters. Counts it where there are too many.
     fn warn(&mut self, text: impl AsRef<str>) {
         if self.warnings.len() < WARNINGS_MAX {
-            self.warnings.push(printable(text.as_ref(), TEXT_MAX));
+            self.add(text.as_ref());
         } else {
             self.more_warnings += 1;
         }
@@ -397,8 +398,13 @@ impl Notes {
     pub(super) fn count_warnings(&mut self) {
         if self.more_warnings > 0 {
             let text = format!("there were {} more warnings", self.more_warnings);
-            self.warnings.push(text);
+            self.add(&text);
         }
+    }
+
+    fn add(&mut self, text: &str) {
+        let line = printable(text, TEXT_MAX);
+        self.warnings.push(Warning::Other(line));
     }
 }
 
@@ -431,7 +437,7 @@ fn closed(written: io::Result<()>) -> Result<Next, Error> {
     match written {
         Ok(()) => Ok(Next::Message),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Next::End(End::OutputClosed)),
-        Err(error) => Err(cannot("write the command's output")(error)),
+        Err(error) => Err(cannot("write the command's output")(error).into()),
     }
 }
 

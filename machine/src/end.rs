@@ -4,10 +4,8 @@ use minivm_guest::channel::{Exit, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// SIGKILL's number, the signal of a kernel's out-of-memory killer.
-const KILL: u8 = 9;
-/// SIGPIPE's number, the signal of a program whose output has lost its reader.
-const PIPE: u8 = 13;
+use crate::signal::{KILL, PIPE};
+
 /// The exit code of timeout(1) for a program that its time limit ended.
 const TIMED_OUT: u8 = 124;
 /// The exit code of POSIX's shell for a program that can't be executed.

@@ -7,9 +7,11 @@ use std::path::{Component, Path, PathBuf};
 
 use minivm_guest::newc::{self, Archive};
 use minivm_guest::{FILE_MAX, Nodes, Owner, append_path};
+use minivm_image::io_error::cannot;
 
+use super::Error;
 use super::copies::Files;
-use super::{Error, cannot};
+use crate::Warning;
 use crate::printable::printable;
 
 /// The most characters of a line for the user.
@@ -17,24 +19,87 @@ const TEXT_MAX: usize = 500;
 /// What a file takes of a file system in memory is a multiple of this.
 const PAGE: u64 = 4096;
 
-/// Checks that the files can be copied into a guest; returns how many bytes of its memory they take at least.
-///
-/// # Errors
-///
-/// Where one isn't there, is neither a file nor a folder, or is larger than an archive takes.
-pub fn check_copies(all: &[Files]) -> Result<u64, Error> {
-    let survey = Survey::of(all)?;
-    // Such a file system has an inode for each two pages of the memory, half of which files may take.
-    Ok(survey.bytes.max(survey.inodes.saturating_mul(PAGE)))
+/// Files to copy into a guest, which were there when this list was made.
+#[derive(Clone, Debug, Default)]
+pub struct CopyIn {
+    files: Vec<Files>,
+    /// What they take of the guest's memory at least.
+    bytes: u64,
 }
 
-/// Returns what of the files a sandbox doesn't get, in lines for the user.
-///
-/// # Errors
-///
-/// As [`check_copies`]'.
-pub fn left_out(all: &[Files]) -> Result<Vec<String>, Error> {
-    Ok(lines(&Survey::of(all)?.nodes))
+impl CopyIn {
+    /// Makes the list of files that can be copied into a guest, to absolute paths.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where one isn't there, is neither a file nor a folder, is larger than an archive takes, or where its path in the
+    /// guest is not absolute, has `..` in it, or is `/` alone.
+    pub fn of(files: Vec<Files>) -> Result<CopyIn, Error> {
+        let mut survey = Survey::default();
+        for Files { from, to } in &files {
+            survey
+                .add(from)
+                .map_err(cannot(format!("copy {} into the guest", from.display())))?;
+            guest_name(to, from)?;
+        }
+        // Such a file system has an inode for each two pages of the memory, half of which files may take.
+        let bytes = survey.bytes.max(survey.inodes.saturating_mul(PAGE));
+        Ok(CopyIn { files, bytes })
+    }
+
+    /// Returns whether there is nothing to copy.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Returns the files, as they were given.
+    pub fn files(&self) -> &[Files] {
+        &self.files
+    }
+
+    /// Checks that a guest with `memory` bytes of memory has room for the files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRoom`] where none of its file systems has.
+    pub fn check_room(&self, memory: u64) -> Result<(), Error> {
+        // A file system in memory takes at most half of it.
+        match self.bytes > memory / 2 {
+            false => Ok(()),
+            true => Err(Error::NoRoom(format!(
+                "the files for the guest take {} MiB, and its file system at most half of its memory of {} MiB: more -m/--memory helps",
+                self.bytes.div_ceil(1 << 20),
+                memory >> 20
+            ))),
+        }
+    }
+
+    /// Writes the files as one archive. Returns warnings about what is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where one can't be copied by now, or the archive can't be written.
+    pub fn pack<W: Write>(&self, out: W) -> Result<Vec<Warning>, Error> {
+        let mut archive = Archive::new(out);
+        let mut left_out = Vec::new();
+        for Files { from, to } in &self.files {
+            let name = guest_name(to, from)?;
+            let copying = || cannot(format!("copy {} into the guest", from.display()));
+            check_source(from).map_err(copying())?;
+            let packed = append_path(&mut archive, from, &name, Owner::Root);
+            let nodes = packed.map_err(|error| copying()(in_one_line(&error)))?;
+            left_out.extend(warnings(&nodes));
+        }
+        let finished = archive.finish().map(drop);
+        finished.map_err(|error| cannot("copy files into the guest")(io::Error::other(error)))?;
+        Ok(left_out)
+    }
+}
+
+/// Returns an archive's error with its cause, as a system call's.
+fn in_one_line(error: &newc::Error) -> io::Error {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    io::Error::other(format!("{error}{}", cause.unwrap_or_default()))
 }
 
 /// Totals of what there is to copy.
@@ -44,20 +109,16 @@ struct Survey {
     bytes: u64,
     /// Files, folders and links.
     inodes: u64,
-    nodes: Nodes,
 }
 
 impl Survey {
-    fn of(all: &[Files]) -> Result<Survey, Error> {
-        let mut survey = Survey::default();
-        for Files { from, .. } in all {
-            let surveyed = check_source(from).and_then(|source| match source.is_dir() {
-                true => survey.folder(from),
-                false => survey.file(from, &source),
-            });
-            surveyed.map_err(cannot(format!("copy {} into the guest", from.display())))?;
+    /// Adds a file, or a folder with what is in it.
+    fn add(&mut self, from: &Path) -> io::Result<()> {
+        let source = check_source(from)?;
+        match source.is_dir() {
+            true => self.folder(from),
+            false => self.file(from, &source),
         }
-        Ok(survey)
     }
 
     /// Adds what is in a folder and below it, however deep that is.
@@ -73,8 +134,7 @@ impl Survey {
                 match () {
                     () if kind.is_dir() => folders.push(path),
                     () if kind.is_file() => self.file(&path, &metadata)?,
-                    () if kind.is_symlink() => {}
-                    () => self.nodes.add(&path),
+                    () => {}
                 }
             }
         }
@@ -111,7 +171,8 @@ fn naming(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-fn lines(nodes: &Nodes) -> Vec<String> {
+/// Returns warnings about the nodes that no archive takes.
+fn warnings(nodes: &Nodes) -> Vec<Warning> {
     let line = |path: &PathBuf| {
         let there = path.symlink_metadata();
         let what = there.map_or("it is gone", |there| what_is(&there));
@@ -121,51 +182,7 @@ fn lines(nodes: &Nodes) -> Vec<String> {
     if nodes.more > 0 {
         lines.push(format!("left out {} more such files", nodes.more));
     }
-    lines
-}
-
-/// Checks that a guest with `memory` bytes of memory has room for `files` bytes of files.
-///
-/// # Errors
-///
-/// [`Error::NoRoom`] where none of its file systems has.
-pub fn check_room(files: u64, memory: u64) -> Result<(), Error> {
-    // A file system in memory takes at most half of it.
-    match files > memory / 2 {
-        false => Ok(()),
-        true => Err(Error::NoRoom(format!(
-            "the files for the guest take {} MiB, and its file system at most half of its memory of {} MiB: more -m/--memory helps",
-            files.div_ceil(1 << 20),
-            memory >> 20
-        ))),
-    }
-}
-
-/// Writes what is to go into the guest as one archive. Returns what is left out, in lines for the user.
-///
-/// # Errors
-///
-/// As [`check_copies`]', and where it can't be written.
-pub fn pack<W: Write>(all: &[Files], out: W) -> Result<Vec<String>, Error> {
-    let mut archive = Archive::new(out);
-    let mut left_out = Vec::new();
-    for files in all {
-        let wrap = |error: newc::Error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            let whole = io::Error::other(format!("{error}{}", cause.unwrap_or_default()));
-            cannot(format!("copy {} into the guest", files.from.display()))(whole)
-        };
-        let name = guest_name(&files.to, &files.from)?;
-        check_source(&files.from).map_err(cannot(format!(
-            "copy {} into the guest",
-            files.from.display()
-        )))?;
-        let nodes = append_path(&mut archive, &files.from, &name, Owner::Root).map_err(wrap)?;
-        left_out.extend(lines(&nodes));
-    }
-    let finished = archive.finish().map(drop);
-    finished.map_err(|error| cannot("copy files into the guest")(io::Error::other(error)))?;
-    Ok(left_out)
+    lines.into_iter().map(Warning::Other).collect()
 }
 
 fn what_is(metadata: &Metadata) -> &'static str {
@@ -183,7 +200,7 @@ fn what_is(metadata: &Metadata) -> &'static str {
 /// # Errors
 ///
 /// Where it is not absolute, has `..` in it, or is `/` alone.
-pub fn guest_name(to: &Path, from: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn guest_name(to: &Path, from: &Path) -> Result<PathBuf, Error> {
     let into_folder = to.as_os_str().as_encoded_bytes().ends_with(b"/");
     let whole = match (into_folder, from.file_name()) {
         (true, Some(name)) => to.join(name),
@@ -196,10 +213,8 @@ pub fn guest_name(to: &Path, from: &Path) -> Result<PathBuf, Error> {
     if !plain || name.as_os_str().is_empty() || !whole.is_absolute() {
         let action = format!("copy to {} in the guest", to.display());
         let why = "the path has to be absolute, without `..`, and not `/` alone";
-        return Err(cannot(action)(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            why,
-        )));
+        let why = io::Error::new(io::ErrorKind::InvalidInput, why);
+        return Err(cannot(action)(why).into());
     }
     Ok(name.to_owned())
 }
@@ -210,11 +225,23 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixListener;
 
-    fn files(from: &Path) -> Vec<Files> {
-        vec![Files {
+    fn checked(from: &Path) -> Result<CopyIn, Error> {
+        CopyIn::of(vec![Files {
             from: from.into(),
             to: "/in".into(),
-        }]
+        }])
+    }
+
+    /// Returns the error of packing what was not checked before.
+    fn packing(from: &Path) -> String {
+        let unchecked = CopyIn {
+            files: vec![Files {
+                from: from.into(),
+                to: "/in".into(),
+            }],
+            bytes: 0,
+        };
+        told(unchecked.pack(io::sink()).unwrap_err())
     }
 
     fn told(error: Error) -> String {
@@ -228,15 +255,14 @@ mod tests {
             UnixListener::bind(folder.path().join(format!("socket{number:02}"))).unwrap();
         }
         fs::write(folder.path().join("file"), "x").unwrap();
-        let files = files(folder.path());
-        let packed = pack(&files, io::sink()).unwrap();
+        let files = checked(folder.path()).unwrap();
+        let packed = files.pack(io::sink()).unwrap();
+        let packed: Vec<_> = packed.iter().map(ToString::to_string).collect();
         assert_eq!(packed.len(), 11, "{packed:?}");
         let first = folder.path().join("socket00");
         assert_eq!(packed[0], format!("left out {}: a socket", first.display()));
         assert_eq!(packed[10], "left out 2 more such files");
-        let surveyed = left_out(&files).unwrap();
-        assert_eq!((surveyed.len(), surveyed.last()), (11, packed.last()));
-        assert_eq!(check_copies(&files).unwrap(), PAGE, "the file alone");
+        assert_eq!(files.bytes, PAGE, "the file alone");
     }
 
     #[test]
@@ -259,12 +285,21 @@ mod tests {
             (&large, format!("{} {size}", large.display())),
         ] {
             let said = format!("cannot copy {} into the guest: {why}", path.display());
-            assert_eq!(told(check_copies(&files(path)).unwrap_err()), said);
+            assert_eq!(told(checked(path).unwrap_err()), said);
         }
+        let outside = CopyIn::of(vec![Files {
+            from: "/etc/hostname".into(),
+            to: "/in/../..".into(),
+        }]);
+        let said = told(outside.unwrap_err());
+        assert!(
+            said.starts_with("cannot copy to /in/../.. in the guest: "),
+            "{said}"
+        );
         // Packing without a check before finds the same.
-        let late = told(pack(&files(&pipe), io::sink()).unwrap_err());
+        let late = packing(&pipe);
         assert!(late.contains("it is a pipe"), "{late}");
-        let late = told(pack(&files(&large), io::sink()).unwrap_err());
+        let late = packing(&large);
         let begin = format!(
             "cannot copy {0} into the guest: {0} has 4294967296 bytes",
             large.display()
@@ -274,8 +309,12 @@ mod tests {
 
     #[test]
     fn files_that_no_file_system_of_the_guest_holds_are_told_with_the_remedy() {
-        check_room(128 << 20, 256 << 20).unwrap();
-        let told = told(check_room(1 << 30, 264 << 20).unwrap_err());
+        let files = |bytes| CopyIn {
+            files: Vec::new(),
+            bytes,
+        };
+        files(128 << 20).check_room(256 << 20).unwrap();
+        let told = told(files(1 << 30).check_room(264 << 20).unwrap_err());
         assert_eq!(
             told,
             "the files for the guest take 1024 MiB, and its file system at most half of its memory of 264 MiB: \

@@ -20,8 +20,8 @@ use minivm_image::publish::{self, Found, Partial, tree};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use minivm_image::{self, Digest, Image, Store};
 
-use crate::memory_for;
 use crate::output_path::Output;
+use crate::room;
 
 pub use evict::{LIMIT, set_limit};
 pub use root::Root;
@@ -223,13 +223,18 @@ impl Archive {
         })
     }
 
-    /// Returns the size of the memory, in bytes, that a guest with this archive gets: see [`memory_for`].
+    /// Returns the size of the memory, in bytes, that a guest with this archive gets by default.
+    pub fn default_memory(&self) -> u64 {
+        room::default_memory(self.size, self.files)
+    }
+
+    /// Checks that a guest with `memory` bytes of memory holds this archive's files.
     ///
     /// # Errors
     ///
-    /// Where less is `wanted` than it takes.
-    pub fn memory(&self, wanted: Option<u64>) -> Result<u64, crate::Error> {
-        memory_for(self.size, self.files, wanted)
+    /// [`Error::NoRoom`](crate::Error::NoRoom) where it doesn't.
+    pub fn check_memory(&self, memory: u64) -> Result<(), crate::Error> {
+        room::check_memory(self.size, self.files, memory)
     }
 }
 

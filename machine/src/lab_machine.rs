@@ -7,13 +7,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use minivm_image::io_error::{HostError, cannot};
 use minivm_vmm::{Config, Kernel};
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{LabRequest, Root};
 use crate::templates::Recipe;
 use crate::timeline::{Job, Subject};
-use crate::{Error, MachineSpec, cannot};
+use crate::{Error, MachineSpec};
 
 /// The argument that makes this program run the machine that the lab was sent. The command line must call [`LabMachine::receive`] for it.
 pub const COMMAND: &str = "lab-machine";
@@ -95,8 +96,8 @@ impl LabMachine {
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where `/machine.json` can't be read, as everywhere but in a lab that [`request`](Self::request) made.
-    pub fn receive() -> Result<LabMachine, Error> {
+    /// Where `/machine.json` can't be read, as everywhere but in a lab that [`request`](Self::request) made.
+    pub fn receive() -> Result<LabMachine, HostError> {
         let reading = || cannot(format!("read {RECORD}, which minivm sends to its labs"));
         let record = fs::read(Path::new(RECORD)).map_err(reading())?;
         serde_json::from_slice(&record)

@@ -44,7 +44,7 @@
 //! | [`session`] | [`Session`]: one command in one machine, from the request to the [`Report`] |
 //! | `conversation`, `outgoing`, `limits` | the threads of a session: from the guest, to the guest, and the watchdog |
 //! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
-//! | [`end`](End) | how a program ended, in any sandbox, and its exit code |
+//! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
@@ -79,11 +79,13 @@ mod remote;
 mod rings;
 mod room;
 pub mod session;
+pub mod signal;
 pub mod streams;
 pub mod template;
 pub mod templates;
 pub mod timeline;
 mod unpack_into;
+mod warning;
 mod watch;
 mod wire;
 
@@ -92,15 +94,16 @@ use std::path::{Path, PathBuf};
 
 use minivm_guest::channel::Preparation;
 use minivm_guest::channel::frame::BODY_MAX;
+use minivm_image::io_error::HostError;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
 pub use copies::Files;
 pub use end::{Call, End};
-pub use files::{check_copies, check_room, guest_name, left_out, pack};
+pub use files::CopyIn;
 pub use local::relay;
-pub use room::memory_for;
 pub use session::{Report, Session};
+pub use warning::Warning;
 pub use watch::{Watch, Watching};
 
 /// The name of Python's program in images.
@@ -246,13 +249,8 @@ pub enum Error {
     #[error("{0}")]
     Measured(String),
     /// A system call on the host failed.
-    #[error("cannot {action}")]
-    Host {
-        /// The action that failed.
-        action: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// A machine's `stop` that is called when it is dropped.
@@ -275,12 +273,6 @@ impl<F: Fn()> Drop for StopOnDrop<F> {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Names the action in the error of a system call.
-pub(crate) fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let action = action.into();
-    move |source| Error::Host { action, source }
 }
 
 impl MachineSpec {

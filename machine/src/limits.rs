@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Error, cannot};
+use minivm_image::io_error::cannot;
+
+use super::Error;
 use crate::output::Pending;
 
 /// How long a session may take to end once its time is up. One that takes longer waits for a reader that doesn't take its output.

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
+use minivm_image::io_error::{HostError, cannot};
 use minivm_vmm::{Builder, Control, Input, Memory, Observer, Outcome};
 
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
-use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
+use super::{Ended, Error, Link, MachineSpec, StopOnDrop};
 use crate::printable::Filter;
 
 /// Builds the machine and starts the thread that runs it.
@@ -80,7 +81,7 @@ pub(super) fn launch(
     Ok((link, control))
 }
 
-fn stderr() -> Result<OwnedFd, Error> {
+fn stderr() -> Result<OwnedFd, HostError> {
     io::stderr()
         .as_fd()
         .try_clone_to_owned()

@@ -143,7 +143,7 @@ impl Outgoing {
                 return;
             }
             let most = CHUNK.min(allowed as usize);
-            // A stream that can't be read has ended, as far as the command can tell.
+            // A stream that can't be read looks to the command like one that has ended.
             let Some(len) = input.try_read(&mut buffer[..most]).unwrap_or(Some(0)) else {
                 continue;
             };

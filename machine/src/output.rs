@@ -32,22 +32,6 @@ impl Pending {
     }
 }
 
-/// The warning about output that was dropped at a time limit or a stop because its reader was too slow.
-pub const NOT_TAKEN: &str = "output was dropped: its reader had not taken it by the end";
-
-/// Returns the warning about messages that could not be written and were dropped.
-pub fn not_written(error: &io::Error) -> String {
-    format!("{NOT_WRITTEN}{error}")
-}
-
-/// The beginning of [`not_written`]'s warning.
-const NOT_WRITTEN: &str = "cannot write the command's stderr: ";
-
-/// Returns whether a warning is about output that was dropped for another reason than a limit on its size.
-pub fn tells_of_a_loss(warning: &str) -> bool {
-    warning == NOT_TAKEN || warning.starts_with(NOT_WRITTEN)
-}
-
 /// A writer that keeps all in memory. Clones share the memory, which can be read while it is written to.
 #[derive(Clone, Debug, Default)]
 pub struct CaptureBuffer(Arc<Mutex<Vec<u8>>>);
@@ -145,6 +129,7 @@ impl Capped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Warning;
     use minivm_tests::output::Shared;
 
     #[test]
@@ -168,8 +153,8 @@ mod tests {
         capped.write_or_drop(b"x").unwrap();
         capped.write_or_drop(b"y").unwrap();
         assert!(capped.truncated);
-        let told = not_written(capped.failed.as_ref().unwrap());
-        assert!(told.contains("No space left on device") && tells_of_a_loss(&told));
+        let told = Warning::not_written(capped.failed.as_ref().unwrap());
+        assert!(told.to_string().contains("No space left on device") && told.is_loss());
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let mut capped = Capped::new(Box::new(writer), None, &Pending::default());

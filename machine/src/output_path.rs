@@ -208,7 +208,7 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.file.write(bytes) {
-                // Others who have the same pipe or terminal may have made it so.
+                // Another process that has the same pipe or terminal may have made it so.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], None) {
                         // A terminal is said to be ready that has less room than an end of a line takes.
@@ -233,7 +233,7 @@ impl Write for Output {
 /// Keeps the open file that the path names, if it is one of this process's, open for the program that the process becomes.
 pub fn pass_on(path: &Path) {
     if let Some(number) = follow(path).ok().and_then(|place| own_file(&place)) {
-        // One that isn't open is told of when it is written to.
+        // A write to one that isn't open is an error, which names it.
         let _ = rustix::io::fcntl_setfd(borrowed(number), FdFlags::empty());
     }
 }
@@ -310,7 +310,7 @@ fn copy_of(number: RawFd) -> io::Result<File> {
     reason = "a user names an open file by its number, and it may not be open"
 )]
 fn borrowed(number: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: it is handed to one system call, which fails where nothing is open under that number. -1 is none.
+    // SAFETY: it is handed to one system call, which fails where nothing is open under that number. A negative number names no descriptor.
     unsafe { BorrowedFd::borrow_raw(number.max(0)) }
 }
 

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use minivm_image::io_error::cannot;
+
 use super::last_words::LastWords;
-use super::{Ended, Error, Link, MachineSpec, StopOnDrop, cannot};
+use super::{Ended, Error, Link, MachineSpec, StopOnDrop};
 use crate::lab::{Input, Output, Stop};
 use crate::lab_machine::LabMachine;
 

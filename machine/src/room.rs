@@ -17,35 +17,50 @@ const FILE: u64 = 2 * 4096;
 /// A number of files that fits into any machine's memory beside the kernel.
 const FEW: u64 = 1024;
 
-/// Returns the size of a guest's memory, in bytes, for an archive of `image` bytes that holds this many `files`. The memory has to
-/// hold the image, or files of it would be missing.
+/// Returns the default size of a guest's memory, in bytes, for an archive of `image` bytes that holds this many `files`.
+pub(crate) fn default_memory(image: u64, files: u64) -> u64 {
+    (for_image(image) + for_files(files) + MEMORY - KERNEL).min(MEMORY_MAX)
+}
+
+/// Checks that a guest with `memory` bytes of memory holds an archive of `image` bytes and this many `files`. Otherwise files of the
+/// image would be missing.
 ///
 /// # Errors
 ///
-/// [`Error::NoRoom`] where less is `wanted`.
-pub fn memory_for(image: u64, files: u64, wanted: Option<u64>) -> Result<u64, Error> {
-    let needed = (KERNEL + COPIES * image).next_multiple_of(1 << 20);
-    let of_files = (FILE * files).next_multiple_of(1 << 20);
-    match wanted {
-        None => Ok((needed + of_files + MEMORY - KERNEL).min(MEMORY_MAX)),
-        Some(wanted) if wanted < needed => Err(Error::NoRoom(format!(
+/// [`Error::NoRoom`] where it doesn't.
+pub(crate) fn check_memory(image: u64, files: u64, memory: u64) -> Result<(), Error> {
+    let (needed, of_files) = (for_image(image), for_files(files));
+    if memory < needed {
+        return Err(Error::NoRoom(format!(
             "{} of memory are too little: with this image it takes {} MiB, {COPIES} times the image's {} and {} for the kernel",
-            told(wanted),
+            told(memory),
             needed >> 20,
             image.div_ceil(1 << 20),
             KERNEL >> 20
-        ))),
-        // Most files leave less of their last page than all of it; but there can't be more of them. What the kernel keeps for itself
-        // doesn't count.
-        Some(wanted) if wanted < of_files + KERNEL && files > FEW => Err(Error::NoRoom(format!(
+        )));
+    }
+    // Most files leave less of their last page than all of it; but there can't be more of them. What the kernel keeps for itself
+    // doesn't count.
+    if memory < of_files + KERNEL && files > FEW {
+        return Err(Error::NoRoom(format!(
             "{} of memory are too little: this image's {files} files take {} MiB, {} KiB each, and the kernel {}",
-            told(wanted),
+            told(memory),
             (of_files + KERNEL) >> 20,
             FILE >> 10,
             KERNEL >> 20
-        ))),
-        Some(wanted) => Ok(wanted),
+        )));
     }
+    Ok(())
+}
+
+/// Returns the memory that the kernel and the image's bytes take.
+fn for_image(image: u64) -> u64 {
+    (KERNEL + COPIES * image).next_multiple_of(1 << 20)
+}
+
+/// Returns the memory that this many files take beside their bytes.
+fn for_files(files: u64) -> u64 {
+    (FILE * files).next_multiple_of(1 << 20)
 }
 
 /// Returns a size as text. Less than a MiB was hardly meant, and is shown as it was understood.
@@ -63,28 +78,22 @@ mod tests {
     #[test]
     fn memory_has_to_hold_the_image_and_the_kernel() {
         let mib = 1 << 20;
-        assert_eq!(memory_for(10 * mib, 0, None).unwrap(), (256 + 30) * mib);
-        assert_eq!(memory_for(10 * mib, 0, Some(94 * mib)).unwrap(), 94 * mib);
-        let error = memory_for(10 * mib, 0, Some(93 * mib))
-            .unwrap_err()
-            .to_string();
+        assert_eq!(default_memory(10 * mib, 0), (256 + 30) * mib);
+        check_memory(10 * mib, 0, 94 * mib).unwrap();
+        let error = check_memory(10 * mib, 0, 93 * mib).unwrap_err().to_string();
         assert!(
             error.contains("93 MiB") && error.contains("94 MiB"),
             "{error}"
         );
-        assert_eq!(memory_for(MEMORY_MAX, 0, None).unwrap(), MEMORY_MAX);
+        assert_eq!(default_memory(MEMORY_MAX, 0), MEMORY_MAX);
     }
 
     #[test]
     fn memory_has_to_hold_the_files_however_small_they_are() {
         let mib = 1 << 20;
-        let default = memory_for(9 * mib, 45_000, None).unwrap();
-        assert_eq!(default, (256 + 27 + 352) * mib);
-        assert_eq!(
-            memory_for(9 * mib, 45_000, Some(416 * mib)).unwrap(),
-            416 * mib
-        );
-        let error = memory_for(9 * mib, 45_000, Some(415 * mib))
+        assert_eq!(default_memory(9 * mib, 45_000), (256 + 27 + 352) * mib);
+        check_memory(9 * mib, 45_000, 416 * mib).unwrap();
+        let error = check_memory(9 * mib, 45_000, 415 * mib)
             .unwrap_err()
             .to_string();
         assert!(

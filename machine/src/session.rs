@@ -9,26 +9,23 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::BodyTooLong;
 use minivm_guest::channel::{Exit, KernelLog, Request, ToGuest, Window};
+use minivm_image::io_error::{HostError, cannot};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::conversation::{Conversation, Notes, Phase};
 use super::copies::Files;
 use super::copy_out::Budget;
+use super::files::CopyIn;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{End, Ended, Error, Link, cannot, files};
-use crate::output::{self, Capped, Pending};
+use super::{End, Ended, Error, Link};
+use crate::Warning;
+use crate::output::{Capped, Pending};
+use crate::signal::{ENDING, KILL, TERM};
 
 /// The time limit until a machine's command starts, where the caller sets no other. In the lab, and with a large image, a start takes a
 /// few seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
-
-/// SIGTERM's number.
-pub const TERM: u8 = 15;
-/// SIGKILL's number.
-const KILL: u8 = 9;
-/// The signals that ask programs to end: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
-const ENDING: [u8; 4] = [1, 2, 3, TERM];
 
 /// A command to run, with its streams, files, limits and events.
 pub struct Session {
@@ -49,7 +46,7 @@ pub struct Session {
     /// The most bytes of each output that are written. What comes after them is dropped.
     pub max_output: Option<u64>,
     /// Files to copy into the guest before the command starts.
-    pub copy_in: Vec<Files>,
+    pub copy_in: CopyIn,
     /// Files to copy out of the guest when the command has ended.
     pub copy_out: Vec<Files>,
     /// The most bytes that are copied out.
@@ -86,8 +83,8 @@ pub struct Report {
     pub exit: Option<Exit>,
     /// Whether output was dropped, at `max_output` or because its reader took nothing.
     pub truncated: bool,
-    /// Warnings for the user, one line each.
-    pub warnings: Vec<String>,
+    /// Warnings for the user.
+    pub warnings: Vec<Warning>,
     /// Whether some files could not be copied out. The warnings name them.
     pub copy_failed: bool,
     /// The guest's part of a timeline, where [`Request::timeline`] asked for it.
@@ -115,7 +112,7 @@ impl Session {
             boot_limit: BOOT_LIMIT,
             timeout: None,
             max_output: None,
-            copy_in: Vec::new(),
+            copy_in: CopyIn::default(),
             copy_out: Vec::new(),
             max_copy_out: 0,
             copy_out_grace: None,
@@ -187,7 +184,7 @@ impl Session {
         let mut truncated = conversation.stdout.truncated || conversation.stderr.truncated;
         let mut notes = conversation.notes;
         let dropped = conversation.stderr.failed.as_ref();
-        notes.warnings.extend(dropped.map(output::not_written));
+        notes.warnings.extend(dropped.map(Warning::not_written));
         let over = Instant::now();
         watchdog.end();
         // A machine that has ended by itself is not stopped: `end` still has to return why it did.
@@ -210,7 +207,7 @@ impl Session {
         let ended_early = matches!(end, End::TimedOut | End::Stopped(_));
         if ended_early && stopper.has_stalled() {
             truncated = true;
-            notes.warnings.push(output::NOT_TAKEN.into());
+            notes.warnings.push(Warning::NotTaken);
         }
         notes.count_warnings();
         Ok(Report::new(end, truncated, notes, over))
@@ -291,13 +288,13 @@ impl Drop for Guard<'_> {
 }
 
 /// Starts the thread `request`: as soon as the guest has said hello, it sends the request and the files, and answers what time it is.
-/// It returns what was left out of the files, in lines for the user.
+/// It returns warnings about what was left out of the files.
 fn ask(
     mut request: Request,
-    copy_in: Vec<Files>,
+    copy_in: CopyIn,
     outgoing: Arc<Outgoing>,
     stopper: Arc<Stopper>,
-) -> Result<JoinHandle<Result<Vec<String>, Error>>, Error> {
+) -> Result<JoinHandle<Result<Vec<Warning>, Error>>, HostError> {
     let ask = move || {
         let mut left_out = Vec::new();
         if !outgoing.wait_for(Stage::Greeted) {
@@ -305,7 +302,7 @@ fn ask(
         }
         if getrandom(&mut request.entropy, GetRandomFlags::empty()) != Ok(request.entropy.len()) {
             stopper.stop();
-            return Err(cannot("draw random bytes")(io::Error::last_os_error()));
+            return Err(cannot("draw random bytes")(io::Error::last_os_error()).into());
         }
         request.now = now();
         // It fails where the guest has ended, which `Conversation::listen` finds out.
@@ -314,7 +311,7 @@ fn ask(
         }
         if !copy_in.is_empty() {
             let mut writer = FileWriter::new(&outgoing);
-            let packed = files::pack(&copy_in, io::BufWriter::with_capacity(CHUNK, &mut writer));
+            let packed = copy_in.pack(io::BufWriter::with_capacity(CHUNK, &mut writer));
             match packed {
                 Ok(warnings) => left_out = warnings,
                 Err(_) if writer.broken => {}
@@ -353,7 +350,7 @@ struct EventForwarder {
 impl EventForwarder {
     /// Starts both threads, which end with the session or with the events' sender. Signals and window sizes wait until the command
     /// has started; a stop doesn't.
-    fn start(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), Error> {
+    fn start(self, outgoing: Arc<Outgoing>, stopper: Weak<Stopper>) -> Result<(), HostError> {
         let EventForwarder {
             events,
             stop_signal,
@@ -414,7 +411,7 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn start(stdin: OwnedFd, outgoing: &Arc<Outgoing>) -> Result<Self, Error> {
+    fn start(stdin: OwnedFd, outgoing: &Arc<Outgoing>) -> Result<Self, HostError> {
         let (quit, running) = io::pipe().map_err(cannot("create a pipe"))?;
         let outgoing = outgoing.clone();
         let feeding = thread::Builder::new()

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost};
+use minivm_image::io_error::cannot;
 use minivm_vmm::{Builder, Memory, Observer, Snapshot, WorkingSet};
 
 use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
 use super::session::{BOOT_LIMIT, Session};
-use super::{Error, Link, MachineSpec, cannot, local, wire};
+use super::{Error, Link, MachineSpec, local, wire};
 use crate::output::Pending;
 use crate::printable::printable;
 
@@ -174,7 +175,8 @@ impl Saved {
     pub(crate) fn rehearse(&self, request: Request, folder: &Path) -> Result<(), Error> {
         let pages = self.watch(request)?;
         let bytes = postcard::to_allocvec(&pages).expect("plain data can be written");
-        fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))
+        fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))?;
+        Ok(())
     }
 
     /// Runs `request` in a clone that gets no pages ahead, and returns the pages that it touched.
@@ -190,7 +192,7 @@ impl Saved {
         };
         session.run(link)?;
         let memory = memory.expect("the machine has been launched");
-        WorkingSet::of(&memory).map_err(cannot("find which pages were touched"))
+        Ok(WorkingSet::of(&memory).map_err(cannot("find which pages were touched"))?)
     }
 
     /// Returns the pages that clones get before they run.

@@ -63,7 +63,7 @@ pub(crate) enum There<'a> {
 /// Which symbolic links are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// All, at last: they may lead anywhere, for those who follow them have the folder as their root.
+    /// All, at last: they may lead anywhere, for the processes that follow them have the folder as their root.
     All,
     /// Those that stay in the folder, wherever they are followed from.
     Inside,

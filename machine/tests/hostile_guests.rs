@@ -18,8 +18,9 @@ use minivm_guest::channel::ring::{
     DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
 use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
-use minivm_machine::session::{Event, TERM};
-use minivm_machine::{Accel, End, Error, Link, MachineSpec, Session};
+use minivm_machine::session::Event;
+use minivm_machine::signal::TERM;
+use minivm_machine::{Accel, CopyIn, End, Error, Link, MachineSpec, Session};
 use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
@@ -274,7 +275,7 @@ fn input_is_sent_while_the_output_takes_nothing() {
         boot_limit: PATIENCE,
         timeout: None,
         max_output: None,
-        copy_in: Vec::new(),
+        copy_in: CopyIn::default(),
         copy_out: Vec::new(),
         max_copy_out: 0,
         copy_out_grace: None,

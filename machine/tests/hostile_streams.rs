@@ -23,8 +23,9 @@ use minivm_guest::channel::{
     Hello, KernelLog, LOG_MAX, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
-use minivm_machine::session::{Event, TERM};
-use minivm_machine::{End, Ended, Error, Files, Link, Report, Session};
+use minivm_machine::session::Event;
+use minivm_machine::signal::TERM;
+use minivm_machine::{CopyIn, End, Ended, Error, Files, Link, Report, Session, Warning};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use proptest::prelude::*;
@@ -235,7 +236,7 @@ impl Scene {
             boot_limit: self.boot_limit,
             timeout: self.timeout,
             max_output: self.max_output,
-            copy_in: Vec::new(),
+            copy_in: CopyIn::default(),
             copy_out: self.copy_out,
             max_copy_out: self.max_copy_out,
             copy_out_grace: self.copy_out_grace,
@@ -597,10 +598,9 @@ fn floods_end_at_the_time_limit_with_little_memory() {
         scene.stdin = Some(reader.into());
         let report = scene.play().unwrap();
         assert_eq!(report.end, End::TimedOut);
-        assert!(
-            report.warnings.len() <= 20 && report.warnings.iter().all(|line| line.len() <= 500)
-        );
-        if let Some(last) = report.warnings.last() {
+        let lines: Vec<_> = report.warnings.iter().map(ToString::to_string).collect();
+        assert!(lines.len() <= 20 && lines.iter().all(|line| line.len() <= 500));
+        if let Some(last) = lines.last() {
             assert!(last.starts_with("there were ") && last.ends_with(" more warnings"));
         }
     }
@@ -808,7 +808,9 @@ fn bytes_that_are_no_archive_fail_the_copy_alone() {
         let report = report.unwrap();
         assert!(report.copy_failed, "{bytes:?}");
         assert!(
-            report.warnings[0].starts_with("cannot copy /work out: to "),
+            report.warnings[0]
+                .to_string()
+                .starts_with("cannot copy /work out: to "),
             "{:?}",
             report.warnings
         );
@@ -882,7 +884,7 @@ fn a_limit_or_a_signal_ends_a_copy_and_whole_files_stay() {
             let said = format!(
                 "/work was not copied out as a whole, but 1 of its files and folders: {why}"
             );
-            assert_eq!(report.warnings, [said]);
+            assert_eq!(report.warnings, [Warning::Other(said)]);
             assert_one_is_whole(folder.path());
         })
     };
@@ -927,7 +929,7 @@ fn at_the_time_limit_the_command_is_killed_and_its_files_are_copied() {
     let report = scene.play().unwrap();
     assert_eq!(
         (report.end, report.copy_failed, report.warnings),
-        (End::TimedOut, false, Vec::<String>::new())
+        (End::TimedOut, false, Vec::new())
     );
     assert_eq!(fs::read(folder.path().join("below/out")).unwrap(), b"hi");
 }
@@ -944,7 +946,7 @@ fn copies_that_were_not_made_are_one_warning_however_the_command_ended() {
             report.copy_failed && report.warnings.len() == 1,
             "{report:?}"
         );
-        (report.end, report.warnings[0].clone())
+        (report.end, report.warnings[0].to_string())
     };
     let limit = |scene: &mut Scene| scene.timeout = Some(Duration::from_millis(1));
     let told = |end, why: &str| (end, format!("nothing was copied out: {why}"));

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use minivm_image::{self, Options, Unwatched};
 use minivm_machine::images::ImageCache;
-use minivm_machine::{Accel, Files, cache};
+use minivm_machine::{Accel, CopyIn, Files, cache};
 use minivm_sandbox::{End, Finished, Host, Program, Sandbox, Task};
 
 /// The agent's script in the machine. The repository is in `/in/repo`.
@@ -81,23 +81,26 @@ pub(crate) fn run(
         },
     };
     let diff = folder.join("change.diff");
-    let finished = host.microvm()?.run(session(repository, &diff, output))?;
+    let finished = host.microvm()?.run(session(repository, &diff, output)?)?;
     match finished {
         Finished {
             end: End::Exited(0),
             machine: Some(machine),
             ..
         } if !machine.copy_failed => Ok(diff),
-        finished => bail!(
-            "the agent's session ended with {:?}: {}",
-            finished.end,
-            finished.warnings.join("; ")
-        ),
+        finished => {
+            let warnings: Vec<_> = finished.warnings.iter().map(ToString::to_string).collect();
+            bail!(
+                "the agent's session ended with {:?}: {}",
+                finished.end,
+                warnings.join("; ")
+            )
+        }
     }
 }
 
 /// Makes the task of the agent's session.
-fn session(repository: PathBuf, diff: &Path, output: Box<dyn Write + Send>) -> Task {
+fn session(repository: PathBuf, diff: &Path, output: Box<dyn Write + Send>) -> Result<Task> {
     let mut task = Task::new(Program::Command(vec![
         "sh".into(),
         "-c".into(),
@@ -107,16 +110,16 @@ fn session(repository: PathBuf, diff: &Path, output: Box<dyn Write + Send>) -> T
     task.stderr = Box::new(io::stderr());
     task.limits.time = Some(Duration::from_secs(120));
     task.limits.output = Some(1 << 20);
-    task.files.push(Files {
+    task.files = CopyIn::of(vec![Files {
         from: repository,
         to: "/in/repo".into(),
-    });
+    }])?;
     task.vm.copy_out.push(Files {
         from: "/out/change.diff".into(),
         to: diff.to_owned(),
     });
     task.vm.hostname = Some("agent".into());
-    task
+    Ok(task)
 }
 
 fn make_repository(folder: &Path) -> Result<()> {

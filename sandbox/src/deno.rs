@@ -26,12 +26,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use minivm_image::Digest;
+use minivm_image::io_error::cannot;
 use minivm_image::publish::{self, Folder, Found};
 
 use super::exception::Tail;
 use super::process::{self, Streams};
 use super::pyodide::{self, SNAPSHOT};
-use super::{Backend, End, Error, Finished, Limits, Sandbox, Task, cannot, check_jail};
+use super::{Backend, End, Error, Finished, Limits, Sandbox, Task, check_jail};
 use crate::tools::npm;
 use minivm_machine::jail::{self, Calls, Jail};
 use minivm_machine::printable::printable;
@@ -208,8 +209,8 @@ impl Deno {
         }
         // The snapshot has no secrets. Where owners can't be mapped, the jail's user needs the permission for others.
         let by_all = fs::Permissions::from_mode(0o644);
-        file.set_permissions(by_all)
-            .map_err(cannot("let others read the snapshot"))
+        let set = file.set_permissions(by_all);
+        Ok(set.map_err(cannot("let others read the snapshot"))?)
     }
 
     /// Makes Deno's caches where they are missing, by running Python. Later runs can read them only.
@@ -237,7 +238,7 @@ impl Deno {
             }
         }
         let back = jail::take_back(folder);
-        back.map_err(cannot(format!("take {} back", folder.display())))
+        Ok(back.map_err(cannot(format!("take {} back", folder.display())))?)
     }
 
     fn run_in(&self, mut jail: Jail, task: Task, more: &[&str]) -> Result<Finished, Error> {
@@ -246,13 +247,15 @@ impl Deno {
             jail = jail.bind_read_only(snapshot, SNAPSHOT)?;
         }
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::add_task(jail, Backend::Deno, &task, &limits, snapshot)?;
+        let (jail, left_out) = pyodide::add_task(jail, Backend::Deno, &task, &limits, snapshot)?;
         let arguments = OPTIONS
             .iter()
             .chain(more)
             .chain(&[READABLE, "/task/deno.mjs"]);
         let streams = Streams::from(task);
-        process::run(jail.program("/deno", arguments)?, streams, &limits)
+        let mut finished = process::run(jail.program("/deno", arguments)?, streams, &limits)?;
+        finished.warnings.splice(0..0, left_out);
+        Ok(finished)
     }
 }
 

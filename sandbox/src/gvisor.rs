@@ -21,12 +21,13 @@ use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Refusal, Request, ToGuest, ToHost};
 use minivm_guest::contained;
 use minivm_image::Config;
+use minivm_image::io_error::cannot;
 
 use super::packed::packed;
 use super::process::{self, Streams};
 use super::{
-    Backend, End, Error, Finished, Limits, Sandbox, Task, bundle, cannot, check_jail, rootless,
-    worker_is_there,
+    Backend, End, Error, Finished, Limits, Sandbox, Task, Warning, bundle, check_jail,
+    limits_suffice, rootless, worker_is_there,
 };
 use crate::tools;
 use minivm_machine::images::{INIT, Root};
@@ -55,6 +56,8 @@ struct Prepared {
     jailed: Jailed,
     answer: File,
     runtime_log: File,
+    /// Warnings about what is left out of the task's files.
+    left_out: Vec<Warning>,
 }
 
 impl Gvisor {
@@ -80,6 +83,7 @@ impl Gvisor {
 
     fn prepare(&self, task: &Task, limits: &Limits) -> Result<Prepared, Error> {
         worker_is_there(Backend::Gvisor, &self.worker)?;
+        limits_suffice(Backend::Gvisor)?;
         let request = Request {
             copy_in: !task.files.is_empty(),
             ..task.request(&self.config)?
@@ -109,8 +113,11 @@ impl Gvisor {
         };
         inherit(encoded(request)?, contained::REQUEST);
         inherit(answered, contained::ANSWER);
+        let mut left_out = Vec::new();
         if !task.files.is_empty() {
-            inherit(packed(task, limits)?, contained::FILES);
+            let (archive, missing) = packed(task, limits)?;
+            inherit(archive, contained::FILES);
+            left_out = missing;
         }
         args.push(bundle::NAME.into());
         let jail = jail
@@ -123,6 +130,7 @@ impl Gvisor {
             jailed: jail.program(WORKER, args)?,
             answer,
             runtime_log,
+            left_out,
         })
     }
 }
@@ -203,10 +211,12 @@ impl Sandbox for Gvisor {
             jailed,
             answer,
             runtime_log,
+            left_out,
         } = self.prepare(&task, &limits)?;
         let streams = Streams::from(task);
         let mut finished = process::run(jailed, streams, &limits)?;
         finished.end = end(finished.end, &answer, &runtime_log)?;
+        finished.warnings.splice(0..0, left_out);
         finished.usage.total = began.elapsed();
         Ok(finished)
     }

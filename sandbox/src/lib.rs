@@ -74,10 +74,10 @@ mod watch;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use minivm_guest::inherited;
+use minivm_image::io_error::HostError;
 use minivm_machine::{images, jail, kernel, templates};
 
 use chromium::Chromium;
@@ -86,7 +86,7 @@ pub use exception::Exception;
 use gvisor::Gvisor;
 pub use host::Host;
 pub use microvm::Microvm;
-pub use minivm_machine::{Call, End};
+pub use minivm_machine::{Call, End, Warning};
 pub use monty::Monty;
 pub use task::{CODE_MAX, Finished, Function, Limits, MachineRun, Program, Task, Usage};
 pub use turducken::Turducken;
@@ -266,27 +266,7 @@ pub trait Sandbox: Send + Sync {
                 backend: self.backend(),
                 what,
             }),
-            None => {
-                // A machine's session returns these warnings itself.
-                let left_out = match self.backend() {
-                    Backend::Microvm => Vec::new(),
-                    _ => minivm_machine::left_out(&task.files)?,
-                };
-                if matches!(
-                    self.backend(),
-                    Backend::Gvisor | Backend::Deno | Backend::Chromium
-                ) {
-                    let limits = inherited::check_for_runtimes();
-                    limits.map_err(|refused| Error::Failed {
-                        backend: self.backend(),
-                        detail: refused.to_string(),
-                    })?;
-                }
-                let finished = self.start(task);
-                let mut finished = finished.map_err(|error| error.of(self.backend()))?;
-                finished.warnings.splice(0..0, left_out);
-                Ok(finished)
-            }
+            None => self.start(task).map_err(|error| error.of(self.backend())),
         }
     }
 }
@@ -345,13 +325,8 @@ pub enum Error {
     #[error(transparent)]
     Jail(#[from] jail::Error),
     /// A system call on this host failed.
-    #[error("cannot {action}")]
-    Host {
-        /// The action that failed.
-        action: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl Error {
@@ -362,7 +337,7 @@ impl Error {
                 Error::Unavailable { backend, why, hint }
             }
             Error::Jail(jail::Error::Failed(detail)) => Error::Failed { backend, detail },
-            Error::Jail(jail::Error::Host { action, source }) => Error::Host { action, source },
+            Error::Jail(jail::Error::Host(error)) => error.into(),
             error => error,
         }
     }
@@ -426,8 +401,10 @@ fn worker_is_there(backend: Backend, worker: &Path) -> Result<(), Error> {
     })
 }
 
-/// Names the action in the error of a system call.
-fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let action = action.into();
-    move |source| Error::Host { action, source }
+/// Checks that the limits of this process are high enough for a backend whose program is a large runtime.
+fn limits_suffice(backend: Backend) -> Result<(), Error> {
+    inherited::check_for_runtimes().map_err(|refused| Error::Failed {
+        backend,
+        detail: refused.to_string(),
+    })
 }

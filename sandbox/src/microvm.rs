@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use minivm_guest::channel::Request;
 use minivm_image::Config;
+use minivm_image::io_error::cannot;
 use minivm_machine::images::Archive;
 use minivm_machine::printable::printable;
-use minivm_machine::session::{BOOT_LIMIT, TERM};
+use minivm_machine::session::BOOT_LIMIT;
+use minivm_machine::signal::TERM;
 use minivm_machine::templates::{Recipe, Template, Templates};
-use minivm_machine::{Accel, Link, MachineSpec, Report, Session, Watch, check_copies, check_room};
+use minivm_machine::{Accel, Link, MachineSpec, Report, Session, Warning, Watch};
 use minivm_machine::{kernel, lab};
 
 use super::exception::Tail;
 use super::stop_signal;
-use super::{Backend, Error, Finished, MachineRun, Program, Sandbox, Task, Usage, cannot};
+use super::{Backend, Error, Finished, MachineRun, Program, Sandbox, Task, Usage};
 
 /// The sandbox whose machines are made from one image, or from one template.
 pub struct Microvm {
@@ -26,7 +28,7 @@ pub struct Microvm {
     config: Config,
     /// The image's archive, which stays in the cache while this is open; `None` for a template, which holds its own.
     archive: Option<Archive>,
-    /// The machine. Where it is made from an archive, its memory is set for each task.
+    /// The machine. Where it is made from an archive, a task may ask for another size of memory.
     machine: MachineSpec,
     accel: Accel,
     start: Start,
@@ -48,7 +50,7 @@ impl Microvm {
         let machine = MachineSpec {
             kernel,
             initramfs: archive.path.clone(),
-            memory: 0,
+            memory: archive.default_memory(),
             cpus: 1,
             rings: true,
             console: false,
@@ -144,8 +146,8 @@ impl Microvm {
         Ok(self)
     }
 
-    /// Returns the recipe of a template of this machine. `memory` is in bytes; `None` for as much as the image needs. `warm` is the
-    /// code that its Python has run; `None` for a template without Python.
+    /// Returns the recipe of a template of this machine. `memory` is in bytes; `None` for the image's default or the named template's
+    /// size. `warm` is the code that its Python has run; `None` for a template without Python.
     ///
     /// # Errors
     ///
@@ -153,14 +155,18 @@ impl Microvm {
     pub fn recipe(&self, memory: Option<u64>, warm: Option<String>) -> Result<Recipe, Error> {
         let mut machine = self.machine.clone();
         match (&self.archive, memory) {
-            (Some(archive), memory) => machine.memory = archive.memory(memory)?,
-            (None, Some(memory)) if memory != machine.memory => {
+            (_, None) => {}
+            (Some(archive), Some(memory)) => {
+                archive.check_memory(memory)?;
+                machine.memory = memory;
+            }
+            (None, Some(memory)) if memory == machine.memory => {}
+            (None, Some(memory)) => {
                 return Err(Error::Request(format!(
                     "the template has {} bytes of memory, and can't have {memory}",
                     machine.memory
                 )));
             }
-            (None, _) => {}
         }
         Ok(Recipe {
             image: self.image.clone(),
@@ -224,16 +230,16 @@ impl Microvm {
     }
 
     /// Returns the signal that the image's command gets in place of SIGTERM, and a warning where the image names an unknown one.
-    fn stop_signal(&self) -> (u8, Option<String>) {
+    fn stop_signal(&self) -> (u8, Option<Warning>) {
         let name = &self.config.stop_signal;
         match stop_signal::number(name) {
             Some(number) => (number, None),
             None => (
                 TERM,
-                Some(format!(
+                Some(Warning::Other(format!(
                     "unknown stop signal {:?} in the image: its command gets SIGTERM",
                     printable(name, 40)
-                )),
+                ))),
             ),
         }
     }
@@ -271,7 +277,7 @@ impl Sandbox for Microvm {
         // A template for code has a Python that has started.
         let code = matches!(task.program, Program::Code(_));
         let recipe = self.recipe(task.limits.memory, code.then(String::new))?;
-        check_room(check_copies(&task.files)?, recipe.machine.memory)?;
+        task.files.check_room(recipe.machine.memory)?;
         let request = task.request(&self.config)?;
         let (stop_signal, unknown) = self.stop_signal();
         let tail = code.then(Tail::default);
@@ -313,6 +319,8 @@ impl Sandbox for Microvm {
 }
 
 fn finished(report: Report, accel: &Accel, warm: bool, build: Duration) -> Finished {
+    let mut warnings = report.warnings;
+    warnings.extend(accel.warning().map(Warning::Other));
     let exit = report.exit.as_ref();
     let init = exit.map(|exit| {
         let nanos = exit.times.hello.saturating_sub(exit.times.init);
@@ -340,7 +348,7 @@ fn finished(report: Report, accel: &Accel, warm: bool, build: Duration) -> Finis
             setup: report.setup,
             run: report.run,
         }),
-        warnings: report.warnings.into_iter().chain(accel.warning()).collect(),
+        warnings,
         end: report.end,
     }
 }

@@ -14,14 +14,15 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::{HostError, cannot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, fchmod};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::exception::Tail;
-use super::{End, Error, Finished, Limits, Task, Usage, cannot, watch};
+use super::{End, Error, Finished, Limits, Task, Usage, Warning, watch};
 use minivm_machine::jail::{self, Cgroup, Jailed};
-use minivm_machine::output::{self, Capped, Pending};
+use minivm_machine::output::{Capped, Pending};
 use minivm_machine::session::Event;
 
 /// The interval between two looks at events and memory.
@@ -160,7 +161,7 @@ pub(super) fn run(jailed: Jailed, streams: Streams, limits: &Limits) -> Result<F
 pub(super) fn output_failed(error: io::Error) -> Result<End, Error> {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Ok(End::OutputClosed),
-        _ => Err(cannot("write the command's output")(error)),
+        _ => Err(cannot("write the command's output")(error).into()),
     }
 }
 
@@ -205,7 +206,7 @@ fn processes(alone: bool) -> u64 {
     PROCESSES + there.unwrap_or(PROCESSES)
 }
 
-fn procs_files(group: Option<&Cgroup>) -> Result<Vec<File>, Error> {
+fn procs_files(group: Option<&Cgroup>) -> Result<Vec<File>, HostError> {
     let files = group.map_or_else(|| Ok(Vec::new()), Cgroup::procs_files);
     files.map_err(cannot("enter a control group"))
 }
@@ -319,7 +320,7 @@ struct Outputs {
     /// The error of an output that can't be passed on.
     failed: Option<io::Error>,
     truncated: bool,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
     tail: Tail,
 }
 
@@ -401,7 +402,7 @@ impl Outputs {
     fn note(&mut self, passed: Passed) {
         self.left -= 1;
         self.truncated |= passed.truncated;
-        let warning = passed.dropped.as_ref().map(output::not_written);
+        let warning = passed.dropped.as_ref().map(Warning::not_written);
         self.warnings.extend(warning);
         if self.failed.is_none() {
             self.failed = passed.failed;
@@ -416,8 +417,8 @@ impl Outputs {
     }
 
     fn note_loss(&mut self) {
-        if !self.warnings.iter().any(|text| text == output::NOT_TAKEN) {
-            self.warnings.push(output::NOT_TAKEN.into());
+        if !self.warnings.contains(&Warning::NotTaken) {
+            self.warnings.push(Warning::NotTaken);
         }
         self.truncated = true;
     }

@@ -7,16 +7,14 @@
 //! Both backends start Python from the same snapshot of its memory, which Deno makes; `sys._emscripten_info` names Deno in both.
 //! The fatal error of an interpreter (`os.abort`, for one) becomes an end by SIGABRT.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 
+use minivm_image::io_error::cannot;
 use serde::Serialize;
 use serde_json::Map;
 
 use super::packed::packed;
-use super::{Backend, Capability, Error, Limits, Program, Task, cannot};
-use minivm_machine::guest_name;
+use super::{Backend, Capability, Error, Limits, Program, Task, Warning, limits_suffice};
 use minivm_machine::jail::Jail;
 
 /// The Python script that runs the code as `python -c` does.
@@ -36,14 +34,16 @@ struct TaskJson {
     snapshot: Option<&'static str>,
 }
 
-/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files.
+/// Adds a task to a jail, in `/task`: its code, its description, the scripts that run it, and an archive of its files. Returns
+/// warnings about what is left out of the files, too.
 pub(super) fn add_task(
     mut jail: Jail,
     backend: Backend,
     task: &Task,
     limits: &Limits,
     snapshot: Option<&'static str>,
-) -> Result<Jail, Error> {
+) -> Result<(Jail, Vec<Warning>), Error> {
+    limits_suffice(backend)?;
     let code = match &task.program {
         Program::Code(code) => code,
         Program::Command(_) => return Err(not_supported(backend, Capability::Commands)),
@@ -54,16 +54,17 @@ pub(super) fn add_task(
         files: !task.files.is_empty(),
         snapshot,
     };
-    for files in &task.files {
-        can_be_copied(&files.from)?;
-        let to = guest_name(&files.to, &files.from)?;
-        if to.to_str().is_none() {
+    for files in task.files.files() {
+        if files.to.to_str().is_none() {
             let why = io::Error::new(io::ErrorKind::InvalidInput, "it is not UTF-8");
-            return Err(cannot(format!("copy to {}", files.to.display()))(why));
+            return Err(cannot(format!("copy to {}", files.to.display()))(why).into());
         }
     }
+    let mut left_out = Vec::new();
     if json.files {
-        jail = jail.copy_file(packed(task, limits)?, "/task/files.cpio");
+        let (archive, missing) = packed(task, limits)?;
+        jail = jail.copy_file(archive, "/task/files.cpio");
+        left_out = missing;
     }
     let json = serde_json::to_vec(&json).expect("it is made of texts");
     let jail = jail
@@ -71,7 +72,7 @@ pub(super) fn add_task(
         .add_file(&json, "/task/task.json")?
         .add_file(BOOTSTRAP.as_bytes(), "/task/bootstrap.py")?
         .add_file(SHARED.as_bytes(), "/task/pyodide.mjs")?;
-    Ok(jail)
+    Ok((jail, left_out))
 }
 
 fn not_supported(backend: Backend, what: Capability) -> Error {
@@ -100,17 +101,6 @@ fn variables(
         .collect())
 }
 
-/// Checks that a path is a file or a folder: reading a pipe, for one, could block for ever.
-fn can_be_copied(path: &Path) -> Result<(), Error> {
-    let wrap = || cannot(format!("copy {} in", path.display()));
-    let kind = fs::metadata(path).map_err(wrap())?;
-    if kind.is_file() || kind.is_dir() {
-        return Ok(());
-    }
-    let why = "it is neither a file nor a folder";
-    Err(wrap()(io::Error::new(io::ErrorKind::InvalidInput, why)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,12 +115,5 @@ mod tests {
             let error = of(name, value).unwrap_err().to_string();
             assert!(error.contains(&format!("{name:?}")), "{error}");
         }
-    }
-
-    #[test]
-    fn only_files_and_folders_are_copied() {
-        can_be_copied(Path::new("/")).unwrap();
-        can_be_copied(Path::new("/dev/null")).unwrap_err();
-        can_be_copied(Path::new("/nowhere")).unwrap_err();
     }
 }

@@ -11,9 +11,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use minivm_image::io_error::cannot;
 use serde::Serialize;
 
-use super::{Backend, End, Error, Finished, Sandbox, Task, cannot};
+use super::{Backend, End, Error, Finished, Sandbox, Task};
 use minivm_machine::output::CaptureBuffer;
 use minivm_machine::printable::printable;
 use minivm_machine::session::Event;

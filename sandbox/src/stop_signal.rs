@@ -1,6 +1,6 @@
 //! The stop signal of an image: the signal that its command gets in place of SIGTERM.
 
-use minivm_machine::session::TERM;
+use minivm_machine::signal::TERM;
 
 /// The first real-time signal of programs. C libraries reserve those before it.
 const RTMIN: u8 = 34;

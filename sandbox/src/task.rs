@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Backend, Capability, Error, Exception, VmOptions};
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
-use minivm_machine::{Accel, Call, End, Files};
+use minivm_machine::{Accel, Call, CopyIn, End, Warning};
 
 /// The largest size of [`Program::Code`] in bytes: that of one argument in Linux (MAX_ARG_STRLEN, without its end).
 pub const CODE_MAX: usize = (128 << 10) - 1;
@@ -72,7 +72,7 @@ pub struct Task {
     /// Environment variables, beside those that the image or the sandbox sets itself.
     pub env: Vec<(OsString, OsString)>,
     /// Files and folders to copy in, to absolute paths.
-    pub files: Vec<Files>,
+    pub files: CopyIn,
     /// The program's limits.
     pub limits: Limits,
     /// Functions of the host that the code may call.
@@ -94,7 +94,7 @@ impl Task {
             stdout: Box::new(io::sink()),
             stderr: Box::new(io::sink()),
             env: Vec::new(),
-            files: Vec::new(),
+            files: CopyIn::default(),
             limits: Limits::default(),
             functions: BTreeMap::new(),
             suspend_at: BTreeSet::new(),
@@ -175,8 +175,8 @@ pub struct Finished {
     pub exception: Option<Exception>,
     /// Whether output was dropped: beyond the limit, or because it could not be written.
     pub truncated: bool,
-    /// Warnings for the user, one line each.
-    pub warnings: Vec<String>,
+    /// Warnings for the user.
+    pub warnings: Vec<Warning>,
     /// Time and memory that the task used.
     pub usage: Usage,
     /// The run's virtual machine; `None` for sandboxes without one.

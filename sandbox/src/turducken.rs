@@ -10,11 +10,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use minivm_image::io_error::cannot;
 use minivm_image::{Blob, Config, Digest, Image, Layer, Root};
 use tar::{Builder, EntryType, Header};
 
 use super::bundle::{self, Container};
-use super::{Deno, Error, Microvm, Program, Task, cannot, gvisor, pyodide, python};
+use super::{Deno, Error, Microvm, Program, Task, gvisor, pyodide, python};
 use minivm_machine::Accel;
 use minivm_machine::images::{Archive, ImageCache};
 
@@ -71,7 +72,7 @@ impl Turducken {
         let mut task = Task::new(Program::Command(words));
         task.vm.hostname = Some("turducken".into());
         let task = task.with_input(code.as_bytes());
-        task.map_err(cannot("keep the code in memory"))
+        Ok(task.map_err(cannot("keep the code in memory"))?)
     }
 }
 

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ran;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
@@ -12,19 +14,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, LazyLock, mpsc};
+use std::sync::{LazyLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use minivm_image::{self, Config, Image, Options, Unwatched};
 use minivm_machine::cache;
 use minivm_machine::session::Event;
-use minivm_machine::{Accel, Files};
+use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::tools;
-use minivm_sandbox::{Backend, Capability, End, Error, Finished, Host, Program, Sandbox, Task};
+use minivm_sandbox::{Backend, Capability, End, Error, Program, Sandbox, Task};
 use minivm_tests::given;
-use minivm_tests::output::Shared;
-use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::patience::with_limits_from;
+use ran::Ran;
 
 fn python_image() -> Image {
     image_of(&given::python_root())
@@ -50,13 +52,7 @@ fn open(change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
 fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
     let mut image = python_image();
     change(&mut image.config);
-    let host = Host {
-        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
-        cache: cache.to_owned(),
-        image: Some(Arc::new(image)),
-        kernel: None,
-        accel: Accel::Kvm,
-    };
+    let host = ran::host(cache.to_owned(), Some(image));
     let sandbox = host.open(Backend::Gvisor).unwrap();
     if sandbox.check().is_err() {
         tools::install_runsc(&host.cache, &mut |line| eprintln!("{line}")).unwrap();
@@ -67,29 +63,8 @@ fn open_in(cache: &Path, change: impl FnOnce(&mut Config)) -> Box<dyn Sandbox> {
 
 static SANDBOX: LazyLock<Box<dyn Sandbox>> = LazyLock::new(|| open(|_| {}));
 
-/// The result of a task.
-#[derive(Debug)]
-struct Ran {
-    finished: Finished,
-    stdout: String,
-    stderr: String,
-}
-
-fn run_in(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
-    let (stdout, stderr) = (Shared::default(), Shared::default());
-    task.stdout = Box::new(stdout.clone());
-    task.stderr = Box::new(stderr.clone());
-    task.limits.time = task.limits.time.or(Some(PATIENCE));
-    let finished = sandbox.run(task).unwrap();
-    Ran {
-        finished,
-        stdout: stdout.text(),
-        stderr: stderr.text(),
-    }
-}
-
 fn run(task: Task) -> Ran {
-    run_in(&**SANDBOX, task)
+    ran::run(&**SANDBOX, task)
 }
 
 fn python(code: &str) -> Ran {
@@ -194,7 +169,7 @@ fn writes_are_whole_and_users_can_open_their_outputs() {
     let ran = python("import os, sys\nprint(os.write(1, b'x' * 1000000), file=sys.stderr)");
     assert_eq!((ran.stdout.len(), &*ran.stderr), (1_000_000, "1000000\n"));
     let sandbox = open(|config| config.user = "1000".into());
-    let ran = run_in(
+    let ran = ran::run(
         &*sandbox,
         command(&["sh", "-c", "echo out >/dev/stdout; id -u >/dev/stderr"]),
     );
@@ -285,7 +260,7 @@ fn the_environment_is_the_images_and_the_users() {
     let mut task = command(&["env"]);
     let odd = OsStr::from_bytes(b"\xff").to_owned();
     task.env = vec![("A".into(), "user's = ä".into()), ("ODD".into(), odd)];
-    let ran = run_in(&*sandbox, task);
+    let ran = ran::run(&*sandbox, task);
     let mut lines: Vec<&str> = ran.stdout.lines().collect();
     lines.sort_unstable();
     assert_eq!(
@@ -310,7 +285,7 @@ fn user_and_folder_are_the_images() {
         config.working_dir = "/work/not/there".into();
     });
     let script = "id -u; id -g; pwd; touch /tmp/x && echo wrote; touch /x; grep CapEff /proc/self/status; hostname";
-    let ran = run_in(&*sandbox, command(&["sh", "-c", script]));
+    let ran = ran::run(&*sandbox, command(&["sh", "-c", script]));
     assert_eq!(
         ran.stdout, "1000\n7\n/work/not/there\nwrote\nCapEff:\t0000000000000000\nminivm\n",
         "{}",
@@ -330,7 +305,7 @@ fn any_user_can_open_the_outputs_by_name() {
     let script = "echo out > /dev/stdout; echo err > /dev/stderr; echo again > /proc/self/fd/1";
     for user in ["", "1000", "1000:7"] {
         let sandbox = open(|config| config.user = user.into());
-        let ran = run_in(&*sandbox, command(&["sh", "-c", script]));
+        let ran = ran::run(&*sandbox, command(&["sh", "-c", script]));
         assert_eq!((&*ran.stdout, &*ran.stderr), ("out\nagain\n", "err\n"));
     }
 }
@@ -351,18 +326,12 @@ fn root_reads_files_that_only_root_may_read() {
     fs::write(secret.join("file"), "for root\n").unwrap();
     fs::set_permissions(secret.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
-    let host = Host {
-        worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
-        cache: cache.path().to_owned(),
-        image: Some(Arc::new(image_of(root.path()))),
-        kernel: None,
-        accel: Accel::Kvm,
-    };
+    let host = ran::host(cache.path().to_owned(), Some(image_of(root.path())));
     let assets = cache::folder().unwrap().join("assets");
     symlink(assets, host.cache.join("assets")).unwrap();
     let sandbox = host.open(Backend::Gvisor).unwrap();
     let script = "cat /secret/file; stat -c '%u %a' /secret /secret/file; echo more >> /secret/file; wc -l < /secret/file";
-    let ran = run_in(&*sandbox, command(&["sh", "-c", script]));
+    let ran = ran::run(&*sandbox, command(&["sh", "-c", script]));
     assert_eq!(ran.stdout, "for root\n0 700\n0 600\n2\n", "{}", ran.stderr);
 }
 
@@ -385,7 +354,8 @@ fn files_are_copied_in_and_are_the_guests_own() {
         "-c",
         "stat -c %Y /new/folder/single; cat /usr/a.txt; ls -d /usr/bin; echo more >> /usr/a.txt; wc -c < /new/folder/single; tail -n 1 /usr/a.txt",
     ]);
-    task.files = vec![files("data", "/usr"), files("single", "/new/folder/")];
+    let both = vec![files("data", "/usr"), files("single", "/new/folder/")];
+    task.files = CopyIn::of(both).unwrap();
     let ran = run(task);
     assert_eq!(
         ran.stdout, "1000000000\nfrom the host/usr/bin\n3145728\nfrom the hostmore\n",
@@ -394,9 +364,7 @@ fn files_are_copied_in_and_are_the_guests_own() {
     );
     let kept = fs::read(folder.path().join("data/a.txt")).unwrap();
     assert_eq!(kept, b"from the host");
-    let mut task = command(&["true"]);
-    task.files = vec![files("missing", "/x")];
-    let error = SANDBOX.run(task).unwrap_err();
+    let error = CopyIn::of(vec![files("missing", "/x")]).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
@@ -491,7 +459,7 @@ fn a_stopped_run_leaves_no_processes_and_frees_its_root() {
     let mut task = command(&["sh", "-c", "sleep 4711 & sleep 4711"]);
     task.events = events;
     thread::scope(|scope| {
-        let run = scope.spawn(|| run_in(&*sandbox, task));
+        let run = scope.spawn(|| ran::run(&*sandbox, task));
         while processes_with(own_cache.path()) < 3 {
             thread::sleep(Duration::from_millis(10));
         }

@@ -4,20 +4,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod ran;
+
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_machine::Accel;
 use minivm_machine::session::Event;
 use minivm_sandbox::monty::{Allocator, InProcess};
-use minivm_sandbox::{
-    Backend, Call, End, Exception, Finished, Function, Host, Monty, Program, Sandbox, Task,
-};
-use minivm_tests::output::Shared;
+use minivm_sandbox::{Backend, Call, End, Exception, Function, Monty, Program, Sandbox, Task};
 use minivm_tests::patience::{PATIENCE, with_limits_from};
 use minivm_tests::{processes, stress};
+use ran::{Ran, run};
 use serde_json::{Value, json};
 
 /// The allocator of programs that limit the memory of `InProcess`.
@@ -25,14 +24,9 @@ use serde_json::{Value, json};
 static ALLOCATOR: Allocator = Allocator;
 
 fn sandbox() -> Box<dyn Sandbox> {
-    let host = Host {
-        worker: PathBuf::from(env!("CARGO_BIN_EXE_minivm-worker")),
-        cache: PathBuf::new(),
-        image: None,
-        kernel: None,
-        accel: Accel::Kvm,
-    };
-    let sandbox = host.open(Backend::Monty).unwrap();
+    let sandbox = ran::host(PathBuf::new(), None)
+        .open(Backend::Monty)
+        .unwrap();
     sandbox.check().unwrap();
     sandbox
 }
@@ -40,12 +34,6 @@ fn sandbox() -> Box<dyn Sandbox> {
 /// The sandbox and the interpreter alone.
 fn both() -> [Box<dyn Sandbox>; 2] {
     [sandbox(), Box::new(InProcess)]
-}
-
-struct Ran {
-    finished: Finished,
-    stdout: String,
-    stderr: String,
 }
 
 impl Ran {
@@ -57,20 +45,6 @@ impl Ran {
     #[track_caller]
     fn assert_exited(&self, code: u8) {
         assert_eq!(self.finished.end, End::Exited(code), "{}", self.stderr);
-    }
-}
-
-fn run(sandbox: &dyn Sandbox, mut task: Task) -> Ran {
-    let (stdout, stderr) = (Shared::default(), Shared::default());
-    task.stdout = Box::new(stdout.clone());
-    task.stderr = Box::new(stderr.clone());
-    task.limits.time = task.limits.time.or(Some(PATIENCE));
-    let finished = sandbox.run(task).unwrap();
-    let text = |shared: &Shared| String::from_utf8(shared.bytes()).unwrap();
-    Ran {
-        finished,
-        stdout: text(&stdout),
-        stderr: text(&stderr),
     }
 }
 
@@ -236,7 +210,11 @@ fn a_function_that_does_not_return_is_not_waited_for() {
         let ran = run(&*sandbox(), task);
         assert_eq!(ran.finished.end, End::TimedOut);
         called.try_recv().ok()?;
-        assert!(ran.finished.warnings[0].contains("has not returned"));
+        assert!(
+            ran.finished.warnings[0]
+                .to_string()
+                .contains("has not returned")
+        );
         drop(hold);
         Some(())
     });

@@ -1,4 +1,4 @@
-//! The one limit of the tests' waits, and what is told where a wait reaches it.
+//! The one limit of the tests' waits, and the report of a wait that reaches it.
 //!
 //! A test waits for an event. How long that takes says something of the machine alone, so the limit is there for hangs and
 //! for nothing else: no test asserts a duration.
@@ -41,7 +41,7 @@ pub fn with_limits_from<T>(first: Duration, attempt: impl Fn(Duration) -> Option
     panic!("no limit up to {PATIENCE:?} is enough\n{}", processes());
 }
 
-/// How much of a command line is told.
+/// The most characters of a command line in a report.
 const WORDS_MAX: usize = 160;
 
 /// A table of all processes on this machine that have a command line: each thread's state, the function of the kernel that

@@ -222,7 +222,7 @@ impl Drop for Program {
     }
 }
 
-/// Waits for the end of `child`, which stays to be reaped; tells whether it came before the deadline.
+/// Waits for the end of `child`, which stays to be reaped; returns whether it came before the deadline.
 ///
 /// # Panics
 ///

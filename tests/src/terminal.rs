@@ -100,7 +100,7 @@ impl Terminal {
     ///
     /// # Panics
     ///
-    /// Where nobody has the terminal any more.
+    /// Where no process has the terminal any more.
     pub fn press(&mut self, keys: &[u8]) {
         self.keys.write_all(keys).unwrap();
     }

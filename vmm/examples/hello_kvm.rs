@@ -5,6 +5,8 @@
 //! !
 //! the guest rebooted
 //! ```
+//!
+//! `raw_kvm.rs` shows what `Builder` and `run` do for such a guest: each call to KVM.
 
 use minivm_vmm::{Builder, Config, Kernel};
 

@@ -70,7 +70,8 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
 /// Creates the machine: an address space without memory, and no processor.
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     // The descriptor is the machine: when the last reference to it is gone, so is the machine, which is why nothing can
-    // be left behind. (KVM API 4.2, KVM_CREATE_VM.)
+    // be left behind. (KVM API 4.2, KVM_CREATE_VM.) kvm-ioctls then asks for the size of the structures in which the vCPUs'
+    // exits will be described. (KVM API 4.5, KVM_GET_VCPU_MMAP_SIZE.)
     // The kernel starts threads for it, and a signal to this thread interrupts that: it is tried again, as after any EINTR.
     let vm = loop {
         match kvm.create_vm() {
@@ -133,6 +134,7 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> 
     let supported = kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
         .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    // The table leaves this feature of the local APIC out. (KVM API 4.4, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER.)
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let mut vcpus = Vec::new();
     for id in 0..cpus {

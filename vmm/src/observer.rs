@@ -61,7 +61,7 @@ pub enum ExitKind<'a> {
         /// What the guest got.
         data: &'a [u8],
     },
-    /// The guest has written to a port. A string instruction (`rep outsb`) writes several times in one exit.
+    /// The guest has written to a port. The bytes of a string instruction (`rep outsb`) come in an exit each.
     IoOut {
         /// The port.
         port: u16,

@@ -1,4 +1,4 @@
-//! What failed tests said, for the end of a long output: who reads it there needn't look for them.
+//! The messages of failed tests, repeated at the end of a long output, where a reader finds them.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ const LINES_MAX: usize = 80;
 /// Of one that didn't come to its end.
 const LAST_LINES: usize = 20;
 
-/// The part of a test program's output that tells its failures; its last lines, if it didn't come to telling them.
+/// The part of a test program's output that reports its failures; its last lines, where it ended before that.
 pub(crate) fn told(output: &str) -> String {
     const HEADING: &str = "\nfailures:\n";
     let text = match output.split_once(HEADING) {

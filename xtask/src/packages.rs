@@ -48,6 +48,9 @@ const FOR_TESTS: [&str; 6] = [
     "git",
 ];
 
+/// For the tests that watch the calls of a program.
+const FOR_TRACES: [&str; 1] = ["strace"];
+
 /// The kernel's source, the one we want first.
 const SOURCES: [&str; 2] = ["linux-source-6.12", "linux-source"];
 
@@ -88,6 +91,11 @@ fn npm() -> Vec<&'static str> {
 /// Installs what only the tests need.
 pub(crate) fn install_for_tests() -> Result<String> {
     install_some(&FOR_TESTS)
+}
+
+/// Installs what the tests need that watch the calls of a program.
+pub(crate) fn install_for_traces() -> Result<String> {
+    install_some(&FOR_TRACES)
 }
 
 /// Installs these packages where they are missing.

@@ -25,6 +25,9 @@ pub(crate) struct Wanted {
     /// Install the tools that make and move container images too (for the tests)
     #[arg(long)]
     pub(crate) image_tools: bool,
+    /// Install strace too (for the tests)
+    #[arg(long)]
+    pub(crate) strace: bool,
     /// Make the image of the coding agent's example too, with git and pytest (for the tests)
     #[arg(long)]
     pub(crate) coding_image: bool,
@@ -115,6 +118,10 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
     if wanted.image_tools {
         report.purpose("tools that make and move container images, for the tests");
         report.step("image tools", || Ok(((), packages::install_for_tests()?)))?;
+    }
+    if wanted.strace {
+        report.purpose("strace, for the tests that watch the calls of a program");
+        report.step("strace", || Ok(((), packages::install_for_traces()?)))?;
     }
     let initramfs = root_file_system(report, &cache)?;
     let debian_kernels = match wanted.debian_kernels {

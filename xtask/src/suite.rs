@@ -27,6 +27,10 @@ const SOAK_LIMIT: u32 = 6 * 3600;
 /// Room for the largest guests of the tests, and for what they write.
 const LAB_MEMORY: &str = "2G";
 
+/// The test program that runs examples as they are built, and these.
+const OF_EXAMPLES: &str = "lesson_zero";
+const EXAMPLES: [&str; 2] = ["raw_kvm", "what_if"];
+
 /// What the tests find in their environment.
 pub(crate) struct Environment {
     variables: Vec<(&'static str, OsString)>,
@@ -118,9 +122,15 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
     // As a whole, so that what they share is built with the features that all of it needs.
     let mut arguments = vec!["test", "--workspace", "--no-run"];
     match choice.is_everything() {
-        // No examples: clippy has checked them, and linking them takes a while.
+        // No other examples: clippy has checked them, and linking them takes a while.
         true => arguments.push("--tests"),
         false => arguments.extend(candidates.iter().flat_map(Target::arguments)),
+    }
+    if candidates
+        .iter()
+        .any(|target| target.is_called(OF_EXAMPLES))
+    {
+        build_examples()?;
     }
     let mut programs = Vec::new();
     for executable in cargo::build(&arguments)? {
@@ -133,6 +143,13 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
     }
     choice.check(programs.iter().flat_map(|program| &program.tests))?;
     Ok(programs)
+}
+
+/// Builds the examples that a test program runs: `cargo test` builds tests of them, and no programs.
+fn build_examples() -> Result<()> {
+    let mut arguments = vec!["build", "--workspace"];
+    arguments.extend(EXAMPLES.iter().flat_map(|name| ["--example", name]));
+    cargo::build(&arguments).map(drop)
 }
 
 /// The program with the tests that are chosen of it, if there are any, or all are.

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that checks the project. It goes on after a failure, so that one run tells all, and ends
+//! `cargo xtask test`: everything that checks the project. It goes on after a failure, so that one run shows all of them, and ends
 //! with the line `N passed, N failed, N skipped`.
 
 use std::path::{Path, PathBuf};
@@ -162,6 +162,7 @@ impl Run {
             debian_kernels: !fast,
             sandboxes: true,
             image_tools: !fast,
+            strace: true,
             coding_image: !fast,
         };
         setup::prepare(&mut self.report, &wanted)
@@ -249,7 +250,7 @@ impl Run {
         self.record(name, tally, took);
     }
 
-    /// A step that makes something. Its failure is told, and counted.
+    /// A step that makes something. Its failure is printed, and counted.
     fn attempt<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
         let made = self.report.stage(name, || Ok((work()?, "ok".to_owned())));
         made.inspect_err(|error| self.fail(error)).ok()

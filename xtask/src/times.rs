@@ -1,4 +1,4 @@
-//! How long each test took, as the output of its program tells.
+//! How long each test took, as the output of its program says.
 //!
 //! Stable libtest doesn't say it. But it starts its tests in the order in which it lists them, the next one as soon as a thread
 //! is free, and prints a line when one ends: so each test's start is the line of the test that it followed.

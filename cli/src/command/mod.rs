@@ -25,6 +25,7 @@ mod turducken;
 mod units;
 mod variables;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -112,7 +113,12 @@ impl Cli {
     /// Parses the command line. Where that is wrong, ends this process with the reason and code 2.
     pub(crate) fn parse_line() -> Self {
         let mut command = Cli::command();
-        let matches = command.get_matches_mut();
+        let args: Vec<_> = std::env::args_os().collect();
+        let matches = command.try_get_matches_from_mut(&args);
+        let matches = matches.unwrap_or_else(|error| match error.kind() {
+            ErrorKind::InvalidUtf8 => not_utf8(&mut command, args).exit(),
+            _ => error.exit(),
+        });
         if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
             let wrong = format!("--{flag} is for `minivm --kernel FILE`, and not before `{name}`");
             command.error(ErrorKind::ArgumentConflict, wrong).exit();
@@ -190,6 +196,25 @@ impl Command {
             _ => false,
         }
     }
+}
+
+/// Returns the error that names the argument that has to be UTF-8 and isn't: clap's own names none.
+fn not_utf8(command: &mut clap::Command, mut args: Vec<OsString>) -> clap::Error {
+    let mut named = OsString::new();
+    for number in 0..args.len() {
+        if args[number].to_str().is_some() {
+            continue;
+        }
+        let text = args[number].to_string_lossy().into_owned().into();
+        named = std::mem::replace(&mut args[number], text);
+        // Other arguments, such as a command's own, may have any bytes.
+        let parsed = command.try_get_matches_from_mut(&args);
+        if !parsed.is_err_and(|error| error.kind() == ErrorKind::InvalidUtf8) {
+            break;
+        }
+    }
+    let text = format!("the argument {named:?} is not UTF-8, as it has to be\n");
+    clap::Error::raw(ErrorKind::InvalidUtf8, text)
 }
 
 /// A flag of a machine that is booted without a command, if one was given. clap can refuse these itself, but then `-v` too.

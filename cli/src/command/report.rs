@@ -7,15 +7,13 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minivm_machine::Accel;
-use minivm_machine::output::{self, CaptureBuffer};
+use minivm_machine::output::CaptureBuffer;
+use minivm_machine::signal::KILL;
 use minivm_machine::streams;
-use minivm_sandbox::{End, Exception, Finished, MachineRun};
+use minivm_sandbox::{End, Exception, Finished, MachineRun, Warning};
 use serde::Serialize;
 
 use super::{EXIT_ERROR, hint};
-
-/// SIGKILL's number.
-const KILL: u8 = 9;
 
 /// The line about output over the limit.
 const CUT: &str = "output was cut at --max-output";
@@ -70,7 +68,7 @@ pub(super) struct RunReport {
     truncated: bool,
     oom: bool,
     error: Option<String>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
     #[serde(skip)]
     copy_failed: bool,
     wall_time: f64,
@@ -175,14 +173,11 @@ impl RunReport {
 
     /// The lines about dropped output, if some was dropped.
     fn losses(&self) -> Vec<String> {
-        let told = self.warnings.iter();
-        let told: Vec<_> = told
-            .filter(|told| output::tells_of_a_loss(told))
-            .cloned()
-            .collect();
-        match (self.truncated, &*told) {
+        let losses = self.warnings.iter().filter(|warning| warning.is_loss());
+        let losses: Vec<_> = losses.map(ToString::to_string).collect();
+        match (self.truncated, &*losses) {
             (true, []) => vec![CUT.into()],
-            _ => told,
+            _ => losses,
         }
     }
 
@@ -219,7 +214,7 @@ impl RunReport {
             Some((accel, warm)) => RunReport {
                 accel: Some(accel.name()),
                 warm: Some(*warm),
-                warnings: accel.warning().into_iter().collect(),
+                warnings: accel.warning().map(Warning::Other).into_iter().collect(),
                 ..printed
             },
             None => printed,
@@ -246,7 +241,7 @@ impl RunReport {
     /// Says lines on stderr. Where a limit was reached, or a reader has taken nothing by the end, it may be stderr that has such
     /// a reader: then it isn't waited for.
     fn say(&self, lines: Vec<String>) {
-        match self.timed_out || self.warnings.iter().any(|told| told == output::NOT_TAKEN) {
+        match self.timed_out || self.warnings.contains(&Warning::NotTaken) {
             true => streams::tell_soon(lines),
             false => lines.iter().for_each(|line| streams::tell(line)),
         }
@@ -257,8 +252,8 @@ impl RunReport {
         let losses = self.losses();
         // Files that could not be copied are an error, and printed like one; dropped output comes below.
         if !quiet || self.copy_failed {
-            let others = self.warnings.iter().filter(|told| !losses.contains(told));
-            lines.extend(others.cloned());
+            let others = self.warnings.iter().filter(|warning| !warning.is_loss());
+            lines.extend(others.map(ToString::to_string));
         }
         let error = self.error.clone().filter(|error| !losses.contains(error));
         if self.timed_out {
@@ -494,7 +489,7 @@ mod tests {
         };
         let mut warned = finished(End::Exited(0));
         change(&mut warned, |machine| machine.out_of_memory = true);
-        warned.warnings = vec!["careful".into()];
+        warned.warnings = vec![Warning::Other("careful".into())];
         warned.truncated = true;
         assert_eq!(lines(&warned, true), [CUT]);
         assert_eq!(lines(&warned, false).len(), 3);
@@ -512,18 +507,21 @@ mod tests {
 
     #[test]
     fn lost_output_is_an_error_where_the_command_knows_of_none() {
-        let lost = |code, warnings: &[&str]| {
+        let lost = |code, warnings: &[Warning]| {
             let mut lost = finished(End::Exited(code));
             lost.truncated = true;
-            lost.warnings = warnings.iter().map(ToString::to_string).collect();
+            lost.warnings = warnings.to_vec();
             printed(&lost)
         };
-        let cut = lost(0, &["careful"]);
+        // A guest chooses the texts of its warnings.
+        let forged = Warning::Other(Warning::NotTaken.to_string());
+        let cut = lost(0, &[forged]);
         assert_eq!((cut.exit_code, cut.command_exit_code), (125, Some(0)));
         assert_eq!(cut.error.as_deref(), Some(CUT));
         assert_eq!(cut.lines(true, false, Duration::ZERO), [CUT]);
-        let slow = lost(0, &[output::NOT_TAKEN]);
-        assert_eq!(slow.lines(true, false, Duration::ZERO), [output::NOT_TAKEN]);
+        let slow = lost(0, &[Warning::NotTaken]);
+        let line = Warning::NotTaken.to_string();
+        assert_eq!(slow.lines(true, false, Duration::ZERO), [line]);
         let own = lost(3, &[]);
         assert_eq!((own.exit_code, own.error.as_ref()), (3, None));
         assert_eq!(own.lines(true, false, Duration::ZERO), [CUT]);

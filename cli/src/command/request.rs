@@ -1,13 +1,14 @@
 //! Flags that container users know: what a command is to be run with.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use minivm_guest::channel::{Rlimit, Tmpfs};
-use minivm_machine::{Files, check_copies};
+use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::{Capability, Entrypoint, Task};
 
 use super::tmpfs::tmpfs;
@@ -82,13 +83,15 @@ pub(super) struct RequestArgs {
     #[arg(long, value_name = "SIZE", value_parser = shm_size, help_heading = "Container", hide_short_help = true)]
     shm_size: Option<u64>,
     /// Mount a file system in memory, with options of mount's and of tmpfs's
+    ///
+    /// Without size=SIZE it takes half of the guest's memory at most. With size=0 it has no limit, as in Docker: all memory may go to it.
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs, help_heading = "Container", hide_short_help = true)]
     tmpfs: Vec<Tmpfs>,
     /// Copy a file or folder into the guest before CMD runs; a DST that ends with / is a folder
-    #[arg(long, value_name = "SRC:DST", value_parser = files_in, help_heading = "Files")]
+    #[arg(long, value_name = "SRC:DST", value_parser = OsStringValueParser::new().try_map(files_in), help_heading = "Files")]
     copy_in: Vec<Files>,
     /// Copy a file or folder out of the guest when CMD has ended
-    #[arg(long, value_name = "SRC:DST", value_parser = files, help_heading = "Files")]
+    #[arg(long, value_name = "SRC:DST", value_parser = OsStringValueParser::new().try_map(files), help_heading = "Files")]
     copy_out: Vec<Files>,
     /// Copy out at the time limit, too, as the files are when CMD has been killed
     #[arg(
@@ -104,11 +107,6 @@ pub(super) struct RequestArgs {
 }
 
 impl RequestArgs {
-    /// Looks whether the files to be copied in are there: better before an image is fetched.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        Ok(check_copies(&self.copy_in).map(drop)?)
-    }
-
     /// The variables that flags set, `NAME=value` each.
     fn entries(&self) -> anyhow::Result<Vec<Vec<u8>>> {
         let mut env = Vec::new();
@@ -159,7 +157,7 @@ impl RequestArgs {
     /// entrypoint runs the command unless a flag names another one.
     pub(super) fn set(&self, task: &mut Task, is_container: bool) -> anyhow::Result<()> {
         task.env = self.variables()?;
-        task.files.clone_from(&self.copy_in);
+        task.files = CopyIn::of(self.copy_in.clone())?;
         let options = &mut task.vm;
         options.entrypoint = match &self.entrypoint {
             None if is_container => Entrypoint::Image,
@@ -181,18 +179,21 @@ impl RequestArgs {
     }
 }
 
-fn files(text: &str) -> Result<Files, String> {
-    match text.rsplit_once(':') {
+/// Parses a copy. Its paths may have any bytes.
+fn files(text: OsString) -> Result<Files, String> {
+    let bytes = text.as_bytes();
+    let colon = bytes.iter().rposition(|&byte| byte == b':');
+    match colon.map(|colon| (&bytes[..colon], &bytes[colon + 1..])) {
         Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok(Files {
-            from: from.into(),
-            to: to.into(),
+            from: OsStr::from_bytes(from).into(),
+            to: OsStr::from_bytes(to).into(),
         }),
         _ => Err("expected SRC:DST, a path here and a path in the guest".into()),
     }
 }
 
 /// Parses a copy into the guest, whose DST is an absolute path.
-fn files_in(text: &str) -> Result<Files, String> {
+fn files_in(text: OsString) -> Result<Files, String> {
     let files = files(text)?;
     let mut parts = files.to.components();
     let plain = parts.next() == Some(Component::RootDir)
@@ -204,7 +205,7 @@ fn files_in(text: &str) -> Result<Files, String> {
     }
 }
 
-/// A size of something: for tmpfs, nothing means no limit.
+/// Parses the size of /dev/shm. Tmpfs takes 0 for no limit, and Docker for its default: neither is what the number says.
 fn shm_size(text: &str) -> Result<u64, String> {
     match units::bytes(text)? {
         0 => Err("it has to be more than nothing".into()),
@@ -214,7 +215,7 @@ fn shm_size(text: &str) -> Result<u64, String> {
 
 fn ulimit(text: &str) -> Result<Rlimit, String> {
     let expected =
-        || format!("{text:?} is no limit: expected NAME=SOFT[:HARD], such as nofile=1024");
+        || format!("{text:?} is not a valid limit: expected NAME=SOFT[:HARD], such as nofile=1024");
     let (name, values) = text.split_once('=').ok_or_else(expected)?;
     let resource = match name {
         "as" => libc::RLIMIT_AS,
@@ -325,22 +326,27 @@ mod tests {
 
     #[test]
     fn copies_are_split_at_the_last_colon() {
-        let split = files("a:b:/c").unwrap();
+        let split = files("a:b:/c".into()).unwrap();
         assert_eq!((split.from, split.to), ("a:b".into(), "/c".into()));
-        assert!(files("a").is_err() && files(":b").is_err() && files("a:").is_err());
+        for wrong in ["a", ":b", "a:"] {
+            assert!(files(wrong.into()).is_err(), "{wrong}");
+        }
     }
 
     #[test]
     fn a_copy_into_the_guest_goes_to_an_absolute_path() {
         for right in ["a:/b", "a:/b/", "a:/", ".:/b", "a:/./b"] {
-            assert!(files_in(right).is_ok(), "{right}");
+            assert!(files_in(right.into()).is_ok(), "{right}");
         }
         for wrong in ["a:b", "a:./b", "a:/../b", "a:/b/..", ".:/", "..:/"] {
-            assert!(files_in(wrong).is_err(), "{wrong}");
+            assert!(files_in(wrong.into()).is_err(), "{wrong}");
         }
+        let odd = OsString::from_vec(b"\xff:/\xff".to_vec());
+        assert_eq!(files_in(odd).unwrap().from.as_os_str().as_bytes(), b"\xff");
         let missing = ["--copy-in", "/nowhere/at/all:/x"];
         let line = Line::try_parse_from(["test"].iter().chain(&missing)).unwrap();
-        let error = format!("{:#}", line.args.check().unwrap_err());
+        let error = line.args.set(&mut Task::code("pass"), true).unwrap_err();
+        let error = format!("{error:#}");
         assert!(
             error.starts_with("cannot copy /nowhere/at/all into"),
             "{error}"

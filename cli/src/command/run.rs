@@ -16,10 +16,13 @@ use clap::Args;
 use minivm_image::{Image, Source};
 use minivm_machine::Accel;
 use minivm_machine::kernel;
-use minivm_machine::output::{CaptureBuffer, NOT_TAKEN};
+use minivm_machine::output::CaptureBuffer;
 use minivm_machine::session::Event;
+use minivm_machine::signal::INT;
 use minivm_machine::streams;
-use minivm_sandbox::{Backend, Capability, Error, Host, Limits, Microvm, Program, Sandbox, Task};
+use minivm_sandbox::{
+    Backend, Capability, Error, Host, Limits, Microvm, Program, Sandbox, Task, Warning,
+};
 use minivm_vmm::CPUS_MAX;
 
 use super::accel::{AccelArg, explain};
@@ -30,8 +33,6 @@ use super::terminal::{self, RawMode};
 use super::trace::TraceArgs;
 use super::{EXIT_TIMEOUT, hint, signals, template, units, unwrapped, worker};
 
-/// The signal that Ctrl-A x counts as.
-const SIGINT: u8 = 2;
 /// The most bytes of each output in a JSON report, without --max-output.
 const CAPTURED: u64 = 16 << 20;
 
@@ -208,7 +209,7 @@ impl RunArgs {
         if able.contains(&Capability::Machine) {
             self.accel.check()?;
         }
-        self.request.check()
+        Ok(())
     }
 
     /// The flags that were given, each with what a backend must be able to do to honour it.
@@ -231,7 +232,7 @@ impl RunArgs {
             .chain(self.request.given())
     }
 
-    /// The task, whose streams are not yet connected.
+    /// The task, whose streams are not yet connected. Its files are looked for here: better before an image is fetched.
     fn task(&self) -> anyhow::Result<Task> {
         let able = self.backend.capabilities();
         let is_container = able.contains(&Capability::Container);
@@ -333,7 +334,7 @@ impl RunArgs {
             let events = events.clone();
             // A user who ends the machine by its keys has seen enough.
             let end = move || {
-                let _ = events.send(Event::Stop(SIGINT));
+                let _ = events.send(Event::Stop(INT));
             };
             return Ok(Some(
                 terminal::keys(end).context("cannot read the terminal")?,
@@ -387,7 +388,7 @@ fn output(
 /// Ends this process at the time limit, while an output still waits for its reader.
 fn end_overdue(limit: Duration) {
     terminal::leave(
-        vec![time_limit_reached(limit), NOT_TAKEN.into()],
+        vec![time_limit_reached(limit), Warning::NotTaken.to_string()],
         EXIT_TIMEOUT,
     );
 }

@@ -8,8 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_machine::output::{NOT_TAKEN, Pending};
-use minivm_machine::session::{Event, TERM};
+use minivm_machine::Warning;
+use minivm_machine::output::Pending;
+use minivm_machine::session::Event;
+use minivm_machine::signal::TERM;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -81,7 +83,7 @@ fn end_if_stalled(events: Sender<Event>, pending: Pending) {
                 return;
             }
             if pending.is_set() && pending.count() == before {
-                end(&events, TERM, NOT_TAKEN);
+                end(&events, TERM, &Warning::NotTaken.to_string());
             }
         }
     };

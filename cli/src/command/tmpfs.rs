@@ -51,6 +51,7 @@ fn of_its_own(option: &str) -> Result<String, String> {
     let (name, value) = option.split_once('=').ok_or_else(wrong)?;
     let number = |radix| u32::from_str_radix(value, radix).map_err(|_| wrong());
     match name {
+        // 0 is no limit, for the kernel (tmpfs(5)) as for Docker.
         "size" => Ok(format!("size={}", units::bytes(value)?)),
         "mode" => match number(8)? {
             mode if mode <= 0o7777 => Ok(format!("mode={mode:o}")),

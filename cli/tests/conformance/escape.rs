@@ -10,7 +10,7 @@ use minivm_sandbox::{Backend, Sandbox};
 
 use crate::host;
 
-/// A variable that whoever runs a test sets, and whose value nobody could guess from within.
+/// A variable that Cargo sets for tests, and whose value no code could guess from within.
 const SECRET: &str = "CARGO_MANIFEST_DIR";
 /// Where the page has the table.
 const MARK: &str = "<!-- what code reaches: kept by cli/tests/conformance/escape.rs -->";

@@ -1,4 +1,4 @@
-//! That every byte comes out which code has written before its end, or that it is told.
+//! Every byte that code has written before its end comes out, or its loss is reported.
 //!
 //! What matters is paired, not multiplied out: how much is written at once, to which stream, by what, where it goes, and whether
 //! a report is asked for.
@@ -40,7 +40,7 @@ void _start(void) {
 /// Where an output goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
-    /// To a pipe that nobody reads until the sandbox has ended, or waits for that.
+    /// To a pipe that isn't read until the sandbox has ended, or waits for that.
     Pipe,
     File,
     FullDisk,

@@ -3,8 +3,8 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use minivm_machine::Files;
 use minivm_machine::session::Event;
+use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::{Backend, Capability, End, Error, Program, Sandbox, Task};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::with_limits_from;
@@ -16,7 +16,7 @@ pub(crate) fn prints_the_answer(sandbox: &dyn Sandbox) {
     assert_eq!(ran.finished.end, End::Exited(0), "{ran:?}");
     assert_eq!((&*ran.stdout, &*ran.stderr), ("4\n", ""));
     assert!(!ran.finished.truncated && ran.finished.exception.is_none());
-    assert_eq!(ran.finished.warnings, [""; 0]);
+    assert_eq!(ran.finished.warnings, []);
 }
 
 pub(crate) fn keeps_the_outputs_apart(sandbox: &dyn Sandbox) {
@@ -192,10 +192,11 @@ pub(crate) fn refuses_what_it_has_not_declared(sandbox: &dyn Sandbox) {
     task.suspend_at.insert("f".into());
     refused(task, Capability::Snapshot);
     let mut task = code("pass");
-    task.files.push(Files {
+    let file = Files {
         from: "/etc/hostname".into(),
         to: "/x".into(),
-    });
+    };
+    task.files = CopyIn::of(vec![file]).unwrap();
     refused(task, Capability::Files);
 }
 
@@ -209,10 +210,11 @@ pub(crate) fn hands_files_and_variables_in(sandbox: &dyn Sandbox) {
     std::fs::write(folder.path().join("sub/data.txt"), "déjà\n").unwrap();
     let text = "import os\nprint(open('/data/in/sub/data.txt', encoding='utf8').read().strip(), os.environ['GREETING'])";
     let mut task = code(text);
-    task.files.push(Files {
+    let all = Files {
         from: folder.path().into(),
         to: "/data/in".into(),
-    });
+    };
+    task.files = CopyIn::of(vec![all]).unwrap();
     task.env.push(("GREETING".into(), "hällo = x".into()));
     let ran = run(sandbox, task);
     assert_eq!(ran.stdout, "déjà hällo = x\n", "{ran:?}");

@@ -26,7 +26,8 @@ fn root() -> PathBuf {
 
 /// The pages, by their paths, with their texts.
 fn pages() -> BTreeMap<PathBuf, String> {
-    let folders = [".", "docs", "kernel-config", ".github"].map(|folder| root().join(folder));
+    let folders =
+        [".", "docs", "docs/learn", "kernel-config", ".github"].map(|folder| root().join(folder));
     let files = folders
         .iter()
         .flat_map(|folder| fs::read_dir(folder).unwrap());

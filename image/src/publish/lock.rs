@@ -202,7 +202,7 @@ fn open_there(path: &Path, access: Access) -> io::Result<File> {
     }
 }
 
-/// Removes what stands in a file's place and is no file of ours that can be written to; returns whether anything did.
+/// Removes what stands in a file's place and isn't a file of ours that can be written to; returns whether anything did.
 ///
 /// The folder is locked for it: two processes that find it at once could otherwise remove what the first has made instead.
 fn clear_place(path: &Path) -> io::Result<bool> {

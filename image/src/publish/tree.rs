@@ -319,7 +319,7 @@ impl<'a> Walk<'a> {
         if !matches!(self.what, What::None) {
             unlinkat(&self.here, name, AtFlags::empty())?;
         }
-        // The lock is ours until the name is gone: who waits for it sees that its file has none.
+        // The lock is ours until the name is gone: a process that waits for it sees that its file has no name.
         drop(file);
         Ok(true)
     }

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use minivm_image::io_error::{HostError, cannot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -92,13 +93,8 @@ pub enum Error {
     #[error("{0}")]
     Failed(String),
     /// A system call of minivm's own failed.
-    #[error("cannot {action}")]
-    Host {
-        /// The action that failed.
-        action: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// A builder of jails. A new jail has an empty `/tmp`, `/proc` and a `/dev` of the harmless devices.
@@ -486,12 +482,6 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
-}
-
-/// Names the action in the error of a system call.
-fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let action = action.into();
-    move |source| Error::Host { action, source }
 }
 
 #[cfg(test)]

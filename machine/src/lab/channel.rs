@@ -95,7 +95,7 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
         }
         match &input {
             Some(open) if !quiet => {
-                // A stream that can't be read has ended, as far as the command can tell.
+                // A stream that can't be read looks to the command like one that has ended.
                 let length = open.try_read(&mut buffer.payload()[..MAX_PAYLOAD]);
                 let Some(length) = length.unwrap_or(Some(0)) else {
                     continue;

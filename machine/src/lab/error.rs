@@ -1,8 +1,9 @@
 //! Errors of a lab.
 
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use minivm_image::io_error::HostError;
 
 use crate::cache;
 
@@ -38,13 +39,8 @@ pub enum Error {
         there: u64,
     },
     /// A system call failed.
-    #[error("cannot {action}")]
-    Io {
-        /// The action that failed.
-        action: String,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The time limit was reached; the lab was killed.
     #[error("time limit of {limit:?} reached")]
     Timeout {
@@ -66,10 +62,4 @@ pub enum Error {
         /// The last lines of its console.
         console: String,
     },
-}
-
-/// Names the action in the error of a system call.
-pub(super) fn cannot(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let action = action.into();
-    move |source| Error::Io { action, source }
 }

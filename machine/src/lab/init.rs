@@ -10,11 +10,12 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::{HostError, cannot};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::system::{RebootCommand, finit_module};
 
 use super::clock;
-use super::error::{Error, cannot};
+use super::error::Error;
 use super::frame::{self, Kind};
 use super::job::{self, LabJob};
 use super::kernel::MODULES;
@@ -97,7 +98,7 @@ fn wait_for_hangup(mut channel: &File) {
 }
 
 /// Opens the channel's port, which appears once the kernel and QEMU have negotiated it: maybe after this process has started.
-fn open_channel() -> Result<File, Error> {
+fn open_channel() -> Result<File, HostError> {
     let start = Instant::now();
     loop {
         match File::options().read(true).write(true).open(CHANNEL) {

@@ -8,9 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use minivm_guest::newc::{self, Archive, Attributes, Node};
+use minivm_image::io_error::cannot;
 use rustix::fs::MemfdFlags;
 
-use super::error::{Error, cannot};
+use super::error::Error;
 use super::job::{self, LabJob};
 
 /// This program's path in the lab.

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use minivm_image::io_error::{HostError, cannot};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 
-use super::error::{Error, cannot};
+use super::error::Error;
 use super::{QEMU, Root};
 use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
@@ -113,7 +114,7 @@ fn jail_for(program: &Path) -> Result<Jail, jail::Error> {
 }
 
 /// Copies a file into sealed memory. A process in a jail that inherits an open file of the user's could open it again for writing.
-pub(super) fn copy(file: &Path) -> Result<OwnedFd, Error> {
+pub(super) fn copy(file: &Path) -> Result<OwnedFd, HostError> {
     let copied = (|| {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut memory = File::from(rustix::fs::memfd_create("lab-kernel", flags)?);

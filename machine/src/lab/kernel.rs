@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+use minivm_image::io_error::cannot;
+
 use super::Error;
-use super::error::cannot;
 use crate::cache;
 
 /// Names of a kernel in its folder. An uncompressed one is taken first: under emulation, unpacking takes longer than the rest

@@ -34,6 +34,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::cannot;
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
@@ -44,7 +45,6 @@ pub use kernel::find as find_kernel;
 pub use stop::Stop;
 
 use channel::Answer;
-use error::cannot;
 use qemu::{Qemu, QemuConfig};
 
 /// The program that emulates the lab.
@@ -304,7 +304,7 @@ impl LabRequest {
                 total: start.elapsed(),
             }),
             Answer::NotWritten(output, error) => {
-                Err(cannot(format!("write the command's {output}"))(error))
+                Err(cannot(format!("write the command's {output}"))(error).into())
             }
             Answer::Failed(message) => Err(Error::Refused { message }),
             Answer::Retry(why) => Err(Error::Refused {

@@ -20,10 +20,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use minivm_image::io_error::cannot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::error::{Error, cannot};
+use super::error::Error;
 use super::jail::{JailEnd, Prepared, prepare, set_unjailed};
 use super::{INIT_COMMAND, QEMU, Root, initramfs};
 use crate::printable::printable;
@@ -202,7 +203,7 @@ impl Qemu {
                 if jailed.is_some() {
                     set_unjailed(format!("this user cannot make a jail ({error})"));
                 }
-                cannot(format!("start {QEMU}"))(error)
+                cannot(format!("start {QEMU}"))(error).into()
             }
         })?;
         // The command has copies of the inherited files: while they are open, the other ends don't see QEMU's end.

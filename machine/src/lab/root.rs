@@ -4,24 +4,24 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use minivm_image::io_error::{HostError, cannot};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::Root;
-use super::error::{Error, cannot};
 
 /// The mount options of the host's files over 9p. They rarely change in the few seconds that a lab lives, so they may be cached; messages
 /// of half a megabyte make large reads bearable.
 const HOST_OPTIONS: &CStr = c"trans=virtio,version=9p2000.L,msize=512000,cache=loose";
 
 /// Mounts /dev, /proc and /sys.
-pub(super) fn mount_kernel_file_systems() -> Result<(), Error> {
+pub(super) fn mount_kernel_file_systems() -> Result<(), HostError> {
     attach("devtmpfs", "/dev", c"mode=0755")?;
     attach("proc", "/proc", c"")?;
     attach("sysfs", "/sys", c"")
 }
 
 /// Makes the root file system that the command sees.
-pub(super) fn prepare(root: Root) -> Result<(), Error> {
+pub(super) fn prepare(root: Root) -> Result<(), HostError> {
     match root {
         // The host's /tmp stays: the command's working folder may be in it.
         Root::Host => switch_to_host()?,
@@ -48,7 +48,7 @@ pub(super) fn prepare(root: Root) -> Result<(), Error> {
 }
 
 /// Puts the host's files, with a layer in memory over them that takes what is written, in place of the initramfs.
-fn switch_to_host() -> Result<(), Error> {
+fn switch_to_host() -> Result<(), HostError> {
     for folder in ["/host", "/layer", "/new"] {
         make_folder(folder)?;
     }
@@ -73,11 +73,11 @@ fn switch_to_host() -> Result<(), Error> {
     entered.map_err(|errno| cannot("enter the host's root")(errno.into()))
 }
 
-fn make_folder(path: &str) -> Result<(), Error> {
+fn make_folder(path: &str) -> Result<(), HostError> {
     fs::create_dir_all(path).map_err(cannot(format!("create {path}")))
 }
 
-fn attach(kind: &str, target: &str, options: &CStr) -> Result<(), Error> {
+fn attach(kind: &str, target: &str, options: &CStr) -> Result<(), HostError> {
     attach_from(kind, kind, target, MountFlags::empty(), options)
 }
 
@@ -87,7 +87,7 @@ fn attach_from(
     target: &str,
     flags: MountFlags,
     options: &CStr,
-) -> Result<(), Error> {
+) -> Result<(), HostError> {
     mount(source, target, kind, flags, options)
         .map_err(|errno| cannot(format!("mount {kind} on the lab's {target}"))(errno.into()))
 }

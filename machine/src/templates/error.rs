@@ -1,9 +1,9 @@
 //! Errors of templates.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use minivm_image::io_error::{self, FileError};
+use minivm_image::io_error::FileError;
 
 /// The most characters of a name.
 pub(super) const NAME_MAX: usize = 64;
@@ -68,10 +68,4 @@ impl Error {
             _ => false,
         }
     }
-}
-
-/// Names the action and the file in the error of a system call.
-pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let wrap = io_error::failed(action, path);
-    move |source| wrap(source).into()
 }

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use minivm_guest::channel::{Interpreter, Preparation, Request};
 use minivm_image::Config;
+use minivm_image::io_error::failed;
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, failed};
+use super::error::Error;
 use crate::images::key_of;
 use crate::session::now;
 use crate::template::{Rings, Saved};
@@ -158,17 +159,14 @@ fn processor() -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn recipe(folder: &Path) -> Recipe {
-        let kernel = folder.join("vmlinux");
-        std::fs::write(&kernel, "kernel").unwrap();
+impl Recipe {
+    /// Returns the recipe of a small machine.
+    pub(crate) fn example(kernel: std::path::PathBuf, initramfs: std::path::PathBuf) -> Recipe {
         Recipe {
             image: "image".into(),
             machine: MachineSpec {
                 kernel,
-                initramfs: "/a/b.cpio".into(),
+                initramfs,
                 memory: 1 << 28,
                 cpus: 1,
                 rings: true,
@@ -178,11 +176,23 @@ mod tests {
             warm: None,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a recipe whose kernel is a file in `folder`.
+    fn with_kernel_in(folder: &Path) -> Recipe {
+        let kernel = folder.join("vmlinux");
+        std::fs::write(&kernel, "kernel").unwrap();
+        Recipe::example(kernel, "/a/b.cpio".into())
+    }
 
     #[test]
     fn a_change_of_the_machine_changes_the_key() {
         let folder = tempfile::tempdir().unwrap();
-        let first = recipe(folder.path());
+        let first = with_kernel_in(folder.path());
         let key = first.key().unwrap();
         assert!(is_key(&key));
         assert_eq!(first.key().unwrap(), key);

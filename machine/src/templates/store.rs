@@ -6,10 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use minivm_image::io_error::failed;
 use minivm_image::publish::{Folder, Lock, tree};
 use serde::{Deserialize, Serialize};
 
-use super::error::{NAME_MAX, failed};
+use super::error::NAME_MAX;
 use super::{Error, Recipe, Templates, lab, recipe};
 use crate::template::Rings;
 
@@ -186,7 +187,8 @@ pub(super) fn write(recipe: &Recipe, saved: Option<Ready>, folder: &Path) -> Res
     });
     written
         .and_then(|()| File::open(folder)?.sync_all())
-        .map_err(failed("write", &path))
+        .map_err(failed("write", &path))?;
+    Ok(())
 }
 
 /// Reads the record of the template in `folder`; returns `None` where there is no folder.

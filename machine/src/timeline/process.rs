@@ -9,13 +9,15 @@ use minivm_vmm::Builder;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use minivm_image::io_error::cannot;
+
 use super::{COMMAND, Job, Subject, Timeline};
 use crate::lab::{Input, Output};
 use crate::lab_machine::LabMachine;
 use crate::last_words::LastWords;
 use crate::output::CaptureBuffer;
 use crate::template::Rings;
-use crate::{Accel, Error, cannot};
+use crate::{Accel, Error};
 
 /// The lab's folder for a template, in its memory.
 const LAB_FOLDER: &str = "/run";
@@ -60,7 +62,7 @@ pub(super) fn write(measured: &Result<Timeline, Error>) -> Result<(), Error> {
     let answer: Result<&Timeline, String> = measured.as_ref().map_err(whole);
     let text = serde_json::to_vec(&answer).map_err(io::Error::from);
     let written = text.and_then(|text| io::stdout().lock().write_all(&text));
-    written.map_err(cannot("write the timeline to stdout"))
+    Ok(written.map_err(cannot("write the timeline to stdout"))?)
 }
 
 /// Returns an error with its sources, in a line.
@@ -107,15 +109,13 @@ fn beside_kvm(job: &Job) -> Result<Timeline, Error> {
     // Where it ended before it read, its end says more.
     match parse(&output.stdout) {
         Some(answer) => answer,
-        None => Err(sent.err().map_or_else(
-            || {
-                Error::Measured(format!(
-                    "the process that is measured ended with {}",
-                    output.status
-                ))
-            },
-            starting(),
-        )),
+        None => Err(match sent {
+            Err(error) => starting()(error).into(),
+            Ok(()) => Error::Measured(format!(
+                "the process that is measured ended with {}",
+                output.status
+            )),
+        }),
     }
 }
 

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_guest::channel::Request;
+use minivm_image::io_error::cannot;
 use minivm_vmm::{Builder, Config, Control};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::time::{ClockId, clock_gettime};
@@ -18,7 +19,7 @@ use super::process::{Task, nanos, write};
 use super::record::{Console, Recorder, since};
 use super::{Job, Subject, kernel};
 use crate::template::Saved;
-use crate::{End, Error, Link, MachineSpec, Report, Session, cannot, local, wire};
+use crate::{End, Error, Link, MachineSpec, Report, Session, local, wire};
 
 /// Runs the machine that is described on stdin, and writes its timeline to stdout.
 ///

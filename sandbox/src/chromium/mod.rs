@@ -23,13 +23,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use minivm_image::io_error::cannot;
 use rustix::fs::{Mode, fchmod};
 
 use super::process::{self, Streams};
 use super::pyodide::{self, SNAPSHOT};
-use super::{
-    Backend, Deno, End, Error, Finished, Sandbox, Task, cannot, check_jail, worker_is_there,
-};
+use super::{Backend, Deno, End, Error, Finished, Sandbox, Task, check_jail, worker_is_there};
 use crate::tools::npm;
 use minivm_machine::jail::{Calls, Jail, find_program};
 use minivm_machine::printable::printable;
@@ -142,14 +141,16 @@ impl Sandbox for Chromium {
             None => jail,
         };
         let snapshot = self.snapshot.as_ref().map(|_| SNAPSHOT);
-        let jail = pyodide::add_task(jail, Backend::Chromium, &task, &limits, snapshot)?;
+        let (jail, left_out) =
+            pyodide::add_task(jail, Backend::Chromium, &task, &limits, snapshot)?;
         let chromium = self.chromium.as_os_str();
         let jailed = jail.program(
             "/worker",
             [WORKER_COMMAND.as_ref(), chromium, number.as_ref()],
         )?;
         let streams = Streams::from(task);
-        let finished = process::run(jailed, streams, &limits)?;
+        let mut finished = process::run(jailed, streams, &limits)?;
+        finished.warnings.splice(0..0, left_out);
         conclude(finished, failures)
     }
 }

@@ -22,11 +22,13 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
+use minivm_image::io_error::cannot;
+
 use self::task::{Outcome, Scope, WorkerProgram, WorkerTask};
 use self::wire::{Fault, FromWorker, ToWorker};
 use super::process::{self, Streams};
 use super::{
-    Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, cannot, check_jail,
+    Backend, End, Error, Finished, Function, Limits, Program, Sandbox, Task, Warning, check_jail,
     worker_is_there,
 };
 use minivm_machine::jail::{Calls, Jail};
@@ -120,7 +122,7 @@ impl Sandbox for Monty {
                 .map_err(|fault| failed(&format!("the worker sent an invalid message: {fault}")))?,
             Err(_) => {
                 let warning = "a function of the host has not returned";
-                finished.warnings.push(warning.into());
+                finished.warnings.push(Warning::Other(warning.into()));
                 None
             }
         };

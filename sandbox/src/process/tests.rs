@@ -206,7 +206,7 @@ fn a_reader_that_takes_nothing_gets_a_warning_at_the_time_limit() {
             assert_eq!(finished.end, End::TimedOut, "{script}");
             // The script may have been killed before it began.
             finished.truncated.then(|| {
-                assert_eq!(finished.warnings, [output::NOT_TAKEN]);
+                assert_eq!(finished.warnings, [Warning::NotTaken]);
             })
         });
     }
@@ -218,7 +218,7 @@ fn a_full_disk_is_an_error_for_stdout_and_a_warning_for_stderr() {
     for script in ["echo out", "yes"] {
         let error = run_to(script, &limits(), full(), io::sink()).unwrap_err();
         assert_eq!(error.to_string(), "cannot write the command's output");
-        let Error::Host { source, .. } = error else {
+        let Error::Host(HostError { source, .. }) = error else {
             panic!("{error:?}")
         };
         assert_eq!(source.kind(), io::ErrorKind::StorageFull);
@@ -228,7 +228,7 @@ fn a_full_disk_is_an_error_for_stdout_and_a_warning_for_stderr() {
     let finished = run_to(script, &limits(), out.clone(), full()).unwrap();
     assert_eq!(finished.end, End::Exited(3));
     assert_eq!(*out.0.lock().unwrap(), b"out\n");
-    assert!(finished.truncated && output::tells_of_a_loss(&finished.warnings[0]));
+    assert!(finished.truncated && finished.warnings[0].is_loss());
 }
 
 #[test]

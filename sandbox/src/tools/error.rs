@@ -44,7 +44,6 @@ pub enum Error {
 
 impl From<FileError> for crate::Error {
     fn from(error: FileError) -> Self {
-        let HostError { action, source } = error.into();
-        crate::Error::Host { action, source }
+        HostError::from(error).into()
     }
 }

@@ -85,7 +85,7 @@ fn bursts(seed: i64, vectors: bool) -> i64 {
     sum
 }
 
-/// Numbers that stay in the registers of AVX from the first round to the last, whoever compiles this and how.
+/// Numbers that stay in the registers of AVX from the first round to the last, whatever the compiler and its options.
 #[target_feature(enable = "avx2")]
 fn vector_burst(seed: i64) -> i64 {
     let mut numbers = _mm256_set_epi64x(seed | 1, 3, 5, 7);

@@ -225,7 +225,7 @@ fn clones_of_a_shell_go_their_own_ways() {
     snapshot.verify().unwrap();
 }
 
-/// States that a checksum is right for, and that nobody saved: KVM refuses them, or runs what it can make of them.
+/// States with a right checksum that no machine was ever in: KVM refuses them, or runs what it can make of them.
 #[test]
 fn no_mad_state_makes_a_restore_panic_or_hang() {
     let _shared = shared();

@@ -1,4 +1,4 @@
-//! No two clones give the same random number, whoever draws it.
+//! No two clones give the same random number, whichever process draws it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;

@@ -185,7 +185,7 @@ pub(crate) fn request(words: &[&str]) -> Request {
     }
 }
 
-/// Lets a clone of a template serve a request, its output where it is told.
+/// Lets a clone of a template serve a request.
 pub(crate) fn serve(
     template: &Template,
     request: Request,

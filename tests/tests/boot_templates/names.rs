@@ -1,4 +1,4 @@
-//! `minivm template`: names, what is told of a template, and what becomes of a damaged one.
+//! `minivm template`: names, what it shows of a template, and what becomes of a damaged one.
 
 use std::fs::{self, File};
 use std::path::PathBuf;

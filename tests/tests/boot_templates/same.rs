@@ -33,7 +33,7 @@ fn shown(mut command: Command, input: Option<&[u8]>) -> Shown {
     let ended = thread::scope(|scope| {
         scope.spawn(move || {
             let mut stdin = stdin;
-            // Who doesn't read all of it has its reasons.
+            // A command may end before it has read all of it.
             let _ = stdin.write_all(input.unwrap_or_default());
         });
         program.end(PATIENCE)

@@ -54,7 +54,7 @@ impl Cache {
             .unwrap()
     }
 
-    /// The names of those that nobody has named, which are keys.
+    /// The names of the unnamed templates, which are keys.
     fn keys(&self) -> Vec<String> {
         let listed = self.templates().list().unwrap();
         let names = listed.into_iter().map(|listed| listed.name);
@@ -95,7 +95,7 @@ fn a_cold_run_neither_makes_a_template_nor_uses_one() {
         }
     };
     all_cold();
-    // Who makes one has its lock as soon as it runs, and the folder of the locks before that. This is time enough to run.
+    // The process that makes one has its lock as soon as it runs, and the folder of the locks before that. This is time enough to run.
     thread::sleep(Duration::from_secs(1));
     assert!(!cache.folder().join("templates").exists());
     cache.made(&MACHINE);

@@ -17,7 +17,7 @@ pub(crate) const ERROR: i32 = 125;
 /// Wrong usage.
 const USAGE: i32 = 2;
 
-/// Checks that it ended with minivm's own error, told in one line that has all the `parts` in it.
+/// Checks that it ended with minivm's own error, in one line that has all the `parts` in it.
 #[track_caller]
 pub(crate) fn assert_refused(what: &str, ended: &Ended, parts: &[&str]) {
     assert_eq!(ended.code, Some(ERROR), "{what}: {ended:?}");

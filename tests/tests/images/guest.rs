@@ -10,9 +10,9 @@ use crate::made::images;
 use crate::sources::unpacked;
 use crate::tools::{Minivm, PATIENCE, folder};
 
-/// Tells all about each file, a line each. The same program looks at the guest's files and at the unpacked ones.
+/// A program that prints all about each file, a line each. The same program looks at the guest's files and at the unpacked ones.
 ///
-/// Not told: folders' times and sizes; and whether a link or a pipe has several names, which an initramfs can't say of links.
+/// Left out are folders' times and sizes; and whether a link or a pipe has several names, which an initramfs can't say of links.
 const WALK: &str = r#"import hashlib, json, os, stat, sys
 left_out = set(sys.argv[1:])
 first = {}

@@ -16,7 +16,7 @@ fn moments() -> u32 {
     stress::count(8, 100)
 }
 
-/// Starts the command and kills it after this time; tells whether it was still running.
+/// Starts the command and kills it after this time; returns whether it was still running.
 fn killed(command: &mut Command, after: Duration) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let mut child = command.stderr(Stdio::null()).spawn().unwrap();
@@ -26,7 +26,7 @@ fn killed(command: &mut Command, after: Duration) -> bool {
     !in_time
 }
 
-/// How long it takes when nobody kills it.
+/// How long it takes when it isn't killed.
 fn duration(mut start: impl FnMut()) -> Duration {
     let time = |start: &mut dyn FnMut()| {
         let started = Instant::now();

@@ -14,7 +14,7 @@ pub(crate) struct Images {
     pub(crate) folder: PathBuf,
 }
 
-/// What the difficult image runs: it tells what it finds and waits for a signal.
+/// What the difficult image runs: it prints what it finds and waits for a signal.
 const ENTRYPOINT: &str = r#"import json, os, signal, sys
 got = []
 for number in (1, 2, 3, 10, 12, 15):

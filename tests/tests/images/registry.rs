@@ -16,7 +16,7 @@ use crate::tools::{Minivm, PATIENCE, files, folder, hex};
 /// What a path is answered with: a status, headers, a body.
 type Answer = (u16, String, Vec<u8>);
 
-/// A registry that answers as it is told: each path has answers for its requests, the last one for all that follow.
+/// A registry whose answers a test chooses: each path has answers for its requests, the last one for all that follow.
 struct Scripted {
     address: String,
     answers: Arc<Mutex<BTreeMap<String, Vec<Answer>>>>,
@@ -33,7 +33,7 @@ impl Scripted {
         // It ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                // Whoever hangs up early has heard enough.
+                // A client may hang up before it has read all.
                 let _ = answer(&stream, &theirs, &asks);
             }
         });

@@ -131,7 +131,7 @@ fn an_engine_gives_the_same_bytes_and_its_export_and_a_folder_the_same_files() {
         let (found, folder_manifest) =
             initramfs::read(&minivm.build(&format!("dir:{}", root.display())));
         assert_files("dir", &found, &expected);
-        // Of a folder, each name of a file tells the attributes that the file has.
+        // Of a folder, each name of a file has that file's attributes.
         let attributes = |manifest: &Manifest| {
             let all = manifest.xattrs.iter().cloned();
             let of_file = |xattr: Xattr| {

@@ -1,4 +1,4 @@
-//! How a command ends, and what is told of it.
+//! How a command ends, and what minivm says of it.
 
 use minivm_tests::program::Program;
 

@@ -103,7 +103,7 @@ pub(crate) fn fed(mut command: Command, input: &[u8]) -> Ended {
     let mut stdin = program.stdin.take().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Who doesn't read all of it has its reasons.
+            // A command may end before it has read all of it.
             let _ = std::io::Write::write_all(&mut stdin, input);
             drop(stdin);
         });

@@ -90,7 +90,7 @@ fn a_built_initramfs_runs_the_images_command_on_the_console() {
             lines[0], "image says hello from /data/work, user 1000",
             "{compression}"
         );
-        // The kernel's own last word, which it says whatever it is told.
+        // The kernel's own last line, an emergency message: `quiet` doesn't suppress it.
         assert!(
             lines.len() == 2 && lines[1].ends_with("reboot: Power down"),
             "{text}"

@@ -33,7 +33,7 @@ const PHASES: [&str; 8] = [
 fn report(ended: &Ended) -> Value {
     assert_eq!(ended.text().lines().count(), 1, "{}", ended.text());
     let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
-    // What was lost is told beside the object.
+    // A line beside the object says that output was lost.
     let told = match report["truncated"] == true {
         true => "minivm: output was cut at --max-output\n",
         false => "",

@@ -84,7 +84,7 @@ fn a_terminal_has_a_name_a_size_and_keys() {
     session.expect("hello\r\n");
     session.expect("got hello\r\n");
     session.terminal.resize(50, 132);
-    // Who is no session's leader isn't told by the kernel.
+    // minivm isn't the leader of a session, so this isn't its controlling terminal, and the kernel sends it no SIGWINCH.
     kill_process(Pid::from_child(&session.child), Signal::WINCH).unwrap();
     session.expect("50 132\r\n");
     session.expect("resized\r\n");

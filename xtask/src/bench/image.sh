@@ -27,7 +27,7 @@ while [ $i -lt "$runs" ]; do
     done
 done
 
-# The kernel counts the exits of machines that are there: the guest stays until somebody has looked.
+# The kernel counts the exits of machines that are there: the guest stays until they have been read.
 for kind in nothing rings-out rings-in uart-out uart-in; do
     move $kind '; sleep 1' &
     most=0

@@ -307,7 +307,7 @@ fn step_times(words: &[String]) -> Result<Vec<f64>> {
     Ok(vec![understood, opened, there, first, gone, end])
 }
 
-/// Saves a machine that is about to run its first instruction; tells where.
+/// Saves a machine that is about to run its first instruction; returns where.
 fn save(kernel: &Path, memory: u64, folder: &Path) -> Result<PathBuf> {
     let config = Config {
         memory,

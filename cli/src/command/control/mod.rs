@@ -6,7 +6,7 @@
 //! ← {"saved":{"bytes":51200000,"microseconds":312000}}      or {"failed":"cannot save /var/tmp/warm: …"}
 //! ```
 //!
-//! Whoever may open the socket may save the machine's memory and end it: its file's mode lets its owner and root. What a client
+//! A process that may open the socket may save the machine's memory and end it: its file's mode lets its owner and root. What a client
 //! does wrong is answered, or the client is left: the machine goes on.
 
 mod server;

@@ -1,7 +1,7 @@
 //! `minivm doctor --fix`: installs what sandboxes lack.
 //!
-//! What comes into the cache takes no privileges: `runsc`, Deno, Pyodide. Debian's packages do, and are installed where we
-//! have them; else the command that does it is told.
+//! What comes into the cache takes no privileges: `runsc`, Deno, Pyodide. Debian's packages do: they are installed where
+//! this user has those, and otherwise it prints the command that installs them.
 
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};

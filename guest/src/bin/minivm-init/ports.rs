@@ -1,8 +1,9 @@
 //! COM2's data port, written to directly.
 //!
 //! A byte that goes through the kernel's serial driver costs a system call, several accesses to the UART's registers, and
-//! an interrupt. The host only has to see that a byte was written: one access, one exit. A whole buffer goes with one string
-//! instruction. Kernels without `CONFIG_X86_IOPL_IOPERM` don't allow it, and init uses the driver instead.
+//! an interrupt. Written to the port, it costs one exit. A whole buffer goes with one string instruction, which KVM ends at each
+//! byte (Linux 6.12, `x86_emulate_instruction`). Kernels without `CONFIG_X86_IOPL_IOPERM` don't allow it, and init uses the driver
+//! instead.
 
 #![allow(
     unsafe_code,
@@ -36,7 +37,7 @@ impl Com2 {
         }
     }
 
-    /// Writes bytes, in order, in one exit to the host.
+    /// Writes bytes, in order, each in an exit of its own.
     pub(crate) fn write(&self, bytes: &[u8]) {
         // SAFETY: the port is permitted to this thread, or there were no `self`, which can't leave it. OUTSB reads
         // `bytes.len()` bytes from RSI on, upwards (the ABI has the direction flag clear), and those are the slice's.

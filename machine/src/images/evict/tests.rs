@@ -6,7 +6,6 @@ use minivm_image::{Config, Image, Root};
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
-use crate::MachineSpec;
 use crate::templates::Recipe;
 
 /// A cache, and images of one file each.
@@ -193,19 +192,7 @@ fn a_template_without_a_name_goes_and_one_with_a_name_and_its_archive_stay() {
     let place = Place::new();
     let key = "0123456789abcdef0123456789abcdef";
     let archive = place.file("initramfs/a.cpio", 1000, 1);
-    let recipe = Recipe {
-        image: "image".into(),
-        machine: MachineSpec {
-            kernel: "/kernel".into(),
-            initramfs: archive.clone(),
-            memory: 1 << 28,
-            cpus: 1,
-            rings: true,
-            console: false,
-        },
-        config: Config::default(),
-        warm: None,
-    };
+    let recipe = Recipe::example("/kernel".into(), archive.clone());
     // It has no machine on this host: it is one in a lab.
     let record = serde_json::json!({"recipe": recipe, "made": SystemTime::now(), "saved": null});
     for name in [key, "named"] {

@@ -5,11 +5,12 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::thread;
 
+use minivm_image::io_error::failed;
+
 use super::{AgentReport, PORTS};
 use crate::Link;
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 use crate::template::Saved;
-use crate::templates::error::failed;
 use crate::templates::{Error, Recipe};
 
 /// The folder of the template, in the lab's memory.
@@ -40,7 +41,8 @@ pub fn run(recipe: &Recipe) -> Result<(), Error> {
         }
         report(&AgentReport::Ready)
     })
-    .map_err(failed("write to", Path::new("stdout")))
+    .map_err(failed("write to", Path::new("stdout")))?;
+    Ok(())
 }
 
 /// Makes the template in the lab's memory.

@@ -9,6 +9,8 @@ use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::cannot;
+
 use super::{KEEPER_COMMAND, connect_to, folder, is_socket, socket};
 use crate::lab;
 use crate::lab::channel::{self, Answer};
@@ -16,7 +18,7 @@ use crate::lab::frame::{self, Kind};
 use crate::last_words::LastWords;
 use crate::templates::Recipe;
 use crate::templates::background::background;
-use crate::{Ended, Error, Link, StopOnDrop, cannot};
+use crate::{Ended, Error, Link, StopOnDrop};
 
 /// How often a connection is tried while a keeper starts or ends.
 const POLL: Duration = Duration::from_millis(20);
@@ -92,7 +94,7 @@ fn reach(recipe: &Recipe, socket: &Path, began: Instant) -> Result<UnixStream, E
         let ended = keeper.as_mut().map(Child::try_wait);
         let failed = matches!(ended, Some(Ok(Some(status))) if !status.success());
         if began.elapsed() > START_WAIT_REQUIRED || failed {
-            return Err(cannot("reach the template's lab")(error));
+            return Err(cannot("reach the template's lab")(error).into());
         }
         if matches!(ended, None | Some(Ok(Some(_)))) {
             let started = background(KEEPER_COMMAND, recipe);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use minivm_image::io_error::failed;
 use minivm_image::publish::Lock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,7 +25,6 @@ use crate::lab::{self, LabRequest, Stop};
 use crate::lab_machine::LabMachine;
 use crate::output::CaptureBuffer;
 use crate::printable::printable;
-use crate::templates::error::failed;
 use crate::templates::{Error, Recipe};
 
 /// How long a lab may take until its template is made: less than any command waits for it, and long enough for an interpreter that
@@ -341,22 +341,23 @@ impl Keeper {
     /// Counts a session as ended, and takes its port back, if it can be used again. Stops the lab after the last session of a keeper that
     /// drains.
     fn end_session(&self, port: Option<UnixStream>) {
-        let drained = self.change(|state| {
+        self.change_and_end(|state| {
             state.sessions -= 1;
             state.used = Instant::now();
             state.free.extend(port);
-            state.sessions == 0 && state.stage == Stage::ShuttingDown
         });
-        if drained {
-            self.stop.stop();
-        }
     }
 
     /// Lets no further session begin, and stops the lab when the last one has ended.
     fn drain(&self) {
+        self.change_and_end(|state| state.stage = Stage::ShuttingDown);
+    }
+
+    /// Changes the state, and stops the lab where that leaves a keeper that drains without a session.
+    fn change_and_end(&self, change: impl FnOnce(&mut State)) {
         let drained = self.change(|state| {
-            state.stage = Stage::ShuttingDown;
-            state.sessions == 0
+            change(state);
+            state.sessions == 0 && state.stage == Stage::ShuttingDown
         });
         if drained {
             self.stop.stop();

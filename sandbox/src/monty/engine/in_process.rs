@@ -14,9 +14,9 @@ use super::stdio::{Block, Lines};
 use super::task::Outcome;
 use crate::{
     Backend, Call, End, Error, Exception, Finished, Function, Program, Sandbox, Task, Usage,
-    process,
+    Warning, process,
 };
-use minivm_machine::output::{self, Capped, Pending};
+use minivm_machine::output::{Capped, Pending};
 use minivm_machine::session::Event;
 
 /// The sandbox that interprets code in the calling thread.
@@ -74,7 +74,12 @@ impl Sandbox for InProcess {
             end,
             exception,
             truncated: host.stdout.truncated || host.stderr.truncated,
-            warnings: host.stderr.failed.iter().map(output::not_written).collect(),
+            warnings: host
+                .stderr
+                .failed
+                .iter()
+                .map(Warning::not_written)
+                .collect(),
             usage: Usage {
                 total: began.elapsed(),
                 ..Usage::default()

@@ -36,7 +36,7 @@ const LVT_DELIVERY_NMI: u32 = 4 << 8;
 
 /// Sets the registers of `vcpu` as a boot loader hands over to the kernel at `entry`: in 64-bit mode with flat segments, with
 /// interrupts off, and with RSI pointing to the zero page.
-/// (`Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol".)
+/// (`Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol"; each bit's reason stands in docs/learn/first-kvm-run.md.)
 pub(crate) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<()> {
     // KVM_GET_SREGS first: the reset state has fields (the local APIC's base, the CR8 shadow) that must stay as they are.
     // With KVM_SET_SREGS the segments, control registers and descriptor tables change together; set one by one they would
