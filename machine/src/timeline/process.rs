@@ -1,6 +1,7 @@
 //! The process around the measured one: starts it next to KVM, and takes its timeline.
 
 use std::error::Error as _;
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,26 +36,27 @@ pub(super) struct Task {
 /// A timeline, or why there is none.
 type Answer = Result<Timeline, String>;
 
-/// Measures a machine where `accel` lets machines run.
+/// Measures a machine where `accel` lets machines run. A machine that is resumed on this host's KVM is saved in `folder` before; that is the
+/// caller's to remove where this process is killed.
 ///
 /// # Errors
 ///
 /// As [`MachineSpec::start`](crate::MachineSpec::start)'s for a file that can't be read; [`Error::Measured`] where the measured process
 /// or its machine fails; [`Error::NoTemplate`] where a machine to resume can't be made; [`Error::Lab`] for the lab's own errors.
-pub fn measure(job: &Job, accel: &Accel) -> Result<Timeline, Error> {
+pub fn measure(job: &Job, accel: &Accel, folder: &Path) -> Result<Timeline, Error> {
     match accel {
-        Accel::Kvm => beside_kvm(job),
+        Accel::Kvm => beside_kvm(job, folder),
         Accel::Lab { program } => in_lab(job, program),
     }
 }
 
-/// Measures a machine on this host's KVM and writes the answer to stdout: the lab's side of [`measure`].
+/// Measures a machine in this lab and writes the answer to stdout: the lab's side of [`measure`].
 ///
 /// # Errors
 ///
 /// [`Error::Host`] where stdout can't be written to.
 pub fn answer(job: &Job) -> Result<(), Error> {
-    write(&beside_kvm(job))
+    write(&beside_kvm(job, Path::new(LAB_FOLDER)))
 }
 
 /// Writes an answer to stdout.
@@ -76,18 +78,21 @@ fn whole(error: &Error) -> String {
     text
 }
 
-fn beside_kvm(job: &Job) -> Result<Timeline, Error> {
-    // Removed at the end.
-    let mut folder = None;
-    let mut template = None;
-    if let Subject::Warm(recipe, _) = &job.subject {
-        let made = tempfile::tempdir().map_err(cannot("make a folder for the template"))?;
-        // The folder that the machine is saved in must not be there.
-        let saved = made.path().join("template");
-        let rings = recipe.save(&saved)?;
-        template = Some((saved, rings));
-        folder = Some(made);
-    }
+fn beside_kvm(job: &Job, folder: &Path) -> Result<Timeline, Error> {
+    let Subject::Warm(recipe, _) = &job.subject else {
+        return run_beside(job, None);
+    };
+    // It must not be there yet.
+    let saved = folder.join("template");
+    let made = recipe.save(&saved);
+    let measured = made.and_then(|rings| run_beside(job, Some((saved.clone(), rings))));
+    // What is left is in a folder that is removed.
+    let _ = fs::remove_dir_all(&saved);
+    measured
+}
+
+/// Runs the process that is measured.
+fn run_beside(job: &Job, template: Option<(PathBuf, Rings)>) -> Result<Timeline, Error> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(COMMAND);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -105,7 +110,6 @@ fn beside_kvm(job: &Job) -> Result<Timeline, Error> {
         None => Ok(()),
     });
     let output = child.wait_with_output().map_err(starting())?;
-    drop(folder);
     // Where it ended before it read, its end says more.
     match parse(&output.stdout) {
         Some(answer) => answer,
@@ -143,7 +147,6 @@ fn in_lab(job: &Job, program: &Path) -> Result<Timeline, Error> {
     let answer = CaptureBuffer::default();
     let (stderr, said) = LastWords::to(io::stderr(), false);
     request.program = program.to_owned();
-    request.env = vec![("TMPDIR".into(), LAB_FOLDER.into())];
     request.stdin = Input::Null;
     request.stdout = Output::To(Box::new(answer.clone()));
     request.stderr = Output::To(Box::new(stderr));

@@ -5,6 +5,7 @@ mod page;
 mod text;
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,12 +23,13 @@ use minivm_machine::{Accel, streams};
 use minivm_sandbox::{Entrypoint, Program, Task};
 use minivm_vmm::{CPUS_MAX, Config, Kernel};
 use serde::Serialize;
+use tempfile::TempDir;
 
 use super::accel::AccelArg;
 use super::boot::DEFAULT_CMDLINE;
 use super::image::{self, PullArgs};
 use super::page::PageFile;
-use super::{EXIT_TIMEOUT, units, unwrapped};
+use super::{EXIT_TIMEOUT, signals, units, unwrapped};
 
 /// The memory of a raw machine, as `minivm --kernel`'s.
 const RAW_MEMORY: u64 = 256 << 20;
@@ -107,10 +109,15 @@ pub(super) fn run(args: &TimelineArgs) -> anyhow::Result<ExitCode> {
     // Better now than after a minute.
     let file = args.html.as_deref().map(PageFile::open).transpose()?;
     let (accel, jobs) = args.jobs()?;
+    let folder = folder_for_templates(&accel, &jobs)?;
+    let path = folder
+        .as_ref()
+        .map_or_else(std::env::temp_dir, |folder| folder.path().to_owned());
     let mut measured = Vec::new();
     for job in &jobs {
-        measured.push(args.measure(job, &accel)?);
+        measured.push(args.measure(job, &accel, &path)?);
     }
+    drop(folder);
     name(&mut measured, &jobs);
     args.print(&measured, file)?;
     let timed_out = measured.iter().any(|one| one.timeline.timed_out);
@@ -118,6 +125,20 @@ pub(super) fn run(args: &TimelineArgs) -> anyhow::Result<ExitCode> {
         true => ExitCode::from(EXIT_TIMEOUT),
         false => ExitCode::SUCCESS,
     })
+}
+
+/// Makes a folder for machines that are saved and resumed on this host, if there are any. It is removed when it is dropped, or when a
+/// signal ends this process.
+fn folder_for_templates(accel: &Accel, jobs: &[Job]) -> anyhow::Result<Option<TempDir>> {
+    let mut subjects = jobs.iter().map(|job| &job.subject);
+    if *accel != Accel::Kvm || !subjects.any(|subject| matches!(subject, Subject::Warm(..))) {
+        return Ok(None);
+    }
+    let folder = tempfile::tempdir().context("cannot make a folder for temporary files")?;
+    let path = folder.path().to_owned();
+    signals::before_death(move || drop(fs::remove_dir_all(path)))
+        .context("cannot listen to signals")?;
+    Ok(Some(folder))
 }
 
 /// `minivm timeline-measure`: the process of one machine.
@@ -227,14 +248,14 @@ impl TimelineArgs {
         })
     }
 
-    fn measure(&self, job: &Job, accel: &Accel) -> anyhow::Result<Measured> {
+    fn measure(&self, job: &Job, accel: &Accel, folder: &Path) -> anyhow::Result<Measured> {
         let spinner = match self.pull.quiet || !stderr().is_terminal() {
             true => ProgressBar::hidden(),
             false => ProgressBar::new_spinner(),
         };
         spinner.set_message("measuring a machine");
         spinner.enable_steady_tick(Duration::from_millis(100));
-        let timeline = timeline::measure(job, accel);
+        let timeline = timeline::measure(job, accel, folder);
         spinner.finish_and_clear();
         Ok(Measured {
             name: String::new(),
