@@ -150,6 +150,27 @@ impl Output {
         }
     }
 
+    /// Opens the place for output that is read while it grows: a regular file is emptied now, or made.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open)'s.
+    pub fn growing(path: &Path) -> io::Result<Output> {
+        let place = follow(path)?;
+        let is_file = match fs::metadata(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            metadata => metadata?.is_file(),
+        };
+        if own_file(&place).is_some() || !is_file || is_of_a_process(&place) {
+            return Output::open(&place, 0o666);
+        }
+        Ok(Output {
+            file: File::create(place)?,
+            sink: Sink::There,
+            failure: None,
+        })
+    }
+
     /// Gives a new file these permissions. What was there keeps its own.
     ///
     /// # Errors

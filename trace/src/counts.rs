@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::event::{Count, Event};
+use minivm_vmm::Statistic;
+
+use crate::event::Event;
 
 /// The counts that say what happens between the guest and KVM, in words. (The kernel's `arch/x86/kvm/x86.c`, `kvm_vcpu_stats_desc`, and
 /// where each is incremented.)
@@ -47,7 +49,7 @@ pub(crate) enum Counts {
     /// Nothing has been read.
     #[default]
     Unread,
-    Read(Vec<Count>),
+    Read(Vec<Statistic>),
     /// The reason for which there are none.
     Refused(String),
 }
@@ -62,8 +64,8 @@ impl Counts {
         }
     }
 
-    /// Shows the counts, beside the number of exits that minivm saw.
-    pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>, seen: u64) -> fmt::Result {
+    /// Shows the counts, beside the number of exits that minivm saw, where that is known.
+    pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>, seen: Option<u64>) -> fmt::Result {
         let counts = match self {
             Counts::Unread => return Ok(()),
             Counts::Refused(reason) => {
@@ -76,7 +78,7 @@ impl Counts {
         };
         let all = sum(counts, "exits");
         write!(f, "Exits of the processor, out of the guest: {all}")?;
-        match all.checked_sub(seen) {
+        match seen.and_then(|seen| all.checked_sub(seen)) {
             Some(kept) => writeln!(f, ", of which {kept} stayed in KVM")?,
             None => writeln!(f)?,
         }
@@ -91,9 +93,9 @@ impl Counts {
 }
 
 /// Adds a count of all vCPUs.
-fn sum(counts: &[Count], name: &str) -> u64 {
+fn sum(counts: &[Statistic], name: &str) -> u64 {
     let named = counts.iter().filter(|count| count.name == name);
-    named.map(|count| count.count).sum()
+    named.fold(0, |all, count| all.saturating_add(count.count))
 }
 
 #[cfg(test)]
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn counts_of_all_vcpus_are_added_and_zeros_left_out() {
-        let count = |vcpu, name: &str, count| Count {
+        let count = |vcpu, name: &str, count| Statistic {
             vcpu: Some(vcpu),
             name: name.into(),
             count,

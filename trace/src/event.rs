@@ -31,7 +31,7 @@ pub enum Event {
     /// KVM's own counts, at the machine's end.
     Counts {
         /// The counts.
-        counts: Vec<Count>,
+        counts: Vec<Statistic>,
     },
     /// KVM's own counts can't be had.
     NoCounts {
@@ -96,18 +96,6 @@ pub enum Kind {
 pub struct Data {
     bytes: [u8; DATA_MAX],
     size: u32,
-}
-
-/// One of KVM's own counts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Count {
-    /// The vCPU that it is about; none for the whole machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vcpu: Option<u8>,
-    /// KVM's name for it.
-    pub name: String,
-    /// The count.
-    pub count: u64,
 }
 
 impl Kind {
@@ -217,16 +205,6 @@ impl Exit {
             data: Data::new(data),
             rip: exit.rip,
             reason,
-        }
-    }
-}
-
-impl From<&Statistic> for Count {
-    fn from(statistic: &Statistic) -> Self {
-        Count {
-            vcpu: statistic.vcpu,
-            name: statistic.name.clone(),
-            count: statistic.count,
         }
     }
 }

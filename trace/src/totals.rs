@@ -15,11 +15,16 @@ use crate::meaning::{Device, Meaning};
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
+/// The most rows: meanings name addresses, which the guest chooses. Exits with further meanings are counted together.
+const ROWS_MAX: usize = 1024;
+
 /// The exits of one machine so far.
 #[derive(Debug, Default)]
 pub struct Totals {
     rows: BTreeMap<Key, Row>,
     lost: u64,
+    /// All exits, those that the filter left out among them.
+    seen: u64,
     /// What KVM counts, once it was read.
     pub(crate) counts: Counts,
 }
@@ -36,17 +41,25 @@ struct Row {
 }
 
 impl Totals {
-    /// Counts an exit.
+    /// Counts an exit that the filter may leave out.
+    pub(crate) fn see(&mut self) {
+        self.seen += 1;
+    }
+
+    /// Counts an exit by its kind and meaning.
     pub(crate) fn add(&mut self, exit: &Exit, meaning: &Meaning) {
-        let key = (exit.kind, meaning.device, meaning.action.clone());
+        let mut key = (exit.kind, meaning.device, meaning.action.clone());
+        if self.rows.len() >= ROWS_MAX && !self.rows.contains_key(&key) {
+            key.2 = "others".into();
+        }
         let row = self.rows.entry(key).or_default();
         row.exits += 1;
         row.unknown += u64::from(!meaning.known);
-        row.took += exit.took;
+        row.took = row.took.saturating_add(exit.took);
     }
 
     pub(crate) fn add_lost(&mut self, lost: u64) {
-        self.lost += lost;
+        self.lost = self.lost.saturating_add(lost);
     }
 
     /// Returns how many exits there were.
@@ -128,7 +141,11 @@ fn share(part: u64, whole: u64) -> String {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exits = self.exits();
-        writeln!(f, "Exits to minivm, out of KVM: {exits}")?;
+        write!(f, "Exits to minivm, out of KVM: {exits}")?;
+        match self.seen > exits {
+            true => writeln!(f, " that the filter lets pass, of {}", self.seen)?,
+            false => writeln!(f)?,
+        }
         if exits > 0 {
             writeln!(f, "{}", self.table().trim_fmt())?;
         }
@@ -147,7 +164,9 @@ impl fmt::Display for Totals {
                 self.lost
             )?;
         }
-        self.counts.show(f, exits)
+        // What was lost was seen, too.
+        let seen = (self.lost == 0).then_some(self.seen);
+        self.counts.show(f, seen)
     }
 }
 
@@ -165,6 +184,7 @@ mod tests {
             let mut exit = access(kind, address, &[value]);
             exit.took = 1500;
             let meaning = decoder.decode(&exit);
+            totals.see();
             totals.add(&exit, &meaning);
         };
         for byte in b"hello" {
@@ -191,5 +211,31 @@ mod tests {
             let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(squeezed(&text).contains(&squeezed(line)), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_guest_cannot_make_rows_without_end() {
+        let mut totals = Totals::default();
+        let mut decoder = Decoder::new();
+        for page in 0..5000 {
+            let mut exit = access(Kind::MmioRead, 0xd000_0000 + (page << 12), &[0xff]);
+            exit.took = u64::MAX;
+            let meaning = decoder.decode(&exit);
+            totals.see();
+            totals.add(&exit, &meaning);
+        }
+        assert_eq!(totals.exits(), 5000);
+        assert!(totals.to_string().lines().count() < 1100);
+    }
+
+    #[test]
+    fn the_filter_is_named_beside_the_count() {
+        let mut totals = Totals::default();
+        totals.see();
+        let text = totals.to_string();
+        assert!(
+            text.starts_with("Exits to minivm, out of KVM: 0 that the filter lets pass, of 1\n"),
+            "{text}"
+        );
     }
 }

@@ -75,6 +75,7 @@ impl Trace {
     fn exit(&mut self, exit: &Exit) {
         // Always: the decoders keep state.
         let meaning = self.decoder.decode(exit);
+        self.totals.see();
         if let Some(symbols) = &self.symbols {
             self.strays.count(symbols, exit.rip);
         }

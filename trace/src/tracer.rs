@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::ArrayQueue;
 use minivm_vmm::{Observer, Statistic, Step};
 
-use crate::event::{Count, Event, Exit};
+use crate::event::{Event, Exit};
 
 /// The ring's size in events, 6 MiB: at 2 µs an exit, four vCPUs fill it in 30 ms.
 const CAPACITY: usize = 1 << 16;
@@ -104,13 +104,13 @@ impl<S: Sink> Observer for Tracer<S> {
 
     fn on_step(&self, step: Step) {
         let at = self.at(Instant::now());
-        self.ring.put(Event::Step { at, step });
+        self.ring.put_surely(Event::Step { at, step });
     }
 
     fn on_statistics(&self, statistics: &minivm_vmm::Result<Vec<Statistic>>) {
-        self.ring.put(match statistics {
+        self.ring.put_surely(match statistics {
             Ok(statistics) => Event::Counts {
-                counts: statistics.iter().map(Count::from).collect(),
+                counts: statistics.clone(),
             },
             Err(error) => Event::NoCounts {
                 reason: with_cause(error),
@@ -126,12 +126,23 @@ impl Ring {
         }
     }
 
+    /// Puts an event that comes once in a machine's life: where the ring is full, its oldest event is lost instead.
+    fn put_surely(&self, event: Event) {
+        if self.events.force_push(event).is_some() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Passes events on until the tracer is finished and the ring empty: the writing thread.
     fn write<S: Sink>(&self, mut sink: S) -> S {
         loop {
             // Read first: what was put before the end is in the ring now.
             let ended = self.ended.load(Ordering::Acquire);
-            while let Some(event) = self.events.pop() {
+            // As many as the ring holds: a guest that never pauses must not keep this from ending, and from reporting losses.
+            for _ in 0..self.events.capacity() {
+                let Some(event) = self.events.pop() else {
+                    break;
+                };
                 sink.event(event);
             }
             match self.lost.swap(0, Ordering::Relaxed) {
@@ -142,7 +153,9 @@ impl Ring {
             if ended {
                 break;
             }
-            thread::park_timeout(PAUSE);
+            if self.events.is_empty() {
+                thread::park_timeout(PAUSE);
+            }
         }
         sink.end();
         sink
@@ -200,6 +213,46 @@ mod tests {
         }
         assert_eq!(steps + lost, 50);
         assert!(lost >= 40, "{lost}");
+    }
+
+    #[test]
+    fn what_comes_once_is_not_lost_to_a_full_ring() {
+        let (go, wait) = channel();
+        let (sender, events) = channel();
+        let tracer = Tracer::with_capacity(Held(wait, sender), Instant::now(), 4).unwrap();
+        for _ in 0..50 {
+            tracer.ring.put(Event::Lost { count: 0 });
+        }
+        tracer.on_step(Step::Closed);
+        drop(go);
+        tracer.finish();
+        let steps = events
+            .iter()
+            .filter(|event| matches!(event, Event::Step { .. }));
+        assert_eq!(steps.count(), 1);
+    }
+
+    /// Lets the guest make another event for each that it takes.
+    struct Endless(std::sync::Weak<Ring>);
+
+    impl Sink for Endless {
+        fn event(&mut self, _: Event) {
+            if let Some(ring) = self.0.upgrade() {
+                ring.put(Event::Lost { count: 0 });
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_never_pauses_does_not_keep_a_trace_from_ending() {
+        let ring = Arc::new(Ring {
+            events: ArrayQueue::new(4),
+            lost: AtomicU64::new(0),
+            ended: AtomicBool::new(true),
+        });
+        ring.put(Event::Lost { count: 0 });
+        ring.write(Endless(Arc::downgrade(&ring)));
+        assert!(!ring.events.is_empty());
     }
 
     #[test]

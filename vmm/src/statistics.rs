@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use kvm_bindings::KVMIO;
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
@@ -28,9 +29,10 @@ const NAME_MAX: usize = 4096;
 const COUNTS_MAX: usize = 4096;
 
 /// One of KVM's counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistic {
     /// The vCPU that it is about, or `None` for one about the whole machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpu: Option<u8>,
     /// KVM's name for it, such as `exits`: all exits of the hardware. The kernel's source has the list (`kvm_vcpu_stats_desc` and
     /// `kvm_vm_stats_desc` in `arch/x86/kvm/x86.c`).

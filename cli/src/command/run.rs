@@ -180,8 +180,9 @@ impl RunArgs {
         };
         let finished = sandbox.run(task);
         drop(raw);
-        drop(reporting);
         signals::end_at_once();
+        // From here on a signal ends this process, also where the trace's reader takes nothing.
+        drop(reporting);
         let finished = finished.map_err(unwrapped)?;
         Ok(RunReport::new(
             &finished,

@@ -18,7 +18,7 @@ use signal_hook::iterator::Signals;
 use super::terminal;
 
 /// Time for a sandbox to end before this process does.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// Time in which a second signal ends the sandbox instead of being passed on.
 const INSISTS: Duration = Duration::from_secs(10);

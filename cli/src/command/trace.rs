@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use minivm_machine::lab::{self, Finished, LabRequest};
+use minivm_machine::output_path::Output;
 use minivm_machine::{Accel, Watch, streams};
 use minivm_sandbox::Task;
 use minivm_trace::output::{self, Form, Forward, Style};
@@ -19,7 +20,7 @@ use minivm_trace::symbols::KernelFile;
 use minivm_trace::{Filter, Symbols, Trace, Tracer};
 use minivm_vmm::{Builder, Observer};
 
-use super::signals;
+use super::{signals, terminal};
 
 #[derive(Args)]
 pub(super) struct TraceArgs {
@@ -137,7 +138,7 @@ impl TraceArgs {
             ));
         };
         let name = format!("the trace to {}", path.display());
-        let file = File::create(path).with_context(|| format!("cannot write {name}"))?;
+        let file = Output::growing(path).with_context(|| format!("cannot write {name}"))?;
         Ok((Box::new(file), Form::of(path), name))
     }
 }
@@ -185,7 +186,11 @@ impl Tracing {
         };
         let (observer, recording) = Recording::here(trace, began)?;
         let killed = recording.clone();
-        signals::before_death(move || killed.report()).context("cannot listen to signals")?;
+        let clean_up = move || {
+            terminal::restore();
+            killed.report_soon();
+        };
+        signals::before_death(clean_up).context("cannot listen to signals")?;
         let ended = run(builder.observer(observer));
         recording.report();
         ended
@@ -272,6 +277,19 @@ impl Recording {
                 reading.take()?.join().ok()
             }
         }
+    }
+
+    /// Reports for a moment at most: a reader of the trace that takes nothing keeps no signal from ending this process.
+    fn report_soon(&self) {
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        let recording = self.clone();
+        let report = move || {
+            recording.report();
+            drop(done);
+        };
+        // Where there is no thread for it, the process ends without.
+        let _ = thread::Builder::new().name("report".into()).spawn(report);
+        let _ = is_done.recv_timeout(signals::GRACE);
     }
 
     /// Prints the counts, and what is wrong with the symbols, once.

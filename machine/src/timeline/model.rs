@@ -60,7 +60,7 @@ pub struct Timeline {
     pub exits: Vec<Exits>,
     /// How many more exits there were than are kept.
     pub lost_exits: u64,
-    /// The kernel's log up to its first process. The guest wrote it.
+    /// The kernel's log up to its first process; of a raw machine, all lines of its console. The guest wrote it.
     pub log: Vec<Line>,
 }
 

@@ -20,6 +20,8 @@ use crate::output::CaptureBuffer;
 use crate::template::Rings;
 use crate::{Accel, Error};
 
+/// The longest answer of a lab's, in bytes. The exits and the log of a timeline are a few MB at most.
+const ANSWER_MAX: usize = 32 << 20;
 /// The lab's folder for a template, in its memory.
 const LAB_FOLDER: &str = "/run";
 
@@ -135,6 +137,22 @@ fn parse(bytes: &[u8]) -> Option<Result<Timeline, Error>> {
     Some(answer.map_err(Error::Measured))
 }
 
+/// Keeps an answer that is no longer than any true one: a hostile guest may be in the lab.
+struct Bounded(CaptureBuffer);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.bytes().len() + bytes.len() > ANSWER_MAX {
+            return Err(io::Error::other("the timeline is longer than any"));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn in_lab(job: &Job, program: &Path) -> Result<Timeline, Error> {
     // Checked here as well: an error of the lab's would name the files as the lab does.
     let config = match &job.subject {
@@ -148,7 +166,7 @@ fn in_lab(job: &Job, program: &Path) -> Result<Timeline, Error> {
     let (stderr, said) = LastWords::to(io::stderr(), false);
     request.program = program.to_owned();
     request.stdin = Input::Null;
-    request.stdout = Output::To(Box::new(answer.clone()));
+    request.stdout = Output::To(Box::new(Bounded(answer.clone())));
     request.stderr = Output::To(Box::new(stderr));
     let finished = request.run()?;
     match parse(&answer.bytes()) {

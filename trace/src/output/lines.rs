@@ -98,6 +98,9 @@ impl<W: Write + Send + 'static> Sink for Forward<W> {
     }
 }
 
+/// The longest line that is read, in bytes: more than any event has, the counts of all vCPUs included.
+const LINE_MAX: u64 = 4 << 20;
+
 /// Reads events from JSON lines, and gives them to `sink`, until the end of the lines.
 ///
 /// # Errors
@@ -108,7 +111,8 @@ pub fn read(lines: impl io::Read, sink: &mut impl Sink) -> io::Result<()> {
     let mut line = Vec::new();
     let ended = loop {
         line.clear();
-        match lines.read_until(b'\n', &mut line) {
+        // What is cut here is not an event, which ends the reading.
+        match io::Read::take(&mut lines, LINE_MAX).read_until(b'\n', &mut line) {
             Ok(0) => break Ok(()),
             Ok(_) => {}
             Err(error) => break Err(error),

@@ -1,12 +1,11 @@
 //! An ELF kernel, `vmlinux`: its symbols, its build ID, and where it ends.
 
-use std::fs;
 use std::path::Path;
 
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectSymbol, SymbolKind, elf};
 
-use super::{KERNEL_MAP, Parsed, Symbol};
+use super::{KERNEL_MAP, Parsed, Symbol, read};
 
 /// What can be compared of a kernel's file with symbols: of a bzImage, nothing.
 #[derive(Debug, Default)]
@@ -19,7 +18,7 @@ pub struct KernelFile {
 impl KernelFile {
     /// Reads the kernel. A file that can't be read has nothing to compare.
     pub fn read(path: &Path) -> Self {
-        let bytes = fs::read(path).unwrap_or_default();
+        let bytes = read(path).unwrap_or_default();
         let Ok(file) = ElfFile64::<Endianness>::parse(&*bytes) else {
             return KernelFile::default();
         };

@@ -50,6 +50,19 @@ pub enum Error {
     },
 }
 
+/// Reads a kernel's file, or one beside it. Only a regular file has an end for sure.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::metadata(path)?.is_file() {
+        true => fs::read(path),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+/// Returns a name without control characters: whoever made the kernel chose it, and a trace goes to terminals.
+fn printable(name: &str) -> Box<str> {
+    name.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// The symbols of a kernel's code.
 #[derive(Debug)]
 pub struct Symbols {
@@ -68,7 +81,7 @@ impl Symbols {
     ///
     /// [`Error::Read`], or [`Error::None`] where it is neither.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = fs::read(path).map_err(|source| Error::Read {
+        let bytes = read(path).map_err(|source| Error::Read {
             path: path.into(),
             source,
         })?;
@@ -92,7 +105,7 @@ impl Symbols {
             path: path.into(),
             functions: symbols
                 .into_iter()
-                .map(|symbol| (symbol.address, symbol.name))
+                .map(|symbol| (symbol.address, printable(&symbol.name)))
                 .collect(),
             range,
             build_id,

@@ -268,7 +268,12 @@ impl TimelineArgs {
         let mut out = io::stdout().lock();
         let written = match self.json {
             true => serde_json::to_vec(measured).map_err(io::Error::from),
-            false => Ok(text::render(measured, text::width()).into_bytes()),
+            false => {
+                let mut text = text::render(measured, text::width());
+                // A lab has sent names and texts, and a hostile guest may be in it.
+                text.retain(|c| c == '\n' || !c.is_control());
+                Ok(text.into_bytes())
+            }
         };
         let written = written.and_then(|mut text| {
             if self.json {

@@ -203,8 +203,8 @@ fn bars(timeline: &Timeline, colour: impl Fn(&str) -> usize, longest: u64, most:
             );
             bars.push(Bar {
                 x: number * WIDTH / BINS,
-                y: HEIGHT - top,
                 // What is there is seen, however little it is.
+                y: HEIGHT - top.max(1),
                 height: (top - bottom).max(1),
                 colour: colour(kind),
                 title,
