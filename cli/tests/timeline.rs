@@ -7,10 +7,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use minivm_tests::code::{LOOP, RESET};
 use minivm_tests::kernel_file::{CODE, Elf};
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, with_limits_from};
 use minivm_tests::program::{Ended, run};
 use serde_json::Value;
 
@@ -118,10 +119,13 @@ fn a_raw_machine_has_its_phases_and_its_console_those_of_the_kernel() {
 fn the_time_limit_ends_a_machine_and_its_timeline_is_shown() {
     let folder = tempfile::tempdir().unwrap();
     let kernel = kernel(folder.path(), "x", &LOOP);
-    let args = ["--timeout=100ms", "--kernel", kernel.to_str().unwrap()];
-    let ended = timeline(&args);
-    assert_eq!((ended.code, &*ended.stderr), (Some(124), ""));
-    let text = ended.text();
+    let text = with_limits_from(Duration::from_millis(100), |limit| {
+        let limit = format!("--timeout={}ms", limit.as_millis());
+        let ended = timeline(&[&limit, "--kernel", kernel.to_str().unwrap()]);
+        assert_eq!((ended.code, &*ended.stderr), (Some(124), ""));
+        let text = ended.text();
+        text.contains("console (COM1) 1").then_some(text)
+    });
     for part in [
         "KVM_CREATE_VM",
         "kernel and programs",

@@ -177,12 +177,13 @@ pub(super) fn tar(members: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// Short times, for servers that misbehave on purpose.
+/// Short pauses, for servers that misbehave on purpose. One that sends nothing is waited for: on a busy machine any may be slow.
 pub(super) fn options() -> Options {
+    use minivm_tests::patience::PATIENCE;
     use std::time::Duration;
     Options {
-        connect_timeout: Duration::from_secs(5),
-        stall_timeout: Duration::from_millis(700),
+        connect_timeout: PATIENCE,
+        stall_timeout: PATIENCE,
         retries: 2,
         backoff: Duration::from_millis(10),
         longest_pause: Duration::from_secs(2),

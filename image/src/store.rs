@@ -243,7 +243,9 @@ mod tests {
             assert!(early.is_err(), "the second maker did not wait");
             first.file.write_all(b"content").unwrap();
             drop(first.publish(&store.blob_path(&digest)).unwrap());
-            receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+            receiver
+                .recv_timeout(minivm_tests::patience::PATIENCE)
+                .unwrap();
         });
     }
 

@@ -19,6 +19,7 @@ use minivm_image::io_error::{FileError, failed};
 use minivm_image::publish::{self, Found, Partial, tree};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
 use minivm_image::{self, Digest, Image, Store};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::output_path::Output;
 use crate::room;
@@ -201,7 +202,18 @@ pub struct Archive {
     pub size: u64,
     /// Number of its files, folders and links.
     pub files: u64,
-    _lock: File,
+    _lock: Held,
+}
+
+/// An archive's file, which its lock keeps in the cache.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // A process that another thread has just forked has the file open too, until it executes a program: closing is not enough.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 impl Archive {
@@ -219,7 +231,7 @@ impl Archive {
             path: path.to_owned(),
             size: size.map_err(failed("read", path))?,
             files: files.unwrap_or_default(),
-            _lock: file,
+            _lock: Held(file),
         })
     }
 
@@ -309,7 +321,6 @@ fn init_digest() -> &'static [u8] {
 #[cfg(test)]
 mod tests {
     use minivm_image::{Config, Root};
-    use rustix::fs::{FlockOperation, flock};
     use std::fs;
     use std::os::unix::fs::MetadataExt;
 
@@ -429,7 +440,8 @@ mod tests {
         let error = place.images.clear(&[]).unwrap_err();
         assert!(matches!(error, Error::Pulling), "{error}");
         assert!(blob.exists());
-        drop(pull);
+        // A process that another test has just forked has it open too.
+        flock(&pull, FlockOperation::Unlock).unwrap();
         assert_eq!(place.images.clear(&[]).unwrap(), 100);
         assert_eq!(place.names("cache/images"), ["blobs", "lock"]);
     }

@@ -210,7 +210,7 @@ mod tests {
         ));
         let watchdog = watchdog(&stopper, Duration::from_secs(60));
         watchdog.set(Some(Duration::from_millis(1)));
-        stops.recv_timeout(Duration::from_secs(10)).unwrap();
+        stops.recv_timeout(PATIENCE).unwrap();
         stopper.stop_because(Why::Asked(2));
         assert_eq!(stopper.why(), Some(Why::TimedOut));
         watchdog.end();

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use minivm_guest::channel::frame::{self, BODY_MAX};
@@ -313,8 +313,12 @@ fn a_greeted_clone_gets_its_request_at_once_and_may_send_no_hello() {
     assert!(told.contains("out of order: a hello"), "{told}");
 }
 
+/// Held by tests that measure this process's memory, or take much of it.
+static MEMORY: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_request_that_fits_no_message_is_refused() {
+    let _alone = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
     let long = "x".repeat(2 * BODY_MAX);
     for request in [
         Request {
@@ -582,6 +586,7 @@ fn a_guest_gets_the_time_when_it_asks() {
 
 #[test]
 fn floods_end_at_the_time_limit_with_little_memory() {
+    let _alone = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
     let before = peak();
     for (message, len) in [
         (ToHost::Stdout(&[b'x'; 65536]), 10),

@@ -25,7 +25,7 @@ use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::tools;
 use minivm_sandbox::{Backend, Capability, End, Error, Program, Sandbox, Task};
 use minivm_tests::given;
-use minivm_tests::patience::with_limits_from;
+use minivm_tests::patience::{wait_until, with_limits_from};
 use ran::Ran;
 
 fn python_image() -> Image {
@@ -467,7 +467,9 @@ fn a_stopped_run_leaves_no_processes_and_frees_its_root() {
         sender.send(Event::Signal(15)).unwrap();
         assert_eq!(run.join().unwrap().finished.end, End::Stopped(15));
     });
-    assert_eq!(processes_with(own_cache.path()), 0);
+    wait_until("its processes are still there", || {
+        processes_with(own_cache.path()) == 0
+    });
     let images = minivm_machine::images::ImageCache::new(own_cache.path());
     assert_eq!(images.clear(&[]).unwrap(), 0, "the root is in use");
     drop(sandbox);

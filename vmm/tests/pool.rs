@@ -117,6 +117,8 @@ fn a_dropped_pool_leaves_no_thread_and_no_descriptor() {
     let _alone = alone();
     let (_folder, snapshot) = saved();
     snapshot.check_host().unwrap();
+    // A thread of the test before may still be listed.
+    wait_until("no pool's thread is left", || in_use().1 == 0);
     let before = in_use();
     // At any moment of its life, also while it makes one.
     let moments = stress::count(20, 1000);
@@ -145,7 +147,7 @@ fn a_dropped_pool_leaves_no_thread_and_no_descriptor() {
             .unwrap(),
         Outcome::Reboot(Reset::Line)
     );
-    assert_eq!(in_use(), before);
+    wait_until("all of it is gone", || in_use() == before);
 }
 
 #[test]
@@ -211,14 +213,19 @@ fn with_few_descriptors() {
     let stat = fs::File::open("/proc/self/stat").unwrap();
     let pool = Pool::new(&snapshot, 1000).unwrap();
     // It makes as many as it can, and doesn't try for ever to make more.
-    wait_until("it rests", || {
+    let mut error = None;
+    wait_until("it rests, and returns its error", || {
         let before = processor_time(&stat);
         std::thread::sleep(Duration::from_millis(500));
         let hundredths = processor_time(&stat) - before;
-        pool.ready() > 0 && hundredths <= 2
+        // On a busy host it may only be slow: then a machine is taken, and it goes on.
+        if pool.ready() > 0 && hundredths <= 2 {
+            error = pool.take().map(drop).err();
+        }
+        error.is_some()
     });
     let made = pool.ready();
-    let error = pool.take().map(drop).unwrap_err();
+    let error = error.unwrap();
     assert!(
         matches!(error, Error::Kvm { .. } | Error::Host { .. }),
         "{error:?}"

@@ -24,16 +24,20 @@ pub(crate) fn check_reachable(image: &str) -> Result<()> {
         Some(proxy) if !is_local(image) => proxy,
         _ => address(image),
     };
+    check_answers(&address, PATIENCE)
+}
+
+fn check_answers(address: &str, patience: Duration) -> Result<()> {
     let (sender, answer) = mpsc::channel();
-    let wanted = address.clone();
+    let wanted = address.to_owned();
     thread::spawn(move || {
         let reached = wanted.to_socket_addrs().and_then(connect);
         let _ = sender.send(reached); // Nobody listens any more when this came too late.
     });
-    match answer.recv_timeout(PATIENCE) {
+    match answer.recv_timeout(patience) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => bail!("{address} can't be reached ({error})"),
-        Err(_) => bail!("{address} didn't answer within {} s", PATIENCE.as_secs()),
+        Err(_) => bail!("{address} didn't answer within {} s", patience.as_secs()),
     }
 }
 
@@ -145,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_closed_port_is_not_reachable() {
-        let error = check_reachable("127.0.0.1:1/py:1").unwrap_err().to_string();
+        let error = check_answers("127.0.0.1:1", Duration::from_secs(300)).unwrap_err();
+        let error = error.to_string();
         assert!(error.starts_with("127.0.0.1:1 can't be reached"), "{error}");
     }
 }

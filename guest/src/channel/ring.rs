@@ -372,7 +372,7 @@ mod tests {
         let ring = Plain::new(64, 0);
         let (to_consumer, consumer_bell) = mpsc::channel();
         let (to_producer, producer_bell) = mpsc::channel();
-        let deadline = std::time::Duration::from_secs(20);
+        let deadline = minivm_tests::patience::PATIENCE;
         let their = ring.clone();
         let thread = std::thread::spawn(move || {
             let mut producer = Producer::new(their);

@@ -1,9 +1,11 @@
 //! Shell scripts in jails.
 
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
 use minivm_tests::output::Shared;
-use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::patience::{PATIENCE, wait_until, with_limits_from};
 use minivm_tests::processes;
 
 use super::*;
@@ -98,11 +100,14 @@ fn the_time_limit_ends_all_processes() {
     with_limits_from(Duration::from_millis(300), |limit| {
         let mut limits = limits();
         limits.time = Some(limit);
-        let ran = run_script("sleep 4321 & echo begun; sleep 4322", &limits);
+        let ran = run_script("sleep 4331 & echo begun; sleep 4332", &limits);
         assert_eq!(ran.finished.end, End::TimedOut);
         (ran.stdout == "begun\n").then_some(())
     });
-    assert_eq!(processes::with_argument("sleep\u{0}432"), 0);
+    // They are killed with their namespace, for which the run doesn't wait.
+    wait_until("they go on", || {
+        processes::with_argument("sleep\u{0}433") == 0
+    });
 }
 
 #[test]
@@ -233,8 +238,10 @@ fn a_full_disk_is_an_error_for_stdout_and_a_warning_for_stderr() {
 
 #[test]
 fn an_output_closed_at_any_time_is_output_closed() {
-    let (reader, writer) = io::pipe().unwrap();
-    let closed = Slow(Some(move || drop(reader)), Shared::default());
+    // Shut down, and not only dropped: a process that another test is starting may hold a copy.
+    let (reader, writer) = UnixStream::pair().unwrap();
+    let close = move || reader.shutdown(Shutdown::Both).unwrap();
+    let closed = Slow(Some(close), Shared::default());
     // The first write lets the reader go; the second finds it gone.
     struct Both<A, B>(A, B);
     impl<A: Write, B: Write> Write for Both<A, B> {

@@ -7,7 +7,7 @@ use std::sync::{OnceLock, PoisonError};
 
 use minivm_tests::given;
 use minivm_tests::output::Shared;
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, wait_until};
 use minivm_tests::program::{Ended, Program};
 use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};
@@ -458,5 +458,9 @@ fn boots_leave_nothing_behind() {
     boot();
     let before = counted();
     (0..stress::count(5, 100)).for_each(|_| boot());
-    assert_eq!(counted(), before, "descriptors, threads");
+    // A thread that was joined is listed for a moment longer; that may have been so before, too.
+    wait_until("descriptors or threads are left", || {
+        let now = counted();
+        now.0 <= before.0 && now.1 <= before.1
+    });
 }

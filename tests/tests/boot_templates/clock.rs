@@ -4,6 +4,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use minivm_machine::templates::Template;
+
 use crate::guest::{Made, answer, code, python, python_image, serve, templates};
 
 /// How often the two clocks are compared. The comparison that took the least time counts.
@@ -34,12 +36,22 @@ fn now() -> f64 {
 #[test]
 fn a_clones_wall_clock_is_the_hosts() {
     let made = made("wall-clock");
-    let template = &made.open();
+    // A processor may be taken away from a guest just before it sets its clock: then another clone is asked.
+    let is_right = |_| {
+        let (offset, within, setup) = compared(&made.open());
+        println!("off by {offset:.4} s, told within {within:.4} s, after {setup:?} of set-up");
+        offset.abs() <= OFF + within / 2.0
+    };
+    assert!((0..3).any(is_right), "the clocks are off");
+}
+
+/// Compares a clone's clock with the host's: how far it is off, how long the comparison took, both in seconds, and the clone's set-up.
+fn compared(template: &Template) -> (f64, f64, Duration) {
     let ((stdin, mut ask), (answers, stdout)) = (io::pipe().unwrap(), io::pipe().unwrap());
     let mut answers = BufReader::new(answers);
     let mut request = code("for line in sys.stdin: print(time.time())");
     request.stdin = true;
-    let (offset, within, report) = thread::scope(|scope| {
+    thread::scope(|scope| {
         let serving =
             scope.spawn(move || serve(template, request, Some(stdin.into()), stdout, io::stderr()));
         let mut best = (0.0, f64::INFINITY);
@@ -55,13 +67,8 @@ fn a_clones_wall_clock_is_the_hosts() {
             }
         }
         drop(ask);
-        (best.0, best.1, serving.join().unwrap())
-    });
-    let setup = report.setup.as_secs_f64();
-    let told =
-        format!("off by {offset:.4} s, told within {within:.4} s, after {setup:.4} s of set-up");
-    println!("{told}");
-    assert!(offset.abs() <= OFF + within / 2.0, "{told}");
+        (best.0, best.1, serving.join().unwrap().setup)
+    })
 }
 
 #[test]

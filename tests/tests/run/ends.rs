@@ -1,8 +1,10 @@
 //! How a command ends, and what minivm says of it.
 
-use minivm_tests::program::Program;
+use std::time::Duration;
 
-use crate::guest::{PATIENCE, assert_well, end_of, run, shell, shell_text};
+use minivm_tests::patience::with_limits_from;
+
+use crate::guest::{assert_well, end_of, run, shell, shell_text};
 
 #[test]
 fn the_exit_code_is_the_commands() {
@@ -72,10 +74,12 @@ fn the_time_limit_ends_a_command_whatever_it_ignores() {
 
 #[test]
 fn the_time_limit_ends_a_flood_of_output() {
-    let mut program = Program::start(&mut run(&["--timeout", "1s"], &["yes"]));
-    program.wait_for("y\n", PATIENCE);
-    let ended = program.end(PATIENCE);
-    assert_eq!(ended.code, Some(124), "{}", ended.stderr);
+    with_limits_from(Duration::from_secs(1), |limit| {
+        let limit = format!("{}s", limit.as_secs());
+        let ended = end_of(run(&["--timeout", &limit], &["yes"]));
+        assert_eq!(ended.code, Some(124), "{}", ended.stderr);
+        ended.stdout.starts_with(b"y\n").then_some(())
+    });
 }
 
 #[test]

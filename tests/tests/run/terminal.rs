@@ -2,8 +2,9 @@
 
 use std::process::Child;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use minivm_tests::patience::with_limits_from;
 use minivm_tests::program::ends_until;
 use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
@@ -103,12 +104,13 @@ fn every_end_leaves_the_terminal_as_it_was() {
     escaped.expect("ready");
     escaped.terminal.press(b"\x01x");
     assert_eq!(escaped.end(), Some(130));
-    let mut late = Session::start(
-        &["-t", "--timeout", "1s"],
-        "stty raw; while :; do echo flood; done",
-    );
-    late.expect("flood");
-    assert_eq!(late.end(), Some(124));
+    with_limits_from(Duration::from_secs(1), |limit| {
+        let flags = ["-t", "--timeout", &format!("{}s", limit.as_secs())];
+        let mut late = Session::start(&flags, "stty raw; while :; do echo flood; done");
+        assert_eq!(late.end(), Some(124));
+        let screen: Vec<u8> = late.screen.try_iter().flatten().collect();
+        screen.windows(5).any(|seen| seen == b"flood").then_some(())
+    });
     let mut killed = Session::start(
         &["-t"],
         "trap 'echo no' TERM; echo ready; while :; do :; done",

@@ -179,11 +179,12 @@ impl Shared {
             busy.1 = busy.1.max(busy.0);
         }
         let answer = (self.behaviour)(&request).unwrap_or_else(|| self.good(&request));
-        // A client hangs up on a registry that misbehaves.
-        let _ = self.send(&answer, stream);
         if blob {
+            // Before the client can have all of it, and ask for the next one.
             self.busy.lock().unwrap().0 -= 1;
         }
+        // A client hangs up on a registry that misbehaves.
+        let _ = self.send(&answer, stream);
     }
 
     fn read(&self, stream: &TcpStream) -> Option<Request> {

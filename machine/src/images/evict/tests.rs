@@ -122,7 +122,9 @@ fn what_is_in_use_stays() {
     place.evict_to(0);
     assert!(root.path.join("file").exists() && archive.path.exists() && layer.exists());
     let (root_path, archive_path) = (root.path.clone(), archive.path.clone());
-    drop((root, archive, open));
+    // A process that another test has just forked has it open too.
+    flock(&open, FlockOperation::Unlock).unwrap();
+    drop((root, archive));
     place.evict_to(0);
     assert!(!root_path.exists() && !archive_path.exists() && !layer.exists());
 }
@@ -150,7 +152,7 @@ fn what_is_larger_than_the_limit_pushes_nothing_out_and_goes_first_afterwards() 
     flock(&used, FlockOperation::LockShared).unwrap();
     place.evict_to(10_000);
     assert!(old.exists() && large.exists());
-    drop(used);
+    flock(&used, FlockOperation::Unlock).unwrap();
     place.evict_to(10_000);
     assert!(old.exists() && !large.exists());
 }
