@@ -124,7 +124,13 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
     match choice.is_everything() {
         // No other examples: clippy has checked them, and linking them takes a while.
         true => arguments.push("--tests"),
-        false => arguments.extend(candidates.iter().flat_map(Target::arguments)),
+        false => {
+            let mut chosen: Vec<_> = candidates.iter().map(Target::arguments).collect();
+            // `--lib` stands for all libraries, and may be given once.
+            chosen.sort_unstable();
+            chosen.dedup();
+            arguments.extend(chosen.into_iter().flatten());
+        }
     }
     if candidates
         .iter()
