@@ -261,8 +261,7 @@ impl Watch<'_> {
             }
             if let Some(why) = self.reason(outputs) {
                 outputs.note_clogged();
-                // An error means that it has ended meanwhile.
-                let _ = self.child.kill();
+                jail::kill(self.child);
                 return Ok(Some(why));
             }
         }

@@ -25,13 +25,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use minivm_image::io_error::{HostError, cannot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 pub use cgroup::Cgroup;
 pub use descent::{Descent, take_back};
@@ -148,6 +149,8 @@ impl Jail {
             .map_err(|error| no_namespaces(format!("root cannot become another user ({error})")))?;
         let mut command = Command::new(installed(UNSHARE, "util-linux")?);
         command.env_clear();
+        // A process group of its own, see `kill`. Ctrl-C reaches minivm alone, which acts on it.
+        command.process_group(0);
         command.args(["--pid", "--mount-proc", "--fork", "--kill-child"]);
         if !rustix::process::geteuid().is_root() {
             // An ordinary user may make other namespaces only in a user namespace.
@@ -375,15 +378,13 @@ pub fn check() -> Result<(), Error> {
     entry.install(&mut command);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
-    let mut child =
-        child.map_err(|error| unusable(&format!("unshare cannot be started: {error}")))?;
+    let child = child.map_err(|error| unusable(&format!("unshare cannot be started: {error}")))?;
     drop(command);
     let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
     let pidfd = pidfd.map_err(|error| cannot("watch a process")(error.into()))?;
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
     if !matches!(poll(&mut ended, Some(&CHECK_LIMIT)), Ok(1)) {
-        // An error means that it has ended meanwhile.
-        let _ = child.kill();
+        kill(&child);
     }
     let output = child.wait_with_output();
     let output = output.map_err(cannot("wait for a process"))?;
@@ -391,6 +392,15 @@ pub fn check() -> Result<(), Error> {
         Some(0) => Ok(()),
         _ => Err(unusable(&String::from_utf8_lossy(&output.stderr))),
     }
+}
+
+/// Kills a jail, of which `child` is the `unshare` that has not been waited for.
+///
+/// `unshare` binds the life of the process that it forks to its own only after the fork. Killed in between, it would leave that process
+/// behind, with all that is below it; but both are in one process group from the start.
+pub fn kill(child: &Child) {
+    // An error means that it has ended meanwhile.
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }
 
 /// Reads the program's exit code from bubblewrap's status pipe, which it reads to its end. `None` where the program never

@@ -276,8 +276,10 @@ impl Process {
     fn kill(&self) {
         self.killed.store(true, Ordering::Relaxed);
         let mut child = self.child();
-        if !self.jailed || kill_only_child(child.id()).is_none() {
+        if !self.jailed {
             let _ = child.kill();
+        } else if kill_only_child(child.id()).is_none() {
+            crate::jail::kill(&child);
         }
     }
 

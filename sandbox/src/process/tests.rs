@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, wait_until, with_limits_from};
-use minivm_tests::processes;
+use minivm_tests::{processes, stress};
 
 use super::*;
 use minivm_machine::jail::Jail;
@@ -136,6 +136,20 @@ fn a_signal_from_outside_ends_it() {
     sender.send(Event::Signal(15)).unwrap();
     let ran = run_with("sleep 4323", &limits(), events);
     assert_eq!(ran.finished.end, End::Stopped(15));
+}
+
+/// The jail's first processes have just been forked then, and are not yet bound to each other's lives.
+#[test]
+fn a_run_that_is_stopped_as_it_starts_leaves_nothing() {
+    for _ in 0..stress::count(20, 1000) {
+        let (sender, events) = mpsc::channel();
+        sender.send(Event::Signal(15)).unwrap();
+        let ran = run_with("sleep 4341", &limits(), events);
+        assert_eq!(ran.finished.end, End::Stopped(15));
+    }
+    wait_until("they go on", || {
+        processes::with_argument("sleep\u{0}4341") == 0
+    });
 }
 
 #[test]
