@@ -147,6 +147,19 @@ fn told(error: impl Into<anyhow::Error>) -> String {
     printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
+/// Finds and opens the named image, or the default; returns it with its source.
+pub(super) fn named_or_python(
+    named: Option<&Source>,
+    args: &PullArgs,
+) -> anyhow::Result<(Source, Image)> {
+    let source = match named {
+        Some(image) => image.clone(),
+        None => python()?,
+    };
+    let image = open_named_or_python(named, &source, args, &image_cache()?)?;
+    Ok((source, image))
+}
+
 /// Finds and opens the image `source`: the named one, or the default.
 pub(super) fn open_named_or_python(
     named: Option<&Source>,

@@ -300,14 +300,7 @@ impl RunArgs {
 
     /// The image, and how it was called.
     fn image(&self) -> anyhow::Result<(Source, Image)> {
-        let source = match &self.image {
-            Some(image) => image.clone(),
-            None => image::python()?,
-        };
-        let named = self.image.as_ref();
-        let image =
-            image::open_named_or_python(named, &source, &self.pull, &image::image_cache()?)?;
-        Ok((source, image))
+        image::named_or_python(self.image.as_ref(), &self.pull)
     }
 
     /// The command that was asked for; none where the image's own is. Dashes within it are its own.

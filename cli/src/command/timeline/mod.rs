@@ -225,13 +225,7 @@ impl TimelineArgs {
         let mut task = Task::new(program);
         task.vm.entrypoint = Entrypoint::Image;
         task.limits.memory = self.memory;
-        let source = match &self.image {
-            Some(image) => image.clone(),
-            None => image::python()?,
-        };
-        let named = self.image.as_ref();
-        let image =
-            image::open_named_or_python(named, &source, &self.pull, &image::image_cache()?)?;
+        let (source, image) = image::named_or_python(self.image.as_ref(), &self.pull)?;
         task.check(&image.config).map_err(unwrapped)?;
         let (kernel, quiet) = (self.kernel.as_deref(), self.pull.quiet);
         let microvm = image::microvm(&source, image, kernel, quiet, || self.choose_accel())?;
