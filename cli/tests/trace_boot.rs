@@ -47,7 +47,7 @@ fn boot_in_counting_lab(script: &str) -> Ended {
     run(&mut command, PATIENCE)
 }
 
-/// The exits of a trace in JSON lines, without the returns of `KVM_RUN` that are none of the guest's.
+/// The exits of a trace in JSON lines, without the returns of `KVM_RUN` that the guest didn't cause.
 fn exits(trace: &str) -> Vec<Value> {
     let events = trace.lines().filter(|line| line.starts_with('{'));
     let events = events.map(|line| serde_json::from_str::<Value>(line).unwrap());

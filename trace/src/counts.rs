@@ -50,7 +50,7 @@ pub(crate) enum Counts {
     #[default]
     Unread,
     Read(Vec<Statistic>),
-    /// The reason for which there are none.
+    /// The reason why KVM's counts could not be read.
     Refused(String),
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Task {
     pub(super) started: u64,
 }
 
-/// A timeline, or why there is none.
+/// A timeline, or the reason why the machine could not be measured.
 type Answer = Result<Timeline, String>;
 
 /// Measures a machine where `accel` lets machines run. A machine that is resumed on this host's KVM is saved in `folder` before; that is the

@@ -28,7 +28,7 @@ use crate::{End, Error, Link, MachineSpec, Report, Session, local, wire};
 /// [`Error::Host`] where stdin doesn't have such a description, or stdout can't be written to. What else fails is written to stdout.
 pub fn run_measured() -> Result<(), Error> {
     let main = Instant::now();
-    // A machine that nobody waits for any more ends.
+    // When the `minivm timeline` that waits for the answer has ended, this process and its machine end.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let mut text = Vec::new();
     let reading =

@@ -44,7 +44,7 @@ pub struct Meaning {
     pub device: Device,
     /// What the guest did, without values: the same for exits that tables count together.
     pub action: Cow<'static, str>,
-    /// The values, in words; empty where there are none.
+    /// The values, in words; empty where the access has no values to name.
     pub detail: String,
     /// Whether a table explains the exit. If not, the other fields say no more than the access itself.
     pub known: bool,
@@ -213,7 +213,7 @@ fn hexadecimal(exit: &Exit) -> String {
     }
 }
 
-/// Returns the names of the bits that are set, or `none` where there are none.
+/// Returns the names of the bits that are set, or the word `none` where no bit is set.
 fn bits(value: u8, names: &[(u8, &'static str)], none: &'static str) -> String {
     let set = names.iter().filter(|(bit, _)| value & bit != 0);
     let set: Vec<_> = set.map(|(_, name)| *name).collect();

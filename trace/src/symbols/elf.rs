@@ -29,7 +29,7 @@ impl KernelFile {
     }
 }
 
-/// Returns the symbols, or none where there are none.
+/// Returns the symbols; `None` where the bytes are not a 64-bit ELF file.
 pub(super) fn symbols(bytes: &[u8]) -> Option<Parsed> {
     let file = ElfFile64::<Endianness>::parse(bytes).ok()?;
     let symbols = file.symbols().filter_map(|symbol| {

@@ -58,7 +58,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Returns a name without control characters: whoever made the kernel chose it, and a trace goes to terminals.
+/// Returns a name without control characters: it comes from a kernel's file, and a trace goes to terminals.
 fn printable(name: &str) -> Box<str> {
     name.chars().filter(|c| !c.is_control()).collect()
 }
@@ -113,7 +113,7 @@ impl Symbols {
     }
 
     /// Reads the symbols that lie beside a kernel: the kernel's own, `System.map` in its folder, or `System.map-V` beside `vmlinuz-V`.
-    /// Returns none where there are none, or another kernel's.
+    /// Returns `None` where no such file has symbols, or they are another kernel's.
     pub fn beside(kernel: &Path) -> Option<Self> {
         let file = KernelFile::read(kernel);
         let folder = kernel.parent()?;
