@@ -31,7 +31,7 @@ struct State {
     children: usize,
     threads: usize,
     open_files: BTreeSet<String>,
-    ports: usize,
+    ports: BTreeSet<String>,
     groups: BTreeSet<PathBuf>,
     files: BTreeSet<PathBuf>,
 }
@@ -61,11 +61,13 @@ impl State {
         }
     }
 
-    /// As soon as it is the same, or as it is after a while: what a thread was about to close is no leak.
+    /// As soon as it is the same, or as it is after a while: what a thread was about to close is no leak. Neither is a port on which
+    /// another process no longer listens.
     fn settled(before: &State) -> State {
         let began = Instant::now();
         loop {
-            let now = State::now();
+            let mut now = State::now();
+            now.ports.extend(before.ports.iter().cloned());
             if now == *before || began.elapsed() > PATIENCE {
                 return now;
             }
@@ -100,14 +102,16 @@ fn open_files() -> BTreeSet<String> {
     files.collect()
 }
 
-/// The number of ports on which processes of this host listen.
-fn ports() -> usize {
+/// The sockets on whose ports processes of this host listen, by their inodes.
+fn ports() -> BTreeSet<String> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"]
         .map(|file| fs::read_to_string(file).unwrap_or_default());
     let listening = tables.iter().flat_map(|table| table.lines());
+    let fields = listening.map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listening = fields.filter(|fields| fields.get(3) == Some(&"0A"));
     listening
-        .filter(|line| line.split_whitespace().nth(3) == Some("0A"))
-        .count()
+        .filter_map(|fields| fields.get(9).map(|&inode| inode.to_owned()))
+        .collect()
 }
 
 fn groups() -> BTreeSet<PathBuf> {

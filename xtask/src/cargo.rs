@@ -166,7 +166,7 @@ fn test_target(target: &Value) -> Option<Target> {
 
 /// Builds the release of the command `minivm`; returns its path.
 pub(crate) fn build_minivm() -> Result<PathBuf> {
-    minivm_among(build(&[
+    minivm_among(&build(&[
         "build",
         "--release",
         "--package",
@@ -191,13 +191,12 @@ pub(crate) fn begin_quick_minivm() -> Result<Building> {
 }
 
 /// The path of the command `minivm` among what was built.
-pub(crate) fn minivm_among(built: Vec<Executable>) -> Result<PathBuf> {
+pub(crate) fn minivm_among(built: &[Executable]) -> Result<PathBuf> {
     let minivm = built
-        .into_iter()
-        .find(|executable| executable.name == "minivm");
-    Ok(minivm
-        .context("the package minivm has no binary minivm")?
-        .path)
+        .iter()
+        .find(|executable| executable.name == "minivm" && !executable.is_test);
+    let minivm = minivm.context("the package minivm has no binary minivm")?;
+    Ok(minivm.path.clone())
 }
 
 /// Builds the release of one of the package's examples, as a stage of a report; returns its path.

@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::cargo;
 use crate::choice::Choice;
-use crate::suite::Environment;
+use crate::suite::{Built, Environment};
 use crate::test::{Run, WORKERS};
 
 /// What is run, and how often.
@@ -58,9 +58,8 @@ pub(crate) fn run(wanted: &Soak) -> Result<()> {
     let choice = Choice::new(&wanted.names, &targets);
     let candidates = choice.candidates(targets)?;
     let made = run.set_up(false)?;
-    let minivm = run.minivm();
+    let Built { programs, minivm } = run.build(&choice, &candidates, true);
     let environment = Environment::new(&made, minivm.as_deref());
-    let programs = run.build(&choice, &candidates);
     for _ in 0..wanted.busy {
         // They end with this process.
         thread::spawn(|| {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write, stdout};
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +26,10 @@ const SOAK_LIMIT: u32 = 6 * 3600;
 
 /// Room for the largest guests of the tests, and for what they write.
 const LAB_MEMORY: &str = "2G";
+
+/// Test programs of the packages that have the programs `minivm` and `minivm-worker`. Cargo builds a package's programs with its tests, in
+/// one profile and with one set of features for all.
+const OF_PROGRAMS: [&str; 2] = ["cli", "gvisor"];
 
 /// The test program that runs examples as they are built, and these.
 const OF_EXAMPLES: &str = "lesson_zero";
@@ -109,6 +113,14 @@ pub(crate) struct Program {
     filters: Vec<String>,
 }
 
+/// What is built for a run.
+#[derive(Default)]
+pub(crate) struct Built {
+    pub(crate) programs: Vec<Program>,
+    /// The command, with minivm-worker beside it, where it was asked for.
+    pub(crate) minivm: Option<PathBuf>,
+}
+
 /// What a run of a program leaves beside its tally.
 #[derive(Default)]
 pub(crate) struct Output {
@@ -117,8 +129,8 @@ pub(crate) struct Output {
     pub(crate) times: Vec<(String, Duration)>,
 }
 
-/// Builds the chosen test programs, all of which are among `candidates`.
-pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Program>> {
+/// Builds the chosen test programs, all of which are among `candidates`, and `with_minivm` the command.
+pub(crate) fn build(choice: &Choice, candidates: &[Target], with_minivm: bool) -> Result<Built> {
     // As a whole, so that what they share is built with the features that all of it needs.
     let mut arguments = vec!["test", "--workspace", "--no-run"];
     match choice.is_everything() {
@@ -126,6 +138,9 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
         true => arguments.push("--tests"),
         false => {
             let mut chosen: Vec<_> = candidates.iter().map(Target::arguments).collect();
+            if with_minivm {
+                chosen.extend(OF_PROGRAMS.map(|name| vec!["--test", name]));
+            }
             // `--lib` stands for all libraries, and may be given once.
             chosen.sort_unstable();
             chosen.dedup();
@@ -138,8 +153,12 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
     {
         build_examples()?;
     }
+    let built = cargo::build(&arguments)?;
+    let minivm = with_minivm
+        .then(|| cargo::minivm_among(&built))
+        .transpose()?;
     let mut programs = Vec::new();
-    for executable in cargo::build(&arguments)? {
+    for executable in built {
         let target = candidates
             .iter()
             .find(|target| executable.is_test && target.source == executable.source);
@@ -148,7 +167,7 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
         }
     }
     choice.check(programs.iter().flat_map(|program| &program.tests))?;
-    Ok(programs)
+    Ok(Built { programs, minivm })
 }
 
 /// Builds the examples that a test program runs: `cargo test` builds tests of them, and no programs.

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that checks the project. It goes on after a failure, so that one run shows all of them, and ends
 //! with the line `N passed, N failed, N skipped`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::queue::{Beside, Queue};
 use crate::report::Report;
 use crate::sandboxes;
 use crate::setup::{self, Made, Wanted};
-use crate::suite::{self, Environment, Output, Program};
+use crate::suite::{self, Built, Environment, Output, Program};
 use crate::tally::Tally;
 use crate::times;
 
@@ -50,10 +50,9 @@ pub(crate) fn run(wanted: &Test) -> Result<()> {
     if choice.is_everything() {
         run.lint();
     }
-    let minivm = if fast { None } else { run.minivm() };
-    let environment = Environment::new(&made, minivm.as_deref());
-    let programs = run.build(&choice, &candidates);
+    let Built { programs, minivm } = run.build(&choice, &candidates, !fast);
     let minivm = minivm.as_deref();
+    let environment = Environment::new(&made, minivm);
     run.test(&programs, &environment, minivm, wanted.fast, WORKERS);
     if choice.is_everything() {
         run.count("doc tests", suite::run_doc_tests);
@@ -168,17 +167,19 @@ impl Run {
         setup::prepare(&mut self.report, &wanted)
     }
 
-    /// Builds minivm, and has it install its sandboxes.
-    pub(crate) fn minivm(&mut self) -> Option<PathBuf> {
-        let minivm = self.attempt("build minivm", cargo::build_minivm)?;
-        self.attempt("sandboxes", || sandboxes::install(&minivm));
-        Some(minivm)
-    }
-
-    /// Builds the test programs.
-    pub(crate) fn build(&mut self, choice: &Choice, candidates: &[Target]) -> Vec<Program> {
-        self.attempt("build tests", || suite::build(choice, candidates))
-            .unwrap_or_default()
+    /// Builds the test programs, and `with_minivm` the command, which then installs its sandboxes.
+    pub(crate) fn build(
+        &mut self,
+        choice: &Choice,
+        candidates: &[Target],
+        with_minivm: bool,
+    ) -> Built {
+        let build = || suite::build(choice, candidates, with_minivm);
+        let built = self.attempt("build", build).unwrap_or_default();
+        if let Some(minivm) = &built.minivm {
+            self.attempt("sandboxes", || sandboxes::install(minivm));
+        }
+        built
     }
 
     /// What needs no test to run: the format, clippy's and rustdoc's warnings.

@@ -54,7 +54,7 @@ fn stock(report: &mut Report, lab: bool) -> Result<(Fetched, Side)> {
     let building = cargo::begin_quick_minivm()?;
     let fetched = setup::fetch(report, lab)?;
     let minivm = report.wait("unoptimized minivm", building.began(), |show| {
-        let minivm = cargo::minivm_among(building.wait(show)?)?;
+        let minivm = cargo::minivm_among(&building.wait(show)?)?;
         Ok((minivm.clone(), short(&minivm.to_string_lossy())))
     })?;
     let kernel = fetched.kernel.join("vmlinuz");
