@@ -7,11 +7,11 @@ use std::thread;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::arch::ioapic::{self, IoApic};
+use crate::arch::power::{RESET_CODE, ResetLine, SleepControl};
 use crate::arch::{acpi, boot_params, paging, registers};
 use crate::config::Config;
 use crate::devices::bus::Bus;
-use crate::devices::ioapic::{self, IoApic};
-use crate::devices::power::{RESET_CODE, ResetLine, SleepControl};
 use crate::devices::uart::{self, IrqLine, Output, Uart};
 use crate::error::{Error, Result};
 use crate::gate::Gate;

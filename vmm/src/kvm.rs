@@ -9,13 +9,14 @@ use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi, kvm_userspace
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::arch::cpuid::Topology;
+use crate::arch::ioapic;
+use crate::arch::restraint;
 use crate::arch::{cpuid, registers};
-use crate::devices::ioapic;
 use crate::error::{Error, Result};
+use crate::layout;
 use crate::memory::GuestRam;
 use crate::observer::{Step, Steps};
 use crate::vcpu::Vcpu;
-use crate::{layout, restraint};
 
 /// A machine in KVM, with everything but its devices.
 pub(crate) struct Created {

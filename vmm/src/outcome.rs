@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::devices::ioapic::Routing;
+use crate::arch::ioapic::Routing;
 
 /// The way in which the guest reset the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,16 +12,16 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
+use crate::arch::ioapic::{IoApic, Routing};
+use crate::arch::restraint;
 use crate::arch::vcpu_state::{Inventory, VcpuState};
 use crate::devices::bus::{Bus, Request, lock};
-use crate::devices::ioapic::{IoApic, Routing};
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Passage};
 use crate::observer::ExitKind;
 use crate::outcome::{Outcome, Reset};
 use crate::recorder::{NoNote, Note, Recorder};
-use crate::restraint;
 
 /// RFLAGS: maskable interrupts are on.
 const RFLAGS_IF: u64 = 1 << 9;

@@ -2,6 +2,4 @@
 //! machine. Nothing else.
 
 pub(crate) mod bus;
-pub(crate) mod ioapic;
-pub(crate) mod power;
 pub(crate) mod uart;

@@ -19,7 +19,7 @@ use vm_superio::serial::{Error as SerialError, Serial, SerialEvents, SerialState
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Device, Request, lock};
-use super::ioapic::IoApic;
+use crate::arch::ioapic::IoApic;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 
@@ -273,7 +273,7 @@ fn register(offset: u64) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::ioapic;
+    use crate::arch::ioapic;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);

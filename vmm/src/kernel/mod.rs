@@ -3,8 +3,6 @@
 //! A kernel is hostile input: all fields of its headers are checked before one byte is loaded, so that an error names the
 //! defect in the file's own terms.
 
-mod bzimage;
-mod elf;
 pub(crate) mod error;
 
 use std::fs::{File, OpenOptions};
@@ -16,6 +14,7 @@ use linux_loader::loader::KernelLoaderResult;
 use linux_loader::loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, setup_header};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::arch;
 use crate::config::Kernel;
 use crate::error::{Error, Result};
 use crate::layout;
@@ -85,12 +84,7 @@ fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> 
         size,
         ram_end: low_ram_end(ram).min(layout::MAPPED_END.0),
     };
-    let loaded = if magic[..magic_len] == *b"\x7fELF" {
-        elf::load(&mut file, image, ram)
-    } else {
-        bzimage::load(&mut file, image, cmdline_len, ram)
-    };
-    loaded.map_err(refuse)
+    arch::kernel::load(&mut file, &magic[..magic_len], image, cmdline_len, ram).map_err(refuse)
 }
 
 /// Opens a file that goes into guest memory; returns it with its size in bytes. Anything but a regular file or a block
@@ -129,16 +123,16 @@ pub(crate) fn low_ram_end(ram: &GuestRam) -> u64 {
 
 /// The limits of a file and of the machine, which both formats' loaders check.
 #[derive(Clone, Copy)]
-struct Image {
+pub(crate) struct Image {
     /// The file's size in bytes.
-    size: u64,
+    pub(crate) size: u64,
     /// The first address behind the RAM that a kernel can have.
-    ram_end: u64,
+    pub(crate) ram_end: u64,
 }
 
 impl Image {
     /// Refuses a file that ends before `offset + len`.
-    fn holds(
+    pub(crate) fn holds(
         self,
         what: &'static str,
         offset: u64,
@@ -155,7 +149,7 @@ impl Image {
     }
 
     /// Refuses a place that isn't between 1 MiB and `ram_end`; returns its end.
-    fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
+    pub(crate) fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
         match start.checked_add(len) {
             Some(end) if start >= layout::HIGH_RAM.0 && end <= self.ram_end => Ok(end),
             end => Err(KernelError::OutsideRam {
@@ -181,7 +175,7 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Turns linux-loader's error, which comes after all checks here, into a [`KernelError`].
-fn loaded(
+pub(crate) fn loaded(
     result: linux_loader::loader::Result<KernelLoaderResult>,
 ) -> std::result::Result<KernelLoaderResult, KernelError> {
     result.map_err(|error| KernelError::Read(io::Error::other(error)))

@@ -5,9 +5,9 @@ use std::sync::MutexGuard;
 
 use super::save;
 use super::state::Devices;
+use crate::arch::ioapic::IoApic;
 use crate::arch::vcpu_state::VcpuState;
 use crate::devices::bus::lock;
-use crate::devices::ioapic::IoApic;
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;

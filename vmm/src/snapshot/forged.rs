@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use super::state::{Devices, State};
 use super::tests::with_body;
 use super::{Snapshot, file, save};
-use crate::devices::{ioapic, uart};
+use crate::arch::ioapic;
+use crate::devices::uart;
 use crate::{Builder, Config, Error, Kernel, Outcome, Result};
 
 /// The time after which a forged guest is stopped, and the limit for a hang.

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::memory_file::MemoryRecord;
+use crate::arch::ioapic;
 use crate::arch::vcpu_state::VcpuState;
 use crate::config::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
-use crate::devices::{ioapic, uart};
+use crate::devices::uart;
 
 /// Everything about a paused machine that isn't in its memory.
 #[derive(Debug, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Image, KernelError, Loaded};
+use crate::kernel::{Image, KernelError, Loaded};
 use crate::memory::GuestRam;
 
 const EI_CLASS: usize = 4;

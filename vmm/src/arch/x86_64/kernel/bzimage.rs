@@ -11,7 +11,7 @@ use linux_loader::loader::bootparam::{XLF_KERNEL_64, setup_header};
 use linux_loader::loader::bzimage::BzImage;
 use vm_memory::{ByteValued, GuestAddress};
 
-use super::{Image, KernelError, Loaded, loaded};
+use crate::kernel::{Image, KernelError, Loaded, loaded};
 use crate::memory::GuestRam;
 
 /// The setup header's offset in the file.

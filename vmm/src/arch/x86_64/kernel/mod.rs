@@ -1,0 +1,23 @@
+//! The loaders of kernels for x86-64: an ELF `vmlinux`, or a bzImage.
+
+mod bzimage;
+mod elf;
+
+use std::fs::File;
+
+use crate::kernel::{Image, KernelError, Loaded};
+use crate::memory::GuestRam;
+
+/// Loads the kernel in `file`, which begins with `magic`.
+pub(crate) fn load(
+    file: &mut File,
+    magic: &[u8],
+    image: Image,
+    cmdline_len: usize,
+    ram: &GuestRam,
+) -> Result<Loaded, KernelError> {
+    match magic {
+        b"\x7fELF" => elf::load(file, image, ram),
+        _ => bzimage::load(file, image, cmdline_len, ram),
+    }
+}
