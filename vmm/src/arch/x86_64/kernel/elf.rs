@@ -39,6 +39,7 @@ pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Load
     Ok(Loaded {
         entry: GuestAddress(entry),
         end: GuestAddress(end),
+        initramfs_end: u64::MAX,
         header: None,
     })
 }

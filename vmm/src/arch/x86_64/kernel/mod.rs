@@ -5,8 +5,13 @@ mod elf;
 
 use std::fs::File;
 
+use linux_loader::loader::bootparam::setup_header;
+
 use crate::kernel::{Image, KernelError, Loaded};
 use crate::memory::GuestRam;
+
+/// A bzImage's own setup header, which the zero page has to repeat.
+pub(crate) type Header = Option<setup_header>;
 
 /// Loads the kernel in `file`, which begins with `magic`.
 pub(crate) fn load(
