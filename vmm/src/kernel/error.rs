@@ -30,6 +30,20 @@ pub enum KernelError {
     /// A header's field makes no sense.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
+    /// The file is a kernel in a form that can't be booted; the text names the one that can.
+    #[error("{0}")]
+    Unbootable(&'static str),
+    /// The kernel is compressed in a way that can't be unpacked here.
+    #[error(
+        "it is compressed by {0:?}: only gzip can be unpacked here; take the Image of the same build, uncompressed"
+    )]
+    Compression(String),
+    /// The compressed kernel can't be unpacked.
+    #[error("it cannot be unpacked")]
+    Unpack(#[source] io::Error),
+    /// The compressed kernel would be too large.
+    #[error("it is damaged: it unpacks to more than {0} bytes")]
+    UnpackedTooLarge(u64),
     /// A segment's place is not in guest RAM.
     #[error(
         "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM for kernels ({} to {ram_end:#x}); more --memory helps up to {}",
