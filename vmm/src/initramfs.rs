@@ -31,7 +31,7 @@ const SHARE_MIN: u64 = 8 << 20;
 /// one for 2 MiB. Most of the time goes into making these pages present, which scales with processors.
 pub(crate) fn load(path: &Path, kernel: &Loaded, ram: &GuestRam) -> Result<Placed> {
     let (file, size) = kernel::open("initramfs", path)?;
-    let top = kernel::low_ram_end(ram).min(kernel.initramfs_end());
+    let top = kernel::low_ram_end(ram).min(kernel.initramfs_end);
     let placed = place(size, kernel.end.0, top).ok_or_else(|| Error::InitramfsTooLarge {
         path: path.into(),
         size,
@@ -132,7 +132,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         let ram = GuestRam::new(64 << 20).unwrap();
-        let placed = place(bytes.len() as u64, 0, 64 << 20).unwrap();
+        let placed = place(bytes.len() as u64, 0, kernel::low_ram_end(&ram)).unwrap();
         copy(&file, placed, &ram).unwrap();
         let mut read = vec![0; bytes.len()];
         let start = GuestAddress(placed.start);

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use crate::devices::ioapic::Routing;
-
 /// The way in which the guest reset the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// The guest pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same port here.
+    /// The guest pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same port here. On
+    /// arm64: the guest called PSCI's SYSTEM_RESET.
     Line,
     /// The guest raised an exception that it could not handle (`reboot=t` does so on purpose).
     TripleFault,
@@ -26,36 +25,23 @@ pub enum Outcome {
     ///
     /// The difference to [`Reboot`](Outcome::Reboot) is that COM1's or COM2's interrupt is still routed. A kernel that has
     /// neither port open when it panics seems to reboot.
+    ///
+    /// On arm64 both resets are alike, unless Linux has `reboot=panic_warm` on its command line: then a panic's is a warm one
+    /// (SYSTEM_RESET2). Without it, a panic seems to be a reboot.
     Panic(Reset),
     /// The guest faulted three times in a row before it had set up any interrupt: it crashed while it was starting.
     TripleFault,
-    /// The guest shut down in good order and then halted every vCPU: `halt`.
+    /// The guest shut down in good order and then halted every vCPU: `halt`. Never on arm64, where Linux loops for ever instead.
     Halted,
     /// Every vCPU halted with its interrupts off, which nothing can end, and the guest had not shut down before: bare
-    /// code's `cli; hlt`, or a kernel that gave up early in its start.
+    /// code's `cli; hlt`, or a kernel that gave up early in its start. On arm64: every vCPU has switched itself off (CPU_OFF); one
+    /// that waits with its interrupts masked (WFI) can't be told from one that waits for an interrupt.
     Stuck,
     /// [`Control::stop`](crate::Control::stop) ended it.
     Stopped,
 }
 
 impl Outcome {
-    /// Returns the outcome of a reset, given the use that the guest had made of its interrupts.
-    pub(crate) fn of_reset(reset: Reset, routing: Routing) -> Self {
-        match (reset, routing) {
-            (reset, Routing::Active) => Outcome::Panic(reset),
-            (Reset::TripleFault, Routing::Never) => Outcome::TripleFault,
-            (reset, _) => Outcome::Reboot(reset),
-        }
-    }
-
-    /// Returns the outcome where every vCPU is halted for ever.
-    pub(crate) fn of_halt(routing: Routing) -> Self {
-        match routing {
-            Routing::Quiesced => Outcome::Halted,
-            Routing::Never | Routing::Active => Outcome::Stuck,
-        }
-    }
-
     /// Returns whether the guest ended by itself and in good order.
     pub fn is_orderly(self) -> bool {
         matches!(
@@ -80,36 +66,5 @@ impl fmt::Display for Outcome {
             Outcome::Stuck => "the guest halted with its interrupts off, without having shut down",
             Outcome::Stopped => "the machine was stopped",
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_resets_outcome_depends_on_the_interrupts() {
-        let of = Outcome::of_reset;
-        assert_eq!(
-            of(Reset::Line, Routing::Never),
-            Outcome::Reboot(Reset::Line)
-        );
-        assert_eq!(
-            of(Reset::Line, Routing::Quiesced),
-            Outcome::Reboot(Reset::Line)
-        );
-        assert_eq!(
-            of(Reset::Line, Routing::Active),
-            Outcome::Panic(Reset::Line)
-        );
-        assert_eq!(of(Reset::TripleFault, Routing::Never), Outcome::TripleFault);
-        assert_eq!(
-            of(Reset::TripleFault, Routing::Quiesced),
-            Outcome::Reboot(Reset::TripleFault)
-        );
-        assert_eq!(
-            of(Reset::TripleFault, Routing::Active),
-            Outcome::Panic(Reset::TripleFault)
-        );
     }
 }
