@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use minivm_guest::channel::{COM2_PORT, MARK};
+use minivm_guest::channel::{COM2, MARK};
 use minivm_vmm::{Exit, ExitKind, Observer, Step, layout};
 
 use super::kernel;
@@ -112,7 +112,7 @@ impl Observer for Recorder {
         let came = since(self.origin, exit.came);
         let mut recorded = self.recorded();
         if let ExitKind::IoOut { port, data: [MARK] } = exit.kind
-            && port == COM2_PORT
+            && port == COM2
         {
             // The last ones: a kernel that looks for a UART may write any byte before.
             if recorded.marks.len() == MARKS {
