@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use minivm_machine::Accel;
+use minivm_machine::arch::NO_KVM;
 use minivm_machine::jail;
 use minivm_vmm::Error;
 
@@ -43,11 +44,7 @@ fn kvm_present() -> Check {
             "/dev/kvm is there, but not for this user",
             "sudo usermod -aG kvm $USER, and log in again",
         ),
-        Err(error) => Check::no(
-            NAME,
-            format!("cannot open /dev/kvm: {error}"),
-            "sudo modprobe kvm_intel || sudo modprobe kvm_amd; virtualization may be off in the firmware or cloud",
-        ),
+        Err(error) => Check::no(NAME, format!("cannot open /dev/kvm: {error}"), NO_KVM),
     }
 }
 
