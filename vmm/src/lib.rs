@@ -18,6 +18,9 @@
 //!    any other thread.
 //! 7. The guest ends the machine, and `run` returns the [`Outcome`] (`outcome`).
 //!
+//! On arm64 the tables are one, the device tree, which is written when the vCPUs are there; KVM has the interrupt controller, and
+//! the guest ends the machine by calls of PSCI instead of ports.
+//!
 //! A machine starts paused, and a vCPU that comes to the closed gate first makes an empty `KVM_RUN`, with `immediate_exit` set:
 //! it completes an access to a device that the last exit left unfinished, without another instruction of the guest's. A fresh
 //! vCPU has nothing to complete; its thread passes here like any other when it reaches the gate before `run` has opened it.
