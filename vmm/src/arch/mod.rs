@@ -14,6 +14,7 @@
 //! | `processor` | what KVM says of a vCPU |
 //! | `vcpu_state` | a vCPU's whole state |
 //! | `probe` | the guest that tests a host's KVM |
+//! | `survey` | what a host's KVM and processor have of what only this architecture's machines use |
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -29,14 +29,8 @@ const ADDRESS_BITS_MIN: u32 = 32;
 pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
     let end = layout::RAM.0 + bytes;
     let bits = (u64::BITS - (end - 1).leading_zeros()).max(ADDRESS_BITS_MIN);
-    // As few as the RAM needs, for that saves KVM a level of its tables. The most that processor and KVM have is the value of
-    // the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4, KVM_CHECK_EXTENSION,
-    // KVM_CAP_ARM_VM_IPA_SIZE.)
-    let choice = kvm.check_extension(Cap::ArmVmIPASize);
-    let limit = match choice {
-        true => u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(ADDRESS_BITS_FIXED),
-        false => ADDRESS_BITS_FIXED,
-    };
+    // As few as the RAM needs, for that saves KVM a level of its tables.
+    let (limit, choice) = address_bits(kvm);
     if bits > limit {
         let most = ((1u64 << limit) - layout::RAM.0) >> 20;
         return Err(Error::Config(format!(
@@ -44,6 +38,18 @@ pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
         )));
     }
     Ok(if choice { bits.into() } else { 0 })
+}
+
+/// Returns the most bits of a guest-physical address that processor and KVM have, and whether a machine may have fewer.
+pub(super) fn address_bits(kvm: &Kvm) -> (u32, bool) {
+    // The most is the value of the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4,
+    // KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE.)
+    let choice = kvm.check_extension(Cap::ArmVmIPASize);
+    let limit = match choice {
+        true => u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(ADDRESS_BITS_FIXED),
+        false => ADDRESS_BITS_FIXED,
+    };
+    (limit, choice)
 }
 
 /// Prepares a machine that has just been created.
