@@ -262,7 +262,7 @@ impl Sandbox for Microvm {
         }
         match self.accel {
             Accel::Kvm => Ok(()),
-            Accel::Lab { .. } => lab::find_kernel()
+            Accel::Lab { .. } => lab::find_kernel(lab::Processor::default())
                 .map(drop)
                 .map_err(|error| Error::Unavailable {
                     backend: Backend::Microvm,
