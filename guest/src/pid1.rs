@@ -14,9 +14,9 @@ use std::os::fd::AsRawFd;
 #[allow(unsafe_code, reason = "neither std nor rustix has this ioctl")]
 pub fn bring_loopback_up() -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
-    let mut name = [0; libc::IFNAMSIZ];
+    let mut name: [libc::c_char; libc::IFNAMSIZ] = [0; _];
     for (to, from) in name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     let flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
     let request = libc::ifreq {

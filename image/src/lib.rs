@@ -78,7 +78,7 @@ pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
 pub use image::{Blob, Config, Image, Layer, Root};
 pub use options::{Options, Pull};
-pub use platform::Platform;
+pub use platform::{Platform, UnknownPlatform};
 pub use progress::{Progress, Unwatched};
 pub use publish::Partial;
 pub use reference::Reference;

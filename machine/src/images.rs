@@ -8,6 +8,7 @@
 
 mod evict;
 mod fill;
+mod init;
 mod root;
 
 use std::borrow::Borrow;
@@ -18,17 +19,16 @@ use std::path::{Path, PathBuf};
 use minivm_image::io_error::{FileError, failed};
 use minivm_image::publish::{self, Found, Partial, tree};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use minivm_image::{self, Digest, Image, Store};
+use minivm_image::{self, Digest, Image, Platform, Store};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::output_path::Output;
 use crate::room;
 
 pub use evict::{LIMIT, set_limit};
+pub use init::Init;
 pub use root::Root;
 
-/// `minivm-init`, which every archive has.
-pub const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/minivm-init"));
 /// The format's version, which changes when the same image and init make other bytes.
 const FORMAT: &str = "3";
 /// The largest archive that a machine can start from, in bytes: it lies in guest memory below the hole at 3 GiB, and the kernel
@@ -49,6 +49,14 @@ pub enum Error {
         /// The limit in bytes, [`LARGEST`].
         limit: u64,
     },
+    /// There is no init for guests of a platform.
+    #[error(
+        "this minivm was built with no init for {platform} guests: install Rust's target (`rustup target add aarch64-unknown-linux-musl`, or x86_64's) and build minivm again"
+    )]
+    NoInit {
+        /// The platform.
+        platform: Platform,
+    },
     /// Images can't be kept or cleared.
     #[error(transparent)]
     Image(#[from] minivm_image::Error),
@@ -67,14 +75,26 @@ pub type Cleared = tree::Cleared<Error>;
 #[derive(Clone, Debug)]
 pub struct ImageCache {
     folder: PathBuf,
+    init: &'static Init,
 }
 
 impl ImageCache {
-    /// Uses the cache folder `cache`, see [`crate::cache::find`].
+    /// Uses the cache folder `cache`, see [`crate::cache::find`], for guests of this host's platform.
     pub fn new(cache: &Path) -> Self {
         ImageCache {
             folder: cache.to_owned(),
+            init: Init::here(),
         }
+    }
+
+    /// Uses the cache for guests of another platform.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoInit`] where this program has no init for them.
+    pub fn for_guests_of(self, platform: &Platform) -> Result<Self, Error> {
+        let init = Init::of(platform)?;
+        Ok(ImageCache { init, ..self })
     }
 
     /// Returns the store of pulled images.
@@ -157,7 +177,8 @@ impl ImageCache {
         identity: &str,
         image: impl FnOnce() -> Result<I, E>,
     ) -> Result<Archive, E> {
-        let path = self.folder.join("initramfs").join(key(identity) + ".cpio");
+        let name = key(identity, self.init) + ".cpio";
+        let path = self.folder.join("initramfs").join(name);
         let found = publish::find(path.with_extension("partial"), || Archive::open(&path));
         let partial = match found? {
             Found::There(archive) => return Ok(archive),
@@ -165,7 +186,7 @@ impl ImageCache {
         };
         match image() {
             Ok(image) => {
-                let archive = make(image.borrow(), partial, &path)?;
+                let archive = make(image.borrow(), self.init, partial, &path)?;
                 self.evict();
                 Ok(archive)
             }
@@ -177,13 +198,13 @@ impl ImageCache {
     }
 }
 
-fn make(image: &Image, partial: Partial, path: &Path) -> Result<Archive, Error> {
+fn make(image: &Image, init: &Init, partial: Partial, path: &Path) -> Result<Archive, Error> {
     let limits = Limits {
         archive: LARGEST,
         ..Limits::default()
     };
     let file = partial.make(path, |file| {
-        write(image, Compression::None, &limits, file, path).map(drop)
+        write(image, init, Compression::None, &limits, file, path).map(drop)
     })?;
     let held = publish::hold_open(file, path)?;
     let file = held.ok_or_else(|| {
@@ -250,18 +271,26 @@ impl Archive {
     }
 }
 
-/// Writes the image's archive to `output`, which is open at the `path` that the user wants.
+/// Writes the image's archive with `init` to `output`, which is open at the `path` that the user wants.
 ///
 /// # Errors
 ///
 /// Where it can't be made or written.
 pub fn build(
     image: &Image,
+    init: &Init,
     compression: Compression,
     path: &Path,
     mut output: Output,
 ) -> Result<Summary, Error> {
-    let written = write(image, compression, &Limits::default(), &mut output, path);
+    let written = write(
+        image,
+        init,
+        compression,
+        &Limits::default(),
+        &mut output,
+        path,
+    );
     let summary = written.map_err(|error| match output.failure() {
         Some(failure) => failed("write", path)(failure).into(),
         None => error,
@@ -274,13 +303,14 @@ pub fn build(
 
 fn write(
     image: &Image,
+    init: &Init,
     compression: Compression,
     limits: &Limits,
     file: impl Write,
     path: &Path,
 ) -> Result<Summary, Error> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    let written = rootfs::write(image, INIT, compression, limits, &mut out);
+    let written = rootfs::write(image, init.program, compression, limits, &mut out);
     let summary = written.map_err(|error| match exceeded(&error) {
         Some(&Exceeded { limit: LARGEST, .. }) => Error::TooLarge { limit: LARGEST },
         _ => error.into(),
@@ -298,9 +328,10 @@ fn exceeded<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Exce
         .or_else(|| error.source().and_then(exceeded))
 }
 
-/// Returns the key of the archive of an image.
-fn key(identity: &str) -> String {
-    key_of(&[FORMAT.as_bytes(), identity.as_bytes(), init_digest()])
+/// Returns the key of the archive of an image with this init.
+fn key(identity: &str, init: &Init) -> String {
+    let parts = [FORMAT, identity, init.digest];
+    key_of(&parts.map(str::as_bytes))
 }
 
 /// Returns a key for what is made of these parts.
@@ -311,11 +342,6 @@ pub(crate) fn key_of(parts: &[&[u8]]) -> String {
         fields.extend(*part);
     }
     Digest::of(fields).hex()[..32].to_owned()
-}
-
-/// Returns init's digest, which `build.rs` has made: it would take a millisecond of each run.
-fn init_digest() -> &'static [u8] {
-    env!("MINIVM_INIT_DIGEST").as_bytes()
 }
 
 #[cfg(test)]
@@ -422,7 +448,7 @@ mod tests {
         File::create(&usual).unwrap();
         for _ in 0..2 {
             let output = Output::open(&path, 0o666).unwrap();
-            build(&place.image, Compression::None, &path, output).unwrap();
+            build(&place.image, Init::here(), Compression::None, &path, output).unwrap();
             assert_eq!(mode(&path), mode(&usual));
         }
         assert_eq!(place.names(""), ["out.cpio", "root", "usual"]);

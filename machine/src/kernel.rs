@@ -3,7 +3,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use crate::cache;
+use crate::{arch, cache};
 
 /// The error where there is no kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +25,7 @@ pub fn find() -> Result<PathBuf, Missing> {
             .unwrap_or_default()
             .join("kernel/sandbox/current"),
     };
-    let kernel = folder.join("vmlinux");
+    let kernel = folder.join(arch::KERNEL);
     if kernel.is_file() {
         Ok(kernel)
     } else {

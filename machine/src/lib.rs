@@ -52,10 +52,12 @@
 //! | [`timeline`] | one machine's life as phases, and its exits |
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
 //! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
+//! | [`arch`] | what differs between processor architectures |
 //! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
 //! | [`output`], [`output_path`], [`streams`], [`printable`] | writing outputs: with a limit, to a path, without loss, without control characters |
 //! | `console`, `last_words` | what a machine prints before it dies, for the error that reports it |
 
+pub mod arch;
 pub mod cache;
 mod console;
 mod conversation;
@@ -325,7 +327,9 @@ impl MachineSpec {
             initramfs: Some(self.initramfs.clone()),
             // Expedited: moving the command into its cgroup waits for a grace period, which otherwise takes as long as two ticks.
             cmdline: format!(
-                "console=ttyS0 quiet reboot=t panic=-1 rcupdate.rcu_expedited=1 {}{channel}",
+                "{}{} rcupdate.rcu_expedited=1 {}{channel}",
+                arch::CMDLINE,
+                arch::FOR_INIT,
                 minivm_guest::channel::PARAMETER
             ),
             memory: self.memory,

@@ -30,7 +30,7 @@ use super::{
     limits_suffice, rootless, worker_is_there,
 };
 use crate::tools;
-use minivm_machine::images::{INIT, Root};
+use minivm_machine::images::{Init, Root};
 use minivm_machine::jail::{Calls, Jail, Jailed, find_program, no_namespaces};
 use minivm_machine::streams::in_memory;
 
@@ -91,7 +91,7 @@ impl Gvisor {
         let (answer, answered) = answer()?;
         let jail = Jail::new()?.calls(Calls::Container);
         let (jail, runtime_log, stderr) = jail.capture_runtime_stderr()?;
-        let init = for_reading(INIT)?;
+        let init = for_reading(Init::here().program)?;
         let mut args = [
             rootless::WORKER_COMMAND,
             bundle::RUNSC,

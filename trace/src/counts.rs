@@ -6,11 +6,22 @@ use minivm_vmm::Statistic;
 
 use crate::event::Event;
 
-/// The counts that say what happens between the guest and KVM, in words. (The kernel's `arch/x86/kvm/x86.c`, `kvm_vcpu_stats_desc`, and
-/// where each is incremented.)
+/// The counts that say what happens between the guest and KVM, in words. (`kvm_vcpu_stats_desc` in the kernel's `arch/x86/kvm/x86.c` and
+/// `arch/arm64/kvm/guest.c`, and where each is incremented.)
 const WORDS: &[(&str, &str)] = &[
     ("io_exits", "for an access to a port"),
     ("mmio_exits", "for an access to an address without RAM"),
+    (
+        "mmio_exit_user",
+        "for an access to an address without RAM that minivm serves",
+    ),
+    (
+        "mmio_exit_kernel",
+        "for an access to an address without RAM that KVM serves",
+    ),
+    ("hvc_exit_stat", "calls of KVM, PSCI's among them (HVC)"),
+    ("wfi_exit_stat", "waits for an interrupt (WFI)"),
+    ("wfe_exit_stat", "waits for an event (WFE)"),
     ("halt_exits", "halts (HLT)"),
     ("irq_exits", "for an interrupt of the host's"),
     (

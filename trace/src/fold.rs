@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::event::{Exit, Kind};
-use crate::meaning::{Device, Meaning, Text};
+use crate::meaning::{LINE_STATUS, Meaning, Text};
 
 /// The most bytes of text in one line.
 const TEXT_MAX: usize = 120;
@@ -130,12 +130,17 @@ impl Line {
         self.exit.kind.is_access() && !self.is_text()
     }
 
-    /// Returns the port of a text.
-    pub(crate) fn text_port(&self) -> u64 {
-        match (self.exit.kind, self.meaning.device) {
-            (Kind::In, Device::Com2) => minivm_vmm::layout::COM2_PORT.into(),
-            (Kind::In, _) => minivm_vmm::layout::COM1_PORT.into(),
-            _ => self.exit.address,
+    /// Returns the access that transmits a text: its kind, and the port or address of the UART's data register.
+    pub(crate) fn transmission(&self) -> (Kind, u64) {
+        let Exit { kind, address, .. } = self.exit;
+        let transmits = match kind.is_port() {
+            true => Kind::Out,
+            false => Kind::MmioWrite,
+        };
+        // The text may begin with a look at the line status.
+        match kind.is_read() {
+            true => (transmits, address - u64::from(LINE_STATUS)),
+            false => (transmits, address),
         }
     }
 }
@@ -152,11 +157,11 @@ fn shown(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meaning::Decoder;
     use crate::meaning::tests::access;
+    use crate::meaning::{Architecture, Decoder};
 
-    fn folded(exits: &[(Kind, u64, u8)]) -> Vec<String> {
-        let (mut folder, mut decoder) = (Folder::default(), Decoder::new());
+    fn lines(of: Architecture, exits: &[(Kind, u64, u8)]) -> Vec<Line> {
+        let (mut folder, mut decoder) = (Folder::default(), Decoder::of(of));
         let mut lines = Vec::new();
         for (kind, address, value) in exits {
             let exit = access(*kind, *address, &[*value]);
@@ -164,7 +169,32 @@ mod tests {
             lines.extend(folder.exit(&exit, &meaning, None).into_iter().flatten());
         }
         lines.extend(folder.close());
+        lines
+    }
+
+    fn folded(exits: &[(Kind, u64, u8)]) -> Vec<String> {
+        let lines = lines(Architecture::X86_64, exits);
         lines.iter().map(Line::words).collect()
+    }
+
+    #[test]
+    fn a_text_is_transmitted_where_the_uart_takes_it() {
+        let pc = [(Kind::In, 0x2fd, 0x60), (Kind::Out, 0x2f8, b'x')];
+        let arm = [
+            (Kind::MmioRead, 0x901_0005, 0x60),
+            (Kind::MmioWrite, 0x901_0000, b'x'),
+        ];
+        for (of, exits, expected) in [
+            (Architecture::X86_64, pc, (Kind::Out, 0x2f8)),
+            (Architecture::Arm64, arm, (Kind::MmioWrite, 0x901_0000)),
+        ] {
+            // With the look at the line status, and without.
+            for exits in [&exits[..], &exits[1..]] {
+                let lines = lines(of, exits);
+                assert_eq!(lines.len(), 1);
+                assert_eq!(lines[0].transmission(), expected);
+            }
+        }
     }
 
     #[test]

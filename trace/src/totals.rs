@@ -173,13 +173,13 @@ impl fmt::Display for Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meaning::Decoder;
     use crate::meaning::tests::access;
+    use crate::meaning::{Architecture, Decoder};
 
     #[test]
     fn exits_are_counted_by_kind_and_meaning() {
         let mut totals = Totals::default();
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::of(Architecture::X86_64);
         let mut see = |kind, address, value: u8| {
             let mut exit = access(kind, address, &[value]);
             exit.took = 1500;
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_guest_cannot_make_rows_without_end() {
         let mut totals = Totals::default();
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::of(Architecture::X86_64);
         for page in 0..5000 {
             let mut exit = access(Kind::MmioRead, 0xd000_0000 + (page << 12), &[0xff]);
             exit.took = u64::MAX;

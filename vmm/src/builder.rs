@@ -5,26 +5,25 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use kvm_ioctls::VmFd;
 
-use crate::arch::{acpi, boot_params, paging, registers};
+use crate::arch::board::{Board, Interrupts, IrqLine};
+use crate::arch::boot_data::{self, Start};
+use crate::arch::create::{self, Irqchip};
 use crate::config::Config;
-use crate::devices::bus::Bus;
-use crate::devices::ioapic::{self, IoApic};
-use crate::devices::power::{RESET_CODE, ResetLine, SleepControl};
-use crate::devices::uart::{self, IrqLine, Output, Uart};
+use crate::devices::uart::{self, Output, Uart};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::Input;
-use crate::kvm::{Created, message_sink};
+use crate::kvm::Created;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::observer::{Observer, Step, Steps};
 use crate::recorder::Recorder;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet, restore};
-use crate::vcpu::Platform;
-use crate::{initramfs, kernel, kvm, layout};
+use crate::vcpu::{Platform, Vcpu};
+use crate::{initramfs, kernel, kvm};
 
 /// The recipe for one machine: its configuration or snapshot, and the ends of its serial ports.
 ///
@@ -195,28 +194,43 @@ fn boot(config: &Config, steps: Steps<'_>) -> Result<Created> {
     // Both take milliseconds, and neither needs the other.
     let (loaded, created) = thread::scope(|scope| {
         let loading = thread::Builder::new().spawn_scoped(scope, || load(config, &ram, steps));
-        let created = kvm::create(config.cpus, &ram, steps);
+        let created = create(config.cpus, &ram, steps);
         let loaded = match loading {
             Ok(loading) => loading.join().expect("loading doesn't panic"),
             Err(_) => load(config, &ram, steps),
         };
         (loaded, created)
     });
-    let entry = loaded?;
-    let (vm, vcpus) = created?;
-    registers::set_entry(&vcpus[0].fd, entry)?;
-    let ram = Arc::new(ram);
-    Ok(Created { vcpus, vm, ram })
+    let start = loaded?;
+    let (vm, irqchip, vcpus) = created?;
+    start.set(&ram, &vcpus)?;
+    Ok(Created {
+        vcpus,
+        irqchip,
+        vm,
+        ram: Arc::new(ram),
+    })
+}
+
+/// Makes a machine in KVM whose processors are as after a reset.
+fn create(cpus: u8, ram: &GuestRam, steps: Steps<'_>) -> Result<(Arc<VmFd>, Irqchip, Vec<Vcpu>)> {
+    let kvm = kvm::open_kvm()?;
+    steps.reached(Step::Opened);
+    kvm::create(&kvm, ram, |vm| create::create_vcpus(&kvm, vm, cpus), steps)
 }
 
 /// Connects a machine with its devices.
 fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result<Machine> {
-    let Created { vcpus, vm, ram } = created;
+    let Created {
+        vcpus,
+        irqchip,
+        vm,
+        ram,
+    } = created;
     let gate = Gate::new(u8::try_from(vcpus.len()).expect("checked against CPUS_MAX"))?;
-    let ioapic = IoApic::new(message_sink(vm.clone()), devices.ioapic);
-    let ioapic = Arc::new(Mutex::new(ioapic));
-    let (com1, input1) = uart(layout::COM1_IRQ, &ioapic, com1, &gate, devices.com1)?;
-    let (com2, input2) = uart(layout::COM2_IRQ, &ioapic, com2, &gate, devices.com2)?;
+    let interrupts = Interrupts::new(&vm, irqchip, devices.board);
+    let (com1, input1) = uart(interrupts.com1(), com1, &gate, devices.com1)?;
+    let (com2, input2) = uart(interrupts.com2(), com2, &gate, devices.com2)?;
     let intake = Arc::new(Mutex::new(()));
     let pumps = [(input1, &com1), (input2, &com2)]
         .into_iter()
@@ -226,9 +240,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         vcpus,
         platform: Arc::new(Platform {
             gate,
-            ports: port_bus(&com1, &com2),
-            mmio: mmio_bus(&ioapic),
-            ioapic,
+            board: Board::new(interrupts, &com1, &com2),
             com1,
             com2,
             intake,
@@ -240,8 +252,8 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
     })
 }
 
-/// Fills guest RAM as a boot loader would; returns the kernel's entry point.
-fn load(config: &Config, ram: &GuestRam, steps: Steps<'_>) -> Result<GuestAddress> {
+/// Fills guest RAM as a boot loader would; returns the point at which the kernel starts.
+fn load(config: &Config, ram: &GuestRam, steps: Steps<'_>) -> Result<Start> {
     let kernel = kernel::load(&config.kernel, config.cmdline.len(), ram)?;
     steps.reached(Step::KernelLoaded);
     let initramfs = match &config.initramfs {
@@ -249,37 +261,14 @@ fn load(config: &Config, ram: &GuestRam, steps: Steps<'_>) -> Result<GuestAddres
         None => initramfs::Placed::default(),
     };
     steps.reached(Step::InitramfsLoaded);
-    write_boot_data(config, ram, kernel.header, initramfs, random_seed()?)
-        .expect("low memory is always there");
+    let start = boot_data::write(config, ram, &kernel, initramfs, random_seed()?)?;
     steps.reached(Step::BootDataWritten);
-    Ok(kernel.entry)
-}
-
-/// Writes the data that firmware and a boot loader leave in memory.
-fn write_boot_data(
-    config: &Config,
-    ram: &GuestRam,
-    header: Option<linux_loader::loader::bootparam::setup_header>,
-    initramfs: initramfs::Placed,
-    seed: [u8; boot_params::SEED_LEN],
-) -> std::result::Result<(), GuestMemoryError> {
-    paging::write(ram.map())?;
-    ram.map()
-        .write_slice(&acpi::tables(config.cpus), layout::ACPI)?;
-    ram.map().write_slice(&RESET_CODE, layout::RESET_VECTOR)?;
-    boot_params::write(
-        ram.map(),
-        config.memory,
-        header,
-        &config.cmdline,
-        initramfs,
-        seed,
-    )
+    Ok(start)
 }
 
 /// Draws random bytes on the host, as a seed for the guest's random number generator.
-fn random_seed() -> Result<[u8; boot_params::SEED_LEN]> {
-    let mut seed = [0; boot_params::SEED_LEN];
+fn random_seed() -> Result<[u8; boot_data::SEED_LEN]> {
+    let mut seed = [0; boot_data::SEED_LEN];
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::host("/dev/urandom"))?;
@@ -288,46 +277,11 @@ fn random_seed() -> Result<[u8; boot_params::SEED_LEN]> {
 
 type ConnectedUart = (Arc<Mutex<Uart>>, Option<Input>);
 
-fn uart(
-    pin: u8,
-    ioapic: &Arc<Mutex<IoApic>>,
-    port: Port,
-    gate: &Arc<Gate>,
-    state: uart::State,
-) -> Result<ConnectedUart> {
-    let irq = IrqLine {
-        ioapic: ioapic.clone(),
-        pin,
-    };
+fn uart(irq: IrqLine, port: Port, gate: &Arc<Gate>, state: uart::State) -> Result<ConnectedUart> {
     let output = Output {
         writer: port.output,
         gate: gate.clone(),
     };
     let uart = Uart::new(irq, output, state).map_err(Error::host("an event descriptor"))?;
     Ok((Arc::new(Mutex::new(uart)), port.input))
-}
-
-fn port_bus(com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Bus {
-    let ports = |first: u16, count: u16| u64::from(first)..u64::from(first) + u64::from(count);
-    let mut bus = Bus::default();
-    bus.attach(ports(layout::COM1_PORT, layout::COM_PORTS), com1.clone());
-    bus.attach(ports(layout::COM2_PORT, layout::COM_PORTS), com2.clone());
-    bus.attach(
-        ports(layout::I8042_COMMAND_PORT, 1),
-        Arc::new(Mutex::new(ResetLine)),
-    );
-    bus.attach(
-        ports(layout::ACPI_SLEEP_PORT, 2),
-        Arc::new(Mutex::new(SleepControl)),
-    );
-    bus
-}
-
-fn mmio_bus(ioapic: &Arc<Mutex<IoApic>>) -> Bus {
-    let mut bus = Bus::default();
-    bus.attach(
-        layout::IOAPIC.0..layout::IOAPIC.0 + ioapic::SIZE,
-        ioapic.clone(),
-    );
-    bus
 }

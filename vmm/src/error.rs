@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::arch::text;
 use crate::kernel::error::KernelError;
 use crate::snapshot::error::SnapshotError;
 
@@ -21,9 +22,7 @@ pub enum Error {
     Config(String),
 
     /// There is no `/dev/kvm`.
-    #[error(
-        "there is no /dev/kvm: load the kvm_intel or kvm_amd module, and enable virtualization in the firmware or in the cloud's settings"
-    )]
+    #[error("there is no /dev/kvm: {}", text::NO_KVM)]
     KvmMissing,
 
     /// `/dev/kvm` exists, but this user may not open it.
@@ -71,7 +70,7 @@ pub enum Error {
 
     /// The initramfs has no room in guest memory.
     #[error(
-        "the initramfs {} of {size} bytes does not fit: {room} bytes of guest memory are left for it; more --memory helps up to 3G", path.display()
+        "the initramfs {} of {size} bytes does not fit: {room} bytes of guest memory are left for it; more --memory helps up to {}", path.display(), text::INITRAMFS_MEMORY
     )]
     InitramfsTooLarge {
         /// Its path, as it was given.

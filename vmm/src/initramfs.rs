@@ -31,7 +31,7 @@ const SHARE_MIN: u64 = 8 << 20;
 /// one for 2 MiB. Most of the time goes into making these pages present, which scales with processors.
 pub(crate) fn load(path: &Path, kernel: &Loaded, ram: &GuestRam) -> Result<Placed> {
     let (file, size) = kernel::open("initramfs", path)?;
-    let top = kernel::low_ram_end(ram).min(kernel.initramfs_end());
+    let top = kernel::low_ram_end(ram).min(kernel.initramfs_end);
     let placed = place(size, kernel.end.0, top).ok_or_else(|| Error::InitramfsTooLarge {
         path: path.into(),
         size,

@@ -32,12 +32,12 @@
 //! |---|---|
 //! | `config`, `error`, `outcome` | a machine's description, its failures, its end |
 //! | `builder` | the recipe: from a [`Config`] or a [`Snapshot`] to a paused [`Machine`] |
-//! | `kvm`, `restraint` | the KVM calls that make a machine, and those that limit its effect on the host |
-//! | `memory`, [`layout`] | guest RAM as memory of this process, and the map of the guest's addresses |
-//! | `kernel`, `initramfs` | the loaders of ELF and bzImage kernels, and of the initramfs |
-//! | `arch` | x86-64: page tables, ACPI, the zero page, CPUID, registers, a vCPU's whole state |
+//! | `kvm` | the KVM calls that make a machine |
+//! | `memory` | guest RAM as memory of this process |
+//! | `kernel`, `initramfs` | the loaders of kernels and of the initramfs |
+//! | `arch` | what differs between processors: [`layout`], the map of the guest's addresses; kernels' formats; page tables, ACPI, the zero page, CPUID, registers; the IOAPIC, the ports that end a machine; the exits; a vCPU's whole state |
 //! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
-//! | `devices`, `input` | two UARTs, the IOAPIC, the ports that end a machine; input for the UARTs |
+//! | `devices`, `input` | two UARTs and the bus; input for the UARTs |
 //! | `snapshot`, `pool` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `probe` | a test of the host's KVM |
@@ -78,7 +78,6 @@ mod initramfs;
 mod input;
 mod kernel;
 mod kvm;
-pub mod layout;
 mod machine;
 mod memory;
 mod observer;
@@ -86,11 +85,11 @@ mod outcome;
 mod pool;
 mod probe;
 mod recorder;
-mod restraint;
 mod snapshot;
 mod statistics;
 mod vcpu;
 
+pub use arch::layout;
 pub use builder::Builder;
 pub use config::{CPUS_MAX, Config, Kernel, MEMORY_MAX, MEMORY_MIN};
 pub use control::Control;

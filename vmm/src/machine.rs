@@ -124,7 +124,7 @@ impl Machine {
             .expect("the machine has ended, and the outcome is taken once");
         // The gate can't know what the guest had done with its interrupts.
         let outcome = outcome.map(|outcome| match outcome {
-            Outcome::Stuck => Outcome::of_halt(platform.routing()),
+            Outcome::Stuck => platform.board.halt(),
             other => other,
         });
         drop(platform);

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::devices::ioapic::Routing;
-
 /// The way in which the guest reset the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
@@ -39,23 +37,6 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the outcome of a reset, given the use that the guest had made of its interrupts.
-    pub(crate) fn of_reset(reset: Reset, routing: Routing) -> Self {
-        match (reset, routing) {
-            (reset, Routing::Active) => Outcome::Panic(reset),
-            (Reset::TripleFault, Routing::Never) => Outcome::TripleFault,
-            (reset, _) => Outcome::Reboot(reset),
-        }
-    }
-
-    /// Returns the outcome where every vCPU is halted for ever.
-    pub(crate) fn of_halt(routing: Routing) -> Self {
-        match routing {
-            Routing::Quiesced => Outcome::Halted,
-            Routing::Never | Routing::Active => Outcome::Stuck,
-        }
-    }
-
     /// Returns whether the guest ended by itself and in good order.
     pub fn is_orderly(self) -> bool {
         matches!(
@@ -80,36 +61,5 @@ impl fmt::Display for Outcome {
             Outcome::Stuck => "the guest halted with its interrupts off, without having shut down",
             Outcome::Stopped => "the machine was stopped",
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_resets_outcome_depends_on_the_interrupts() {
-        let of = Outcome::of_reset;
-        assert_eq!(
-            of(Reset::Line, Routing::Never),
-            Outcome::Reboot(Reset::Line)
-        );
-        assert_eq!(
-            of(Reset::Line, Routing::Quiesced),
-            Outcome::Reboot(Reset::Line)
-        );
-        assert_eq!(
-            of(Reset::Line, Routing::Active),
-            Outcome::Panic(Reset::Line)
-        );
-        assert_eq!(of(Reset::TripleFault, Routing::Never), Outcome::TripleFault);
-        assert_eq!(
-            of(Reset::TripleFault, Routing::Quiesced),
-            Outcome::Reboot(Reset::TripleFault)
-        );
-        assert_eq!(
-            of(Reset::TripleFault, Routing::Active),
-            Outcome::Panic(Reset::TripleFault)
-        );
     }
 }

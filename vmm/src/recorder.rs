@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvm_ioctls::{Cap, SyncReg, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 
+use crate::arch::processor::PointerReader;
 use crate::observer::{Exit, ExitKind, Observer, Step};
 
 /// Takes notes while an exit is served.
@@ -30,8 +31,7 @@ impl Note for NoNote {
 pub(crate) struct Recorder {
     observer: Arc<dyn Observer>,
     vcpu: u8,
-    /// Whether KVM leaves the registers beside the reason of each exit.
-    synced: bool,
+    pointer: PointerReader,
     entered: bool,
     came: Instant,
     kind: Shape,
@@ -56,16 +56,10 @@ enum Shape {
 impl Recorder {
     /// Connects vCPU `vcpu` with the observer.
     pub(crate) fn new(observer: Arc<dyn Observer>, vcpu: u8, vm: &VmFd, fd: &mut VcpuFd) -> Self {
-        // KVM copies the general registers into the kvm_run structure at each return of KVM_RUN, where that flag is set: a
-        // system call less an exit. Linux 4.17 and newer can do that. (KVM API 6.74, KVM_CAP_SYNC_REGS.)
-        let synced = vm.check_extension(Cap::SyncRegs);
-        if synced {
-            fd.set_sync_valid_reg(SyncReg::Register);
-        }
         Recorder {
             observer,
             vcpu,
-            synced,
+            pointer: PointerReader::new(vm, fd),
             entered: false,
             came: Instant::now(),
             kind: Shape::Other,
@@ -83,16 +77,11 @@ impl Recorder {
 
     /// The exit has been served.
     pub(crate) fn served(&self, fd: &VcpuFd) {
-        let rip = match self.synced {
-            true => fd.sync_regs().regs.rip,
-            // A failure of KVM_RUN's may be one of this call, too.
-            false => fd.get_regs().map_or(0, |regs| regs.rip),
-        };
         self.observer.on_exit(&Exit {
             vcpu: self.vcpu,
             kind: self.exit_kind(),
             came: self.came,
-            rip,
+            rip: self.pointer.read(fd),
         });
     }
 

@@ -1,37 +1,29 @@
 //! A vCPU's loop: enter the guest, serve the exit, again.
 //!
-//! With the local APICs in KVM, a guest that waits (HLT), starts its other processors, or handles a timer does not leave
-//! KVM for it. What comes here are accesses to ports and to memory-mapped registers, and the end.
+//! With the processors' own interrupt controllers in KVM, a guest that waits, starts its other processors, or handles a timer
+//! does not leave KVM for it. What comes here are accesses to devices, and the end.
 
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{
-    CpuId, KVM_EXIT_X86_BUS_LOCK, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
-    KVM_MP_STATE_UNINITIALIZED,
-};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
+use crate::arch::board::Board;
+use crate::arch::exit;
+use crate::arch::processor::{self, Features};
 use crate::arch::vcpu_state::{Inventory, VcpuState};
-use crate::devices::bus::{Bus, Request, lock};
-use crate::devices::ioapic::{IoApic, Routing};
+use crate::devices::bus::Request;
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, Passage};
 use crate::observer::ExitKind;
 use crate::outcome::{Outcome, Reset};
 use crate::recorder::{NoNote, Note, Recorder};
-use crate::restraint;
-
-/// RFLAGS: maskable interrupts are on.
-const RFLAGS_IF: u64 = 1 << 9;
 
 /// The platform that the vCPUs of one machine share: the gate, the devices and the buses that lead to them.
 pub(crate) struct Platform {
     pub(crate) gate: Arc<Gate>,
-    pub(crate) ports: Bus,
-    pub(crate) mmio: Bus,
-    pub(crate) ioapic: Arc<Mutex<IoApic>>,
+    pub(crate) board: Board,
     pub(crate) com1: Arc<Mutex<Uart>>,
     pub(crate) com2: Arc<Mutex<Uart>>,
     /// Locked before the UARTs, by the pumps that move input into them and by a snapshot.
@@ -43,13 +35,22 @@ pub(crate) struct Platform {
 pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
-    /// The CPUID table that its guest sees.
-    pub(crate) cpuid: CpuId,
+    pub(crate) features: Features,
     /// Where the machine has an observer, the connection to it.
     pub(crate) recorder: Option<Box<Recorder>>,
 }
 
 impl Vcpu {
+    /// Makes a vCPU of KVM's, which is not observed.
+    pub(crate) fn new(id: u8, fd: VcpuFd, features: Features) -> Self {
+        Vcpu {
+            id,
+            fd,
+            features,
+            recorder: None,
+        }
+    }
+
     /// Runs the vCPU on the calling thread until the machine ends.
     pub(crate) fn run(mut self, platform: &Platform) {
         // A thread inherits blocked signals; with this one blocked, the gate could not get it out of the guest.
@@ -92,23 +93,15 @@ impl Vcpu {
             Err(error) => gate.end(Err(error)),
         }
         let save = |inventory: &Inventory| VcpuState::of(self, inventory);
-        match gate.wait_at(self.id, self.is_halted_for_ever(), &save) {
+        match gate.wait_at(self.id, processor::is_halted_for_ever(&self.fd), &save) {
             Passage::Open { paused } => {
                 if paused {
-                    self.mark_pause();
+                    processor::mark_pause(&self.fd);
                 }
                 true
             }
             Passage::Ended => false,
         }
-    }
-
-    /// Marks for the guest that it was paused, before it runs on.
-    fn mark_pause(&self) {
-        // A guest that finds its clock further on than it should be takes itself for hung (Linux: "soft lockup"). This sets
-        // a flag in the page that kvm-clock shares with the guest: it was paused. For a guest without kvm-clock it fails
-        // with EINVAL, which does no harm. (KVM API 4.70, KVM_KVMCLOCK_CTRL.)
-        let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Brings the vCPU to rest between two instructions. While KVM waits for the result of an access to a device, the vCPU is
@@ -155,59 +148,38 @@ impl Vcpu {
         // data of a read. (KVM API 4.10, KVM_RUN.)
         let exit = self.fd.run();
         note.returned();
-        let request = match exit {
-            Ok(VcpuExit::IoOut(port, data)) => {
-                note.kind(ExitKind::IoOut { port, data });
-                platform.ports.write(port.into(), data)?
-            }
-            Ok(VcpuExit::IoIn(port, data)) => {
-                platform.ports.read(port.into(), data);
-                note.kind(ExitKind::IoIn { port, data });
-                None
-            }
+        let served = match exit {
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 note.kind(ExitKind::MmioWrite { address, data });
-                platform.mmio.write(address, data)?
+                Served::Access(platform.board.mmio.write(address, data)?)
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                platform.mmio.read(address, data);
+                platform.board.mmio.read(address, data);
                 note.kind(ExitKind::MmioRead { address, data });
-                None
-            }
-            // A third exception while the second was being delivered: a PC resets, and so the machine ends.
-            Ok(VcpuExit::Shutdown) => {
-                note.kind(ExitKind::Shutdown);
-                return Ok(Stay::Ended(platform.reset(Reset::TripleFault)));
-            }
-            // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
-            Ok(VcpuExit::Hlt) => {
-                note.kind(ExitKind::Halt);
-                return Ok(Stay::Ended(Outcome::Stuck));
+                Served::Access(None)
             }
             Ok(VcpuExit::Intr) => {
                 note.kind(ExitKind::Interrupted);
-                None
+                Served::Access(None)
             }
-            Ok(VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK)) => {
-                note.kind(ExitKind::BusLock);
-                restraint::rest();
-                None
-            }
-            Ok(other) => {
-                let reason = describe(&other);
-                note.kind(ExitKind::Other(&reason));
-                return Err(self.unexpected(reason));
-            }
+            Ok(other) => exit::serve(other, &platform.board, note)?,
             Err(errno) => {
                 note.kind(failure(errno));
                 return self.interrupted(errno, platform);
             }
         };
-        Ok(match request {
-            Some(Request::PowerOff) => Stay::Ended(Outcome::PowerOff),
-            Some(Request::Reset) => Stay::Ended(platform.reset(Reset::Line)),
-            None => Stay::Served,
-        })
+        match served {
+            Served::Access(None) => Ok(Stay::Served),
+            Served::Access(Some(Request::PowerOff)) => Ok(Stay::Ended(Outcome::PowerOff)),
+            Served::Access(Some(Request::Reset)) => {
+                Ok(Stay::Ended(platform.board.reset(Reset::Line)))
+            }
+            Served::Ended(outcome) => Ok(Stay::Ended(outcome)),
+            Served::Unexpected(reason) => {
+                note.kind(ExitKind::Other(&reason));
+                Err(self.unexpected(reason))
+            }
+        }
     }
 
     /// Handles a failure of KVM_RUN: EINTR where the gate kicked this thread, EAGAIN where the vCPU had nothing to run.
@@ -219,7 +191,7 @@ impl Vcpu {
                 self.fd.set_kvm_immediate_exit(0);
                 platform
                     .gate
-                    .note_halted(self.id, self.is_halted_for_ever());
+                    .note_halted(self.id, processor::is_halted_for_ever(&self.fd));
                 Ok(Stay::Interrupted)
             }
             libc::EAGAIN => Ok(Stay::Interrupted),
@@ -227,32 +199,35 @@ impl Vcpu {
         }
     }
 
-    /// Returns whether only another vCPU could wake this one: it waits with its interrupts off, or was never started.
-    fn is_halted_for_ever(&self) -> bool {
-        // With the local APIC in KVM, a halted vCPU sleeps inside KVM_RUN; the multiprocessing state says that it
-        // does, or that it still waits for another vCPU's INIT and SIPI. A state that can't be read counts as running.
-        // (KVM API 4.38, KVM_GET_MP_STATE.)
-        match self.fd.get_mp_state().map(|state| state.mp_state) {
-            Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
-            Ok(KVM_MP_STATE_HALTED) => {
-                // With its interrupts off, nothing of its own wakes it. (KVM API 4.11, KVM_GET_REGS.)
-                let regs = self.fd.get_regs();
-                // A non-maskable interrupt may be on its way. (KVM API 4.31, KVM_GET_VCPU_EVENTS.)
-                let events = self.fd.get_vcpu_events();
-                regs.is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0)
-                    && events.is_ok_and(|events| events.nmi.pending == 0)
-            }
-            _ => false,
-        }
-    }
-
     fn unexpected(&self, reason: String) -> Error {
-        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        let rip = processor::instruction_pointer(&self.fd);
         Error::Exit {
             vcpu: self.id,
             reason,
             rip,
         }
+    }
+}
+
+/// What serving an exit has come to.
+pub(crate) enum Served {
+    /// The exit is served, and may have made a request to the machine.
+    Access(Option<Request>),
+    /// The exit ends the machine.
+    Ended(Outcome),
+    /// No guest should cause this exit: its description.
+    Unexpected(String),
+}
+
+impl Served {
+    /// Describes an exit that isn't handled, in the manual's words where they help.
+    pub(crate) fn unexpected(exit: &VcpuExit<'_>) -> Self {
+        Served::Unexpected(match exit {
+            VcpuExit::FailEntry(reason, _) => format!(
+                "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest, reason {reason:#x}"
+            ),
+            other => format!("unexpected exit {other:?}"),
+        })
     }
 }
 
@@ -282,38 +257,11 @@ impl Drop for Joined<'_> {
     }
 }
 
-impl Platform {
-    fn reset(&self, reset: Reset) -> Outcome {
-        Outcome::of_reset(reset, self.routing())
-    }
-
-    /// Returns the use that the guest has made of its interrupts.
-    pub(crate) fn routing(&self) -> Routing {
-        lock(&self.ioapic).routing()
-    }
-}
-
 /// Returns the observer's kind of a failure of KVM_RUN.
 fn failure(errno: kvm_ioctls::Error) -> ExitKind<'static> {
     match errno.errno() {
         libc::EINTR => ExitKind::Interrupted,
         libc::EAGAIN => ExitKind::NotRunnable,
         _ => ExitKind::Other("KVM_RUN failed"),
-    }
-}
-
-/// Describes an exit that `enter` doesn't handle, in the manual's words where they help.
-fn describe(exit: &VcpuExit) -> String {
-    match exit {
-        VcpuExit::InternalError => {
-            "KVM_EXIT_INTERNAL_ERROR: the guest executed code outside RAM, or an instruction that KVM cannot emulate"
-                .into()
-        }
-        VcpuExit::FailEntry(reason, _) => {
-            format!(
-                "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest, reason {reason:#x}"
-            )
-        }
-        other => format!("unexpected exit {other:?}"),
     }
 }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_machine::lab;
 use minivm_machine::lab_machine::LabMachine;
+use minivm_machine::{arch, lab};
 use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
@@ -15,19 +15,16 @@ use super::terminal;
 use super::trace::{TraceArgs, Tracing};
 use super::{console, units};
 
-/// The console on COM1, few messages, and an end of the process where the kernel ends.
-pub(super) const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
-
 #[derive(Args)]
 pub(super) struct BootArgs {
-    /// Linux kernel: an ELF vmlinux or a bzImage
+    /// Linux kernel: an ELF vmlinux or a bzImage; on arm64, an Image
     #[arg(long, required = true, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Guest's first root file system: a cpio archive, plain or compressed
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
     /// Kernel command line
-    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
+    #[arg(long, value_name = "TEXT", default_value = arch::CMDLINE)]
     cmdline: String,
     /// Guest memory; `size=256M` is accepted, too
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = memory)]

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use minivm_image::rootfs;
-use minivm_machine::images;
+use minivm_image::{Platform, rootfs};
+use minivm_machine::images::{self, Init};
 use minivm_machine::output_path::Output;
 
 use super::image::{self, ImageArgs};
@@ -32,6 +32,11 @@ pub(super) struct BuildArgs {
     /// File to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Machines that the archive is for: linux/amd64 or linux/arm64 [default: this host's]
+    ///
+    /// Of an image for several platforms, this one's files are taken; one that isn't for it is refused.
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
     /// Compression of the archive
     #[arg(long, value_enum, default_value_t = Compression::None, value_name = "HOW")]
     compression: Compression,
@@ -40,11 +45,13 @@ pub(super) struct BuildArgs {
 /// Builds it.
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let path = &args.output;
+    let platform = args.platform.clone().unwrap_or_else(Platform::here);
+    let init = Init::of(&platform)?;
     // Better now than after the work.
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
     let images = image::image_cache()?;
-    let found = image::open(&args.image.image, &args.image.pull, &images)?;
+    let found = image::open_for(&platform, &args.image.image, &args.image.pull, &images)?;
     let spinner = image::making(&args.image.image, args.image.pull.quiet);
     let compression = match args.compression {
         Compression::None => rootfs::Compression::None,
@@ -52,7 +59,7 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         Compression::Zstd => rootfs::Compression::Zstd,
         Compression::Gzip => rootfs::Compression::Gzip,
     };
-    let made = images::build(&found, compression, path, output);
+    let made = images::build(&found, init, compression, path, output);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }

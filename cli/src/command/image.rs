@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
-use minivm_image::{self, Digest, Image, Options, Progress, Source};
+use minivm_image::{self, Digest, Image, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, ImageCache};
@@ -177,14 +177,25 @@ pub(super) fn open_named_or_python(
     }
 }
 
-/// Finds and opens the image.
+/// Finds and opens the image for this host's platform.
 pub(super) fn open(source: &Source, args: &PullArgs, images: &ImageCache) -> anyhow::Result<Image> {
+    open_for(&Platform::here(), source, args, images)
+}
+
+/// Finds and opens the image for a platform.
+pub(super) fn open_for(
+    platform: &Platform,
+    source: &Source,
+    args: &PullArgs,
+    images: &ImageCache,
+) -> anyhow::Result<Image> {
     let options = Options {
         pull: match args.pull {
             Pull::Missing => minivm_image::Pull::Missing,
             Pull::Always => minivm_image::Pull::Always,
             Pull::Never => minivm_image::Pull::Never,
         },
+        platform: platform.clone(),
         ..Options::default()
     };
     let bars = Bars::new(args.quiet);

@@ -80,7 +80,7 @@ pub(super) struct RunArgs {
     /// Most bytes of stdout, and of stderr, that are passed on
     #[arg(long, value_name = "SIZE", value_parser = units::bytes, hide_short_help = true, help_heading = "Limits")]
     max_output: Option<u64>,
-    /// Guest kernel, an ELF vmlinux or a bzImage [default: the one that `cargo xtask setup` made]
+    /// Guest kernel: an ELF vmlinux or a bzImage; on arm64, an Image [default: the one that `cargo xtask setup` made]
     #[arg(
         long,
         value_name = "FILE",

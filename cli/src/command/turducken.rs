@@ -40,7 +40,7 @@ pub(super) struct TurduckenArgs {
     /// Guest memory
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes)]
     memory: Option<u64>,
-    /// Guest kernel, an ELF vmlinux or a bzImage
+    /// Guest kernel: an ELF vmlinux or a bzImage; on arm64, an Image
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on

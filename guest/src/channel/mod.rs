@@ -24,11 +24,15 @@
 //! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and no received
 //! byte decides how much memory is allocated, beyond [`frame::BODY_MAX`].
 
-/// COM2's first I/O port: its data register.
-pub const COM2_PORT: u16 = 0x2f8;
+/// COM2's data register: its I/O port.
+#[cfg(target_arch = "x86_64")]
+pub const COM2: u16 = 0x2f8;
+/// COM2's data register: its address, at the beginning of a page of any size.
+#[cfg(target_arch = "aarch64")]
+pub const COM2: u64 = 0x0901_0000;
 
 /// The doorbell by which init marks its clock: the host sees the exit that it makes, and init knows the time before and after it. As a
-/// doorbell it is like any other byte. A kernel's driver writes to the same port before, its divisor of the UART's clock for one, which
+/// doorbell it is like any other byte. A kernel's driver writes to the same register before, its divisor of the UART's clock for one, which
 /// is another number at any usual speed.
 pub const MARK: u8 = 0xa5;
 

@@ -1,6 +1,5 @@
 //! Recipes: all that a template is made from, and the name that follows from it.
 
-use std::arch::x86_64::__cpuid_count;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,21 +13,10 @@ use super::error::Error;
 use crate::images::key_of;
 use crate::session::now;
 use crate::template::{Rings, Saved};
-use crate::{MachineSpec, PYTHON};
+use crate::{MachineSpec, PYTHON, arch};
 
 /// The length of a key in hexadecimal digits.
 const KEY_LEN: usize = 32;
-/// The leaves of CPUID that identify a kind of processor: the vendor, the model and its features. Masks remove what differs between the
-/// processors of one host, and what software sets.
-const LEAVES: [(u32, [u32; 4]); 5] = [
-    (0, [!0; 4]),
-    // EBX has the APIC's number; the kernel sets bit 27 of ECX (OSXSAVE).
-    (1, [!0, 0, !(1 << 27), !0]),
-    (7, [!0, !0, !0, !0]),
-    (0x8000_0001, [!0; 4]),
-    (0x8000_0008, [!0, !0, 0, 0]),
-];
-
 /// The image, machine, configuration and code that a template is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -70,7 +58,7 @@ impl Recipe {
             &machine.memory.to_le_bytes(),
             &[machine.cpus, u8::from(machine.rings)],
             &warm,
-            &processor(),
+            &arch::processor(),
         ]))
     }
 
@@ -145,17 +133,6 @@ fn identity(path: &Path) -> Result<Vec<u8>, Error> {
         metadata.mtime_nsec().cast_unsigned(),
     ];
     Ok(numbers.iter().flat_map(|n| n.to_le_bytes()).collect())
-}
-
-/// Returns bytes that identify this host's kind of processor.
-fn processor() -> Vec<u8> {
-    let leaves = LEAVES.iter().flat_map(|(leaf, mask)| {
-        let found = __cpuid_count(*leaf, 0);
-        let registers = [found.eax, found.ebx, found.ecx, found.edx];
-        let masked: Vec<_> = registers.iter().zip(mask).map(|(r, m)| r & m).collect();
-        masked
-    });
-    leaves.flat_map(|register| register.to_le_bytes()).collect()
 }
 
 #[cfg(test)]

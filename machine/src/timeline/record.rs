@@ -4,68 +4,47 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use minivm_guest::channel::{COM2_PORT, MARK};
-use minivm_vmm::{Exit, ExitKind, Observer, Step, layout};
+use minivm_guest::channel::MARK;
+use minivm_vmm::{Exit, ExitKind, Observer, Step};
 
 use super::kernel;
 use super::model::{Exits, Line, Nanos};
+use crate::arch::{self, Device};
 
 /// The most exits that are kept, of all kinds together. A boot has about a thousand, and one whose console is not quiet ten times as many.
 const EXITS_MAX: usize = 1 << 17;
 /// The most bytes of a console that are kept.
 const CONSOLE_MAX: usize = 256 << 10;
-/// The registers of a UART, and of the IOAPIC.
-const UART_PORTS: u16 = 8;
-const IOAPIC_SIZE: u64 = 0x1000;
 /// The doorbells by which init marks its clock: one at the beginning, one at the end.
 const MARKS: usize = 2;
 
-/// What a guest has accessed, so that the monitor had to answer.
+/// What an exit is about, in timelines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Console,
-    Channel,
-    InterruptController,
-    Power,
-    Nothing,
+    Access(Device),
     Signal,
     Other,
 }
 
 impl Kind {
     const ALL: [(Kind, &'static str); 7] = [
-        (Kind::Console, "console (COM1)"),
-        (Kind::Channel, "channel (COM2)"),
-        (Kind::InterruptController, "interrupt controller (IOAPIC)"),
-        (Kind::Power, "power and reset"),
-        (Kind::Nothing, "no device"),
+        (Kind::Access(Device::Console), "console (COM1)"),
+        (Kind::Access(Device::Channel), "channel (COM2)"),
+        (
+            Kind::Access(Device::InterruptController),
+            "interrupt controller (IOAPIC)",
+        ),
+        (Kind::Access(Device::Power), "power and reset"),
+        (Kind::Access(Device::Nothing), "no device"),
         (Kind::Signal, "a signal for the vCPU"),
         (Kind::Other, "other"),
     ];
 
     fn of(exit: &ExitKind<'_>) -> Kind {
-        match *exit {
-            ExitKind::IoIn { port, .. } | ExitKind::IoOut { port, .. } => Kind::of_port(port),
-            ExitKind::MmioRead { address, .. } | ExitKind::MmioWrite { address, .. } => {
-                let ioapic = layout::IOAPIC.0..layout::IOAPIC.0 + IOAPIC_SIZE;
-                match ioapic.contains(&address) {
-                    true => Kind::InterruptController,
-                    false => Kind::Nothing,
-                }
-            }
-            ExitKind::Interrupted | ExitKind::NotRunnable => Kind::Signal,
-            _ => Kind::Other,
-        }
-    }
-
-    fn of_port(port: u16) -> Kind {
-        let of_uart = |first: u16| (first..first + UART_PORTS).contains(&port);
-        match port {
-            _ if of_uart(layout::COM1_PORT) => Kind::Console,
-            _ if of_uart(layout::COM2_PORT) => Kind::Channel,
-            layout::I8042_COMMAND_PORT => Kind::Power,
-            port if port & !1 == layout::ACPI_SLEEP_PORT => Kind::Power,
-            _ => Kind::Nothing,
+        match (arch::device(exit), exit) {
+            (Some(device), _) => Kind::Access(device),
+            (None, ExitKind::Interrupted | ExitKind::NotRunnable) => Kind::Signal,
+            (None, _) => Kind::Other,
         }
     }
 }
@@ -111,9 +90,7 @@ impl Observer for Recorder {
     fn on_exit(&self, exit: &Exit<'_>) {
         let came = since(self.origin, exit.came);
         let mut recorded = self.recorded();
-        if let ExitKind::IoOut { port, data: [MARK] } = exit.kind
-            && port == COM2_PORT
-        {
+        if arch::channel_byte(&exit.kind) == Some(MARK) {
             // The last ones: a kernel that looks for a UART may write any byte before.
             if recorded.marks.len() == MARKS {
                 recorded.marks.remove(0);
@@ -233,22 +210,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_access_counts_as_one_to_its_device() {
-        let out = |port| ExitKind::IoOut { port, data: &[0] };
-        let read = |address| ExitKind::MmioRead {
-            address,
-            data: &[0; 4],
-        };
+    fn an_exit_that_is_no_access_is_a_signal_or_another() {
         for (exit, kind) in [
-            (out(0x3f8), Kind::Console),
-            (out(0x3ff), Kind::Console),
-            (out(0x2fd), Kind::Channel),
-            (out(0x64), Kind::Power),
-            (out(0x601), Kind::Power),
-            (out(0x80), Kind::Nothing),
-            (read(0xfec0_0010), Kind::InterruptController),
-            (read(0xfed0_0000), Kind::Nothing),
             (ExitKind::Interrupted, Kind::Signal),
+            (ExitKind::NotRunnable, Kind::Signal),
             (ExitKind::Shutdown, Kind::Other),
         ] {
             assert_eq!(Kind::of(&exit), kind, "{exit:?}");

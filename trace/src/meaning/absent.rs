@@ -2,13 +2,12 @@
 //!
 //! (The Linux kernel's `arch/x86/kernel/setup.c`, `standard_io_resources`, and the data sheets of the devices.)
 
-use std::ops::RangeInclusive;
-
+use super::board::{Architecture, Names};
 use super::{Device, Meaning, hexadecimal};
 use crate::event::Exit;
 
 /// The devices of a PC, by their ports.
-const PORTS: &[(RangeInclusive<u64>, &str)] = &[
+pub(super) const PC_PORTS: Names = &[
     (0x00..=0x1f, "first DMA controller"),
     (0x20..=0x21, "first 8259 interrupt controller"),
     (0x2e..=0x2f, "super I/O chip"),
@@ -47,7 +46,7 @@ const PORTS: &[(RangeInclusive<u64>, &str)] = &[
 ];
 
 /// The devices of a PC, by their addresses.
-const ADDRESSES: &[(RangeInclusive<u64>, &str)] = &[
+pub(super) const PC_ADDRESSES: Names = &[
     (0xb000_0000..=0xbfff_ffff, "PCI Express configuration"),
     (0xe000_0000..=0xefff_ffff, "PCI Express configuration"),
     (0xfed0_0000..=0xfed0_03ff, "HPET timer"),
@@ -57,17 +56,12 @@ const ADDRESSES: &[(RangeInclusive<u64>, &str)] = &[
     (0xff00_0000..=0xffff_ffff, "firmware"),
 ];
 
-/// An access to a port without a device.
-pub(super) fn port(exit: &Exit) -> Meaning {
-    absent("port", PORTS, exit)
-}
-
-/// An access to an address without RAM or a device.
-pub(super) fn address(exit: &Exit) -> Meaning {
-    absent("address", ADDRESSES, exit)
-}
-
-fn absent(place: &str, table: &[(RangeInclusive<u64>, &str)], exit: &Exit) -> Meaning {
+/// An access to a port without a device, or to an address without RAM or a device.
+pub(super) fn access(architecture: Architecture, exit: &Exit) -> Meaning {
+    let (place, table) = match exit.kind.is_port() {
+        true => ("port", architecture.absent_ports()),
+        false => ("address", architecture.absent_addresses()),
+    };
     let name = table
         .iter()
         .find(|(places, _)| places.contains(&exit.address));
@@ -87,8 +81,8 @@ fn absent(place: &str, table: &[(RangeInclusive<u64>, &str)], exit: &Exit) -> Me
 #[cfg(test)]
 mod tests {
     use crate::event::Kind::{In, MmioRead, Out};
-    use crate::meaning::Decoder;
     use crate::meaning::tests::{access, meaning};
+    use crate::meaning::{Architecture, Decoder};
 
     #[test]
     fn what_a_pc_has_there_is_named() {
@@ -108,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_place_where_a_pc_has_nothing_either_is_unknown() {
-        let meaning = Decoder::new().decode(&access(In, 0x1234, &[0xff]));
+        let meaning = Decoder::of(Architecture::X86_64).decode(&access(In, 0x1234, &[0xff]));
         assert!(!meaning.known);
         assert_eq!(
             meaning.to_string(),
@@ -118,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_in_order() {
-        for table in [super::PORTS, super::ADDRESSES] {
+        for table in [super::PC_PORTS, super::PC_ADDRESSES] {
             for pair in table.windows(2) {
                 assert!(pair[0].0.end() < pair[1].0.start(), "{pair:?}");
             }

@@ -2,13 +2,8 @@
 //!
 //! (ACPI 6.5, 4.8.3.7 "Sleep Control and Status Registers"; Intel 8042, "pulse output port".)
 
-use minivm_vmm::layout;
-
 use super::{Device, Meaning, hexadecimal};
 use crate::event::Exit;
-
-/// The sleep status register's port, behind that of the sleep control register.
-pub(super) const SLEEP_STATUS_PORT: u16 = layout::ACPI_SLEEP_PORT + 1;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 /// Set when a machine wakes; writing a one clears it.
@@ -19,32 +14,40 @@ const SLEEP_TYPE_S5: u8 = 5;
 /// Commands of the keyboard controller's.
 const PULSE_RESET: u8 = 0xfe;
 
-/// An access to ACPI's registers.
-pub(super) fn acpi(port: u16, exit: &Exit) -> Meaning {
+/// An access to ACPI's sleep control register.
+pub(super) fn sleep_control(exit: &Exit) -> Meaning {
     let meaning = |action: &'static str| Meaning::new(Device::Acpi, action);
-    let first = exit.data.bytes().first().copied().unwrap_or_default();
-    match (port, exit.kind.is_read()) {
-        (SLEEP_STATUS_PORT, true) => meaning("sleep status?").with(hexadecimal(exit)),
-        (SLEEP_STATUS_PORT, false) if first == WAKE_STATUS => {
-            meaning("clear the wake status, which is never set")
-        }
-        (SLEEP_STATUS_PORT, false) => meaning("write the sleep status: ignored"),
-        (_, true) => meaning("sleep control?").with(hexadecimal(exit)),
-        (_, false) if first == SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE => meaning("power off"),
-        (_, false) => meaning("sleep control for another state: ignored").with(hexadecimal(exit)),
+    match exit.kind.is_read() {
+        true => meaning("sleep control?").with(hexadecimal(exit)),
+        false if first(exit) == SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE => meaning("power off"),
+        false => meaning("sleep control for another state: ignored").with(hexadecimal(exit)),
+    }
+}
+
+/// An access to ACPI's sleep status register.
+pub(super) fn sleep_status(exit: &Exit) -> Meaning {
+    let meaning = |action: &'static str| Meaning::new(Device::Acpi, action);
+    match exit.kind.is_read() {
+        true => meaning("sleep status?").with(hexadecimal(exit)),
+        false if first(exit) == WAKE_STATUS => meaning("clear the wake status, which is never set"),
+        false => meaning("write the sleep status: ignored"),
     }
 }
 
 /// An access to the keyboard controller's command and status port.
 pub(super) fn keyboard(exit: &Exit) -> Meaning {
     let meaning = |action: &'static str| Meaning::new(Device::Keyboard, action);
-    let first = exit.data.bytes().first().copied().unwrap_or_default();
-    match (exit.kind.is_read(), first) {
+    match (exit.kind.is_read(), first(exit)) {
         (true, 0) => meaning("ready for a command?").with("yes"),
         (true, _) => meaning("status?").with(hexadecimal(exit)),
         (false, PULSE_RESET) => meaning("pulse the processor's reset line"),
         (false, _) => meaning("another command: ignored").with(hexadecimal(exit)),
     }
+}
+
+/// Returns an access's first byte.
+fn first(exit: &Exit) -> u8 {
+    exit.data.bytes().first().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

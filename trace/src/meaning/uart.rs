@@ -3,6 +3,9 @@
 use super::{Device, Meaning, Text, bits, hexadecimal};
 use crate::event::Exit;
 
+/// The line status register.
+pub(crate) const LINE_STATUS: u8 = 5;
+
 const LCR_DLAB: u8 = 1 << 7;
 /// No line format: on chips after the 16550A (16C950 and others) it shows another set of registers, and drivers look for that.
 const LCR_ENHANCED: u8 = 0xbf;
@@ -88,13 +91,13 @@ impl Uart {
                 self.loops = value & MCR_LOOP != 0;
                 meaning("switch modem signals on:").with(bits(value, MCR, "none"))
             }
-            (5, true) => Meaning {
+            (LINE_STATUS, true) => Meaning {
                 // Data that waits is no part of a transmission.
                 text: (value & 1 == 0).then_some(Text::Poll),
                 ..meaning("line status?").with(bits(value, LSR, "transmitter full"))
             },
             (6, true) => meaning("modem status?").with(bits(value, MSR, "no signal")),
-            (5 | 6, false) => meaning("write to a status register: ignored"),
+            (LINE_STATUS | 6, false) => meaning("write to a status register: ignored"),
             (_, true) => meaning("read the scratch register:").with(format!("{value:#04x}")),
             (_, false) => meaning("write the scratch register:").with(format!("{value:#04x}")),
         }
@@ -172,7 +175,7 @@ fn line(value: u8) -> String {
 mod tests {
     use crate::event::Kind::{In, Out};
     use crate::meaning::tests::{access, meaning};
-    use crate::meaning::{Decoder, Text};
+    use crate::meaning::{Architecture, Decoder, Text};
 
     #[test]
     fn registers_have_the_data_sheets_meanings() {
@@ -269,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_looped_byte_is_no_output() {
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::of(Architecture::X86_64);
         decoder.decode(&access(Out, 0x3fc, &[0x10]));
         let looped = decoder.decode(&access(Out, 0x3f8, b"x"));
         assert_eq!(

@@ -63,7 +63,8 @@ impl Text {
 fn access(line: &Line) -> String {
     let exit = &line.exit;
     if line.is_text() {
-        return format!("out {:#x}", line.text_port());
+        let (kind, address) = line.transmission();
+        return format!("{} {address:#x}", kind.name());
     }
     if !line.is_one_access() {
         return exit.kind.name().into();

@@ -1,9 +1,32 @@
 //! The processor architecture. This module alone chooses one.
+//!
+//! Each architecture's module has the same names, which the rest of the crate uses:
+//!
+//! | name | what it is |
+//! |---|---|
+//! | `layout` | the guest-physical memory map |
+//! | `text` | the words of messages that differ |
+//! | `kernel` | the loaders of kernels' files |
+//! | `boot_data` | the data that firmware and a boot loader leave, and the first vCPU's registers |
+//! | `create` | the KVM calls that make a machine |
+//! | `Board` | the devices and interrupt lines that a machine has beside its two UARTs |
+//! | `exit` | the exits that only this architecture has, and what KVM says of a vCPU |
+//! | `vcpu_state` | a vCPU's whole state |
+//! | `probe` | the guest that tests a host's KVM |
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
+pub use x86_64::layout;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
 
-#[cfg(not(target_arch = "x86_64"))]
-compile_error!("minivm-vmm builds x86-64 machines only, so far");
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::layout;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::*;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("minivm-vmm builds machines for x86-64 and arm64 only");

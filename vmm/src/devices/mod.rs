@@ -1,7 +1,4 @@
-//! The devices behind the guest's I/O ports and memory-mapped registers: two UARTs, an IOAPIC, two ports that end the
-//! machine. Nothing else.
+//! The devices that every machine has: two UARTs, and the buses that lead to devices. What else there is, is below `arch`.
 
 pub(crate) mod bus;
-pub(crate) mod ioapic;
-pub(crate) mod power;
 pub(crate) mod uart;

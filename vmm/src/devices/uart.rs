@@ -9,17 +9,16 @@
 //! (`echo cmd | minivm …`).
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vm_superio::Trigger;
 use vm_superio::serial::{Error as SerialError, Serial, SerialEvents, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::bus::{Device, Request, lock};
-use super::ioapic::IoApic;
+use super::bus::{Device, Request};
+use crate::arch::board::IrqLine;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 
@@ -42,20 +41,6 @@ const FIFO: usize = 64;
 
 /// The wait before output that would block is tried again.
 const RETRY: Duration = Duration::from_millis(1);
-
-/// An interrupt line from a UART to a pin of the IOAPIC.
-pub(crate) struct IrqLine {
-    pub(crate) ioapic: Arc<Mutex<IoApic>>,
-    pub(crate) pin: u8,
-}
-
-impl Trigger for IrqLine {
-    type E = io::Error;
-
-    fn trigger(&self) -> io::Result<()> {
-        lock(&self.ioapic).pulse(self.pin)
-    }
-}
 
 /// The writer of the guest's output, which stops waiting for its reader when the machine has ended.
 pub(crate) struct Output {
@@ -272,8 +257,9 @@ fn register(offset: u64) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
-    use crate::devices::ioapic;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -294,11 +280,7 @@ mod tests {
             writer,
             gate: Gate::new(1).unwrap(),
         };
-        let ioapic = Arc::new(Mutex::new(IoApic::new(
-            Box::new(|_| Ok(())),
-            ioapic::State::default(),
-        )));
-        Uart::new(IrqLine { ioapic, pin: 4 }, output, State::default()).unwrap()
+        Uart::new(IrqLine::unconnected(), output, State::default()).unwrap()
     }
 
     fn read(uart: &mut Uart, offset: u64) -> u8 {

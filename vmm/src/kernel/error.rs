@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::arch::text;
+
 /// The defect of a kernel's file that can't be booted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -9,8 +11,8 @@ pub enum KernelError {
     /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// The file is neither ELF nor bzImage.
-    #[error("it is not a kernel: neither an ELF file (vmlinux) nor a bzImage")]
+    /// The file is in no format of kernels for this architecture.
+    #[error("it is not a kernel: {}", text::NO_KERNEL)]
     NotAKernel,
     /// The file ends before the bytes that its header promises.
     #[error("it is truncated: {what} ends at byte {end}, the file has {size}")]
@@ -23,14 +25,30 @@ pub enum KernelError {
         size: u64,
     },
     /// The kernel is for another processor.
-    #[error("it is a kernel for {0}, not for x86-64")]
+    #[error("it is a kernel for {0}, not for {name}", name = text::NAME)]
     WrongMachine(String),
     /// A header's field makes no sense.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
+    /// The file is a kernel in a form that can't be booted; the text names the one that can.
+    #[error("{0}")]
+    Unbootable(&'static str),
+    /// The kernel is compressed in a way that can't be unpacked here.
+    #[error(
+        "it is compressed by {0:?}: only gzip can be unpacked here; take the Image of the same build, uncompressed"
+    )]
+    Compression(String),
+    /// The compressed kernel can't be unpacked.
+    #[error("it cannot be unpacked")]
+    Unpack(#[source] io::Error),
+    /// The compressed kernel would be too large.
+    #[error("it is damaged: it unpacks to more than {0} bytes")]
+    UnpackedTooLarge(u64),
     /// A segment's place is not in guest RAM.
     #[error(
-        "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM for kernels (1 MiB to {ram_end:#x}); more --memory helps up to 1G"
+        "it wants to be at {start:#x} to {end:#x}, which is not in guest RAM for kernels ({} to {ram_end:#x}); more --memory helps up to {}",
+        text::KERNELS_RAM,
+        text::KERNELS_MEMORY
     )]
     OutsideRam {
         /// The segment's first guest-physical address.

@@ -3,8 +3,6 @@
 //! A kernel is hostile input: all fields of its headers are checked before one byte is loaded, so that an error names the
 //! defect in the file's own terms.
 
-mod bzimage;
-mod elf;
 pub(crate) mod error;
 
 use std::fs::{File, OpenOptions};
@@ -13,9 +11,10 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use linux_loader::loader::KernelLoaderResult;
-use linux_loader::loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, setup_header};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::arch;
+use crate::arch::kernel::Header;
 use crate::config::Kernel;
 use crate::error::{Error, Result};
 use crate::layout;
@@ -29,21 +28,10 @@ pub(crate) struct Loaded {
     pub(crate) entry: GuestAddress,
     /// The first guest-physical address that the kernel doesn't need while it starts.
     pub(crate) end: GuestAddress,
-    /// A bzImage's own setup header, which the zero page has to repeat.
-    pub(crate) header: Option<setup_header>,
-}
-
-impl Loaded {
-    /// Returns the first address behind those that the initramfs can have. (`Documentation/arch/x86/boot.rst`,
-    /// `initrd_addr_max` and `XLF_CAN_BE_LOADED_ABOVE_4G`.)
-    pub(crate) fn initramfs_end(&self) -> u64 {
-        match self.header {
-            Some(header) if header.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G == 0 => {
-                u64::from(header.initrd_addr_max) + 1
-            }
-            _ => u64::MAX,
-        }
-    }
+    /// The first address behind those that the initramfs can have.
+    pub(crate) initramfs_end: u64,
+    /// The part of the file's own header that the boot data need.
+    pub(crate) header: Header,
 }
 
 /// Loads `kernel` into `ram`.
@@ -55,7 +43,7 @@ pub(crate) fn load(kernel: &Kernel, cmdline_len: usize, ram: &GuestRam) -> Resul
 }
 
 fn load_code(code: &[u8], ram: &GuestRam) -> Result<Loaded> {
-    let entry = layout::HIGH_RAM;
+    let entry = layout::KERNEL;
     ram.map().write_slice(code, entry).map_err(|_| {
         Error::Config(format!(
             "{} bytes of code do not fit into guest memory",
@@ -65,7 +53,8 @@ fn load_code(code: &[u8], ram: &GuestRam) -> Result<Loaded> {
     Ok(Loaded {
         entry,
         end: GuestAddress(entry.0 + code.len() as u64),
-        header: None,
+        initramfs_end: u64::MAX,
+        header: Header::default(),
     })
 }
 
@@ -83,14 +72,9 @@ fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> 
         read_up_to(&mut file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
     let image = Image {
         size,
-        ram_end: low_ram_end(ram).min(layout::MAPPED_END.0),
+        ram_end: low_ram_end(ram).min(layout::KERNEL_END.0),
     };
-    let loaded = if magic[..magic_len] == *b"\x7fELF" {
-        elf::load(&mut file, image, ram)
-    } else {
-        bzimage::load(&mut file, image, cmdline_len, ram)
-    };
-    loaded.map_err(refuse)
+    arch::kernel::load(&mut file, &magic[..magic_len], image, cmdline_len, ram).map_err(refuse)
 }
 
 /// Opens a file that goes into guest memory; returns it with its size in bytes. Anything but a regular file or a block
@@ -129,16 +113,16 @@ pub(crate) fn low_ram_end(ram: &GuestRam) -> u64 {
 
 /// The limits of a file and of the machine, which both formats' loaders check.
 #[derive(Clone, Copy)]
-struct Image {
+pub(crate) struct Image {
     /// The file's size in bytes.
-    size: u64,
+    pub(crate) size: u64,
     /// The first address behind the RAM that a kernel can have.
-    ram_end: u64,
+    pub(crate) ram_end: u64,
 }
 
 impl Image {
     /// Refuses a file that ends before `offset + len`.
-    fn holds(
+    pub(crate) fn holds(
         self,
         what: &'static str,
         offset: u64,
@@ -154,10 +138,10 @@ impl Image {
         }
     }
 
-    /// Refuses a place that isn't between 1 MiB and `ram_end`; returns its end.
-    fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
+    /// Refuses a place that isn't between [`layout::KERNEL`] and `ram_end`; returns its end.
+    pub(crate) fn fits(self, start: u64, len: u64) -> std::result::Result<u64, KernelError> {
         match start.checked_add(len) {
-            Some(end) if start >= layout::HIGH_RAM.0 && end <= self.ram_end => Ok(end),
+            Some(end) if start >= layout::KERNEL.0 && end <= self.ram_end => Ok(end),
             end => Err(KernelError::OutsideRam {
                 start,
                 end: end.unwrap_or(u64::MAX),
@@ -181,7 +165,7 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Turns linux-loader's error, which comes after all checks here, into a [`KernelError`].
-fn loaded(
+pub(crate) fn loaded(
     result: linux_loader::loader::Result<KernelLoaderResult>,
 ) -> std::result::Result<KernelLoaderResult, KernelError> {
     result.map_err(|error| KernelError::Read(io::Error::other(error)))

@@ -5,9 +5,9 @@ use std::sync::MutexGuard;
 
 use super::save;
 use super::state::Devices;
+use crate::arch::board;
 use crate::arch::vcpu_state::VcpuState;
 use crate::devices::bus::lock;
-use crate::devices::ioapic::IoApic;
 use crate::devices::uart::Uart;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
@@ -19,10 +19,10 @@ pub(crate) struct Frozen<'a> {
     platform: &'a Platform,
     // While it is locked, no input is on its way to a UART, where the snapshot would miss it.
     _intake: MutexGuard<'a, ()>,
-    // In the order in which all code locks them: a UART that raises an interrupt locks the IOAPIC.
+    // In the order in which all code locks them: a UART that raises an interrupt locks the board's interrupt controller.
     com1: MutexGuard<'a, Uart>,
     com2: MutexGuard<'a, Uart>,
-    ioapic: MutexGuard<'a, IoApic>,
+    board: board::Frozen<'a>,
 }
 
 impl<'a> Frozen<'a> {
@@ -32,7 +32,7 @@ impl<'a> Frozen<'a> {
             _intake: lock(&platform.intake),
             com1: lock(&platform.com1),
             com2: lock(&platform.com2),
-            ioapic: lock(&platform.ioapic),
+            board: platform.board.freeze(),
         }
     }
 
@@ -46,15 +46,8 @@ impl<'a> Frozen<'a> {
     }
 
     fn devices(&self) -> Result<Devices> {
-        // The time that kvm-clock shows to the guest now; see `restore::set_clock`. (KVM API 4.29, KVM_GET_CLOCK.)
-        let clock = self
-            .platform
-            .vm
-            .get_clock()
-            .map_err(Error::kvm("KVM_GET_CLOCK"))?;
         Ok(Devices {
-            clock: Some(clock.clock),
-            ioapic: self.ioapic.state(),
+            board: self.board.state(&self.platform.vm)?,
             com1: self.com1.state(),
             com2: self.com2.state(),
         })

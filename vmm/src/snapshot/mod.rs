@@ -20,10 +20,10 @@
 
 pub(crate) mod capture;
 pub(crate) mod error;
-mod file;
+pub(crate) mod file;
 mod memory_file;
 pub(crate) mod restore;
-mod save;
+pub(crate) mod save;
 mod sparse;
 pub(crate) mod state;
 mod working_set;
@@ -35,14 +35,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::Kvm;
 
 pub use error::SnapshotError;
 pub use restore::Prepared;
 use save::save;
 pub use working_set::WorkingSet;
 
-use crate::arch::features;
+use crate::arch::create;
 use crate::error::{Error, Result};
 use crate::kvm::open_kvm;
 use crate::memory::GuestRam;
@@ -186,15 +186,7 @@ impl Snapshot {
             return Ok(kvm);
         }
         let kvm = open_kvm()?;
-        let supported = kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        for vcpu in &self.0.state.vcpus {
-            if let Some(feature) = features::missing(&vcpu.cpuid, &supported, deadline) {
-                return Err(Error::HostLacks(feature));
-            }
-        }
+        create::check_host(&kvm, &self.0.state.vcpus)?;
         Ok(self.0.kvm.get_or_init(|| kvm))
     }
 
@@ -267,6 +259,4 @@ fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod forged;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,15 +5,14 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::VmFd;
 
 use super::Snapshot;
 use super::state::Devices;
-use crate::error::{Error, Result};
-use crate::kvm::{Created, create_vm, lend_memory, split_irqchip};
+use crate::arch::create;
+use crate::error::Result;
+use crate::kvm::{self, Created};
 use crate::observer::{Step, Steps};
-use crate::vcpu::Vcpu;
 
 /// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits for its state and its
 /// serial ports, which come from [`Builder::restore_prepared`](crate::Builder::restore_prepared).
@@ -41,16 +40,11 @@ pub(crate) fn prepare(snapshot: &Snapshot, steps: Steps<'_>) -> Result<Prepared>
     steps.reached(Step::MemoryReserved);
     // `wake` checks it again. This is for machines made ahead of time, none of which would be of use.
     snapshot.check_unchanged()?;
-    let vm = Arc::new(create_vm(kvm)?);
-    steps.reached(Step::VmCreated);
-    lend_memory(&vm, &ram)?;
-    steps.reached(Step::MemoryLent);
-    split_irqchip(&vm)?;
-    steps.reached(Step::IrqchipSplit);
-    let vcpus = create_vcpus(&vm, snapshot)?;
-    steps.reached(Step::VcpusCreated);
+    let vcpus = |vm: &VmFd| create::create_vcpus_of(vm, &snapshot.0.state.vcpus);
+    let (vm, irqchip, vcpus) = kvm::create(kvm, &ram, vcpus, steps)?;
     let created = Created {
         vcpus,
+        irqchip,
         vm,
         ram: Arc::new(ram),
     };
@@ -58,24 +52,6 @@ pub(crate) fn prepare(snapshot: &Snapshot, steps: Steps<'_>) -> Result<Prepared>
         snapshot: snapshot.clone(),
         created,
     })
-}
-
-/// Creates the processors, with the features that the guest has seen.
-fn create_vcpus(vm: &VmFd, snapshot: &Snapshot) -> Result<Vec<Vcpu>> {
-    let mut vcpus = Vec::new();
-    for (id, state) in (0..).zip(&snapshot.0.state.vcpus) {
-        let fd = vm
-            .create_vcpu(u64::from(id))
-            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-        let cpuid = state.set_cpuid(&fd)?;
-        vcpus.push(Vcpu {
-            id,
-            fd,
-            cpuid,
-            recorder: None,
-        });
-    }
-    Ok(vcpus)
 }
 
 impl Prepared {
@@ -88,23 +64,7 @@ impl Prepared {
         for (vcpu, state) in created.vcpus.iter().zip(&state.vcpus) {
             state.set(vcpu)?;
         }
-        if let Some(clock) = state.devices.clock {
-            set_clock(&created.vm, clock)?;
-        }
+        state.devices.board.set(&created)?;
         Ok((created, state.devices.clone()))
     }
-}
-
-/// Sets the guest's paravirtual clock, so that it continues where it was.
-fn set_clock(vm: &VmFd, nanoseconds: u64) -> Result<()> {
-    // kvm-clock counts nanoseconds since the machine began, in a page that a guest shares with KVM and reads together with
-    // the time stamp counter. So it comes after the counters, on whose being alike it depends whether all vCPUs can share
-    // one reading (the "master clock"). Without it the guest's clock would start at 0, and Linux would stand still until it
-    // has caught up. With KVM_CLOCK_REALTIME KVM would add the time that passed since the snapshot was saved; the time stamp
-    // counter and the timers wouldn't follow. (KVM API 4.30, KVM_SET_CLOCK.)
-    let clock = kvm_clock_data {
-        clock: nanoseconds,
-        ..Default::default()
-    };
-    vm.set_clock(&clock).map_err(Error::kvm("KVM_SET_CLOCK"))
 }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::memory_file::MemoryRecord;
+use crate::arch::board;
 use crate::arch::vcpu_state::VcpuState;
 use crate::config::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
-use crate::devices::{ioapic, uart};
+use crate::devices::uart;
 
 /// Everything about a paused machine that isn't in its memory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,10 +20,7 @@ pub(crate) struct State {
 /// The state of the devices that the vCPUs share.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Devices {
-    /// The clock that KVM shows to the guest (kvm-clock), in nanoseconds; `None` in a machine that boots, whose clock is
-    /// KVM's own.
-    pub(crate) clock: Option<u64>,
-    pub(crate) ioapic: ioapic::State,
+    pub(crate) board: board::State,
     pub(crate) com1: uart::State,
     pub(crate) com2: uart::State,
 }

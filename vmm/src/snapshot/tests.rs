@@ -15,6 +15,7 @@ use super::memory_file::MemoryRecord;
 use super::sparse::PAGE;
 use super::state::Devices;
 use super::*;
+use crate::arch::board;
 use crate::arch::vcpu_state::VcpuState;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -50,7 +51,7 @@ fn byte_of(ram: &GuestRam, page: u64) -> u8 {
 
 fn save_ram(folder: &Path, ram: &GuestRam, clock: u64) -> io::Result<()> {
     let devices = Devices {
-        clock: Some(clock),
+        board: board::State::sample(clock),
         ..Devices::default()
     };
     save(folder, vec![VcpuState::sample()], devices, ram)
@@ -83,7 +84,7 @@ fn refusal(folder: &Path) -> SnapshotError {
 }
 
 /// Gives a state file another body, with a checksum that is right.
-pub(super) fn with_body(file: &[u8], body: &[u8]) -> Vec<u8> {
+pub(crate) fn with_body(file: &[u8], body: &[u8]) -> Vec<u8> {
     let mut file = file[..16].to_vec();
     file[12..16].copy_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
     let sum = Sha256::new()
@@ -107,7 +108,7 @@ fn saved_memory_is_restored() {
     let snapshot = Snapshot::open(folder.path()).unwrap();
     snapshot.verify().unwrap();
     assert_eq!((snapshot.memory(), snapshot.cpus()), (MEMORY, 1));
-    assert_eq!(snapshot.0.state.devices.clock, Some(7));
+    assert_eq!(snapshot.0.state.devices.board.number(), 7);
     assert_eq!(file::encode(&snapshot.0.state), state_file(&folder));
     let ram = restored(&snapshot);
     assert_eq!(
@@ -685,7 +686,7 @@ fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
 
 fn assert_whole(snapshot: &Snapshot) {
     snapshot.verify().unwrap();
-    let number = snapshot.0.state.devices.clock.unwrap();
+    let number = snapshot.0.state.devices.board.number();
     let ram = restored(snapshot);
     for page in (0..64).map(|page| page * 100).filter(|_| number != 0) {
         assert_eq!(u64::from(byte_of(&ram, page)), number);

@@ -19,14 +19,13 @@ use minivm_image::Source;
 use minivm_machine::printable::printable;
 use minivm_machine::templates::Recipe;
 use minivm_machine::timeline::{self, Job, Subject, Timeline};
-use minivm_machine::{Accel, streams};
+use minivm_machine::{Accel, arch, streams};
 use minivm_sandbox::{Entrypoint, Program, Task};
 use minivm_vmm::{CPUS_MAX, Config, Kernel};
 use serde::Serialize;
 use tempfile::TempDir;
 
 use super::accel::AccelArg;
-use super::boot::DEFAULT_CMDLINE;
 use super::image::{self, PullArgs};
 use super::page::PageFile;
 use super::{EXIT_TIMEOUT, signals, units, unwrapped};
@@ -52,14 +51,14 @@ pub(super) struct TimelineArgs {
     /// Resume the machine from a template, which is made first, instead of booting it
     #[arg(long, help_heading = "Machine")]
     warm: bool,
-    /// Guest kernel, an ELF vmlinux or a bzImage [default: the one that `cargo xtask setup` made]
+    /// Guest kernel: an ELF vmlinux or a bzImage; on arm64, an Image [default: the one that `cargo xtask setup` made]
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     kernel: Option<PathBuf>,
     /// Guest's first root file system, for a raw machine
     #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with_all = ["image", "code", "command"], help_heading = "Machine")]
     initramfs: Option<PathBuf>,
     /// Kernel command line of a raw machine; without `quiet`, the kernel's lines on the console mark its phases
-    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE, conflicts_with_all = ["image", "code", "command"], hide_short_help = true, help_heading = "Machine")]
+    #[arg(long, value_name = "TEXT", default_value = arch::CMDLINE, conflicts_with_all = ["image", "code", "command"], hide_short_help = true, help_heading = "Machine")]
     cmdline: String,
     /// Show a second machine beside it, which differs in its kernel
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]

@@ -20,7 +20,7 @@ use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::ports::Com2;
+use crate::com2::Com2;
 use crate::user::User;
 use crate::{Error, cannot, mounts};
 

@@ -19,10 +19,10 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use crate::{Error, cannot, surroundings};
 
 /// Mixes bytes into the kernel's random number generator, and counts them as random (random(4), "Ioctls").
-const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 /// Makes the generator start anew from all that was mixed in. Each processor's own generator follows: it carries the number of
 /// the start that it comes from.
-const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 /// The file of the machine's ID (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -82,11 +82,10 @@ fn add_entropy(entropy: &[u8; 32]) -> io::Result<()> {
         bytes: 32,
         pool: *entropy,
     };
-    // The type of the number differs between C libraries.
     // SAFETY: it reads a `rand_pool_info` with 32 bytes, which this is.
-    check(unsafe { libc::ioctl(generator.as_raw_fd(), RNDADDENTROPY as _, &raw const info) })?;
+    check(unsafe { libc::ioctl(generator.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: it takes no argument.
-    check(unsafe { libc::ioctl(generator.as_raw_fd(), RNDRESEEDCRNG as _) })
+    check(unsafe { libc::ioctl(generator.as_raw_fd(), RNDRESEEDCRNG) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

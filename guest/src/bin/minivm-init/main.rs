@@ -2,7 +2,7 @@
 //! runs one command in them for the host, sends the command's end to the host, and ends the machine.
 //!
 //! 1. `mounts` mounts the kernel's file systems.
-//! 2. `wire` opens COM2, lays out rings in memory, and sends their addresses to the host (`rings`, `ports`).
+//! 2. `wire` opens COM2, lays out rings in memory, and sends their addresses to the host (`rings`, `com2`).
 //! 3. The host's request comes. `image` restores the image's files as the image has them, and `surroundings` makes the rest:
 //!    host name, loopback, temporary folders.
 //!    Where the host asks for it, all that doesn't depend on the request is done before it comes, up to a Python that has
@@ -22,6 +22,7 @@
 
 mod alone;
 mod blank;
+mod com2;
 mod command;
 mod contained;
 mod files;
@@ -30,7 +31,6 @@ mod image;
 mod interpreter;
 mod log;
 mod mounts;
-mod ports;
 mod rings;
 mod session;
 mod surroundings;

@@ -4,6 +4,8 @@
 //! and the copy would be another page. They are locked, so that they are never swapped out; and a setting keeps the kernel from
 //! moving locked pages when it compacts memory. Their addresses are in `/proc/self/pagemap`
 //! (`Documentation/admin-guide/mm/pagemap.rst`), which kernels with `CONFIG_PROC_PAGE_MONITOR` have.
+//!
+//! A kernel's pages may be larger than the rings': arm64's have 4, 16 or 64 KiB. Then several of the rings' are in one.
 
 #![allow(
     unsafe_code,
@@ -82,20 +84,11 @@ impl Pages {
 
     /// Returns the pages' guest-physical addresses.
     fn addresses(&self) -> io::Result<Vec<u64>> {
-        let mut entries = vec![0; TOTAL * 8];
-        let first = self.0.addr() / PAGE;
+        let kernels = rustix::param::page_size();
+        let mut entries = vec![0; (TOTAL * PAGE).div_ceil(kernels) * 8];
+        let first = self.0.addr() / kernels;
         File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, first as u64 * 8)?;
-        entries
-            .chunks_exact(8)
-            .map(|entry| {
-                let entry = u64::from_le_bytes(entry.try_into().expect("8 bytes"));
-                // A process without CAP_SYS_ADMIN gets zeros for frame numbers.
-                match (entry & PAGEMAP_PRESENT, entry & PAGEMAP_FRAME) {
-                    (0, _) | (_, 0) => Err(io::Error::other("pagemap has no address for a page")),
-                    (_, frame) => Ok(frame * PAGE as u64),
-                }
-            })
-            .collect()
+        addresses(&entries, kernels)
     }
 
     fn write(&self, offset: usize, from: &[u8]) {
@@ -123,6 +116,24 @@ impl Pages {
         // SAFETY: in the mapping and aligned, as asserted; all accesses to it, the host's too, are atomic.
         unsafe { AtomicU32::from_ptr(address) }
     }
+}
+
+/// Returns the addresses of the directory's and rings' pages, from the entries of pagemap for the kernel's pages, which have `kernels`
+/// bytes each.
+fn addresses(entries: &[u8], kernels: usize) -> io::Result<Vec<u64>> {
+    let frames = entries.chunks_exact(8).map(|entry| {
+        let entry = u64::from_le_bytes(entry.try_into().expect("8 bytes"));
+        // A process without CAP_SYS_ADMIN gets zeros for frame numbers.
+        match (entry & PAGEMAP_PRESENT, entry & PAGEMAP_FRAME) {
+            (0, _) | (_, 0) => Err(io::Error::other("pagemap has no address for a page")),
+            (_, frame) => Ok(frame * kernels as u64),
+        }
+    });
+    let frames = frames.collect::<io::Result<Vec<_>>>()?;
+    let all = frames
+        .iter()
+        .flat_map(|frame| (0..kernels / PAGE).map(move |page| frame + (page * PAGE) as u64));
+    Ok(all.take(TOTAL).collect())
 }
 
 /// One of the rings.
@@ -166,5 +177,39 @@ impl Memory for Ring {
 
     fn write(&self, offset: u32, from: &[u8]) {
         self.pages.write(self.start + offset as usize, from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries of pagemap for so many pages from a frame on, the first of them with these bits instead.
+    fn entries(frames: std::ops::Range<u64>, first: Option<u64>) -> Vec<u8> {
+        let mut entries: Vec<_> = frames.map(|frame| PAGEMAP_PRESENT | frame).collect();
+        entries[0] = first.unwrap_or(entries[0]);
+        entries.into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn pages_have_the_addresses_of_their_places_in_the_kernels_pages() {
+        let total = TOTAL as u64;
+        let small = addresses(&entries(7..7 + total, None), 4096).unwrap();
+        let expected: Vec<_> = (7..7 + total).map(|frame| frame * 4096).collect();
+        assert_eq!(small, expected);
+
+        let (whole, rest) = (total / 16, total % 16);
+        assert!(rest > 0, "the last page is used in part");
+        let large = addresses(&entries(7..7 + whole + 1, None), 65536).unwrap();
+        let expected: Vec<_> = (0..total).map(|page| 7 * 65536 + page * 4096).collect();
+        assert_eq!(large, expected);
+    }
+
+    #[test]
+    fn a_page_without_an_address_is_an_error() {
+        for bits in [0, 7, PAGEMAP_PRESENT] {
+            let entries = entries(7..7 + TOTAL as u64, Some(bits));
+            assert!(addresses(&entries, 4096).is_err(), "{bits:#x}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-use crate::ports::Com2;
+use crate::com2::Com2;
 use crate::rings::Rings;
 use crate::{Error, cannot, clock, print};
 
@@ -22,7 +22,7 @@ const CHUNK: usize = 64 << 10;
 /// The channel to the host.
 pub(crate) struct Wire {
     tty: OwnedFd,
-    ports: Option<Com2>,
+    com2: Option<Com2>,
     rings: Option<Rings>,
     /// Bytes to send that did not fit yet.
     backlog: Vec<u8>,
@@ -49,7 +49,7 @@ impl Wire {
         };
         let mut wire = Wire {
             tty,
-            ports: Com2::permitted(),
+            com2: Com2::permitted(),
             rings: None,
             backlog: MAGIC.to_vec(),
             decoder: Decoder::default(),
@@ -122,8 +122,8 @@ impl Wire {
 
     /// Rings the host's bell.
     fn ring(&mut self) -> Result<(), Error> {
-        match &self.ports {
-            Some(ports) => ports.write(&[0]),
+        match &self.com2 {
+            Some(com2) => com2.write(&[0]),
             None => write_all(&self.tty, &[0])?,
         }
         Ok(())
@@ -132,16 +132,16 @@ impl Wire {
     /// Writes [`MARK`] to COM2. Returns when; `None` where a byte on COM2 is a part of a frame, or the kernel's driver would write it at
     /// a time of its own.
     pub(crate) fn mark(&self) -> Option<Moment> {
-        let ports = self.ports.as_ref().filter(|_| self.rings.is_some())?;
+        let com2 = self.com2.as_ref().filter(|_| self.rings.is_some())?;
         let before = clock();
-        ports.write(&[MARK]);
+        com2.write(&[MARK]);
         let after = clock();
         Some(Moment { before, after })
     }
 
     fn write_uart(&self) -> Result<usize, Error> {
-        match &self.ports {
-            Some(ports) => ports.write(&self.backlog),
+        match &self.com2 {
+            Some(com2) => com2.write(&self.backlog),
             None => write_all(&self.tty, &self.backlog)?,
         }
         Ok(self.backlog.len())

@@ -17,9 +17,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use crate::devices::ioapic;
-use crate::devices::power::{RESET_PULSE, SLEEP_TYPE_S5};
-use crate::layout;
+use super::power::{RESET_PULSE, SLEEP_TYPE_S5};
+use super::{ioapic, layout};
 
 const OEM: [u8; 6] = *b"MINIVM";
 const TABLE: [u8; 8] = *b"MINIVM  ";

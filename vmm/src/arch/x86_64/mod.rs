@@ -1,10 +1,25 @@
-//! x86-64: the content of memory and processor that a kernel's 64-bit entry expects, and a vCPU's state.
+//! x86-64: the content of memory and processor that a kernel's 64-bit entry expects, a PC's few devices, and a vCPU's state.
 
-pub(crate) mod acpi;
-pub(crate) mod boot_params;
-pub(crate) mod cpuid;
-pub(crate) mod features;
+mod acpi;
+pub(crate) mod board;
+pub(crate) mod boot_data;
+mod boot_params;
+mod cpuid;
+pub(crate) mod create;
+pub(crate) mod exit;
+mod features;
+mod ioapic;
+pub(crate) mod kernel;
+pub mod layout;
 mod msrs;
-pub(crate) mod paging;
-pub(crate) mod registers;
+mod paging;
+mod power;
+pub(crate) mod probe;
+pub(crate) mod processor;
+mod registers;
+mod restraint;
+pub(crate) mod text;
 pub(crate) mod vcpu_state;
+
+#[cfg(test)]
+mod forged;

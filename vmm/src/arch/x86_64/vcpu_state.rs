@@ -87,7 +87,7 @@ impl VcpuState {
     /// - The events (exceptions and interrupts on their way into the guest) are last, since all of the others may raise
     ///   one.
     pub(crate) fn of(vcpu: &Vcpu, inventory: &Inventory) -> Result<Self> {
-        let (vcpu, cpuid) = (&vcpu.fd, &vcpu.cpuid);
+        let (vcpu, cpuid) = (&vcpu.fd, &vcpu.features);
         let mp_state = vcpu
             .get_mp_state()
             .map_err(Error::kvm("KVM_GET_MP_STATE"))?;

@@ -11,9 +11,11 @@ use kvm_bindings::{
 use vm_memory::GuestAddress;
 
 use super::*;
-use crate::arch::{paging, registers};
+use crate::arch::create;
+use crate::arch::x86_64::{paging, registers};
 use crate::kvm;
 use crate::memory::GuestRam;
+use crate::observer::Steps;
 
 /// A machine whose vCPUs have never run. Its fields are dropped in their order.
 struct Bare {
@@ -27,10 +29,8 @@ impl Bare {
         let kvm = kvm::open_kvm().unwrap();
         let ram = GuestRam::new(64 << 20).unwrap();
         paging::write(ram.map()).unwrap();
-        let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
-        kvm::lend_memory(&vm, &ram).unwrap();
-        kvm::split_irqchip(&vm).unwrap();
-        let vcpus = kvm::create_vcpus(&kvm, &vm, cpus).unwrap();
+        let vcpus = |vm: &VmFd| create::create_vcpus(&kvm, vm, cpus);
+        let (vm, _, vcpus) = kvm::create(&kvm, &ram, vcpus, Steps::default()).unwrap();
         Bare {
             vcpus,
             vm,
@@ -125,7 +125,7 @@ fn set_registers(vcpu: &VcpuFd) {
 
 /// Fills every part of the extended state that this host's KVM has.
 fn set_extended_state(vcpu: &Vcpu) {
-    let entries = vcpu.cpuid.as_slice();
+    let entries = vcpu.features.as_slice();
     let features = cpuid::leaf(entries, cpuid::FEATURES, 0).unwrap();
     // The lab's processor has no XSAVE: there it is what FXSAVE has.
     let mut parts = 3;

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Image, KernelError, Loaded};
+use crate::kernel::{Image, KernelError, Loaded};
 use crate::memory::GuestRam;
 
 const EI_CLASS: usize = 4;
@@ -39,6 +39,7 @@ pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Load
     Ok(Loaded {
         entry: GuestAddress(entry),
         end: GuestAddress(end),
+        initramfs_end: u64::MAX,
         header: None,
     })
 }

@@ -3,7 +3,7 @@
 //! The rest of the keyboard controller isn't here. Its status reads as 0, "ready for a command", which is what a kernel
 //! waits for before it pulses the reset line.
 
-use super::bus::{Device, Request};
+use crate::devices::bus::{Device, Request};
 use crate::error::Result;
 
 /// The keyboard controller's command that pulses the processor's reset line (8042 "pulse output port", bit 0 low).

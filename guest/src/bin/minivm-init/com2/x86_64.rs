@@ -1,9 +1,7 @@
-//! COM2's data port, written to directly.
+//! COM2's data port.
 //!
-//! A byte that goes through the kernel's serial driver costs a system call, several accesses to the UART's registers, and
-//! an interrupt. Written to the port, it costs one exit. A whole buffer goes with one string instruction, which KVM ends at each
-//! byte (Linux 6.12, `x86_emulate_instruction`). Kernels without `CONFIG_X86_IOPL_IOPERM` don't allow it, and init uses the driver
-//! instead.
+//! A whole buffer goes with one string instruction, which KVM ends at each byte (Linux 6.12, `x86_emulate_instruction`). Kernels without
+//! `CONFIG_X86_IOPL_IOPERM` don't permit it.
 
 #![allow(
     unsafe_code,
@@ -14,7 +12,7 @@ use std::arch::asm;
 use std::io;
 use std::marker::PhantomData;
 
-use minivm_guest::channel::COM2_PORT;
+use minivm_guest::channel::COM2;
 
 /// The permission to write to COM2's data port, which belongs to one thread.
 pub(crate) struct Com2(PhantomData<*const ()>);
@@ -24,14 +22,14 @@ impl Com2 {
     pub(crate) fn permitted() -> Option<Com2> {
         // SAFETY: it changes what this thread may access, not what memory holds. The ports are those of a UART: nothing
         // that is written to them reaches memory.
-        let error = unsafe { libc::ioperm(COM2_PORT.into(), 1, 1) };
+        let error = unsafe { libc::ioperm(COM2.into(), 1, 1) };
         (error == 0).then_some(Com2(PhantomData))
     }
 
     /// Gives the permission up, in a process that becomes the command: it would outlive both fork and exec.
     pub(crate) fn forbid() -> io::Result<()> {
         // SAFETY: as above.
-        match unsafe { libc::ioperm(COM2_PORT.into(), 1, 0) } {
+        match unsafe { libc::ioperm(COM2.into(), 1, 0) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -44,7 +42,7 @@ impl Com2 {
         unsafe {
             asm!(
                 "rep outsb",
-                in("dx") COM2_PORT,
+                in("dx") COM2,
                 inout("rsi") bytes.as_ptr() => _,
                 inout("rcx") bytes.len() => _,
                 options(readonly, nostack, preserves_flags),

@@ -11,7 +11,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::bus::{Device, Request};
+use crate::devices::bus::{Device, Request};
 use crate::error::Result;
 
 /// Number of pins. A PC has 24, and a kernel looks at each several times, with an exit each; two are in use.

@@ -7,11 +7,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::KernelLoader;
-use linux_loader::loader::bootparam::{XLF_KERNEL_64, setup_header};
+use linux_loader::loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, setup_header};
 use linux_loader::loader::bzimage::BzImage;
 use vm_memory::{ByteValued, GuestAddress};
 
-use super::{Image, KernelError, Loaded, loaded};
+use crate::kernel::{Image, KernelError, Loaded, loaded};
 use crate::memory::GuestRam;
 
 /// The setup header's offset in the file.
@@ -39,8 +39,18 @@ pub(super) fn load(
     Ok(Loaded {
         entry,
         end: GuestAddress(end),
+        initramfs_end: initramfs_end(&header),
         header: Some(header),
     })
+}
+
+/// Returns the first address behind those that the initramfs can have. (`Documentation/arch/x86/boot.rst`,
+/// `initrd_addr_max` and `XLF_CAN_BE_LOADED_ABOVE_4G`.)
+fn initramfs_end(header: &setup_header) -> u64 {
+    match header.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G {
+        0 => u64::from(header.initrd_addr_max) + 1,
+        _ => u64::MAX,
+    }
 }
 
 fn read_header(file: &File, image: Image) -> Result<setup_header, KernelError> {

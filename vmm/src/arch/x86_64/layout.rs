@@ -66,6 +66,9 @@ pub(crate) const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 pub(crate) const ACPI_END: GuestAddress = GuestAddress(0x10_0000);
 /// RAM above 1 MiB: kernels are loaded at or above it.
 pub const HIGH_RAM: GuestAddress = GuestAddress(0x10_0000);
+/// The lowest address of a kernel or of bare code, and the first one behind those that they can have.
+pub(crate) const KERNEL: GuestAddress = HIGH_RAM;
+pub(crate) const KERNEL_END: GuestAddress = MAPPED_END;
 /// The first address of the hole in RAM, which reaches to 4 GiB and has the interrupt controllers' registers.
 pub const HOLE: GuestAddress = GuestAddress(0xc000_0000);
 /// The IOAPIC's registers.

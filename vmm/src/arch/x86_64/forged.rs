@@ -8,10 +8,11 @@ use std::time::Duration;
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
 use tempfile::TempDir;
 
-use super::state::{Devices, State};
-use super::tests::with_body;
-use super::{Snapshot, file, save};
-use crate::devices::{ioapic, uart};
+use super::{board, ioapic};
+use crate::devices::uart;
+use crate::snapshot::state::{Devices, State};
+use crate::snapshot::tests::with_body;
+use crate::snapshot::{Snapshot, file, save};
 use crate::{Builder, Config, Error, Kernel, Outcome, Result};
 
 /// The time after which a forged guest is stopped, and the limit for a hang.
@@ -200,8 +201,10 @@ fn forged_devices_end_well() {
         );
         let ioapic = postcard::to_allocvec(&ioapic).unwrap();
         state.devices = Devices {
-            clock: Some(chance.word()),
-            ioapic: postcard::from_bytes(&ioapic).unwrap(),
+            board: board::State {
+                clock: Some(chance.word()),
+                ioapic: postcard::from_bytes(&ioapic).unwrap(),
+            },
             com1: port(chance),
             com2: port(chance),
         };

@@ -1,0 +1,52 @@
+//! The processor architecture. This module alone chooses one.
+//!
+//! Each architecture's module has the same names, which the rest of the crate uses:
+//!
+//! | name | what it is |
+//! |---|---|
+//! | `CMDLINE` | a kernel's default command line |
+//! | `FOR_INIT` | what `minivm-init` needs beside it |
+//! | `KERNEL` | the file's name of the kernel that `kernel-config/build.sh` makes |
+//! | `processor` | what identifies this host's kind of processor |
+//! | `device` | the device that an exit is about |
+//! | `channel_byte` | the byte that an exit writes to the channel |
+
+use minivm_vmm::ExitKind;
+
+#[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
+mod current;
+
+pub use current::CMDLINE;
+pub(crate) use current::{FOR_INIT, KERNEL, channel_byte, device, processor};
+
+/// A device of a machine, as an exit's access has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Console,
+    Channel,
+    InterruptController,
+    Power,
+    Nothing,
+}
+
+/// The registers of a UART.
+const UART_SIZE: u64 = 8;
+
+/// Returns the UART that has an address among its registers, given those of the first registers of COM1 and COM2.
+fn uart(address: u64, [com1, com2]: [u64; 2]) -> Option<Device> {
+    let of = |first: u64| (first..first + UART_SIZE).contains(&address);
+    match (of(com1), of(com2)) {
+        (true, _) => Some(Device::Console),
+        (_, true) => Some(Device::Channel),
+        _ => None,
+    }
+}
+
+/// Returns the address of an access to memory-mapped registers.
+fn address(exit: &ExitKind<'_>) -> Option<u64> {
+    match *exit {
+        ExitKind::MmioRead { address, .. } | ExitKind::MmioWrite { address, .. } => Some(address),
+        _ => None,
+    }
+}

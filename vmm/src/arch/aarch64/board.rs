@@ -1,0 +1,140 @@
+//! The devices of an arm64 machine beside its UARTs, and their interrupt lines: KVM has the GICv3, and there is nothing else.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
+use vm_superio::Trigger;
+
+use super::create::Irqchip;
+use super::layout;
+use crate::devices::bus::Bus;
+use crate::devices::uart::Uart;
+use crate::error::Result;
+use crate::kvm::Created;
+use crate::outcome::{Outcome, Reset};
+
+/// The number of the first shared peripheral interrupt among all interrupts.
+const SPI_FIRST: u32 = 32;
+
+/// The interrupt lines of a machine.
+pub(crate) struct Interrupts {
+    vm: Arc<VmFd>,
+    irqchip: Irqchip,
+}
+
+impl Interrupts {
+    /// Makes the lines that lead to the interrupt controller.
+    pub(crate) fn new(vm: &Arc<VmFd>, irqchip: Irqchip, _state: State) -> Self {
+        Interrupts {
+            vm: vm.clone(),
+            irqchip,
+        }
+    }
+
+    /// Returns COM1's line.
+    pub(crate) fn com1(&self) -> IrqLine {
+        self.line(layout::COM1_SPI)
+    }
+
+    /// Returns COM2's line.
+    pub(crate) fn com2(&self) -> IrqLine {
+        self.line(layout::COM2_SPI)
+    }
+
+    fn line(&self, spi: u8) -> IrqLine {
+        IrqLine(Some((self.vm.clone(), spi)))
+    }
+}
+
+/// An interrupt line from a UART to the GIC, or to nothing.
+pub(crate) struct IrqLine(Option<(Arc<VmFd>, u8)>);
+
+impl Trigger for IrqLine {
+    type E = io::Error;
+
+    /// Raises an edge.
+    fn trigger(&self) -> io::Result<()> {
+        let Some((vm, spi)) = &self.0 else {
+            return Ok(());
+        };
+        let irq = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (SPI_FIRST + u32::from(*spi));
+        // Sets the level of an input of the GIC. When both have returned, the interrupt is the GIC's, where a snapshot finds it;
+        // one that came by an eventfd would still be on its way. (KVM API 4.25, KVM_IRQ_LINE.)
+        vm.set_irq_line(irq, true)?;
+        vm.set_irq_line(irq, false)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl IrqLine {
+    /// Returns a line whose interrupts are lost, for tests of UARTs.
+    pub(crate) fn unconnected() -> Self {
+        IrqLine(None)
+    }
+}
+
+/// The bus of a machine, with its devices behind it.
+pub(crate) struct Board {
+    /// The bus of memory-mapped registers.
+    pub(crate) mmio: Bus,
+    irqchip: Irqchip,
+}
+
+impl Board {
+    /// Connects the devices.
+    pub(crate) fn new(
+        interrupts: Interrupts,
+        com1: &Arc<Mutex<Uart>>,
+        com2: &Arc<Mutex<Uart>>,
+    ) -> Self {
+        let registers = |first: GuestAddress| first.0..first.0 + layout::COM_SIZE;
+        let mut mmio = Bus::default();
+        mmio.attach(registers(layout::COM1), com1.clone());
+        mmio.attach(registers(layout::COM2), com2.clone());
+        Board {
+            mmio,
+            irqchip: interrupts.irqchip,
+        }
+    }
+
+    /// Returns the outcome of a reset.
+    pub(crate) fn reset(&self, reset: Reset) -> Outcome {
+        Outcome::Reboot(reset)
+    }
+
+    /// Returns the outcome where every vCPU is off.
+    pub(crate) fn halt(&self) -> Outcome {
+        Outcome::Stuck
+    }
+
+    /// Keeps the devices from changing.
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        Frozen(&self.irqchip)
+    }
+}
+
+/// The state of the board, in a snapshot.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct State {}
+
+impl State {
+    /// Sets the part of the state that KVM keeps for the machine.
+    pub(crate) fn set(&self, _created: &Created) -> Result<()> {
+        Err(super::vcpu_state::unsupported())
+    }
+}
+
+/// The devices of a machine that is being saved.
+pub(crate) struct Frozen<'a>(&'a Irqchip);
+
+impl Frozen<'_> {
+    /// Returns the state.
+    pub(crate) fn state(&self, _vm: &VmFd) -> Result<State> {
+        Err(super::vcpu_state::unsupported())
+    }
+}

@@ -1,0 +1,61 @@
+//! The data that a boot loader leaves in an arm64 machine's memory, and the registers with which its kernel starts.
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::tree::{self, Tree};
+use super::{layout, registers};
+use crate::config::Config;
+use crate::error::Result;
+use crate::initramfs::Placed;
+use crate::kernel::Loaded;
+use crate::memory::GuestRam;
+use crate::vcpu::Vcpu;
+
+pub(crate) use super::tree::SEED_LEN;
+
+/// The point at which a kernel starts, and what its device tree says beside the processors' addresses, which KVM knows.
+pub(crate) struct Start {
+    entry: GuestAddress,
+    memory: u64,
+    cmdline: String,
+    initramfs: Placed,
+    seed: [u8; SEED_LEN],
+}
+
+/// Gathers the data for a kernel that has been loaded. They are written when the vCPUs are there.
+pub(crate) fn write(
+    config: &Config,
+    _ram: &GuestRam,
+    kernel: &Loaded,
+    initramfs: Placed,
+    seed: [u8; SEED_LEN],
+) -> Result<Start> {
+    Ok(Start {
+        entry: kernel.entry,
+        memory: config.memory,
+        cmdline: config.cmdline.clone(),
+        initramfs,
+        seed,
+    })
+}
+
+impl Start {
+    /// Writes the device tree, and sets the first vCPU's registers.
+    pub(crate) fn set(self, ram: &GuestRam, vcpus: &[Vcpu]) -> Result<()> {
+        let cpus: Vec<_> = vcpus
+            .iter()
+            .map(|vcpu| registers::affinity(&vcpu.fd))
+            .collect::<Result<_>>()?;
+        let tree = tree::bytes(&Tree {
+            cpus: &cpus,
+            memory: self.memory,
+            cmdline: &self.cmdline,
+            initramfs: self.initramfs,
+            seed: self.seed,
+        });
+        ram.map()
+            .write_slice(&tree, layout::TREE)
+            .expect("the first 2 MiB of RAM are always there");
+        registers::set_entry(&vcpus[0].fd, self.entry, layout::TREE)
+    }
+}

@@ -1,0 +1,98 @@
+//! The KVM calls of a machine's creation that only arm64 has; `kvm` makes them in their order.
+
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER, kvm_enable_cap,
+    kvm_vcpu_init,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use super::layout;
+use super::vcpu_state::VcpuState;
+use crate::error::{Error, Result};
+use crate::vcpu::Vcpu;
+
+pub(crate) use super::gic::Irqchip;
+
+/// The capabilities that a machine needs beside those of every architecture.
+pub(crate) const NEEDED: [(Cap, &str); 3] = [
+    (Cap::DeviceCtrl, "KVM_CAP_DEVICE_CTRL"),
+    (Cap::OneReg, "KVM_CAP_ONE_REG"),
+    (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2"),
+];
+
+/// The bits of a guest-physical address where KVM leaves no choice, and the fewest that it takes.
+const ADDRESS_BITS_FIXED: u32 = 40;
+const ADDRESS_BITS_MIN: u32 = 32;
+
+/// Returns the type of a machine with `bytes` of RAM: the number of bits of its addresses.
+pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
+    let end = layout::RAM.0 + bytes;
+    let bits = (u64::BITS - (end - 1).leading_zeros()).max(ADDRESS_BITS_MIN);
+    // As few as the RAM needs, for that saves KVM a level of its tables. The most that processor and KVM have is the value of
+    // the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4, KVM_CHECK_EXTENSION,
+    // KVM_CAP_ARM_VM_IPA_SIZE.)
+    let choice = kvm.check_extension(Cap::ArmVmIPASize);
+    let limit = match choice {
+        true => u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(ADDRESS_BITS_FIXED),
+        false => ADDRESS_BITS_FIXED,
+    };
+    if bits > limit {
+        let most = ((1u64 << limit) - layout::RAM.0) >> 20;
+        return Err(Error::Config(format!(
+            "{bytes} bytes of guest memory do not fit: this host's KVM has guest-physical addresses of {limit} bits (KVM_CAP_ARM_VM_IPA_SIZE), which is for at most {most}M"
+        )));
+    }
+    Ok(if choice { bits.into() } else { 0 })
+}
+
+/// Prepares a machine that has just been created.
+pub(crate) fn prepare_vm(vm: &VmFd) -> Result<()> {
+    if vm.check_extension_raw(KVM_CAP_ARM_NISV_TO_USER.into()) == 0 {
+        return Ok(());
+    }
+    // An access outside RAM by an instruction that the processor doesn't describe (a pair of registers, a write-back) fails
+    // KVM_RUN with ENOSYS; enabled, it is an exit with a name. (KVM API 4.37, KVM_ENABLE_CAP; 7.18, KVM_CAP_ARM_NISV_TO_USER.)
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_ARM_NISV_TO_USER,
+        ..Default::default()
+    };
+    vm.enable_cap(&cap)
+        .map_err(Error::kvm("KVM_ENABLE_CAP (KVM_CAP_ARM_NISV_TO_USER)"))
+}
+
+/// Creates the processors. Number 0 is the one that starts; the others are off until PSCI's CPU_ON.
+pub(crate) fn create_vcpus(_kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> {
+    let mut init = kvm_vcpu_init::default();
+    // The processor that a vCPU can be on this host: that of the host. (KVM API 4.83, KVM_ARM_PREFERRED_TARGET.)
+    vm.get_preferred_target(&mut init)
+        .map_err(Error::kvm("KVM_ARM_PREFERRED_TARGET"))?;
+    // KVM itself answers calls of PSCI, with which a kernel starts processors and ends the machine.
+    init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    (0..cpus).map(|id| create_vcpu(vm, id, init)).collect()
+}
+
+fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init) -> Result<Vcpu> {
+    if id > 0 {
+        init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+    }
+    // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. KVM makes its address among the
+    // processors (MPIDR) of its number. (KVM API 4.7, KVM_CREATE_VCPU.)
+    let fd = vm
+        .create_vcpu(id.into())
+        .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+    // Gives the vCPU its kind and its features, and resets it: at EL1, all interrupts masked, all else zero.
+    // (KVM API 4.82, KVM_ARM_VCPU_INIT.)
+    fd.vcpu_init(&init)
+        .map_err(Error::kvm("KVM_ARM_VCPU_INIT"))?;
+    Ok(Vcpu::new(id, fd, init))
+}
+
+/// Creates the processors of a snapshot.
+pub(crate) fn create_vcpus_of(_vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcpu>> {
+    states.iter().map(VcpuState::create).collect()
+}
+
+/// Checks that this host can continue the guest of a snapshot.
+pub(crate) fn check_host(_kvm: &Kvm, _states: &[VcpuState]) -> Result<()> {
+    Err(super::vcpu_state::unsupported())
+}

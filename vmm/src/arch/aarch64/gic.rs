@@ -1,0 +1,73 @@
+//! KVM's GICv3: the interrupt controller of an arm64 machine, with the processors' own parts of it.
+
+use std::ptr;
+
+use kvm_bindings::{
+    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+};
+use kvm_ioctls::{DeviceFd, VmFd};
+
+use super::layout;
+use crate::error::{Error, Result};
+use crate::vcpu::Vcpu;
+
+/// The interrupts of the GIC: 32 of the processors' own, and as many shared ones, of which two are in use. It is KVM's least.
+const INTERRUPTS: u32 = 64;
+
+/// KVM's interrupt controller of a machine. (`Documentation/virt/kvm/devices/arm-vgic-v3.rst`.)
+pub(crate) struct Irqchip(DeviceFd);
+
+impl Irqchip {
+    /// Creates the controller.
+    pub(crate) fn create(vm: &VmFd) -> Result<Self> {
+        let mut device = kvm_create_device {
+            type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+            ..Default::default()
+        };
+        // A device that KVM emulates, as a descriptor. A host whose own controller is a GICv2 has none of version 3, and fails
+        // with ENODEV. (KVM API 4.79, KVM_CREATE_DEVICE.)
+        let device = vm
+            .create_device(&mut device)
+            .map_err(|errno| match errno.errno() {
+                libc::ENODEV => Error::KvmUnusable(
+                    "its interrupt controller is a GICv2, and minivm's machines have a GICv3"
+                        .into(),
+                ),
+                _ => Error::kvm("KVM_CREATE_DEVICE (KVM_DEV_TYPE_ARM_VGIC_V3)")(errno),
+            })?;
+        Ok(Irqchip(device))
+    }
+
+    /// Completes the controller when all vCPUs are there, each of which has a redistributor: its number of interrupts, the
+    /// places of its registers, and last its initialization, after which nothing of that can change.
+    pub(crate) fn complete(&self, _vcpus: &[Vcpu]) -> Result<()> {
+        self.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &INTERRUPTS)?;
+        for (kind, address) in [
+            (KVM_VGIC_V3_ADDR_TYPE_DIST, layout::GIC_DISTRIBUTOR),
+            (KVM_VGIC_V3_ADDR_TYPE_REDIST, layout::GIC_REDISTRIBUTORS),
+        ] {
+            self.set(KVM_DEV_ARM_VGIC_GRP_ADDR, kind, &address.0)?;
+        }
+        let none: *const u32 = ptr::null();
+        self.set_at(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, none)
+    }
+
+    fn set<T>(&self, group: u32, attribute: u32, value: &T) -> Result<()> {
+        self.set_at(group, attribute, ptr::from_ref(value))
+    }
+
+    fn set_at<T>(&self, group: u32, attribute: u32, value: *const T) -> Result<()> {
+        let attribute = kvm_device_attr {
+            group,
+            attr: attribute.into(),
+            addr: value as u64,
+            flags: 0,
+        };
+        // (KVM API 4.80, KVM_SET_DEVICE_ATTR.)
+        self.0
+            .set_device_attr(&attribute)
+            .map_err(Error::kvm("KVM_SET_DEVICE_ATTR (of the GICv3)"))
+    }
+}

@@ -1,0 +1,176 @@
+//! The flattened device tree: all that a kernel learns of the machine.
+//!
+//! The names of nodes and properties are those of the Devicetree Specification 0.4 and of Linux's bindings
+//! (`Documentation/devicetree/bindings`), which the comments name by their files there.
+
+use vm_fdt::{Error, FdtWriter};
+
+use super::layout;
+use crate::initramfs::Placed;
+
+/// Bytes of seed: 32 for the kernel's random number generator, and 8 that place the kernel in its address space.
+pub(crate) const SEED_LEN: usize = 40;
+const KASLR_SEED: usize = 32;
+
+/// The phandle of the interrupt controller.
+const GIC: u32 = 1;
+/// The first cell of an interrupt: a shared one, or one of the processor's own; the last: an edge, or a level
+/// (`interrupt-controller/arm,gic-v3.yaml`).
+const SPI: u32 = 0;
+const PPI: u32 = 1;
+const EDGE_RISING: u32 = 1;
+const LEVEL_HIGH: u32 = 4;
+/// The timers' interrupts, as KVM raises them: the secure physical one, the physical one, the virtual one, the hypervisor's
+/// (`timer/arm,arch_timer.yaml`). Guests have the virtual one.
+const TIMERS: [u32; 4] = [13, 14, 11, 10];
+/// The UARTs' clock in Hz, a PC's: 16 times the highest rate.
+const COM_CLOCK: u32 = 1_843_200;
+
+/// What the tree says of a machine.
+pub(super) struct Tree<'a> {
+    /// The processors' addresses (MPIDR), the first of which starts.
+    pub(super) cpus: &'a [u64],
+    /// RAM in bytes.
+    pub(super) memory: u64,
+    pub(super) cmdline: &'a str,
+    pub(super) initramfs: Placed,
+    pub(super) seed: [u8; SEED_LEN],
+}
+
+/// Returns the tree of a machine, of some two KiB.
+pub(super) fn bytes(tree: &Tree<'_>) -> Vec<u8> {
+    let bytes = write(tree).expect("the names and nesting are right, and no value has a NUL");
+    debug_assert!(bytes.len() <= layout::TREE_MAX);
+    bytes
+}
+
+fn write(tree: &Tree<'_>) -> Result<Vec<u8>, Error> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_string("compatible", "linux,dummy-virt")?;
+    fdt.property_string("model", "minivm")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_u32("interrupt-parent", GIC)?;
+    chosen(&mut fdt, tree)?;
+    aliases(&mut fdt)?;
+    memory(&mut fdt, tree.memory)?;
+    cpus(&mut fdt, tree.cpus)?;
+    psci(&mut fdt)?;
+    gic(&mut fdt, tree.cpus.len() as u64)?;
+    timer(&mut fdt)?;
+    uart(&mut fdt, layout::COM1.0, layout::COM1_SPI)?;
+    uart(&mut fdt, layout::COM2.0, layout::COM2_SPI)?;
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+/// What a boot loader tells the kernel. (Devicetree Specification, "/chosen Node"; Linux's `chosen.yaml`.)
+fn chosen(fdt: &mut FdtWriter, tree: &Tree<'_>) -> Result<(), Error> {
+    let node = fdt.begin_node("chosen")?;
+    fdt.property_string("bootargs", tree.cmdline)?;
+    fdt.property_string("stdout-path", "serial0")?;
+    if tree.initramfs.size > 0 {
+        let Placed { start, size } = tree.initramfs;
+        fdt.property_u64("linux,initrd-start", start)?;
+        fdt.property_u64("linux,initrd-end", start + size)?;
+    }
+    let (rng, kaslr) = tree.seed.split_at(KASLR_SEED);
+    fdt.property("rng-seed", rng)?;
+    fdt.property("kaslr-seed", kaslr)?;
+    fdt.end_node(node)
+}
+
+/// The numbers of the UARTs: `ttyS0`, `ttyS1`.
+fn aliases(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("aliases")?;
+    fdt.property_string("serial0", &format!("/{}", uart_name(layout::COM1.0)))?;
+    fdt.property_string("serial1", &format!("/{}", uart_name(layout::COM2.0)))?;
+    fdt.end_node(node)
+}
+
+fn memory(fdt: &mut FdtWriter, bytes: u64) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("memory@{:x}", layout::RAM.0))?;
+    fdt.property_string("device_type", "memory")?;
+    fdt.property_array_u64("reg", &[layout::RAM.0, bytes])?;
+    fdt.end_node(node)
+}
+
+/// The processors, which PSCI starts (`arm/cpus.yaml`).
+fn cpus(fdt: &mut FdtWriter, addresses: &[u64]) -> Result<(), Error> {
+    let node = fdt.begin_node("cpus")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 0)?;
+    for address in addresses {
+        let cpu = fdt.begin_node(&format!("cpu@{address:x}"))?;
+        fdt.property_string("device_type", "cpu")?;
+        fdt.property_string("compatible", "arm,armv8")?;
+        fdt.property_u64("reg", *address)?;
+        fdt.property_string("enable-method", "psci")?;
+        fdt.end_node(cpu)?;
+    }
+    fdt.end_node(node)
+}
+
+/// The way to start processors, to switch the power off and to reset (`arm/psci.yaml`): calls that KVM answers.
+fn psci(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("psci")?;
+    fdt.property_string_list(
+        "compatible",
+        vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()],
+    )?;
+    fdt.property_string("method", "hvc")?;
+    fdt.end_node(node)
+}
+
+/// The interrupt controller (`interrupt-controller/arm,gic-v3.yaml`).
+fn gic(fdt: &mut FdtWriter, cpus: u64) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!(
+        "interrupt-controller@{:x}",
+        layout::GIC_DISTRIBUTOR.0
+    ))?;
+    fdt.property_string("compatible", "arm,gic-v3")?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_u32("#address-cells", 0)?;
+    fdt.property_array_u64(
+        "reg",
+        &[
+            layout::GIC_DISTRIBUTOR.0,
+            layout::GIC_DISTRIBUTOR_SIZE,
+            layout::GIC_REDISTRIBUTORS.0,
+            layout::GIC_REDISTRIBUTOR_SIZE * cpus,
+        ],
+    )?;
+    fdt.property_phandle(GIC)?;
+    fdt.end_node(node)
+}
+
+/// The processors' timers (`timer/arm,arch_timer.yaml`).
+fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("timer")?;
+    fdt.property_string("compatible", "arm,armv8-timer")?;
+    let interrupts: Vec<_> = TIMERS
+        .into_iter()
+        .flat_map(|timer| [PPI, timer, LEVEL_HIGH])
+        .collect();
+    fdt.property_array_u32("interrupts", &interrupts)?;
+    fdt.property_null("always-on")?;
+    fdt.end_node(node)
+}
+
+/// A UART (`serial/8250.yaml`).
+fn uart(fdt: &mut FdtWriter, address: u64, spi: u8) -> Result<(), Error> {
+    let node = fdt.begin_node(&uart_name(address))?;
+    fdt.property_string("compatible", "ns16550a")?;
+    fdt.property_array_u64("reg", &[address, layout::COM_SIZE])?;
+    fdt.property_u32("reg-shift", 0)?;
+    fdt.property_u32("reg-io-width", 1)?;
+    fdt.property_u32("clock-frequency", COM_CLOCK)?;
+    fdt.property_array_u32("interrupts", &[SPI, spi.into(), EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
+fn uart_name(address: u64) -> String {
+    format!("serial@{address:x}")
+}

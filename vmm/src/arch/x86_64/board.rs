@@ -1,0 +1,259 @@
+//! A PC's devices beside its UARTs: the IOAPIC that carries their interrupts, and the ports that end the machine.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use kvm_bindings::{kvm_clock_data, kvm_msi};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use vm_superio::Trigger;
+
+use super::create::Irqchip;
+use super::ioapic::{self, IoApic, Routing};
+use super::layout;
+use super::power::{ResetLine, SleepControl};
+use crate::devices::bus::{Bus, lock};
+use crate::devices::uart::Uart;
+use crate::error::{Error, Result};
+use crate::kvm::Created;
+use crate::outcome::{Outcome, Reset};
+
+/// The interrupt lines of a machine.
+pub(crate) struct Interrupts(Arc<Mutex<IoApic>>);
+
+impl Interrupts {
+    /// Makes the IOAPIC, in a given state.
+    pub(crate) fn new(vm: &Arc<VmFd>, _irqchip: Irqchip, state: State) -> Self {
+        let ioapic = IoApic::new(message_sink(vm.clone()), state.ioapic);
+        Interrupts(Arc::new(Mutex::new(ioapic)))
+    }
+
+    /// Returns COM1's line.
+    pub(crate) fn com1(&self) -> IrqLine {
+        self.line(layout::COM1_IRQ)
+    }
+
+    /// Returns COM2's line.
+    pub(crate) fn com2(&self) -> IrqLine {
+        self.line(layout::COM2_IRQ)
+    }
+
+    fn line(&self, pin: u8) -> IrqLine {
+        let ioapic = self.0.clone();
+        IrqLine { ioapic, pin }
+    }
+}
+
+/// An interrupt line from a UART to a pin of the IOAPIC.
+pub(crate) struct IrqLine {
+    ioapic: Arc<Mutex<IoApic>>,
+    pin: u8,
+}
+
+impl Trigger for IrqLine {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        lock(&self.ioapic).pulse(self.pin)
+    }
+}
+
+#[cfg(test)]
+impl IrqLine {
+    /// Returns a line whose interrupts are lost, for tests of UARTs.
+    pub(crate) fn unconnected() -> Self {
+        let ioapic = IoApic::new(Box::new(|_| Ok(())), ioapic::State::default());
+        IrqLine {
+            ioapic: Arc::new(Mutex::new(ioapic)),
+            pin: layout::COM1_IRQ,
+        }
+    }
+}
+
+/// Returns the function by which the IOAPIC's messages reach the local APICs.
+fn message_sink(vm: Arc<VmFd>) -> ioapic::Sink {
+    Box::new(move |msi| {
+        let msi = kvm_msi {
+            address_lo: msi.address,
+            data: msi.data,
+            ..Default::default()
+        };
+        // Delivers the message as if a device had written `data` to `address`. The result says whether a local APIC took
+        // it, or EPERM that none was meant; an edge doesn't care. (KVM API 4.71, KVM_SIGNAL_MSI.)
+        match vm.signal_msi(msi) {
+            Err(errno) if errno.errno() != libc::EPERM => Err(errno.into()),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// The buses of a machine, with its devices behind them.
+pub(crate) struct Board {
+    pub(super) ports: Bus,
+    /// The bus of memory-mapped registers.
+    pub(crate) mmio: Bus,
+    ioapic: Arc<Mutex<IoApic>>,
+}
+
+impl Board {
+    /// Connects the devices.
+    pub(crate) fn new(
+        interrupts: Interrupts,
+        com1: &Arc<Mutex<Uart>>,
+        com2: &Arc<Mutex<Uart>>,
+    ) -> Self {
+        let Interrupts(ioapic) = interrupts;
+        Board {
+            ports: port_bus(com1, com2),
+            mmio: mmio_bus(&ioapic),
+            ioapic,
+        }
+    }
+
+    /// Returns the outcome of a reset.
+    pub(crate) fn reset(&self, reset: Reset) -> Outcome {
+        of_reset(reset, lock(&self.ioapic).routing())
+    }
+
+    /// Returns the outcome where every vCPU is halted for ever.
+    pub(crate) fn halt(&self) -> Outcome {
+        match lock(&self.ioapic).routing() {
+            Routing::Quiesced => Outcome::Halted,
+            Routing::Never | Routing::Active => Outcome::Stuck,
+        }
+    }
+
+    /// Keeps the devices from changing.
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        Frozen(lock(&self.ioapic))
+    }
+}
+
+/// Returns the outcome of a reset, given the use that the guest had made of its interrupts.
+fn of_reset(reset: Reset, routing: Routing) -> Outcome {
+    match (reset, routing) {
+        (reset, Routing::Active) => Outcome::Panic(reset),
+        (Reset::TripleFault, Routing::Never) => Outcome::TripleFault,
+        (reset, _) => Outcome::Reboot(reset),
+    }
+}
+
+fn port_bus(com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Bus {
+    let ports = |first: u16, count: u16| u64::from(first)..u64::from(first) + u64::from(count);
+    let mut bus = Bus::default();
+    bus.attach(ports(layout::COM1_PORT, layout::COM_PORTS), com1.clone());
+    bus.attach(ports(layout::COM2_PORT, layout::COM_PORTS), com2.clone());
+    bus.attach(
+        ports(layout::I8042_COMMAND_PORT, 1),
+        Arc::new(Mutex::new(ResetLine)),
+    );
+    bus.attach(
+        ports(layout::ACPI_SLEEP_PORT, 2),
+        Arc::new(Mutex::new(SleepControl)),
+    );
+    bus
+}
+
+fn mmio_bus(ioapic: &Arc<Mutex<IoApic>>) -> Bus {
+    let mut bus = Bus::default();
+    bus.attach(
+        layout::IOAPIC.0..layout::IOAPIC.0 + ioapic::SIZE,
+        ioapic.clone(),
+    );
+    bus
+}
+
+/// The state of the board, in a snapshot; by default that of a machine that boots.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// The clock that KVM shows to the guest (kvm-clock), in nanoseconds; `None` in a machine that boots, whose clock is
+    /// KVM's own.
+    pub(super) clock: Option<u64>,
+    pub(super) ioapic: ioapic::State,
+}
+
+impl State {
+    /// Sets the part of the state that KVM keeps for the machine, after the vCPUs' states. [`Interrupts::new`] takes the rest.
+    pub(crate) fn set(&self, created: &Created) -> Result<()> {
+        match self.clock {
+            Some(clock) => set_clock(&created.vm, clock),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The devices of a machine that is being saved.
+pub(crate) struct Frozen<'a>(MutexGuard<'a, IoApic>);
+
+impl Frozen<'_> {
+    /// Returns the state.
+    pub(crate) fn state(&self, vm: &VmFd) -> Result<State> {
+        // The time that kvm-clock shows to the guest now; see `set_clock`. (KVM API 4.29, KVM_GET_CLOCK.)
+        let clock = vm.get_clock().map_err(Error::kvm("KVM_GET_CLOCK"))?;
+        Ok(State {
+            clock: Some(clock.clock),
+            ioapic: self.0.state(),
+        })
+    }
+}
+
+/// Sets the guest's paravirtual clock, so that it continues where it was.
+fn set_clock(vm: &VmFd, nanoseconds: u64) -> Result<()> {
+    // kvm-clock counts nanoseconds since the machine began, in a page that a guest shares with KVM and reads together with
+    // the time stamp counter. So it comes after the counters, on whose being alike it depends whether all vCPUs can share
+    // one reading (the "master clock"). Without it the guest's clock would start at 0, and Linux would stand still until it
+    // has caught up. With KVM_CLOCK_REALTIME KVM would add the time that passed since the snapshot was saved; the time stamp
+    // counter and the timers wouldn't follow. (KVM API 4.30, KVM_SET_CLOCK.)
+    let clock = kvm_clock_data {
+        clock: nanoseconds,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(Error::kvm("KVM_SET_CLOCK"))
+}
+
+#[cfg(test)]
+impl State {
+    /// A made-up state, with a number in it.
+    pub(crate) fn sample(number: u64) -> Self {
+        State {
+            clock: Some(number),
+            ..State::default()
+        }
+    }
+
+    /// Returns the number of a made-up state.
+    pub(crate) fn number(&self) -> u64 {
+        self.clock.unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resets_outcome_depends_on_the_interrupts() {
+        let of = of_reset;
+        assert_eq!(
+            of(Reset::Line, Routing::Never),
+            Outcome::Reboot(Reset::Line)
+        );
+        assert_eq!(
+            of(Reset::Line, Routing::Quiesced),
+            Outcome::Reboot(Reset::Line)
+        );
+        assert_eq!(
+            of(Reset::Line, Routing::Active),
+            Outcome::Panic(Reset::Line)
+        );
+        assert_eq!(of(Reset::TripleFault, Routing::Never), Outcome::TripleFault);
+        assert_eq!(
+            of(Reset::TripleFault, Routing::Quiesced),
+            Outcome::Reboot(Reset::TripleFault)
+        );
+        assert_eq!(
+            of(Reset::TripleFault, Routing::Active),
+            Outcome::Panic(Reset::TripleFault)
+        );
+    }
+}

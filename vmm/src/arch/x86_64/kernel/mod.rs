@@ -1,0 +1,28 @@
+//! The loaders of kernels for x86-64: an ELF `vmlinux`, or a bzImage.
+
+mod bzimage;
+mod elf;
+
+use std::fs::File;
+
+use linux_loader::loader::bootparam::setup_header;
+
+use crate::kernel::{Image, KernelError, Loaded};
+use crate::memory::GuestRam;
+
+/// A bzImage's own setup header, which the zero page has to repeat.
+pub(crate) type Header = Option<setup_header>;
+
+/// Loads the kernel in `file`, which begins with `magic`.
+pub(crate) fn load(
+    file: &mut File,
+    magic: &[u8],
+    image: Image,
+    cmdline_len: usize,
+    ram: &GuestRam,
+) -> Result<Loaded, KernelError> {
+    match magic {
+        b"\x7fELF" => elf::load(file, image, ram),
+        _ => bzimage::load(file, image, cmdline_len, ram),
+    }
+}
