@@ -4,6 +4,7 @@
 
 // Tests run: on any KVM
 
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;

@@ -39,7 +39,8 @@ const FOR_SANDBOXES: [&str; 2] = ["bubblewrap", "chromium"];
 
 /// For the tests alone, which make and move images with the tools that everybody uses. Docker's daemon comes in
 /// `docker.io`; its client isn't needed.
-const FOR_TESTS: [&str; 6] = [
+const FOR_TESTS: [&str; 7] = [
+    "device-tree-compiler",
     "skopeo",
     "umoci",
     "docker-registry",

@@ -28,5 +28,25 @@ pub use aarch64::layout;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use aarch64::*;
 
+/// The parts of arm64 that need no KVM, for their tests on other processors.
+#[cfg(all(test, not(target_arch = "aarch64")))]
+#[path = "aarch64"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the parts that use them aren't here"
+)]
+mod arm64 {
+    mod layout;
+    mod tree;
+
+    mod kernel {
+        use super::layout;
+
+        mod image;
+        mod packed;
+    }
+}
+
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("minivm-vmm builds machines for x86-64 and arm64 only");

@@ -42,7 +42,9 @@ pub enum KernelError {
     #[error("it cannot be unpacked")]
     Unpack(#[source] io::Error),
     /// The compressed kernel would be too large.
-    #[error("it is damaged: it unpacks to more than {0} bytes")]
+    #[error(
+        "it unpacks to more than the {0} bytes that a kernel can have here: more --memory may help"
+    )]
     UnpackedTooLarge(u64),
     /// A segment's place is not in guest RAM.
     #[error(

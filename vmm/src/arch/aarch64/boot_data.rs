@@ -30,8 +30,11 @@ pub(crate) fn write(
     initramfs: Placed,
     seed: [u8; SEED_LEN],
 ) -> Result<Start> {
+    let &Loaded {
+        entry, header: (), ..
+    } = kernel;
     Ok(Start {
-        entry: kernel.entry,
+        entry,
         memory: config.memory,
         cmdline: config.cmdline.clone(),
         initramfs,

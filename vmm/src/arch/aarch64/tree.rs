@@ -174,3 +174,65 @@ fn uart(fdt: &mut FdtWriter, address: u64, spi: u8) -> Result<(), Error> {
 fn uart_name(address: u64) -> String {
     format!("serial@{address:x}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Returns the source of a tree, by dtc, which checks it too.
+    fn decompiled(tree: &[u8]) -> String {
+        let mut dtc = Command::new("dtc")
+            .args(["-I", "dtb", "-O", "dts", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("dtc is there: install device-tree-compiler");
+        dtc.stdin.take().unwrap().write_all(tree).unwrap();
+        let ended = dtc.wait_with_output().unwrap();
+        let warnings = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!((ended.status.success(), &*warnings), (true, ""));
+        // Versions of dtc differ in how they print a list of strings.
+        let source = String::from_utf8(ended.stdout).unwrap();
+        source.replace("\\0", "\", \"")
+    }
+
+    #[test]
+    fn the_tree_is_the_golden_one_and_has_no_warning() {
+        let mut seed = [0; SEED_LEN];
+        seed.iter_mut()
+            .zip(1..)
+            .for_each(|(byte, number)| *byte = number);
+        let tree = bytes(&Tree {
+            cpus: &[0, 1, 0x1_0000_0002],
+            memory: 256 << 20,
+            cmdline: "console=ttyS0 panic=-1",
+            initramfs: Placed {
+                start: 0x8f00_0000,
+                size: 0x1234,
+            },
+            seed,
+        });
+        assert_eq!(decompiled(&tree), include_str!("tree.dts"));
+    }
+
+    #[test]
+    fn a_machine_without_initramfs_has_no_place_of_one() {
+        let tree = bytes(&Tree {
+            cpus: &[0],
+            memory: 1 << 40,
+            cmdline: "",
+            initramfs: Placed::default(),
+            seed: [0; SEED_LEN],
+        });
+        let source = decompiled(&tree);
+        assert!(!source.contains("initrd"), "{source}");
+        assert!(
+            source.contains("reg = <0x00 0x80000000 0x100 0x00>;"),
+            "{source}"
+        );
+    }
+}

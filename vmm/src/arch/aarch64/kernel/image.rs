@@ -71,7 +71,10 @@ fn check_whole(
     if pe[..4] != PE_MAGIC {
         return Ok(());
     }
-    let sections = u16_at(&pe, 6).min(SECTIONS_MAX);
+    let sections = u16_at(&pe, 6);
+    if sections > SECTIONS_MAX {
+        return Err(KernelError::Damaged("its PE header has too many sections"));
+    }
     let table = at + PE_HEADER as u64 + u64::from(u16_at(&pe, 20));
     for number in 0..u64::from(sections) {
         let at = table + number * SECTION as u64;
@@ -122,4 +125,101 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    const RAM_END: u64 = layout::RAM.0 + (64 << 20);
+
+    /// An Image of 8 KiB that needs 1 MiB, with a PE header of one section that has all but the first 4 KiB.
+    fn good() -> Vec<u8> {
+        let mut image = vec![0; 0x2000];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"MZ");
+        put(16, &0x10_0000u64.to_le_bytes());
+        put(24, &0xau64.to_le_bytes());
+        put(56, &MAGIC);
+        put(60, &64u32.to_le_bytes());
+        put(64, &PE_MAGIC);
+        put(70, &1u16.to_le_bytes());
+        put(84, &160u16.to_le_bytes());
+        put(64 + 24 + 160 + 16, &0x1000u32.to_le_bytes());
+        put(64 + 24 + 160 + 20, &0x1000u32.to_le_bytes());
+        image
+    }
+
+    fn checked(bytes: Vec<u8>) -> Result<Range<u64>, KernelError> {
+        let image = Image {
+            size: bytes.len() as u64,
+            ram_end: RAM_END,
+        };
+        check(&mut Cursor::new(bytes), image)
+    }
+
+    fn changed(at: usize, bytes: &[u8]) -> Result<Range<u64>, KernelError> {
+        let mut image = good();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        checked(image)
+    }
+
+    #[test]
+    fn an_image_takes_what_its_header_says() {
+        let start = layout::KERNEL.0;
+        assert_eq!(checked(good()).unwrap(), start..start + 0x10_0000);
+        let offset = changed(8, &0x8_0000u64.to_le_bytes()).unwrap();
+        assert_eq!(offset, start + 0x8_0000..start + 0x18_0000);
+        let small = changed(16, &1u64.to_le_bytes()).unwrap();
+        assert_eq!(small, start..start + 0x2000, "the file's bytes need room");
+        let without_pe = changed(64, b"none").unwrap();
+        assert_eq!(without_pe, start..start + 0x10_0000);
+    }
+
+    #[test]
+    fn headers_that_cannot_be_booted_are_refused() {
+        let far = u64::MAX.to_le_bytes();
+        let elf = |machine: u16| {
+            let mut elf = vec![0; 64];
+            elf[..4].copy_from_slice(b"\x7fELF");
+            elf[18..20].copy_from_slice(&machine.to_le_bytes());
+            checked(elf)
+        };
+        let mut bzimage = vec![0; 0x300];
+        bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+        for (result, part) in [
+            (checked(Vec::new()), "not a kernel"),
+            (checked(good()[..63].to_vec()), "not a kernel"),
+            (changed(56, b"ARMx"), "not a kernel"),
+            (changed(24, &1u64.to_le_bytes()), "big-endian"),
+            (changed(16, &0u64.to_le_bytes()), "no image size"),
+            (changed(16, &far), "not in guest RAM"),
+            (changed(8, &far), "not in guest RAM"),
+            (
+                changed(16, &(63u64 << 20).to_le_bytes()),
+                "not in guest RAM",
+            ),
+            (checked(good()[..0x1fff].to_vec()), "truncated"),
+            (checked(good()[..0x100].to_vec()), "truncated"),
+            (changed(70, &u16::MAX.to_le_bytes()), "too many sections"),
+            (changed(84, &u16::MAX.to_le_bytes()), "truncated"),
+            (
+                changed(64 + 24 + 160 + 20, &u32::MAX.to_le_bytes()),
+                "truncated",
+            ),
+            (elf(183), "boot/Image"),
+            (elf(62), "x86-64"),
+            (elf(8), "machine number 8"),
+            (checked(bzimage), "for x86"),
+        ] {
+            let refusal = result.expect_err(part).to_string();
+            assert!(refusal.contains(part), "{refusal:?} has no {part:?}");
+        }
+        // Whatever the offset of the PE header is, there is an answer.
+        for at in [0, 1, 0x1ff0, 0x2000, u32::MAX] {
+            let _ = changed(60, &at.to_le_bytes());
+        }
+    }
 }
