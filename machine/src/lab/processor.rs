@@ -16,12 +16,18 @@ pub enum Processor {
 
 /// What is needed to emulate the processors of one architecture.
 pub(super) struct Emulator {
+    /// The architecture, as Rust calls it.
+    pub(super) architecture: &'static str,
     /// QEMU's program for the architecture.
     pub(super) program: &'static str,
     /// Debian's package that has it.
     pub(super) package: &'static str,
     /// QEMU's arguments for the machine around the processor. It has virtio devices on MMIO.
     pub(super) machine: &'static str,
+    /// The property that makes the channel's device the first that the kernel finds, whose ports are `/dev/vport0p…`.
+    pub(super) first_device: &'static str,
+    /// Whether it loses interrupts at times, see [`channel`](super::channel).
+    pub(super) loses_interrupts: bool,
     /// The names of a kernel in its folder. The first that is there is taken.
     pub(super) kernels: &'static [&'static str],
     /// The folder of the lab's kernel, in the cache.
@@ -35,9 +41,13 @@ pub(super) struct Emulator {
 }
 
 static X86_64: Emulator = Emulator {
+    architecture: "x86_64",
     program: "qemu-system-x86_64",
     package: "qemu-system-x86",
     machine: "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,pcie=off",
+    // Devices are found in their order on the command line.
+    first_device: "",
+    loses_interrupts: true,
     // An uncompressed one first: under emulation, unpacking takes longer than the rest of the boot. The last is what a distribution calls
     // its own.
     kernels: &["vmlinux", "bzImage", "vmlinuz"],
@@ -50,12 +60,16 @@ static X86_64: Emulator = Emulator {
 };
 
 static ARM64: Emulator = Emulator {
+    architecture: "aarch64",
     program: "qemu-system-aarch64",
     package: "qemu-system-arm",
     machine: "virt,virtualization=on,gic-version=3",
+    // Devices get addresses from the last one down, and are found from the first one up.
+    first_device: ",bus=virtio-mmio-bus.0",
+    loses_interrupts: false,
     // Never an ELF file, which QEMU would start without a device tree. A distribution's `vmlinuz` is an `Image` under another name.
     kernels: &["Image", "vmlinuz"],
-    kernel_folder: "debian-kernels/arm64",
+    kernel_folder: "arm64/debian",
     cmdline: "quiet panic=-1",
     console: "ttyAMA0",
     setup: "cargo xtask setup --arm64",
@@ -82,6 +96,25 @@ impl Processor {
     /// Returns the name of the program that emulates it.
     pub fn emulated_by(self) -> &'static str {
         self.emulator().program
+    }
+
+    /// Returns its architecture, as Rust calls it.
+    pub fn architecture(self) -> &'static str {
+        self.emulator().architecture
+    }
+
+    /// Returns the command that makes what its labs and their guests need.
+    pub fn setup(self) -> &'static str {
+        self.emulator().setup
+    }
+
+    /// Returns the quickest of an architecture's, as images' platforms call that; `None` where no lab emulates it.
+    pub fn of_platform(architecture: &str) -> Option<Self> {
+        match architecture {
+            "amd64" => Some(Self::Epyc),
+            "arm64" => Some(Self::CortexA72),
+            _ => None,
+        }
     }
 
     pub(super) fn emulator(self) -> &'static Emulator {

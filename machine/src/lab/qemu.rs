@@ -66,12 +66,13 @@ impl QemuConfig {
         ports: &[RawFd],
         tsc_khz: Option<u64>,
     ) -> Vec<OsString> {
+        let emulator = self.processor.emulator();
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |text: &str| arguments.extend(text.split(' ').map(OsString::from));
         add("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
         add(&format!(
             "-M {} -cpu {}",
-            self.processor.emulator().machine,
+            emulator.machine,
             self.processor.model()
         ));
         add(&format!("-smp {} -m {}M", self.cpus, self.memory_mib));
@@ -81,7 +82,10 @@ impl QemuConfig {
             add("-accel tcg,thread=multi");
         }
         add(&format!("-chardev socket,id=channel,fd={channel}"));
-        add("-device virtio-serial-device -device virtserialport,chardev=channel,nr=1");
+        add(&format!(
+            "-device virtio-serial-device{} -device virtserialport,chardev=channel,nr=1",
+            emulator.first_device
+        ));
         for (number, port) in (2..).zip(ports) {
             add(&format!("-chardev socket,id=port{number},fd={port}"));
             add(&format!(
@@ -223,7 +227,9 @@ impl Qemu {
         let console = Some(thread::spawn(move || last_lines(console)));
         let serial_input = process.stdin.take().expect("it is piped");
         let (running, ended) = mpsc::channel();
-        thread::spawn(move || raise_interrupts(serial_input, &ended));
+        if emulator.loses_interrupts {
+            thread::spawn(move || raise_interrupts(serial_input, &ended));
+        }
         Ok((
             Qemu {
                 process: Arc::new(Process {
