@@ -13,6 +13,7 @@ use minivm_image::{self, Digest, Image, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, ImageCache};
+use minivm_machine::lab::Processor;
 use minivm_machine::printable::printable;
 use minivm_machine::templates::{Templates, lab};
 use minivm_sandbox::Microvm;
@@ -147,27 +148,31 @@ fn told(error: impl Into<anyhow::Error>) -> String {
     printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
-/// Finds and opens the named image, or the default; returns it with its source.
+/// Finds and opens the named image, or the default, for a platform; returns it with its source.
 pub(super) fn named_or_python(
+    platform: &Platform,
     named: Option<&Source>,
     args: &PullArgs,
 ) -> anyhow::Result<(Source, Image)> {
     let source = match named {
         Some(image) => image.clone(),
-        None => python()?,
+        None if *platform == Platform::here() => python()?,
+        // What `cargo xtask setup` has made is for this host.
+        None => source_with_python()?,
     };
-    let image = open_named_or_python(named, &source, args, &image_cache()?)?;
+    let image = open_named_or_python(platform, named, &source, args, &image_cache()?)?;
     Ok((source, image))
 }
 
 /// Finds and opens the image `source`: the named one, or the default.
 pub(super) fn open_named_or_python(
+    platform: &Platform,
     named: Option<&Source>,
     source: &Source,
     args: &PullArgs,
     images: &ImageCache,
 ) -> anyhow::Result<Image> {
-    let opened = open(source, args, images);
+    let opened = open_for(platform, source, args, images);
     let is_usual = source_with_python().is_ok_and(|usual| usual == *source);
     match named.is_none() && is_usual {
         true => opened.context(
@@ -231,10 +236,24 @@ pub(super) fn microvm(
     quiet: bool,
     accel: impl FnOnce() -> anyhow::Result<Accel>,
 ) -> anyhow::Result<Microvm> {
-    let archive = archive(source, quiet, &image, &image_cache()?)?;
-    let kernel = match kernel {
-        Some(kernel) => kernel.to_owned(),
-        None => minivm_machine::kernel::find()?,
+    microvm_for(&Platform::here(), source, image, kernel, quiet, accel)
+}
+
+/// As [`microvm`], for a platform's guests.
+pub(super) fn microvm_for(
+    platform: &Platform,
+    source: &Source,
+    image: Image,
+    kernel: Option<&Path>,
+    quiet: bool,
+    accel: impl FnOnce() -> anyhow::Result<Accel>,
+) -> anyhow::Result<Microvm> {
+    let images = image_cache()?.for_guests_of(platform)?;
+    let archive = archive(source, quiet, &image, &images)?;
+    let kernel = match (kernel, Processor::of_platform(&platform.architecture)) {
+        (Some(kernel), _) => kernel.to_owned(),
+        (None, Some(processor)) => minivm_machine::kernel::find_for(processor)?,
+        (None, None) => minivm_machine::kernel::find()?,
     };
     let microvm = Microvm::new(archive, image.config, kernel, accel()?);
     Ok(microvm.called(source.to_string()))

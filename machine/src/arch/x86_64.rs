@@ -11,9 +11,6 @@ use super::{Device, address, uart};
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 /// Nothing: ports are permitted by a system call.
 pub(crate) const FOR_INIT: &str = "";
-/// An ELF file.
-pub(crate) const KERNEL: &str = "vmlinux";
-
 /// The IOAPIC's registers.
 const IOAPIC_SIZE: u64 = 0x1000;
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use minivm_image::Source;
+use minivm_image::{Platform, Source};
 use minivm_machine::{cache, output_path};
 use minivm_sandbox::reach::{self, Secret};
 use minivm_sandbox::{Backend, Host};
@@ -144,7 +144,13 @@ impl CompareArgs {
     fn host(&self, image: Option<&Source>) -> anyhow::Result<Host> {
         let open = |source: &Source| {
             let named = self.image.as_ref();
-            image::open_named_or_python(named, source, &self.pull, &image::image_cache()?)
+            image::open_named_or_python(
+                &Platform::here(),
+                named,
+                source,
+                &self.pull,
+                &image::image_cache()?,
+            )
         };
         Ok(Host {
             worker: worker()?,
