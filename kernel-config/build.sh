@@ -13,12 +13,13 @@ Usage: build.sh [--source TREE|TARBALL|PACKAGE] [--fragment FILE] [--cache DIR] 
 
 Builds a Linux kernel from `make allnoconfig` plus a fragment: for arm64 if the fragment's name ends with -arm64, else for
 x86-64. The last line on stdout is the folder that holds vmlinux, bzImage (x86-64) or Image (arm64), config, System.map and
-build.log; progress goes to stderr. The folder is <cache>/kernel/<fragment>/<key>, and <cache>/kernel/<fragment>/current points to the last one asked for.
+build.log; progress goes to stderr.
+The folder is <cache>/kernel/<fragment>/<key>, and <cache>/kernel/<fragment>/current points to the last one asked for.
 
   --source    a Linux tree, a tarball of one, or a Debian package such as linux-source-6.12
               (default: the newest /usr/src/linux-source-*.tar.*)
-  --fragment  the options to set (default: sandbox.config beside this script; lab.config is the lab's kernel,
-              sandbox-arm64.config the sandbox's for arm64)
+  --fragment  the options to set (default: the sandbox's for this machine: sandbox.config beside this script, on arm64
+              sandbox-arm64.config; lab.config is the kernel of the lab)
   --cache     where to keep the results (default: $XDG_CACHE_HOME/minivm or ~/.cache/minivm)
   --print-path  only print the path that the result has, or will have; exit code 1 if it isn't built yet
 TEXT
@@ -42,7 +43,8 @@ progress() { # PHASE PERCENT
 
 # --- arguments
 
-source= fragment=$HERE/sandbox.config cache=${XDG_CACHE_HOME:-$HOME/.cache}/minivm print_only=
+case $(uname -m) in aarch64) fragment=$HERE/sandbox-arm64.config ;; *) fragment=$HERE/sandbox.config ;; esac
+source= cache=${XDG_CACHE_HOME:-$HOME/.cache}/minivm print_only=
 while (($#)); do
   case $1 in
     --source | --fragment | --cache)
