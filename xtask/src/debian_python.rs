@@ -45,7 +45,7 @@ const UNREAD: [&str; 8] = [
 /// The packages, in the versions that the archive has now.
 pub(crate) fn packages(cache: &Cache) -> Result<Vec<Pinned>> {
     debian::pinned(cache, "python 1", || {
-        let names = debian::dependencies(&["python3-minimal"])?;
+        let names = debian::OWN.dependencies(&["python3-minimal"])?;
         let python = names
             .iter()
             .find(|name| name.starts_with("python3.") && name.ends_with("-minimal"));
@@ -56,7 +56,7 @@ pub(crate) fn packages(cache: &Cache) -> Result<Vec<Pinned>> {
             format!("lib{python}"),
             format!("lib{}-stdlib", python.trim_end_matches("-minimal")),
         );
-        let mut libraries = debian::dependencies(&[&python, &minimal, &standard])?;
+        let mut libraries = debian::OWN.dependencies(&[&python, &minimal, &standard])?;
         libraries.retain(|name| LIBRARIES.iter().any(|library| name.starts_with(library)));
         libraries.extend([python, minimal, standard, "busybox-static".to_owned()]);
         Ok(libraries)
@@ -65,7 +65,7 @@ pub(crate) fn packages(cache: &Cache) -> Result<Vec<Pinned>> {
 
 /// Fills `root` with Python, a shell and what they need.
 pub(crate) fn fill(packages: &[Pinned], root: &Path) -> Result<()> {
-    debian::unpack(packages, root)?;
+    debian::OWN.unpack(packages, root)?;
     for folder in ["bin", "lib", "lib64"] {
         // Since Debian 13 all is below /usr, and another package has these links.
         if !root.join(folder).exists() {
