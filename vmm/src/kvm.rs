@@ -35,7 +35,7 @@ pub(crate) fn create(
     steps.reached(Step::VmCreated);
     lend_memory(&vm, ram)?;
     steps.reached(Step::MemoryLent);
-    let irqchip = Irqchip::create(&vm)?;
+    let mut irqchip = Irqchip::create(&vm)?;
     steps.reached(Step::IrqchipSplit);
     let vcpus = vcpus(&vm)?;
     irqchip.complete(&vcpus)?;

@@ -10,6 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use minivm_guest::channel::{Rlimit, Tmpfs};
 use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::{Capability, Entrypoint, Task};
+use rustix::process::Resource;
 
 use super::tmpfs::tmpfs;
 use super::{units, variables};
@@ -218,15 +219,15 @@ fn ulimit(text: &str) -> Result<Rlimit, String> {
         || format!("{text:?} is not a valid limit: expected NAME=SOFT[:HARD], such as nofile=1024");
     let (name, values) = text.split_once('=').ok_or_else(expected)?;
     let resource = match name {
-        "as" => libc::RLIMIT_AS,
-        "core" => libc::RLIMIT_CORE,
-        "cpu" => libc::RLIMIT_CPU,
-        "data" => libc::RLIMIT_DATA,
-        "fsize" => libc::RLIMIT_FSIZE,
-        "memlock" => libc::RLIMIT_MEMLOCK,
-        "nofile" => libc::RLIMIT_NOFILE,
-        "nproc" => libc::RLIMIT_NPROC,
-        "stack" => libc::RLIMIT_STACK,
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "memlock" => Resource::Memlock,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "stack" => Resource::Stack,
         _ => return Err(format!("there is no limit called {name}")),
     };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
@@ -241,7 +242,7 @@ fn ulimit(text: &str) -> Result<Rlimit, String> {
         ));
     }
     Ok(Rlimit {
-        resource,
+        resource: resource as u32,
         soft,
         hard,
     })
@@ -313,7 +314,7 @@ mod tests {
     #[test]
     fn limits_have_a_name_and_one_or_two_values() {
         let nofile = |soft, hard| Rlimit {
-            resource: libc::RLIMIT_NOFILE,
+            resource: Resource::Nofile as u32,
             soft,
             hard,
         };

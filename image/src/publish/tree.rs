@@ -293,7 +293,12 @@ impl<'a> Walk<'a> {
             match self.take(&name, &stat) {
                 Ok(true) => {
                     let size = u64::try_from(stat.st_size).unwrap_or(0);
-                    self.cleared.freed += size / stat.st_nlink.max(1);
+                    #[allow(
+                        clippy::useless_conversion,
+                        reason = "arm64's number of links is a u32"
+                    )]
+                    let links = u64::from(stat.st_nlink.max(1));
+                    self.cleared.freed += size / links;
                 }
                 Ok(false) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

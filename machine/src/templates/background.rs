@@ -26,8 +26,16 @@ pub(super) fn background(command: &str, recipe: &Recipe) -> io::Result<Child> {
         .stderr(Stdio::null());
     let close = || {
         // At exec, so that the standard library can still use its own. Before Linux 5.11 the flag is unknown and they stay open.
+        // The crate libc has the call itself for one C library only.
         // SAFETY: the call takes numbers, and closes nothing before this process becomes another program.
-        unsafe { libc::close_range(FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                FIRST,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        };
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe functions may be called; this is one system call.

@@ -1,5 +1,7 @@
 //! The defects for which a snapshot is refused.
 
+use crate::arch::text;
+
 /// The defect of a snapshot. No instruction of its guest has run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,6 +19,10 @@ pub enum SnapshotError {
         "it has format {0}, which is newer than this minivm reads: use the minivm that saved it, or save it anew"
     )]
     Newer(u32),
+
+    /// The machine has a processor of another architecture than this host's.
+    #[error("its machine's processor is of the architecture {0}, and this host's is of {host}: restore it on a host like the one that saved it", host = text::NAME)]
+    OtherArchitecture(String),
 
     /// The state file ends too early.
     #[error("its state file is truncated: save it anew")]

@@ -116,3 +116,30 @@ pub(crate) fn skipping_faults(code: &[u32]) -> Vec<u32> {
     ]);
     all
 }
+
+/// Writes a system register of the kind S3, or reads it: `op1`, `CRn`, `CRm`, `op2`.
+pub(crate) const fn msr((op1, crn, crm, op2): System, from: u32) -> u32 {
+    0xd518_0000 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | from
+}
+pub(crate) const fn mrs(to: u32, (op1, crn, crm, op2): System) -> u32 {
+    0xd538_0000 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | to
+}
+
+/// A system register's number.
+pub(crate) type System = (u32, u32, u32, u32);
+
+/// `eor to, to, other`: zero where both are alike.
+pub(crate) const fn eor(to: u32, other: u32) -> u32 {
+    0xca00_0000 | other << 16 | to << 5 | to
+}
+
+/// Writes a word of four to an address.
+pub(crate) fn store(address: u64, value: u32) -> Vec<u32> {
+    let (at, what) = (SCRATCH + 4, SCRATCH + 5);
+    [
+        mov(at, address),
+        mov(what, value.into()),
+        vec![str(what, at)],
+    ]
+    .concat()
+}

@@ -8,6 +8,7 @@
 mod asm;
 mod hostile;
 mod machine;
+mod snapshot;
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};

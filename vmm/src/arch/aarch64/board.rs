@@ -10,7 +10,7 @@ use vm_memory::GuestAddress;
 use vm_superio::Trigger;
 
 use super::create::Irqchip;
-use super::layout;
+use super::{gic_state, layout};
 use crate::devices::bus::Bus;
 use crate::devices::uart::Uart;
 use crate::error::Result;
@@ -118,23 +118,32 @@ impl Board {
     }
 }
 
-/// The state of the board, in a snapshot.
+/// The state of the board, in a snapshot; by default that of a machine that boots.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct State {}
+pub(crate) struct State {
+    gic: gic_state::State,
+}
 
 impl State {
-    /// Sets the part of the state that KVM keeps for the machine.
-    pub(crate) fn set(&self, _created: &Created) -> Result<()> {
-        Err(super::vcpu_state::unsupported())
+    /// Sets the state in a machine whose vCPUs have theirs.
+    pub(crate) fn set(&self, created: &Created) -> Result<()> {
+        self.gic.set(&created.irqchip)
+    }
+
+    /// Checks what a checksum can't.
+    pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
+        self.gic.check()
     }
 }
 
-/// The devices of a machine that is being saved.
+/// The devices of a machine that is being saved. No vCPU is in KVM_RUN.
 pub(crate) struct Frozen<'a>(&'a Irqchip);
 
 impl Frozen<'_> {
     /// Returns the state.
     pub(crate) fn state(&self, _vm: &VmFd) -> Result<State> {
-        Err(super::vcpu_state::unsupported())
+        Ok(State {
+            gic: gic_state::State::of(self.0)?,
+        })
     }
 }

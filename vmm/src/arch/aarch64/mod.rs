@@ -5,6 +5,7 @@ pub(crate) mod boot_data;
 pub(crate) mod create;
 pub(crate) mod exit;
 mod gic;
+mod gic_state;
 pub(crate) mod kernel;
 pub mod layout;
 pub(crate) mod probe;

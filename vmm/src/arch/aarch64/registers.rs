@@ -18,6 +18,11 @@ const MPIDR_EL1: u64 = system(3, 0, 0, 0, 5);
 /// Its four affinity fields.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
+/// The counters that the virtual and the physical timer compare with (`KVM_REG_ARM_TIMER_CNT`, `KVM_REG_ARM_PTIMER_CNT`; KVM has
+/// the first one's number and that of its comparator the wrong way round, and keeps it so).
+pub(super) const COUNTER: u64 = system(3, 3, 14, 3, 2);
+pub(super) const PHYSICAL_COUNTER: u64 = system(3, 3, 14, 0, 1);
+
 const fn core(number: u64) -> u64 {
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | number
 }
@@ -49,6 +54,24 @@ pub(super) fn program_counter(vcpu: &VcpuFd) -> u64 {
 /// Returns the address that KVM has given to a vCPU, by which PSCI and the GIC name it.
 pub(super) fn affinity(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get(vcpu, MPIDR_EL1)? & AFFINITY)
+}
+
+/// Returns a register's name: that by which assemblers know a system register, or KVM's number.
+pub(super) fn name(id: u64) -> String {
+    if id & !0xffff != system(0, 0, 0, 0, 0) {
+        return format!("register {id:#x}");
+    }
+    let field = |shift: u32, bits: u32| id >> shift & ((1 << bits) - 1);
+    let (op0, op1) = (
+        field(KVM_REG_ARM64_SYSREG_OP0_SHIFT, 2),
+        field(KVM_REG_ARM64_SYSREG_OP1_SHIFT, 3),
+    );
+    let (crn, crm) = (
+        field(KVM_REG_ARM64_SYSREG_CRN_SHIFT, 4),
+        field(KVM_REG_ARM64_SYSREG_CRM_SHIFT, 4),
+    );
+    let op2 = field(KVM_REG_ARM64_SYSREG_OP2_SHIFT, 3);
+    format!("system register S{op0}_{op1}_C{crn}_C{crm}_{op2}")
 }
 
 fn get(vcpu: &VcpuFd, register: u64) -> Result<u64> {

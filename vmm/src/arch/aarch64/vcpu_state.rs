@@ -1,48 +1,199 @@
-//! A vCPU's whole state, which can't be read or set yet.
+//! A vCPU's whole state: reading it from KVM, and setting it in another machine.
+//!
+//! KVM lists all registers of a vCPU, those of its timer and of its firmware among them, and gives and takes each by its number.
+//! The GIC's part of a processor is the GIC's, see `gic`.
 
-use kvm_ioctls::VmFd;
+use kvm_bindings::{
+    KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, RegList, kvm_mp_state, kvm_vcpu_events, kvm_vcpu_init,
+};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::registers::{self, COUNTER, PHYSICAL_COUNTER};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
 
+/// The number of this architecture in a state file: ELF's, EM_AARCH64.
+pub(crate) const MACHINE: u16 = 183;
+/// The most registers that kvm-bindings' list holds: twice as many as a vCPU has. A state with more is no machine's.
+const REGISTERS_MAX: usize = 500;
+
 /// The parts of a vCPU's state that depend on the host.
 #[derive(Debug)]
-pub(crate) struct Inventory {}
+pub(crate) struct Inventory {
+    /// Whether KVM shows a pending SError.
+    events: bool,
+}
 
 impl Inventory {
-    pub(crate) fn of_this_host(_vm: &VmFd) -> Result<Self> {
-        Err(unsupported())
+    pub(crate) fn of_this_host(vm: &VmFd) -> Result<Self> {
+        Ok(Inventory {
+            events: vm.check_extension(Cap::VcpuEvents),
+        })
     }
 }
 
 /// The whole state of a vCPU.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct VcpuState {}
+pub(crate) struct VcpuState {
+    /// What the vCPU was initialized with.
+    features: kvm_vcpu_init,
+    mp_state: kvm_mp_state,
+    registers: Vec<Register>,
+    /// Whether an SError is pending, whether it has a syndrome, and that, where KVM shows it.
+    serror: Option<(u8, u8, u64)>,
+}
+
+/// A register by KVM's number of it, in which its size is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Register {
+    id: u64,
+    value: Vec<u8>,
+}
 
 impl VcpuState {
-    /// Reads the state of a vCPU that is at rest.
-    pub(crate) fn of(_vcpu: &Vcpu, _inventory: &Inventory) -> Result<Self> {
-        Err(unsupported())
+    /// Reads the state of a vCPU that is at rest: no thread is in KVM_RUN, and no access to a device is half done, because
+    /// KVM doesn't show that.
+    pub(crate) fn of(vcpu: &Vcpu, inventory: &Inventory) -> Result<Self> {
+        let fd = &vcpu.fd;
+        let mp_state = fd.get_mp_state().map_err(Error::kvm("KVM_GET_MP_STATE"))?;
+        let mut list = RegList::new(REGISTERS_MAX).expect("the list holds so many");
+        // The numbers of all registers that KVM keeps for this vCPU on this host. (KVM API 4.84, KVM_GET_REG_LIST.)
+        fd.get_reg_list(&mut list)
+            .map_err(Error::kvm("KVM_GET_REG_LIST"))?;
+        let registers = list
+            .as_slice()
+            .iter()
+            .map(|&id| read(fd, id))
+            .collect::<Result<_>>()?;
+        let serror = match inventory.events {
+            true => Some(serror(fd)?),
+            false => None,
+        };
+        Ok(VcpuState {
+            features: vcpu.features,
+            mp_state,
+            registers,
+            serror,
+        })
     }
 
-    /// Creates a vCPU that can have this state.
-    pub(super) fn create(&self) -> Result<Vcpu> {
-        Err(unsupported())
+    /// Creates a vCPU of the kind, and with the features, that the guest has seen.
+    pub(super) fn create(&self, vm: &VmFd, id: u8) -> Result<Vcpu> {
+        super::create::create_vcpu(vm, id, self.features)
     }
 
     /// Sets the state in a vCPU that has never run.
-    pub(crate) fn set(&self, _vcpu: &Vcpu) -> Result<()> {
-        Err(unsupported())
+    pub(crate) fn set(&self, vcpu: &Vcpu) -> Result<()> {
+        let fd = &vcpu.fd;
+        // The counters are the machine's, and each setting moves them for all vCPUs: they are set once, by the first.
+        let of_vcpu = |register: &&Register| ![COUNTER, PHYSICAL_COUNTER].contains(&register.id);
+        for register in self.registers.iter().filter(of_vcpu) {
+            register.set(fd)?;
+        }
+        if let Some((pending, has_syndrome, syndrome)) = self.serror {
+            set_serror(fd, pending, has_syndrome, syndrome)?;
+        }
+        if vcpu.id == 0 {
+            // From here on the guest's time goes on where it was. KVM sets the difference to the host's counter.
+            let counters = self.registers.iter().filter(|register| !of_vcpu(register));
+            counters
+                .into_iter()
+                .try_for_each(|register| register.set(fd))?;
+        }
+        // Whether it runs, or is off. (KVM API 4.39, KVM_SET_MP_STATE.)
+        fd.set_mp_state(self.mp_state)
+            .map_err(Error::kvm("KVM_SET_MP_STATE"))
     }
 
-    /// Checks what a checksum can't.
+    /// Checks the sizes of the parts that aren't of a fixed size.
     pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
-        Err("no snapshot of an arm64 machine can be read yet")
+        if self.registers.is_empty() || self.registers.len() > REGISTERS_MAX {
+            return Err("no vCPU has so many registers");
+        }
+        let fits = |register: &Register| register.value.len() == size(register.id);
+        if !self.registers.iter().all(fits) {
+            return Err("a register has another size");
+        }
+        Ok(())
     }
 }
 
-/// Returns the error of everything that has to do with snapshots.
-pub(super) fn unsupported() -> Error {
-    Error::Config("snapshots of arm64 machines are not supported yet".into())
+/// Returns the bytes of a register.
+fn size(id: u64) -> usize {
+    1 << ((id & KVM_REG_SIZE_MASK) >> KVM_REG_SIZE_SHIFT)
+}
+
+fn read(vcpu: &VcpuFd, id: u64) -> Result<Register> {
+    let mut value = vec![0; size(id)];
+    vcpu.get_one_reg(id, &mut value)
+        .map_err(Error::kvm("KVM_GET_ONE_REG"))?;
+    Ok(Register { id, value })
+}
+
+impl Register {
+    /// Sets the register. One that can't be set is as good as set if it has the value already, as the processor's identity has.
+    fn set(&self, vcpu: &VcpuFd) -> Result<()> {
+        if vcpu.set_one_reg(self.id, &self.value).is_ok() {
+            return Ok(());
+        }
+        match read(vcpu, self.id) {
+            Ok(now) if now.value == self.value => Ok(()),
+            _ => Err(Error::HostLacks(format!(
+                "{} that takes the value 0x{}",
+                registers::name(self.id),
+                self.value
+                    .iter()
+                    .rev()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect::<String>(),
+            ))),
+        }
+    }
+}
+
+/// Returns whether an SError is pending, whether it has a syndrome, and that.
+fn serror(vcpu: &VcpuFd) -> Result<(u8, u8, u64)> {
+    // (KVM API 4.31, KVM_GET_VCPU_EVENTS.)
+    let events = vcpu
+        .get_vcpu_events()
+        .map_err(Error::kvm("KVM_GET_VCPU_EVENTS"))?;
+    let exception = events.exception;
+    Ok((
+        exception.serror_pending,
+        exception.serror_has_esr,
+        exception.serror_esr,
+    ))
+}
+
+fn set_serror(vcpu: &VcpuFd, pending: u8, has_syndrome: u8, syndrome: u64) -> Result<()> {
+    let mut events = kvm_vcpu_events::default();
+    events.exception.serror_pending = pending;
+    events.exception.serror_has_esr = has_syndrome;
+    events.exception.serror_esr = syndrome;
+    // (KVM API 4.32, KVM_SET_VCPU_EVENTS.)
+    vcpu.set_vcpu_events(&events)
+        .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))
+}
+
+#[cfg(test)]
+impl VcpuState {
+    /// A made-up state, in which each optional part is present.
+    pub(crate) fn sample() -> Self {
+        VcpuState {
+            features: Default::default(),
+            mp_state: Default::default(),
+            registers: vec![Register {
+                id: COUNTER,
+                value: vec![7; 8],
+            }],
+            serror: Some((1, 1, 2)),
+        }
+    }
+
+    /// Makes the state one that no vCPU has; returns a part of the refusal.
+    pub(crate) fn spoil(&mut self) -> &'static str {
+        self.registers.clear();
+        "registers"
+    }
 }

@@ -180,6 +180,11 @@ impl State {
             None => Ok(()),
         }
     }
+
+    /// Checks what a checksum can't: the IOAPIC takes any value.
+    pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
+        Ok(())
+    }
 }
 
 /// The devices of a machine that is being saved.

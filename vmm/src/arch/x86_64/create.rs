@@ -50,7 +50,7 @@ impl Irqchip {
     }
 
     /// Completes the controllers when all vCPUs are there: each has come with its own.
-    pub(crate) fn complete(&self, _vcpus: &[Vcpu]) -> Result<()> {
+    pub(crate) fn complete(&mut self, _vcpus: &[Vcpu]) -> Result<()> {
         Ok(())
     }
 }

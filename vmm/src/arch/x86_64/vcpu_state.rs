@@ -19,6 +19,8 @@ use super::{cpuid, msrs};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
 
+/// The number of this architecture in a state file, of the time when there was no other.
+pub(crate) const MACHINE: u16 = 0;
 /// The time stamp counter (AMD APM vol. 2, "Time-Stamp Counter"), and a bit that takes any of its values far away.
 const MSR_TSC: u32 = 0x10;
 const FAR: u64 = 1 << 62;
@@ -276,6 +278,12 @@ impl VcpuState {
     /// The state's MSRs, for tests that forge them.
     pub(crate) fn msrs(&mut self) -> &mut Vec<kvm_msr_entry> {
         &mut self.msrs
+    }
+
+    /// Makes the state one that no vCPU has; returns a part of the refusal.
+    pub(crate) fn spoil(&mut self) -> &'static str {
+        self.cpuid.clear();
+        "CPUID"
     }
 
     /// A made-up state, in which each optional part is present.

@@ -1,0 +1,209 @@
+//! The GIC's state: reading it from KVM, and setting it in another machine.
+//!
+//! KVM gives and takes the GIC's registers by their offsets, in three groups: the distributor's, each processor's
+//! redistributor's, and each processor's interface, which are system registers. The levels of the lines are a group of their own.
+//! All vCPUs have to be out of KVM_RUN. (`Documentation/virt/kvm/devices/arm-vgic-v3.rst`; Arm IHI 0069, "GIC register
+//! descriptions".)
+
+#![allow(
+    unsafe_code,
+    reason = "KVM_GET_DEVICE_ATTR writes to an address that it is given as a number"
+)]
+
+use std::ptr;
+
+use kvm_bindings::{
+    KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, KVM_DEV_ARM_VGIC_GRP_DIST_REGS,
+    KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
+    KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT, VGIC_LEVEL_INFO_LINE_LEVEL, kvm_device_attr,
+};
+use serde::{Deserialize, Serialize};
+
+use super::gic::{INTERRUPTS, Irqchip};
+use crate::config::CPUS_MAX;
+use crate::error::{Error, Result};
+
+/// Registers of the distributor (GICD), each of which has bits for 32, 16 or 4 interrupts in a word, or a word for half of one.
+const IIDR: u64 = 0x8;
+const CTLR: u64 = 0x0;
+const GROUP: u64 = 0x80;
+const SET_ENABLE: u64 = 0x100;
+const SET_PENDING: u64 = 0x200;
+const SET_ACTIVE: u64 = 0x300;
+const PRIORITY: u64 = 0x400;
+const CONFIGURATION: u64 = 0xc00;
+const ROUTER: u64 = 0x6000;
+/// Registers of a redistributor (GICR): its own, and from the second 64 KiB on those of the processor's own interrupts, like the
+/// distributor's.
+const WAKER: u64 = 0x14;
+const OWN: u64 = 0x1_0000;
+/// The first shared interrupt.
+const SHARED: u64 = 32;
+
+/// Registers of a processor's interface (ICC).
+const INTERFACE_CONTROL: u64 = system(12, 12, 4);
+const INTERFACE: [u64; 7] = [
+    system(12, 12, 5), // ICC_SRE_EL1
+    INTERFACE_CONTROL, // ICC_CTLR_EL1
+    system(4, 6, 0),   // ICC_PMR_EL1
+    system(12, 8, 3),  // ICC_BPR0_EL1
+    system(12, 12, 3), // ICC_BPR1_EL1
+    system(12, 12, 6), // ICC_IGRPEN0_EL1
+    system(12, 12, 7), // ICC_IGRPEN1_EL1
+];
+/// The active priorities of both groups (ICC_AP0R0_EL1, ICC_AP1R0_EL1), whose registers follow one another: one for 32
+/// priorities.
+const ACTIVE_PRIORITIES: [u64; 2] = [system(12, 8, 4), system(12, 9, 0)];
+
+const fn system(crn: u64, crm: u64, op2: u64) -> u64 {
+    3 << 14 | crn << 7 | crm << 3 | op2
+}
+
+/// The state of a GIC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    distributor: Vec<u32>,
+    processors: Vec<Processor>,
+}
+
+/// The state of a processor's part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Processor {
+    redistributor: Vec<u32>,
+    /// The levels of its own interrupts' lines: a bit each.
+    lines: u32,
+    /// Registers of its interface, by their numbers.
+    interface: Vec<(u64, u64)>,
+}
+
+impl State {
+    /// Reads the state.
+    pub(super) fn of(gic: &Irqchip) -> Result<Self> {
+        let processor = |at: &u64| {
+            let redistributor = redistributor()
+                .map(|offset| gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, at | offset))
+                .collect::<Result<_>>()?;
+            Ok(Processor {
+                redistributor,
+                lines: gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, at | LINES)?,
+                interface: gic.interface(*at)?,
+            })
+        };
+        Ok(State {
+            distributor: distributor()
+                .map(|offset| gic.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset))
+                .collect::<Result<_>>()?,
+            processors: gic
+                .processors
+                .iter()
+                .map(processor)
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: what an interrupt is
+    /// comes before that it is enabled, pending and active.
+    pub(super) fn set(&self, gic: &Irqchip) -> Result<()> {
+        for (offset, value) in distributor().zip(&self.distributor) {
+            gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, value)?;
+        }
+        for (at, processor) in gic.processors.iter().zip(&self.processors) {
+            for (offset, value) in redistributor().zip(&processor.redistributor) {
+                gic.set(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, at | offset, value)?;
+            }
+            gic.set(
+                KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
+                at | LINES,
+                &processor.lines,
+            )?;
+            for (number, value) in &processor.interface {
+                gic.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, at | number, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the sizes of the parts that aren't of a fixed size.
+    pub(super) fn check(&self) -> std::result::Result<(), &'static str> {
+        let whole = |processor: &Processor| {
+            processor.redistributor.len() == redistributor().count()
+                && processor.interface.len() <= INTERFACE.len() + 8
+                && processor
+                    .interface
+                    .iter()
+                    .all(|(number, _)| *number <= 0xffff)
+        };
+        match self.distributor.len() == distributor().count()
+            && self.processors.len() <= usize::from(CPUS_MAX)
+            && self.processors.iter().all(whole)
+        {
+            true => Ok(()),
+            false => Err("no GIC has such a state"),
+        }
+    }
+}
+
+/// The attribute of the levels of interrupts 0 to 31, which a processor's address completes.
+const LINES: u64 = (VGIC_LEVEL_INFO_LINE_LEVEL << KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT) as u64;
+
+/// Returns the distributor's registers of the shared interrupts, in the order in which they are set.
+fn distributor() -> impl Iterator<Item = u64> {
+    let interrupts = u64::from(INTERRUPTS);
+    let routes = ROUTER + 8 * SHARED..ROUTER + 8 * interrupts;
+    [IIDR, CTLR]
+        .into_iter()
+        .chain(of_interrupts(SHARED, interrupts))
+        .chain(routes.step_by(4))
+}
+
+/// Returns a redistributor's registers, in the order in which they are set.
+fn redistributor() -> impl Iterator<Item = u64> {
+    let own = of_interrupts(0, SHARED).map(|offset| OWN + offset);
+    [WAKER].into_iter().chain(own)
+}
+
+/// Returns the registers of the interrupts from `first` to `end`, both multiples of 32.
+fn of_interrupts(first: u64, end: u64) -> impl Iterator<Item = u64> {
+    let words =
+        move |base: u64, bits: u64| (base + first * bits / 8..base + end * bits / 8).step_by(4);
+    words(GROUP, 1)
+        .chain(words(CONFIGURATION, 2))
+        .chain(words(PRIORITY, 8))
+        .chain(words(SET_ENABLE, 1))
+        .chain(words(SET_PENDING, 1))
+        .chain(words(SET_ACTIVE, 1))
+}
+
+impl Irqchip {
+    /// Reads all registers of a processor's interface. It has as many registers of active priorities as it has priorities for.
+    fn interface(&self, at: u64) -> Result<Vec<(u64, u64)>> {
+        let group = KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
+        let control: u64 = self.get(group, at | INTERFACE_CONTROL)?;
+        let bits = (control >> 8 & 7) + 1;
+        let count = 1 << bits.saturating_sub(5).min(2);
+        let active = ACTIVE_PRIORITIES
+            .into_iter()
+            .flat_map(|first| first..first + count);
+        INTERFACE
+            .into_iter()
+            .chain(active)
+            .map(|number| Ok((number, self.get(group, at | number)?)))
+            .collect()
+    }
+
+    /// Reads an attribute: a register of four bytes, or of eight in a processor's interface.
+    fn get<T: Default>(&self, group: u32, attribute: u64) -> Result<T> {
+        let mut value = T::default();
+        let mut attribute = kvm_device_attr {
+            group,
+            attr: attribute,
+            addr: ptr::from_mut(&mut value) as u64,
+            flags: 0,
+        };
+        // (KVM API 4.80, KVM_GET_DEVICE_ATTR.)
+        // SAFETY: KVM writes eight bytes for an attribute of the interface, for which `T` is u64, and four for all others.
+        unsafe { self.device.get_device_attr(&mut attribute) }
+            .map_err(Error::kvm("KVM_GET_DEVICE_ATTR (of the GICv3)"))?;
+        Ok(value)
+    }
+}
