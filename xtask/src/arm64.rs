@@ -23,6 +23,9 @@ const TARGET: &str = "aarch64-unknown-linux-musl";
 /// The workspace's packages that compile for it.
 const PORTABLE: [&str; 3] = ["minivm-vmm", "minivm-guest", "minivm-machine"];
 
+/// Further packages whose tests compile for it.
+const TESTED: [&str; 1] = ["minivm-tests"];
+
 /// The package whose program is the lab's init, and that program.
 const INIT: [&str; 2] = ["minivm-guest", "minivm-lab-init"];
 
@@ -112,7 +115,12 @@ pub(crate) fn build(
     }
     let variables = variables(report, parts, extent)?;
     let mut arguments = vec!["test", "--no-run", "--target", TARGET];
-    arguments.extend(PORTABLE.iter().flat_map(|name| ["--package", name]));
+    arguments.extend(
+        PORTABLE
+            .iter()
+            .chain(&TESTED)
+            .flat_map(|name| ["--package", name]),
+    );
     match extent {
         Extent::All => arguments.push("--tests"),
         Extent::Quick => arguments.extend(wanted.iter().flat_map(Target::arguments)),
@@ -154,13 +162,37 @@ fn variables(
         Extent::Quick => debian.clone(),
         Extent::All => kernels::ensure(report, Kernel::SandboxArm64)?.join("Image"),
     };
-    Ok(vec![
+    let mut variables = vec![
         ("MINIVM_LAB_KERNEL", parts.debian.clone()),
         ("MINIVM_LAB_PROGRAM", build_init()?),
         ("MINIVM_TEST_KERNEL", kernel),
+        ("MINIVM_TEST_DEBIAN_CLOUD", debian.clone()),
         ("MINIVM_TEST_DEBIAN_GENERIC", debian),
         ("MINIVM_TEST_BUSYBOX", parts.debian.join("busybox")),
-    ])
+        (
+            "MINIVM_TEST_INITRAMFS",
+            parts.debian.join("demo/rootfs.cpio"),
+        ),
+    ];
+    if extent == Extent::All {
+        variables.push(("MINIVM_TEST_BINARY", build_minivm()?));
+    }
+    Ok(variables)
+}
+
+/// Builds `minivm`, which labs run for guests and the tests call: without what only a debugger reads, as it is copied into labs.
+fn build_minivm() -> Result<PathBuf> {
+    cargo::minivm_among(cargo::build(&[
+        "build",
+        "--profile",
+        "quick",
+        "--target",
+        TARGET,
+        "--package",
+        "minivm",
+        "--bin",
+        "minivm",
+    ])?)
 }
 
 /// Builds the lab's init; returns its path.

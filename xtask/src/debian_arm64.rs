@@ -1,4 +1,4 @@
-//! What an arm64 lab and its guests need of Debian's: `arm64/debian/{vmlinuz,version,modules/,busybox}` in the cache.
+//! What an arm64 lab and its guests need of Debian's: `arm64/debian/{vmlinuz,version,modules/,busybox,demo/}` in the cache.
 //!
 //! The kernel is the one for all machines: it has 9p, over which the lab shows the host's files, in modules, and KVM built in. Once it
 //! is there it stays until its folder is removed, as no lists tell of newer ones.
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::cache::{Cache, key};
 use crate::debian::{Apt, OWN};
 use crate::process::capture;
-use crate::{debian_kernels, modules};
+use crate::{debian_kernels, debian_python, modules, rootfs};
 
 /// The folder in the cache, and the name there.
 const FOLDER: &str = "arm64";
@@ -36,7 +36,10 @@ const MODULES: [&str; 5] = [
 const BUSYBOX: &str = "busybox-static";
 
 /// Change this when what is kept changes.
-const RECIPE: &str = "debian-arm64 1";
+const RECIPE: &str = "debian-arm64 2";
+
+/// Debian's name for the architecture in folders.
+const ARCHITECTURE: &str = "aarch64";
 
 /// The keys of Debian's archive, where a Debian machine has them.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -59,6 +62,7 @@ fn fill(apt: &Apt, folder: &Path) -> Result<()> {
     images.retain(|name| name.starts_with("linux-image-"));
     images.push(BUSYBOX.to_owned());
     let packages = apt.pin(&images)?;
+    python(apt, &folder.join("demo"))?;
     let unpacked = tempfile::tempdir().context("cannot create a temporary folder")?;
     apt.unpack(&packages, unpacked.path())?;
     let kernel = debian_kernels::kernel(unpacked.path(), KERNEL)?;
@@ -71,6 +75,16 @@ fn fill(apt: &Apt, folder: &Path) -> Result<()> {
     let tree = debian_kernels::tree(unpacked.path(), KERNEL)?;
     modules::keep(&tree, &MODULES, &kept)
         .with_context(|| format!("cannot take modules of {KERNEL}"))
+}
+
+/// Makes the demo's root file system and its archive, as those for this machine are made of Debian's packages.
+fn python(apt: &Apt, folder: &Path) -> Result<()> {
+    let root = folder.join("rootfs");
+    fs::create_dir_all(&root)?;
+    let packages = apt.pin(&debian_python::names(apt)?)?;
+    debian_python::fill_from(apt, ARCHITECTURE, &packages, &root)?;
+    rootfs::finish(&root)?;
+    rootfs::archive(&root, &folder.join("rootfs.cpio"))
 }
 
 /// apt's lists for arm64, of the archives from which this machine has its packages. They are gone when this is dropped.

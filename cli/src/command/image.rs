@@ -23,6 +23,9 @@ use super::{EXIT_ERROR, units};
 /// The most characters of a line about something that can't be removed: the longest path and more.
 const LINE_MAX: usize = 5000;
 
+/// What `cargo xtask setup --arm64` has made, in the cache.
+const FOREIGN_PYTHON: &str = "arm64/debian/demo/rootfs";
+
 /// When a registry is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Pull {
@@ -56,14 +59,18 @@ pub(super) struct PullArgs {
     pub(super) quiet: bool,
 }
 
-/// The default image, which has Python: the one in `MINIVM_IMAGE`, or the root file system that `cargo xtask setup` has made, or
-/// `python:3-alpine`.
-pub(super) fn python() -> anyhow::Result<Source> {
+/// The default image for a platform, which has Python: the one in `MINIVM_IMAGE`, or the root file system that `cargo xtask setup` has
+/// made, or `python:3-alpine`.
+pub(super) fn python(platform: &Platform) -> anyhow::Result<Source> {
     if let Some(name) = std::env::var_os("MINIVM_IMAGE").filter(|name| !name.is_empty()) {
         let name = name.to_str().context("MINIVM_IMAGE is not text")?;
         return source(name).map_err(|error| anyhow::anyhow!("MINIVM_IMAGE: {error}"));
     }
-    let made = cache::folder().map(|cache| cache.join("demo/current/rootfs"));
+    let made = match *platform == Platform::here() {
+        true => "demo/current/rootfs",
+        false => FOREIGN_PYTHON,
+    };
+    let made = cache::folder().map(|cache| cache.join(made));
     match made.filter(|root| root.is_dir()) {
         Some(root) => Ok(Source::Folder(root.canonicalize().unwrap_or(root))),
         None => source_with_python(),
@@ -156,9 +163,7 @@ pub(super) fn named_or_python(
 ) -> anyhow::Result<(Source, Image)> {
     let source = match named {
         Some(image) => image.clone(),
-        None if *platform == Platform::here() => python()?,
-        // What `cargo xtask setup` has made is for this host.
-        None => source_with_python()?,
+        None => python(platform)?,
     };
     let image = open_named_or_python(platform, named, &source, args, &image_cache()?)?;
     Ok((source, image))

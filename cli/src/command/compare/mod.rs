@@ -137,7 +137,7 @@ impl CompareArgs {
         match (needs_image(&self.backends), &self.image) {
             (false, _) => Ok(None),
             (true, Some(image)) => Ok(Some(image.clone())),
-            (true, None) => image::python().map(Some),
+            (true, None) => image::python(&Platform::here()).map(Some),
         }
     }
 
