@@ -78,12 +78,14 @@ pub(crate) fn ensure(report: &mut Report) -> Result<Parts> {
 
 /// Puts the program that the lab starts where `minivm` finds it.
 pub(crate) fn install_program(report: &mut Report) -> Result<()> {
-    let init = report.stage("arm64 program", || Ok((build_init()?, "built".to_owned())))?;
+    let built = report.stage("minivm for arm64", || {
+        Ok((build_minivm()?, "built".to_owned()))
+    })?;
     let cache = Cache::open()?;
     let program = cache.folder("arm64").join(PROGRAM);
     // A lab that is starting reads either the old file or the new one.
     let new = program.with_extension("new");
-    fs::copy(&init, &new)
+    fs::copy(&built, &new)
         .and_then(|_| fs::rename(&new, &program))
         .with_context(|| format!("cannot create {}", program.display()))
 }
@@ -195,12 +197,11 @@ fn build_minivm() -> Result<PathBuf> {
     ])?)
 }
 
-/// Builds the lab's init; returns its path.
+/// Builds the lab's init as tests are built; returns its path.
 fn build_init() -> Result<PathBuf> {
     let [package, name] = INIT;
     let built = cargo::build(&[
         "build",
-        "--release",
         "--target",
         TARGET,
         "--package",
