@@ -17,10 +17,12 @@ pub const CPUS_MAX: u8 = 8;
 /// The code that the machine's first vCPU starts with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kernel {
-    /// A Linux kernel's file: an ELF `vmlinux` or a bzImage.
+    /// A Linux kernel's file: on x86-64, an ELF `vmlinux` or a bzImage; on arm64, an `Image`, plain or compressed by gzip, or a
+    /// `vmlinuz.efi` that is compressed by gzip.
     File(PathBuf),
     /// Bare machine code, loaded at 1 MiB and entered in 64-bit mode as a kernel would be: the first GiB is mapped to
-    /// itself, interrupts are off, RSI points to the zero page.
+    /// itself, interrupts are off, RSI points to the zero page. On arm64, loaded 2 MiB behind the beginning of RAM and entered at
+    /// EL1: the MMU is off, interrupts are masked, X0 points to the device tree.
     Code(Vec<u8>),
 }
 

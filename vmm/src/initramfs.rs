@@ -132,7 +132,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         let ram = GuestRam::new(64 << 20).unwrap();
-        let placed = place(bytes.len() as u64, 0, 64 << 20).unwrap();
+        let placed = place(bytes.len() as u64, 0, kernel::low_ram_end(&ram)).unwrap();
         copy(&file, placed, &ram).unwrap();
         let mut read = vec![0; bytes.len()];
         let start = GuestAddress(placed.start);

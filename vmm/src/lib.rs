@@ -18,6 +18,9 @@
 //!    any other thread.
 //! 7. The guest ends the machine, and `run` returns the [`Outcome`] (`outcome`).
 //!
+//! On arm64 the tables are one, the device tree, which is written when the vCPUs are there; KVM has the interrupt controller, and
+//! the guest ends the machine by calls of PSCI instead of ports.
+//!
 //! A machine starts paused, and a vCPU that comes to the closed gate first makes an empty `KVM_RUN`, with `immediate_exit` set:
 //! it completes an access to a device that the last exit left unfinished, without another instruction of the guest's. A fresh
 //! vCPU has nothing to complete; its thread passes here like any other when it reaches the gate before `run` has opened it.
@@ -40,7 +43,7 @@
 //! | `devices`, `input` | two UARTs and the bus; input for the UARTs |
 //! | `snapshot`, `pool` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
-//! | `probe` | a test of the host's KVM |
+//! | `probe`, `survey` | a test of the host's KVM; what it has and lacks |
 //!
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
 //! also at <https://docs.kernel.org/virt/kvm/api.html>. Each KVM call is explained where it is made.
@@ -87,6 +90,7 @@ mod probe;
 mod recorder;
 mod snapshot;
 mod statistics;
+mod survey;
 mod vcpu;
 
 pub use arch::layout;
@@ -104,3 +108,4 @@ pub use pool::Pool;
 pub use probe::{create_vm_time, probe};
 pub use snapshot::{Prepared, Snapshot, SnapshotError, WorkingSet};
 pub use statistics::Statistic;
+pub use survey::{Finding, survey};

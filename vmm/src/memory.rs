@@ -392,15 +392,16 @@ mod tests {
     #[test]
     fn a_handle_reaches_ram_and_nothing_else() {
         let memory = Memory::new(Arc::new(GuestRam::new(64 << 20).unwrap()));
-        memory.write(0x1000, b"guest").unwrap();
+        let start = layout::ram(64 << 20)[0].0.0;
+        memory.write(start + 0x1000, b"guest").unwrap();
         let mut read = [0; 5];
-        memory.read(0x1000, &mut read).unwrap();
+        memory.read(start + 0x1000, &mut read).unwrap();
         assert_eq!(&read, b"guest");
-        memory.store(0x2000, 0xdead_beef).unwrap();
-        assert_eq!(memory.load(0x2000), Ok(0xdead_beef));
-        let end = 64 << 20;
+        memory.store(start + 0x2000, 0xdead_beef).unwrap();
+        assert_eq!(memory.load(start + 0x2000), Ok(0xdead_beef));
+        let end = start + (64 << 20);
         assert_eq!(memory.load(end), Err(NoMemory { address: end }));
-        assert!(memory.load(0x2001).is_err(), "it is not aligned");
+        assert!(memory.load(start + 0x2001).is_err(), "it is not aligned");
         assert!(memory.read(end - 4, &mut read).is_err());
         assert!(memory.write(u64::MAX, &read).is_err());
     }
@@ -429,15 +430,16 @@ mod tests {
     }
 
     #[test]
-    fn ram_is_aligned_and_reaches_behind_the_hole() {
+    fn ram_is_aligned_and_reaches_to_the_end_of_its_last_part() {
         let ram = GuestRam::new(4 << 30).unwrap();
         assert!(
             ram.regions()
                 .all(|(_, _, host)| host.is_multiple_of(HUGE_PAGE as u64))
         );
-        ram.map()
-            .write_obj(0x55u8, GuestAddress(layout::ABOVE_HOLE.0 + (1 << 30) - 1))
-            .unwrap();
-        assert!(ram.map().write_obj(0x55u8, layout::HOLE).is_err());
+        let parts = layout::ram(4 << 30);
+        let ends: Vec<_> = parts.iter().map(|(base, size)| base.0 + size).collect();
+        let write = |at: u64| ram.map().write_obj(0x55u8, GuestAddress(at));
+        write(ends[ends.len() - 1] - 1).unwrap();
+        assert!(ends.into_iter().all(|end| write(end).is_err()));
     }
 }

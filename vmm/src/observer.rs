@@ -111,9 +111,10 @@ pub enum Step {
     VmCreated,
     /// The guest's memory is KVM's to give: `KVM_SET_USER_MEMORY_REGION`.
     MemoryLent,
-    /// KVM emulates local APICs: `KVM_CAP_SPLIT_IRQCHIP`.
+    /// KVM emulates local APICs: `KVM_CAP_SPLIT_IRQCHIP`. On arm64, a GICv3: `KVM_CREATE_DEVICE`.
     IrqchipSplit,
-    /// The vCPUs are made: `KVM_CREATE_VCPU`, `KVM_SET_CPUID2` and, for a boot, what firmware sets.
+    /// The vCPUs are made: `KVM_CREATE_VCPU`, `KVM_SET_CPUID2` and, for a boot, what firmware sets. On arm64 `KVM_ARM_VCPU_INIT`
+    /// instead, and the GICv3 is initialized.
     VcpusCreated,
     /// The kernel is in the guest's memory.
     KernelLoaded,

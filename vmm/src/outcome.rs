@@ -5,7 +5,8 @@ use std::fmt;
 /// The way in which the guest reset the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// The guest pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same port here.
+    /// The guest pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same port here. On
+    /// arm64: the guest called PSCI's SYSTEM_RESET.
     Line,
     /// The guest raised an exception that it could not handle (`reboot=t` does so on purpose).
     TripleFault,
@@ -24,13 +25,17 @@ pub enum Outcome {
     ///
     /// The difference to [`Reboot`](Outcome::Reboot) is that COM1's or COM2's interrupt is still routed. A kernel that has
     /// neither port open when it panics seems to reboot.
+    ///
+    /// On arm64 both resets are alike, unless Linux has `reboot=panic_warm` on its command line: then a panic's is a warm one
+    /// (SYSTEM_RESET2). Without it, a panic seems to be a reboot.
     Panic(Reset),
     /// The guest faulted three times in a row before it had set up any interrupt: it crashed while it was starting.
     TripleFault,
-    /// The guest shut down in good order and then halted every vCPU: `halt`.
+    /// The guest shut down in good order and then halted every vCPU: `halt`. Never on arm64, where Linux loops for ever instead.
     Halted,
     /// Every vCPU halted with its interrupts off, which nothing can end, and the guest had not shut down before: bare
-    /// code's `cli; hlt`, or a kernel that gave up early in its start.
+    /// code's `cli; hlt`, or a kernel that gave up early in its start. On arm64: every vCPU has switched itself off (CPU_OFF); one
+    /// that waits with its interrupts masked (WFI) can't be told from one that waits for an interrupt.
     Stuck,
     /// [`Control::stop`](crate::Control::stop) ended it.
     Stopped,

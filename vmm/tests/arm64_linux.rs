@@ -1,6 +1,6 @@
 //! Linux as Debian packages it for arm64: a boot, from the kernel's first instruction until it switches the power off.
 
-// Tests run: on arm64
+// Tests run: on real KVM
 
 #![cfg(target_arch = "aarch64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]

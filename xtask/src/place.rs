@@ -26,8 +26,6 @@ pub(crate) struct Place {
 /// Where a test program runs; what takes longest comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// On arm64, with KVM that runs kernels, with its ignored tests: compiled for it, in a lab that emulates it. `--fast` leaves it out.
-    Arm64,
     /// Where KVM runs kernels, with its ignored tests: in the lab, or on this host if it can.
     RealKvm,
     /// On this host, with minivm and the tools that make images and sandboxes. `--fast` leaves all of it out.
@@ -42,11 +40,10 @@ pub(crate) enum Kind {
 }
 
 /// All kinds, as sources name them.
-const KINDS: [(&str, Kind); 6] = [
+const KINDS: [(&str, Kind); 5] = [
     ("here", Kind::Here),
     ("here and in labs", Kind::HereAndInLabs),
     ("on any KVM", Kind::AnyKvm),
-    ("on arm64", Kind::Arm64),
     ("on real KVM", Kind::RealKvm),
     ("with the tools", Kind::WithTools),
 ];

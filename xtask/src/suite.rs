@@ -162,10 +162,7 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target]) -> Result<Vec<Progra
         let Some(target) = target_of(&executable, candidates) else {
             continue;
         };
-        // Here it is empty.
-        if target.place()?.kind != Kind::Arm64 {
-            programs.extend(program(choice, target, executable)?);
-        }
+        programs.extend(program(choice, target, executable)?);
     }
     choice.check(programs.iter().flat_map(|program| &program.tests))?;
     Ok(programs)
@@ -199,7 +196,8 @@ fn program(choice: &Choice, target: &Target, executable: Executable) -> Result<O
     let is_chosen =
         |test: &&str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
     let tests: Vec<String> = tests.filter(is_chosen).map(str::to_owned).collect();
-    if tests.is_empty() && !filters.is_empty() {
+    // It may be for another architecture.
+    if tests.is_empty() {
         return Ok(None);
     }
     Ok(Some(Program {

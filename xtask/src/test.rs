@@ -54,11 +54,14 @@ pub(crate) fn run(wanted: &Test) -> Result<()> {
     }
     let fast = wanted.fast || all_run_here(&candidates)?;
     let made = run.set_up(fast)?;
-    let for_arm64 = if fast { None } else { run.arm64() };
+    let for_arm64 = match choice.is_everything() && !fast {
+        true => run.arm64(),
+        false => None,
+    };
     if choice.is_everything() {
         run.lint();
     }
-    if choice.is_everything() && for_arm64.is_some() {
+    if for_arm64.is_some() {
         run.attempt("clippy for arm64", arm64::lint);
     }
     let minivm = if fast { None } else { run.minivm() };
@@ -81,7 +84,7 @@ fn all_run_here(candidates: &[Target]) -> Result<bool> {
         let is_here = match target.place()?.kind {
             Kind::Here => true,
             Kind::AnyKvm => kvm::is_there(),
-            Kind::Arm64 | Kind::RealKvm | Kind::HereAndInLabs | Kind::WithTools => false,
+            Kind::RealKvm | Kind::HereAndInLabs | Kind::WithTools => false,
         };
         if !is_here {
             return Ok(false);
@@ -107,7 +110,6 @@ impl<'a> Way<'a> {
                 return Way::NotNow;
             }
             _ if program.foreign.is_some() => true,
-            Kind::Arm64 => true,
             Kind::RealKvm => !kvm::runs_kernels(),
             Kind::AnyKvm => !kvm::is_there(),
             Kind::WithTools => fast || minivm.is_none(),

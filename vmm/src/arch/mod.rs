@@ -9,10 +9,12 @@
 //! | `kernel` | the loaders of kernels' files |
 //! | `boot_data` | the data that firmware and a boot loader leave, and the first vCPU's registers |
 //! | `create` | the KVM calls that make a machine |
-//! | `Board` | the devices and interrupt lines that a machine has beside its two UARTs |
-//! | `exit` | the exits that only this architecture has, and what KVM says of a vCPU |
+//! | `board` | the devices and interrupt lines that a machine has beside its two UARTs, and their state in a snapshot |
+//! | `exit` | the exits that only this architecture has |
+//! | `processor` | what KVM says of a vCPU |
 //! | `vcpu_state` | a vCPU's whole state |
 //! | `probe` | the guest that tests a host's KVM |
+//! | `survey` | what a host's KVM and processor have of what only this architecture's machines use |
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

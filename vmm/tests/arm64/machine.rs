@@ -7,8 +7,8 @@ use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Input, Outcome, Reset, layout, probe};
 
 use crate::asm::{
-    AFFINITY_INFO, CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2, add, b, cbz,
-    ldrb, mov, psci, say, show, strb, sub,
+    AFFINITY_INFO, CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2, add, b, cbnz,
+    cbz, ldrb, mov, psci, say, show, strb, sub,
 };
 use crate::{DEADLINE, Running, Tap, config, run};
 
@@ -159,10 +159,7 @@ fn secondary_processors_start_and_switch_themselves_off() {
             mov(3, u64::from(b'0') + cpu),
             psci(CPU_ON),
             wait,
-            vec![
-                sub(0, 1),
-                0xb500_0000 | ((back - 0).cast_unsigned() & 0x7_ffff) << 5,
-            ],
+            vec![sub(0, 1), cbnz(0, back)],
         ]
         .concat()
     };

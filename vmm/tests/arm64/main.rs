@@ -7,6 +7,7 @@
 
 mod asm;
 mod hostile;
+mod linux;
 mod machine;
 mod snapshot;
 

@@ -2,8 +2,8 @@
 
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
+use minivm_tests::patience::wait_until;
 use minivm_vmm::{Builder, Config, Control, Memory, Outcome, Result, Snapshot, layout};
 use tempfile::TempDir;
 
@@ -180,7 +180,8 @@ fn each_processor_goes_on_or_stays_off() {
     });
     let clone = Clone::of(&folder);
     let start = clone.memory.load(COUNT).unwrap();
-    let counted = (0..).take_while(|_| clone.memory.load(COUNT).unwrap() == start);
-    counted.for_each(|_| thread::sleep(Duration::from_millis(1)));
+    wait_until("vCPU 1 counts on", || {
+        clone.memory.load(COUNT).unwrap() != start
+    });
     assert_eq!(clone.end(), (Outcome::PowerOff, Some(b'z')));
 }

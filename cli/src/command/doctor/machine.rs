@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use minivm_machine::Accel;
+use minivm_machine::arch::NO_KVM;
 use minivm_machine::jail;
 use minivm_machine::lab::Processor;
-use minivm_vmm::Error;
+use minivm_vmm::{Error, Finding};
 
 use super::super::accel::{LAB, allowed};
 use super::{Check, State, backends};
@@ -23,6 +24,8 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     let lab = [qemu(), lab_kernel()];
     let (kvm_works, lab_works, accel) = places(good(&kvm), good(&lab));
     let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
+    checks.extend(survey());
+    checks.extend(nested_paging());
     checks.push(huge_pages());
     checks.push(kernel());
     checks.extend(lab);
@@ -44,11 +47,7 @@ fn kvm_present() -> Check {
             "/dev/kvm is there, but not for this user",
             "sudo usermod -aG kvm $USER, and log in again",
         ),
-        Err(error) => Check::no(
-            NAME,
-            format!("cannot open /dev/kvm: {error}"),
-            "sudo modprobe kvm_intel || sudo modprobe kvm_amd; virtualization may be off in the firmware or cloud",
-        ),
+        Err(error) => Check::no(NAME, format!("cannot open /dev/kvm: {error}"), NO_KVM),
     }
 }
 
@@ -77,6 +76,34 @@ fn create_vm_time() -> Option<Check> {
         let remedy = "echo never | sudo tee /sys/module/kvm/parameters/nx_huge_pages \
                       (or mount the cgroup file system with -o favordynmods)";
         Check::slow(NAME, detail, remedy)
+    })
+}
+
+/// What KVM and the processor have and lack, where there is a KVM.
+fn survey() -> Vec<Check> {
+    let findings = minivm_vmm::survey().unwrap_or_default();
+    let check = |finding: Finding| match finding.has {
+        true => Check::ok(finding.name, finding.detail),
+        false => Check::slow(finding.name, finding.detail, finding.remedy),
+    };
+    findings.into_iter().map(check).collect()
+}
+
+/// Whether the processor translates guests' addresses by itself: x86-64's KVM also works without. Arm64's doesn't, and has no such file.
+fn nested_paging() -> Option<Check> {
+    const NAME: &str = "kvm: paging";
+    let vendors = [("kvm_intel", "ept"), ("kvm_amd", "npt")];
+    vendors.into_iter().find_map(|(module, feature)| {
+        let file = format!("/sys/module/{module}/parameters/{feature}");
+        let setting = std::fs::read_to_string(file).ok()?;
+        Some(match setting.trim() {
+            "Y" | "1" => Check::ok(NAME, format!("the processor translates guests' addresses ({feature})")),
+            _ => Check::slow(
+                NAME,
+                format!("KVM translates guests' addresses, which makes every use of memory slower: {feature} is off"),
+                format!("sudo modprobe -r {module} && sudo modprobe {module} {feature}=1, where the processor has it"),
+            ),
+        })
     })
 }
 

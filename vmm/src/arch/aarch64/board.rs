@@ -136,6 +136,21 @@ impl State {
     }
 }
 
+#[cfg(test)]
+impl State {
+    /// A made-up state, with a number in it.
+    pub(crate) fn sample(number: u64) -> Self {
+        State {
+            gic: gic_state::State::sample(number),
+        }
+    }
+
+    /// Returns the number of a made-up state.
+    pub(crate) fn number(&self) -> u64 {
+        self.gic.number()
+    }
+}
+
 /// The devices of a machine that is being saved. No vCPU is in KVM_RUN.
 pub(crate) struct Frozen<'a>(&'a Irqchip);
 

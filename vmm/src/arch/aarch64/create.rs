@@ -7,6 +7,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::layout;
+use super::processor::Features;
 use super::vcpu_state::VcpuState;
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
@@ -28,14 +29,8 @@ const ADDRESS_BITS_MIN: u32 = 32;
 pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
     let end = layout::RAM.0 + bytes;
     let bits = (u64::BITS - (end - 1).leading_zeros()).max(ADDRESS_BITS_MIN);
-    // As few as the RAM needs, for that saves KVM a level of its tables. The most that processor and KVM have is the value of
-    // the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4, KVM_CHECK_EXTENSION,
-    // KVM_CAP_ARM_VM_IPA_SIZE.)
-    let choice = kvm.check_extension(Cap::ArmVmIPASize);
-    let limit = match choice {
-        true => u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(ADDRESS_BITS_FIXED),
-        false => ADDRESS_BITS_FIXED,
-    };
+    // As few as the RAM needs, for that saves KVM a level of its tables.
+    let (limit, choice) = address_bits(kvm);
     if bits > limit {
         let most = ((1u64 << limit) - layout::RAM.0) >> 20;
         return Err(Error::Config(format!(
@@ -45,13 +40,26 @@ pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
     Ok(if choice { bits.into() } else { 0 })
 }
 
+/// Returns the most bits of a guest-physical address that processor and KVM have, and whether a machine may have fewer.
+pub(super) fn address_bits(kvm: &Kvm) -> (u32, bool) {
+    // The most is the value of the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4,
+    // KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE.)
+    let choice = kvm.check_extension(Cap::ArmVmIPASize);
+    let limit = match choice {
+        true => u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(ADDRESS_BITS_FIXED),
+        false => ADDRESS_BITS_FIXED,
+    };
+    (limit, choice)
+}
+
 /// Prepares a machine that has just been created.
 pub(crate) fn prepare_vm(vm: &VmFd) -> Result<()> {
     if vm.check_extension_raw(KVM_CAP_ARM_NISV_TO_USER.into()) == 0 {
         return Ok(());
     }
     // An access outside RAM by an instruction that the processor doesn't describe (a pair of registers, a write-back) fails
-    // KVM_RUN with ENOSYS; enabled, it is an exit with a name. (KVM API 4.37, KVM_ENABLE_CAP; 7.18, KVM_CAP_ARM_NISV_TO_USER.)
+    // KVM_RUN with ENOSYS; enabled, it is an exit with a name. (KVM API 4.37, KVM_ENABLE_CAP; 5 "The kvm_run
+    // structure", KVM_EXIT_ARM_NISV.)
     let cap = kvm_enable_cap {
         cap: KVM_CAP_ARM_NISV_TO_USER,
         ..Default::default()
@@ -68,31 +76,39 @@ pub(crate) fn create_vcpus(_kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>>
         .map_err(Error::kvm("KVM_ARM_PREFERRED_TARGET"))?;
     // KVM itself answers calls of PSCI, with which a kernel starts processors and ends the machine.
     init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-    (0..cpus).map(|id| create_vcpu(vm, id, init)).collect()
+    let mut others = init;
+    others.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+    let features: Vec<_> = (0..cpus)
+        .map(|id| if id == 0 { init } else { others })
+        .collect();
+    create_all(vm, &features)
 }
 
-pub(super) fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init) -> Result<Vcpu> {
-    if id > 0 {
-        init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
-    }
-    // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. KVM makes its address among the
-    // processors (MPIDR) of its number. (KVM API 4.7, KVM_CREATE_VCPU.)
-    let fd = vm
-        .create_vcpu(id.into())
-        .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-    // Gives the vCPU its kind and its features, and resets it: at EL1, all interrupts masked, all else zero.
-    // (KVM API 4.82, KVM_ARM_VCPU_INIT.)
-    fd.vcpu_init(&init)
-        .map_err(Error::kvm("KVM_ARM_VCPU_INIT"))?;
-    Ok(Vcpu::new(id, fd, init))
-}
-
-/// Creates the processors of a snapshot.
+/// Creates the processors of a snapshot, of the kind and with the features that its guest has seen.
 pub(crate) fn create_vcpus_of(vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcpu>> {
-    (0..)
-        .zip(states)
-        .map(|(id, state)| state.create(vm, id))
-        .collect()
+    let features: Vec<_> = states.iter().map(|state| state.features).collect();
+    create_all(vm, &features)
+}
+
+fn create_all(vm: &VmFd, features: &[Features]) -> Result<Vec<Vcpu>> {
+    let created: Vec<Vcpu> = (0u8..)
+        .zip(features)
+        .map(|(id, features)| {
+            // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. KVM makes its address
+            // among the processors (MPIDR) of its number. (KVM API 4.7, KVM_CREATE_VCPU.)
+            let fd = vm.create_vcpu(id.into());
+            fd.map(|fd| Vcpu::new(id, fd, *features))
+        })
+        .collect::<std::result::Result<_, _>>()
+        .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+    for vcpu in &created {
+        // Gives the vCPU its kind and its features, and resets it: at EL1, all interrupts masked, all else zero. When all are
+        // there, for some registers reflect the machine's shape. (KVM API 4.82, KVM_ARM_VCPU_INIT.)
+        vcpu.fd
+            .vcpu_init(&vcpu.features)
+            .map_err(Error::kvm("KVM_ARM_VCPU_INIT"))?;
+    }
+    Ok(created)
 }
 
 /// Checks that this host can continue the guest of a snapshot, as far as that shows before its processors are made. What they lack

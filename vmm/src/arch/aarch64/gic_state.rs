@@ -207,3 +207,24 @@ impl Irqchip {
         Ok(value)
     }
 }
+
+#[cfg(test)]
+impl State {
+    /// A made-up state, with a number in it.
+    pub(super) fn sample(number: u64) -> Self {
+        let processor = Processor {
+            redistributor: vec![0; redistributor().count()],
+            lines: 0,
+            interface: vec![(0, number)],
+        };
+        State {
+            distributor: vec![0; distributor().count()],
+            processors: vec![processor],
+        }
+    }
+
+    /// Returns the number of a made-up state.
+    pub(super) fn number(&self) -> u64 {
+        self.processors[0].interface[0].1
+    }
+}

@@ -19,6 +19,8 @@
 
 use vm_memory::GuestAddress;
 
+use crate::config::MEMORY_MAX;
+
 /// The GIC's distributor, and the bytes that its registers take.
 pub const GIC_DISTRIBUTOR: GuestAddress = GuestAddress(0x800_0000);
 pub(crate) const GIC_DISTRIBUTOR_SIZE: u64 = 0x1_0000;
@@ -45,7 +47,7 @@ pub(crate) const TREE: GuestAddress = RAM;
 pub(crate) const TREE_MAX: usize = 2 << 20;
 /// The lowest address of a kernel or of bare code, and the first one behind those that they can have.
 pub const KERNEL: GuestAddress = GuestAddress(RAM.0 + TREE_MAX as u64);
-pub(crate) const KERNEL_END: GuestAddress = GuestAddress(u64::MAX);
+pub(crate) const KERNEL_END: GuestAddress = GuestAddress(RAM.0 + MEMORY_MAX);
 /// The bytes of RAM in which a kernel finds its initramfs: "a window of up to 32 GB", aligned to 1 GiB, that has the kernel in it
 /// too. (`Documentation/arch/arm64/booting.rst`.)
 pub(crate) const INITRAMFS_WINDOW: u64 = 32 << 30;

@@ -3,12 +3,11 @@
 //! KVM lists all registers of a vCPU, those of its timer and of its firmware among them, and gives and takes each by its number.
 //! The GIC's part of a processor is the GIC's, see `gic`.
 
-use kvm_bindings::{
-    KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, RegList, kvm_mp_state, kvm_vcpu_events, kvm_vcpu_init,
-};
+use kvm_bindings::{KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, RegList, kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
+use super::processor::Features;
 use super::registers::{self, COUNTER, PHYSICAL_COUNTER};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
@@ -37,7 +36,7 @@ impl Inventory {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VcpuState {
     /// What the vCPU was initialized with.
-    features: kvm_vcpu_init,
+    pub(super) features: Features,
     mp_state: kvm_mp_state,
     registers: Vec<Register>,
     /// Whether an SError is pending, whether it has a syndrome, and that, where KVM shows it.
@@ -76,11 +75,6 @@ impl VcpuState {
             registers,
             serror,
         })
-    }
-
-    /// Creates a vCPU of the kind, and with the features, that the guest has seen.
-    pub(super) fn create(&self, vm: &VmFd, id: u8) -> Result<Vcpu> {
-        super::create::create_vcpu(vm, id, self.features)
     }
 
     /// Sets the state in a vCPU that has never run.

@@ -45,10 +45,15 @@ pub(crate) fn apply(vm: &VmFd) -> Result<()> {
     )
 }
 
-/// Enables `mode` of a capability where KVM offers it: the value of these capabilities is the set of their modes.
-fn enable(vm: &VmFd, cap: u32, mode: u32, call: &'static str) -> Result<()> {
+/// Returns whether KVM offers `mode` of a capability: the value of these capabilities is the set of their modes.
+pub(super) fn offers(vm: &VmFd, cap: u32, mode: u32) -> bool {
     let modes = vm.check_extension_raw(cap.into());
-    if u32::try_from(modes).map_or(0, |modes| modes & mode) == 0 {
+    u32::try_from(modes).is_ok_and(|modes| modes & mode != 0)
+}
+
+/// Enables `mode` of a capability where KVM offers it.
+fn enable(vm: &VmFd, cap: u32, mode: u32, call: &'static str) -> Result<()> {
+    if !offers(vm, cap, mode) {
         return Ok(());
     }
     let mut request = kvm_enable_cap {
