@@ -13,6 +13,7 @@ use minivm_image::{self, Digest, Image, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, ImageCache};
+use minivm_machine::kernel::{self, Missing};
 use minivm_machine::lab::Processor;
 use minivm_machine::printable::printable;
 use minivm_machine::templates::{Templates, lab};
@@ -255,13 +256,20 @@ pub(super) fn microvm_for(
 ) -> anyhow::Result<Microvm> {
     let images = image_cache()?.for_guests_of(platform)?;
     let archive = archive(source, quiet, &image, &images)?;
-    let kernel = match (kernel, Processor::of_platform(&platform.architecture)) {
-        (Some(kernel), _) => kernel.to_owned(),
-        (None, Some(processor)) => minivm_machine::kernel::find_for(processor)?,
-        (None, None) => minivm_machine::kernel::find()?,
+    let kernel = match kernel {
+        Some(kernel) => kernel.to_owned(),
+        None => kernel_for(platform)?,
     };
     let microvm = Microvm::new(archive, image.config, kernel, accel()?);
     Ok(microvm.called(source.to_string()))
+}
+
+/// The default kernel for guests of a platform.
+pub(super) fn kernel_for(platform: &Platform) -> Result<PathBuf, Missing> {
+    match Processor::of_platform(&platform.architecture) {
+        Some(processor) => kernel::find_for(processor),
+        None => kernel::find(),
+    }
 }
 
 /// The error; where the cache's disk is full, with what makes room there.

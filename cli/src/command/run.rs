@@ -15,7 +15,6 @@ use anyhow::{Context, bail};
 use clap::Args;
 use minivm_image::{Image, Platform, Source};
 use minivm_machine::Accel;
-use minivm_machine::kernel;
 use minivm_machine::output::CaptureBuffer;
 use minivm_machine::session::Event;
 use minivm_machine::signal::INT;
@@ -178,6 +177,7 @@ impl RunArgs {
         let reporting = self
             .trace
             .open(self.kernel_file().as_deref())?
+            .of(&self.platform())
             .watch(&mut task, started);
         let opened = started.elapsed();
         log::debug!("the sandbox is there {opened:.2?} after the start");
@@ -310,7 +310,11 @@ impl RunArgs {
 
     /// The kernel's file, whose symbols a trace may need. A named template's isn't known here.
     fn kernel_file(&self) -> Option<PathBuf> {
-        let default = || kernel::find().ok().filter(|_| self.template.is_none());
+        let platform = self.platform();
+        let default = || {
+            let found = image::kernel_for(&platform).ok();
+            found.filter(|_| self.template.is_none())
+        };
         self.kernel.clone().or_else(default)
     }
 
