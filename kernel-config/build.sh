@@ -11,13 +11,15 @@ usage() {
   cat <<'TEXT'
 Usage: build.sh [--source TREE|TARBALL|PACKAGE] [--fragment FILE] [--cache DIR] [--print-path]
 
-Builds a Linux kernel for x86-64 from `make allnoconfig` plus a fragment. The last line on stdout is the
-folder that holds vmlinux, bzImage, config, System.map and build.log; progress goes to stderr.
+Builds a Linux kernel from `make allnoconfig` plus a fragment: for arm64 if the fragment's name ends with -arm64, else for
+x86-64. The last line on stdout is the folder that holds vmlinux, bzImage (x86-64) or Image (arm64), config, System.map and
+build.log; progress goes to stderr.
 The folder is <cache>/kernel/<fragment>/<key>, and <cache>/kernel/<fragment>/current points to the last one asked for.
 
   --source    a Linux tree, a tarball of one, or a Debian package such as linux-source-6.12
               (default: the newest /usr/src/linux-source-*.tar.*)
-  --fragment  the options to set (default: sandbox.config beside this script; lab.config is the lab's kernel)
+  --fragment  the options to set (default: the sandbox's for this machine: sandbox.config beside this script, on arm64
+              sandbox-arm64.config; lab.config is the kernel of the lab)
   --cache     where to keep the results (default: $XDG_CACHE_HOME/minivm or ~/.cache/minivm)
   --print-path  only print the path that the result has, or will have; exit code 1 if it isn't built yet
 TEXT
@@ -41,7 +43,8 @@ progress() { # PHASE PERCENT
 
 # --- arguments
 
-source= fragment=$HERE/sandbox.config cache=${XDG_CACHE_HOME:-$HOME/.cache}/minivm print_only=
+case $(uname -m) in aarch64) fragment=$HERE/sandbox-arm64.config ;; *) fragment=$HERE/sandbox.config ;; esac
+source= cache=${XDG_CACHE_HOME:-$HOME/.cache}/minivm print_only=
 while (($#)); do
   case $1 in
     --source | --fragment | --cache)
@@ -56,6 +59,12 @@ while (($#)); do
 done
 [ -r "$fragment" ] || die "cannot read the fragment $fragment"
 name=$(basename "$fragment" .config)
+case $name in
+  *-arm64) arch=arm64 image=Image cross=aarch64-linux-gnu- compiler='gcc-aarch64-linux-gnu libc6-dev-arm64-cross' ;;
+  *) arch=x86 image=bzImage cross= compiler='gcc binutils' ;;
+esac
+# An arm64 machine needs no cross compiler for its own kernel.
+if [ "$arch" = arm64 ] && [ "$(uname -m)" = aarch64 ]; then cross= compiler='gcc binutils'; fi
 
 # --- the source: a tree, or a tarball that becomes one
 
@@ -90,8 +99,8 @@ fi
 options() { sed -nE 's/^(CONFIG_[A-Za-z0-9_]+=("[^"]*"|[^ #]+)) *(# (since|until) [0-9.]+)?.*/\1 \3/p' "$fragment" | sed 's/ *$//'; }
 stray=$(grep -nvE '^(#|$|CONFIG_[A-Za-z0-9_]+=("[^"]*"|[^ #"]+)( +#.*)?$)' "$fragment" | head -1 || true)
 [ -z "$stray" ] || die "$fragment: line ${stray%%:*} is no option: ${stray#*:}"
-command -v gcc >/dev/null && command -v ld >/dev/null || die "no compiler: apt-get install gcc binutils"
-key=$({ echo "$RECIPE $identity"; options; gcc --version | head -1; ld --version | head -1; } | sha256sum | cut -c1-16)
+command -v "${cross}gcc" >/dev/null && command -v "${cross}ld" >/dev/null || die "no compiler for $arch: apt-get install $compiler"
+key=$({ echo "$RECIPE $identity"; options; "${cross}gcc" --version | head -1; "${cross}ld" --version | head -1; } | sha256sum | cut -c1-16)
 shelf=$cache/kernel/$name
 result=$shelf/$key
 
@@ -213,7 +222,7 @@ done < <(options) >"$scratch/fragment"
 out=$scratch/out
 mkdir "$out"
 kbuild() {
-  make -C "$tree" O="$out" ARCH=x86 KBUILD_BUILD_USER=minivm KBUILD_BUILD_HOST=minivm \
+  make -C "$tree" O="$out" ARCH="$arch" CROSS_COMPILE="$cross" KBUILD_BUILD_USER=minivm KBUILD_BUILD_HOST=minivm \
     KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSION=1 "$@"
 }
 kbuild KCONFIG_ALLCONFIG="$scratch/fragment" allnoconfig >"$scratch/configure.log" 2>&1 ||
@@ -233,9 +242,9 @@ done <"$scratch/fragment"
 
 # --- build
 
-# How many steps make will print: what the last build of this fragment printed, else a figure close to both fragments'.
+# How many steps make will print: what the last build of this fragment printed, else a figure close to all fragments'.
 steps=$(cat "$shelf/.steps" 2>/dev/null || echo 1600)
-if ! watched compile "$steps" '^  [A-Z]' "$scratch/build.log" kbuild -j"$(nproc)" vmlinux bzImage; then
+if ! watched compile "$steps" '^  [A-Z]' "$scratch/build.log" kbuild -j"$(nproc)" vmlinux "$image"; then
   cp "$scratch/build.log" "$shelf/failed.log"
   clear_bar
   { grep -E 'error|Error|\*\*\*' "$scratch/build.log" | head -8; tail -4 "$scratch/build.log"; } >&2
@@ -245,8 +254,8 @@ progress link 100
 
 stage=$scratch/result
 mkdir "$stage"
-strip -s -o "$stage/vmlinux" "$out/vmlinux"
-cp "$out/arch/x86/boot/bzImage" "$out/System.map" "$scratch/build.log" "$stage/"
+"${cross}strip" -s -o "$stage/vmlinux" "$out/vmlinux"
+cp "$out/arch/$arch/boot/$image" "$out/System.map" "$scratch/build.log" "$stage/"
 cp "$out/.config" "$stage/config"
 grep -cE '^  [A-Z]' "$scratch/build.log" >"$shelf/.steps"
 mv -T "$stage" "$result"

@@ -14,8 +14,11 @@
 //! | [`manifest`] | the files in an archive that are for `minivm-init` alone | host, guest |
 //! | [`channel`] | the messages of host and guest, their frames, and the rings that carry them | host, guest |
 //! | [`contained`] | the arguments of `minivm-init` in a container that is no machine | host, container |
+//! | [`lab`] | a lab's first process, and the frames of its channel | host, lab |
+//! | [`io_error`] | wrappers for I/O errors that name what was tried | host, lab |
 //! | [`pid1`] | the duties of any first process | guest, lab |
 //! | [`inherited`] | the repair of signals, limits and streams that a process has inherited | all programs of minivm |
+//! | `bin/minivm-lab-init` | a lab's first process, where `minivm` itself isn't compiled for the lab's processor | lab |
 //! | `bin/minivm-init` | the guest's first process; its steps are at the head of its `main.rs` | guest, container |
 //!
 //! # Example
@@ -44,6 +47,8 @@
 pub mod channel;
 pub mod contained;
 pub mod inherited;
+pub mod io_error;
+pub mod lab;
 pub mod manifest;
 pub mod newc;
 pub mod pid1;

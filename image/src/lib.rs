@@ -52,7 +52,7 @@ mod files;
 mod fixtures;
 mod folder;
 mod image;
-pub mod io_error;
+pub use minivm_guest::io_error;
 mod json;
 mod layout;
 mod manifest;

@@ -7,7 +7,6 @@
 //! | `CMDLINE` | a kernel's default command line |
 //! | `FOR_INIT` | what `minivm-init` needs beside it |
 //! | `NO_KVM` | the remedy where there is no `/dev/kvm` |
-//! | `KERNEL` | the file's name of the kernel that `kernel-config/build.sh` makes |
 //! | `processor` | what identifies this host's kind of processor |
 //! | `device` | the device that an exit is about |
 //! | `channel_byte` | the byte that an exit writes to the channel |
@@ -19,7 +18,7 @@ use minivm_vmm::ExitKind;
 mod current;
 
 pub use current::{CMDLINE, NO_KVM};
-pub(crate) use current::{FOR_INIT, KERNEL, channel_byte, device, processor};
+pub(crate) use current::{FOR_INIT, channel_byte, device, processor};
 
 /// A device of a machine, as an exit's access has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

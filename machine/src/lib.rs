@@ -100,6 +100,8 @@ use minivm_image::io_error::HostError;
 use minivm_vmm::{Builder, Config, Kernel};
 use serde::{Deserialize, Serialize};
 
+use lab::Processor;
+
 pub use copies::Files;
 pub use end::{Call, End};
 pub use files::CopyIn;
@@ -137,10 +139,28 @@ pub enum Accel {
     Lab {
         /// The program that runs there, see [`LabRequest::program`](lab::LabRequest::program).
         program: PathBuf,
+        /// The processor that the lab emulates. Its architecture is the guest's.
+        processor: Processor,
     },
 }
 
 impl Accel {
+    /// Returns the lab for guests of this program's own architecture, with `program` in it.
+    pub fn lab(program: impl Into<PathBuf>) -> Accel {
+        Accel::Lab {
+            program: program.into(),
+            processor: Processor::default(),
+        }
+    }
+
+    /// Returns whether guests there are of this program's own architecture.
+    pub fn is_of_this_architecture(&self) -> bool {
+        match self {
+            Accel::Kvm => true,
+            Accel::Lab { processor, .. } => processor.runs_this_program(),
+        }
+    }
+
     /// Returns what virtualizes machines there, as `--accel` names it: `kvm` or `lab`.
     pub fn name(&self) -> &'static str {
         match self {
@@ -296,10 +316,14 @@ impl MachineSpec {
     pub fn start_watched(&self, accel: &Accel, watch: Option<Watch>) -> Result<Link, Error> {
         match accel {
             Accel::Kvm => local::start(self, watch.and_then(Watch::observer)),
-            Accel::Lab { program } => {
-                // Checked here as well: an error of the lab's would name the files as the lab does.
-                Builder::new(self.config()).check()?;
-                remote::start(self, program.clone(), watch.and_then(Watch::events))
+            Accel::Lab { program, processor } => {
+                // Checked here as well: an error of the lab's would name the files as the lab does. Another architecture's kernel can
+                // only be checked there.
+                if processor.runs_this_program() {
+                    Builder::new(self.config()).check()?;
+                }
+                let events = watch.and_then(Watch::events);
+                remote::start(self, program.clone(), *processor, events)
             }
         }
     }

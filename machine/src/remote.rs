@@ -12,7 +12,7 @@ use minivm_image::io_error::cannot;
 
 use super::last_words::LastWords;
 use super::{Ended, Error, Link, MachineSpec, StopOnDrop};
-use crate::lab::{Input, Output, Stop};
+use crate::lab::{Input, Output, Processor, Stop};
 use crate::lab_machine::LabMachine;
 
 /// How long a watched machine may take to end.
@@ -23,6 +23,7 @@ const LAST_EVENTS: Duration = Duration::from_secs(10);
 pub(super) fn start(
     machine: &MachineSpec,
     program: PathBuf,
+    processor: Processor,
     events: Option<UnixStream>,
 ) -> Result<Link, Error> {
     let (from_guest, output) = io::pipe().map_err(cannot("create a pipe"))?;
@@ -31,7 +32,7 @@ pub(super) fn start(
     let input_end = to_guest.try_clone().map_err(cannot("duplicate a socket"))?;
     let watched = events.is_some();
     let mut request = LabMachine::Session(machine.clone()).request(0)?;
-    request.program = program;
+    (request.program, request.processor) = (program, processor);
     if let Some(events) = events {
         request.trace_to(events);
     }

@@ -1,12 +1,15 @@
 //! Sessions with hostile guests. A guest owns its memory and its UART, and so its end of the channel. Whatever it does with them, the
 //! session returns a result or an error in time.
 //!
-//! The guests are machine code on the host's own KVM, with their rings laid out by their ELF file.
+//! The guests are machine code on the host's own KVM, with their rings laid out by their kernel's file.
 
 // Tests run: on any KVM
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[cfg_attr(target_arch = "aarch64", path = "guest_code/aarch64.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "guest_code/x86_64.rs")]
+mod guest_code;
 mod messages;
 
 use std::io::{self, Write};
@@ -21,10 +24,10 @@ use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION
 use minivm_machine::session::Event;
 use minivm_machine::signal::TERM;
 use minivm_machine::{Accel, CopyIn, End, Error, Link, MachineSpec, Session};
-use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
 
+use guest_code::{LOOP, RAM, count_for_ever, say, say_for_ever, take_for_ever};
 use messages::{exit, told};
 
 /// The time limit of guests that never get to a command's end.
@@ -33,57 +36,11 @@ const SOON: Duration = Duration::from_millis(500);
 const MEMORY: u64 = 64 << 20;
 
 /// Addresses of what the guests write to COM2, of the ring directory, and of the pages.
-const WORDS: u64 = 2 << 20;
-const DIRECTORY: u64 = 4 << 20;
-const PAGES: u64 = 6 << 20;
-
-/// `jmp $`.
-const LOOP: [u8; 2] = [0xeb, 0xfe];
-/// `rep outsb`, with RSI, RCX and DX set: writes RCX bytes from RSI on to the port.
-const REP_OUTSB: [u8; 2] = [0xf3, 0x6e];
-
-/// Returns code that writes `len` bytes from WORDS on to COM2.
-fn say(len: usize) -> Vec<u8> {
-    let mut code = vec![0xbe]; // mov esi, WORDS
-    code.extend(u32::try_from(WORDS).unwrap().to_le_bytes());
-    code.push(0xb9); // mov ecx, len
-    code.extend(u32::try_from(len).unwrap().to_le_bytes());
-    code.extend([0x66, 0xba, 0xf8, 0x02]); // mov dx, COM2
-    code.extend(REP_OUTSB);
-    code
-}
-
-/// Returns code that does so for ever: `jmp` back to its start.
-fn say_for_ever(len: usize) -> Vec<u8> {
-    let mut code = say(len);
-    let back = i8::try_from(code.len() + 2).unwrap();
-    code.extend([0xeb, (-back).cast_unsigned()]);
-    code
-}
-
-/// Returns code that counts at an address for ever: `inc dword [address]; jmp` back to it.
-fn count_for_ever(address: u64) -> Vec<u8> {
-    let mut code = vec![0xff, 0x04, 0x25];
-    code.extend(u32::try_from(address).unwrap().to_le_bytes());
-    code.extend([0xeb, 0xf7]);
-    code
-}
-
-/// Returns code that takes all that is in the ring to the guest and rings the bell, for ever.
-fn take_for_ever() -> Vec<u8> {
-    let word = |word: Word| DIRECTORY + word.offset(Direction::ToGuest) as u64;
-    let address = |address: u64| u32::try_from(address).unwrap().to_le_bytes();
-    [
-        &[0x8b, 0x04, 0x25][..], // mov eax, [produced]
-        &address(word(Word::Produced)),
-        &[0x89, 0x04, 0x25], // mov [consumed], eax
-        &address(word(Word::Consumed)),
-        &[0x66, 0xba, 0xf8, 0x02], // mov dx, COM2
-        &[0xee],                   // out dx, al
-        &[0xeb, 0xeb],             // jmp back to the start
-    ]
-    .concat()
-}
+const WORDS: u64 = RAM + (4 << 20);
+const DIRECTORY: u64 = RAM + (6 << 20);
+const PAGES: u64 = RAM + (8 << 20);
+/// The first address behind the guests' memory.
+const MEMORY_END: u64 = RAM + MEMORY;
 
 /// A guest's memory and code.
 struct Guest {
@@ -146,17 +103,12 @@ impl Guest {
     }
 
     fn kernel(&self) -> Vec<u8> {
-        let mut elf = Elf::of_code(&[&say(self.hello.len()), &self.code]);
-        for (address, bytes) in [
-            (WORDS, &self.hello),
+        let data = [
+            (WORDS, &self.hello[..]),
             (DIRECTORY, &self.directory),
             (PAGES, &self.ring),
-        ] {
-            if !bytes.is_empty() {
-                elf.segments.push(Segment::new(address, bytes));
-            }
-        }
-        elf.bytes()
+        ];
+        guest_code::kernel(&[&say(self.hello.len()), &self.code], &data)
     }
 
     /// Runs a session with it; returns how it ended, and its stdout.
@@ -303,7 +255,7 @@ fn input_is_sent_while_the_output_takes_nothing() {
 #[test]
 fn a_machine_whose_link_is_dropped_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let machine = machine(&folder, &Elf::of_code(&[&LOOP]).bytes());
+    let machine = machine(&folder, &guest_code::kernel(&[&LOOP], &[]));
     let Link { stop, end, .. } = machine.start(&Accel::Kvm).unwrap();
     drop(stop);
     let (sender, ended) = channel();
@@ -315,8 +267,8 @@ fn a_machine_whose_link_is_dropped_ends() {
 fn rings_that_are_not_in_memory_are_refused() {
     let page = PAGE as u64;
     for directory in [
-        MEMORY,
-        MEMORY - page + 1,
+        MEMORY_END,
+        MEMORY_END - page + 1,
         0xfee0_0000,
         u64::MAX,
         u64::MAX - page + 1,
@@ -330,7 +282,7 @@ fn rings_that_are_not_in_memory_are_refused() {
         let said = "the guest broke the protocol: the guest's rings are not in its memory";
         assert!(told.starts_with(said), "{directory:#x}: {told}");
     }
-    for address in [MEMORY, u64::MAX, PAGES + 8, !0xfff] {
+    for address in [MEMORY_END, u64::MAX, PAGES + 8, !0xfff] {
         for place in [DIRECTORY_ADDRESSES, DIRECTORY_ADDRESSES + 8] {
             let mut guest = Guest::new(&[]);
             guest.put(place, &address.to_le_bytes());
@@ -446,7 +398,7 @@ fn endless_bells_are_not_messages() {
 #[test]
 fn a_silent_guest_ends_at_the_boot_limit() {
     assert!(matches!(
-        run(&Elf::of_code(&[&LOOP]).bytes(), SOON, PATIENCE).0,
+        run(&guest_code::kernel(&[&LOOP], &[]), SOON, PATIENCE).0,
         Err(Error::NoInit(SOON))
     ));
     // A part of the hello only.

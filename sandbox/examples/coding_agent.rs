@@ -75,9 +75,7 @@ pub(crate) fn run(
         // Where this host's KVM can't run a kernel, an emulated one can.
         accel: match minivm_vmm::probe() {
             Ok(()) => Accel::Kvm,
-            Err(_) => Accel::Lab {
-                program: minivm.into(),
-            },
+            Err(_) => Accel::lab(minivm),
         },
     };
     let diff = folder.join("change.diff");

@@ -258,17 +258,20 @@ impl Sandbox for Microvm {
         let kernel = &self.machine.kernel;
         if !kernel.is_file() {
             let folder = kernel.parent().map(PathBuf::from).unwrap_or_default();
-            return Err(kernel::Missing { folder }.into());
+            let setup = lab::Processor::default().setup();
+            return Err(kernel::Missing { folder, setup }.into());
         }
         match self.accel {
             Accel::Kvm => Ok(()),
-            Accel::Lab { .. } => lab::find_kernel()
-                .map(drop)
-                .map_err(|error| Error::Unavailable {
-                    backend: Backend::Microvm,
-                    why: error.to_string(),
-                    hint: "`minivm doctor` shows the remedy".into(),
-                }),
+            Accel::Lab { processor, .. } => {
+                lab::find_kernel(processor)
+                    .map(drop)
+                    .map_err(|error| Error::Unavailable {
+                        backend: Backend::Microvm,
+                        why: error.to_string(),
+                        hint: "`minivm doctor` shows the remedy".into(),
+                    })
+            }
         }
     }
 

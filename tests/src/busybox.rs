@@ -7,7 +7,14 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-const BUSYBOX: &str = "/bin/busybox";
+use crate::given;
+
+/// The architecture that this is compiled for, as images' configurations have it.
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
 
 /// Makes a root file system in a folder that is not there yet, with these of busybox's programs.
 ///
@@ -18,7 +25,7 @@ pub fn make_root(root: &Path, applets: &str) {
     for folder in ["bin", "etc", "tmp"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
-    fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox-static is installed");
+    fs::copy(given::busybox(), root.join("bin/busybox")).expect("busybox-static is installed");
     for applet in applets.split_whitespace() {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -35,10 +42,13 @@ pub fn save_image(root: &Path, config: &str, folder: &Path) -> String {
     fs::create_dir_all(folder).unwrap();
     let layer = folder.join("layer.tar");
     tar(root, &layer, &["."]);
-    let sum = Command::new(BUSYBOX).arg("sha256sum").arg(&layer).output();
+    let sum = Command::new(given::busybox())
+        .arg("sha256sum")
+        .arg(&layer)
+        .output();
     let sum = String::from_utf8(sum.unwrap().stdout).unwrap();
     let config = format!(
-        r#"{{"architecture": "amd64", "os": "linux", "config": {config},
+        r#"{{"architecture": "{ARCHITECTURE}", "os": "linux", "config": {config},
             "rootfs": {{"type": "layers", "diff_ids": ["sha256:{}"]}}}}"#,
         &sum[..64]
     );
@@ -56,7 +66,7 @@ pub fn save_image(root: &Path, config: &str, folder: &Path) -> String {
 }
 
 fn tar(folder: &Path, archive: &Path, names: &[&str]) {
-    let mut tar = Command::new(BUSYBOX);
+    let mut tar = Command::new(given::busybox());
     tar.arg("tar").arg("-C").arg(folder).arg("-cf").arg(archive);
     assert!(tar.args(names).status().unwrap().success());
 }

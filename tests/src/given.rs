@@ -20,6 +20,12 @@ pub fn minivm(own: &str) -> PathBuf {
     optimized.map_or_else(|| own.into(), PathBuf::from)
 }
 
+/// A static busybox for the architecture that this is compiled for.
+pub fn busybox() -> PathBuf {
+    let given = std::env::var_os("MINIVM_TEST_BUSYBOX");
+    given.map_or_else(|| "/bin/busybox".into(), PathBuf::from)
+}
+
 /// The file that a variable names, copied to where reading is fast: in the lab, all that was there before it comes over 9p.
 ///
 /// # Panics

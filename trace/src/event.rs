@@ -81,6 +81,10 @@ pub enum Kind {
     Shutdown,
     /// A halt that KVM didn't keep to itself.
     Halt,
+    /// A call of PSCI that switches the machine off.
+    PowerOff,
+    /// A call of PSCI that resets the machine.
+    Reset,
     /// The guest locked the memory bus.
     BusLock,
     /// Not the guest's doing: a signal ended `KVM_RUN`.
@@ -100,13 +104,15 @@ pub struct Data {
 
 impl Kind {
     /// All kinds, in the order of tables.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Out,
         Kind::In,
         Kind::MmioWrite,
         Kind::MmioRead,
         Kind::Shutdown,
         Kind::Halt,
+        Kind::PowerOff,
+        Kind::Reset,
         Kind::BusLock,
         Kind::Interrupted,
         Kind::NotRunnable,
@@ -122,6 +128,8 @@ impl Kind {
             Kind::MmioWrite => "mmio-write",
             Kind::Shutdown => "shutdown",
             Kind::Halt => "halt",
+            Kind::PowerOff => "power-off",
+            Kind::Reset => "reset",
             Kind::BusLock => "bus-lock",
             Kind::Interrupted => "interrupted",
             Kind::NotRunnable => "not-runnable",
@@ -187,6 +195,8 @@ impl Exit {
             ExitKind::MmioWrite { address, data } => (Kind::MmioWrite, (address, data)),
             ExitKind::Shutdown => (Kind::Shutdown, none),
             ExitKind::Halt => (Kind::Halt, none),
+            ExitKind::PowerOff => (Kind::PowerOff, none),
+            ExitKind::Reset => (Kind::Reset, none),
             ExitKind::BusLock => (Kind::BusLock, none),
             ExitKind::Interrupted => (Kind::Interrupted, none),
             ExitKind::NotRunnable => (Kind::NotRunnable, none),

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::event::{Event, Exit};
 use crate::filter::Filter;
-use crate::meaning::Decoder;
+use crate::meaning::{Architecture, Decoder};
 use crate::output::{Explained, Format};
 use crate::symbols::{Strays, Symbols};
 use crate::totals::Totals;
@@ -47,6 +47,12 @@ impl Trace {
     ) -> Self {
         self.output = Some(output);
         self.on_failure = Box::new(on_failure);
+        self
+    }
+
+    /// Explains the exits of a machine of another architecture than this program's.
+    pub fn architecture(mut self, architecture: Architecture) -> Self {
+        self.decoder = Decoder::of(architecture);
         self
     }
 

@@ -86,6 +86,10 @@ pub enum ExitKind<'a> {
     Shutdown,
     /// A halt, which ends the machine. A KVM with local APICs keeps halts to itself.
     Halt,
+    /// A call of PSCI that switches the machine off.
+    PowerOff,
+    /// A call of PSCI that resets the machine.
+    Reset,
     /// The guest has locked the memory bus, and its vCPU pauses.
     BusLock,
     /// No exit of the guest's: a signal has interrupted `KVM_RUN`, or it was told to return at once.

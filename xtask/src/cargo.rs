@@ -185,6 +185,17 @@ pub(crate) fn build_minivm() -> Result<PathBuf> {
     ])?)
 }
 
+/// Builds the command `minivm` as tests are built; returns its path.
+pub(crate) fn build_debug_minivm() -> Result<PathBuf> {
+    minivm_among(&build(&[
+        "build",
+        "--package",
+        "minivm",
+        "--bin",
+        "minivm",
+    ])?)
+}
+
 /// Begins to build the command `minivm`, and nothing else, in the profile that compiles quickly.
 pub(crate) fn begin_quick_minivm() -> Result<Building> {
     Building::begin(&[

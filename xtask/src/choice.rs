@@ -87,7 +87,10 @@ impl Choice {
             }
         }
         if !self.is_everything() && self.parts.is_empty() && tests.next().is_none() {
-            bail!("{} has no tests", self.programs.join(" and "));
+            bail!(
+                "{} has no tests for this machine",
+                self.programs.join(" and ")
+            );
         }
         Ok(())
     }

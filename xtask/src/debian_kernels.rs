@@ -65,7 +65,7 @@ fn told(fetched: &[String]) -> String {
 fn ensure_flavour(cache: &Cache, flavour: Flavour) -> Result<(PathBuf, Option<String>)> {
     let package = flavour.package;
     let images = debian::pinned(cache, package, || {
-        let mut images = debian::dependencies(&[package])?;
+        let mut images = debian::OWN.dependencies(&[package])?;
         images.retain(|name| name.starts_with("linux-image-"));
         Ok(images)
     })?;
@@ -86,7 +86,7 @@ fn ensure_flavour(cache: &Cache, flavour: Flavour) -> Result<(PathBuf, Option<St
 fn fetch(cache: &Cache, key: &str, image: &str, modules: &[&str]) -> Result<()> {
     cache.make("debian-kernels", key, |folder| {
         let unpacked = tempfile::tempdir().context("cannot create a temporary folder")?;
-        debian::unpack(&[image.to_owned()], unpacked.path())?;
+        debian::OWN.unpack(&[image.to_owned()], unpacked.path())?;
         fs::copy(kernel(unpacked.path(), image)?, folder.join("vmlinuz"))?;
         fs::write(folder.join("version"), format!("{image}\n"))?;
         if modules.is_empty() {
@@ -101,7 +101,7 @@ fn fetch(cache: &Cache, key: &str, image: &str, modules: &[&str]) -> Result<()> 
 }
 
 /// The kernel in an unpacked package.
-fn kernel(unpacked: &Path, image: &str) -> Result<PathBuf> {
+pub(crate) fn kernel(unpacked: &Path, image: &str) -> Result<PathBuf> {
     let boot = fs::read_dir(unpacked.join("boot"));
     for entry in boot.with_context(|| format!("{image} has no /boot"))? {
         let entry = entry?;
@@ -113,7 +113,7 @@ fn kernel(unpacked: &Path, image: &str) -> Result<PathBuf> {
 }
 
 /// The folder of all modules in an unpacked package, whose name is the kernel's version.
-fn tree(unpacked: &Path, image: &str) -> Result<PathBuf> {
+pub(crate) fn tree(unpacked: &Path, image: &str) -> Result<PathBuf> {
     // Since Debian 13 all is below /usr.
     for folder in ["usr/lib/modules", "lib/modules"] {
         let folder = unpacked.join(folder);

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow};
 
 use crate::cache::Cache;
-use crate::debian::{self, Pinned};
+use crate::debian::{self, Apt, Pinned};
 use crate::process::capture;
 
 /// Of what Python depends on, the libraries that its extension modules load. Left out: sqlite3, curses, readline, dbm.
@@ -33,39 +33,55 @@ const APPLETS: [&str; 32] = [
 /// What no program reads in a machine that lives for a second: a third of the size.
 const UNREAD: [&str; 8] = [
     "usr/share",
-    "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/lib/x86_64-linux-gnu/perl",
+    "usr/lib/*-linux-gnu/gconv",
+    "usr/lib/*-linux-gnu/perl",
     "usr/lib/locale",
     "sbin",
     "usr/sbin",
     "usr/lib/mime",
-    "usr/lib/x86_64-linux-gnu/audit",
+    "usr/lib/*-linux-gnu/audit",
 ];
+
+/// Debian's name for the architecture in folders, in place of the star above.
+const X86_64: &str = "x86_64";
 
 /// The packages, in the versions that the archive has now.
 pub(crate) fn packages(cache: &Cache) -> Result<Vec<Pinned>> {
-    debian::pinned(cache, "python 1", || {
-        let names = debian::dependencies(&["python3-minimal"])?;
-        let python = names
-            .iter()
-            .find(|name| name.starts_with("python3.") && name.ends_with("-minimal"));
-        let python = python
-            .ok_or_else(|| anyhow!("python3-minimal depends on no python3.N-minimal"))?
-            .clone();
-        let (minimal, standard) = (
-            format!("lib{python}"),
-            format!("lib{}-stdlib", python.trim_end_matches("-minimal")),
-        );
-        let mut libraries = debian::dependencies(&[&python, &minimal, &standard])?;
-        libraries.retain(|name| LIBRARIES.iter().any(|library| name.starts_with(library)));
-        libraries.extend([python, minimal, standard, "busybox-static".to_owned()]);
-        Ok(libraries)
-    })
+    debian::pinned(cache, "python 1", || names(&debian::OWN))
+}
+
+/// The packages' names.
+pub(crate) fn names(apt: &Apt) -> Result<Vec<String>> {
+    let names = apt.dependencies(&["python3-minimal"])?;
+    let python = names
+        .iter()
+        .find(|name| name.starts_with("python3.") && name.ends_with("-minimal"));
+    let python = python
+        .ok_or_else(|| anyhow!("python3-minimal depends on no python3.N-minimal"))?
+        .clone();
+    let (minimal, standard) = (
+        format!("lib{python}"),
+        format!("lib{}-stdlib", python.trim_end_matches("-minimal")),
+    );
+    let mut libraries = apt.dependencies(&[&python, &minimal, &standard])?;
+    libraries.retain(|name| LIBRARIES.iter().any(|library| name.starts_with(library)));
+    libraries.extend([python, minimal, standard, "busybox-static".to_owned()]);
+    Ok(libraries)
 }
 
 /// Fills `root` with Python, a shell and what they need.
 pub(crate) fn fill(packages: &[Pinned], root: &Path) -> Result<()> {
-    debian::unpack(packages, root)?;
+    precompile(&fill_from(&debian::OWN, X86_64, packages, root)?, root)
+}
+
+/// As [`fill`], from an archive for this architecture; returns Python's name. Its modules aren't compiled: it may not run here.
+pub(crate) fn fill_from(
+    apt: &Apt,
+    architecture: &str,
+    packages: &[Pinned],
+    root: &Path,
+) -> Result<String> {
+    apt.unpack(packages, root)?;
     for folder in ["bin", "lib", "lib64"] {
         // Since Debian 13 all is below /usr, and another package has these links.
         if !root.join(folder).exists() {
@@ -73,7 +89,7 @@ pub(crate) fn fill(packages: &[Pinned], root: &Path) -> Result<()> {
         }
     }
     for unread in UNREAD {
-        let path = root.join(unread);
+        let path = root.join(unread.replace('*', architecture));
         if path.is_dir() {
             fs::remove_dir_all(&path)
                 .with_context(|| format!("cannot remove {}", path.display()))?;
@@ -94,7 +110,7 @@ pub(crate) fn fill(packages: &[Pinned], root: &Path) -> Result<()> {
         &root.join("usr/local/bin/python3"),
     )?;
     link(python, &root.join("usr/bin/python3"))?;
-    precompile(python, root)
+    Ok(python.to_owned())
 }
 
 /// Compiles the modules that every start of Python reads, for Debian does so only when it installs: without this it is a

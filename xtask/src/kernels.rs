@@ -1,6 +1,6 @@
 //! The guest kernels, built by `kernel-config/build.sh` and kept by it in the cache.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +17,8 @@ pub(crate) enum Kernel {
     Sandbox,
     /// What the lab runs, with KVM
     Lab,
+    /// What minivm's guests run on arm64
+    SandboxArm64,
 }
 
 impl Kernel {
@@ -24,6 +26,15 @@ impl Kernel {
         match self {
             Self::Sandbox => "sandbox",
             Self::Lab => "lab",
+            Self::SandboxArm64 => "sandbox-arm64",
+        }
+    }
+
+    /// The files that its build leaves.
+    fn files(self) -> [&'static str; 2] {
+        match self {
+            Self::Sandbox | Self::Lab => ["vmlinux", "bzImage"],
+            Self::SandboxArm64 => ["vmlinux", "Image"],
         }
     }
 
@@ -37,7 +48,7 @@ impl Kernel {
     }
 }
 
-/// The folder with the kernel's `vmlinux` and `bzImage`, which are built if they aren't there.
+/// The folder with the kernel's files, which are built if they aren't there.
 pub(crate) fn ensure(report: &mut Report, kernel: Kernel) -> Result<PathBuf> {
     let step = format!("kernel {}", kernel.name());
     let built = output(kernel.script().arg("--print-path"))?
@@ -76,17 +87,13 @@ fn build(kernel: Kernel) -> Result<PathBuf> {
             .last()
             .context("kernel-config/build.sh didn't say where the kernel is")?,
     );
-    if !is_whole(&folder) {
-        bail!(
-            "kernel-config/build.sh left no vmlinux and bzImage in {}",
-            folder.display()
-        );
+    for file in kernel.files() {
+        if !folder.join(file).is_file() {
+            bail!(
+                "kernel-config/build.sh left no {file} in {}",
+                folder.display()
+            );
+        }
     }
     Ok(folder)
-}
-
-fn is_whole(folder: &Path) -> bool {
-    ["vmlinux", "bzImage"]
-        .iter()
-        .all(|file| folder.join(file).is_file())
 }

@@ -12,6 +12,7 @@
 //! Whatever is made is kept in `~/.cache/minivm` under a key of all that went into it, and made again only when the key
 //! changes: see [`cache`].
 
+mod arm64;
 mod bench;
 mod building;
 mod cache;
@@ -19,6 +20,7 @@ mod cargo;
 mod choice;
 mod coding_image;
 mod debian;
+mod debian_arm64;
 mod debian_kernels;
 mod debian_python;
 mod demo;

@@ -49,6 +49,14 @@ const FOR_TESTS: [&str; 7] = [
     "git",
 ];
 
+/// For arm64: what emulates it, a C compiler for it, and what unpacks a kernel's modules.
+const FOR_ARM64: [&str; 4] = [
+    "qemu-system-arm",
+    "gcc-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
+    "xz-utils",
+];
+
 /// For the tests that watch the calls of a program.
 const FOR_TRACES: [&str; 1] = ["strace"];
 
@@ -97,6 +105,11 @@ pub(crate) fn install_for_tests() -> Result<String> {
 /// Installs what the tests need that watch the calls of a program.
 pub(crate) fn install_for_traces() -> Result<String> {
     install_some(&FOR_TRACES)
+}
+
+/// Installs what the lab for arm64 needs, and what compiles for it.
+pub(crate) fn install_for_arm64() -> Result<String> {
+    install_some(&FOR_ARM64)
 }
 
 /// Installs these packages where they are missing.

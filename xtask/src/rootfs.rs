@@ -135,7 +135,7 @@ fn make(cache: &Cache, source: &Source, fill: impl FnOnce(&Path) -> Result<()>) 
 }
 
 /// Adds `/init` and the mount points, drops what isn't needed, and looks whether Python is where `/init` calls it.
-fn finish(root: &Path) -> Result<()> {
+pub(crate) fn finish(root: &Path) -> Result<()> {
     for folder in ["proc", "sys", "dev", "tmp", "root", "run"] {
         fs::create_dir_all(root.join(folder))?;
     }
@@ -164,7 +164,7 @@ fn finish(root: &Path) -> Result<()> {
 }
 
 /// Writes the initramfs: the same bytes from the same files, with everything owned by root.
-fn archive(root: &Path, archive: &Path) -> Result<()> {
+pub(crate) fn archive(root: &Path, archive: &Path) -> Result<()> {
     capture(Command::new("find").arg(root).args([
         "-exec",
         "touch",

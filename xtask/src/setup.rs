@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::kernels::{self, Kernel};
 use crate::report::Report;
-use crate::{coding_image, debian_kernels, packages, rootfs, target};
+use crate::{arm64, coding_image, debian_kernels, packages, rootfs, target};
 
 /// What goes beyond a guest's kernel and the demo's root file system.
 #[derive(Args, Clone, Copy, Default)]
@@ -31,6 +31,9 @@ pub(crate) struct Wanted {
     /// Make the image of the coding agent's example too, with git and pytest (for the tests)
     #[arg(long)]
     pub(crate) coding_image: bool,
+    /// Fetch what an emulated arm64 machine with KVM needs too, and build minivm's part in it
+    #[arg(long)]
+    pub(crate) arm64: bool,
 }
 
 /// Where set-up put things.
@@ -46,6 +49,10 @@ pub(crate) struct Made {
 pub(crate) fn run(wanted: &Wanted) -> Result<()> {
     let mut report = Report::new();
     prepare(&mut report, wanted)?;
+    if wanted.arm64 {
+        arm64::ensure(&mut report)?;
+        arm64::install_program(&mut report)?;
+    }
     Ok(())
 }
 

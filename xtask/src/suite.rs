@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo::{self, Executable, Target};
 use crate::choice::Choice;
-use crate::place::Place;
+use crate::place::{Kind, Place};
 use crate::process::{self, cannot_start, capture};
 use crate::setup::Made;
 use crate::tally::Tally;
@@ -43,6 +43,14 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
+    /// Nothing: what the tests in another architecture's lab find comes with them.
+    pub(crate) fn empty() -> Self {
+        Self {
+            variables: Vec::new(),
+            limit: LIMIT,
+        }
+    }
+
     pub(crate) fn new(made: &Made, minivm: Option<&Path>) -> Self {
         let mut variables = vec![
             ("MINIVM_TEST_KERNEL", made.kernel.join("vmlinux")),
@@ -103,14 +111,25 @@ impl Environment {
     }
 }
 
+/// A lab whose processor is of another architecture than this machine, for programs that are compiled for it.
+#[derive(Clone)]
+pub(crate) struct Foreign {
+    /// As `minivm lab` names it.
+    pub(crate) processor: &'static str,
+    /// What the lab is made of, and what its tests find in their environment in place of this machine's.
+    pub(crate) variables: Vec<(&'static str, PathBuf)>,
+}
+
 /// A test program that is to be run, as a whole or in part.
 pub(crate) struct Program {
     pub(crate) executable: Executable,
     pub(crate) place: Place,
-    /// The tests that are run of it, in libtest's order.
+    /// The tests that are run of it, in libtest's order. Of a program that doesn't run on this machine, they aren't known.
     pub(crate) tests: Vec<String>,
     /// Parts of their names: libtest's filters. None: all.
-    filters: Vec<String>,
+    pub(crate) filters: Vec<String>,
+    /// The lab that it is compiled for, where that isn't this machine's.
+    pub(crate) foreign: Option<Foreign>,
 }
 
 /// What is built for a run.
@@ -159,15 +178,23 @@ pub(crate) fn build(choice: &Choice, candidates: &[Target], with_minivm: bool) -
         .transpose()?;
     let mut programs = Vec::new();
     for executable in built {
-        let target = candidates
-            .iter()
-            .find(|target| executable.is_test && target.source == executable.source);
-        if let Some(target) = target {
-            programs.extend(program(choice, target, executable)?);
-        }
+        let Some(target) = target_of(&executable, candidates) else {
+            continue;
+        };
+        programs.extend(program(choice, target, executable)?);
     }
     choice.check(programs.iter().flat_map(|program| &program.tests))?;
     Ok(Built { programs, minivm })
+}
+
+/// The target of which an executable is the tests.
+pub(crate) fn target_of<'a>(
+    executable: &Executable,
+    candidates: &'a [Target],
+) -> Option<&'a Target> {
+    candidates
+        .iter()
+        .find(|target| executable.is_test && target.source == executable.source)
 }
 
 /// Builds the examples that a test program runs: `cargo test` builds tests of them, and no programs.
@@ -188,7 +215,8 @@ fn program(choice: &Choice, target: &Target, executable: Executable) -> Result<O
     let is_chosen =
         |test: &&str| filters.is_empty() || filters.iter().any(|part| test.contains(part));
     let tests: Vec<String> = tests.filter(is_chosen).map(str::to_owned).collect();
-    if tests.is_empty() && !filters.is_empty() {
+    // It may be for another architecture.
+    if tests.is_empty() {
         return Ok(None);
     }
     Ok(Some(Program {
@@ -196,6 +224,7 @@ fn program(choice: &Choice, target: &Target, executable: Executable) -> Result<O
         executable,
         tests,
         filters: filters.to_vec(),
+        foreign: None,
     }))
 }
 
@@ -223,17 +252,20 @@ pub(crate) fn run_in_lab(
     output: &mut Output,
 ) -> Result<Tally> {
     let mut command = environment.bounded();
-    command
-        .arg(minivm)
-        .args(["lab", "--memory", LAB_MEMORY, "--"])
-        .arg(&program.executable.path)
-        .arg("--include-ignored");
+    command.arg(minivm).args(["lab", "--memory", LAB_MEMORY]);
+    if let Some(foreign) = &program.foreign {
+        command.args(["--processor", foreign.processor]);
+    }
+    command.arg("--").arg(&program.executable.path);
+    if program.place.kind != Kind::Here {
+        command.arg("--include-ignored");
+    }
     run(command, program, environment, 1, output)
 }
 
 /// Counts the tests of a program that can't run now, all of them as skipped.
 pub(crate) fn skip(program: &Program, output: &mut Output) -> Result<Tally> {
-    let tests = program.tests.len();
+    let tests = program.tests.len().max(1);
     writeln!(
         output.text,
         "{tests} tests skipped: they need the lab, or the tools that make images and sandboxes, which --fast leaves out"
@@ -263,6 +295,7 @@ fn run(
             .iter()
             .map(|(name, value)| (name, value)),
     );
+    command.envs(program.foreign.iter().flat_map(|lab| lab.variables.clone()));
     // Tests of a boot boot, and leave nothing running; those of templates unset it.
     command.env("MINIVM_COLD", "1");
     let mut times = Times::new(threads, &program.tests);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::arm64::{self, Extent};
 use crate::cargo::{self, Target, cargo};
 use crate::choice::Choice;
 use crate::failures;
@@ -35,6 +36,9 @@ pub(crate) struct Test {
     /// Leave out the tests that need the lab (an emulated machine with real KVM), or the tools that make images and sandboxes
     #[arg(long)]
     fast: bool,
+    /// Run the tests that are compiled for this architecture, in labs that emulate its processors, and no others
+    #[arg(long, value_name = "ARCH", value_parser = ["aarch64"], conflicts_with = "fast")]
+    target: Option<String>,
     /// Run these alone: test programs by their names, as in `boot`, and all other tests with such a part in their names
     names: Vec<String>,
 }
@@ -45,12 +49,28 @@ pub(crate) fn run(wanted: &Test) -> Result<()> {
     let targets = cargo::test_targets()?;
     let choice = Choice::new(&wanted.names, &targets);
     let candidates = choice.candidates(targets)?;
+    if wanted.target.is_some() {
+        return run.all_of_arm64(&choice, &candidates);
+    }
     let fast = wanted.fast || all_run_here(&candidates)?;
     let made = run.set_up(fast)?;
+    let for_arm64 = match choice.is_everything() && !fast {
+        true => run.arm64(),
+        false => None,
+    };
     if choice.is_everything() {
         run.lint();
     }
-    let Built { programs, minivm } = run.build(&choice, &candidates, !fast);
+    if for_arm64.is_some() {
+        run.attempt("clippy for arm64", arm64::lint);
+    }
+    let Built {
+        mut programs,
+        minivm,
+    } = run.build(&choice, &candidates, !fast);
+    if let Some(parts) = &for_arm64 {
+        programs.extend(run.build_for_arm64(parts, Extent::Quick, &choice, &candidates));
+    }
     let minivm = minivm.as_deref();
     let environment = Environment::new(&made, minivm);
     run.test(&programs, &environment, minivm, wanted.fast, WORKERS);
@@ -87,6 +107,11 @@ impl<'a> Way<'a> {
     fn of(program: &Program, minivm: Option<&'a Path>, fast: bool) -> Self {
         let kind = program.place.kind;
         let elsewhere = match kind {
+            // What runs tools runs this host's, and the tests of labs start labs.
+            Kind::WithTools | Kind::HereAndInLabs if program.foreign.is_some() => {
+                return Way::NotNow;
+            }
+            _ if program.foreign.is_some() => true,
             Kind::RealKvm => !kvm::runs_kernels(),
             Kind::AnyKvm => !kvm::is_there(),
             Kind::WithTools => fast || minivm.is_none(),
@@ -112,8 +137,9 @@ impl<'a> Way<'a> {
 
     fn name(&self, program: &Program) -> String {
         let name = &program.executable.name;
-        match self {
-            Way::InLab { .. } => format!("{name} (lab)"),
+        match (self, &program.foreign) {
+            (_, Some(foreign)) => format!("{name} (lab, {})", foreign.processor),
+            (Way::InLab { .. }, None) => format!("{name} (lab)"),
             _ => name.clone(),
         }
     }
@@ -163,6 +189,8 @@ impl Run {
             image_tools: !fast,
             strace: true,
             coding_image: !fast,
+            // See `Run::arm64`.
+            arm64: false,
         };
         setup::prepare(&mut self.report, &wanted)
     }
@@ -180,6 +208,38 @@ impl Run {
             self.attempt("sandboxes", || sandboxes::install(minivm));
         }
         built
+    }
+
+    /// Gets what the tests on arm64 need. Where that can't be had, they are skipped.
+    fn arm64(&mut self) -> Option<arm64::Parts> {
+        let parts = arm64::ensure(&mut self.report);
+        parts.inspect_err(|error| self.skip("arm64", error)).ok()
+    }
+
+    /// Builds the test programs that run on arm64.
+    fn build_for_arm64(
+        &mut self,
+        parts: &arm64::Parts,
+        extent: Extent,
+        choice: &Choice,
+        candidates: &[Target],
+    ) -> Vec<Program> {
+        let built = arm64::build(&mut self.report, parts, extent, choice, candidates);
+        built
+            .inspect_err(|error| self.fail(error))
+            .unwrap_or_default()
+    }
+
+    /// `cargo xtask test --target aarch64`.
+    fn all_of_arm64(mut self, choice: &Choice, candidates: &[Target]) -> Result<()> {
+        if let Some(parts) = self.arm64() {
+            // It starts labs, and runs in none.
+            let minivm = self.attempt("build minivm", cargo::build_debug_minivm);
+            let programs = self.build_for_arm64(&parts, Extent::All, choice, candidates);
+            let environment = Environment::empty();
+            self.test(&programs, &environment, minivm.as_deref(), false, WORKERS);
+        }
+        self.close(false)
     }
 
     /// What needs no test to run: the format, clippy's and rustdoc's warnings.
@@ -272,6 +332,16 @@ impl Run {
         });
         self.report.done(name, tally, took);
         self.tally += tally;
+    }
+
+    /// Counts tests that can't be run here as one that is skipped.
+    fn skip(&mut self, name: &str, why: &anyhow::Error) {
+        eprintln!("xtask: {name} is skipped: {why:#}");
+        let skipped = Tally {
+            skipped: 1,
+            ..Tally::default()
+        };
+        self.record(name, Ok(skipped), Duration::ZERO);
     }
 
     fn fail(&mut self, error: &anyhow::Error) {

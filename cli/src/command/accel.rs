@@ -9,8 +9,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, ValueEnum};
+use minivm_image::Platform;
+use minivm_machine::lab::{self, Processor};
 use minivm_machine::printable::printable;
 use minivm_machine::templates;
 use minivm_machine::{self, Accel};
@@ -93,9 +95,29 @@ impl AccelArg {
             return Ok(Accel::Kvm);
         };
         warn(&running_in_lab(&why));
-        Ok(Accel::Lab {
-            program: "/proc/self/exe".into(),
-        })
+        Ok(Accel::lab("/proc/self/exe"))
+    }
+
+    /// Returns the lab for guests of another architecture than this host's, which emulates a processor for them, and calls `warn`.
+    pub(super) fn foreign(
+        &self,
+        platform: &Platform,
+        warn: impl FnOnce(&str),
+    ) -> anyhow::Result<Accel> {
+        if let Asked {
+            accel: Choice::Kvm,
+            by,
+        } = self.asked()?
+        {
+            bail!("{platform} guests run in the lab here, {LAB}, which {by}kvm refuses");
+        }
+        let processor = Processor::of_platform(&platform.architecture);
+        let processor = processor.with_context(|| format!("no lab emulates {platform}"))?;
+        let program = lab::find_program(processor)?;
+        warn(&running_in_lab(&format!(
+            "{platform} guests need a processor that this host doesn't have, and emulating one is slow"
+        )));
+        Ok(Accel::Lab { program, processor })
     }
 
     /// Returns why the lab is used, or `None` where this host's KVM is.

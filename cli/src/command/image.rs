@@ -13,6 +13,8 @@ use minivm_image::{self, Digest, Image, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::images::{self, Archive, ImageCache};
+use minivm_machine::kernel::{self, Missing};
+use minivm_machine::lab::Processor;
 use minivm_machine::printable::printable;
 use minivm_machine::templates::{Templates, lab};
 use minivm_sandbox::Microvm;
@@ -21,6 +23,9 @@ use super::{EXIT_ERROR, units};
 
 /// The most characters of a line about something that can't be removed: the longest path and more.
 const LINE_MAX: usize = 5000;
+
+/// What `cargo xtask setup --arm64` has made, in the cache.
+const FOREIGN_PYTHON: &str = "arm64/debian/demo/rootfs";
 
 /// When a registry is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,14 +60,18 @@ pub(super) struct PullArgs {
     pub(super) quiet: bool,
 }
 
-/// The default image, which has Python: the one in `MINIVM_IMAGE`, or the root file system that `cargo xtask setup` has made, or
-/// `python:3-alpine`.
-pub(super) fn python() -> anyhow::Result<Source> {
+/// The default image for a platform, which has Python: the one in `MINIVM_IMAGE`, or the root file system that `cargo xtask setup` has
+/// made, or `python:3-alpine`.
+pub(super) fn python(platform: &Platform) -> anyhow::Result<Source> {
     if let Some(name) = std::env::var_os("MINIVM_IMAGE").filter(|name| !name.is_empty()) {
         let name = name.to_str().context("MINIVM_IMAGE is not text")?;
         return source(name).map_err(|error| anyhow::anyhow!("MINIVM_IMAGE: {error}"));
     }
-    let made = cache::folder().map(|cache| cache.join("demo/current/rootfs"));
+    let made = match *platform == Platform::here() {
+        true => "demo/current/rootfs",
+        false => FOREIGN_PYTHON,
+    };
+    let made = cache::folder().map(|cache| cache.join(made));
     match made.filter(|root| root.is_dir()) {
         Some(root) => Ok(Source::Folder(root.canonicalize().unwrap_or(root))),
         None => source_with_python(),
@@ -147,27 +156,29 @@ fn told(error: impl Into<anyhow::Error>) -> String {
     printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
-/// Finds and opens the named image, or the default; returns it with its source.
+/// Finds and opens the named image, or the default, for a platform; returns it with its source.
 pub(super) fn named_or_python(
+    platform: &Platform,
     named: Option<&Source>,
     args: &PullArgs,
 ) -> anyhow::Result<(Source, Image)> {
     let source = match named {
         Some(image) => image.clone(),
-        None => python()?,
+        None => python(platform)?,
     };
-    let image = open_named_or_python(named, &source, args, &image_cache()?)?;
+    let image = open_named_or_python(platform, named, &source, args, &image_cache()?)?;
     Ok((source, image))
 }
 
 /// Finds and opens the image `source`: the named one, or the default.
 pub(super) fn open_named_or_python(
+    platform: &Platform,
     named: Option<&Source>,
     source: &Source,
     args: &PullArgs,
     images: &ImageCache,
 ) -> anyhow::Result<Image> {
-    let opened = open(source, args, images);
+    let opened = open_for(platform, source, args, images);
     let is_usual = source_with_python().is_ok_and(|usual| usual == *source);
     match named.is_none() && is_usual {
         true => opened.context(
@@ -231,13 +242,34 @@ pub(super) fn microvm(
     quiet: bool,
     accel: impl FnOnce() -> anyhow::Result<Accel>,
 ) -> anyhow::Result<Microvm> {
-    let archive = archive(source, quiet, &image, &image_cache()?)?;
+    microvm_for(&Platform::here(), source, image, kernel, quiet, accel)
+}
+
+/// As [`microvm`], for a platform's guests.
+pub(super) fn microvm_for(
+    platform: &Platform,
+    source: &Source,
+    image: Image,
+    kernel: Option<&Path>,
+    quiet: bool,
+    accel: impl FnOnce() -> anyhow::Result<Accel>,
+) -> anyhow::Result<Microvm> {
+    let images = image_cache()?.for_guests_of(platform)?;
+    let archive = archive(source, quiet, &image, &images)?;
     let kernel = match kernel {
         Some(kernel) => kernel.to_owned(),
-        None => minivm_machine::kernel::find()?,
+        None => kernel_for(platform)?,
     };
     let microvm = Microvm::new(archive, image.config, kernel, accel()?);
     Ok(microvm.called(source.to_string()))
+}
+
+/// The default kernel for guests of a platform.
+pub(super) fn kernel_for(platform: &Platform) -> Result<PathBuf, Missing> {
+    match Processor::of_platform(&platform.architecture) {
+        Some(processor) => kernel::find_for(processor),
+        None => kernel::find(),
+    }
 }
 
 /// The error; where the cache's disk is full, with what makes room there.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use minivm_machine::lab::{Error, LabRequest, Root};
+use minivm_machine::lab::{self, Error, LabRequest, Processor, Root};
 use minivm_machine::lab_machine::LabMachine;
 use minivm_machine::{templates, timeline};
 use minivm_vmm::Builder;
@@ -31,6 +31,9 @@ pub(super) struct LabArgs {
     /// Make the lab's clock count instructions, one a nanosecond, instead of time
     #[arg(long)]
     icount: bool,
+    /// Processor to emulate: epyc (x86-64), cortex-a72 or arm-max (arm64, for programs of arm64's) [default: this host's architecture]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    processor: Option<Processor>,
     /// Share none of the host's files
     #[arg(long)]
     private: bool,
@@ -53,6 +56,8 @@ pub(super) fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
         Root::Host
     };
     let mut request = LabRequest::new(root, args.command);
+    request.processor = args.processor.unwrap_or_default();
+    request.program = lab::find_program(request.processor)?;
     request.cpus = args.cpus;
     request.memory_mib = args.memory;
     request.timeout = args.timeout;

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_image::{Image, Source};
+use minivm_image::{Image, Platform, Source};
 use minivm_machine::Accel;
-use minivm_machine::kernel;
 use minivm_machine::output::CaptureBuffer;
 use minivm_machine::session::Event;
 use minivm_machine::signal::INT;
@@ -97,6 +96,15 @@ pub(super) struct RunArgs {
     /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on
     #[arg(long, conflicts_with = "tty", help_heading = "Input and output")]
     pub(super) json: bool,
+    /// Platform of the image and the guest: linux/amd64 or linux/arm64 [default: this host's]; another than the host's is emulated
+    #[arg(
+        long,
+        value_name = "PLATFORM",
+        conflicts_with = "template",
+        hide_short_help = true,
+        help_heading = "Machine"
+    )]
+    platform: Option<Platform>,
     #[command(flatten)]
     trace: TraceArgs,
     #[command(flatten)]
@@ -169,6 +177,7 @@ impl RunArgs {
         let reporting = self
             .trace
             .open(self.kernel_file().as_deref())?
+            .of(&self.platform())
             .watch(&mut task, started);
         let opened = started.elapsed();
         log::debug!("the sandbox is there {opened:.2?} after the start");
@@ -223,6 +232,7 @@ impl RunArgs {
             (self.kernel.is_some(), "--kernel", Machine),
             (self.no_rings, "--no-rings", Machine),
             (self.accel.is_set(), "--accel", Machine),
+            (self.platform.is_some(), "--platform", Machine),
             (self.trace.is_set(), "--trace", Machine),
             (self.memory.is_some(), "--memory", MemoryLimit),
         ];
@@ -282,11 +292,17 @@ impl RunArgs {
         let (source, image) = self.image()?;
         // Before the archive is made, which can take a while.
         task.check(&image.config).map_err(unwrapped)?;
-        let kernel = self.kernel.as_deref();
-        let accel = || self.accel.choose(|why| self.warn(why));
-        let microvm = image::microvm(&source, image, kernel, self.pull.quiet, accel)?;
+        let (platform, kernel) = (self.platform(), self.kernel.as_deref());
+        let is_foreign = platform != Platform::here();
+        let accel = || match is_foreign {
+            true => self.accel.foreign(&platform, |why| self.warn(why)),
+            false => self.accel.choose(|why| self.warn(why)),
+        };
+        let quiet = self.pull.quiet;
+        let microvm = image::microvm_for(&platform, &source, image, kernel, quiet, accel)?;
         let microvm = microvm.cpus(self.cpus).rings(!self.no_rings);
-        match template::is_unwanted(self.cold) {
+        // No lab keeps machines of another architecture.
+        match is_foreign || template::is_unwanted(self.cold) {
             true => Ok(microvm),
             false => Ok(microvm.templates(template::folder()?)),
         }
@@ -294,13 +310,17 @@ impl RunArgs {
 
     /// The kernel's file, whose symbols a trace may need. A named template's isn't known here.
     fn kernel_file(&self) -> Option<PathBuf> {
-        let default = || kernel::find().ok().filter(|_| self.template.is_none());
+        let platform = self.platform();
+        let default = || {
+            let found = image::kernel_for(&platform).ok();
+            found.filter(|_| self.template.is_none())
+        };
         self.kernel.clone().or_else(default)
     }
 
     /// The image, and how it was called.
     fn image(&self) -> anyhow::Result<(Source, Image)> {
-        image::named_or_python(self.image.as_ref(), &self.pull)
+        image::named_or_python(&self.platform(), self.image.as_ref(), &self.pull)
     }
 
     /// The command that was asked for; none where the image's own is. Dashes within it are its own.
@@ -310,6 +330,10 @@ impl RunArgs {
             (words, []) => words.to_vec(),
             (words, command) => [words, &["--".into()], command].concat(),
         }
+    }
+
+    fn platform(&self) -> Platform {
+        self.platform.clone().unwrap_or_else(Platform::here)
     }
 
     fn warn(&self, text: &str) {

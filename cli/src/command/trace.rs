@@ -11,10 +11,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use minivm_image::Platform;
 use minivm_machine::lab::{self, Finished, LabRequest};
 use minivm_machine::output_path::Output;
 use minivm_machine::{Accel, Watch, streams};
 use minivm_sandbox::Task;
+use minivm_trace::meaning::Architecture;
 use minivm_trace::output::{self, Form, Forward, Style};
 use minivm_trace::symbols::KernelFile;
 use minivm_trace::{Filter, Symbols, Trace, Tracer};
@@ -174,6 +176,15 @@ impl Write for Patient {
 pub(super) struct Tracing(Option<Trace>);
 
 impl Tracing {
+    /// Explains the exits as those of a platform's machine.
+    pub(super) fn of(self, platform: &Platform) -> Self {
+        let architecture = match &*platform.architecture {
+            "arm64" => Architecture::Arm64,
+            _ => Architecture::X86_64,
+        };
+        Tracing(self.0.map(|trace| trace.architecture(architecture)))
+    }
+
     /// Runs a machine of this process's with `run`, traces it, and prints the counts.
     pub(super) fn run<T>(
         self,

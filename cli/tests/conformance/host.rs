@@ -40,7 +40,7 @@ pub(crate) fn host() -> &'static Host {
             kernel: std::env::var_os("MINIVM_TEST_KERNEL").map(PathBuf::from),
             accel: match minivm_vmm::probe() {
                 Ok(()) => Accel::Kvm,
-                Err(_) => Accel::Lab { program: minivm() },
+                Err(_) => Accel::lab(minivm()),
             },
         }
     })

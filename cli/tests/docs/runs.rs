@@ -59,12 +59,13 @@ cp "$INITRAMFS" "$cache/demo/current/rootfs.cpio"
 ln -s "$PYTHON_ROOT" "$cache/demo/current/rootfs"
 set +e"#;
 /// Variables that would change what commands do.
-const VARIABLES: [&str; 5] = [
+const VARIABLES: [&str; 6] = [
     "MINIVM_ACCEL",
     "MINIVM_CACHE_SIZE",
     "MINIVM_IMAGE",
     "MINIVM_KERNEL",
     "MINIVM_LAB_KERNEL",
+    "MINIVM_LAB_PROGRAM",
 ];
 
 /// Blocks to be run, in a folder of theirs.

@@ -14,8 +14,6 @@ pub const CMDLINE: &str = "console=ttyS0 quiet reboot=panic_warm panic=-1";
 pub(crate) const FOR_INIT: &str = " iomem=relaxed";
 /// The remedy where there is no `/dev/kvm`.
 pub const NO_KVM: &str = "use a kernel with CONFIG_KVM, and firmware that starts it at EL2; in a cloud, a bare-metal machine";
-/// The format that boot loaders start.
-pub(crate) const KERNEL: &str = "Image";
 
 /// The model of the first processor and its revision, as the kernel has read them (MIDR_EL1 and REVIDR_EL1 in the Arm ARM).
 const MODEL: [&str; 2] = [
@@ -37,8 +35,11 @@ pub(crate) fn processor() -> Vec<u8> {
     bytes
 }
 
-/// Returns the device that an exit's access is for; `None` where it is no access.
+/// Returns the device that an exit is for; `None` where it is for none.
 pub(crate) fn device(exit: &ExitKind<'_>) -> Option<Device> {
+    if let ExitKind::PowerOff | ExitKind::Reset = exit {
+        return Some(Device::Power);
+    }
     let uarts = [layout::COM1.0, layout::COM2.0];
     Some(uart(address(exit)?, uarts).unwrap_or(Device::Nothing))
 }
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_access_is_for_its_device() {
+    fn an_exit_is_for_its_device() {
         let read = |address| ExitKind::MmioRead {
             address,
             data: &[0; 1],
@@ -70,6 +71,7 @@ mod tests {
             (read(0x900_0008), Some(Device::Nothing)),
             (read(0x901_0005), Some(Device::Channel)),
             (read(0xfec0_0000), Some(Device::Nothing)),
+            (ExitKind::PowerOff, Some(Device::Power)),
             (ExitKind::Interrupted, None),
             (ExitKind::Shutdown, None),
         ] {

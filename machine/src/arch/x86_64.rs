@@ -13,8 +13,6 @@ pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 pub(crate) const FOR_INIT: &str = "";
 /// The remedy where there is no `/dev/kvm`.
 pub const NO_KVM: &str = "sudo modprobe kvm_intel || sudo modprobe kvm_amd; virtualization may be off in the firmware or cloud";
-/// An ELF file.
-pub(crate) const KERNEL: &str = "vmlinux";
 
 /// The IOAPIC's registers.
 const IOAPIC_SIZE: u64 = 0x1000;

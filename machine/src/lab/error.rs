@@ -5,22 +5,38 @@ use std::time::Duration;
 
 use minivm_image::io_error::HostError;
 
+use super::Processor;
+use super::processor::Emulator;
 use crate::cache;
 
 /// An error of a lab.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// QEMU isn't installed.
-    #[error("cannot find {program}: install it with `apt-get install qemu-system-x86`")]
+    #[error("cannot find {program}: install it with `apt-get install {package}`")]
     QemuMissing {
         /// The program's name.
         program: &'static str,
+        /// Debian's package that has it.
+        package: &'static str,
     },
     /// The lab's kernel isn't there.
-    #[error("no lab kernel in {}: make it with `cargo xtask setup`, or set MINIVM_LAB_KERNEL to a folder that has one", folder.display())]
+    #[error("no lab kernel in {}: make it with `{setup}`, or set MINIVM_LAB_KERNEL to a folder that has one", folder.display())]
     KernelMissing {
         /// The folder that should have it.
         folder: PathBuf,
+        /// The command that makes it.
+        setup: &'static str,
+    },
+    /// There is no `minivm` for a lab of another architecture.
+    #[error("no minivm for a lab with {processor} at {}: make it with `{setup}`, or name one in MINIVM_LAB_PROGRAM", program.display())]
+    ProgramMissing {
+        /// The file that should be it.
+        program: PathBuf,
+        /// The lab's processor.
+        processor: Processor,
+        /// The command that makes it.
+        setup: &'static str,
     },
     /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
     #[error(transparent)]
@@ -62,4 +78,13 @@ pub enum Error {
         /// The last lines of its console.
         console: String,
     },
+}
+
+impl Error {
+    pub(super) fn qemu_missing(emulator: &Emulator) -> Error {
+        Error::QemuMissing {
+            program: emulator.program,
+            package: emulator.package,
+        }
+    }
 }

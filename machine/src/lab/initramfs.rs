@@ -7,12 +7,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use minivm_guest::lab::job::{self, LabJob};
 use minivm_guest::newc::{self, Archive, Attributes, Node};
 use minivm_image::io_error::cannot;
 use rustix::fs::MemfdFlags;
 
 use super::error::Error;
-use super::job::{self, LabJob};
 
 /// This program's path in the lab.
 pub(super) const INIT: &str = "/minivm";

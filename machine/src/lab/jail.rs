@@ -14,8 +14,8 @@ use std::sync::OnceLock;
 use minivm_image::io_error::{HostError, cannot};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 
-use super::error::Error;
-use super::{QEMU, Root};
+use super::processor::Emulator;
+use super::{Error, Root};
 use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
 /// The most processes and threads of a jailed QEMU that has a user of its own.
@@ -64,12 +64,14 @@ impl JailEnd {
 ///
 /// [`Error::QemuMissing`], or [`Error::Io`] where the jail can't be prepared.
 pub(super) fn prepare(
+    emulator: &Emulator,
     root: Root,
     arguments: &[OsString],
     files: Vec<OwnedFd>,
 ) -> Result<Prepared, Error> {
     if root == Root::Private && unjailed().is_none() {
-        let program = find_program(QEMU).ok_or(Error::QemuMissing { program: QEMU })?;
+        let program =
+            find_program(emulator.program).ok_or_else(|| Error::qemu_missing(emulator))?;
         // The jail shows the program under its real path, not under that of a link.
         let program = program.canonicalize().unwrap_or(program);
         match jail_for(&program) {
@@ -92,7 +94,7 @@ pub(super) fn prepare(
             Err(why) => set_unjailed(why.to_string()),
         }
     }
-    let mut command = Command::new(QEMU);
+    let mut command = Command::new(emulator.program);
     command.args(arguments);
     Ok(Prepared {
         command,

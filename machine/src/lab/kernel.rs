@@ -1,31 +1,65 @@
-//! Where the lab's kernel is, and its modules.
+//! Where the lab's kernel is, its modules, and its init.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+use minivm_guest::lab::MODULES;
 use minivm_image::io_error::cannot;
 
-use super::Error;
+use super::{Error, Processor};
 use crate::cache;
 
-/// Names of a kernel in its folder. An uncompressed one is taken first: under emulation, unpacking takes longer than the rest
-/// of the boot. The last is what a distribution calls its own.
-const NAMES: [&str; 3] = ["vmlinux", "bzImage", "vmlinuz"];
+/// `minivm` for the other architecture, in the cache.
+const FOREIGN_PROGRAM: &str = "arm64/minivm";
 
-/// Where the lab has the modules.
-pub(super) const MODULES: &str = "/modules";
-
-/// The kernel that `cargo xtask setup` has made, or the one in the folder that `MINIVM_LAB_KERNEL` names.
-pub fn find() -> Result<PathBuf, Error> {
-    let folder = match env::var_os("MINIVM_LAB_KERNEL").filter(|folder| !folder.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None => cache::find()?.join("kernel/lab/current"),
+/// Returns the kernel that `cargo xtask setup` has made, or the one in the folder that `MINIVM_LAB_KERNEL` names.
+///
+/// # Errors
+///
+/// [`Error::KernelMissing`], or [`Error::NoCache`] where there is no variable and no cache.
+pub fn find(processor: Processor) -> Result<PathBuf, Error> {
+    let emulator = processor.emulator();
+    let folder = match variable("MINIVM_LAB_KERNEL") {
+        Some(folder) => folder,
+        None => cache::find()?.join(emulator.kernel_folder),
     };
-    let kernels = NAMES.map(|name| folder.join(name));
+    let mut kernels = emulator.kernels.iter().map(|name| folder.join(name));
     kernels
-        .into_iter()
         .find(|kernel| kernel.is_file())
-        .ok_or(Error::KernelMissing { folder })
+        .ok_or_else(|| Error::KernelMissing {
+            folder: folder.clone(),
+            setup: emulator.setup,
+        })
+}
+
+/// Returns the program that is the lab's init: this one where it runs there, else the one that `MINIVM_LAB_PROGRAM` names, or that
+/// `cargo xtask setup --arm64` has made.
+///
+/// # Errors
+///
+/// [`Error::ProgramMissing`], or [`Error::NoCache`] where there is no variable and no cache.
+pub fn find_program(processor: Processor) -> Result<PathBuf, Error> {
+    if processor.runs_this_program() {
+        return Ok("/proc/self/exe".into());
+    }
+    let program = match variable("MINIVM_LAB_PROGRAM") {
+        Some(program) => program,
+        None => cache::find()?.join(FOREIGN_PROGRAM),
+    };
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(Error::ProgramMissing {
+        program,
+        processor,
+        setup: processor.emulator().setup,
+    })
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
 }
 
 /// Modules that the kernel needs to be a lab's: where they are here, and what they are called in the lab. They are loaded in the order

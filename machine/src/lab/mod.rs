@@ -1,12 +1,14 @@
 //! The lab: an emulated machine with real KVM, for hosts without.
 //!
-//! QEMU emulates an AMD processor with its virtualisation (`-accel tcg`, SVM), and a Linux kernel with kvm-amd runs on it. So the
-//! lab has a `/dev/kvm` that does exactly what it does on hardware, only slowly. A lab is started for one command and ends with it:
+//! QEMU emulates a processor with its virtualization (`-accel tcg`; AMD's SVM, or an arm64 processor's EL2), and a Linux kernel with KVM
+//! runs on it. So the lab has a `/dev/kvm` that does exactly what it does on hardware, only slowly. The processor need not be of the
+//! host's architecture ([`Processor`]): then the programs in the lab are those of the other. A lab is started for one command and ends
+//! with it:
 //!
-//! 1. `initramfs` packs this very program, the job and the given files into memory;
-//! 2. `qemu` starts the machine, which boots into this program as process 1;
-//! 3. `init` makes the root file system there, and runs the command;
-//! 4. `channel` here and `relay` there carry stdin, stdout, stderr and the exit code, in `frame`s;
+//! 1. `initramfs` packs this very program, or its like for the other architecture, the job and the given files into memory;
+//! 2. `qemu` starts the machine, which boots into that program as process 1;
+//! 3. [`run_as_init`] makes the root file system there, and runs the command;
+//! 4. `channel` here and a relay there carry stdin, stdout, stderr and the exit code, in frames;
 //! 5. QEMU is killed. It is also killed at the time limit, and by the kernel if this process dies.
 //!
 //! The lab is a tool for development, and no wall against hostile code: QEMU's authors promise none where it emulates. A lab that
@@ -14,17 +16,12 @@
 //! private lab, and a guest that escapes into it.
 
 pub(crate) mod channel;
-mod clock;
 mod error;
-pub(crate) mod frame;
-mod init;
 mod initramfs;
 mod jail;
-mod job;
 mod kernel;
+mod processor;
 mod qemu;
-mod relay;
-mod root;
 mod stop;
 
 use std::ffi::OsString;
@@ -34,23 +31,20 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use minivm_guest::lab::job::LabJob;
 use minivm_image::io_error::cannot;
-use serde::{Deserialize, Serialize};
 
 pub use error::Error;
-pub use init::run_as_init;
 pub use jail::unjailed_warning;
 pub(crate) use jail::{set_unjailed, unjailed};
-pub use kernel::find as find_kernel;
+pub use kernel::{find as find_kernel, find_program};
+pub(crate) use minivm_guest::lab::frame;
+pub use minivm_guest::lab::{INIT_COMMAND, Root, run_as_init};
+pub use processor::{Processor, UnknownProcessor};
 pub use stop::Stop;
 
 use channel::Answer;
 use qemu::{Qemu, QemuConfig};
-
-/// The program that emulates the lab.
-pub const QEMU: &str = "qemu-system-x86_64";
-/// The argument that makes this program the lab's init. The command line must hand it to [`run_as_init`].
-pub const INIT_COMMAND: &str = "lab-init";
 
 /// The flag of `minivm lab-machine` that names the port for the events of its machine's trace.
 const TRACE_TO: &str = "--trace-to";
@@ -67,15 +61,6 @@ const OVERHEAD: u64 = 256 << 20;
 
 /// The most starts of a lab whose kernel finds no reliable timer, see [`clock`].
 const STARTS_MAX: u32 = 5;
-
-/// The file system that the command sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Root {
-    /// This program as `/minivm` and the request's files, nothing else: the lab shares no file system with the host.
-    Private,
-    /// All of the host's files, read-only below a layer in memory: what the command writes is gone with the lab. `/run` starts empty.
-    Host,
-}
 
 /// The source of the command's input.
 #[derive(Debug)]
@@ -110,7 +95,10 @@ pub enum Output {
 /// # Ok::<(), minivm_machine::lab::Error>(())
 /// ```
 pub struct LabRequest {
-    /// The `minivm` that runs as the lab's init: this process's program, unless a caller that isn't `minivm` sets another.
+    /// The processor that is emulated.
+    pub processor: Processor,
+    /// The `minivm` that runs as the lab's init: this process's program, unless a caller that isn't `minivm` sets another, or the
+    /// processor needs another, see [`find_program`].
     pub program: PathBuf,
     /// The command's file system.
     pub root: Root,
@@ -164,6 +152,7 @@ impl LabRequest {
             Root::Private => (Vec::new(), None),
         };
         LabRequest {
+            processor: Processor::default(),
             program: "/proc/self/exe".into(),
             root,
             command: command.into_iter().map(Into::into).collect(),
@@ -225,13 +214,14 @@ impl LabRequest {
     pub fn run(self) -> Result<Finished, Error> {
         let start = Instant::now();
         let config = QemuConfig {
-            kernel: kernel::find()?,
+            processor: self.processor,
+            kernel: kernel::find(self.processor)?,
             root: self.root,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             icount: self.icount,
         };
-        let job = job::LabJob {
+        let job = LabJob {
             root: self.root,
             command: self.command,
             env: self.env,

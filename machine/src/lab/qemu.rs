@@ -1,7 +1,8 @@
 //! The lab's machine: QEMU's command line, its process, and its console.
 //!
-//! The machine is QEMU's `microvm`: a processor, memory, a serial port and virtio devices on MMIO, and firmware that does
-//! next to nothing. Its kernel is loaded through the PVH entry if it is an ELF file.
+//! The machine is QEMU's `microvm` for x86-64: a processor, memory, a serial port and virtio devices on MMIO, and firmware that does
+//! next to nothing. Its kernel is loaded through the PVH entry if it is an ELF file. For arm64 it is `virt`, which has the same devices,
+//! and no firmware.
 //!
 //! A lab that shares nothing with the host may run hostile code, so its QEMU runs with a filter of system calls and in a jail
 //! (see `jail`). A lab that shows the host's files has the user's rights, as any program that is started by hand.
@@ -26,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::Error;
 use super::jail::{JailEnd, Prepared, prepare, set_unjailed};
-use super::{INIT_COMMAND, QEMU, Root, initramfs};
+use super::{INIT_COMMAND, Processor, Root, initramfs};
 use crate::printable::printable;
 
 /// QEMU's own filter of system calls: it denies those that are obsolete, gain rights, start a program or change the scheduling.
@@ -47,6 +48,7 @@ const LINE_MAX: usize = 500;
 /// The configuration of the lab's machine.
 #[derive(Debug)]
 pub(super) struct QemuConfig {
+    pub(super) processor: Processor,
     pub(super) kernel: PathBuf,
     pub(super) root: Root,
     pub(super) cpus: u32,
@@ -64,14 +66,15 @@ impl QemuConfig {
         ports: &[RawFd],
         tsc_khz: Option<u64>,
     ) -> Vec<OsString> {
+        let emulator = self.processor.emulator();
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |text: &str| arguments.extend(text.split(' ').map(OsString::from));
         add("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
-        add("-M microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,pcie=off");
-        // TCG has no XSAVES, and says so on each start unless it's taken away.
-        // Without XSAVE, and so without AVX: TCG doesn't intercept a guest's XSETBV, so KVM would put the reset value of
-        // XCR0 back at every entry, and the guest's kernel would not save its programs' SSE registers.
-        add("-cpu EPYC,+svm,+npt,-xsave,-avx,-avx2,-f16c,-fma");
+        add(&format!(
+            "-M {} -cpu {}",
+            emulator.machine,
+            self.processor.model()
+        ));
         add(&format!("-smp {} -m {}M", self.cpus, self.memory_mib));
         if self.icount {
             add("-accel tcg,thread=single -icount shift=0");
@@ -79,7 +82,10 @@ impl QemuConfig {
             add("-accel tcg,thread=multi");
         }
         add(&format!("-chardev socket,id=channel,fd={channel}"));
-        add("-device virtio-serial-device -device virtserialport,chardev=channel,nr=1");
+        add(&format!(
+            "-device virtio-serial-device{} -device virtserialport,chardev=channel,nr=1",
+            emulator.first_device
+        ));
         for (number, port) in (2..).zip(ports) {
             add(&format!("-chardev socket,id=port{number},fd={port}"));
             add(&format!(
@@ -101,22 +107,31 @@ impl QemuConfig {
     }
 
     fn kernel_command_line(&self, tsc_khz: Option<u64>) -> String {
-        // Without a known TSC the kernel measures it against the PIT, which never ends under emulation. QEMU's TSC is the
-        // host's, or 1 GHz if it counts instructions.
+        let emulator = self.processor.emulator();
+        let tsc = match self.processor {
+            Processor::Epyc => self.known_tsc(tsc_khz),
+            // Its clock has a register with its frequency.
+            Processor::CortexA72 | Processor::ArmMax => String::new(),
+        };
+        format!(
+            "console={} {}{tsc} rdinit={} -- {INIT_COMMAND}",
+            emulator.console,
+            emulator.cmdline,
+            initramfs::INIT,
+        )
+    }
+
+    /// Returns the parameter that names the TSC's frequency. Without it, the kernel measures the TSC against the PIT, which never ends
+    /// under emulation. QEMU's TSC is the host's, or 1 GHz if it counts instructions.
+    fn known_tsc(&self, tsc_khz: Option<u64>) -> String {
         let tsc_khz = if self.icount {
             Some(1_000_000)
         } else {
             tsc_khz
         };
-        let tsc = tsc_khz
+        tsc_khz
             .map(|khz| format!(" tsc_early_khz={khz}"))
-            .unwrap_or_default();
-        // Not `noapictimer`, which would save the 100 ms of measuring the APIC's timer: machines on this KVM then hang.
-        // A kernel that panics resets the machine at once (-1) by a triple fault (t), and QEMU ends instead of resetting.
-        format!(
-            "console=ttyS0 quiet panic=-1 reboot=t pci=off tsc=reliable no_timer_check{tsc} rdinit={} -- {INIT_COMMAND}",
-            initramfs::INIT,
-        )
+            .unwrap_or_default()
     }
 }
 
@@ -160,6 +175,7 @@ impl Qemu {
         initramfs: OwnedFd,
         ports: Vec<OwnedFd>,
     ) -> Result<(Qemu, UnixStream), Error> {
+        let emulator = config.processor.emulator();
         let (ours, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let (console, output) = io::pipe().map_err(cannot("create a pipe"))?;
         let messages = output.try_clone().map_err(cannot("duplicate a pipe"))?;
@@ -189,7 +205,7 @@ impl Qemu {
             mut command,
             entry,
             end: jailed,
-        } = prepare(config.root, &arguments, files)?;
+        } = prepare(emulator, config.root, &arguments, files)?;
         command
             .stdin(Stdio::piped())
             .stdout(output)
@@ -198,12 +214,12 @@ impl Qemu {
             .process_group(0);
         entry.install(&mut command);
         let mut process = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::QemuMissing { program: QEMU },
+            io::ErrorKind::NotFound => Error::qemu_missing(emulator),
             _ => {
                 if jailed.is_some() {
                     set_unjailed(format!("this user cannot make a jail ({error})"));
                 }
-                cannot(format!("start {QEMU}"))(error).into()
+                cannot(format!("start {}", emulator.program))(error).into()
             }
         })?;
         // The command has copies of the inherited files: while they are open, the other ends don't see QEMU's end.
@@ -211,7 +227,9 @@ impl Qemu {
         let console = Some(thread::spawn(move || last_lines(console)));
         let serial_input = process.stdin.take().expect("it is piped");
         let (running, ended) = mpsc::channel();
-        thread::spawn(move || raise_interrupts(serial_input, &ended));
+        if emulator.loses_interrupts {
+            thread::spawn(move || raise_interrupts(serial_input, &ended));
+        }
         Ok((
             Qemu {
                 process: Arc::new(Process {
@@ -386,6 +404,7 @@ mod tests {
 
     fn config() -> QemuConfig {
         QemuConfig {
+            processor: Processor::Epyc,
             kernel: "/k/vmlinux".into(),
             root: Root::Private,
             cpus: 2,
@@ -407,6 +426,25 @@ mod tests {
         assert!(line.contains("tsc_early_khz=2596142"), "{line}");
         assert!(line.ends_with("rdinit=/minivm -- lab-init"), "{line}");
         assert!(line.contains("-sandbox on,"), "{line}");
+    }
+
+    #[test]
+    fn an_arm64_processor_is_in_a_machine_of_its_own() {
+        for (processor, model) in [
+            (Processor::CortexA72, "-cpu cortex-a72 "),
+            (Processor::ArmMax, "-cpu max,pauth-impdef=on "),
+        ] {
+            let line = command_line(&QemuConfig {
+                processor,
+                ..config()
+            });
+            assert!(
+                line.contains("-M virt,virtualization=on,gic-version=3 "),
+                "{line}"
+            );
+            assert!(line.contains(model), "{line}");
+            assert!(!line.contains("tsc") && !line.contains("ttyS0"), "{line}");
+        }
     }
 
     #[test]

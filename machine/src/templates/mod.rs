@@ -89,9 +89,7 @@ impl Template {
     pub fn accel(&self) -> Accel {
         match self.saved {
             Some(_) => Accel::Kvm,
-            None => Accel::Lab {
-                program: "/proc/self/exe".into(),
-            },
+            None => Accel::lab("/proc/self/exe"),
         }
     }
 }
@@ -152,6 +150,10 @@ impl Templates {
     /// [`Error::Machine`], [`Error::Snapshot`] or [`Error::File`] where it can't be made; [`Error::Busy`] where another process takes too
     /// long to make it.
     pub fn open_or_create(&self, recipe: &Recipe, accel: &Accel) -> Result<Template, Error> {
+        if !accel.is_of_this_architecture() {
+            let why = "labs with another processor than this host's keep none";
+            return Err(crate::Error::NoTemplate(why.into()).into());
+        }
         let recipe = recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
         if let Accel::Lab { .. } = accel {

@@ -48,7 +48,7 @@ type Answer = Result<Timeline, String>;
 pub fn measure(job: &Job, accel: &Accel, folder: &Path) -> Result<Timeline, Error> {
     match accel {
         Accel::Kvm => beside_kvm(job, folder),
-        Accel::Lab { program } => in_lab(job, program),
+        Accel::Lab { program, .. } => in_lab(job, program),
     }
 }
 

@@ -29,7 +29,7 @@ const SLEEP: Duration = Duration::from_millis(3);
 /// Set when a clock has gone back, or a timer was early or very late.
 static CLOCK_IS_WRONG: AtomicBool = AtomicBool::new(false);
 
-fn main() {
+pub(super) fn main() {
     let mut console = OpenOptions::new()
         .write(true)
         .open("/dev/console")

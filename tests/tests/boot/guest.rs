@@ -35,7 +35,7 @@ pub(crate) fn kernel() -> &'static Path {
 
 /// The bytes of busybox, which is linked statically.
 pub(crate) fn busybox() -> Vec<u8> {
-    fs::read("/bin/busybox").expect("busybox-static is installed")
+    fs::read(given::busybox()).expect("busybox-static is installed")
 }
 
 /// An archive of these programs and links to busybox, with a console.

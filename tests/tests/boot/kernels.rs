@@ -424,7 +424,7 @@ fn random_numbers_are_there_before_init_and_differ() {
 #[test]
 fn a_compressed_initramfs_boots() {
     let _shared = shared();
-    let output = Command::new("/bin/busybox")
+    let output = Command::new(given::busybox())
         .args(["gzip", "-1", "-c"])
         .arg(initramfs())
         .output()

@@ -103,7 +103,7 @@ fn an_image_that_does_not_fit_into_memory_is_told_and_not_run_in_part() {
     let root = scratch("too-large");
     let _ = fs::remove_dir_all(&root);
     fs::create_dir_all(root.join("bin")).unwrap();
-    fs::copy("/bin/busybox", root.join("bin/sh")).unwrap();
+    fs::copy(minivm_tests::given::busybox(), root.join("bin/sh")).unwrap();
     fs::write(root.join("large"), noise(30 << 20)).unwrap();
     let built = scratch("too-large.cpio");
     let mut build = minivm();

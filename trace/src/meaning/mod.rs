@@ -194,6 +194,8 @@ fn processor(exit: &Exit) -> Meaning {
     let action = match exit.kind {
         Kind::Shutdown => "triple fault: a fault without a handler, which resets the machine",
         Kind::Halt => "halt with no interrupt to come",
+        Kind::PowerOff => "power off, by PSCI",
+        Kind::Reset => "reset, by PSCI",
         Kind::BusLock => "an access that locked the memory bus: the vCPU rests for a millisecond",
         Kind::Interrupted => "no exit of the guest's: minivm called the thread out of the guest",
         Kind::NotRunnable => "no exit of the guest's: the vCPU waits for another one to start it",

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use minivm_image::Source;
+use minivm_image::{Platform, Source};
 use minivm_machine::{cache, output_path};
 use minivm_sandbox::reach::{self, Secret};
 use minivm_sandbox::{Backend, Host};
@@ -137,14 +137,20 @@ impl CompareArgs {
         match (needs_image(&self.backends), &self.image) {
             (false, _) => Ok(None),
             (true, Some(image)) => Ok(Some(image.clone())),
-            (true, None) => image::python().map(Some),
+            (true, None) => image::python(&Platform::here()).map(Some),
         }
     }
 
     fn host(&self, image: Option<&Source>) -> anyhow::Result<Host> {
         let open = |source: &Source| {
             let named = self.image.as_ref();
-            image::open_named_or_python(named, source, &self.pull, &image::image_cache()?)
+            image::open_named_or_python(
+                &Platform::here(),
+                named,
+                source,
+                &self.pull,
+                &image::image_cache()?,
+            )
         };
         Ok(Host {
             worker: worker()?,

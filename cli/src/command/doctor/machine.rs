@@ -5,6 +5,7 @@ use std::time::Duration;
 use minivm_machine::Accel;
 use minivm_machine::arch::NO_KVM;
 use minivm_machine::jail;
+use minivm_machine::lab::Processor;
 use minivm_vmm::{Error, Finding};
 
 use super::super::accel::{LAB, allowed};
@@ -124,13 +125,13 @@ fn huge_pages() -> Check {
 fn qemu() -> Check {
     Check::program(
         "lab: qemu",
-        minivm_machine::lab::QEMU,
+        Processor::default().emulated_by(),
         "sudo apt-get install qemu-system-x86",
     )
 }
 
 fn lab_kernel() -> Check {
-    match minivm_machine::lab::find_kernel() {
+    match minivm_machine::lab::find_kernel(Processor::default()) {
         Ok(kernel) => Check::ok("lab: kernel", kernel.display().to_string()),
         Err(error) => Check::no("lab: kernel", error.to_string(), "cargo xtask setup --lab"),
     }

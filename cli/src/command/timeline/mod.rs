@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use minivm_guest::channel::Request;
-use minivm_image::Source;
+use minivm_image::{Platform, Source};
 use minivm_machine::printable::printable;
 use minivm_machine::templates::Recipe;
 use minivm_machine::timeline::{self, Job, Subject, Timeline};
@@ -224,7 +224,8 @@ impl TimelineArgs {
         let mut task = Task::new(program);
         task.vm.entrypoint = Entrypoint::Image;
         task.limits.memory = self.memory;
-        let (source, image) = image::named_or_python(self.image.as_ref(), &self.pull)?;
+        let (source, image) =
+            image::named_or_python(&Platform::here(), self.image.as_ref(), &self.pull)?;
         task.check(&image.config).map_err(unwrapped)?;
         let (kernel, quiet) = (self.kernel.as_deref(), self.pull.quiet);
         let microvm = image::microvm(&source, image, kernel, quiet, || self.choose_accel())?;

@@ -20,11 +20,11 @@ pub(crate) fn serve(exit: VcpuExit<'_>, _board: &Board, note: &mut impl Note) ->
         // KVM answers the guest's calls of PSCI; these two it leaves to this process. (KVM API 5 "The kvm_run structure",
         // KVM_EXIT_SYSTEM_EVENT.)
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
-            note.kind(ExitKind::Other("KVM_EXIT_SYSTEM_EVENT: the power off"));
+            note.kind(ExitKind::PowerOff);
             Served::Access(Some(Request::PowerOff))
         }
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, data) => {
-            note.kind(ExitKind::Other("KVM_EXIT_SYSTEM_EVENT: a reset"));
+            note.kind(ExitKind::Reset);
             reset(data.first().copied().unwrap_or(0))
         }
         VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Served::Unexpected(

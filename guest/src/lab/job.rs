@@ -7,16 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::Root;
 
 /// The file's name in the initramfs.
-pub(super) const PATH: &str = "/job.json";
+pub const PATH: &str = "/job.json";
 
 /// A command to run in the lab, and its environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct LabJob {
-    pub(super) root: Root,
-    pub(super) command: Vec<OsString>,
-    pub(super) env: Vec<(OsString, OsString)>,
-    /// Not a `PathBuf`: serde writes these as text.
-    pub(super) cwd: OsString,
+pub struct LabJob {
+    /// The command's file system.
+    pub root: Root,
+    /// The program and its arguments.
+    pub command: Vec<OsString>,
+    /// The command's whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// The command's working folder. Not a `PathBuf`: serde writes these as text.
+    pub cwd: OsString,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Wrappers for I/O errors that name what was tried, for this crate and those above it.
+//! Wrappers for I/O errors that name what was tried, for the host's crates and the lab's init.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ impl From<FileError> for HostError {
 /// Names the action and the file in the error of a system call.
 ///
 /// ```
-/// use minivm_image::io_error::failed;
+/// use minivm_guest::io_error::failed;
 ///
 /// let path = std::path::Path::new("/nowhere/at/all");
 /// let error = std::fs::File::open(path).map_err(failed("open", path)).unwrap_err();

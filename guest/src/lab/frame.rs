@@ -6,13 +6,13 @@
 use std::io::{self, Read, Write};
 
 /// The most bytes of a payload: what the kernel's virtio-console driver takes in one write.
-pub(crate) const MAX_PAYLOAD: usize = 32 << 10;
+pub const MAX_PAYLOAD: usize = 32 << 10;
 
 const HEADER: usize = 5;
 
 /// The kind of a frame: its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Host → lab: input for the command. An empty payload is its end.
     Stdin = 1,
     /// Lab → host: the command starts now.
@@ -58,20 +58,35 @@ impl Kind {
 }
 
 /// A payload with room for its header, so that a frame is sent in one write.
-pub(crate) struct Buffer(Vec<u8>);
+pub struct Buffer(Vec<u8>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Buffer {
-    pub(crate) fn new() -> Buffer {
+    /// Makes a buffer for the largest payload.
+    pub fn new() -> Buffer {
         Buffer(vec![0; HEADER + MAX_PAYLOAD])
     }
 
     /// Returns the payload, to be filled before it is sent.
-    pub(crate) fn payload(&mut self) -> &mut [u8] {
+    pub fn payload(&mut self) -> &mut [u8] {
         &mut self.0[HEADER..]
     }
 
     /// Sends the first `length` bytes of the payload.
-    pub(crate) fn send(&mut self, kind: Kind, length: usize, mut to: impl Write) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The stream's.
+    ///
+    /// # Panics
+    ///
+    /// Where `length` is more than [`MAX_PAYLOAD`].
+    pub fn send(&mut self, kind: Kind, length: usize, mut to: impl Write) -> io::Result<()> {
         self.0[0] = kind as u8;
         let size = u32::try_from(length).map_err(io::Error::other)?;
         self.0[1..HEADER].copy_from_slice(&size.to_le_bytes());
@@ -80,7 +95,11 @@ impl Buffer {
 }
 
 /// Sends one frame. A payload is cut to [`MAX_PAYLOAD`].
-pub(crate) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()> {
+///
+/// # Errors
+///
+/// The stream's.
+pub fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()> {
     let mut buffer = Buffer::new();
     let length = payload.len().min(MAX_PAYLOAD);
     buffer.payload()[..length].copy_from_slice(&payload[..length]);
@@ -92,7 +111,7 @@ pub(crate) fn send(kind: Kind, payload: &[u8], to: impl Write) -> io::Result<()>
 /// # Errors
 ///
 /// `InvalidData` where the bytes are not a frame, `UnexpectedEof` where the stream ends inside a payload, else the stream's own.
-pub(crate) fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
+pub fn receive(mut from: impl Read, payload: &mut Vec<u8>) -> io::Result<Option<Kind>> {
     let mut header = [0; HEADER];
     if let Err(error) = from.read_exact(&mut header) {
         return if error.kind() == io::ErrorKind::UnexpectedEof {

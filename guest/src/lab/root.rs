@@ -4,10 +4,10 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use minivm_image::io_error::{HostError, cannot};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::Root;
+use crate::io_error::{HostError, cannot};
 
 /// The mount options of the host's files over 9p. They rarely change in the few seconds that a lab lives, so they may be cached; messages
 /// of half a megabyte make large reads bearable.

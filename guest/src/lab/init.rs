@@ -10,17 +10,14 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_image::io_error::{HostError, cannot};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::system::{RebootCommand, finit_module};
 
-use super::clock;
-use super::error::Error;
 use super::frame::{self, Kind};
 use super::job::{self, LabJob};
-use super::kernel::MODULES;
 use super::relay::Relay;
-use super::root;
+use super::{MODULES, clock, root};
+use crate::io_error::{HostError, cannot};
 
 /// The port that QEMU's `nr=1` makes on the first virtio-serial device.
 const CHANNEL: &str = "/dev/vport0p1";
@@ -51,13 +48,13 @@ fn print(line: &str) {
 }
 
 /// Returns the error and its cause in one line.
-fn chain(error: &Error) -> String {
+fn chain(error: &HostError) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     format!("{error}{}", cause.unwrap_or_default())
 }
 
 /// Runs the command and sends its exit code, or the reason why it can't be run.
-fn answer() -> Result<(), Error> {
+fn answer() -> Result<(), HostError> {
     root::mount_kernel_file_systems()?;
     load_modules()?;
     let fault = clock::fault();
@@ -77,7 +74,7 @@ fn answer() -> Result<(), Error> {
 }
 
 /// Loads the kernel's modules, where it came with some: the channel's devices and KVM may be among them.
-fn load_modules() -> Result<(), Error> {
+fn load_modules() -> Result<(), HostError> {
     let Ok(folder) = fs::read_dir(MODULES) else {
         return Ok(());
     };
@@ -109,12 +106,12 @@ fn open_channel() -> Result<File, HostError> {
     }
 }
 
-fn run(channel: &File) -> Result<i32, Error> {
+fn run(channel: &File) -> Result<i32, HostError> {
     let job = fs::read(job::PATH).map_err(cannot(format!("read {}", job::PATH)))?;
     let job: LabJob = serde_json::from_slice(&job)
         .map_err(|error| cannot(format!("parse {}", job::PATH))(error.into()))?;
     root::prepare(job.root)?;
-    minivm_guest::pid1::bring_loopback_up().map_err(cannot("bring up the loopback interface"))?;
+    crate::pid1::bring_loopback_up().map_err(cannot("bring up the loopback interface"))?;
     std::env::set_current_dir(&job.cwd).map_err(cannot(format!("enter {}", job.cwd.display())))?;
 
     frame::send(Kind::Started, &[], channel).map_err(cannot("report the command's start"))?;
