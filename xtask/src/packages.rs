@@ -51,6 +51,18 @@ const FOR_TESTS: [&str; 6] = [
 /// For the tests that watch the calls of a program.
 const FOR_TRACES: [&str; 1] = ["strace"];
 
+/// For the tests on Intel's processors: Bochs with its firmware, and what makes a CD that it boots. Of its displays the one with no
+/// windows, which isn't used, as without any of them Debian installs another.
+const FOR_INTEL: [&str; 7] = [
+    "bochs",
+    "bochs-term",
+    "bochsbios",
+    "vgabios",
+    "isolinux",
+    "syslinux-common",
+    "xorriso",
+];
+
 /// The kernel's source, the one we want first.
 const SOURCES: [&str; 2] = ["linux-source-6.12", "linux-source"];
 
@@ -96,6 +108,11 @@ pub(crate) fn install_for_tests() -> Result<String> {
 /// Installs what the tests need that watch the calls of a program.
 pub(crate) fn install_for_traces() -> Result<String> {
     install_some(&FOR_TRACES)
+}
+
+/// Installs what the tests on Intel's processors need.
+pub(crate) fn install_for_intel() -> Result<String> {
+    install(&missing(&[&FOR_INTEL[..], &["bubblewrap"]].concat())?)
 }
 
 /// Installs these packages where they are missing.

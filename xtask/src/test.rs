@@ -12,6 +12,7 @@ use clap::Args;
 use crate::cargo::{self, Target, cargo};
 use crate::choice::Choice;
 use crate::failures;
+use crate::intel::plan;
 use crate::kvm;
 use crate::place::Kind;
 use crate::process::pass_through;
@@ -29,12 +30,19 @@ pub(crate) const WORKERS: usize = 2;
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
 
+/// Why tests are skipped with `--fast`.
+const LEFT_OUT: &str =
+    "they need the lab, or the tools that make images and sandboxes, which --fast leaves out";
+
 /// What is checked.
 #[derive(Args)]
 pub(crate) struct Test {
     /// Leave out the tests that need the lab (an emulated machine with real KVM), or the tools that make images and sandboxes
     #[arg(long)]
     fast: bool,
+    /// Run those tests that need KVM on Intel's processors, and no others: in Bochs, which emulates them and is slow
+    #[arg(long, conflicts_with = "fast")]
+    intel: bool,
     /// Run these alone: test programs by their names, as in `boot`, and all other tests with such a part in their names
     names: Vec<String>,
 }
@@ -45,17 +53,33 @@ pub(crate) fn run(wanted: &Test) -> Result<()> {
     let targets = cargo::test_targets()?;
     let choice = Choice::new(&wanted.names, &targets);
     let candidates = choice.candidates(targets)?;
-    let fast = wanted.fast || all_run_here(&candidates)?;
+    let fast = wanted.fast || !wanted.intel && all_run_here(&candidates)?;
     let made = run.set_up(fast)?;
-    if choice.is_everything() {
+    let everything = choice.is_everything() && !wanted.intel;
+    if everything {
         run.lint();
     }
     let minivm = if fast { None } else { run.minivm() };
     let environment = Environment::new(&made, minivm.as_deref());
     let programs = run.build(&choice, &candidates);
     let minivm = minivm.as_deref();
-    run.test(&programs, &environment, minivm, wanted.fast, WORKERS);
-    if choice.is_everything() {
+    let on_intel = match everything && !fast {
+        _ if wanted.intel => plan::all(&programs),
+        true => plan::quick(&programs),
+        false => Vec::new(),
+    };
+    let on_intel = on_intel.into_iter().map(|(program, job)| {
+        let there = made.intel;
+        (program, Way::OnIntel { job, there })
+    });
+    let jobs = match wanted.intel {
+        true => on_intel.collect(),
+        false => ways(&programs, minivm, wanted.fast)
+            .chain(on_intel)
+            .collect(),
+    };
+    run.test(jobs, &environment, WORKERS);
+    if everything {
         run.count("doc tests", suite::run_doc_tests);
     }
     run.close(wanted.fast)
@@ -76,10 +100,21 @@ fn all_run_here(candidates: &[Target]) -> Result<bool> {
     Ok(true)
 }
 
+/// All programs, and how each is run.
+pub(crate) fn ways<'a>(
+    programs: &'a [Program],
+    minivm: Option<&'a Path>,
+    fast: bool,
+) -> impl Iterator<Item = (&'a Program, Way<'a>)> {
+    let way = move |program| (program, Way::of(program, minivm, fast));
+    programs.iter().map(way)
+}
+
 /// How a test program is run.
-enum Way<'a> {
+pub(crate) enum Way<'a> {
     Here { with_ignored: bool },
     InLab { minivm: &'a Path },
+    OnIntel { job: plan::Job, there: bool },
     NotNow,
     WithoutMinivm,
 }
@@ -105,7 +140,7 @@ impl<'a> Way<'a> {
 
     fn beside(&self, program: &Program) -> Beside {
         match self {
-            Way::InLab { .. } | Way::NotNow => Beside::All,
+            Way::InLab { .. } | Way::OnIntel { .. } | Way::NotNow => Beside::All,
             _ if program.place.alone => Beside::Labs,
             _ => Beside::Others,
         }
@@ -115,6 +150,7 @@ impl<'a> Way<'a> {
         let name = &program.executable.name;
         match self {
             Way::InLab { .. } => format!("{name} (lab)"),
+            Way::OnIntel { job, .. } => job.name(),
             _ => name.clone(),
         }
     }
@@ -125,12 +161,14 @@ impl<'a> Way<'a> {
         environment: &Environment,
         output: &mut Output,
     ) -> Result<Tally> {
-        match *self {
+        match self {
             Way::Here { with_ignored } => {
-                suite::run_here(program, environment, with_ignored, output)
+                suite::run_here(program, environment, *with_ignored, output)
             }
             Way::InLab { minivm } => suite::run_in_lab(program, environment, minivm, output),
-            Way::NotNow => suite::skip(program, output),
+            Way::OnIntel { job, there: true } => job.run(program, environment, output),
+            Way::OnIntel { job, there: false } => job.skip(program, output),
+            Way::NotNow => suite::skip(program.tests.len(), LEFT_OUT, output),
             Way::WithoutMinivm => bail!("it needs minivm, which didn't build"),
         }
     }
@@ -164,6 +202,7 @@ impl Run {
             image_tools: !fast,
             strace: true,
             coding_image: !fast,
+            intel: !fast,
         };
         setup::prepare(&mut self.report, &wanted)
     }
@@ -202,19 +241,16 @@ impl Run {
         });
     }
 
-    /// Runs the test programs, two at a time. Those that take long come first, so that one worker isn't left with them at the end.
+    /// Runs test programs, so many at a time. Those that take long come first, so that one worker isn't left with them at the end.
     pub(crate) fn test(
         &mut self,
-        programs: &[Program],
+        jobs: Vec<(&Program, Way)>,
         environment: &Environment,
-        minivm: Option<&Path>,
-        fast: bool,
         workers: usize,
     ) {
-        let jobs = programs.iter().map(|program| {
-            let way = Way::of(program, minivm, fast);
-            (way.beside(program), (program, way))
-        });
+        let jobs = jobs
+            .into_iter()
+            .map(|(program, way)| (way.beside(program), (program, way)));
         let mut jobs: Vec<_> = jobs.collect();
         jobs.sort_by_key(|(beside, (program, _))| (*beside, program.place.kind));
         let queue = &Queue::new(jobs);
