@@ -49,40 +49,59 @@ pub(crate) struct Test {
 
 /// Runs what is chosen. Where nothing is, clippy, rustdoc and the format are checked, too.
 pub(crate) fn run(wanted: &Test) -> Result<()> {
+    if wanted.intel {
+        return run_on_intel(&wanted.names);
+    }
     let mut run = Run::new();
     let targets = cargo::test_targets()?;
     let choice = Choice::new(&wanted.names, &targets);
     let candidates = choice.candidates(targets)?;
-    let fast = wanted.fast || !wanted.intel && all_run_here(&candidates)?;
+    let fast = wanted.fast || all_run_here(&candidates)?;
     let made = run.set_up(fast)?;
-    let everything = choice.is_everything() && !wanted.intel;
-    if everything {
+    if choice.is_everything() {
         run.lint();
     }
     let minivm = if fast { None } else { run.minivm() };
     let environment = Environment::new(&made, minivm.as_deref());
     let programs = run.build(&choice, &candidates);
     let minivm = minivm.as_deref();
-    let on_intel = match everything && !fast {
-        _ if wanted.intel => plan::all(&programs),
-        true => plan::quick(&programs),
-        false => Vec::new(),
-    };
-    let on_intel = on_intel.into_iter().map(|(program, job)| {
-        let there = made.intel;
-        (program, Way::OnIntel { job, there })
-    });
-    let jobs = match wanted.intel {
-        true => on_intel.collect(),
-        false => ways(&programs, minivm, wanted.fast)
-            .chain(on_intel)
-            .collect(),
-    };
+    let mut jobs: Vec<_> = ways(&programs, minivm, wanted.fast).collect();
+    if choice.is_everything() && !fast {
+        jobs.extend(ways_on_intel(plan::quick(&programs), &made));
+    }
     run.test(jobs, &environment, WORKERS);
-    if everything {
+    if choice.is_everything() {
         run.count("doc tests", suite::run_doc_tests);
     }
     run.close(wanted.fast)
+}
+
+/// `--intel`: runs the tests that are for Intel's processors, or those of them that are named.
+fn run_on_intel(names: &[String]) -> Result<()> {
+    let mut run = Run::new();
+    let targets = cargo::test_targets()?;
+    let choice = match names {
+        [] => Choice::new(&plan::programs(), &targets),
+        _ => Choice::new(names, &targets),
+    };
+    let candidates: Vec<_> = choice
+        .candidates(targets)?
+        .into_iter()
+        .filter(|target| plan::programs().iter().any(|name| target.is_called(name)))
+        .collect();
+    if candidates.is_empty() {
+        bail!(
+            "none of these tests run on Intel's processors: {} are the programs that do",
+            plan::programs().join(", ")
+        );
+    }
+    let made = setup::prepare(&mut run.report, &plan::WANTED)?;
+    let minivm = run.attempt("build minivm", cargo::build_minivm);
+    let environment = Environment::new(&made, minivm.as_deref());
+    let programs = run.build(&choice, &candidates);
+    let jobs = ways_on_intel(plan::all(&programs), &made);
+    run.test(jobs.collect(), &environment, WORKERS);
+    run.close(false)
 }
 
 /// Whether these programs need neither the lab nor what minivm installs.
@@ -108,6 +127,16 @@ pub(crate) fn ways<'a>(
 ) -> impl Iterator<Item = (&'a Program, Way<'a>)> {
     let way = move |program| (program, Way::of(program, minivm, fast));
     programs.iter().map(way)
+}
+
+/// The programs of jobs on Intel's processors, and how each is run.
+fn ways_on_intel<'a>(
+    jobs: Vec<(&'a Program, plan::Job)>,
+    made: &Made,
+) -> impl Iterator<Item = (&'a Program, Way<'a>)> {
+    let there = made.intel;
+    let way = move |(program, job)| (program, Way::OnIntel { job, there });
+    jobs.into_iter().map(way)
 }
 
 /// How a test program is run.

@@ -2,11 +2,14 @@
 //!
 //! `cargo xtask test` boots and restores once on one processor. `cargo xtask test --intel` has all the rest, on each.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::cargo;
+use crate::setup::Wanted;
 use crate::suite::{self, Environment, Output, Program};
 use crate::tally::Tally;
 
@@ -25,6 +28,8 @@ struct Part {
     /// Parts of the names of tests that don't run: they take too long here, and need no processor of Intel's.
     but: &'static [&'static str],
     needs: &'static [Needs],
+    /// Words for the lab's kernel.
+    cmdline: &'static str,
 }
 
 /// A file or folder that tests need, beside their program.
@@ -35,9 +40,22 @@ enum Needs {
     BesideNamed(&'static str, &'static str),
     /// A program that Cargo builds for them.
     Built(&'static str),
+    /// A folder of the workspace.
+    Source(&'static str),
 }
 
-use Needs::{BesideNamed, Built, Named};
+use Needs::{BesideNamed, Built, Named, Source};
+
+/// What they need to be set up.
+pub(crate) const WANTED: Wanted = Wanted {
+    lab: true,
+    sandboxes: false,
+    debian_kernels: true,
+    image_tools: false,
+    strace: false,
+    coding_image: false,
+    intel: true,
+};
 
 const MINIVM: Needs = Named("MINIVM_TEST_BINARY");
 const KERNEL: Needs = Named("MINIVM_TEST_KERNEL");
@@ -56,6 +74,7 @@ const QUICK: Part = Part {
     ],
     but: &[],
     needs: &[MINIVM, KERNEL],
+    cmdline: "",
 };
 
 /// Tests that boot a kernel of Debian's: each takes as long as thirty boots of ours.
@@ -68,25 +87,34 @@ const DEBIANS: [&str; 6] = [
     "a_guest_that_panics_is_told",
 ];
 
+/// Makes KVM use its processor as one that can't run real mode: KVM does that itself, in the pages of KVM_SET_TSS_ADDR, as for each
+/// vCPU that another one starts.
+const OLD: &str = "kvm-intel.unrestricted_guest=0";
+/// Makes KVM use its processor as one without nested paging.
+const OLDER: &str = "kvm-intel.ept=0";
+
 /// All that runs with `--intel`.
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 14] = [
     Part {
         program: "boot",
         only: &["kernels::"],
         but: &DEBIANS,
         needs: &[MINIVM, KERNEL, BZIMAGE, PYTHON],
+        cmdline: "",
     },
     Part {
         program: "boot",
         only: &DEBIANS,
         but: &[],
         needs: &[MINIVM, KERNEL, DEBIAN_CLOUD, DEBIAN_GENERIC],
+        cmdline: "",
     },
     Part {
         program: "boot",
         only: &["restore::", "snapshot::"],
         but: &[],
         needs: &[MINIVM, KERNEL, Built("computation")],
+        cmdline: "",
     },
     Part {
         program: "boot_templates",
@@ -99,48 +127,82 @@ const PARTS: [Part; 11] = [
         ],
         but: &[],
         needs: &[MINIVM, KERNEL, PYTHON_ROOT],
+        cmdline: "",
     },
     Part {
         program: "minivm_vmm",
         only: &["vcpu_state::", "snapshot::forged::"],
         but: &[],
         needs: &[],
+        cmdline: "",
     },
     Part {
         program: "machine_code",
         only: &[],
         but: &["machines_leave_nothing_behind"],
         needs: &[],
+        cmdline: "",
     },
     Part {
         program: "snapshot",
         only: &[],
         but: &[],
         needs: &[],
+        cmdline: "",
     },
     Part {
         program: "observer",
         only: &[],
         but: &[],
         needs: &[],
+        cmdline: "",
     },
     Part {
         program: "pool",
         only: &[],
         but: &[],
         needs: &[],
+        cmdline: "",
     },
     Part {
         program: "hostile_guests",
         only: &[],
         but: &[],
         needs: &[],
+        cmdline: "",
     },
     Part {
         program: "control",
         only: &[],
         but: &[],
         needs: &[Built("minivm")],
+        cmdline: "",
+    },
+    Part {
+        program: "lesson_zero",
+        only: &[],
+        but: &[],
+        needs: &[
+            Source("docs/learn"),
+            Source("vmm/examples"),
+            Built("examples/raw_kvm"),
+            Built("examples/what_if"),
+        ],
+        cmdline: "",
+    },
+    Part {
+        program: "boot",
+        only: &["all_of_our_kernels_cpus_run"],
+        but: &[],
+        needs: &[MINIVM, KERNEL],
+        cmdline: OLD,
+    },
+    Part {
+        program: "boot",
+        only: &["all_of_our_kernels_cpus_run"],
+        but: &[],
+        needs: &[MINIVM, KERNEL],
+        cmdline: OLDER,
     },
 ];
 
@@ -148,6 +210,12 @@ const PARTS: [Part; 11] = [
 pub(crate) struct Job {
     part: &'static Part,
     model: &'static str,
+}
+
+/// The names of all programs that have parts, each once.
+pub(crate) fn programs() -> Vec<String> {
+    let names = PARTS.iter().map(|part| part.program.to_owned());
+    names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The one that is among the others in `cargo xtask test`, with its program.
@@ -177,7 +245,13 @@ fn jobs<'a>(
 
 impl Job {
     pub(crate) fn name(&self) -> String {
-        format!("{} ({})", self.part.program, self.model)
+        let Part {
+            program, cmdline, ..
+        } = self.part;
+        match *cmdline {
+            "" => format!("{program} ({})", self.model),
+            _ => format!("{program} ({}, {cmdline})", self.model),
+        }
     }
 
     /// The tests that run: those of the part that are chosen, too.
@@ -207,6 +281,9 @@ impl Job {
             .arg(env::current_exe().context("cannot find this program")?)
             .args(["intel", "--cpu", self.model, "--kernel"])
             .arg(named("MINIVM_TEST_LAB_KERNEL")?.with_file_name("bzImage"));
+        if !self.part.cmdline.is_empty() {
+            command.args(["--cmdline", self.part.cmdline]);
+        }
         // Where tests have files of their own, see CARGO_TARGET_TMPDIR in Cargo's book.
         command.arg("--folder").arg(built.with_file_name("tmp"));
         for needed in self.part.needs {
@@ -214,6 +291,7 @@ impl Job {
                 Named(variable) => named(variable)?.to_owned(),
                 BesideNamed(variable, name) => named(variable)?.with_file_name(name),
                 Built(name) => built.join(name),
+                Source(name) => cargo::root().join(name),
             };
             command.arg("--file").arg(path);
         }
@@ -234,7 +312,6 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cargo;
 
     /// The text of the sources of a test program.
     fn sources(name: &str) -> String {
