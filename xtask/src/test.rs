@@ -96,7 +96,10 @@ fn run_on_intel(names: &[String]) -> Result<()> {
         );
     }
     let made = setup::prepare(&mut run.report, &plan::WANTED)?;
-    let minivm = run.attempt("build minivm", cargo::build_minivm);
+    let minivm = match plan::need_minivm(&candidates) {
+        true => run.attempt("build minivm", cargo::build_minivm),
+        false => None,
+    };
     let environment = Environment::new(&made, minivm.as_deref());
     let programs = run.build(&choice, &candidates);
     let jobs = ways_on_intel(plan::all(&programs), &made);

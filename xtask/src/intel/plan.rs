@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cargo;
+use crate::cargo::{self, Target};
 use crate::setup::Wanted;
 use crate::suite::{self, Environment, Output, Program};
 use crate::tally::Tally;
@@ -33,6 +33,7 @@ struct Part {
 }
 
 /// A file or folder that tests need, beside their program.
+#[derive(PartialEq)]
 enum Needs {
     /// What a variable of theirs names.
     Named(&'static str),
@@ -216,6 +217,14 @@ pub(crate) struct Job {
 pub(crate) fn programs() -> Vec<String> {
     let names = PARTS.iter().map(|part| part.program.to_owned());
     names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Whether one of these test programs needs the command `minivm`, whose release takes long to build.
+pub(crate) fn need_minivm(targets: &[Target]) -> bool {
+    PARTS.iter().any(|part| {
+        let is_chosen = targets.iter().any(|target| target.is_called(part.program));
+        is_chosen && part.needs.contains(&MINIVM)
+    })
 }
 
 /// The one that is among the others in `cargo xtask test`, with its program.
