@@ -1,5 +1,5 @@
-//! What the machine sends over its second serial port: the command's output between two lines that begin with the machine's token. The
-//! second of them has the exit code, and where it is missing, the machine ended before the command did.
+//! The machine's second serial port carries the command's output, between two lines that begin with the machine's token. The second line
+//! has the exit code; where it is missing, the machine ended before the command did.
 
 use std::io::{BufRead, Write};
 
@@ -40,7 +40,7 @@ pub(super) fn copy(mut port: impl BufRead, token: &str, mut out: impl Write) -> 
     }
 }
 
-/// What follows the token in a line that begins with it.
+/// Returns what follows the token in a line that begins with it.
 fn word<'a>(line: &'a [u8], token: &str) -> Option<&'a str> {
     let line = std::str::from_utf8(line).ok()?;
     line.strip_prefix(token)?.strip_prefix(' ')

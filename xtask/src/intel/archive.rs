@@ -1,4 +1,4 @@
-//! The machine's initramfs: its init, the command's program with the libraries that it is linked with, and further files and folders, each
+//! The machine's initramfs has its init, the command's program with the libraries that it is linked with, and further files and folders, each
 //! at the path that it has on this host.
 
 use std::collections::BTreeSet;
@@ -65,7 +65,7 @@ pub(super) fn write(job: &Job, token: &str, scratch: &Path, file: &Path) -> Resu
     Ok(())
 }
 
-/// The shell's script that runs the command.
+/// Returns the shell's script that runs the command.
 fn script(job: &Job) -> Vec<u8> {
     let mut script = Vec::new();
     if let Some(folder) = job.folders.last() {
@@ -87,7 +87,7 @@ fn script(job: &Job) -> Vec<u8> {
     script
 }
 
-/// A word in single quotes, as a shell takes it for itself.
+/// Returns a word in single quotes, of which a shell changes nothing.
 fn quoted(word: &OsStr) -> Vec<u8> {
     let parts = word.as_bytes().split(|byte| *byte == b'\'');
     let parts: Vec<_> = parts.collect();
@@ -187,7 +187,7 @@ fn is_elf(path: &Path) -> bool {
     read.is_ok() && magic == *b"\x7fELF"
 }
 
-/// The libraries that a program is linked with, its loader among them; none where it is static.
+/// Returns the libraries that a program is linked with, its loader among them; none where it is static.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let mut ldd = Command::new("ldd");
     let output = output(ldd.arg(program))?;
@@ -195,7 +195,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(text.lines().filter_map(library).collect())
 }
 
-/// The path in a line such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f…)` or `/lib64/ld-linux-x86-64.so.2 (0x7f…)`.
+/// Returns the path in a line such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f…)` or `/lib64/ld-linux-x86-64.so.2 (0x7f…)`.
 fn library(line: &str) -> Option<PathBuf> {
     let (path, _) = line.trim().rsplit_once(" (0x")?;
     let path = path.rsplit_once("=> ").map_or(path, |(_, path)| path);

@@ -18,8 +18,8 @@ token=$(cat /token)
     sh /job </dev/null 2>&1
     # The first line break ends what the job wrote.
     printf '\n%s exited %s\n' "$token" $?
-    # Whoever has the port open keeps its last bytes from being sent.
+    # A process that still has the port open keeps its last bytes from being sent.
     kill -9 -1
 } >/dev/ttyS1
-# Nothing stops Bochs as well as a processor that resets.
+# Bochs ends when its processor resets.
 reboot -f

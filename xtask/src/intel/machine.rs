@@ -1,13 +1,13 @@
-//! The machine: an old PC with one of Intel's processors, emulated by Bochs, that boots the lab's kernel from a CD image.
+//! Bochs emulates an old PC with one of Intel's processors, which boots the lab's kernel from a CD image.
 //!
 //! Bochs is the only emulator in Debian with Intel's VMX, EPT and unrestricted guests, so kvm-intel works in it. It can share no files with
 //! the host: all that the machine needs is in its initramfs, and what it sends comes over a serial port. Its clock counts its
 //! instructions, so a busy host makes it slow, but never late.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufReader, PipeReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use anyhow::{Context, Result};
 
@@ -38,7 +38,7 @@ pub(super) struct Machine<'a> {
     pub(super) folder: &'a Path,
 }
 
-/// The machine at work. It ends with this, and with this process.
+/// A running machine. It is killed when this is dropped, and by the kernel when this process ends.
 pub(super) struct Running {
     bochs: Child,
     /// What it sends over COM2.
@@ -57,19 +57,21 @@ impl Machine<'_> {
         // Debian's Bochs is its debugger, which waits for a command: to continue.
         write("commands", "continue\n")?;
         let (port, sender) = std::io::pipe().context("cannot create a pipe")?;
+        let output = File::create(self.folder.join("output")).context("cannot create a file")?;
+        let errors = output.try_clone().context("cannot duplicate a file")?;
         let mut command = Command::new("bwrap");
         command
-            // With this process ends bubblewrap, and with it all that it has started.
+            // Bubblewrap, and all that it has started, ends with this process.
             .args(["--die-with-parent", "--unshare-pid", "--dev-bind", "/", "/"])
-            // Bochs shows its screen by VNC, to all who ask: nobody can, in a network of its own.
+            // Bochs serves its screen by VNC, on all of the host's addresses: it gets a network of its own.
             .args(["--unshare-net", "--proc", "/proc"])
             .args(["timeout", "--signal=KILL", &limit.to_string()])
             .args(["bochs", "-q", "-f", "bochsrc", "-rc", "commands"])
             .current_dir(self.folder)
             // No input, but the port's other end under a number that Bochs can open.
             .stdin(sender)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stdout(output)
+            .stderr(errors);
         let bochs = command
             .spawn()
             .map_err(|error| cannot_start(&command, &error))?;
@@ -147,7 +149,7 @@ impl Machine<'_> {
         )
     }
 
-    /// The ends of the machine's console and of Bochs's own log, for an error.
+    /// The ends of Bochs's output, of its log and of the machine's console, for an error.
     pub(super) fn last_lines(&self) -> String {
         let end = |name: &str| {
             let text = fs::read(self.folder.join(name)).unwrap_or_default();
@@ -156,7 +158,7 @@ impl Machine<'_> {
             let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
             format!("{name}:\n{}\n", last.join("\n"))
         };
-        ["console", "log"].map(end).concat()
+        ["output", "log", "console"].map(end).concat()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which tests run on Intel's processors: the test programs that need KVM, as they are built for this host.
+//! The plan lists the tests that run on Intel's processors: test programs that need KVM, as they are built for this host.
 //!
 //! `cargo xtask test` boots and restores once on one processor. `cargo xtask test --intel` has all the rest, on each.
 
@@ -213,13 +213,13 @@ pub(crate) struct Job {
     model: &'static str,
 }
 
-/// The names of all programs that have parts, each once.
+/// Returns the names of all programs that have parts, each once.
 pub(crate) fn programs() -> Vec<String> {
     let names = PARTS.iter().map(|part| part.program.to_owned());
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Whether one of these test programs needs the command `minivm`, whose release takes long to build.
+/// Returns whether one of these test programs needs the command `minivm`, whose release takes long to build.
 pub(crate) fn need_minivm(targets: &[Target]) -> bool {
     PARTS.iter().any(|part| {
         let is_chosen = targets.iter().any(|target| target.is_called(part.program));
@@ -227,12 +227,12 @@ pub(crate) fn need_minivm(targets: &[Target]) -> bool {
     })
 }
 
-/// The one that is among the others in `cargo xtask test`, with its program.
+/// Returns the job of the plain `cargo xtask test`, with its program.
 pub(crate) fn quick(programs: &[Program]) -> Vec<(&Program, Job)> {
     jobs(programs, &QUICK, MODELS[0]).collect()
 }
 
-/// All those of `cargo xtask test --intel`, with their programs.
+/// Returns the jobs of `cargo xtask test --intel`, with their programs.
 pub(crate) fn all(programs: &[Program]) -> Vec<(&Program, Job)> {
     let parts = PARTS
         .iter()
@@ -263,7 +263,7 @@ impl Job {
         }
     }
 
-    /// The tests that run: those of the part that are chosen, too.
+    /// Returns the tests that run: those of the part that are chosen, too.
     fn tests(&self, program: &Program) -> Vec<String> {
         let has = |name: &String, parts: &[&str]| parts.iter().any(|part| name.contains(part));
         let tests = program.tests.iter().filter(|name| {
