@@ -110,7 +110,7 @@ const CHANGES: &[Change] = &[
     change(
         "no-memory",
         "without KVM_SET_USER_MEMORY_REGION",
-        "the page tables can't be read; some KVMs make a triple fault of that, some try the first instruction again and again",
+        "the page tables can't be read; some KVMs make a triple fault of that, some try the first instruction again and again, some give up",
     ),
 ];
 

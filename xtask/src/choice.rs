@@ -109,7 +109,7 @@ fn words(part: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The texts of a test program's sources: of the whole folder, if its first file is that of a folder.
-fn sources(first: &Path) -> Vec<String> {
+pub(crate) fn sources(first: &Path) -> Vec<String> {
     let is_folders = first
         .file_name()
         .is_some_and(|name| name == "main.rs" || name == "lib.rs");

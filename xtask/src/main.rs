@@ -6,6 +6,7 @@
 //! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
 //! | `test` | everything that checks the project, or what is named; ends with the count | [`mod@test`] |
 //! | `soak` | the tests again and again, beside busy processors | [`soak`] |
+//! | `intel` | a command on an emulated Intel processor with real KVM, as some tests run | [`intel`] |
 //! | `bench` | measures, side by side with a peer | [`mod@bench`] |
 //! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
 //!
@@ -25,6 +26,7 @@ mod debian_kernels;
 mod debian_python;
 mod demo;
 mod failures;
+mod intel;
 mod kernels;
 mod kvm;
 mod modules;
@@ -66,6 +68,8 @@ enum Task {
     Test(test::Test),
     /// Run the tests again and again, stress tests with large counts, beside threads that keep the processors busy
     Soak(soak::Soak),
+    /// Run a command on an emulated Intel processor with real KVM, as some of the tests do
+    Intel(intel::Intel),
     /// Measure, side by side with a peer
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -84,6 +88,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let worked = match Arguments::parse().task {
+        Task::Intel(wanted) => return ended(intel::run(&wanted)),
         Task::Setup(wanted) => setup::run(&wanted),
         Task::Demo => demo::run(),
         Task::Test(wanted) => test::run(&wanted),
@@ -93,11 +98,16 @@ fn main() -> ExitCode {
         Task::Kernel { which } => setup::kernel(which),
         Task::Rootfs => setup::rootfs(),
     };
-    match worked {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    ended(worked.map(|()| 0))
+}
+
+/// The exit code of what was done, or of its failure, which is printed.
+fn ended(worked: anyhow::Result<u8>) -> ExitCode {
+    worked.map_or_else(
+        |error| {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
-        }
-    }
+        },
+        ExitCode::from,
+    )
 }

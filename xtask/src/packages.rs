@@ -60,6 +60,18 @@ const FOR_ARM64: [&str; 4] = [
 /// For the tests that watch the calls of a program.
 const FOR_TRACES: [&str; 1] = ["strace"];
 
+/// For the tests on Intel's processors: Bochs with its firmware, and what makes a CD that it boots. Of its displays the one with no
+/// windows, which isn't used, as without any of them Debian installs another.
+const FOR_INTEL: [&str; 7] = [
+    "bochs",
+    "bochs-term",
+    "bochsbios",
+    "vgabios",
+    "isolinux",
+    "syslinux-common",
+    "xorriso",
+];
+
 /// The kernel's source, the one we want first.
 const SOURCES: [&str; 2] = ["linux-source-6.12", "linux-source"];
 
@@ -110,6 +122,11 @@ pub(crate) fn install_for_traces() -> Result<String> {
 /// Installs what the lab for arm64 needs, and what compiles for it.
 pub(crate) fn install_for_arm64() -> Result<String> {
     install_some(&FOR_ARM64)
+}
+
+/// Installs what the tests on Intel's processors need.
+pub(crate) fn install_for_intel() -> Result<String> {
+    install(&missing(&[&FOR_INTEL[..], &["bubblewrap"]].concat())?)
 }
 
 /// Installs these packages where they are missing.

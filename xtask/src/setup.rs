@@ -34,6 +34,9 @@ pub(crate) struct Wanted {
     /// Fetch what an emulated arm64 machine with KVM needs too, and build minivm's part in it
     #[arg(long)]
     pub(crate) arm64: bool,
+    /// Install Bochs too, which emulates Intel's processors (for the tests)
+    #[arg(long)]
+    pub(crate) intel: bool,
 }
 
 /// Where set-up put things.
@@ -43,6 +46,8 @@ pub(crate) struct Made {
     pub(crate) lab_kernel: Option<PathBuf>,
     pub(crate) debian_kernels: Option<PathBuf>,
     pub(crate) coding_root: Option<PathBuf>,
+    /// Whether Bochs is there.
+    pub(crate) intel: bool,
 }
 
 /// `cargo xtask setup`.
@@ -130,6 +135,7 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
         report.purpose("strace, for the tests that watch the calls of a program");
         report.step("strace", || Ok(((), packages::install_for_traces()?)))?;
     }
+    let intel = wanted.intel && intel_packages(report)?;
     let initramfs = root_file_system(report, &cache)?;
     let debian_kernels = match wanted.debian_kernels {
         true => {
@@ -152,6 +158,7 @@ pub(crate) fn prepare(report: &mut Report, wanted: &Wanted) -> Result<Made> {
         lab_kernel,
         debian_kernels,
         coding_root,
+        intel,
     })
 }
 
@@ -173,6 +180,17 @@ pub(crate) fn sandboxes_packages(report: &mut Report) -> Result<()> {
     report.purpose("packages: what the other four sandboxes are made of, and the jail around them");
     report.step("sandbox packages", || {
         Ok(((), packages::install_for_sandboxes()?))
+    })
+}
+
+/// Packages for the tests on Intel's processors. Returns whether they are there: where they can't be had, those tests are skipped.
+fn intel_packages(report: &mut Report) -> Result<bool> {
+    report.purpose("Bochs, which emulates Intel's processors with KVM, for the tests");
+    report.step("Bochs", || {
+        Ok(match packages::install_for_intel() {
+            Ok(done) => (true, done),
+            Err(error) => (false, format!("can't be had: {error:#}")),
+        })
     })
 }
 

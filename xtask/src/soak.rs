@@ -11,7 +11,7 @@ use clap::Args;
 use crate::cargo;
 use crate::choice::Choice;
 use crate::suite::{Built, Environment};
-use crate::test::{Run, WORKERS};
+use crate::test::{Run, WORKERS, ways};
 
 /// What is run, and how often.
 #[derive(Args)]
@@ -77,13 +77,8 @@ pub(crate) fn run(wanted: &Soak) -> Result<()> {
         println!("round {rounds}, with --seed {seed}");
         let large = (!wanted.small).then(|| environment.for_soak(seed));
         let environment = large.as_ref().unwrap_or(&environment);
-        run.test(
-            &programs,
-            environment,
-            minivm.as_deref(),
-            false,
-            wanted.workers,
-        );
+        let jobs = ways(&programs, minivm.as_deref(), false);
+        run.test(jobs.collect(), environment, wanted.workers);
     }
     run.close(false)
 }

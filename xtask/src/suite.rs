@@ -1,6 +1,6 @@
 //! Running the tests: each test program here, or in the lab where a boot needs a KVM that this machine doesn't have.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Write, stdout};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -102,8 +102,14 @@ impl Environment {
         }
     }
 
+    /// The file that a variable names.
+    pub(crate) fn file(&self, variable: &str) -> Option<&OsStr> {
+        let named = self.variables.iter().find(|(name, _)| *name == variable);
+        named.map(|(_, path)| path.as_os_str())
+    }
+
     /// The command to put before another, which ends it when it takes too long.
-    fn bounded(&self) -> Command {
+    pub(crate) fn bounded(&self) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--foreground", "--kill-after=30"]);
         command.arg(self.limit.to_string());
@@ -241,7 +247,15 @@ pub(crate) fn run_here(
     if with_ignored {
         command.arg("--include-ignored");
     }
-    run(command, program, environment, threads, output)
+    command.args(&program.filters);
+    run(
+        command,
+        program,
+        &program.tests,
+        environment,
+        threads,
+        output,
+    )
 }
 
 /// Runs a test program in the lab, one test after the other. The lab hands environment and working folder on.
@@ -260,25 +274,24 @@ pub(crate) fn run_in_lab(
     if program.place.kind != Kind::Here {
         command.arg("--include-ignored");
     }
-    run(command, program, environment, 1, output)
+    command.args(&program.filters);
+    run(command, program, &program.tests, environment, 1, output)
 }
 
-/// Counts the tests of a program that can't run now, all of them as skipped.
-pub(crate) fn skip(program: &Program, output: &mut Output) -> Result<Tally> {
-    let tests = program.tests.len().max(1);
-    writeln!(
-        output.text,
-        "{tests} tests skipped: they need the lab, or the tools that make images and sandboxes, which --fast leaves out"
-    )?;
+/// Counts tests that can't run now, all of them as skipped.
+pub(crate) fn skip(tests: usize, why: &str, output: &mut Output) -> Result<Tally> {
+    writeln!(output.text, "{tests} tests skipped: {why}")?;
     Ok(Tally {
         skipped: tests as u64,
         ..Tally::default()
     })
 }
 
-fn run(
+/// Runs a command that runs these tests of a program. The command's last arguments are the program's.
+pub(crate) fn run(
     mut command: Command,
     program: &Program,
+    tests: &[String],
     environment: &Environment,
     threads: usize,
     output: &mut Output,
@@ -286,7 +299,6 @@ fn run(
     let package = &program.executable.package;
     command
         .arg(format!("--test-threads={threads}"))
-        .args(&program.filters)
         .current_dir(package)
         .env("CARGO_MANIFEST_DIR", package);
     command.envs(
@@ -298,7 +310,7 @@ fn run(
     command.envs(program.foreign.iter().flat_map(|lab| lab.variables.clone()));
     // Tests of a boot boot, and leave nothing running; those of templates unset it.
     command.env("MINIVM_COLD", "1");
-    let mut times = Times::new(threads, &program.tests);
+    let mut times = Times::new(threads, tests);
     let text = &mut output.text;
     let tally = count(&mut command, |line| {
         text.extend_from_slice(line);

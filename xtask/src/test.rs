@@ -13,6 +13,7 @@ use crate::arm64::{self, Extent};
 use crate::cargo::{self, Target, cargo};
 use crate::choice::Choice;
 use crate::failures;
+use crate::intel::plan;
 use crate::kvm;
 use crate::place::Kind;
 use crate::process::pass_through;
@@ -30,6 +31,10 @@ pub(crate) const WORKERS: usize = 2;
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
 
+/// Why tests are skipped with `--fast`.
+const LEFT_OUT: &str =
+    "they need the lab, or the tools that make images and sandboxes, which --fast leaves out";
+
 /// What is checked.
 #[derive(Args)]
 pub(crate) struct Test {
@@ -39,12 +44,18 @@ pub(crate) struct Test {
     /// Run the tests that are compiled for this architecture, in labs that emulate its processors, and no others
     #[arg(long, value_name = "ARCH", value_parser = ["aarch64"], conflicts_with = "fast")]
     target: Option<String>,
+    /// Run those tests that need KVM on Intel's processors, and no others: in Bochs, which emulates them and is slow
+    #[arg(long, conflicts_with = "fast")]
+    intel: bool,
     /// Run these alone: test programs by their names, as in `boot`, and all other tests with such a part in their names
     names: Vec<String>,
 }
 
 /// Runs what is chosen. Where nothing is, clippy, rustdoc and the format are checked, too.
 pub(crate) fn run(wanted: &Test) -> Result<()> {
+    if wanted.intel {
+        return run_on_intel(&wanted.names);
+    }
     let mut run = Run::new();
     let targets = cargo::test_targets()?;
     let choice = Choice::new(&wanted.names, &targets);
@@ -73,11 +84,43 @@ pub(crate) fn run(wanted: &Test) -> Result<()> {
     }
     let minivm = minivm.as_deref();
     let environment = Environment::new(&made, minivm);
-    run.test(&programs, &environment, minivm, wanted.fast, WORKERS);
+    let mut jobs: Vec<_> = ways(&programs, minivm, wanted.fast).collect();
+    if choice.is_everything() && !fast {
+        jobs.extend(ways_on_intel(plan::quick(&programs), &made));
+    }
+    run.test(jobs, &environment, WORKERS);
     if choice.is_everything() {
         run.count("doc tests", suite::run_doc_tests);
     }
     run.close(wanted.fast)
+}
+
+/// `--intel`: runs the tests that are for Intel's processors, or those of them that are named.
+fn run_on_intel(names: &[String]) -> Result<()> {
+    let mut run = Run::new();
+    let targets = cargo::test_targets()?;
+    let choice = match names {
+        [] => Choice::new(&plan::programs(), &targets),
+        _ => Choice::new(names, &targets),
+    };
+    let candidates: Vec<_> = choice
+        .candidates(targets)?
+        .into_iter()
+        .filter(|target| plan::programs().iter().any(|name| target.is_called(name)))
+        .collect();
+    if candidates.is_empty() {
+        bail!(
+            "none of these tests run on Intel's processors: {} are the programs that do",
+            plan::programs().join(", ")
+        );
+    }
+    let made = setup::prepare(&mut run.report, &plan::WANTED)?;
+    let Built { programs, minivm } =
+        run.build(&choice, &candidates, plan::need_minivm(&candidates));
+    let environment = Environment::new(&made, minivm.as_deref());
+    let jobs = ways_on_intel(plan::all(&programs), &made);
+    run.test(jobs.collect(), &environment, WORKERS);
+    run.close(false)
 }
 
 /// Whether these programs need neither the lab nor what minivm installs.
@@ -95,10 +138,31 @@ fn all_run_here(candidates: &[Target]) -> Result<bool> {
     Ok(true)
 }
 
+/// All programs, and how each is run.
+pub(crate) fn ways<'a>(
+    programs: &'a [Program],
+    minivm: Option<&'a Path>,
+    fast: bool,
+) -> impl Iterator<Item = (&'a Program, Way<'a>)> {
+    let way = move |program| (program, Way::of(program, minivm, fast));
+    programs.iter().map(way)
+}
+
+/// The programs of jobs on Intel's processors, and how each is run.
+fn ways_on_intel<'a>(
+    jobs: Vec<(&'a Program, plan::Job)>,
+    made: &Made,
+) -> impl Iterator<Item = (&'a Program, Way<'a>)> {
+    let there = made.intel;
+    let way = move |(program, job)| (program, Way::OnIntel { job, there });
+    jobs.into_iter().map(way)
+}
+
 /// How a test program is run.
-enum Way<'a> {
+pub(crate) enum Way<'a> {
     Here { with_ignored: bool },
     InLab { minivm: &'a Path },
+    OnIntel { job: plan::Job, there: bool },
     NotNow,
     WithoutMinivm,
 }
@@ -129,7 +193,7 @@ impl<'a> Way<'a> {
 
     fn beside(&self, program: &Program) -> Beside {
         match self {
-            Way::InLab { .. } | Way::NotNow => Beside::All,
+            Way::InLab { .. } | Way::OnIntel { .. } | Way::NotNow => Beside::All,
             _ if program.place.alone => Beside::Labs,
             _ => Beside::Others,
         }
@@ -140,6 +204,7 @@ impl<'a> Way<'a> {
         match (self, &program.foreign) {
             (_, Some(foreign)) => format!("{name} (lab, {})", foreign.processor),
             (Way::InLab { .. }, None) => format!("{name} (lab)"),
+            (Way::OnIntel { job, .. }, None) => job.name(),
             _ => name.clone(),
         }
     }
@@ -150,12 +215,14 @@ impl<'a> Way<'a> {
         environment: &Environment,
         output: &mut Output,
     ) -> Result<Tally> {
-        match *self {
+        match self {
             Way::Here { with_ignored } => {
-                suite::run_here(program, environment, with_ignored, output)
+                suite::run_here(program, environment, *with_ignored, output)
             }
             Way::InLab { minivm } => suite::run_in_lab(program, environment, minivm, output),
-            Way::NotNow => suite::skip(program, output),
+            Way::OnIntel { job, there: true } => job.run(program, environment, output),
+            Way::OnIntel { job, there: false } => job.skip(program, output),
+            Way::NotNow => suite::skip(program.tests.len(), LEFT_OUT, output),
             Way::WithoutMinivm => bail!("it needs minivm, which didn't build"),
         }
     }
@@ -191,6 +258,7 @@ impl Run {
             coding_image: !fast,
             // See `Run::arm64`.
             arm64: false,
+            intel: !fast,
         };
         setup::prepare(&mut self.report, &wanted)
     }
@@ -237,7 +305,8 @@ impl Run {
             let minivm = self.attempt("build minivm", cargo::build_debug_minivm);
             let programs = self.build_for_arm64(&parts, Extent::All, choice, candidates);
             let environment = Environment::empty();
-            self.test(&programs, &environment, minivm.as_deref(), false, WORKERS);
+            let jobs = ways(&programs, minivm.as_deref(), false);
+            self.test(jobs.collect(), &environment, WORKERS);
         }
         self.close(false)
     }
@@ -263,19 +332,16 @@ impl Run {
         });
     }
 
-    /// Runs the test programs, two at a time. Those that take long come first, so that one worker isn't left with them at the end.
+    /// Runs test programs, so many at a time. Those that take long come first, so that one worker isn't left with them at the end.
     pub(crate) fn test(
         &mut self,
-        programs: &[Program],
+        jobs: Vec<(&Program, Way)>,
         environment: &Environment,
-        minivm: Option<&Path>,
-        fast: bool,
         workers: usize,
     ) {
-        let jobs = programs.iter().map(|program| {
-            let way = Way::of(program, minivm, fast);
-            (way.beside(program), (program, way))
-        });
+        let jobs = jobs
+            .into_iter()
+            .map(|(program, way)| (way.beside(program), (program, way)));
         let mut jobs: Vec<_> = jobs.collect();
         jobs.sort_by_key(|(beside, (program, _))| (*beside, program.place.kind));
         let queue = &Queue::new(jobs);

@@ -369,12 +369,19 @@ impl Limit {
     }
 }
 
-/// Reads the console to its end and returns its last lines, without QEMU's warnings about the processor on each start.
+/// Parts of lines that each start has, and that say nothing: QEMU's warnings about the processor, and what KVM for Intel's processors
+/// says of AMD's, as QEMU's is.
+const NOISE: [&str; 2] = [
+    "TCG doesn't support requested feature",
+    "kvm_intel: VMX not supported by CPU",
+];
+
+/// Reads the console to its end and returns its last lines, without [`NOISE`].
 fn last_lines(console: PipeReader) -> String {
     let mut kept: Vec<String> = Vec::new();
     for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
         let line = printable(&String::from_utf8_lossy(&line), LINE_MAX);
-        if line.is_empty() || line.contains("TCG doesn't support requested feature") {
+        if line.is_empty() || NOISE.iter().any(|noise| line.contains(noise)) {
             continue;
         }
         if kept.len() == CONSOLE_LINES {

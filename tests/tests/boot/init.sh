@@ -17,6 +17,10 @@ for job in $jobs; do
             cpu=$((cpu + 1))
         done
         grep LOC /proc/interrupts | tr -s ' ' ;;
+    # How the CPUs lie in the machine, and what each has for a timer.
+    topology)
+        grep -E 'physical id|siblings|core id|cpu cores' /proc/cpuinfo | tr -d '\t'
+        cat /sys/devices/system/clockevents/clockevent*/current_device ;;
     iomem) grep 'System RAM' /proc/iomem ;;
     flags) grep -m 1 flags /proc/cpuinfo ;;
     # Which of the two came first in the kernel's log.

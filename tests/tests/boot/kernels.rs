@@ -192,6 +192,25 @@ fn assert_all_cpus_run(text: &str, cpus: u8) {
     assert_eq!(ticking.count(), usize::from(cpus), "{text}");
 }
 
+/// Checks that the kernel has found a core of the one package for each CPU, and a local APIC's timer that fires at a value of the time
+/// stamp counter.
+fn assert_one_package(text: &str, cpus: u8) {
+    let values = |name: &str| -> Vec<&str> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        lines
+            .map(|value| value.trim_start_matches([':', ' ']))
+            .collect()
+    };
+    let (number, each) = (cpus.to_string(), usize::from(cpus));
+    assert_eq!(values("physical id"), vec!["0"; each], "{text}");
+    assert_eq!(values("siblings"), vec![number.as_str(); each], "{text}");
+    assert_eq!(values("cpu cores"), vec![number.as_str(); each], "{text}");
+    let cores: Vec<_> = (0..cpus).map(|core| core.to_string()).collect();
+    assert_eq!(values("core id"), cores, "{text}");
+    let timers = text.lines().filter(|line| *line == "lapic-deadline");
+    assert_eq!(timers.count(), each, "{text}");
+}
+
 #[test]
 fn our_vmlinux_boots() {
     let _shared = shared();
@@ -222,9 +241,11 @@ fn all_of_our_kernels_cpus_run() {
     for cpus in [1, 2, 4] {
         let boot = Boot {
             cpus,
-            ..Boot::new(OurVmlinux, "hello,cpus,poweroff")
+            ..Boot::new(OurVmlinux, "hello,cpus,topology,poweroff")
         };
-        assert_all_cpus_run(&greeted(boot), cpus);
+        let text = greeted(boot);
+        assert_all_cpus_run(&text, cpus);
+        assert_one_package(&text, cpus);
     }
 }
 
