@@ -124,6 +124,8 @@ pub(crate) struct Program {
     pub(crate) tests: Vec<String>,
     /// Parts of their names: libtest's filters. None: all.
     pub(crate) filters: Vec<String>,
+    /// The names of tests that are left out, and counted as skipped.
+    pub(crate) skipped: Vec<&'static str>,
     /// The lab that it is compiled for, where that isn't this machine's.
     pub(crate) foreign: Option<Foreign>,
 }
@@ -205,6 +207,7 @@ fn program(choice: &Choice, target: &Target, executable: Executable) -> Result<O
         executable,
         tests,
         filters: filters.to_vec(),
+        skipped: Vec::new(),
         foreign: None,
     }))
 }
@@ -268,6 +271,7 @@ fn run(
     command
         .arg(format!("--test-threads={threads}"))
         .args(&program.filters)
+        .args(program.skipped.iter().flat_map(|test| ["--skip", test]))
         .current_dir(package)
         .env("CARGO_MANIFEST_DIR", package);
     command.envs(
@@ -288,7 +292,11 @@ fn run(
         Ok(())
     });
     output.times = times.ended();
-    tally
+    let mut tally = tally?;
+    if program.filters.is_empty() {
+        tally.skipped += program.skipped.len() as u64;
+    }
+    Ok(tally)
 }
 
 /// Runs the examples in the documentation.
