@@ -696,6 +696,47 @@ fn a_missing_lab_kernel_is_named_with_what_makes_it() {
     );
 }
 
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn what_guests_of_another_architecture_lack_is_named_with_what_makes_it() {
+    let files = Files::new();
+    let root = files.path("root");
+    fs::create_dir(&root).unwrap();
+    let image = format!("dir:{}", root.display());
+    let setup = "cargo xtask setup --arm64";
+    let run_for =
+        |platform, accel| vec!["run", "--platform", platform, "--accel", accel, &image, "x"];
+    for (what, arguments, expected) in [
+        (
+            "no kernel",
+            run_for("linux/arm64", "auto"),
+            [setup, "no kernel in"],
+        ),
+        (
+            "KVM alone",
+            [
+                &run_for("linux/arm64", "kvm")[..5],
+                &["--kernel", "/dev/null", &image, "x"],
+            ]
+            .concat(),
+            ["--accel kvm refuses", "linux/arm64"],
+        ),
+        (
+            "no program",
+            vec!["lab", "--processor", "arm-max", "--", "x"],
+            [setup, "no minivm for a lab with arm-max"],
+        ),
+    ] {
+        let mut command = minivm();
+        command
+            .args(arguments)
+            .env("XDG_CACHE_HOME", files.path("cache"));
+        let ended = run(&mut command, PATIENCE);
+        assert_ne!(ended.code, Some(0), "{what}: {ended:?}");
+        assert_told(what, &ended.stderr, &expected);
+    }
+}
+
 /// Runs a shell script in a mount namespace of its own, whose `/dev` has what minivm needs but `/dev/kvm`. In the end the
 /// script boots a kernel by `exec $minivm`: as root by name, without a right to files that their modes don't give.
 fn in_own_dev(files: &Files, script: &str) -> Ended {

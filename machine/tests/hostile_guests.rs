@@ -5,6 +5,7 @@
 
 // Tests run: on any KVM
 
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[cfg_attr(target_arch = "aarch64", path = "guest_code/aarch64.rs")]

@@ -3,7 +3,7 @@
 //! Where a part of it can't be had (Rust's target, the emulator, a package), its tests are skipped by name.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -37,9 +37,22 @@ const PROCESSORS: [&str; 2] = ["cortex-a72", "arm-max"];
 /// The test program that the plain test runs there: a boot of Debian's kernel.
 const QUICK: &str = "arm64_linux";
 
+/// Tests, by program, that call programs of this machine's which there are none of for arm64: bubblewrap and dtc.
+const UNFIT: [(&str, &str); 3] = [
+    ("minivm_machine", "jail::tests::a_jail_can_be_made_here"),
+    (
+        "minivm_vmm",
+        "arch::aarch64::tree::tests::a_machine_without_initramfs_has_no_place_of_one",
+    ),
+    (
+        "minivm_vmm",
+        "arch::aarch64::tree::tests::the_tree_is_the_golden_one_and_has_no_warning",
+    ),
+];
+
 /// What an arm64 lab and its guests are made of.
 pub(crate) struct Parts {
-    /// Debian's kernel as `vmlinuz`, its modules, and busybox.
+    /// Debian's kernel as `vmlinuz`, its modules, busybox, and Python's root file system.
     debian: PathBuf,
 }
 
@@ -138,6 +151,7 @@ pub(crate) fn build(
             };
             programs.push(Program {
                 place: target.place()?,
+                skipped: unfit(target),
                 executable,
                 tests: Vec::new(),
                 filters,
@@ -149,6 +163,13 @@ pub(crate) fn build(
         }
     }
     Ok(programs)
+}
+
+fn unfit(target: &Target) -> Vec<&'static str> {
+    let of_target = UNFIT
+        .iter()
+        .filter(|(program, _)| target.is_called(program));
+    of_target.map(|(_, test)| *test).collect()
 }
 
 /// What makes the lab, and what its tests find.
@@ -169,7 +190,8 @@ fn variables(
         ("MINIVM_TEST_ARM64_KERNEL", kernel),
         ("MINIVM_TEST_DEBIAN_CLOUD", debian.clone()),
         ("MINIVM_TEST_DEBIAN_GENERIC", debian),
-        ("MINIVM_TEST_BUSYBOX", parts.debian.join("busybox")),
+        ("MINIVM_TEST_BUSYBOX", parts.debian.join("bin/busybox")),
+        ("PATH", path(&parts.debian.join("bin"))),
         (
             "MINIVM_TEST_INITRAMFS",
             parts.debian.join("demo/rootfs.cpio"),
@@ -179,6 +201,14 @@ fn variables(
         variables.push(("MINIVM_TEST_BINARY", build_minivm()?));
     }
     Ok(variables)
+}
+
+/// The folders of programs: this one before those that this process has.
+fn path(first: &Path) -> PathBuf {
+    let mut path = first.as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path.into()
 }
 
 /// Builds `minivm`, which labs run for guests and the tests call: without what only a debugger reads, as it is copied into labs.

@@ -1,4 +1,4 @@
-//! What an arm64 lab and its guests need of Debian's: `arm64/debian/{vmlinuz,version,modules/,busybox,demo/}` in the cache.
+//! What an arm64 lab and its guests need of Debian's: `arm64/debian/{vmlinuz,version,modules/,bin/,demo/}` in the cache.
 //!
 //! The kernel is the one for all machines: it has 9p, over which the lab shows the host's files, in modules, and KVM built in. Once it
 //! is there it stays until its folder is removed, as no lists tell of newer ones.
@@ -35,8 +35,13 @@ const MODULES: [&str; 5] = [
 /// A shell and its tools in one static file.
 const BUSYBOX: &str = "busybox-static";
 
+/// The names in `bin` by which tests call it, in place of this machine's programs.
+const APPLETS: [&str; 8] = [
+    "cat", "gzip", "mkfifo", "sh", "sleep", "tar", "touch", "true",
+];
+
 /// Change this when what is kept changes.
-const RECIPE: &str = "debian-arm64 2";
+const RECIPE: &str = "debian-arm64 3";
 
 /// Debian's name for the architecture in folders.
 const ARCHITECTURE: &str = "aarch64";
@@ -67,8 +72,16 @@ fn fill(apt: &Apt, folder: &Path) -> Result<()> {
     apt.unpack(&packages, unpacked.path())?;
     let kernel = debian_kernels::kernel(unpacked.path(), KERNEL)?;
     fs::copy(kernel, folder.join("vmlinuz"))?;
-    fs::copy(unpacked.path().join("bin/busybox"), folder.join("busybox"))
-        .with_context(|| format!("{BUSYBOX} has no /bin/busybox"))?;
+    let programs = folder.join("bin");
+    fs::create_dir(&programs)?;
+    fs::copy(
+        unpacked.path().join("bin/busybox"),
+        programs.join("busybox"),
+    )
+    .with_context(|| format!("{BUSYBOX} has no /bin/busybox"))?;
+    for applet in APPLETS {
+        std::os::unix::fs::symlink("busybox", programs.join(applet))?;
+    }
     fs::write(folder.join("version"), format!("{}\n", packages.join(" ")))?;
     let kept = folder.join("modules");
     fs::create_dir(&kept)?;

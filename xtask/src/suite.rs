@@ -134,6 +134,8 @@ pub(crate) struct Program {
     pub(crate) tests: Vec<String>,
     /// Parts of their names: libtest's filters. None: all.
     pub(crate) filters: Vec<String>,
+    /// The names of tests that are left out, and counted as skipped.
+    pub(crate) skipped: Vec<&'static str>,
     /// The lab that it is compiled for, where that isn't this machine's.
     pub(crate) foreign: Option<Foreign>,
 }
@@ -230,6 +232,7 @@ fn program(choice: &Choice, target: &Target, executable: Executable) -> Result<O
         executable,
         tests,
         filters: filters.to_vec(),
+        skipped: Vec::new(),
         foreign: None,
     }))
 }
@@ -299,6 +302,7 @@ pub(crate) fn run(
     let package = &program.executable.package;
     command
         .arg(format!("--test-threads={threads}"))
+        .args(program.skipped.iter().flat_map(|test| ["--skip", test]))
         .current_dir(package)
         .env("CARGO_MANIFEST_DIR", package);
     command.envs(
@@ -319,7 +323,11 @@ pub(crate) fn run(
         Ok(())
     });
     output.times = times.ended();
-    tally
+    let mut tally = tally?;
+    if program.filters.is_empty() {
+        tally.skipped += program.skipped.len() as u64;
+    }
+    Ok(tally)
 }
 
 /// Runs the examples in the documentation.

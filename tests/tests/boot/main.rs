@@ -5,6 +5,7 @@
 
 // Tests run: on real KVM
 
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod guest;

@@ -2,6 +2,7 @@
 
 // Tests run: here
 
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod inputs;
