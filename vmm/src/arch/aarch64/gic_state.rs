@@ -102,7 +102,8 @@ impl State {
     }
 
     /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: what an interrupt is
-    /// comes before that it is enabled, pending and active.
+    /// and where it goes come before that it is enabled, pending and active. KVM gives a pending interrupt to a processor at once,
+    /// and moves it only when that one runs.
     pub(super) fn set(&self, gic: &Irqchip) -> Result<()> {
         for (offset, value) in distributor().zip(&self.distributor) {
             gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, value)?;
@@ -152,8 +153,8 @@ fn distributor() -> impl Iterator<Item = u64> {
     let routes = ROUTER + 8 * SHARED..ROUTER + 8 * interrupts;
     [IIDR, CTLR]
         .into_iter()
-        .chain(of_interrupts(SHARED, interrupts))
         .chain(routes.step_by(4))
+        .chain(of_interrupts(SHARED, interrupts))
 }
 
 /// Returns a redistributor's registers, in the order in which they are set.
