@@ -6,6 +6,7 @@ pub(crate) mod create;
 pub(crate) mod exit;
 mod gic;
 mod gic_state;
+mod identity;
 pub(crate) mod kernel;
 pub mod layout;
 pub(crate) mod probe;
@@ -14,3 +15,6 @@ mod registers;
 pub(crate) mod text;
 mod tree;
 pub(crate) mod vcpu_state;
+
+#[cfg(test)]
+mod forged;

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 /// X0, and the program counter. A core register's number is its offset in `struct kvm_regs`, in words of four bytes.
 const X0: u64 = core(0);
 const PC: u64 = core(64);
+/// The maker, part and revision of a processor (Arm ARM, "MIDR_EL1").
+const MIDR_EL1: u64 = system(3, 0, 0, 0, 0);
 /// A vCPU's own address among the machine's processors (Arm ARM, "MPIDR_EL1").
 const MPIDR_EL1: u64 = system(3, 0, 0, 0, 5);
 /// Its four affinity fields.
@@ -54,6 +56,11 @@ pub(super) fn program_counter(vcpu: &VcpuFd) -> u64 {
 /// Returns the address that KVM has given to a vCPU, by which PSCI and the GIC name it.
 pub(super) fn affinity(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get(vcpu, MPIDR_EL1)? & AFFINITY)
+}
+
+/// Returns the maker, part and revision of a vCPU's processor.
+pub(super) fn midr(vcpu: &VcpuFd) -> Result<u64> {
+    get(vcpu, MIDR_EL1)
 }
 
 /// Returns a register's name: that by which assemblers know a system register, or KVM's number.
