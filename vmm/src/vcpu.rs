@@ -93,7 +93,8 @@ impl Vcpu {
             Err(error) => gate.end(Err(error)),
         }
         let save = |inventory: &Inventory| VcpuState::of(self, inventory);
-        match gate.wait_at(self.id, processor::is_halted_for_ever(&self.fd), &save) {
+        let halted = || processor::is_halted_for_ever(&self.fd);
+        match gate.wait_at(self.id, &halted, &save) {
             Passage::Open { paused } => {
                 if paused {
                     processor::mark_pause(&self.fd);
