@@ -214,6 +214,25 @@ impl Irqchip {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_set_before_an_interrupt_is_enabled_or_pends() {
+        let last = |first: u64, last: u64| {
+            let range = first..last;
+            distributor()
+                .collect::<Vec<_>>()
+                .iter()
+                .rposition(|at| range.contains(at))
+        };
+        let routes = last(ROUTER, ROUTER + 0x2000).unwrap();
+        let first = distributor().position(|at| (SET_ENABLE..PRIORITY).contains(&at));
+        assert!(routes < first.unwrap());
+    }
+}
+
+#[cfg(test)]
 impl State {
     /// A made-up state, with a number in it.
     pub(super) fn sample(number: u64) -> Self {
