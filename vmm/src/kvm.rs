@@ -11,7 +11,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::arch::create::{self, Irqchip};
 use crate::error::{Error, Result};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, check_page_size};
 use crate::observer::{Step, Steps};
 use crate::vcpu::Vcpu;
 
@@ -45,6 +45,7 @@ pub(crate) fn create(
 
 /// Opens `/dev/kvm`, the door to everything else, and checks that it is the KVM that this program was written for.
 pub(crate) fn open_kvm() -> Result<Kvm> {
+    check_page_size()?;
     let kvm = Kvm::new().map_err(|errno| match errno.errno() {
         libc::ENOENT | libc::ENXIO | libc::ENODEV => Error::KvmMissing,
         libc::EACCES | libc::EPERM => Error::KvmPermission,

@@ -12,13 +12,12 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::memory_file::MemoryRecord;
-use super::sparse::PAGE;
 use super::state::Devices;
 use super::*;
 use crate::arch::board;
 use crate::arch::vcpu_state::{MACHINE, VcpuState};
 use crate::layout;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, PAGE};
 
 const MEMORY: u64 = 32 << 20;
 
