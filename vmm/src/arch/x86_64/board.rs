@@ -50,6 +50,11 @@ pub(crate) struct IrqLine {
     pin: u8,
 }
 
+impl IrqLine {
+    /// The KVM call that raises an interrupt.
+    pub(crate) const CALL: &'static str = "KVM_SIGNAL_MSI";
+}
+
 impl Trigger for IrqLine {
     type E = io::Error;
 
