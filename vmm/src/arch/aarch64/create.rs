@@ -7,9 +7,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::identity::Identity;
-use super::layout;
 use super::processor::Features;
 use super::vcpu_state::VcpuState;
+use super::{layout, registers};
 use crate::config::MEMORY_MIN;
 use crate::error::{Error, Result};
 use crate::kvm;
@@ -71,7 +71,9 @@ pub(crate) fn create_vcpus(_kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>>
     // The processor that a vCPU can be on this host: that of the host. (KVM API 4.83, KVM_ARM_PREFERRED_TARGET.)
     vm.get_preferred_target(&mut init)
         .map_err(Error::kvm("KVM_ARM_PREFERRED_TARGET"))?;
-    create_all(vm, init.target, cpus)
+    let vcpus = create_all(vm, init.target, cpus)?;
+    registers::reset_counter(&vcpus[0].fd);
+    Ok(vcpus)
 }
 
 /// Creates the processors of a snapshot, of the kind that its guest has seen.

@@ -60,7 +60,7 @@ impl VcpuState {
         let mut list = RegList::new(REGISTERS_MAX).expect("the list holds so many");
         // The numbers of all registers that KVM keeps for this vCPU on this host. (KVM API 4.84, KVM_GET_REG_LIST.)
         fd.get_reg_list(&mut list)
-            .map_err(Error::kvm("KVM_GET_REG_LIST"))?;
+            .map_err(Error::kvm("KVM_GET_REG_LIST (of at most 500 registers)"))?;
         let registers = list
             .as_slice()
             .iter()
