@@ -35,6 +35,7 @@ pub(crate) struct Platform {
 pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
+    /// What KVM has made it with.
     pub(crate) features: Features,
     /// Where the machine has an observer, the connection to it.
     pub(crate) recorder: Option<Box<Recorder>>,
