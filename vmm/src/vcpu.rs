@@ -108,8 +108,8 @@ impl Vcpu {
 
     /// Brings the vCPU to rest between two instructions. While KVM waits for the result of an access to a device, the vCPU is
     /// in the middle of one: entered with `immediate_exit` set, KVM takes the result, finishes the instruction and returns.
-    /// KVM doesn't show the unfinished part, so a state that were read before would have lost it. A string instruction can make
-    /// another access first; KVM stops it after at most 1024.
+    /// KVM doesn't show the unfinished part, so a state that were read before would have lost it. A string instruction of
+    /// x86-64 can make another access first; KVM stops it after at most 1024.
     ///
     /// A fresh vCPU whose thread finds the gate closed comes here too. Its first `KVM_RUN` is then an empty one: nothing is
     /// unfinished, and `immediate_exit` keeps the guest from its first instruction. (KVM API 5 "The kvm_run structure",

@@ -100,9 +100,9 @@ impl State {
         })
     }
 
-    /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: what an interrupt is
-    /// and where it goes come before that it is enabled, pending and active. KVM gives a pending interrupt to a processor at once,
-    /// and moves it only when that one runs.
+    /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: an interrupt's route,
+    /// kind and priority come before its bits for enabled, pending and active. KVM gives a pending interrupt to a processor at
+    /// once, and moves it only when that one has run.
     pub(super) fn set(&self, gic: &Irqchip) -> Result<()> {
         for (offset, value) in distributor().zip(&self.distributor) {
             gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, value)?;
