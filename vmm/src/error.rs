@@ -35,10 +35,6 @@ pub enum Error {
     #[error("this host's KVM has no {0}; Linux 4.10 or newer has it")]
     KvmLacks(&'static str),
 
-    /// The host's kernel has pages of another size than 4 KiB; the number is theirs in bytes.
-    #[error("this host's kernel has pages of {} KiB, and minivm needs 4 KiB ones: boot one with CONFIG_ARM64_4K_PAGES", .0 / 1024)]
-    PageSize(usize),
-
     /// `/dev/kvm` can be opened, but its KVM can't run a kernel.
     #[error("this host's KVM cannot run a kernel: {0}")]
     KvmUnusable(String),

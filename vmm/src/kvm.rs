@@ -45,12 +45,12 @@ pub(crate) fn create(
 
 /// Opens `/dev/kvm`, the door to everything else, and checks that it is the KVM that this program was written for.
 pub(crate) fn open_kvm() -> Result<Kvm> {
-    check_page_size()?;
     let kvm = Kvm::new().map_err(|errno| match errno.errno() {
         libc::ENOENT | libc::ENXIO | libc::ENODEV => Error::KvmMissing,
         libc::EACCES | libc::EPERM => Error::KvmPermission,
         _ => Error::kvm("opening /dev/kvm")(errno),
     })?;
+    check_page_size()?;
     // The API's version has been 12 since Linux 2.6.22; the manual says to refuse any other. Capabilities say what a
     // given KVM can do. (KVM API 4.1, KVM_GET_API_VERSION.)
     if kvm.get_api_version() != 12 {

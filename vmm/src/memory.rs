@@ -51,7 +51,10 @@ pub(crate) fn check_page_size() -> Result<()> {
 fn check_page(bytes: usize) -> Result<()> {
     match bytes {
         PAGE => Ok(()),
-        other => Err(Error::PageSize(other)),
+        other => Err(Error::KvmUnusable(format!(
+            "this host's kernel has pages of {} KiB, and minivm needs 4 KiB ones",
+            other >> 10
+        ))),
     }
 }
 
