@@ -35,7 +35,7 @@ impl Control {
 
     /// Saves the machine, which must be paused, in `folder`, in place of a snapshot that may be there. The machine stays
     /// paused meanwhile: a call of [`resume`](Self::resume) waits. Memory that is shared with the guest
-    /// ([`Memory`](crate::Memory)) must not be written to while `snapshot` runs.
+    /// ([`Memory`](crate::Memory)) must not be written to while `snapshot` runs. The machine's own output writer must not call it.
     ///
     /// # Errors
     ///

@@ -67,8 +67,10 @@ struct Slot {
     asked: Option<Arc<Inventory>>,
     /// The thread's answer to `asked`.
     saved: Option<Result<VcpuState>>,
-    /// Whether it was halted for ever when its thread last looked; outdated, perhaps, unless the thread is parked.
+    /// Whether it was halted for ever when its thread last looked; outdated, perhaps, unless `sure`.
     halted: bool,
+    /// Whether its thread has looked when all were parked, in the present check.
+    sure: bool,
 }
 
 impl Gate {
@@ -109,23 +111,31 @@ impl Gate {
         self.phase() == Phase::Running
     }
 
-    /// Waits while the machine is paused, with vCPU `id` at rest. `halted` is whether it is halted for ever; `save` reads its
+    /// Waits while the machine is paused, with vCPU `id` at rest. `halted` looks whether it is halted for ever; `save` reads its
     /// state, when [`Held::save`] asks for it.
     pub(crate) fn wait_at(
         &self,
         id: u8,
-        halted: bool,
+        halted: &dyn Fn() -> bool,
         save: &dyn Fn(&Inventory) -> Result<VcpuState>,
     ) -> Passage {
         let slot = usize::from(id);
         let mut inner = self.lock();
-        inner.slots[slot].halted = halted;
+        inner.slots[slot].halted = halted();
         inner.slots[slot].parked = true;
         self.decide(&mut inner);
         self.changed.notify_all();
         let mut paused = false;
         while matches!(self.phase(), Phase::Paused | Phase::Checking) {
             paused |= self.phase() == Phase::Paused;
+            if self.phase() == Phase::Checking && inner.all_parked() && !inner.slots[slot].sure {
+                // Another vCPU may have woken this one after its thread had parked, and halted itself then.
+                inner.slots[slot].halted = halted();
+                inner.slots[slot].sure = true;
+                self.decide(&mut inner);
+                self.changed.notify_all();
+                continue;
+            }
             inner = match inner.slots[slot].asked.take() {
                 Some(inventory) => {
                     inner.slots[slot].saved = Some(save(&inventory));
@@ -145,7 +155,7 @@ impl Gate {
     /// Keeps a paused machine paused until the returned guard is dropped.
     pub(crate) fn hold(&self) -> Result<Held<'_>> {
         let mut inner = self.lock();
-        while inner.held {
+        while inner.held || self.phase() == Phase::Paused && inner.is_starting() {
             inner = self.wait(inner);
         }
         let all_there = inner
@@ -159,15 +169,15 @@ impl Gate {
         Ok(Held { gate: self })
     }
 
-    /// Ends a check as soon as all vCPUs are parked: only then can none of them wake another.
+    /// Ends a check when all vCPUs are parked, and all threads have looked at theirs since: only then can none wake another.
     fn decide(&self, inner: &mut Inner) {
         if self.phase() != Phase::Checking || !inner.all_parked() {
             return;
         }
-        if inner.slots.iter().all(|slot| slot.halted) {
-            self.end_locked(inner, Ok(Outcome::Stuck));
-        } else {
+        if inner.slots.iter().any(|slot| !slot.halted) {
             self.set_phase(Phase::Running);
+        } else if inner.slots.iter().all(|slot| slot.sure) {
+            self.end_locked(inner, Ok(Outcome::Stuck));
         }
     }
 
@@ -228,6 +238,7 @@ impl Gate {
         inner.slots[usize::from(id)].halted = halted;
         if self.phase() == Phase::Running && inner.slots.iter().all(|slot| slot.halted) {
             self.set_phase(Phase::Checking);
+            inner.slots.iter_mut().for_each(|slot| slot.sure = false);
             inner.kick_all();
         }
     }
@@ -299,6 +310,12 @@ impl Inner {
         self.slots
             .iter()
             .all(|slot| slot.kick.is_none() || slot.parked)
+    }
+
+    /// Returns whether the threads of some vCPUs have come to the gate, and those of others are yet to come.
+    fn is_starting(&self) -> bool {
+        let joined = |slot: &Slot| slot.kick.is_some();
+        self.slots.iter().any(joined) && !(self.slots.iter().all(joined) && self.all_parked())
     }
 
     fn kick_all(&self) {
@@ -387,3 +404,6 @@ impl Kick {
 
 /// The signal's only purpose is to end a system call.
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! The initramfs: an archive at the top of low RAM. The kernel unpacks it into its first root file system and frees the memory.
+//! The initramfs: an archive at the top of the RAM in which kernels look for it. The kernel unpacks it into its first root file system and frees the memory.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +25,7 @@ pub(crate) struct Placed {
 /// The least number of bytes for which it pays to start a thread.
 const SHARE_MIN: u64 = 8 << 20;
 
-/// Loads the initramfs at the top of low RAM, above the kernel, where the kernel can reach it.
+/// Loads the initramfs above the kernel, at the top of the first part of RAM or of what the kernel can reach.
 ///
 /// All processors copy it: mapped, the file would cost the guest a nested page fault for every 4 KiB of it; huge pages cost
 /// one for 2 MiB. Most of the time goes into making these pages present, which scales with processors.

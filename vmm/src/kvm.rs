@@ -11,7 +11,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::arch::create::{self, Irqchip};
 use crate::error::{Error, Result};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, check_page_size};
 use crate::observer::{Step, Steps};
 use crate::vcpu::Vcpu;
 
@@ -50,6 +50,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
         libc::EACCES | libc::EPERM => Error::KvmPermission,
         _ => Error::kvm("opening /dev/kvm")(errno),
     })?;
+    check_page_size()?;
     // The API's version has been 12 since Linux 2.6.22; the manual says to refuse any other. Capabilities say what a
     // given KVM can do. (KVM API 4.1, KVM_GET_API_VERSION.)
     if kvm.get_api_version() != 12 {

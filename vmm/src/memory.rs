@@ -31,13 +31,32 @@ use vm_memory::{
 use crate::error::{Error, Result};
 use crate::layout;
 
-/// x86's large page: the granule of the host's transparent huge pages.
+/// The size of the host's pages, which `kvm` checks.
+pub(crate) const PAGE: usize = 4096;
+/// The size of a large page where pages have 4 KiB: the granule of the host's transparent huge pages.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// The largest block that a guest's kernel hands memory out from (Linux, `MAX_PAGE_ORDER`): a clone that needs a little more
 /// than another did takes it from the blocks that the other one touched.
 const BLOCK: u64 = 4 << 20;
 /// The most parts of one region that are mapped differently.
 pub(crate) const MAPPINGS: usize = 128;
+
+/// Checks that the host's pages have the size that all of this crate builds on.
+pub(crate) fn check_page_size() -> Result<()> {
+    // SAFETY: it has no condition.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    check_page(usize::try_from(bytes).unwrap_or(0))
+}
+
+fn check_page(bytes: usize) -> Result<()> {
+    match bytes {
+        PAGE => Ok(()),
+        other => Err(Error::KvmUnusable(format!(
+            "this host's kernel has pages of {} KiB, and minivm needs 4 KiB ones",
+            other >> 10
+        ))),
+    }
+}
 
 /// All RAM of one machine. Dropping it unmaps it: that must not happen before the machine's KVM descriptors are closed.
 pub(crate) struct GuestRam {
@@ -199,7 +218,7 @@ fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
 /// let memory = machine.memory();
 /// let mut magic = [0; 8];
 /// memory.read(0xe_0000, &mut magic).expect("there is RAM at the ACPI tables' place");
-/// assert_eq!(&magic, b"RSD PTR ");
+/// assert_eq!(&magic, b"RSD PTR "); // on x86-64
 /// # minivm_vmm::Result::Ok(())
 /// ```
 #[derive(Clone)]
@@ -388,6 +407,14 @@ fn unmap(address: *mut libc::c_void, size: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_another_size_are_refused_by_name() {
+        check_page_size().unwrap();
+        check_page(4 << 10).unwrap();
+        let refusal = check_page(64 << 10).unwrap_err().to_string();
+        assert!(refusal.contains("pages of 64 KiB"), "{refusal}");
+    }
 
     #[test]
     fn a_handle_reaches_ram_and_nothing_else() {

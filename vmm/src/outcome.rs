@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::arch::text;
+
 /// The way in which the guest reset the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
@@ -26,8 +28,9 @@ pub enum Outcome {
     /// The difference to [`Reboot`](Outcome::Reboot) is that COM1's or COM2's interrupt is still routed. A kernel that has
     /// neither port open when it panics seems to reboot.
     ///
-    /// On arm64 both resets are alike, unless Linux has `reboot=panic_warm` on its command line: then a panic's is a warm one
-    /// (SYSTEM_RESET2). Without it, a panic seems to be a reboot.
+    /// On arm64 it is a warm reset (PSCI's SYSTEM_RESET2), which a panic asks for if Linux has `reboot=panic_warm` on its command
+    /// line. Without that, or on a host older than Linux 5.18, whose KVM makes it a cold one, a panic seems to be a reboot; with
+    /// `reboot=warm` or `reboot=soft` each reboot seems to be a panic. The one by `sysrq-trigger` is a reboot.
     Panic(Reset),
     /// The guest faulted three times in a row before it had set up any interrupt: it crashed while it was starting.
     TripleFault,
@@ -63,7 +66,7 @@ impl fmt::Display for Outcome {
             }
             Outcome::TripleFault => "the guest crashed while it was starting (triple fault)",
             Outcome::Halted => "the guest halted",
-            Outcome::Stuck => "the guest halted with its interrupts off, without having shut down",
+            Outcome::Stuck => text::STUCK,
             Outcome::Stopped => "the machine was stopped",
         })
     }

@@ -35,6 +35,7 @@ pub(crate) struct Platform {
 pub(crate) struct Vcpu {
     pub(crate) id: u8,
     pub(crate) fd: VcpuFd,
+    /// What KVM has made it with.
     pub(crate) features: Features,
     /// Where the machine has an observer, the connection to it.
     pub(crate) recorder: Option<Box<Recorder>>,
@@ -93,7 +94,8 @@ impl Vcpu {
             Err(error) => gate.end(Err(error)),
         }
         let save = |inventory: &Inventory| VcpuState::of(self, inventory);
-        match gate.wait_at(self.id, processor::is_halted_for_ever(&self.fd), &save) {
+        let halted = || processor::is_halted_for_ever(&self.fd);
+        match gate.wait_at(self.id, &halted, &save) {
             Passage::Open { paused } => {
                 if paused {
                     processor::mark_pause(&self.fd);
@@ -106,8 +108,8 @@ impl Vcpu {
 
     /// Brings the vCPU to rest between two instructions. While KVM waits for the result of an access to a device, the vCPU is
     /// in the middle of one: entered with `immediate_exit` set, KVM takes the result, finishes the instruction and returns.
-    /// KVM doesn't show the unfinished part, so a state that were read before would have lost it. A string instruction can make
-    /// another access first; KVM stops it after at most 1024.
+    /// KVM doesn't show the unfinished part, so a state that were read before would have lost it. A string instruction of
+    /// x86-64 can make another access first; KVM stops it after at most 1024.
     ///
     /// A fresh vCPU whose thread finds the gate closed comes here too. Its first `KVM_RUN` is then an empty one: nothing is
     /// unfinished, and `immediate_exit` keeps the guest from its first instruction. (KVM API 5 "The kvm_run structure",

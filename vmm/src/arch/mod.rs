@@ -11,7 +11,7 @@
 //! | `create` | the KVM calls that make a machine |
 //! | `board` | the devices and interrupt lines that a machine has beside its two UARTs, and their state in a snapshot |
 //! | `exit` | the exits that only this architecture has |
-//! | `processor` | what KVM says of a vCPU |
+//! | `processor` | a vCPU's state while its thread is not in `KVM_RUN` |
 //! | `vcpu_state` | a vCPU's whole state |
 //! | `probe` | the guest that tests a host's KVM |
 //! | `survey` | what a host's KVM and processor have of what only this architecture's machines use |

@@ -236,7 +236,7 @@ impl Device for Uart {
                 Err(SerialError::IOError(error)) => return Err(Error::Output(error)),
                 Err(SerialError::Trigger(error)) => {
                     return Err(Error::Kvm {
-                        call: "KVM_SIGNAL_MSI",
+                        call: IrqLine::CALL,
                         source: error,
                     });
                 }

@@ -1,4 +1,4 @@
-//! The loader of kernels into guest memory: an ELF `vmlinux`, a bzImage, or bare machine code.
+//! The loader of kernels into guest memory: a file in one of the architecture's formats, which `arch` reads, or bare machine code.
 //!
 //! A kernel is hostile input: all fields of its headers are checked before one byte is loaded, so that an error names the
 //! defect in the file's own terms.
@@ -24,7 +24,7 @@ pub use error::KernelError;
 
 /// A kernel in guest memory.
 pub(crate) struct Loaded {
-    /// The address at which the first vCPU starts, in 64-bit mode.
+    /// The address at which the first vCPU starts.
     pub(crate) entry: GuestAddress,
     /// The first guest-physical address that the kernel doesn't need while it starts.
     pub(crate) end: GuestAddress,
@@ -104,14 +104,14 @@ pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
     Ok((file, size))
 }
 
-/// Returns the first address behind the RAM that lies below the hole.
+/// Returns the first address behind the first part of RAM: on x86-64, that below the hole; on arm64, all of it.
 pub(crate) fn low_ram_end(ram: &GuestRam) -> u64 {
     ram.regions()
         .next()
         .map_or(0, |(base, size, _)| base.0 + size)
 }
 
-/// The limits of a file and of the machine, which both formats' loaders check.
+/// The limits of a file and of the machine, which the loaders of all formats check.
 #[derive(Clone, Copy)]
 pub(crate) struct Image {
     /// The file's size in bytes.

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::Bytes;
 
-use super::sparse::{PAGE, Piece, data_extents, used};
-use crate::memory::GuestRam;
+use super::sparse::{Piece, data_extents, used};
+use crate::memory::{GuestRam, PAGE};
 
 /// Bytes that are copied at a time.
 const CHUNK: usize = 64 * PAGE;

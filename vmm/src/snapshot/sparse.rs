@@ -14,10 +14,7 @@ use std::{io, iter};
 
 use vm_memory::GuestAddress;
 
-use crate::memory::{GuestRam, HUGE_PAGE, MAPPINGS};
-
-/// x86's page size: the granule of holes.
-pub(crate) const PAGE: usize = 4096;
+use crate::memory::{GuestRam, HUGE_PAGE, MAPPINGS, PAGE};
 
 /// Bits of a page's entry in `/proc/self/pagemap` (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;

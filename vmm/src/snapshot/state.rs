@@ -39,7 +39,7 @@ impl State {
             return Err("no machine has so many vCPUs");
         }
         self.vcpus.iter().try_for_each(VcpuState::check)?;
-        self.devices.board.check()?;
+        self.devices.board.check(self.vcpus.len())?;
         self.devices.com1.check()?;
         self.devices.com2.check()
     }

@@ -8,7 +8,7 @@ use minivm_vmm::{Builder, Config, Input, Outcome, Reset, layout, probe};
 
 use crate::asm::{
     AFFINITY_INFO, CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2, add, b, cbnz,
-    cbz, ldrb, mov, psci, say, show, strb, sub,
+    cbz, ldr, ldrb, mov, psci, say, show, str, strb, sub,
 };
 use crate::{DEADLINE, Running, Tap, config, run};
 
@@ -64,6 +64,29 @@ fn all_of_a_large_memory_is_the_guests() {
     assert_eq!(
         (outcome.unwrap(), &output[..]),
         (Outcome::PowerOff, &b"h"[..])
+    );
+}
+
+#[test]
+fn a_wide_access_reaches_one_register() {
+    // Writes four bytes to COM1's data register, and reads four from its modem control register, in which only OUT2 is set.
+    let code = [
+        mov(1, layout::COM1.0),
+        mov(2, 0x4443_4241),
+        vec![str(2, 1)],
+        mov(1, layout::COM1.0 + 4),
+        vec![ldr(3, 1)],
+        mov(1, layout::KERNEL.0 + 0x1_0000),
+        vec![str(3, 1)],
+        (0..4)
+            .flat_map(|_| [&[ldrb(4, 1), add(1, 1)][..], &show(4)].concat())
+            .collect(),
+        psci(SYSTEM_OFF),
+    ];
+    let (outcome, output) = run(config(&code.concat()));
+    assert_eq!(
+        (outcome.unwrap(), &output[..]),
+        (Outcome::PowerOff, &[b'A', 8, 0, 0, 0][..])
     );
 }
 

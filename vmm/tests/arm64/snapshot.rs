@@ -8,8 +8,8 @@ use minivm_vmm::{Builder, Config, Control, Memory, Outcome, Result, Snapshot, la
 use tempfile::TempDir;
 
 use crate::asm::{
-    CPU_ON, LOOP, SYSTEM_OFF, System, WFI, add, b, cbz, eor, ldr, ldrb, mov, mrs, msr, psci, say,
-    show, store, str, strb,
+    CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, System, WFI, add, b, cbz, eor, ldr, ldrb, mov, mrs, msr,
+    psci, say, show, store, str, strb,
 };
 use crate::{DEADLINE, Running, Tap, config};
 
@@ -98,6 +98,25 @@ fn clones_count_on_from_where_the_machine_was_saved() {
     }
 }
 
+/// System registers of a processor's interface to the GIC.
+const SRE: System = (0, 12, 12, 5);
+const PRIORITY_MASK: System = (0, 4, 6, 0);
+const GROUP_ENABLE: System = (0, 12, 12, 7);
+const ACKNOWLEDGE: System = (0, 12, 12, 0);
+const ISB: u32 = 0xd503_3fdf;
+
+/// Takes an interrupt, and says `n` and switches the power off unless it is the expected one.
+fn must_get(interrupt: u64) -> Vec<u32> {
+    [
+        mov(4, 0xff),
+        vec![msr(PRIORITY_MASK, 4), ISB, WFI, mrs(5, ACKNOWLEDGE)],
+        mov(4, interrupt),
+        vec![eor(5, 4)],
+        must_be_zero(5),
+    ]
+    .concat()
+}
+
 #[test]
 fn registers_the_counter_and_a_pending_timer_go_on() {
     const CPACR: System = (0, 1, 0, 2);
@@ -105,11 +124,6 @@ fn registers_the_counter_and_a_pending_timer_go_on() {
     const COUNTER: System = (3, 14, 0, 2);
     const TIMER_CONTROL: System = (3, 14, 3, 1);
     const TIMER_VALUE: System = (3, 14, 3, 2);
-    const SRE: System = (0, 12, 12, 5);
-    const PRIORITY_MASK: System = (0, 4, 6, 0);
-    const GROUP_ENABLE: System = (0, 12, 12, 7);
-    const ACKNOWLEDGE: System = (0, 12, 12, 0);
-    const ISB: u32 = 0xd503_3fdf;
     const TIMER: u32 = 27;
     const PATTERN: u64 = 0x1122_3344_5566_7788;
     let redistributor = layout::GIC_REDISTRIBUTORS.0;
@@ -145,11 +159,7 @@ fn registers_the_counter_and_a_pending_timer_go_on() {
         // The counter isn't below what it was.
         vec![mrs(5, COUNTER), 0xcb06_00a5, 0xd37f_fca5], // sub x5, x5, x6; lsr x5, x5, #63
         must_be_zero(5),
-        mov(4, 0xff),
-        vec![msr(PRIORITY_MASK, 4), ISB, WFI, mrs(5, ACKNOWLEDGE)],
-        mov(4, TIMER.into()),
-        vec![eor(5, 4)],
-        must_be_zero(5),
+        must_get(TIMER.into()),
     ]
     .concat();
     let code = [prepare, until_flag(), check, say(b'y'), psci(SYSTEM_OFF)].concat();
@@ -157,6 +167,36 @@ fn registers_the_counter_and_a_pending_timer_go_on() {
     for clone in [Clone::of(&folder), Clone::of(&folder)] {
         assert_eq!(clone.end(), (Outcome::PowerOff, Some(b'y')));
     }
+}
+
+#[test]
+fn a_pending_interrupt_goes_to_the_processor_that_it_was_for() {
+    // vCPU 0, to which an interrupt goes that has no route, is off.
+    const COM1_INTERRUPT: u64 = 32 + layout::COM1_SPI as u64;
+    let distributor = layout::GIC_DISTRIBUTOR.0;
+    let first = |entry: u64| [mov(1, 1), mov(2, entry), psci(CPU_ON), psci(CPU_OFF)].concat();
+    let second = [
+        store(distributor, 0x12),
+        store(distributor + 0x6000 + 8 * COM1_INTERRUPT, 1),
+        // In group 1, an edge, enabled, pending; the priority mask keeps it from being delivered yet.
+        store(distributor + 0x84, 1),
+        store(distributor + 0xc08, 2),
+        store(distributor + 0x104, 1),
+        store(distributor + 0x204, 1),
+        mov(4, 7),
+        vec![msr(SRE, 4), ISB, msr(GROUP_ENABLE, 4)],
+        until_flag(),
+        must_get(COM1_INTERRUPT),
+        say(b'y'),
+        psci(SYSTEM_OFF),
+    ];
+    let at = |words: usize| layout::KERNEL.0 + 4 * words as u64;
+    let length = first(at(1)).len();
+    let (folder, _) = saved(Config {
+        cpus: 2,
+        ..config(&[first(at(length)), second.concat()].concat())
+    });
+    assert_eq!(Clone::of(&folder).end(), (Outcome::PowerOff, Some(b'y')));
 }
 
 #[test]

@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex};
 use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI};
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
-use vm_memory::GuestAddress;
 use vm_superio::Trigger;
 
 use super::create::Irqchip;
 use super::{gic_state, layout};
-use crate::devices::bus::Bus;
+use crate::devices::bus::{Bus, Device, Request, lock};
 use crate::devices::uart::Uart;
 use crate::error::Result;
 use crate::kvm::Created;
@@ -53,6 +52,11 @@ impl Interrupts {
 /// An interrupt line from a UART to the GIC, or to nothing.
 pub(crate) struct IrqLine(Option<(Arc<VmFd>, u8)>);
 
+impl IrqLine {
+    /// The KVM call that raises an interrupt.
+    pub(crate) const CALL: &'static str = "KVM_IRQ_LINE";
+}
+
 impl Trigger for IrqLine {
     type E = io::Error;
 
@@ -78,6 +82,21 @@ impl IrqLine {
     }
 }
 
+/// A UART's registers in memory, of one byte each. A wider access reaches the first alone.
+struct Registers(Arc<Mutex<Uart>>);
+
+impl Device for Registers {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let first = data.len().min(1);
+        lock(&self.0).read(offset, &mut data[..first]);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<Option<Request>> {
+        lock(&self.0).write(offset, &data[..data.len().min(1)])
+    }
+}
+
 /// The bus of a machine, with its devices behind it.
 pub(crate) struct Board {
     /// The bus of memory-mapped registers.
@@ -92,10 +111,11 @@ impl Board {
         com1: &Arc<Mutex<Uart>>,
         com2: &Arc<Mutex<Uart>>,
     ) -> Self {
-        let registers = |first: GuestAddress| first.0..first.0 + layout::COM_SIZE;
         let mut mmio = Bus::default();
-        mmio.attach(registers(layout::COM1), com1.clone());
-        mmio.attach(registers(layout::COM2), com2.clone());
+        for (first, uart) in [(layout::COM1, com1), (layout::COM2, com2)] {
+            let registers = Arc::new(Mutex::new(Registers(uart.clone())));
+            mmio.attach(first.0..first.0 + layout::COM_SIZE, registers);
+        }
         Board {
             mmio,
             irqchip: interrupts.irqchip,
@@ -121,7 +141,7 @@ impl Board {
 /// The state of the board, in a snapshot; by default that of a machine that boots.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct State {
-    gic: gic_state::State,
+    pub(super) gic: gic_state::State,
 }
 
 impl State {
@@ -130,9 +150,9 @@ impl State {
         self.gic.set(&created.irqchip)
     }
 
-    /// Checks what a checksum can't.
-    pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
-        self.gic.check()
+    /// Checks what a checksum can't, of a machine with so many vCPUs.
+    pub(crate) fn check(&self, vcpus: usize) -> std::result::Result<(), &'static str> {
+        self.gic.check(vcpus)
     }
 }
 

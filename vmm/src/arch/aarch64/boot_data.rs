@@ -13,7 +13,7 @@ use crate::vcpu::Vcpu;
 
 pub(crate) use super::tree::SEED_LEN;
 
-/// The point at which a kernel starts, and what its device tree says beside the processors' addresses, which KVM knows.
+/// The point at which a kernel starts, and the data of its device tree, except the processors' addresses, which KVM knows.
 pub(crate) struct Start {
     entry: GuestAddress,
     memory: u64,

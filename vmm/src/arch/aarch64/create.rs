@@ -6,10 +6,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
-use super::layout;
+use super::identity::Identity;
 use super::processor::Features;
 use super::vcpu_state::VcpuState;
+use super::{layout, registers};
+use crate::config::MEMORY_MIN;
 use crate::error::{Error, Result};
+use crate::kvm;
 use crate::vcpu::Vcpu;
 
 pub(crate) use super::gic::Irqchip;
@@ -74,36 +77,45 @@ pub(crate) fn create_vcpus(_kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>>
     // The processor that a vCPU can be on this host: that of the host. (KVM API 4.83, KVM_ARM_PREFERRED_TARGET.)
     vm.get_preferred_target(&mut init)
         .map_err(Error::kvm("KVM_ARM_PREFERRED_TARGET"))?;
-    // KVM itself answers calls of PSCI, with which a kernel starts processors and ends the machine.
-    init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-    let mut others = init;
-    others.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
-    let features: Vec<_> = (0..cpus)
-        .map(|id| if id == 0 { init } else { others })
-        .collect();
-    create_all(vm, &features)
+    let vcpus = create_all(vm, init.target, cpus)?;
+    registers::reset_counter(&vcpus[0].fd);
+    Ok(vcpus)
 }
 
-/// Creates the processors of a snapshot, of the kind and with the features that its guest has seen.
+/// Creates the processors of a snapshot, of the kind that its guest has seen.
 pub(crate) fn create_vcpus_of(vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcpu>> {
-    let features: Vec<_> = states.iter().map(|state| state.features).collect();
-    create_all(vm, &features)
+    let cpus = u8::try_from(states.len()).expect("checked against CPUS_MAX");
+    create_all(vm, states[0].identity.target, cpus)
 }
 
-fn create_all(vm: &VmFd, features: &[Features]) -> Result<Vec<Vcpu>> {
-    let created: Vec<Vcpu> = (0u8..)
-        .zip(features)
-        .map(|(id, features)| {
+/// Returns what vCPU `id` is made with.
+fn features(target: u32, id: u8) -> Features {
+    let mut init = Features {
+        target,
+        ..Default::default()
+    };
+    // KVM itself answers calls of PSCI, with which a kernel starts processors and ends the machine.
+    init.features[0] = 1 << KVM_ARM_VCPU_PSCI_0_2;
+    if id > 0 {
+        init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+    }
+    init
+}
+
+fn create_all(vm: &VmFd, target: u32, cpus: u8) -> Result<Vec<Vcpu>> {
+    let created: Vec<Vcpu> = (0..cpus)
+        .map(|id| {
             // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. KVM makes its address
             // among the processors (MPIDR) of its number. (KVM API 4.7, KVM_CREATE_VCPU.)
             let fd = vm.create_vcpu(id.into());
-            fd.map(|fd| Vcpu::new(id, fd, *features))
+            fd.map(|fd| Vcpu::new(id, fd, features(target, id)))
         })
         .collect::<std::result::Result<_, _>>()
         .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
     for vcpu in &created {
-        // Gives the vCPU its kind and its features, and resets it: at EL1, all interrupts masked, all else zero. When all are
-        // there, for some registers reflect the machine's shape. (KVM API 4.82, KVM_ARM_VCPU_INIT.)
+        // Gives the vCPU its kind and its features, and resets it: at EL1, all interrupts masked, the general registers zero, the
+        // system registers as the architecture defines it. When all are there, for some registers reflect the machine's shape.
+        // (KVM API 4.82, KVM_ARM_VCPU_INIT.)
         vcpu.fd
             .vcpu_init(&vcpu.features)
             .map_err(Error::kvm("KVM_ARM_VCPU_INIT"))?;
@@ -111,8 +123,13 @@ fn create_all(vm: &VmFd, features: &[Features]) -> Result<Vec<Vcpu>> {
     Ok(created)
 }
 
-/// Checks that this host can continue the guest of a snapshot, as far as that shows before its processors are made. What they lack
-/// shows when their registers are set.
-pub(crate) fn check_host(_kvm: &Kvm, _states: &[VcpuState]) -> Result<()> {
-    Ok(())
+/// Checks that this host's processor is the one that the guest of a snapshot has seen. What else a vCPU lacks shows when its
+/// registers are set.
+pub(crate) fn check_host(kvm: &Kvm, states: &[VcpuState]) -> Result<()> {
+    // KVM shows the processor only by a vCPU.
+    let vm = kvm::create_vm(kvm, MEMORY_MIN)?;
+    let host = Identity::of(&create_vcpus(kvm, &vm, 1)?[0])?;
+    states
+        .iter()
+        .try_for_each(|state| host.check(state.identity))
 }

@@ -36,7 +36,7 @@ pub(crate) fn serve(exit: VcpuExit<'_>, _board: &Board, note: &mut impl Note) ->
     })
 }
 
-/// Tells a panic's reset from that of a reboot: with `reboot=panic_warm` on its command line, Linux asks for a warm one
+/// Distinguishes a panic's reset from that of a reboot: with `reboot=panic_warm` on its command line, Linux asks for a warm one
 /// (SYSTEM_RESET2) when it panics, and for a cold one otherwise.
 fn reset(flags: u64) -> Served {
     match flags & u64::from(KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2) {

@@ -31,14 +31,13 @@ impl Irqchip {
             type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
             ..Default::default()
         };
-        // A device that KVM emulates, as a descriptor. A host whose own controller is a GICv2 has none of version 3, and fails
-        // with ENODEV. (KVM API 4.79, KVM_CREATE_DEVICE.)
+        // A device that KVM emulates, as a descriptor. It fails with ENODEV where the host's own controller can't serve guests as
+        // one of version 3. (KVM API 4.79, KVM_CREATE_DEVICE.)
         let device = vm
             .create_device(&mut device)
             .map_err(|errno| match errno.errno() {
                 libc::ENODEV => Error::KvmUnusable(
-                    "its interrupt controller is a GICv2, and minivm's machines have a GICv3"
-                        .into(),
+                    "it has no GICv3 for guests (the host's own is a GICv2, for one)".into(),
                 ),
                 _ => Error::kvm("KVM_CREATE_DEVICE (KVM_DEV_TYPE_ARM_VGIC_V3)")(errno),
             })?;

@@ -20,7 +20,6 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::gic::{INTERRUPTS, Irqchip};
-use crate::config::CPUS_MAX;
 use crate::error::{Error, Result};
 
 /// Registers of the distributor (GICD), each of which has bits for 32, 16 or 4 interrupts in a word, or a word for half of one.
@@ -101,8 +100,9 @@ impl State {
         })
     }
 
-    /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: what an interrupt is
-    /// comes before that it is enabled, pending and active.
+    /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: an interrupt's route,
+    /// kind and priority come before its bits for enabled, pending and active. KVM gives a pending interrupt to a processor at
+    /// once, and moves it only when that one has run.
     pub(super) fn set(&self, gic: &Irqchip) -> Result<()> {
         for (offset, value) in distributor().zip(&self.distributor) {
             gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, value)?;
@@ -123,23 +123,24 @@ impl State {
         Ok(())
     }
 
-    /// Checks the sizes of the parts that aren't of a fixed size.
-    pub(super) fn check(&self) -> std::result::Result<(), &'static str> {
-        let whole = |processor: &Processor| {
-            processor.redistributor.len() == redistributor().count()
-                && processor.interface.len() <= INTERFACE.len() + 8
-                && processor
-                    .interface
-                    .iter()
-                    .all(|(number, _)| *number <= 0xffff)
-        };
+    /// Checks that the state has the registers that are read of a GIC with so many processors. KVM checks the values.
+    pub(super) fn check(&self, processors: usize) -> std::result::Result<(), &'static str> {
         match self.distributor.len() == distributor().count()
-            && self.processors.len() <= usize::from(CPUS_MAX)
-            && self.processors.iter().all(whole)
+            && self.processors.len() == processors
+            && self.processors.iter().all(Processor::is_whole)
         {
             true => Ok(()),
             false => Err("no GIC has such a state"),
         }
+    }
+}
+
+impl Processor {
+    /// Returns whether the state has the registers that are read of a processor.
+    fn is_whole(&self) -> bool {
+        let control = self.interface.get(1).map_or(0, |(_, value)| *value);
+        let numbers = self.interface.iter().map(|(number, _)| *number);
+        self.redistributor.len() == redistributor().count() && numbers.eq(interface(control))
     }
 }
 
@@ -152,8 +153,8 @@ fn distributor() -> impl Iterator<Item = u64> {
     let routes = ROUTER + 8 * SHARED..ROUTER + 8 * interrupts;
     [IIDR, CTLR]
         .into_iter()
-        .chain(of_interrupts(SHARED, interrupts))
         .chain(routes.step_by(4))
+        .chain(of_interrupts(SHARED, interrupts))
 }
 
 /// Returns a redistributor's registers, in the order in which they are set.
@@ -174,19 +175,23 @@ fn of_interrupts(first: u64, end: u64) -> impl Iterator<Item = u64> {
         .chain(words(SET_ACTIVE, 1))
 }
 
+/// Returns the registers of a processor's interface, whose ICC_CTLR_EL1 is `control`, in the order in which they are set. It has
+/// as many registers of active priorities as it has priorities for.
+fn interface(control: u64) -> impl Iterator<Item = u64> {
+    let bits = (control >> 8 & 7) + 1;
+    let count = 1 << bits.saturating_sub(5).min(2);
+    let active = ACTIVE_PRIORITIES
+        .into_iter()
+        .flat_map(move |first| first..first + count);
+    INTERFACE.into_iter().chain(active)
+}
+
 impl Irqchip {
-    /// Reads all registers of a processor's interface. It has as many registers of active priorities as it has priorities for.
+    /// Reads all registers of a processor's interface.
     fn interface(&self, at: u64) -> Result<Vec<(u64, u64)>> {
         let group = KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
         let control: u64 = self.get(group, at | INTERFACE_CONTROL)?;
-        let bits = (control >> 8 & 7) + 1;
-        let count = 1 << bits.saturating_sub(5).min(2);
-        let active = ACTIVE_PRIORITIES
-            .into_iter()
-            .flat_map(|first| first..first + count);
-        INTERFACE
-            .into_iter()
-            .chain(active)
+        interface(control)
             .map(|number| Ok((number, self.get(group, at | number)?)))
             .collect()
     }
@@ -209,13 +214,35 @@ impl Irqchip {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_set_before_an_interrupt_is_enabled_or_pends() {
+        let last = |first: u64, last: u64| {
+            let range = first..last;
+            distributor()
+                .collect::<Vec<_>>()
+                .iter()
+                .rposition(|at| range.contains(at))
+        };
+        let routes = last(ROUTER, ROUTER + 0x2000).unwrap();
+        let first = distributor().position(|at| (SET_ENABLE..PRIORITY).contains(&at));
+        assert!(routes < first.unwrap());
+    }
+}
+
+#[cfg(test)]
 impl State {
     /// A made-up state, with a number in it.
     pub(super) fn sample(number: u64) -> Self {
         let processor = Processor {
             redistributor: vec![0; redistributor().count()],
             lines: 0,
-            interface: vec![(0, number)],
+            // The number is that of the priority mask.
+            interface: interface(0)
+                .map(|register| (register, if register == INTERFACE[2] { number } else { 0 }))
+                .collect(),
         };
         State {
             distributor: vec![0; distributor().count()],
@@ -225,6 +252,37 @@ impl State {
 
     /// Returns the number of a made-up state.
     pub(super) fn number(&self) -> u64 {
-        self.processors[0].interface[0].1
+        self.processors[0].interface[2].1
+    }
+
+    /// Overwrites the distributor's registers, and one of each processor's interface, with made-up values.
+    pub(super) fn overwrite(&mut self, words: &[u64]) {
+        for (register, word) in self.distributor.iter_mut().zip(words.iter().cycle()) {
+            *register = u32::try_from(word & 0xffff_ffff).unwrap();
+        }
+        for (processor, word) in self.processors.iter_mut().zip(words) {
+            processor.interface[4].1 = *word;
+        }
+    }
+
+    /// Forges states of the sample, none of which a GIC has.
+    pub(super) fn forgeries() -> [(&'static str, fn(&mut State)); 7] {
+        [
+            ("few registers", |gic| gic.distributor.truncate(1)),
+            ("a register more", |gic| gic.distributor.push(0)),
+            ("no processor", |gic| gic.processors.clear()),
+            ("a processor more", |gic| {
+                gic.processors.push(gic.processors[0].clone());
+            }),
+            ("a redistributor of a few registers", |gic| {
+                gic.processors[0].redistributor.truncate(3);
+            }),
+            ("a register of another number", |gic| {
+                gic.processors[0].interface[3].0 ^= 1;
+            }),
+            ("an interface without registers", |gic| {
+                gic.processors[0].interface.clear();
+            }),
+        ]
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod create;
 pub(crate) mod exit;
 mod gic;
 mod gic_state;
+mod identity;
 pub(crate) mod kernel;
 pub mod layout;
 pub(crate) mod probe;
@@ -15,3 +16,6 @@ pub(crate) mod survey;
 pub(crate) mod text;
 mod tree;
 pub(crate) mod vcpu_state;
+
+#[cfg(test)]
+mod forged;

@@ -13,15 +13,18 @@ use crate::error::{Error, Result};
 /// X0, and the program counter. A core register's number is its offset in `struct kvm_regs`, in words of four bytes.
 const X0: u64 = core(0);
 const PC: u64 = core(64);
+/// The maker, part and revision of a processor (Arm ARM, "MIDR_EL1").
+const MIDR_EL1: u64 = system(3, 0, 0, 0, 0);
 /// A vCPU's own address among the machine's processors (Arm ARM, "MPIDR_EL1").
 const MPIDR_EL1: u64 = system(3, 0, 0, 0, 5);
 /// Its four affinity fields.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// The counters that the virtual and the physical timer compare with (`KVM_REG_ARM_TIMER_CNT`, `KVM_REG_ARM_PTIMER_CNT`; KVM has
-/// the first one's number and that of its comparator the wrong way round, and keeps it so).
+/// The counters that the virtual and the physical timer compare with (`KVM_REG_ARM_TIMER_CNT`, `KVM_REG_ARM_PTIMER_CNT`), and the
+/// virtual one's comparator (`KVM_REG_ARM_TIMER_CVAL`). KVM has the numbers of the virtual two the wrong way round, and keeps it so.
 pub(super) const COUNTER: u64 = system(3, 3, 14, 3, 2);
 pub(super) const PHYSICAL_COUNTER: u64 = system(3, 3, 14, 0, 1);
+const COMPARATOR: u64 = system(3, 3, 14, 0, 2);
 
 const fn core(number: u64) -> u64 {
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | number
@@ -46,6 +49,11 @@ pub(super) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress, tree: GuestAddress) 
     set(vcpu, X0, tree.0)
 }
 
+/// Lets the physical counter begin at zero, as the virtual one does, and not at the host's. A KVM older than Linux 6.4 can't.
+pub(super) fn reset_counter(vcpu: &VcpuFd) {
+    let _ = set(vcpu, PHYSICAL_COUNTER, 0);
+}
+
 /// Returns the program counter, or 0 where KVM doesn't give it.
 pub(super) fn program_counter(vcpu: &VcpuFd) -> u64 {
     get(vcpu, PC).unwrap_or(0)
@@ -56,8 +64,18 @@ pub(super) fn affinity(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get(vcpu, MPIDR_EL1)? & AFFINITY)
 }
 
+/// Returns the maker, part and revision of a vCPU's processor.
+pub(super) fn midr(vcpu: &VcpuFd) -> Result<u64> {
+    get(vcpu, MIDR_EL1)
+}
+
 /// Returns a register's name: that by which assemblers know a system register, or KVM's number.
 pub(super) fn name(id: u64) -> String {
+    match id {
+        COUNTER => return "CNTVCT_EL0".into(),
+        COMPARATOR => return "CNTV_CVAL_EL0".into(),
+        _ => {}
+    }
     if id & !0xffff != system(0, 0, 0, 0, 0) {
         return format!("register {id:#x}");
     }

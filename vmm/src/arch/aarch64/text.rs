@@ -10,5 +10,8 @@ pub(crate) const KERNELS_RAM: &str = "2 GiB and 2 MiB";
 pub(crate) const KERNELS_MEMORY: &str = "1T";
 /// The memory of a machine that has all of the RAM that an initramfs can have.
 pub(crate) const INITRAMFS_MEMORY: &str = "32G";
+/// The state of a machine of which no vCPU can go on.
+pub(crate) const STUCK: &str =
+    "the guest switched all its processors off, without having shut down";
 /// The remedy where there is no `/dev/kvm`.
 pub(crate) const NO_KVM: &str = "the host's kernel needs CONFIG_KVM, and firmware that starts it at EL2; in a cloud, a bare-metal machine";

@@ -26,7 +26,7 @@ const TIMERS: [u32; 4] = [13, 14, 11, 10];
 /// The UARTs' clock in Hz, a PC's: 16 times the highest rate.
 const COM_CLOCK: u32 = 1_843_200;
 
-/// What the tree says of a machine.
+/// The data in the tree that differ between machines.
 pub(super) struct Tree<'a> {
     /// The processors' addresses (MPIDR), the first of which starts.
     pub(super) cpus: &'a [u64],
@@ -65,7 +65,7 @@ fn write(tree: &Tree<'_>) -> Result<Vec<u8>, Error> {
     fdt.finish()
 }
 
-/// What a boot loader tells the kernel. (Devicetree Specification, "/chosen Node"; Linux's `chosen.yaml`.)
+/// The data that a boot loader passes to the kernel. (Devicetree Specification, "/chosen Node"; Linux's `chosen.yaml`.)
 fn chosen(fdt: &mut FdtWriter, tree: &Tree<'_>) -> Result<(), Error> {
     let node = fdt.begin_node("chosen")?;
     fdt.property_string("bootargs", tree.cmdline)?;

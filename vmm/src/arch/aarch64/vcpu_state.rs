@@ -7,7 +7,7 @@ use kvm_bindings::{KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, RegList, kvm_mp_state,
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use super::processor::Features;
+use super::identity::Identity;
 use super::registers::{self, COUNTER, PHYSICAL_COUNTER};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
@@ -16,6 +16,8 @@ use crate::vcpu::Vcpu;
 pub(crate) const MACHINE: u16 = 183;
 /// The most registers that kvm-bindings' list holds: twice as many as a vCPU has. A state with more is no machine's.
 const REGISTERS_MAX: usize = 500;
+/// The bytes of the largest register: one of the vectors'.
+const SIZE_MAX: usize = 16;
 
 /// The parts of a vCPU's state that depend on the host.
 #[derive(Debug)]
@@ -35,8 +37,7 @@ impl Inventory {
 /// The whole state of a vCPU.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VcpuState {
-    /// What the vCPU was initialized with.
-    pub(super) features: Features,
+    pub(super) identity: Identity,
     mp_state: kvm_mp_state,
     registers: Vec<Register>,
     /// Whether an SError is pending, whether it has a syndrome, and that, where KVM shows it.
@@ -44,7 +45,7 @@ pub(crate) struct VcpuState {
 }
 
 /// A register by KVM's number of it, in which its size is.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Register {
     id: u64,
     value: Vec<u8>,
@@ -59,7 +60,7 @@ impl VcpuState {
         let mut list = RegList::new(REGISTERS_MAX).expect("the list holds so many");
         // The numbers of all registers that KVM keeps for this vCPU on this host. (KVM API 4.84, KVM_GET_REG_LIST.)
         fd.get_reg_list(&mut list)
-            .map_err(Error::kvm("KVM_GET_REG_LIST"))?;
+            .map_err(Error::kvm("KVM_GET_REG_LIST (of at most 500 registers)"))?;
         let registers = list
             .as_slice()
             .iter()
@@ -70,7 +71,7 @@ impl VcpuState {
             false => None,
         };
         Ok(VcpuState {
-            features: vcpu.features,
+            identity: Identity::of(vcpu)?,
             mp_state,
             registers,
             serror,
@@ -100,14 +101,17 @@ impl VcpuState {
             .map_err(Error::kvm("KVM_SET_MP_STATE"))
     }
 
-    /// Checks the sizes of the parts that aren't of a fixed size.
+    /// Checks the sizes of the parts that aren't of a fixed size. KVM checks the values.
     pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
         if self.registers.is_empty() || self.registers.len() > REGISTERS_MAX {
             return Err("no vCPU has so many registers");
         }
-        let fits = |register: &Register| register.value.len() == size(register.id);
+        let fits = |register: &Register| {
+            let size = size(register.id);
+            size <= SIZE_MAX && register.value.len() == size
+        };
         if !self.registers.iter().all(fits) {
-            return Err("a register has another size");
+            return Err("no register has such a size");
         }
         Ok(())
     }
@@ -175,7 +179,7 @@ impl VcpuState {
     /// A made-up state, in which each optional part is present.
     pub(crate) fn sample() -> Self {
         VcpuState {
-            features: Default::default(),
+            identity: Identity::default(),
             mp_state: Default::default(),
             registers: vec![Register {
                 id: COUNTER,
@@ -189,5 +193,46 @@ impl VcpuState {
     pub(crate) fn spoil(&mut self) -> &'static str {
         self.registers.clear();
         "registers"
+    }
+
+    /// Forges states of the sample, none of which a vCPU has.
+    pub(super) fn forgeries() -> [(&'static str, fn(&mut VcpuState)); 5] {
+        [
+            ("no registers", |vcpu| vcpu.registers.clear()),
+            ("too many registers", |vcpu| {
+                vcpu.registers
+                    .resize(REGISTERS_MAX + 1, vcpu.registers[0].clone());
+            }),
+            ("a value that is too short", |vcpu| {
+                vcpu.registers[0].value.truncate(7)
+            }),
+            ("a value that is too long", |vcpu| {
+                vcpu.registers[0].value.push(0)
+            }),
+            ("a register of 32 KiB", |vcpu| {
+                let register = &mut vcpu.registers[0];
+                register.id |= KVM_REG_SIZE_MASK;
+                register.value = vec![0; 1 << 15];
+            }),
+        ]
+    }
+
+    /// Makes a state one of another processor; with each, a part of the refusal.
+    pub(super) fn foreign() -> [(&'static str, fn(&mut VcpuState)); 3] {
+        [
+            ("target", |vcpu| vcpu.identity.target ^= 1),
+            ("MIDR_EL1", |vcpu| vcpu.identity.midr ^= 1),
+            ("counter of", |vcpu| vcpu.identity.frequency += 1),
+        ]
+    }
+
+    /// Overwrites a register with a made-up value, or its number.
+    pub(super) fn overwrite(&mut self, word: u64) {
+        let at = usize::try_from(word >> 32).unwrap() % self.registers.len();
+        let register = &mut self.registers[at];
+        match word & 1 {
+            0 => register.id ^= word & 0xffff,
+            _ => register.value[0] ^= word.to_le_bytes()[1],
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What KVM says of a vCPU while its thread is not in `KVM_RUN`.
+//! A vCPU's state as KVM shows it while its thread is not in `KVM_RUN`.
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::{Cap, SyncReg, VcpuFd, VmFd};

@@ -4,10 +4,12 @@
 //!  0  code0, code1        two instructions, the first of the kernel
 //!  8  text_offset         the kernel's place behind a multiple of 2 MiB, 8 bytes
 //! 16  image_size          the bytes of memory that it needs, with those that the file doesn't have, 8 bytes
-//! 24  flags               bit 0: big endian, 8 bytes
+//! 24  flags               bit 0: big endian; bits 1 and 2: the size of its pages, 8 bytes
 //! 56  magic               "ARM\x64"
 //! 60  offset of the PE header, for firmware
 //! ```
+//!
+//! The size of pages isn't checked: a kernel with pages that the processor lacks stops before it has a console.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -47,7 +49,7 @@ pub(super) fn check(
     let (text_offset, size) = (u64_at(&header, 8), u64_at(&header, 16));
     if size == 0 {
         return Err(KernelError::Damaged(
-            "its header has no image size; Linux 3.17 or newer writes one",
+            "its header has no image size: Linux 4.2 or newer is needed",
         ));
     }
     check_whole(file, &header, image)?;
@@ -64,9 +66,10 @@ fn check_whole(
 ) -> Result<(), KernelError> {
     let at = u64::from(u32_at(header, 60));
     let mut pe = [0; PE_HEADER];
-    if !header.starts_with(b"MZ") || image.holds("its PE header", at, PE_HEADER as u64).is_err() {
+    if !header.starts_with(b"MZ") {
         return Ok(());
     }
+    image.holds("its PE header", at, PE_HEADER as u64)?;
     read_at(file, at, &mut pe)?;
     if pe[..4] != PE_MAGIC {
         return Ok(());
@@ -203,6 +206,7 @@ mod tests {
             ),
             (checked(good()[..0x1fff].to_vec()), "truncated"),
             (checked(good()[..0x100].to_vec()), "truncated"),
+            (checked(good()[..70].to_vec()), "its PE header"),
             (changed(70, &u16::MAX.to_le_bytes()), "too many sections"),
             (changed(84, &u16::MAX.to_le_bytes()), "truncated"),
             (
