@@ -1,17 +1,19 @@
 //! A guest's init that computes with threads, timers and vector registers, and reports on the console byte by byte. It is
 //! the same each time to the last byte, so whatever a snapshot loses of a guest's state shows in what it writes.
 //!
-//! It writes `line 0 of 20 abc…` and so on, the result of each thread, `clocks are right`, and switches off.
+//! It writes `line 0 of 20 abc…` and so on, the result of each thread, `vectors are kept`, `clocks are right`, and switches off.
 
 #![allow(unsafe_code, reason = "the registers of AVX are what this is about")]
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    _mm256_add_epi64, _mm256_castpd_si256, _mm256_extract_epi64, _mm256_set_epi64x, _mm256_set_pd,
-    _mm256_set1_pd, _mm512_reduce_add_epi64, _mm512_set_epi64, _mm512_set1_epi64,
+    _mm256_add_epi64, _mm256_castpd_si256, _mm256_cmpeq_epi64, _mm256_extract_epi64,
+    _mm256_movemask_epi8, _mm256_set_epi64x, _mm256_set_pd, _mm256_set1_pd,
+    _mm512_cmpneq_epi64_mask, _mm512_reduce_add_epi64, _mm512_set_epi64, _mm512_set1_epi64,
 };
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,6 +30,9 @@ const SLEEP: Duration = Duration::from_millis(3);
 
 /// Set when a clock has gone back, or a timer was early or very late.
 static CLOCK_IS_WRONG: AtomicBool = AtomicBool::new(false);
+
+/// Set when a vector register has changed by itself.
+static VECTORS_ARE_LOST: AtomicBool = AtomicBool::new(false);
 
 pub(super) fn main() {
     let mut console = OpenOptions::new()
@@ -48,6 +53,12 @@ pub(super) fn main() {
         let sum = thread.join().expect("it doesn't panic");
         write(&mut console, &format!("result {sum:016x}\n"));
     }
+    let vectors = if VECTORS_ARE_LOST.load(Ordering::SeqCst) {
+        "lost"
+    } else {
+        "kept"
+    };
+    write(&mut console, &format!("vectors are {vectors}\n"));
     let clocks = if CLOCK_IS_WRONG.load(Ordering::SeqCst) {
         "wrong"
     } else {
@@ -59,9 +70,71 @@ pub(super) fn main() {
 
 /// A byte at a time, so that a line is half written most of the time.
 fn write(console: &mut File, text: &str) {
+    let vectors = Vectors::of_this_processor();
     for byte in text.bytes() {
-        console.write_all(&[byte]).expect("the console takes it");
+        let kept = match vectors {
+            // SAFETY: the processor has AVX-512's foundation.
+            Vectors::Avx512 => unsafe { write_with_avx512(console, byte) },
+            // SAFETY: the processor has AVX2.
+            Vectors::Avx2 => unsafe { write_with_avx2(console, byte) },
+            Vectors::Sse => {
+                console.write_all(&[byte]).expect("the console takes it");
+                true
+            }
+        };
+        if !kept {
+            VECTORS_ARE_LOST.store(true, Ordering::SeqCst);
+        }
     }
+}
+
+/// Writes a byte while a register of AVX-512's own has numbers: a machine that is saved meanwhile has them in its processor. Returns
+/// whether they are still there.
+#[target_feature(enable = "avx512f")]
+fn write_with_avx512(console: &File, byte: u8) -> bool {
+    let numbers = _mm512_set_epi64(1, 2, 3, 5, 8, 13, 21, 34 + i64::from(byte));
+    let mut after = numbers;
+    let written: isize;
+    // SAFETY: write(2) reads the byte, and changes no registers but those that are named.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") 1isize => written,
+            in("rdi") console.as_raw_fd(),
+            in("rsi") &raw const byte,
+            in("rdx") 1,
+            out("rcx") _,
+            out("r11") _,
+            inout("zmm20") after,
+            options(nostack),
+        );
+    }
+    assert_eq!(written, 1, "the console takes it");
+    _mm512_cmpneq_epi64_mask(numbers, after) == 0
+}
+
+/// The same with AVX2.
+#[target_feature(enable = "avx2")]
+fn write_with_avx2(console: &File, byte: u8) -> bool {
+    let numbers = _mm256_set_epi64x(1, 2, 3, 5 + i64::from(byte));
+    let mut after = numbers;
+    let written: isize;
+    // SAFETY: write(2) reads the byte, and changes no registers but those that are named.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") 1isize => written,
+            in("rdi") console.as_raw_fd(),
+            in("rsi") &raw const byte,
+            in("rdx") 1,
+            out("rcx") _,
+            out("r11") _,
+            inout("ymm12") after,
+            options(nostack),
+        );
+    }
+    assert_eq!(written, 1, "the console takes it");
+    _mm256_movemask_epi8(_mm256_cmpeq_epi64(numbers, after)) == -1
 }
 
 /// The widest vectors that the processor has.

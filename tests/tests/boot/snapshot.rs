@@ -159,6 +159,7 @@ fn goes_on_every_time(test: &str, cpus: u8) {
     assert!(
         whole.contains(&format!("starts with {vectors}\r\n"))
             && whole.contains("result ")
+            && whole.contains("vectors are kept\r\n")
             && whole.ends_with("clocks are right\r\n"),
         "{whole}"
     );

@@ -5,37 +5,37 @@ use std::io::{BufRead, Write};
 
 use anyhow::{Context, Result};
 
-/// Copies the command's output to `out` as it comes, and returns its exit code; `None` where the machine ended without one.
+/// Copies the command's output to `out`, each line as it comes, and returns the command's exit code; `None` where the machine ended without
+/// one. A last line without an end gets one.
 ///
 /// # Errors
 ///
 /// If the port can't be read, or `out` can't be written to.
 pub(super) fn copy(mut port: impl BufRead, token: &str, mut out: impl Write) -> Result<Option<u8>> {
     let mut started = false;
-    // The line break before the last line is init's, so each one is written with what follows it.
-    let mut broken = false;
+    // Init ends the command's output with a line break, which makes an empty line of it in most cases: so one waits for the next line.
+    let mut empty = false;
     let mut line = Vec::new();
     loop {
         line.clear();
         port.read_until(b'\n', &mut line)
             .context("cannot read what the emulated machine sends")?;
-        let ended = line.pop_if(|last| *last == b'\n').is_some();
-        let word = ended.then(|| word(&line, token)).flatten();
-        match word {
+        let Some(text) = line.strip_suffix(b"\n") else {
+            return Ok(None);
+        };
+        match word(text, token) {
             Some("started") => started = true,
             Some(word) if started => return Ok(exit_code(word)),
             _ if started => {
-                let before: &[u8] = if broken { b"\n" } else { b"" };
+                let before: &[u8] = if empty { b"\n" } else { b"" };
+                empty = text.is_empty();
+                let line: &[u8] = if empty { b"" } else { &line };
                 out.write_all(before)
-                    .and_then(|()| out.write_all(&line))
+                    .and_then(|()| out.write_all(line))
                     .and_then(|()| out.flush())
                     .context("cannot write the command's output")?;
-                broken = ended;
             }
             _ => {}
-        }
-        if !ended {
-            return Ok(None);
         }
     }
 }
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(copied("x\nt0k started\na\n\nt0k exited 7\n"), of(7, "a\n"));
         assert_eq!(
             copied("t0k started\na\n\nb\nt0k exited 7\nx"),
-            of(7, "a\n\nb")
+            of(7, "a\n\nb\n")
         );
         let others = "t0 exited 1\nt0k\n t0k exited 1\n";
         assert_eq!(
@@ -81,8 +81,8 @@ mod tests {
         for (port, text) in [
             ("", ""),
             ("t0k exited 0\n", ""),
-            ("t0k started\na\nb", "a\nb"),
-            ("t0k started\na\n\nt0k exited 0", "a\n\nt0k exited 0"),
+            ("t0k started\na\nb", "a\n"),
+            ("t0k started\na\n\nt0k exited 0", "a\n"),
             ("t0k started\n\nt0k exited\n", ""),
         ] {
             assert_eq!(copied(port), (None, text.to_owned()), "{port:?}");
