@@ -5,7 +5,6 @@
 
 // Tests run: on any KVM
 
-#![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 #[cfg_attr(target_arch = "aarch64", path = "guest_code/aarch64.rs")]
@@ -344,6 +343,7 @@ fn impossible_ring_positions_are_refused() {
 
 #[test]
 fn a_ring_position_that_counts_for_ever_is_refused() {
+    // It rings: a host that has just taken all that was there, while the guest's thread waits for a processor, sleeps until then.
     let mut guest = Guest::new(&[ToHost::Started]);
     guest.code = count_for_ever(DIRECTORY + Word::Produced.offset(Direction::ToHost) as u64);
     let told = guest.told();

@@ -70,10 +70,18 @@ fn say_words(len: usize) -> Vec<u32> {
         .collect()
 }
 
-/// Returns code that counts at an address for ever.
+/// Returns code that counts at an address for ever, and rings the bell each time.
 pub(crate) fn count_for_ever(address: u64) -> Vec<u8> {
     let [low, high] = set(1, address);
-    words(&[low, high, LOAD_X1, COUNT_UP, STORE_X1, back(3)])
+    words(&[
+        low,
+        high,
+        LOAD_X1,
+        COUNT_UP,
+        STORE_X1,
+        STORE_BYTE_X3,
+        back(4),
+    ])
 }
 
 /// Returns code that takes all that is in the ring to the guest and rings the bell, for ever.

@@ -43,12 +43,17 @@ pub(crate) fn say_for_ever(len: usize) -> Vec<u8> {
     code
 }
 
-/// Returns code that counts at an address for ever: `inc dword [address]; jmp` back to it.
+/// Returns code that counts at an address for ever, and rings the bell after each 256.
 pub(crate) fn count_for_ever(address: u64) -> Vec<u8> {
-    let mut code = vec![0xff, 0x04, 0x25];
-    code.extend(u32::try_from(address).unwrap().to_le_bytes());
-    code.extend([0xeb, 0xf7]);
-    code
+    [
+        &[0xff, 0x04, 0x25][..], // inc dword [address]
+        &u32::try_from(address).unwrap().to_le_bytes(),
+        &[0xfe, 0xc0], // inc al
+        &[0x75, 0xf5], // jnz back to the start
+        &[0xee],       // out dx, al
+        &[0xeb, 0xf2], // jmp back to the start
+    ]
+    .concat()
 }
 
 /// Returns code that takes all that is in the ring to the guest and rings the bell, for ever.
