@@ -237,6 +237,11 @@ fn a_bzimage_that_cannot_be_booted_is_refused() {
         ),
         ("half a header", whole[..0x220].to_vec(), &["not a kernel"]),
         (
+            "an Image",
+            [&[0; 56][..], b"ARM\x64"].concat(),
+            &["it is a kernel for arm64, not for x86-64"],
+        ),
+        (
             "too large",
             changed_bzimage(|image| image.init_size = 64 << 20),
             &[

@@ -4,6 +4,7 @@ mod bzimage;
 mod elf;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::bootparam::setup_header;
 
@@ -23,6 +24,13 @@ pub(crate) fn load(
 ) -> Result<Loaded, KernelError> {
     match magic {
         b"\x7fELF" => elf::load(file, image, ram),
+        _ if is_for_arm64(file) => Err(KernelError::WrongMachine("arm64".into())),
         _ => bzimage::load(file, image, cmdline_len, ram),
     }
+}
+
+/// Returns whether the file is an arm64 Image. (`Documentation/arch/arm64/booting.rst`, "Call the kernel image".)
+fn is_for_arm64(file: &File) -> bool {
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 56).is_ok() && magic == *b"ARM\x64"
 }
