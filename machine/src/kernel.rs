@@ -28,7 +28,7 @@ const KERNELS: [(&str, &str, &str); 3] = [
 ///
 /// # Errors
 ///
-/// Where there is none.
+/// [`Missing`], with the folder that has no kernel.
 pub fn find() -> Result<PathBuf, Missing> {
     find_for(Processor::default())
 }
@@ -37,7 +37,7 @@ pub fn find() -> Result<PathBuf, Missing> {
 ///
 /// # Errors
 ///
-/// Where there is none.
+/// [`Missing`], with the folder that has no kernel.
 pub fn find_for(processor: Processor) -> Result<PathBuf, Missing> {
     let architecture = processor.architecture();
     let kernels = KERNELS

@@ -37,7 +37,7 @@ const PROCESSORS: [&str; 2] = ["cortex-a72", "arm-max"];
 /// The test program that the plain test runs there: a boot of Debian's kernel.
 const QUICK: &str = "arm64_linux";
 
-/// Tests, by program, that call programs of this machine's which there are none of for arm64: bubblewrap and dtc.
+/// Tests, by program, that call bubblewrap or dtc: the arm64 lab has neither.
 const UNFIT: [(&str, &str); 3] = [
     ("minivm_machine", "jail::tests::a_jail_can_be_made_here"),
     (

@@ -32,7 +32,7 @@ pub(super) struct Emulator {
     pub(super) kernels: &'static [&'static str],
     /// The folder of the lab's kernel, in the cache.
     pub(super) kernel_folder: &'static str,
-    /// What the kernel is told beside its console and init.
+    /// The words of the kernel's command line beside its console and init.
     pub(super) cmdline: &'static str,
     /// The device of the machine's first serial port.
     pub(super) console: &'static str,
