@@ -47,7 +47,7 @@ impl Control {
         let platform = self.platform.upgrade().ok_or(Error::NotPaused)?;
         let held = self.gate.hold()?;
         let frozen = Frozen::new(&platform);
-        let vcpus = held.save(Inventory::of_this_host(&platform.vm)?)?;
+        let vcpus = held.save(Inventory::of_this_host(&platform.kvm, &platform.vm)?)?;
         frozen.save(folder.as_ref(), vcpus, &ram)
     }
 

@@ -38,7 +38,7 @@ pub struct Input {
     source: File,
     way: Way,
     /// The descriptor that `source` was opened anew from. It stays open: a pipe that is open for writing too has no end.
-    _given: Option<File>,
+    given: Option<File>,
 }
 
 /// The way to read from a source without waiting.
@@ -62,12 +62,12 @@ impl From<OwnedFd> for Input {
             Some(source) => Input {
                 source,
                 way: Way::Plain,
-                _given: Some(given),
+                given: Some(given),
             },
             None => Input {
                 source: given,
                 way,
-                _given: None,
+                given: None,
             },
         }
     }
@@ -132,6 +132,12 @@ impl Input {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the descriptors that the input needs open.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let given = self.given.iter().map(AsFd::as_fd);
+        given.chain([self.source.as_fd()])
     }
 
     /// Connects the input to `uart`. As long as `intake` is locked, no byte is between the two.

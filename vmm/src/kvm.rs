@@ -20,6 +20,7 @@ pub(crate) struct Created {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) irqchip: Irqchip,
     pub(crate) vm: Arc<VmFd>,
+    pub(crate) kvm: Arc<Kvm>,
     // Behind KVM's descriptors, so that it is unmapped when they are closed.
     pub(crate) ram: Arc<GuestRam>,
 }

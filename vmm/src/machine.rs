@@ -69,7 +69,7 @@ impl Machine {
     /// [`Error::Save`] where the snapshot can't be written, in which case an older one in the folder is still whole;
     /// [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let inventory = Inventory::of_this_host(&self.platform.vm)?;
+        let inventory = Inventory::of_this_host(&self.platform.kvm, &self.platform.vm)?;
         let vcpus = self
             .vcpus
             .iter()

@@ -30,6 +30,7 @@ use vm_memory::{
 
 use crate::error::{Error, Result};
 use crate::layout;
+use crate::opened::open_pagemap;
 
 /// The size of the host's pages, which `kvm` checks.
 pub(crate) const PAGE: usize = 4096;
@@ -63,6 +64,8 @@ pub(crate) struct GuestRam {
     map: GuestMemoryMmap,
     /// The file that it is a private mapping of, for a restored machine.
     file: Option<Arc<File>>,
+    /// The table in which the kernel shows this process's pages, where it is open.
+    pagemap: Option<Arc<File>>,
     /// The ranges that are anonymous beside the file's, by guest-physical address, in whole huge pages.
     blank: Vec<Range<u64>>,
     // Behind `map`, so that it is dropped after it.
@@ -115,9 +118,24 @@ impl GuestRam {
         Ok(GuestRam {
             map,
             file,
+            pagemap: None,
             blank,
             mappings,
         })
+    }
+
+    /// Keeps the table that [`pagemap`](Self::pagemap) returns, where it is open.
+    pub(crate) fn with_pagemap(mut self, pagemap: Option<Arc<File>>) -> Self {
+        self.pagemap = pagemap;
+        self
+    }
+
+    /// Returns the table in which the kernel shows this process's pages.
+    pub(crate) fn pagemap(&self) -> io::Result<Arc<File>> {
+        match &self.pagemap {
+            Some(pagemap) => Ok(pagemap.clone()),
+            None => open_pagemap().map(Arc::new),
+        }
     }
 
     /// Returns the file that the RAM is a private mapping of, if it is one.

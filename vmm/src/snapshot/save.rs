@@ -21,18 +21,20 @@
 #![allow(unsafe_code, reason = "geteuid has no safe interface in std")]
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
+use super::file;
+use super::files::{open_regular, read_state};
 use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX, is_memory_file};
 use super::state::{Devices, State};
-use super::{file, read_state};
 use crate::arch::vcpu_state::VcpuState;
 use crate::error::Error;
 use crate::memory::GuestRam;
+use crate::random;
 
 /// The state file's name.
 pub(crate) const STATE: &str = "state";
@@ -55,7 +57,7 @@ pub(crate) fn save(
     for name in [STATE, STATE_NEW] {
         check_replaceable(folder, name)?;
     }
-    match read_state(folder) {
+    match old_state(folder) {
         Ok(old) => remove_all_but(folder, &old.memory.name),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             remove_all_but(folder, "")
@@ -83,6 +85,13 @@ pub(crate) fn save(
     lock.0.sync_all()?;
     remove_all_but(folder, &name);
     Ok(())
+}
+
+/// Reads the state file that is in the folder.
+pub(super) fn old_state(folder: &Path) -> Result<State, Error> {
+    let path = folder.join(STATE);
+    let file = open_regular(&path).map_err(super::unreadable(&path))?;
+    read_state(&file, folder)
 }
 
 /// Refuses a folder in which something other than a regular file has a state file's name: no saver has made it, and it stays.
@@ -197,7 +206,7 @@ fn write(
 /// Returns a name that no other memory file has had.
 fn new_name() -> io::Result<String> {
     let mut number = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut number)?;
+    random::fill(&mut number)?;
     Ok(format!("{NAME_PREFIX}{:016x}", u64::from_ne_bytes(number)))
 }
 

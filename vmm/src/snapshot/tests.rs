@@ -69,7 +69,7 @@ fn state_file(folder: &TempDir) -> Vec<u8> {
 }
 
 fn memory_path(folder: &Path) -> PathBuf {
-    folder.join(read_state(folder).unwrap().memory.name)
+    folder.join(save::old_state(folder).unwrap().memory.name)
 }
 
 fn restored(snapshot: &Snapshot) -> GuestRam {
@@ -213,7 +213,8 @@ fn flags_at(address: u64) -> Vec<String> {
 /// Returns how many pages of a machine's RAM are its own.
 fn own_pages(ram: &GuestRam) -> u64 {
     let (_, size, host) = ram.regions().next().unwrap();
-    let own = sparse::touched(host, size, sparse::Present::Own).unwrap();
+    let pagemap = ram.pagemap().unwrap();
+    let own = sparse::touched(&pagemap, host, size, sparse::Present::Own).unwrap();
     own.iter()
         .map(|part| (part.end - part.start) / PAGE as u64)
         .sum()

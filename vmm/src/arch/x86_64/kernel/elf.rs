@@ -25,7 +25,7 @@ const EHDR_SIZE: usize = 64;
 const PHDR_SIZE: usize = 56;
 
 /// Checks `file` and copies its segments to their addresses.
-pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
+pub(super) fn load(mut file: &File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
     let (entry, segments) = read_headers(file, image)?;
     let end = check(entry, &segments, image)?;
     for segment in &segments {
@@ -33,7 +33,7 @@ pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Load
             .map_err(KernelError::Read)?;
         let len = usize::try_from(segment.file_size).expect("it fits into RAM");
         ram.map()
-            .read_exact_volatile_from(GuestAddress(segment.address), file, len)
+            .read_exact_volatile_from(GuestAddress(segment.address), &mut file, len)
             .map_err(|error| KernelError::Read(io::Error::other(error)))?;
     }
     Ok(Loaded {
