@@ -110,6 +110,8 @@ pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
 pub use pool::Pool;
 pub use probe::{create_vm_time, probe};
-pub use snapshot::{Prepared, Snapshot, SnapshotError, SnapshotFiles, WorkingSet};
+pub use snapshot::{
+    Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,
+};
 pub use statistics::Statistic;
 pub use survey::{Finding, survey};

@@ -18,7 +18,8 @@ use crate::input::Pump;
 use crate::memory::{GuestRam, Memory};
 use crate::observer::{Observer, Step, Steps};
 use crate::outcome::Outcome;
-use crate::snapshot::capture::Frozen;
+use crate::snapshot::SaveFiles;
+use crate::snapshot::capture::{Captured, Frozen};
 use crate::statistics::Statistics;
 use crate::vcpu::{Platform, Vcpu};
 
@@ -69,13 +70,28 @@ impl Machine {
     /// [`Error::Save`] where the snapshot can't be written, in which case an older one in the folder is still whole;
     /// [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.at_rest(|machine| machine.save(folder.as_ref()))
+    }
+
+    /// Saves the machine, which has not run yet, as [`Control::snapshot_into`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`snapshot`](Self::snapshot); [`Error::Save`] has the memory file's name for a path.
+    pub fn snapshot_into(&self, files: &SaveFiles) -> Result<()> {
+        self.at_rest(|machine| machine.write(files))
+    }
+
+    /// Captures the machine's state, and keeps its devices at rest while `save` saves it.
+    fn at_rest(&self, save: impl FnOnce(Captured<'_>) -> Result<()>) -> Result<()> {
         let inventory = Inventory::of_this_host(&self.platform.kvm, &self.platform.vm)?;
         let vcpus = self
             .vcpus
             .iter()
             .map(|vcpu| VcpuState::of(vcpu, &inventory))
             .collect::<Result<_>>()?;
-        Frozen::new(&self.platform).save(folder.as_ref(), vcpus, &self.ram)
+        let frozen = Frozen::new(&self.platform);
+        save(frozen.capture(vcpus, &self.ram)?)
     }
 
     /// Returns a handle to the machine's RAM.

@@ -3,7 +3,7 @@
 //! - `files` opens a snapshot's files before they are read;
 //! - `state` holds a machine's state in plain data, with the format in `file`;
 //! - `memory_file` holds its RAM; a restore maps it, and neither reads nor copies it;
-//! - `save` writes both so that a folder holds a whole snapshot or none;
+//! - `save` writes both so that a folder holds a whole snapshot or none, or into files that another process has made;
 //! - `capture` takes the state of a machine that is at rest;
 //! - `restore` makes a machine in KVM and puts the state into it;
 //! - `working_set` records the pages that a clone touches.
@@ -41,7 +41,7 @@ use std::sync::{Arc, OnceLock};
 pub use error::SnapshotError;
 pub use files::SnapshotFiles;
 pub use restore::Prepared;
-use save::save;
+pub use save::{SaveFiles, SnapshotFolder};
 pub use working_set::WorkingSet;
 
 use crate::arch::create;

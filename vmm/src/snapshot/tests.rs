@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::capture::Captured;
 use super::memory_file::MemoryRecord;
 use super::state::Devices;
 use super::*;
@@ -54,7 +55,15 @@ fn save_ram(folder: &Path, ram: &GuestRam, clock: u64) -> io::Result<()> {
         board: board::State::sample(clock),
         ..Devices::default()
     };
-    save(folder, vec![VcpuState::sample()], devices, ram)
+    let machine = Captured {
+        vcpus: vec![VcpuState::sample()],
+        devices,
+        ram,
+    };
+    machine.save(folder).map_err(|error| match error {
+        Error::Save { source, .. } => source,
+        other => panic!("{other}"),
+    })
 }
 
 /// A folder with a snapshot whose pages 1, 5 and the last hold something.
@@ -657,6 +666,58 @@ fn a_second_saver_in_one_folder_is_refused() {
         error.to_string().contains("another process or thread"),
         "{error}"
     );
+}
+
+#[test]
+fn new_files_that_are_not_published_leave_the_old_snapshot() {
+    let folder = saved();
+    let before = state_file(&folder);
+    let new = SnapshotFolder::prepare(folder.path()).unwrap();
+    let files = new.files();
+    assert!(folder.path().join(&files.name).is_file());
+    let written = save::write(
+        files,
+        vec![VcpuState::sample()],
+        Devices::default(),
+        &ram_with(&[(1, 2)]),
+    );
+    written.unwrap();
+    assert!(SnapshotFolder::prepare(folder.path()).is_err(), "locked");
+    assert_eq!(state_file(&folder), before);
+    Snapshot::open(folder.path()).unwrap().verify().unwrap();
+    drop(new);
+    assert_eq!(state_file(&folder), before);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    Snapshot::open(folder.path()).unwrap().verify().unwrap();
+}
+
+#[test]
+fn a_snapshot_that_is_replaced_again_and_again_can_always_be_opened() {
+    let folder = saved();
+    let path = folder.path().to_path_buf();
+    let replacing = std::thread::spawn(move || {
+        let ram = ram_with(&[(1, 1)]);
+        (0..stress::count(20, 500)).for_each(|clock| save_ram(&path, &ram, clock).unwrap());
+    });
+    while !replacing.is_finished() {
+        Snapshot::open(folder.path()).unwrap();
+    }
+    replacing.join().unwrap();
+}
+
+#[test]
+fn a_folder_with_too_many_memory_files_is_refused() {
+    let folder = saved();
+    for number in 0..16 {
+        fs::write(folder.path().join(format!("memory-{number:016x}")), "").unwrap();
+    }
+    let refused = Snapshot::open(folder.path()).map(drop).unwrap_err();
+    let Error::File { source, .. } = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(source.to_string().contains("more than 16"), "{source}");
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    Snapshot::open(folder.path()).unwrap();
 }
 
 /// The variable that makes a test be the process that is killed: the folder where it saves.
