@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::Input;
 use crate::kvm::Created;
-use crate::machine::Machine;
+use crate::machine::{Entry, Machine};
 use crate::memory::GuestRam;
 use crate::observer::{Observer, Step, Steps};
 use crate::opened::{HostFiles, Opened};
@@ -44,6 +44,7 @@ pub struct Builder {
     source: Source,
     working_set: Option<WorkingSet>,
     observer: Option<Arc<dyn Observer>>,
+    vcpu_thread: Option<Entry>,
     com1: Port,
     com2: Port,
 }
@@ -94,11 +95,22 @@ impl Builder {
         self
     }
 
+    /// Calls `enter` on each vCPU's thread before any vCPU runs the guest's first instruction: a thread can confine itself there. An
+    /// error of its ends the machine.
+    pub fn vcpu_thread(
+        mut self,
+        enter: impl Fn() -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.vcpu_thread = Some(Arc::new(enter));
+        self
+    }
+
     fn from_source(source: Source) -> Self {
         Builder {
             source,
             working_set: None,
             observer: None,
+            vcpu_thread: None,
             com1: Port::open_ended(),
             com2: Port::open_ended(),
         }
@@ -218,6 +230,7 @@ impl Builder {
         let mut machine = connect(created, devices, self.com1, self.com2)?;
         steps.reached(Step::Built);
         machine.observer = self.observer;
+        machine.vcpu_thread = self.vcpu_thread;
         Ok(machine)
     }
 }
@@ -303,6 +316,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         }),
         pumps,
         observer: None,
+        vcpu_thread: None,
         ram,
     })
 }

@@ -118,6 +118,10 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// What [`Builder::vcpu_thread`](crate::Builder::vcpu_thread) was given failed on a thread.
+    #[error("cannot prepare a vCPU's thread")]
+    VcpuThread(#[source] io::Error),
+
     /// The writer of a serial port's output failed.
     #[error("cannot write the guest's serial output")]
     Output(#[source] io::Error),

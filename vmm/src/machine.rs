@@ -1,8 +1,10 @@
 //! A built machine: its threads, its event loop, its end.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -29,6 +31,10 @@ use crate::vcpu::{Platform, Vcpu};
 const HALT_CHECK: Duration = Duration::from_millis(100);
 const HALT_CHECK_MAX: Duration = Duration::from_millis(800);
 
+/// What each vCPU's thread calls first.
+type EntryFn = dyn Fn() -> io::Result<()> + Send + Sync;
+pub(crate) type Entry = Arc<EntryFn>;
+
 /// A machine that has been built and is paused before its first instruction.
 ///
 /// ```no_run
@@ -48,6 +54,7 @@ pub struct Machine {
     pub(crate) platform: Arc<Platform>,
     pub(crate) pumps: Vec<Pump>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) vcpu_thread: Option<Entry>,
     // Last, so that it is unmapped after KVM's descriptors, which the others hold, are closed.
     pub(crate) ram: Arc<GuestRam>,
 }
@@ -103,7 +110,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where a thread can't be started, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
+    /// [`Error::Host`] where a thread can't be started, [`Error::VcpuThread`] where one can't be prepared, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
     /// [`Error::Output`] where the serial output can't be written.
     pub fn run(self) -> Result<Outcome> {
         let Machine {
@@ -111,6 +118,7 @@ impl Machine {
             platform,
             pumps,
             observer,
+            vcpu_thread,
             ram,
         } = self;
         let steps = Steps::to(observer.as_ref());
@@ -118,7 +126,7 @@ impl Machine {
             .as_ref()
             .map(|_| Statistics::open(&platform.vm, &vcpus));
         let gate = platform.gate.clone();
-        let (threads, started) = start(vcpus, &platform);
+        let (threads, started) = start(vcpus, &platform, vcpu_thread.as_ref());
         let served = started.and_then(|()| {
             gate.resume();
             serve(&gate, pumps)
@@ -150,25 +158,51 @@ impl Machine {
     }
 }
 
-/// Starts a thread for each vCPU; the threads wait at the gate. Returns those that were started even if one could not be.
-fn start(vcpus: Vec<Vcpu>, platform: &Arc<Platform>) -> (Vec<JoinHandle<()>>, Result<()>) {
+/// Starts a thread for each vCPU; the threads call `enter`, if there is one, and wait at the gate. Returns those that were started
+/// even if one could not be.
+fn start(
+    vcpus: Vec<Vcpu>,
+    platform: &Arc<Platform>,
+    enter: Option<&Entry>,
+) -> (Vec<JoinHandle<()>>, Result<()>) {
     let mut threads = Vec::new();
+    let (sender, entered) = channel();
     for vcpu in vcpus {
         let platform = platform.clone();
+        let enter = enter.map(|enter| (enter.clone(), sender.clone()));
         let builder = thread::Builder::new()
             .name(format!("vcpu{}", vcpu.id))
             .stack_size(256 << 10);
-        match builder.spawn(move || vcpu.run(&platform)) {
+        let run = move || {
+            if enter.is_none_or(|(enter, sender)| passes(&*enter, &sender)) {
+                vcpu.run(&platform);
+            }
+        };
+        match builder.spawn(run) {
             Ok(thread) => threads.push(thread),
             Err(error) => return (threads, Err(Error::host("a thread for a vCPU")(error))),
         }
     }
-    (threads, Ok(()))
+    drop(sender);
+    let wanted = if enter.is_some() { threads.len() } else { 0 };
+    let all = (0..wanted).try_for_each(|_| match entered.recv() {
+        Ok(entered) => entered.map_err(Error::VcpuThread),
+        Err(_) => Err(Error::VcpuThread(io::Error::other("it panicked"))),
+    });
+    (threads, all)
+}
+
+/// Calls `enter` on a vCPU's thread, and sends its result to the machine's. Returns whether it has succeeded.
+fn passes(enter: &EntryFn, sender: &Sender<io::Result<()>>) -> bool {
+    let entered = enter();
+    let passes = entered.is_ok();
+    // The machine's thread is gone where another vCPU's could not be started.
+    sender.send(entered).is_ok() && passes
 }
 
 /// Moves input to the serial ports until the machine ends.
 fn serve(gate: &Arc<Gate>, pumps: Vec<Pump>) -> Result<()> {
-    let wrap = |error| Error::host("an event loop")(std::io::Error::other(error));
+    let wrap = |error| Error::host("an event loop")(io::Error::other(error));
     let mut events =
         EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8).map_err(wrap)?;
     events.add_subscriber(Box::new(Watch::new(gate.clone())?));
