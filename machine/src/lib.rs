@@ -53,18 +53,22 @@
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
 //! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
 //! | [`arch`] | what differs between processor architectures |
+//! | [`confine`] | the walls around the monitor, from within |
 //! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
+//! | `filter` | lists of system calls, compiled |
 //! | [`output`], [`output_path`], [`streams`], [`printable`] | writing outputs: with a limit, to a path, without loss, without control characters |
 //! | `console`, `last_words` | what a machine prints before it dies, for the error that reports it |
 
 pub mod arch;
 pub mod cache;
+pub mod confine;
 mod console;
 mod conversation;
 mod copies;
 mod copy_out;
 mod end;
 mod files;
+mod filter;
 pub mod images;
 pub mod jail;
 pub mod kernel;

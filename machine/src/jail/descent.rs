@@ -39,11 +39,10 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
+use super::free_user;
+
 /// The folder in which the new process attaches the mounts. Bubblewrap needs this folder too.
 const STAGE: &str = "/tmp";
-/// User IDs that no distribution and no container manager assigns, each range a first ID and a count: the upper part of systemd's
-/// "reserved" range. A container most often has only 65536 user IDs, of which those of the second range are unassigned.
-const FREE: [(u32, u32); 2] = [(0x7000_0000, 0x1000_0000), (65000, 534)];
 /// The number of runs of one process that have different user IDs.
 const RUNS: u32 = 64;
 
@@ -80,9 +79,7 @@ impl Descent {
         let seed = std::process::id()
             .wrapping_mul(RUNS)
             .wrapping_add(count % RUNS);
-        let free = |map: &str| Ok::<_, io::Error>(free(&fs::read_to_string(map)?, seed));
-        let (Some(user), Some(group)) = (free("/proc/self/uid_map")?, free("/proc/self/gid_map")?)
-        else {
+        let Some((user, group)) = free_user::pick(seed)? else {
             return Ok(None);
         };
         Ok(Some(Descent {
@@ -202,28 +199,6 @@ pub(super) fn maps_owners(path: &Path) -> bool {
     mount.is_ok_and(|mount| map_owners(mount.as_fd(), descent.namespace.as_fd()).is_ok())
 }
 
-/// Picks a free user ID from the lines of a `uid_map` or `gid_map`, each `FIRST_INSIDE FIRST_OUTSIDE COUNT`.
-fn free(map: &str, seed: u32) -> Option<u32> {
-    let numbers = |line: &str| {
-        let mut words = line.split_whitespace().map(str::parse::<u32>);
-        let (inside, _, count) = (
-            words.next()?.ok()?,
-            words.next()?.ok()?,
-            words.next()?.ok()?,
-        );
-        Some((inside, count))
-    };
-    let mapped: Vec<(u32, u32)> = map.lines().filter_map(numbers).collect();
-    let found = FREE.into_iter().find(|(first, count)| {
-        let holds = |&(from, size): &(u32, u32)| {
-            from <= *first && u64::from(first + count) <= u64::from(from) + u64::from(size)
-        };
-        mapped.iter().any(holds)
-    });
-    let (first, count) = found?;
-    Some(first + seed % count)
-}
-
 /// Makes a user namespace that maps root to this user, and no other user.
 fn namespace(user: u32, group: u32) -> io::Result<OwnedFd> {
     // A namespace has a path in `/proc` as long as a process is in it.
@@ -295,17 +270,6 @@ fn c_string(text: &OsStr) -> io::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_free_user_is_one_that_is_mapped() {
-        let whole = free("         0          0 4294967295\n", 5).unwrap();
-        assert_eq!(whole, 0x7000_0005);
-        assert!(free("0 0 4294967295", u32::MAX).unwrap() < 0x8000_0000);
-        let container = free("0 100000 65536\n", 1000).unwrap();
-        assert!((65000..65534).contains(&container), "{container}");
-        assert_eq!(free("0 1000 1\n", 7), None);
-        assert_eq!(free("nonsense\n\n1 2\n", 7), None);
-    }
 
     #[test]
     fn threads_prepare_at_the_same_time() {

@@ -71,7 +71,11 @@ fn enter(parent: Pid, entry: &mut Entry) -> io::Result<()> {
 }
 
 /// Lowers a resource limit to `most`, if it is higher.
-fn lower_limit(resource: Resource, most: u64) -> io::Result<()> {
+///
+/// # Errors
+///
+/// The kernel's.
+pub(crate) fn lower_limit(resource: Resource, most: u64) -> io::Result<()> {
     let now = getrlimit(resource);
     let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
     let limit = Rlimit {

@@ -19,6 +19,7 @@
 mod cgroup;
 mod descent;
 mod entry;
+pub(crate) mod free_user;
 mod seccomp;
 
 use std::ffi::OsStr;
@@ -37,6 +38,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 pub use cgroup::Cgroup;
 pub use descent::{Descent, take_back};
 pub use entry::Entry;
+pub(crate) use entry::lower_limit;
 pub use seccomp::Calls;
 
 use crate::streams::in_memory;
@@ -61,6 +63,10 @@ const SEAL: [&str; 10] = [
     "--remount-ro",
     "/",
 ];
+
+/// The remedy where a namespace can't be made.
+pub(crate) const NAMESPACES_HINT: &str = "user namespaces may be switched off, or too few: see the sysctls user.max_user_namespaces, \
+     kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns";
 
 /// The default size of `/tmp` in bytes.
 const TMP_SIZE: u64 = 64 << 20;
@@ -429,9 +435,7 @@ pub fn unusable(stderr: &str) -> Error {
 pub fn no_namespaces(why: String) -> Error {
     Error::Unavailable {
         why,
-        hint: "user namespaces may be switched off, or too few: see the sysctls user.max_user_namespaces, \
-               kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns"
-            .into(),
+        hint: NAMESPACES_HINT.into(),
     }
 }
 

@@ -12,22 +12,14 @@
 mod arch;
 mod lists;
 
-use std::collections::{BTreeMap, BTreeSet};
+use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompRule};
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
-
+use crate::filter::{Argument, Rules, UNKNOWN, all_but, compile, listed, rule};
 use lists::{CANNOT_BE_SEEN, DANGEROUS, DENO, IO_URING, MONTY, MOUNTS, PROBES, REFUSED, TRACING};
 
 /// Flags of `clone` and `unshare` that make namespaces, without CLONE_NEWTIME: `clone` reads that bit as a part of the signal.
 const NAMESPACES: u64 = 0x7e02_0000;
 const NEW_USER: u64 = 0x1000_0000;
-/// Numbers of calls that newer kernels than those this program knows may have. They return ENOSYS.
-const UNKNOWN: std::ops::Range<i64> = 463..512;
-
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// A set of system calls that a program may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +48,7 @@ impl Calls {
     /// # Errors
     ///
     /// Seccompiler's error, where a filter is invalid for this processor.
-    pub(super) fn filters(self) -> Result<Vec<Vec<u8>>, seccompiler::BackendError> {
+    pub(super) fn filters(self) -> Result<Vec<Vec<u8>>, BackendError> {
         let probes = || listed(PROBES.iter().copied().chain(UNKNOWN));
         let filters = match self {
             Calls::Monty => only(&[MONTY, arch::MONTY], probes())?,
@@ -90,45 +82,23 @@ impl Calls {
 
 /// Compiles filters that allow the listed calls and `clone` without namespaces, return errors for probes and refused calls, and
 /// end the process at any other call.
-fn only(allowed: &[&[i64]], probes: Rules) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+fn only(allowed: &[&[i64]], probes: Rules) -> Result<Vec<BpfProgram>, BackendError> {
     let denied = listed(REFUSED.iter().copied());
     let mut known = listed(allowed.concat());
     known.extend(probes.clone());
     known.extend(denied.clone());
-    let none = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Qword,
-        SeccompCmpOp::MaskedEq(NAMESPACES),
-        0,
-    )?;
-    known.insert(libc::SYS_clone, vec![SeccompRule::new(vec![none])?]);
-    let first = filter(known, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let none = rule(&[Argument::Bits {
+        index: 0,
+        mask: NAMESPACES,
+        value: 0,
+    }])?;
+    known.insert(libc::SYS_clone, vec![none]);
+    let first = compile(known, SeccompAction::KillProcess, SeccompAction::Allow)?;
     Ok(vec![
         first,
         all_but(probes, libc::ENOSYS)?,
         all_but(denied, libc::EPERM)?,
     ])
-}
-
-/// Compiles a filter that returns an error for some calls, and allows the others.
-fn all_but(refused: Rules, error: i32) -> Result<BpfProgram, seccompiler::BackendError> {
-    let error = SeccompAction::Errno(error.unsigned_abs());
-    filter(refused, SeccompAction::Allow, error)
-}
-
-fn filter(
-    rules: Rules,
-    otherwise: SeccompAction,
-    listed: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
-    let machine = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules, otherwise, listed, machine)?.try_into()
-}
-
-/// Rules that match these calls with any arguments.
-fn listed(calls: impl IntoIterator<Item = i64>) -> Rules {
-    let calls: BTreeSet<i64> = calls.into_iter().collect();
-    calls.into_iter().map(|call| (call, Vec::new())).collect()
 }
 
 /// Rules that match these calls with any arguments, in each ABI that the kernel may support.
@@ -143,14 +113,12 @@ fn refused(calls: &[&[i64]]) -> Rules {
 }
 
 /// A rule that matches this flag in a call's first argument.
-fn flag(flag: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    let op = SeccompCmpOp::MaskedEq(flag);
-    SeccompRule::new(vec![SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Qword,
-        op,
-        flag,
-    )?])
+fn flag(flag: u64) -> Result<SeccompRule, BackendError> {
+    rule(&[Argument::Bits {
+        index: 0,
+        mask: flag,
+        value: flag,
+    }])
 }
 
 /// Encodes a filter in the kernel's format, an array of `struct sock_filter`.

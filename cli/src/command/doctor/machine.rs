@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use minivm_machine::Accel;
 use minivm_machine::arch::NO_KVM;
+use minivm_machine::confine::{self, Missing};
 use minivm_machine::jail;
 use minivm_machine::lab::Processor;
 use minivm_vmm::{Error, Finding};
@@ -28,6 +29,7 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     checks.extend(nested_paging());
     checks.push(huge_pages());
     checks.push(kernel());
+    checks.extend(walls());
     checks.extend(lab);
     checks.push(lab_jail());
     checks.push(accel);
@@ -120,6 +122,20 @@ fn huge_pages() -> Check {
     let remedy = format!("echo madvise | sudo tee {FILE}");
     let detail = "guest memory gets small pages only, which makes boots slower";
     Check::slow(NAME, detail, remedy)
+}
+
+/// The walls around a machine's monitor: a check for each that is missing here.
+fn walls() -> Vec<Check> {
+    const NAME: &str = "monitor: walls";
+    let weaker = |missing: Missing| {
+        let detail = format!("without the wall \"{}\": {}", missing.wall, missing.why);
+        Check::slow(NAME, detail, missing.remedy())
+    };
+    let missing = confine::survey().missing;
+    match missing.is_empty() {
+        true => vec![Check::ok(NAME, format!("all: {}", confine::ALL.join(", ")))],
+        false => missing.into_iter().map(weaker).collect(),
+    }
 }
 
 fn qemu() -> Check {

@@ -1,0 +1,159 @@
+use std::collections::BTreeSet;
+use std::io;
+
+use minivm_tests::fork::{Ended, forked};
+
+use super::*;
+use crate::confine::descriptors;
+
+/// Behind the numbers of all calls that kernels may have, and a number far behind.
+const END: i64 = UNKNOWN.end + 1;
+const END_OF_ALL: i64 = i32::MAX as i64;
+
+/// Makes a call that is to be refused, with arguments that make no sense to any.
+#[allow(unsafe_code, reason = "calls of any number")]
+fn call(number: i64) -> io::Result<i64> {
+    // SAFETY: the filter refuses it, before the kernel looks at its arguments.
+    match unsafe { libc::syscall(number, -1, -1, -1, -1, -1, -1) } {
+        -1 => Err(io::Error::last_os_error()),
+        done => Ok(done),
+    }
+}
+
+/// Makes calls behind the filters of a process, and of its vCPU's thread if `of_vcpu`; returns their errors, or how the first ended it.
+fn behind_filters(of_vcpu: bool, numbers: Vec<i64>) -> Ended {
+    forked(move |_| {
+        // The signal that ends the process would leave a core dump.
+        descriptors::limit().unwrap();
+        restrict_process().unwrap();
+        if of_vcpu {
+            restrict_vcpu().unwrap();
+        }
+        let errors: BTreeSet<_> = numbers
+            .into_iter()
+            .map(|number| call(number).map_err(|error| error.raw_os_error()))
+            .collect();
+        format!("{errors:?}")
+    })
+}
+
+/// The calls that return errors: those that are refused, and probes.
+fn answered() -> (Vec<i64>, Vec<i64>) {
+    let probes = calls::PROBES.iter().copied().chain(UNKNOWN).collect();
+    ([calls::REFUSED, arch::REFUSED].concat(), probes)
+}
+
+#[test]
+fn every_other_call_ends_the_process() {
+    let (refused, probes) = answered();
+    let granted = process_calls().unwrap();
+    let known = |number: &i64| {
+        granted.contains_key(number) || refused.contains(number) || probes.contains(number)
+    };
+    let strange = [-1, END_OF_ALL, 1 << 30];
+    for number in (0..END).filter(|number| !known(number)).chain(strange) {
+        let ended = behind_filters(false, vec![number]);
+        assert_eq!(ended, Ended::Killed(libc::SIGSYS), "call {number}");
+    }
+}
+
+#[test]
+fn a_vcpus_thread_makes_fewer_calls() {
+    let (process, thread) = (process_calls().unwrap(), thread_calls().unwrap());
+    let (refused, _) = answered();
+    let fewer = |call: &i64| !thread.contains_key(call) && !refused.contains(call);
+    let others: Vec<_> = process.into_keys().filter(fewer).collect();
+    assert!(others.len() > 20, "{others:?}");
+    for number in others {
+        let ended = behind_filters(true, vec![number]);
+        assert_eq!(ended, Ended::Killed(libc::SIGSYS), "call {number}");
+    }
+}
+
+#[test]
+fn names_are_refused_and_probes_are_missing() {
+    let (refused, probes) = answered();
+    for of_vcpu in [false, true] {
+        let errors = |number: i32| Ended::Returned(format!("{{Err(Some({number}))}}"));
+        let ended = behind_filters(of_vcpu, refused.clone());
+        assert_eq!(ended, errors(libc::EACCES));
+        let ended = behind_filters(of_vcpu, probes.clone());
+        assert_eq!(ended, errors(libc::ENOSYS));
+    }
+}
+
+#[test]
+fn no_call_is_in_two_lists() {
+    let (refused, probes) = answered();
+    let mut all = [calls::THREAD, calls::PROCESS, arch::PROCESS].concat();
+    let checked = [calls::THREAD_CHECKED, calls::PROCESS_CHECKED].concat();
+    let checked: BTreeSet<i64> = checked.into_iter().map(|(call, _)| call).collect();
+    // The first list that has a call decides: what the checks leave of this one is refused.
+    let refused = refused.iter().filter(|call| **call != libc::SYS_newfstatat);
+    all.extend(refused.chain(&probes).chain(&checked));
+    let once: BTreeSet<i64> = all.iter().copied().collect();
+    assert_eq!(all.len(), once.len());
+}
+
+/// What is allowed with some arguments only, tried with others: each ends the process.
+#[test]
+#[allow(unsafe_code, reason = "calls with arguments that are refused")]
+fn other_arguments_end_the_process() {
+    use libc::*;
+    let own = i64::from(std::process::id());
+    let parent = i64::from(std::os::unix::process::parent_id());
+    let page = 4096;
+    let private = i64::from(MAP_PRIVATE | MAP_ANONYMOUS);
+    let executable = i64::from(PROT_READ | PROT_EXEC);
+    let address = [0_u8; 16];
+    let address = address.as_ptr() as i64;
+    let calls: &[(&str, i64, [i64; 6])] = &[
+        (
+            "executable memory",
+            SYS_mmap,
+            [0, page, executable, private, -1, 0],
+        ),
+        (
+            "memory made executable",
+            SYS_mprotect,
+            [0, page, executable, 0, 0, 0],
+        ),
+        ("a fork", SYS_clone, [i64::from(SIGCHLD), 0, 0, 0, 0, 0]),
+        (
+            "a thread in a namespace",
+            SYS_clone,
+            [i64::from(CLONE_THREAD | CLONE_NEWNS), 0, 0, 0, 0, 0],
+        ),
+        (
+            "a signal to another process",
+            SYS_tgkill,
+            [parent, parent, 0, 0, 0, 0],
+        ),
+        ("typing into a terminal", SYS_ioctl, [0, 0x5412, 0, 0, 0, 0]),
+        (
+            "signals by a descriptor",
+            SYS_fcntl,
+            [0, i64::from(F_SETOWN), own, 0, 0, 0],
+        ),
+        (
+            "core dumps",
+            SYS_prctl,
+            [i64::from(PR_SET_DUMPABLE), 1, 0, 0, 0, 0],
+        ),
+        ("a listener at a filter", SYS_seccomp, [1, 8, 0, 0, 0, 0]),
+        (
+            "an address of a message",
+            SYS_sendto,
+            [0, 0, 0, 0, address, 16],
+        ),
+    ];
+    for (what, number, [a, b, c, d, e, f]) in calls.iter().copied() {
+        let ended = forked(|_| {
+            descriptors::limit().unwrap();
+            restrict_process().unwrap();
+            // SAFETY: the filter refuses it, before the kernel looks at its arguments.
+            format!("{}", unsafe { syscall(number, a, b, c, d, e, f) })
+        });
+        assert_eq!(ended, Ended::Killed(SIGSYS), "{what}");
+    }
+}

@@ -1,0 +1,51 @@
+//! The monitor's namespaces: no file, no host name and no IPC object of the host.
+
+#![allow(
+    unsafe_code,
+    reason = "rustix's calls that change namespaces and descriptors are unsafe"
+)]
+
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
+use rustix::process::{chdir, chroot, pivot_root};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::{Missing, NAMESPACES, ROOT};
+
+/// The folder on which the new root is mounted for a moment. Each host has it.
+const STAGE: &str = "/proc";
+
+/// Moves this process into mount, IPC and UTS namespaces of its own, with an empty root that is read-only. `user` makes a user
+/// namespace as well, in which an ordinary user may do that.
+///
+/// # Errors
+///
+/// The wall that is missing, with the call that failed.
+pub(super) fn enter(user: bool) -> Result<(), Missing> {
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if user {
+        flags |= UnshareFlags::NEWUSER;
+    }
+    // SAFETY: the flags don't include CLONE_FILES, by which a thread would lose the descriptors of others.
+    unsafe { unshare_unsafe(flags) }.map_err(Missing::of(NAMESPACES, "unshare"))?;
+    empty_root().map_err(|(call, error)| Missing::of(ROOT, call)(error))
+}
+
+/// Makes an empty file system this process's root, and unmounts all others.
+fn empty_root() -> Result<(), (&'static str, Errno)> {
+    let named = |call| move |error| (call, error);
+    // Otherwise the host would see what is mounted here.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(named("mount (MS_PRIVATE)"))?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = c"size=4k,nr_inodes=1,mode=555";
+    mount("minivm", STAGE, "tmpfs", flags, options).map_err(named("mount"))?;
+    chdir(STAGE).map_err(named("chdir"))?;
+    // Puts the old root on top of the new one, from where it is unmounted. (pivot_root(2), "pivot_root(".", ".")".)
+    let pivoted = pivot_root(".", ".").and_then(|()| unmount(".", UnmountFlags::DETACH));
+    // A root that is an initramfs, or no mount's root, can't be moved away. It can be left.
+    pivoted.or_else(|_| chroot(".")).map_err(named("chroot"))?;
+    chdir("/").map_err(named("chdir"))
+}
