@@ -1,7 +1,7 @@
 //! What the tests of several crates share: what `cargo xtask test` gives them ([`given`]), programs that are given a time to end
 //! ([`program`], [`patience`]) or a terminal ([`terminal`]), machine code ([`code`]), kernels' files to run or to refuse
-//! ([`kernel_file`]), a check of trace files ([`chrome_trace`]), small container images ([`busybox`]), outputs that are looked at
-//! afterwards ([`output`]), pages in a browser ([`browser`]), what else runs ([`processes`]), and how much stress tests do
+//! ([`kernel_file`]), good inputs changed into others ([`mutation`]), a check of trace files ([`chrome_trace`]), small container images ([`busybox`]), outputs that are looked at
+//! afterwards ([`output`]), pages in a browser ([`browser`]), what else runs ([`processes`]), what a process still has afterwards ([`growth`]), and how much stress tests do
 //! ([`stress`]).
 
 pub mod browser;
@@ -10,7 +10,9 @@ pub mod chrome_trace;
 pub mod code;
 pub mod cpio;
 pub mod given;
+pub mod growth;
 pub mod kernel_file;
+pub mod mutation;
 pub mod output;
 pub mod patience;
 pub mod processes;
