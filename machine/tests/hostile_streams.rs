@@ -1032,10 +1032,11 @@ proptest! {
     #[test]
     fn whatever_a_guest_says_the_session_ends(
         words in attack::stream(beginning()),
-        [again, greeted, timeline]: [bool; 3],
+        flags: [bool; 3],
         max_output in proptest::option::of(0..100_u64),
         events in prop::collection::vec(event(), 0..3),
     ) {
+        let [again, greeted, timeline] = flags;
         let folder = tempfile::tempdir().unwrap();
         let then = match again {
             true if words.is_empty() => Then::Waits,
