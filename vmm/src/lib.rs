@@ -97,6 +97,10 @@ mod statistics;
 mod survey;
 mod vcpu;
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use arch::layout;
 pub use builder::Builder;
 pub use config::{CPUS_MAX, Config, Kernel, MEMORY_MAX, MEMORY_MIN};

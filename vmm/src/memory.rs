@@ -451,6 +451,39 @@ mod tests {
         assert!(memory.write(u64::MAX, &read).is_err());
     }
 
+    /// Around each border of RAM, and where addresses wrap: every short access of every length.
+    #[test]
+    fn an_access_at_a_border_lies_in_ram_as_a_whole_or_fails() {
+        let memory = Memory::new(Arc::new(GuestRam::new(4 << 30).unwrap()));
+        let parts = layout::ram(4 << 30);
+        let borders = parts
+            .iter()
+            .flat_map(|(base, size)| [base.0, base.0 + size]);
+        let borders: Vec<_> = borders.chain([u64::MAX, 1 << 52, 1 << 63]).collect();
+        let is_ram = |at: u64, len: u64| {
+            let end = at.checked_add(len);
+            let holds = |(base, size): &(GuestAddress, u64)| {
+                base.0 <= at && end.is_some_and(|end| end <= base.0 + size)
+            };
+            parts.iter().any(holds)
+        };
+        for border in borders {
+            for (at, len) in (0..40).flat_map(|near| (1..20).map(move |len| (near, len))) {
+                let at = border.wrapping_add(at).wrapping_sub(20);
+                let expected = match is_ram(at, len) {
+                    true => Ok(()),
+                    false => Err(NoMemory { address: at }),
+                };
+                let mut bytes = vec![7; usize::try_from(len).unwrap()];
+                assert_eq!(memory.write(at, &bytes), expected, "{at:#x}, {len}");
+                assert_eq!(memory.read(at, &mut bytes), expected, "{at:#x}, {len}");
+                let word = (is_ram(at, 4) && at.is_multiple_of(4)).then_some(());
+                assert_eq!(memory.store(at, 0).ok(), word, "{at:#x}");
+                assert_eq!(memory.load(at).ok().map(drop), word, "{at:#x}");
+            }
+        }
+    }
+
     #[test]
     fn a_hole_loses_each_block_that_is_touched() {
         const MIB: u64 = 1 << 20;

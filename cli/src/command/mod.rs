@@ -281,7 +281,102 @@ impl log::Log for StderrLog {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use minivm_tests::stress::{self, Random};
+
     use super::*;
+
+    /// Values that parsers stumble over.
+    const VALUES: [&[u8]; 24] = [
+        b"",
+        b"-",
+        b"--",
+        b"0",
+        b"1",
+        b"-1",
+        b"18446744073709551616",
+        b"1.5G",
+        b"16777216T",
+        b"0s",
+        b"18446744073709551615h",
+        b"=",
+        b":",
+        b"/",
+        b"a:b:c",
+        b"a=b=c",
+        b"size=",
+        b"linux/amd64/v1/x",
+        b"docker://",
+        b"oci::",
+        b"\xff",
+        b"a\0b",
+        b"\x1b[2J\n",
+        "\u{202e}\u{1f600}".as_bytes(),
+    ];
+
+    /// Returns an argument of a command line: a flag of the command's, with or without a value, or a value.
+    fn argument(flags: &[String], random: &mut Random) -> OsString {
+        let value = VALUES[random.below(VALUES.len())];
+        let flag = flags[random.below(flags.len())].as_bytes();
+        OsString::from_vec(match random.below(4) {
+            0 => value.to_vec(),
+            1 => [flag, b"=", value].concat(),
+            2 => [flag, value].concat(),
+            _ => flag.to_vec(),
+        })
+    }
+
+    /// Whatever the arguments are, there is a command to run or an error that says why not.
+    #[test]
+    fn no_command_line_panics() {
+        let mut command = Cli::command();
+        command.build();
+        let flags = |command: &clap::Command| -> Vec<String> {
+            let long = |argument: &clap::Arg| argument.get_long().map(|name| format!("--{name}"));
+            let short = |argument: &clap::Arg| argument.get_short().map(|name| format!("-{name}"));
+            let arguments = command.get_arguments();
+            arguments
+                .flat_map(|argument| [long(argument), short(argument)])
+                .flatten()
+                .collect()
+        };
+        let named = command
+            .get_subcommands()
+            .map(|command| (command.get_name().to_owned(), flags(command)));
+        let commands: Vec<_> = named.collect();
+        let of_boot = flags(&command);
+        let mut random = Random::default();
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..stress::count(3000, 300_000) {
+            let mut args = vec![OsString::from("minivm")];
+            let flags = match random.below(commands.len() + 1) {
+                0 => &of_boot,
+                number => {
+                    let (name, flags) = &commands[number - 1];
+                    args.push(name.into());
+                    if flags.is_empty() { &of_boot } else { flags }
+                }
+            };
+            args.extend((0..random.below(6)).map(|_| argument(flags, &mut random)));
+            match command.try_get_matches_from_mut(&args) {
+                Ok(matches) => {
+                    let _ = Cli::from_arg_matches(&matches);
+                    let _ = boot_flag(&matches);
+                    taken += 1;
+                }
+                Err(error) => {
+                    let error = match error.kind() {
+                        ErrorKind::InvalidUtf8 => not_utf8(&mut command, args),
+                        _ => error,
+                    };
+                    assert!(!error.to_string().is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
+    }
 
     /// The most flags that `-h` shows of a command, -v and -h beside them.
     const FIRST_NEEDED: usize = 10;

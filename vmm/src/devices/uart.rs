@@ -255,6 +255,9 @@ fn register(offset: u64) -> u8 {
     u8::try_from(offset & 7).expect("masked to 3 bits")
 }
 
+#[cfg(any(test, fuzzing))]
+pub mod model;
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;

@@ -134,6 +134,9 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use std::io::Cursor;
 
+    use minivm_tests::mutation::try_out;
+    use minivm_tests::stress;
+
     use super::*;
 
     const RAM_END: u64 = layout::RAM.0 + (64 << 20);
@@ -225,5 +228,28 @@ mod tests {
         for at in [0, 1, 0x1ff0, 0x2000, u32::MAX] {
             let _ = changed(60, &at.to_le_bytes());
         }
+    }
+
+    #[test]
+    fn a_changed_image_has_its_place_in_ram_or_is_refused() {
+        let target = |file: &[u8]| {
+            if let Ok(place) = checked(file.to_vec()) {
+                let len = file.len() as u64;
+                assert!(
+                    place.start >= layout::KERNEL.0 && place.end <= RAM_END,
+                    "{place:x?}"
+                );
+                assert!(place.end - place.start >= len, "{place:x?} for {len} bytes");
+            }
+        };
+        // A short one, so that most changes are in its headers: its section is its last half.
+        let mut small = good();
+        small.truncate(0x200);
+        for field in [16, 20] {
+            let at = 64 + 24 + 160 + field;
+            small[at..at + 4].copy_from_slice(&0x100u32.to_le_bytes());
+        }
+        checked(small.clone()).unwrap();
+        try_out(target, &[small], "", stress::count(2000, 2_000_000));
     }
 }
