@@ -19,6 +19,7 @@
 mod cgroup;
 mod descent;
 mod entry;
+mod quota;
 mod seccomp;
 
 use std::ffi::OsStr;
@@ -37,6 +38,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 pub use cgroup::Cgroup;
 pub use descent::{Descent, take_back};
 pub use entry::Entry;
+pub use quota::{CpuGroup, CpuQuota};
 pub use seccomp::Calls;
 
 use crate::streams::in_memory;
