@@ -1,4 +1,4 @@
-//! Faults of the host under `minivm --kernel` and `minivm restore`: system calls that fail, memory that is short, signals at any moment, a
+//! Faults of the host under `minivm --kernel`, `restore` and `build`: system calls that fail, memory that is short, signals at any moment, a
 //! process that is suspended. Each ends with one line and the right exit code, and nothing stays.
 //!
 //! They need a `/dev/kvm` that can run machine code in ring 0; even a KVM that can't run a whole Linux often can.

@@ -1,10 +1,11 @@
 //! Each system call of a start fails once, by strace's fault injection (strace(1), "Tampering").
 //!
-//! `cargo xtask test` lets all calls of a boot fail with one error, and of a restore the first ones of each kind; `cargo xtask soak` all calls
-//! with several errors.
+//! `cargo xtask test` lets all calls of a boot fail with one error, and the first ones of each kind of other commands; `cargo xtask soak` all
+//! calls with several errors.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use minivm_tests::patience::PATIENCE;
@@ -91,12 +92,13 @@ fn calls(scene: &Scene, command: impl Fn(&[&str]) -> Command, output: &str) -> V
     of_trace(&fs::read_to_string(scene.path("trace")).unwrap())
 }
 
-/// Lets each of these calls fail, with each of the errors.
+/// Lets each of these calls fail, with each of the errors; looks at what is there `after` each run.
 fn sweep(
     scene: &Scene,
     calls: &[Seen],
     command: impl Fn(&[&str]) -> Command,
     output: &str,
+    after: impl Fn(&str, &Ended),
 ) -> Failures {
     let mut failures = Failures::default();
     for error in stress::count(FEW, MANY) {
@@ -104,6 +106,7 @@ fn sweep(
             let fault = format!("{} {} with {error}", seen.call.name, seen.call.number);
             let ended = run(&mut traced(scene, Some((seen, error)), &command), PATIENCE);
             scene.assert_nothing_stays(&fault);
+            after(&fault, &ended);
             failures.judge(&format!("{fault}, {}", seen.line), &ended, output);
         }
     }
@@ -127,7 +130,45 @@ fn each_call_of_a_boot_fails_once() {
     let calls = calls(&scene, boot, ".");
     let kvm = calls.iter().filter(|seen| seen.kind().starts_with("KVM_"));
     assert!(kvm.count() > 15, "{calls:?}");
-    sweep(&scene, &calls, boot, ".").assert_none(40);
+    sweep(&scene, &calls, boot, ".", |_, _| {}).assert_none(40);
+}
+
+#[test]
+fn the_calls_of_a_build_fail_once_and_the_old_archive_stays_or_a_whole_one_comes() {
+    let scene = Scene::new();
+    fs::create_dir_all(scene.path("root/folder")).unwrap();
+    fs::write(scene.path("root/folder/file"), [b'x'; 100_000]).unwrap();
+    symlink("folder", scene.path("root/link")).unwrap();
+    fs::create_dir(scene.path("out")).unwrap();
+    let archive = scene.path("out/archive");
+    let build = |before: &[&str]| {
+        fs::write(&archive, "old").unwrap();
+        let mut command = scene.minivm(before);
+        command.args(["build", "--quiet", "-o"]).arg(&archive);
+        command.arg(format!("dir:{}", scene.path("root").display()));
+        command
+    };
+    let calls = calls(&scene, build, "").into_iter();
+    let calls: Vec<_> = calls.step_by(stress::count(3, 1)).collect();
+    let whole = fs::read(&archive).unwrap();
+    assert!(whole.len() > 100_000);
+    let after = |fault: &str, ended: &Ended| {
+        let expected = if ended.code == Some(0) {
+            &whole[..]
+        } else {
+            b"old"
+        };
+        assert!(
+            fs::read(&archive).unwrap() == expected,
+            "{fault}: {ended:?}"
+        );
+        assert_eq!(
+            fs::read_dir(scene.path("out")).unwrap().count(),
+            1,
+            "{fault}"
+        );
+    };
+    sweep(&scene, &calls, build, "", after).assert_none(10);
 }
 
 /// Saves a machine that has not run yet.
@@ -149,7 +190,7 @@ fn the_calls_of_a_restore_fail_once() {
         command
     };
     let calls = some(calls(&scene, restore, "."));
-    sweep(&scene, &calls, restore, ".").assert_none(20);
+    sweep(&scene, &calls, restore, ".", |_, _| {}).assert_none(20);
 }
 
 /// Some calls of those by which a machine is saved, every one in a soak: what fails is the client's error, or the machine's, and the folder has
@@ -171,12 +212,9 @@ fn calls_fail_while_a_machine_is_saved() {
         .skip_while(|seen| !of_server(seen))
         .collect();
     assert!(saving.len() > 20, "{saving:?}");
-    let few: Vec<_> = some(saving)
-        .into_iter()
-        .step_by(stress::count(3, 1))
-        .collect();
+    let saving = some(saving);
     for error in stress::count(FEW, MANY) {
-        for seen in &few {
+        for seen in &saving {
             let fault = format!("{} {} with {error}", seen.call.name, seen.call.number);
             let mut machine = traced(&scene, Some((seen, error)), boot);
             saved_and_stopped(&scene, &mut machine, &format!("{fault}, {}", seen.line));
