@@ -24,10 +24,11 @@ const NEVER: [&str; 16] = [
 ];
 
 /// Calls that the C library and std make before `main`, which end the process where they fail.
-const BEFORE_MAIN: [&str; 6] = [
+const BEFORE_MAIN: [&str; 7] = [
     "arch_prctl",
     "mmap",
     "mprotect",
+    "poll",
     "rt_sigaction",
     "set_robust_list",
     "sigaltstack",
