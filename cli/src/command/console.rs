@@ -12,7 +12,7 @@ use anyhow::Context;
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
 
 use super::accel::explain;
-use super::control::{Server, Socket};
+use super::control::{Name, Server, Socket};
 use super::signals;
 use super::terminal::{self, RawMode};
 
@@ -66,7 +66,7 @@ pub(super) fn raw_mode(until_death: bool) -> anyhow::Result<Option<RawMode>> {
 /// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.
 fn bind(path: &Path) -> anyhow::Result<Socket> {
     // A signal that comes while there is a socket without a name waits for the name.
-    let bound = Arc::new(Mutex::new(None));
+    let bound = Arc::new(Mutex::new(None::<Arc<Name>>));
     let mut name = bound.lock().unwrap_or_else(PoisonError::into_inner);
     let to_remove = bound.clone();
     signals::before_death(move || {
