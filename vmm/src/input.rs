@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -199,6 +199,11 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
+    /// Returns the descriptor that becomes readable when the UART has room: the event loop watches it.
+    pub(crate) fn room(&self) -> RawFd {
+        self.room.as_raw_fd()
+    }
+
     /// Moves as much as the UART takes, once.
     fn fill(&mut self) -> io::Result<Filled> {
         let intake = self.intake.clone();
@@ -236,9 +241,16 @@ impl Pump {
         if self.watched {
             return;
         }
-        self.watched = ops.add(Events::new(&source.source, EventSet::IN)).is_ok();
-        if !self.watched {
-            self.advance(ops);
+        match ops.add(Events::new(&source.source, EventSet::IN)) {
+            Ok(()) => self.watched = true,
+            // A regular file.
+            Err(event_manager::Error::Epoll(errno)) if errno.errno() == libc::EPERM => {
+                self.advance(ops);
+            }
+            Err(error) => {
+                log::warn!("a serial port's input ends, because it cannot be watched: {error}");
+                self.close(ops);
+            }
         }
     }
 
@@ -275,10 +287,7 @@ enum Filled {
 }
 
 impl MutEventSubscriber for Pump {
-    fn init(&mut self, ops: &mut EventOps) {
-        ops.add(Events::new(&*self.room, EventSet::IN))
-            .expect("an event descriptor can be watched");
-    }
+    fn init(&mut self, _ops: &mut EventOps) {}
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.fd() == self.room.as_raw_fd() {

@@ -1,7 +1,7 @@
 //! A built machine: its threads, its event loop, its end.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -202,17 +202,43 @@ fn passes(enter: &EntryFn, sender: &Sender<io::Result<()>>) -> bool {
 
 /// Moves input to the serial ports until the machine ends.
 fn serve(gate: &Arc<Gate>, pumps: Vec<Pump>) -> Result<()> {
-    let wrap = |error| Error::host("an event loop")(io::Error::other(error));
-    let mut events =
-        EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8).map_err(wrap)?;
-    events.add_subscriber(Box::new(Watch::new(gate.clone())?));
+    let mut events = EventLoop::new_with_capacity(8).map_err(event_loop)?;
+    let watch = Watch::new(gate.clone())?;
+    let descriptors = [gate.ended().as_raw_fd(), watch.timer.as_raw_fd()];
+    subscribe(&mut events, Box::new(watch), &descriptors)?;
     for pump in pumps {
-        events.add_subscriber(Box::new(pump));
+        let room = pump.room();
+        subscribe(&mut events, Box::new(pump), &[room])?;
     }
     while !gate.has_ended() {
-        events.run().map_err(wrap)?;
+        events.run().map_err(event_loop)?;
     }
     Ok(())
+}
+
+type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
+
+/// Adds a subscriber and the descriptors whose input wakes it: `init` of the subscriber's own can't fail, and epoll can.
+fn subscribe(
+    events: &mut EventLoop,
+    subscriber: Box<dyn MutEventSubscriber>,
+    descriptors: &[RawFd],
+) -> Result<()> {
+    let id = events.add_subscriber(subscriber);
+    let mut ops = events.event_ops(id).map_err(event_loop)?;
+    for descriptor in descriptors {
+        let input = Events::new_raw(*descriptor, EventSet::IN);
+        ops.add(input).map_err(event_loop)?;
+    }
+    Ok(())
+}
+
+/// Wraps a failure of the event loop.
+fn event_loop(error: event_manager::Error) -> Error {
+    Error::host("an event loop")(match error {
+        event_manager::Error::Epoll(errno) => errno.into(),
+        other => io::Error::other(other),
+    })
 }
 
 /// The event loop's watch: it wakes the loop at the machine's end, and nudges the vCPUs when a check for halted ones is due.
@@ -232,21 +258,16 @@ impl Watch {
 }
 
 impl MutEventSubscriber for Watch {
-    fn init(&mut self, ops: &mut EventOps) {
-        for descriptor in [self.gate.ended().as_raw_fd(), self.timer.as_raw_fd()] {
-            ops.add(Events::new_raw(descriptor, EventSet::IN))
-                .expect("event and timer descriptors can be watched");
-        }
-    }
+    fn init(&mut self, _ops: &mut EventOps) {}
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if events.fd() == self.timer.as_raw_fd() {
             let _ = self.timer.wait();
             self.gate.nudge();
             self.wait = (self.wait * 2).min(HALT_CHECK_MAX);
-            self.timer
-                .reset(self.wait, None)
-                .expect("a timer that has been set can be set");
+            if let Err(error) = self.timer.reset(self.wait, None) {
+                self.gate.end(Err(Error::host("a timer")(error)));
+            }
         }
     }
 }

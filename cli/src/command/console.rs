@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
 
 use super::accel::explain;
-use super::control::{Server, Socket};
+use super::control::{Name, Server, Socket};
 use super::signals;
 use super::terminal::{self, RawMode};
 
@@ -65,13 +65,21 @@ pub(super) fn raw_mode(until_death: bool) -> anyhow::Result<Option<RawMode>> {
 
 /// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.
 fn bind(path: &Path) -> anyhow::Result<Socket> {
-    let socket = Socket::bind(path)?;
-    let name = socket.name();
+    // A signal that comes while there is a socket without a name waits for the name.
+    let bound = Arc::new(Mutex::new(None::<Arc<Name>>));
+    let mut name = bound.lock().unwrap_or_else(PoisonError::into_inner);
+    let to_remove = bound.clone();
     signals::before_death(move || {
         terminal::restore();
-        name.remove();
+        let mut name = to_remove.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = name.take() {
+            name.remove();
+        }
     })
     .context("cannot listen to signals")?;
+    let socket = Socket::bind(path)?;
+    *name = Some(socket.name());
+    drop(name);
     Ok(socket)
 }
 

@@ -347,3 +347,22 @@ impl Templates {
         self.folder.join(key).with_extension("failed")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_counts_for_a_while_whichever_way_the_clock_jumps() {
+        let cache = tempfile::tempdir().unwrap();
+        let templates = Templates::new(cache.path());
+        fs::create_dir_all(&templates.folder).unwrap();
+        let file = File::create(templates.failure("key")).unwrap();
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        for (at, counts) in [(now, true), (now + day, false), (now - day, false)] {
+            file.set_modified(at).unwrap();
+            assert_eq!(templates.failed_lately("key"), counts, "{at:?}");
+        }
+        assert!(!templates.failed_lately("other"));
+    }
+}
