@@ -165,11 +165,26 @@ impl Builder {
     /// [`Error::KvmPermission`], [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
     pub fn open(mut self) -> Result<Self> {
         match &mut self.source {
-            Source::Boot(config, opened) => *opened = Opened::open(config)?,
+            Source::Boot(config, opened) => {
+                *opened = Opened::files(config)?;
+                opened.host = Some(HostFiles::open()?);
+            }
             Source::Snapshot(snapshot) => {
                 snapshot.host_files()?;
             }
             Source::Prepared(_) => {}
+        }
+        Ok(self)
+    }
+
+    /// Opens now what [`check`](Self::check) opens else, as [`open`](Self::open) does for [`build`](Self::build).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] or [`Error::File`] name the value or file that is wrong.
+    pub fn open_files(mut self) -> Result<Self> {
+        if let Source::Boot(config, opened) = &mut self.source {
+            *opened = Opened::files(config)?;
         }
         Ok(self)
     }

@@ -55,7 +55,7 @@ pub(crate) fn load(
     })?;
     let processors = opened.processors.unwrap_or_else(opened::processors);
     copy(&file.file, placed, ram, processors).map_err(|source| Error::File {
-        what: "initramfs",
+        what: "initramfs".into(),
         path: path.into(),
         source,
     })?;

@@ -135,7 +135,7 @@ impl Input {
     }
 
     /// Returns the descriptors that the input needs open.
-    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let given = self.given.iter().map(AsFd::as_fd);
         given.chain([self.source.as_fd()])
     }

@@ -92,6 +92,7 @@ mod pool;
 mod probe;
 mod random;
 mod recorder;
+mod sent;
 mod snapshot;
 mod statistics;
 mod survey;

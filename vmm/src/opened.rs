@@ -25,8 +25,8 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens all files of `config`, and reads none of them.
-    pub(crate) fn open(config: &Config) -> Result<Self> {
+    /// Opens the files that `config` names, and reads none of them.
+    pub(crate) fn files(config: &Config) -> Result<Self> {
         config.check()?;
         let kernel = match &config.kernel {
             Kernel::File(path) => Some(OpenFile::kernel(path)?),
@@ -36,7 +36,7 @@ impl Opened {
         Ok(Opened {
             kernel,
             initramfs: initramfs.transpose()?,
-            host: Some(HostFiles::open()?),
+            host: None,
             processors: Some(processors()),
         })
     }
@@ -77,7 +77,7 @@ impl OpenFile {
     /// Opens a regular file or a block device: anything else has no size that could be relied on, and is refused.
     fn open(what: &'static str, path: &Path) -> Result<Self> {
         let wrap = |source| Error::File {
-            what,
+            what: what.into(),
             path: path.into(),
             source,
         };

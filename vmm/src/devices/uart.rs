@@ -236,7 +236,7 @@ impl Device for Uart {
                 Err(SerialError::IOError(error)) => return Err(Error::Output(error)),
                 Err(SerialError::Trigger(error)) => {
                     return Err(Error::Kvm {
-                        call: IrqLine::CALL,
+                        call: IrqLine::CALL.into(),
                         source: error,
                     });
                 }

@@ -109,7 +109,7 @@ impl Image {
         match offset.checked_add(len) {
             Some(end) if end <= self.size => Ok(()),
             end => Err(KernelError::Truncated {
-                what,
+                what: what.into(),
                 end: end.unwrap_or(u64::MAX),
                 size: self.size,
             }),

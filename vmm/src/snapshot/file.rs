@@ -71,9 +71,11 @@ pub(crate) fn decode(file: &[u8]) -> Result<State, SnapshotError> {
     }
     let state: State = match postcard::take_from_bytes(body) {
         Ok((state, [])) => state,
-        _ => return Err(SnapshotError::Senseless("it cannot be read")),
+        _ => return Err(SnapshotError::Senseless("it cannot be read".into())),
     };
-    state.check().map_err(SnapshotError::Senseless)?;
+    state
+        .check()
+        .map_err(|why| SnapshotError::Senseless(why.into()))?;
     Ok(state)
 }
 

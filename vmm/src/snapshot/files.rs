@@ -47,13 +47,18 @@ impl SnapshotFiles {
     /// [`Error::File`] where a file of the snapshot can't be opened; [`Error::KvmMissing`], [`Error::KvmPermission`],
     /// [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let mut files = Self::in_folder(folder.as_ref())?;
+        let mut files = Self::in_folder(folder)?;
         files.host = Some(HostFiles::open()?);
         Ok(files)
     }
 
-    /// Opens the files in `folder` alone.
-    pub(super) fn in_folder(folder: &Path) -> Result<Self> {
+    /// Opens the files in `folder` alone: enough to find them good or not, and not for a machine in a process that can open no more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where a file of the snapshot can't be opened.
+    pub fn in_folder(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
         let path = folder.join(save::STATE);
         let mut attempt = 1;
         loop {

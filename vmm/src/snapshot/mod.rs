@@ -236,7 +236,7 @@ impl Snapshot {
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
     move |source| Error::File {
-        what: "snapshot",
+        what: "snapshot".into(),
         path,
         source,
     }

@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
+use std::borrow::Cow;
+
 use super::capture::Captured;
 use super::memory_file::MemoryRecord;
 use super::state::Devices;
@@ -269,7 +271,7 @@ fn files_that_are_no_snapshot_are_refused() {
     assert!(matches!(
         Snapshot::open(folder.path()).map(drop),
         Err(Error::File {
-            what: "snapshot",
+            what: Cow::Borrowed("snapshot"),
             ..
         })
     ));
@@ -383,7 +385,7 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
     for bytes in [0, 4096, MEMORY + 1, 1 << 50, u64::MAX] {
         let why = with_state(&folder, |state| state.memory.bytes = bytes);
         assert!(
-            matches!(why, SnapshotError::Senseless(why) if why.contains("memory")),
+            matches!(&why, SnapshotError::Senseless(why) if why.contains("memory")),
             "{why:?}"
         );
     }
@@ -397,7 +399,7 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
     ] {
         let why = with_state(&folder, |state| state.memory.name = name.into());
         assert!(
-            matches!(why, SnapshotError::Senseless(why) if why.contains("name")),
+            matches!(&why, SnapshotError::Senseless(why) if why.contains("name")),
             "{name}: {why:?}"
         );
     }

@@ -49,7 +49,7 @@ pub(super) fn check(
     let (text_offset, size) = (u64_at(&header, 8), u64_at(&header, 16));
     if size == 0 {
         return Err(KernelError::Damaged(
-            "its header has no image size: Linux 4.2 or newer is needed",
+            "its header has no image size: Linux 4.2 or newer is needed".into(),
         ));
     }
     check_whole(file, &header, image)?;
@@ -76,7 +76,9 @@ fn check_whole(
     }
     let sections = u16_at(&pe, 6);
     if sections > SECTIONS_MAX {
-        return Err(KernelError::Damaged("its PE header has too many sections"));
+        return Err(KernelError::Damaged(
+            "its PE header has too many sections".into(),
+        ));
     }
     let table = at + PE_HEADER as u64 + u64::from(u16_at(&pe, 20));
     for number in 0..u64::from(sections) {
@@ -99,7 +101,7 @@ fn foreign(file: &mut (impl Read + Seek), header: &[u8; HEADER], size: u64) -> K
     if header.starts_with(b"\x7fELF") {
         return match u16_at(header, 18) {
             183 => KernelError::Unbootable(
-                "it is an ELF file (vmlinux): take arch/arm64/boot/Image of the same build",
+                "it is an ELF file (vmlinux): take arch/arm64/boot/Image of the same build".into(),
             ),
             62 => KernelError::WrongMachine("x86-64".into()),
             other => KernelError::WrongMachine(format!("machine number {other}")),

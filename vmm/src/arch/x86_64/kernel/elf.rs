@@ -63,7 +63,7 @@ fn read_headers(file: &File, image: Image) -> Result<(u64, Vec<Segment>), Kernel
     let (phoff, phentsize, phnum) = (u64_at(&ehdr, 32), u16_at(&ehdr, 54), u16_at(&ehdr, 56));
     if usize::from(phentsize) != PHDR_SIZE {
         return Err(KernelError::Damaged(
-            "its program headers have an unknown size",
+            "its program headers have an unknown size".into(),
         ));
     }
     let table_len = PHDR_SIZE * usize::from(phnum);
@@ -114,7 +114,7 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
     for segment in segments {
         if segment.file_size > segment.memory_size {
             return Err(KernelError::Damaged(
-                "a segment has more bytes in the file than in memory",
+                "a segment has more bytes in the file than in memory".into(),
             ));
         }
         image.holds("a segment", segment.offset, segment.file_size)?;
@@ -128,14 +128,14 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
         return Err(KernelError::Overlap(pair[1].0));
     }
     let Some(&(_, end)) = places.last() else {
-        return Err(KernelError::Damaged("it has nothing to load"));
+        return Err(KernelError::Damaged("it has nothing to load".into()));
     };
     if !places
         .iter()
         .any(|&(start, end)| (start..end).contains(&entry))
     {
         return Err(KernelError::Damaged(
-            "its entry point is not in a segment that it loads",
+            "its entry point is not in a segment that it loads".into(),
         ));
     }
     Ok(end)
