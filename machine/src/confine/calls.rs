@@ -97,7 +97,7 @@ pub(super) const PROCESS_CHECKED: &[(i64, &[Argument])] = &[
     // `fstat` of the C library from 2.33 to 2.38. A file's name may stand beside that flag; the root is empty.
     (libc::SYS_newfstatat, &[Int(3, libc::AT_EMPTY_PATH.cast_unsigned())]),
     // std's `File::metadata`, which calls nothing else once that has worked.
-    (libc::SYS_statx, &[Bits { index: 2, mask: AT_EMPTY_PATH, value: AT_EMPTY_PATH }]),
+    (libc::SYS_statx, &[Int(2, libc::AT_EMPTY_PATH.cast_unsigned())]),
     // The names of threads, and what a narrower filter needs before it.
     (libc::SYS_prctl, &[Int(0, libc::PR_SET_NAME.cast_unsigned())]),
     (libc::SYS_prctl, &[Int(0, libc::PR_SET_NO_NEW_PRIVS.cast_unsigned())]),
