@@ -17,10 +17,9 @@ use std::thread;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::bus::lock;
-use crate::devices::uart::Uart;
+use crate::devices::uart::{Room, Uart};
 
 /// The device number of `/dev/ptmx`, the other end of a terminal: opening it again makes another terminal.
 const TERMINAL_MULTIPLEXER: libc::dev_t = libc::makedev(5, 2);
@@ -195,22 +194,31 @@ pub(crate) struct Pump {
     watched: bool,
     uart: Arc<Mutex<Uart>>,
     intake: Arc<Mutex<()>>,
-    room: Arc<EventFd>,
+    room: Arc<Room>,
 }
 
 impl Pump {
     /// Returns the descriptor that becomes readable when the UART has room: the event loop watches it.
     pub(crate) fn room(&self) -> RawFd {
-        self.room.as_raw_fd()
+        self.room.event().as_raw_fd()
     }
 
-    /// Moves as much as the UART takes, once.
+    /// Moves as much as the UART takes, once. Where the source isn't watched afterwards, the next room is awaited; the UART is
+    /// locked from the look at it until then, so that none is missed.
     fn fill(&mut self) -> io::Result<Filled> {
         let intake = self.intake.clone();
         let _taking = lock(&intake);
-        let capacity = lock(&self.uart).capacity();
-        let Some(source) = self.source.as_ref().filter(|_| capacity > 0) else {
+        let Some(source) = &self.source else {
             return Ok(Filled::NoRoom);
+        };
+        let capacity = {
+            let mut uart = lock(&self.uart);
+            let capacity = uart.capacity();
+            if capacity == 0 {
+                uart.await_room();
+                return Ok(Filled::NoRoom);
+            }
+            capacity
         };
         if self.early.is_empty() {
             let mut buffer = [0; 64];
@@ -224,9 +232,13 @@ impl Pump {
         let mut uart = lock(&self.uart);
         let taken = uart.capacity().min(self.early.len());
         if taken == 0 {
+            uart.await_room();
             return Ok(Filled::NoRoom);
         }
         let early: Vec<_> = self.early.drain(..taken).collect();
+        if !(self.watched && self.early.is_empty()) {
+            uart.await_room();
+        }
         uart.receive(&early).map(|()| Filled::Some)
     }
 
@@ -290,9 +302,8 @@ impl MutEventSubscriber for Pump {
     fn init(&mut self, _ops: &mut EventOps) {}
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.room.as_raw_fd() {
-            // More than one may have been counted; one look is enough.
-            let _ = self.room.read();
+        if events.fd() == self.room.event().as_raw_fd() {
+            let _ = self.room.event().read();
             self.watch(ops);
         } else {
             self.advance(ops);

@@ -29,6 +29,10 @@
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
 //! devices' state set instead of reset. A [`Pool`] makes them ahead of time.
 //!
+//! A process can give up its right to open files before it looks at any: [`Builder::open`] and [`SnapshotFiles::open`] open what
+//! is read later, [`Control::snapshot_into`] saves into files that are open, and [`Builder::vcpu_thread`] is for what a vCPU's
+//! thread gives up beyond that.
+//!
 //! # Modules
 //!
 //! | module | holds |
