@@ -163,7 +163,9 @@ impl Pair {
         let written = self.written.0.lock().expect("no writer panics");
         assert_eq!(*written, self.model.output);
         drop(written);
-        let announced = self.uart.room.read().is_ok();
+        let announced = self.uart.room.event().read().is_ok();
+        // As whatever has input does that the UART didn't take.
+        self.uart.await_room();
         let ready = self.model.takes_input() && self.model.input.is_empty();
         assert!(
             announced || self.was_ready || !ready,
