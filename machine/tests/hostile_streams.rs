@@ -211,6 +211,7 @@ impl Scene {
         let was_stopped = Arc::new(AtomicBool::new(false));
         let stops = was_stopped.clone();
         let link = Link {
+            walls: None,
             greeted: self.greeted,
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
@@ -221,6 +222,7 @@ impl Scene {
             }),
             end: Box::new(|| {
                 Ok(Ended {
+                    host_memory: None,
                     orderly: true,
                     how: "the script is over".into(),
                 })
