@@ -55,7 +55,7 @@ impl<'a> Frozen<'a> {
     }
 }
 
-/// The state of a machine that is at rest, and stays so until this is dropped.
+/// The state of a machine, which has to stay at rest until it is saved.
 pub(crate) struct Captured<'a> {
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) devices: Devices,
