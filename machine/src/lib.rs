@@ -116,7 +116,7 @@ pub use files::CopyIn;
 pub use local::relay;
 pub use session::{Report, Session};
 pub use warning::Warning;
-pub use watch::{Watch, Watching};
+pub use watch::{Events, Watch, Watching};
 
 /// The name of Python's program in images.
 pub const PYTHON: &str = "python3";
@@ -354,7 +354,7 @@ impl MachineSpec {
                         false => Builder::new(self.config()).check()?,
                     }
                 }
-                let events = watch.and_then(Watch::events);
+                let events = watch.and_then(Watch::events).map(|events| events.stream);
                 remote::start(self, program.clone(), *processor, events)
             }
         }

@@ -13,13 +13,17 @@ pub type Watching = Box<dyn FnOnce(&crate::Accel) -> std::io::Result<Watch> + Se
 pub enum Watch {
     /// The observer of a machine of this process's.
     Observer(Arc<dyn Observer>),
-    /// The events of a machine in another process, a monitor or one in the lab, as JSON lines.
-    Events {
-        /// The stream to which they are sent.
-        stream: UnixStream,
-        /// When a monitor's times begin. Those of a lab begin there.
-        began: Instant,
-    },
+    /// The events of a machine in another process: a monitor, or one in the lab.
+    Events(Events),
+}
+
+/// The way of the events of a machine in another process.
+#[derive(Debug)]
+pub struct Events {
+    /// The stream whose other end gets them, as JSON lines.
+    pub stream: UnixStream,
+    /// When a monitor's times begin. Those of a lab begin there.
+    pub began: Instant,
 }
 
 impl Watch {
@@ -31,29 +35,27 @@ impl Watch {
     pub fn try_clone(&self) -> std::io::Result<Watch> {
         Ok(match self {
             Watch::Observer(observer) => Watch::Observer(observer.clone()),
-            Watch::Events { stream, began } => Watch::Events {
+            Watch::Events(Events { stream, began }) => Watch::Events(Events {
                 stream: stream.try_clone()?,
                 began: *began,
-            },
+            }),
         })
     }
 
-    /// Splits a watch into the stream for another process's events, with their beginning, and the observer of this process's machine.
-    pub(crate) fn parts(
-        watch: Option<Watch>,
-    ) -> (Option<(UnixStream, Instant)>, Option<Arc<dyn Observer>>) {
-        match watch {
-            None => (None, None),
-            Some(Watch::Events { stream, began }) => (Some((stream, began)), None),
-            Some(Watch::Observer(observer)) => (None, Some(observer)),
+    /// Returns the way of another process's events.
+    pub(crate) fn events(self) -> Option<Events> {
+        match self {
+            Watch::Observer(_) => None,
+            Watch::Events(events) => Some(events),
         }
     }
 
-    /// Returns the stream for the events of a machine in the lab.
-    pub(crate) fn events(self) -> Option<UnixStream> {
-        match self {
-            Watch::Observer(_) => None,
-            Watch::Events { stream, .. } => Some(stream),
+    /// Splits a watch into the way of another process's events, and the observer of this process's machine.
+    pub(crate) fn parts(watch: Option<Watch>) -> (Option<Events>, Option<Arc<dyn Observer>>) {
+        match watch {
+            None => (None, None),
+            Some(Watch::Events(events)) => (Some(events), None),
+            Some(Watch::Observer(observer)) => (None, Some(observer)),
         }
     }
 }

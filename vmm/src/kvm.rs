@@ -25,13 +25,16 @@ pub(crate) struct Created {
     pub(crate) ram: Arc<GuestRam>,
 }
 
+/// What [`create`] makes.
+pub(crate) type Made = (Arc<VmFd>, Irqchip, Vec<Vcpu>);
+
 /// Creates a machine in KVM, with its RAM and the processors that `vcpus` makes, in the order that KVM wants.
 pub(crate) fn create(
     kvm: &Kvm,
     ram: &GuestRam,
     vcpus: impl FnOnce(&VmFd) -> Result<Vec<Vcpu>>,
     steps: Steps<'_>,
-) -> Result<(Arc<VmFd>, Irqchip, Vec<Vcpu>)> {
+) -> Result<Made> {
     let vm = Arc::new(create_vm(kvm, ram.bytes())?);
     steps.reached(Step::VmCreated);
     lend_memory(&vm, ram)?;

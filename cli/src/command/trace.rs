@@ -15,7 +15,7 @@ use minivm_image::Platform;
 use minivm_machine::lab::{self, Finished, LabRequest};
 use minivm_machine::monitor::{Observation, Spec};
 use minivm_machine::output_path::Output;
-use minivm_machine::{Watch, streams};
+use minivm_machine::{Events, Watch, streams};
 use minivm_sandbox::Task;
 use minivm_trace::meaning::Architecture;
 use minivm_trace::output::{self, Form, Forward, Style};
@@ -196,14 +196,14 @@ impl Tracing {
         let Some(trace) = self.0 else {
             return run(machine);
         };
-        let (events, recording) = Recording::start(trace).context("cannot read from a monitor")?;
+        let (stream, recording) = Recording::start(trace).context("cannot read from a monitor")?;
         let killed = recording.clone();
         let clean_up = move || {
             terminal::restore();
             killed.report_soon();
         };
         signals::before_death(clean_up).context("cannot listen to signals")?;
-        let ended = run(machine.events(Some((events, began))));
+        let ended = run(machine.events(Some(Events { stream, began })));
         recording.report();
         ended
     }
@@ -236,7 +236,7 @@ impl Tracing {
         task.vm.watch = Some(Box::new(move |_| {
             let (stream, recording) = Recording::start(trace)?;
             let _ = slot.set(recording);
-            Ok(Watch::Events { stream, began })
+            Ok(Watch::Events(Events { stream, began }))
         }));
         Some(report)
     }

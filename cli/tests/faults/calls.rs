@@ -101,7 +101,7 @@ pub(crate) fn of_trace(trace: &str) -> Vec<Seen> {
         let is_early = before_main
             .get(name)
             .is_some_and(|most| call.number <= *most);
-        !NEVER.contains(&name) && !(is_early && BEFORE_MAIN.contains(&name))
+        !(NEVER.contains(&name) || is_early && BEFORE_MAIN.contains(&name))
     });
     all
 }

@@ -50,7 +50,7 @@ use minivm_vmm::{Config, Observer, WorkingSet};
 pub use process::{MachineEnd, Monitor};
 use protocol::{Channel, Job, Source, Wiring};
 
-use crate::{Ended, Error, Link, StopOnDrop, local};
+use crate::{Ended, Error, Events, Link, StopOnDrop, local};
 
 /// The argument with which this program is a monitor.
 pub const COMMAND: &str = "monitor";
@@ -134,9 +134,9 @@ impl Spec {
         }
     }
 
-    /// Sends the machine's events, with times since the instant, to the stream.
-    pub fn events(mut self, events: Option<(UnixStream, Instant)>) -> Spec {
-        if let Some((stream, began)) = events {
+    /// Sends the machine's events this way.
+    pub fn events(mut self, events: Option<Events>) -> Spec {
+        if let Some(Events { stream, began }) = events {
             self.events = Some(stream);
             self.began = began;
         }

@@ -156,7 +156,7 @@ fn save(control: &Control, name: String, files: Vec<OwnedFd>) -> Result<(), Fail
 
 /// The recipe for the machine, with open files of which nothing has been read.
 enum Opened {
-    Boot(Builder),
+    Boot(Box<Builder>),
     Snapshot(SnapshotFiles, Option<WorkingSet>),
 }
 
@@ -182,10 +182,10 @@ impl Opened {
                     cpus,
                 };
                 let builder = Builder::new(config);
-                Opened::Boot(match with_kvm {
+                Opened::Boot(Box::new(match with_kvm {
                     true => builder.open()?,
                     false => builder.open_files()?,
-                })
+                }))
             }
             Source::Snapshot { folder, pages } => {
                 let folder = path(folder);
@@ -207,7 +207,7 @@ impl Opened {
 
     fn read(self) -> Result<Builder, Failure> {
         Ok(match self {
-            Opened::Boot(builder) => builder,
+            Opened::Boot(builder) => *builder,
             Opened::Snapshot(files, pages) => {
                 let builder = Builder::restore(&files.read()?);
                 match pages {
