@@ -17,7 +17,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{LazyLock, Once};
 use std::thread;
 
 use minivm_machine::confine::{self, Walls};
@@ -67,6 +67,7 @@ const HOSTS: [Host; 4] = [
 impl Host {
     /// Makes this process one of that host's.
     fn enter(self) {
+        LazyLock::force(&HAS_LANDLOCK);
         if !self.root && geteuid().is_root() {
             let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
             rustix::thread::set_thread_groups(&[]).unwrap();
@@ -91,7 +92,7 @@ impl Host {
             true => &[],
             false => &["namespaces"],
         };
-        let by_kernel = |wall: &&&str| **wall != "Landlock" || has_landlock();
+        let by_kernel = |wall: &&&str| **wall != "Landlock" || *HAS_LANDLOCK;
         let missing: Vec<_> = missing.iter().filter(by_kernel).copied().collect();
         assert_eq!(missing, expected, "{walls:?}");
     }
@@ -112,11 +113,11 @@ fn refuse_namespaces() {
     seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
-/// Whether this kernel has all of Landlock.
-fn has_landlock() -> bool {
+/// Whether this kernel has all of Landlock. Behind the walls it can't be asked any more.
+static HAS_LANDLOCK: LazyLock<bool> = LazyLock::new(|| {
     // SAFETY: with this flag, which asks for the version, the call takes no structure.
     unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) >= 6 }
-}
+});
 
 /// Calls `act` behind the walls, in a child of a process of the same user that others may look into; returns how it ended.
 fn behind_walls(host: Host, act: impl FnOnce() -> String) -> Ended {
