@@ -23,9 +23,13 @@ mod command;
 use std::process::ExitCode;
 
 use minivm_guest::inherited;
-use minivm_machine::streams;
+use minivm_machine::{monitor, streams};
 
 fn main() -> ExitCode {
+    // Before anything else: a monitor does nothing but its job.
+    if let Some(code) = monitor::answer(command::MONITOR) {
+        return code;
+    }
     let ran = match inherited::put_right() {
         // Parsing the command line needs more stack than there is.
         Err(refused) if refused.is_of_the_stack() => Err(refused.into()),

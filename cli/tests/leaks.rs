@@ -1,5 +1,5 @@
 //! That sandboxes leave nothing behind in the process that runs them, and nothing on the host: no process, no thread, no file,
-//! no open file, no control group, no port. One sandbox after the other, alone in a process, so that all can be counted.
+//! no open file, no control group. One sandbox after the other, alone in a process, so that all can be counted.
 
 // Tests run: with the tools, alone
 
@@ -31,7 +31,6 @@ struct State {
     children: usize,
     threads: usize,
     open_files: BTreeSet<String>,
-    ports: BTreeSet<String>,
     groups: BTreeSet<PathBuf>,
     files: BTreeSet<PathBuf>,
 }
@@ -42,7 +41,6 @@ impl State {
             children: processes::below(std::process::id()).len(),
             threads: entries("/proc/self/task").count(),
             open_files: open_files(),
-            ports: ports(),
             groups: groups(),
             files: entries(temporary_files()).collect(),
         }
@@ -61,13 +59,11 @@ impl State {
         }
     }
 
-    /// As soon as it is the same, or as it is after a while: what a thread was about to close is no leak. Neither is a port on which
-    /// another process no longer listens.
+    /// As soon as it is the same, or as it is after a while: what a thread was about to close is no leak.
     fn settled(before: &State) -> State {
         let began = Instant::now();
         loop {
-            let mut now = State::now();
-            now.ports.extend(before.ports.iter().cloned());
+            let now = State::now();
             if now == *before || began.elapsed() > PATIENCE {
                 return now;
             }
@@ -100,18 +96,6 @@ fn open_files() -> BTreeSet<String> {
         (!own).then(|| format!("{} {}", path.display(), target.display()))
     });
     files.collect()
-}
-
-/// The sockets on whose ports processes of this host listen, by their inodes.
-fn ports() -> BTreeSet<String> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .map(|file| fs::read_to_string(file).unwrap_or_default());
-    let listening = tables.iter().flat_map(|table| table.lines());
-    let fields = listening.map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let listening = fields.filter(|fields| fields.get(3) == Some(&"0A"));
-    listening
-        .filter_map(|fields| fields.get(9).map(|&inode| inode.to_owned()))
-        .collect()
 }
 
 fn groups() -> BTreeSet<PathBuf> {

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use minivm_tests::code::{LOOP, RESET, show};
 use minivm_tests::kernel_file::Elf;
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, wait_until};
 use minivm_tests::program::ends_until;
 use minivm_tests::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
@@ -146,6 +146,45 @@ fn a_signal_ends_it_with_the_terminal_as_it_was() {
         session.signal(signal);
         assert_eq!(session.end().signal(), Some(signal.as_raw()), "{signal:?}");
     }
+}
+
+/// Writes to the console for ever.
+#[rustfmt::skip]
+const FLOOD: [u8; 7] = [
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xee, 0xeb, 0xfd,       // again: out dx, al; jmp again
+];
+
+/// Ends minivm's terminal as the user who closes its window does, and returns how minivm ends. `words` start it.
+fn hung_up(words: &[&str], code: &[u8]) -> ExitStatus {
+    let files = tempfile::tempdir().unwrap();
+    let path = files.path().join("kernel");
+    std::fs::write(&path, Elf::of_code(&[code]).bytes()).unwrap();
+    // In a session of its own, which has the terminal.
+    let mut command = Command::new("setsid");
+    command.arg("--ctty").args(words);
+    command.arg(env!("CARGO_BIN_EXE_minivm"));
+    command.args(["--accel", "kvm", "--kernel"]).arg(&path);
+    let terminal = Terminal::new(24, 80);
+    let mut child = terminal.start(&mut command);
+    wait_until("the terminal never becomes raw", || {
+        let settings = terminal.settings();
+        !settings.local_modes.contains(LocalModes::ICANON)
+    });
+    drop(terminal);
+    assert!(ends_until(&child, Instant::now() + PATIENCE), "no end");
+    child.wait().unwrap()
+}
+
+#[test]
+fn a_terminal_that_is_gone_ends_it() {
+    for code in [&LOOP[..], &FLOOD] {
+        let status = hung_up(&[], code);
+        assert_eq!(status.signal(), Some(Signal::HUP.as_raw()), "{status}");
+    }
+    // Where the signal is ignored, the output can't be written any more.
+    let status = hung_up(&["env", "--ignore-signal=HUP"], &FLOOD);
+    assert_eq!(status.code(), Some(125), "{status}");
 }
 
 #[test]

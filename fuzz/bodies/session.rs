@@ -49,12 +49,14 @@ pub(crate) fn run(data: &[u8]) {
         ..Session::new(Request::default())
     };
     let link = Link {
+        walls: None,
         greeted: false,
         from_guest: Box::new(Cursor::new(said)),
         to_guest: Box::new(io::sink()),
         stop: Box::new(|| {}),
         end: Box::new(|| {
             Ok(Ended {
+                host_memory: None,
                 orderly: true,
                 how: "it ended".into(),
             })

@@ -14,7 +14,7 @@ use super::copies::Files;
 use super::copy_out::{self, Budget};
 use super::limits::{Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, Outgoing, Stage};
-use super::{End, Error, Warning};
+use super::{End, Error, Walls, Warning};
 use crate::output::Capped;
 use crate::printable::printable;
 
@@ -65,6 +65,8 @@ impl Notes {
             hello: None,
             exec: None,
             log: None,
+            walls: None,
+            host_memory: None,
             exit: None,
         }
     }
@@ -113,6 +115,9 @@ pub(super) struct Notes {
     pub(super) exec: Option<Instant>,
     /// The guest's part of a timeline.
     pub(super) log: Option<KernelLog>,
+    /// The most memory of the process that had the machine, and the walls around it.
+    pub(super) host_memory: Option<u64>,
+    pub(super) walls: Option<Walls>,
     /// The exit that the guest reported, where that is the command's end.
     pub(super) exit: Option<Exit>,
 }

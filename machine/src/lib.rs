@@ -46,6 +46,8 @@
 //! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
 //! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
+//! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
+//! | [`confine`] | those walls |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
@@ -77,6 +79,7 @@ pub mod lab_machine;
 mod last_words;
 mod limits;
 mod local;
+pub mod monitor;
 mod outgoing;
 pub mod output;
 pub mod output_path;
@@ -101,11 +104,12 @@ use std::path::{Path, PathBuf};
 use minivm_guest::channel::Preparation;
 use minivm_guest::channel::frame::BODY_MAX;
 use minivm_image::io_error::HostError;
-use minivm_vmm::{Builder, Config, Kernel};
+use minivm_vmm::{Builder, Config, Kernel, Outcome};
 use serde::{Deserialize, Serialize};
 
 use lab::Processor;
 
+pub use confine::Walls;
 pub use copies::Files;
 pub use end::{Call, End};
 pub use files::CopyIn;
@@ -188,22 +192,6 @@ impl Accel {
             Accel::Lab { .. } => lab::unjailed_warning(),
         }
     }
-
-    /// Returns the most bytes of this host's memory that this process has held at a time, its machines' memory among them; `None`
-    /// for the lab. The number never falls, so it is that of one machine only where the process has run one.
-    pub fn host_memory(&self) -> Option<u64> {
-        match self {
-            Accel::Kvm => {
-                let status = std::fs::read_to_string("/proc/self/status").ok()?;
-                let line = status
-                    .lines()
-                    .find_map(|line| line.strip_prefix("VmHWM:"))?;
-                let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-                Some(kib << 10)
-            }
-            Accel::Lab { .. } => None,
-        }
-    }
 }
 
 /// A machine that was started, as a session uses it.
@@ -211,6 +199,8 @@ pub struct Link {
     /// Whether the guest's hello was read and its version checked, as a clone's was before it was saved. If not, the hello is the first
     /// message of `from_guest`.
     pub greeted: bool,
+    /// The walls around the monitor that runs the machine; `None` where it runs in this process, without walls, or in a lab.
+    pub walls: Option<Walls>,
     /// The frames that the guest sends. They end with the machine.
     pub from_guest: Box<dyn Read + Send>,
     /// The frames for the guest.
@@ -228,6 +218,35 @@ pub struct Ended {
     pub orderly: bool,
     /// A description for error messages.
     pub how: String,
+    /// The most bytes of this host's memory that the process with the machine has held at a time, the machine's among them; `None` for the
+    /// lab.
+    pub host_memory: Option<u64>,
+}
+
+impl Ended {
+    /// Describes a machine's end. `console` is the end of what its kernel has printed, if that was kept.
+    fn of(outcome: Outcome, console: Option<String>, host_memory: Option<u64>) -> Ended {
+        let orderly = outcome.is_orderly() || outcome == Outcome::Stopped;
+        let how = match console.filter(|_| !orderly) {
+            Some(console) => format!("{outcome}; its console:\n{console}"),
+            None => outcome.to_string(),
+        };
+        Ended {
+            orderly,
+            how,
+            host_memory,
+        }
+    }
+}
+
+/// Returns the most bytes of memory that a process has held at a time, by its `status` file.
+fn peak_memory(status: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(status).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
 }
 
 /// An error of a machine or of its session.
@@ -274,6 +293,12 @@ pub enum Error {
     /// The machine of a timeline failed, in the process that ran it.
     #[error("{0}")]
     Measured(String),
+    /// The monitor's process ended before it had reported the machine's end.
+    #[error("the machine's monitor ended before it: {0}")]
+    MonitorDied(String),
+    /// The monitor's process could not do its work.
+    #[error("{0}")]
+    InMonitor(String),
     /// A system call on the host failed.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -319,12 +344,15 @@ impl MachineSpec {
     /// As [`start`](Self::start)'s.
     pub fn start_watched(&self, accel: &Accel, watch: Option<Watch>) -> Result<Link, Error> {
         match accel {
-            Accel::Kvm => local::start(self, watch.and_then(Watch::observer)),
+            Accel::Kvm => local::start(self, watch),
             Accel::Lab { program, processor } => {
                 // Checked here as well: an error of the lab's would name the files as the lab does. Another architecture's kernel can
                 // only be checked there.
                 if processor.runs_this_program() {
-                    Builder::new(self.config()).check()?;
+                    match monitor::is_there() {
+                        true => monitor::Spec::boot(self.config()).check()?,
+                        false => Builder::new(self.config()).check()?,
+                    }
                 }
                 let events = watch.and_then(Watch::events);
                 remote::start(self, program.clone(), *processor, events)

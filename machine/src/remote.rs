@@ -53,6 +53,7 @@ pub(super) fn start(
                 return Ok(Ended {
                     orderly: false,
                     how,
+                    host_memory: None,
                 });
             }
             Ok(Ok(_)) => Ok(good("the machine ended")),
@@ -65,6 +66,7 @@ pub(super) fn start(
     };
     Ok(Link {
         greeted: false,
+        walls: None,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
         stop: match watched {
@@ -92,5 +94,6 @@ fn good(how: &str) -> Ended {
     Ended {
         orderly: true,
         how: how.into(),
+        host_memory: None,
     }
 }

@@ -19,6 +19,7 @@ use super::files::CopyIn;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{End, Ended, Error, Link};
+use crate::Walls;
 use crate::Warning;
 use crate::output::{Capped, Pending};
 use crate::signal::{ENDING, KILL, TERM};
@@ -89,6 +90,10 @@ pub struct Report {
     pub copy_failed: bool,
     /// The guest's part of a timeline, where [`Request::timeline`] asked for it.
     pub log: Option<KernelLog>,
+    /// See [`Link::walls`].
+    pub walls: Option<Walls>,
+    /// See [`Ended::host_memory`].
+    pub host_memory: Option<u64>,
     /// The session's start.
     pub begun: Instant,
     /// Time from there to the hello of the guest's init.
@@ -133,6 +138,7 @@ impl Session {
     pub fn run(mut self, link: Link) -> Result<Report, Error> {
         let Link {
             greeted,
+            walls,
             mut from_guest,
             to_guest,
             stop,
@@ -183,6 +189,7 @@ impl Session {
         let talked = conversation.listen(&mut from_guest);
         let mut truncated = conversation.stdout.truncated || conversation.stderr.truncated;
         let mut notes = conversation.notes;
+        notes.walls = walls;
         let dropped = conversation.stderr.failed.as_ref();
         notes.warnings.extend(dropped.map(Warning::not_written));
         let over = Instant::now();
@@ -199,6 +206,7 @@ impl Session {
         let asked = asking.join().unwrap_or(Ok(Vec::new()));
         feeder.into_iter().for_each(Feeder::end);
         let ended = end();
+        notes.host_memory = ended.as_ref().ok().and_then(|ended| ended.host_memory);
         notes.warnings.splice(0..0, asked?);
         let end = conclude(talked, stopper.why(), self.boot_limit, ended)?;
         if let Some(why) = why_nothing_more(&end, self.copy_out_grace.is_some()) {
@@ -451,6 +459,8 @@ impl Report {
             warnings: notes.warnings,
             copy_failed: notes.copy_failed,
             log: notes.log,
+            walls: notes.walls,
+            host_memory: notes.host_memory,
             begun: notes.begun,
             boot: hello - notes.begun,
             setup: since_hello - run,

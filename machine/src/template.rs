@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -10,12 +10,14 @@ use std::time::Duration;
 use minivm_guest::channel::frame::Decoder;
 use minivm_guest::channel::{Preparation, Refusal, Request, ToGuest, ToHost};
 use minivm_image::io_error::cannot;
-use minivm_vmm::{Builder, Memory, Observer, Snapshot, WorkingSet};
+use minivm_vmm::{Builder, Control, Snapshot, SnapshotFiles, WorkingSet};
 
 use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
 use super::session::{BOOT_LIMIT, Session};
-use super::{Error, Link, MachineSpec, local, wire};
+use super::{Error, Link, MachineSpec, Watch, local, monitor, wire};
+use crate::local::Greeted;
+use crate::monitor::Monitor;
 use crate::output::Pending;
 use crate::printable::printable;
 
@@ -36,10 +38,7 @@ pub(super) fn save(
     preparation: Preparation,
     folder: &Path,
 ) -> Result<Rings, Error> {
-    let builder = Builder::new(machine.config());
-    let (link, control) = local::launch(builder, machine.console, false, |from, to, memory| {
-        Ok(wire::wire(from, to, memory))
-    })?;
+    let (link, running) = start(machine)?;
     let Link {
         mut from_guest,
         mut to_guest,
@@ -54,11 +53,7 @@ pub(super) fn save(
     let saved = match (ready, stopper.why()) {
         (Ok(Some(rings)), None) => {
             thread::sleep(SETTLING);
-            control.pause();
-            control
-                .snapshot(folder)
-                .map(|()| rings)
-                .map_err(Error::Monitor)
+            running.save(folder).map(|()| rings)
         }
         (_, Some(Why::NoInit)) => Err(Error::NoTemplate(format!(
             "it was not ready within {BOOT_LIMIT:?}: the code that warms it does not end, or its init did not start"
@@ -74,6 +69,39 @@ pub(super) fn save(
     drop(from_guest);
     end()?;
     saved
+}
+
+/// A running machine that can be saved.
+enum Running {
+    Here(Control),
+    InMonitor(Monitor),
+}
+
+impl Running {
+    fn save(&self, folder: &Path) -> Result<(), Error> {
+        match self {
+            Running::Here(control) => {
+                control.pause();
+                Ok(control.snapshot(folder)?)
+            }
+            Running::InMonitor(monitor) => monitor.save(folder).map(drop),
+        }
+    }
+}
+
+/// Starts the machine, in a monitor if this program has any.
+fn start(machine: &MachineSpec) -> Result<(Link, Running), Error> {
+    if monitor::is_there() {
+        let spec = monitor::Spec::boot(machine.config());
+        let (link, monitor) = spec.start_session(machine.console, None)?;
+        return Ok((link, Running::InMonitor(monitor)));
+    }
+    let builder = Builder::new(machine.config());
+    let (machine, ends) = local::launch(builder, machine.console, |from, to, memory| {
+        Ok(wire::wire(from, to, memory))
+    })?;
+    let control = machine.control.clone();
+    Ok((machine.link(ends, false), Running::Here(control)))
 }
 
 /// Sends the preparation and waits until the guest has done it. Returns where its rings are, or `None` where the machine ends before.
@@ -115,9 +143,24 @@ fn until_ready(
 
 /// A machine that was saved when it was ready for a request.
 pub struct Saved {
-    snapshot: Snapshot,
+    source: Source,
     rings: Rings,
     pages: WorkingSet,
+}
+
+/// The snapshot of a saved machine.
+enum Source {
+    /// For clones in this process.
+    Here(Snapshot),
+    /// Its folder, whose files only monitors read.
+    ForMonitors(PathBuf),
+}
+
+/// A started clone.
+struct Clone {
+    link: Link,
+    /// Returns the pages that the clone has touched, once it has ended.
+    touched: Box<dyn FnOnce() -> Result<WorkingSet, Error>>,
 }
 
 impl Saved {
@@ -125,11 +168,17 @@ impl Saved {
     ///
     /// # Errors
     ///
-    /// As [`Snapshot::open`]'s.
+    /// As [`Snapshot::open`]'s. In a program with monitors these errors come when a clone is started, but for a folder without a snapshot.
     pub(crate) fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
         let pages = fs::read(folder.join(PAGES)).ok();
         Ok(Saved {
-            snapshot: Snapshot::open(folder)?,
+            source: match monitor::is_there() {
+                true => {
+                    SnapshotFiles::open(folder)?;
+                    Source::ForMonitors(folder.into())
+                }
+                false => Source::Here(Snapshot::open(folder)?),
+            },
             rings,
             // Without the list clones are slower, and no worse.
             pages: pages
@@ -144,31 +193,58 @@ impl Saved {
     ///
     /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Host`] where a pipe or a thread can't be made.
     pub fn resume(&self, console: bool) -> Result<Link, Error> {
-        self.resume_observed(console, None)
+        self.resume_watched(console, None)
     }
 
-    /// Starts a clone as [`resume`](Self::resume) does, whose exits the observer sees.
+    /// Starts a clone as [`resume`](Self::resume) does, with a watch over its exits.
     ///
     /// # Errors
     ///
     /// As [`resume`](Self::resume)'s.
-    pub fn resume_observed(
-        &self,
-        console: bool,
-        observer: Option<Arc<dyn Observer>>,
-    ) -> Result<Link, Error> {
-        let builder = Builder::restore(&self.snapshot).working_set(&self.pages);
-        let builder = local::observed(builder, observer);
-        self.launch(builder, console).map(|(link, _)| link)
+    pub fn resume_watched(&self, console: bool, watch: Option<Watch>) -> Result<Link, Error> {
+        let pages = Some(&self.pages);
+        self.launch(pages, console, watch).map(|clone| clone.link)
     }
 
-    fn launch(&self, builder: Builder, console: bool) -> Result<(Link, Option<Memory>), Error> {
-        let mut kept = None;
-        let (link, _) = local::launch(builder, console, true, |from, to, memory| {
-            kept = Some(memory.clone());
-            wire::resume(from, to, memory, self.rings).map_err(Error::Protocol)
-        })?;
-        Ok((link, kept))
+    fn launch(
+        &self,
+        pages: Option<&WorkingSet>,
+        console: bool,
+        watch: Option<Watch>,
+    ) -> Result<Clone, Error> {
+        let (events, observer) = Watch::parts(watch);
+        let greeted = Greeted { rings: self.rings };
+        match &self.source {
+            Source::ForMonitors(folder) => {
+                let mut spec = monitor::Spec::restore(folder, pages.cloned()).events(events);
+                spec.rehearsal = pages.is_none();
+                let (link, monitor) = spec.start_session(console, Some(greeted))?;
+                let touched = move || monitor.touched();
+                Ok(Clone {
+                    link,
+                    touched: Box::new(touched),
+                })
+            }
+            Source::Here(snapshot) => {
+                let mut builder = Builder::restore(snapshot);
+                if let Some(pages) = pages {
+                    builder = builder.working_set(pages);
+                }
+                let builder = local::observed(builder, observer);
+                let (machine, ends) = local::launch(builder, console, |from, to, memory| {
+                    wire::resume(from, to, memory, self.rings).map_err(Error::Protocol)
+                })?;
+                let memory = machine.memory.clone();
+                let touched = move || {
+                    let touched = WorkingSet::of(&memory);
+                    Ok(touched.map_err(cannot("find which pages were touched"))?)
+                };
+                Ok(Clone {
+                    link: machine.link(ends, true),
+                    touched: Box::new(touched),
+                })
+            }
+        }
     }
 
     /// Lets a clone serve `request`, and writes the list of pages that it touched, for other clones will touch them too.
@@ -185,14 +261,13 @@ impl Saved {
     ///
     /// As [`Session::run`]'s; [`Error::Host`] where the kernel doesn't report the pages.
     pub fn watch(&self, request: Request) -> Result<WorkingSet, Error> {
-        let (link, memory) = self.launch(Builder::restore(&self.snapshot), false)?;
+        let Clone { link, touched } = self.launch(None, false, None)?;
         let session = Session {
             timeout: Some(BOOT_LIMIT),
             ..Session::new(request)
         };
         session.run(link)?;
-        let memory = memory.expect("the machine has been launched");
-        Ok(WorkingSet::of(&memory).map_err(cannot("find which pages were touched"))?)
+        touched()
     }
 
     /// Returns the pages that clones get before they run.

@@ -24,14 +24,19 @@ use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION
 use minivm_machine::session::Event;
 use minivm_machine::signal::TERM;
 use minivm_machine::{Accel, CopyIn, End, Error, Link, MachineSpec, Session};
+use minivm_tests::growth::{alone, check};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::stress;
+use proptest::prelude::*;
 
 use guest_code::{LOOP, RAM, count_for_ever, say, say_for_ever, take_for_ever};
-use messages::{exit, told};
+use messages::{attack, exit, told};
 
 /// The time limit of guests that never get to a command's end.
 const SOON: Duration = Duration::from_millis(500);
+/// The time limit where there are many of them.
+const BRIEF: Duration = Duration::from_millis(50);
 /// The guests' memory.
 const MEMORY: u64 = 64 << 20;
 
@@ -58,10 +63,7 @@ struct Guest {
 impl Guest {
     /// Makes a guest with rings of one page each, and these messages in the ring to the host.
     fn new(messages: &[ToHost]) -> Self {
-        let mut ring = Vec::new();
-        messages
-            .iter()
-            .for_each(|message| message.encode(&mut ring));
+        let ring = encoded(messages);
         assert!(ring.len() <= PAGE);
         let mut guest = Guest {
             hello: hello(Some(DIRECTORY)),
@@ -447,4 +449,110 @@ fn a_guest_that_floods_the_uart_is_stopped() {
     guest.code = say_for_ever(guest.hello.len());
     let told = guest.told();
     assert!(told.ends_with("the most is 1048576"), "{told}");
+}
+
+/// What a hostile guest does once it has greeted the host.
+fn behaviour() -> impl Strategy<Value = Vec<u8>> {
+    let produced = DIRECTORY + Word::Produced.offset(Direction::ToHost) as u64;
+    prop_oneof![
+        3 => Just(LOOP.to_vec()),
+        1 => Just(take_for_ever()),
+        1 => Just(count_for_ever(produced)),
+        1 => (1..200_usize).prop_map(say_for_ever),
+    ]
+}
+
+/// Numbers at places of the directory: in its words, its number of pages, its addresses.
+fn lies() -> impl Strategy<Value = Vec<(usize, u32)>> {
+    let words = [Direction::ToHost, Direction::ToGuest]
+        .into_iter()
+        .flat_map(|direction| {
+            let all = [
+                Word::Produced,
+                Word::Consumed,
+                Word::WantsData,
+                Word::WantsRoom,
+            ];
+            all.map(|word| word.offset(direction))
+        });
+    let fields = [
+        DIRECTORY_PAGES,
+        DIRECTORY_ADDRESSES,
+        DIRECTORY_ADDRESSES + 8,
+        DIRECTORY_ADDRESSES + 12,
+    ];
+    let places: Vec<usize> = words.chain(fields).collect();
+    let number = prop_oneof![
+        0..5000_u32,
+        any::<u32>(),
+        (0..20_u32).prop_map(|bit| 1 << bit)
+    ];
+    prop::collection::vec((prop::sample::select(places), number), 0..3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: stress::count(40, 3000),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// The guest's memory, its positions and its UART are whatever an attacker likes, before the session and meanwhile.
+    #[test]
+    fn whatever_a_guest_does_with_its_rings_and_its_uart_the_session_ends(
+        messages in attack::stream(vec![encoded(&[ToHost::Started]), encoded(&[ToHost::FilesOf(0, None)])]),
+        by_rings: bool,
+        code in behaviour(),
+        lies in lies(),
+    ) {
+        let mut guest = Guest::new(&[]);
+        match by_rings {
+            true => {
+                guest.ring = messages;
+                guest.ring.truncate(PAGE);
+                guest.word(Direction::ToHost, Word::Produced, u32::try_from(guest.ring.len()).unwrap());
+                lies.iter().for_each(|(at, number)| guest.put(*at, &number.to_le_bytes()));
+            }
+            false => guest.hello = [hello(None), messages].concat(),
+        }
+        guest.code = code;
+        (guest.boot_limit, guest.timeout) = (BRIEF, BRIEF);
+        let (result, stdout) = guest.session();
+        prop_assert!(stdout.len() < 1 << 20);
+        if result.is_err() {
+            let line = told(result);
+            prop_assert!(line.len() < 2000 && !line.contains(char::is_control), "{:?}", line);
+        }
+    }
+}
+
+#[test]
+fn sessions_with_hostile_guests_leave_nothing_behind() {
+    alone("sessions_with_hostile_guests_leave_nothing_behind", || {
+        check(stress::count(3, 1000), || {
+            let start = [ToHost::Started, ToHost::Room(u32::MAX)];
+            let mut endless = Guest::new(&start);
+            endless.code = say_for_ever(endless.hello.len());
+            endless.timeout = BRIEF;
+            assert_eq!(endless.session().0.unwrap(), End::TimedOut);
+            let mut corrupt = Guest::new(&start);
+            corrupt.word(Direction::ToHost, Word::Produced, u32::MAX);
+            corrupt.told();
+            let mut silent = Guest::new(&[]);
+            silent.hello.clear();
+            silent.boot_limit = BRIEF;
+            silent.told();
+            let good = Guest::new(&[ToHost::Started, exit(3)]);
+            assert_eq!(good.session().0.unwrap(), End::Exited(3));
+        });
+    });
+}
+
+/// The encoded messages.
+fn encoded(messages: &[ToHost]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    messages
+        .iter()
+        .for_each(|message| message.encode(&mut bytes));
+    bytes
 }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use minivm_guest::channel::frame::{self, BODY_MAX};
 use minivm_guest::channel::{
     Hello, KernelLog, LOG_MAX, Refusal, Request, STDIN_WINDOW, Status, ToGuest, ToHost, VERSION,
+    Window,
 };
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_machine::session::Event;
@@ -28,9 +29,10 @@ use minivm_machine::signal::TERM;
 use minivm_machine::{CopyIn, End, Ended, Error, Files, Link, Report, Session, Warning};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::stress;
 use proptest::prelude::*;
 
-use messages::{exit, told};
+use messages::{attack, exit, told};
 
 /// The time limit of guests that never get to a command's end.
 const SOON: Duration = Duration::from_millis(300);
@@ -209,6 +211,7 @@ impl Scene {
         let was_stopped = Arc::new(AtomicBool::new(false));
         let stops = was_stopped.clone();
         let link = Link {
+            walls: None,
             greeted: self.greeted,
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
@@ -219,6 +222,7 @@ impl Scene {
             }),
             end: Box::new(|| {
                 Ok(Ended {
+                    host_memory: None,
                     orderly: true,
                     how: "the script is over".into(),
                 })
@@ -1004,49 +1008,62 @@ fn files_that_come_twice_end_the_session() {
     assert!(told.contains("files that were not asked for"), "{told}");
 }
 
-/// Generates what a guest may send: messages of every kind, with any content, and bytes that are no message.
-fn words() -> impl Strategy<Value = Vec<u8>> {
-    let bytes = || prop::collection::vec(any::<u8>(), 0..64);
-    let message = prop_oneof![
-        6 => Just(encoded(&[hello()])),
-        6 => Just(encoded(&[ToHost::Started])),
-        2 => Just(encoded(&[exit(0)])),
-        2 => any::<u32>().prop_map(|room| encoded(&[ToHost::Room(room)])),
-        3 => bytes().prop_map(|bytes| encoded(&[ToHost::Stdout(&bytes)])),
-        2 => bytes().prop_map(|bytes| encoded(&[ToHost::Stderr(&bytes)])),
-        3 => (0_u32..2, proptest::option::of(".*")).prop_map(|(number, why)| encoded(&[ToHost::FilesOf(number, why)])),
-        3 => bytes().prop_map(|bytes| encoded(&[ToHost::Files(&bytes)])),
-        2 => Just(encoded(&[ToHost::Files(&archive("copied")), ToHost::Files(b"")])),
-        1 => ".*".prop_map(|text| encoded(&[ToHost::Warning(text)])),
-        1 => ".*".prop_map(|text| encoded(&[ToHost::Refused(Refusal::Failed(text))])),
-        1 => bytes(),
-        // A frame of any kind and length whose body has another length.
-        2 => (0x80_u8..0x90, 0_u32..70, bytes()).prop_map(|(tag, len, body)| [&len.to_le_bytes()[..], &[tag], &body].concat()),
-    ];
-    (any::<bool>(), prop::collection::vec(message, 0..12)).prop_map(|(polite, messages)| {
-        let start = match polite {
-            true => encoded(&[hello(), ToHost::Started]),
-            false => Vec::new(),
-        };
-        [start, messages.concat()].concat()
-    })
+/// How a session begins, step by step, and how a copy of files does.
+fn beginning() -> Vec<Vec<u8>> {
+    let steps = [hello(), ToHost::Started, ToHost::FilesOf(0, None)];
+    steps.map(|step| encoded(&[step])).into()
+}
+
+/// Something that happens on the host meanwhile.
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        any::<u8>().prop_map(Event::Signal),
+        (any::<u16>(), any::<u16>())
+            .prop_map(|(rows, columns)| Event::Window(Window { rows, columns })),
+        (1..65_u8).prop_map(Event::Stop),
+    ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: stress::count(300, 20_000),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn whatever_a_guest_says_the_session_ends(words in words(), again: bool) {
+    fn whatever_a_guest_says_the_session_ends(
+        words in attack::stream(beginning()),
+        flags: [bool; 3],
+        max_output in proptest::option::of(0..100_u64),
+        events in prop::collection::vec(event(), 0..3),
+    ) {
+        let [again, greeted, timeline] = flags;
         let folder = tempfile::tempdir().unwrap();
-        let then = if again { Then::Repeats(0) } else { Then::Ends };
+        let then = match again {
+            true if words.is_empty() => Then::Waits,
+            true => Then::Repeats(0),
+            false => Then::Ends,
+        };
         let mut scene = copying(folder.path(), words, then);
-        scene.boot_limit = SOON;
+        scene.boot_limit = Duration::from_millis(20);
         scene.timeout = Some(Duration::from_millis(20));
         scene.stdin = Some(File::open("/dev/zero").unwrap().into());
-        if again && scene.words.is_empty() {
-            scene.then = Then::Waits;
-        }
-        let _ = scene.play();
+        (scene.greeted, scene.max_output, scene.events) = (greeted, max_output, events);
+        scene.request.timeline = timeline;
+        let stdout = scene.stdout.clone();
+        let played = scene.play_and_look();
+        prop_assert_eq!((played.held, played.stopped), (0, true), "its machine is still there");
         assert_untouched(folder.path());
+        if let Some(most) = max_output {
+            prop_assert!(stdout.bytes().len() as u64 <= most);
+        }
+        let lines = match &played.result {
+            Ok(report) => report.warnings.iter().map(ToString::to_string).collect(),
+            Err(_) => vec![told(played.result)],
+        };
+        for line in lines {
+            prop_assert!(line.len() < 2000 && !line.contains(char::is_control), "{:?}", line);
+        }
     }
 }

@@ -190,15 +190,15 @@ impl Microvm {
     /// Starts a machine, and returns the link to it and whether it was resumed from a template.
     fn link(&self, recipe: &Recipe, watch: Option<Watch>) -> Result<(Link, bool), Error> {
         let machine = &recipe.machine;
-        let observer = match &watch {
-            Some(Watch::Observer(observer)) => Some(observer.clone()),
-            Some(Watch::Events(_)) => return self.link_watched_in_lab(machine, watch),
-            None => None,
-        };
+        if watch.is_some() && self.accel != Accel::Kvm {
+            return self.link_watched_in_lab(machine, watch);
+        }
+        let again = watch.as_ref().map(Watch::try_clone).transpose();
+        let again = again.map_err(cannot("duplicate a socket"))?;
         let warm = match &self.start {
             Start::Boot => None,
             Start::TemplateOrBoot(templates) => templates
-                .start(recipe, &self.accel, observer)
+                .start(recipe, &self.accel, again)
                 .unwrap_or_else(|error| {
                     log::debug!("the machine boots, because its template cannot be used: {error}");
                     None
@@ -207,7 +207,7 @@ impl Microvm {
                 None
             }
             Start::Template(templates, template) => {
-                Some(templates.resume(template, machine.console, observer)?)
+                Some(templates.resume(template, machine.console, again)?)
             }
         };
         match warm {
@@ -337,11 +337,12 @@ fn finished(report: Report, accel: &Accel, warm: bool, build: Duration) -> Finis
             total: Duration::ZERO,
             user_time: exit.map(|exit| Duration::from_micros(exit.user_time)),
             system_time: exit.map(|exit| Duration::from_micros(exit.system_time)),
-            peak_memory: accel.host_memory(),
+            peak_memory: report.host_memory,
         },
         machine: Some(MachineRun {
             accel: accel.clone(),
             warm,
+            walls: report.walls,
             copy_failed: report.copy_failed,
             out_of_memory: exit.is_some_and(|exit| exit.out_of_memory),
             peak_memory: exit.map(|exit| exit.peak_memory),
@@ -383,6 +384,8 @@ mod tests {
             warnings: Vec::new(),
             copy_failed: false,
             log: None,
+            walls: None,
+            host_memory: None,
             begun: Instant::now(),
             boot: millis(4),
             setup: millis(8),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Backend, Capability, Error, Exception, VmOptions};
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
-use minivm_machine::{Accel, Call, CopyIn, End, Warning};
+use minivm_machine::{Accel, Call, CopyIn, End, Walls, Warning};
 
 /// The largest size of [`Program::Code`] in bytes: that of one argument in Linux (MAX_ARG_STRLEN, without its end).
 pub const CODE_MAX: usize = (128 << 10) - 1;
@@ -190,6 +190,8 @@ pub struct MachineRun {
     pub accel: Accel,
     /// Whether the machine was resumed from a template instead of booting.
     pub warm: bool,
+    /// The walls around the machine's monitor; `None` where it has none, as in the lab.
+    pub walls: Option<Walls>,
     /// Whether files could not be copied out; the warnings name them.
     pub copy_failed: bool,
     /// Whether the guest kernel's OOM killer ended a process: the command or another one.

@@ -166,6 +166,27 @@ impl Program {
         }
     }
 
+    /// Waits until `text` is in what it has written to stdout, or nothing more can come; returns whether it is.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than `patience`.
+    pub fn has_written(&mut self, text: &str, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !as_text(&self.stdout).contains(text) {
+            match self.take_output(deadline) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => panic!(
+                    "neither {text:?} nor an end; so far:\n{}\n{}",
+                    as_text(&self.stdout),
+                    processes()
+                ),
+            }
+        }
+        true
+    }
+
     /// Waits for its end.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
 //! The recipe: from a [`Config`] to a [`Machine`] that is paused before its first instruction.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -16,14 +16,15 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::Input;
 use crate::kvm::Created;
-use crate::machine::Machine;
+use crate::machine::{Entry, Machine};
 use crate::memory::GuestRam;
 use crate::observer::{Observer, Step, Steps};
+use crate::opened::{HostFiles, Opened};
 use crate::recorder::Recorder;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet, restore};
 use crate::vcpu::{Platform, Vcpu};
-use crate::{initramfs, kernel, kvm};
+use crate::{initramfs, kernel, kvm, random};
 
 /// The recipe for one machine: its configuration or snapshot, and the ends of its serial ports.
 ///
@@ -43,13 +44,14 @@ pub struct Builder {
     source: Source,
     working_set: Option<WorkingSet>,
     observer: Option<Arc<dyn Observer>>,
+    vcpu_thread: Option<Entry>,
     com1: Port,
     com2: Port,
 }
 
 /// The state that a machine begins with.
 enum Source {
-    Boot(Config),
+    Boot(Config, Opened),
     Snapshot(Snapshot),
     Prepared(Prepared),
 }
@@ -73,7 +75,7 @@ impl Port {
 impl Builder {
     /// Returns the recipe for a machine as `config` describes it, with serial ports that are connected to nothing.
     pub fn new(config: Config) -> Self {
-        Builder::from_source(Source::Boot(config))
+        Builder::from_source(Source::Boot(config, Opened::default()))
     }
 
     /// Returns the recipe for a machine that continues where the snapshot's was saved, with serial ports that are connected to
@@ -93,11 +95,22 @@ impl Builder {
         self
     }
 
+    /// Calls `enter` on each vCPU's thread before any vCPU runs the guest's first instruction: a thread can confine itself there. An
+    /// error of its ends the machine.
+    pub fn vcpu_thread(
+        mut self,
+        enter: impl Fn() -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.vcpu_thread = Some(Arc::new(enter));
+        self
+    }
+
     fn from_source(source: Source) -> Self {
         Builder {
             source,
             working_set: None,
             observer: None,
+            vcpu_thread: None,
             com1: Port::open_ended(),
             com2: Port::open_ended(),
         }
@@ -133,6 +146,63 @@ impl Builder {
         self
     }
 
+    /// Opens now what [`build`](Self::build) opens else: the kernel, the initramfs, `/dev/kvm`, `/proc/self/pagemap`. From then on
+    /// neither `build` nor the machine opens a file by its name, except to save into a folder by name. No file is read yet, so a
+    /// process can confine itself between this call and the next, before it looks at files that may be hostile.
+    ///
+    /// ```no_run
+    /// use minivm_vmm::{Builder, Config, Kernel};
+    ///
+    /// let builder = Builder::new(Config::new(Kernel::File("vmlinux".into()))).open()?;
+    /// // … here this process gives up its right to open files.
+    /// builder.build()?.run()?;
+    /// # minivm_vmm::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] or [`Error::File`] name the value or file that is wrong; [`Error::KvmMissing`],
+    /// [`Error::KvmPermission`], [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
+    pub fn open(mut self) -> Result<Self> {
+        match &mut self.source {
+            Source::Boot(config, opened) => {
+                *opened = Opened::files(config)?;
+                opened.host = Some(HostFiles::open()?);
+            }
+            Source::Snapshot(snapshot) => {
+                snapshot.host_files()?;
+            }
+            Source::Prepared(_) => {}
+        }
+        Ok(self)
+    }
+
+    /// Opens now what [`check`](Self::check) opens else, as [`open`](Self::open) does for [`build`](Self::build).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] or [`Error::File`] name the value or file that is wrong.
+    pub fn open_files(mut self) -> Result<Self> {
+        if let Source::Boot(config, opened) = &mut self.source {
+            *opened = Opened::files(config)?;
+        }
+        Ok(self)
+    }
+
+    /// Returns the descriptors that [`open`](Self::open) has opened, and those of the serial ports' inputs: a process that closes
+    /// all but the descriptors it needs keeps these. Those in the outputs, and in a machine that was made ahead of time, are
+    /// not among them.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all = match &self.source {
+            Source::Boot(_, opened) => opened.descriptors(),
+            Source::Snapshot(snapshot) => snapshot.descriptors(),
+            Source::Prepared(_) => Vec::new(),
+        };
+        let inputs = [&self.com1.input, &self.com2.input].into_iter().flatten();
+        all.extend(inputs.flat_map(Input::descriptors));
+        all
+    }
+
     /// Checks the configuration and its files as [`build`](Self::build) does before it needs KVM, and keeps nothing. A
     /// snapshot's files were checked when it was opened.
     ///
@@ -141,11 +211,12 @@ impl Builder {
     /// [`Error::Config`], [`Error::File`], [`Error::Kernel`] or [`Error::InitramfsTooLarge`] name the value or file that is
     /// wrong; [`Error::Host`] where the host has no memory for the guest, or no random bytes.
     pub fn check(&self) -> Result<()> {
-        let Source::Boot(config) = &self.source else {
+        let Source::Boot(config, opened) = &self.source else {
             return Ok(());
         };
         config.check()?;
-        load(config, &GuestRam::new(config.memory)?, Steps::default()).map(drop)
+        let ram = GuestRam::new(config.memory)?;
+        load(config, opened, &ram, Steps::default()).map(drop)
     }
 
     /// Builds the machine, paused before its first instruction, or before the next one after the snapshot.
@@ -158,7 +229,7 @@ impl Builder {
         let steps = Steps::to(self.observer.as_ref());
         steps.reached(Step::Begun);
         let (mut created, devices) = match self.source {
-            Source::Boot(config) => (boot(&config, steps)?, Devices::default()),
+            Source::Boot(config, opened) => (boot(&config, &opened, steps)?, Devices::default()),
             Source::Snapshot(snapshot) => restore::prepare(&snapshot, steps)?.wake()?,
             Source::Prepared(prepared) => prepared.wake()?,
         };
@@ -174,6 +245,7 @@ impl Builder {
         let mut machine = connect(created, devices, self.com1, self.com2)?;
         steps.reached(Step::Built);
         machine.observer = self.observer;
+        machine.vcpu_thread = self.vcpu_thread;
         Ok(machine)
     }
 }
@@ -187,36 +259,45 @@ fn observe(created: &mut Created, observer: &Arc<dyn Observer>) {
 }
 
 /// Makes a machine that is about to run its kernel's first instruction.
-fn boot(config: &Config, steps: Steps<'_>) -> Result<Created> {
+fn boot(config: &Config, opened: &Opened, steps: Steps<'_>) -> Result<Created> {
     config.check()?;
     let ram = GuestRam::new(config.memory)?;
     steps.reached(Step::MemoryReserved);
     // Both take milliseconds, and neither needs the other.
     let (loaded, created) = thread::scope(|scope| {
-        let loading = thread::Builder::new().spawn_scoped(scope, || load(config, &ram, steps));
-        let created = create(config.cpus, &ram, steps);
+        let loading =
+            thread::Builder::new().spawn_scoped(scope, || load(config, opened, &ram, steps));
+        let created = create(config.cpus, opened.host.clone(), &ram, steps);
         let loaded = match loading {
             Ok(loading) => loading.join().expect("loading doesn't panic"),
-            Err(_) => load(config, &ram, steps),
+            Err(_) => load(config, opened, &ram, steps),
         };
         (loaded, created)
     });
     let start = loaded?;
-    let (vm, irqchip, vcpus) = created?;
+    let (host, (vm, irqchip, vcpus)) = created?;
     start.set(&ram, &vcpus)?;
     Ok(Created {
         vcpus,
         irqchip,
         vm,
-        ram: Arc::new(ram),
+        kvm: host.kvm,
+        ram: Arc::new(ram.with_pagemap(host.pagemap)),
     })
 }
 
-/// Makes a machine in KVM whose processors are as after a reset.
-fn create(cpus: u8, ram: &GuestRam, steps: Steps<'_>) -> Result<(Arc<VmFd>, Irqchip, Vec<Vcpu>)> {
-    let kvm = kvm::open_kvm()?;
+/// Makes a machine in KVM whose processors are as after a reset. `host` may not be open yet.
+fn create(
+    cpus: u8,
+    host: Option<HostFiles>,
+    ram: &GuestRam,
+    steps: Steps<'_>,
+) -> Result<(HostFiles, (Arc<VmFd>, Irqchip, Vec<Vcpu>))> {
+    let host = host.map_or_else(HostFiles::open, Ok)?;
     steps.reached(Step::Opened);
-    kvm::create(&kvm, ram, |vm| create::create_vcpus(&kvm, vm, cpus), steps)
+    let vcpus = |vm: &VmFd| create::create_vcpus(&host.kvm, vm, cpus);
+    let created = kvm::create(&host.kvm, ram, vcpus, steps)?;
+    Ok((host, created))
 }
 
 /// Connects a machine with its devices.
@@ -225,6 +306,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         vcpus,
         irqchip,
         vm,
+        kvm,
         ram,
     } = created;
     let gate = Gate::new(u8::try_from(vcpus.len()).expect("checked against CPUS_MAX"))?;
@@ -245,19 +327,22 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
             com2,
             intake,
             vm,
+            kvm,
         }),
         pumps,
         observer: None,
+        vcpu_thread: None,
         ram,
     })
 }
 
 /// Fills guest RAM as a boot loader would; returns the point at which the kernel starts.
-fn load(config: &Config, ram: &GuestRam, steps: Steps<'_>) -> Result<Start> {
-    let kernel = kernel::load(&config.kernel, config.cmdline.len(), ram)?;
+fn load(config: &Config, opened: &Opened, ram: &GuestRam, steps: Steps<'_>) -> Result<Start> {
+    let file = opened.kernel.as_ref();
+    let kernel = kernel::load(&config.kernel, file, config.cmdline.len(), ram)?;
     steps.reached(Step::KernelLoaded);
     let initramfs = match &config.initramfs {
-        Some(path) => initramfs::load(path, &kernel, ram)?,
+        Some(path) => initramfs::load(path, opened, &kernel, ram)?,
         None => initramfs::Placed::default(),
     };
     steps.reached(Step::InitramfsLoaded);
@@ -269,9 +354,7 @@ fn load(config: &Config, ram: &GuestRam, steps: Steps<'_>) -> Result<Start> {
 /// Draws random bytes on the host, as a seed for the guest's random number generator.
 fn random_seed() -> Result<[u8; boot_data::SEED_LEN]> {
     let mut seed = [0; boot_data::SEED_LEN];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut seed))
-        .map_err(Error::host("/dev/urandom"))?;
+    random::fill(&mut seed).map_err(Error::host("random bytes"))?;
     Ok(seed)
 }
 

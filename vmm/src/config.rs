@@ -115,6 +115,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn refusal(change: impl FnOnce(&mut Config)) -> String {
@@ -133,5 +135,19 @@ mod tests {
         assert!(refusal(|c| c.cmdline = "x".repeat(2048)).contains("2048 bytes"));
         assert!(refusal(|c| c.cmdline = "a\0b".into()).contains("0x00 at 1"));
         assert!(refusal(|c| c.cmdline = "ü".into()).contains("0xc3 at 0"));
+    }
+
+    proptest! {
+        /// A command line that is taken is handed to the kernel as it stands: it has no byte that ends it or starts a line.
+        #[test]
+        fn a_command_line_is_printable_and_fits_or_is_refused(
+            text in prop_oneof![".{0,40}", "[ -~]{0,60}", "[ -~]{2040,2060}", "[ -~]{0,9}[\\x00-\\x1f\\x7f-\u{e9}][ -~]{0,9}"]
+        ) {
+            let fits = text.len() <= 2047 && text.chars().all(|c| (' '..='~').contains(&c));
+            let config = Config { cmdline: text, ..Config::new(Kernel::Code(vec![0xf4])) };
+            let checked = config.check().map_err(|error| error.to_string());
+            prop_assert_eq!(checked.is_ok(), fits);
+            prop_assert!(checked.err().is_none_or(|line| !line.contains(char::is_control)));
+        }
     }
 }

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::memory::GuestRam;
 use crate::outcome::Outcome;
-use crate::snapshot::capture::Frozen;
+use crate::snapshot::SaveFiles;
+use crate::snapshot::capture::{Captured, Frozen};
 use crate::vcpu::Platform;
 
 /// A handle to a machine for other threads than the one that runs it. Cheap to clone.
@@ -42,13 +43,29 @@ impl Control {
     /// [`Error::NotPaused`] where the machine runs, has ended, or ends meanwhile; [`Error::Save`] where the snapshot can't be
     /// written, in which case an older one in the folder is still whole; [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.at_rest(|machine| machine.save(folder.as_ref()))
+    }
+
+    /// Saves the machine, which must be paused, as [`snapshot`](Self::snapshot) does, into `files`, which are new and empty, and
+    /// have reached the disk when this returns. It opens nothing. Whatever has made the files publishes or deletes them
+    /// ([`SnapshotFolder`](crate::SnapshotFolder)).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`snapshot`](Self::snapshot); [`Error::Save`] has the memory file's name for a path.
+    pub fn snapshot_into(&self, files: &SaveFiles) -> Result<()> {
+        self.at_rest(|machine| machine.write(files))
+    }
+
+    /// Captures the paused machine's state, and keeps the machine at rest while `save` saves it.
+    fn at_rest(&self, save: impl FnOnce(Captured<'_>) -> Result<()>) -> Result<()> {
         // Behind the RAM, so that KVM's descriptors are closed first if the machine ends meanwhile.
         let ram = self.ram.upgrade().ok_or(Error::NotPaused)?;
         let platform = self.platform.upgrade().ok_or(Error::NotPaused)?;
         let held = self.gate.hold()?;
         let frozen = Frozen::new(&platform);
-        let vcpus = held.save(Inventory::of_this_host(&platform.vm)?)?;
-        frozen.save(folder.as_ref(), vcpus, &ram)
+        let vcpus = held.save(Inventory::of_this_host(&platform.kvm, &platform.vm)?)?;
+        save(frozen.capture(vcpus, &ram)?)
     }
 
     /// Ends the machine with [`Outcome::Stopped`], if it hasn't ended already; returns at once.

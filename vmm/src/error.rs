@@ -3,18 +3,22 @@
 //! The operating system's reason is the [`source`](std::error::Error::source) of an error and is not repeated in its text, so
 //! a program prints the chain once.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::arch::text;
 use crate::kernel::error::KernelError;
+use crate::sent;
 use crate::snapshot::error::SnapshotError;
 
 /// The result of all functions of this crate that can fail with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The reason for which a machine could not be built, saved or run on.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Error {
     /// The configuration asks for something that no machine can have; the text says what and names the bounds.
@@ -33,7 +37,7 @@ pub enum Error {
 
     /// This host's KVM lacks something that minivm builds on.
     #[error("this host's KVM has no {0}; Linux 4.10 or newer has it")]
-    KvmLacks(&'static str),
+    KvmLacks(Cow<'static, str>),
 
     /// `/dev/kvm` can be opened, but its KVM can't run a kernel.
     #[error("this host's KVM cannot run a kernel: {0}")]
@@ -43,19 +47,22 @@ pub enum Error {
     #[error("{call} failed")]
     Kvm {
         /// The call's name as the KVM API documents it.
-        call: &'static str,
+        call: Cow<'static, str>,
         /// The operating system's reason.
+        #[serde(with = "sent::io_error")]
         source: io::Error,
     },
 
     /// A file could not be opened or read.
     #[error("cannot read the {what} {}", path.display())]
     File {
-        /// The file's role: `kernel`, `initramfs` or `snapshot`.
-        what: &'static str,
+        /// The file's role, such as `kernel`, `initramfs` or `snapshot`.
+        what: Cow<'static, str>,
         /// Its path, as it was given.
+        #[serde(with = "sent::path")]
         path: PathBuf,
         /// The operating system's reason.
+        #[serde(with = "sent::io_error")]
         source: io::Error,
     },
 
@@ -63,6 +70,7 @@ pub enum Error {
     #[error("cannot boot {}", path.display())]
     Kernel {
         /// Its path, as it was given.
+        #[serde(with = "sent::path")]
         path: PathBuf,
         /// The file's defect.
         source: KernelError,
@@ -74,6 +82,7 @@ pub enum Error {
     )]
     InitramfsTooLarge {
         /// Its path, as it was given.
+        #[serde(with = "sent::path")]
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
@@ -85,6 +94,7 @@ pub enum Error {
     #[error("cannot restore {}", path.display())]
     Snapshot {
         /// The snapshot's folder, as it was given.
+        #[serde(with = "sent::path")]
         path: PathBuf,
         /// The snapshot's defect.
         source: SnapshotError,
@@ -100,8 +110,10 @@ pub enum Error {
     #[error("cannot save {}", path.display())]
     Save {
         /// The snapshot's folder, as it was given.
+        #[serde(with = "sent::path")]
         path: PathBuf,
         /// The operating system's reason.
+        #[serde(with = "sent::io_error")]
         source: io::Error,
     },
 
@@ -113,14 +125,27 @@ pub enum Error {
     #[error("cannot get {what}")]
     Host {
         /// The resource.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The operating system's reason.
+        #[serde(with = "sent::io_error")]
         source: io::Error,
     },
 
+    /// What [`Builder::vcpu_thread`](crate::Builder::vcpu_thread) was given failed on a thread.
+    #[error("cannot prepare a vCPU's thread")]
+    VcpuThread(
+        #[source]
+        #[serde(with = "sent::io_error")]
+        io::Error,
+    ),
+
     /// The writer of a serial port's output failed.
     #[error("cannot write the guest's serial output")]
-    Output(#[source] io::Error),
+    Output(
+        #[source]
+        #[serde(with = "sent::io_error")]
+        io::Error,
+    ),
 
     /// KVM handed back a vCPU for a reason that minivm doesn't handle. The guest did something that this processor
     /// or this KVM can't virtualize.
@@ -139,7 +164,7 @@ impl Error {
     /// Wraps the failure of the KVM call named `call`; made to stand in a `map_err`.
     pub(crate) fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
         move |errno| Error::Kvm {
-            call,
+            call: call.into(),
             source: errno.into(),
         }
     }
@@ -147,7 +172,7 @@ impl Error {
     /// Wraps the failure to get the resource `what` from the host; made to stand in a `map_err`.
     pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::Host {
-            what,
+            what: what.into(),
             source: source.into(),
         }
     }

@@ -13,7 +13,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -76,10 +76,8 @@ struct Slot {
 impl Gate {
     /// Makes a closed gate for `vcpus` vCPUs.
     pub(crate) fn new(vcpus: u8) -> Result<Arc<Self>> {
-        static HANDLER: Once = Once::new();
-        HANDLER.call_once(|| {
-            register_signal_handler(SIGRTMIN(), ignore).expect("SIGRTMIN can be handled");
-        });
+        register_signal_handler(SIGRTMIN(), ignore)
+            .map_err(Error::host("a handler for the signal SIGRTMIN"))?;
         let ended = EventFd::new(libc::EFD_CLOEXEC).map_err(Error::host("an event descriptor"))?;
         Ok(Arc::new(Gate {
             phase: AtomicU8::new(Phase::Paused as u8),
@@ -193,7 +191,7 @@ impl Gate {
             Phase::Paused | Phase::Ended => {}
         }
         while self.phase() == Phase::Paused && !inner.all_parked() {
-            inner = self.wait(inner);
+            inner = self.wait_and_kick(inner);
         }
     }
 
@@ -222,7 +220,10 @@ impl Gate {
         inner.outcome = Some(outcome);
         inner.kick_all();
         self.changed.notify_all();
-        self.ended.write(1).expect("an event descriptor takes a 1");
+        if let Err(error) = self.ended.write(1) {
+            // The event loop sees the end when its timer next wakes it.
+            log::warn!("the event loop can't be woken: {error}");
+        }
     }
 
     /// Records whether vCPU `id` is halted for ever. If all vCPUs seem to be, they are stopped for a closer look: one that
@@ -258,14 +259,7 @@ impl Gate {
     pub(crate) fn wait_until_left(&self) {
         let mut inner = self.lock();
         while inner.slots.iter().any(|slot| slot.kick.is_some()) {
-            let (guard, waited) = self
-                .changed
-                .wait_timeout(inner, REPEAT)
-                .unwrap_or_else(PoisonError::into_inner);
-            inner = guard;
-            if waited.timed_out() {
-                inner.kick_all();
-            }
+            inner = self.wait_and_kick(inner);
         }
     }
 
@@ -296,6 +290,18 @@ impl Gate {
         self.changed
             .wait(inner)
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a change, and kicks the threads again after a while: the kernel sends no more signals than its user may have pending.
+    fn wait_and_kick<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        let (inner, waited) = self
+            .changed
+            .wait_timeout(inner, REPEAT)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            inner.kick_all();
+        }
+        inner
     }
 
     /// Takes the lock. Code that holds it doesn't panic, so a poisoned one is as good as any.
@@ -398,7 +404,11 @@ impl Kick {
         flag.store(1, Ordering::SeqCst);
         // SAFETY: the thread has not ended: before it does, it removes its slot's kick.
         let error = unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
-        debug_assert_eq!(error, 0, "{}", io::Error::from_raw_os_error(error));
+        if error != 0 {
+            // With too many signals of this user's pending, it fails until they are taken; the gate repeats it.
+            let error = io::Error::from_raw_os_error(error);
+            log::debug!("a vCPU's thread can't be signalled: {error}");
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, Volatile
 use crate::error::{Error, Result};
 use crate::kernel::{self, Loaded};
 use crate::memory::{GuestRam, HUGE_PAGE};
+use crate::opened::{self, OpenFile, Opened};
 
 /// The place of the initramfs in guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,25 +30,40 @@ const SHARE_MIN: u64 = 8 << 20;
 ///
 /// All processors copy it: mapped, the file would cost the guest a nested page fault for every 4 KiB of it; huge pages cost
 /// one for 2 MiB. Most of the time goes into making these pages present, which scales with processors.
-pub(crate) fn load(path: &Path, kernel: &Loaded, ram: &GuestRam) -> Result<Placed> {
-    let (file, size) = kernel::open("initramfs", path)?;
+///
+/// The file at `path` may have been opened.
+pub(crate) fn load(
+    path: &Path,
+    opened: &Opened,
+    kernel: &Loaded,
+    ram: &GuestRam,
+) -> Result<Placed> {
+    let late;
+    let file = match &opened.initramfs {
+        Some(file) => file,
+        None => {
+            late = OpenFile::initramfs(path)?;
+            &late
+        }
+    };
+    let size = file.size;
     let top = kernel::low_ram_end(ram).min(kernel.initramfs_end);
     let placed = place(size, kernel.end.0, top).ok_or_else(|| Error::InitramfsTooLarge {
         path: path.into(),
         size,
         room: top.saturating_sub(kernel.end.0),
     })?;
-    copy(&file, placed, ram).map_err(|source| Error::File {
-        what: "initramfs",
+    let processors = opened.processors.unwrap_or_else(opened::processors);
+    copy(&file.file, placed, ram, processors).map_err(|source| Error::File {
+        what: "initramfs".into(),
         path: path.into(),
         source,
     })?;
     Ok(placed)
 }
 
-/// Copies the file to its place.
-fn copy(file: &File, placed: Placed, ram: &GuestRam) -> io::Result<()> {
-    let processors = thread::available_parallelism().map_or(1, |number| number.get() as u64);
+/// Copies the file to its place, by at most so many threads as there are processors.
+fn copy(file: &File, placed: Placed, ram: &GuestRam, processors: u64) -> io::Result<()> {
     let threads = processors.min(placed.size / SHARE_MIN).max(1);
     let share = placed
         .size
@@ -133,13 +149,13 @@ mod tests {
         file.write_all(&bytes).unwrap();
         let ram = GuestRam::new(64 << 20).unwrap();
         let placed = place(bytes.len() as u64, 0, kernel::low_ram_end(&ram)).unwrap();
-        copy(&file, placed, &ram).unwrap();
+        copy(&file, placed, &ram, 4).unwrap();
         let mut read = vec![0; bytes.len()];
         let start = GuestAddress(placed.start);
         ram.map().read_slice(&mut read, start).unwrap();
         assert!(read == bytes);
         file.set_len(39_000_000).unwrap();
-        assert!(copy(&file, placed, &ram).is_err(), "it became shorter");
+        assert!(copy(&file, placed, &ram, 4).is_err(), "it became shorter");
     }
 
     #[test]

@@ -10,17 +10,16 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::bus::lock;
-use crate::devices::uart::Uart;
+use crate::devices::uart::{Room, Uart};
 
 /// The device number of `/dev/ptmx`, the other end of a terminal: opening it again makes another terminal.
 const TERMINAL_MULTIPLEXER: libc::dev_t = libc::makedev(5, 2);
@@ -38,7 +37,7 @@ pub struct Input {
     source: File,
     way: Way,
     /// The descriptor that `source` was opened anew from. It stays open: a pipe that is open for writing too has no end.
-    _given: Option<File>,
+    given: Option<File>,
 }
 
 /// The way to read from a source without waiting.
@@ -62,12 +61,12 @@ impl From<OwnedFd> for Input {
             Some(source) => Input {
                 source,
                 way: Way::Plain,
-                _given: Some(given),
+                given: Some(given),
             },
             None => Input {
                 source: given,
                 way,
-                _given: None,
+                given: None,
             },
         }
     }
@@ -134,6 +133,12 @@ impl Input {
         }
     }
 
+    /// Returns the descriptors that the input needs open.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let given = self.given.iter().map(AsFd::as_fd);
+        given.chain([self.source.as_fd()])
+    }
+
     /// Connects the input to `uart`. As long as `intake` is locked, no byte is between the two.
     pub(crate) fn pump(self, uart: Arc<Mutex<Uart>>, intake: Arc<Mutex<()>>) -> Pump {
         let room = lock(&uart).room();
@@ -189,17 +194,31 @@ pub(crate) struct Pump {
     watched: bool,
     uart: Arc<Mutex<Uart>>,
     intake: Arc<Mutex<()>>,
-    room: Arc<EventFd>,
+    room: Arc<Room>,
 }
 
 impl Pump {
-    /// Moves as much as the UART takes, once.
+    /// Returns the descriptor that becomes readable when the UART has room: the event loop watches it.
+    pub(crate) fn room(&self) -> RawFd {
+        self.room.event().as_raw_fd()
+    }
+
+    /// Moves as much as the UART takes, once. Where the source isn't watched afterwards, the next room is awaited; the UART is
+    /// locked from the look at it until then, so that none is missed.
     fn fill(&mut self) -> io::Result<Filled> {
         let intake = self.intake.clone();
         let _taking = lock(&intake);
-        let capacity = lock(&self.uart).capacity();
-        let Some(source) = self.source.as_ref().filter(|_| capacity > 0) else {
+        let Some(source) = &self.source else {
             return Ok(Filled::NoRoom);
+        };
+        let capacity = {
+            let mut uart = lock(&self.uart);
+            let capacity = uart.capacity();
+            if capacity == 0 {
+                uart.await_room();
+                return Ok(Filled::NoRoom);
+            }
+            capacity
         };
         if self.early.is_empty() {
             let mut buffer = [0; 64];
@@ -213,9 +232,13 @@ impl Pump {
         let mut uart = lock(&self.uart);
         let taken = uart.capacity().min(self.early.len());
         if taken == 0 {
+            uart.await_room();
             return Ok(Filled::NoRoom);
         }
         let early: Vec<_> = self.early.drain(..taken).collect();
+        if !(self.watched && self.early.is_empty()) {
+            uart.await_room();
+        }
         uart.receive(&early).map(|()| Filled::Some)
     }
 
@@ -230,9 +253,16 @@ impl Pump {
         if self.watched {
             return;
         }
-        self.watched = ops.add(Events::new(&source.source, EventSet::IN)).is_ok();
-        if !self.watched {
-            self.advance(ops);
+        match ops.add(Events::new(&source.source, EventSet::IN)) {
+            Ok(()) => self.watched = true,
+            // A regular file.
+            Err(event_manager::Error::Epoll(errno)) if errno.errno() == libc::EPERM => {
+                self.advance(ops);
+            }
+            Err(error) => {
+                log::warn!("a serial port's input ends, because it cannot be watched: {error}");
+                self.close(ops);
+            }
         }
     }
 
@@ -269,15 +299,11 @@ enum Filled {
 }
 
 impl MutEventSubscriber for Pump {
-    fn init(&mut self, ops: &mut EventOps) {
-        ops.add(Events::new(&*self.room, EventSet::IN))
-            .expect("an event descriptor can be watched");
-    }
+    fn init(&mut self, _ops: &mut EventOps) {}
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.room.as_raw_fd() {
-            // More than one may have been counted; one look is enough.
-            let _ = self.room.read();
+        if events.fd() == self.room.event().as_raw_fd() {
+            let _ = self.room.event().read();
             self.watch(ops);
         } else {
             self.advance(ops);

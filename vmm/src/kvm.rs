@@ -20,6 +20,7 @@ pub(crate) struct Created {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) irqchip: Irqchip,
     pub(crate) vm: Arc<VmFd>,
+    pub(crate) kvm: Arc<Kvm>,
     // Behind KVM's descriptors, so that it is unmapped when they are closed.
     pub(crate) ram: Arc<GuestRam>,
 }
@@ -54,7 +55,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
     // The API's version has been 12 since Linux 2.6.22; the manual says to refuse any other. Capabilities say what a
     // given KVM can do. (KVM API 4.1, KVM_GET_API_VERSION.)
     if kvm.get_api_version() != 12 {
-        return Err(Error::KvmLacks("API version 12"));
+        return Err(Error::KvmLacks("API version 12".into()));
     }
     let needed = [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -64,7 +65,7 @@ pub(crate) fn open_kvm() -> Result<Kvm> {
         // Zero means that this KVM lacks it; the meaning of other numbers depends on the capability.
         // (KVM API 4.4, KVM_CHECK_EXTENSION.)
         if !kvm.check_extension(cap) {
-            return Err(Error::KvmLacks(name));
+            return Err(Error::KvmLacks(name.into()));
         }
     }
     Ok(kvm)

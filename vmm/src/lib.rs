@@ -29,12 +29,17 @@
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
 //! devices' state set instead of reset. A [`Pool`] makes them ahead of time.
 //!
+//! A process can give up its right to open files before it looks at any: [`Builder::open`] and [`SnapshotFiles::open`] open what
+//! is read later, [`Control::snapshot_into`] saves into files that are open, and [`Builder::vcpu_thread`] is for what a vCPU's
+//! thread gives up beyond that.
+//!
 //! # Modules
 //!
 //! | module | holds |
 //! |---|---|
 //! | `config`, `error`, `outcome` | a machine's description, its failures, its end |
 //! | `builder` | the recipe: from a [`Config`] or a [`Snapshot`] to a paused [`Machine`] |
+//! | `opened` | the files that a machine is made of, opened ahead |
 //! | `kvm` | the KVM calls that make a machine |
 //! | `memory` | guest RAM as memory of this process |
 //! | `kernel`, `initramfs` | the loaders of kernels and of the initramfs |
@@ -43,6 +48,7 @@
 //! | `devices`, `input` | two UARTs and the bus; input for the UARTs |
 //! | `snapshot`, `pool` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
+//! | `random` | the host's random numbers |
 //! | `probe`, `survey` | a test of the host's KVM; what it has and lacks |
 //!
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
@@ -84,14 +90,21 @@ mod kvm;
 mod machine;
 mod memory;
 mod observer;
+mod opened;
 mod outcome;
 mod pool;
 mod probe;
+mod random;
 mod recorder;
+mod sent;
 mod snapshot;
 mod statistics;
 mod survey;
 mod vcpu;
+
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use arch::layout;
 pub use builder::Builder;
@@ -106,6 +119,8 @@ pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
 pub use pool::Pool;
 pub use probe::{create_vm_time, probe};
-pub use snapshot::{Prepared, Snapshot, SnapshotError, WorkingSet};
+pub use snapshot::{
+    Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,
+};
 pub use statistics::Statistic;
 pub use survey::{Finding, survey};

@@ -1,8 +1,10 @@
 //! A built machine: its threads, its event loop, its end.
 
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -18,7 +20,8 @@ use crate::input::Pump;
 use crate::memory::{GuestRam, Memory};
 use crate::observer::{Observer, Step, Steps};
 use crate::outcome::Outcome;
-use crate::snapshot::capture::Frozen;
+use crate::snapshot::SaveFiles;
+use crate::snapshot::capture::{Captured, Frozen};
 use crate::statistics::Statistics;
 use crate::vcpu::{Platform, Vcpu};
 
@@ -27,6 +30,10 @@ use crate::vcpu::{Platform, Vcpu};
 /// machines that are checked ten times a second keep a processor busy.
 const HALT_CHECK: Duration = Duration::from_millis(100);
 const HALT_CHECK_MAX: Duration = Duration::from_millis(800);
+
+/// What each vCPU's thread calls first.
+type EntryFn = dyn Fn() -> io::Result<()> + Send + Sync;
+pub(crate) type Entry = Arc<EntryFn>;
 
 /// A machine that has been built and is paused before its first instruction.
 ///
@@ -47,6 +54,7 @@ pub struct Machine {
     pub(crate) platform: Arc<Platform>,
     pub(crate) pumps: Vec<Pump>,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) vcpu_thread: Option<Entry>,
     // Last, so that it is unmapped after KVM's descriptors, which the others hold, are closed.
     pub(crate) ram: Arc<GuestRam>,
 }
@@ -69,13 +77,28 @@ impl Machine {
     /// [`Error::Save`] where the snapshot can't be written, in which case an older one in the folder is still whole;
     /// [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let inventory = Inventory::of_this_host(&self.platform.vm)?;
+        self.at_rest(|machine| machine.save(folder.as_ref()))
+    }
+
+    /// Saves the machine, which has not run yet, as [`Control::snapshot_into`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`snapshot`](Self::snapshot); [`Error::Save`] has the memory file's name for a path.
+    pub fn snapshot_into(&self, files: &SaveFiles) -> Result<()> {
+        self.at_rest(|machine| machine.write(files))
+    }
+
+    /// Captures the machine's state, and keeps its devices at rest while `save` saves it.
+    fn at_rest(&self, save: impl FnOnce(Captured<'_>) -> Result<()>) -> Result<()> {
+        let inventory = Inventory::of_this_host(&self.platform.kvm, &self.platform.vm)?;
         let vcpus = self
             .vcpus
             .iter()
             .map(|vcpu| VcpuState::of(vcpu, &inventory))
             .collect::<Result<_>>()?;
-        Frozen::new(&self.platform).save(folder.as_ref(), vcpus, &self.ram)
+        let frozen = Frozen::new(&self.platform);
+        save(frozen.capture(vcpus, &self.ram)?)
     }
 
     /// Returns a handle to the machine's RAM.
@@ -87,7 +110,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`Error::Host`] where a thread can't be started, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
+    /// [`Error::Host`] where a thread can't be started, [`Error::VcpuThread`] where one can't be prepared, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
     /// [`Error::Output`] where the serial output can't be written.
     pub fn run(self) -> Result<Outcome> {
         let Machine {
@@ -95,6 +118,7 @@ impl Machine {
             platform,
             pumps,
             observer,
+            vcpu_thread,
             ram,
         } = self;
         let steps = Steps::to(observer.as_ref());
@@ -102,7 +126,7 @@ impl Machine {
             .as_ref()
             .map(|_| Statistics::open(&platform.vm, &vcpus));
         let gate = platform.gate.clone();
-        let (threads, started) = start(vcpus, &platform);
+        let (threads, started) = start(vcpus, &platform, vcpu_thread.as_ref());
         let served = started.and_then(|()| {
             gate.resume();
             serve(&gate, pumps)
@@ -134,35 +158,87 @@ impl Machine {
     }
 }
 
-/// Starts a thread for each vCPU; the threads wait at the gate. Returns those that were started even if one could not be.
-fn start(vcpus: Vec<Vcpu>, platform: &Arc<Platform>) -> (Vec<JoinHandle<()>>, Result<()>) {
+/// Starts a thread for each vCPU; the threads call `enter`, if there is one, and wait at the gate. Returns those that were started
+/// even if one could not be.
+fn start(
+    vcpus: Vec<Vcpu>,
+    platform: &Arc<Platform>,
+    enter: Option<&Entry>,
+) -> (Vec<JoinHandle<()>>, Result<()>) {
     let mut threads = Vec::new();
+    let (sender, entered) = channel();
     for vcpu in vcpus {
         let platform = platform.clone();
+        let enter = enter.map(|enter| (enter.clone(), sender.clone()));
         let builder = thread::Builder::new()
             .name(format!("vcpu{}", vcpu.id))
             .stack_size(256 << 10);
-        match builder.spawn(move || vcpu.run(&platform)) {
+        let run = move || {
+            if enter.is_none_or(|(enter, sender)| passes(&*enter, &sender)) {
+                vcpu.run(&platform);
+            }
+        };
+        match builder.spawn(run) {
             Ok(thread) => threads.push(thread),
             Err(error) => return (threads, Err(Error::host("a thread for a vCPU")(error))),
         }
     }
-    (threads, Ok(()))
+    drop(sender);
+    let wanted = if enter.is_some() { threads.len() } else { 0 };
+    let all = (0..wanted).try_for_each(|_| match entered.recv() {
+        Ok(entered) => entered.map_err(Error::VcpuThread),
+        Err(_) => Err(Error::VcpuThread(io::Error::other("it panicked"))),
+    });
+    (threads, all)
+}
+
+/// Calls `enter` on a vCPU's thread, and sends its result to the machine's. Returns whether it has succeeded.
+fn passes(enter: &EntryFn, sender: &Sender<io::Result<()>>) -> bool {
+    let entered = enter();
+    let passes = entered.is_ok();
+    // The machine's thread is gone where another vCPU's could not be started.
+    sender.send(entered).is_ok() && passes
 }
 
 /// Moves input to the serial ports until the machine ends.
 fn serve(gate: &Arc<Gate>, pumps: Vec<Pump>) -> Result<()> {
-    let wrap = |error| Error::host("an event loop")(std::io::Error::other(error));
-    let mut events =
-        EventManager::<Box<dyn MutEventSubscriber>>::new_with_capacity(8).map_err(wrap)?;
-    events.add_subscriber(Box::new(Watch::new(gate.clone())?));
+    let mut events = EventLoop::new_with_capacity(8).map_err(event_loop)?;
+    let watch = Watch::new(gate.clone())?;
+    let descriptors = [gate.ended().as_raw_fd(), watch.timer.as_raw_fd()];
+    subscribe(&mut events, Box::new(watch), &descriptors)?;
     for pump in pumps {
-        events.add_subscriber(Box::new(pump));
+        let room = pump.room();
+        subscribe(&mut events, Box::new(pump), &[room])?;
     }
     while !gate.has_ended() {
-        events.run().map_err(wrap)?;
+        events.run().map_err(event_loop)?;
     }
     Ok(())
+}
+
+type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
+
+/// Adds a subscriber and the descriptors whose input wakes it: `init` of the subscriber's own can't fail, and epoll can.
+fn subscribe(
+    events: &mut EventLoop,
+    subscriber: Box<dyn MutEventSubscriber>,
+    descriptors: &[RawFd],
+) -> Result<()> {
+    let id = events.add_subscriber(subscriber);
+    let mut ops = events.event_ops(id).map_err(event_loop)?;
+    for descriptor in descriptors {
+        let input = Events::new_raw(*descriptor, EventSet::IN);
+        ops.add(input).map_err(event_loop)?;
+    }
+    Ok(())
+}
+
+/// Wraps a failure of the event loop.
+fn event_loop(error: event_manager::Error) -> Error {
+    Error::host("an event loop")(match error {
+        event_manager::Error::Epoll(errno) => errno.into(),
+        other => io::Error::other(other),
+    })
 }
 
 /// The event loop's watch: it wakes the loop at the machine's end, and nudges the vCPUs when a check for halted ones is due.
@@ -182,21 +258,16 @@ impl Watch {
 }
 
 impl MutEventSubscriber for Watch {
-    fn init(&mut self, ops: &mut EventOps) {
-        for descriptor in [self.gate.ended().as_raw_fd(), self.timer.as_raw_fd()] {
-            ops.add(Events::new_raw(descriptor, EventSet::IN))
-                .expect("event and timer descriptors can be watched");
-        }
-    }
+    fn init(&mut self, _ops: &mut EventOps) {}
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if events.fd() == self.timer.as_raw_fd() {
             let _ = self.timer.wait();
             self.gate.nudge();
             self.wait = (self.wait * 2).min(HALT_CHECK_MAX);
-            self.timer
-                .reset(self.wait, None)
-                .expect("a timer that has been set can be set");
+            if let Err(error) = self.timer.reset(self.wait, None) {
+                self.gate.end(Err(Error::host("a timer")(error)));
+            }
         }
     }
 }

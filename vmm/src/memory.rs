@@ -30,6 +30,7 @@ use vm_memory::{
 
 use crate::error::{Error, Result};
 use crate::layout;
+use crate::opened::open_pagemap;
 
 /// The size of the host's pages, which `kvm` checks.
 pub(crate) const PAGE: usize = 4096;
@@ -63,6 +64,8 @@ pub(crate) struct GuestRam {
     map: GuestMemoryMmap,
     /// The file that it is a private mapping of, for a restored machine.
     file: Option<Arc<File>>,
+    /// The table in which the kernel shows this process's pages, where it is open.
+    pagemap: Option<Arc<File>>,
     /// The ranges that are anonymous beside the file's, by guest-physical address, in whole huge pages.
     blank: Vec<Range<u64>>,
     // Behind `map`, so that it is dropped after it.
@@ -115,9 +118,24 @@ impl GuestRam {
         Ok(GuestRam {
             map,
             file,
+            pagemap: None,
             blank,
             mappings,
         })
+    }
+
+    /// Keeps the table that [`pagemap`](Self::pagemap) returns, where it is open.
+    pub(crate) fn with_pagemap(mut self, pagemap: Option<Arc<File>>) -> Self {
+        self.pagemap = pagemap;
+        self
+    }
+
+    /// Returns the table in which the kernel shows this process's pages.
+    pub(crate) fn pagemap(&self) -> io::Result<Arc<File>> {
+        match &self.pagemap {
+            Some(pagemap) => Ok(pagemap.clone()),
+            None => open_pagemap().map(Arc::new),
+        }
     }
 
     /// Returns the file that the RAM is a private mapping of, if it is one.
@@ -431,6 +449,39 @@ mod tests {
         assert!(memory.load(start + 0x2001).is_err(), "it is not aligned");
         assert!(memory.read(end - 4, &mut read).is_err());
         assert!(memory.write(u64::MAX, &read).is_err());
+    }
+
+    /// Around each border of RAM, and where addresses wrap: every short access of every length.
+    #[test]
+    fn an_access_at_a_border_lies_in_ram_as_a_whole_or_fails() {
+        let memory = Memory::new(Arc::new(GuestRam::new(4 << 30).unwrap()));
+        let parts = layout::ram(4 << 30);
+        let borders = parts
+            .iter()
+            .flat_map(|(base, size)| [base.0, base.0 + size]);
+        let borders: Vec<_> = borders.chain([u64::MAX, 1 << 52, 1 << 63]).collect();
+        let is_ram = |at: u64, len: u64| {
+            let end = at.checked_add(len);
+            let holds = |(base, size): &(GuestAddress, u64)| {
+                base.0 <= at && end.is_some_and(|end| end <= base.0 + size)
+            };
+            parts.iter().any(holds)
+        };
+        for border in borders {
+            for (at, len) in (0..40).flat_map(|near| (1..20).map(move |len| (near, len))) {
+                let at = border.wrapping_add(at).wrapping_sub(20);
+                let expected = match is_ram(at, len) {
+                    true => Ok(()),
+                    false => Err(NoMemory { address: at }),
+                };
+                let mut bytes = vec![7; usize::try_from(len).unwrap()];
+                assert_eq!(memory.write(at, &bytes), expected, "{at:#x}, {len}");
+                assert_eq!(memory.read(at, &mut bytes), expected, "{at:#x}, {len}");
+                let word = (is_ram(at, 4) && at.is_multiple_of(4)).then_some(());
+                assert_eq!(memory.store(at, 0).ok(), word, "{at:#x}");
+                assert_eq!(memory.load(at).ok().map(drop), word, "{at:#x}");
+            }
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub enum Step {
     Begun,
     /// Memory for the guest is reserved; of a snapshot, its file is mapped.
     MemoryReserved,
-    /// `/dev/kvm` is open, and has what minivm needs. A snapshot keeps it open.
+    /// `/dev/kvm` is open, and has what minivm needs. Machines and snapshots keep it open.
     Opened,
     /// KVM has made the machine: `KVM_CREATE_VM`.
     VmCreated,

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::arch::text;
 
 /// The way in which the guest reset the processor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reset {
     /// The guest pulsed the keyboard controller's reset line, or used ACPI's reset register, which is the same port here. On
     /// arm64: the guest called PSCI's SYSTEM_RESET.
@@ -15,7 +17,7 @@ pub enum Reset {
 }
 
 /// The reason for a machine's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Outcome {
     /// The guest switched the power off: `poweroff`, or `echo o > /proc/sysrq-trigger`.

@@ -59,7 +59,7 @@ impl Statistics {
         let mut all = Vec::new();
         for (vcpu, file) in &self.0 {
             let counts = counts(file).map_err(|source| Error::Kvm {
-                call: "reading the file of KVM_GET_STATS_FD",
+                call: "reading the file of KVM_GET_STATS_FD".into(),
                 source,
             })?;
             all.extend(counts.into_iter().map(|(name, count)| Statistic {
@@ -81,7 +81,7 @@ fn open(of: &impl AsRawFd) -> Result<File> {
     let descriptor = unsafe { ioctl(of, KVM_GET_STATS_FD()) };
     if descriptor < 0 {
         return Err(Error::Kvm {
-            call: "KVM_GET_STATS_FD",
+            call: "KVM_GET_STATS_FD".into(),
             source: IoError::last_os_error(),
         });
     }

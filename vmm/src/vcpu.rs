@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, unblock_signal};
 
 use crate::arch::board::Board;
@@ -29,6 +29,7 @@ pub(crate) struct Platform {
     /// Locked before the UARTs, by the pumps that move input into them and by a snapshot.
     pub(crate) intake: Arc<Mutex<()>>,
     pub(crate) vm: Arc<VmFd>,
+    pub(crate) kvm: Arc<Kvm>,
 }
 
 /// A virtual processor.

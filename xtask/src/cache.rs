@@ -15,7 +15,14 @@ use sha2::{Digest, Sha256};
 const TEMPORARY: &str = ".tmp-";
 
 /// The folders of the cache that are xtask's; the kernels' is written by `kernel-config/build.sh`.
-const FOLDERS: [&str; 5] = ["arm64", "demo", "coding", "debian", "debian-kernels"];
+const FOLDERS: [&str; 6] = [
+    "arm64",
+    "demo",
+    "coding",
+    "debian",
+    "debian-kernels",
+    "tools",
+];
 
 /// The cache, held against every other `cargo xtask`.
 pub(crate) struct Cache {

@@ -6,6 +6,7 @@
 //! | `demo` | builds minivm and lets Python in a virtual machine answer `4` | [`demo`] |
 //! | `test` | everything that checks the project, or what is named; ends with the count | [`mod@test`] |
 //! | `soak` | the tests again and again, beside busy processors | [`soak`] |
+//! | `advisories` | the dependencies against a database of known faults | [`advisories`] |
 //! | `intel` | a command on an emulated Intel processor with real KVM, as some tests run | [`intel`] |
 //! | `bench` | measures, side by side with a peer | [`mod@bench`] |
 //! | `kernel`, `rootfs` | the single steps of `setup` | [`kernels`], [`rootfs`] |
@@ -13,6 +14,7 @@
 //! Whatever is made is kept in `~/.cache/minivm` under a key of all that went into it, and made again only when the key
 //! changes: see [`cache`].
 
+mod advisories;
 mod arm64;
 mod bench;
 mod building;
@@ -68,6 +70,8 @@ enum Task {
     Test(test::Test),
     /// Run the tests again and again, stress tests with large counts, beside threads that keep the processors busy
     Soak(soak::Soak),
+    /// Check the dependencies with cargo-deny, for known faults too where their database can be fetched
+    Advisories,
     /// Run a command on an emulated Intel processor with real KVM, as some of the tests do
     Intel(intel::Intel),
     /// Measure, side by side with a peer
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(wanted) => test::run(&wanted),
         Task::Soak(wanted) => soak::run(&wanted),
+        Task::Advisories => advisories::run(),
         Task::Bench(what) => bench::run(&what),
         Task::Sample(args) => bench::sample(&args),
         Task::Kernel { which } => setup::kernel(which),

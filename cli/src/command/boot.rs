@@ -7,8 +7,9 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 use minivm_machine::lab_machine::LabMachine;
+use minivm_machine::monitor::Spec;
 use minivm_machine::{arch, lab};
-use minivm_vmm::{Builder, CPUS_MAX, Config, Kernel};
+use minivm_vmm::{CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
 use super::terminal;
@@ -89,7 +90,7 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
         );
     }
     // What is wrong with the files is better said at once, with their names here.
-    Builder::new(config.clone()).check()?;
+    Spec::boot(config.clone()).check()?;
     let tracing = args.trace.open(kernel_of(&config))?;
     eprintln!("minivm: {}", running_in_lab(&why));
     run_in_lab(config, tracing, verbose)
@@ -100,11 +101,11 @@ fn run_here(config: Config, socket: Option<&Path>, trace: TraceArgs) -> anyhow::
     let started = Instant::now();
     if trace.is_set() {
         // Before a file is made for the trace.
-        Builder::new(config.clone()).check()?;
+        Spec::boot(config.clone()).check()?;
     }
     let tracing = trace.open(kernel_of(&config))?;
-    tracing.run(Builder::new(config), started, |builder| {
-        console::run(builder, socket, started)
+    tracing.run(Spec::boot(config), started, |machine| {
+        console::run(machine, socket, started)
     })
 }
 

@@ -5,14 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
+use minivm_machine::monitor::{Monitor, Spec};
 use minivm_vmm::{Builder, Control, Error, Input, Outcome};
 
 use super::accel::explain;
-use super::control::{Server, Socket};
+use super::control::{Name, Server, Socket};
 use super::signals;
 use super::terminal::{self, RawMode};
 
@@ -21,31 +22,44 @@ const EXIT_CRASHED: u8 = 1;
 /// Nobody reads stdout any more: the code of a program that was killed by SIGPIPE.
 pub(super) const EXIT_BROKEN_PIPE: u8 = 128 + 13;
 
-/// Runs the machine to its end. If a path is given, a socket there takes requests meanwhile.
+/// Runs the machine to its end, in a monitor. If a path is given, a socket there takes requests meanwhile.
 pub(super) fn run(
-    builder: Builder,
+    machine: Spec,
     socket: Option<&Path>,
     started: Instant,
 ) -> anyhow::Result<ExitCode> {
     let socket = socket.map(bind).transpose()?;
-    let control = Arc::new(OnceLock::new());
-    let machine = builder
-        .console_output(stdout()?)
-        .console_input(Input::from(stdin(&control)?))
-        .build()?;
+    let running = Arc::new(OnceLock::<Monitor>::new());
+    let input = stdin(running.clone(), Monitor::stop)?;
+    let monitor = machine.start_console(input, stdout()?.into())?;
     log_step("the machine is there", started);
-    let _ = control.set(machine.control());
+    let _ = running.set(monitor.clone());
     // Only now: whatever failed before was printed to a terminal in order.
     let raw = raw_mode(socket.is_none())?;
     let server = socket
-        .map(|socket| Server::start(socket, machine.control()))
+        .map(|socket| Server::start(socket, monitor.clone()))
         .transpose()
         .context("cannot serve the control socket")?;
-    let outcome = machine.run();
+    let end = monitor.end();
     log_step("the machine is gone", started);
     drop(server);
     drop(raw);
-    report(outcome)
+    report(end.and_then(|end| end.outcome))
+}
+
+/// Runs the machine to its end, in this process: in a lab.
+pub(super) fn run_here(builder: Builder) -> anyhow::Result<ExitCode> {
+    let running = Arc::new(OnceLock::<Control>::new());
+    let input = stdin(running.clone(), Control::stop)?;
+    let machine = builder
+        .console_output(stdout()?)
+        .console_input(Input::from(input))
+        .build()?;
+    let _ = running.set(machine.control());
+    let raw = raw_mode(true)?;
+    let outcome = machine.run();
+    drop(raw);
+    report(outcome.map_err(minivm_machine::Error::from))
 }
 
 /// Logs a step of the machine's life, with the time since minivm's start.
@@ -65,13 +79,21 @@ pub(super) fn raw_mode(until_death: bool) -> anyhow::Result<Option<RawMode>> {
 
 /// Makes the socket, which is gone again whatever ends this process, but for SIGKILL.
 fn bind(path: &Path) -> anyhow::Result<Socket> {
-    let socket = Socket::bind(path)?;
-    let name = socket.name();
+    // A signal that comes while there is a socket without a name waits for the name.
+    let bound = Arc::new(Mutex::new(None::<Arc<Name>>));
+    let mut name = bound.lock().unwrap_or_else(PoisonError::into_inner);
+    let to_remove = bound.clone();
     signals::before_death(move || {
         terminal::restore();
-        name.remove();
+        let mut name = to_remove.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = name.take() {
+            name.remove();
+        }
     })
     .context("cannot listen to signals")?;
+    let socket = Socket::bind(path)?;
+    *name = Some(socket.name());
+    drop(name);
     Ok(socket)
 }
 
@@ -82,30 +104,33 @@ fn stdout() -> anyhow::Result<File> {
 }
 
 /// The guest's input: typed keys, or stdin itself where that is not a terminal. Ctrl-A x ends the machine.
-fn stdin(control: &Arc<OnceLock<Control>>) -> anyhow::Result<OwnedFd> {
+fn stdin<T: Send + Sync + 'static>(
+    running: Arc<OnceLock<T>>,
+    stop: fn(&T),
+) -> anyhow::Result<OwnedFd> {
     if !rustix::termios::isatty(io::stdin()) {
         let stdin = io::stdin().as_fd().try_clone_to_owned();
         return stdin.context("cannot use stdin");
     }
-    let control = control.clone();
     let end = move || {
-        if let Some(control) = control.get() {
-            control.stop();
+        if let Some(machine) = running.get() {
+            stop(machine);
         }
     };
     terminal::keys(end).context("cannot read the terminal")
 }
 
 /// Returns the exit code of an outcome, and prints why the machine failed, if it did.
-fn report(outcome: Result<Outcome, Error>) -> anyhow::Result<ExitCode> {
+fn report(outcome: Result<Outcome, minivm_machine::Error>) -> anyhow::Result<ExitCode> {
+    use minivm_machine::Error::Monitor;
     let outcome = match outcome {
         // The guest's doing, and not minivm's failure.
-        Err(error @ Error::Exit { .. }) => {
+        Err(Monitor(error @ Error::Exit { .. })) => {
             eprintln!("minivm: {:#}", explain(error.into()));
             return Ok(ExitCode::from(EXIT_CRASHED));
         }
         // As for any program whose reader is gone.
-        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+        Err(Monitor(Error::Output(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
             return Ok(ExitCode::from(EXIT_BROKEN_PIPE));
         }
         other => other?,

@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use minivm_machine::lab::{self, Error, LabRequest, Processor, Root};
 use minivm_machine::lab_machine::LabMachine;
-use minivm_machine::{templates, timeline};
+use minivm_machine::{monitor, templates, timeline};
 use minivm_vmm::Builder;
 
 use super::{EXIT_ERROR, EXIT_TIMEOUT, console, trace, units};
@@ -107,6 +107,8 @@ pub(super) struct LabMachineArgs {
 /// `minivm lab-machine`: runs the machine that this lab was sent, for what it was sent for.
 pub(super) fn run_machine(args: &LabMachineArgs) -> anyhow::Result<ExitCode> {
     let port = args.trace_to.as_deref();
+    // A lab is no wall, and another process there takes time.
+    monitor::do_without();
     match LabMachine::receive()? {
         LabMachine::Console(config) => trace::forwarded(port, |observer| {
             let builder = Builder::new(config);
@@ -114,7 +116,7 @@ pub(super) fn run_machine(args: &LabMachineArgs) -> anyhow::Result<ExitCode> {
                 Some(observer) => builder.observer(observer),
                 None => builder,
             };
-            console::run(builder, None, Instant::now())
+            console::run_here(builder)
         }),
         LabMachine::Template(recipe) => {
             templates::lab::run_agent(&recipe)?;

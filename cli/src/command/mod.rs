@@ -35,7 +35,8 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use minivm_guest::inherited::Refused;
-use minivm_machine::{cache, streams};
+use minivm_machine::monitor::Hooks;
+use minivm_machine::{cache, monitor, streams};
 use minivm_sandbox::Host;
 
 use report::{Captured, RunReport};
@@ -59,6 +60,9 @@ pub(crate) struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     boot: boot::BootArgs,
+    /// Leave out the walls around machines: a guest that breaks out has your rights then
+    #[arg(long, global = true, hide_short_help = true)]
+    no_jail: bool,
     /// Log to stderr; -vv also logs accesses to unmapped addresses
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -104,6 +108,9 @@ enum Command {
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
     LabMachine(lab::LabMachineArgs),
+    /// Runs the machine of another minivm process, which gives it a socket as stdin
+    #[command(name = minivm_machine::monitor::COMMAND, hide = true)]
+    Monitor,
     /// Runs a machine for its timeline
     #[command(name = minivm_machine::timeline::COMMAND, hide = true)]
     TimelineMeasure,
@@ -128,7 +135,17 @@ impl Cli {
 
     /// Runs the command, unless this process inherited something that it can't work with.
     pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
-        log_to_stderr(self.verbose);
+        log_to_stderr(match self.verbose {
+            0 => log::LevelFilter::Warn,
+            1 => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Trace,
+        });
+        if self.no_jail {
+            monitor::leave_walls_out();
+            streams::tell(
+                "--no-jail: there are no walls around machines, and a guest that breaks out has your rights",
+            );
+        }
         if let Err(error) = self.check(inherited) {
             if self.command.as_ref().is_some_and(Command::tells_json) {
                 // A reader of JSON gets this error, too.
@@ -142,7 +159,12 @@ impl Cli {
             Some(Command::Run(args)) => run::run(*args, self.verbose),
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Timeline(args)) => timeline::run(&args).map_err(hint::full),
-            Some(Command::TimelineMeasure) => timeline::run_measured(),
+            Some(Command::TimelineMeasure) => {
+                monitor::do_without();
+                timeline::run_measured()
+            }
+            // With this argument alone `main` has returned before.
+            Some(Command::Monitor) => anyhow::bail!("`monitor` takes no arguments"),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
@@ -179,6 +201,7 @@ impl Cli {
             Some(
                 Command::LabInit
                 | Command::LabMachine(_)
+                | Command::Monitor
                 | Command::TimelineMeasure
                 | Command::Snapshot(_),
             ) => false,
@@ -221,7 +244,7 @@ fn not_utf8(command: &mut clap::Command, mut args: Vec<OsString>) -> clap::Error
 fn boot_flag(matches: &ArgMatches) -> Option<&str> {
     let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let mut ids = matches.ids().map(clap::Id::as_str);
-    ids.find(|id| !["verbose", "BootArgs"].contains(id) && given(id))
+    ids.find(|id| !["verbose", "no_jail", "BootArgs"].contains(id) && given(id))
 }
 
 /// The program that belongs beside this one.
@@ -254,12 +277,13 @@ pub(crate) fn cannot_print(error: &std::io::Error) -> ! {
     std::process::exit(code.into())
 }
 
-fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => log::LevelFilter::Warn,
-        1 => log::LevelFilter::Debug,
-        _ => log::LevelFilter::Trace,
-    };
+/// What a monitor of this program's needs.
+pub(crate) const MONITOR: Hooks = Hooks {
+    observe: trace::observe,
+    log: log_to_stderr,
+};
+
+fn log_to_stderr(level: log::LevelFilter) {
     // It fails where a logger is set already, which nothing else does.
     let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
 }
@@ -281,7 +305,102 @@ impl log::Log for StderrLog {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use minivm_tests::stress::{self, Random};
+
     use super::*;
+
+    /// Values that parsers stumble over.
+    const VALUES: [&[u8]; 24] = [
+        b"",
+        b"-",
+        b"--",
+        b"0",
+        b"1",
+        b"-1",
+        b"18446744073709551616",
+        b"1.5G",
+        b"16777216T",
+        b"0s",
+        b"18446744073709551615h",
+        b"=",
+        b":",
+        b"/",
+        b"a:b:c",
+        b"a=b=c",
+        b"size=",
+        b"linux/amd64/v1/x",
+        b"docker://",
+        b"oci::",
+        b"\xff",
+        b"a\0b",
+        b"\x1b[2J\n",
+        "\u{202e}\u{1f600}".as_bytes(),
+    ];
+
+    /// Returns an argument of a command line: a flag of the command's, with or without a value, or a value.
+    fn argument(flags: &[String], random: &mut Random) -> OsString {
+        let value = VALUES[random.below(VALUES.len())];
+        let flag = flags[random.below(flags.len())].as_bytes();
+        OsString::from_vec(match random.below(4) {
+            0 => value.to_vec(),
+            1 => [flag, b"=", value].concat(),
+            2 => [flag, value].concat(),
+            _ => flag.to_vec(),
+        })
+    }
+
+    /// Whatever the arguments are, there is a command to run or an error that says why not.
+    #[test]
+    fn no_command_line_panics() {
+        let mut command = Cli::command();
+        command.build();
+        let flags = |command: &clap::Command| -> Vec<String> {
+            let long = |argument: &clap::Arg| argument.get_long().map(|name| format!("--{name}"));
+            let short = |argument: &clap::Arg| argument.get_short().map(|name| format!("-{name}"));
+            let arguments = command.get_arguments();
+            arguments
+                .flat_map(|argument| [long(argument), short(argument)])
+                .flatten()
+                .collect()
+        };
+        let named = command
+            .get_subcommands()
+            .map(|command| (command.get_name().to_owned(), flags(command)));
+        let commands: Vec<_> = named.collect();
+        let of_boot = flags(&command);
+        let mut random = Random::default();
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..stress::count(3000, 300_000) {
+            let mut args = vec![OsString::from("minivm")];
+            let flags = match random.below(commands.len() + 1) {
+                0 => &of_boot,
+                number => {
+                    let (name, flags) = &commands[number - 1];
+                    args.push(name.into());
+                    if flags.is_empty() { &of_boot } else { flags }
+                }
+            };
+            args.extend((0..random.below(6)).map(|_| argument(flags, &mut random)));
+            match command.try_get_matches_from_mut(&args) {
+                Ok(matches) => {
+                    let _ = Cli::from_arg_matches(&matches);
+                    let _ = boot_flag(&matches);
+                    taken += 1;
+                }
+                Err(error) => {
+                    let error = match error.kind() {
+                        ErrorKind::InvalidUtf8 => not_utf8(&mut command, args),
+                        _ => error,
+                    };
+                    assert!(!error.to_string().is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
+    }
 
     /// The most flags that `-h` shows of a command, -v and -h beside them.
     const FIRST_NEEDED: usize = 10;

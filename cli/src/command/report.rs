@@ -81,6 +81,8 @@ pub(super) struct RunReport {
     exception: Option<Exception>,
     /// The machine's accelerator, `kvm` or `lab`; null where there was no machine.
     accel: Option<&'static str>,
+    /// What the walls around the machine's monitor lack on this host, each with the reason; null where there are no walls.
+    missing_walls: Option<Vec<String>>,
     /// Whether the machine was resumed from a template; null where there was no machine.
     warm: Option<bool>,
     phases: ReportPhases,
@@ -145,6 +147,10 @@ impl RunReport {
             host_memory: usage.peak_memory,
             exception: finished.exception.clone(),
             accel: machine.map(|machine| machine.accel.name()),
+            missing_walls: machine.and_then(|machine| {
+                let missing = &machine.walls.as_ref()?.missing;
+                Some(missing.iter().map(ToString::to_string).collect())
+            }),
             warm: machine.map(|machine| machine.warm),
             phases: match machine {
                 Some(machine) => ReportPhases::of_machine(machine, opened, total),
@@ -372,6 +378,7 @@ mod tests {
             machine: Some(MachineRun {
                 accel: Accel::Kvm,
                 warm: false,
+                walls: None,
                 copy_failed: false,
                 out_of_memory: false,
                 peak_memory: None,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_vmm::{Builder, Snapshot};
+use minivm_machine::monitor::Spec;
 
 use super::accel::AccelArg;
 use super::trace::TraceArgs;
@@ -87,10 +87,9 @@ pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     log::debug!("the command line is understood");
-    // A damaged snapshot is reported even where no machine can run.
-    let snapshot = Snapshot::open(&args.folder)?;
-    console::log_step("the snapshot is opened", started);
     if let Some(why) = args.accel.why_lab()? {
+        // A damaged snapshot is reported even where no machine can run.
+        Spec::restore(&args.folder, None).check()?;
         bail!(
             "cannot restore {} outside the lab, an emulated machine with real KVM: {why}; \
              run `minivm lab -- minivm restore …` there, or restore it on a host with KVM",
@@ -98,7 +97,7 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let tracing = args.trace.open(None)?;
-    tracing.run(Builder::restore(&snapshot), started, |builder| {
-        console::run(builder, args.control.as_deref(), started)
+    tracing.run(Spec::restore(&args.folder, None), started, |machine| {
+        console::run(machine, args.control.as_deref(), started)
     })
 }

@@ -13,14 +13,15 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use minivm_image::Platform;
 use minivm_machine::lab::{self, Finished, LabRequest};
+use minivm_machine::monitor::{Observation, Spec};
 use minivm_machine::output_path::Output;
-use minivm_machine::{Accel, Watch, streams};
+use minivm_machine::{Watch, streams};
 use minivm_sandbox::Task;
 use minivm_trace::meaning::Architecture;
 use minivm_trace::output::{self, Form, Forward, Style};
 use minivm_trace::symbols::KernelFile;
 use minivm_trace::{Filter, Symbols, Trace, Tracer};
-use minivm_vmm::{Builder, Observer};
+use minivm_vmm::Observer;
 
 use super::{signals, terminal};
 
@@ -185,24 +186,24 @@ impl Tracing {
         Tracing(self.0.map(|trace| trace.architecture(architecture)))
     }
 
-    /// Runs a machine of this process's with `run`, traces it, and prints the counts.
+    /// Runs a machine in a monitor with `run`, traces it, and prints the counts.
     pub(super) fn run<T>(
         self,
-        builder: Builder,
+        machine: Spec,
         began: Instant,
-        run: impl FnOnce(Builder) -> anyhow::Result<T>,
+        run: impl FnOnce(Spec) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let Some(trace) = self.0 else {
-            return run(builder);
+            return run(machine);
         };
-        let (observer, recording) = Recording::here(trace, began)?;
+        let (events, recording) = Recording::start(trace).context("cannot read from a monitor")?;
         let killed = recording.clone();
         let clean_up = move || {
             terminal::restore();
             killed.report_soon();
         };
         signals::before_death(clean_up).context("cannot listen to signals")?;
-        let ended = run(builder.observer(observer));
+        let ended = run(machine.events(Some((events, began))));
         recording.report();
         ended
     }
@@ -215,7 +216,7 @@ impl Tracing {
     ) -> anyhow::Result<(Result<Finished, lab::Error>, ReportOnDrop)> {
         let counts = ReportOnDrop::default();
         if let Some(trace) = self.0 {
-            let (events, recording) = Recording::in_lab(trace).context("cannot read from a lab")?;
+            let (events, recording) = Recording::start(trace).context("cannot read from a lab")?;
             request.trace_to(events);
             let _ = counts.0.set(recording);
         }
@@ -232,62 +233,35 @@ impl Tracing {
         let trace = self.0?;
         let report = ReportOnDrop::default();
         let slot = report.0.clone();
-        task.vm.watch = Some(Box::new(move |accel| {
-            let (watch, recording) = match accel {
-                Accel::Kvm => {
-                    let (observer, recording) = Recording::here(trace, began)?;
-                    (Watch::Observer(observer), recording)
-                }
-                Accel::Lab { .. } => {
-                    let (events, recording) = Recording::in_lab(trace)?;
-                    (Watch::Events(events), recording)
-                }
-            };
+        task.vm.watch = Some(Box::new(move |_| {
+            let (stream, recording) = Recording::start(trace)?;
             let _ = slot.set(recording);
-            Ok(watch)
+            Ok(Watch::Events { stream, began })
         }));
         Some(report)
     }
 }
 
-/// A trace that is being written.
+/// A trace that is being written: the thread that reads the events of a monitor's machine, or a lab's.
 #[derive(Clone)]
-enum Recording {
-    /// Of a machine of this process's.
-    Here(Arc<Tracer<Trace>>),
-    /// Of a lab's machine: the thread that reads the events.
-    InLab(Arc<Mutex<Option<JoinHandle<Trace>>>>),
-}
+struct Recording(Arc<Mutex<Option<JoinHandle<Trace>>>>);
 
 impl Recording {
-    fn here(trace: Trace, began: Instant) -> io::Result<(Arc<dyn Observer>, Self)> {
-        let tracer = Tracer::start(trace, began)?;
-        Ok((tracer.clone(), Recording::Here(tracer)))
-    }
-
-    /// Returns the stream to which a lab is to send its machine's events.
-    fn in_lab(mut trace: Trace) -> io::Result<(UnixStream, Self)> {
+    /// Returns the stream to which the events are to be sent.
+    fn start(mut trace: Trace) -> io::Result<(UnixStream, Self)> {
         let (ours, theirs) = UnixStream::pair()?;
         let reading = thread::Builder::new().name("trace".into()).spawn(move || {
-            // A lab that was killed may leave half an event.
+            // A monitor or lab that was killed may leave half an event.
             let _ = output::read(ours, &mut trace);
             trace
         })?;
-        Ok((
-            theirs,
-            Recording::InLab(Arc::new(Mutex::new(Some(reading)))),
-        ))
+        Ok((theirs, Recording(Arc::new(Mutex::new(Some(reading))))))
     }
 
     /// Waits until the trace is written, and returns it the first time. A thread that panicked has printed that.
     fn finish(&self) -> Option<Trace> {
-        match self {
-            Recording::Here(tracer) => tracer.finish(),
-            Recording::InLab(reading) => {
-                let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
-                reading.take()?.join().ok()
-            }
-        }
+        let mut reading = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.take()?.join().ok()
     }
 
     /// Reports for a moment at most: a reader of the trace that takes nothing keeps no signal from ending this process.
@@ -326,6 +300,15 @@ impl Drop for ReportOnDrop {
             recording.report();
         }
     }
+}
+
+/// In a monitor: sends the events of its machine to the stream.
+pub(super) fn observe(events: UnixStream, began: Instant) -> io::Result<Observation> {
+    let tracer = Tracer::start(Forward::new(events), began)?;
+    Ok(Observation {
+        observer: tracer.clone(),
+        finish: Box::new(move || drop(tracer.finish())),
+    })
 }
 
 /// In a lab: runs a machine with `run`, whose observer sends its events to the port, if there is one.

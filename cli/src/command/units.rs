@@ -142,4 +142,60 @@ mod tests {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }
+
+    /// What a size means, by its rules, in arithmetic that can't overflow: the units from the longest on.
+    fn meant(text: &str) -> Option<u64> {
+        let text = text.to_ascii_lowercase();
+        let letters = ["k", "m", "g", "t"].into_iter().zip(1..);
+        let units = letters.flat_map(|(letter, power)| {
+            ["ib", "b", "i", ""].map(|rest| (format!("{letter}{rest}"), 1024_u128.pow(power)))
+        });
+        let mut units = units.chain([("b".into(), 1), (String::new(), 1)]);
+        let (number, factor) =
+            units.find_map(|(unit, factor)| Some((text.strip_suffix(&unit)?, factor)))?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        let is_number = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit());
+        if !is_number(whole)
+            || !is_number(fraction)
+            || fraction.len() > 18
+            || (factor == 1 && number.contains('.'))
+        {
+            return None;
+        }
+        let tenths = 10_u128.pow(u32::try_from(fraction.len()).unwrap());
+        let fraction = fraction.parse::<u128>().unwrap() * factor / tenths;
+        // Far more digits than any size has.
+        let whole = whole.parse::<u128>().ok()?.checked_mul(factor)?;
+        u64::try_from(whole.checked_add(fraction)?).ok()
+    }
+
+    #[test]
+    fn each_short_text_is_the_size_that_it_means_or_none() {
+        let letters = ["0", "1", "9", ".", "k", "M", "i", "B", "T", " ", "-", "e"];
+        let mut texts = vec![String::new()];
+        for _ in 0..4 {
+            let longer = texts
+                .iter()
+                .flat_map(|text| letters.map(|letter| format!("{text}{letter}")));
+            texts = longer.chain(texts.clone()).collect();
+        }
+        texts.sort_unstable();
+        texts.dedup();
+        for text in texts {
+            assert_eq!(bytes(&text).ok(), meant(&text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_end_where_64_bits_end() {
+        for (unit, power) in [("", 0), ("K", 1), ("M", 2), ("G", 3), ("T", 4)] {
+            let end = (u128::from(u64::MAX) + 1) / 1024_u128.pow(power);
+            for whole in [end - 2, end - 1, end, end + 1, 1 << 64, 1 << 65] {
+                for fraction in ["", ".0", ".5", ".999999999999999999"] {
+                    let text = format!("{whole}{fraction}{unit}");
+                    assert_eq!(bytes(&text).ok(), meant(&text), "{text}");
+                }
+            }
+        }
+    }
 }

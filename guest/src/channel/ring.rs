@@ -242,6 +242,7 @@ impl<M: Memory> Consumer<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use minivm_tests::stress::Random;
     use proptest::prelude::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
@@ -270,12 +271,14 @@ mod tests {
             self.0.1[word as usize].store(value, SeqCst);
         }
         fn read(&self, offset: u32, into: &mut [u8]) {
-            for (to, from) in into.iter_mut().zip(&self.0.0[offset as usize..]) {
+            // Past the end this panics, as memory outside the guest's would be read.
+            let from = &self.0.0[offset as usize..][..into.len()];
+            for (to, from) in into.iter_mut().zip(from) {
                 *to = from.load(Relaxed);
             }
         }
         fn write(&self, offset: u32, from: &[u8]) {
-            for (from, to) in from.iter().zip(&self.0.0[offset as usize..]) {
+            for (from, to) in from.iter().zip(&self.0.0[offset as usize..][..from.len()]) {
                 to.store(*from, Relaxed);
             }
         }
@@ -363,6 +366,171 @@ mod tests {
             prop_assert_eq!(&put[..got.len()], &got[..]);
             prop_assert!(put.len() - got.len() <= 64);
         }
+    }
+
+    /// Positions that matter: at the start, and around the wrap of 32 bits.
+    const STARTS: [u32; 4] = [0, 5, u32::MAX - 3, u32::MAX];
+
+    /// Calls `check` with each ring of a few bytes, own position, other position near it or far from it, and waiting word.
+    fn each_small_ring(check: impl Fn(u32, u32, u32, u32)) {
+        for size in [1_u32, 2, 4, 8] {
+            for own in STARTS
+                .iter()
+                .flat_map(|start| (0..size).map(|at| start.wrapping_add(at)))
+            {
+                let near = (0..=4 * size).map(|at| own.wrapping_add(at).wrapping_sub(2 * size));
+                let far = [own ^ 1 << 31, own.wrapping_sub(0x100), !own];
+                for other in near.chain(far) {
+                    check(size, own, other, 0);
+                    check(size, own, other, 1);
+                }
+            }
+        }
+    }
+
+    /// A small ring whose bytes are their own places, and nothing that is put in.
+    fn small_ring(size: u32, [produced, consumed]: [u32; 2], waits: u32) -> Plain {
+        let ring = Plain::new(size as usize, 0);
+        ring.store(Word::Produced, produced);
+        ring.store(Word::Consumed, consumed);
+        ring.store(Word::WantsData, waits);
+        ring.store(Word::WantsRoom, waits);
+        (0..size).for_each(|at| ring.write(at, &[at.to_le_bytes()[0]]));
+        ring
+    }
+
+    #[test]
+    fn a_producer_does_what_is_right_at_every_position_of_small_rings() {
+        each_small_ring(|size, own, other, waits| {
+            for len in 0..=size + 2 {
+                let ring = small_ring(size, [own, other], waits);
+                let bytes: Vec<u8> = (100..).take(len as usize).collect();
+                let pushed = Producer::new(ring.clone()).push(&bytes);
+                let used = own.wrapping_sub(other);
+                let mut expected: Vec<u8> = (0..).take(size as usize).collect();
+                if used > size {
+                    let (produced, consumed) = (own, other);
+                    assert_eq!(
+                        pushed,
+                        Err(Corrupt {
+                            produced,
+                            consumed,
+                            size
+                        })
+                    );
+                } else {
+                    let moved = len.min(size - used);
+                    for (index, byte) in (0..moved).zip(bytes) {
+                        expected[(own.wrapping_add(index) % size) as usize] = byte;
+                    }
+                    let (bytes, bell) = (moved as usize, moved > 0 && waits != 0);
+                    assert_eq!(pushed, Ok(Moved { bytes, bell }));
+                    assert_eq!(ring.load(Word::Produced), own.wrapping_add(moved));
+                }
+                let mut found = vec![0; size as usize];
+                ring.read(0, &mut found);
+                assert_eq!((found, ring.load(Word::Consumed)), (expected, other));
+            }
+        });
+    }
+
+    #[test]
+    fn a_consumer_does_what_is_right_at_every_position_of_small_rings() {
+        each_small_ring(|size, own, other, waits| {
+            for len in 0..=size + 2 {
+                let ring = small_ring(size, [other, own], waits);
+                let mut into = vec![0xff; len as usize];
+                let popped = Consumer::new(ring.clone()).pop(&mut into);
+                let used = other.wrapping_sub(own);
+                if used > size {
+                    let (produced, consumed) = (other, own);
+                    assert_eq!(
+                        popped,
+                        Err(Corrupt {
+                            produced,
+                            consumed,
+                            size
+                        })
+                    );
+                } else {
+                    let moved = len.min(used);
+                    let bell = moved > 0 && waits != 0 && used - moved <= size / 2;
+                    let bytes = moved as usize;
+                    assert_eq!(popped, Ok(Moved { bytes, bell }));
+                    assert_eq!(ring.load(Word::Consumed), own.wrapping_add(moved));
+                    let at = |index: u32| (own.wrapping_add(index) % size).to_le_bytes()[0];
+                    assert!((0..moved).map(at).eq(into[..bytes].iter().copied()));
+                    assert!(into[bytes..].iter().all(|byte| *byte == 0xff));
+                }
+                assert_eq!(ring.load(Word::Produced), other);
+            }
+        });
+    }
+
+    /// The other side is a thread that writes anything anywhere, and positions that look right, while this side works.
+    #[test]
+    fn a_racing_side_gets_an_error_or_bytes_and_no_more() {
+        let ring = Plain::new(64, 0);
+        let (stop, mut random) = (AtomicU32::new(0), Random::default());
+        let mut scribble = Random::new(random.number());
+        let mut number = move || scribble.number().to_le_bytes();
+        std::thread::scope(|scope| {
+            let (theirs, stopped) = (ring.clone(), &stop);
+            scope.spawn(move || {
+                let words = [
+                    Word::Produced,
+                    Word::Consumed,
+                    Word::WantsData,
+                    Word::WantsRoom,
+                ];
+                while stopped.load(Relaxed) == 0 {
+                    let [kind, which, value, ..] = number();
+                    let word = words[usize::from(which) % words.len()];
+                    match kind % 4 {
+                        0 => theirs.write((value % 64).into(), &[kind]),
+                        1 => theirs.store(word, u32::from(value).wrapping_sub(100)),
+                        2 => theirs.store(word, theirs.load(word).wrapping_add(value.into())),
+                        _ => theirs.store(word, u32::from_le_bytes([value, kind, which, value])),
+                    }
+                }
+            });
+            let (mut moved, mut refused) = (0, 0);
+            let few = minivm_tests::stress::count(20_000, 10_000_000);
+            // Some rounds more, where the threads don't run at once.
+            for round in 0.. {
+                let mut bytes = [0; 80];
+                let bytes = &mut bytes[..random.below(81)];
+                let len = bytes.len();
+                let result = match round % 4 {
+                    0 => Producer::new(ring.clone())
+                        .push(bytes)
+                        .map(|moved| moved.bytes),
+                    1 => Consumer::new(ring.clone())
+                        .pop(bytes)
+                        .map(|moved| moved.bytes),
+                    2 => Producer::new(ring.clone()).sleep().map(|_| 0),
+                    _ => Consumer::new(ring.clone()).sleep().map(|_| 0),
+                };
+                match result {
+                    Ok(bytes) => {
+                        assert!(bytes <= len.min(64), "{bytes}");
+                        moved += bytes;
+                    }
+                    Err(Corrupt {
+                        produced,
+                        consumed,
+                        size,
+                    }) => {
+                        assert!(produced.wrapping_sub(consumed) > size);
+                        refused += 1;
+                    }
+                }
+                if round > few && moved > 0 && refused > 0 {
+                    break;
+                }
+            }
+            stop.store(1, Relaxed);
+        });
     }
 
     /// Two threads, each of which sleeps whenever it may: a missed bell would be a hang, which the limits show.

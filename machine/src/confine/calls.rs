@@ -96,6 +96,8 @@ pub(super) const PROCESS_CHECKED: &[(i64, &[Argument])] = &[
     (libc::SYS_fcntl, &[Int(1, libc::F_DUPFD_CLOEXEC.cast_unsigned())]),
     // `fstat` of the C library from 2.33 to 2.38. A file's name may stand beside that flag; the root is empty.
     (libc::SYS_newfstatat, &[Int(3, libc::AT_EMPTY_PATH.cast_unsigned())]),
+    // std's `File::metadata`, which calls nothing else once that has worked.
+    (libc::SYS_statx, &[Int(2, libc::AT_EMPTY_PATH.cast_unsigned())]),
     // The names of threads, and what a narrower filter needs before it.
     (libc::SYS_prctl, &[Int(0, libc::PR_SET_NAME.cast_unsigned())]),
     (libc::SYS_prctl, &[Int(0, libc::PR_SET_NO_NEW_PRIVS.cast_unsigned())]),
@@ -159,7 +161,7 @@ pub(super) const PROBES: &[i64] = &[
     libc::SYS_clone3,     // threads; its flags are in memory, which a filter can't read
     libc::SYS_faccessat2, // access
     libc::SYS_openat2,    // opens
-    libc::SYS_statx,      // std's lengths of files: it calls fstat then
+    libc::SYS_statx,      // by a name: std calls stat then
 ];
 
 const EXECUTABLE: u64 = libc::PROT_EXEC.cast_unsigned() as u64;

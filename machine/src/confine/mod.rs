@@ -28,7 +28,7 @@ mod namespaces;
 mod privileges;
 mod survey;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -106,6 +106,12 @@ impl Missing {
             }
             _ => "no filter of system calls around minivm that refuses the call",
         }
+    }
+}
+
+impl Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} ({})", self.wall, self.why)
     }
 }
 

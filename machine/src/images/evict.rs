@@ -140,7 +140,8 @@ impl<'a> Cache<'a> {
             entries.extend(found.map(|(path, size, used)| Entry {
                 what: What::Image(path),
                 size,
-                used: used + LATER,
+                // A clock that was wrong may have left any time.
+                used: used.checked_add(LATER).unwrap_or(used),
             }));
         }
         let found = files(&self.folder.join("initramfs"));

@@ -153,15 +153,21 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let began = Instant::now();
-        for folder in self.pids.iter().chain([&self.memory]) {
-            // A killed process stays in its group until the kernel has released it.
-            while let Err(error) = fs::remove_dir(folder) {
-                if error.kind() != io::ErrorKind::ResourceBusy || began.elapsed() > PATIENCE {
-                    break;
-                }
-                thread::sleep(Duration::from_millis(1));
+        let folders: Vec<&PathBuf> = self.pids.iter().chain([&self.memory]).collect();
+        remove(&folders);
+    }
+}
+
+/// Removes the folders of a group whose processes have been killed.
+pub(super) fn remove(folders: &[&PathBuf]) {
+    let began = Instant::now();
+    for folder in folders {
+        // A killed process stays in its group until the kernel has released it.
+        while let Err(error) = fs::remove_dir(folder) {
+            if error.kind() != io::ErrorKind::ResourceBusy || began.elapsed() > PATIENCE {
+                break;
             }
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -174,7 +180,7 @@ pub(super) fn can_be_made() -> bool {
 
 /// Returns the folder of this process's own group in a hierarchy, from the lines of `/proc/self/cgroup`, each
 /// `HIERARCHY:CONTROLLERS:PATH`.
-fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<PathBuf> {
+pub(super) fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<PathBuf> {
     let line = groups.lines().find_map(|line| {
         let (start, path) = line.split_at(line.match_indices(':').nth(1)?.0);
         let controllers = start.split_once(':')?.1;
@@ -185,7 +191,7 @@ fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<Path
 }
 
 /// Makes a group in the folder or beside it; `None` where the new group has no such file that can be written.
-fn make(own: &Path, file: &str) -> Option<PathBuf> {
+pub(super) fn make(own: &Path, file: &str) -> Option<PathBuf> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("{PREFIX}{}-{count}", std::process::id());
     [Some(own), own.parent()]

@@ -20,6 +20,7 @@ mod cgroup;
 mod descent;
 mod entry;
 pub(crate) mod free_user;
+mod quota;
 mod seccomp;
 
 use std::ffi::OsStr;
@@ -39,6 +40,7 @@ pub use cgroup::Cgroup;
 pub use descent::{Descent, take_back};
 pub use entry::Entry;
 pub(crate) use entry::lower_limit;
+pub use quota::{CpuGroup, CpuQuota};
 pub use seccomp::Calls;
 
 use crate::streams::in_memory;

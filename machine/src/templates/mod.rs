@@ -38,15 +38,12 @@ mod store;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use minivm_vmm::Observer;
-
 use crate::images::ImageCache;
 use crate::template::Saved;
-use crate::{Accel, Link};
+use crate::{Accel, Link, Watch};
 
 use background::background;
 pub use background::recipe_of_background;
@@ -104,8 +101,7 @@ impl Templates {
     }
 
     /// Resumes a machine of the recipe's automatic template, which waits for its request. Where there is no such template, returns
-    /// `None` and starts a process in the background that makes one for later runs. An observer sees the exits of a machine on this host's
-    /// KVM.
+    /// `None` and starts a process in the background that makes one for later runs. A machine on this host's KVM gets the watch.
     ///
     /// # Errors
     ///
@@ -115,7 +111,7 @@ impl Templates {
         &self,
         recipe: &Recipe,
         accel: &Accel,
-        observer: Option<Arc<dyn Observer>>,
+        watch: Option<Watch>,
     ) -> Result<Option<Link>, Error> {
         let recipe = &recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
@@ -123,7 +119,7 @@ impl Templates {
             return Ok(lab::connect(recipe, &key, &self.cache)?);
         }
         let resumed = self.open(&key).and_then(|template| {
-            let resume = |template| self.resume(&template, recipe.machine.console, observer);
+            let resume = |template| self.resume(&template, recipe.machine.console, watch);
             template.map(resume).transpose()
         });
         match resumed {
@@ -183,7 +179,7 @@ impl Templates {
     }
 
     /// Resumes a machine of the template, which waits for its request: here, or in the template's lab, which is started if it doesn't
-    /// run. `console` says whether a machine's console here goes to stderr, and an observer sees the exits of a machine here.
+    /// run. `console` says whether a machine's console here goes to stderr, and one here gets the watch.
     ///
     /// # Errors
     ///
@@ -193,10 +189,10 @@ impl Templates {
         &self,
         template: &Template,
         console: bool,
-        observer: Option<Arc<dyn Observer>>,
+        watch: Option<Watch>,
     ) -> Result<Link, Error> {
         Ok(match &template.saved {
-            Some(saved) => saved.resume_observed(console, observer)?,
+            Some(saved) => saved.resume_watched(console, watch)?,
             None => {
                 let archive = &template.recipe.machine.initramfs;
                 // Checked here: a lab that can't be made is kept for a while to report it, see `lab`.
@@ -345,5 +341,24 @@ impl Templates {
 
     fn failure(&self, key: &str) -> PathBuf {
         self.folder.join(key).with_extension("failed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_counts_for_a_while_whichever_way_the_clock_jumps() {
+        let cache = tempfile::tempdir().unwrap();
+        let templates = Templates::new(cache.path());
+        fs::create_dir_all(&templates.folder).unwrap();
+        let file = File::create(templates.failure("key")).unwrap();
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        for (at, counts) in [(now, true), (now + day, false), (now - day, false)] {
+            file.set_modified(at).unwrap();
+            assert_eq!(templates.failed_lately("key"), counts, "{at:?}");
+        }
+        assert!(!templates.failed_lately("other"));
     }
 }

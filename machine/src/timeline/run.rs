@@ -19,7 +19,7 @@ use super::process::{Task, nanos, write};
 use super::record::{Console, Recorder, since};
 use super::{Job, Subject, kernel};
 use crate::template::Saved;
-use crate::{End, Error, Link, MachineSpec, Report, Session, local, wire};
+use crate::{End, Error, Link, MachineSpec, Report, Session, Watch, local};
 
 /// Runs the machine that is described on stdin, and writes its timeline to stdout.
 ///
@@ -58,7 +58,8 @@ fn run(task: &Task, main: Instant) -> Result<Timeline, Error> {
         }
         (Subject::Warm(_, request), Some((folder, rings))) => {
             let saved = Saved::open(folder, *rings)?;
-            let link = saved.resume_observed(false, Some(measured.recorder.clone()))?;
+            let watch = Watch::Observer(measured.recorder.clone());
+            let link = saved.resume_watched(false, Some(watch))?;
             measured.session(link, request, *timeout, Start::Warm)
         }
         (Subject::Warm(..), None) => Err(Error::NoTemplate("it was not saved".into())),
@@ -74,9 +75,7 @@ struct Measured {
 
 impl Measured {
     fn boot(&self, machine: &MachineSpec) -> Result<Link, Error> {
-        let builder = Builder::new(machine.config()).observer(self.recorder.clone());
-        let wire = |from, to, memory| Ok(wire::wire(from, to, memory));
-        local::launch(builder, false, false, wire).map(|(link, _)| link)
+        local::start_here(machine, Some(self.recorder.clone()))
     }
 
     fn session(

@@ -215,3 +215,55 @@ fn what_is_there_is_refused_or_replaced() {
     assert_eq!(fs::read(&path).unwrap(), b"new");
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
 }
+
+/// The size from which on writing a file fails, in a process of the test below, as on a disk that has become full.
+const FILE_MAX: u64 = 64 << 10;
+/// The variable with that process's folder.
+const FOLDER_OF_SMALL_FILES: &str = "MINIVM_TEST_FOLDER_OF_SMALL_FILES";
+
+#[test]
+fn a_file_that_can_be_written_in_part_only_leaves_what_was_there() {
+    const NAME: &str =
+        "unpack_into::tests::a_file_that_can_be_written_in_part_only_leaves_what_was_there";
+    if let Some(folder) = std::env::var_os(FOLDER_OF_SMALL_FILES) {
+        let error = unpack(Path::new(&folder), MERGED, |archive| {
+            let small = &b"new"[..];
+            archive.file("small", at(0o644, 0), 3, small).unwrap();
+            let large = io::repeat(b'x').take(1 << 20);
+            archive.file("large", at(0o644, 0), 1 << 20, large).unwrap();
+        });
+        let error = error.unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::FBIG), "{error}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("large"), "old").unwrap();
+    // The limit is a process's.
+    let mut limited = std::process::Command::new("env");
+    limited.args(["--ignore-signal=XFSZ", "prlimit"]);
+    limited.arg(format!("--fsize={FILE_MAX}"));
+    limited.arg(std::env::current_exe().unwrap());
+    limited.args(["--exact", NAME]);
+    limited.env(FOLDER_OF_SMALL_FILES, folder.path());
+    let output = limited.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "{told}"
+    );
+    let entries = fs::read_dir(folder.path()).unwrap();
+    let files = entries.map(|entry| {
+        let path = entry.unwrap().path();
+        (
+            path.file_name().unwrap().to_owned(),
+            fs::read(path).unwrap(),
+        )
+    });
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    let expected = [("large", "old"), ("small", "new")];
+    assert_eq!(
+        files,
+        expected.map(|(name, text)| (name.into(), text.into()))
+    );
+}

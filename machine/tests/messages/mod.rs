@@ -1,4 +1,6 @@
-//! A guest's last message, and the errors that other messages lead to.
+//! A guest's last message, and the errors that other messages lead to; and what an attacker sends.
+
+pub(crate) mod attack;
 
 use minivm_guest::channel::{Exit, Status, Times, ToHost};
 use minivm_machine::Error;

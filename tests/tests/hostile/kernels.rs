@@ -1,8 +1,11 @@
 //! Files that claim to be kernels: whatever is in them, loading them ends with an answer, never with a panic.
 
-use minivm_tests::kernel_file::{BzImage, CODE, ELF_DATA, Elf, Segment};
+use minivm_tests::kernel_file::{BzImage, ELF_DATA};
+use minivm_tests::stress;
 use minivm_vmm::{Builder, Config, Error, Kernel, MEMORY_MIN};
 use proptest::prelude::*;
+
+use super::seeds::elf;
 
 /// Offsets in a file, and what is written there.
 type Changes = Vec<(usize, Vec<u8>)>;
@@ -18,21 +21,6 @@ fn build(file: &[u8]) -> Result<(), Error> {
         ..Config::new(Kernel::File(path))
     };
     Builder::new(config).build().map(|_| ())
-}
-
-fn elf() -> Vec<u8> {
-    let note = Segment {
-        kind: 4,
-        // A name of four bytes, a value of four, of type 18: the PVH entry.
-        ..Segment::new(
-            0,
-            b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\x10\0\x04\0\0\0\0\0\0\0\x01\0\0\0GNU\0",
-        )
-    };
-    let mut elf = Elf::of_code(&[&[0xf4; 0x100]]);
-    elf.segments.push(Segment::new(CODE + 0x1000, &[0; 0x100]));
-    elf.segments.push(note);
-    elf.bytes()
 }
 
 /// The bytes where the formats' headers are, changed in a few places to values that parsers stumble over.
@@ -66,7 +54,7 @@ fn changed(mut file: Vec<u8>, changes: Changes, len: f64) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 170, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: stress::count(170, 20_000), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn arbitrary_bytes_are_refused(

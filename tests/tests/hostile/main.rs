@@ -1,4 +1,4 @@
-//! What minivm is given and can't trust: kernels' files, layers, archives, messages.
+//! What minivm is given and can't trust: kernels' files, layers, archives, documents, registries' answers, messages.
 
 // Tests run: here
 
@@ -7,3 +7,4 @@
 
 mod inputs;
 mod kernels;
+mod seeds;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::guest::{end_of, run, shell};
 
 /// Every field that a report always has, in the order in which they are printed.
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "exit_code",
     "command_exit_code",
     "signal",
@@ -19,6 +19,7 @@ const FIELDS: [&str; 17] = [
     "error",
     "exception",
     "host_memory",
+    "missing_walls",
     "warnings",
     "wall_time",
     "user_time",

@@ -10,6 +10,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -69,16 +70,44 @@ impl Write for Output {
     }
 }
 
+/// The report that there is room for input. It is made only where the input waits for it: a guest can make room as often as it
+/// likes, 4096 times in one exit (`rep insb`), and each report would wake the thread that moves input.
+pub(crate) struct Room {
+    event: EventFd,
+    awaited: AtomicBool,
+}
+
+impl Room {
+    /// Returns a report that is awaited.
+    fn new() -> io::Result<Self> {
+        Ok(Room {
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            awaited: AtomicBool::new(true),
+        })
+    }
+
+    /// Returns the descriptor that becomes readable with the report.
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    fn report(&self) {
+        if self.awaited.swap(false, Ordering::Relaxed) {
+            // The write can only fail if 2^64 - 2 of these were unread.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
 /// The event of the UART that its input waits for: its buffer is empty.
-pub(crate) struct Emptied(Arc<EventFd>);
+pub(crate) struct Emptied(Arc<Room>);
 
 impl SerialEvents for Emptied {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // The write can only fail if 2^64 - 2 of these were unread.
-        let _ = self.0.write(1);
+        self.0.report();
     }
 }
 
@@ -143,17 +172,17 @@ impl State {
     }
 }
 
-/// A UART with its interrupt line, its output, and the descriptor that reports room for input.
+/// A UART with its interrupt line, its output, and the report that there is room for input.
 pub(crate) struct Uart {
     serial: Serial<IrqLine, Emptied, Output>,
-    room: Arc<EventFd>,
+    room: Arc<Room>,
 }
 
 impl Uart {
     /// Makes a UART in a given state that sends to `output`. It raises an interrupt that the guest hasn't taken yet again: one
     /// too many does no harm.
     pub(crate) fn new(irq: IrqLine, output: Output, state: State) -> io::Result<Self> {
-        let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let room = Arc::new(Room::new()?);
         let serial = Serial::from_state(&state.into(), irq, Emptied(room.clone()), output);
         let mut uart = Uart {
             serial: serial.map_err(|error| match error {
@@ -163,7 +192,7 @@ impl Uart {
             room,
         };
         if uart.capacity() > 0 {
-            uart.room.write(1)?;
+            uart.room.report();
         }
         Ok(uart)
     }
@@ -173,9 +202,14 @@ impl Uart {
         self.serial.state().into()
     }
 
-    /// Returns the descriptor that becomes readable whenever [`capacity`](Self::capacity) may have grown.
-    pub(crate) fn room(&self) -> Arc<EventFd> {
+    /// Returns the report that [`capacity`](Self::capacity) may have grown since [`await_room`](Self::await_room).
+    pub(crate) fn room(&self) -> Arc<Room> {
         self.room.clone()
+    }
+
+    /// Has the next growth of [`capacity`](Self::capacity) reported, once. From the UART's start, the first one is.
+    pub(crate) fn await_room(&self) {
+        self.room.awaited.store(true, Ordering::Relaxed);
     }
 
     /// Returns how many bytes of input the UART takes now.
@@ -236,7 +270,7 @@ impl Device for Uart {
                 Err(SerialError::IOError(error)) => return Err(Error::Output(error)),
                 Err(SerialError::Trigger(error)) => {
                     return Err(Error::Kvm {
-                        call: IrqLine::CALL,
+                        call: IrqLine::CALL.into(),
                         source: error,
                     });
                 }
@@ -244,7 +278,7 @@ impl Device for Uart {
             }
         }
         if matches!(register, IER | LCR | MCR) && self.takes_input() {
-            let _ = self.room.write(1);
+            self.room.report();
         }
         Ok(None)
     }
@@ -254,6 +288,9 @@ impl Device for Uart {
 fn register(offset: u64) -> u8 {
     u8::try_from(offset & 7).expect("masked to 3 bits")
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod model;
 
 #[cfg(test)]
 mod tests {
@@ -312,15 +349,34 @@ mod tests {
         uart.write(IER.into(), &[0x0f]).unwrap();
         assert_eq!(uart.capacity(), 0);
         uart.write(MCR.into(), &[MCR_RTS]).unwrap();
-        assert_eq!(uart.room().read().unwrap(), 1);
+        assert_eq!(uart.room().event().read().unwrap(), 1);
         assert_eq!(uart.capacity(), 64);
         uart.receive(&[0, 0xff]).unwrap();
+        uart.await_room();
         assert_eq!(read(&mut uart, LSR.into()) & 1, 1, "data ready");
         assert_eq!((read(&mut uart, 0), read(&mut uart, 0)), (0, 0xff));
         assert_eq!(read(&mut uart, LSR.into()) & 1, 0);
-        assert_eq!(uart.room().read().unwrap(), 1);
+        assert_eq!(uart.room().event().read().unwrap(), 1);
         uart.write(MCR.into(), &[MCR_RTS | MCR_LOOP]).unwrap();
         assert_eq!(uart.capacity(), 0);
+    }
+
+    #[test]
+    fn a_guest_reports_room_only_where_it_is_awaited() {
+        let mut uart = uart(Box::new(io::sink()));
+        let reports = |uart: &Uart| uart.room().event().read().unwrap_or(0);
+        let make_room = |uart: &mut Uart| {
+            uart.write(IER.into(), &[IER_RECEIVED_DATA]).unwrap();
+            (0..9).for_each(|_| uart.write(MCR.into(), &[MCR_RTS]).map(drop).unwrap());
+            uart.read(0, &mut [0xff; 4096]);
+        };
+        make_room(&mut uart);
+        assert_eq!(reports(&uart), 1);
+        make_room(&mut uart);
+        assert_eq!(reports(&uart), 0);
+        uart.await_room();
+        make_room(&mut uart);
+        assert_eq!(reports(&uart), 1);
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The defects of kernels' files.
 
+use std::borrow::Cow;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::arch::text;
+use crate::sent;
 
 /// The defect of a kernel's file that can't be booted.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum KernelError {
     /// The file has no bytes.
@@ -18,7 +22,7 @@ pub enum KernelError {
     #[error("it is truncated: {what} ends at byte {end}, the file has {size}")]
     Truncated {
         /// The part that is cut off.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The first byte behind that part.
         end: u64,
         /// The file's size in bytes.
@@ -29,10 +33,10 @@ pub enum KernelError {
     WrongMachine(String),
     /// A header's field makes no sense.
     #[error("it is damaged: {0}")]
-    Damaged(&'static str),
+    Damaged(Cow<'static, str>),
     /// The file is a kernel in a form that can't be booted; the text names the one that can.
     #[error("{0}")]
-    Unbootable(&'static str),
+    Unbootable(Cow<'static, str>),
     /// The kernel is compressed in a way that can't be unpacked here.
     #[error(
         "it is compressed by {0:?}: only gzip can be unpacked here; take the Image of the same build, uncompressed"
@@ -40,7 +44,11 @@ pub enum KernelError {
     Compression(String),
     /// The compressed kernel can't be unpacked.
     #[error("it cannot be unpacked")]
-    Unpack(#[source] io::Error),
+    Unpack(
+        #[source]
+        #[serde(with = "sent::io_error")]
+        io::Error,
+    ),
     /// The compressed kernel would be too large.
     #[error(
         "it unpacks to more than the {0} bytes that a kernel can have here: more --memory may help"
@@ -71,7 +79,11 @@ pub enum KernelError {
     No64BitEntry,
     /// The file could not be read.
     #[error("cannot read it")]
-    Read(#[source] io::Error),
+    Read(
+        #[source]
+        #[serde(with = "sent::io_error")]
+        io::Error,
+    ),
     /// The command line is longer than the kernel takes.
     #[error("it takes a command line of at most {max} bytes, and {len} were given")]
     CmdlineTooLong {

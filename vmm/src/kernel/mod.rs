@@ -5,10 +5,8 @@
 
 pub(crate) mod error;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
 
 use linux_loader::loader::KernelLoaderResult;
 use vm_memory::{Bytes, GuestAddress};
@@ -19,6 +17,7 @@ use crate::config::Kernel;
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::opened::OpenFile;
 
 pub use error::KernelError;
 
@@ -34,11 +33,17 @@ pub(crate) struct Loaded {
     pub(crate) header: Header,
 }
 
-/// Loads `kernel` into `ram`.
-pub(crate) fn load(kernel: &Kernel, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
-    match kernel {
-        Kernel::Code(code) => load_code(code, ram),
-        Kernel::File(path) => load_file(path, cmdline_len, ram),
+/// Loads `kernel`, from `file` where that has been opened, into `ram`.
+pub(crate) fn load(
+    kernel: &Kernel,
+    file: Option<&OpenFile>,
+    cmdline_len: usize,
+    ram: &GuestRam,
+) -> Result<Loaded> {
+    match (kernel, file) {
+        (Kernel::Code(code), _) => load_code(code, ram),
+        (Kernel::File(_), Some(file)) => load_file(file, cmdline_len, ram),
+        (Kernel::File(path), None) => load_file(&OpenFile::kernel(path)?, cmdline_len, ram),
     }
 }
 
@@ -58,50 +63,23 @@ fn load_code(code: &[u8], ram: &GuestRam) -> Result<Loaded> {
     })
 }
 
-fn load_file(path: &Path, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
+fn load_file(file: &OpenFile, cmdline_len: usize, ram: &GuestRam) -> Result<Loaded> {
     let refuse = |source| Error::Kernel {
-        path: path.into(),
+        path: file.path.clone(),
         source,
     };
-    let (mut file, size) = open("kernel", path)?;
+    let (size, file) = (file.size, &file.file);
     if size == 0 {
         return Err(refuse(KernelError::Empty));
     }
     let mut magic = [0; 4];
     let magic_len =
-        read_up_to(&mut file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
+        read_up_to(file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
     let image = Image {
         size,
         ram_end: low_ram_end(ram).min(layout::KERNEL_END.0),
     };
-    arch::kernel::load(&mut file, &magic[..magic_len], image, cmdline_len, ram).map_err(refuse)
-}
-
-/// Opens a file that goes into guest memory; returns it with its size in bytes. Anything but a regular file or a block
-/// device has no size that could be relied on and is refused.
-pub(crate) fn open(what: &'static str, path: &Path) -> Result<(File, u64)> {
-    let wrap = |source| Error::File {
-        what,
-        path: path.into(),
-        source,
-    };
-    // Opening a named pipe would otherwise wait for a writer.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(wrap)?;
-    let kind = file.metadata().map_err(wrap)?.file_type();
-    if kind.is_dir() {
-        return Err(wrap(io::ErrorKind::IsADirectory.into()));
-    }
-    if !kind.is_file() && !kind.is_block_device() {
-        let text = "it is neither a regular file nor a block device";
-        return Err(wrap(io::Error::new(io::ErrorKind::InvalidInput, text)));
-    }
-    let size = file.seek(io::SeekFrom::End(0)).map_err(wrap)?;
-    file.rewind().map_err(wrap)?;
-    Ok((file, size))
+    arch::kernel::load(file, &magic[..magic_len], image, cmdline_len, ram).map_err(refuse)
 }
 
 /// Returns the first address behind the first part of RAM: on x86-64, that below the hole; on arm64, all of it.
@@ -131,7 +109,7 @@ impl Image {
         match offset.checked_add(len) {
             Some(end) if end <= self.size => Ok(()),
             end => Err(KernelError::Truncated {
-                what,
+                what: what.into(),
                 end: end.unwrap_or(u64::MAX),
                 size: self.size,
             }),
@@ -152,7 +130,7 @@ impl Image {
 }
 
 /// Reads until `buffer` is full or the file ends; returns the number of bytes.
-fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+fn read_up_to(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     file.rewind()?;
     let mut len = 0;
     while len < buffer.len() {

@@ -1,9 +1,13 @@
 //! The defects for which a snapshot is refused.
 
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
 use crate::arch::text;
 
 /// The defect of a snapshot. No instruction of its guest has run.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum SnapshotError {
     /// The state file doesn't begin with minivm's magic number.
@@ -34,7 +38,7 @@ pub enum SnapshotError {
 
     /// The state file matches its checksum, but no machine can be in that state.
     #[error("its state file makes no sense: {0}")]
-    Senseless(&'static str),
+    Senseless(Cow<'static, str>),
 
     /// The memory file has the wrong length.
     #[error("its memory file has {found} bytes instead of {expected}: save it anew")]

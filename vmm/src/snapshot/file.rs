@@ -36,13 +36,18 @@ pub(crate) const LEN_MAX: usize = 1 << 20;
 /// Returns the bytes of the state file of `state`.
 pub(crate) fn encode(state: &State) -> Vec<u8> {
     let body = postcard::to_allocvec(state).expect("plain data in memory can be written");
+    with_body(&body)
+}
+
+/// Returns the bytes of a state file with this body.
+pub(crate) fn with_body(body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len()).expect("some 10 KiB a vCPU");
     let mut file = Vec::with_capacity(HEADER + body.len());
     file.extend(MAGIC);
     file.extend(VERSION.to_le_bytes());
     file.extend(MACHINE.to_le_bytes());
     file.extend(length.to_le_bytes());
-    file.extend(checksum(&file, &body));
+    file.extend(checksum(&file, body));
     file.extend(body);
     file
 }
@@ -66,9 +71,11 @@ pub(crate) fn decode(file: &[u8]) -> Result<State, SnapshotError> {
     }
     let state: State = match postcard::take_from_bytes(body) {
         Ok((state, [])) => state,
-        _ => return Err(SnapshotError::Senseless("it cannot be read")),
+        _ => return Err(SnapshotError::Senseless("it cannot be read".into())),
     };
-    state.check().map_err(SnapshotError::Senseless)?;
+    state
+        .check()
+        .map_err(|why| SnapshotError::Senseless(why.into()))?;
     Ok(state)
 }
 

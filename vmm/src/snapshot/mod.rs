@@ -1,8 +1,9 @@
 //! Snapshots: a paused machine in two files, from which any number of machines continue.
 //!
+//! - `files` opens a snapshot's files before they are read;
 //! - `state` holds a machine's state in plain data, with the format in `file`;
 //! - `memory_file` holds its RAM; a restore maps it, and neither reads nor copies it;
-//! - `save` writes both so that a folder holds a whole snapshot or none;
+//! - `save` writes both so that a folder holds a whole snapshot or none, or into files that another process has made;
 //! - `capture` takes the state of a machine that is at rest;
 //! - `restore` makes a machine in KVM and puts the state into it;
 //! - `working_set` records the pages that a clone touches.
@@ -21,6 +22,7 @@
 pub(crate) mod capture;
 pub(crate) mod error;
 pub(crate) mod file;
+mod files;
 mod memory_file;
 pub(crate) mod restore;
 pub(crate) mod save;
@@ -29,29 +31,26 @@ pub(crate) mod state;
 mod working_set;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use kvm_ioctls::Kvm;
-
 pub use error::SnapshotError;
+pub use files::SnapshotFiles;
 pub use restore::Prepared;
-use save::save;
+pub use save::{SaveFiles, SnapshotFolder};
 pub use working_set::WorkingSet;
 
 use crate::arch::create;
 use crate::error::{Error, Result};
-use crate::kvm::open_kvm;
 use crate::memory::GuestRam;
 use crate::observer::Steps;
+use crate::opened::HostFiles;
 use memory_file::Identity;
 use state::State;
-
-/// The most attempts to open a snapshot that is replaced while it is being opened.
-const ATTEMPTS: u8 = 5;
 
 /// A snapshot that has been opened and found good: machines can be made from it, at once or ahead of time, until it is
 /// dropped, also when its folder is replaced or deleted meanwhile. Cheap to clone.
@@ -83,8 +82,10 @@ struct Opened {
     identity: Identity,
     /// The ranges in which the memory file holds nothing.
     holes: Vec<Range<u64>>,
-    /// This host's KVM, once it is known to have what the snapshot needs.
-    kvm: OnceLock<Kvm>,
+    /// The host's files, once they are open.
+    host: OnceLock<HostFiles>,
+    /// Set once this host's KVM is known to have what the snapshot needs.
+    fits: OnceLock<()>,
 }
 
 impl Snapshot {
@@ -96,8 +97,11 @@ impl Snapshot {
     ///
     /// [`Error::File`] where a file of the snapshot can't be read, [`Error::Snapshot`] where one isn't what was saved.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let folder = folder.as_ref();
-        let (state, memory) = open_files(folder)?;
+        SnapshotFiles::in_folder(folder.as_ref())?.read()
+    }
+
+    /// Makes a snapshot of its parts, which are checked. `host` may not be open yet.
+    fn of(folder: &Path, state: State, memory: File, host: Option<HostFiles>) -> Result<Self> {
         let wrap = |source| Error::Snapshot {
             path: folder.into(),
             source,
@@ -109,7 +113,8 @@ impl Snapshot {
         }
         let snapshot = Snapshot(Arc::new(Opened {
             folder: folder.into(),
-            kvm: OnceLock::new(),
+            host: host.map_or_else(OnceLock::new, OnceLock::from),
+            fits: OnceLock::new(),
             // Where the file system doesn't report holes, all of the file is mapped.
             holes: sparse::holes(&memory, found).unwrap_or_default(),
             memory: Arc::new(memory),
@@ -166,7 +171,7 @@ impl Snapshot {
     /// [`Error::HostLacks`] names the feature that the host lacks; [`Error::KvmMissing`], [`Error::KvmPermission`],
     /// [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
     pub fn check_host(&self) -> Result<()> {
-        self.kvm().map(drop)
+        self.host().map(drop)
     }
 
     /// Makes a machine of the snapshot in KVM, with all that can be done before the machine is needed;
@@ -180,14 +185,30 @@ impl Snapshot {
         restore::prepare(self, Steps::default())
     }
 
-    /// Returns this host's KVM once it is known to have what the snapshot needs.
-    fn kvm(&self) -> Result<&Kvm> {
-        if let Some(kvm) = self.0.kvm.get() {
-            return Ok(kvm);
+    /// Returns the host's files once its KVM is known to have what the snapshot needs.
+    fn host(&self) -> Result<&HostFiles> {
+        let host = self.host_files()?;
+        if self.0.fits.get().is_none() {
+            create::check_host(&host.kvm, &self.0.state.vcpus)?;
+            let _ = self.0.fits.set(());
         }
-        let kvm = open_kvm()?;
-        create::check_host(&kvm, &self.0.state.vcpus)?;
-        Ok(self.0.kvm.get_or_init(|| kvm))
+        Ok(host)
+    }
+
+    /// Returns the host's files, which are opened if they are not open yet.
+    pub(crate) fn host_files(&self) -> Result<&HostFiles> {
+        if let Some(host) = self.0.host.get() {
+            return Ok(host);
+        }
+        let host = HostFiles::open()?;
+        Ok(self.0.host.get_or_init(|| host))
+    }
+
+    /// Returns the descriptors of the snapshot's and the host's files that are open.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let host = self.0.host.get().into_iter();
+        let host = host.flat_map(HostFiles::descriptors);
+        [self.0.memory.as_fd()].into_iter().chain(host).collect()
     }
 
     /// Maps RAM for one machine, with the memory file's content.
@@ -212,47 +233,10 @@ impl Snapshot {
     }
 }
 
-/// Reads the state file, and opens the memory file that it names. If that is gone, another snapshot has taken its place, and
-/// is opened instead.
-fn open_files(folder: &Path) -> Result<(State, File)> {
-    let mut attempt = 1;
-    loop {
-        let state = read_state(folder)?;
-        match open_regular(&folder.join(&state.memory.name)) {
-            Ok(memory) => return Ok((state, memory)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {
-                attempt += 1
-            }
-            Err(error) => return Err(unreadable(&folder.join(&state.memory.name))(error)),
-        }
-    }
-}
-
-fn read_state(folder: &Path) -> Result<State> {
-    let path = folder.join(save::STATE);
-    let mut bytes = Vec::new();
-    // One byte more than the longest, so that a longer one shows.
-    open_regular(&path)
-        .and_then(|file| file.take(file::LEN_MAX as u64 + 1).read_to_end(&mut bytes))
-        .map_err(unreadable(&path))?;
-    file::decode(&bytes).map_err(|source| Error::Snapshot {
-        path: folder.into(),
-        source,
-    })
-}
-
-/// Opens a regular file, and nothing else: a pipe would have no end.
-fn open_regular(path: &Path) -> io::Result<File> {
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    File::open(path)
-}
-
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
     move |source| Error::File {
-        what: "snapshot",
+        what: "snapshot".into(),
         path,
         source,
     }

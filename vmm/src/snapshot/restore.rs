@@ -34,19 +34,20 @@ pub struct Prepared {
 
 /// Makes the machine of a snapshot, without its state.
 pub(crate) fn prepare(snapshot: &Snapshot, steps: Steps<'_>) -> Result<Prepared> {
-    let kvm = snapshot.kvm()?;
+    let host = snapshot.host()?;
     steps.reached(Step::Opened);
     let ram = snapshot.ram()?;
     steps.reached(Step::MemoryReserved);
     // `wake` checks it again. This is for machines made ahead of time, none of which would be of use.
     snapshot.check_unchanged()?;
     let vcpus = |vm: &VmFd| create::create_vcpus_of(vm, &snapshot.0.state.vcpus);
-    let (vm, irqchip, vcpus) = kvm::create(kvm, &ram, vcpus, steps)?;
+    let (vm, irqchip, vcpus) = kvm::create(&host.kvm, &ram, vcpus, steps)?;
     let created = Created {
         vcpus,
         irqchip,
         vm,
-        ram: Arc::new(ram),
+        kvm: host.kvm.clone(),
+        ram: Arc::new(ram.with_pagemap(host.pagemap.clone())),
     };
     Ok(Prepared {
         snapshot: snapshot.clone(),

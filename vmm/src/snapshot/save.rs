@@ -6,10 +6,13 @@
 //! ```
 //!
 //! 1. Memory files that the old state file doesn't name are deleted: those of savers that were killed.
-//! 2. A new memory file is written, under a name of its own, and reaches the disk.
-//! 3. A new state file is written as `state.new`, and reaches the disk.
-//! 4. It is renamed to `state`: this is the moment.
+//! 2. A new memory file is made, under a name of its own, and a new state file, as `state.new`.
+//! 3. Both are written, and reach the disk.
+//! 4. `state.new` is renamed to `state`: this is the moment.
 //! 5. The old memory file is deleted.
+//!
+//! Step 3 needs no name, and the others neither the machine nor its memory. So a process that may open nothing can save its
+//! machine into two files that another process has made ([`SaveFiles`]).
 //!
 //! The folder is opened once, and all steps work in the open folder. It has to belong to this process's user, and no other
 //! user may write to it: with a snapshot's memory and devices, another user could change what its machines run.
@@ -20,19 +23,21 @@
 
 #![allow(unsafe_code, reason = "geteuid has no safe interface in std")]
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::SnapshotError;
+use super::file;
+use super::files::{open_regular, read_state};
 use super::memory_file::{self, Identity, MemoryRecord, NAME_PREFIX, is_memory_file};
 use super::state::{Devices, State};
-use super::{file, read_state};
 use crate::arch::vcpu_state::VcpuState;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::memory::GuestRam;
+use crate::random;
 
 /// The state file's name.
 pub(crate) const STATE: &str = "state";
@@ -42,20 +47,136 @@ const NOT_OURS: &str = "it has a file `state` that is not a snapshot's: name ano
 /// The bits of a mode by which others than the owner may write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Saves a machine at rest in `folder`, which is created if it isn't there.
-pub(crate) fn save(
-    folder: &Path,
-    vcpus: Vec<VcpuState>,
-    devices: Devices,
-    ram: &GuestRam,
-) -> io::Result<()> {
-    let lock = Lock::of(open_own(folder)?)?;
-    // This path leads to the folder that was checked, also when something else has taken its place.
-    let folder = &PathBuf::from(format!("/proc/self/fd/{}", lock.0.as_raw_fd()));
+/// Two open files for a snapshot, new and empty, and the name that the memory file has. They can be sent to another process, whose
+/// machine is saved into them by [`Control::snapshot_into`](crate::Control::snapshot_into).
+#[derive(Debug)]
+pub struct SaveFiles {
+    /// The file for the machine's state.
+    pub state: File,
+    /// The file for its memory.
+    pub memory: File,
+    /// The memory file's name in the folder, which the state file will have in it.
+    pub name: String,
+}
+
+/// The folder of a snapshot that is being saved: locked, checked, with two new files in it. Until [`publish`](Self::publish) it
+/// still has the old snapshot; dropped before, it loses the new files and keeps the old.
+///
+/// ```no_run
+/// # use minivm_vmm::{Builder, Config, Kernel};
+/// use minivm_vmm::SnapshotFolder;
+///
+/// # let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).build()?;
+/// let folder = SnapshotFolder::prepare("warm".as_ref())?;
+/// machine.snapshot_into(folder.files())?; // perhaps in another process
+/// folder.publish()?;
+/// # minivm_vmm::Result::Ok(())
+/// ```
+pub struct SnapshotFolder {
+    /// As it was given, for messages.
+    path: PathBuf,
+    lock: Lock,
+    files: SaveFiles,
+    published: bool,
+}
+
+impl SnapshotFolder {
+    /// Locks `folder`, which is created if it isn't there, deletes what savers that were killed have left in it, and makes the new
+    /// files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Save`] where another saver is at it, where the folder is another user's or others may write to it, where it has
+    /// something in the files' places that no saver has made, or where they can't be made.
+    pub fn prepare(folder: &Path) -> Result<Self> {
+        Self::with_new_files(folder).map_err(cannot_save(folder))
+    }
+
+    fn with_new_files(path: &Path) -> io::Result<Self> {
+        let lock = Lock::of(open_own(path)?)?;
+        let folder = lock.folder();
+        clear(&folder)?;
+        let name = new_name()?;
+        // A saver that was killed has left it, and its content is worth nothing.
+        match fs::remove_file(folder.join(STATE_NEW)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let state = create(&folder.join(STATE_NEW), 0o600)?;
+        // It is never written to again: its identity would change.
+        let memory = create(&folder.join(&name), 0o400).inspect_err(|_| {
+            let _ = fs::remove_file(folder.join(STATE_NEW));
+        })?;
+        Ok(SnapshotFolder {
+            path: path.into(),
+            lock,
+            files: SaveFiles {
+                state,
+                memory,
+                name,
+            },
+            published: false,
+        })
+    }
+
+    /// Returns the new files.
+    pub fn files(&self) -> &SaveFiles {
+        &self.files
+    }
+
+    /// Puts the new snapshot in the old one's place. A machine must have been saved into the files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Save`] where the folder can't be changed, in which case the old snapshot is still whole.
+    pub fn publish(mut self) -> Result<()> {
+        let published = self.replace();
+        published.map_err(cannot_save(&self.path))
+    }
+
+    fn replace(&mut self) -> io::Result<()> {
+        let folder = self.lock.folder();
+        fs::rename(folder.join(STATE_NEW), folder.join(STATE))?;
+        self.published = true;
+        // The rename reaches the disk before the old memory file goes.
+        self.lock.0.sync_all()?;
+        remove_all_but(&folder, &self.files.name);
+        Ok(())
+    }
+}
+
+impl Drop for SnapshotFolder {
+    fn drop(&mut self) {
+        if !self.published {
+            // The next save deletes what can't be deleted now.
+            let folder = self.lock.folder();
+            let _ = fs::remove_file(folder.join(STATE_NEW));
+            let _ = fs::remove_file(folder.join(&self.files.name));
+        }
+    }
+}
+
+/// Wraps the reason for which a snapshot can't be saved in `path`.
+pub(super) fn cannot_save(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::Save { path, source }
+}
+
+/// Creates a file for writing; `mode` is for all later openings.
+fn create(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+}
+
+/// Checks that the folder holds a snapshot or none, and deletes what savers that were killed have left.
+fn clear(folder: &Path) -> io::Result<()> {
     for name in [STATE, STATE_NEW] {
         check_replaceable(folder, name)?;
     }
-    match read_state(folder) {
+    match old_state(folder) {
         Ok(old) => remove_all_but(folder, &old.memory.name),
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             remove_all_but(folder, "")
@@ -72,17 +193,14 @@ pub(crate) fn save(
         Err(Error::File { source, .. }) => return Err(source),
         Err(error) => return Err(io::Error::other(error)),
     }
-    let name = new_name()?;
-    if let Err(error) = write(folder, &name, vcpus, devices, ram) {
-        // The next save deletes what can't be deleted now.
-        let _ = fs::remove_file(folder.join(STATE_NEW));
-        let _ = fs::remove_file(folder.join(&name));
-        return Err(error);
-    }
-    // The rename reaches the disk before the old memory file goes.
-    lock.0.sync_all()?;
-    remove_all_but(folder, &name);
     Ok(())
+}
+
+/// Reads the state file that is in the folder.
+pub(super) fn old_state(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE);
+    let file = open_regular(&path).map_err(super::unreadable(&path))?;
+    read_state(&file, folder)
 }
 
 /// Refuses a folder in which something other than a regular file has a state file's name: no saver has made it, and it stays.
@@ -110,6 +228,11 @@ impl Lock {
             )),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// Returns a path to the folder that was checked, also when something else has taken its place.
+    fn folder(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 }
 
@@ -152,52 +275,33 @@ fn open_own(path: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-fn write(
-    folder: &Path,
-    name: &str,
+/// Writes a machine at rest into `files`; they have reached the disk when this returns.
+pub(super) fn write(
+    files: &SaveFiles,
     vcpus: Vec<VcpuState>,
     devices: Devices,
     ram: &GuestRam,
 ) -> io::Result<()> {
-    let memory = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(folder.join(name))?;
-    let digest = memory_file::write(ram, &memory)?;
-    memory.set_permissions(Permissions::from_mode(0o400))?;
-    memory.sync_all()?;
-    let identity = Identity::settled(&memory)?;
+    let digest = memory_file::write(ram, &files.memory)?;
+    files.memory.sync_all()?;
     let memory = MemoryRecord {
-        name: name.into(),
+        name: files.name.clone(),
         bytes: ram.bytes(),
-        identity,
+        identity: Identity::settled(&files.memory)?,
         digest,
     };
-    // A saver that was killed has left it, and its content is worth nothing.
-    match fs::remove_file(folder.join(STATE_NEW)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut state = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(folder.join(STATE_NEW))?;
-    state.write_all(&file::encode(&State {
+    (&files.state).write_all(&file::encode(&State {
         memory,
         vcpus,
         devices,
     }))?;
-    state.sync_all()?;
-    fs::rename(folder.join(STATE_NEW), folder.join(STATE))
+    files.state.sync_all()
 }
 
 /// Returns a name that no other memory file has had.
 fn new_name() -> io::Result<String> {
     let mut number = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut number)?;
+    random::fill(&mut number)?;
     Ok(format!("{NAME_PREFIX}{:016x}", u64::from_ne_bytes(number)))
 }
 

@@ -36,14 +36,17 @@ pub(crate) struct Piece {
 /// Anonymous memory that neither the guest nor this process has touched has no page. A mapping of a file also has the file's
 /// content.
 pub(crate) fn used(ram: &GuestRam, len_max: usize) -> io::Result<Vec<Piece>> {
+    // Without /proc, all of it is read, which takes longer.
+    let pagemap = ram.pagemap().ok();
     let extents = ram.file().map_or(Ok(Vec::new()), data_extents)?;
     let mut pieces = Vec::new();
     let mut region_offset = 0;
     for (base, size, host) in ram.regions() {
         let offsets = region_offset..region_offset + size;
-        // Without /proc, all of it is read, which takes longer.
-        let touched = touched(host, size, Present::Any)
-            .unwrap_or_else(|_| iter::once(0..size).collect())
+        let touched = pagemap
+            .as_deref()
+            .and_then(|pagemap| touched(pagemap, host, size, Present::Any).ok())
+            .unwrap_or_else(|| iter::once(0..size).collect())
             .into_iter()
             .map(|part| shift(part, region_offset));
         let mut parts: Vec<_> = touched
@@ -93,10 +96,14 @@ pub(super) enum Present {
     Shared,
 }
 
-/// Returns the parts of `size` bytes of this process's memory, from address `host` on, that have such pages.
-pub(super) fn touched(host: u64, size: u64, wanted: Present) -> io::Result<Vec<Range<u64>>> {
+/// Returns the parts of `size` bytes of this process's memory, from address `host` on, that have such pages by `pagemap`.
+pub(super) fn touched(
+    pagemap: &File,
+    host: u64,
+    size: u64,
+    wanted: Present,
+) -> io::Result<Vec<Range<u64>>> {
     let page = PAGE as u64;
-    let pagemap = File::open("/proc/self/pagemap")?;
     let mut parts: Vec<Range<u64>> = Vec::new();
     let mut buffer = vec![0; ENTRIES * 8];
     for first in (0..size / page).step_by(ENTRIES) {

@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
+use std::borrow::Cow;
+
+use super::capture::Captured;
 use super::memory_file::MemoryRecord;
 use super::state::Devices;
 use super::*;
@@ -54,7 +57,15 @@ fn save_ram(folder: &Path, ram: &GuestRam, clock: u64) -> io::Result<()> {
         board: board::State::sample(clock),
         ..Devices::default()
     };
-    save(folder, vec![VcpuState::sample()], devices, ram)
+    let machine = Captured {
+        vcpus: vec![VcpuState::sample()],
+        devices,
+        ram,
+    };
+    machine.save(folder).map_err(|error| match error {
+        Error::Save { source, .. } => source,
+        other => panic!("{other}"),
+    })
 }
 
 /// A folder with a snapshot whose pages 1, 5 and the last hold something.
@@ -69,7 +80,7 @@ fn state_file(folder: &TempDir) -> Vec<u8> {
 }
 
 fn memory_path(folder: &Path) -> PathBuf {
-    folder.join(read_state(folder).unwrap().memory.name)
+    folder.join(save::old_state(folder).unwrap().memory.name)
 }
 
 fn restored(snapshot: &Snapshot) -> GuestRam {
@@ -81,19 +92,6 @@ fn refusal(folder: &Path) -> SnapshotError {
         Err(Error::Snapshot { source, .. }) => source,
         other => panic!("{other:?}"),
     }
-}
-
-/// Gives a state file another body, with a checksum that is right.
-pub(crate) fn with_body(file: &[u8], body: &[u8]) -> Vec<u8> {
-    let mut file = file[..16].to_vec();
-    file[12..16].copy_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
-    let sum = Sha256::new()
-        .chain_update(&file)
-        .chain_update(body)
-        .finalize();
-    file.extend(sum);
-    file.extend(body);
-    file
 }
 
 fn with_state(folder: &TempDir, change: impl FnOnce(&mut State)) -> SnapshotError {
@@ -213,7 +211,8 @@ fn flags_at(address: u64) -> Vec<String> {
 /// Returns how many pages of a machine's RAM are its own.
 fn own_pages(ram: &GuestRam) -> u64 {
     let (_, size, host) = ram.regions().next().unwrap();
-    let own = sparse::touched(host, size, sparse::Present::Own).unwrap();
+    let pagemap = ram.pagemap().unwrap();
+    let own = sparse::touched(&pagemap, host, size, sparse::Present::Own).unwrap();
     own.iter()
         .map(|part| (part.end - part.start) / PAGE as u64)
         .sum()
@@ -272,7 +271,7 @@ fn files_that_are_no_snapshot_are_refused() {
     assert!(matches!(
         Snapshot::open(folder.path()).map(drop),
         Err(Error::File {
-            what: "snapshot",
+            what: Cow::Borrowed("snapshot"),
             ..
         })
     ));
@@ -386,7 +385,7 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
     for bytes in [0, 4096, MEMORY + 1, 1 << 50, u64::MAX] {
         let why = with_state(&folder, |state| state.memory.bytes = bytes);
         assert!(
-            matches!(why, SnapshotError::Senseless(why) if why.contains("memory")),
+            matches!(&why, SnapshotError::Senseless(why) if why.contains("memory")),
             "{why:?}"
         );
     }
@@ -400,7 +399,7 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
     ] {
         let why = with_state(&folder, |state| state.memory.name = name.into());
         assert!(
-            matches!(why, SnapshotError::Senseless(why) if why.contains("name")),
+            matches!(&why, SnapshotError::Senseless(why) if why.contains("name")),
             "{name}: {why:?}"
         );
     }
@@ -409,7 +408,7 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
 proptest! {
     #[test]
     fn no_state_file_makes_the_reader_panic(body in proptest::collection::vec(any::<u8>(), 0..4000)) {
-        let file = with_body(&file::encode(&State::sample()), &body);
+        let file = file::with_body(&body);
         prop_assert!(file::decode(&file).is_err());
         prop_assert!(file::decode(&body).is_err());
     }
@@ -420,7 +419,7 @@ proptest! {
         let mut body = file[48..].to_vec();
         let at = at % (body.len() - 8);
         body[at..at + 8].copy_from_slice(&bytes);
-        if let Ok(state) = file::decode(&with_body(&file, &body)) {
+        if let Ok(state) = file::decode(&file::with_body(&body)) {
             prop_assert_eq!(state.check(), Ok(()));
         }
     }
@@ -656,6 +655,58 @@ fn a_second_saver_in_one_folder_is_refused() {
         error.to_string().contains("another process or thread"),
         "{error}"
     );
+}
+
+#[test]
+fn new_files_that_are_not_published_leave_the_old_snapshot() {
+    let folder = saved();
+    let before = state_file(&folder);
+    let new = SnapshotFolder::prepare(folder.path()).unwrap();
+    let files = new.files();
+    assert!(folder.path().join(&files.name).is_file());
+    let written = save::write(
+        files,
+        vec![VcpuState::sample()],
+        Devices::default(),
+        &ram_with(&[(1, 2)]),
+    );
+    written.unwrap();
+    assert!(SnapshotFolder::prepare(folder.path()).is_err(), "locked");
+    assert_eq!(state_file(&folder), before);
+    Snapshot::open(folder.path()).unwrap().verify().unwrap();
+    drop(new);
+    assert_eq!(state_file(&folder), before);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    Snapshot::open(folder.path()).unwrap().verify().unwrap();
+}
+
+#[test]
+fn a_snapshot_that_is_replaced_again_and_again_can_always_be_opened() {
+    let folder = saved();
+    let path = folder.path().to_path_buf();
+    let replacing = std::thread::spawn(move || {
+        let ram = ram_with(&[(1, 1)]);
+        (0..stress::count(20, 500)).for_each(|clock| save_ram(&path, &ram, clock).unwrap());
+    });
+    while !replacing.is_finished() {
+        Snapshot::open(folder.path()).unwrap();
+    }
+    replacing.join().unwrap();
+}
+
+#[test]
+fn a_folder_with_too_many_memory_files_is_refused() {
+    let folder = saved();
+    for number in 0..16 {
+        fs::write(folder.path().join(format!("memory-{number:016x}")), "").unwrap();
+    }
+    let refused = Snapshot::open(folder.path()).map(drop).unwrap_err();
+    let Error::File { source, .. } = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(source.to_string().contains("more than 16"), "{source}");
+    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
+    Snapshot::open(folder.path()).unwrap();
 }
 
 /// The variable that makes a test be the process that is killed: the folder where it saves.

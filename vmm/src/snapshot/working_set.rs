@@ -56,11 +56,12 @@ impl WorkingSet {
     /// The operating system's, where `/proc/self/pagemap` can't be read.
     pub fn of(memory: &Memory) -> io::Result<WorkingSet> {
         let mut set = WorkingSet::default();
+        let pagemap = memory.ram().pagemap()?;
         for (base, size, host) in memory.ram().regions() {
             let within = |part: Range<u64>| base.0 + part.start..base.0 + part.end;
-            let written = sparse::touched(host, size, Present::Own)?;
+            let written = sparse::touched(&pagemap, host, size, Present::Own)?;
             set.written.extend(written.into_iter().map(within));
-            let read = sparse::touched(host, size, Present::Shared)?;
+            let read = sparse::touched(&pagemap, host, size, Present::Shared)?;
             set.read.extend(read.into_iter().map(within));
         }
         Ok(set)

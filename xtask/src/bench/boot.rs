@@ -87,7 +87,7 @@ fn native(args: &BootArgs, minivm: &Path, folder: &Path) -> Result<()> {
     let mut looping = Command::new(minivm);
     looping.args(["--accel", "kvm", "--memory", "256M", "--kernel"]);
     let own = memory::resident(looping.arg(&loops))?;
-    println!("\nminivm's own resident memory beside the guest's: {own} KiB");
+    println!("\nThe monitor's own resident memory beside the guest's: {own} KiB");
     Ok(())
 }
 
@@ -146,7 +146,7 @@ fn lab(args: &BootArgs, minivm: &Path, kernel: &Path, debian: &Path, folder: &Pa
     Ok(())
 }
 
-fn print_times(contenders: &[Contender], all: &[Times], unit: &str) {
+pub(super) fn print_times(contenders: &[Contender], all: &[Times], unit: &str) {
     let names: Vec<_> = contenders.iter().map(|one| one.name.clone()).collect();
     table::print("exec → mark", unit, &names, all, |times| &times.to_mark);
     table::print("exec → end", unit, &names, all, |times| &times.to_end);

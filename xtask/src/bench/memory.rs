@@ -3,12 +3,12 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// A mapping of at least this many KiB is the guest's RAM; nothing else is as large.
 const GUEST_RAM_KIB: u64 = 32 << 10;
 
-/// Starts a machine whose guest says its mark and goes on for ever; returns KiB resident beside the guest's RAM.
+/// Starts a machine whose guest says its mark and goes on for ever; returns KiB resident in its monitor, beside the guest's RAM.
 pub(crate) fn resident(command: &mut Command) -> Result<u64> {
     command
         .stdin(Stdio::null())
@@ -21,11 +21,23 @@ pub(crate) fn resident(command: &mut Command) -> Result<u64> {
         .take()
         .context("its stdout is not a pipe")?
         .read_exact(&mut mark);
-    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", child.id()));
+    let smaps = monitor(child.id())
+        .and_then(|monitor| Ok(std::fs::read_to_string(format!("/proc/{monitor}/smaps"))?));
     child.kill()?;
     child.wait()?;
     read?;
     Ok(own(&smaps?))
+}
+
+/// Returns the ID of the monitor that a process has started.
+fn monitor(of: u32) -> Result<u32> {
+    for thread in std::fs::read_dir(format!("/proc/{of}/task"))? {
+        let children = std::fs::read_to_string(thread?.path().join("children"))?;
+        if let Some(child) = children.split_whitespace().next() {
+            return Ok(child.parse()?);
+        }
+    }
+    bail!("the machine has no monitor")
 }
 
 /// The sum of all resident memory in a `smaps` but in mappings as large as a guest.

@@ -1,7 +1,8 @@
 //! `cargo xtask bench boot`: what a boot costs, side by side with QEMU's microvm in one run. `cargo xtask bench image`:
 //! what images cost, side by side with the shell's tools. `cargo xtask bench compare`: what the sandboxes' adapters cost, side
 //! by side with the tools driven by hand. `cargo xtask bench warm`: what it costs to go on from a snapshot, side by side with
-//! a boot. `cargo xtask bench trace`: what a trace costs each exit.
+//! a boot. `cargo xtask bench trace`: what a trace costs each exit. `cargo xtask bench jail`: what the walls around a machine cost
+//! its start.
 //!
 //! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
 //! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
@@ -10,6 +11,7 @@ mod boot;
 mod compare;
 mod guest;
 mod image;
+mod jail;
 mod memory;
 mod sample;
 mod table;
@@ -36,6 +38,8 @@ pub(crate) enum Bench {
     Compare(compare::CompareArgs),
     /// A guest's exits, with and without a trace
     Trace,
+    /// The start of a machine, behind walls and without them
+    Jail(BootArgs),
 }
 
 #[derive(Args)]
@@ -56,6 +60,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Warm(args) => warm::run(args),
         Bench::Compare(args) => compare::run(args),
         Bench::Trace => trace::run(),
+        Bench::Jail(args) => jail::run(args),
     }
 }
 

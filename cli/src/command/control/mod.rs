@@ -21,7 +21,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 pub(super) use server::Server;
-pub(super) use socket::Socket;
+pub(super) use socket::{Name, Socket};
 
 /// No request or answer is longer: a path has at most 4096 bytes, of which each may take six in JSON.
 const LINE_MAX: u64 = 32 << 10;

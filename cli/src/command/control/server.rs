@@ -7,7 +7,8 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use minivm_vmm::{Control, Error, Snapshot};
+use minivm_machine::monitor::Monitor;
+use minivm_vmm::Error;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -18,8 +19,6 @@ use super::{Answer, LINE_MAX, Request, Saved};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait until the host may have what it takes to accept a client.
 const RETRY: Duration = Duration::from_millis(100);
-/// How long a machine may take from being built to its first instruction.
-const START: Duration = Duration::from_secs(10);
 
 /// The thread. Dropping this ends it, after the work that it has begun.
 pub(in super::super) struct Server {
@@ -30,12 +29,12 @@ pub(in super::super) struct Server {
 
 impl Server {
     /// Starts the thread, which serves requests at the socket until this is dropped.
-    pub(in super::super) fn start(socket: Socket, control: Control) -> io::Result<Self> {
+    pub(in super::super) fn start(socket: Socket, machine: Monitor) -> io::Result<Self> {
         let Socket { file, listener } = socket;
         // A client that leaves while it waits for its turn must not make us wait for the next one.
         listener.set_nonblocking(true)?;
         let (ended, end) = io::pipe()?;
-        let work = Work { control, ended };
+        let work = Work { machine, ended };
         let thread = thread::Builder::new()
             .name("control".into())
             .spawn(move || work.serve(&listener))?;
@@ -58,7 +57,7 @@ impl Drop for Server {
 }
 
 struct Work {
-    control: Control,
+    machine: Monitor,
     /// Has an end when there is to be one.
     ended: PipeReader,
 }
@@ -96,7 +95,7 @@ impl Work {
         let saved = self.save(&request.snapshot);
         let stop = request.stop && saved.is_ok();
         if !stop {
-            self.control.resume();
+            self.machine.resume();
         }
         let told = answer(
             &mut client,
@@ -108,12 +107,12 @@ impl Work {
         match (stop, told) {
             (false, _) => None,
             (true, Ok(())) => {
-                self.control.stop();
+                self.machine.stop();
                 Some(client)
             }
             // The client is gone: a machine that runs on can still be ended, an ended one can't be resumed.
             (true, Err(_)) => {
-                self.control.resume();
+                self.machine.resume();
                 None
             }
         }
@@ -165,21 +164,11 @@ impl Work {
 
     /// Saves the machine, and leaves it paused: how many bytes it took.
     fn save(&self, folder: &Path) -> Result<u64, String> {
-        let start = Instant::now();
-        loop {
-            self.control.pause();
-            match self.control.snapshot(folder) {
-                // It hasn't begun yet, and will begin as if it had not been paused.
-                Err(Error::NotPaused) if !self.control.has_ended() && start.elapsed() < START => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Err(Error::NotPaused) => return Err("the machine has ended".into()),
-                Err(error) => return Err(format!("{:#}", anyhow::Error::from(error))),
-                Ok(()) => break,
-            }
-        }
-        let size = Snapshot::open(folder).and_then(|snapshot| snapshot.disk_size());
-        size.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+        use minivm_machine::Error::Monitor;
+        self.machine.save(folder).map_err(|error| match error {
+            Monitor(Error::NotPaused) => "the machine has ended".into(),
+            error => format!("{:#}", anyhow::Error::from(error)),
+        })
     }
 
     /// Waits until there is something to read: false where the end or the deadline comes first.

@@ -21,7 +21,11 @@ fn moment(number: u64) -> SystemTime {
 
 impl Place {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Place::within(&std::env::temp_dir())
+    }
+
+    fn within(folder: &Path) -> Self {
+        let folder = tempfile::tempdir_in(folder).unwrap();
         Place {
             images: ImageCache::new(&folder.path().join("cache")),
             folder,
@@ -97,6 +101,19 @@ fn what_was_used_longest_ago_goes_whatever_it_is() {
         };
     }
     assert!(kernel.exists() && last.exists());
+}
+
+#[test]
+fn the_last_time_that_there_is_counts_as_late() {
+    // tmpfs keeps any time.
+    let place = Place::within(Path::new("/dev/shm"));
+    let never = place.file("images/blobs/sha256/a", 1000, 0);
+    let last = UNIX_EPOCH + Duration::from_secs(i64::MAX.unsigned_abs());
+    let file = File::options().write(true).open(&never).unwrap();
+    file.set_modified(last).unwrap();
+    let archive = place.file("initramfs/b.cpio", 1000, 1);
+    place.evict_to(1000);
+    assert!(never.exists() && !archive.exists());
 }
 
 #[test]

@@ -165,10 +165,15 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
             _ => (false, "its lab ended".to_owned()),
         };
         said.pass_on();
-        Ok(Ended { orderly, how })
+        Ok(Ended {
+            orderly,
+            how,
+            host_memory: None,
+        })
     };
     Ok(Link {
         greeted: true,
+        walls: None,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
         stop: StopOnDrop::boxed(move || {

@@ -59,6 +59,8 @@ fn report(process: Process, times: Times, log: Option<KernelLog>) -> Report {
         warnings: Vec::new(),
         copy_failed: false,
         log,
+        walls: None,
+        host_memory: None,
         begun: process.origin + nanos(195),
         boot: nanos(655),
         setup: nanos(200),

@@ -74,7 +74,7 @@ impl Trigger for IrqLine {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl IrqLine {
     /// Returns a line whose interrupts are lost, for tests of UARTs.
     pub(crate) fn unconnected() -> Self {

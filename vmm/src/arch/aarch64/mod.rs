@@ -17,5 +17,9 @@ pub(crate) mod text;
 mod tree;
 pub(crate) mod vcpu_state;
 
+/// The entries of fuzz targets: none for arm64.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {}
+
 #[cfg(test)]
 mod forged;

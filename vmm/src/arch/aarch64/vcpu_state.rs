@@ -4,7 +4,7 @@
 //! The GIC's part of a processor is the GIC's, see `gic`.
 
 use kvm_bindings::{KVM_REG_SIZE_MASK, KVM_REG_SIZE_SHIFT, RegList, kvm_mp_state, kvm_vcpu_events};
-use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
@@ -27,7 +27,8 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    pub(crate) fn of_this_host(vm: &VmFd) -> Result<Self> {
+    /// Asks this host's KVM, also about a machine of it.
+    pub(crate) fn of_this_host(_kvm: &Kvm, vm: &VmFd) -> Result<Self> {
         Ok(Inventory {
             events: vm.check_extension(Cap::VcpuEvents),
         })

@@ -63,7 +63,7 @@ impl Trigger for IrqLine {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl IrqLine {
     /// Returns a line whose interrupts are lost, for tests of UARTs.
     pub(crate) fn unconnected() -> Self {
@@ -239,7 +239,96 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
+    use crate::devices::bus::Request;
+    use crate::devices::uart::{self, Output};
+    use crate::gate::Gate;
+
+    fn uart() -> Arc<Mutex<Uart>> {
+        let output = Output {
+            writer: Box::new(io::sink()),
+            gate: Gate::new(1).unwrap(),
+        };
+        let uart = Uart::new(IrqLine::unconnected(), output, uart::State::default());
+        Arc::new(Mutex::new(uart.unwrap()))
+    }
+
+    /// Returns the number of ports from the first of their device on, by which this tells devices apart.
+    fn device(port: u64) -> Option<u64> {
+        let of = |first: u16, count: u64| {
+            let first = u64::from(first);
+            (first..first + count).contains(&port).then(|| port - first)
+        };
+        let first = |offset: u64| port - offset;
+        let found = [
+            of(layout::COM1_PORT, 8),
+            of(layout::COM2_PORT, 8),
+            of(layout::I8042_COMMAND_PORT, 1),
+            of(layout::ACPI_SLEEP_PORT, 2),
+        ];
+        let mut found = found.into_iter().flatten();
+        let one = found.next().map(first);
+        assert!(found.next().is_none(), "port {port:#x} has two devices");
+        one
+    }
+
+    #[test]
+    fn every_port_leads_to_one_device_or_to_none_with_every_width() {
+        let (com1, com2) = (uart(), uart());
+        let bus = port_bus(&com1, &com2);
+        for (com, mark) in [(layout::COM1_PORT, 1), (layout::COM2_PORT, 2)] {
+            assert_eq!(bus.write(u64::from(com) + 7, &[mark]).unwrap(), None);
+        }
+        // And addresses that no port has.
+        let beyond = [0x1_0000, 0x1_03f8, 0x64 + (1 << 32), u64::MAX];
+        for port in (0..0x1_0000).chain(beyond) {
+            for width in [1, 2, 4] {
+                let mut read = [0; 4];
+                bus.read(port, &mut read[..width]);
+                let expected = match device(port) {
+                    None => [0xff],
+                    Some(0x3f8) if port == 0x3ff => [1],
+                    Some(0x2f8) if port == 0x2ff => [2],
+                    Some(0x3f8 | 0x2f8) => [read[0]],
+                    Some(_) => [0],
+                };
+                assert!(
+                    read[..width].iter().all(|byte| [*byte] == expected),
+                    "{port:#x}"
+                );
+                assert_ne!(device(port).map(|_| read[0]), Some(0xff), "{port:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_made_by_one_byte_at_one_port() {
+        let bus = port_bus(&uart(), &uart());
+        for port in 0..0x1_0000 {
+            // All values where there are devices, and those that make requests everywhere.
+            let values = match device(port) {
+                Some(_) => (0..=u8::MAX).collect(),
+                None => vec![0x34, 0xfe],
+            };
+            for (value, width) in values
+                .into_iter()
+                .flat_map(|value| [1, 2, 4].map(|width| (value, width)))
+            {
+                let request = match (port, value) {
+                    (0x64, 0xfe) => Some(Request::Reset),
+                    (0x600, 0x34) => Some(Request::PowerOff),
+                    _ => None,
+                };
+                // The other bytes would make one.
+                let mut bytes = [0xfe, 0x34, 0xfe, 0x34];
+                bytes[0] = value;
+                let made = bus.write(port, &bytes[..width]).unwrap();
+                assert_eq!(made, request, "{value:#x} to {port:#x}");
+            }
+        }
+    }
 
     #[test]
     fn a_resets_outcome_depends_on_the_interrupts() {

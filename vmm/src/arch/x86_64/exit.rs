@@ -1,6 +1,6 @@
 //! The exits that only x86-64 has.
 
-use kvm_bindings::KVM_EXIT_X86_BUS_LOCK;
+use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK};
 use kvm_ioctls::VcpuExit;
 
 use super::board::Board;
@@ -39,6 +39,16 @@ pub(crate) fn serve(exit: VcpuExit<'_>, board: &Board, note: &mut impl Note) -> 
             restraint::rest();
             Served::Access(None)
         }
+        // The one exception that KVM on Intel's processors leaves to this process. The thread is sent SIGBUS as well, of which std's
+        // handler lets the process survive the first. (Linux, `handle_exception_nmi`, `handle_guest_split_lock`.)
+        VcpuExit::Exception => Served::Unexpected(
+            "KVM_EXIT_EXCEPTION: the guest locked memory across two cache lines, which this host forbids (split_lock_detect=fatal)"
+                .into(),
+        ),
+        // See `restraint`. (KVM API 5 "The kvm_run structure", KVM_EXIT_NOTIFY.)
+        VcpuExit::Unsupported(KVM_EXIT_NOTIFY) => Served::Unexpected(
+            "KVM_EXIT_NOTIFY: the guest kept its core from taking interrupts, and cannot continue".into(),
+        ),
         VcpuExit::InternalError => Served::Unexpected(
             "KVM_EXIT_INTERNAL_ERROR: the guest executed code outside RAM, or an instruction that KVM cannot emulate"
                 .into(),

@@ -203,9 +203,15 @@ impl Device for IoApic {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod model;
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+
+    use minivm_tests::stress;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -281,5 +287,14 @@ mod tests {
         }
         ioapic.write(IOWIN, &[1]).unwrap();
         ioapic.write(0xfff, &[1; 8]).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(stress::count(400, 100_000)))]
+
+        #[test]
+        fn it_does_what_its_model_does(steps in prop::collection::vec(any::<u8>(), 0..600)) {
+            model::run(&steps);
+        }
     }
 }

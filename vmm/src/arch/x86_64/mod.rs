@@ -22,5 +22,11 @@ pub(crate) mod survey;
 pub(crate) mod text;
 pub(crate) mod vcpu_state;
 
+/// The entries of fuzz targets.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    pub use super::ioapic::model::run as ioapic;
+}
+
 #[cfg(test)]
 mod forged;

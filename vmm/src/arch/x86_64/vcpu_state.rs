@@ -41,8 +41,8 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    pub(crate) fn of_this_host(vm: &VmFd) -> Result<Self> {
-        let kvm = Kvm::new().map_err(Error::kvm("opening /dev/kvm"))?;
+    /// Asks this host's KVM, also about a machine of it.
+    pub(crate) fn of_this_host(kvm: &Kvm, vm: &VmFd) -> Result<Self> {
         // The MSRs that KVM keeps for a guest on this host and lists as readable and settable from outside: hardware's and
         // its own paravirtual ones (kvm-clock's pages, for one). There are more, see `msrs`.
         // (KVM API 4.3, KVM_GET_MSR_INDEX_LIST.)

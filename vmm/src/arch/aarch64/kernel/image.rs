@@ -49,7 +49,7 @@ pub(super) fn check(
     let (text_offset, size) = (u64_at(&header, 8), u64_at(&header, 16));
     if size == 0 {
         return Err(KernelError::Damaged(
-            "its header has no image size: Linux 4.2 or newer is needed",
+            "its header has no image size: Linux 4.2 or newer is needed".into(),
         ));
     }
     check_whole(file, &header, image)?;
@@ -76,7 +76,9 @@ fn check_whole(
     }
     let sections = u16_at(&pe, 6);
     if sections > SECTIONS_MAX {
-        return Err(KernelError::Damaged("its PE header has too many sections"));
+        return Err(KernelError::Damaged(
+            "its PE header has too many sections".into(),
+        ));
     }
     let table = at + PE_HEADER as u64 + u64::from(u16_at(&pe, 20));
     for number in 0..u64::from(sections) {
@@ -99,7 +101,7 @@ fn foreign(file: &mut (impl Read + Seek), header: &[u8; HEADER], size: u64) -> K
     if header.starts_with(b"\x7fELF") {
         return match u16_at(header, 18) {
             183 => KernelError::Unbootable(
-                "it is an ELF file (vmlinux): take arch/arm64/boot/Image of the same build",
+                "it is an ELF file (vmlinux): take arch/arm64/boot/Image of the same build".into(),
             ),
             62 => KernelError::WrongMachine("x86-64".into()),
             other => KernelError::WrongMachine(format!("machine number {other}")),
@@ -133,6 +135,9 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
+
+    use minivm_tests::mutation::try_out;
+    use minivm_tests::stress;
 
     use super::*;
 
@@ -225,5 +230,28 @@ mod tests {
         for at in [0, 1, 0x1ff0, 0x2000, u32::MAX] {
             let _ = changed(60, &at.to_le_bytes());
         }
+    }
+
+    #[test]
+    fn a_changed_image_has_its_place_in_ram_or_is_refused() {
+        let target = |file: &[u8]| {
+            if let Ok(place) = checked(file.to_vec()) {
+                let len = file.len() as u64;
+                assert!(
+                    place.start >= layout::KERNEL.0 && place.end <= RAM_END,
+                    "{place:x?}"
+                );
+                assert!(place.end - place.start >= len, "{place:x?} for {len} bytes");
+            }
+        };
+        // A short one, so that most changes are in its headers: its section is its last half.
+        let mut small = good();
+        small.truncate(0x200);
+        for field in [16, 20] {
+            let at = 64 + 24 + 160 + field;
+            small[at..at + 4].copy_from_slice(&0x100u32.to_le_bytes());
+        }
+        checked(small.clone()).unwrap();
+        try_out(target, &[small], "", stress::count(2000, 2_000_000));
     }
 }

@@ -20,14 +20,14 @@ pub(crate) type Header = ();
 
 /// Loads the kernel in `file`, which begins with `magic`.
 pub(crate) fn load(
-    file: &mut File,
+    mut file: &File,
     _magic: &[u8],
     image: Image,
     _cmdline_len: usize,
     ram: &GuestRam,
 ) -> Result<Loaded, KernelError> {
-    match packed::unpack(file, image)? {
-        None => place(file, image, ram),
+    match packed::unpack(&mut file, image)? {
+        None => place(&mut file, image, ram),
         Some(bytes) => {
             let unpacked = Image {
                 size: bytes.len() as u64,

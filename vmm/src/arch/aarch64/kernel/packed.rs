@@ -83,6 +83,8 @@ mod tests {
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
+    use minivm_tests::mutation::try_out;
+    use minivm_tests::stress;
 
     use super::*;
 
@@ -136,5 +138,17 @@ mod tests {
             let refusal = unpacked(&file).expect_err(part).to_string();
             assert!(refusal.contains(part), "{refusal:?} has no {part:?}");
         }
+    }
+
+    #[test]
+    fn a_changed_archive_is_unpacked_within_its_limit_or_refused() {
+        let target = |file: &[u8]| {
+            if let Ok(Some(kernel)) = unpacked(file) {
+                assert!(kernel.len() <= 1 << 20, "{} bytes", kernel.len());
+            }
+        };
+        let packed = gzipped(&[7; 5000]);
+        let good = [zboot(b"gzip", &packed), packed];
+        try_out(target, &good, "", stress::count(2000, 1_000_000));
     }
 }

@@ -27,14 +27,14 @@ const ENTRY_64_OFFSET: u64 = 0x200;
 
 /// Checks `file` and copies its protected-mode part to its preferred address.
 pub(super) fn load(
-    file: &mut File,
+    mut file: &File,
     image: Image,
     cmdline_len: usize,
     ram: &GuestRam,
 ) -> Result<Loaded, KernelError> {
     let header = read_header(file, image)?;
     let (start, end) = check(&header, image, cmdline_len)?;
-    loaded(BzImage::load(ram.map(), Some(start), file, None))?;
+    loaded(BzImage::load(ram.map(), Some(start), &mut file, None))?;
     let entry = GuestAddress(start.0 + ENTRY_64_OFFSET);
     Ok(Loaded {
         entry,

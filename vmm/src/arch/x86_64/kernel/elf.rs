@@ -25,7 +25,7 @@ const EHDR_SIZE: usize = 64;
 const PHDR_SIZE: usize = 56;
 
 /// Checks `file` and copies its segments to their addresses.
-pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
+pub(super) fn load(mut file: &File, image: Image, ram: &GuestRam) -> Result<Loaded, KernelError> {
     let (entry, segments) = read_headers(file, image)?;
     let end = check(entry, &segments, image)?;
     for segment in &segments {
@@ -33,7 +33,7 @@ pub(super) fn load(file: &mut File, image: Image, ram: &GuestRam) -> Result<Load
             .map_err(KernelError::Read)?;
         let len = usize::try_from(segment.file_size).expect("it fits into RAM");
         ram.map()
-            .read_exact_volatile_from(GuestAddress(segment.address), file, len)
+            .read_exact_volatile_from(GuestAddress(segment.address), &mut file, len)
             .map_err(|error| KernelError::Read(io::Error::other(error)))?;
     }
     Ok(Loaded {
@@ -63,7 +63,7 @@ fn read_headers(file: &File, image: Image) -> Result<(u64, Vec<Segment>), Kernel
     let (phoff, phentsize, phnum) = (u64_at(&ehdr, 32), u16_at(&ehdr, 54), u16_at(&ehdr, 56));
     if usize::from(phentsize) != PHDR_SIZE {
         return Err(KernelError::Damaged(
-            "its program headers have an unknown size",
+            "its program headers have an unknown size".into(),
         ));
     }
     let table_len = PHDR_SIZE * usize::from(phnum);
@@ -114,7 +114,7 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
     for segment in segments {
         if segment.file_size > segment.memory_size {
             return Err(KernelError::Damaged(
-                "a segment has more bytes in the file than in memory",
+                "a segment has more bytes in the file than in memory".into(),
             ));
         }
         image.holds("a segment", segment.offset, segment.file_size)?;
@@ -128,14 +128,14 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
         return Err(KernelError::Overlap(pair[1].0));
     }
     let Some(&(_, end)) = places.last() else {
-        return Err(KernelError::Damaged("it has nothing to load"));
+        return Err(KernelError::Damaged("it has nothing to load".into()));
     };
     if !places
         .iter()
         .any(|&(start, end)| (start..end).contains(&entry))
     {
         return Err(KernelError::Damaged(
-            "its entry point is not in a segment that it loads",
+            "its entry point is not in a segment that it loads".into(),
         ));
     }
     Ok(end)

@@ -16,7 +16,7 @@ pub(crate) type Header = Option<setup_header>;
 
 /// Loads the kernel in `file`, which begins with `magic`.
 pub(crate) fn load(
-    file: &mut File,
+    file: &File,
     magic: &[u8],
     image: Image,
     cmdline_len: usize,

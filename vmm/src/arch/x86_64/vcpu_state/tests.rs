@@ -21,6 +21,7 @@ use crate::observer::Steps;
 struct Bare {
     vcpus: Vec<Vcpu>,
     vm: Arc<VmFd>,
+    kvm: Kvm,
     _ram: GuestRam,
 }
 
@@ -34,12 +35,13 @@ impl Bare {
         Bare {
             vcpus,
             vm,
+            kvm,
             _ram: ram,
         }
     }
 
     fn state(&self, vcpu: usize) -> VcpuState {
-        let inventory = Inventory::of_this_host(&self.vm).unwrap();
+        let inventory = Inventory::of_this_host(&self.kvm, &self.vm).unwrap();
         VcpuState::of(&self.vcpus[vcpu], &inventory).unwrap()
     }
 }

@@ -1,0 +1,209 @@
+//! The monitor: a process of its own that makes a machine, runs it, and can do nothing else.
+//!
+//! A guest that breaks out of KVM or of the devices is in the monitor's process. So that process has the machine's memory, and the
+//! descriptors that it needs, and walls around it ([`crate::confine`]): it can't open a file, reach a network, start a program or see other
+//! processes. The process that has started it has the user's rights; it opens and publishes files, has the terminal, and runs sessions,
+//! and never touches a guest's memory.
+//!
+//! ```text
+//!  minivm run, minivm --kernel, …                       minivm monitor
+//!  ──────────────────────────────                       ──────────────
+//!  clone: a PID namespace, no environment ────────────▶ one thread
+//!  job: the machine, its paths; the ports' ends ──────▶ opens the files, and reads none
+//!                                                       walls
+//!                                                       reads the kernel or snapshot, makes the machine
+//!  ◀─────────────────────────────────────────── built   vCPUs' threads: a narrower filter each
+//!  ◀──────────────────────────── frames, or a console ─▶
+//!  save: a new state file, a new memory file ─────────▶ pauses the machine, writes to them
+//!  ◀─────────────────────────────────────────── saved
+//!  stop ──────────────────────────────────────────────▶ ends the machine
+//!  ◀────────────────────────────── ended: the outcome
+//! ```
+//!
+//! - `protocol`: the messages; `stream`: how they and descriptors are sent;
+//! - `spawn`: the start of the process; `process`: its parent's side;
+//! - `serve`: its own side.
+//!
+//! A program has monitors if its `main` begins with [`answer`]: the monitor is the same program. Without that, machines run in the
+//! program's own process.
+
+mod process;
+mod protocol;
+mod serve;
+mod spawn;
+mod stream;
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use log::LevelFilter;
+use minivm_image::io_error::cannot;
+use minivm_vmm::{Config, Observer, WorkingSet};
+
+pub use process::{MachineEnd, Monitor};
+use protocol::{Channel, Job, Source, Wiring};
+
+use crate::{Ended, Error, Link, StopOnDrop, local};
+
+/// The argument with which this program is a monitor.
+pub const COMMAND: &str = "monitor";
+const COMMAND_C: &CStr = c"monitor";
+
+/// Whether this program answers as a monitor.
+static ANSWERS: AtomicBool = AtomicBool::new(false);
+/// Whether monitors put walls around themselves.
+static WALLS: AtomicBool = AtomicBool::new(true);
+
+/// What a monitor needs of its program.
+#[derive(Clone, Copy, Debug)]
+pub struct Hooks {
+    /// Returns the observer of the machine, which sends its events, with times since the instant, to the stream.
+    pub observe: fn(UnixStream, Instant) -> io::Result<Observation>,
+    /// Logs messages up to this level to stderr.
+    pub log: fn(LevelFilter),
+}
+
+/// The observer of a monitor's machine.
+pub struct Observation {
+    /// The observer.
+    pub observer: Arc<dyn Observer>,
+    /// Waits until all events are sent.
+    pub finish: Box<dyn FnOnce() + Send>,
+}
+
+/// Runs this process as a monitor, if it was started as one, and returns its exit code then. Otherwise lets this program's machines run in
+/// monitors. A program's `main` calls it first, while it has one thread.
+pub fn answer(hooks: Hooks) -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == COMMAND) && arguments.next().is_none() {
+        return Some(serve::run(hooks));
+    }
+    ANSWERS.store(true, Ordering::Relaxed);
+    None
+}
+
+/// Lets this program's monitors run without walls: a guest that breaks out of its machine has the user's rights then.
+pub fn leave_walls_out() {
+    WALLS.store(false, Ordering::Relaxed);
+}
+
+/// Lets this program's machines run in its own process from now on.
+pub fn do_without() {
+    ANSWERS.store(false, Ordering::Relaxed);
+}
+
+/// Returns whether this program's machines run in monitors.
+pub(crate) fn is_there() -> bool {
+    ANSWERS.load(Ordering::Relaxed)
+}
+
+/// A machine to run in a monitor.
+#[derive(Debug)]
+pub struct Spec {
+    source: Source,
+    events: Option<UnixStream>,
+    /// Whether the end reports which pages were touched.
+    pub(crate) rehearsal: bool,
+    began: Instant,
+}
+
+impl Spec {
+    /// A machine that boots.
+    pub fn boot(config: Config) -> Spec {
+        Spec::of(Source::boot(config))
+    }
+
+    /// A machine that continues from the snapshot in `folder`. The pages are present before it runs.
+    pub fn restore(folder: &Path, pages: Option<WorkingSet>) -> Spec {
+        Spec::of(Source::snapshot(folder, pages))
+    }
+
+    fn of(source: Source) -> Spec {
+        Spec {
+            source,
+            events: None,
+            rehearsal: false,
+            began: Instant::now(),
+        }
+    }
+
+    /// Sends the machine's events, with times since the instant, to the stream.
+    pub fn events(mut self, events: Option<(UnixStream, Instant)>) -> Spec {
+        if let Some((stream, began)) = events {
+            self.events = Some(stream);
+            self.began = began;
+        }
+        self
+    }
+
+    /// Reads what the machine would be made of, in a monitor that makes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`start_console`](Self::start_console)'s, but those that KVM is needed for.
+    pub fn check(self) -> Result<(), Error> {
+        self.start(Wiring::Nothing, Vec::new()).map(drop)
+    }
+
+    /// Starts the machine, with its console at `input` and `output`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Monitor`] where the machine can't be built, [`Error::Host`] and [`Error::MonitorDied`] where there can't be a monitor.
+    pub fn start_console(self, input: OwnedFd, output: OwnedFd) -> Result<Monitor, Error> {
+        self.start(Wiring::Console, vec![input, output])
+    }
+
+    /// Starts the machine, with its control channel at the link's ends. `rings` is the ring directory's address, if the guest was greeted
+    /// and has one.
+    pub(crate) fn start_session(
+        self,
+        console: bool,
+        greeted: Option<local::Greeted>,
+    ) -> Result<(Link, Monitor), Error> {
+        let (frames, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
+        let to_guest = frames.try_clone().map_err(cannot("duplicate a socket"))?;
+        let channel = match greeted {
+            None => Channel::New,
+            Some(local::Greeted { rings }) => Channel::Greeted(rings),
+        };
+        let wiring = Wiring::Frames { console, channel };
+        let monitor = self.start(wiring, vec![theirs.into()])?;
+        let (stop, end) = (monitor.clone(), monitor.clone());
+        let link = Link {
+            greeted: greeted.is_some(),
+            walls: monitor.walls(),
+            from_guest: Box::new(monitor.frames(frames)),
+            to_guest: Box::new(to_guest),
+            stop: StopOnDrop::boxed(move || stop.stop()),
+            end: Box::new(move || {
+                let end = end.end()?;
+                Ok(Ended::of(end.outcome?, end.console, end.memory))
+            }),
+        };
+        Ok((link, monitor))
+    }
+
+    fn start(self, wiring: Wiring, mut files: Vec<OwnedFd>) -> Result<Monitor, Error> {
+        let observed = self.events.is_some();
+        files.extend(self.events.map(OwnedFd::from));
+        let job = Job {
+            source: self.source,
+            wiring,
+            confined: WALLS.load(Ordering::Relaxed),
+            observed,
+            rehearsal: self.rehearsal,
+            began: self.began.elapsed(),
+            log: log::max_level(),
+        };
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        Monitor::start(&job, &files)
+    }
+}

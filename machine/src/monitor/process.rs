@@ -1,0 +1,384 @@
+//! A monitor as the process that started it has it: its news, and orders to it.
+
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_image::io_error::cannot;
+use minivm_vmm::{Outcome, SaveFiles, SnapshotFolder, WorkingSet};
+
+use super::protocol::{Ending, Failure, Job, News, Order};
+use super::spawn::Child;
+use super::stream::{Received, Stream};
+use crate::Error;
+use crate::confine::Walls;
+
+/// How long a monitor may take to stop its machine. Then it is killed.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often is looked for the end of a process that has closed its socket.
+const LOOK: Duration = Duration::from_millis(1);
+/// How long one may take that sends events, for which there may be a slow reader.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
+
+/// A monitor's process. Clones are handles to the same one, which ends with the last of them.
+#[derive(Clone)]
+pub struct Monitor(Arc<Handle>);
+
+/// The end of a monitor's machine.
+#[derive(Debug)]
+pub struct MachineEnd {
+    /// The machine's outcome.
+    pub outcome: Result<Outcome, Error>,
+    /// The console's last lines, where they were kept.
+    pub(crate) console: Option<String>,
+    /// The most bytes of memory that the monitor has held at a time, its machine's among them.
+    pub(crate) memory: Option<u64>,
+}
+
+struct Handle(Arc<Shared>);
+
+struct Shared {
+    stream: Stream,
+    observed: bool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The process, until it has been waited for.
+    child: Option<Child>,
+    built: Option<Result<(), Error>>,
+    walls: Option<Walls>,
+    saved: Option<Result<(), Failure>>,
+    frames_ended: Option<Option<String>>,
+    ended: Option<Ending>,
+    touched: Option<WorkingSet>,
+    /// The most bytes of memory that the process had held at the machine's end.
+    memory: Option<u64>,
+    /// How the process ended.
+    gone: Option<String>,
+}
+
+impl Monitor {
+    /// Starts a monitor, gives it the job and its descriptors, and waits until the machine is built and runs.
+    pub(super) fn start(job: &Job, files: &[BorrowedFd<'_>]) -> Result<Monitor, Error> {
+        let (stream, theirs) = Stream::pair().map_err(cannot("create a socket"))?;
+        let shared = Arc::new(Shared {
+            stream,
+            observed: job.observed,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let (started, is_started) = mpsc::channel();
+        let work = shared.clone();
+        // The process ends with the thread that has started it.
+        thread::Builder::new()
+            .name("monitor".into())
+            .spawn(move || {
+                let child = Child::start(theirs.as_fd());
+                drop(theirs);
+                let born = child.map(|child| work.state().child = Some(child));
+                let is_born = born.is_ok();
+                let _ = started.send(born);
+                if is_born {
+                    work.listen();
+                }
+            })
+            .map_err(cannot("start a thread"))?;
+        let monitor = Monitor(Arc::new(Handle(shared.clone())));
+        let born = is_started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")));
+        born.map_err(cannot("start the monitor's process"))?;
+        // Where the process has ended by now, that is what is reported.
+        let _ = shared.stream.send(job, files);
+        let mut state = shared.wait(|state| state.built.is_some() || state.gone.is_some());
+        match (state.built.take(), &state.gone) {
+            (Some(built), _) => built?,
+            (None, Some(how)) => return Err(Error::MonitorDied(how.clone())),
+            (None, None) => unreachable!("one of them was waited for"),
+        }
+        drop(state);
+        Ok(monitor)
+    }
+
+    /// Pauses the machine, and saves it in `folder` as [`minivm_vmm::Control::snapshot`] does; returns the bytes that the files take on
+    /// the disk. The machine stays paused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Monitor`] where it can't be saved, [`Error::MonitorDied`] where the monitor ends meanwhile.
+    pub fn save(&self, folder: &Path) -> Result<u64, Error> {
+        let target = SnapshotFolder::prepare(folder)?;
+        let files = target.files();
+        let shared = &self.0.0;
+        let order = Order::Save(files.name.clone());
+        shared.state().saved = None;
+        let _ = shared
+            .stream
+            .send(&order, &[files.state.as_fd(), files.memory.as_fd()]);
+        let mut state = shared
+            .wait(|state| state.saved.is_some() || state.ended.is_some() || state.gone.is_some());
+        let saved = state.saved.take();
+        drop(state);
+        match saved {
+            Some(saved) => saved.map_err(|error| error.of_folder(folder))?,
+            None => return Err(minivm_vmm::Error::NotPaused.into()),
+        }
+        let size = disk_size(target.files()).map_err(cannot("read the size of the snapshot"))?;
+        target.publish()?;
+        Ok(size)
+    }
+
+    /// Returns the walls around the monitor; `None` where it has none.
+    pub fn walls(&self) -> Option<Walls> {
+        self.0.0.state().walls.clone()
+    }
+
+    /// Lets a paused machine run.
+    pub fn resume(&self) {
+        // It fails where the process has ended, and the machine with it.
+        let _ = self.0.0.stream.send(&Order::Resume, &[]);
+    }
+
+    /// Ends the machine, and returns at once. A monitor that doesn't do so in time is killed.
+    pub fn stop(&self) {
+        self.0.0.clone().stop();
+    }
+
+    /// Returns whether the machine has ended.
+    pub fn has_ended(&self) -> bool {
+        let state = self.0.0.state();
+        state.ended.is_some() || state.gone.is_some()
+    }
+
+    /// Returns the pages that were touched by the machine, which has ended.
+    pub(crate) fn touched(&self) -> Result<WorkingSet, Error> {
+        let touched = self.0.0.state().touched.take();
+        touched.ok_or_else(|| Error::InMonitor("the monitor reported no touched pages".into()))
+    }
+
+    /// Waits for the machine's end, and that of the process, unless that still sends events.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MonitorDied`] where the process ended before it had reported the machine's end.
+    pub fn end(&self) -> Result<MachineEnd, Error> {
+        let shared = &self.0.0;
+        let observed = shared.observed;
+        let mut state =
+            shared.wait(|state| state.gone.is_some() || observed && state.ended.is_some());
+        let memory = state.memory;
+        match (state.ended.take(), &state.gone) {
+            (Some(ending), _) => Ok(MachineEnd {
+                outcome: ending.outcome.map_err(Error::from),
+                console: ending.console,
+                memory,
+            }),
+            (None, Some(how)) => Err(Error::MonitorDied(how.clone())),
+            (None, None) => Err(Error::MonitorDied("its end was taken before".into())),
+        }
+    }
+
+    /// Returns the frames that come over `stream`, whose end the monitor explains.
+    pub(super) fn frames(&self, stream: UnixStream) -> Frames {
+        Frames {
+            stream,
+            shared: self.0.0.clone(),
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.clone().stop();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the state is as wanted.
+    fn wait(&self, wanted: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let waited = self
+            .changed
+            .wait_while(self.state(), |state| !wanted(state));
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the monitor's news until its process has ended.
+    fn listen(&self) {
+        let why = loop {
+            match self.stream.receive::<News>() {
+                Ok(Some(Received { message, .. })) => {
+                    let last = matches!(message, News::Failed(_) | News::Ended(_));
+                    self.take(message);
+                    if last {
+                        break None;
+                    }
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        let has_ended = self.state().ended.is_some();
+        if has_ended && self.observed {
+            // The last events may wait for their reader.
+            let _ = self.stream.receive::<News>();
+        }
+        self.reap(why);
+    }
+
+    fn take(&self, news: News) {
+        let mut state = self.state();
+        match news {
+            News::Built(walls) => {
+                state.built = Some(Ok(()));
+                state.walls = walls;
+            }
+            News::Failed(failure) => state.built = Some(Err(failure.into())),
+            News::Saved(saved) => state.saved = Some(saved),
+            News::FramesEnded(why) => state.frames_ended = Some(why),
+            News::Ended(ending) => {
+                state.memory = state.child.and_then(|child| child.memory());
+                let mut ending = *ending;
+                state.touched = ending.touched.take();
+                state.ended = Some(ending);
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    /// Ends the process, if it hasn't ended by itself, and waits for it.
+    fn reap(&self, why: Option<String>) {
+        let state = self.state();
+        let Some(child) = state.child else {
+            return;
+        };
+        // What it had to say, it has said. One that only closes its socket is about to end, and how is worth knowing.
+        let is_over = why.is_some() || state.ended.is_some();
+        drop(state);
+        let closed = Instant::now();
+        while !is_over && !child.has_ended() && closed.elapsed() < GRACE {
+            thread::sleep(LOOK);
+        }
+        child.kill();
+        child.until_ended();
+        // Waited for while the state is locked: from then on another process may have its number.
+        let mut state = self.state();
+        let how = match (why, child.wait()) {
+            (Some(why), _) => why,
+            (None, Ok(status)) => described(status),
+            (None, Err(error)) => error.to_string(),
+        };
+        state.child = None;
+        state.gone = Some(how);
+        self.changed.notify_all();
+    }
+
+    fn stop(self: Arc<Self>) {
+        if self.state().gone.is_some() || self.stream.send(&Order::Stop, &[]).is_err() {
+            return;
+        }
+        let grace = match self.observed {
+            true => LAST_EVENTS,
+            false => GRACE,
+        };
+        let end = move || {
+            let waited = self
+                .changed
+                .wait_timeout_while(self.state(), grace, |state| state.gone.is_none());
+            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if let Some(child) = &state.child {
+                child.kill();
+            }
+        };
+        // Where there is no thread for it, the process ends with this one.
+        let _ = thread::Builder::new().name("stop".into()).spawn(end);
+    }
+}
+
+fn disk_size(files: &SaveFiles) -> io::Result<u64> {
+    let (state, memory) = (files.state.metadata()?, files.memory.metadata()?);
+    Ok(state.len() + memory.blocks() * 512)
+}
+
+/// Describes the end of a monitor that had reported none.
+fn described(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(libc::SIGSYS) => {
+            "it made a system call that its filter refuses (SIGSYS), which is minivm's fault or an attack"
+                .into()
+        }
+        Some(libc::SIGKILL) => "it was killed, perhaps because this host has no memory left".into(),
+        _ => format!("{status}"),
+    }
+}
+
+/// The stream of a guest's frames that a monitor passes on.
+pub(super) struct Frames {
+    stream: UnixStream,
+    shared: Arc<Shared>,
+}
+
+impl Read for Frames {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = loop {
+            match (&self.stream).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The process was killed with frames from here unread.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break 0,
+                read => break read?,
+            }
+        };
+        if len > 0 || buffer.is_empty() {
+            return Ok(len);
+        }
+        let ended = |state: &State| state.frames_ended.is_some() || state.gone.is_some();
+        let mut state = self.shared.wait(ended);
+        match state.frames_ended.as_mut().and_then(Option::take) {
+            Some(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+            None => Ok(0),
+        }
+    }
+}
+
+impl Drop for Frames {
+    /// Lets the guest write on without a reader.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::Machine(error) => error.into(),
+            Failure::Other(text) => Error::InMonitor(text),
+        }
+    }
+}
+
+impl Failure {
+    /// Names the folder that a snapshot was to go to, which the monitor doesn't know.
+    fn of_folder(self, folder: &Path) -> Error {
+        match self {
+            Failure::Machine(minivm_vmm::Error::Save { source, .. }) => {
+                let path = folder.into();
+                minivm_vmm::Error::Save { path, source }.into()
+            }
+            other => other.into(),
+        }
+    }
+}

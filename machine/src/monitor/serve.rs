@@ -1,0 +1,431 @@
+//! The monitor's own side: it gets a job, opens what that names, puts walls around itself, and runs the machine.
+//!
+//! Until the walls are there the process has one thread, and reads no byte of a kernel, an initramfs or a snapshot. Behind them it can open
+//! nothing any more.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minivm_image::io_error::cannot;
+use minivm_vmm::{Builder, Config, Control, Input, Kernel, SaveFiles, SnapshotFiles, WorkingSet};
+
+use super::protocol::{Channel, Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
+use super::stream::{Received, Stream};
+use super::{Hooks, Observation};
+use crate::local::{self, FrameEnds, Machine};
+use crate::{Error, confine, streams, wire};
+
+/// How long a machine may take from being built to its first instruction.
+const START: Duration = Duration::from_secs(10);
+/// How often is looked whether it has come there.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Runs this process as a monitor, whose socket is its stdin.
+pub(super) fn run(hooks: Hooks) -> ExitCode {
+    let job = io::stdin().as_fd().try_clone_to_owned().and_then(|socket| {
+        let stream = Stream::from(socket);
+        let job = stream.receive()?;
+        Ok(job.map(|job| (stream, job)))
+    });
+    match job {
+        Ok(Some((stream, Received { message, files }))) => {
+            let stream = Arc::new(stream);
+            match start(&stream, message, files, hooks) {
+                Ok(Some(control)) => obey(&stream, &control),
+                Ok(None) => {}
+                // It can't be sent where the process that has started this one has ended.
+                Err(failure) => drop(stream.send(&News::Failed(failure), &[])),
+            }
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::SUCCESS,
+        Err(_) => {
+            streams::tell(
+                "`monitor` is a command for minivm's own use: it runs the machine of another minivm process",
+            );
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Starts the job's machine, and the threads that serve it; `None` where it was only to be looked at.
+fn start(
+    stream: &Arc<Stream>,
+    job: Job,
+    files: Vec<OwnedFd>,
+    hooks: Hooks,
+) -> Result<Option<Control>, Failure> {
+    (hooks.log)(job.log);
+    let now = Instant::now();
+    let began = now.checked_sub(job.began).unwrap_or(now);
+    let mut files = files.into_iter();
+    let ends = Ends::take(job.wiring, &mut files)?;
+    let events = match job.observed {
+        true => Some(UnixStream::from(next(&mut files)?)),
+        false => None,
+    };
+    let opened = Opened::open(job.source, ends.is_some())?;
+    let walls = job.confined.then(|| {
+        let mut keep = opened.descriptors();
+        keep.push(stream.as_fd());
+        keep.extend(events.as_ref().map(AsFd::as_fd));
+        keep.extend(ends.iter().flat_map(Ends::descriptors));
+        confine::monitor(&keep)
+    });
+    let walls = walls.transpose();
+    let walls = walls.map_err(failed("put walls around the monitor"))?;
+    let mut builder = opened.read()?;
+    let Some(ends) = ends else {
+        builder.check()?;
+        let _ = stream.send(&News::Built(walls), &[]);
+        return Ok(None);
+    };
+    if walls.is_some() {
+        builder = builder.vcpu_thread(confine::vcpu);
+    }
+    let observation = events
+        .map(|events| (hooks.observe)(events, began))
+        .transpose();
+    let observation = observation.map_err(failed("observe the machine"))?;
+    if let Some(observation) = &observation {
+        builder = builder.observer(observation.observer.clone());
+    }
+    let (machine, frames) = ends.launch(builder)?;
+    let control = machine.control.clone();
+    // It can't be sent where the other process has ended, which `obey` finds out.
+    let _ = stream.send(&News::Built(walls), &[]);
+    let last = Last {
+        stream: stream.clone(),
+        rehearsal: job.rehearsal,
+        machine,
+        observation,
+    };
+    let serving = match frames {
+        Some(frames) => frames.serve(last),
+        None => spawn("end", move || last.conclude()),
+    };
+    serving.map_err(failed("start a thread"))?;
+    Ok(Some(control))
+}
+
+/// Takes orders until the process that has started this one ends.
+fn obey(stream: &Stream, control: &Control) {
+    // What isn't an order can't be obeyed either.
+    while let Ok(Some(Received { message, files })) = stream.receive::<Order>() {
+        match message {
+            Order::Save(name) => {
+                let saved = save(control, name, files);
+                let _ = stream.send(&News::Saved(saved), &[]);
+            }
+            Order::Resume => control.resume(),
+            // The last thread reports the end.
+            Order::Stop => control.stop(),
+        }
+    }
+}
+
+/// Pauses the machine, and saves it in the files. It stays paused.
+fn save(control: &Control, name: String, files: Vec<OwnedFd>) -> Result<(), Failure> {
+    let mut files = files.into_iter();
+    let files = SaveFiles {
+        state: next(&mut files)?.into(),
+        memory: next(&mut files)?.into(),
+        name,
+    };
+    let began = Instant::now();
+    loop {
+        // It does nothing as long as the machine is on its way to its first instruction.
+        control.pause();
+        match control.snapshot_into(&files) {
+            Err(minivm_vmm::Error::NotPaused)
+                if !control.has_ended() && began.elapsed() < START =>
+            {
+                thread::sleep(LOOK);
+            }
+            saved => return saved.map_err(Failure::Machine),
+        }
+    }
+}
+
+/// The recipe for the machine, with open files of which nothing has been read.
+enum Opened {
+    Boot(Builder),
+    Snapshot(SnapshotFiles, Option<WorkingSet>),
+}
+
+impl Opened {
+    /// Opens the files, and `/dev/kvm` where the machine is to be made.
+    fn open(source: Source, with_kvm: bool) -> Result<Opened, Failure> {
+        Ok(match source {
+            Source::Boot {
+                kernel,
+                initramfs,
+                cmdline,
+                memory,
+                cpus,
+            } => {
+                let config = Config {
+                    kernel: match kernel {
+                        Code::File(bytes) => Kernel::File(path(bytes)),
+                        Code::Bare(code) => Kernel::Code(code),
+                    },
+                    initramfs: initramfs.map(path),
+                    cmdline,
+                    memory,
+                    cpus,
+                };
+                let builder = Builder::new(config);
+                Opened::Boot(match with_kvm {
+                    true => builder.open()?,
+                    false => builder.open_files()?,
+                })
+            }
+            Source::Snapshot { folder, pages } => {
+                let folder = path(folder);
+                let files = match with_kvm {
+                    true => SnapshotFiles::open(folder)?,
+                    false => SnapshotFiles::in_folder(folder)?,
+                };
+                Opened::Snapshot(files, pages)
+            }
+        })
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Opened::Boot(builder) => builder.descriptors(),
+            Opened::Snapshot(files, _) => files.descriptors(),
+        }
+    }
+
+    fn read(self) -> Result<Builder, Failure> {
+        Ok(match self {
+            Opened::Boot(builder) => builder,
+            Opened::Snapshot(files, pages) => {
+                let builder = Builder::restore(&files.read()?);
+                match pages {
+                    Some(pages) => builder.working_set(&pages),
+                    None => builder,
+                }
+            }
+        })
+    }
+}
+
+/// The ends of the machine's serial ports that came with the job.
+enum Ends {
+    Console {
+        input: Input,
+        output: File,
+    },
+    Frames {
+        stream: UnixStream,
+        console: bool,
+        channel: Channel,
+    },
+}
+
+impl Ends {
+    fn take(
+        wiring: Wiring,
+        files: &mut impl Iterator<Item = OwnedFd>,
+    ) -> Result<Option<Ends>, Failure> {
+        Ok(Some(match wiring {
+            Wiring::Nothing => return Ok(None),
+            Wiring::Console => Ends::Console {
+                // Opens a pipe anew, which can't be done later.
+                input: next(files)?.into(),
+                output: next(files)?.into(),
+            },
+            Wiring::Frames { console, channel } => Ends::Frames {
+                stream: next(files)?.into(),
+                console,
+                channel,
+            },
+        }))
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Ends::Console { input, output } => {
+                let input = input.descriptors();
+                input.chain([output.as_fd()]).collect()
+            }
+            Ends::Frames { stream, .. } => vec![stream.as_fd()],
+        }
+    }
+
+    /// Builds the machine with its ports, and starts the thread that runs it.
+    fn launch(self, builder: Builder) -> Result<(Machine, Option<Relay>), Failure> {
+        match self {
+            Ends::Console { input, output } => {
+                let builder = builder.console_output(output).console_input(input);
+                Ok((Machine::start(builder.build()?, None)?, None))
+            }
+            Ends::Frames {
+                stream,
+                console,
+                channel,
+            } => {
+                let (machine, ends) =
+                    local::launch(builder, console, |from, to, memory| match channel {
+                        Channel::New => Ok(wire::wire(from, to, memory)),
+                        Channel::Greeted(rings) => {
+                            wire::resume(from, to, memory, rings).map_err(Error::Protocol)
+                        }
+                    })?;
+                Ok((machine, Some(Relay { stream, ends })))
+            }
+        }
+    }
+}
+
+/// The frames' way between the guest and the process that has started this one.
+struct Relay {
+    stream: UnixStream,
+    ends: FrameEnds,
+}
+
+impl Relay {
+    /// Starts both threads. That of the guest's frames comes to the machine's end.
+    fn serve(self, last: Last) -> io::Result<()> {
+        let Relay {
+            stream,
+            ends:
+                FrameEnds {
+                    mut from_guest,
+                    mut to_guest,
+                },
+        } = self;
+        let mut incoming = stream.try_clone()?;
+        spawn("to-guest", move || {
+            // It ends with the other process, or with the guest, for which nothing is to come then.
+            let _ = local::pass(&mut incoming, &mut to_guest);
+            let _ = incoming.shutdown(Shutdown::Read);
+        })?;
+        spawn("from-guest", move || {
+            let passed = pass(&mut from_guest, &stream);
+            let _ = last.stream.send(
+                &News::FramesEnded(passed.err().map(|error| error.to_string())),
+                &[],
+            );
+            let _ = stream.shutdown(Shutdown::Write);
+            // Where it ended early, the guest doesn't wait for a reader.
+            drop(from_guest);
+            last.conclude();
+        })
+    }
+}
+
+/// Copies the guest's frames until the machine ends, or nothing reads them any more. An error is the guest's.
+fn pass(from_guest: &mut wire::FromGuest, stream: &UnixStream) -> io::Result<()> {
+    let mut guarded = Unread(Ok(()), stream);
+    let passed = local::pass(from_guest, &mut guarded);
+    match guarded.0 {
+        Err(_) => Ok(()),
+        Ok(()) => passed,
+    }
+}
+
+/// A writer that remembers whether its own error ended the copying.
+struct Unread<'a>(Result<(), ()>, &'a UnixStream);
+
+impl Write for Unread<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.1.write(bytes);
+        if written
+            .as_ref()
+            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted)
+        {
+            self.0 = Err(());
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the last thread reports from.
+struct Last {
+    stream: Arc<Stream>,
+    rehearsal: bool,
+    machine: Machine,
+    observation: Option<Observation>,
+}
+
+impl Last {
+    /// Waits for the machine's end, and reports it. It ends this process once the last events are sent.
+    fn conclude(self) {
+        let memory = self.machine.memory.clone();
+        let console = self.machine.console.clone();
+        let outcome = self.machine.end();
+        let touched = self
+            .rehearsal
+            .then(|| WorkingSet::of(&memory))
+            .transpose()
+            .map_err(failed("find which pages were touched"));
+        let (outcome, touched) = match touched {
+            Ok(touched) => (outcome.map_err(Failure::Machine), touched),
+            Err(failure) => (Err(failure), None),
+        };
+        let ending = Ending {
+            outcome,
+            console: console.and_then(|tail| tail.text()),
+            touched,
+        };
+        let _ = self.stream.send(&News::Ended(Box::new(ending)), &[]);
+        // Without events the other process ends this one now.
+        if let Some(observation) = self.observation {
+            (observation.finish)();
+            std::process::exit(0);
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.into());
+    thread.spawn(work).map(drop)
+}
+
+/// Returns the next descriptor that came with a message.
+fn next(files: &mut impl Iterator<Item = OwnedFd>) -> Result<OwnedFd, Failure> {
+    let next = files.next();
+    next.ok_or_else(|| Failure::Other("a message to the monitor lacks a descriptor".into()))
+}
+
+/// Wraps an operating system's error; made to stand in a `map_err`.
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| Failure::from(Error::from(cannot(what)(error)))
+}
+
+impl From<minivm_vmm::Error> for Failure {
+    fn from(error: minivm_vmm::Error) -> Failure {
+        Failure::Machine(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error {
+            Error::Monitor(error) => Failure::Machine(error),
+            error => {
+                let mut text = error.to_string();
+                let mut cause = std::error::Error::source(&error);
+                while let Some(error) = cause {
+                    text.push_str(&format!(": {error}"));
+                    cause = error.source();
+                }
+                Failure::Other(text)
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The start of a monitor's process: this program once more, in namespaces of its own, with an empty environment.
+//!
+//! Only a process that makes a child can put it into a new PID namespace, and only root, or the root of a user namespace, may. So the
+//! child is made by clone(2), in both at once where minivm isn't root; where the kernel refuses that, without them. Between that and exec
+//! the child makes system calls and nothing else, for another thread may have held a lock at the fork.
+
+#![allow(
+    unsafe_code,
+    reason = "no safe interface makes a process in new namespaces"
+)]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::ptr::{null, null_mut};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::retry_on_intr;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getegid, geteuid, kill_process,
+    set_parent_process_death_signal, waitid, waitpid,
+};
+
+use crate::peak_memory;
+
+/// This program's file, whatever has become of its name.
+const PROGRAM: &CStr = c"/proc/self/exe";
+/// Signals by which users and their terminals end programs, or stop them: the process that has started the monitor gets them as well,
+/// and decides.
+const IGNORED: [libc::c_int; 6] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGTSTP,
+    libc::SIGTTOU,
+];
+
+/// A child process, which ends with the thread that started it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Child(Pid);
+
+/// What the new process needs, made before it is there: it may not allocate.
+struct Birth<'a> {
+    socket: BorrowedFd<'a>,
+    nothing: File,
+    /// The lines for `uid_map` and `gid_map`, where it gets a user namespace.
+    maps: Option<[String; 2]>,
+}
+
+impl Child {
+    /// Starts the monitor, with `socket` as its stdin, this process's stderr, and nothing else of this process's.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where there can't be another process.
+    pub(super) fn start(socket: BorrowedFd<'_>) -> io::Result<Child> {
+        let nothing = File::options().write(true).open("/dev/null")?;
+        let root = geteuid().is_root();
+        let own = |id: u32| format!("0 {id} 1");
+        let maps = [own(geteuid().as_raw()), own(getegid().as_raw())];
+        let mut birth = Birth {
+            socket,
+            nothing,
+            maps: (!root).then_some(maps),
+        };
+        let namespaces = match root {
+            true => libc::CLONE_NEWPID,
+            false => libc::CLONE_NEWPID | libc::CLONE_NEWUSER,
+        };
+        birth.start(namespaces).or_else(|_| {
+            birth.maps = None;
+            birth.start(0)
+        })
+    }
+
+    /// Kills the process. It has to be called before [`wait`](Self::wait) has returned.
+    pub(super) fn kill(&self) {
+        // It fails where the process has ended.
+        let _ = kill_process(self.0, Signal::KILL);
+    }
+
+    /// Returns the most bytes of memory that the process has held at a time, as long as it runs.
+    pub(super) fn memory(&self) -> Option<u64> {
+        peak_memory(&format!("/proc/{}/status", self.0.as_raw_nonzero()))
+    }
+
+    /// Waits for the process's end, and returns its status.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where another part of this program has waited for it.
+    pub(super) fn wait(&self) -> io::Result<ExitStatus> {
+        let waited = retry_on_intr(|| waitpid(Some(self.0), WaitOptions::empty()))?;
+        let status = waited.map_or(0, |(_, status)| status.as_raw());
+        Ok(ExitStatus::from_raw(status))
+    }
+
+    /// Returns whether the process has ended, and leaves its status for [`wait`](Self::wait).
+    pub(super) fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.0), options), Ok(None))
+    }
+
+    /// Waits until the process has ended, and leaves its status for [`wait`](Self::wait).
+    pub(super) fn until_ended(&self) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        // It fails where another part of this program has waited for it, which `wait` reports.
+        let _ = retry_on_intr(|| waitid(WaitId::Pid(self.0), options));
+    }
+}
+
+impl Birth<'_> {
+    fn start(&self, namespaces: libc::c_int) -> io::Result<Child> {
+        let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
+        let none = null_mut::<libc::c_void>();
+        // SAFETY: it is a fork, possibly of a process with other threads: the child makes system calls and nothing else.
+        let child = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+        if child == 0 {
+            // It returns at an error only: exec has put the program in its place otherwise.
+            let _ = self.become_monitor();
+            // SAFETY: it ends this process and nothing else.
+            unsafe { libc::_exit(127) };
+        }
+        let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+        child.map(Child).ok_or_else(io::Error::last_os_error)
+    }
+
+    /// In the new process: takes the steps before exec, and executes the program.
+    fn become_monitor(&self) -> io::Result<()> {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        if let Some([users, groups]) = &self.maps {
+            // Where a security module forbids it, the monitor gets no rights in its namespace, and can't make others.
+            let _ = write(c"/proc/self/setgroups", "deny")
+                .and_then(|()| write(c"/proc/self/uid_map", users))
+                .and_then(|()| write(c"/proc/self/gid_map", groups));
+        }
+        for signal in IGNORED {
+            // SAFETY: the signal has no handler from now on.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+        let none = null::<libc::c_char>();
+        let arguments = [c"minivm".as_ptr(), super::COMMAND_C.as_ptr(), none];
+        let environment = [none];
+        rustix::stdio::dup2_stdin(self.socket)?;
+        rustix::stdio::dup2_stdout(self.nothing.as_fd())?;
+        let mut mask = MaybeUninit::uninit();
+        // SAFETY: it may be written to, and is a set from then on.
+        unsafe { libc::sigemptyset(mask.as_mut_ptr()) };
+        // SAFETY: the set was made above, and the old one isn't asked for.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask.as_ptr(), null_mut()) };
+        // SAFETY: the path and the arguments are C strings, and both arrays end with a null pointer.
+        unsafe { libc::execve(PROGRAM.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn write(path: &CStr, text: &str) -> rustix::io::Result<()> {
+    let file = open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, text.as_bytes()).map(drop)
+}
