@@ -12,12 +12,12 @@
 mod guest_code;
 
 use std::fs::File;
-use std::io::{self, PipeWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{LazyLock, Once};
+use std::sync::LazyLock;
 use std::thread;
 
 use minivm_machine::confine::{self, Walls};
@@ -237,48 +237,31 @@ fn a_monitor_that_was_taken_over_reaches_nothing() {
     }
 }
 
-/// The output of COM2, which restricts the vCPU's thread as soon as that writes.
-struct Output(PipeWriter, Once);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.1.call_once(|| confine::vcpu().unwrap());
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Runs a guest behind the walls: its kernel and `/dev/kvm` are opened before. Returns its output and its end.
+/// Runs a guest behind the walls: its kernel and `/dev/kvm` are opened before, and read after. Returns its output.
 fn run_guest(host: Host, kernel: &Path, report: BorrowedFd<'_>) -> String {
-    let (mut output, writer) = io::pipe().unwrap();
-    let (input, keys) = io::pipe().unwrap();
-    let machine = Builder::new(Config {
+    let config = Config {
         memory: 64 << 20,
         ..Config::new(Kernel::File(kernel.into()))
-    });
-    let machine = machine
-        .com2_output(Output(writer, Once::new()))
-        .com2_input(Input::from(std::os::fd::OwnedFd::from(input)))
+    };
+    let builder = Builder::new(config).open().unwrap();
+    host.enter();
+    let kept = [builder.descriptors(), vec![report]].concat();
+    host.check(&confine::monitor(&kept).unwrap());
+    let (mut output, writer) = io::pipe().unwrap();
+    let (input, mut keys) = io::pipe().unwrap();
+    let machine = builder
+        .com2_output(writer)
+        .com2_input(Input::from(OwnedFd::from(input)))
+        .vcpu_thread(confine::vcpu)
         .build()
         .unwrap();
-    host.enter();
-    let all = open_descriptors();
-    let kept: Vec<_> = all
-        .iter()
-        .map(|file| borrow(*file))
-        .chain([report])
-        .collect();
-    host.check(&confine::monitor(&kept).unwrap());
     let control = machine.control();
     let reader = thread::spawn(move || {
         let mut said = vec![0; HELLO.len()];
         output.read_exact(&mut said).unwrap();
         control.pause();
         control.resume();
-        (&keys).write_all(b"keys").unwrap();
+        keys.write_all(b"keys").unwrap();
         control.stop();
         said
     });
@@ -286,18 +269,6 @@ fn run_guest(host: Host, kernel: &Path, report: BorrowedFd<'_>) -> String {
     let said = reader.join().unwrap();
     assert_eq!(outcome, Outcome::Stopped);
     String::from_utf8(said).unwrap()
-}
-
-/// The numbers of all descriptors that are open: a machine's objects own most of them, and don't show them.
-fn open_descriptors() -> Vec<i32> {
-    // SAFETY: it asks for a number that may be closed.
-    let is_open = |number: &i32| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0;
-    (3..256).filter(is_open).collect()
-}
-
-fn borrow<'a>(number: i32) -> BorrowedFd<'a> {
-    // SAFETY: the machine's objects own it, and live longer.
-    unsafe { BorrowedFd::borrow_raw(number) }
 }
 
 #[test]
