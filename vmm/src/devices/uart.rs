@@ -256,7 +256,7 @@ fn register(offset: u64) -> u8 {
 }
 
 #[cfg(any(test, fuzzing))]
-pub mod model;
+pub(crate) mod model;
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,7 @@ pub(crate) mod vcpu_state;
 
 /// The entries of fuzz targets: none for arm64.
 #[cfg(any(test, fuzzing))]
-pub mod fuzzing {}
+pub(crate) mod fuzzing {}
 
 #[cfg(test)]
 mod forged;

@@ -204,7 +204,7 @@ impl Device for IoApic {
 }
 
 #[cfg(any(test, fuzzing))]
-pub mod model;
+pub(crate) mod model;
 
 #[cfg(test)]
 mod tests {

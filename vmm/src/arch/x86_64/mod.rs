@@ -24,7 +24,7 @@ pub(crate) mod vcpu_state;
 
 /// The entries of fuzz targets.
 #[cfg(any(test, fuzzing))]
-pub mod fuzzing {
+pub(crate) mod fuzzing {
     pub use super::ioapic::model::run as ioapic;
 }
 
