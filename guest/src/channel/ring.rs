@@ -272,8 +272,8 @@ mod tests {
         }
         fn read(&self, offset: u32, into: &mut [u8]) {
             // Past the end this panics, as memory outside the guest's would be read.
-            let from = &self.0.0[offset as usize..][..into.len()];
-            for (to, from) in into.iter_mut().zip(from) {
+            let bytes = &self.0.0[offset as usize..][..into.len()];
+            for (to, from) in into.iter_mut().zip(bytes) {
                 *to = from.load(Relaxed);
             }
         }
