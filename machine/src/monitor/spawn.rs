@@ -60,22 +60,24 @@ impl Child {
     /// The operating system's, where there can't be another process.
     pub(super) fn start(socket: BorrowedFd<'_>) -> io::Result<Child> {
         let nothing = File::options().write(true).open("/dev/null")?;
-        let root = geteuid().is_root();
-        let own = |id: u32| format!("0 {id} 1");
-        let maps = [own(geteuid().as_raw()), own(getegid().as_raw())];
         let mut birth = Birth {
             socket,
             nothing,
-            maps: (!root).then_some(maps),
+            maps: None,
         };
-        let namespaces = match root {
-            true => libc::CLONE_NEWPID,
-            false => libc::CLONE_NEWPID | libc::CLONE_NEWUSER,
-        };
-        birth.start(namespaces).or_else(|_| {
-            birth.maps = None;
-            birth.start(0)
-        })
+        if geteuid().is_root()
+            && let Ok(child) = birth.start(libc::CLONE_NEWPID)
+        {
+            return Ok(child);
+        }
+        let own = |id: u32| format!("0 {id} 1");
+        birth.maps = Some([own(geteuid().as_raw()), own(getegid().as_raw())]);
+        birth
+            .start(libc::CLONE_NEWPID | libc::CLONE_NEWUSER)
+            .or_else(|_| {
+                birth.maps = None;
+                birth.start(0)
+            })
     }
 
     /// Kills the process. It has to be called before [`wait`](Self::wait) has returned.
@@ -126,7 +128,8 @@ impl Birth<'_> {
             // SAFETY: it ends this process and nothing else.
             unsafe { libc::_exit(127) };
         }
-        let child = i32::try_from(child).ok().and_then(Pid::from_raw);
+        let child = i32::try_from(child).ok().filter(|child| *child > 0);
+        let child = child.and_then(Pid::from_raw);
         child.map(Child).ok_or_else(io::Error::last_os_error)
     }
 

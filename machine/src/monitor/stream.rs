@@ -49,7 +49,9 @@ impl Stream {
         let len = len.ok_or_else(|| io::Error::other("a message is too long"))?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
         let mut beside = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(files)) {
+        let fit = files.len() <= FILES_MAX
+            && (files.is_empty() || beside.push(SendAncillaryMessage::ScmRights(files)));
+        if !fit {
             return Err(io::Error::other("a message has too many descriptors"));
         }
         let head = len.to_le_bytes();
@@ -110,7 +112,8 @@ impl Stream {
                 files.extend(rights);
             }
         }
-        match received.flags.contains(ReturnFlags::CTRUNC) {
+        let too_many = files.len() > FILES_MAX || received.flags.contains(ReturnFlags::CTRUNC);
+        match too_many {
             true => Err(bad("it has too many descriptors")),
             false => Ok(received.bytes),
         }

@@ -201,7 +201,8 @@ fn each_breach_is_found() {
         policy.breaches(&packages)
     };
     assert_eq!(breaches(good("b", "1.0.0")), [""; 0]);
-    let cases: [(&str, &dyn Fn(&mut Package)); 10] = [
+    type Spoil<'a> = &'a dyn Fn(&mut Package);
+    let cases: [(&str, Spoil); 10] = [
         ("b 1.0.0: licence \"GPL-3.0\"", &|it| {
             it.license = Some("GPL-3.0".into());
         }),

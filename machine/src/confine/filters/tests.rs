@@ -10,6 +10,9 @@ use crate::confine::descriptors;
 const END: i64 = UNKNOWN.end + 1;
 const END_OF_ALL: i64 = i32::MAX as i64;
 
+/// Calls that kernels keep from filters, and end a process for that makes them itself: x86-64's uretprobe and uprobe.
+const UNFILTERED: [i64; 2] = [335, 336];
+
 /// Makes a call that is to be refused, with arguments that make no sense to any.
 #[allow(unsafe_code, reason = "calls of any number")]
 fn call(number: i64) -> io::Result<i64> {
@@ -53,7 +56,11 @@ fn every_other_call_ends_the_process() {
     let strange = [-1, END_OF_ALL, 1 << 30];
     for number in (0..END).filter(|number| !known(number)).chain(strange) {
         let ended = behind_filters(false, vec![number]);
-        assert_eq!(ended, Ended::Killed(libc::SIGSYS), "call {number}");
+        let by_kernel = UNFILTERED.contains(&number) && ended == Ended::Killed(libc::SIGILL);
+        assert!(
+            by_kernel || ended == Ended::Killed(libc::SIGSYS),
+            "call {number}: {ended:?}"
+        );
     }
 }
 
