@@ -140,7 +140,11 @@ fn a_triple_fault_ends_the_machine_at_each_step_of_a_boot() {
     ];
     for (when, code, expected) in steps {
         let (outcome, output) = run(&[&code]);
-        assert_eq!(outcome.unwrap(), expected, "{when}");
+        match outcome {
+            // A KVM that emulates real mode may not know `ud2` there.
+            Err(Error::Exit { vcpu: 1, .. }) => assert!(code.ends_with(&HALT), "{when}"),
+            outcome => assert_eq!(outcome.unwrap(), expected, "{when}"),
+        }
         assert_eq!(output, b"", "{when}");
     }
 }
