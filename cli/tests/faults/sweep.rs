@@ -212,7 +212,9 @@ fn calls_fail_while_a_machine_is_saved() {
         .skip_while(|seen| !of_server(seen))
         .collect();
     assert!(saving.len() > 20, "{saving:?}");
-    let saving = some(saving);
+    let mut saving = some(saving);
+    // By it a signal's handler wakes the thread that ends the machine: the signal would be lost.
+    saving.retain(|seen| seen.call.name != "sendto");
     for error in stress::count(FEW, MANY) {
         for seen in &saving {
             let fault = format!("{} {} with {error}", seen.call.name, seen.call.number);
