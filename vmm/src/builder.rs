@@ -9,7 +9,7 @@ use kvm_ioctls::VmFd;
 
 use crate::arch::board::{Board, Interrupts, IrqLine};
 use crate::arch::boot_data::{self, Start};
-use crate::arch::create::{self, Irqchip};
+use crate::arch::create;
 use crate::config::Config;
 use crate::devices::uart::{self, Output, Uart};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use crate::opened::{HostFiles, Opened};
 use crate::recorder::Recorder;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet, restore};
-use crate::vcpu::{Platform, Vcpu};
+use crate::vcpu::Platform;
 use crate::{initramfs, kernel, kvm, random};
 
 /// The recipe for one machine: its configuration or snapshot, and the ends of its serial ports.
@@ -277,7 +277,7 @@ fn create(
     host: Option<HostFiles>,
     ram: &GuestRam,
     steps: Steps<'_>,
-) -> Result<(HostFiles, (Arc<VmFd>, Irqchip, Vec<Vcpu>))> {
+) -> Result<(HostFiles, kvm::Bare)> {
     let host = host.map_or_else(HostFiles::open, Ok)?;
     steps.reached(Step::Opened);
     let vcpus = |vm: &VmFd| create::create_vcpus(&host.kvm, vm, cpus);

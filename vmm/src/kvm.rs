@@ -25,13 +25,16 @@ pub(crate) struct Created {
     pub(crate) ram: Arc<GuestRam>,
 }
 
+/// A machine in KVM, its interrupt controllers and its vCPUs.
+pub(crate) type Bare = (Arc<VmFd>, Irqchip, Vec<Vcpu>);
+
 /// Creates a machine in KVM, with its RAM and the processors that `vcpus` makes, in the order that KVM wants.
 pub(crate) fn create(
     kvm: &Kvm,
     ram: &GuestRam,
     vcpus: impl FnOnce(&VmFd) -> Result<Vec<Vcpu>>,
     steps: Steps<'_>,
-) -> Result<(Arc<VmFd>, Irqchip, Vec<Vcpu>)> {
+) -> Result<Bare> {
     let vm = Arc::new(create_vm(kvm, ram.bytes())?);
     steps.reached(Step::VmCreated);
     lend_memory(&vm, ram)?;
