@@ -99,12 +99,22 @@ impl Monitor {
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")));
         born.map_err(cannot("start the monitor's process"))?;
-        // Where the process has ended by now, that is what is reported.
-        let _ = shared.stream.send(job, files);
+        let sent = shared.stream.send(job, files);
+        if sent.is_err() {
+            // The process waits for it, if it hasn't ended.
+            shared.stream.end();
+        }
         let mut state = shared.wait(|state| state.built.is_some() || state.gone.is_some());
         match (state.built.take(), &state.gone) {
             (Some(built), _) => built?,
-            (None, Some(how)) => return Err(Error::MonitorDied(how.clone())),
+            (None, Some(how)) => {
+                return Err(match sent {
+                    Err(error) if !is_of_the_end(&error) => {
+                        cannot("send the machine to its monitor")(error).into()
+                    }
+                    _ => Error::MonitorDied(how.clone()),
+                });
+            }
             (None, None) => unreachable!("one of them was waited for"),
         }
         drop(state);
@@ -123,9 +133,13 @@ impl Monitor {
         let shared = &self.0.0;
         let order = Order::Save(files.name.clone());
         shared.state().saved = None;
-        let _ = shared
-            .stream
-            .send(&order, &[files.state.as_fd(), files.memory.as_fd()]);
+        let descriptors = [files.state.as_fd(), files.memory.as_fd()];
+        match shared.stream.send(&order, &descriptors) {
+            Err(error) if !is_of_the_end(&error) => {
+                return Err(cannot("send an order to the monitor")(error).into());
+            }
+            _ => {}
+        }
         let mut state = shared
             .wait(|state| state.saved.is_some() || state.ended.is_some() || state.gone.is_some());
         let saved = state.saved.take();
@@ -273,6 +287,7 @@ impl Shared {
         while !is_over && !child.has_ended() && closed.elapsed() < GRACE {
             thread::sleep(LOOK);
         }
+        self.stream.end();
         child.kill();
         child.until_ended();
         // Waited for while the state is locked: from then on another process may have its number.
@@ -312,6 +327,12 @@ impl Shared {
 fn disk_size(files: &SaveFiles) -> io::Result<u64> {
     let (state, memory) = (files.state.metadata()?, files.memory.metadata()?);
     Ok(state.len() + memory.blocks() * 512)
+}
+
+/// Returns whether an error comes of a process that has ended before.
+fn is_of_the_end(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+    kinds.contains(&error.kind())
 }
 
 /// Describes the end of a monitor that had reported none.

@@ -40,12 +40,13 @@ pub(super) fn run(hooks: Hooks) -> ExitCode {
             match start(&stream, message, files, hooks) {
                 Ok(Some(control)) => obey(&stream, &control),
                 Ok(None) => {}
-                // It can't be sent where the process that has started this one has ended.
-                Err(failure) => drop(stream.send(&News::Failed(failure), &[])),
+                Err(failure) => report(&stream, News::Failed(failure)),
             }
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
+        // A socket, but without a job that could be received: the other process reports this one's end.
+        Err(error) if error.raw_os_error() != Some(libc::ENOTSOCK) => ExitCode::FAILURE,
         Err(_) => {
             streams::tell(
                 "`monitor` is a command for minivm's own use: it runs the machine of another minivm process",
@@ -84,7 +85,7 @@ fn start(
     let mut builder = opened.read()?;
     let Some(ends) = ends else {
         builder.check()?;
-        let _ = stream.send(&News::Built(walls), &[]);
+        report(stream, News::Built(walls));
         return Ok(None);
     };
     if walls.is_some() {
@@ -99,8 +100,7 @@ fn start(
     }
     let (machine, frames) = ends.launch(builder)?;
     let control = machine.control.clone();
-    // It can't be sent where the other process has ended, which `obey` finds out.
-    let _ = stream.send(&News::Built(walls), &[]);
+    report(stream, News::Built(walls));
     let last = Last {
         stream: stream.clone(),
         rehearsal: job.rehearsal,
@@ -122,7 +122,7 @@ fn obey(stream: &Stream, control: &Control) {
         match message {
             Order::Save(name) => {
                 let saved = save(control, name, files);
-                let _ = stream.send(&News::Saved(saved), &[]);
+                report(stream, News::Saved(saved));
             }
             Order::Resume => control.resume(),
             // The last thread reports the end.
@@ -312,10 +312,8 @@ impl Relay {
         })?;
         spawn("from-guest", move || {
             let passed = pass(&mut from_guest, &stream);
-            let _ = last.stream.send(
-                &News::FramesEnded(passed.err().map(|error| error.to_string())),
-                &[],
-            );
+            let why = passed.err().map(|error| error.to_string());
+            report(&last.stream, News::FramesEnded(why));
             let _ = stream.shutdown(Shutdown::Write);
             // Where it ended early, the guest doesn't wait for a reader.
             drop(from_guest);
@@ -382,12 +380,19 @@ impl Last {
             console: console.and_then(|tail| tail.text()),
             touched,
         };
-        let _ = self.stream.send(&News::Ended(Box::new(ending)), &[]);
+        report(&self.stream, News::Ended(Box::new(ending)));
         // Without events the other process ends this one now.
         if let Some(observation) = self.observation {
             (observation.finish)();
             std::process::exit(0);
         }
+    }
+}
+
+/// Sends news. Where that can't be done the other process has ended, or would wait for them for ever: this one ends.
+fn report(stream: &Stream, news: News) {
+    if stream.send(&news, &[]).is_err() {
+        std::process::exit(1);
     }
 }
 

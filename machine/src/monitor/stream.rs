@@ -4,6 +4,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -117,6 +118,14 @@ impl Stream {
             true => Err(bad("it has too many descriptors")),
             false => Ok(received.bytes),
         }
+    }
+}
+
+impl Stream {
+    /// Ends the stream in both directions: both processes find that out.
+    pub(super) fn end(&self) {
+        // It fails where the other process has ended it.
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
