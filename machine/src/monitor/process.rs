@@ -243,6 +243,7 @@ impl Shared {
                     }
                 }
                 Ok(None) => break None,
+                Err(error) if is_of_the_end(&error) => break None,
                 Err(error) => break Some(error.to_string()),
             }
         };
