@@ -48,6 +48,8 @@ pub(crate) struct Gate {
 }
 
 struct Inner {
+    /// Whether the gate has been opened once.
+    begun: bool,
     /// Whether the paused machine is being saved: it stays paused.
     held: bool,
     /// The reason for the machine's end, once it has ended, until [`Gate::take_outcome`].
@@ -82,6 +84,7 @@ impl Gate {
         Ok(Arc::new(Gate {
             phase: AtomicU8::new(Phase::Paused as u8),
             inner: Mutex::new(Inner {
+                begun: false,
                 held: false,
                 outcome: None,
                 slots: (0..vcpus).map(|_| Slot::default()).collect(),
@@ -201,10 +204,11 @@ impl Gate {
         while inner.held && self.phase() == Phase::Paused {
             inner = self.wait(inner);
         }
+        inner.begun = true;
         if self.phase() == Phase::Paused {
             self.set_phase(Phase::Running);
-            self.changed.notify_all();
         }
+        self.changed.notify_all();
     }
 
     /// Ends the machine. The first outcome counts.
@@ -318,10 +322,10 @@ impl Inner {
             .all(|slot| slot.kick.is_none() || slot.parked)
     }
 
-    /// Returns whether the threads of some vCPUs have come to the gate, and those of others are yet to come.
+    /// Returns whether threads of vCPUs have come to the gate, and it is yet to be opened for the first time: it would be, whatever is done
+    /// with the machine before.
     fn is_starting(&self) -> bool {
-        let joined = |slot: &Slot| slot.kick.is_some();
-        self.slots.iter().any(joined) && !(self.slots.iter().all(joined) && self.all_parked())
+        !self.begun && self.slots.iter().any(|slot| slot.kick.is_some())
     }
 
     fn kick_all(&self) {

@@ -12,6 +12,7 @@ use minivm_machine::{arch, lab};
 use minivm_vmm::{CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
+use super::jail::JailArg;
 use super::terminal;
 use super::trace::{TraceArgs, Tracing};
 use super::{console, units};
@@ -46,6 +47,8 @@ pub(super) struct BootArgs {
     trace: TraceArgs,
     #[command(flatten)]
     accel: AccelArg,
+    #[command(flatten)]
+    jail: JailArg,
 }
 
 impl BootArgs {
@@ -70,6 +73,7 @@ fn cpus(text: &str) -> Result<u8, String> {
 
 /// Boots as `args` say, here or in the lab.
 pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
+    args.jail.apply();
     let kernel = args.kernel.context("no kernel given: --kernel FILE")?;
     let config = Config {
         kernel: Kernel::File(kernel),

@@ -36,6 +36,7 @@ pub(super) fn run(
     let _ = running.set(monitor.clone());
     // Only now: whatever failed before was printed to a terminal in order.
     let raw = raw_mode(socket.is_none())?;
+    monitor.run();
     let server = socket
         .map(|socket| Server::start(socket, monitor.clone()))
         .transpose()

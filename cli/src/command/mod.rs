@@ -9,6 +9,7 @@ mod control;
 mod doctor;
 mod hint;
 mod image;
+mod jail;
 mod lab;
 mod page;
 mod report;
@@ -60,9 +61,6 @@ pub(crate) struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     boot: boot::BootArgs,
-    /// Leave out the walls around machines: a guest that breaks out has your rights then
-    #[arg(long, global = true, hide_short_help = true)]
-    no_jail: bool,
     /// Log to stderr; -vv also logs accesses to unmapped addresses
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -140,12 +138,6 @@ impl Cli {
             1 => log::LevelFilter::Debug,
             _ => log::LevelFilter::Trace,
         });
-        if self.no_jail {
-            monitor::leave_walls_out();
-            streams::tell(
-                "--no-jail: there are no walls around machines, and a guest that breaks out has your rights",
-            );
-        }
         if let Err(error) = self.check(inherited) {
             if self.command.as_ref().is_some_and(Command::tells_json) {
                 // A reader of JSON gets this error, too.
@@ -244,7 +236,7 @@ fn not_utf8(command: &mut clap::Command, mut args: Vec<OsString>) -> clap::Error
 fn boot_flag(matches: &ArgMatches) -> Option<&str> {
     let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let mut ids = matches.ids().map(clap::Id::as_str);
-    ids.find(|id| !["verbose", "no_jail", "BootArgs"].contains(id) && given(id))
+    ids.find(|id| !["verbose", "BootArgs"].contains(id) && given(id))
 }
 
 /// The program that belongs beside this one.

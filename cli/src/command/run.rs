@@ -26,6 +26,7 @@ use minivm_vmm::CPUS_MAX;
 
 use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
+use super::jail::JailArg;
 use super::report::{Captured, RunReport, time_limit_reached};
 use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
@@ -109,6 +110,8 @@ pub(super) struct RunArgs {
     trace: TraceArgs,
     #[command(flatten)]
     accel: AccelArg,
+    #[command(flatten)]
+    jail: JailArg,
     /// Accepted as container users type it: nothing of a run is kept anyway
     #[arg(long, hide = true)]
     rm: bool,
@@ -125,6 +128,7 @@ pub(super) struct RunArgs {
 /// Runs it.
 pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    args.jail.apply();
     let captured = args
         .json
         .then(|| Arc::new(Captured::new(args.max_output())));

@@ -10,6 +10,7 @@ use clap::Args;
 use minivm_machine::monitor::Spec;
 
 use super::accel::AccelArg;
+use super::jail::JailArg;
 use super::trace::TraceArgs;
 use super::{console, control};
 
@@ -53,6 +54,8 @@ pub(super) struct RestoreArgs {
     trace: TraceArgs,
     #[command(flatten)]
     accel: AccelArg,
+    #[command(flatten)]
+    jail: JailArg,
 }
 
 impl RestoreArgs {
@@ -87,6 +90,7 @@ pub(super) fn snapshot(args: SnapshotArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     log::debug!("the command line is understood");
+    args.jail.apply();
     if let Some(why) = args.accel.why_lab()? {
         // A damaged snapshot is reported even where no machine can run.
         Spec::restore(&args.folder, None).check()?;

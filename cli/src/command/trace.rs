@@ -197,9 +197,11 @@ impl Tracing {
             return run(machine);
         };
         let (stream, recording) = Recording::start(trace).context("cannot read from a monitor")?;
-        let killed = recording.clone();
+        let (killed, stopper) = (recording.clone(), machine.stopper());
         let clean_up = move || {
             terminal::restore();
+            // The last events come when the machine has ended.
+            stopper.stop();
             killed.report_soon();
         };
         signals::before_death(clean_up).context("cannot listen to signals")?;

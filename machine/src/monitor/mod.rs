@@ -39,14 +39,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use log::LevelFilter;
 use minivm_image::io_error::cannot;
 use minivm_vmm::{Config, Observer, WorkingSet};
 
+use process::WeakMonitor;
 pub use process::{MachineEnd, Monitor};
 use protocol::{Channel, Job, Source, Wiring};
 
@@ -105,13 +106,26 @@ pub(crate) fn is_there() -> bool {
 }
 
 /// A machine to run in a monitor.
-#[derive(Debug)]
 pub struct Spec {
     source: Source,
     events: Option<UnixStream>,
     /// Whether the end reports which pages were touched.
     pub(crate) rehearsal: bool,
     began: Instant,
+    stopper: Stopper,
+}
+
+/// A handle that ends a machine from any thread, once it is started.
+#[derive(Clone, Default)]
+pub struct Stopper(Arc<OnceLock<WeakMonitor>>);
+
+impl Stopper {
+    /// Ends the machine, if it was started and hasn't ended.
+    pub fn stop(&self) {
+        if let Some(monitor) = self.0.get() {
+            monitor.stop();
+        }
+    }
 }
 
 impl Spec {
@@ -131,7 +145,13 @@ impl Spec {
             events: None,
             rehearsal: false,
             began: Instant::now(),
+            stopper: Stopper::default(),
         }
+    }
+
+    /// Returns a handle that ends the machine.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
     }
 
     /// Sends the machine's events this way.
@@ -152,7 +172,7 @@ impl Spec {
         self.start(Wiring::Nothing, Vec::new()).map(drop)
     }
 
-    /// Starts the machine, with its console at `input` and `output`.
+    /// Makes the machine, with its console at `input` and `output`. [`Monitor::run`] starts it.
     ///
     /// # Errors
     ///
@@ -204,6 +224,8 @@ impl Spec {
             log: log::max_level(),
         };
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        Monitor::start(&job, &files)
+        let monitor = Monitor::start(&job, &files)?;
+        let _ = self.stopper.0.set(monitor.downgrade());
+        Ok(monitor)
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,18 @@ const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// A monitor's process. Clones are handles to the same one, which ends with the last of them.
 #[derive(Clone)]
 pub struct Monitor(Arc<Handle>);
+
+/// A handle to a monitor that doesn't keep it.
+pub(super) struct WeakMonitor(Weak<Handle>);
+
+impl WeakMonitor {
+    /// Ends the machine, if there still is one.
+    pub(super) fn stop(&self) {
+        if let Some(handle) = self.0.upgrade() {
+            Monitor(handle).stop();
+        }
+    }
+}
 
 /// The end of a monitor's machine.
 #[derive(Debug)]
@@ -69,7 +81,12 @@ struct State {
 }
 
 impl Monitor {
-    /// Starts a monitor, gives it the job and its descriptors, and waits until the machine is built and runs.
+    /// Returns a handle that doesn't keep the process.
+    pub(super) fn downgrade(&self) -> WeakMonitor {
+        WeakMonitor(Arc::downgrade(&self.0))
+    }
+
+    /// Starts a monitor, gives it the job and its descriptors, and waits until the machine is built.
     pub(super) fn start(job: &Job, files: &[BorrowedFd<'_>]) -> Result<Monitor, Error> {
         let (stream, theirs) = Stream::pair().map_err(cannot("create a socket"))?;
         let shared = Arc::new(Shared {
@@ -156,6 +173,12 @@ impl Monitor {
     /// Returns the walls around the monitor; `None` where it has none.
     pub fn walls(&self) -> Option<Walls> {
         self.0.0.state().walls.clone()
+    }
+
+    /// Runs the machine, whose console is ready.
+    pub fn run(&self) {
+        // It fails where the process has ended.
+        let _ = self.0.0.stream.send(&Order::Run, &[]);
     }
 
     /// Lets a paused machine run.

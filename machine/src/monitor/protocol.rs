@@ -120,6 +120,8 @@ pub(super) enum Channel {
 /// A message to a monitor that has its job.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
+    /// Run the machine, whose console is ready now.
+    Run,
     /// Pause the machine and save it. With the order come the new state file and the new memory file, whose name this is. The machine
     /// stays paused.
     Save(String),

@@ -20,7 +20,7 @@ use super::protocol::{Channel, Code, Ending, Failure, Job, News, Order, Source, 
 use super::stream::{Received, Stream};
 use super::{Hooks, Observation};
 use crate::local::{self, FrameEnds, Machine};
-use crate::{Error, confine, streams, wire};
+use crate::{Error, Walls, confine, streams, wire};
 
 /// How long a machine may take from being built to its first instruction.
 const START: Duration = Duration::from_secs(10);
@@ -98,9 +98,8 @@ fn start(
     if let Some(observation) = &observation {
         builder = builder.observer(observation.observer.clone());
     }
-    let (machine, frames) = ends.launch(builder)?;
+    let (machine, frames) = ends.launch(builder, stream, walls)?;
     let control = machine.control.clone();
-    report(stream, News::Built(walls));
     let last = Last {
         stream: stream.clone(),
         rehearsal: job.rehearsal,
@@ -124,7 +123,7 @@ fn obey(stream: &Stream, control: &Control) {
                 let saved = save(control, name, files);
                 report(stream, News::Saved(saved));
             }
-            Order::Resume => control.resume(),
+            Order::Run | Order::Resume => control.resume(),
             // The last thread reports the end.
             Order::Stop => control.stop(),
         }
@@ -263,11 +262,22 @@ impl Ends {
     }
 
     /// Builds the machine with its ports, and starts the thread that runs it.
-    fn launch(self, builder: Builder) -> Result<(Machine, Option<Relay>), Failure> {
+    fn launch(
+        self,
+        builder: Builder,
+        news: &Stream,
+        walls: Option<Walls>,
+    ) -> Result<(Machine, Option<Relay>), Failure> {
         match self {
             Ends::Console { input, output } => {
                 let builder = builder.console_output(output).console_input(input);
-                Ok((Machine::start(builder.build()?, None)?, None))
+                let machine = builder.build()?;
+                report(news, News::Built(walls));
+                let is_to_run = until_run(news);
+                if !is_to_run {
+                    machine.control().stop();
+                }
+                Ok((Machine::start(machine, None)?, None))
             }
             Ends::Frames {
                 stream,
@@ -281,9 +291,26 @@ impl Ends {
                             wire::resume(from, to, memory, rings).map_err(Error::Protocol)
                         }
                     })?;
+                report(news, News::Built(walls));
                 Ok((machine, Some(Relay { stream, ends })))
             }
         }
+    }
+}
+
+/// Waits for the order to run the machine; returns false where the order is to stop it.
+fn until_run(stream: &Stream) -> bool {
+    match stream.receive() {
+        Ok(Some(Received {
+            message: Order::Run,
+            ..
+        })) => true,
+        Ok(Some(Received {
+            message: Order::Stop,
+            ..
+        })) => false,
+        // The other process has ended, or sends what isn't in order.
+        _ => std::process::exit(1),
     }
 }
 

@@ -1,0 +1,23 @@
+//! `--no-jail`: a machine without walls around its monitor.
+
+use clap::Args;
+use minivm_machine::{monitor, streams};
+
+#[derive(Args)]
+pub(super) struct JailArg {
+    /// Leave out the walls around the machine: a guest that breaks out has your rights then
+    #[arg(long, hide_short_help = true)]
+    no_jail: bool,
+}
+
+impl JailArg {
+    /// Leaves the walls out, and says so, if that was asked for.
+    pub(super) fn apply(&self) {
+        if self.no_jail {
+            monitor::leave_walls_out();
+            streams::tell(
+                "--no-jail: there are no walls around the machine, and a guest that breaks out has your rights",
+            );
+        }
+    }
+}
