@@ -69,6 +69,7 @@ struct State {
     /// The process, until it has been waited for.
     child: Option<Child>,
     built: Option<Result<(), Error>>,
+    is_built: bool,
     walls: Option<Walls>,
     saved: Option<Result<(), Failure>>,
     frames_ended: Option<Option<String>>,
@@ -283,7 +284,15 @@ impl Shared {
         match news {
             News::Built(walls) => {
                 state.built = Some(Ok(()));
+                state.is_built = true;
                 state.walls = walls;
+            }
+            News::Failed(failure) if state.is_built => {
+                state.ended = Some(Ending {
+                    outcome: Err(failure),
+                    console: None,
+                    touched: None,
+                });
             }
             News::Failed(failure) => state.built = Some(Err(failure.into())),
             News::Saved(saved) => state.saved = Some(saved),

@@ -136,7 +136,7 @@ pub(super) enum Order {
 pub(super) enum News {
     /// The machine is built, and runs; or nothing is wrong with what it would be made of. The monitor is behind these walls, if any.
     Built(Option<Walls>),
-    /// The machine could not be built; it is the last message.
+    /// The machine could not be built, or run; it is the last message.
     Failed(Failure),
     /// The answer to [`Order::Save`].
     Saved(Result<(), Failure>),
