@@ -119,7 +119,7 @@ impl Monitor {
         born.map_err(cannot("start the monitor's process"))?;
         let sent = shared.stream.send(job, files);
         if sent.is_err() {
-            // The process waits for it, if it hasn't ended.
+            // The process would wait for it for ever.
             shared.stream.end();
         }
         let mut state = shared.wait(|state| state.built.is_some() || state.gone.is_some());
@@ -151,13 +151,7 @@ impl Monitor {
         let shared = &self.0.0;
         let order = Order::Save(files.name.clone());
         shared.state().saved = None;
-        let descriptors = [files.state.as_fd(), files.memory.as_fd()];
-        match shared.stream.send(&order, &descriptors) {
-            Err(error) if !is_of_the_end(&error) => {
-                return Err(cannot("send an order to the monitor")(error).into());
-            }
-            _ => {}
-        }
+        shared.order(&order, &[files.state.as_fd(), files.memory.as_fd()]);
         let mut state = shared
             .wait(|state| state.saved.is_some() || state.ended.is_some() || state.gone.is_some());
         let saved = state.saved.take();
@@ -178,14 +172,12 @@ impl Monitor {
 
     /// Runs the machine, whose console is ready.
     pub fn run(&self) {
-        // It fails where the process has ended.
-        let _ = self.0.0.stream.send(&Order::Run, &[]);
+        self.0.0.order(&Order::Run, &[]);
     }
 
     /// Lets a paused machine run.
     pub fn resume(&self) {
-        // It fails where the process has ended, and the machine with it.
-        let _ = self.0.0.stream.send(&Order::Resume, &[]);
+        self.0.0.order(&Order::Resume, &[]);
     }
 
     /// Ends the machine, and returns at once. A monitor that doesn't do so in time is killed.
@@ -253,6 +245,13 @@ impl Shared {
             .changed
             .wait_while(self.state(), |state| !wanted(state));
         waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends an order. Where that can't be done the process has ended, or ends now: it would wait for the order for ever.
+    fn order(&self, order: &Order, files: &[BorrowedFd<'_>]) {
+        if self.stream.send(order, files).is_err() {
+            self.stream.end();
+        }
     }
 
     /// Takes the monitor's news until its process has ended.
@@ -336,9 +335,10 @@ impl Shared {
     }
 
     fn stop(self: Arc<Self>) {
-        if self.state().gone.is_some() || self.stream.send(&Order::Stop, &[]).is_err() {
+        if self.state().gone.is_some() {
             return;
         }
+        self.order(&Order::Stop, &[]);
         let grace = match self.observed {
             true => LAST_EVENTS,
             false => GRACE,
