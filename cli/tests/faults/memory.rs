@@ -30,6 +30,10 @@ fn an_address_space_that_is_too_small_is_refused_by_name() {
             } else if ended.stderr.starts_with("memory allocation of ") {
                 // Rust's own end, where a few bytes can't be had any more.
                 assert_eq!(ended.signal, Some(6), "{when}: {ended:?}");
+            } else if ended.stderr.contains("cannot start a thread") {
+                // The stack of one has no room, which is the same number as too many threads.
+                ended.assert_refused(&when, &["Resource temporarily unavailable"]);
+                refused += 1;
             } else {
                 ended.assert_refused(&when, &["Cannot allocate memory", "ulimit"]);
                 refused += 1;
