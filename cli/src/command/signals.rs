@@ -96,6 +96,17 @@ static CLEAN_UPS: Mutex<Vec<CleanUp>> = Mutex::new(Vec::new());
 
 type CleanUp = Box<dyn FnOnce() + Send>;
 
+/// Set when a signal is about to end this process, before anything is cleaned up for it.
+static DYING: AtomicBool = AtomicBool::new(false);
+
+/// Returns if no signal is about to end this process: a thread whose work a clean-up has ended must not end the process before the signal
+/// does.
+pub(super) fn wait_for_death() {
+    while DYING.load(Ordering::SeqCst) {
+        thread::park();
+    }
+}
+
 /// Does `clean_up` when a signal is about to end this process, as it then does. What was ignored before stays ignored. Several of them are
 /// done one after the other.
 pub(super) fn before_death(clean_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -113,6 +124,7 @@ fn clean_up_at_the_first_signal() -> io::Result<()> {
         .name("signals".into())
         .spawn(move || {
             if let Some(signal) = signals.forever().next() {
+                DYING.store(true, Ordering::SeqCst);
                 let all =
                     std::mem::take(&mut *CLEAN_UPS.lock().unwrap_or_else(PoisonError::into_inner));
                 all.into_iter().for_each(|clean_up| clean_up());

@@ -206,6 +206,7 @@ impl Tracing {
         };
         signals::before_death(clean_up).context("cannot listen to signals")?;
         let ended = run(machine.events(Some(Events { stream, began })));
+        signals::wait_for_death();
         recording.report();
         ended
     }
