@@ -51,7 +51,7 @@ fn serve(stream: &TcpStream, answer: &str) -> std::io::Result<()> {
     stream.write_all(answer.as_bytes())
 }
 
-/// Pulls an image; what fails is told in one line.
+/// Pulls an image; the error of a pull that fails has to be one line.
 fn pull(address: &str) {
     let folder = std::env::temp_dir().join(format!("minivm-fuzz-registry-{}", std::process::id()));
     let options = Options {

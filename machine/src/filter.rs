@@ -49,7 +49,7 @@ impl Argument {
 ///
 /// # Errors
 ///
-/// Seccompiler's error, where there is none, or no call has an argument of that index.
+/// Seccompiler's error, where `arguments` is empty, or a call has no argument of an index in it.
 pub(crate) fn rule(arguments: &[Argument]) -> Result<SeccompRule, BackendError> {
     let conditions = arguments.iter().map(|argument| argument.condition());
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)

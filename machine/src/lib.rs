@@ -47,7 +47,7 @@
 //! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
-//! | [`confine`] | those walls |
+//! | [`confine`] | those walls, from within |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
@@ -55,7 +55,6 @@
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
 //! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
 //! | [`arch`] | what differs between processor architectures |
-//! | [`confine`] | the walls around the monitor, from within |
 //! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
 //! | `filter` | lists of system calls, compiled |
 //! | [`output`], [`output_path`], [`streams`], [`printable`] | writing outputs: with a limit, to a path, without loss, without control characters |

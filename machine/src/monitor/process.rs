@@ -185,12 +185,6 @@ impl Monitor {
         self.0.0.clone().stop();
     }
 
-    /// Returns whether the machine has ended.
-    pub fn has_ended(&self) -> bool {
-        let state = self.0.0.state();
-        state.ended.is_some() || state.gone.is_some()
-    }
-
     /// Returns the pages that were touched by the machine, which has ended.
     pub(crate) fn touched(&self) -> Result<WorkingSet, Error> {
         let touched = self.0.0.state().touched.take();
