@@ -75,10 +75,13 @@ pub(crate) fn run(wanted: &Soak) -> Result<()> {
         let seed = first_seed.wrapping_add(rounds.into());
         rounds += 1;
         println!("round {rounds}, with --seed {seed}");
-        let large = (!wanted.small).then(|| environment.for_soak(seed));
-        let environment = large.as_ref().unwrap_or(&environment);
+        let environment = if wanted.small {
+            environment.for_small_soak()
+        } else {
+            environment.for_soak(seed)
+        };
         let jobs = ways(&programs, minivm.as_deref(), false);
-        run.test(jobs.collect(), environment, wanted.workers);
+        run.test(jobs.collect(), &environment, wanted.workers);
     }
     run.close(false)
 }

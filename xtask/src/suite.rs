@@ -21,7 +21,7 @@ use crate::times::Times;
 /// How long one test program may take, in seconds; in the lab it is some thirty times slower than here.
 const LIMIT: u32 = 2400;
 
-/// How long it may take in a soak, whose counts are large.
+/// How long it may take in a soak, whose counts are large, or whose busy loops take most of the processors.
 const SOAK_LIMIT: u32 = 6 * 3600;
 
 /// Room for the largest guests of the tests, and for what they write.
@@ -84,9 +84,20 @@ impl Environment {
         }
     }
 
+    /// The same for a round of a soak with the counts of `cargo xtask test`.
+    pub(crate) fn for_small_soak(&self) -> Self {
+        Self {
+            variables: self.variables.clone(),
+            limit: SOAK_LIMIT,
+        }
+    }
+
     /// The same for a round of a soak: stress tests do much, and choose at random from this seed.
     pub(crate) fn for_soak(&self, seed: u64) -> Self {
-        let mut variables = self.variables.clone();
+        let Self {
+            mut variables,
+            limit,
+        } = self.for_small_soak();
         for (name, value) in [
             ("MINIVM_TEST_SOAK", "1".to_owned()),
             ("MINIVM_TEST_SEED", seed.to_string()),
@@ -96,10 +107,7 @@ impl Environment {
         ] {
             variables.push((name, value.into()));
         }
-        Self {
-            variables,
-            limit: SOAK_LIMIT,
-        }
+        Self { variables, limit }
     }
 
     /// The file that a variable names.
