@@ -21,12 +21,11 @@ use super::stream::{Received, Stream};
 use crate::Error;
 use crate::confine::Walls;
 
-/// How long a monitor may take to stop its machine. Then it is killed.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long a monitor may take to stop its machine, and to report its end, its pages and its last events. Then it is killed. It takes
+/// milliseconds where the host isn't busy.
+const GRACE: Duration = Duration::from_secs(10);
 /// How often is looked for the end of a process that has closed its socket.
 const LOOK: Duration = Duration::from_millis(1);
-/// How long one may take that sends events, for which there may be a slow reader.
-const LAST_EVENTS: Duration = Duration::from_secs(10);
 
 /// A monitor's process. Clones are handles to the same one, which ends with the last of them.
 #[derive(Clone)]
@@ -333,14 +332,10 @@ impl Shared {
             return;
         }
         self.order(&Order::Stop, &[]);
-        let grace = match self.observed {
-            true => LAST_EVENTS,
-            false => GRACE,
-        };
         let end = move || {
             let waited = self
                 .changed
-                .wait_timeout_while(self.state(), grace, |state| state.gone.is_none());
+                .wait_timeout_while(self.state(), GRACE, |state| state.gone.is_none());
             let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if let Some(child) = &state.child {
                 child.kill();
