@@ -60,7 +60,7 @@ pub(crate) fn is_inside() -> bool {
 const OVERHEAD: u64 = 256 << 20;
 
 /// The most starts of a lab whose kernel finds no reliable timer, see [`clock`].
-const STARTS_MAX: u32 = 5;
+const STARTS_MAX: u32 = 10;
 
 /// The source of the command's input.
 #[derive(Debug)]
