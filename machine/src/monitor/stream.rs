@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -23,7 +24,11 @@ const FILES_MAX: usize = 3;
 
 /// One end of the socket.
 #[derive(Debug)]
-pub(super) struct Stream(UnixStream);
+pub(super) struct Stream {
+    socket: UnixStream,
+    /// Held while a message is sent: several threads may send some.
+    sending: Mutex<()>,
+}
 
 /// A message as it was received, with its descriptors.
 pub(super) struct Received<T> {
@@ -35,7 +40,14 @@ impl Stream {
     /// Makes both ends.
     pub(super) fn pair() -> io::Result<(Stream, Stream)> {
         let (one, other) = UnixStream::pair()?;
-        Ok((Stream(one), Stream(other)))
+        Ok((Stream::new(one), Stream::new(other)))
+    }
+
+    fn new(socket: UnixStream) -> Stream {
+        Stream {
+            socket,
+            sending: Mutex::default(),
+        }
     }
 
     /// Sends a message, with descriptors that the other process gets copies of.
@@ -56,16 +68,17 @@ impl Stream {
             return Err(io::Error::other("a message has too many descriptors"));
         }
         let head = len.to_le_bytes();
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = rustix::io::retry_on_intr(|| {
             sendmsg(
-                &self.0,
+                &self.socket,
                 &[IoSlice::new(&head)],
                 &mut beside,
                 SendFlags::NOSIGNAL,
             )
         })?;
-        (&self.0).write_all(&head[sent..])?;
-        (&self.0).write_all(&body)
+        (&self.socket).write_all(&head[sent..])?;
+        (&self.socket).write_all(&body)
     }
 
     /// Waits for a message; returns `None` at the end of the stream.
@@ -80,14 +93,14 @@ impl Stream {
         if got == 0 {
             return Ok(None);
         }
-        (&self.0).read_exact(&mut head[got..])?;
+        (&self.socket).read_exact(&mut head[got..])?;
         let len = u32::from_le_bytes(head) as usize;
         if len > LEN_MAX {
             return Err(bad("it is too long"));
         }
         // Grows as the bytes come: a length alone costs no memory.
         let mut body = Vec::new();
-        (&self.0).take(len as u64).read_to_end(&mut body)?;
+        (&self.socket).take(len as u64).read_to_end(&mut body)?;
         if body.len() < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -103,7 +116,12 @@ impl Stream {
         let mut beside = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut parts = [IoSliceMut::new(head)];
-            match recvmsg(&self.0, &mut parts, &mut beside, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(
+                &self.socket,
+                &mut parts,
+                &mut beside,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Err(Errno::INTR) => {}
                 received => break received?,
             }
@@ -125,19 +143,19 @@ impl Stream {
     /// Ends the stream in both directions: both processes find that out.
     pub(super) fn end(&self) {
         // It fails where the other process has ended it.
-        let _ = self.0.shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl From<OwnedFd> for Stream {
     fn from(socket: OwnedFd) -> Stream {
-        Stream(socket.into())
+        Stream::new(socket.into())
     }
 }
 
@@ -178,6 +196,25 @@ mod tests {
     }
 
     #[test]
+    fn messages_of_several_threads_arrive_whole() {
+        let (one, other) = Stream::pair().unwrap();
+        std::thread::scope(|scope| {
+            for byte in 0..4_u8 {
+                let one = &one;
+                scope.spawn(move || {
+                    for len in 0..500 {
+                        one.send(&vec![byte; len], &[]).unwrap();
+                    }
+                });
+            }
+            for _ in 0..4 * 500 {
+                let bytes = other.receive::<Vec<u8>>().unwrap().unwrap().message;
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:?}");
+            }
+        });
+    }
+
+    #[test]
     fn nonsense_is_an_error_and_costs_no_memory() {
         let files: Vec<File> = (0..5).map(|_| tempfile::tempfile().unwrap()).collect();
         for (bytes, why) in [
@@ -188,7 +225,7 @@ mod tests {
             (&[3, 0, 0, 0, 1, b'a', b'b'], "can't be read"),
         ] {
             let (one, other) = Stream::pair().unwrap();
-            (&one.0).write_all(bytes).unwrap();
+            (&one.socket).write_all(bytes).unwrap();
             drop(one);
             let error = other.receive::<String>().map(drop).unwrap_err().to_string();
             assert!(error.contains(why), "{bytes:?}: {error}");
