@@ -115,18 +115,27 @@ fn start(
 }
 
 /// Takes orders until the process that has started this one ends.
-fn obey(stream: &Stream, control: &Control) {
+fn obey(stream: &Arc<Stream>, control: &Control) {
     // What isn't an order can't be obeyed either.
     while let Ok(Some(Received { message, files })) = stream.receive::<Order>() {
         match message {
-            Order::Save(name) => {
-                let saved = save(control, name, files);
-                report(stream, News::Saved(saved));
-            }
+            Order::Save(name) => save_beside(stream, control, name, files),
             Order::Run | Order::Resume => control.resume(),
             // The last thread reports the end.
             Order::Stop => control.stop(),
         }
+    }
+}
+
+/// Saves the machine on a thread of its own: while its output waits for its reader it can't be paused, and is to be stopped.
+fn save_beside(stream: &Arc<Stream>, control: &Control, name: String, files: Vec<OwnedFd>) {
+    let (saver, control) = (stream.clone(), control.clone());
+    let started = spawn("save", move || {
+        let saved = save(&control, name, files);
+        report(&saver, News::Saved(saved));
+    });
+    if let Err(error) = started {
+        report(stream, News::Saved(Err(failed("start a thread")(error))));
     }
 }
 
