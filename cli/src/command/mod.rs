@@ -11,6 +11,7 @@ mod hint;
 mod image;
 mod jail;
 mod lab;
+mod logging;
 mod page;
 mod report;
 mod request;
@@ -37,7 +38,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use minivm_guest::inherited::Refused;
 use minivm_machine::monitor::Hooks;
-use minivm_machine::{cache, monitor, streams};
+use minivm_machine::{cache, monitor};
 use minivm_sandbox::Host;
 
 use report::{Captured, RunReport};
@@ -133,7 +134,7 @@ impl Cli {
 
     /// Runs the command, unless this process inherited something that it can't work with.
     pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
-        log_to_stderr(match self.verbose {
+        logging::to_stderr(match self.verbose {
             0 => log::LevelFilter::Warn,
             1 => log::LevelFilter::Debug,
             _ => log::LevelFilter::Trace,
@@ -272,28 +273,8 @@ pub(crate) fn cannot_print(error: &std::io::Error) -> ! {
 /// What a monitor of this program's needs.
 pub(crate) const MONITOR: Hooks = Hooks {
     observe: trace::observe,
-    log: log_to_stderr,
+    log: logging::to_stderr,
 };
-
-fn log_to_stderr(level: log::LevelFilter) {
-    // It fails where a logger is set already, which nothing else does.
-    let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
-}
-
-/// Writes each message as a line to stderr, as minivm's other messages are.
-struct StderrLog;
-
-impl log::Log for StderrLog {
-    fn enabled(&self, _: &log::Metadata) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record) {
-        streams::tell(&record.args().to_string());
-    }
-
-    fn flush(&self) {}
-}
 
 #[cfg(test)]
 mod tests {
