@@ -26,6 +26,7 @@
 //!     cpus: 1,
 //!     rings: true,
 //!     console: false,
+//!     cpu_quota: None,
 //! };
 //! let mut session = Session::new(Request {
 //!     argv: vec![b"uname".to_vec(), b"-r".to_vec()],
@@ -106,6 +107,7 @@ use minivm_image::io_error::HostError;
 use minivm_vmm::{Builder, Config, Kernel, Outcome};
 use serde::{Deserialize, Serialize};
 
+use jail::CpuQuota;
 use lab::Processor;
 
 pub use confine::Walls;
@@ -135,6 +137,9 @@ pub struct MachineSpec {
     pub rings: bool,
     /// Whether the kernel's console goes to stderr as it comes. If not, its last lines are kept for errors.
     pub console: bool,
+    /// The most processor time of the monitor, and so of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<CpuQuota>,
 }
 
 /// The accelerator of a machine: the source of its virtualization.
@@ -295,6 +300,9 @@ pub enum Error {
     /// The monitor's process ended before it had reported the machine's end.
     #[error("the machine's monitor ended before it: {0}")]
     MonitorDied(String),
+    /// The bound on the machine's processor time can't be had.
+    #[error(transparent)]
+    Quota(#[from] jail::Error),
     /// The monitor's process could not do its work.
     #[error("{0}")]
     InMonitor(String),
@@ -331,7 +339,7 @@ impl MachineSpec {
     /// # Errors
     ///
     /// [`Error::Monitor`] where the files, the configuration or KVM don't allow it, [`Error::Lab`] where the lab lacks a file or the
-    /// memory, and [`Error::Host`] where a pipe or a thread can't be made.
+    /// memory, [`Error::Quota`] where its processor time can't be bounded, and [`Error::Host`] where a pipe or a thread can't be made.
     pub fn start(&self, accel: &Accel) -> Result<Link, Error> {
         self.start_watched(accel, None)
     }
@@ -344,6 +352,9 @@ impl MachineSpec {
     pub fn start_watched(&self, accel: &Accel, watch: Option<Watch>) -> Result<Link, Error> {
         match accel {
             Accel::Kvm => local::start(self, watch),
+            Accel::Lab { .. } if self.cpu_quota.is_some() => {
+                Err(jail::CpuGroup::none_in_lab().into())
+            }
             Accel::Lab { program, processor } => {
                 // Checked here as well: an error of the lab's would name the files as the lab does. Another architecture's kernel can
                 // only be checked there.

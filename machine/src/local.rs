@@ -12,6 +12,7 @@ use minivm_vmm::{Builder, Control, Input, Memory, Observer, Outcome};
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
 use super::{Ended, Error, Link, MachineSpec, StopOnDrop, Watch, monitor, peak_memory};
+use crate::jail::CpuGroup;
 use crate::printable::Filter;
 
 /// Starts a machine that boots, in a monitor if this program has any. A machine with an observer of this process's runs in this process.
@@ -19,8 +20,10 @@ pub(super) fn start(machine: &MachineSpec, watch: Option<Watch>) -> Result<Link,
     let (events, observer) = Watch::parts(watch);
     if monitor::is_there() && observer.is_none() {
         let spec = monitor::Spec::boot(machine.config()).events(events);
+        let spec = spec.cpu_quota(machine.cpu_quota);
         return Ok(spec.start_session(machine.console, None)?.0);
     }
+    CpuGroup::refuse_here(machine.cpu_quota)?;
     start_here(machine, observer)
 }
 

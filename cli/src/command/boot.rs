@@ -13,6 +13,7 @@ use minivm_vmm::{CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
 use super::jail::JailArg;
+use super::limits::QuotaArg;
 use super::terminal;
 use super::trace::{TraceArgs, Tracing};
 use super::{console, units};
@@ -49,6 +50,8 @@ pub(super) struct BootArgs {
     accel: AccelArg,
     #[command(flatten)]
     jail: JailArg,
+    #[command(flatten)]
+    quota: QuotaArg,
 }
 
 impl BootArgs {
@@ -84,8 +87,9 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     };
     config.check()?;
     let Some(why) = args.accel.why_lab()? else {
-        return run_here(config, args.control.as_deref(), args.trace);
+        return run_here(config, &args.quota, args.control.as_deref(), args.trace);
     };
+    args.quota.refuse_lab(&why)?;
     if let Some(socket) = args.control {
         bail!(
             "--control {} needs this host's KVM, and the machine would run in the lab: {why}; run both there: \
@@ -101,14 +105,20 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs the machine on this host's KVM.
-fn run_here(config: Config, socket: Option<&Path>, trace: TraceArgs) -> anyhow::Result<ExitCode> {
+fn run_here(
+    config: Config,
+    quota: &QuotaArg,
+    socket: Option<&Path>,
+    trace: TraceArgs,
+) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     if trace.is_set() {
         // Before a file is made for the trace.
         Spec::boot(config.clone()).check()?;
     }
     let tracing = trace.open(kernel_of(&config))?;
-    tracing.run(Spec::boot(config), started, |machine| {
+    let machine = Spec::boot(config).cpu_quota(quota.get());
+    tracing.run(machine, started, |machine| {
         console::run(machine, socket, started)
     })
 }

@@ -29,6 +29,14 @@ pub(super) fn run(
     started: Instant,
 ) -> anyhow::Result<ExitCode> {
     let socket = socket.map(bind).transpose()?;
+    if machine.is_bounded() {
+        let stopper = machine.stopper();
+        let clean_up = move || {
+            terminal::restore();
+            stopper.kill();
+        };
+        signals::before_death(clean_up).context("cannot listen to signals")?;
+    }
     let running = Arc::new(OnceLock::<Monitor>::new());
     let input = stdin(running.clone(), Monitor::stop)?;
     let monitor = machine.start_console(input, stdout()?.into())?;

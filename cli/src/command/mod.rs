@@ -11,6 +11,7 @@ mod hint;
 mod image;
 mod jail;
 mod lab;
+mod limits;
 mod logging;
 mod page;
 mod report;

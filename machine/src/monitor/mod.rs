@@ -51,6 +51,7 @@ use process::WeakMonitor;
 pub use process::{MachineEnd, Monitor};
 use protocol::{Channel, Job, Source, Wiring};
 
+use crate::jail::{CpuGroup, CpuQuota};
 use crate::{Ended, Error, Events, Link, StopOnDrop, local};
 
 /// The argument with which this program is a monitor.
@@ -113,6 +114,7 @@ pub struct Spec {
     pub(crate) rehearsal: bool,
     began: Instant,
     stopper: Stopper,
+    cpu_quota: Option<CpuQuota>,
 }
 
 /// A handle that ends a machine from any thread, once it is started.
@@ -124,6 +126,13 @@ impl Stopper {
     pub fn stop(&self) {
         if let Some(monitor) = self.0.get() {
             monitor.stop();
+        }
+    }
+
+    /// Kills the machine's monitor, if it was started and hasn't ended, and waits until nothing of it is left.
+    pub fn kill(&self) {
+        if let Some(monitor) = self.0.get() {
+            monitor.kill();
         }
     }
 }
@@ -146,6 +155,7 @@ impl Spec {
             rehearsal: false,
             began: Instant::now(),
             stopper: Stopper::default(),
+            cpu_quota: None,
         }
     }
 
@@ -163,6 +173,17 @@ impl Spec {
         self
     }
 
+    /// Bounds the processor time of the monitor, and so of the machine.
+    pub fn cpu_quota(mut self, quota: Option<CpuQuota>) -> Spec {
+        self.cpu_quota = quota;
+        self
+    }
+
+    /// Returns whether the monitor gets a control group, which stays where this process ends before it.
+    pub fn is_bounded(&self) -> bool {
+        self.cpu_quota.is_some()
+    }
+
     /// Reads what the machine would be made of, in a monitor that makes none.
     ///
     /// # Errors
@@ -176,7 +197,8 @@ impl Spec {
     ///
     /// # Errors
     ///
-    /// [`Error::Monitor`] where the machine can't be built, [`Error::Host`] and [`Error::MonitorDied`] where there can't be a monitor.
+    /// [`Error::Monitor`] where the machine can't be built, [`Error::Quota`] where its processor time can't be bounded, [`Error::Host`] and
+    /// [`Error::MonitorDied`] where there can't be a monitor.
     pub fn start_console(self, input: OwnedFd, output: OwnedFd) -> Result<Monitor, Error> {
         self.start(Wiring::Console, vec![input, output])
     }
@@ -224,7 +246,8 @@ impl Spec {
             log: log::max_level(),
         };
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        let monitor = Monitor::start(&job, &files)?;
+        let group = self.cpu_quota.map(CpuGroup::create).transpose()?;
+        let monitor = Monitor::start(&job, &files, group)?;
         let _ = self.stopper.0.set(monitor.downgrade());
         Ok(monitor)
     }

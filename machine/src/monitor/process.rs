@@ -20,6 +20,7 @@ use super::spawn::Child;
 use super::stream::{Received, Stream};
 use crate::Error;
 use crate::confine::Walls;
+use crate::jail::CpuGroup;
 
 /// How long a monitor may take to stop its machine. Then it is killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -42,6 +43,14 @@ impl WeakMonitor {
             Monitor(handle).stop();
         }
     }
+
+    /// Kills the process, and waits until it and its control group are gone.
+    pub(super) fn kill(&self) {
+        if let Some(handle) = self.0.upgrade() {
+            handle.0.kill();
+            drop(handle.0.wait(|state| state.gone.is_some()));
+        }
+    }
 }
 
 /// The end of a monitor's machine.
@@ -60,6 +69,8 @@ struct Handle(Arc<Shared>);
 struct Shared {
     stream: Stream,
     observed: bool,
+    /// Whether the process is in a control group, which is to be gone when the machine's end is reported.
+    bounded: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -68,6 +79,8 @@ struct Shared {
 struct State {
     /// The process, until it has been waited for.
     child: Option<Child>,
+    /// The control group that bounds its processor time, until it has been waited for.
+    group: Option<CpuGroup>,
     built: Option<Result<(), Error>>,
     is_built: bool,
     walls: Option<Walls>,
@@ -87,12 +100,17 @@ impl Monitor {
         WeakMonitor(Arc::downgrade(&self.0))
     }
 
-    /// Starts a monitor, gives it the job and its descriptors, and waits until the machine is built.
-    pub(super) fn start(job: &Job, files: &[BorrowedFd<'_>]) -> Result<Monitor, Error> {
+    /// Starts a monitor in the control group, if one is given, gives it the job and its descriptors, and waits until the machine is built.
+    pub(super) fn start(
+        job: &Job,
+        files: &[BorrowedFd<'_>],
+        group: Option<CpuGroup>,
+    ) -> Result<Monitor, Error> {
         let (stream, theirs) = Stream::pair().map_err(cannot("create a socket"))?;
         let shared = Arc::new(Shared {
             stream,
             observed: job.observed,
+            bounded: group.is_some(),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -104,9 +122,9 @@ impl Monitor {
             .spawn(move || {
                 let child = Child::start(theirs.as_fd());
                 drop(theirs);
-                let born = child.map(|child| work.state().child = Some(child));
+                let born = child.map(|child| work.take_in(child, group));
                 let is_born = born.is_ok();
-                let _ = started.send(born);
+                let _ = started.send(born.and_then(|entered| entered));
                 if is_born {
                     work.listen();
                 }
@@ -122,7 +140,9 @@ impl Monitor {
             // The process would wait for it for ever.
             shared.stream.end();
         }
-        let mut state = shared.wait(|state| state.built.is_some() || state.gone.is_some());
+        // One that can't be built has no process any more, and no control group.
+        let is_built = |state: &State| matches!(state.built, Some(Ok(())));
+        let mut state = shared.wait(|state| is_built(state) || state.gone.is_some());
         match (state.built.take(), &state.gone) {
             (Some(built), _) => built?,
             (None, Some(how)) => {
@@ -191,16 +211,16 @@ impl Monitor {
         touched.ok_or_else(|| Error::InMonitor("the monitor reported no touched pages".into()))
     }
 
-    /// Waits for the machine's end, and that of the process, unless that still sends events.
+    /// Waits for the machine's end, and that of the process, unless that still sends events and has no control group.
     ///
     /// # Errors
     ///
     /// [`Error::MonitorDied`] where the process ended before it had reported the machine's end.
     pub fn end(&self) -> Result<MachineEnd, Error> {
         let shared = &self.0.0;
-        let observed = shared.observed;
+        let at_end = shared.observed && !shared.bounded;
         let mut state =
-            shared.wait(|state| state.gone.is_some() || observed && state.ended.is_some());
+            shared.wait(|state| state.gone.is_some() || at_end && state.ended.is_some());
         let memory = state.memory;
         match (state.ended.take(), &state.gone) {
             (Some(ending), _) => Ok(MachineEnd {
@@ -231,6 +251,21 @@ impl Drop for Handle {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the process, and puts it into its control group: before its job comes it has one thread.
+    fn take_in(&self, child: Child, group: Option<CpuGroup>) -> io::Result<()> {
+        let entered = group.as_ref().map_or(Ok(()), |group| child.enter(group));
+        let entered = entered
+            .map_err(|error| io::Error::new(error.kind(), format!("its control group: {error}")));
+        let mut state = self.state();
+        state.child = Some(child);
+        state.group = group;
+        if entered.is_err() {
+            // It ends without a job.
+            self.stream.end();
+        }
+        entered
     }
 
     /// Waits until the state is as wanted.
@@ -308,6 +343,7 @@ impl Shared {
         };
         // What it had to say, it has said. One that only closes its socket is about to end, and how is worth knowing.
         let is_over = why.is_some() || state.ended.is_some();
+        state.lift();
         drop(state);
         let closed = Instant::now();
         while !is_over && !child.has_ended() && closed.elapsed() < GRACE {
@@ -324,14 +360,27 @@ impl Shared {
             (None, Err(error)) => error.to_string(),
         };
         state.child = None;
+        state.group = None;
         state.gone = Some(how);
         self.changed.notify_all();
     }
 
+    /// Kills the process, if it hasn't ended.
+    fn kill(&self) {
+        let state = self.state();
+        state.lift();
+        if let Some(child) = &state.child {
+            child.kill();
+        }
+    }
+
     fn stop(self: Arc<Self>) {
-        if self.state().gone.is_some() {
+        let state = self.state();
+        if state.gone.is_some() {
             return;
         }
+        state.lift();
+        drop(state);
         self.order(&Order::Stop, &[]);
         let grace = match self.observed {
             true => LAST_EVENTS,
@@ -341,13 +390,20 @@ impl Shared {
             let waited = self
                 .changed
                 .wait_timeout_while(self.state(), grace, |state| state.gone.is_none());
-            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if let Some(child) = &state.child {
-                child.kill();
-            }
+            drop(waited);
+            self.kill();
         };
         // Where there is no thread for it, the process ends with this one.
         let _ = thread::Builder::new().name("stop".into()).spawn(end);
+    }
+}
+
+impl State {
+    /// Lets the process end as fast as it can.
+    fn lift(&self) {
+        if let Some(group) = &self.group {
+            group.lift();
+        }
     }
 }
 

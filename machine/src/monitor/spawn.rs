@@ -25,6 +25,7 @@ use rustix::process::{
     set_parent_process_death_signal, waitid, waitpid,
 };
 
+use crate::jail::CpuGroup;
 use crate::peak_memory;
 
 /// This program's file, whatever has become of its name.
@@ -84,6 +85,15 @@ impl Child {
     pub(super) fn kill(&self) {
         // It fails where the process has ended.
         let _ = kill_process(self.0, Signal::KILL);
+    }
+
+    /// Moves the process, which has one thread, into a control group.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn enter(&self, group: &CpuGroup) -> io::Result<()> {
+        group.enter(self.0.as_raw_nonzero().get().cast_unsigned())
     }
 
     /// Returns the most bytes of memory that the process has held at a time, as long as it runs.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use minivm_machine::Accel;
 use minivm_machine::arch::NO_KVM;
 use minivm_machine::confine::{self, Missing};
-use minivm_machine::jail;
+use minivm_machine::jail::{self, CpuGroup, CpuQuota};
 use minivm_machine::lab::Processor;
 use minivm_vmm::{Error, Finding};
 
@@ -30,6 +30,7 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     checks.push(huge_pages());
     checks.push(kernel());
     checks.extend(walls());
+    checks.push(quota());
     checks.extend(lab);
     checks.push(lab_jail());
     checks.push(accel);
@@ -135,6 +136,22 @@ fn walls() -> Vec<Check> {
     match missing.is_empty() {
         true => vec![Check::ok(NAME, format!("all: {}", confine::ALL.join(", ")))],
         false => missing.into_iter().map(weaker).collect(),
+    }
+}
+
+/// Whether a machine's processor time can be bounded.
+fn quota() -> Check {
+    const NAME: &str = "monitor: quota";
+    let least = CpuQuota::try_from(1.0).map(CpuGroup::create);
+    match least {
+        Ok(Err(error)) => {
+            let (why, hint) = backends::why_and_hint(&minivm_sandbox::Error::Jail(error));
+            Check::slow(NAME, why, hint)
+        }
+        _ => Check::ok(
+            NAME,
+            "--cpu-quota: minivm may make a control group with the controller cpu",
+        ),
     }
 }
 
