@@ -1,11 +1,32 @@
-//! `--cpu-quota`: a bound on the processor time of a machine.
+//! `--cpu-quota` and `--max-output`: bounds on what a machine takes of this host.
 
 use anyhow::bail;
 use clap::Args;
 use minivm_machine::Accel;
 use minivm_machine::jail::CpuQuota;
+use minivm_machine::monitor::Spec;
 
 use super::accel::AccelArg;
+use super::units;
+
+/// The bounds of a machine with a console.
+#[derive(Args)]
+pub(super) struct LimitArgs {
+    #[command(flatten)]
+    pub(super) quota: QuotaArg,
+    /// Most bytes of the console that are passed on
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes, hide_short_help = true, help_heading = "Limits")]
+    pub(super) max_output: Option<u64>,
+}
+
+impl LimitArgs {
+    /// Returns the machine with its bounds.
+    pub(super) fn of(&self, machine: Spec) -> Spec {
+        machine
+            .cpu_quota(self.quota.get())
+            .max_output(self.max_output)
+    }
+}
 
 #[derive(Args)]
 pub(super) struct QuotaArg {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{EXIT_ERROR, hint};
 
 /// The line about output over the limit.
-const CUT: &str = "output was cut at --max-output";
+pub(super) const CUT: &str = "output was cut at --max-output";
 
 /// Outputs of a run, kept for its report, and where its machine ran: a run that fails is reported, too.
 pub(super) struct Captured {

@@ -11,7 +11,7 @@ use minivm_machine::monitor::Spec;
 
 use super::accel::AccelArg;
 use super::jail::JailArg;
-use super::limits::QuotaArg;
+use super::limits::LimitArgs;
 use super::trace::TraceArgs;
 use super::{console, control};
 
@@ -58,7 +58,7 @@ pub(super) struct RestoreArgs {
     #[command(flatten)]
     jail: JailArg,
     #[command(flatten)]
-    quota: QuotaArg,
+    limits: LimitArgs,
 }
 
 impl RestoreArgs {
@@ -104,7 +104,7 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let tracing = args.trace.open(None)?;
-    let machine = Spec::restore(&args.folder, None).cpu_quota(args.quota.get());
+    let machine = args.limits.of(Spec::restore(&args.folder, None));
     tracing.run(machine, started, |machine| {
         console::run(machine, args.control.as_deref(), started)
     })

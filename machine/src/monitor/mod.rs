@@ -115,6 +115,7 @@ pub struct Spec {
     began: Instant,
     stopper: Stopper,
     cpu_quota: Option<CpuQuota>,
+    max_output: Option<u64>,
 }
 
 /// A handle that ends a machine from any thread, once it is started.
@@ -156,6 +157,7 @@ impl Spec {
             began: Instant::now(),
             stopper: Stopper::default(),
             cpu_quota: None,
+            max_output: None,
         }
     }
 
@@ -176,6 +178,12 @@ impl Spec {
     /// Bounds the processor time of the monitor, and so of the machine.
     pub fn cpu_quota(mut self, quota: Option<CpuQuota>) -> Spec {
         self.cpu_quota = quota;
+        self
+    }
+
+    /// Limits the bytes that a console passes on. The rest is dropped, and the machine's end reports that.
+    pub fn max_output(mut self, bytes: Option<u64>) -> Spec {
+        self.max_output = bytes;
         self
     }
 
@@ -200,7 +208,8 @@ impl Spec {
     /// [`Error::Monitor`] where the machine can't be built, [`Error::Quota`] where its processor time can't be bounded, [`Error::Host`] and
     /// [`Error::MonitorDied`] where there can't be a monitor.
     pub fn start_console(self, input: OwnedFd, output: OwnedFd) -> Result<Monitor, Error> {
-        self.start(Wiring::Console, vec![input, output])
+        let limit = self.max_output;
+        self.start(Wiring::Console { limit }, vec![input, output])
     }
 
     /// Starts the machine, with its control channel at the link's ends. `rings` is the ring directory's address, if the guest was greeted

@@ -60,6 +60,8 @@ pub struct MachineEnd {
     pub outcome: Result<Outcome, Error>,
     /// The console's last lines, where they were kept.
     pub(crate) console: Option<String>,
+    /// Whether some of the console's output was dropped, at its limit.
+    pub truncated: bool,
     /// The most bytes of memory that the monitor has held at a time, its machine's among them.
     pub(crate) memory: Option<u64>,
 }
@@ -226,6 +228,7 @@ impl Monitor {
             (Some(ending), _) => Ok(MachineEnd {
                 outcome: ending.outcome.map_err(Error::from),
                 console: ending.console,
+                truncated: ending.truncated,
                 memory,
             }),
             (None, Some(how)) => Err(Error::MonitorDied(how.clone())),
@@ -319,6 +322,7 @@ impl Shared {
                 state.ended = Some(Ending {
                     outcome: Err(failure),
                     console: None,
+                    truncated: false,
                     touched: None,
                 });
             }

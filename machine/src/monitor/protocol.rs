@@ -99,7 +99,10 @@ pub(super) enum Wiring {
     /// There is no machine: what it would be made of is read, to find out what is wrong with it.
     Nothing,
     /// COM1 is a console. With the job come its input and its output.
-    Console,
+    Console {
+        /// The most bytes of output that are passed on.
+        limit: Option<u64>,
+    },
     /// COM2 is the control channel. With the job comes a stream for the frames of both directions.
     Frames {
         /// Whether the console goes to stderr. If not, its last lines are kept.
@@ -161,6 +164,8 @@ pub(super) struct Ending {
     pub(super) outcome: Result<Outcome, Failure>,
     /// The console's last lines, without control characters, where they were kept.
     pub(super) console: Option<String>,
+    /// Whether some of the console's output was dropped.
+    pub(super) truncated: bool,
     /// The touched pages, where the job asks for them.
     pub(super) touched: Option<WorkingSet>,
 }

@@ -20,6 +20,7 @@ use super::protocol::{Channel, Code, Ending, Failure, Job, News, Order, Source, 
 use super::stream::{Received, Stream};
 use super::{Hooks, Observation};
 use crate::local::{self, FrameEnds, Machine};
+use crate::output::{Cut, Limited};
 use crate::{Error, Walls, confine, streams, wire};
 
 /// How long a machine may take from being built to its first instruction.
@@ -98,12 +99,14 @@ fn start(
     if let Some(observation) = &observation {
         builder = builder.observer(observation.observer.clone());
     }
-    let (machine, frames) = ends.launch(builder, stream, walls)?;
+    let cut = Cut::default();
+    let (machine, frames) = ends.launch(builder, stream, walls, &cut)?;
     let control = machine.control.clone();
     let last = Last {
         stream: stream.clone(),
         rehearsal: job.rehearsal,
         machine,
+        cut,
         observation,
     };
     let serving = match frames {
@@ -232,6 +235,7 @@ enum Ends {
     Console {
         input: Input,
         output: File,
+        limit: Option<u64>,
     },
     Frames {
         stream: UnixStream,
@@ -247,10 +251,11 @@ impl Ends {
     ) -> Result<Option<Ends>, Failure> {
         Ok(Some(match wiring {
             Wiring::Nothing => return Ok(None),
-            Wiring::Console => Ends::Console {
+            Wiring::Console { limit } => Ends::Console {
                 // Opens a pipe anew, which can't be done later.
                 input: next(files)?.into(),
                 output: next(files)?.into(),
+                limit,
             },
             Wiring::Frames { console, channel } => Ends::Frames {
                 stream: next(files)?.into(),
@@ -262,7 +267,7 @@ impl Ends {
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Ends::Console { input, output } => {
+            Ends::Console { input, output, .. } => {
                 let input = input.descriptors();
                 input.chain([output.as_fd()]).collect()
             }
@@ -270,15 +275,21 @@ impl Ends {
         }
     }
 
-    /// Builds the machine with its ports, and starts the thread that runs it.
+    /// Builds the machine with its ports, and starts the thread that runs it. `cut` is set where a console's output is dropped.
     fn launch(
         self,
         builder: Builder,
         news: &Stream,
         walls: Option<Walls>,
+        cut: &Cut,
     ) -> Result<(Machine, Option<Relay>), Failure> {
         match self {
-            Ends::Console { input, output } => {
+            Ends::Console {
+                input,
+                output,
+                limit,
+            } => {
+                let output = Limited::new(output, limit, cut);
                 let builder = builder.console_output(output).console_input(input);
                 let machine = builder.build()?;
                 report(news, News::Built(walls));
@@ -393,6 +404,8 @@ struct Last {
     stream: Arc<Stream>,
     rehearsal: bool,
     machine: Machine,
+    /// Whether some of a console's output was dropped.
+    cut: Cut,
     observation: Option<Observation>,
 }
 
@@ -414,6 +427,7 @@ impl Last {
         let ending = Ending {
             outcome,
             console: console.and_then(|tail| tail.text()),
+            truncated: self.cut.is_set(),
             touched,
         };
         report(&self.stream, News::Ended(Box::new(ending)));
