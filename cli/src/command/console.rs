@@ -52,6 +52,8 @@ pub(super) fn run(
         .transpose()
         .context("cannot serve the control socket")?;
     let end = monitor.end();
+    // A clean-up may have killed it.
+    signals::wait_for_death();
     log_step("the machine is gone", started);
     drop(server);
     drop(raw);
