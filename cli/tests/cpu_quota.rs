@@ -56,11 +56,18 @@ impl Place {
         command
     }
 
+    /// A machine of one of the guests.
+    fn unbounded(&self, guest: &str) -> Command {
+        let mut command = self.minivm();
+        command.args(["--accel", "kvm", "--memory", "64M", "--kernel"]);
+        command.arg(self.path(guest));
+        command
+    }
+
     /// A machine of one of the guests, which gets a tenth of a processor.
     fn boot(&self, guest: &str) -> Command {
-        let mut command = self.minivm();
-        command.args(["--accel", "kvm", "--memory", "64M", "--cpu-quota", "0.1"]);
-        command.arg("--kernel").arg(self.path(guest));
+        let mut command = self.unbounded(guest);
+        command.args(["--cpu-quota", "0.1"]);
         command
     }
 }
@@ -193,20 +200,20 @@ fn a_machine_that_ends_leaves_no_group() {
 }
 
 #[test]
-fn a_machine_that_was_saved_is_bounded_anew() {
+fn a_machine_that_was_saved_is_bounded_when_it_goes_on() {
     if !can_be_had() {
         return;
     }
     let place = Place::new();
     let (socket, folder) = (place.path("socket"), place.path("saved"));
-    let machine = Bounded::start(place.boot("again").arg("--control").arg(&socket));
+    let mut machine = Program::start(place.unbounded("again").arg("--control").arg(&socket));
+    machine.wait_for(".", PATIENCE);
+    assert_eq!(groups(machine.id()), [""; 0].map(PathBuf::from));
     let mut save = place.minivm();
     save.arg("snapshot").args([&socket, &folder]).arg("--stop");
     let saved = run(&mut save, PATIENCE);
     assert_eq!(saved.code, Some(0), "{saved:?}");
-    let ended = machine.program.end(PATIENCE);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(!machine.group.exists());
+    assert_eq!(machine.end(PATIENCE).code, Some(0));
     let mut restore = place.minivm();
     restore.args(["restore", "--accel", "kvm", "--cpu-quota", "0.1"]);
     let machine = Bounded::start(restore.arg(&folder));
