@@ -143,7 +143,14 @@ fn a_machine_whose_console_takes_nothing_is_stopped_while_it_is_to_be_saved() {
             None => assert_eq!(saver.end(PATIENCE).code, Some(0)),
         }
     };
+    let below = processes::below(minivm.id());
+    let [monitor] = below[..] else {
+        panic!("{below:?}");
+    };
     terminal.press(b"\x01x");
+    wait_until("the monitor doesn't end", || !monitor.still_runs());
+    // What minivm has to say can be read from now on.
+    let _screen = terminal.screen();
     assert!(ends_until(&minivm, Instant::now() + PATIENCE), "no end");
     assert_eq!(minivm.wait().unwrap().code(), Some(0));
     waiting
