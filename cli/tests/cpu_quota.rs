@@ -32,7 +32,7 @@ impl Place {
     fn new() -> Self {
         let place = Place(tempfile::tempdir().unwrap());
         // Shows a byte now and then, so that one that is restored does too.
-        let spin = [0xb9, 0x00, 0x00, 0x10, 0x00, 0xff, 0xc9, 0x75, 0xfc]; // mov ecx, 0x100000; dec ecx; jnz
+        let spin = [0xb9, 0x00, 0x40, 0x00, 0x00, 0xff, 0xc9, 0x75, 0xfc]; // mov ecx, 0x4000; dec ecx; jnz
         let again = [&SHOW[..], &spin, &[0xeb, 0xf0]].concat(); // jmp to the start of SHOW
         let guests: [(&str, &[&[u8]]); 3] = [
             ("short", &[&show(b'.'), &RESET]),
