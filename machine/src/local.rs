@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use minivm_image::io_error::{HostError, cannot};
 use minivm_vmm::{Builder, Control, Input, Memory, Observer, Outcome};
+use serde::{Deserialize, Serialize};
 
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
@@ -45,7 +46,7 @@ pub(super) fn observed(builder: Builder, observer: Option<Arc<dyn Observer>>) ->
 }
 
 /// The state of a guest that was greeted before its machine was saved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Greeted {
     /// The address of its ring directory, if it has one.
     pub(crate) rings: Option<u64>,

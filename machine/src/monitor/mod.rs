@@ -33,7 +33,6 @@ mod serve;
 mod spawn;
 mod stream;
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -49,13 +48,13 @@ use minivm_vmm::{Config, Observer, WorkingSet};
 
 use process::WeakMonitor;
 pub use process::{MachineEnd, Monitor};
-use protocol::{Channel, Job, Source, Wiring};
+use protocol::{Job, Source, Wiring};
 
-use crate::{Ended, Error, Events, Link, StopOnDrop, local};
+use crate::local::Greeted;
+use crate::{Ended, Error, Events, Link, StopOnDrop};
 
 /// The argument with which this program is a monitor.
 pub const COMMAND: &str = "monitor";
-const COMMAND_C: &CStr = c"monitor";
 
 /// Whether this program answers as a monitor.
 static ANSWERS: AtomicBool = AtomicBool::new(false);
@@ -181,20 +180,15 @@ impl Spec {
         self.start(Wiring::Console, vec![input, output])
     }
 
-    /// Starts the machine, with its control channel at the link's ends. `rings` is the ring directory's address, if the guest was greeted
-    /// and has one.
+    /// Starts the machine, with its control channel at the link's ends. `greeted` is for a guest that was greeted before.
     pub(crate) fn start_session(
         self,
         console: bool,
-        greeted: Option<local::Greeted>,
+        greeted: Option<Greeted>,
     ) -> Result<(Link, Monitor), Error> {
         let (frames, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let to_guest = frames.try_clone().map_err(cannot("duplicate a socket"))?;
-        let channel = match greeted {
-            None => Channel::New,
-            Some(local::Greeted { rings }) => Channel::Greeted(rings),
-        };
-        let wiring = Wiring::Frames { console, channel };
+        let wiring = Wiring::Frames { console, greeted };
         let monitor = self.start(wiring, vec![theirs.into()])?;
         let (stop, end) = (monitor.clone(), monitor.clone());
         let link = Link {

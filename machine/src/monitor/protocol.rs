@@ -10,6 +10,7 @@ use minivm_vmm::{Config, Kernel, Outcome, WorkingSet};
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Walls;
+use crate::local::Greeted;
 
 /// The machine that a monitor makes, and what is done with it. Its descriptors come with it, see [`Wiring`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,17 +105,9 @@ pub(super) enum Wiring {
     Frames {
         /// Whether the console goes to stderr. If not, its last lines are kept.
         console: bool,
-        channel: Channel,
+        /// Where the guest's hello was read before the machine was saved.
+        greeted: Option<Greeted>,
     },
-}
-
-/// The state of the control channel at the machine's start.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) enum Channel {
-    /// The guest's hello is to come.
-    New,
-    /// The hello was read before the machine was saved: the address of its ring directory, if it has one.
-    Greeted(Option<u64>),
 }
 
 /// A message to a monitor that has its job.

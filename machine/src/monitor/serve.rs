@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use minivm_image::io_error::cannot;
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, SaveFiles, SnapshotFiles, WorkingSet};
 
-use super::protocol::{Channel, Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
+use super::protocol::{Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
 use super::stream::{Received, Stream};
 use super::{Hooks, Observation};
-use crate::local::{self, FrameEnds, Machine};
+use crate::local::{self, FrameEnds, Greeted, Machine};
 use crate::{Error, Walls, confine, streams, wire};
 
 /// How long a machine may take from being built to its first instruction.
@@ -114,16 +114,17 @@ fn start(
     Ok(Some(control))
 }
 
-/// Takes orders until the process that has started this one ends.
+/// Takes orders until the process that has started this one ends, or sends what is not an order or not in order.
 fn obey(stream: &Stream, control: &Control) {
-    // What isn't an order can't be obeyed either.
     while let Ok(Some(Received { message, files })) = stream.receive::<Order>() {
         match message {
             Order::Save(name) => {
                 let saved = save(control, name, files);
                 report(stream, News::Saved(saved));
             }
-            Order::Run | Order::Resume => control.resume(),
+            Order::Resume => control.resume(),
+            // It came before the machine did, and comes once.
+            Order::Run => break,
             // The last thread reports the end.
             Order::Stop => control.stop(),
         }
@@ -227,7 +228,7 @@ enum Ends {
     Frames {
         stream: UnixStream,
         console: bool,
-        channel: Channel,
+        greeted: Option<Greeted>,
     },
 }
 
@@ -243,10 +244,10 @@ impl Ends {
                 input: next(files)?.into(),
                 output: next(files)?.into(),
             },
-            Wiring::Frames { console, channel } => Ends::Frames {
+            Wiring::Frames { console, greeted } => Ends::Frames {
                 stream: next(files)?.into(),
                 console,
-                channel,
+                greeted,
             },
         }))
     }
@@ -282,12 +283,12 @@ impl Ends {
             Ends::Frames {
                 stream,
                 console,
-                channel,
+                greeted,
             } => {
                 let (machine, ends) =
-                    local::launch(builder, console, |from, to, memory| match channel {
-                        Channel::New => Ok(wire::wire(from, to, memory)),
-                        Channel::Greeted(rings) => {
+                    local::launch(builder, console, |from, to, memory| match greeted {
+                        None => Ok(wire::wire(from, to, memory)),
+                        Some(Greeted { rings }) => {
                             wire::resume(from, to, memory, rings).map_err(Error::Protocol)
                         }
                     })?;
@@ -351,26 +352,30 @@ impl Relay {
 
 /// Copies the guest's frames until the machine ends, or nothing reads them any more. An error is the guest's.
 fn pass(from_guest: &mut wire::FromGuest, stream: &UnixStream) -> io::Result<()> {
-    let mut guarded = Unread(Ok(()), stream);
-    let passed = local::pass(from_guest, &mut guarded);
-    match guarded.0 {
-        Err(_) => Ok(()),
-        Ok(()) => passed,
+    let mut reader = Reader {
+        stream,
+        is_gone: false,
+    };
+    let passed = local::pass(from_guest, &mut reader);
+    match reader.is_gone {
+        true => Ok(()),
+        false => passed,
     }
 }
 
-/// A writer that remembers whether its own error ended the copying.
-struct Unread<'a>(Result<(), ()>, &'a UnixStream);
+/// The process that reads a guest's frames.
+struct Reader<'a> {
+    stream: &'a UnixStream,
+    /// Whether a write has failed: an error of the copying is this one then, and not the guest's.
+    is_gone: bool,
+}
 
-impl Write for Unread<'_> {
+impl Write for Reader<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.1.write(bytes);
-        if written
+        let written = self.stream.write(bytes);
+        self.is_gone = written
             .as_ref()
-            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted)
-        {
-            self.0 = Err(());
-        }
+            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
         written
     }
 

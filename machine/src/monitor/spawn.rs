@@ -9,7 +9,7 @@
     reason = "no safe interface makes a process in new namespaces"
 )]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -48,6 +48,7 @@ pub(super) struct Child(Pid);
 struct Birth<'a> {
     socket: BorrowedFd<'a>,
     nothing: File,
+    command: CString,
     /// The lines for `uid_map` and `gid_map`, where it gets a user namespace.
     maps: Option<[String; 2]>,
 }
@@ -63,6 +64,7 @@ impl Child {
         let mut birth = Birth {
             socket,
             nothing,
+            command: CString::new(super::COMMAND)?,
             maps: None,
         };
         if geteuid().is_root()
@@ -147,7 +149,7 @@ impl Birth<'_> {
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
         let none = null::<libc::c_char>();
-        let arguments = [c"minivm".as_ptr(), super::COMMAND_C.as_ptr(), none];
+        let arguments = [c"minivm".as_ptr(), self.command.as_ptr(), none];
         let environment = [none];
         rustix::stdio::dup2_stdin(self.socket)?;
         rustix::stdio::dup2_stdout(self.nothing.as_fd())?;
