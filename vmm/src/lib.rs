@@ -107,6 +107,7 @@ mod vcpu;
 pub mod fuzzing;
 
 pub use arch::layout;
+pub use arch::text::NO_KVM;
 pub use builder::Builder;
 pub use config::{CPUS_MAX, Config, Kernel, MEMORY_MAX, MEMORY_MIN};
 pub use control::Control;

@@ -11,8 +11,6 @@ use super::{Device, address, uart};
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 /// Nothing: ports are permitted by a system call.
 pub(crate) const FOR_INIT: &str = "";
-/// The remedy where there is no `/dev/kvm`.
-pub const NO_KVM: &str = "sudo modprobe kvm_intel || sudo modprobe kvm_amd; virtualization may be off in the firmware or cloud";
 
 /// The IOAPIC's registers.
 const IOAPIC_SIZE: u64 = 0x1000;

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use minivm_machine::Accel;
-use minivm_machine::arch::NO_KVM;
 use minivm_machine::confine::{self, Missing};
 use minivm_machine::jail;
 use minivm_machine::lab::Processor;
-use minivm_vmm::{Error, Finding};
+use minivm_vmm::{Error, Finding, NO_KVM};
 
 use super::super::accel::{LAB, allowed};
 use super::{Check, State, backends};
@@ -128,7 +127,7 @@ fn huge_pages() -> Check {
 fn walls() -> Vec<Check> {
     const NAME: &str = "monitor: walls";
     let weaker = |missing: Missing| {
-        let detail = format!("without the wall \"{}\": {}", missing.wall, missing.why);
+        let detail = format!("without the wall {missing}");
         Check::slow(NAME, detail, missing.remedy())
     };
     let missing = confine::survey().missing;
