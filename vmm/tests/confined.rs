@@ -16,12 +16,13 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use minivm_tests::code::{LOOP, show};
 use minivm_tests::kernel_file::Elf;
+use minivm_tests::output::tap;
 use minivm_tests::patience::PATIENCE;
 use minivm_vmm::{
     Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
@@ -66,20 +67,6 @@ fn confine() {
     }
 }
 
-/// Passes every byte on to a channel.
-struct Tap(Sender<u8>);
-
-impl Write for Tap {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| self.0.send(*byte).unwrap());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A machine that runs on a thread of its own.
 struct Running {
     control: Control,
@@ -90,8 +77,8 @@ struct Running {
 
 impl Running {
     fn start(builder: Builder) -> Self {
-        let (tap, output) = channel();
-        let machine = builder.console_output(Tap(tap)).build().unwrap();
+        let (tap, output) = tap();
+        let machine = builder.console_output(tap).build().unwrap();
         Running {
             control: machine.control(),
             memory: machine.memory(),
@@ -221,13 +208,13 @@ fn close_all_but(kept: &[BorrowedFd<'_>]) {
 
 /// A guest that writes a byte and loops, with two vCPUs, the second of which it never starts.
 fn writes() -> (Builder, Receiver<u8>) {
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let code = [&show(b'!')[..], &LOOP].concat();
     let config = Config {
         cpus: 2,
         ..Config::new(Kernel::Code(code))
     };
-    (Builder::new(config).console_output(Tap(tap)), output)
+    (Builder::new(config).console_output(tap), output)
 }
 
 fn thread_name() -> String {

@@ -11,11 +11,12 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use minivm_tests::code::{map, place, wake};
+use minivm_tests::output::tap;
 use minivm_tests::stress;
 use minivm_vmm::{
     Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Prepared, Reset, Result,
@@ -25,21 +26,6 @@ use sha2::{Digest, Sha256};
 
 /// The limit for a hang, also in the lab, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
-
-/// Passes every byte on to a channel.
-struct Tap(Sender<u8>);
-
-impl Write for Tap {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // The receiver may be gone.
-        let _ = bytes.iter().try_for_each(|byte| self.0.send(*byte));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A machine that runs on a thread of its own, until this is dropped at the latest.
 struct Running {
@@ -57,8 +43,8 @@ impl Drop for Running {
 
 impl Running {
     fn start(builder: Builder) -> Self {
-        let (tap, output) = channel();
-        let machine = builder.console_output(Tap(tap)).build().unwrap();
+        let (tap, output) = tap();
+        let machine = builder.console_output(tap).build().unwrap();
         let control = machine.control();
         Running {
             control,
@@ -252,18 +238,18 @@ fn two_vcpus_are_saved_after(count: usize) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let mut taps = None;
     let two = || {
-        let (tap, counted) = channel();
+        let (tap, counted) = tap();
         taps = Some(counted);
-        Builder::new(two_at_work()).com2_output(Tap(tap))
+        Builder::new(two_at_work()).com2_output(tap)
     };
     let mut output = saved_after(count, two, folder.path());
     let counted = taps.unwrap();
     let mut numbers: Vec<u8> = counted.iter().collect();
     let before = numbers.len();
-    let (tap, counted) = channel();
+    let (tap, counted) = tap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     assert_eq!(snapshot.cpus(), 2);
-    output.extend(Running::start(Builder::restore(&snapshot).com2_output(Tap(tap))).finish());
+    output.extend(Running::start(Builder::restore(&snapshot).com2_output(tap)).finish());
     numbers.extend(counted.iter());
     assert_eq!(output, computed());
     assert_consecutive(&numbers);
