@@ -51,6 +51,7 @@
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
+//! | [`pool`](Pool) | machines of a snapshot, made ahead |
 //! | [`timeline`] | one machine's life as phases, and its exits |
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
 //! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
@@ -82,6 +83,7 @@ pub mod monitor;
 mod outgoing;
 pub mod output;
 pub mod output_path;
+mod pool;
 pub mod printable;
 mod remote;
 mod rings;
@@ -113,6 +115,7 @@ pub use copies::Files;
 pub use end::{Call, End};
 pub use files::CopyIn;
 pub use local::relay;
+pub use pool::Pool;
 pub use session::{Report, Session};
 pub use warning::Warning;
 pub use watch::{Events, Watch, Watching};

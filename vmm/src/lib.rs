@@ -27,7 +27,7 @@
 //!
 //! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can continue from there
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
-//! devices' state set instead of reset. A [`Pool`] makes them ahead of time.
+//! devices' state set instead of reset.
 //!
 //! A process can give up its right to open files before it looks at any: [`Builder::open`] and [`SnapshotFiles::open`] open what
 //! is read later, [`Control::snapshot_into`] saves into files that are open, and [`Builder::vcpu_thread`] is for what a vCPU's
@@ -46,7 +46,7 @@
 //! | `arch` | what differs between processors: [`layout`], the map of the guest's addresses; kernels' formats; page tables, ACPI, the zero page, CPUID, registers; the IOAPIC, the ports that end a machine; the exits; a vCPU's whole state |
 //! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
 //! | `devices`, `input` | two UARTs and the bus; input for the UARTs |
-//! | `snapshot`, `pool` | saved machines, and clones of them |
+//! | `snapshot` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `random` | the host's random numbers |
 //! | `probe`, `survey` | a test of the host's KVM; what it has and lacks |
@@ -92,7 +92,6 @@ mod memory;
 mod observer;
 mod opened;
 mod outcome;
-mod pool;
 mod probe;
 mod random;
 mod recorder;
@@ -118,7 +117,6 @@ pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
-pub use pool::Pool;
 pub use probe::{create_vm_time, probe};
 pub use snapshot::{
     Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,

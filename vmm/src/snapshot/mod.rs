@@ -217,7 +217,11 @@ impl Snapshot {
     }
 
     /// Checks that the memory file is still what it was when it was opened.
-    pub(crate) fn check_unchanged(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Snapshot`] where it has changed, [`Error::File`] where it can't be checked.
+    pub fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.0.memory).map_err(unreadable(&self.0.folder))?;
         if !self.0.identity.still_holds(&now) {
             return Err(self.error(SnapshotError::MemoryChanged));

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &WarmArgs) -> Result<()> {
     };
     let made = setup::prepare(&mut report, &wanted)?;
     let minivm = cargo::stage_minivm(&mut report)?;
-    let forks = cargo::build_bench(&mut report, "minivm-vmm", "fork")?;
+    let forks = cargo::build_bench(&mut report, "minivm-machine", "fork")?;
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
     if kvm::is_there() {
         native(args, &minivm, &forks, folder.path())?;

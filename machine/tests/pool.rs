@@ -1,6 +1,6 @@
 //! Machines of a few bytes of code, made ahead of time: handed out once, made again, and gone with their pool.
 //!
-//! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
+//! They need a `/dev/kvm` that can run machine code in ring 0, as the monitor's `machine_code.rs` does.
 
 // Tests run: on any KVM
 
@@ -15,10 +15,11 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use minivm_machine::Pool;
 use minivm_tests::output::Shared;
 use minivm_tests::patience::wait_until;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
+use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
 
 /// Tests share this process, and count what it has.
