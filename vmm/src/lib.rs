@@ -121,5 +121,5 @@ pub use probe::{create_vm_time, probe};
 pub use snapshot::{
     Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,
 };
-pub use statistics::Statistic;
+pub use statistics::Statistics;
 pub use survey::{Finding, survey};

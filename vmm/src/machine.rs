@@ -124,7 +124,7 @@ impl Machine {
         let steps = Steps::to(observer.as_ref());
         let statistics = observer
             .as_ref()
-            .map(|_| Statistics::open(&platform.vm, &vcpus));
+            .map(|_| Statistics::open_all(&platform.vm, &vcpus));
         let gate = platform.gate.clone();
         let (threads, started) = start(vcpus, &platform, vcpu_thread.as_ref());
         let served = started.and_then(|()| {
@@ -141,7 +141,7 @@ impl Machine {
         }
         steps.reached(Step::Ended);
         if let (Some(observer), Some(statistics)) = (&observer, statistics) {
-            observer.on_statistics(&statistics.and_then(|statistics| statistics.read()));
+            observer.on_statistics(&statistics);
         }
         let outcome = gate
             .take_outcome()
