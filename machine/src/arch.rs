@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `CMDLINE` | a kernel's default command line |
 //! | `FOR_INIT` | what `minivm-init` needs beside it |
+//! | `survey` | what a host's KVM and processor have of what only this architecture's machines use |
 //! | `processor` | what identifies this host's kind of processor |
 //! | `device` | the device that an exit is about |
 //! | `channel_byte` | the byte that an exit writes to the channel |
@@ -17,7 +18,7 @@ use minivm_vmm::ExitKind;
 mod current;
 
 pub use current::CMDLINE;
-pub(crate) use current::{FOR_INIT, channel_byte, device, processor};
+pub(crate) use current::{FOR_INIT, channel_byte, device, processor, survey};
 
 /// A device of a machine, as an exit's access has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

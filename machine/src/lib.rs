@@ -48,6 +48,7 @@
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
 //! | [`confine`] | those walls, from within |
+//! | [`survey`] | what this host's KVM and processor have and lack |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
@@ -91,6 +92,7 @@ mod room;
 pub mod session;
 pub mod signal;
 pub mod streams;
+pub mod survey;
 pub mod template;
 pub mod templates;
 pub mod timeline;

@@ -49,7 +49,7 @@
 //! | `snapshot` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `random` | the host's random numbers |
-//! | `probe`, `survey` | a test of the host's KVM; what it has and lacks |
+//! | `probe` | a test of the host's KVM |
 //!
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
 //! also at <https://docs.kernel.org/virt/kvm/api.html>. Each KVM call is explained where it is made.
@@ -98,7 +98,6 @@ mod recorder;
 mod sent;
 mod snapshot;
 mod statistics;
-mod survey;
 mod vcpu;
 
 #[cfg(any(test, fuzzing))]
@@ -117,9 +116,8 @@ pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
-pub use probe::{create_vm_time, probe};
+pub use probe::probe;
 pub use snapshot::{
     Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,
 };
 pub use statistics::Statistics;
-pub use survey::{Finding, survey};

@@ -6,12 +6,12 @@
 use std::io::{self, Write};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::arch::probe::{DONE, guest};
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Reset};
-use crate::{Builder, Config, Kernel, MEMORY_MIN, kvm};
+use crate::{Builder, Config, Kernel, MEMORY_MIN};
 
 /// The guest's time limit: a thousand times what it takes.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,25 +54,6 @@ pub fn probe() -> Result<()> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Measures how long KVM takes to create an empty machine: the median of five. On some hosts it is a hundred times slower than
-/// on others, see `minivm doctor`.
-///
-/// # Errors
-///
-/// [`Error::KvmMissing`], [`Error::KvmPermission`], [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
-pub fn create_vm_time() -> Result<Duration> {
-    let kvm = kvm::open_kvm()?;
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        let start = Instant::now();
-        let vm = kvm::create_vm(&kvm, MEMORY_MIN)?;
-        times.push(start.elapsed());
-        drop(vm);
-    }
-    times.sort_unstable();
-    Ok(times[times.len() / 2])
 }
 
 /// A writer that sends the guest's output to a channel.

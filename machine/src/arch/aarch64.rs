@@ -7,6 +7,9 @@ use minivm_vmm::{ExitKind, layout};
 
 use super::{Device, address, uart};
 
+#[path = "aarch64/survey.rs"]
+pub(crate) mod survey;
+
 /// The console on COM1, few messages, and an end of the machine where the kernel ends: a warm reset where it panics, which the monitor
 /// tells from a reboot.
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=panic_warm panic=-1";

@@ -7,6 +7,9 @@ use minivm_vmm::{ExitKind, layout};
 
 use super::{Device, address, uart};
 
+#[path = "x86_64/survey.rs"]
+pub(crate) mod survey;
+
 /// The console on COM1, few messages, and an end of the machine where the kernel ends.
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 /// Nothing: ports are permitted by a system call.

@@ -6,7 +6,8 @@ use minivm_machine::Accel;
 use minivm_machine::confine::{self, Missing};
 use minivm_machine::jail;
 use minivm_machine::lab::Processor;
-use minivm_vmm::{Error, Finding, NO_KVM};
+use minivm_machine::survey::{self, Finding};
+use minivm_vmm::{Error, NO_KVM};
 
 use super::super::accel::{LAB, allowed};
 use super::{Check, State, backends};
@@ -24,7 +25,7 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     let lab = [qemu(), lab_kernel()];
     let (kvm_works, lab_works, accel) = places(good(&kvm), good(&lab));
     let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
-    checks.extend(survey());
+    checks.extend(findings());
     checks.extend(nested_paging());
     checks.push(huge_pages());
     checks.push(kernel());
@@ -69,7 +70,7 @@ fn kvm_usable() -> Check {
 
 fn create_vm_time() -> Option<Check> {
     const NAME: &str = "kvm speed";
-    let time = minivm_vmm::create_vm_time().ok()?;
+    let time = survey::create_vm_time().ok()?;
     let detail = format!("KVM_CREATE_VM takes {:.2} ms", time.as_secs_f64() * 1e3);
     Some(if time < SLOW_CREATE_VM {
         Check::ok(NAME, detail)
@@ -81,8 +82,8 @@ fn create_vm_time() -> Option<Check> {
 }
 
 /// What KVM and the processor have and lack, where there is a KVM.
-fn survey() -> Vec<Check> {
-    let findings = minivm_vmm::survey().unwrap_or_default();
+fn findings() -> Vec<Check> {
+    let findings = survey::kvm().unwrap_or_default();
     let check = |finding: Finding| match finding.has {
         true => Check::ok(finding.name, finding.detail),
         false => Check::slow(finding.name, finding.detail, finding.remedy),

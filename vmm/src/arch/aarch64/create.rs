@@ -44,7 +44,7 @@ pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
 }
 
 /// Returns the most bits of a guest-physical address that processor and KVM have, and whether a machine may have fewer.
-pub(super) fn address_bits(kvm: &Kvm) -> (u32, bool) {
+fn address_bits(kvm: &Kvm) -> (u32, bool) {
     // The most is the value of the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4,
     // KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE.)
     let choice = kvm.check_extension(Cap::ArmVmIPASize);

@@ -12,7 +12,6 @@ pub mod layout;
 pub(crate) mod probe;
 pub(crate) mod processor;
 mod registers;
-pub(crate) mod survey;
 pub(crate) mod text;
 mod tree;
 pub(crate) mod vcpu_state;

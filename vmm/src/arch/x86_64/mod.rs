@@ -18,7 +18,6 @@ pub(crate) mod probe;
 pub(crate) mod processor;
 mod registers;
 mod restraint;
-pub(crate) mod survey;
 pub(crate) mod text;
 pub(crate) mod vcpu_state;
 
