@@ -15,7 +15,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_machine::Pool;
+use minivm_machine::{Pool, SnapshotFolder};
 use minivm_vmm::{Builder, Config, Kernel, Snapshot};
 
 /// The number of forks that are timed, and of those that are alive at once.
@@ -112,7 +112,7 @@ fn save(folder: &std::path::Path, memory: u64) -> Duration {
         machine.memory().write(at, &filling).unwrap();
     }
     let start = Instant::now();
-    machine.snapshot(folder).unwrap();
+    SnapshotFolder::save(folder, |files| machine.snapshot_into(files)).unwrap();
     start.elapsed()
 }
 

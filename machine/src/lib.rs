@@ -52,6 +52,7 @@
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
+//! | [`snapshot_folder`](SnapshotFolder) | the folder of a snapshot that is being saved, which has the old one or the new |
 //! | [`pool`](Pool) | machines of a snapshot, made ahead |
 //! | [`timeline`] | one machine's life as phases, and its exits |
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
@@ -91,6 +92,7 @@ mod rings;
 mod room;
 pub mod session;
 pub mod signal;
+mod snapshot_folder;
 pub mod streams;
 pub mod survey;
 pub mod template;
@@ -119,6 +121,7 @@ pub use files::CopyIn;
 pub use local::relay;
 pub use pool::Pool;
 pub use session::{Report, Session};
+pub use snapshot_folder::SnapshotFolder;
 pub use warning::Warning;
 pub use watch::{Events, Watch, Watching};
 

@@ -20,6 +20,7 @@ use crate::local::Greeted;
 use crate::monitor::Monitor;
 use crate::output::Pending;
 use crate::printable::printable;
+use crate::snapshot_folder::SnapshotFolder;
 
 /// How long a machine that has reported that it is ready still runs before it is saved, so that its init waits by then and clones have
 /// nothing left to do.
@@ -82,7 +83,8 @@ impl Running {
         match self {
             Running::Here(control) => {
                 control.pause();
-                Ok(control.snapshot(folder)?)
+                let saved = SnapshotFolder::save(folder, |files| control.snapshot_into(files));
+                Ok(saved?)
             }
             Running::InMonitor(monitor) => monitor.save(folder).map(drop),
         }

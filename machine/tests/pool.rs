@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use minivm_machine::Pool;
+use minivm_machine::{Pool, SnapshotFolder};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::wait_until;
 use minivm_tests::stress;
@@ -40,7 +40,8 @@ fn saved() -> (TempDir, Snapshot) {
     ];
     let folder = tempfile::tempdir().unwrap();
     let config = Config { memory: 64 << 20, ..Config::new(Kernel::Code(code.into())) };
-    Builder::new(config).build().unwrap().snapshot(folder.path()).unwrap();
+    let machine = Builder::new(config).build().unwrap();
+    SnapshotFolder::save(folder.path(), |files| machine.snapshot_into(files)).unwrap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     (folder, snapshot)
 }

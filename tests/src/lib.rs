@@ -2,7 +2,8 @@
 //! ([`program`], [`patience`]) or a terminal ([`terminal`]), machine code ([`code`]), kernels' files to run or to refuse
 //! ([`kernel_file`]), good inputs changed into others ([`mutation`]), a check of trace files ([`chrome_trace`]), small container images
 //! ([`busybox`]), outputs that are looked at afterwards ([`output`]), pages in a browser ([`browser`]), what else runs ([`processes`]),
-//! copies of a test's process ([`fork`]), what a process still has afterwards ([`growth`]), and how much stress tests do ([`stress`]).
+//! copies of a test's process ([`fork`]), what a process still has afterwards ([`growth`]), folders of
+//! snapshots ([`snapshot`]), and how much stress tests do ([`stress`]).
 
 pub mod browser;
 pub mod busybox;
@@ -18,5 +19,6 @@ pub mod output;
 pub mod patience;
 pub mod processes;
 pub mod program;
+pub mod snapshot;
 pub mod stress;
 pub mod terminal;

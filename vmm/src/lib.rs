@@ -25,7 +25,7 @@
 //! it completes an access to a device that the last exit left unfinished, without another instruction of the guest's. A fresh
 //! vCPU has nothing to complete; its thread passes here like any other when it reaches the gate before `run` has opened it.
 //!
-//! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can continue from there
+//! A paused machine can be saved ([`Control::snapshot_into`]), and any number of machines can continue from there
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
 //! devices' state set instead of reset.
 //!
@@ -117,7 +117,5 @@ pub use memory::{Memory, NoMemory};
 pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
 pub use probe::probe;
-pub use snapshot::{
-    Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,
-};
+pub use snapshot::{Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, WorkingSet};
 pub use statistics::Statistics;

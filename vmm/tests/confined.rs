@@ -24,9 +24,10 @@ use minivm_tests::code::{LOOP, show};
 use minivm_tests::kernel_file::Elf;
 use minivm_tests::output::tap;
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::snapshot::save_in;
 use minivm_vmm::{
     Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
-    SnapshotFiles, SnapshotFolder, WorkingSet,
+    SnapshotFiles, WorkingSet,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -139,27 +140,29 @@ fn a_machine_of_open_files_is_built_saved_and_restored() {
     fs::write(path("kernel"), Elf::of_code(&[&ADD]).bytes()).unwrap();
     fs::write(path("initramfs"), vec![7; 20 << 20]).unwrap();
     let machine = booted(folder.path()).build().unwrap();
-    machine.snapshot(path("old")).unwrap();
+    let old = save_in(&path("old"), |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    old.unwrap();
 
-    let new = SnapshotFolder::prepare(&path("new")).unwrap();
-    let SaveFiles {
-        state,
-        memory,
-        name: memory_name,
-    } = new.files();
-    let ended = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name])
-        .env(FOLDER, folder.path())
-        .env(MEMORY, memory_name)
-        .stdin(state.try_clone().unwrap())
-        .stderr(memory.try_clone().unwrap())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&ended.stdout);
-    assert!(ended.status.success(), "{text}");
-    assert!(text.contains("1 passed"), "{text}");
-    assert!(Snapshot::open(path("new")).is_err(), "it is not published");
-    new.publish().unwrap();
+    let new = save_in(&path("new"), |state, memory, memory_name| {
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(FOLDER, folder.path())
+            .env(MEMORY, memory_name)
+            .stdin(state)
+            .stderr(memory)
+            .output()?;
+        let text = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success(), "{text}");
+        assert!(text.contains("1 passed"), "{text}");
+        io::Result::Ok(())
+    });
+    new.unwrap();
     let snapshot = Snapshot::open(path("new")).unwrap();
     snapshot.verify().unwrap();
     let continued = Running::start(Builder::restore(&snapshot).console_input(input(&[8])));

@@ -8,9 +8,10 @@
 use std::sync::{Arc, Mutex};
 
 use minivm_tests::code::{RESET, map, show};
+use minivm_tests::snapshot::save_in;
 use minivm_vmm::{
-    Builder, Config, Exit, Kernel, Observer, Outcome, Reset, Result, Snapshot, Statistics, Step,
-    layout,
+    Builder, Config, Exit, Kernel, Observer, Outcome, Reset, Result, SaveFiles, Snapshot,
+    Statistics, Step, layout,
 };
 
 /// Keeps all that it sees.
@@ -158,7 +159,14 @@ fn a_boots_steps_are_seen_each_once() {
 fn a_restored_machines_steps_and_exits_are_seen() {
     let folder = tempfile::tempdir().unwrap();
     let saved = builder(&[&show(b'r'), &RESET]).build().unwrap();
-    saved.snapshot(folder.path()).unwrap();
+    let files = save_in(folder.path(), |state, memory, name| {
+        saved.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    files.unwrap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     let made_now = [
         Step::Begun,

@@ -13,13 +13,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_image::io_error::cannot;
-use minivm_vmm::{Outcome, SaveFiles, SnapshotFolder, WorkingSet};
+use minivm_vmm::{Outcome, SaveFiles, WorkingSet};
 
 use super::protocol::{Ending, Failure, Job, News, Order};
 use super::spawn::Child;
 use super::stream::{Received, Stream};
 use crate::Error;
 use crate::confine::Walls;
+use crate::snapshot_folder::{SnapshotFolder, of_folder};
 
 /// How long a monitor may take to stop its machine. Then it is killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -139,8 +140,8 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Pauses the machine, and saves it in `folder` as [`minivm_vmm::Control::snapshot`] does; returns the bytes that the files take on
-    /// the disk. The machine stays paused.
+    /// Pauses the machine, and saves it in `folder` as [`SnapshotFolder::save`] does; returns the bytes that the files take on the
+    /// disk. The machine stays paused.
     ///
     /// # Errors
     ///
@@ -422,10 +423,7 @@ impl Failure {
     /// Names the folder that a snapshot was to go to, which the monitor doesn't know.
     fn of_folder(self, folder: &Path) -> Error {
         match self {
-            Failure::Machine(minivm_vmm::Error::Save { source, .. }) => {
-                let path = folder.into();
-                minivm_vmm::Error::Save { path, source }.into()
-            }
+            Failure::Machine(error) => of_folder(error, folder).into(),
             other => other.into(),
         }
     }

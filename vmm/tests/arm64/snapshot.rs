@@ -5,7 +5,8 @@ use std::thread::{self, JoinHandle};
 
 use minivm_tests::output::tap;
 use minivm_tests::patience::wait_until;
-use minivm_vmm::{Builder, Config, Control, Memory, Outcome, Result, Snapshot, layout};
+use minivm_tests::snapshot::save_in;
+use minivm_vmm::{Builder, Config, Control, Memory, Outcome, Result, SaveFiles, Snapshot, layout};
 use tempfile::TempDir;
 
 use crate::asm::{
@@ -58,7 +59,15 @@ fn saved(config: Config) -> (TempDir, Vec<u8>) {
     let mut said = vec![running.next()];
     said.push(running.next());
     running.control.pause();
-    running.control.snapshot(folder.path()).unwrap();
+    let control = &running.control;
+    let saved = save_in(folder.path(), |state, memory, name| {
+        control.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
     said.extend(running.output.try_iter());
     running.control.stop();
     running.thread.join().unwrap().unwrap();

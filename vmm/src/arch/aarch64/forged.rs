@@ -1,13 +1,14 @@
 //! Forged snapshots: the checksum is right, and the state is made up. Each is refused, or runs until it is stopped. Those with a
 //! machine need a `/dev/kvm`.
 
+use minivm_tests::snapshot::save_in;
 use tempfile::TempDir;
 
 use super::board;
 use super::gic_state;
 use super::vcpu_state::VcpuState;
 use crate::snapshot::state::State;
-use crate::snapshot::{Snapshot, SnapshotError, file, save};
+use crate::snapshot::{SaveFiles, Snapshot, SnapshotError, file};
 use crate::{Builder, Config, Error, Kernel, Outcome, Result};
 
 /// `b .`
@@ -22,8 +23,15 @@ fn saved() -> (TempDir, Vec<u8>) {
         ..Config::new(Kernel::Code(LOOP.to_vec()))
     };
     let machine = Builder::new(config).build().unwrap();
-    machine.snapshot(folder.path()).unwrap();
-    let state = std::fs::read(folder.path().join(save::STATE)).unwrap();
+    let saved = save_in(folder.path(), |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
+    let state = std::fs::read(folder.path().join(SaveFiles::STATE)).unwrap();
     (folder, state)
 }
 
@@ -31,7 +39,7 @@ fn saved() -> (TempDir, Vec<u8>) {
 fn run((folder, state): &(TempDir, Vec<u8>), change: impl FnOnce(&mut State)) -> Result<Outcome> {
     let mut state = file::decode(state).unwrap();
     change(&mut state);
-    std::fs::write(folder.path().join(save::STATE), file::encode(&state)).unwrap();
+    std::fs::write(folder.path().join(SaveFiles::STATE), file::encode(&state)).unwrap();
     let snapshot = Snapshot::open(folder.path())?;
     let machine = Builder::restore(&snapshot).build()?;
     machine.control().stop();
