@@ -60,6 +60,7 @@
 //! | [`arch`] | what differs between processor architectures |
 //! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
 //! | `filter` | lists of system calls, compiled |
+//! | [`input`](Input) | reading inputs, without waiting |
 //! | [`output`], [`output_path`], [`streams`], [`printable`] | writing outputs: with a limit, to a path, without loss, without control characters |
 //! | `console`, `last_words` | what a machine prints before it dies, for the error that reports it |
 
@@ -74,6 +75,7 @@ mod end;
 mod files;
 mod filter;
 pub mod images;
+mod input;
 pub mod jail;
 pub mod kernel;
 pub mod lab;
@@ -118,6 +120,7 @@ pub use confine::Walls;
 pub use copies::Files;
 pub use end::{Call, End};
 pub use files::CopyIn;
+pub use input::Input;
 pub use local::relay;
 pub use pool::Pool;
 pub use session::{Report, Session};

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use minivm_image::io_error::{HostError, cannot};
-use minivm_vmm::{Builder, Control, Input, Memory, Observer, Outcome};
+use minivm_vmm::{Builder, Control, Memory, Observer, Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
-use super::{Ended, Error, Link, MachineSpec, StopOnDrop, Watch, monitor, peak_memory};
+use super::{Ended, Error, Input, Link, MachineSpec, StopOnDrop, Watch, monitor, peak_memory};
 use crate::printable::Filter;
 
 /// Starts a machine that boots, in a monitor if this program has any. A machine with an observer of this process's runs in this process.

@@ -21,9 +21,10 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
+use minivm_machine::Input;
 use minivm_machine::confine::{self, Walls};
 use minivm_tests::fork::{Ended, forked};
-use minivm_vmm::{Builder, Config, Input, Kernel, Outcome};
+use minivm_vmm::{Builder, Config, Kernel, Outcome};
 use rustix::process::{DumpableBehavior, Gid, Uid, geteuid, getppid, set_dumpable_behavior};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::devices::uart::{self, Output, Uart};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
-use crate::input::Input;
+use crate::input::{InputSource, Pump};
 use crate::kvm::Created;
 use crate::machine::{Entry, Machine};
 use crate::memory::GuestRam;
@@ -59,7 +59,7 @@ enum Source {
 /// The host's ends of a serial port.
 struct Port {
     output: Box<dyn Write + Send>,
-    input: Option<Input>,
+    input: Option<Box<dyn InputSource>>,
 }
 
 impl Port {
@@ -123,8 +123,8 @@ impl Builder {
     }
 
     /// Gives `input` to the guest on COM1, the console.
-    pub fn console_input(mut self, input: Input) -> Self {
-        self.com1.input = Some(input);
+    pub fn console_input(mut self, input: impl InputSource + 'static) -> Self {
+        self.com1.input = Some(Box::new(input));
         self
     }
 
@@ -135,8 +135,8 @@ impl Builder {
     }
 
     /// Gives `input` to the guest on COM2.
-    pub fn com2_input(mut self, input: Input) -> Self {
-        self.com2.input = Some(input);
+    pub fn com2_input(mut self, input: impl InputSource + 'static) -> Self {
+        self.com2.input = Some(Box::new(input));
         self
     }
 
@@ -199,7 +199,7 @@ impl Builder {
             Source::Prepared(_) => Vec::new(),
         };
         let inputs = [&self.com1.input, &self.com2.input].into_iter().flatten();
-        all.extend(inputs.flat_map(Input::descriptors));
+        all.extend(inputs.flat_map(|input| input.descriptors()));
         all
     }
 
@@ -316,7 +316,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
     let intake = Arc::new(Mutex::new(()));
     let pumps = [(input1, &com1), (input2, &com2)]
         .into_iter()
-        .filter_map(|(input, uart)| Some(input?.pump(uart.clone(), intake.clone())))
+        .filter_map(|(input, uart)| Some(Pump::new(input?, uart.clone(), intake.clone())))
         .collect();
     Ok(Machine {
         vcpus,
@@ -358,7 +358,7 @@ fn random_seed() -> Result<[u8; boot_data::SEED_LEN]> {
     Ok(seed)
 }
 
-type ConnectedUart = (Arc<Mutex<Uart>>, Option<Input>);
+type ConnectedUart = (Arc<Mutex<Uart>>, Option<Box<dyn InputSource>>);
 
 fn uart(irq: IrqLine, port: Port, gate: &Arc<Gate>, state: uart::State) -> Result<ConnectedUart> {
     let output = Output {

@@ -110,7 +110,7 @@ pub use builder::Builder;
 pub use config::{CPUS_MAX, Config, Kernel, MEMORY_MAX, MEMORY_MIN};
 pub use control::Control;
 pub use error::{Error, Result};
-pub use input::Input;
+pub use input::InputSource;
 pub use kernel::KernelError;
 pub use machine::Machine;
 pub use memory::{Memory, NoMemory};

@@ -12,8 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
@@ -21,12 +21,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use minivm_tests::code::{LOOP, show};
+use minivm_tests::input::input;
 use minivm_tests::kernel_file::Elf;
 use minivm_tests::output::tap;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::snapshot::save_in;
 use minivm_vmm::{
-    Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
+    Builder, Config, Control, Error, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
     SnapshotFiles, WorkingSet,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -119,12 +120,6 @@ fn booted(folder: &Path) -> Builder {
         memory: 128 << 20,
         ..Config::new(Kernel::File(folder.join("kernel")))
     })
-}
-
-fn input(bytes: &[u8]) -> Input {
-    let (ours, mut theirs) = io::pipe().unwrap();
-    theirs.write_all(bytes).unwrap();
-    Input::from(OwnedFd::from(ours))
 }
 
 /// This test runs in two processes. This one makes the files that the machine is saved into; the other one, which is confined, has

@@ -7,14 +7,15 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
-use std::io::{self, Cursor, Write};
+use std::io::{self, Write};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
+use minivm_tests::input::input;
 use minivm_tests::output::tap;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
+use minivm_vmm::{Builder, Config, Error, Kernel, Machine, Outcome, Reset, layout};
 
 /// The limit for a hang.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -240,10 +241,9 @@ fn input_of_every_byte_value_comes_back_unchanged() {
     ];
     let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
     let (tap, output) = tap();
-    let input = Input::from_reader(Cursor::new(bytes.clone())).unwrap();
     let machine = Builder::new(config(&[&echo]))
         .console_output(tap)
-        .console_input(input)
+        .console_input(input(&bytes))
         .build()
         .unwrap();
     let control = machine.control();

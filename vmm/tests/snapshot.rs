@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::Receiver;
@@ -16,12 +16,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use minivm_tests::code::{map, place, wake};
+use minivm_tests::input::input;
 use minivm_tests::output::tap;
 use minivm_tests::snapshot::save_in;
 use minivm_tests::stress;
 use minivm_vmm::{
-    Builder, Config, Control, Error, Input, Kernel, Machine, Memory, Outcome, Prepared, Reset,
-    Result, SaveFiles, Snapshot, SnapshotError, layout,
+    Builder, Config, Control, Error, Kernel, Machine, Memory, Outcome, Prepared, Reset, Result,
+    SaveFiles, Snapshot, SnapshotError, layout,
 };
 use sha2::{Digest, Sha256};
 
@@ -348,7 +349,7 @@ fn clones_diverge_and_can_be_cloned() {
     let snapshot = Snapshot::open(folder.path()).unwrap();
     let clones: Vec<_> = (1..=8u8)
         .map(|number| {
-            let input = Input::from_reader(io::Cursor::new(vec![number; 10])).unwrap();
+            let input = input(&[number; 10]);
             (
                 number,
                 Running::start(Builder::restore(&snapshot).console_input(input)),
@@ -363,7 +364,7 @@ fn clones_diverge_and_can_be_cloned() {
     clone.control.pause();
     save(&clone.control, second.path()).unwrap();
     clone.stop();
-    let input = Input::from_reader(io::Cursor::new([1])).unwrap();
+    let input = input(&[1]);
     let grandchild = Running::start(
         Builder::restore(&Snapshot::open(second.path()).unwrap()).console_input(input),
     );
@@ -427,7 +428,7 @@ fn input_that_the_guest_has_not_taken_yet_is_saved() {
     ];
     let folder = tempfile::tempdir().unwrap();
     let waiting = || {
-        let input = Input::from_reader(io::Cursor::new(b"hi")).unwrap();
+        let input = input(b"hi");
         Builder::new(machine(&[&wait])).console_input(input)
     };
     let before = saved_after(500, waiting, folder.path());

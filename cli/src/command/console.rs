@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
+use minivm_machine::Input;
 use minivm_machine::monitor::{Monitor, Spec};
-use minivm_vmm::{Builder, Control, Error, Input, Outcome};
+use minivm_vmm::{Builder, Control, Error, Outcome};
 
 use super::accel::explain;
 use super::control::{Name, Server, Socket};

@@ -14,13 +14,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_image::io_error::cannot;
-use minivm_vmm::{Builder, Config, Control, Input, Kernel, SaveFiles, SnapshotFiles, WorkingSet};
+use minivm_vmm::{
+    Builder, Config, Control, InputSource as _, Kernel, SaveFiles, SnapshotFiles, WorkingSet,
+};
 
 use super::protocol::{Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
 use super::stream::{Received, Stream};
 use super::{Hooks, Observation};
 use crate::local::{self, FrameEnds, Greeted, Machine};
-use crate::{Error, Walls, confine, streams, wire};
+use crate::{Error, Input, Walls, confine, streams, wire};
 
 /// How long a machine may take from being built to its first instruction.
 const START: Duration = Duration::from_secs(10);
@@ -255,8 +257,9 @@ impl Ends {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Ends::Console { input, output } => {
-                let input = input.descriptors();
-                input.chain([output.as_fd()]).collect()
+                let mut all = input.descriptors();
+                all.push(output.as_fd());
+                all
             }
             Ends::Frames { stream, .. } => vec![stream.as_fd()],
         }

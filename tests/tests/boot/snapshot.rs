@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use minivm_machine::SnapshotFolder;
+use minivm_machine::{Input, SnapshotFolder};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, wait_until};
 use minivm_tests::stress::{self, Random};
-use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
+use minivm_vmm::{Builder, Config, Control, Kernel, Outcome, Result, Snapshot};
 use sha2::{Digest, Sha256};
 
 use crate::guest::{self, kernel, shared};

@@ -1,10 +1,9 @@
 //! What the machine does for a guest.
 
-use std::io::Cursor;
-
+use minivm_tests::input::input;
 use minivm_tests::output::tap;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Input, Outcome, Reset, layout, probe};
+use minivm_vmm::{Builder, Config, Outcome, Reset, layout, probe};
 
 use crate::asm::{
     AFFINITY_INFO, CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2, add, b, cbnz,
@@ -129,10 +128,9 @@ fn input_of_every_byte_value_comes_back_unchanged() {
     ];
     let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
     let (tap, output) = tap();
-    let input = Input::from_reader(Cursor::new(bytes.clone())).unwrap();
     let machine = Builder::new(config(&code.concat()))
         .console_output(tap)
-        .console_input(input)
+        .console_input(input(&bytes))
         .build()
         .unwrap();
     let control = machine.control();
