@@ -34,25 +34,9 @@ pub(crate) struct Recorder {
     pointer: PointerReader,
     entered: bool,
     came: Instant,
-    kind: Shape,
+    /// Without its data.
+    kind: ExitKind<'static>,
     data: Vec<u8>,
-}
-
-/// An [`ExitKind`] whose data lie elsewhere.
-#[derive(Clone, Copy)]
-enum Shape {
-    IoIn(u16),
-    IoOut(u16),
-    MmioRead(u64),
-    MmioWrite(u64),
-    Shutdown,
-    Halt,
-    PowerOff,
-    Reset,
-    BusLock,
-    Interrupted,
-    NotRunnable,
-    Other,
 }
 
 impl Recorder {
@@ -64,7 +48,7 @@ impl Recorder {
             pointer: PointerReader::new(vm, fd),
             entered: false,
             came: Instant::now(),
-            kind: Shape::Other,
+            kind: ExitKind::Other(""),
             data: Vec::new(),
         }
     }
@@ -81,28 +65,10 @@ impl Recorder {
     pub(crate) fn served(&self, fd: &VcpuFd) {
         self.observer.on_exit(&Exit {
             vcpu: self.vcpu,
-            kind: self.exit_kind(),
+            kind: with_data(self.kind, &self.data),
             came: self.came,
             rip: self.pointer.read(fd),
         });
-    }
-
-    fn exit_kind(&self) -> ExitKind<'_> {
-        let data = &self.data[..];
-        match self.kind {
-            Shape::IoIn(port) => ExitKind::IoIn { port, data },
-            Shape::IoOut(port) => ExitKind::IoOut { port, data },
-            Shape::MmioRead(address) => ExitKind::MmioRead { address, data },
-            Shape::MmioWrite(address) => ExitKind::MmioWrite { address, data },
-            Shape::Shutdown => ExitKind::Shutdown,
-            Shape::Halt => ExitKind::Halt,
-            Shape::PowerOff => ExitKind::PowerOff,
-            Shape::Reset => ExitKind::Reset,
-            Shape::BusLock => ExitKind::BusLock,
-            Shape::Interrupted => ExitKind::Interrupted,
-            Shape::NotRunnable => ExitKind::NotRunnable,
-            Shape::Other => ExitKind::Other(str::from_utf8(data).unwrap_or_default()),
-        }
     }
 }
 
@@ -112,22 +78,37 @@ impl Note for Recorder {
     }
 
     fn kind(&mut self, kind: ExitKind<'_>) {
-        let (shape, data) = match kind {
-            ExitKind::IoIn { port, data } => (Shape::IoIn(port), data),
-            ExitKind::IoOut { port, data } => (Shape::IoOut(port), data),
-            ExitKind::MmioRead { address, data } => (Shape::MmioRead(address), data),
-            ExitKind::MmioWrite { address, data } => (Shape::MmioWrite(address), data),
-            ExitKind::Shutdown => (Shape::Shutdown, &[][..]),
-            ExitKind::Halt => (Shape::Halt, &[][..]),
-            ExitKind::PowerOff => (Shape::PowerOff, &[][..]),
-            ExitKind::Reset => (Shape::Reset, &[][..]),
-            ExitKind::BusLock => (Shape::BusLock, &[][..]),
-            ExitKind::Interrupted => (Shape::Interrupted, &[][..]),
-            ExitKind::NotRunnable => (Shape::NotRunnable, &[][..]),
-            ExitKind::Other(reason) => (Shape::Other, reason.as_bytes()),
-        };
-        self.kind = shape;
         self.data.clear();
-        self.data.extend_from_slice(data);
+        self.data.extend_from_slice(data(&kind));
+        self.kind = with_data(kind, &[]);
+    }
+}
+
+fn data<'a>(kind: &ExitKind<'a>) -> &'a [u8] {
+    match *kind {
+        ExitKind::IoIn { data, .. }
+        | ExitKind::IoOut { data, .. }
+        | ExitKind::MmioRead { data, .. }
+        | ExitKind::MmioWrite { data, .. } => data,
+        ExitKind::Other(reason) => reason.as_bytes(),
+        _ => &[],
+    }
+}
+
+/// Returns the kind with these data in place of its own.
+fn with_data<'a>(kind: ExitKind<'_>, data: &'a [u8]) -> ExitKind<'a> {
+    match kind {
+        ExitKind::IoIn { port, .. } => ExitKind::IoIn { port, data },
+        ExitKind::IoOut { port, .. } => ExitKind::IoOut { port, data },
+        ExitKind::MmioRead { address, .. } => ExitKind::MmioRead { address, data },
+        ExitKind::MmioWrite { address, .. } => ExitKind::MmioWrite { address, data },
+        ExitKind::Shutdown => ExitKind::Shutdown,
+        ExitKind::Halt => ExitKind::Halt,
+        ExitKind::PowerOff => ExitKind::PowerOff,
+        ExitKind::Reset => ExitKind::Reset,
+        ExitKind::BusLock => ExitKind::BusLock,
+        ExitKind::Interrupted => ExitKind::Interrupted,
+        ExitKind::NotRunnable => ExitKind::NotRunnable,
+        ExitKind::Other(_) => ExitKind::Other(str::from_utf8(data).unwrap_or_default()),
     }
 }
