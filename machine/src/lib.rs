@@ -48,7 +48,7 @@
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
 //! | [`confine`] | those walls, from within |
-//! | [`survey`] | what this host's KVM and processor have and lack |
+//! | [`probe()`], [`survey`] | a test of this host's KVM; what it and the processor have and lack |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
@@ -89,6 +89,7 @@ pub mod output;
 pub mod output_path;
 mod pool;
 pub mod printable;
+mod probe;
 mod remote;
 mod rings;
 mod room;
@@ -123,6 +124,7 @@ pub use files::CopyIn;
 pub use input::Input;
 pub use local::relay;
 pub use pool::Pool;
+pub use probe::probe;
 pub use session::{Report, Session};
 pub use snapshot_folder::SnapshotFolder;
 pub use warning::Warning;

@@ -49,7 +49,6 @@
 //! | `snapshot` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `random` | the host's random numbers |
-//! | `probe` | a test of the host's KVM |
 //!
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
 //! also at <https://docs.kernel.org/virt/kvm/api.html>. Each KVM call is explained where it is made.
@@ -92,7 +91,6 @@ mod memory;
 mod observer;
 mod opened;
 mod outcome;
-mod probe;
 mod random;
 mod recorder;
 mod sent;
@@ -116,6 +114,5 @@ pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
-pub use probe::probe;
 pub use snapshot::{Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, WorkingSet};
 pub use statistics::Statistics;

@@ -13,7 +13,6 @@
 //! | `exit` | the exits that only this architecture has |
 //! | `processor` | a vCPU's state while its thread is not in `KVM_RUN` |
 //! | `vcpu_state` | a vCPU's whole state |
-//! | `probe` | the guest that tests a host's KVM |
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

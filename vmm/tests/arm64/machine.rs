@@ -3,18 +3,13 @@
 use minivm_tests::input::input;
 use minivm_tests::output::tap;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Outcome, Reset, layout, probe};
+use minivm_vmm::{Builder, Config, Outcome, Reset, layout};
 
 use crate::asm::{
     AFFINITY_INFO, CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2, add, b, cbnz,
     cbz, ldr, ldrb, mov, psci, say, show, str, strb, sub,
 };
 use crate::{DEADLINE, Running, config, run};
-
-#[test]
-fn this_hosts_kvm_passes_the_probe() {
-    probe().unwrap();
-}
 
 #[test]
 fn psci_ends_the_machine() {

@@ -55,7 +55,7 @@ fn kvm_present() -> Check {
 
 fn kvm_usable() -> Check {
     const NAME: &str = "kvm usable";
-    match minivm_vmm::probe() {
+    match minivm_machine::probe() {
         Ok(()) => Check::ok(NAME, "a guest went to user mode and back by a system call"),
         Err(Error::KvmMissing | Error::KvmPermission) => {
             Check::no(NAME, "not without /dev/kvm", "as above")

@@ -9,7 +9,6 @@ mod gic_state;
 mod identity;
 pub(crate) mod kernel;
 pub mod layout;
-pub(crate) mod probe;
 pub(crate) mod processor;
 mod registers;
 pub(crate) mod text;

@@ -14,7 +14,6 @@ pub mod layout;
 mod msrs;
 mod paging;
 mod power;
-pub(crate) mod probe;
 pub(crate) mod processor;
 mod registers;
 mod restraint;
