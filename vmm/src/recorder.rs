@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use crate::arch::processor::PointerReader;
+use crate::arch::processor;
 use crate::observer::{Exit, ExitKind, Observer, Step};
 
 /// Takes notes while an exit is served.
@@ -31,7 +31,8 @@ impl Note for NoNote {
 pub(crate) struct Recorder {
     observer: Arc<dyn Observer>,
     vcpu: u8,
-    pointer: PointerReader,
+    /// Whether KVM leaves the registers beside the reason of each exit.
+    synced: bool,
     entered: bool,
     came: Instant,
     /// Without its data.
@@ -45,7 +46,7 @@ impl Recorder {
         Recorder {
             observer,
             vcpu,
-            pointer: PointerReader::new(vm, fd),
+            synced: processor::sync_registers(vm, fd),
             entered: false,
             came: Instant::now(),
             kind: ExitKind::Other(""),
@@ -67,7 +68,7 @@ impl Recorder {
             vcpu: self.vcpu,
             kind: with_data(self.kind, &self.data),
             came: self.came,
-            rip: self.pointer.read(fd),
+            rip: processor::instruction_pointer(fd, self.synced),
         });
     }
 }
