@@ -7,7 +7,7 @@ use std::thread;
 
 use kvm_ioctls::VmFd;
 
-use crate::arch::board::{Board, Interrupts, IrqLine};
+use crate::arch::board::{self, Board, IrqLine};
 use crate::arch::boot_data::{self, Start};
 use crate::arch::create;
 use crate::config::Config;
@@ -310,9 +310,9 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         ram,
     } = created;
     let gate = Gate::new(u8::try_from(vcpus.len()).expect("checked against CPUS_MAX"))?;
-    let interrupts = Interrupts::new(&vm, irqchip, devices.board);
-    let (com1, input1) = uart(interrupts.com1(), com1, &gate, devices.com1)?;
-    let (com2, input2) = uart(interrupts.com2(), com2, &gate, devices.com2)?;
+    let ([irq1, irq2], controller) = board::lines(&vm, irqchip, devices.board);
+    let (com1, input1) = uart(irq1, com1, &gate, devices.com1)?;
+    let (com2, input2) = uart(irq2, com2, &gate, devices.com2)?;
     let intake = Arc::new(Mutex::new(()));
     let pumps = [(input1, &com1), (input2, &com2)]
         .into_iter()
@@ -322,7 +322,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         vcpus,
         platform: Arc::new(Platform {
             gate,
-            board: Board::new(interrupts, &com1, &com2),
+            board: Board::new(controller, &com1, &com2),
             com1,
             com2,
             intake,

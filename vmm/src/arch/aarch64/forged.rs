@@ -65,7 +65,7 @@ fn states_that_no_machine_has_are_refused() {
         refused(what, &|state| change(&mut state.vcpus[0]));
     }
     for (what, change) in gic_state::State::forgeries() {
-        refused(what, &|state| change(&mut state.devices.board.gic));
+        refused(what, &|state| change(&mut state.devices.board));
     }
     refused("a vCPU without its part of the GIC", &|state| {
         state.vcpus.push(VcpuState::sample());
@@ -99,7 +99,7 @@ fn forged_registers_end_well() {
     let mut rounds = || (0..15).map(|_| word()).collect::<Vec<_>>();
     for words in [rounds(), rounds()] {
         // KVM refuses some, and takes others: both are right.
-        let _ = run(&saved, |state| state.devices.board.gic.overwrite(&words));
+        let _ = run(&saved, |state| state.devices.board.overwrite(&words));
         for word in words {
             let _ = run(&saved, |state| state.vcpus[0].overwrite(word));
         }
