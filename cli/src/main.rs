@@ -27,7 +27,7 @@ use minivm_machine::{monitor, streams};
 
 fn main() -> ExitCode {
     // Before anything else: a monitor does nothing but its job.
-    if let Some(code) = monitor::answer(command::MONITOR) {
+    if let Some(code) = monitor::answer(std::env::args_os(), command::MONITOR) {
         return code;
     }
     let ran = match inherited::put_right() {

@@ -33,7 +33,7 @@ mod serve;
 mod spawn;
 mod stream;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -79,10 +79,10 @@ pub struct Observation {
     pub finish: Box<dyn FnOnce() + Send>,
 }
 
-/// Runs this process as a monitor, if it was started as one, and returns its exit code then. Otherwise lets this program's machines run in
-/// monitors. A program's `main` calls it first, while it has one thread.
-pub fn answer(hooks: Hooks) -> Option<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
+/// Runs this process as a monitor, if its command line is that of one, and returns its exit code then. Otherwise lets this program's
+/// machines run in monitors. A program's `main` calls it first, while it has one thread.
+pub fn answer(command_line: impl IntoIterator<Item = OsString>, hooks: Hooks) -> Option<ExitCode> {
+    let mut arguments = command_line.into_iter().skip(1);
     if arguments.next().is_some_and(|first| first == COMMAND) && arguments.next().is_none() {
         return Some(serve::run(hooks));
     }
