@@ -65,7 +65,8 @@ static WALLS: AtomicBool = AtomicBool::new(true);
 /// What a monitor needs of its program.
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks {
-    /// Returns the observer of the machine, which sends its events, with times since the instant, to the stream.
+    /// Returns the observer of the machine, which sends its events, with times since the instant, to the stream. On a vCPU's thread it
+    /// may write to a descriptor, and makes no other calls: their filter would end the process.
     pub observe: fn(UnixStream, Instant) -> io::Result<Observation>,
     /// Logs messages up to this level to stderr.
     pub log: fn(LevelFilter),
