@@ -5,6 +5,7 @@
 //! the order of their list, of which KVM_RUN is the first: an exit of the guest costs little.
 
 use std::io;
+use std::sync::OnceLock;
 
 use rustix::ioctl::Opcode;
 use rustix::process::getpid;
@@ -13,28 +14,30 @@ use seccompiler::{BackendError, BpfProgram, SeccompAction};
 use super::calls::{self, arch};
 use crate::filter::{Argument, Rules, UNKNOWN, in_order, listed, rule};
 
+/// The filter of vCPUs' threads, compiled once: what a thread of a few pages frees again, its allocator keeps.
+static OF_VCPUS: OnceLock<BpfProgram> = OnceLock::new();
+
 /// Restricts all threads of this process to the monitor's calls.
 ///
 /// # Errors
 ///
 /// The kernel's, where it has no seccomp filters or refuses this one.
 pub(super) fn restrict_process() -> io::Result<()> {
-    let filter = process_calls()
-        .and_then(answering)
-        .map_err(io::Error::other)?;
-    seccompiler::apply_filter_all_threads(&filter).map_err(failure)
+    let compiled = |calls: Result<Rules, _>| calls.and_then(answering).map_err(io::Error::other);
+    let of_vcpus = compiled(thread_calls())?;
+    OF_VCPUS.get_or_init(|| of_vcpus);
+    seccompiler::apply_filter_all_threads(&compiled(process_calls())?).map_err(failure)
 }
 
-/// Restricts the calling thread to the calls of a vCPU's.
+/// Restricts the calling thread to the calls of a vCPU's. [`restrict_process`] comes before.
 ///
 /// # Errors
 ///
 /// The kernel's, where it refuses the filter.
 pub(super) fn restrict_vcpu() -> io::Result<()> {
-    let filter = thread_calls()
-        .and_then(answering)
-        .map_err(io::Error::other)?;
-    seccompiler::apply_filter(&filter).map_err(failure)
+    let filter = OF_VCPUS.get();
+    let filter = filter.ok_or_else(|| io::Error::other("this process has no filter"))?;
+    seccompiler::apply_filter(filter).map_err(failure)
 }
 
 /// Returns the kernel's error as it is, so that it keeps its number.
