@@ -23,11 +23,11 @@ mod command;
 use std::process::ExitCode;
 
 use minivm_guest::inherited;
-use minivm_machine::{monitor, streams};
+use minivm_machine::{fetch, monitor, streams};
 
 fn main() -> ExitCode {
-    // Before anything else: a monitor does nothing but its job.
-    if let Some(code) = monitor::answer(command::MONITOR) {
+    // Before anything else: a child of minivm's own does nothing but its job.
+    if let Some(code) = monitor::answer(command::MONITOR).or_else(fetch::answer) {
         return code;
     }
     let ran = match inherited::put_right() {

@@ -47,7 +47,8 @@
 //! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
-//! | `child` | how that is started, and its messages |
+//! | [`fetch`] | the process that pulls, reads and unpacks images, behind walls |
+//! | `child` | how both are started, and their messages |
 //! | [`confine`] | those walls, from within |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
@@ -70,6 +71,7 @@ mod conversation;
 mod copies;
 mod copy_out;
 mod end;
+pub mod fetch;
 mod files;
 mod filter;
 pub mod images;

@@ -85,6 +85,20 @@ impl Output {
         }
     }
 
+    /// Returns an output of a file that another process has opened, and finishes.
+    pub(crate) fn opened(file: File) -> Output {
+        Output {
+            file,
+            sink: Sink::There,
+            failure: None,
+        }
+    }
+
+    /// Returns the file that takes the output until it is finished.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     fn whole(place: PathBuf, mode: u32) -> io::Result<Output> {
         let folder = folder_of(&place);
         fs::metadata(folder)?;
@@ -302,6 +316,11 @@ fn folder_of(path: &Path) -> &Path {
 /// Whether it is in `/proc`.
 fn is_of_a_process(path: &Path) -> bool {
     statfs(folder_of(path)).is_ok_and(|system| system.f_type == PROC_SUPER_MAGIC)
+}
+
+/// Returns the open file of this process that the path names by its number, open or not.
+pub(crate) fn own_descriptor(path: &Path) -> Option<BorrowedFd<'static>> {
+    own_file(path).map(borrowed)
 }
 
 /// The number of an open file of this process, if that is what the path names.

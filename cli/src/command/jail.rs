@@ -1,11 +1,11 @@
-//! `--no-jail`: a machine without walls around its monitor.
+//! `--no-jail`: a machine without walls around its monitor, and around the reader of its image.
 
 use clap::Args;
 use minivm_machine::{confine, streams};
 
 #[derive(Args)]
 pub(super) struct JailArg {
-    /// Leave out the walls around the machine: a guest that breaks out has your rights then
+    /// Leave out the walls around the machine and around the reader of its image: what breaks out has your rights then
     #[arg(long, hide_short_help = true)]
     no_jail: bool,
 }
@@ -16,7 +16,7 @@ impl JailArg {
         if self.no_jail {
             confine::leave_out();
             streams::tell(
-                "--no-jail: there are no walls around the machine, and a guest that breaks out has your rights",
+                "--no-jail: there are no walls around the machine and the reader of its image, and what breaks out has your rights",
             );
         }
     }

@@ -106,6 +106,9 @@ enum Command {
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
     LabMachine(lab::LabMachineArgs),
+    /// Reads the image of another minivm process, which gives it a socket as stdin
+    #[command(name = minivm_machine::fetch::COMMAND, hide = true)]
+    Fetch,
     /// Runs the machine of another minivm process, which gives it a socket as stdin
     #[command(name = minivm_machine::monitor::COMMAND, hide = true)]
     Monitor,
@@ -157,6 +160,7 @@ impl Cli {
             }
             // With this argument alone `main` has returned before.
             Some(Command::Monitor) => anyhow::bail!("`monitor` takes no arguments"),
+            Some(Command::Fetch) => anyhow::bail!("`fetch` takes no arguments"),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
@@ -191,7 +195,8 @@ impl Cli {
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
             Some(
-                Command::LabInit
+                Command::Fetch
+                | Command::LabInit
                 | Command::LabMachine(_)
                 | Command::Monitor
                 | Command::TimelineMeasure

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_image::{Image, Platform, Source};
+use minivm_image::{Platform, Source};
 use minivm_machine::Accel;
+use minivm_machine::fetch::Fetched;
 use minivm_machine::output::CaptureBuffer;
 use minivm_machine::session::Event;
 use minivm_machine::signal::INT;
@@ -284,7 +285,7 @@ impl RunArgs {
         let host = Host {
             worker: worker()?,
             cache: image::cache_folder()?,
-            image: image.transpose()?.map(|(_, image)| Arc::new(image)),
+            image: image.transpose()?.map(|(_, image)| Arc::new(image) as _),
             kernel: None,
             accel: Accel::Kvm,
         };
@@ -295,7 +296,7 @@ impl RunArgs {
     fn microvm(&self, task: &Task) -> anyhow::Result<Microvm> {
         let (source, image) = self.image()?;
         // Before the archive is made, which can take a while.
-        task.check(&image.config).map_err(unwrapped)?;
+        task.check(image.config()).map_err(unwrapped)?;
         let (platform, kernel) = (self.platform(), self.kernel.as_deref());
         let is_foreign = platform != Platform::here();
         let accel = || match is_foreign {
@@ -323,7 +324,7 @@ impl RunArgs {
     }
 
     /// The image, and how it was called.
-    fn image(&self) -> anyhow::Result<(Source, Image)> {
+    fn image(&self) -> anyhow::Result<(Source, Fetched)> {
         image::named_or_python(&self.platform(), self.image.as_ref(), &self.pull)
     }
 

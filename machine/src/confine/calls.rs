@@ -1,4 +1,5 @@
-//! The system calls of a monitor, each with its reason: all that the process may make, and the fewer that a vCPU's thread may.
+//! The system calls of a monitor, each with its reason: all that the process may make, and the fewer that a vCPU's thread may. Those of a
+//! fetcher are in `fetcher`.
 //!
 //! They are those that runs make, seen with strace: boots, sessions, input, snapshots, clones, stops. A row that says *also* is there
 //! for what a run on another host or of another C library makes. What only one architecture has, KVM's requests above all, is in its
@@ -7,6 +8,7 @@
 #[cfg_attr(target_arch = "aarch64", path = "calls/aarch64.rs")]
 #[cfg_attr(target_arch = "x86_64", path = "calls/x86_64.rs")]
 pub(super) mod arch;
+pub(super) mod fetcher;
 
 use kvm_bindings::{
     KVMIO, kvm_enable_cap, kvm_mp_state, kvm_userspace_memory_region, kvm_vcpu_events,
@@ -20,7 +22,7 @@ use crate::filter::Argument::{self, Bits, Int, Register};
 #[allow(clippy::cast_possible_truncation, reason = "it is 0xae")]
 const KVM: u8 = KVMIO as u8;
 
-/// Calls that each thread of the monitor may make, with any arguments.
+/// Calls that each thread of the monitor and of a fetcher may make, with any arguments.
 #[rustfmt::skip]
 pub(super) const THREAD: &[i64] = &[
     libc::SYS_brk,               // malloc
@@ -90,22 +92,37 @@ pub(super) const THREAD_CHECKED: &[(i64, &[Argument])] = &[
 /// Further calls of the monitor's threads but those of vCPUs, with some arguments.
 #[rustfmt::skip]
 pub(super) const PROCESS_CHECKED: &[(i64, &[Argument])] = &[
-    // New threads; `clone` without CLONE_THREAD is a fork, and the rest of the mask are namespaces and tracing.
-    (libc::SYS_clone, &[Bits { index: 0, mask: THREAD_FLAG | FORBIDDEN_FLAGS, value: THREAD_FLAG }]),
+    NEW_THREAD,
     // Copies of descriptors, as `try_clone` makes them.
     (libc::SYS_fcntl, &[Int(1, libc::F_DUPFD_CLOEXEC.cast_unsigned())]),
     // `fstat` of the C library from 2.33 to 2.38. A file's name may stand beside that flag; the root is empty.
     (libc::SYS_newfstatat, &[Int(3, libc::AT_EMPTY_PATH.cast_unsigned())]),
     // std's `File::metadata`, which calls nothing else once that has worked.
     (libc::SYS_statx, &[Int(2, libc::AT_EMPTY_PATH.cast_unsigned())]),
-    // The names of threads, and what a narrower filter needs before it.
-    (libc::SYS_prctl, &[Int(0, libc::PR_SET_NAME.cast_unsigned())]),
+    THREAD_NAME,
+    // What a narrower filter needs before it.
     (libc::SYS_prctl, &[Int(0, libc::PR_SET_NO_NEW_PRIVS.cast_unsigned())]),
     // The narrower filters of vCPU threads, without a listener.
     (libc::SYS_seccomp, &[Int(0, libc::SECCOMP_SET_MODE_FILTER), Int(1, 0)]),
     // Sockets and pipes that don't wait.
     (libc::SYS_ioctl, &[Int(1, request(libc::FIONBIO))]),
 ];
+
+/// New threads; `clone` without CLONE_THREAD is a fork, and the rest of the mask are namespaces and tracing.
+pub(super) const NEW_THREAD: (i64, &[Argument]) = (
+    libc::SYS_clone,
+    &[Bits {
+        index: 0,
+        mask: THREAD_FLAG | FORBIDDEN_FLAGS,
+        value: THREAD_FLAG,
+    }],
+);
+
+/// The names of threads.
+pub(super) const THREAD_NAME: (i64, &[Argument]) = (
+    libc::SYS_prctl,
+    &[Int(0, libc::PR_SET_NAME.cast_unsigned())],
+);
 
 /// The argument by which `tgkill` names a process: a thread may send signals to threads of its own process.
 pub(super) const TGKILL_PROCESS: u8 = 0;

@@ -1,5 +1,5 @@
-//! The seccomp filters that [`calls`] describes: one of the process, and a shorter one more of each vCPU's thread, of which the kernel
-//! takes the stricter result.
+//! The seccomp filters that [`calls`] describes: one of a monitor's process, a shorter one more of each vCPU's thread, of which the kernel
+//! takes the stricter result, and one of a fetcher's process.
 //!
 //! A filter compares a call with those that it knows in the order of their numbers, of which `ioctl` has an early one, and its requests in
 //! the order of their list, of which KVM_RUN is the first: an exit of the guest costs little.
@@ -10,7 +10,7 @@ use rustix::ioctl::Opcode;
 use rustix::process::getpid;
 use seccompiler::{BackendError, BpfProgram, SeccompAction};
 
-use super::calls::{self, arch};
+use super::calls::{self, arch, fetcher};
 use crate::filter::{Argument, Rules, UNKNOWN, in_order, listed, rule};
 
 /// Restricts all threads of this process to the monitor's calls.
@@ -37,6 +37,18 @@ pub(super) fn restrict_vcpu() -> io::Result<()> {
     seccompiler::apply_filter(&filter).map_err(failure)
 }
 
+/// Restricts all threads of this process to a fetcher's calls, with connections if it has a network.
+///
+/// # Errors
+///
+/// The kernel's, where it has no seccomp filters or refuses this one.
+pub(super) fn restrict_fetcher(network: bool) -> io::Result<()> {
+    let filter = fetcher_calls(network)
+        .and_then(refusing)
+        .map_err(io::Error::other)?;
+    seccompiler::apply_filter_all_threads(&filter).map_err(failure)
+}
+
 /// Returns the kernel's error as it is, so that it keeps its number.
 fn failure(error: seccompiler::Error) -> io::Error {
     match error {
@@ -60,12 +72,30 @@ fn answering(granted: Rules) -> Result<BpfProgram, BackendError> {
     in_order(lists, SeccompAction::KillProcess)
 }
 
-/// Returns the calls that each thread may make, with KVM's requests of a vCPU's.
+/// Compiles a filter that allows these calls, returns ENOSYS for probes, and EPERM for any other call: resolvers and the like, which know
+/// more ways than one, go on with another.
+fn refusing(granted: Rules) -> Result<BpfProgram, BackendError> {
+    let error = |number: i32| SeccompAction::Errno(number.unsigned_abs());
+    let probes = calls::PROBES.iter().copied().chain(UNKNOWN);
+    let lists = [
+        (granted, SeccompAction::Allow),
+        (listed(probes), error(libc::ENOSYS)),
+    ];
+    in_order(lists, error(libc::EPERM))
+}
+
+/// Returns the calls that each vCPU's thread may make.
 fn thread_calls() -> Result<Rules, BackendError> {
-    let mut rules = listed(calls::THREAD.iter().copied());
-    add(&mut rules, calls::THREAD_CHECKED)?;
+    let mut rules = common_calls()?;
     add_requests(&mut rules, calls::VCPU_REQUESTS)?;
     add_requests(&mut rules, arch::VCPU_REQUESTS)?;
+    Ok(rules)
+}
+
+/// Returns the calls that each thread of a monitor and of a fetcher may make.
+fn common_calls() -> Result<Rules, BackendError> {
+    let mut rules = listed(calls::THREAD.iter().copied());
+    add(&mut rules, calls::THREAD_CHECKED)?;
     let own = getpid().as_raw_nonzero().get().cast_unsigned();
     let process = Argument::Int(calls::TGKILL_PROCESS, own);
     add(&mut rules, &[(libc::SYS_tgkill, &[process])])?;
@@ -79,6 +109,18 @@ fn process_calls() -> Result<Rules, BackendError> {
     add(&mut rules, calls::PROCESS_CHECKED)?;
     add_requests(&mut rules, calls::PROCESS_REQUESTS)?;
     add_requests(&mut rules, arch::PROCESS_REQUESTS)?;
+    Ok(rules)
+}
+
+/// Returns the calls that a fetcher may make.
+fn fetcher_calls(network: bool) -> Result<Rules, BackendError> {
+    let mut rules = common_calls()?;
+    rules.extend(listed([fetcher::CALLS, arch::FETCHER].concat()));
+    add(&mut rules, fetcher::CHECKED)?;
+    if network {
+        rules.extend(listed(fetcher::NETWORK.iter().copied()));
+        add(&mut rules, fetcher::NETWORK_CHECKED)?;
+    }
     Ok(rules)
 }
 

@@ -1,24 +1,29 @@
-//! The walls around a process of minivm's that runs a guest: around the monitor, from within.
+//! The walls around minivm's own processes that touch what others have made, from within: around the monitor, which runs a guest, and the
+//! fetcher, which reads images.
 //!
-//! The monitor opens what it needs, and then gives up all else, before it reads a byte that a guest, a kernel's file or a snapshot has
-//! chosen. Code that takes the monitor over finds a process that owns its open descriptors and nothing more. The walls, in the order in
-//! which they rise, for some take away what others need:
+//! Such a process opens what it needs, and then gives up all else, before it reads a byte that a guest, a kernel's file, a snapshot, a
+//! registry or an image has chosen. Code that takes the monitor over finds a process that owns its open descriptors and nothing more;
+//! code that takes the fetcher over, one that makes files in the cache's folders of images and reads its own image. The walls, in the
+//! order in which they rise, for some take away what others need:
 //!
-//! | wall | what it takes |
-//! |---|---|
-//! | limits | core dumps; more than a few descriptors |
-//! | dumps | being read or traced by processes of the same user |
-//! | namespaces | the host's IPC objects and names |
-//! | empty root | each file that has a name |
-//! | user | root: another user of the host's, which owns nothing |
-//! | capabilities | all of them, those of a user namespace included |
-//! | privileges | what an `exec` could give |
-//! | Landlock | the same files once more, TCP, sockets, signals to other processes |
-//! | descriptors | all that were inherited, and not named by the caller |
-//! | system calls | all but some sixty, `ioctl` by request; fewer on a vCPU's thread |
+//! | wall | what it takes | the fetcher |
+//! |---|---|---|
+//! | limits | core dumps; more than a few descriptors | the same |
+//! | dumps | being read or traced by processes of the same user | the same |
+//! | namespaces | the host's IPC objects and names | |
+//! | empty root | each file that has a name | |
+//! | user | root: another user of the host's, which owns nothing | |
+//! | capabilities | all of them, those of a user namespace included | keeps, of root's, reading any file: of its image |
+//! | privileges | what an `exec` could give | the same |
+//! | Landlock | the same files once more, TCP, sockets, signals to other processes | keeps its [`Reach`] |
+//! | descriptors | all that were inherited, and not named by the caller | the same |
+//! | system calls | all but some sixty, `ioctl` by request; fewer on a vCPU's thread | files, and sockets of the Internet |
+//!
+//! The fetcher makes files, which have to be the user's, in folders that have names. So it stays that user, in the host's namespaces.
 //!
 //! An ordinary user gets all of them, the namespaces by a user namespace. What a kernel or a container refuses is reported by
-//! [`Walls`], with its reason, and the others stand without it; only the system calls must be filtered.
+//! [`Walls`], with its reason, and the others stand without it; only the system calls must be filtered. Each wall that the fetcher lacks on
+//! a host the monitor lacks as well: [`survey`] tries the monitor's.
 
 mod calls;
 mod descriptors;
@@ -31,11 +36,13 @@ mod survey;
 use std::fmt::{self, Display};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use privileges::Bond;
+use rustix::thread::CapabilitySet;
 pub use survey::survey;
 
 /// The names of the walls.
@@ -64,10 +71,27 @@ pub const ALL: [&str; 10] = [
     CALLS,
 ];
 
+/// The walls that a fetcher has, too.
+pub const FETCHER: [&str; 7] = [
+    LIMITS,
+    DUMPS,
+    CAPABILITIES,
+    PRIVILEGES,
+    LANDLOCK,
+    DESCRIPTORS,
+    CALLS,
+];
+
+/// The most descriptors that a monitor has open: its files, and a few for each vCPU.
+const MONITOR_FILES: u64 = 256;
+/// The most descriptors that a fetcher has open: each layer of its image, each folder on the way to a file, and a few.
+const FETCHER_FILES: u64 = 4096;
+
 /// Whether minivm's processes put walls around themselves.
 static WANTED: AtomicBool = AtomicBool::new(true);
 
-/// Lets the processes that this program starts run without walls: a guest that breaks out of its machine has the user's rights then.
+/// Lets the processes that this program starts run without walls: a guest that breaks out of its machine, and an image that takes its
+/// reader over, have the user's rights then.
 pub fn leave_out() {
     WANTED.store(false, Ordering::Relaxed);
 }
@@ -75,6 +99,17 @@ pub fn leave_out() {
 /// Returns whether the processes that this program starts put walls around themselves.
 pub(crate) fn is_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
+}
+
+/// What a fetcher reaches by name.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    /// Folders in which it makes, moves, reads and removes files.
+    pub(crate) filled: Vec<PathBuf>,
+    /// Files and folders that it reads.
+    pub(crate) read: Vec<PathBuf>,
+    /// Whether it connects to servers.
+    pub(crate) network: bool,
 }
 
 /// The walls around a process of minivm's: those that this host doesn't provide.
@@ -146,7 +181,7 @@ impl Walls {
 pub fn monitor(keep: &[BorrowedFd<'_>]) -> io::Result<Walls> {
     let mut walls = Walls::default();
     let bond = Bond::read();
-    walls.note(descriptors::limit());
+    walls.note(descriptors::limit(MONITOR_FILES));
     walls.note(privileges::forbid_dumps());
     let user = privileges::pick_user();
     // Root may make namespaces, and as another user it may not any more; others need a user namespace.
@@ -154,7 +189,7 @@ pub fn monitor(keep: &[BorrowedFd<'_>]) -> io::Result<Walls> {
     let user = user.and_then(|user| user.map_or(Ok(()), privileges::become_user));
     walls.note(apart.or_else(retry_with_user));
     walls.note(user);
-    walls.note(privileges::drop_capabilities());
+    walls.note(privileges::drop_capabilities_but(CapabilitySet::empty()));
     walls.note(privileges::forbid_new());
     // Anew, for the change of user has undone it.
     walls.note(privileges::forbid_dumps());
@@ -162,6 +197,25 @@ pub fn monitor(keep: &[BorrowedFd<'_>]) -> io::Result<Walls> {
     walls.note(landlock::restrict());
     walls.note(descriptors::close_all_but(keep));
     filters::restrict_process()?;
+    Ok(walls)
+}
+
+/// Puts this process behind a fetcher's walls for good, on the same conditions as [`monitor`].
+///
+/// # Errors
+///
+/// The kernel's, where it can't filter system calls. The process must end then.
+pub(crate) fn fetcher(reach: &Reach, keep: &[BorrowedFd<'_>]) -> io::Result<Walls> {
+    let mut walls = Walls::default();
+    walls.note(descriptors::limit(FETCHER_FILES));
+    walls.note(privileges::forbid_dumps());
+    // An image's folder may have files of any user's.
+    let kept = CapabilitySet::DAC_READ_SEARCH;
+    walls.note(privileges::drop_capabilities_but(kept));
+    walls.note(privileges::forbid_new());
+    walls.note(landlock::restrict_to(reach));
+    walls.note(descriptors::close_all_but(keep));
+    filters::restrict_fetcher(reach.network)?;
     Ok(walls)
 }
 

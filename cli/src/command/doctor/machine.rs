@@ -124,16 +124,24 @@ fn huge_pages() -> Check {
     Check::slow(NAME, detail, remedy)
 }
 
-/// The walls around a machine's monitor: a check for each that is missing here.
+/// The walls around a machine's monitor, of which some are around the fetcher as well: a check for each that is missing here.
 fn walls() -> Vec<Check> {
-    const NAME: &str = "monitor: walls";
+    const NAME: &str = "walls";
     let weaker = |missing: Missing| {
-        let detail = format!("without the wall \"{}\": {}", missing.wall, missing.why);
+        let process = match confine::FETCHER.contains(&missing.wall.as_str()) {
+            true => "the monitor and the reader of images",
+            false => "the monitor",
+        };
+        let detail = format!("{process} without the wall {missing}");
         Check::slow(NAME, detail, missing.remedy())
     };
     let missing = confine::survey().missing;
+    let all = || {
+        let [monitor, fetcher] = [&confine::ALL[..], &confine::FETCHER].map(|all| all.join(", "));
+        format!("all around the monitor: {monitor}; around the reader of images: {fetcher}")
+    };
     match missing.is_empty() {
-        true => vec![Check::ok(NAME, format!("all: {}", confine::ALL.join(", ")))],
+        true => vec![Check::ok(NAME, all())],
         false => missing.into_iter().map(weaker).collect(),
     }
 }

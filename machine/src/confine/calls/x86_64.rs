@@ -60,3 +60,18 @@ pub(in super::super) const PROCESS_REQUESTS: &[Opcode] = &[
     write::<kvm_xcrs>(KVM, 0xa7),                  // KVM_SET_XCRS: clones
     read_write::<kvm_pre_fault_memory>(KVM, 0xd5), // KVM_PRE_FAULT_MEMORY: clones' working sets
 ];
+
+/// Calls of [`fetcher::CALLS`](super::fetcher::CALLS).
+#[rustfmt::skip]
+pub(in super::super) const FETCHER: &[i64] = &[
+    libc::SYS_chmod,      // folders of a root that can't be read
+    libc::SYS_epoll_wait, // the event loop of requests
+    libc::SYS_lstat,      // also: another C library's
+    libc::SYS_mkdir,      // folders of the cache
+    libc::SYS_open,       // entries of the cache, files of a folder
+    libc::SYS_poll,       // the same as the loop's, of requests without one
+    libc::SYS_readlink,   // paths of folders
+    libc::SYS_rename,     // entries of the cache
+    libc::SYS_stat,       // also: another C library's
+    libc::SYS_unlink,     // entries of the cache
+];
