@@ -47,6 +47,7 @@
 //! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
+//! | `child` | how minivm's own processes behind walls are started, and their messages |
 //! | [`confine`] | those walls, from within |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
@@ -62,6 +63,7 @@
 
 pub mod arch;
 pub mod cache;
+mod child;
 pub mod confine;
 mod console;
 mod conversation;

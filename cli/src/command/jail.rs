@@ -1,7 +1,7 @@
 //! `--no-jail`: a machine without walls around its monitor.
 
 use clap::Args;
-use minivm_machine::{monitor, streams};
+use minivm_machine::{confine, streams};
 
 #[derive(Args)]
 pub(super) struct JailArg {
@@ -14,7 +14,7 @@ impl JailArg {
     /// Leaves the walls out, and says so, if that was asked for.
     pub(super) fn apply(&self) {
         if self.no_jail {
-            monitor::leave_walls_out();
+            confine::leave_out();
             streams::tell(
                 "--no-jail: there are no walls around the machine, and a guest that breaks out has your rights",
             );

@@ -20,9 +20,8 @@
 //!  ◀────────────────────────────── ended: the outcome
 //! ```
 //!
-//! - `protocol`: the messages; `stream`: how they and descriptors are sent;
-//! - `spawn`: the start of the process; `process`: its parent's side;
-//! - `serve`: its own side.
+//! - `protocol`: the messages, which [`child`](crate::child) sends;
+//! - `process`: its parent's side; `serve`: its own side.
 //!
 //! A program has monitors if its `main` begins with [`answer`]: the monitor is the same program. Without that, machines run in the
 //! program's own process.
@@ -30,10 +29,7 @@
 mod process;
 mod protocol;
 mod serve;
-mod spawn;
-mod stream;
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -51,16 +47,22 @@ use process::WeakMonitor;
 pub use process::{MachineEnd, Monitor};
 use protocol::{Channel, Job, Source, Wiring};
 
-use crate::{Ended, Error, Events, Link, StopOnDrop, local};
+use crate::child::Role;
+use crate::{Ended, Error, Events, Link, StopOnDrop, confine, local};
 
 /// The argument with which this program is a monitor.
 pub const COMMAND: &str = "monitor";
-const COMMAND_C: &CStr = c"monitor";
+/// The monitor as a child of this program.
+const ROLE: Role = Role {
+    command: c"monitor",
+    duty: "runs the machine",
+    variables: &[],
+    is_apart: true,
+    has_stderr: true,
+};
 
 /// Whether this program answers as a monitor.
 static ANSWERS: AtomicBool = AtomicBool::new(false);
-/// Whether monitors put walls around themselves.
-static WALLS: AtomicBool = AtomicBool::new(true);
 
 /// What a monitor needs of its program.
 #[derive(Clone, Copy, Debug)]
@@ -82,17 +84,11 @@ pub struct Observation {
 /// Runs this process as a monitor, if it was started as one, and returns its exit code then. Otherwise lets this program's machines run in
 /// monitors. A program's `main` calls it first, while it has one thread.
 pub fn answer(hooks: Hooks) -> Option<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == COMMAND) && arguments.next().is_none() {
+    if ROLE.is_ours() {
         return Some(serve::run(hooks));
     }
     ANSWERS.store(true, Ordering::Relaxed);
     None
-}
-
-/// Lets this program's monitors run without walls: a guest that breaks out of its machine has the user's rights then.
-pub fn leave_walls_out() {
-    WALLS.store(false, Ordering::Relaxed);
 }
 
 /// Lets this program's machines run in its own process from now on.
@@ -217,7 +213,7 @@ impl Spec {
         let job = Job {
             source: self.source,
             wiring,
-            confined: WALLS.load(Ordering::Relaxed),
+            confined: confine::is_wanted(),
             observed,
             rehearsal: self.rehearsal,
             began: self.began.elapsed(),

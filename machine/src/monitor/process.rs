@@ -5,9 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,9 +14,8 @@ use minivm_image::io_error::cannot;
 use minivm_vmm::{Outcome, SaveFiles, SnapshotFolder, WorkingSet};
 
 use super::protocol::{Ending, Failure, Job, News, Order};
-use super::spawn::Child;
-use super::stream::{Received, Stream};
 use crate::Error;
+use crate::child::{Child, Received, Stream, is_of_the_end};
 use crate::confine::Walls;
 
 /// How long a monitor may take to stop its machine. Then it is killed.
@@ -102,7 +99,7 @@ impl Monitor {
         thread::Builder::new()
             .name("monitor".into())
             .spawn(move || {
-                let child = Child::start(theirs.as_fd());
+                let child = Child::start(&super::ROLE, theirs.as_fd());
                 drop(theirs);
                 let born = child.map(|child| work.state().child = Some(child));
                 let is_born = born.is_ok();
@@ -318,13 +315,9 @@ impl Shared {
         child.until_ended();
         // Waited for while the state is locked: from then on another process may have its number.
         let mut state = self.state();
-        let how = match (why, child.wait()) {
-            (Some(why), _) => why,
-            (None, Ok(status)) => described(status),
-            (None, Err(error)) => error.to_string(),
-        };
+        let how = child.wait();
         state.child = None;
-        state.gone = Some(how);
+        state.gone = Some(why.unwrap_or(how));
         self.changed.notify_all();
     }
 
@@ -354,24 +347,6 @@ impl Shared {
 fn disk_size(files: &SaveFiles) -> io::Result<u64> {
     let (state, memory) = (files.state.metadata()?, files.memory.metadata()?);
     Ok(state.len() + memory.blocks() * 512)
-}
-
-/// Returns whether an error comes of a process that has ended before.
-fn is_of_the_end(error: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
-    kinds.contains(&error.kind())
-}
-
-/// Describes the end of a monitor that had reported none.
-fn described(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(libc::SIGSYS) => {
-            "it made a system call that its filter refuses (SIGSYS), which is minivm's fault or an attack"
-                .into()
-        }
-        Some(libc::SIGKILL) => "it was killed, perhaps because this host has no memory left".into(),
-        _ => format!("{status}"),
-    }
 }
 
 /// The stream of a guest's frames that a monitor passes on.

@@ -25,23 +25,8 @@ pub(super) struct Job {
     /// How long ago the command began, from which the events' times count.
     pub(super) began: Duration,
     /// The most detailed messages that are logged.
-    #[serde(with = "level")]
+    #[serde(with = "crate::child::level")]
     pub(super) log: LevelFilter,
-}
-
-/// A level as its number.
-mod level {
-    use log::LevelFilter;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(level: &LevelFilter, to: S) -> Result<S::Ok, S::Error> {
-        (*level as usize).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<LevelFilter, D::Error> {
-        let number = usize::deserialize(from)?;
-        Ok(LevelFilter::iter().nth(number).unwrap_or(LevelFilter::Off))
-    }
 }
 
 /// The state that the machine begins with. Paths may have any bytes.

@@ -17,10 +17,10 @@ use minivm_image::io_error::cannot;
 use minivm_vmm::{Builder, Config, Control, Input, Kernel, SaveFiles, SnapshotFiles, WorkingSet};
 
 use super::protocol::{Channel, Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
-use super::stream::{Received, Stream};
 use super::{Hooks, Observation};
+use crate::child::{Received, Stream};
 use crate::local::{self, FrameEnds, Machine};
-use crate::{Error, Walls, confine, streams, wire};
+use crate::{Error, Walls, confine, wire};
 
 /// How long a machine may take from being built to its first instruction.
 const START: Duration = Duration::from_secs(10);
@@ -29,31 +29,17 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Runs this process as a monitor, whose socket is its stdin.
 pub(super) fn run(hooks: Hooks) -> ExitCode {
-    let job = io::stdin().as_fd().try_clone_to_owned().and_then(|socket| {
-        let stream = Stream::from(socket);
-        let job = stream.receive()?;
-        Ok(job.map(|job| (stream, job)))
-    });
-    match job {
-        Ok(Some((stream, Received { message, files }))) => {
-            let stream = Arc::new(stream);
-            match start(&stream, message, files, hooks) {
-                Ok(Some(control)) => obey(&stream, &control),
-                Ok(None) => {}
-                Err(failure) => report(&stream, News::Failed(failure)),
-            }
-            ExitCode::SUCCESS
-        }
-        Ok(None) => ExitCode::SUCCESS,
-        // A socket, but without a job that could be received: the other process reports this one's end.
-        Err(error) if error.raw_os_error() != Some(libc::ENOTSOCK) => ExitCode::FAILURE,
-        Err(_) => {
-            streams::tell(
-                "`monitor` is a command for minivm's own use: it runs the machine of another minivm process",
-            );
-            ExitCode::from(2)
-        }
+    let (stream, Received { message, files }) = match super::ROLE.job() {
+        Ok(job) => job,
+        Err(code) => return code,
+    };
+    let stream = Arc::new(stream);
+    match start(&stream, message, files, hooks) {
+        Ok(Some(control)) => obey(&stream, &control),
+        Ok(None) => {}
+        Err(failure) => report(&stream, News::Failed(failure)),
     }
+    ExitCode::SUCCESS
 }
 
 /// Starts the job's machine, and the threads that serve it; `None` where it was only to be looked at.

@@ -23,17 +23,17 @@ const FILES_MAX: usize = 3;
 
 /// One end of the socket.
 #[derive(Debug)]
-pub(super) struct Stream(UnixStream);
+pub(crate) struct Stream(UnixStream);
 
 /// A message as it was received, with its descriptors.
-pub(super) struct Received<T> {
-    pub(super) message: T,
-    pub(super) files: Vec<OwnedFd>,
+pub(crate) struct Received<T> {
+    pub(crate) message: T,
+    pub(crate) files: Vec<OwnedFd>,
 }
 
 impl Stream {
     /// Makes both ends.
-    pub(super) fn pair() -> io::Result<(Stream, Stream)> {
+    pub(crate) fn pair() -> io::Result<(Stream, Stream)> {
         let (one, other) = UnixStream::pair()?;
         Ok((Stream(one), Stream(other)))
     }
@@ -43,7 +43,7 @@ impl Stream {
     /// # Errors
     ///
     /// The operating system's, [`io::ErrorKind::BrokenPipe`] where the other process has ended, and where the message is too long.
-    pub(super) fn send(&self, message: &impl Serialize, files: &[BorrowedFd]) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &impl Serialize, files: &[BorrowedFd]) -> io::Result<()> {
         let body = postcard::to_allocvec(message).map_err(io::Error::other)?;
         let len = u32::try_from(body.len()).ok();
         let len = len.filter(|_| body.len() <= LEN_MAX);
@@ -73,7 +73,7 @@ impl Stream {
     /// # Errors
     ///
     /// The operating system's, and [`io::ErrorKind::InvalidData`] where what comes is not a message.
-    pub(super) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
+    pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
         let mut head = [0; 4];
         let mut files = Vec::new();
         let got = self.receive_head(&mut head, &mut files)?;
@@ -123,7 +123,7 @@ impl Stream {
 
 impl Stream {
     /// Ends the stream in both directions: both processes find that out.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         // It fails where the other process has ended it.
         let _ = self.0.shutdown(Shutdown::Both);
     }
@@ -139,6 +139,12 @@ impl From<OwnedFd> for Stream {
     fn from(socket: OwnedFd) -> Stream {
         Stream(socket.into())
     }
+}
+
+/// Returns whether an error comes of a process that has ended before.
+pub(crate) fn is_of_the_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    [BrokenPipe, ConnectionReset, UnexpectedEof].contains(&error.kind())
 }
 
 fn bad(why: &str) -> io::Error {
