@@ -11,10 +11,11 @@
 #[allow(dead_code, reason = "other programs use the rest of it")]
 mod guest_code;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::LazyLock;
@@ -24,6 +25,10 @@ use std::thread;
 use minivm_machine::confine::{self, Walls};
 use minivm_tests::fork::{Ended, forked};
 use minivm_vmm::{Builder, Config, Input, Kernel, Outcome};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Timespec, Timestamps, chmodat, fchmod, linkat, mkdirat, openat,
+    renameat, symlinkat, unlinkat, utimensat,
+};
 use rustix::process::{DumpableBehavior, Gid, Uid, geteuid, getppid, set_dumpable_behavior};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -82,8 +87,8 @@ impl Host {
         }
     }
 
-    /// Checks that the walls are those that such a host can have.
-    fn check(self, walls: &Walls) {
+    /// Checks that the walls are those that such a host can have: without namespaces, `those` are missing.
+    fn check(self, walls: &Walls, those: &[&str]) {
         let missing: Vec<_> = walls
             .missing
             .iter()
@@ -91,7 +96,7 @@ impl Host {
             .collect();
         let expected: &[&str] = match self.namespaces {
             true => &[],
-            false => &["namespaces"],
+            false => those,
         };
         let by_kernel = |wall: &&&str| **wall != "Landlock" || *HAS_LANDLOCK;
         let missing: Vec<_> = missing.iter().filter(by_kernel).copied().collect();
@@ -120,15 +125,20 @@ static HAS_LANDLOCK: LazyLock<bool> = LazyLock::new(|| {
     unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) >= 6 }
 });
 
-/// Calls `act` behind the walls, in a child of a process of the same user that others may look into; returns how it ended.
-fn behind_walls(host: Host, act: impl FnOnce() -> String) -> Ended {
+/// Calls `act` behind the walls that `raise` puts up, in a child of a process of the same user that others may look into; returns how it
+/// ended.
+fn behind_walls(
+    host: Host,
+    raise: impl FnOnce(BorrowedFd<'_>),
+    act: impl FnOnce() -> String,
+) -> Ended {
     forked(|_| {
         host.enter();
         let ended = forked(|report| {
             // Behind the walls a process can't ask for it.
             let broker = getppid().unwrap().as_raw_nonzero().get();
             BROKER.store(broker, Ordering::Relaxed);
-            host.check(&confine::monitor(&[report]).unwrap());
+            raise(report);
             act()
         });
         match ended {
@@ -136,6 +146,14 @@ fn behind_walls(host: Host, act: impl FnOnce() -> String) -> Ended {
             Ended::Killed(signal) => format!("killed by {signal}"),
         }
     })
+}
+
+/// Tells what came of an attack.
+fn outcome(attack: io::Result<()>) -> String {
+    match attack {
+        Ok(()) => "done".into(),
+        Err(error) => error.kind().to_string(),
+    }
 }
 
 fn done(result: libc::c_long) -> io::Result<()> {
@@ -227,15 +245,189 @@ fn a_monitor_that_was_taken_over_reaches_nothing() {
     let _listening = UnixListener::bind(&socket).unwrap();
     for host in HOSTS {
         for (what, gets_an_error, attack) in attacks(&tcp, &socket) {
-            let ended = behind_walls(host, || match attack() {
-                Ok(()) => "done".into(),
-                Err(error) => error.kind().to_string(),
-            });
+            let raise = |report: BorrowedFd<'_>| {
+                host.check(&confine::monitor(&[report]).unwrap(), &["namespaces"]);
+            };
+            let ended = behind_walls(host, raise, || outcome(attack()));
             let expected = match gets_an_error {
                 true => "permission denied".to_owned(),
                 false => format!("killed by {}", libc::SIGSYS),
             };
             assert_eq!(ended, Ended::Returned(expected), "{what} on {host:?}");
+        }
+    }
+}
+
+impl Host {
+    /// Makes the user namespace that an unpacker of an ordinary user's finds itself in, where it can be made.
+    fn make_user_namespace(self) {
+        if !geteuid().is_root() && self.namespaces {
+            let flags = rustix::thread::UnshareFlags::NEWUSER;
+            // SAFETY: the flag is not CLONE_FILES, by which a thread would lose the descriptors of others.
+            unsafe { rustix::thread::unshare_unsafe(flags) }.unwrap();
+        }
+    }
+
+    /// Whether names are bounded there: by Landlock, or by a change of root.
+    fn bounds_names(self) -> bool {
+        *HAS_LANDLOCK || self.root || self.namespaces
+    }
+}
+
+/// A folder that is filled, in one with a file and a folder that any user may change.
+struct Beside {
+    above: tempfile::TempDir,
+}
+
+impl Beside {
+    fn new() -> Beside {
+        let above = tempfile::tempdir().unwrap();
+        let open = |name: &str, mode| {
+            let path = above.path().join(name);
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        };
+        open(".", 0o777);
+        for name in ["filled", "beside"] {
+            std::fs::create_dir(above.path().join(name)).unwrap();
+            open(name, 0o777);
+        }
+        std::fs::write(above.path().join("victim"), "safe").unwrap();
+        open("victim", 0o666);
+        let owner = Some(NOBODY);
+        for name in [".", "filled", "beside", "victim"] {
+            // Where it is not this user's to give, it is this user's.
+            let _ = std::os::unix::fs::chown(above.path().join(name), owner, owner);
+        }
+        Beside { above }
+    }
+
+    /// What stands outside the folder that is filled.
+    fn state(&self) -> Vec<String> {
+        let mut state: Vec<_> = ["", "beside", "victim"]
+            .into_iter()
+            .map(|name| {
+                let path = self.above.path().join(name);
+                let metadata = std::fs::metadata(&path);
+                let facts = metadata.map(|found| (found.mode(), found.len(), found.mtime_nsec()));
+                let inside = std::fs::read_dir(&path).into_iter().flatten();
+                let names = inside.map(|entry| entry.unwrap().file_name());
+                let names: std::collections::BTreeSet<_> = names.collect();
+                format!("{facts:?} {names:?}")
+            })
+            .collect();
+        state.push(format!(
+            "{:?}",
+            std::fs::read(self.above.path().join("victim"))
+        ));
+        state
+    }
+}
+
+/// What code that has taken an unpacker over may try with names: by the open folder, and by the path of the one above.
+#[rustfmt::skip]
+fn attacks_by_name<'a>(folder: BorrowedFd<'a>, above: &'a Path) -> Vec<(&'static str, Box<dyn Fn() -> io::Result<()> + 'a>)> {
+    let write = OFlags::WRONLY | OFlags::TRUNC;
+    let create = OFlags::WRONLY | OFlags::CREATE;
+    let mode = Mode::from_raw_mode(0o666);
+    let open = move |path: &Path, flags| -> io::Result<()> {
+        let file = openat(folder, path, flags, mode)?;
+        rustix::io::write(file, b"evil")?;
+        Ok(())
+    };
+    let times = || Timestamps { last_access: Timespec { tv_sec: 1, tv_nsec: 1 }, last_modification: Timespec { tv_sec: 1, tv_nsec: 1 } };
+    let victim = above.join("victim");
+    let by_path = victim.clone();
+    vec![
+        ("write to a file", Box::new(move || open(Path::new("../victim"), write))),
+        ("write to a file by its path", Box::new(move || open(&by_path, write))),
+        ("write through a link", Box::new(move || {
+            symlinkat(&victim, folder, "link")?;
+            open(Path::new("link"), write)
+        })),
+        ("create a file", Box::new(move || open(Path::new("../new"), create))),
+        ("create a file deeper", Box::new(move || open(Path::new("../beside/new"), create))),
+        ("create a folder", Box::new(move || Ok(mkdirat(folder, "../new", Mode::RWXU)?))),
+        ("create a link", Box::new(move || Ok(symlinkat("/", folder, "../new")?))),
+        ("remove a file", Box::new(move || Ok(unlinkat(folder, "../victim", AtFlags::empty())?))),
+        ("remove a folder", Box::new(move || Ok(unlinkat(folder, "../beside", AtFlags::REMOVEDIR)?))),
+        ("move a file out", Box::new(move || {
+            open(Path::new("inner"), create)?;
+            Ok(renameat(folder, "inner", folder, "../victim")?)
+        })),
+        ("move a file in", Box::new(move || Ok(renameat(folder, "../victim", folder, "mine")?))),
+        ("link a file out", Box::new(move || {
+            open(Path::new("inner"), create)?;
+            Ok(linkat(folder, "inner", folder, "../new", AtFlags::empty())?)
+        })),
+        ("close a file", Box::new(move || Ok(chmodat(folder, "../victim", Mode::empty(), AtFlags::empty())?))),
+        ("close a folder", Box::new(move || {
+            let beside = openat(folder, "../beside", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+            Ok(fchmod(beside, Mode::RUSR)?)
+        })),
+        ("set a file's times", Box::new(move || Ok(utimensat(folder, "../victim", &times(), AtFlags::empty())?))),
+    ]
+}
+
+#[test]
+fn an_unpacker_that_was_taken_over_changes_nothing_outside_its_folder() {
+    let root = File::open("/").unwrap();
+    let names = attacks_by_name(root.as_fd(), Path::new("/"));
+    for (number, (what, _)) in names.into_iter().enumerate() {
+        for host in HOSTS.into_iter().filter(|host| host.bounds_names()) {
+            let bare = attack_by_name(host, number, false);
+            assert_eq!(bare, (Ended::Returned("done".into()), true), "{what}");
+            let (ended, has_changed) = attack_by_name(host, number, true);
+            assert!(!has_changed, "{what} on {host:?}: {ended:?}");
+        }
+    }
+}
+
+/// Runs one attack, behind walls or without; returns how that ended, and whether something outside the folder changed.
+fn attack_by_name(host: Host, number: usize, walls: bool) -> (Ended, bool) {
+    let beside = Beside::new();
+    let before = beside.state();
+    let above = beside.above.path();
+    let ended = forked(|report| {
+        host.enter();
+        host.make_user_namespace();
+        let folder = File::open(above.join("filled")).unwrap();
+        if walls {
+            // The user root may change its root without a namespace.
+            let is_root = geteuid().is_root();
+            let kept = [report, folder.as_fd()];
+            let found = confine::unpacker(&kept, Some(folder.as_fd())).unwrap();
+            host.check(&found, if is_root { &[] } else { &["empty root"] });
+        }
+        let (_, attack) = attacks_by_name(folder.as_fd(), above).swap_remove(number);
+        outcome(attack())
+    });
+    (ended, beside.state() != before)
+}
+
+#[test]
+fn an_unpacker_that_was_taken_over_reaches_no_more_than_a_monitor() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let socket = folder.path().join("socket");
+    let _listening = UnixListener::bind(&socket).unwrap();
+    let hosts = HOSTS.into_iter().filter(|host| host.bounds_names());
+    for (host, fills_folder) in hosts.flat_map(|host| [(host, false), (host, true)]) {
+        // Of its folder it may look at all, and of the host's names, where they are that.
+        let may = |what: &str| fills_folder && ["look a name up", "list a folder"].contains(&what);
+        let attacks = attacks(&tcp, &socket).into_iter();
+        for (what, _, attack) in attacks.filter(|(what, ..)| !may(what)) {
+            let raise = |report: BorrowedFd<'_>| {
+                host.make_user_namespace();
+                let filled = File::open(folder.path()).unwrap();
+                let kept = [report, filled.as_fd()];
+                confine::unpacker(&kept, fills_folder.then_some(filled.as_fd())).unwrap();
+            };
+            let ended = behind_walls(host, raise, || outcome(attack()));
+            let killed = format!("killed by {}", libc::SIGSYS);
+            let failures = ["permission denied", "entity not found", &killed];
+            let has_failed = |ended: &Ended| matches!(ended, Ended::Returned(text) if failures.contains(&&**text));
+            assert!(has_failed(&ended), "{what} on {host:?}: {ended:?}");
         }
     }
 }
@@ -249,7 +441,7 @@ fn run_guest(host: Host, kernel: &Path, report: BorrowedFd<'_>) -> String {
     let builder = Builder::new(config).open().unwrap();
     host.enter();
     let kept = [builder.descriptors(), vec![report]].concat();
-    host.check(&confine::monitor(&kept).unwrap());
+    host.check(&confine::monitor(&kept).unwrap(), &["namespaces"]);
     let (mut output, writer) = io::pipe().unwrap();
     let (input, mut keys) = io::pipe().unwrap();
     let machine = builder

@@ -7,6 +7,7 @@
 #[cfg_attr(target_arch = "aarch64", path = "calls/aarch64.rs")]
 #[cfg_attr(target_arch = "x86_64", path = "calls/x86_64.rs")]
 pub(super) mod arch;
+pub(super) mod unpacker;
 
 use kvm_bindings::{
     KVMIO, kvm_enable_cap, kvm_mp_state, kvm_userspace_memory_region, kvm_vcpu_events,

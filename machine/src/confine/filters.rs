@@ -1,4 +1,4 @@
-//! The seccomp filters that [`calls`] describes: one of the process, and a shorter one more of each vCPU's thread, of which the kernel
+//! The seccomp filters that [`calls`] describes: one of a process, and a shorter one more of each vCPU's thread, of which the kernel
 //! takes the stricter result.
 //!
 //! A filter compares a call with those that it knows in the order of their numbers, of which `ioctl` has an early one, and its requests in
@@ -10,7 +10,8 @@ use rustix::ioctl::Opcode;
 use rustix::process::getpid;
 use seccompiler::{BackendError, BpfProgram, SeccompAction};
 
-use super::calls::{self, arch};
+use super::Names;
+use super::calls::{self, arch, unpacker};
 use crate::filter::{Argument, Rules, UNKNOWN, in_order, listed, rule};
 
 /// Restricts all threads of this process to the monitor's calls.
@@ -19,9 +20,21 @@ use crate::filter::{Argument, Rules, UNKNOWN, in_order, listed, rule};
 ///
 /// The kernel's, where it has no seccomp filters or refuses this one.
 pub(super) fn restrict_process() -> io::Result<()> {
-    let filter = process_calls()
-        .and_then(answering)
-        .map_err(io::Error::other)?;
+    restrict_all_threads(process_calls().and_then(|calls| answering(calls, &[])))
+}
+
+/// Restricts all threads of this process to the calls of an unpacker with such names.
+///
+/// # Errors
+///
+/// The kernel's, where it has no seccomp filters or refuses this one.
+pub(super) fn restrict_unpacker(names: Names) -> io::Result<()> {
+    let filter = unpacker_calls(names).and_then(|calls| answering(calls, unpacker::REFUSED));
+    restrict_all_threads(filter)
+}
+
+fn restrict_all_threads(filter: Result<BpfProgram, BackendError>) -> io::Result<()> {
+    let filter = filter.map_err(io::Error::other)?;
     seccompiler::apply_filter_all_threads(&filter).map_err(failure)
 }
 
@@ -32,7 +45,7 @@ pub(super) fn restrict_process() -> io::Result<()> {
 /// The kernel's, where it refuses the filter.
 pub(super) fn restrict_vcpu() -> io::Result<()> {
     let filter = thread_calls()
-        .and_then(answering)
+        .and_then(|calls| answering(calls, &[]))
         .map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(failure)
 }
@@ -45,12 +58,12 @@ fn failure(error: seccompiler::Error) -> io::Error {
     }
 }
 
-/// Compiles a filter that allows these calls, returns errors for those that are refused and for probes, and ends the process at any
-/// other call.
-fn answering(granted: Rules) -> Result<BpfProgram, BackendError> {
+/// Compiles a filter that allows these calls, returns errors for those that are refused, `more` among them, and for probes, and ends the
+/// process at any other call.
+fn answering(granted: Rules, more: &[i64]) -> Result<BpfProgram, BackendError> {
     let error = |number: i32| SeccompAction::Errno(number.unsigned_abs());
     let probes = calls::PROBES.iter().copied().chain(UNKNOWN);
-    let mut refused = listed([calls::REFUSED, arch::REFUSED].concat());
+    let mut refused = listed([calls::REFUSED, arch::REFUSED, more].concat());
     add(&mut refused, calls::REFUSED_CHECKED)?;
     let lists = [
         (granted, SeccompAction::Allow),
@@ -79,6 +92,19 @@ fn process_calls() -> Result<Rules, BackendError> {
     add(&mut rules, calls::PROCESS_CHECKED)?;
     add_requests(&mut rules, calls::PROCESS_REQUESTS)?;
     add_requests(&mut rules, arch::PROCESS_REQUESTS)?;
+    Ok(rules)
+}
+
+/// Returns the calls that an unpacker with such names may make.
+fn unpacker_calls(names: Names) -> Result<Rules, BackendError> {
+    let mut rules = listed(unpacker::FILE.iter().copied());
+    add(&mut rules, unpacker::FILE_CHECKED)?;
+    if names != Names::None {
+        rules.append(&mut listed(unpacker::FOLDER.iter().copied()));
+    }
+    if names == Names::OfFolder {
+        rules.append(&mut listed(unpacker::ROOTED.iter().copied()));
+    }
     Ok(rules)
 }
 

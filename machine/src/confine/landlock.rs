@@ -1,8 +1,11 @@
 //! Landlock: the kernel's own refusal of files, TCP, sockets and signals, whatever the filters and the user would allow.
 
+use std::os::fd::BorrowedFd;
+
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, RestrictionStatus,
-    Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
+    PathBeneath, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, Scope,
 };
 
 use super::{LANDLOCK, Missing};
@@ -12,13 +15,17 @@ const NEWEST: ABI = ABI::V10;
 /// The first version with signals and abstract sockets, after files and TCP.
 const WHOLE: ABI = ABI::V6;
 
-/// Takes all of Landlock's rights from this thread, and from those that it will start.
+/// Takes all of Landlock's rights from this thread, and from those that it will start; but for those to fill `folder`, if there is one.
 ///
 /// # Errors
 ///
 /// The missing wall, where the kernel has no Landlock or not all of [`WHOLE`].
-pub(super) fn restrict() -> Result<(), Missing> {
-    let status = take_all().map_err(Missing::of(LANDLOCK, "landlock_restrict_self"))?;
+pub(super) fn restrict(folder: Option<BorrowedFd<'_>>) -> Result<(), Missing> {
+    check(take_all(folder))
+}
+
+fn check(restricted: Result<RestrictionStatus, RulesetError>) -> Result<(), Missing> {
+    let status = restricted.map_err(Missing::of(LANDLOCK, "landlock_restrict_self"))?;
     let why = match status.landlock {
         LandlockStatus::NotImplemented => "this kernel is built without it".into(),
         LandlockStatus::NotEnabled => "this kernel has not enabled it (its lsm= parameter)".into(),
@@ -34,13 +41,22 @@ pub(super) fn restrict() -> Result<(), Missing> {
     Err(Missing::new(LANDLOCK, why))
 }
 
-/// Enforces a set of rules that handles all rights, and has no rule that grants one.
-fn take_all() -> Result<RestrictionStatus, RulesetError> {
-    Ruleset::default()
+/// Enforces a set of rules that handles all rights, and grants none but those to fill the folder.
+fn take_all(folder: Option<BorrowedFd<'_>>) -> Result<RestrictionStatus, RulesetError> {
+    let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
-        .create()?
-        .restrict_self()
+        .create()?;
+    if let Some(folder) = folder {
+        rules = rules.add_rule(PathBeneath::new(folder, to_fill()))?;
+    }
+    rules.restrict_self()
+}
+
+/// Returns the rights to fill a folder: for new files, folders and links, and what makes way for them. They are none to read a file.
+fn to_fill() -> BitFlags<AccessFs> {
+    let entries = AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::MakeSym | AccessFs::RemoveFile;
+    entries | AccessFs::ReadDir | AccessFs::WriteFile
 }

@@ -1,10 +1,11 @@
-//! The walls around a process of minivm's that runs a guest: around the monitor, from within.
+//! The walls around minivm's processes that handle what a guest wrote: the monitor, which runs it, and the unpacker of its files. A
+//! process puts them up from within.
 //!
 //! The monitor opens what it needs, and then gives up all else, before it reads a byte that a guest, a kernel's file or a snapshot has
 //! chosen. Code that takes the monitor over finds a process that owns its open descriptors and nothing more. The walls, in the order in
 //! which they rise, for some take away what others need:
 //!
-//! | wall | what it takes |
+//! | wall | what it takes from a monitor |
 //! |---|---|
 //! | limits | core dumps; more than a few descriptors |
 //! | dumps | being read or traced by processes of the same user |
@@ -19,6 +20,10 @@
 //!
 //! An ordinary user gets all of them, the namespaces by a user namespace. What a kernel or a container refuses is reported by
 //! [`Walls`], with its reason, and the others stand without it; only the system calls must be filtered.
+//!
+//! The unpacker fills one folder, or one open file. It stays the user that it is, for the files to be that user's, and has no IPC or UTS
+//! namespace. Its root is the folder; below that, Landlock leaves it the rights to fill it, and as root of a user namespace or of the host
+//! it keeps two capabilities, by which modes don't close that to it. For an open file it has no names at all.
 
 mod calls;
 mod descriptors;
@@ -33,8 +38,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::Resource;
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
+use crate::jail::lower_limit;
 use privileges::Bond;
 pub use survey::survey;
 
@@ -63,6 +71,13 @@ pub const ALL: [&str; 10] = [
     DESCRIPTORS,
     CALLS,
 ];
+
+/// The most descriptors that a monitor has open: its files, and a few for each vCPU.
+const MONITOR_FILES: u64 = 256;
+/// The most descriptors that an unpacker has open: its sockets, a few folders, a file.
+const UNPACKER_FILES: u64 = 64;
+/// The most memory that an unpacker maps, its program included.
+const UNPACKER_MEMORY: u64 = 512 << 20;
 
 /// Whether minivm's processes put walls around themselves.
 static WANTED: AtomicBool = AtomicBool::new(true);
@@ -146,7 +161,7 @@ impl Walls {
 pub fn monitor(keep: &[BorrowedFd<'_>]) -> io::Result<Walls> {
     let mut walls = Walls::default();
     let bond = Bond::read();
-    walls.note(descriptors::limit());
+    walls.note(descriptors::limit(MONITOR_FILES));
     walls.note(privileges::forbid_dumps());
     let user = privileges::pick_user();
     // Root may make namespaces, and as another user it may not any more; others need a user namespace.
@@ -154,12 +169,12 @@ pub fn monitor(keep: &[BorrowedFd<'_>]) -> io::Result<Walls> {
     let user = user.and_then(|user| user.map_or(Ok(()), privileges::become_user));
     walls.note(apart.or_else(retry_with_user));
     walls.note(user);
-    walls.note(privileges::drop_capabilities());
+    walls.note(privileges::drop_capabilities_but(CapabilitySet::empty()));
     walls.note(privileges::forbid_new());
     // Anew, for the change of user has undone it.
     walls.note(privileges::forbid_dumps());
     bond.restore()?;
-    walls.note(landlock::restrict());
+    walls.note(landlock::restrict(None));
     walls.note(descriptors::close_all_but(keep));
     filters::restrict_process()?;
     Ok(walls)
@@ -180,6 +195,48 @@ fn retry_with_user(first: Missing) -> Result<(), Missing> {
 /// The kernel's, where it refuses the filter.
 pub fn vcpu() -> io::Result<()> {
     filters::restrict_vcpu()
+}
+
+/// Puts this process, which unpacks files, behind its walls for good. It must have one thread. `folder` is the folder that it fills;
+/// without one, it writes to an open file. `keep` are the descriptors that stay open, as [`monitor`]'s: no other folder's may be among
+/// them.
+///
+/// # Errors
+///
+/// The kernel's, where it can't filter system calls. The process must end then: some of its walls stand.
+pub fn unpacker(keep: &[BorrowedFd<'_>], folder: Option<BorrowedFd<'_>>) -> io::Result<Walls> {
+    let mut walls = Walls::default();
+    walls.note(descriptors::limit(UNPACKER_FILES));
+    let bounded = lower_limit(Resource::As, UNPACKER_MEMORY);
+    walls.note(bounded.map_err(Missing::of(LIMITS, "setrlimit")));
+    walls.note(privileges::forbid_dumps());
+    let rooted = folder.map(namespaces::enter_folder);
+    let names = match &rooted {
+        None => Names::None,
+        Some(Ok(())) => Names::OfFolder,
+        Some(Err(_)) => Names::OfHost,
+    };
+    walls.note(rooted.unwrap_or(Ok(())));
+    walls.note(privileges::drop_capabilities_but(match folder {
+        // Root's files are others' too, and a folder may be closed even to its owner.
+        Some(_) => CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER,
+        None => CapabilitySet::empty(),
+    }));
+    walls.note(privileges::forbid_new());
+    walls.note(landlock::restrict(folder));
+    walls.note(descriptors::close_all_but(keep));
+    filters::restrict_unpacker(names)?;
+    Ok(walls)
+}
+
+/// The names that an unpacker uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Names {
+    None,
+    /// They lead to nothing outside its folder.
+    OfFolder,
+    /// They could lead to any file; what is done by them is what Landlock can refuse.
+    OfHost,
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ fn call(number: i64) -> io::Result<i64> {
 fn behind_filters(of_vcpu: bool, numbers: Vec<i64>) -> Ended {
     forked(move |_| {
         // The signal that ends the process would leave a core dump.
-        descriptors::limit().unwrap();
+        descriptors::limit(64).unwrap();
         restrict_process().unwrap();
         if of_vcpu {
             restrict_vcpu().unwrap();
@@ -84,6 +84,40 @@ fn names_are_refused_and_probes_are_missing() {
         assert_eq!(ended, errors(libc::EACCES));
         let ended = behind_filters(of_vcpu, probes.clone());
         assert_eq!(ended, errors(libc::ENOSYS));
+    }
+}
+
+/// Makes these calls behind an unpacker's filter; returns which of them it let through to the kernel.
+fn let_through(names: Names, calls: &[i64]) -> Vec<i64> {
+    let passes = |number: &&i64| {
+        let ended = forked(|_| {
+            descriptors::limit(64).unwrap();
+            restrict_unpacker(names).unwrap();
+            let error = call(**number).unwrap_err();
+            matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOSYS)).to_string()
+        });
+        ended == Ended::Returned("false".into())
+    };
+    calls.iter().filter(passes).copied().collect()
+}
+
+#[test]
+fn an_unpacker_makes_few_calls_and_none_with_a_name_where_it_fills_a_file() {
+    let (folder, rooted) = (unpacker::FOLDER, unpacker::ROOTED);
+    let granted: BTreeSet<_> = unpacker_calls(Names::OfFolder)
+        .unwrap()
+        .into_keys()
+        .collect();
+    let others = process_calls().unwrap().into_keys();
+    let others: Vec<_> = others.filter(|call| !granted.contains(call)).collect();
+    assert!(others.len() > 20, "{others:?}");
+    for (names, passing) in [
+        (Names::None, &[][..]),
+        (Names::OfHost, folder),
+        (Names::OfFolder, &[folder, rooted].concat()),
+    ] {
+        let tried = [folder, rooted, &others].concat();
+        assert_eq!(let_through(names, &tried), passing, "{names:?}");
     }
 }
 
@@ -159,7 +193,7 @@ fn other_arguments_end_the_process() {
     ];
     for (what, number, [a, b, c, d, e, f]) in calls.iter().copied() {
         let ended = forked(|_| {
-            descriptors::limit().unwrap();
+            descriptors::limit(64).unwrap();
             restrict_process().unwrap();
             // SAFETY: the filter refuses it, before the kernel looks at its arguments.
             format!("{}", unsafe { syscall(number, a, b, c, d, e, f) })
