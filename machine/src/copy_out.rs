@@ -5,30 +5,56 @@
 //! whole. A folder is unpacked as [`crate::unpack_into`] describes; links that may lead out of it are left out. A single file goes
 //! to what the user names, see [`crate::output_path`].
 //!
-//! `fill` is the archive's way into the place, which is opened here.
+//! This process opens that place, and gives a new file its name when it is whole. All that is between is done by an unpacker: a process
+//! of its own, behind walls ([`crate::confine`]), which gets the open place and the archive's bytes.
+//!
+//! ```text
+//!  minivm run                                       minivm unpack
+//!  ──────────                                       ─────────────
+//!  looks whether it is a file or a folder
+//!  opens the place
+//!  job: the open place, what may come ────────────▶ walls
+//!  archive ───────────────────────────────────────▶ reads it, writes files
+//!  stop: the socket's end ────────────────────────▶ ends between two pieces
+//!  ◀──────────────────── report: what was left out  ends
+//!  gives the file its name
+//! ```
+//!
+//! - `fill`: the archive's way into the open place, in either process;
+//! - `unpacker`: the process as its parent has it; `serve`: its own side; `protocol`: their messages.
+//!
+//! A program whose `main` doesn't begin with [`monitor::answer`] has no unpackers, and unpacks in its own process.
 
 mod fill;
+mod protocol;
+mod serve;
+mod unpacker;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use minivm_guest::unpack::{Entry, Kind};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::copies::Files;
+use crate::monitor;
 use crate::output_path::Output;
 use crate::unpack_into::open_own;
+
+pub(crate) use protocol::ROLE;
+pub(crate) use serve::serve;
 
 /// The bytes of an archive by which its first entry's kind is known: a magic number, an inode's number, and the mode.
 const HEAD: usize = MODE + 8;
 const MODE: usize = 6 + 8;
 
 /// The rest of what may be taken out of a guest, in all its copies together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Budget {
     /// Files, folders and links.
     pub(super) entries: usize,
@@ -88,12 +114,15 @@ pub(super) fn unpack(
     from.read_exact(&mut head).map_err(fill::early)?;
     let mut place = Place::open(&target, first_kind(&head)?)?;
     let archive = head.as_slice().chain(from);
-    let left_out = fill::fill(archive, &mut place, &target, budget, is_over)?;
+    let left_out = match monitor::is_there() {
+        true => unpacker::fill(archive, &place, &target, budget, is_over),
+        false => fill::fill(archive, &mut place, &target, budget, is_over),
+    }?;
     place.finish()?;
     Ok(left_out)
 }
 
-/// Returns the kind of an archive's first entry. All else about it is `fill`'s to read.
+/// Returns the kind of an archive's first entry. All else about it is the unpacker's to read.
 fn first_kind(head: &[u8; HEAD]) -> io::Result<FileType> {
     let mode = str::from_utf8(&head[MODE..]).ok();
     let mode = mode.and_then(|digits| u32::from_str_radix(digits, 16).ok());
@@ -124,6 +153,15 @@ impl Place {
         match self {
             Place::File(output) => output.finish(),
             Place::Folder(_) => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Place::File(output) => output.file().as_fd(),
+            Place::Folder(folder) => folder.as_fd(),
         }
     }
 }

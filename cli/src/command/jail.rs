@@ -1,4 +1,4 @@
-//! `--no-jail`: a machine without walls around its monitor.
+//! `--no-jail`: a machine without walls around its monitor, and around the unpacker of its files.
 
 use clap::Args;
 use minivm_machine::{confine, streams};

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use serde::de::DeserializeOwned;
 
 pub(crate) use spawn::Child;
-pub(crate) use stream::{Received, Stream, is_of_the_end};
+pub(crate) use stream::{Received, Stream, is_of_the_end, read};
 
 use crate::streams;
 

@@ -18,6 +18,8 @@ use serde::de::DeserializeOwned;
 
 /// The longest message in bytes. A snapshot's list of pages is the longest part of one.
 const LEN_MAX: usize = 16 << 20;
+/// The bytes of a message's length.
+const HEAD: usize = 4;
 /// The most descriptors that come with a message.
 const FILES_MAX: usize = 3;
 
@@ -74,27 +76,15 @@ impl Stream {
     ///
     /// The operating system's, and [`io::ErrorKind::InvalidData`] where what comes is not a message.
     pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
-        let mut head = [0; 4];
+        let mut head = [0; HEAD];
         let mut files = Vec::new();
         let got = self.receive_head(&mut head, &mut files)?;
         if got == 0 {
             return Ok(None);
         }
         (&self.0).read_exact(&mut head[got..])?;
-        let len = u32::from_le_bytes(head) as usize;
-        if len > LEN_MAX {
-            return Err(bad("it is too long"));
-        }
-        // Grows as the bytes come: a length alone costs no memory.
-        let mut body = Vec::new();
-        (&self.0).take(len as u64).read_to_end(&mut body)?;
-        if body.len() < len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match postcard::take_from_bytes(&body) {
-            Ok((message, [])) => Ok(Some(Received { message, files })),
-            _ => Err(bad("it can't be read")),
-        }
+        let message = read_body(head, &self.0)?;
+        Ok(Some(Received { message, files }))
     }
 
     /// Receives a message's first bytes, and its descriptors.
@@ -122,6 +112,11 @@ impl Stream {
 }
 
 impl Stream {
+    /// Returns the socket, for waits with a limit.
+    pub(crate) fn socket(&self) -> &UnixStream {
+        &self.0
+    }
+
     /// Ends the stream in both directions: both processes find that out.
     pub(crate) fn end(&self) {
         // It fails where the other process has ended it.
@@ -138,6 +133,34 @@ impl AsFd for Stream {
 impl From<OwnedFd> for Stream {
     fn from(socket: OwnedFd) -> Stream {
         Stream(socket.into())
+    }
+}
+
+/// Reads a message without descriptors from `from`, which may wait for its bytes in a way of its own.
+///
+/// # Errors
+///
+/// As [`Stream::receive`]'s, and [`io::ErrorKind::UnexpectedEof`] at the end of the stream.
+pub(crate) fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<T> {
+    let mut head = [0; HEAD];
+    from.read_exact(&mut head)?;
+    read_body(head, from)
+}
+
+fn read_body<T: DeserializeOwned>(head: [u8; HEAD], from: impl Read) -> io::Result<T> {
+    let len = u32::from_le_bytes(head) as usize;
+    if len > LEN_MAX {
+        return Err(bad("it is too long"));
+    }
+    // Grows as the bytes come: a length alone costs no memory.
+    let mut body = Vec::new();
+    from.take(len as u64).read_to_end(&mut body)?;
+    if body.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match postcard::take_from_bytes(&body) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(bad("it can't be read")),
     }
 }
 

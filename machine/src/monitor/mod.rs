@@ -48,7 +48,7 @@ pub use process::{MachineEnd, Monitor};
 use protocol::{Channel, Job, Source, Wiring};
 
 use crate::child::Role;
-use crate::{Ended, Error, Events, Link, StopOnDrop, confine, local};
+use crate::{Ended, Error, Events, Link, StopOnDrop, confine, copy_out, local};
 
 /// The argument with which this program is a monitor.
 pub const COMMAND: &str = "monitor";
@@ -81,22 +81,26 @@ pub struct Observation {
     pub finish: Box<dyn FnOnce() + Send>,
 }
 
-/// Runs this process as a monitor, if it was started as one, and returns its exit code then. Otherwise lets this program's machines run in
-/// monitors. A program's `main` calls it first, while it has one thread.
+/// Runs this process as a monitor, or as the unpacker of a guest's files, if it was started as one, and returns its exit code then.
+/// Otherwise lets this program's machines run in monitors, and their files be unpacked by unpackers. A program's `main` calls it first,
+/// while it has one thread.
 pub fn answer(hooks: Hooks) -> Option<ExitCode> {
     if ROLE.is_ours() {
         return Some(serve::run(hooks));
+    }
+    if copy_out::ROLE.is_ours() {
+        return Some(copy_out::serve());
     }
     ANSWERS.store(true, Ordering::Relaxed);
     None
 }
 
-/// Lets this program's machines run in its own process from now on.
+/// Lets this program's machines run, and their files be unpacked, in its own process from now on.
 pub fn do_without() {
     ANSWERS.store(false, Ordering::Relaxed);
 }
 
-/// Returns whether this program's machines run in monitors.
+/// Returns whether this program's machines run in monitors, and their files are unpacked by unpackers.
 pub(crate) fn is_there() -> bool {
     ANSWERS.load(Ordering::Relaxed)
 }
