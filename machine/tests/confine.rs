@@ -323,9 +323,12 @@ impl Beside {
     }
 }
 
-/// What code that has taken an unpacker over may try with names: by the open folder, and by the path of the one above.
+/// What code that has taken an unpacker over may try with names.
+type ByName<'a> = (&'static str, Box<dyn Fn() -> io::Result<()> + 'a>);
+
+/// The attacks with names: by the open folder, and by the path of the one above.
 #[rustfmt::skip]
-fn attacks_by_name<'a>(folder: BorrowedFd<'a>, above: &'a Path) -> Vec<(&'static str, Box<dyn Fn() -> io::Result<()> + 'a>)> {
+fn attacks_by_name<'a>(folder: BorrowedFd<'a>, above: &'a Path) -> Vec<ByName<'a>> {
     let write = OFlags::WRONLY | OFlags::TRUNC;
     let create = OFlags::WRONLY | OFlags::CREATE;
     let mode = Mode::from_raw_mode(0o666);
@@ -334,7 +337,8 @@ fn attacks_by_name<'a>(folder: BorrowedFd<'a>, above: &'a Path) -> Vec<(&'static
         rustix::io::write(file, b"evil")?;
         Ok(())
     };
-    let times = || Timestamps { last_access: Timespec { tv_sec: 1, tv_nsec: 1 }, last_modification: Timespec { tv_sec: 1, tv_nsec: 1 } };
+    let time = Timespec { tv_sec: 1, tv_nsec: 1 };
+    let times = move || Timestamps { last_access: time, last_modification: time };
     let victim = above.join("victim");
     let by_path = victim.clone();
     vec![
