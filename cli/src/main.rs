@@ -20,14 +20,17 @@ macro_rules! println {
 
 mod command;
 
+use std::env::args_os;
 use std::process::ExitCode;
 
 use minivm_guest::inherited;
-use minivm_machine::{monitor, streams};
+use minivm_machine::{copy_out, fetch, monitor, streams};
 
 fn main() -> ExitCode {
-    // Before anything else: a monitor does nothing but its job.
-    if let Some(code) = monitor::answer(command::MONITOR) {
+    // Before anything else: a child of minivm's own does nothing but its job.
+    let code = monitor::answer(args_os(), command::MONITOR);
+    let code = code.or_else(|| fetch::answer(args_os()));
+    if let Some(code) = code.or_else(|| copy_out::answer(args_os())) {
         return code;
     }
     let ran = match inherited::put_right() {

@@ -493,7 +493,10 @@ fn a_guest_that_kvm_cannot_run_ends_with_the_reason() {
     );
     // Another kernel would have had no chance either.
     let blames_kvm = ended.stderr.ends_with(": leave out --accel kvm\n");
-    let unusable = matches!(minivm_vmm::probe(), Err(minivm_vmm::Error::KvmUnusable(_)));
+    let unusable = matches!(
+        minivm_machine::probe(),
+        Err(minivm_vmm::Error::KvmUnusable(_))
+    );
     assert_eq!(blames_kvm, unusable, "{ended:?}");
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use super::shown::shown;
@@ -49,6 +49,12 @@ impl FromStr for Digest {
         text.strip_prefix("sha256:")
             .and_then(Digest::from_hex)
             .ok_or_else(|| NoDigest(text.to_owned()))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -31,11 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How long an engine may take to look an image up.
 const QUICK: Duration = Duration::from_secs(30);
 
-/// Opens an engine's image.
-pub(super) fn open(name: &str, store: &Store, options: &Options) -> Result<Image, Error> {
+/// Returns the ways to an engine that the environment names.
+pub(super) fn named() -> Vec<Engine> {
     let variable = |name: &str| std::env::var_os(name);
-    let engines = engines(variable("DOCKER_HOST"), variable("XDG_RUNTIME_DIR"));
-    open_with(&engines, name, store, options)
+    engines(variable("DOCKER_HOST"), variable("XDG_RUNTIME_DIR"))
 }
 
 /// A way to an engine.
@@ -75,18 +74,13 @@ enum Answer<T> {
     NoEngine(Cause),
 }
 
-/// Opens the image of the first engine that has it.
-pub(super) fn open_with(
-    engines: &[Engine],
-    name: &str,
-    store: &Store,
-    options: &Options,
-) -> Result<Image, Error> {
+/// Returns the first engine that has the image, and the image's id.
+pub(super) fn find<'e>(engines: &'e [Engine], name: &str) -> Result<(&'e Engine, Digest), Error> {
     let mut answered = false;
     let mut cause = None;
     for engine in engines {
         match engine.id(name)? {
-            Answer::Found(id) => return open_id(engine, name, &id, store, options),
+            Answer::Found(id) => return Ok((engine, id)),
             Answer::NoImage => answered = true,
             // The first is the likeliest to be the one that the user meant.
             Answer::NoEngine(why) => cause = cause.or(Some(why)),
@@ -103,13 +97,9 @@ pub(super) fn open_with(
     Err(failed(name, problem, cause))
 }
 
-fn open_id(
-    engine: &Engine,
-    name: &str,
-    id: &Digest,
-    store: &Store,
-    options: &Options,
-) -> Result<Image, Error> {
+/// Opens an engine's image.
+pub(super) fn open(name: &str, store: &Store, options: &Options) -> Result<Image, Error> {
+    let id = &options.helpers.image_id(name)?;
     let path = store.engine_path(id);
     let open = |file: File| {
         let archive = Archive::open(
@@ -136,7 +126,7 @@ fn open_id(
         return Ok(image);
     }
     let made = partial.make(&path, |file| {
-        engine.save(name, id, file, options.largest)?;
+        options.helpers.save(name, id, file, options.largest)?;
         // Only an archive that can be read is kept.
         open(copy_of(file, name)?).map(drop)
     });
@@ -216,7 +206,13 @@ impl Engine {
     }
 
     /// Writes the image's archive.
-    fn save(&self, name: &str, id: &Digest, to: &mut File, limit: u64) -> Result<(), Error> {
+    pub(super) fn save(
+        &self,
+        name: &str,
+        id: &Digest,
+        to: &mut File,
+        limit: u64,
+    ) -> Result<(), Error> {
         match self {
             Engine::Socket(path) => save_from_socket(path, name, id, to, limit),
             Engine::Command(program) => save_by_command(program, name, id, copy_of(to, name)?),

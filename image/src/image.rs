@@ -20,6 +20,17 @@ pub struct Image {
     pub root: Root,
 }
 
+/// What is known of an image without a look into it: of one that was opened before, or whose identity is that of its files'
+/// attributes. Its content stays in the store as long as this value is held.
+#[derive(Debug)]
+pub struct Known {
+    /// [`Image::identity`].
+    pub identity: String,
+    /// How it is to be run.
+    pub config: Config,
+    pub(crate) _held: Vec<File>,
+}
+
 /// The place of an image's files.
 #[derive(Debug)]
 pub enum Root {

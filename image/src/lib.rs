@@ -26,6 +26,7 @@
 //! |---|---|
 //! | `source`, `reference` | parse what users call images |
 //! | `registry` | pulls documents and layers from a registry into a [`Store`], by digest and only once |
+//! | [`helpers`] | asks the user's files and programs for credentials and engines' images |
 //! | `engine` | has Docker or Podman save an archive, which the store keeps by the image's id |
 //! | `archive`, `saved`, `layout` | find images in archives and in folders of layouts |
 //! | `folder` | opens a bare root file system: a folder, or a tar archive |
@@ -51,6 +52,7 @@ mod files;
 #[cfg(test)]
 mod fixtures;
 mod folder;
+pub mod helpers;
 mod image;
 pub use minivm_guest::io_error;
 mod json;
@@ -76,7 +78,7 @@ use std::path::Path;
 
 pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
-pub use image::{Blob, Config, Image, Layer, Root};
+pub use image::{Blob, Config, Image, Known, Layer, Root};
 pub use options::{Options, Pull};
 pub use platform::{Platform, UnknownPlatform};
 pub use progress::{Progress, Unwatched};
@@ -144,6 +146,28 @@ pub fn open(
         }
         Source::Folder(path) => folder::open_folder(path),
         Source::Tar(path) => folder::open_tar(path),
+    }
+}
+
+/// Returns what is known of an image without reading what a registry or an archive's maker wrote: that of a registry which was
+/// opened before and is still in the store, a folder, or an archive of a root file system. `None` for any other one: [`open`] it.
+///
+/// # Errors
+///
+/// As [`open`]'s, for the files that are looked at.
+pub fn known(source: &Source, store: &Store, options: &Options) -> Result<Option<Known>, Error> {
+    let by_attributes = |image: Image| {
+        Some(Known {
+            identity: image.identity,
+            config: image.config,
+            _held: Vec::new(),
+        })
+    };
+    match source {
+        Source::Registry(name) => registry::known(name, store, options),
+        Source::Folder(path) => folder::open_folder(path).map(by_attributes),
+        Source::Tar(path) => folder::open_tar(path).map(by_attributes),
+        _ => Ok(None),
     }
 }
 

@@ -1,11 +1,15 @@
 //! Settings for finding an image.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::helpers::{Helpers, Here};
 use super::platform::Platform;
 
 /// Permission to ask a registry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pull {
     /// Asks for what isn't in the store.
     #[default]
@@ -40,6 +44,8 @@ pub struct Options {
     /// The most bytes of all layers of an image as a registry has them, and of an archive that is decompressed or read from
     /// standard input: as many as layers may have when they are unpacked.
     pub largest: u64,
+    /// The answers for what this process can't, or may not, find out about credentials and container engines.
+    pub helpers: Arc<dyn Helpers>,
 }
 
 impl Default for Options {
@@ -55,6 +61,7 @@ impl Default for Options {
             longest_pause: Duration::from_secs(60),
             parallel: 3,
             largest: EXPANDED_MAX,
+            helpers: Arc::new(Here::default()),
         }
     }
 }

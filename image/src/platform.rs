@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::shown::shown;
 
@@ -19,7 +19,7 @@ use super::shown::shown;
 /// assert!("windows/amd64".parse::<Platform>().is_err());
 /// # Ok::<(), minivm_image::UnknownPlatform>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// The operating system, such as `linux`.
     #[serde(default)]

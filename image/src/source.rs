@@ -1,7 +1,7 @@
 //! Names by which users call images.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error::Error;
@@ -53,6 +53,18 @@ pub enum Source {
     Folder(PathBuf),
     /// `tar:FILE`: a tar archive of the root file system, as from `docker export`.
     Tar(PathBuf),
+}
+
+impl Source {
+    /// Returns the file or folder of this machine that the image is in.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Source::DockerArchive { file, .. } | Source::OciArchive { file, .. } => Some(file),
+            Source::Oci { folder, .. } => Some(folder),
+            Source::Folder(path) | Source::Tar(path) => Some(path),
+            Source::Registry(_) | Source::Daemon(_) | Source::Stdin => None,
+        }
+    }
 }
 
 /// The words that don't name a repository when they stand before a colon.

@@ -3,6 +3,7 @@
 //! ```text
 //! <folder>/blobs/sha256/<hex>   content by its digest: manifests, configurations, layers as they are stored in the registry
 //! <folder>/tags/<hex>           which manifest a tag had, by the SHA-256 of the image's name
+//! <folder>/known/<hex>          what opening an image has found, by its manifest and the platform
 //! <folder>/engine/<hex>         archives that a container engine saved, by the image's id
 //! <folder>/partial/<name>       all of these while they are made
 //! <folder>/lock                 locked by pulls together, and alone by the process that clears the folder
@@ -25,10 +26,16 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::error::Error;
+use super::image::Config;
+use super::manifest::LARGEST_CONFIG;
+use super::platform::Platform;
 use super::publish::{self, Lock, Partial};
 
 /// The most bytes of what a tag stood for: two strings.
 const TAG_MAX: u64 = 64 << 10;
+
+/// The most bytes of a record: a configuration, whose characters may each be escaped, and the digests of an image's content.
+const RECORD_MAX: u64 = 6 * LARGEST_CONFIG;
 
 /// A folder that keeps what was pulled, shared by all processes that use it.
 ///
@@ -45,6 +52,19 @@ pub struct Store {
 struct Tag {
     image: String,
     manifest: String,
+}
+
+/// What opening an image has found, for the next process that needs what was made of the image and no more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// Of the image's manifest or index.
+    pub(super) manifest: Digest,
+    pub(super) platform: Platform,
+    /// [`Image::identity`](super::Image::identity).
+    pub(super) identity: String,
+    pub(super) config: Config,
+    /// All content of the image that the store has.
+    pub(super) blobs: Vec<Digest>,
 }
 
 impl Store {
@@ -120,6 +140,31 @@ impl Store {
         write(self.partial(&name)?, &bytes, &path)
     }
 
+    /// What opening the image of this manifest has found before. What can't be read is forgotten.
+    pub(super) fn recorded(
+        &self,
+        manifest: &Digest,
+        platform: &Platform,
+    ) -> Result<Option<Record>, Error> {
+        let path = self.record_path(manifest, platform);
+        let Some(file) = self.open(&path)? else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        let read = file.take(RECORD_MAX).read_to_end(&mut bytes);
+        read.map_err(|source| failed(&path, source))?;
+        let record: Option<Record> = serde_json::from_slice(&bytes).ok();
+        Ok(record.filter(|record| record.manifest == *manifest && record.platform == *platform))
+    }
+
+    /// Records what opening an image has found.
+    pub(super) fn record(&self, record: &Record) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(record).expect("texts and lists of them are JSON");
+        let path = self.record_path(&record.manifest, &record.platform);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        write(self.partial(&format!("known-{name}"))?, &bytes, &path)
+    }
+
     /// Keeps content whose digest was checked.
     pub(super) fn keep(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         let path = self.blob_path(digest);
@@ -157,6 +202,11 @@ impl Store {
     /// The file that [`Store::hold_alone`] locks.
     pub fn lock_path(&self) -> PathBuf {
         self.folder.join("lock")
+    }
+
+    fn record_path(&self, manifest: &Digest, platform: &Platform) -> PathBuf {
+        let key = format!("{manifest} {platform}");
+        self.folder.join("known").join(Digest::of(key).hex())
     }
 
     fn tag_path(&self, image: &str) -> PathBuf {

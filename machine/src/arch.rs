@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `CMDLINE` | a kernel's default command line |
 //! | `FOR_INIT` | what `minivm-init` needs beside it |
-//! | `NO_KVM` | the remedy where there is no `/dev/kvm` |
+//! | `survey` | what a host's KVM and processor have of what only this architecture's machines use |
 //! | `processor` | what identifies this host's kind of processor |
 //! | `device` | the device that an exit is about |
 //! | `channel_byte` | the byte that an exit writes to the channel |
@@ -17,8 +17,8 @@ use minivm_vmm::ExitKind;
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 mod current;
 
-pub use current::{CMDLINE, NO_KVM};
-pub(crate) use current::{FOR_INIT, channel_byte, device, processor};
+pub use current::CMDLINE;
+pub(crate) use current::{FOR_INIT, channel_byte, device, processor, survey};
 
 /// A device of a machine, as an exit's access has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

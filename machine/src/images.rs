@@ -12,6 +12,7 @@ mod init;
 mod root;
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -19,9 +20,10 @@ use std::path::{Path, PathBuf};
 use minivm_image::io_error::{FileError, failed};
 use minivm_image::publish::{self, Found, Partial, tree};
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use minivm_image::{self, Digest, Image, Platform, Store};
+use minivm_image::{self, Config, Digest, Image, Platform, Store};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::fetch;
 use crate::output_path::Output;
 use crate::room;
 
@@ -66,6 +68,44 @@ pub enum Error {
     /// A file can't be written or read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The image can't be had from the process that reads it.
+    #[error(transparent)]
+    Fetch(#[from] fetch::Error),
+}
+
+/// An image whose files can be laid into the cache, in the forms that sandboxes take. One is opened by this process ([`Image`]) or by
+/// another one ([`fetch::Fetched`]).
+pub trait Unpack: fmt::Debug + Send + Sync {
+    /// Returns how the image is to be run.
+    fn config(&self) -> &Config;
+
+    /// Returns the image's archive, made where it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept, or would be larger than [`LARGEST`].
+    fn archive(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Archive, Error>;
+
+    /// Returns the image's root as a folder, made where it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept.
+    fn root(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Root, Error>;
+}
+
+impl Unpack for Image {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn archive(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Archive, Error> {
+        images.archive(self, making)
+    }
+
+    fn root(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Root, Error> {
+        images.root(self, making)
+    }
 }
 
 /// What was removed of a [`ImageCache`], and what could not be.
@@ -76,6 +116,8 @@ pub type Cleared = tree::Cleared<Error>;
 pub struct ImageCache {
     folder: PathBuf,
     init: &'static Init,
+    /// Whether it keeps the cache within its limit.
+    evicts: bool,
 }
 
 impl ImageCache {
@@ -84,6 +126,7 @@ impl ImageCache {
         ImageCache {
             folder: cache.to_owned(),
             init: Init::here(),
+            evicts: true,
         }
     }
 
@@ -95,6 +138,19 @@ impl ImageCache {
     pub fn for_guests_of(self, platform: &Platform) -> Result<Self, Error> {
         let init = Init::of(platform)?;
         Ok(ImageCache { init, ..self })
+    }
+
+    /// Uses the cache without keeping it within its limit, which another process does.
+    pub(crate) fn without_eviction(self) -> Self {
+        ImageCache {
+            evicts: false,
+            ..self
+        }
+    }
+
+    /// Returns the cache's folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Returns the store of pulled images.
@@ -134,12 +190,35 @@ impl ImageCache {
     /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago is removed, unless it is in use. Call this when
     /// something was put into the store; [`archive`](Self::archive) and [`root`](Self::root) do so themselves.
     pub fn evict(&self) {
-        evict::evict(&self.folder, None);
+        if self.evicts {
+            evict::evict(&self.folder, None);
+        }
     }
 
     /// As [`evict`](Self::evict), but keeps the template of this name, which has just been made.
     pub(crate) fn evict_beside(&self, template: &str) {
         evict::evict(&self.folder, Some(template));
+    }
+
+    /// Returns the path of the archive of the image with this identity.
+    pub(crate) fn archive_path(&self, identity: &str) -> PathBuf {
+        let name = key(identity, self.init) + ".cpio";
+        self.folder.join("initramfs").join(name)
+    }
+
+    /// Returns the path of the root folder of the image with this identity.
+    pub(crate) fn root_path(&self, identity: &str) -> PathBuf {
+        self.folder.join("rootfs").join(root::key(identity))
+    }
+
+    /// Returns the archive of the image with this identity, if it is there.
+    pub(crate) fn kept_archive(&self, identity: &str) -> Result<Option<Archive>, Error> {
+        Archive::open(&self.archive_path(identity))
+    }
+
+    /// Returns the root folder of the image with this identity, if it is there.
+    pub(crate) fn kept_root(&self, identity: &str) -> Result<Option<Root>, Error> {
+        root::find(self.root_path(identity))
     }
 
     /// Returns the image's root as a folder, made where it isn't there; `making` is called before that.
@@ -148,7 +227,7 @@ impl ImageCache {
     ///
     /// Where it can't be made or kept.
     pub fn root(&self, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
-        let (root, made) = root::open(&self.folder.join("rootfs"), image, making)?;
+        let (root, made) = root::open(self.root_path(&image.identity), image, making)?;
         if made {
             self.evict();
         }
@@ -177,8 +256,7 @@ impl ImageCache {
         identity: &str,
         image: impl FnOnce() -> Result<I, E>,
     ) -> Result<Archive, E> {
-        let name = key(identity, self.init) + ".cpio";
-        let path = self.folder.join("initramfs").join(name);
+        let path = self.archive_path(identity);
         let found = publish::find(path.with_extension("partial"), || Archive::open(&path));
         let partial = match found? {
             Found::There(archive) => return Ok(archive),
@@ -207,11 +285,13 @@ fn make(image: &Image, init: &Init, partial: Partial, path: &Path) -> Result<Arc
         write(image, init, Compression::None, &limits, file, path).map(drop)
     })?;
     let held = publish::hold_open(file, path)?;
-    let file = held.ok_or_else(|| {
-        let removed = io::Error::other("it was removed again: run it once more");
-        failed("read", path)(removed)
-    })?;
-    Archive::of(file, path)
+    Archive::of(held.ok_or_else(|| removed(path))?, path)
+}
+
+/// Returns the error of an entry that was made, and is not there.
+pub(crate) fn removed(path: &Path) -> Error {
+    let removed = io::Error::other("it was removed again: run it once more");
+    failed("read", path)(removed).into()
 }
 
 /// An archive, which stays in the cache as long as this value is held.
@@ -283,22 +363,32 @@ pub fn build(
     path: &Path,
     mut output: Output,
 ) -> Result<Summary, Error> {
-    let written = write(
-        image,
-        init,
-        compression,
-        &Limits::default(),
-        &mut output,
-        path,
-    );
-    let summary = written.map_err(|error| match output.failure() {
+    let summary = write_output(image, init, compression, path, &mut output)?;
+    finish(output, path)?;
+    Ok(summary)
+}
+
+/// Writes the image's archive to an output, which it doesn't finish.
+pub(crate) fn write_output(
+    image: &Image,
+    init: &Init,
+    compression: Compression,
+    path: &Path,
+    output: &mut Output,
+) -> Result<Summary, Error> {
+    let limits = Limits::default();
+    let written = write(image, init, compression, &limits, &mut *output, path);
+    written.map_err(|error| match output.failure() {
         Some(failure) => failed("write", path)(failure).into(),
         None => error,
-    })?;
+    })
+}
+
+/// Gives the output, in which the whole archive is, its name.
+pub(crate) fn finish(output: Output, path: &Path) -> Result<(), Error> {
     let synced = output.sync();
     let finished = synced.and_then(|()| output.finish());
-    finished.map_err(failed("write", path))?;
-    Ok(summary)
+    Ok(finished.map_err(failed("write", path))?)
 }
 
 fn write(
@@ -346,7 +436,7 @@ pub(crate) fn key_of(parts: &[&[u8]]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use minivm_image::{Config, Root};
+    use minivm_image::Root;
     use std::fs;
     use std::os::unix::fs::MetadataExt;
 

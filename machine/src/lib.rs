@@ -26,6 +26,7 @@
 //!     cpus: 1,
 //!     rings: true,
 //!     console: false,
+//!     cpu_quota: None,
 //! };
 //! let mut session = Session::new(Request {
 //!     argv: vec![b"uname".to_vec(), b"-r".to_vec()],
@@ -43,34 +44,43 @@
 //! |---|---|
 //! | [`session`] | [`Session`]: one command in one machine, from the request to the [`Report`] |
 //! | `conversation`, `outgoing`, `limits` | the threads of a session: from the guest, to the guest, and the watchdog |
-//! | `copies`, `files`, `copy_out`, `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
+//! | `copies`, `files`, [`copy_out`], `unpack_into` | files to copy: what they are, packed for a guest, unpacked from one; hostile archives in general |
 //! | [`end`](End), [`signal`], [`warning`](Warning) | how a program ended, in any sandbox, and its exit code; signals; warnings of a run |
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
+//! | [`fetch`] | the process that pulls, reads and unpacks images, behind walls |
+//! | `child` | how minivm's own processes behind walls are started, and their messages |
 //! | [`confine`] | those walls, from within |
+//! | [`probe()`], [`survey`] | a test of this host's KVM; what it and the processor have and lack |
 //! | `watch` | the watch over a machine's exits |
 //! | `wire`, `rings` | the host's end of the control channel |
 //! | [`templates`], [`template`] | machines that are saved when they are ready, by name; one of them, saved and resumed |
+//! | [`snapshot_folder`](SnapshotFolder) | the folder of a snapshot that is being saved, which has the old one or the new |
+//! | [`pool`](Pool) | machines of a snapshot, made ahead |
 //! | [`timeline`] | one machine's life as phases, and its exits |
 //! | [`images`], [`kernel`], [`cache`] | initramfs archives and root folders of images, kernels, and the folder that keeps all of it |
 //! | [`lab`] | an emulated machine (QEMU) with real KVM, for hosts without |
 //! | [`arch`] | what differs between processor architectures |
 //! | [`jail`] | namespaces, a user, filters and limits around a program of the host's |
 //! | `filter` | lists of system calls, compiled |
+//! | [`input`](Input) | reading inputs, without waiting |
 //! | [`output`], [`output_path`], [`streams`], [`printable`] | writing outputs: with a limit, to a path, without loss, without control characters |
 //! | `console`, `last_words` | what a machine prints before it dies, for the error that reports it |
 
 pub mod arch;
 pub mod cache;
+mod child;
 pub mod confine;
 mod console;
 mod conversation;
 mod copies;
-mod copy_out;
+pub mod copy_out;
 mod end;
+pub mod fetch;
 mod files;
 mod filter;
 pub mod images;
+mod input;
 pub mod jail;
 pub mod kernel;
 pub mod lab;
@@ -82,13 +92,17 @@ pub mod monitor;
 mod outgoing;
 pub mod output;
 pub mod output_path;
+mod pool;
 pub mod printable;
+mod probe;
 mod remote;
 mod rings;
 mod room;
 pub mod session;
 pub mod signal;
+mod snapshot_folder;
 pub mod streams;
+pub mod survey;
 pub mod template;
 pub mod templates;
 pub mod timeline;
@@ -106,14 +120,19 @@ use minivm_image::io_error::HostError;
 use minivm_vmm::{Builder, Config, Kernel, Outcome};
 use serde::{Deserialize, Serialize};
 
+use jail::CpuQuota;
 use lab::Processor;
 
 pub use confine::Walls;
 pub use copies::Files;
 pub use end::{Call, End};
 pub use files::CopyIn;
+pub use input::Input;
 pub use local::relay;
+pub use pool::Pool;
+pub use probe::probe;
 pub use session::{Report, Session};
+pub use snapshot_folder::SnapshotFolder;
 pub use warning::Warning;
 pub use watch::{Events, Watch, Watching};
 
@@ -135,6 +154,9 @@ pub struct MachineSpec {
     pub rings: bool,
     /// Whether the kernel's console goes to stderr as it comes. If not, its last lines are kept for errors.
     pub console: bool,
+    /// The most processor time of the monitor, and so of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<CpuQuota>,
 }
 
 /// The accelerator of a machine: the source of its virtualization.
@@ -295,6 +317,9 @@ pub enum Error {
     /// The monitor's process ended before it had reported the machine's end.
     #[error("the machine's monitor ended before it: {0}")]
     MonitorDied(String),
+    /// The bound on the machine's processor time can't be had.
+    #[error(transparent)]
+    Quota(#[from] jail::Error),
     /// The monitor's process could not do its work.
     #[error("{0}")]
     InMonitor(String),
@@ -331,7 +356,7 @@ impl MachineSpec {
     /// # Errors
     ///
     /// [`Error::Monitor`] where the files, the configuration or KVM don't allow it, [`Error::Lab`] where the lab lacks a file or the
-    /// memory, and [`Error::Host`] where a pipe or a thread can't be made.
+    /// memory, [`Error::Quota`] where its processor time can't be bounded, and [`Error::Host`] where a pipe or a thread can't be made.
     pub fn start(&self, accel: &Accel) -> Result<Link, Error> {
         self.start_watched(accel, None)
     }
@@ -344,6 +369,9 @@ impl MachineSpec {
     pub fn start_watched(&self, accel: &Accel, watch: Option<Watch>) -> Result<Link, Error> {
         match accel {
             Accel::Kvm => local::start(self, watch),
+            Accel::Lab { .. } if self.cpu_quota.is_some() => {
+                Err(jail::CpuGroup::none_in_lab().into())
+            }
             Accel::Lab { program, processor } => {
                 // Checked here as well: an error of the lab's would name the files as the lab does. Another architecture's kernel can
                 // only be checked there.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use minivm_image::io_error::{HostError, cannot};
-use minivm_vmm::{Builder, Control, Input, Memory, Observer, Outcome};
+use minivm_vmm::{Builder, Control, Memory, Observer, Outcome};
+use serde::{Deserialize, Serialize};
 
 use super::console::Tail;
 use super::wire::{self, FromGuest, ToGuest};
-use super::{Ended, Error, Link, MachineSpec, StopOnDrop, Watch, monitor, peak_memory};
+use super::{Ended, Error, Input, Link, MachineSpec, StopOnDrop, Watch, monitor, peak_memory};
+use crate::jail::CpuGroup;
 use crate::printable::Filter;
 
 /// Starts a machine that boots, in a monitor if this program has any. A machine with an observer of this process's runs in this process.
@@ -19,8 +21,10 @@ pub(super) fn start(machine: &MachineSpec, watch: Option<Watch>) -> Result<Link,
     let (events, observer) = Watch::parts(watch);
     if monitor::is_there() && observer.is_none() {
         let spec = monitor::Spec::boot(machine.config()).events(events);
+        let spec = spec.cpu_quota(machine.cpu_quota);
         return Ok(spec.start_session(machine.console, None)?.0);
     }
+    CpuGroup::refuse_here(machine.cpu_quota)?;
     start_here(machine, observer)
 }
 
@@ -45,7 +49,7 @@ pub(super) fn observed(builder: Builder, observer: Option<Arc<dyn Observer>>) ->
 }
 
 /// The state of a guest that was greeted before its machine was saved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Greeted {
     /// The address of its ring directory, if it has one.
     pub(crate) rings: Option<u64>,

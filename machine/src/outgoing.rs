@@ -6,8 +6,10 @@ use std::io::{self, PipeReader, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use minivm_guest::channel::{STDIN_WINDOW, ToGuest};
-use minivm_vmm::Input;
+use minivm_vmm::InputSource as _;
 use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::Input;
 
 /// The most bytes of input or files in one message.
 pub(super) const CHUNK: usize = 64 << 10;

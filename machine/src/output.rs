@@ -1,7 +1,7 @@
 //! Writers for a command's output: one with a limit, and one that keeps all in memory.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::streams;
@@ -56,6 +56,53 @@ impl Write for CaptureBuffer {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A mark that is set once an output has dropped something. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cut(Arc<AtomicBool>);
+
+impl Cut {
+    /// Returns whether something was dropped.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A console's writer that passes on a limited number of bytes and drops the rest. Errors are the caller's, an interruption too: a machine
+/// that is stopped waits for no reader.
+pub struct Limited<W> {
+    out: W,
+    left: u64,
+    cut: Cut,
+}
+
+impl<W: Write> Limited<W> {
+    /// Makes a writer that passes on `limit` bytes, without a limit all, and sets `cut` when it drops one.
+    pub fn new(out: W, limit: Option<u64>, cut: &Cut) -> Self {
+        Limited {
+            out,
+            left: limit.unwrap_or(u64::MAX),
+            cut: cut.clone(),
+        }
+    }
+}
+
+impl<W: Write> Write for Limited<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.left).unwrap_or(usize::MAX);
+        if room == 0 {
+            self.cut.0.store(true, Ordering::SeqCst);
+            return Ok(bytes.len());
+        }
+        let written = self.out.write(&bytes[..bytes.len().min(room)])?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -141,6 +188,21 @@ mod tests {
         capped.write(b" world").unwrap();
         assert!(capped.truncated);
         assert_eq!(*out.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn a_console_passes_on_its_limit_and_marks_what_it_drops() {
+        let cut = Cut::default();
+        let mut limited = Limited::new(Vec::new(), Some(5), &cut);
+        limited.write_all(b"hello").unwrap();
+        limited.write_all(b"").unwrap();
+        assert!(!cut.is_set());
+        limited.write_all(b" world").unwrap();
+        assert!(cut.is_set());
+        assert_eq!(limited.out, b"hello");
+        let mut limited = Limited::new(Vec::new(), Some(3), &Cut::default());
+        limited.write_all(b"hello").unwrap();
+        assert_eq!(limited.out, b"hel");
     }
 
     #[test]

@@ -51,6 +51,8 @@ enum Sink {
         /// It has another one until then, where files without names are unknown.
         named: Option<TempPath>,
     },
+    /// A file that another process gives its name to.
+    Lent,
     /// What was there.
     There,
 }
@@ -82,6 +84,28 @@ impl Output {
                 failure: None,
             }),
             _ => Output::whole(place, mode),
+        }
+    }
+
+    /// Returns the file that takes the output until it is finished.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns whether the output is a new file.
+    pub(crate) fn is_new(&self) -> bool {
+        !matches!(self.sink, Sink::There)
+    }
+
+    /// Returns an output of a file that another process has opened, and finishes. A new one may get permissions and times.
+    pub(crate) fn lent(file: File, is_new: bool) -> Output {
+        Output {
+            file,
+            sink: match is_new {
+                true => Sink::Lent,
+                false => Sink::There,
+            },
+            failure: None,
         }
     }
 
@@ -124,7 +148,7 @@ impl Output {
     /// Where it can't be written to.
     pub(crate) fn write_soon(&mut self, bytes: &[u8], wait: Duration) -> io::Result<Option<usize>> {
         let room = match self.sink {
-            Sink::Whole { .. } => usize::MAX,
+            Sink::Whole { .. } | Sink::Lent => usize::MAX,
             Sink::There => {
                 let mut polled = [PollFd::new(&self.file, PollFlags::OUT)];
                 let timeout = wait.try_into().map_err(io::Error::other)?;
@@ -178,7 +202,9 @@ impl Output {
     /// Where its file system doesn't let it.
     pub fn set_permissions(&self, mode: u32) -> io::Result<()> {
         match self.sink {
-            Sink::Whole { .. } => self.file.set_permissions(Permissions::from_mode(mode)),
+            Sink::Whole { .. } | Sink::Lent => {
+                self.file.set_permissions(Permissions::from_mode(mode))
+            }
             Sink::There => Ok(()),
         }
     }
@@ -190,7 +216,7 @@ impl Output {
     /// Where its file system doesn't let it.
     pub fn set_modified(&self, time: SystemTime) -> io::Result<()> {
         match self.sink {
-            Sink::Whole { .. } => self.file.set_modified(time),
+            Sink::Whole { .. } | Sink::Lent => self.file.set_modified(time),
             Sink::There => Ok(()),
         }
     }
@@ -302,6 +328,11 @@ fn folder_of(path: &Path) -> &Path {
 /// Whether it is in `/proc`.
 fn is_of_a_process(path: &Path) -> bool {
     statfs(folder_of(path)).is_ok_and(|system| system.f_type == PROC_SUPER_MAGIC)
+}
+
+/// Returns the open file of this process that the path names by its number, open or not.
+pub(crate) fn own_descriptor(path: &Path) -> Option<BorrowedFd<'static>> {
+    own_file(path).map(borrowed)
 }
 
 /// The number of an open file of this process, if that is what the path names.

@@ -18,7 +18,7 @@ use super::copy_out::Budget;
 use super::files::CopyIn;
 use super::limits::{Grace, Stopper, Watchdog, Why};
 use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
-use super::{End, Ended, Error, Link};
+use super::{End, Ended, Error, Input, Link};
 use crate::Walls;
 use crate::Warning;
 use crate::output::{Capped, Pending};
@@ -424,7 +424,7 @@ impl Feeder {
         let outgoing = outgoing.clone();
         let feeding = thread::Builder::new()
             .name("stdin".into())
-            .spawn(move || outgoing.feed(&minivm_vmm::Input::from(stdin), &quit))
+            .spawn(move || outgoing.feed(&Input::from(stdin), &quit))
             .map_err(cannot("start a thread"))?;
         Ok(Feeder { feeding, running })
     }

@@ -16,10 +16,12 @@ use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
 use super::session::{BOOT_LIMIT, Session};
 use super::{Error, Link, MachineSpec, Watch, local, monitor, wire};
+use crate::jail::{CpuGroup, CpuQuota};
 use crate::local::Greeted;
 use crate::monitor::Monitor;
 use crate::output::Pending;
 use crate::printable::printable;
+use crate::snapshot_folder::SnapshotFolder;
 
 /// How long a machine that has reported that it is ready still runs before it is saved, so that its init waits by then and clones have
 /// nothing left to do.
@@ -82,7 +84,8 @@ impl Running {
         match self {
             Running::Here(control) => {
                 control.pause();
-                Ok(control.snapshot(folder)?)
+                let saved = SnapshotFolder::save(folder, |files| control.snapshot_into(files));
+                Ok(saved?)
             }
             Running::InMonitor(monitor) => monitor.save(folder).map(drop),
         }
@@ -92,10 +95,11 @@ impl Running {
 /// Starts the machine, in a monitor if this program has any.
 fn start(machine: &MachineSpec) -> Result<(Link, Running), Error> {
     if monitor::is_there() {
-        let spec = monitor::Spec::boot(machine.config());
+        let spec = monitor::Spec::boot(machine.config()).cpu_quota(machine.cpu_quota);
         let (link, monitor) = spec.start_session(machine.console, None)?;
         return Ok((link, Running::InMonitor(monitor)));
     }
+    CpuGroup::refuse_here(machine.cpu_quota)?;
     let builder = Builder::new(machine.config());
     let (machine, ends) = local::launch(builder, machine.console, |from, to, memory| {
         Ok(wire::wire(from, to, memory))
@@ -156,6 +160,17 @@ enum Source {
     ForMonitors(PathBuf),
 }
 
+/// What a clone has of its own, and not from its template.
+#[derive(Default)]
+pub struct ResumeOptions {
+    /// Whether its console goes to stderr, see [`MachineSpec::console`].
+    pub console: bool,
+    /// The bound on its processor time.
+    pub cpu_quota: Option<CpuQuota>,
+    /// The watch over its exits.
+    pub watch: Option<Watch>,
+}
+
 /// A started clone.
 struct Clone {
     link: Link,
@@ -191,32 +206,25 @@ impl Saved {
     ///
     /// # Errors
     ///
-    /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Host`] where a pipe or a thread can't be made.
-    pub fn resume(&self, console: bool) -> Result<Link, Error> {
-        self.resume_watched(console, None)
-    }
-
-    /// Starts a clone as [`resume`](Self::resume) does, with a watch over its exits.
-    ///
-    /// # Errors
-    ///
-    /// As [`resume`](Self::resume)'s.
-    pub fn resume_watched(&self, console: bool, watch: Option<Watch>) -> Result<Link, Error> {
+    /// As [`Builder::build`]'s, in [`Error::Monitor`]; [`Error::Quota`] where its processor time can't be bounded; [`Error::Host`] where a
+    /// pipe or a thread can't be made.
+    pub fn resume(&self, options: ResumeOptions) -> Result<Link, Error> {
         let pages = Some(&self.pages);
-        self.launch(pages, console, watch).map(|clone| clone.link)
+        self.launch(pages, options).map(|clone| clone.link)
     }
 
-    fn launch(
-        &self,
-        pages: Option<&WorkingSet>,
-        console: bool,
-        watch: Option<Watch>,
-    ) -> Result<Clone, Error> {
+    fn launch(&self, pages: Option<&WorkingSet>, options: ResumeOptions) -> Result<Clone, Error> {
+        let ResumeOptions {
+            console,
+            cpu_quota,
+            watch,
+        } = options;
         let (events, observer) = Watch::parts(watch);
         let greeted = Greeted { rings: self.rings };
         match &self.source {
             Source::ForMonitors(folder) => {
-                let mut spec = monitor::Spec::restore(folder, pages.cloned()).events(events);
+                let spec = monitor::Spec::restore(folder, pages.cloned()).events(events);
+                let mut spec = spec.cpu_quota(cpu_quota);
                 spec.rehearsal = pages.is_none();
                 let (link, monitor) = spec.start_session(console, Some(greeted))?;
                 let touched = move || monitor.touched();
@@ -226,6 +234,7 @@ impl Saved {
                 })
             }
             Source::Here(snapshot) => {
+                CpuGroup::refuse_here(cpu_quota)?;
                 let mut builder = Builder::restore(snapshot);
                 if let Some(pages) = pages {
                     builder = builder.working_set(pages);
@@ -248,8 +257,13 @@ impl Saved {
     }
 
     /// Lets a clone serve `request`, and writes the list of pages that it touched, for other clones will touch them too.
-    pub(crate) fn rehearse(&self, request: Request, folder: &Path) -> Result<(), Error> {
-        let pages = self.watch(request)?;
+    pub(crate) fn rehearse(
+        &self,
+        request: Request,
+        cpu_quota: Option<CpuQuota>,
+        folder: &Path,
+    ) -> Result<(), Error> {
+        let pages = self.watch(request, cpu_quota)?;
         let bytes = postcard::to_allocvec(&pages).expect("plain data can be written");
         fs::write(folder.join(PAGES), bytes).map_err(cannot("write the template"))?;
         Ok(())
@@ -260,8 +274,16 @@ impl Saved {
     /// # Errors
     ///
     /// As [`Session::run`]'s; [`Error::Host`] where the kernel doesn't report the pages.
-    pub fn watch(&self, request: Request) -> Result<WorkingSet, Error> {
-        let Clone { link, touched } = self.launch(None, false, None)?;
+    pub fn watch(
+        &self,
+        request: Request,
+        cpu_quota: Option<CpuQuota>,
+    ) -> Result<WorkingSet, Error> {
+        let options = ResumeOptions {
+            cpu_quota,
+            ..ResumeOptions::default()
+        };
+        let Clone { link, touched } = self.launch(None, options)?;
         let session = Session {
             timeout: Some(BOOT_LIMIT),
             ..Session::new(request)

@@ -146,6 +146,7 @@ fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> MachineSpec {
         cpus: 1,
         rings: true,
         console: false,
+        cpu_quota: None,
     }
 }
 

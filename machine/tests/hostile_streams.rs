@@ -1,17 +1,24 @@
 //! Sessions with guests that send anything. Whatever a guest sends, the session returns a result or an error, in time and with little
 //! memory.
 //!
-//! There is no machine here: a script plays the guest's side of the link.
+//! There is no machine here: a script plays the guest's side of the link. Files that it sends are unpacked as minivm has it, by processes
+//! behind walls.
 
 // Tests run: here
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(
+    unsafe_code,
+    reason = "a program that is its own unpacker finds that out before its main"
+)]
 
 mod messages;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -26,13 +33,31 @@ use minivm_guest::channel::{
 use minivm_guest::newc::{Archive, Attributes};
 use minivm_machine::session::Event;
 use minivm_machine::signal::TERM;
-use minivm_machine::{CopyIn, End, Ended, Error, Files, Link, Report, Session, Warning};
+use minivm_machine::{CopyIn, End, Ended, Error, Files, Link, Report, Session, Warning, copy_out};
+use minivm_tests::fork::{Ended as Exited, forked};
 use minivm_tests::output::Shared;
-use minivm_tests::patience::{PATIENCE, with_limits_from};
+use minivm_tests::patience::{PATIENCE, wait_until, with_limits_from};
+use minivm_tests::processes::{self, Process};
 use minivm_tests::stress;
 use proptest::prelude::*;
+use rustix::process::{Pid, Signal, kill_process};
 
 use messages::{attack, exit, told};
+
+/// Lets this program be an unpacker as `minivm` is, whose `main` begins with that: the harness's `main` would run tests instead.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ANSWER: extern "C" fn() = answer;
+
+extern "C" fn answer() {
+    // Not each C library has the arguments by now.
+    let line = fs::read("/proc/self/cmdline").unwrap();
+    let words = line.split_inclusive(|byte| *byte == 0);
+    let words = words.map(|word| OsString::from_vec(word[..word.len() - 1].to_vec()));
+    if copy_out::answer(words).is_some() {
+        std::process::exit(0);
+    }
+}
 
 /// The time limit of guests that never get to a command's end.
 const SOON: Duration = Duration::from_millis(300);
@@ -54,6 +79,8 @@ enum Until {
     Stopped,
     /// The guest was sent so many messages that begin so.
     Sent(usize, &'static str),
+    /// There is a file of this name.
+    Exists(&'static Path),
 }
 
 /// The stream of a scripted guest.
@@ -116,6 +143,7 @@ impl Script {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
+            Until::Exists(path) => wait_until("the guest waits for a file", || path.exists()),
         }
     }
 }
@@ -900,6 +928,95 @@ fn a_limit_or_a_signal_ends_a_copy_and_whole_files_stay() {
     let late = "the time limit was reached first; with --copy-out-on-timeout, what is there then is copied";
     with_limits_from(SOON, |limit| ends(Some(limit), End::TimedOut, late));
     ends(None, End::Stopped(15), "the machine was stopped").unwrap();
+}
+
+/// A file that a scene waits for.
+fn release(folder: &Path) -> &'static Path {
+    Box::leak(folder.join("release").into_boxed_path())
+}
+
+/// A scene whose guest sends half a folder, and the rest once it is released.
+fn halting(folder: &Path) -> Scene {
+    let rest = [&[b'x'; 100_000][..], &entry("TRAILER!!!", 0, 0, b"")].concat();
+    let (words, until) = half_a_folder(&[ToHost::Files(&rest), ToHost::Files(b""), exit(0)]);
+    let mut scene = copying(folder, words, Then::Waits);
+    scene.waits = Some((until, Until::Exists(release(folder))));
+    scene
+}
+
+/// Plays a scene that copies half a folder, in a process of its own. When the first file is whole, `act` gets that process and its
+/// unpacker; then the scene is released. Returns how the process ended: with its warnings, or by a signal.
+fn with_an_unpacker(folder: &Path, scene: Scene, act: impl FnOnce(Pid, Process)) -> Exited {
+    let (whole, named) = (folder.join("below/out/whole"), folder.join("process"));
+    std::thread::scope(|scope| {
+        let session = scope.spawn(|| {
+            forked(|_| {
+                fs::write(&named, std::process::id().to_string()).unwrap();
+                let warnings = scene.play().unwrap().warnings;
+                let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+                warnings.join("\n")
+            })
+        });
+        wait_until("no file is copied", || whole.exists());
+        let process = fs::read_to_string(&named).unwrap().parse().unwrap();
+        let [unpacker] = processes::below(process)[..] else {
+            panic!("{:?}", processes::below(process));
+        };
+        act(pid(process), unpacker);
+        fs::write(release(folder), "").unwrap();
+        session.join().unwrap()
+    })
+}
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(number.try_into().unwrap()).unwrap()
+}
+
+#[test]
+fn a_session_that_is_killed_leaves_no_unpacker() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = with_an_unpacker(
+        folder.path(),
+        halting(folder.path()),
+        |session, unpacker| {
+            // It doesn't see the session's end itself.
+            kill_process(pid(unpacker.id), Signal::STOP).unwrap();
+            kill_process(session, Signal::KILL).unwrap();
+            wait_until("the unpacker stays", || !unpacker.still_runs());
+        },
+    );
+    assert_eq!(ended, Exited::Killed(9));
+    assert_eq!(
+        fs::read(folder.path().join("below/out/whole")).unwrap(),
+        b"hi"
+    );
+}
+
+#[test]
+fn an_unpacker_that_is_killed_fails_the_copy_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = with_an_unpacker(folder.path(), halting(folder.path()), |_, unpacker| {
+        kill_process(pid(unpacker.id), Signal::KILL).unwrap();
+    });
+    let to = folder.path().join("below/out");
+    let warning = format!(
+        "cannot copy /work out: to {}: the process that unpacks it ended: it was killed, perhaps because this host has no memory left",
+        to.display()
+    );
+    assert_eq!(ended, Exited::Returned(warning));
+    assert_eq!(fs::read(to.join("whole")).unwrap(), b"hi");
+}
+
+#[test]
+fn an_unpacker_that_hangs_keeps_no_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = copying(folder.path(), half_a_folder(&[]).0, Then::Waits);
+    scene.later = Some((release(folder.path()).into(), Event::Stop(2)));
+    let ended = with_an_unpacker(folder.path(), scene, |_, unpacker| {
+        kill_process(pid(unpacker.id), Signal::STOP).unwrap();
+    });
+    let warning = "/work was not copied out as a whole, but 0 of its files and folders: the machine was stopped";
+    assert_eq!(ended, Exited::Returned(warning.into()));
 }
 
 #[test]

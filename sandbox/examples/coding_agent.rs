@@ -73,7 +73,7 @@ pub(crate) fn run(
         image: Some(Arc::new(image)),
         kernel: None,
         // Where this host's KVM can't run a kernel, an emulated one can.
-        accel: match minivm_vmm::probe() {
+        accel: match minivm_machine::probe() {
             Ok(()) => Accel::Kvm,
             Err(_) => Accel::lab(minivm),
         },

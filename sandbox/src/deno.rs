@@ -94,6 +94,7 @@ const MAKING_LIMITS: Limits = Limits {
     time: Some(Duration::from_secs(120)),
     memory: Some(2 << 30),
     output: Some(256 << 20),
+    cpu: None,
 };
 
 /// The Deno sandbox: Deno, Pyodide, and the files that they need.

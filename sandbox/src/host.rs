@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use minivm_image::Image;
-
 use super::{Backend, Chromium, Deno, Error, Gvisor, Microvm, Monty, Sandbox};
 use minivm_machine::Accel;
-use minivm_machine::images::ImageCache;
+use minivm_machine::images::{ImageCache, Unpack};
 use minivm_machine::kernel;
 
 /// The parts of this host that sandboxes are made of.
@@ -18,7 +16,7 @@ pub struct Host {
     /// The cache's folder, see [`minivm_machine::cache::folder`].
     pub cache: PathBuf,
     /// The image, for backends that need one ([`Backend::needs_image`]).
-    pub image: Option<Arc<Image>>,
+    pub image: Option<Arc<dyn Unpack>>,
     /// The microVM's kernel; `None` for the one that [`minivm_machine::kernel::find`] finds.
     pub kernel: Option<PathBuf>,
     /// Whether the microVM runs on this host's KVM or in the lab.
@@ -55,14 +53,14 @@ impl Host {
     /// Those of [`open`](Self::open).
     pub fn microvm(&self) -> Result<Microvm, Error> {
         let image = self.image(Backend::Microvm)?;
-        let archive = self.image_cache().archive(image, || {})?;
+        let archive = image.archive(&self.image_cache(), &mut || {})?;
         let kernel = match &self.kernel {
             Some(kernel) => kernel.clone(),
             None => kernel::find()?,
         };
         Ok(Microvm::new(
             archive,
-            image.config.clone(),
+            image.config().clone(),
             kernel,
             self.accel.clone(),
         ))
@@ -70,10 +68,10 @@ impl Host {
 
     fn gvisor(&self) -> Result<Gvisor, Error> {
         let image = self.image(Backend::Gvisor)?;
-        let root = self.image_cache().root(image, || {})?;
+        let root = image.root(&self.image_cache(), &mut || {})?;
         Ok(Gvisor::new(
             root,
-            image.config.clone(),
+            image.config().clone(),
             self.worker.clone(),
             self.cache.clone(),
         ))
@@ -83,7 +81,7 @@ impl Host {
         ImageCache::new(&self.cache)
     }
 
-    fn image(&self, backend: Backend) -> Result<&Image, Error> {
+    fn image(&self, backend: Backend) -> Result<&dyn Unpack, Error> {
         self.image.as_deref().ok_or_else(|| Error::Unavailable {
             backend,
             why: "it needs an image".into(),

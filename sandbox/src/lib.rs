@@ -125,8 +125,8 @@ impl Backend {
     /// Returns the backend's capabilities beside running Python code.
     pub fn capabilities(self) -> &'static [Capability] {
         use Capability::{
-            Commands, Container, CopyOut, Environment, Files, HostFunctions, Machine, MemoryLimit,
-            Packages, Snapshot, Terminal,
+            Commands, Container, CopyOut, CpuQuota, Environment, Files, HostFunctions, Machine,
+            MemoryLimit, Packages, Snapshot, Terminal,
         };
         match self {
             Backend::Microvm => &[
@@ -138,6 +138,7 @@ impl Backend {
                 Container,
                 Terminal,
                 CopyOut,
+                CpuQuota,
                 Machine,
             ],
             Backend::Gvisor => &[Commands, Packages, Files, Environment, MemoryLimit],
@@ -191,6 +192,8 @@ pub enum Capability {
     HostFunctions,
     /// A limit on memory.
     MemoryLimit,
+    /// A bound on processor time.
+    CpuQuota,
     /// Suspending code at a call, keeping it as bytes, and resuming it.
     Snapshot,
     /// A user, working folder, host name, entrypoint, limits or file systems that differ from the image's.
@@ -213,6 +216,7 @@ impl fmt::Display for Capability {
             Capability::Network => "network",
             Capability::HostFunctions => "host functions",
             Capability::MemoryLimit => "memory limit",
+            Capability::CpuQuota => "bound on processor time",
             Capability::Snapshot => "snapshots",
             Capability::Container => "settings for a command in an image",
             Capability::Terminal => "terminal",

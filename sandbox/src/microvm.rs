@@ -10,9 +10,11 @@ use minivm_guest::channel::Request;
 use minivm_image::Config;
 use minivm_image::io_error::cannot;
 use minivm_machine::images::Archive;
+use minivm_machine::jail::CpuGroup;
 use minivm_machine::printable::printable;
 use minivm_machine::session::BOOT_LIMIT;
 use minivm_machine::signal::TERM;
+use minivm_machine::template::ResumeOptions;
 use minivm_machine::templates::{Recipe, Template, Templates};
 use minivm_machine::{Accel, Link, MachineSpec, Report, Session, Warning, Watch};
 use minivm_machine::{kernel, lab};
@@ -54,6 +56,7 @@ impl Microvm {
             cpus: 1,
             rings: true,
             console: false,
+            cpu_quota: None,
         };
         Microvm {
             image: String::new(),
@@ -190,6 +193,9 @@ impl Microvm {
     /// Starts a machine, and returns the link to it and whether it was resumed from a template.
     fn link(&self, recipe: &Recipe, watch: Option<Watch>) -> Result<(Link, bool), Error> {
         let machine = &recipe.machine;
+        if machine.cpu_quota.is_some() && self.accel != Accel::Kvm {
+            return Err(minivm_machine::Error::from(CpuGroup::none_in_lab()).into());
+        }
         if watch.is_some() && self.accel != Accel::Kvm {
             return self.link_watched_in_lab(machine, watch);
         }
@@ -207,7 +213,12 @@ impl Microvm {
                 None
             }
             Start::Template(templates, template) => {
-                Some(templates.resume(template, machine.console, again)?)
+                let options = ResumeOptions {
+                    console: machine.console,
+                    cpu_quota: machine.cpu_quota,
+                    watch: again,
+                };
+                Some(templates.resume(template, options)?)
             }
         };
         match warm {
@@ -279,7 +290,8 @@ impl Sandbox for Microvm {
         let began = Instant::now();
         // A template for code has a Python that has started.
         let code = matches!(task.program, Program::Code(_));
-        let recipe = self.recipe(task.limits.memory, code.then(String::new))?;
+        let mut recipe = self.recipe(task.limits.memory, code.then(String::new))?;
+        recipe.machine.cpu_quota = task.limits.cpu;
         task.files.check_room(recipe.machine.memory)?;
         let request = task.request(&self.config)?;
         let (stop_signal, unknown) = self.stop_signal();

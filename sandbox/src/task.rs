@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Backend, Capability, Error, Exception, VmOptions};
+use minivm_machine::jail::CpuQuota;
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
 use minivm_machine::{Accel, Call, CopyIn, End, Walls, Warning};
@@ -46,6 +47,8 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Bytes of each output that are passed on. Further bytes are dropped.
     pub output: Option<u64>,
+    /// Processor time of the machine.
+    pub cpu: Option<CpuQuota>,
 }
 
 impl Limits {
@@ -130,6 +133,7 @@ impl Task {
             (!self.env.is_empty(), Capability::Environment),
             (!self.functions.is_empty(), Capability::HostFunctions),
             (self.limits.memory.is_some(), Capability::MemoryLimit),
+            (self.limits.cpu.is_some(), Capability::CpuQuota),
             (resumes || !self.suspend_at.is_empty(), Capability::Snapshot),
         ];
         let needed = needs.into_iter().filter(|(needed, _)| *needed);

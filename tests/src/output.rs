@@ -1,6 +1,7 @@
 //! Outputs that are looked at afterwards.
 
 use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 /// Memory as a writer. Clones write to the same.
@@ -33,6 +34,26 @@ impl Write for Shared {
             .lock()
             .map_err(|_| io::ErrorKind::Other)?
             .write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A writer that passes every byte on, as long as there is a receiver.
+pub struct Tap(Sender<u8>);
+
+/// Returns a writer, and the receiver of its bytes.
+pub fn tap() -> (Tap, Receiver<u8>) {
+    let (sender, receiver) = channel();
+    (Tap(sender), receiver)
+}
+
+impl Write for Tap {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = bytes.iter().try_for_each(|byte| self.0.send(*byte));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

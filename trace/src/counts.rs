@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use minivm_vmm::Statistic;
-
 use crate::event::Event;
+use crate::statistics::Statistic;
 
 /// The counts that say what happens between the guest and KVM, in words. (`kvm_vcpu_stats_desc` in the kernel's `arch/x86/kvm/x86.c` and
 /// `arch/arm64/kvm/guest.c`, and where each is incremented.)

@@ -5,7 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use minivm_vmm::{ExitKind, Statistic, Step};
+use minivm_vmm::{ExitKind, Step};
+
+use crate::statistics::Statistic;
 
 /// The most bytes of an access that an event keeps: more come in one exit from a string instruction only.
 pub const DATA_MAX: usize = 8;

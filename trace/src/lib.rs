@@ -30,7 +30,7 @@
 //! | [`symbols`] | the names of a kernel's functions |
 //! | `filter` | the choice of exits |
 //! | `trace` | the way of an event: meaning, symbol, filter, counts, output |
-//! | `totals`, `counts` | the table at the end, and KVM's own counts beside it |
+//! | `totals`, `counts`, `statistics` | the table at the end, and KVM's own counts beside it; the files with those |
 //! | `fold` | several exits in one line |
 //! | [`output`] | text, JSON lines, Chrome's trace format |
 
@@ -40,6 +40,7 @@ mod filter;
 mod fold;
 pub mod meaning;
 pub mod output;
+mod statistics;
 pub mod symbols;
 mod totals;
 mod trace;
@@ -47,6 +48,7 @@ mod tracer;
 
 pub use event::Event;
 pub use filter::{Filter, UnknownFilter};
+pub use statistics::Statistic;
 pub use symbols::Symbols;
 pub use totals::Totals;
 pub use trace::Trace;

@@ -7,14 +7,14 @@ use std::thread;
 
 use kvm_ioctls::VmFd;
 
-use crate::arch::board::{Board, Interrupts, IrqLine};
+use crate::arch::board::{self, Board, IrqLine};
 use crate::arch::boot_data::{self, Start};
 use crate::arch::create;
 use crate::config::Config;
 use crate::devices::uart::{self, Output, Uart};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
-use crate::input::Input;
+use crate::input::{InputSource, Pump};
 use crate::kvm::Created;
 use crate::machine::{Entry, Machine};
 use crate::memory::GuestRam;
@@ -59,7 +59,7 @@ enum Source {
 /// The host's ends of a serial port.
 struct Port {
     output: Box<dyn Write + Send>,
-    input: Option<Input>,
+    input: Option<Box<dyn InputSource>>,
 }
 
 impl Port {
@@ -123,8 +123,8 @@ impl Builder {
     }
 
     /// Gives `input` to the guest on COM1, the console.
-    pub fn console_input(mut self, input: Input) -> Self {
-        self.com1.input = Some(input);
+    pub fn console_input(mut self, input: impl InputSource + 'static) -> Self {
+        self.com1.input = Some(Box::new(input));
         self
     }
 
@@ -135,8 +135,8 @@ impl Builder {
     }
 
     /// Gives `input` to the guest on COM2.
-    pub fn com2_input(mut self, input: Input) -> Self {
-        self.com2.input = Some(input);
+    pub fn com2_input(mut self, input: impl InputSource + 'static) -> Self {
+        self.com2.input = Some(Box::new(input));
         self
     }
 
@@ -199,7 +199,7 @@ impl Builder {
             Source::Prepared(_) => Vec::new(),
         };
         let inputs = [&self.com1.input, &self.com2.input].into_iter().flatten();
-        all.extend(inputs.flat_map(Input::descriptors));
+        all.extend(inputs.flat_map(|input| input.descriptors()));
         all
     }
 
@@ -310,19 +310,19 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         ram,
     } = created;
     let gate = Gate::new(u8::try_from(vcpus.len()).expect("checked against CPUS_MAX"))?;
-    let interrupts = Interrupts::new(&vm, irqchip, devices.board);
-    let (com1, input1) = uart(interrupts.com1(), com1, &gate, devices.com1)?;
-    let (com2, input2) = uart(interrupts.com2(), com2, &gate, devices.com2)?;
+    let ([irq1, irq2], controller) = board::lines(&vm, irqchip, devices.board);
+    let (com1, input1) = uart(irq1, com1, &gate, devices.com1)?;
+    let (com2, input2) = uart(irq2, com2, &gate, devices.com2)?;
     let intake = Arc::new(Mutex::new(()));
     let pumps = [(input1, &com1), (input2, &com2)]
         .into_iter()
-        .filter_map(|(input, uart)| Some(input?.pump(uart.clone(), intake.clone())))
+        .filter_map(|(input, uart)| Some(Pump::new(input?, uart.clone(), intake.clone())))
         .collect();
     Ok(Machine {
         vcpus,
         platform: Arc::new(Platform {
             gate,
-            board: Board::new(interrupts, &com1, &com2),
+            board: Board::new(controller, &com1, &com2),
             com1,
             com2,
             intake,
@@ -358,7 +358,7 @@ fn random_seed() -> Result<[u8; boot_data::SEED_LEN]> {
     Ok(seed)
 }
 
-type ConnectedUart = (Arc<Mutex<Uart>>, Option<Input>);
+type ConnectedUart = (Arc<Mutex<Uart>>, Option<Box<dyn InputSource>>);
 
 fn uart(irq: IrqLine, port: Port, gate: &Arc<Gate>, state: uart::State) -> Result<ConnectedUart> {
     let output = Output {

@@ -1,6 +1,5 @@
 //! Control over a machine from any thread: pause, resume, save, stop. `gate` gets the vCPUs' threads out of the guest.
 
-use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use crate::arch::vcpu_state::Inventory;
@@ -9,7 +8,7 @@ use crate::gate::Gate;
 use crate::memory::GuestRam;
 use crate::outcome::Outcome;
 use crate::snapshot::SaveFiles;
-use crate::snapshot::capture::{Captured, Frozen};
+use crate::snapshot::capture::Frozen;
 use crate::vcpu::Platform;
 
 /// A handle to a machine for other threads than the one that runs it. Cheap to clone.
@@ -34,38 +33,24 @@ impl Control {
         self.gate.resume();
     }
 
-    /// Saves the machine, which must be paused, in `folder`, in place of a snapshot that may be there. The machine stays
-    /// paused meanwhile: a call of [`resume`](Self::resume) waits. Memory that is shared with the guest
-    /// ([`Memory`](crate::Memory)) must not be written to while `snapshot` runs. The machine's own output writer must not call it.
+    /// Saves the machine, which must be paused, into `files`, which are new and empty, and have reached the disk when this returns.
+    /// It opens nothing. Whatever has made the files publishes or deletes them: minivm's `SnapshotFolder` does.
+    ///
+    /// The machine stays paused meanwhile: a call of [`resume`](Self::resume) waits. Memory that is shared with the guest
+    /// ([`Memory`](crate::Memory)) must not be written to while `snapshot_into` runs. The machine's own output writer must not call it.
     ///
     /// # Errors
     ///
-    /// [`Error::NotPaused`] where the machine runs, has ended, or ends meanwhile; [`Error::Save`] where the snapshot can't be
-    /// written, in which case an older one in the folder is still whole; [`Error::Kvm`] where KVM refuses to give the state.
-    pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.at_rest(|machine| machine.save(folder.as_ref()))
-    }
-
-    /// Saves the machine, which must be paused, as [`snapshot`](Self::snapshot) does, into `files`, which are new and empty, and
-    /// have reached the disk when this returns. It opens nothing. Whatever has made the files publishes or deletes them
-    /// ([`SnapshotFolder`](crate::SnapshotFolder)).
-    ///
-    /// # Errors
-    ///
-    /// Those of [`snapshot`](Self::snapshot); [`Error::Save`] has the memory file's name for a path.
+    /// [`Error::NotPaused`] where the machine runs, has ended, or ends meanwhile; [`Error::Save`], with the memory file's name for a
+    /// path, where the snapshot can't be written; [`Error::Kvm`] where KVM refuses to give the state.
     pub fn snapshot_into(&self, files: &SaveFiles) -> Result<()> {
-        self.at_rest(|machine| machine.write(files))
-    }
-
-    /// Captures the paused machine's state, and keeps the machine at rest while `save` saves it.
-    fn at_rest(&self, save: impl FnOnce(Captured<'_>) -> Result<()>) -> Result<()> {
         // Behind the RAM, so that KVM's descriptors are closed first if the machine ends meanwhile.
         let ram = self.ram.upgrade().ok_or(Error::NotPaused)?;
         let platform = self.platform.upgrade().ok_or(Error::NotPaused)?;
         let held = self.gate.hold()?;
         let frozen = Frozen::new(&platform);
         let vcpus = held.save(Inventory::of_this_host(&platform.kvm, &platform.vm)?)?;
-        save(frozen.capture(vcpus, &ram)?)
+        frozen.save(vcpus, &ram, files)
     }
 
     /// Ends the machine with [`Outcome::Stopped`], if it hasn't ended already; returns at once.

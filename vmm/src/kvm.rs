@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::arch::create::{self, Irqchip};
 use crate::error::{Error, Result};
@@ -89,6 +89,14 @@ pub(crate) fn create_vm(kvm: &Kvm, bytes: u64) -> Result<VmFd> {
     };
     create::prepare_vm(&vm)?;
     Ok(vm)
+}
+
+/// Creates processor `id` of the machine.
+pub(crate) fn create_vcpu(vm: &VmFd, id: u8) -> Result<VcpuFd> {
+    // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. Its number becomes its APIC ID
+    // on x86-64; on arm64 KVM makes its address among the processors (MPIDR) of it. (KVM API 4.7, KVM_CREATE_VCPU.)
+    vm.create_vcpu(id.into())
+        .map_err(Error::kvm("KVM_CREATE_VCPU"))
 }
 
 /// Lends the guest this process's memory as its RAM.

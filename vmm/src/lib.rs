@@ -25,9 +25,9 @@
 //! it completes an access to a device that the last exit left unfinished, without another instruction of the guest's. A fresh
 //! vCPU has nothing to complete; its thread passes here like any other when it reaches the gate before `run` has opened it.
 //!
-//! A paused machine can be saved ([`Control::snapshot`]), and any number of machines can continue from there
+//! A paused machine can be saved ([`Control::snapshot_into`]), and any number of machines can continue from there
 //! ([`Builder::restore`]): the same recipe, with the memory mapped from a file instead of loaded, and the processors' and
-//! devices' state set instead of reset. A [`Pool`] makes them ahead of time.
+//! devices' state set instead of reset.
 //!
 //! A process can give up its right to open files before it looks at any: [`Builder::open`] and [`SnapshotFiles::open`] open what
 //! is read later, [`Control::snapshot_into`] saves into files that are open, and [`Builder::vcpu_thread`] is for what a vCPU's
@@ -46,10 +46,9 @@
 //! | `arch` | what differs between processors: [`layout`], the map of the guest's addresses; kernels' formats; page tables, ACPI, the zero page, CPUID, registers; the IOAPIC, the ports that end a machine; the exits; a vCPU's whole state |
 //! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
 //! | `devices`, `input` | two UARTs and the bus; input for the UARTs |
-//! | `snapshot`, `pool` | saved machines, and clones of them |
+//! | `snapshot` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `random` | the host's random numbers |
-//! | `probe`, `survey` | a test of the host's KVM; what it has and lacks |
 //!
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
 //! also at <https://docs.kernel.org/virt/kvm/api.html>. Each KVM call is explained where it is made.
@@ -92,14 +91,11 @@ mod memory;
 mod observer;
 mod opened;
 mod outcome;
-mod pool;
-mod probe;
 mod random;
 mod recorder;
 mod sent;
 mod snapshot;
 mod statistics;
-mod survey;
 mod vcpu;
 
 #[cfg(any(test, fuzzing))]
@@ -107,20 +103,16 @@ mod vcpu;
 pub mod fuzzing;
 
 pub use arch::layout;
+pub use arch::text::NO_KVM;
 pub use builder::Builder;
 pub use config::{CPUS_MAX, Config, Kernel, MEMORY_MAX, MEMORY_MIN};
 pub use control::Control;
 pub use error::{Error, Result};
-pub use input::Input;
+pub use input::InputSource;
 pub use kernel::KernelError;
 pub use machine::Machine;
 pub use memory::{Memory, NoMemory};
 pub use observer::{Exit, ExitKind, Observer, Step};
 pub use outcome::{Outcome, Reset};
-pub use pool::Pool;
-pub use probe::{create_vm_time, probe};
-pub use snapshot::{
-    Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, SnapshotFolder, WorkingSet,
-};
-pub use statistics::Statistic;
-pub use survey::{Finding, survey};
+pub use snapshot::{Prepared, SaveFiles, Snapshot, SnapshotError, SnapshotFiles, WorkingSet};
+pub use statistics::Statistics;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -21,7 +20,7 @@ use crate::memory::{GuestRam, Memory};
 use crate::observer::{Observer, Step, Steps};
 use crate::outcome::Outcome;
 use crate::snapshot::SaveFiles;
-use crate::snapshot::capture::{Captured, Frozen};
+use crate::snapshot::capture::Frozen;
 use crate::statistics::Statistics;
 use crate::vcpu::{Platform, Vcpu};
 
@@ -69,28 +68,12 @@ impl Machine {
         }
     }
 
-    /// Saves the machine, which has not run yet, in `folder`, in place of a snapshot that may be there. A machine that runs is
-    /// saved by [`Control::snapshot`].
+    /// Saves the machine, which has not run yet, as [`Control::snapshot_into`] does with one that runs.
     ///
     /// # Errors
     ///
-    /// [`Error::Save`] where the snapshot can't be written, in which case an older one in the folder is still whole;
-    /// [`Error::Kvm`] where KVM refuses to give the state.
-    pub fn snapshot(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.at_rest(|machine| machine.save(folder.as_ref()))
-    }
-
-    /// Saves the machine, which has not run yet, as [`Control::snapshot_into`] does.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`snapshot`](Self::snapshot); [`Error::Save`] has the memory file's name for a path.
+    /// Those of [`Control::snapshot_into`], except for [`Error::NotPaused`].
     pub fn snapshot_into(&self, files: &SaveFiles) -> Result<()> {
-        self.at_rest(|machine| machine.write(files))
-    }
-
-    /// Captures the machine's state, and keeps its devices at rest while `save` saves it.
-    fn at_rest(&self, save: impl FnOnce(Captured<'_>) -> Result<()>) -> Result<()> {
         let inventory = Inventory::of_this_host(&self.platform.kvm, &self.platform.vm)?;
         let vcpus = self
             .vcpus
@@ -98,7 +81,7 @@ impl Machine {
             .map(|vcpu| VcpuState::of(vcpu, &inventory))
             .collect::<Result<_>>()?;
         let frozen = Frozen::new(&self.platform);
-        save(frozen.capture(vcpus, &self.ram)?)
+        frozen.save(vcpus, &self.ram, files)
     }
 
     /// Returns a handle to the machine's RAM.
@@ -124,7 +107,7 @@ impl Machine {
         let steps = Steps::to(observer.as_ref());
         let statistics = observer
             .as_ref()
-            .map(|_| Statistics::open(&platform.vm, &vcpus));
+            .map(|_| Statistics::open_all(&platform.vm, &vcpus));
         let gate = platform.gate.clone();
         let (threads, started) = start(vcpus, &platform, vcpu_thread.as_ref());
         let served = started.and_then(|()| {
@@ -141,7 +124,7 @@ impl Machine {
         }
         steps.reached(Step::Ended);
         if let (Some(observer), Some(statistics)) = (&observer, statistics) {
-            observer.on_statistics(&statistics.and_then(|statistics| statistics.read()));
+            observer.on_statistics(&statistics);
         }
         let outcome = gate
             .take_outcome()

@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::statistics::Statistic;
+use crate::statistics::Statistics;
 
 /// Sees what a machine does. [`Builder::observer`](crate::Builder::observer) gives it to a machine.
 ///
@@ -28,10 +28,10 @@ pub trait Observer: Send + Sync {
         let _ = step;
     }
 
-    /// Sees KVM's counts for the whole machine, once, when its vCPUs have left the guest for ever. Where KVM doesn't count, or can't be
-    /// asked, the reason. Runs on the thread that calls [`Machine::run`](crate::Machine::run).
-    fn on_statistics(&self, statistics: &Result<Vec<Statistic>>) {
-        let _ = statistics;
+    /// Sees the files with KVM's counts, of the machine and of each vCPU, once, when its vCPUs have left the guest for ever. Where KVM
+    /// doesn't count, or can't be asked, the reason. Runs on the thread that calls [`Machine::run`](crate::Machine::run).
+    fn on_statistics(&self, files: &Result<Vec<Statistics>>) {
+        let _ = files;
     }
 }
 

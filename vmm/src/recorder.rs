@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use crate::arch::processor::PointerReader;
+use crate::arch::processor;
 use crate::observer::{Exit, ExitKind, Observer, Step};
 
 /// Takes notes while an exit is served.
@@ -31,28 +31,13 @@ impl Note for NoNote {
 pub(crate) struct Recorder {
     observer: Arc<dyn Observer>,
     vcpu: u8,
-    pointer: PointerReader,
+    /// Whether KVM leaves the registers beside the reason of each exit.
+    synced: bool,
     entered: bool,
     came: Instant,
-    kind: Shape,
+    /// Without its data.
+    kind: ExitKind<'static>,
     data: Vec<u8>,
-}
-
-/// An [`ExitKind`] whose data lie elsewhere.
-#[derive(Clone, Copy)]
-enum Shape {
-    IoIn(u16),
-    IoOut(u16),
-    MmioRead(u64),
-    MmioWrite(u64),
-    Shutdown,
-    Halt,
-    PowerOff,
-    Reset,
-    BusLock,
-    Interrupted,
-    NotRunnable,
-    Other,
 }
 
 impl Recorder {
@@ -61,10 +46,10 @@ impl Recorder {
         Recorder {
             observer,
             vcpu,
-            pointer: PointerReader::new(vm, fd),
+            synced: processor::sync_registers(vm, fd),
             entered: false,
             came: Instant::now(),
-            kind: Shape::Other,
+            kind: ExitKind::Other(""),
             data: Vec::new(),
         }
     }
@@ -81,28 +66,10 @@ impl Recorder {
     pub(crate) fn served(&self, fd: &VcpuFd) {
         self.observer.on_exit(&Exit {
             vcpu: self.vcpu,
-            kind: self.exit_kind(),
+            kind: with_data(self.kind, &self.data),
             came: self.came,
-            rip: self.pointer.read(fd),
+            rip: processor::instruction_pointer(fd, self.synced),
         });
-    }
-
-    fn exit_kind(&self) -> ExitKind<'_> {
-        let data = &self.data[..];
-        match self.kind {
-            Shape::IoIn(port) => ExitKind::IoIn { port, data },
-            Shape::IoOut(port) => ExitKind::IoOut { port, data },
-            Shape::MmioRead(address) => ExitKind::MmioRead { address, data },
-            Shape::MmioWrite(address) => ExitKind::MmioWrite { address, data },
-            Shape::Shutdown => ExitKind::Shutdown,
-            Shape::Halt => ExitKind::Halt,
-            Shape::PowerOff => ExitKind::PowerOff,
-            Shape::Reset => ExitKind::Reset,
-            Shape::BusLock => ExitKind::BusLock,
-            Shape::Interrupted => ExitKind::Interrupted,
-            Shape::NotRunnable => ExitKind::NotRunnable,
-            Shape::Other => ExitKind::Other(str::from_utf8(data).unwrap_or_default()),
-        }
     }
 }
 
@@ -112,22 +79,37 @@ impl Note for Recorder {
     }
 
     fn kind(&mut self, kind: ExitKind<'_>) {
-        let (shape, data) = match kind {
-            ExitKind::IoIn { port, data } => (Shape::IoIn(port), data),
-            ExitKind::IoOut { port, data } => (Shape::IoOut(port), data),
-            ExitKind::MmioRead { address, data } => (Shape::MmioRead(address), data),
-            ExitKind::MmioWrite { address, data } => (Shape::MmioWrite(address), data),
-            ExitKind::Shutdown => (Shape::Shutdown, &[][..]),
-            ExitKind::Halt => (Shape::Halt, &[][..]),
-            ExitKind::PowerOff => (Shape::PowerOff, &[][..]),
-            ExitKind::Reset => (Shape::Reset, &[][..]),
-            ExitKind::BusLock => (Shape::BusLock, &[][..]),
-            ExitKind::Interrupted => (Shape::Interrupted, &[][..]),
-            ExitKind::NotRunnable => (Shape::NotRunnable, &[][..]),
-            ExitKind::Other(reason) => (Shape::Other, reason.as_bytes()),
-        };
-        self.kind = shape;
         self.data.clear();
-        self.data.extend_from_slice(data);
+        self.data.extend_from_slice(data(&kind));
+        self.kind = with_data(kind, &[]);
+    }
+}
+
+fn data<'a>(kind: &ExitKind<'a>) -> &'a [u8] {
+    match *kind {
+        ExitKind::IoIn { data, .. }
+        | ExitKind::IoOut { data, .. }
+        | ExitKind::MmioRead { data, .. }
+        | ExitKind::MmioWrite { data, .. } => data,
+        ExitKind::Other(reason) => reason.as_bytes(),
+        _ => &[],
+    }
+}
+
+/// Returns the kind with these data in place of its own.
+fn with_data<'a>(kind: ExitKind<'_>, data: &'a [u8]) -> ExitKind<'a> {
+    match kind {
+        ExitKind::IoIn { port, .. } => ExitKind::IoIn { port, data },
+        ExitKind::IoOut { port, .. } => ExitKind::IoOut { port, data },
+        ExitKind::MmioRead { address, .. } => ExitKind::MmioRead { address, data },
+        ExitKind::MmioWrite { address, .. } => ExitKind::MmioWrite { address, data },
+        ExitKind::Shutdown => ExitKind::Shutdown,
+        ExitKind::Halt => ExitKind::Halt,
+        ExitKind::PowerOff => ExitKind::PowerOff,
+        ExitKind::Reset => ExitKind::Reset,
+        ExitKind::BusLock => ExitKind::BusLock,
+        ExitKind::Interrupted => ExitKind::Interrupted,
+        ExitKind::NotRunnable => ExitKind::NotRunnable,
+        ExitKind::Other(_) => ExitKind::Other(str::from_utf8(data).unwrap_or_default()),
     }
 }

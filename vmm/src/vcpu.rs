@@ -203,7 +203,7 @@ impl Vcpu {
     }
 
     fn unexpected(&self, reason: String) -> Error {
-        let rip = processor::instruction_pointer(&self.fd);
+        let rip = processor::instruction_pointer(&self.fd, false);
         Error::Exit {
             vcpu: self.id,
             reason,

@@ -12,20 +12,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use minivm_tests::code::{LOOP, show};
+use minivm_tests::input::input;
 use minivm_tests::kernel_file::Elf;
+use minivm_tests::output::tap;
 use minivm_tests::patience::PATIENCE;
+use minivm_tests::snapshot::save_in;
 use minivm_vmm::{
-    Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
-    SnapshotFiles, SnapshotFolder, WorkingSet,
+    Builder, Config, Control, Error, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
+    SnapshotFiles, WorkingSet,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -66,20 +69,6 @@ fn confine() {
     }
 }
 
-/// Passes every byte on to a channel.
-struct Tap(Sender<u8>);
-
-impl Write for Tap {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| self.0.send(*byte).unwrap());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A machine that runs on a thread of its own.
 struct Running {
     control: Control,
@@ -90,8 +79,8 @@ struct Running {
 
 impl Running {
     fn start(builder: Builder) -> Self {
-        let (tap, output) = channel();
-        let machine = builder.console_output(Tap(tap)).build().unwrap();
+        let (tap, output) = tap();
+        let machine = builder.console_output(tap).build().unwrap();
         Running {
             control: machine.control(),
             memory: machine.memory(),
@@ -133,12 +122,6 @@ fn booted(folder: &Path) -> Builder {
     })
 }
 
-fn input(bytes: &[u8]) -> Input {
-    let (ours, mut theirs) = io::pipe().unwrap();
-    theirs.write_all(bytes).unwrap();
-    Input::from(OwnedFd::from(ours))
-}
-
 /// This test runs in two processes. This one makes the files that the machine is saved into; the other one, which is confined, has
 /// them as stdin and stderr.
 #[test]
@@ -152,27 +135,29 @@ fn a_machine_of_open_files_is_built_saved_and_restored() {
     fs::write(path("kernel"), Elf::of_code(&[&ADD]).bytes()).unwrap();
     fs::write(path("initramfs"), vec![7; 20 << 20]).unwrap();
     let machine = booted(folder.path()).build().unwrap();
-    machine.snapshot(path("old")).unwrap();
+    let old = save_in(&path("old"), |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    old.unwrap();
 
-    let new = SnapshotFolder::prepare(&path("new")).unwrap();
-    let SaveFiles {
-        state,
-        memory,
-        name: memory_name,
-    } = new.files();
-    let ended = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name])
-        .env(FOLDER, folder.path())
-        .env(MEMORY, memory_name)
-        .stdin(state.try_clone().unwrap())
-        .stderr(memory.try_clone().unwrap())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&ended.stdout);
-    assert!(ended.status.success(), "{text}");
-    assert!(text.contains("1 passed"), "{text}");
-    assert!(Snapshot::open(path("new")).is_err(), "it is not published");
-    new.publish().unwrap();
+    let new = save_in(&path("new"), |state, memory, memory_name| {
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(FOLDER, folder.path())
+            .env(MEMORY, memory_name)
+            .stdin(state)
+            .stderr(memory)
+            .output()?;
+        let text = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success(), "{text}");
+        assert!(text.contains("1 passed"), "{text}");
+        io::Result::Ok(())
+    });
+    new.unwrap();
     let snapshot = Snapshot::open(path("new")).unwrap();
     snapshot.verify().unwrap();
     let continued = Running::start(Builder::restore(&snapshot).console_input(input(&[8])));
@@ -221,13 +206,13 @@ fn close_all_but(kept: &[BorrowedFd<'_>]) {
 
 /// A guest that writes a byte and loops, with two vCPUs, the second of which it never starts.
 fn writes() -> (Builder, Receiver<u8>) {
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let code = [&show(b'!')[..], &LOOP].concat();
     let config = Config {
         cpus: 2,
         ..Config::new(Kernel::Code(code))
     };
-    (Builder::new(config).console_output(Tap(tap)), output)
+    (Builder::new(config).console_output(tap), output)
 }
 
 fn thread_name() -> String {

@@ -7,30 +7,18 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
-use std::io::{self, Cursor, Write};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::io::{self, Write};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use minivm_tests::code::{LOOP, RESET, SHOW, map, place, wake};
+use minivm_tests::input::input;
+use minivm_tests::output::tap;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Error, Input, Kernel, Machine, Outcome, Reset, layout};
+use minivm_vmm::{Builder, Config, Error, Kernel, Machine, Outcome, Reset, layout};
 
 /// The limit for a hang.
 const DEADLINE: Duration = Duration::from_secs(300);
-
-/// Passes every byte on to a channel.
-struct Tap(Sender<u8>);
-
-impl Write for Tap {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| self.0.send(*byte).unwrap());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 fn config(code: &[&[u8]]) -> Config {
     Config::new(Kernel::Code(code.concat()))
@@ -38,10 +26,10 @@ fn config(code: &[&[u8]]) -> Config {
 
 /// Builds a machine that runs `code`; returns it with the receiver of its output to COM1.
 fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     (
         Builder::new(config(code))
-            .console_output(Tap(tap))
+            .console_output(tap)
             .build()
             .unwrap(),
         output,
@@ -147,13 +135,13 @@ fn a_machine_with_one_vcpu_halted_and_one_at_work_runs_on() {
         &[0xfa, 0xf4],
     ]
     .concat();
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let config = Config {
         cpus: 2,
         ..config(&[&code])
     };
     let outcome = Builder::new(config)
-        .console_output(Tap(tap))
+        .console_output(tap)
         .build()
         .unwrap()
         .run();
@@ -252,11 +240,10 @@ fn input_of_every_byte_value_comes_back_unchanged() {
         0xeb, 0xef, //                            jmp again
     ];
     let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
-    let (tap, output) = channel();
-    let input = Input::from_reader(Cursor::new(bytes.clone())).unwrap();
+    let (tap, output) = tap();
     let machine = Builder::new(config(&[&echo]))
-        .console_output(Tap(tap))
-        .console_input(input)
+        .console_output(tap)
+        .console_input(input(&bytes))
         .build()
         .unwrap();
     let control = machine.control();
@@ -275,7 +262,7 @@ fn input_of_every_byte_value_comes_back_unchanged() {
 
 #[test]
 fn com2_is_a_uart_of_its_own() {
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let code = config(&[
         &mov_dx(layout::COM1_PORT),
         &out(b'1'),
@@ -284,7 +271,7 @@ fn com2_is_a_uart_of_its_own() {
         &RESET,
     ]);
     Builder::new(code)
-        .com2_output(Tap(tap))
+        .com2_output(tap)
         .build()
         .unwrap()
         .run()
@@ -364,10 +351,10 @@ fn a_machine_is_stopped_while_it_waits_for_its_output_to_be_taken() {
 
 #[test]
 fn eight_vcpus_stop_together() {
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let code = config(&[&mov_dx(layout::COM1_PORT), &out(b'.'), &LOOP]);
     let machine = Builder::new(Config { cpus: 8, ..code })
-        .console_output(Tap(tap))
+        .console_output(tap)
         .build()
         .unwrap();
     let control = machine.control();
@@ -386,13 +373,13 @@ fn memory_behind_the_hole_belongs_to_the_guest() {
         0xc6, 0x06, b'h', 0x8a,
         0x06, //                               mov byte [rsi], 'h'; mov al, [rsi]
     ];
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let code = Config {
         memory: 4 << 30,
         ..config(&[&map(0x1_3fff_fff0), &show_last_byte_but_15, &SHOW, &RESET])
     };
     Builder::new(code)
-        .console_output(Tap(tap))
+        .console_output(tap)
         .build()
         .unwrap()
         .run()

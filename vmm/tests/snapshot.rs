@@ -8,38 +8,26 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't continue fails")]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use minivm_tests::code::{map, place, wake};
+use minivm_tests::input::input;
+use minivm_tests::output::tap;
+use minivm_tests::snapshot::save_in;
 use minivm_tests::stress;
 use minivm_vmm::{
-    Builder, Config, Control, Error, Input, Kernel, Memory, Outcome, Prepared, Reset, Result,
-    Snapshot, SnapshotError, layout,
+    Builder, Config, Control, Error, Kernel, Machine, Memory, Outcome, Prepared, Reset, Result,
+    SaveFiles, Snapshot, SnapshotError, layout,
 };
 use sha2::{Digest, Sha256};
 
 /// The limit for a hang, also in the lab, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
-
-/// Passes every byte on to a channel.
-struct Tap(Sender<u8>);
-
-impl Write for Tap {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // The receiver may be gone.
-        let _ = bytes.iter().try_for_each(|byte| self.0.send(*byte));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A machine that runs on a thread of its own, until this is dropped at the latest.
 struct Running {
@@ -57,8 +45,8 @@ impl Drop for Running {
 
 impl Running {
     fn start(builder: Builder) -> Self {
-        let (tap, output) = channel();
-        let machine = builder.console_output(Tap(tap)).build().unwrap();
+        let (tap, output) = tap();
+        let machine = builder.console_output(tap).build().unwrap();
         let control = machine.control();
         Running {
             control,
@@ -95,6 +83,29 @@ impl Running {
         assert_eq!(self.join(), Outcome::Stopped);
         self.output.iter().collect()
     }
+}
+
+/// Saves a paused machine in place of a snapshot that may be in the folder.
+fn save(control: &Control, folder: &Path) -> Result<()> {
+    save_in(folder, |state, memory, name| {
+        control.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    })
+}
+
+/// Saves a machine that has not run.
+fn save_unstarted(machine: &Machine, folder: &Path) {
+    let saved = save_in(folder, |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
 }
 
 /// The number of bytes that [`computation`] writes before its sum.
@@ -159,7 +170,7 @@ fn saved_after(count: usize, mut builder: impl FnMut() -> Builder, folder: &Path
         let running = Running::start(builder());
         let mut output = running.read(count);
         running.control.pause();
-        match running.control.snapshot(folder) {
+        match save(&running.control, folder) {
             Err(Error::NotPaused) => continue,
             saved => saved.unwrap(),
         }
@@ -252,18 +263,18 @@ fn two_vcpus_are_saved_after(count: usize) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let mut taps = None;
     let two = || {
-        let (tap, counted) = channel();
+        let (tap, counted) = tap();
         taps = Some(counted);
-        Builder::new(two_at_work()).com2_output(Tap(tap))
+        Builder::new(two_at_work()).com2_output(tap)
     };
     let mut output = saved_after(count, two, folder.path());
     let counted = taps.unwrap();
     let mut numbers: Vec<u8> = counted.iter().collect();
     let before = numbers.len();
-    let (tap, counted) = channel();
+    let (tap, counted) = tap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     assert_eq!(snapshot.cpus(), 2);
-    output.extend(Running::start(Builder::restore(&snapshot).com2_output(Tap(tap))).finish());
+    output.extend(Running::start(Builder::restore(&snapshot).com2_output(tap)).finish());
     numbers.extend(counted.iter());
     assert_eq!(output, computed());
     assert_consecutive(&numbers);
@@ -305,7 +316,7 @@ fn a_saved_machine_runs_on_itself() {
     for _ in 0..20 {
         output.extend(running.read(50));
         running.control.pause();
-        match running.control.snapshot(folder.path()) {
+        match save(&running.control, folder.path()) {
             // A busy host may let it come to its end meanwhile.
             Err(Error::NotPaused) => break,
             saved => saved.unwrap(),
@@ -338,7 +349,7 @@ fn clones_diverge_and_can_be_cloned() {
     let snapshot = Snapshot::open(folder.path()).unwrap();
     let clones: Vec<_> = (1..=8u8)
         .map(|number| {
-            let input = Input::from_reader(io::Cursor::new(vec![number; 10])).unwrap();
+            let input = input(&[number; 10]);
             (
                 number,
                 Running::start(Builder::restore(&snapshot).console_input(input)),
@@ -351,9 +362,9 @@ fn clones_diverge_and_can_be_cloned() {
     }
     let (number, clone) = clones.into_iter().last().unwrap();
     clone.control.pause();
-    clone.control.snapshot(second.path()).unwrap();
+    save(&clone.control, second.path()).unwrap();
     clone.stop();
-    let input = Input::from_reader(io::Cursor::new([1])).unwrap();
+    let input = input(&[1]);
     let grandchild = Running::start(
         Builder::restore(&Snapshot::open(second.path()).unwrap()).console_input(input),
     );
@@ -385,18 +396,10 @@ fn machines_can_be_made_on_one_thread_and_run_on_another() {
 #[test]
 fn a_machine_that_has_not_run_can_be_saved() {
     let folder = tempfile::tempdir().unwrap();
-    Builder::new(computation())
-        .build()
-        .unwrap()
-        .snapshot(folder.path())
-        .unwrap();
+    save_unstarted(&Builder::new(computation()).build().unwrap(), folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
     // This one has not run either, so it can be saved as well.
-    Builder::restore(&snapshot)
-        .build()
-        .unwrap()
-        .snapshot(folder.path())
-        .unwrap();
+    save_unstarted(&Builder::restore(&snapshot).build().unwrap(), folder.path());
     let snapshot = Snapshot::open(folder.path()).unwrap();
     assert_eq!(
         Running::start(Builder::restore(&snapshot)).finish(),
@@ -425,7 +428,7 @@ fn input_that_the_guest_has_not_taken_yet_is_saved() {
     ];
     let folder = tempfile::tempdir().unwrap();
     let waiting = || {
-        let input = Input::from_reader(io::Cursor::new(b"hi")).unwrap();
+        let input = input(b"hi");
         Builder::new(machine(&[&wait])).console_input(input)
     };
     let before = saved_after(500, waiting, folder.path());
@@ -446,14 +449,14 @@ fn only_a_paused_machine_is_saved() {
     let control = running.control.clone();
     running.read(1);
     assert!(matches!(
-        control.snapshot(folder.path()),
+        save(&control, folder.path()),
         Err(Error::NotPaused)
     ));
     control.pause();
-    control.snapshot(folder.path()).unwrap();
+    save(&control, folder.path()).unwrap();
     running.stop();
     assert!(matches!(
-        control.snapshot(folder.path()),
+        save(&control, folder.path()),
         Err(Error::NotPaused)
     ));
     Snapshot::open(folder.path()).unwrap();
@@ -523,50 +526,6 @@ fn a_feature_that_the_host_lacks_is_named() {
 }
 
 /// This test runs in two processes: the other one has a file system of 16 MiB to itself.
-#[test]
-#[ignore = "needs a mount namespace"]
-fn a_full_disk_leaves_the_old_snapshot() {
-    let name = "a_full_disk_leaves_the_old_snapshot";
-    let Some(disk) = std::env::var_os("MINIVM_TEST_DISK") else {
-        let folder = tempfile::tempdir().unwrap();
-        let mount = r#"mount -t tmpfs -o size=16m none "$MINIVM_TEST_DISK" && exec "$0" "$@""#;
-        let status = Command::new("unshare")
-            .args(["--mount", "sh", "-c", mount])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--include-ignored"])
-            .env("MINIVM_TEST_DISK", folder.path())
-            .stdout(Stdio::null())
-            .status();
-        return assert!(status.unwrap().success());
-    };
-    let folder = Path::new(&disk).join("snapshot");
-    let save = |megabytes: u64, byte: u8| {
-        let machine = Builder::new(machine(&[&[byte]])).build().unwrap();
-        (0..megabytes).for_each(|at| {
-            machine
-                .memory()
-                .write((at + 8) << 20, &[byte; 1 << 20])
-                .unwrap()
-        });
-        machine.snapshot(&folder)
-    };
-    save(6, 1).unwrap();
-    for megabytes in [11, 20, 50] {
-        let Err(Error::Save { source, .. }) = save(megabytes, 2) else {
-            panic!("it has no room")
-        };
-        assert_eq!(source.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(
-            fs::read_dir(&folder).unwrap().count(),
-            2,
-            "what was written is taken away again"
-        );
-        Snapshot::open(&folder).unwrap().verify().unwrap();
-    }
-    save(7, 3).unwrap();
-    Snapshot::open(&folder).unwrap().verify().unwrap();
-}
-
 #[test]
 fn a_string_instruction_continues_from_its_middle() {
     const COUNT: u32 = 30_000;
@@ -679,7 +638,7 @@ fn saves_vectors(config: Config, left: u32, folder: &Path) -> bool {
         std::thread::yield_now();
     }
     control.pause();
-    let saved = match control.snapshot(folder) {
+    let saved = match save(&control, folder) {
         Err(Error::NotPaused) => false,
         saved => {
             saved.unwrap();

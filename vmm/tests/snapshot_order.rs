@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use minivm_tests::code::RESET;
-use minivm_vmm::{Builder, Config, Kernel, Snapshot};
+use minivm_tests::snapshot::save_in;
+use minivm_vmm::{Builder, Config, Kernel, SaveFiles, Snapshot};
 
 /// The table's page.
 const PAGE: &str = include_str!("../../docs/learn/snapshot.md");
@@ -62,11 +63,15 @@ fn save_and_restore(folder: &Path) {
         memory: 64 << 20,
         ..Config::new(Kernel::Code(RESET.to_vec()))
     };
-    Builder::new(config)
-        .build()
-        .unwrap()
-        .snapshot(&folder)
-        .unwrap();
+    let machine = Builder::new(config).build().unwrap();
+    let saved = save_in(&folder, |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
     let snapshot = Snapshot::open(&folder).unwrap();
     drop(Builder::restore(&snapshot).build().unwrap());
 }

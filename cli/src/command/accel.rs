@@ -127,7 +127,7 @@ impl AccelArg {
             Choice::Kvm => Ok(None),
             Choice::Lab => Ok(Some(format!("asked for by {by}lab"))),
             Choice::Auto if was_usable() => Ok(None),
-            Choice::Auto => match minivm_vmm::probe() {
+            Choice::Auto => match minivm_machine::probe() {
                 Ok(()) => {
                     remember_usable();
                     Ok(None)
@@ -181,7 +181,7 @@ fn of_variable(value: Option<&OsStr>) -> anyhow::Result<Asked> {
 /// it (or the variable), which skips the probe of this KVM.
 pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     let stopped = matches!(error.chain().find_map(of_monitor), Some(Error::Exit { .. }));
-    match stopped.then(minivm_vmm::probe) {
+    match stopped.then(minivm_machine::probe) {
         Some(Err(why @ Error::KvmUnusable(_))) => {
             let variable = std::env::var_os(VARIABLE).map_or("", |_| " and unset MINIVM_ACCEL");
             anyhow!("{error:#}; {why}: leave out --accel kvm{variable}")

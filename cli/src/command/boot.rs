@@ -8,11 +8,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use minivm_machine::lab_machine::LabMachine;
 use minivm_machine::monitor::Spec;
+use minivm_machine::output::{Cut, Limited};
 use minivm_machine::{arch, lab};
 use minivm_vmm::{CPUS_MAX, Config, Kernel};
 
 use super::accel::{AccelArg, running_in_lab};
 use super::jail::JailArg;
+use super::limits::LimitArgs;
 use super::terminal;
 use super::trace::{TraceArgs, Tracing};
 use super::{console, units};
@@ -49,6 +51,8 @@ pub(super) struct BootArgs {
     accel: AccelArg,
     #[command(flatten)]
     jail: JailArg,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 impl BootArgs {
@@ -84,8 +88,9 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     };
     config.check()?;
     let Some(why) = args.accel.why_lab()? else {
-        return run_here(config, args.control.as_deref(), args.trace);
+        return run_here(config, &args.limits, args.control.as_deref(), args.trace);
     };
+    args.limits.quota.refuse_lab(&why)?;
     if let Some(socket) = args.control {
         bail!(
             "--control {} needs this host's KVM, and the machine would run in the lab: {why}; run both there: \
@@ -97,18 +102,24 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     Spec::boot(config.clone()).check()?;
     let tracing = args.trace.open(kernel_of(&config))?;
     eprintln!("minivm: {}", running_in_lab(&why));
-    run_in_lab(config, tracing, verbose)
+    run_in_lab(config, args.limits.max_output, tracing, verbose)
 }
 
 /// Runs the machine on this host's KVM.
-fn run_here(config: Config, socket: Option<&Path>, trace: TraceArgs) -> anyhow::Result<ExitCode> {
+fn run_here(
+    config: Config,
+    limits: &LimitArgs,
+    socket: Option<&Path>,
+    trace: TraceArgs,
+) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     if trace.is_set() {
         // Before a file is made for the trace.
         Spec::boot(config.clone()).check()?;
     }
     let tracing = trace.open(kernel_of(&config))?;
-    tracing.run(Spec::boot(config), started, |machine| {
+    let machine = limits.of(Spec::boot(config));
+    tracing.run(machine, started, |machine| {
         console::run(machine, socket, started)
     })
 }
@@ -121,8 +132,16 @@ fn kernel_of(config: &Config) -> Option<&Path> {
 }
 
 /// Runs the machine in the lab, which gets the two files and nothing else.
-fn run_in_lab(config: Config, tracing: Tracing, verbose: u8) -> anyhow::Result<ExitCode> {
+fn run_in_lab(
+    config: Config,
+    max_output: Option<u64>,
+    tracing: Tracing,
+    verbose: u8,
+) -> anyhow::Result<ExitCode> {
     let mut request = LabMachine::Console(config).request(verbose)?;
+    let cut = Cut::default();
+    let stdout = Limited::new(console::stdout()?, max_output, &cut);
+    request.stdout = lab::Output::To(Box::new(stdout));
     let raw = console::raw_mode(true)?;
     if raw.is_some() {
         let (traced, stop) = (tracing.is_on(), request.stop.clone());
@@ -143,10 +162,8 @@ fn run_in_lab(config: Config, tracing: Tracing, verbose: u8) -> anyhow::Result<E
         eprintln!("minivm: {warning}");
     }
     let code = match finished {
-        Err(lab::Error::Stopped) => return Ok(ExitCode::SUCCESS),
-        finished => finished?.code,
+        Err(lab::Error::Stopped) => 0,
+        finished => u8::try_from(finished?.code).unwrap_or(super::EXIT_ERROR),
     };
-    Ok(ExitCode::from(
-        u8::try_from(code).unwrap_or(super::EXIT_ERROR),
-    ))
+    Ok(ExitCode::from(console::with_loss(code, cut.is_set())))
 }

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use minivm_image::{Platform, rootfs};
-use minivm_machine::images::{self, Init};
 use minivm_machine::output_path::Output;
 
 use super::image::{self, ImageArgs};
@@ -46,11 +45,10 @@ pub(super) struct BuildArgs {
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let path = &args.output;
     let platform = args.platform.clone().unwrap_or_else(Platform::here);
-    let init = Init::of(&platform)?;
+    let images = image::image_cache()?.for_guests_of(&platform)?;
     // Better now than after the work.
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
-    let images = image::image_cache()?;
     let found = image::open_for(&platform, &args.image.image, &args.image.pull, &images)?;
     let spinner = image::making(&args.image.image, args.image.pull.quiet);
     let compression = match args.compression {
@@ -59,7 +57,7 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
         Compression::Zstd => rootfs::Compression::Zstd,
         Compression::Gzip => rootfs::Compression::Gzip,
     };
-    let made = images::build(&found, init, compression, path, output);
+    let made = found.build(&images, compression, path, output);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }

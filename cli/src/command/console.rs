@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
+use minivm_machine::Input;
 use minivm_machine::monitor::{Monitor, Spec};
-use minivm_vmm::{Builder, Control, Error, Input, Outcome};
+use minivm_machine::streams;
+use minivm_vmm::{Builder, Control, Error, Outcome};
 
 use super::accel::explain;
 use super::control::{Name, Server, Socket};
-use super::signals;
+use super::report::CUT;
 use super::terminal::{self, RawMode};
+use super::{EXIT_ERROR, signals};
 
 /// The guest crashed.
 const EXIT_CRASHED: u8 = 1;
@@ -29,6 +32,14 @@ pub(super) fn run(
     started: Instant,
 ) -> anyhow::Result<ExitCode> {
     let socket = socket.map(bind).transpose()?;
+    if machine.is_bounded() {
+        let stopper = machine.stopper();
+        let clean_up = move || {
+            terminal::restore();
+            stopper.kill();
+        };
+        signals::before_death(clean_up).context("cannot listen to signals")?;
+    }
     let running = Arc::new(OnceLock::<Monitor>::new());
     let input = stdin(running.clone(), Monitor::stop)?;
     let monitor = machine.start_console(input, stdout()?.into())?;
@@ -42,10 +53,25 @@ pub(super) fn run(
         .transpose()
         .context("cannot serve the control socket")?;
     let end = monitor.end();
+    // A clean-up may have killed it.
+    signals::wait_for_death();
     log_step("the machine is gone", started);
     drop(server);
     drop(raw);
-    report(end.and_then(|end| end.outcome))
+    let cut = end.as_ref().is_ok_and(|end| end.truncated);
+    let code = report(end.and_then(|end| end.outcome))?;
+    Ok(ExitCode::from(with_loss(code, cut)))
+}
+
+/// Returns a machine's exit code. Where some of its output was dropped, prints that: then the machine has not gone well.
+pub(super) fn with_loss(code: u8, cut: bool) -> u8 {
+    if cut {
+        streams::tell(CUT);
+    }
+    match (cut, code) {
+        (true, 0) => EXIT_ERROR,
+        _ => code,
+    }
 }
 
 /// Runs the machine to its end, in this process: in a lab.
@@ -60,7 +86,7 @@ pub(super) fn run_here(builder: Builder) -> anyhow::Result<ExitCode> {
     let raw = raw_mode(true)?;
     let outcome = machine.run();
     drop(raw);
-    report(outcome.map_err(minivm_machine::Error::from))
+    report(outcome.map_err(minivm_machine::Error::from)).map(ExitCode::from)
 }
 
 /// Logs a step of the machine's life, with the time since minivm's start.
@@ -99,7 +125,7 @@ fn bind(path: &Path) -> anyhow::Result<Socket> {
 }
 
 /// Not `io::stdout()`, which keeps a line until it is whole.
-fn stdout() -> anyhow::Result<File> {
+pub(super) fn stdout() -> anyhow::Result<File> {
     let stdout = io::stdout().as_fd().try_clone_to_owned();
     Ok(File::from(stdout.context("cannot use stdout")?))
 }
@@ -122,23 +148,23 @@ fn stdin<T: Send + Sync + 'static>(
 }
 
 /// Returns the exit code of an outcome, and prints why the machine failed, if it did.
-fn report(outcome: Result<Outcome, minivm_machine::Error>) -> anyhow::Result<ExitCode> {
+fn report(outcome: Result<Outcome, minivm_machine::Error>) -> anyhow::Result<u8> {
     use minivm_machine::Error::Monitor;
     let outcome = match outcome {
         // The guest's doing, and not minivm's failure.
         Err(Monitor(error @ Error::Exit { .. })) => {
             eprintln!("minivm: {:#}", explain(error.into()));
-            return Ok(ExitCode::from(EXIT_CRASHED));
+            return Ok(EXIT_CRASHED);
         }
         // As for any program whose reader is gone.
         Err(Monitor(Error::Output(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
-            return Ok(ExitCode::from(EXIT_BROKEN_PIPE));
+            return Ok(EXIT_BROKEN_PIPE);
         }
         other => other?,
     };
     if outcome.is_orderly() || outcome == Outcome::Stopped {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     }
     eprintln!("minivm: {outcome}");
-    Ok(ExitCode::from(EXIT_CRASHED))
+    Ok(EXIT_CRASHED)
 }

@@ -9,10 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
-use minivm_image::{self, Digest, Image, Options, Platform, Progress, Source};
+use minivm_image::{self, Digest, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
-use minivm_machine::images::{self, Archive, ImageCache};
+use minivm_machine::fetch::{self, Fetched};
+use minivm_machine::images::{self, Archive, ImageCache, Unpack};
 use minivm_machine::kernel::{self, Missing};
 use minivm_machine::lab::Processor;
 use minivm_machine::printable::printable;
@@ -161,7 +162,7 @@ pub(super) fn named_or_python(
     platform: &Platform,
     named: Option<&Source>,
     args: &PullArgs,
-) -> anyhow::Result<(Source, Image)> {
+) -> anyhow::Result<(Source, Fetched)> {
     let source = match named {
         Some(image) => image.clone(),
         None => python(platform)?,
@@ -177,7 +178,7 @@ pub(super) fn open_named_or_python(
     source: &Source,
     args: &PullArgs,
     images: &ImageCache,
-) -> anyhow::Result<Image> {
+) -> anyhow::Result<Fetched> {
     let opened = open_for(platform, source, args, images);
     let is_usual = source_with_python().is_ok_and(|usual| usual == *source);
     match named.is_none() && is_usual {
@@ -189,7 +190,11 @@ pub(super) fn open_named_or_python(
 }
 
 /// Finds and opens the image for this host's platform.
-pub(super) fn open(source: &Source, args: &PullArgs, images: &ImageCache) -> anyhow::Result<Image> {
+pub(super) fn open(
+    source: &Source,
+    args: &PullArgs,
+    images: &ImageCache,
+) -> anyhow::Result<Fetched> {
     open_for(&Platform::here(), source, args, images)
 }
 
@@ -199,7 +204,7 @@ pub(super) fn open_for(
     source: &Source,
     args: &PullArgs,
     images: &ImageCache,
-) -> anyhow::Result<Image> {
+) -> anyhow::Result<Fetched> {
     let options = Options {
         pull: match args.pull {
             Pull::Missing => minivm_image::Pull::Missing,
@@ -210,23 +215,18 @@ pub(super) fn open_for(
         ..Options::default()
     };
     let bars = Bars::new(args.quiet);
-    let store = images.store();
-    let image = minivm_image::open(source, &store, &options, &bars).map_err(explain_full)?;
-    if store.has_grown() {
-        images.evict();
-    }
-    Ok(image)
+    fetch::open(source, images, &options, &bars).map_err(explain_full)
 }
 
 /// The image's archive, made where it isn't there.
 fn archive(
     source: &Source,
     quiet: bool,
-    image: &Image,
+    image: &Fetched,
     images: &ImageCache,
 ) -> anyhow::Result<Archive> {
     let mut spinner = None;
-    let archive = images.archive(image, || spinner = making(source, quiet));
+    let archive = image.archive(images, &mut || spinner = making(source, quiet));
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
@@ -237,7 +237,7 @@ fn archive(
 /// the archive is there.
 pub(super) fn microvm(
     source: &Source,
-    image: Image,
+    image: Fetched,
     kernel: Option<&Path>,
     quiet: bool,
     accel: impl FnOnce() -> anyhow::Result<Accel>,
@@ -249,7 +249,7 @@ pub(super) fn microvm(
 pub(super) fn microvm_for(
     platform: &Platform,
     source: &Source,
-    image: Image,
+    image: Fetched,
     kernel: Option<&Path>,
     quiet: bool,
     accel: impl FnOnce() -> anyhow::Result<Accel>,
@@ -260,7 +260,7 @@ pub(super) fn microvm_for(
         Some(kernel) => kernel.to_owned(),
         None => kernel_for(platform)?,
     };
-    let microvm = Microvm::new(archive, image.config, kernel, accel()?);
+    let microvm = Microvm::new(archive, image.config().clone(), kernel, accel()?);
     Ok(microvm.called(source.to_string()))
 }
 

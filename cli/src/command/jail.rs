@@ -1,11 +1,11 @@
-//! `--no-jail`: a machine without walls around its monitor.
+//! `--no-jail`: no walls around a machine's monitor, the reader of its image and the unpacker of its files.
 
 use clap::Args;
-use minivm_machine::{monitor, streams};
+use minivm_machine::{confine, streams};
 
 #[derive(Args)]
 pub(super) struct JailArg {
-    /// Leave out the walls around the machine: a guest that breaks out has your rights then
+    /// Leave out the walls around the machine, the reader of its image and the unpacker of its files: what breaks out has your rights then
     #[arg(long, hide_short_help = true)]
     no_jail: bool,
 }
@@ -14,9 +14,9 @@ impl JailArg {
     /// Leaves the walls out, and says so, if that was asked for.
     pub(super) fn apply(&self) {
         if self.no_jail {
-            monitor::leave_walls_out();
+            confine::leave_out();
             streams::tell(
-                "--no-jail: there are no walls around the machine, and a guest that breaks out has your rights",
+                "--no-jail: there are no walls around the machine, the reader of its image and the unpacker of its files, and what breaks out has your rights",
             );
         }
     }

@@ -11,6 +11,8 @@ mod hint;
 mod image;
 mod jail;
 mod lab;
+mod limits;
+mod logging;
 mod page;
 mod report;
 mod request;
@@ -37,7 +39,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use minivm_guest::inherited::Refused;
 use minivm_machine::monitor::Hooks;
-use minivm_machine::{cache, monitor, streams};
+use minivm_machine::{cache, monitor};
 use minivm_sandbox::Host;
 
 use report::{Captured, RunReport};
@@ -106,9 +108,15 @@ enum Command {
     /// Runs the machine that this lab was sent
     #[command(name = minivm_machine::lab_machine::COMMAND, hide = true)]
     LabMachine(lab::LabMachineArgs),
+    /// Reads the image of another minivm process, which gives it a socket as stdin
+    #[command(name = minivm_machine::fetch::COMMAND, hide = true)]
+    Fetch,
     /// Runs the machine of another minivm process, which gives it a socket as stdin
     #[command(name = minivm_machine::monitor::COMMAND, hide = true)]
     Monitor,
+    /// Unpacks the files of a guest of another minivm process, which gives it a socket as stdin
+    #[command(name = minivm_machine::copy_out::COMMAND, hide = true)]
+    Unpack,
     /// Runs a machine for its timeline
     #[command(name = minivm_machine::timeline::COMMAND, hide = true)]
     TimelineMeasure,
@@ -133,7 +141,7 @@ impl Cli {
 
     /// Runs the command, unless this process inherited something that it can't work with.
     pub(crate) fn run(self, inherited: Result<(), Refused>) -> anyhow::Result<ExitCode> {
-        log_to_stderr(match self.verbose {
+        logging::to_stderr(match self.verbose {
             0 => log::LevelFilter::Warn,
             1 => log::LevelFilter::Debug,
             _ => log::LevelFilter::Trace,
@@ -157,6 +165,8 @@ impl Cli {
             }
             // With this argument alone `main` has returned before.
             Some(Command::Monitor) => anyhow::bail!("`monitor` takes no arguments"),
+            Some(Command::Fetch) => anyhow::bail!("`fetch` takes no arguments"),
+            Some(Command::Unpack) => anyhow::bail!("`unpack` takes no arguments"),
             Some(Command::Build(args)) => build::run(&args),
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
@@ -191,11 +201,13 @@ impl Cli {
             Some(Command::Restore(args)) => !args.is_on_kvm(),
             // The lab has no cache yet; a machine that is saved is asked over its socket.
             Some(
-                Command::LabInit
+                Command::Fetch
+                | Command::LabInit
                 | Command::LabMachine(_)
                 | Command::Monitor
                 | Command::TimelineMeasure
-                | Command::Snapshot(_),
+                | Command::Snapshot(_)
+                | Command::Unpack,
             ) => false,
             Some(_) => true,
         }
@@ -272,28 +284,8 @@ pub(crate) fn cannot_print(error: &std::io::Error) -> ! {
 /// What a monitor of this program's needs.
 pub(crate) const MONITOR: Hooks = Hooks {
     observe: trace::observe,
-    log: log_to_stderr,
+    log: logging::to_stderr,
 };
-
-fn log_to_stderr(level: log::LevelFilter) {
-    // It fails where a logger is set already, which nothing else does.
-    let _ = log::set_logger(&StderrLog).map(|()| log::set_max_level(level));
-}
-
-/// Writes each message as a line to stderr, as minivm's other messages are.
-struct StderrLog;
-
-impl log::Log for StderrLog {
-    fn enabled(&self, _: &log::Metadata) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record) {
-        streams::tell(&record.args().to_string());
-    }
-
-    fn flush(&self) {}
-}
 
 #[cfg(test)]
 mod tests {

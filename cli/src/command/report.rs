@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{EXIT_ERROR, hint};
 
 /// The line about output over the limit.
-const CUT: &str = "output was cut at --max-output";
+pub(super) const CUT: &str = "output was cut at --max-output";
 
 /// Outputs of a run, kept for its report, and where its machine ran: a run that fails is reported, too.
 pub(super) struct Captured {
@@ -81,7 +81,8 @@ pub(super) struct RunReport {
     exception: Option<Exception>,
     /// The machine's accelerator, `kvm` or `lab`; null where there was no machine.
     accel: Option<&'static str>,
-    /// What the walls around the machine's monitor lack on this host, each with the reason; null where there are no walls.
+    /// What the walls around the machine's monitor lack on this host, each with the reason; null where there are no walls. Those around
+    /// the fetcher lack no more.
     missing_walls: Option<Vec<String>>,
     /// Whether the machine was resumed from a template; null where there was no machine.
     warm: Option<bool>,

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use minivm_image::{Image, Platform, Source};
+use minivm_image::{Platform, Source};
 use minivm_machine::Accel;
+use minivm_machine::fetch::Fetched;
 use minivm_machine::output::CaptureBuffer;
 use minivm_machine::session::Event;
 use minivm_machine::signal::INT;
@@ -27,6 +28,7 @@ use minivm_vmm::CPUS_MAX;
 use super::accel::{AccelArg, explain};
 use super::image::{self, PullArgs};
 use super::jail::JailArg;
+use super::limits::QuotaArg;
 use super::report::{Captured, RunReport, time_limit_reached};
 use super::request::RequestArgs;
 use super::terminal::{self, RawMode};
@@ -112,6 +114,8 @@ pub(super) struct RunArgs {
     accel: AccelArg,
     #[command(flatten)]
     jail: JailArg,
+    #[command(flatten)]
+    quota: QuotaArg,
     /// Accepted as container users type it: nothing of a run is kept anyway
     #[arg(long, hide = true)]
     rm: bool,
@@ -228,7 +232,7 @@ impl RunArgs {
 
     /// The flags that were given, each with what a backend must be able to do to honour it.
     fn given(&self) -> impl Iterator<Item = (&'static str, Capability)> {
-        use Capability::{Machine, MemoryLimit, Terminal};
+        use Capability::{CpuQuota, Machine, MemoryLimit, Terminal};
         let flags = [
             (self.tty, "-t", Terminal),
             (self.cold, "--cold", Machine),
@@ -239,6 +243,7 @@ impl RunArgs {
             (self.platform.is_some(), "--platform", Machine),
             (self.trace.is_set(), "--trace", Machine),
             (self.memory.is_some(), "--memory", MemoryLimit),
+            (self.quota.get().is_some(), "--cpu-quota", CpuQuota),
         ];
         let given = |(given, flag, needs): (bool, _, _)| given.then_some((flag, needs));
         flags
@@ -264,6 +269,7 @@ impl RunArgs {
             time: self.timeout,
             memory: self.memory,
             output: self.max_output(),
+            cpu: self.quota.get(),
         };
         task.vm.terminal = self.tty.then(terminal::window);
         Ok(task)
@@ -275,6 +281,7 @@ impl RunArgs {
             let microvm = Microvm::of_template(template::folder()?, name).map_err(unwrapped)?;
             task.check(microvm.config()).map_err(unwrapped)?;
             self.accel.allow(microvm.accel())?;
+            self.quota.allow(microvm.accel())?;
             return Ok(Box::new(microvm.console(console)));
         }
         if self.backend == Backend::Microvm {
@@ -284,7 +291,7 @@ impl RunArgs {
         let host = Host {
             worker: worker()?,
             cache: image::cache_folder()?,
-            image: image.transpose()?.map(|(_, image)| Arc::new(image)),
+            image: image.transpose()?.map(|(_, image)| Arc::new(image) as _),
             kernel: None,
             accel: Accel::Kvm,
         };
@@ -293,11 +300,15 @@ impl RunArgs {
 
     /// The machine of the image, as the flags want it.
     fn microvm(&self, task: &Task) -> anyhow::Result<Microvm> {
-        let (source, image) = self.image()?;
-        // Before the archive is made, which can take a while.
-        task.check(&image.config).map_err(unwrapped)?;
         let (platform, kernel) = (self.platform(), self.kernel.as_deref());
         let is_foreign = platform != Platform::here();
+        match is_foreign {
+            true => self.quota.refuse_lab(&format!("{platform} guests do"))?,
+            false => self.quota.check(&self.accel)?,
+        }
+        let (source, image) = self.image()?;
+        // Before the archive is made, which can take a while.
+        task.check(image.config()).map_err(unwrapped)?;
         let accel = || match is_foreign {
             true => self.accel.foreign(&platform, |why| self.warn(why)),
             false => self.accel.choose(|why| self.warn(why)),
@@ -323,7 +334,7 @@ impl RunArgs {
     }
 
     /// The image, and how it was called.
-    fn image(&self) -> anyhow::Result<(Source, Image)> {
+    fn image(&self) -> anyhow::Result<(Source, Fetched)> {
         image::named_or_python(&self.platform(), self.image.as_ref(), &self.pull)
     }
 

@@ -11,6 +11,7 @@ use minivm_machine::monitor::Spec;
 
 use super::accel::AccelArg;
 use super::jail::JailArg;
+use super::limits::LimitArgs;
 use super::trace::TraceArgs;
 use super::{console, control};
 
@@ -56,6 +57,8 @@ pub(super) struct RestoreArgs {
     accel: AccelArg,
     #[command(flatten)]
     jail: JailArg,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 impl RestoreArgs {
@@ -101,7 +104,8 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let tracing = args.trace.open(None)?;
-    tracing.run(Spec::restore(&args.folder, None), started, |machine| {
+    let machine = args.limits.of(Spec::restore(&args.folder, None));
+    tracing.run(machine, started, |machine| {
         console::run(machine, args.control.as_deref(), started)
     })
 }

@@ -75,6 +75,7 @@ impl TurduckenArgs {
             time: Some(self.timeout),
             memory: self.memory,
             output: Some(OUTPUT_MAX),
+            cpu: None,
         };
         let microvm = self.microvm()?.console(console);
         let opened = started.elapsed();

@@ -38,7 +38,7 @@ pub(crate) fn host() -> &'static Host {
             cache,
             image: Some(Arc::new(image.unwrap())),
             kernel: std::env::var_os("MINIVM_TEST_KERNEL").map(PathBuf::from),
-            accel: match minivm_vmm::probe() {
+            accel: match minivm_machine::probe() {
                 Ok(()) => Accel::Kvm,
                 Err(_) => Accel::lab(minivm()),
             },

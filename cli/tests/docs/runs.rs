@@ -160,7 +160,7 @@ fn sandboxes_of_the_host_print_what_is_shown() {
 fn machines_print_what_is_shown() {
     let stage = Stage::of(Needs::Kvm, with_image);
     let script = [MAKE_HOME, RUN].concat();
-    let mut command = match minivm_vmm::probe() {
+    let mut command = match minivm_machine::probe() {
         Ok(()) => Command::new("sh"),
         Err(_) => {
             let mut lab = Command::new(minivm());

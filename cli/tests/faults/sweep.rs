@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
+use minivm_machine::SnapshotFolder;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::processes;
 use minivm_tests::program::{Ended, Program, run};
@@ -176,7 +177,7 @@ fn save(scene: &Scene, guest: &str, name: &str) {
     let mut config = Config::new(Kernel::File(scene.path(guest)));
     config.memory = 32 << 20;
     let machine = Builder::new(config).build().unwrap();
-    machine.snapshot(scene.path(name)).unwrap();
+    SnapshotFolder::save(scene.path(name), |files| machine.snapshot_into(files)).unwrap();
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::fixtures::{Made, archive, image, layers_of, options};
+use crate::helpers::Here;
 
 /// A folder with an engine's socket or command, and a store.
 struct Place {
@@ -31,12 +32,11 @@ impl Place {
     }
 
     fn open(&self, engines: &[Engine]) -> Result<Image, Error> {
-        open_with(
-            engines,
-            "o/n:1",
-            &Store::new(self.path("store")),
-            &options(),
-        )
+        let options = Options {
+            helpers: Arc::new(Here::with(engines.to_vec())),
+            ..options()
+        };
+        open("o/n:1", &Store::new(self.path("store")), &options)
     }
 
     /// An engine on a socket that answers each request in turn, and then is gone.

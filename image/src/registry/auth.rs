@@ -7,10 +7,7 @@
 //! Only the registry's own challenges are answered, since it alone may name the server that gets its password. That is the
 //! registry itself, or a token server with TLS, and never the target of a token server's redirect.
 
-use std::path::{Path, PathBuf};
-
 use base64::prelude::{BASE64_STANDARD, Engine};
-use docker_credential::{CredentialRetrievalError, DockerCredential};
 use reqwest::Url;
 use reqwest::blocking::RequestBuilder;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
@@ -20,8 +17,8 @@ use super::client::Client;
 use super::failure::Failure;
 use super::redirect::host_of;
 use crate::error::{Error, innermost};
+use crate::helpers::Credential;
 use crate::reference::is_loopback;
-use crate::shown::shown;
 
 /// The most bytes of a token server's answer.
 const LARGEST_TOKEN: usize = 1 << 20;
@@ -39,14 +36,14 @@ pub(super) fn answer(client: &Client<'_>, headers: &HeaderMap) -> Result<Option<
     };
     if let Some(bearer) = of("Bearer") {
         let realm = realm(client, bearer)?;
-        let credential = credential(client);
+        let credential = client.credential();
         return token(client, bearer, realm, credential)
             .map(|token| Some(format!("Bearer {token}")));
     }
     if of("Basic").is_none() {
         return Ok(None);
     }
-    let Some(DockerCredential::UsernamePassword(user, password)) = credential(client) else {
+    let Some(Credential::Password { user, password }) = client.credential() else {
         return Ok(None);
     };
     if !client.is_private() {
@@ -106,46 +103,6 @@ fn no_tls(client: &Client<'_>) -> Failure {
     client.transfer(problem, None).into()
 }
 
-/// Returns the credential that `docker login` has stored for the registry.
-fn credential(client: &Client<'_>) -> Option<DockerCredential> {
-    let server = match client.name().registry() {
-        "docker.io" => "https://index.docker.io/v1/",
-        registry => registry,
-    };
-    match docker_credential::get_credential(server) {
-        Ok(credential) => Some(credential),
-        Err(
-            CredentialRetrievalError::ConfigNotFound
-            | CredentialRetrievalError::NoCredentialConfigured,
-        ) => None,
-        // The error is the same for a configuration that isn't there.
-        Err(CredentialRetrievalError::ConfigReadError) if !has_configuration() => None,
-        Err(error) if knows_none(&error) => None,
-        Err(error) => {
-            log::warn!("no credentials for {server}: {}", shown(&error.to_string()));
-            None
-        }
-    }
-}
-
-/// Whether a helper reports, in Docker's words, that nothing is stored for the registry.
-fn knows_none(error: &CredentialRetrievalError) -> bool {
-    let CredentialRetrievalError::HelperFailure { stdout, .. } = error else {
-        return false;
-    };
-    stdout.trim() == "credentials not found in native keychain"
-}
-
-/// Whether there is a configuration that `docker login` may have written.
-fn has_configuration() -> bool {
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
-    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    let file = folder
-        .or_else(home)
-        .map(|folder| folder.join("config.json"));
-    file.is_some_and(|file| std::fs::symlink_metadata(file).is_ok())
-}
-
 /// A token server's answer: the token, by its older or its newer name.
 #[derive(Deserialize)]
 struct Token {
@@ -158,12 +115,12 @@ fn request(
     client: &Client<'_>,
     challenge: &Challenge,
     mut url: Url,
-    credential: Option<DockerCredential>,
+    credential: Option<Credential>,
 ) -> RequestBuilder {
     let scope = challenge.get("scope").map(str::to_owned);
     let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", client.name().repository()));
     let service = challenge.get("service").unwrap_or_default();
-    if let Some(DockerCredential::IdentityToken(refresh)) = credential {
+    if let Some(Credential::IdentityToken(refresh)) = credential {
         // A query and a form are written alike.
         let mut form = url.clone();
         form.set_query(None);
@@ -183,9 +140,7 @@ fn request(
         .append_pair("scope", &scope);
     let request = client.http().get(url);
     match credential {
-        Some(DockerCredential::UsernamePassword(user, password)) => {
-            request.basic_auth(user, Some(password))
-        }
+        Some(Credential::Password { user, password }) => request.basic_auth(user, Some(password)),
         _ => request,
     }
 }
@@ -194,15 +149,15 @@ fn token(
     client: &Client<'_>,
     challenge: &Challenge,
     realm: Url,
-    credential: Option<DockerCredential>,
+    credential: Option<Credential>,
 ) -> Result<String, Failure> {
     if credential.is_some() {
         check_way(client, &realm)?;
     }
     let (registry, host) = (client.name().registry(), host_of(&realm));
     let shown_there = match &credential {
-        Some(DockerCredential::UsernamePassword(..)) => "the password",
-        Some(DockerCredential::IdentityToken(_)) => "the identity token",
+        Some(Credential::Password { .. }) => "the password",
+        Some(Credential::IdentityToken(_)) => "the identity token",
         None => "no password",
     };
     log::debug!("{shown_there} for registry {registry} goes to its token server {host}");
@@ -297,19 +252,6 @@ mod tests {
         assert_eq!(challenge.get("scope"), Some("repository:a/b:pull,push"));
         assert_eq!(challenge.get("x"), Some("1"));
         assert_eq!(challenge.get("absent"), None);
-    }
-
-    #[test]
-    fn a_helper_without_credentials_is_not_a_failure() {
-        let said = |stdout: &str| CredentialRetrievalError::HelperFailure {
-            helper: "docker-credential-x".into(),
-            stdout: stdout.into(),
-            stderr: String::new(),
-        };
-        assert!(knows_none(&said(
-            "credentials not found in native keychain\n"
-        )));
-        assert!(!knows_none(&said("the keychain is locked")));
     }
 
     #[test]

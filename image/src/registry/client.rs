@@ -19,6 +19,7 @@ use reqwest::redirect::Policy;
 use super::failure::{Failure, unreachable_for};
 use super::redirect::{self, host_of};
 use crate::error::{Cause, Error, innermost};
+use crate::helpers::Credential;
 use crate::options::Options;
 use crate::reference::Reference;
 use crate::shown::shown;
@@ -239,6 +240,11 @@ impl<'a> Client<'a> {
                 (since, window) = (Instant::now(), 0);
             }
         }
+    }
+
+    /// Returns the credential that is stored for the registry.
+    pub(super) fn credential(&self) -> Option<Credential> {
+        self.options.helpers.credential(self.name)
     }
 
     pub(super) fn http(&self) -> &blocking::Client {

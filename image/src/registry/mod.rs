@@ -19,12 +19,12 @@ use std::sync::{Mutex, OnceLock};
 use super::digest::Digest;
 use super::error::Error;
 use super::files;
-use super::image::Image;
+use super::image::{Image, Known};
 use super::manifest::{self, Descriptor, Documents, Kind};
 use super::options::{Options, Pull};
 use super::progress::Progress;
 use super::reference::Reference;
-use super::store::Store;
+use super::store::{Record, Store};
 
 use client::Client;
 
@@ -41,6 +41,7 @@ pub(super) fn open(
         store,
         options,
         client: OnceLock::new(),
+        read: Mutex::default(),
     };
     let top = pulled.top()?;
     let descriptor = Descriptor::bare(top.digest.clone());
@@ -58,7 +59,48 @@ pub(super) fn open(
             source,
         })?);
     }
-    Ok(documented.image(blobs))
+    let layers = documented.layers.iter().map(|layer| layer.digest.clone());
+    let layers: Vec<_> = layers.collect();
+    let image = documented.image(blobs);
+    pulled.record(top.digest, layers, &image);
+    Ok(image)
+}
+
+/// Returns what opening an image would find, where it was opened before and all of it is still in the store.
+pub(super) fn known(
+    name: &Reference,
+    store: &Store,
+    options: &Options,
+) -> Result<Option<Known>, Error> {
+    let digest = match name.digest() {
+        Some(digest) => Some(digest.clone()),
+        None if options.pull == Pull::Always => None,
+        None => store.remembered(&tag_key(name))?,
+    };
+    let Some(digest) = digest else {
+        return Ok(None);
+    };
+    let Some(record) = store.recorded(&digest, &options.platform)? else {
+        return Ok(None);
+    };
+    let mut held = Vec::new();
+    for blob in &record.blobs {
+        match store.blob(blob, None)? {
+            Some(file) => held.push(file),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(Known {
+        identity: record.identity,
+        config: record.config,
+        _held: held,
+    }))
+}
+
+/// Returns the text by which the store remembers a tag. The registry belongs to the name even where it is not printed.
+fn tag_key(name: &Reference) -> String {
+    let (registry, repository) = (name.registry(), name.repository());
+    format!("{registry}/{repository}:{}", name.tag())
 }
 
 /// An image, pulled as far as it is in the store.
@@ -69,6 +111,8 @@ struct Pulled<'a> {
     options: &'a Options,
     /// Made when it is needed: it reads the system's root certificates and starts a thread.
     client: OnceLock<Client<'a>>,
+    /// The documents that were read.
+    read: Mutex<Vec<Digest>>,
 }
 
 /// The index or manifest that a name stands for.
@@ -84,13 +128,7 @@ impl<'a> Pulled<'a> {
         if let Some(digest) = self.name.digest() {
             return Ok(known(digest.clone()));
         }
-        // The registry belongs to the name even where it is not printed.
-        let key = format!(
-            "{}/{}:{}",
-            self.name.registry(),
-            self.name.repository(),
-            self.name.tag()
-        );
+        let key = tag_key(self.name);
         if self.options.pull != Pull::Always
             && let Some(digest) = self.store.remembered(&key)?
         {
@@ -109,6 +147,29 @@ impl<'a> Pulled<'a> {
         self.store.keep(&digest, &bytes)?;
         let news = Some(key);
         Ok(Top { digest, news })
+    }
+
+    /// Records what was found. The next process that can't read it opens the image anew.
+    fn record(&self, manifest: Digest, layers: Vec<Digest>, image: &Image) {
+        let mut blobs = self.read.lock().expect("no holder panics").clone();
+        blobs.extend(layers);
+        blobs.sort();
+        blobs.dedup();
+        let platform = self.options.platform.clone();
+        let is_recorded = self.store.recorded(&manifest, &platform);
+        if matches!(is_recorded, Ok(Some(_))) {
+            return;
+        }
+        let record = Record {
+            manifest,
+            platform,
+            identity: image.identity.clone(),
+            config: image.config.clone(),
+            blobs,
+        };
+        if let Err(error) = self.store.record(&record) {
+            log::debug!("{error}: {} is read anew by the next run", self.image);
+        }
     }
 
     /// Returns the client of the registry, if a pull is allowed.
@@ -237,6 +298,9 @@ impl<'a> Pulled<'a> {
 impl Documents for Pulled<'_> {
     fn document(&self, descriptor: &Descriptor, kind: Kind) -> Result<Vec<u8>, Error> {
         let digest = &descriptor.digest;
+        let mut read = self.read.lock().expect("no holder panics");
+        read.push(digest.clone());
+        drop(read);
         let what = format!("the {} {digest} of {}", kind.noun(), self.image);
         if let Some(file) = self.store.blob(digest, descriptor.size)?
             && let Ok(blob) = files::whole(file, what.clone())

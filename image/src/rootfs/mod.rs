@@ -48,7 +48,7 @@ const END: usize = (HEADER + manifest::COMPLETE.len() + 1).next_multiple_of(4)
     + (HEADER + "TRAILER!!!".len() + 1).next_multiple_of(4);
 
 /// The size of a root file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// The archive's size in bytes before it was compressed. A guest needs this much memory for its files, and as much again
     /// while it unpacks them.

@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::num::NonZero;
 use std::thread;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits::Limits;
 
 /// The compression of an archive. The guest's kernel recognizes it, if it was built to read the format (`CONFIG_RD_LZ4`,
@@ -11,7 +13,7 @@ use super::limits::Limits;
 ///
 /// A guest on the same machine starts fastest without: the archive is copied into its memory as it is, and there is nothing to
 /// do before its kernel copies the files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
     /// No compression.
     #[default]

@@ -7,13 +7,14 @@ use minivm_vmm::{ExitKind, layout};
 
 use super::{Device, address, uart};
 
+#[path = "aarch64/survey.rs"]
+pub(crate) mod survey;
+
 /// The console on COM1, few messages, and an end of the machine where the kernel ends: a warm reset where it panics, which the monitor
 /// tells from a reboot.
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=panic_warm panic=-1";
 /// The permission for init to map COM2's registers, which the kernel's driver has claimed (`CONFIG_IO_STRICT_DEVMEM`).
 pub(crate) const FOR_INIT: &str = " iomem=relaxed";
-/// The remedy where there is no `/dev/kvm`.
-pub const NO_KVM: &str = "use a kernel with CONFIG_KVM, and firmware that starts it at EL2; in a cloud, a bare-metal machine";
 
 /// The model of the first processor and its revision, as the kernel has read them (MIDR_EL1 and REVIDR_EL1 in the Arm ARM).
 const MODEL: [&str; 2] = [

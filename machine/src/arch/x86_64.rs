@@ -7,12 +7,13 @@ use minivm_vmm::{ExitKind, layout};
 
 use super::{Device, address, uart};
 
+#[path = "x86_64/survey.rs"]
+pub(crate) mod survey;
+
 /// The console on COM1, few messages, and an end of the machine where the kernel ends.
 pub const CMDLINE: &str = "console=ttyS0 quiet reboot=t panic=-1";
 /// Nothing: ports are permitted by a system call.
 pub(crate) const FOR_INIT: &str = "";
-/// The remedy where there is no `/dev/kvm`.
-pub const NO_KVM: &str = "sudo modprobe kvm_intel || sudo modprobe kvm_amd; virtualization may be off in the firmware or cloud";
 
 /// The IOAPIC's registers.
 const IOAPIC_SIZE: u64 = 0x1000;

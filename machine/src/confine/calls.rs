@@ -1,12 +1,15 @@
-//! The system calls of a monitor, each with its reason: all that the process may make, and the fewer that a vCPU's thread may.
+//! The system calls of a monitor, each with its reason: all that the process may make, and the fewer that a vCPU's thread may. Those of a
+//! fetcher and of an unpacker are in `fetcher` and `unpacker`.
 //!
-//! They are those that runs make, seen with strace: boots, sessions, input, snapshots, clones, stops. A row that says *also* is there
-//! for what a run on another host or of another C library makes. What only one architecture has, KVM's requests above all, is in its
-//! own file.
+//! They are those that runs make, seen with strace: boots, sessions, input, snapshots, clones, stops (`cli/tests/filters` compares). What a
+//! row says behind *also* is what a run on another host or of another C library makes, or one that goes wrong; a row that begins with it is
+//! there for nothing else. What only one architecture has, KVM's requests above all, is in its own file.
 
 #[cfg_attr(target_arch = "aarch64", path = "calls/aarch64.rs")]
 #[cfg_attr(target_arch = "x86_64", path = "calls/x86_64.rs")]
 pub(super) mod arch;
+pub(super) mod fetcher;
+pub(super) mod unpacker;
 
 use kvm_bindings::{
     KVMIO, kvm_enable_cap, kvm_mp_state, kvm_userspace_memory_region, kvm_vcpu_events,
@@ -20,18 +23,17 @@ use crate::filter::Argument::{self, Bits, Int, Register};
 #[allow(clippy::cast_possible_truncation, reason = "it is 0xae")]
 const KVM: u8 = KVMIO as u8;
 
-/// Calls that each thread of the monitor may make, with any arguments.
+/// Calls that each thread of the monitor and of a fetcher may make, with any arguments.
 #[rustfmt::skip]
 pub(super) const THREAD: &[i64] = &[
-    libc::SYS_brk,               // malloc
+    libc::SYS_brk,               // also: malloc, on the first thread
     libc::SYS_clock_gettime,     // also: time, where the vDSO can't read the host's clock
-    libc::SYS_clock_nanosleep,   // a rest for a guest that locks the bus
+    libc::SYS_clock_nanosleep,   // also: a rest for a guest that locks the bus
     libc::SYS_close,             // descriptors whose owner is dropped, a vCPU's among them
     libc::SYS_exit,              // the end of a thread
-    libc::SYS_exit_group,        // the end of the process; also: a panic
     libc::SYS_futex,             // locks, condition variables, joins
     libc::SYS_getpid,            // pthread_kill, to name the own process to tgkill
-    libc::SYS_getrandom,         // seeds of hash tables; also: of malloc
+    libc::SYS_getrandom,         // also: seeds of hash tables, and of malloc
     libc::SYS_gettid,            // a signal to the own thread; the names of threads in panics
     libc::SYS_madvise,           // stacks of threads that have ended, huge pages, pages of a working set
     libc::SYS_mremap,            // also: realloc of a large block
@@ -39,8 +41,8 @@ pub(super) const THREAD: &[i64] = &[
     libc::SYS_restart_syscall,   // also: the kernel's own, after a wait that SIGSTOP and SIGCONT interrupted
     libc::SYS_rt_sigprocmask,    // pthread_kill, thread starts and ends
     libc::SYS_rt_sigreturn,      // the end of a signal's handler, by which a vCPU's thread is called out of the guest
-    libc::SYS_sched_getaffinity, // the number of processors: malloc's arenas, copies of an initramfs
-    libc::SYS_sched_yield,       // std's locks and channels, after some spinning
+    libc::SYS_sched_getaffinity, // also: the number of processors, for malloc's arenas and copies of an initramfs
+    libc::SYS_sched_yield,       // also: std's locks and channels, after some spinning
     libc::SYS_sigaltstack,       // std's handler of stack overflows, at thread starts and ends
     libc::SYS_write,             // outputs of UARTs, event descriptors, stderr
     libc::SYS_writev,            // also: malloc's last words
@@ -51,15 +53,15 @@ pub(super) const THREAD: &[i64] = &[
 pub(super) const PROCESS: &[i64] = &[
     libc::SYS_epoll_create1,   // the event loop of serial input
     libc::SYS_epoll_ctl,       // the same: its sources
-    libc::SYS_epoll_pwait,     // the same: its wait, on arm64; on x86-64 another C library's
+    libc::SYS_epoll_pwait,     // also: the same, its wait, on arm64; on x86-64 another C library's
     libc::SYS_eventfd2,        // a machine's end, and room in its UARTs
-    libc::SYS_fchmod,          // a snapshot's memory file, which becomes read-only
-    libc::SYS_fstat,           // lengths and identities of given files
+    libc::SYS_exit_group,      // the end of the process; also: a panic
+    libc::SYS_fstat,           // also: lengths and identities of given files
     libc::SYS_fsync,           // a snapshot's files
     libc::SYS_ftruncate,       // a snapshot's memory file
     libc::SYS_lseek,           // lengths of files, and holes of a memory file
     libc::SYS_pipe2,           // input from a reader, and COM2's ends
-    libc::SYS_ppoll,           // waits for a socket or its end; poll, on arm64
+    libc::SYS_ppoll,           // also: waits for an output that does not wait itself; poll, on arm64
     libc::SYS_pread64,         // kernels, initramfs, page maps
     libc::SYS_preadv2,         // input from what others read too (RWF_NOWAIT)
     libc::SYS_pwrite64,        // a snapshot's memory file
@@ -78,13 +80,11 @@ pub(super) const PROCESS: &[i64] = &[
 /// Calls that each thread may make with some arguments. Each row is one way to make one.
 #[rustfmt::skip]
 pub(super) const THREAD_CHECKED: &[(i64, &[Argument])] = &[
-    // Memory, which is never executable: what is written can't become code.
+    // also: malloc. Memory is never executable: what is written can't become code.
     (libc::SYS_mmap, &[Bits { index: 2, mask: EXECUTABLE, value: 0 }]),
     (libc::SYS_mprotect, &[Bits { index: 2, mask: EXECUTABLE, value: 0 }]),
     // std asks whether a descriptor is open before it closes it, in debug builds.
     (libc::SYS_fcntl, &[Int(1, libc::F_GETFD.cast_unsigned())]),
-    // Frames to the broker. The sockets are connected; no address means that no other process can be named.
-    (libc::SYS_sendto, &[Register(4, 0)]),
 ];
 
 /// Further calls of the monitor's threads but those of vCPUs, with some arguments.
@@ -92,9 +92,11 @@ pub(super) const THREAD_CHECKED: &[(i64, &[Argument])] = &[
 pub(super) const PROCESS_CHECKED: &[(i64, &[Argument])] = &[
     // New threads; `clone` without CLONE_THREAD is a fork, and the rest of the mask are namespaces and tracing.
     (libc::SYS_clone, &[Bits { index: 0, mask: THREAD_FLAG | FORBIDDEN_FLAGS, value: THREAD_FLAG }]),
+    // Frames to the broker. The sockets are connected; no address means that no other process can be named.
+    (libc::SYS_sendto, &[Register(4, 0)]),
     // Copies of descriptors, as `try_clone` makes them.
     (libc::SYS_fcntl, &[Int(1, libc::F_DUPFD_CLOEXEC.cast_unsigned())]),
-    // `fstat` of the C library from 2.33 to 2.38. A file's name may stand beside that flag; the root is empty.
+    // also: `fstat` of the C library from 2.33 to 2.38. A file's name may stand beside that flag; the root is empty.
     (libc::SYS_newfstatat, &[Int(3, libc::AT_EMPTY_PATH.cast_unsigned())]),
     // std's `File::metadata`, which calls nothing else once that has worked.
     (libc::SYS_statx, &[Int(2, libc::AT_EMPTY_PATH.cast_unsigned())]),
@@ -103,7 +105,7 @@ pub(super) const PROCESS_CHECKED: &[(i64, &[Argument])] = &[
     (libc::SYS_prctl, &[Int(0, libc::PR_SET_NO_NEW_PRIVS.cast_unsigned())]),
     // The narrower filters of vCPU threads, without a listener.
     (libc::SYS_seccomp, &[Int(0, libc::SECCOMP_SET_MODE_FILTER), Int(1, 0)]),
-    // Sockets and pipes that don't wait.
+    // also: the frames of a guest whose init has rings, which are read without waiting from its first frame on.
     (libc::SYS_ioctl, &[Int(1, request(libc::FIONBIO))]),
 ];
 
@@ -121,7 +123,6 @@ pub(super) const VCPU_REQUESTS: &[Opcode] = &[
 /// Further requests of the monitor's other threads.
 #[rustfmt::skip]
 pub(super) const PROCESS_REQUESTS: &[Opcode] = &[
-    none(KVM, 0x00),                                 // KVM_GET_API_VERSION
     none(KVM, 0x01),                                 // KVM_CREATE_VM
     none(KVM, 0x03),                                 // KVM_CHECK_EXTENSION
     none(KVM, 0x04),                                 // KVM_GET_VCPU_MMAP_SIZE
@@ -137,20 +138,21 @@ pub(super) const PROCESS_REQUESTS: &[Opcode] = &[
 /// threads.
 #[rustfmt::skip]
 pub(super) const REFUSED: &[i64] = &[
-    libc::SYS_faccessat,  // access
-    libc::SYS_getcwd,     // backtraces of panics
-    libc::SYS_newfstatat, // `stat` by name, which is what PROCESS_CHECKED leaves
+    libc::SYS_faccessat,  // also: access
+    libc::SYS_getcwd,     // also: backtraces of panics
+    libc::SYS_newfstatat, // also: `stat` by name, which is what PROCESS_CHECKED leaves
     libc::SYS_openat,     // malloc: /proc/sys/vm/overcommit_memory; processors: /proc/self/cgroup, /sys/devices/system/cpu
-    libc::SYS_prlimit64,  // the size of the first thread's stack
-    libc::SYS_readlinkat, // names of descriptors
-    libc::SYS_sysinfo,    // qsort: memory that it may use
-    libc::SYS_uname,      // the kernel's version
+    libc::SYS_prlimit64,  // also: the size of the first thread's stack
+    libc::SYS_readlinkat, // also: names of descriptors
+    libc::SYS_sysinfo,    // also: qsort, for the memory that it may use
+    libc::SYS_uname,      // also: the kernel's version
 ];
 
 /// Calls that return EACCES with some arguments.
 pub(super) const REFUSED_CHECKED: &[(i64, &[Argument])] = &[
-    // Whether a descriptor is a terminal: the second is that of newer C libraries.
+    // Whether a descriptor is a terminal.
     (libc::SYS_ioctl, &[Int(1, request(libc::TCGETS))]),
+    // also: the same, of newer C libraries.
     (libc::SYS_ioctl, &[Int(1, request(libc::TCGETS2))]),
 ];
 
@@ -159,8 +161,8 @@ pub(super) const REFUSED_CHECKED: &[(i64, &[Argument])] = &[
 #[rustfmt::skip]
 pub(super) const PROBES: &[i64] = &[
     libc::SYS_clone3,     // threads; its flags are in memory, which a filter can't read
-    libc::SYS_faccessat2, // access
-    libc::SYS_openat2,    // opens
+    libc::SYS_faccessat2, // also: access
+    libc::SYS_openat2,    // also: opens
     libc::SYS_statx,      // by a name: std calls stat then
 ];
 

@@ -1,4 +1,4 @@
-//! The monitor's descriptors: those that it was given, and few more.
+//! Descriptors of a confined process: those that it was given, and few more.
 
 #![allow(
     unsafe_code,
@@ -13,17 +13,14 @@ use rustix::process::Resource;
 use super::{DESCRIPTORS, LIMITS, Missing};
 use crate::jail::lower_limit;
 
-/// The most descriptors that a monitor has open: its files, and a few for each vCPU.
-const MOST: u64 = 256;
-
-/// Bounds core dumps and descriptors.
+/// Forbids core dumps, and more than so many descriptors.
 ///
 /// # Errors
 ///
 /// The missing wall.
-pub(super) fn limit() -> Result<(), Missing> {
+pub(super) fn limit(descriptors: u64) -> Result<(), Missing> {
     lower_limit(Resource::Core, 0)
-        .and(lower_limit(Resource::Nofile, MOST))
+        .and(lower_limit(Resource::Nofile, descriptors))
         .map_err(Missing::of(LIMITS, "setrlimit"))
 }
 
@@ -50,7 +47,7 @@ fn close(range: std::ops::Range<u32>) -> Result<(), Missing> {
     if range.is_empty() {
         return Ok(());
     }
-    // SAFETY: no object of this process owns a descriptor in the range, as `monitor` demands of its caller.
+    // SAFETY: no object of this process owns a descriptor in the range, as `confine` demands of its caller.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, range.start, range.end - 1, 0) };
     match closed {
         0 => Ok(()),

@@ -1,15 +1,18 @@
-//! The monitor's namespaces: no file, no host name and no IPC object of the host.
+//! What names lead to: in a monitor's namespaces to no file, no host name and no IPC object of the host; in an unpacker to nothing but
+//! its folder.
 
 #![allow(
     unsafe_code,
     reason = "rustix's calls that change namespaces and descriptors are unsafe"
 )]
 
+use std::os::fd::BorrowedFd;
+
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
-use rustix::process::{chdir, chroot, pivot_root};
+use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::{Missing, NAMESPACES, ROOT};
@@ -48,4 +51,15 @@ fn empty_root() -> Result<(), (&'static str, Errno)> {
     // A root that is an initramfs, or no mount's root, can't be moved away. It can be left.
     pivoted.or_else(|_| chroot(".")).map_err(named("chroot"))?;
     chdir("/").map_err(named("chdir"))
+}
+
+/// Makes a folder this process's root: neither a `..` nor a link leads out of it. Root may do that, or the root of a user namespace; no
+/// other folder may stay open.
+///
+/// # Errors
+///
+/// The missing wall.
+pub(super) fn enter_folder(folder: BorrowedFd<'_>) -> Result<(), Missing> {
+    fchdir(folder).map_err(Missing::of(ROOT, "fchdir"))?;
+    chroot(".").map_err(Missing::of(ROOT, "chroot"))
 }

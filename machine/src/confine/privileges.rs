@@ -1,4 +1,4 @@
-//! The monitor's rights: an unprivileged user where it was root, no capability, and none to come.
+//! A confined process's rights: an unprivileged user where it was root and may be another, few capabilities, and none to come.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use rustix::process::{
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
@@ -57,21 +57,24 @@ pub(super) fn become_user((user, group): Ids) -> Result<(), Missing> {
         .try_for_each(|(call, done)| done.map_err(Missing::of(USER, call)))
 }
 
-/// Gives up all capabilities, those of a user namespace included.
+/// Gives up all capabilities but these, those of a user namespace included.
 ///
 /// # Errors
 ///
 /// The missing wall.
-pub(super) fn drop_capabilities() -> Result<(), Missing> {
+pub(super) fn drop_capabilities_but(kept: CapabilitySet) -> Result<(), Missing> {
     empty_bounding_set();
     // Linux 4.2 and older have none.
     let _ = clear_ambient_capability_set();
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none).map_err(Missing::of(CAPABILITIES, "capset"))
+    let sets = capabilities(None).and_then(|have| {
+        let left = CapabilitySets {
+            effective: have.effective & kept,
+            permitted: have.permitted & kept,
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, left)
+    });
+    sets.map_err(Missing::of(CAPABILITIES, "capset"))
 }
 
 /// Keeps this process from rights that an `exec` would give it, as one of a set-user-ID program does.

@@ -135,7 +135,7 @@ impl<'a> Cache<'a> {
     /// Returns all entries that count.
     fn entries(&self) -> Vec<Entry> {
         let (mut entries, kept) = self.templates();
-        for folder in ["blobs/sha256", "engine", "partial"] {
+        for folder in ["blobs/sha256", "engine", "known", "partial"] {
             let found = files(&self.store.folder().join(folder));
             entries.extend(found.map(|(path, size, used)| Entry {
                 what: What::Image(path),

@@ -31,13 +31,32 @@ pub struct Root {
     _lock: Lock,
 }
 
-/// Returns the image's root below `folder`, made where it isn't there, and whether it was made.
+/// Returns the key of the root of an image with this identity.
+pub(super) fn key(identity: &str) -> String {
+    key_of(&[FORMAT.as_bytes(), identity.as_bytes()])
+}
+
+/// Returns the root at `path`, if it is there.
+pub(super) fn find(path: PathBuf) -> Result<Option<Root>, Error> {
+    let entry = Folder::new(&path);
+    // A lock would be made where there is none.
+    if !entry.is_there() {
+        return Ok(None);
+    }
+    let _lock = entry.hold()?;
+    if !entry.is_there() {
+        return Ok(None);
+    }
+    _lock.touch();
+    Ok(Some(Root { path, _lock }))
+}
+
+/// Returns the image's root at `path`, made where it isn't there, and whether it was made.
 pub(super) fn open(
-    folder: &Path,
+    path: PathBuf,
     image: &Image,
     making: impl FnOnce(),
 ) -> Result<(Root, bool), Error> {
-    let path = folder.join(key_of(&[FORMAT.as_bytes(), image.identity.as_bytes()]));
     let mut making = Some(making);
     let opened = Folder::new(&path).open_or_make(
         |_| true,

@@ -40,7 +40,7 @@ pub use cgroup::Cgroup;
 pub use descent::{Descent, take_back};
 pub use entry::Entry;
 pub(crate) use entry::lower_limit;
-pub use quota::{CpuGroup, CpuQuota};
+pub use quota::{CpuGroup, CpuQuota, NotAQuota};
 pub use seccomp::Calls;
 
 use crate::streams::in_memory;

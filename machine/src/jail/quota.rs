@@ -3,17 +3,25 @@
 //! The kernel counts the time that all threads of a group run, and stops them for the rest of a period once they have had their share of it.
 //! Memory and processes are not bounded: this is for a machine's monitor, whose memory is the guest's and known.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::Error;
-use super::cgroup::{make, own, remove};
+use serde::{Deserialize, Serialize};
 
-/// The period of the count, in microseconds: the kernel's default.
-const PERIOD: u32 = 100_000;
-/// The smallest share of a period that the kernel takes is a millisecond.
+use super::Error;
+use super::cgroup::{Version, make, own, remove};
+
+/// The period of the count, in microseconds. A process that has used its share up runs, or is killed, when the next one begins: the kernel's
+/// default of 100 ms would be felt.
+const PERIOD: u64 = 20_000;
+/// The period where the kernel's least share of one, a millisecond, is too much of the other.
+const LONG_PERIOD: u64 = 100_000;
+/// The least time in a period that the kernel takes, in microseconds.
+const LEAST_TIME: u64 = 1_000;
+/// A millisecond of the long period.
 const LEAST: f64 = 0.01;
 /// More processors than a machine has vCPUs are no bound.
 const MOST: f64 = 1024.0;
@@ -26,37 +34,65 @@ const MOST: f64 = 1024.0;
 /// assert_eq!("0.5".parse::<CpuQuota>().unwrap().to_string(), "0.5");
 /// assert!("0".parse::<CpuQuota>().is_err());
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CpuQuota(f64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct CpuQuota {
+    /// The time in each second, in microseconds.
+    micros: u32,
+}
 
 impl CpuQuota {
-    /// Returns the time in each period, in microseconds.
-    fn micros(self) -> u64 {
+    const SECOND: u32 = 1_000_000;
+
+    /// Returns the time in each period, and the period, in microseconds.
+    fn of_period(self) -> (u64, u64) {
+        let time = |period| u64::from(self.micros) * period / u64::from(CpuQuota::SECOND);
+        match time(PERIOD) {
+            LEAST_TIME.. => (time(PERIOD), PERIOD),
+            _ => (time(LONG_PERIOD), LONG_PERIOD),
+        }
+    }
+}
+
+/// The error of a number that is not a share of the processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a number of processors from {LEAST} to {MOST}, such as 0.5")]
+pub struct NotAQuota;
+
+impl TryFrom<f64> for CpuQuota {
+    type Error = NotAQuota;
+
+    fn try_from(processors: f64) -> Result<CpuQuota, NotAQuota> {
+        let is_valid = (LEAST..=MOST).contains(&processors);
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "both bounds are checked when it is made"
+            reason = "both bounds were checked"
         )]
-        let micros = (self.0 * f64::from(PERIOD)).round() as u64;
-        micros
+        let micros = || (processors * f64::from(CpuQuota::SECOND)).round() as u32;
+        is_valid
+            .then(|| CpuQuota { micros: micros() })
+            .ok_or(NotAQuota)
     }
 }
 
 impl FromStr for CpuQuota {
-    type Err = String;
+    type Err = NotAQuota;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let share = text.parse().ok();
-        let share = share.filter(|share| (LEAST..=MOST).contains(share));
-        share.map(CpuQuota).ok_or_else(|| {
-            format!("a number of processors from {LEAST} to {MOST} is wanted, as in 0.5")
-        })
+    fn from_str(text: &str) -> Result<CpuQuota, NotAQuota> {
+        text.parse::<f64>().map_err(|_| NotAQuota)?.try_into()
     }
 }
 
-impl std::fmt::Display for CpuQuota {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(out)
+impl From<CpuQuota> for f64 {
+    fn from(quota: CpuQuota) -> f64 {
+        f64::from(quota.micros) / f64::from(CpuQuota::SECOND)
+    }
+}
+
+impl fmt::Display for CpuQuota {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f64::from(*self).fmt(out)
     }
 }
 
@@ -65,6 +101,7 @@ impl std::fmt::Display for CpuQuota {
 #[derive(Debug)]
 pub struct CpuGroup {
     folder: PathBuf,
+    version: Version,
 }
 
 impl CpuGroup {
@@ -79,18 +116,45 @@ impl CpuGroup {
         let group = CpuGroup::in_version_2(&groups, quota);
         let group = group.or_else(|| CpuGroup::in_version_1(&groups, quota));
         group.ok_or_else(|| Error::Unavailable {
-            why: "processor time cannot be bounded: minivm may make no control group with the controller `cpu` beside or below its own".into(),
-            hint: "start it in one where it may, or leave the quota out".into(),
+            why: format!(
+                "no bound of {quota} on the processors' time: it takes a control group, and minivm may make none with the controller `cpu` \
+                 in its own or beside it"
+            ),
+            hint: "run minivm as root, or where the controller is delegated to its user, or leave the bound out".into(),
         })
+    }
+
+    /// Returns the error of a bound on a machine in the lab.
+    pub fn none_in_lab() -> Error {
+        Error::Unavailable {
+            why: "no bound on the processors' time holds in the lab, whose emulator runs more than the machine".into(),
+            hint: "leave it out, or run the machine on this host's KVM".into(),
+        }
+    }
+
+    /// Refuses a bound on a machine in this process: a group would hold all that the process does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if there is a bound.
+    pub(crate) fn refuse_here(quota: Option<CpuQuota>) -> Result<(), Error> {
+        match quota {
+            None => Ok(()),
+            Some(_) => Err(Error::Unavailable {
+                why: "no bound on the processors' time holds for a machine in this program's own process".into(),
+                hint: "leave it out, or let the program's `main` begin with `monitor::answer`".into(),
+            }),
+        }
     }
 
     fn in_version_2(groups: &str, quota: CpuQuota) -> Option<CpuGroup> {
         let own = own(Path::new("/sys/fs/cgroup"), groups, "0:", "")?;
         let group = CpuGroup {
             folder: make(&own, "cpu.max")?,
+            version: Version::Two,
         };
-        let bound = format!("{} {PERIOD}", quota.micros());
-        fs::write(group.folder.join("cpu.max"), bound).ok()?;
+        let (time, period) = quota.of_period();
+        group.write("cpu.max", &format!("{time} {period}")).ok()?;
         Some(group)
     }
 
@@ -98,20 +162,34 @@ impl CpuGroup {
         let own = own(Path::new("/sys/fs/cgroup/cpu"), groups, "", "cpu")?;
         let group = CpuGroup {
             folder: make(&own, "cpu.cfs_quota_us")?,
+            version: Version::One,
         };
-        fs::write(group.folder.join("cpu.cfs_period_us"), PERIOD.to_string()).ok()?;
-        let bound = quota.micros().to_string();
-        fs::write(group.folder.join("cpu.cfs_quota_us"), bound).ok()?;
+        let (time, period) = quota.of_period();
+        group.write("cpu.cfs_period_us", &period.to_string()).ok()?;
+        group.write("cpu.cfs_quota_us", &time.to_string()).ok()?;
         Some(group)
     }
 
-    /// Moves a process into the group, with all its threads and those that it starts from then on.
+    /// Moves a process of one thread into the group, with all threads that it starts from then on.
     ///
     /// # Errors
     ///
     /// The kernel's error: the process has ended, or isn't this user's.
     pub fn enter(&self, process: u32) -> io::Result<()> {
-        fs::write(self.folder.join("cgroup.procs"), process.to_string())
+        self.write(self.version.entry(), &process.to_string())
+    }
+
+    /// Lifts the bound, so that the process ends without it: one that has used its share up would have to wait for the next periods.
+    pub fn lift(&self) {
+        // Where it can't be lifted, the end takes longer.
+        let _ = match self.version {
+            Version::One => self.write("cpu.cfs_quota_us", "-1"),
+            Version::Two => self.write("cpu.max", "max"),
+        };
+    }
+
+    fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        fs::write(self.folder.join(file), text)
     }
 }
 
@@ -131,17 +209,22 @@ mod tests {
 
     #[test]
     fn a_share_is_a_number_of_processors() {
-        let micros = |text: &str| text.parse().map(CpuQuota::micros);
-        assert_eq!(micros("0.5"), Ok(50_000));
-        assert_eq!(micros("0.01"), Ok(1_000));
-        assert_eq!(micros("2"), Ok(200_000));
-        assert_eq!(micros("1024"), Ok(102_400_000));
+        let times = |text: &str| text.parse::<CpuQuota>().map(CpuQuota::of_period);
+        assert_eq!(times("0.5"), Ok((10_000, 20_000)));
+        assert_eq!(times("0.05"), Ok((1_000, 20_000)));
+        assert_eq!(times("0.049"), Ok((4_900, 100_000)));
+        assert_eq!(times("0.01"), Ok((1_000, 100_000)));
+        assert_eq!(times("1.5"), Ok((30_000, 20_000)));
+        assert_eq!(times("1024"), Ok((20_480_000, 20_000)));
         for wrong in [
             "", "0", "0.009", "-1", "1025", "nan", "inf", "50%", "0.5 ", "1e9",
         ] {
-            let error = micros(wrong).unwrap_err();
+            let error = times(wrong).unwrap_err().to_string();
             assert!(error.contains("from 0.01 to 1024"), "{wrong}: {error}");
         }
+        let half: CpuQuota = serde_json::from_str("0.5").unwrap();
+        assert_eq!(serde_json::to_string(&half).unwrap(), "0.5");
+        assert!(serde_json::from_str::<CpuQuota>("0").is_err());
     }
 
     #[test]
@@ -163,6 +246,10 @@ mod tests {
                 .find_map(|line| line.strip_prefix("nr_throttled "));
             times.is_some_and(|times| times != "0")
         });
+        group.lift();
+        let bound = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let bounds = [bound("cpu.max"), bound("cpu.cfs_quota_us")].concat();
+        assert!(["max 20000\n", "-1\n"].contains(&&*bounds), "{bounds}");
         child.kill().unwrap();
         child.wait().unwrap();
         drop(group);

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
+use minivm_vmm::InputSource as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -79,7 +80,7 @@ pub(crate) fn serve(
 /// Sends `input` until its end, and pings, until the other end of `stop` is closed.
 fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
     let mut buffer = Buffer::new();
-    let mut input = input.map(minivm_vmm::Input::from);
+    let mut input = input.map(crate::Input::from);
     if input.is_none() {
         buffer.send(Kind::Stdin, 0, channel)?;
     }

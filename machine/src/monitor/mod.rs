@@ -20,9 +20,8 @@
 //!  ◀────────────────────────────── ended: the outcome
 //! ```
 //!
-//! - `protocol`: the messages; `stream`: how they and descriptors are sent;
-//! - `spawn`: the start of the process; `process`: its parent's side;
-//! - `serve`: its own side.
+//! - `protocol`: the messages, which `child` sends;
+//! - `process`: its parent's side; `serve`: its own side.
 //!
 //! A program has monitors if its `main` begins with [`answer`]: the monitor is the same program. Without that, machines run in the
 //! program's own process.
@@ -30,10 +29,8 @@
 mod process;
 mod protocol;
 mod serve;
-mod spawn;
-mod stream;
 
-use std::ffi::CStr;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -49,23 +46,32 @@ use minivm_vmm::{Config, Observer, WorkingSet};
 
 use process::WeakMonitor;
 pub use process::{MachineEnd, Monitor};
-use protocol::{Channel, Job, Source, Wiring};
+use protocol::{Job, Source, Wiring};
 
-use crate::{Ended, Error, Events, Link, StopOnDrop, local};
+use crate::child::Role;
+use crate::jail::{CpuGroup, CpuQuota};
+use crate::local::Greeted;
+use crate::{Ended, Error, Events, Link, StopOnDrop, confine};
 
 /// The argument with which this program is a monitor.
 pub const COMMAND: &str = "monitor";
-const COMMAND_C: &CStr = c"monitor";
+/// The monitor as a child of this program.
+const ROLE: Role = Role {
+    command: c"monitor",
+    duty: "runs the machine",
+    variables: &[],
+    is_apart: true,
+    has_stderr: true,
+};
 
 /// Whether this program answers as a monitor.
 static ANSWERS: AtomicBool = AtomicBool::new(false);
-/// Whether monitors put walls around themselves.
-static WALLS: AtomicBool = AtomicBool::new(true);
 
 /// What a monitor needs of its program.
 #[derive(Clone, Copy, Debug)]
 pub struct Hooks {
-    /// Returns the observer of the machine, which sends its events, with times since the instant, to the stream.
+    /// Returns the observer of the machine, which sends its events, with times since the instant, to the stream. On a vCPU's thread it
+    /// may write to a descriptor, and makes no other calls: their filter would end the process.
     pub observe: fn(UnixStream, Instant) -> io::Result<Observation>,
     /// Logs messages up to this level to stderr.
     pub log: fn(LevelFilter),
@@ -79,20 +85,14 @@ pub struct Observation {
     pub finish: Box<dyn FnOnce() + Send>,
 }
 
-/// Runs this process as a monitor, if it was started as one, and returns its exit code then. Otherwise lets this program's machines run in
-/// monitors. A program's `main` calls it first, while it has one thread.
-pub fn answer(hooks: Hooks) -> Option<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == COMMAND) && arguments.next().is_none() {
+/// Runs this process as a monitor, if its command line is that of one, and returns its exit code then. Otherwise lets this program's
+/// machines run in monitors. A program's `main` calls it first, while it has one thread.
+pub fn answer(command_line: impl IntoIterator<Item = OsString>, hooks: Hooks) -> Option<ExitCode> {
+    if ROLE.is_named_by(command_line) {
         return Some(serve::run(hooks));
     }
     ANSWERS.store(true, Ordering::Relaxed);
     None
-}
-
-/// Lets this program's monitors run without walls: a guest that breaks out of its machine has the user's rights then.
-pub fn leave_walls_out() {
-    WALLS.store(false, Ordering::Relaxed);
 }
 
 /// Lets this program's machines run in its own process from now on.
@@ -113,6 +113,8 @@ pub struct Spec {
     pub(crate) rehearsal: bool,
     began: Instant,
     stopper: Stopper,
+    cpu_quota: Option<CpuQuota>,
+    max_output: Option<u64>,
 }
 
 /// A handle that ends a machine from any thread, once it is started.
@@ -124,6 +126,13 @@ impl Stopper {
     pub fn stop(&self) {
         if let Some(monitor) = self.0.get() {
             monitor.stop();
+        }
+    }
+
+    /// Kills the machine's monitor, if it was started and hasn't ended, and waits until nothing of it is left.
+    pub fn kill(&self) {
+        if let Some(monitor) = self.0.get() {
+            monitor.kill();
         }
     }
 }
@@ -146,6 +155,8 @@ impl Spec {
             rehearsal: false,
             began: Instant::now(),
             stopper: Stopper::default(),
+            cpu_quota: None,
+            max_output: None,
         }
     }
 
@@ -163,6 +174,23 @@ impl Spec {
         self
     }
 
+    /// Bounds the processor time of the monitor, and so of the machine.
+    pub fn cpu_quota(mut self, quota: Option<CpuQuota>) -> Spec {
+        self.cpu_quota = quota;
+        self
+    }
+
+    /// Limits the bytes that a console passes on. The rest is dropped, and the machine's end reports that.
+    pub fn max_output(mut self, bytes: Option<u64>) -> Spec {
+        self.max_output = bytes;
+        self
+    }
+
+    /// Returns whether the monitor gets a control group, which stays where this process ends before it.
+    pub fn is_bounded(&self) -> bool {
+        self.cpu_quota.is_some()
+    }
+
     /// Reads what the machine would be made of, in a monitor that makes none.
     ///
     /// # Errors
@@ -176,25 +204,22 @@ impl Spec {
     ///
     /// # Errors
     ///
-    /// [`Error::Monitor`] where the machine can't be built, [`Error::Host`] and [`Error::MonitorDied`] where there can't be a monitor.
+    /// [`Error::Monitor`] where the machine can't be built, [`Error::Quota`] where its processor time can't be bounded, [`Error::Host`] and
+    /// [`Error::MonitorDied`] where there can't be a monitor.
     pub fn start_console(self, input: OwnedFd, output: OwnedFd) -> Result<Monitor, Error> {
-        self.start(Wiring::Console, vec![input, output])
+        let limit = self.max_output;
+        self.start(Wiring::Console { limit }, vec![input, output])
     }
 
-    /// Starts the machine, with its control channel at the link's ends. `rings` is the ring directory's address, if the guest was greeted
-    /// and has one.
+    /// Starts the machine, with its control channel at the link's ends. `greeted` is for a guest that was greeted before.
     pub(crate) fn start_session(
         self,
         console: bool,
-        greeted: Option<local::Greeted>,
+        greeted: Option<Greeted>,
     ) -> Result<(Link, Monitor), Error> {
         let (frames, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let to_guest = frames.try_clone().map_err(cannot("duplicate a socket"))?;
-        let channel = match greeted {
-            None => Channel::New,
-            Some(local::Greeted { rings }) => Channel::Greeted(rings),
-        };
-        let wiring = Wiring::Frames { console, channel };
+        let wiring = Wiring::Frames { console, greeted };
         let monitor = self.start(wiring, vec![theirs.into()])?;
         let (stop, end) = (monitor.clone(), monitor.clone());
         let link = Link {
@@ -217,14 +242,15 @@ impl Spec {
         let job = Job {
             source: self.source,
             wiring,
-            confined: WALLS.load(Ordering::Relaxed),
+            confined: confine::is_wanted(),
             observed,
             rehearsal: self.rehearsal,
             began: self.began.elapsed(),
             log: log::max_level(),
         };
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        let monitor = Monitor::start(&job, &files)?;
+        let group = self.cpu_quota.map(CpuGroup::create).transpose()?;
+        let monitor = Monitor::start(&job, &files, group)?;
         let _ = self.stopper.0.set(monitor.downgrade());
         Ok(monitor)
     }

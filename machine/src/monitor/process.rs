@@ -5,21 +5,20 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_image::io_error::cannot;
-use minivm_vmm::{Outcome, SaveFiles, SnapshotFolder, WorkingSet};
+use minivm_vmm::{Outcome, SaveFiles, WorkingSet};
 
 use super::protocol::{Ending, Failure, Job, News, Order};
-use super::spawn::Child;
-use super::stream::{Received, Stream};
 use crate::Error;
+use crate::child::{Child, Received, Stream, is_of_the_end};
 use crate::confine::Walls;
+use crate::jail::CpuGroup;
+use crate::snapshot_folder::{SnapshotFolder, of_folder};
 
 /// How long a monitor may take to stop its machine, and to report its end, its pages and its last events. Then it is killed. It takes
 /// milliseconds where the host isn't busy.
@@ -41,6 +40,14 @@ impl WeakMonitor {
             Monitor(handle).stop();
         }
     }
+
+    /// Kills the process, and waits until it and its control group are gone.
+    pub(super) fn kill(&self) {
+        if let Some(handle) = self.0.upgrade() {
+            handle.0.kill();
+            drop(handle.0.wait(|state| state.gone.is_some()));
+        }
+    }
 }
 
 /// The end of a monitor's machine.
@@ -50,6 +57,8 @@ pub struct MachineEnd {
     pub outcome: Result<Outcome, Error>,
     /// The console's last lines, where they were kept.
     pub(crate) console: Option<String>,
+    /// Whether some of the console's output was dropped, at its limit.
+    pub truncated: bool,
     /// The most bytes of memory that the monitor has held at a time, its machine's among them.
     pub(crate) memory: Option<u64>,
 }
@@ -59,6 +68,8 @@ struct Handle(Arc<Shared>);
 struct Shared {
     stream: Stream,
     observed: bool,
+    /// Whether the process is in a control group, which is to be gone when the machine's end is reported.
+    bounded: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -67,6 +78,8 @@ struct Shared {
 struct State {
     /// The process, until it has been waited for.
     child: Option<Child>,
+    /// The control group that bounds its processor time, until it has been waited for.
+    group: Option<CpuGroup>,
     built: Option<Result<(), Error>>,
     is_built: bool,
     walls: Option<Walls>,
@@ -86,12 +99,17 @@ impl Monitor {
         WeakMonitor(Arc::downgrade(&self.0))
     }
 
-    /// Starts a monitor, gives it the job and its descriptors, and waits until the machine is built.
-    pub(super) fn start(job: &Job, files: &[BorrowedFd<'_>]) -> Result<Monitor, Error> {
+    /// Starts a monitor in the control group, if one is given, gives it the job and its descriptors, and waits until the machine is built.
+    pub(super) fn start(
+        job: &Job,
+        files: &[BorrowedFd<'_>],
+        group: Option<CpuGroup>,
+    ) -> Result<Monitor, Error> {
         let (stream, theirs) = Stream::pair().map_err(cannot("create a socket"))?;
         let shared = Arc::new(Shared {
             stream,
             observed: job.observed,
+            bounded: group.is_some(),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -101,11 +119,11 @@ impl Monitor {
         thread::Builder::new()
             .name("monitor".into())
             .spawn(move || {
-                let child = Child::start(theirs.as_fd());
+                let child = Child::start(&super::ROLE, theirs.as_fd());
                 drop(theirs);
-                let born = child.map(|child| work.state().child = Some(child));
+                let born = child.map(|child| work.take_in(child, group));
                 let is_born = born.is_ok();
-                let _ = started.send(born);
+                let _ = started.send(born.and_then(|entered| entered));
                 if is_born {
                     work.listen();
                 }
@@ -121,7 +139,9 @@ impl Monitor {
             // The process would wait for it for ever.
             shared.stream.end();
         }
-        let mut state = shared.wait(|state| state.built.is_some() || state.gone.is_some());
+        // One that can't be built has no process any more, and no control group.
+        let is_built = |state: &State| matches!(state.built, Some(Ok(())));
+        let mut state = shared.wait(|state| is_built(state) || state.gone.is_some());
         match (state.built.take(), &state.gone) {
             (Some(built), _) => built?,
             (None, Some(how)) => {
@@ -138,8 +158,8 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Pauses the machine, and saves it in `folder` as [`minivm_vmm::Control::snapshot`] does; returns the bytes that the files take on
-    /// the disk. The machine stays paused.
+    /// Pauses the machine, and saves it in `folder` as [`SnapshotFolder::save`] does; returns the bytes that the files take on the
+    /// disk. The machine stays paused.
     ///
     /// # Errors
     ///
@@ -190,21 +210,22 @@ impl Monitor {
         touched.ok_or_else(|| Error::InMonitor("the monitor reported no touched pages".into()))
     }
 
-    /// Waits for the machine's end, and that of the process, unless that still sends events.
+    /// Waits for the machine's end, and that of the process, unless that still sends events and has no control group.
     ///
     /// # Errors
     ///
     /// [`Error::MonitorDied`] where the process ended before it had reported the machine's end.
     pub fn end(&self) -> Result<MachineEnd, Error> {
         let shared = &self.0.0;
-        let observed = shared.observed;
+        let at_end = shared.observed && !shared.bounded;
         let mut state =
-            shared.wait(|state| state.gone.is_some() || observed && state.ended.is_some());
+            shared.wait(|state| state.gone.is_some() || at_end && state.ended.is_some());
         let memory = state.memory;
         match (state.ended.take(), &state.gone) {
             (Some(ending), _) => Ok(MachineEnd {
                 outcome: ending.outcome.map_err(Error::from),
                 console: ending.console,
+                truncated: ending.truncated,
                 memory,
             }),
             (None, Some(how)) => Err(Error::MonitorDied(how.clone())),
@@ -230,6 +251,21 @@ impl Drop for Handle {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the process, and puts it into its control group: before its job comes it has one thread.
+    fn take_in(&self, child: Child, group: Option<CpuGroup>) -> io::Result<()> {
+        let entered = group.as_ref().map_or(Ok(()), |group| child.enter(group));
+        let entered = entered
+            .map_err(|error| io::Error::new(error.kind(), format!("its control group: {error}")));
+        let mut state = self.state();
+        state.child = Some(child);
+        state.group = group;
+        if entered.is_err() {
+            // It ends without a job.
+            self.stream.end();
+        }
+        entered
     }
 
     /// Waits until the state is as wanted.
@@ -283,6 +319,7 @@ impl Shared {
                 state.ended = Some(Ending {
                     outcome: Err(failure),
                     console: None,
+                    truncated: false,
                     touched: None,
                 });
             }
@@ -307,6 +344,7 @@ impl Shared {
         };
         // What it had to say, it has said. One that only closes its socket is about to end, and how is worth knowing.
         let is_over = why.is_some() || state.ended.is_some();
+        state.lift();
         drop(state);
         let closed = Instant::now();
         while !is_over && !child.has_ended() && closed.elapsed() < GRACE {
@@ -317,56 +355,54 @@ impl Shared {
         child.until_ended();
         // Waited for while the state is locked: from then on another process may have its number.
         let mut state = self.state();
-        let how = match (why, child.wait()) {
-            (Some(why), _) => why,
-            (None, Ok(status)) => described(status),
-            (None, Err(error)) => error.to_string(),
-        };
+        let how = child.wait();
         state.child = None;
-        state.gone = Some(how);
+        state.group = None;
+        state.gone = Some(why.unwrap_or(how));
         self.changed.notify_all();
     }
 
+    /// Kills the process, if it hasn't ended.
+    fn kill(&self) {
+        let state = self.state();
+        state.lift();
+        if let Some(child) = &state.child {
+            child.kill();
+        }
+    }
+
     fn stop(self: Arc<Self>) {
-        if self.state().gone.is_some() {
+        let state = self.state();
+        if state.gone.is_some() {
             return;
         }
+        state.lift();
+        drop(state);
         self.order(&Order::Stop, &[]);
         let end = move || {
             let waited = self
                 .changed
                 .wait_timeout_while(self.state(), GRACE, |state| state.gone.is_none());
-            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            if let Some(child) = &state.child {
-                child.kill();
-            }
+            drop(waited);
+            self.kill();
         };
         // Where there is no thread for it, the process ends with this one.
         let _ = thread::Builder::new().name("stop".into()).spawn(end);
     }
 }
 
+impl State {
+    /// Lets the process end as fast as it can.
+    fn lift(&self) {
+        if let Some(group) = &self.group {
+            group.lift();
+        }
+    }
+}
+
 fn disk_size(files: &SaveFiles) -> io::Result<u64> {
     let (state, memory) = (files.state.metadata()?, files.memory.metadata()?);
     Ok(state.len() + memory.blocks() * 512)
-}
-
-/// Returns whether an error comes of a process that has ended before.
-fn is_of_the_end(error: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
-    kinds.contains(&error.kind())
-}
-
-/// Describes the end of a monitor that had reported none.
-fn described(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(libc::SIGSYS) => {
-            "it made a system call that its filter refuses (SIGSYS), which is minivm's fault or an attack"
-                .into()
-        }
-        Some(libc::SIGKILL) => "it was killed, perhaps because this host has no memory left".into(),
-        _ => format!("{status}"),
-    }
 }
 
 /// The stream of a guest's frames that a monitor passes on.
@@ -417,10 +453,7 @@ impl Failure {
     /// Names the folder that a snapshot was to go to, which the monitor doesn't know.
     fn of_folder(self, folder: &Path) -> Error {
         match self {
-            Failure::Machine(minivm_vmm::Error::Save { source, .. }) => {
-                let path = folder.into();
-                minivm_vmm::Error::Save { path, source }.into()
-            }
+            Failure::Machine(error) => of_folder(error, folder).into(),
             other => other.into(),
         }
     }

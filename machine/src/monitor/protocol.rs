@@ -10,6 +10,7 @@ use minivm_vmm::{Config, Kernel, Outcome, WorkingSet};
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Walls;
+use crate::local::Greeted;
 
 /// The machine that a monitor makes, and what is done with it. Its descriptors come with it, see [`Wiring`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,23 +26,8 @@ pub(super) struct Job {
     /// How long ago the command began, from which the events' times count.
     pub(super) began: Duration,
     /// The most detailed messages that are logged.
-    #[serde(with = "level")]
+    #[serde(with = "crate::child::level")]
     pub(super) log: LevelFilter,
-}
-
-/// A level as its number.
-mod level {
-    use log::LevelFilter;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(level: &LevelFilter, to: S) -> Result<S::Ok, S::Error> {
-        (*level as usize).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<LevelFilter, D::Error> {
-        let number = usize::deserialize(from)?;
-        Ok(LevelFilter::iter().nth(number).unwrap_or(LevelFilter::Off))
-    }
 }
 
 /// The state that the machine begins with. Paths may have any bytes.
@@ -99,22 +85,17 @@ pub(super) enum Wiring {
     /// There is no machine: what it would be made of is read, to find out what is wrong with it.
     Nothing,
     /// COM1 is a console. With the job come its input and its output.
-    Console,
+    Console {
+        /// The most bytes of output that are passed on.
+        limit: Option<u64>,
+    },
     /// COM2 is the control channel. With the job comes a stream for the frames of both directions.
     Frames {
         /// Whether the console goes to stderr. If not, its last lines are kept.
         console: bool,
-        channel: Channel,
+        /// Where the guest's hello was read before the machine was saved.
+        greeted: Option<Greeted>,
     },
-}
-
-/// The state of the control channel at the machine's start.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) enum Channel {
-    /// The guest's hello is to come.
-    New,
-    /// The hello was read before the machine was saved: the address of its ring directory, if it has one.
-    Greeted(Option<u64>),
 }
 
 /// A message to a monitor that has its job.
@@ -161,6 +142,8 @@ pub(super) struct Ending {
     pub(super) outcome: Result<Outcome, Failure>,
     /// The console's last lines, without control characters, where they were kept.
     pub(super) console: Option<String>,
+    /// Whether some of the console's output was dropped.
+    pub(super) truncated: bool,
     /// The touched pages, where the job asks for them.
     pub(super) touched: Option<WorkingSet>,
 }

@@ -14,13 +14,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use minivm_image::io_error::cannot;
-use minivm_vmm::{Builder, Config, Control, Input, Kernel, SaveFiles, SnapshotFiles, WorkingSet};
+use minivm_vmm::{
+    Builder, Config, Control, InputSource as _, Kernel, SaveFiles, SnapshotFiles, WorkingSet,
+};
 
-use super::protocol::{Channel, Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
-use super::stream::{Received, Stream};
+use super::protocol::{Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
 use super::{Hooks, Observation};
-use crate::local::{self, FrameEnds, Machine};
-use crate::{Error, Walls, confine, streams, wire};
+use crate::child::{Received, Stream};
+use crate::local::{self, FrameEnds, Greeted, Machine};
+use crate::output::{Cut, Limited};
+use crate::{Error, Input, Walls, confine, wire};
 
 /// How long a machine may take from being built to its first instruction.
 const START: Duration = Duration::from_secs(10);
@@ -29,31 +32,17 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Runs this process as a monitor, whose socket is its stdin.
 pub(super) fn run(hooks: Hooks) -> ExitCode {
-    let job = io::stdin().as_fd().try_clone_to_owned().and_then(|socket| {
-        let stream = Stream::from(socket);
-        let job = stream.receive()?;
-        Ok(job.map(|job| (stream, job)))
-    });
-    match job {
-        Ok(Some((stream, Received { message, files }))) => {
-            let stream = Arc::new(stream);
-            match start(&stream, message, files, hooks) {
-                Ok(Some(control)) => obey(&stream, &control),
-                Ok(None) => {}
-                Err(failure) => report(&stream, News::Failed(failure)),
-            }
-            ExitCode::SUCCESS
-        }
-        Ok(None) => ExitCode::SUCCESS,
-        // A socket, but without a job that could be received: the other process reports this one's end.
-        Err(error) if error.raw_os_error() != Some(libc::ENOTSOCK) => ExitCode::FAILURE,
-        Err(_) => {
-            streams::tell(
-                "`monitor` is a command for minivm's own use: it runs the machine of another minivm process",
-            );
-            ExitCode::from(2)
-        }
+    let (stream, Received { message, files }) = match super::ROLE.job() {
+        Ok(job) => job,
+        Err(code) => return code,
+    };
+    let stream = Arc::new(stream);
+    match start(&stream, message, files, hooks) {
+        Ok(Some(control)) => obey(&stream, &control),
+        Ok(None) => {}
+        Err(failure) => report(&stream, News::Failed(failure)),
     }
+    ExitCode::SUCCESS
 }
 
 /// Starts the job's machine, and the threads that serve it; `None` where it was only to be looked at.
@@ -98,12 +87,14 @@ fn start(
     if let Some(observation) = &observation {
         builder = builder.observer(observation.observer.clone());
     }
-    let (machine, frames) = ends.launch(builder, stream, walls)?;
+    let cut = Cut::default();
+    let (machine, frames) = ends.launch(builder, stream, walls, &cut)?;
     let control = machine.control.clone();
     let last = Last {
         stream: stream.clone(),
         rehearsal: job.rehearsal,
         machine,
+        cut,
         observation,
     };
     let serving = match frames {
@@ -114,19 +105,29 @@ fn start(
     Ok(Some(control))
 }
 
-/// Takes orders until the process that has started this one ends.
-fn obey(stream: &Stream, control: &Control) {
-    // What isn't an order can't be obeyed either.
+/// Takes orders until the process that has started this one ends, or sends what is not an order or not in order.
+fn obey(stream: &Arc<Stream>, control: &Control) {
     while let Ok(Some(Received { message, files })) = stream.receive::<Order>() {
         match message {
-            Order::Save(name) => {
-                let saved = save(control, name, files);
-                report(stream, News::Saved(saved));
-            }
-            Order::Run | Order::Resume => control.resume(),
+            Order::Save(name) => save_beside(stream, control, name, files),
+            Order::Resume => control.resume(),
+            // It came before the machine did, and comes once.
+            Order::Run => break,
             // The last thread reports the end.
             Order::Stop => control.stop(),
         }
+    }
+}
+
+/// Saves the machine on a thread of its own: while its output waits for its reader it can't be paused, and is to be stopped.
+fn save_beside(stream: &Arc<Stream>, control: &Control, name: String, files: Vec<OwnedFd>) {
+    let (saver, control) = (stream.clone(), control.clone());
+    let started = spawn("save", move || {
+        let saved = save(&control, name, files);
+        report(&saver, News::Saved(saved));
+    });
+    if let Err(error) = started {
+        report(stream, News::Saved(Err(failed("start a thread")(error))));
     }
 }
 
@@ -223,11 +224,12 @@ enum Ends {
     Console {
         input: Input,
         output: File,
+        limit: Option<u64>,
     },
     Frames {
         stream: UnixStream,
         console: bool,
-        channel: Channel,
+        greeted: Option<Greeted>,
     },
 }
 
@@ -238,38 +240,46 @@ impl Ends {
     ) -> Result<Option<Ends>, Failure> {
         Ok(Some(match wiring {
             Wiring::Nothing => return Ok(None),
-            Wiring::Console => Ends::Console {
+            Wiring::Console { limit } => Ends::Console {
                 // Opens a pipe anew, which can't be done later.
                 input: next(files)?.into(),
                 output: next(files)?.into(),
+                limit,
             },
-            Wiring::Frames { console, channel } => Ends::Frames {
+            Wiring::Frames { console, greeted } => Ends::Frames {
                 stream: next(files)?.into(),
                 console,
-                channel,
+                greeted,
             },
         }))
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Ends::Console { input, output } => {
-                let input = input.descriptors();
-                input.chain([output.as_fd()]).collect()
+            Ends::Console { input, output, .. } => {
+                let mut all = input.descriptors();
+                all.push(output.as_fd());
+                all
             }
             Ends::Frames { stream, .. } => vec![stream.as_fd()],
         }
     }
 
-    /// Builds the machine with its ports, and starts the thread that runs it.
+    /// Builds the machine with its ports, and starts the thread that runs it. `cut` is set where a console's output is dropped.
     fn launch(
         self,
         builder: Builder,
         news: &Stream,
         walls: Option<Walls>,
+        cut: &Cut,
     ) -> Result<(Machine, Option<Relay>), Failure> {
         match self {
-            Ends::Console { input, output } => {
+            Ends::Console {
+                input,
+                output,
+                limit,
+            } => {
+                let output = Limited::new(output, limit, cut);
                 let builder = builder.console_output(output).console_input(input);
                 let machine = builder.build()?;
                 report(news, News::Built(walls));
@@ -282,12 +292,12 @@ impl Ends {
             Ends::Frames {
                 stream,
                 console,
-                channel,
+                greeted,
             } => {
                 let (machine, ends) =
-                    local::launch(builder, console, |from, to, memory| match channel {
-                        Channel::New => Ok(wire::wire(from, to, memory)),
-                        Channel::Greeted(rings) => {
+                    local::launch(builder, console, |from, to, memory| match greeted {
+                        None => Ok(wire::wire(from, to, memory)),
+                        Some(Greeted { rings }) => {
                             wire::resume(from, to, memory, rings).map_err(Error::Protocol)
                         }
                     })?;
@@ -351,26 +361,30 @@ impl Relay {
 
 /// Copies the guest's frames until the machine ends, or nothing reads them any more. An error is the guest's.
 fn pass(from_guest: &mut wire::FromGuest, stream: &UnixStream) -> io::Result<()> {
-    let mut guarded = Unread(Ok(()), stream);
-    let passed = local::pass(from_guest, &mut guarded);
-    match guarded.0 {
-        Err(_) => Ok(()),
-        Ok(()) => passed,
+    let mut reader = Reader {
+        stream,
+        is_gone: false,
+    };
+    let passed = local::pass(from_guest, &mut reader);
+    match reader.is_gone {
+        true => Ok(()),
+        false => passed,
     }
 }
 
-/// A writer that remembers whether its own error ended the copying.
-struct Unread<'a>(Result<(), ()>, &'a UnixStream);
+/// The process that reads a guest's frames.
+struct Reader<'a> {
+    stream: &'a UnixStream,
+    /// Whether a write has failed: an error of the copying is this one then, and not the guest's.
+    is_gone: bool,
+}
 
-impl Write for Unread<'_> {
+impl Write for Reader<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.1.write(bytes);
-        if written
+        let written = self.stream.write(bytes);
+        self.is_gone = written
             .as_ref()
-            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted)
-        {
-            self.0 = Err(());
-        }
+            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
         written
     }
 
@@ -384,6 +398,8 @@ struct Last {
     stream: Arc<Stream>,
     rehearsal: bool,
     machine: Machine,
+    /// Whether some of a console's output was dropped.
+    cut: Cut,
     observation: Option<Observation>,
 }
 
@@ -405,6 +421,7 @@ impl Last {
         let ending = Ending {
             outcome,
             console: console.and_then(|tail| tail.text()),
+            truncated: self.cut.is_set(),
             touched,
         };
         report(&self.stream, News::Ended(Box::new(ending)));

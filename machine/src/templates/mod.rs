@@ -8,6 +8,7 @@
 //! processor or `minivm` has another key. Only the automatic templates that were used last are kept.
 //!
 //! ```no_run
+//! use minivm_machine::template::ResumeOptions;
 //! use minivm_machine::{MachineSpec, Accel, Report, Session};
 //! use minivm_machine::templates::{Recipe, Templates};
 //!
@@ -25,7 +26,7 @@
 //!         templates.create("science", &recipe, &Accel::Kvm)?;
 //!     }
 //!     let template = templates.open_named("science")?;
-//!     Ok(session.run(templates.resume(&template, false, None)?)?)
+//!     Ok(session.run(templates.resume(&template, ResumeOptions::default())?)?)
 //! }
 //! ```
 
@@ -42,7 +43,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::images::ImageCache;
-use crate::template::Saved;
+use crate::jail::CpuGroup;
+use crate::template::{ResumeOptions, Saved};
 use crate::{Accel, Link, Watch};
 
 use background::background;
@@ -119,7 +121,12 @@ impl Templates {
             return Ok(lab::connect(recipe, &key, &self.cache)?);
         }
         let resumed = self.open(&key).and_then(|template| {
-            let resume = |template| self.resume(&template, recipe.machine.console, watch);
+            let options = ResumeOptions {
+                console: recipe.machine.console,
+                cpu_quota: recipe.machine.cpu_quota,
+                watch,
+            };
+            let resume = |template| self.resume(&template, options);
             template.map(resume).transpose()
         });
         match resumed {
@@ -179,20 +186,18 @@ impl Templates {
     }
 
     /// Resumes a machine of the template, which waits for its request: here, or in the template's lab, which is started if it doesn't
-    /// run. `console` says whether a machine's console here goes to stderr, and one here gets the watch.
+    /// run. A machine there has no console and no watch.
     ///
     /// # Errors
     ///
-    /// [`Error::Machine`] where this host can't restore the machine, or the lab has none; [`Error::Archive`] where a lab would lack the
+    /// [`Error::Machine`] where this host can't restore the machine or bound it, or the lab has none; [`Error::Archive`] where a lab would lack the
     /// image's archive; [`Error::File`] where the kernel's metadata can't be read.
-    pub fn resume(
-        &self,
-        template: &Template,
-        console: bool,
-        watch: Option<Watch>,
-    ) -> Result<Link, Error> {
+    pub fn resume(&self, template: &Template, options: ResumeOptions) -> Result<Link, Error> {
         Ok(match &template.saved {
-            Some(saved) => saved.resume_watched(console, watch)?,
+            Some(saved) => saved.resume(options)?,
+            None if options.cpu_quota.is_some() => {
+                return Err(crate::Error::from(CpuGroup::none_in_lab()).into());
+            }
             None => {
                 let archive = &template.recipe.machine.initramfs;
                 // Checked here: a lab that can't be made is kept for a while to report it, see `lab`.

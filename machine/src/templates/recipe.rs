@@ -75,7 +75,7 @@ impl Recipe {
         let rings = self.machine.save_prepared(preparation, folder)?;
         let rehearsed = Saved::open(folder, rings)
             .map_err(crate::Error::Monitor)
-            .and_then(|saved| saved.rehearse(self.rehearsal(), folder));
+            .and_then(|saved| saved.rehearse(self.rehearsal(), self.machine.cpu_quota, folder));
         if let Err(error) = rehearsed {
             log::debug!("the template is slower than it could be: {error}");
         }
@@ -148,6 +148,7 @@ impl Recipe {
                 cpus: 1,
                 rings: true,
                 console: false,
+                cpu_quota: None,
             },
             config: Config::default(),
             warm: None,

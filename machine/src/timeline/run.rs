@@ -18,7 +18,7 @@ use super::phases::{self, Assembled, Process};
 use super::process::{Task, nanos, write};
 use super::record::{Console, Recorder, since};
 use super::{Job, Subject, kernel};
-use crate::template::Saved;
+use crate::template::{ResumeOptions, Saved};
 use crate::{End, Error, Link, MachineSpec, Report, Session, Watch, local};
 
 /// Runs the machine that is described on stdin, and writes its timeline to stdout.
@@ -58,8 +58,10 @@ fn run(task: &Task, main: Instant) -> Result<Timeline, Error> {
         }
         (Subject::Warm(_, request), Some((folder, rings))) => {
             let saved = Saved::open(folder, *rings)?;
-            let watch = Watch::Observer(measured.recorder.clone());
-            let link = saved.resume_watched(false, Some(watch))?;
+            let link = saved.resume(ResumeOptions {
+                watch: Some(Watch::Observer(measured.recorder.clone())),
+                ..ResumeOptions::default()
+            })?;
             measured.session(link, request, *timeout, Start::Warm)
         }
         (Subject::Warm(..), None) => Err(Error::NoTemplate("it was not saved".into())),

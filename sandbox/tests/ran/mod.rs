@@ -22,7 +22,7 @@ pub(crate) fn host(cache: PathBuf, image: Option<Image>) -> Host {
     Host {
         worker: env!("CARGO_BIN_EXE_minivm-worker").into(),
         cache,
-        image: image.map(Arc::new),
+        image: image.map(|image| Arc::new(image) as _),
         kernel: None,
         accel: Accel::Kvm,
     }

@@ -8,10 +8,11 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use minivm_machine::{Input, SnapshotFolder};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::{PATIENCE, wait_until};
 use minivm_tests::stress::{self, Random};
-use minivm_vmm::{Builder, Config, Control, Input, Kernel, Outcome, Result, Snapshot};
+use minivm_vmm::{Builder, Config, Control, Kernel, Outcome, Result, Snapshot};
 use sha2::{Digest, Sha256};
 
 use crate::guest::{self, kernel, shared};
@@ -178,7 +179,8 @@ fn goes_on_every_time(test: &str, cpus: u8) {
         if running.control.has_ended() {
             break;
         }
-        running.control.snapshot(path(index)).unwrap();
+        let control = &running.control;
+        SnapshotFolder::save(path(index), |files| control.snapshot_into(files)).unwrap();
         written.push(running.console.text());
         running.control.resume();
     }
@@ -214,7 +216,8 @@ fn clones_of_a_shell_go_their_own_ways() {
     let running = Running::start(Builder::new(shell()));
     running.console.wait_for_text("# ");
     running.control.pause();
-    running.control.snapshot(folder.path()).unwrap();
+    let control = &running.control;
+    SnapshotFolder::save(folder.path(), |files| control.snapshot_into(files)).unwrap();
     running.control.stop();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     let clones = [1, 2, 3, 4].map(|number| {
@@ -251,7 +254,8 @@ fn no_mad_state_makes_a_restore_panic_or_hang() {
     let running = Running::start(Builder::new(computation(1)));
     running.console.wait_for(100);
     running.control.pause();
-    running.control.snapshot(folder.path()).unwrap();
+    let control = &running.control;
+    SnapshotFolder::save(folder.path(), |files| control.snapshot_into(files)).unwrap();
     running.control.stop();
     let path = folder.path().join("state");
     let good = fs::read(&path).unwrap();

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use minivm_guest::channel::Request;
+use minivm_machine::template::ResumeOptions;
 use minivm_machine::templates::{Template, Templates};
 use minivm_machine::{End, Report, Session};
 use minivm_tests::output::Shared;
@@ -193,7 +194,12 @@ pub(crate) fn serve(
     stdout: impl Write + Send + 'static,
     stderr: impl Write + Send + 'static,
 ) -> Report {
-    let link = template.saved.as_ref().unwrap().resume(false).unwrap();
+    let link = template
+        .saved
+        .as_ref()
+        .unwrap()
+        .resume(ResumeOptions::default())
+        .unwrap();
     let session = Session {
         stdin,
         stdout: Box::new(stdout),

@@ -14,6 +14,7 @@ mod guest;
 mod kills;
 mod names;
 mod pages;
+mod quota;
 mod same;
 mod trace;
 mod unnamed;

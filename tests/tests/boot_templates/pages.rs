@@ -28,7 +28,7 @@ fn written(set: &WorkingSet) -> Vec<u64> {
 /// How many pages a clone has to copy while it serves a request, out of how many that it writes to.
 fn left(template: &Template, words: &[&str]) -> (usize, usize) {
     let saved = template.saved.as_ref().unwrap();
-    let touched = written(&saved.watch(request(words)).unwrap());
+    let touched = written(&saved.watch(request(words), None).unwrap());
     let given: std::collections::HashSet<_> = written(saved.pages()).into_iter().collect();
     let left = touched.iter().filter(|page| !given.contains(page)).count();
     (left, touched.len())

@@ -15,33 +15,59 @@ use crate::tools::{Minivm, PATIENCE, files, folder, hex};
 
 /// What a path is answered with: a status, headers, a body.
 type Answer = (u16, String, Vec<u8>);
+/// The header of an answer that breaks off in the middle of its body, with the connection open.
+const STALLED: &str = "X-Stalled: yes\r\n";
 
 /// A registry whose answers a test chooses: each path has answers for its requests, the last one for all that follow.
-struct Scripted {
+pub(crate) struct Scripted {
     address: String,
     answers: Arc<Mutex<BTreeMap<String, Vec<Answer>>>>,
     asked: Arc<Mutex<Vec<String>>>,
+    /// The connections of stalled answers.
+    stalled: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Scripted {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let answers = Arc::<Mutex<BTreeMap<String, Vec<Answer>>>>::default();
         let asked = Arc::<Mutex<Vec<String>>>::default();
-        let (theirs, asks) = (answers.clone(), asked.clone());
+        let stalled = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let (theirs, asks, stalls) = (answers.clone(), asked.clone(), stalled.clone());
         // It ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 // A client may hang up before it has read all.
-                let _ = answer(&stream, &theirs, &asks);
+                if answer(&stream, &theirs, &asks).is_ok_and(|stalls| stalls) {
+                    stalls.lock().unwrap().push(stream);
+                }
             }
         });
         Scripted {
             address,
             answers,
             asked,
+            stalled,
         }
+    }
+
+    /// Lets the layer's answers stall from now on.
+    pub(crate) fn stalls_at(&self, layer: &str) {
+        let path = format!("/v2/x/blobs/{layer}");
+        let body = self.answers.lock().unwrap()[&path][0].2.clone();
+        self.says(&path, &[(200, STALLED.to_owned(), body)]);
+    }
+
+    /// Whether an answer stalls.
+    pub(crate) fn is_stalled(&self) -> bool {
+        !self.stalled.lock().unwrap().is_empty()
+    }
+
+    /// Answers nothing from now on, and lets what stalls be.
+    pub(crate) fn forgets_all(&self) {
+        self.answers.lock().unwrap().clear();
+        self.stalled.lock().unwrap().clear();
     }
 
     fn says(&self, path: &str, answers: &[Answer]) {
@@ -50,7 +76,7 @@ impl Scripted {
     }
 
     /// An image with one layer, under the name `x:1`; returns the layer's digest.
-    fn has_image(&self, layer: &[u8], size: usize) -> String {
+    pub(crate) fn has_image(&self, layer: &[u8], size: usize) -> String {
         let blob = |bytes: &[u8]| (200, String::new(), bytes.to_vec());
         let digest = format!("sha256:{}", hex(layer));
         let config = serde_json::json!({"os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["/file"]},
@@ -71,7 +97,7 @@ impl Scripted {
         digest
     }
 
-    fn image(&self) -> String {
+    pub(crate) fn image(&self) -> String {
         format!("{}/x:1", self.address)
     }
 }
@@ -80,7 +106,7 @@ fn answer(
     stream: &TcpStream,
     answers: &Mutex<BTreeMap<String, Vec<Answer>>>,
     asked: &Mutex<Vec<String>>,
-) -> std::io::Result<()> {
+) -> std::io::Result<bool> {
     let mut lines = BufReader::new(stream).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     while lines
@@ -101,10 +127,13 @@ fn answer(
         stream,
         "HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n"
     )?;
-    stream.write_all(&body)
+    let stalls = headers == STALLED;
+    let sent = if stalls { length / 2 } else { length };
+    stream.write_all(&body[..sent])?;
+    Ok(stalls)
 }
 
-fn layer() -> Vec<u8> {
+pub(crate) fn layer() -> Vec<u8> {
     let mut layer = Tape::new();
     layer.file("file", mode(0o755), &noise(3_000_000, 5));
     layer.bytes()

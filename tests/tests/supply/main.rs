@@ -1,5 +1,5 @@
 //! The crates that minivm is made of: their sources, licences and versions against `deny.toml`; what has `unsafe`, C or assembly in it, and
-//! how many packages are shipped, against docs/unsafe.md.
+//! how many packages are shipped, against docs/unsafe.md. And the monitor's size.
 
 // Tests run: here
 
@@ -8,6 +8,7 @@
 mod graph;
 mod page;
 mod policy;
+mod size;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

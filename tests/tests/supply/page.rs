@@ -45,7 +45,7 @@ fn assert_rows(heading: &str, expected: &[String]) {
 }
 
 /// The Rust files below a folder, but for what is built.
-fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
+pub(crate) fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy();

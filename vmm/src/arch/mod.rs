@@ -13,8 +13,6 @@
 //! | `exit` | the exits that only this architecture has |
 //! | `processor` | a vCPU's state while its thread is not in `KVM_RUN` |
 //! | `vcpu_state` | a vCPU's whole state |
-//! | `probe` | the guest that tests a host's KVM |
-//! | `survey` | what a host's KVM and processor have of what only this architecture's machines use |
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -112,60 +112,29 @@ impl SerialEvents for Emptied {
 }
 
 /// The state of a UART: its registers, and input that the guest hasn't taken yet. By default, that after reset.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct State {
-    /// Divisor latch low and high, IER, IIR, LCR, LSR, MCR, MSR, SCR.
-    registers: [u8; 9],
-    input: Vec<u8>,
-}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State(#[serde(with = "Registers")] SerialState);
 
-impl Default for State {
-    fn default() -> Self {
-        State::from(SerialState::default())
-    }
-}
-
-impl From<SerialState> for State {
-    fn from(serial: SerialState) -> Self {
-        State {
-            registers: [
-                serial.baud_divisor_low,
-                serial.baud_divisor_high,
-                serial.interrupt_enable,
-                serial.interrupt_identification,
-                serial.line_control,
-                serial.line_status,
-                serial.modem_control,
-                serial.modem_status,
-                serial.scratch,
-            ],
-            input: serial.in_buffer,
-        }
-    }
-}
-
-impl From<State> for SerialState {
-    fn from(state: State) -> Self {
-        let [low, high, ier, iir, lcr, lsr, mcr, msr, scr] = state.registers;
-        SerialState {
-            baud_divisor_low: low,
-            baud_divisor_high: high,
-            interrupt_enable: ier,
-            interrupt_identification: iir,
-            line_control: lcr,
-            line_status: lsr,
-            modem_control: mcr,
-            modem_status: msr,
-            scratch: scr,
-            in_buffer: state.input,
-        }
-    }
+/// The parts of it, in the order in which a state file has them.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct Registers {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
 }
 
 impl State {
     /// Checks that a UART can be in this state.
     pub(crate) fn check(&self) -> std::result::Result<(), &'static str> {
-        if self.input.len() > FIFO {
+        if self.0.in_buffer.len() > FIFO {
             return Err("no UART holds so much input");
         }
         Ok(())
@@ -183,7 +152,7 @@ impl Uart {
     /// too many does no harm.
     pub(crate) fn new(irq: IrqLine, output: Output, state: State) -> io::Result<Self> {
         let room = Arc::new(Room::new()?);
-        let serial = Serial::from_state(&state.into(), irq, Emptied(room.clone()), output);
+        let serial = Serial::from_state(&state.0, irq, Emptied(room.clone()), output);
         let mut uart = Uart {
             serial: serial.map_err(|error| match error {
                 SerialError::Trigger(error) | SerialError::IOError(error) => error,
@@ -199,7 +168,7 @@ impl Uart {
 
     /// Returns a copy of the state.
     pub(crate) fn state(&self) -> State {
-        self.serial.state().into()
+        State(self.serial.state())
     }
 
     /// Returns the report that [`capacity`](Self::capacity) may have grown since [`await_room`](Self::await_room).

@@ -129,6 +129,19 @@ impl Image {
     }
 }
 
+/// Returns the number that lies in a header at an offset.
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
 /// Reads until `buffer` is full or the file ends; returns the number of bytes.
 fn read_up_to(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     file.rewind()?;

@@ -1,15 +1,14 @@
 //! The capture of a machine's state while it is at rest.
 
-use std::path::Path;
 use std::sync::MutexGuard;
 
-use super::save::{self, SaveFiles, SnapshotFolder, cannot_save};
+use super::save::{self, SaveFiles};
 use super::state::Devices;
 use crate::arch::board;
 use crate::arch::vcpu_state::VcpuState;
 use crate::devices::bus::lock;
 use crate::devices::uart::Uart;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::GuestRam;
 use crate::vcpu::Platform;
 
@@ -36,44 +35,21 @@ impl<'a> Frozen<'a> {
         }
     }
 
-    /// Returns the state of the machine, with its vCPUs' states and its RAM.
-    pub(crate) fn capture<'m>(
+    /// Writes the machine into `files`, with its vCPUs' states and its RAM.
+    pub(crate) fn save(
         &self,
         vcpus: Vec<VcpuState>,
-        ram: &'m GuestRam,
-    ) -> Result<Captured<'m>> {
+        ram: &GuestRam,
+        files: &SaveFiles,
+    ) -> Result<()> {
         let devices = Devices {
             board: self.board.state(&self.platform.vm)?,
             com1: self.com1.state(),
             com2: self.com2.state(),
         };
-        Ok(Captured {
-            vcpus,
-            devices,
-            ram,
+        save::write(files, vcpus, devices, ram).map_err(|source| Error::Save {
+            path: files.name.clone().into(),
+            source,
         })
-    }
-}
-
-/// The state of a machine, which has to stay at rest until it is saved.
-pub(crate) struct Captured<'a> {
-    pub(super) vcpus: Vec<VcpuState>,
-    pub(super) devices: Devices,
-    pub(super) ram: &'a GuestRam,
-}
-
-impl Captured<'_> {
-    /// Saves the machine in `folder`, which has the old snapshot or the new one at each moment.
-    pub(crate) fn save(self, folder: &Path) -> Result<()> {
-        let prepared = SnapshotFolder::prepare(folder)?;
-        let written = save::write(prepared.files(), self.vcpus, self.devices, self.ram);
-        written.map_err(cannot_save(folder))?;
-        prepared.publish()
-    }
-
-    /// Writes the machine into `files`.
-    pub(crate) fn write(self, files: &SaveFiles) -> Result<()> {
-        let written = save::write(files, self.vcpus, self.devices, self.ram);
-        written.map_err(cannot_save(files.name.as_ref()))
     }
 }

@@ -9,9 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::memory_file::is_memory_file;
 use super::state::State;
-use super::{Snapshot, SnapshotError, file, save, unreadable};
+use super::{SaveFiles, Snapshot, SnapshotError, file, unreadable};
 use crate::error::{Error, Result};
 use crate::opened::HostFiles;
 
@@ -59,7 +58,7 @@ impl SnapshotFiles {
     /// [`Error::File`] where a file of the snapshot can't be opened.
     pub fn in_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let path = folder.join(save::STATE);
+        let path = folder.join(SaveFiles::STATE);
         let mut attempt = 1;
         loop {
             let state = open_regular(&path).map_err(unreadable(&path))?;
@@ -110,7 +109,7 @@ fn memory_files(folder: &Path) -> io::Result<Vec<(String, io::Result<File>)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
-        let Some(name) = name.to_str().filter(|name| is_memory_file(name)) else {
+        let Some(name) = name.to_str().filter(|name| SaveFiles::is_memory_name(name)) else {
             continue;
         };
         if files.len() == MEMORY_FILES_MAX {
@@ -135,7 +134,7 @@ pub(super) fn read_state(file: &File, folder: &Path) -> Result<State> {
     // One byte more than the longest, so that a longer one shows.
     file.take(file::LEN_MAX as u64 + 1)
         .read_to_end(&mut bytes)
-        .map_err(unreadable(&folder.join(save::STATE)))?;
+        .map_err(unreadable(&folder.join(SaveFiles::STATE)))?;
     file::decode(&bytes).map_err(|source: SnapshotError| Error::Snapshot {
         path: folder.into(),
         source,

@@ -29,8 +29,6 @@ use crate::memory::{GuestRam, PAGE};
 
 /// Bytes that are copied at a time.
 const CHUNK: usize = 64 * PAGE;
-/// The beginning of a memory file's name; a random number follows.
-pub(crate) const NAME_PREFIX: &str = "memory-";
 /// Longer than the steps of a file system's clock: the kernel's tick, at most 10 ms. Where files' times are kept in seconds
 /// (ext3, FAT), a change in the same second as the file was written goes unnoticed.
 const TICK: Duration = Duration::from_millis(12);
@@ -46,21 +44,6 @@ pub(crate) struct MemoryRecord {
     pub(crate) identity: Identity,
     /// SHA-256 of every page that isn't zero, each with its place before it.
     pub(crate) digest: [u8; 32],
-}
-
-impl MemoryRecord {
-    /// Returns whether its name is valid for a memory file: in the snapshot's folder, and no other file's.
-    pub(crate) fn has_good_name(&self) -> bool {
-        is_memory_file(&self.name)
-    }
-}
-
-/// Returns whether a name is that of a memory file.
-pub(crate) fn is_memory_file(name: &str) -> bool {
-    let number = name.strip_prefix(NAME_PREFIX);
-    number.is_some_and(|number| {
-        number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
 }
 
 /// The identity of a file's content, by what the file system says of the file. The device's number isn't part of it, because

@@ -3,7 +3,7 @@
 //! - `files` opens a snapshot's files before they are read;
 //! - `state` holds a machine's state in plain data, with the format in `file`;
 //! - `memory_file` holds its RAM; a restore maps it, and neither reads nor copies it;
-//! - `save` writes both so that a folder holds a whole snapshot or none, or into files that another process has made;
+//! - `save` writes both, into files that may be another process's;
 //! - `capture` takes the state of a machine that is at rest;
 //! - `restore` makes a machine in KVM and puts the state into it;
 //! - `working_set` records the pages that a clone touches.
@@ -34,14 +34,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 pub use error::SnapshotError;
 pub use files::SnapshotFiles;
 pub use restore::Prepared;
-pub use save::{SaveFiles, SnapshotFolder};
+pub use save::SaveFiles;
 pub use working_set::WorkingSet;
 
 use crate::arch::create;
@@ -58,12 +57,13 @@ use state::State;
 /// ```no_run
 /// use minivm_vmm::{Builder, Config, Kernel, Snapshot};
 ///
+/// # let files: minivm_vmm::SaveFiles = todo!();
 /// let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).build()?;
 /// let control = machine.control();
 /// let running = std::thread::spawn(move || machine.run());
 /// // … when the guest has come to where its clones are to start:
 /// control.pause();
-/// control.snapshot("warm")?;
+/// control.snapshot_into(&files)?;
 /// control.stop();
 /// running.join().expect("it doesn't panic")?;
 ///
@@ -89,15 +89,25 @@ struct Opened {
 }
 
 impl Snapshot {
-    /// Opens the snapshot in `folder`, which [`Machine::snapshot`](crate::Machine::snapshot) or
-    /// [`Control::snapshot`](crate::Control::snapshot) has saved there. Its time doesn't grow with the memory, unless the
-    /// memory file is a copy of the one that was saved: a copy is read through once.
+    /// Opens the snapshot in `folder`, which has files of [`Control::snapshot_into`](crate::Control::snapshot_into). Its time
+    /// doesn't grow with the memory, unless the memory file is a copy of the one that was saved: a copy is read through once.
     ///
     /// # Errors
     ///
     /// [`Error::File`] where a file of the snapshot can't be read, [`Error::Snapshot`] where one isn't what was saved.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         SnapshotFiles::in_folder(folder.as_ref())?.read()
+    }
+
+    /// Returns the name of the memory file of the snapshot in `folder`, of which only the state file is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where it can't be read, [`Error::Snapshot`] where it isn't what was saved.
+    pub fn memory_file(folder: &Path) -> Result<String> {
+        let path = folder.join(SaveFiles::STATE);
+        let state = files::open_regular(&path).map_err(unreadable(&path))?;
+        Ok(files::read_state(&state, folder)?.memory.name)
     }
 
     /// Makes a snapshot of its parts, which are checked. `host` may not be open yet.
@@ -149,18 +159,6 @@ impl Snapshot {
     /// Returns the machine's number of vCPUs.
     pub fn cpus(&self) -> u8 {
         u8::try_from(self.0.state.vcpus.len()).expect("checked against CPUS_MAX")
-    }
-
-    /// Returns the bytes that the snapshot's files take on the disk. They are fewer than the machine's memory: zero pages take
-    /// none.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::File`] where the file system doesn't say.
-    pub fn disk_size(&self) -> Result<u64> {
-        let memory = self.0.memory.metadata();
-        let memory = memory.map_err(unreadable(&self.0.folder))?.blocks() * 512;
-        Ok(memory + file::encode(&self.0.state).len() as u64)
     }
 
     /// Checks that this host has all that the snapshot needs. The first success is remembered, also for
@@ -217,7 +215,11 @@ impl Snapshot {
     }
 
     /// Checks that the memory file is still what it was when it was opened.
-    pub(crate) fn check_unchanged(&self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Snapshot`] where it has changed, [`Error::File`] where it can't be checked.
+    pub fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.0.memory).map_err(unreadable(&self.0.folder))?;
         if !self.0.identity.still_holds(&now) {
             return Err(self.error(SnapshotError::MemoryChanged));

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::memory_file::MemoryRecord;
+use super::save::SaveFiles;
 use crate::arch::board;
 use crate::arch::vcpu_state::VcpuState;
 use crate::config::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
@@ -32,7 +33,7 @@ impl State {
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&bytes) || !bytes.is_multiple_of(4096) {
             return Err("no machine has so much memory");
         }
-        if !self.memory.has_good_name() {
+        if !SaveFiles::is_memory_name(&self.memory.name) {
             return Err("invalid memory file name");
         }
         if self.vcpus.is_empty() || self.vcpus.len() > usize::from(CPUS_MAX) {

@@ -2,10 +2,8 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use minivm_tests::stress;
+use minivm_tests::snapshot::save_in;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -13,7 +11,6 @@ use vm_memory::{Bytes, GuestAddress};
 
 use std::borrow::Cow;
 
-use super::capture::Captured;
 use super::memory_file::MemoryRecord;
 use super::state::Devices;
 use super::*;
@@ -57,14 +54,13 @@ fn save_ram(folder: &Path, ram: &GuestRam, clock: u64) -> io::Result<()> {
         board: board::State::sample(clock),
         ..Devices::default()
     };
-    let machine = Captured {
-        vcpus: vec![VcpuState::sample()],
-        devices,
-        ram,
-    };
-    machine.save(folder).map_err(|error| match error {
-        Error::Save { source, .. } => source,
-        other => panic!("{other}"),
+    save_in(folder, |state, memory, name| {
+        let files = SaveFiles {
+            state,
+            memory,
+            name,
+        };
+        save::write(&files, vec![VcpuState::sample()], devices, ram)
     })
 }
 
@@ -76,11 +72,11 @@ fn saved() -> TempDir {
 }
 
 fn state_file(folder: &TempDir) -> Vec<u8> {
-    fs::read(folder.path().join(save::STATE)).unwrap()
+    fs::read(folder.path().join(SaveFiles::STATE)).unwrap()
 }
 
 fn memory_path(folder: &Path) -> PathBuf {
-    folder.join(save::old_state(folder).unwrap().memory.name)
+    folder.join(Snapshot::memory_file(folder).unwrap())
 }
 
 fn restored(snapshot: &Snapshot) -> GuestRam {
@@ -124,11 +120,6 @@ fn zero_pages_take_no_room() {
         metadata.blocks() * 512 <= 64 << 10,
         "{} blocks",
         metadata.blocks()
-    );
-    let size = Snapshot::open(folder.path()).unwrap().disk_size().unwrap();
-    assert!(
-        (metadata.blocks() * 512..=128 << 10).contains(&size),
-        "{size}"
     );
 }
 
@@ -185,11 +176,6 @@ fn a_clone_can_be_saved_itself() {
             [0, 11, 3, 0, 40, 0, 9]
         );
     }
-    assert_eq!(
-        fs::read_dir(folder.path()).unwrap().count(),
-        2,
-        "the old memory file is gone"
-    );
 }
 
 /// The flags of this process's mapping at an address (`Documentation/filesystems/proc.rst`, "VmFlags").
@@ -280,7 +266,7 @@ fn files_that_are_no_snapshot_are_refused() {
         (b"{\"version\": 1}", true),
         (b"", false),
     ] {
-        fs::write(folder.path().join(save::STATE), bytes).unwrap();
+        fs::write(folder.path().join(SaveFiles::STATE), bytes).unwrap();
         let refused = refusal(folder.path());
         assert_eq!(
             matches!(refused, SnapshotError::Foreign),
@@ -502,196 +488,16 @@ fn a_memory_file_that_changes_while_it_is_open_is_noticed() {
 #[test]
 fn a_copied_snapshot_is_verified_and_opens() {
     let (folder, copy) = (saved(), tempfile::tempdir().unwrap());
-    for file in [memory_path(folder.path()), folder.path().join(save::STATE)] {
+    for file in [
+        memory_path(folder.path()),
+        folder.path().join(SaveFiles::STATE),
+    ] {
         fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
     }
     let snapshot = Snapshot::open(copy.path()).unwrap();
     assert_ne!(snapshot.0.identity, snapshot.0.state.memory.identity);
     snapshot.check_unchanged().unwrap();
     assert_eq!(byte_of(&restored(&snapshot), 5), 5);
-}
-
-#[test]
-fn a_snapshot_is_readable_by_its_owner_only() {
-    let folder = tempfile::tempdir().unwrap();
-    let inside = folder.path().join("warm/template");
-    save_ram(&inside, &ram_with(&[]), 0).unwrap();
-    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-    assert_eq!(
-        (
-            mode(&inside),
-            mode(&inside.join(save::STATE)),
-            mode(&memory_path(&inside))
-        ),
-        (0o700, 0o600, 0o400)
-    );
-}
-
-#[test]
-fn other_files_in_its_folder_are_left_alone() {
-    let folder = saved();
-    let own = ["memory-of-a-summer.txt", "memory-0123456789abcdef.bak"];
-    for name in own {
-        fs::write(folder.path().join(name), name).unwrap();
-    }
-    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
-    for name in own {
-        assert_eq!(fs::read_to_string(folder.path().join(name)).unwrap(), name);
-    }
-    fs::write(folder.path().join(save::STATE), "of affairs").unwrap();
-    let refused = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
-    assert!(
-        refused.to_string().contains("is not a snapshot's"),
-        "{refused}"
-    );
-    assert_eq!(state_file(&folder), b"of affairs");
-}
-
-#[test]
-fn a_folder_that_others_may_change_is_refused() {
-    let folder = saved();
-    let before = state_file(&folder);
-    let refusal = || {
-        let error = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
-        assert_eq!(state_file(&folder), before);
-        error.to_string()
-    };
-    for mode in [0o777, 0o775, 0o1777] {
-        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
-        let said = refusal();
-        assert!(said.contains(&format!("mode {mode:04o}")), "{said}");
-        assert!(said.contains("chmod go-w"), "{said}");
-    }
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
-    // Only root can give a folder away.
-    let before = state_file(&folder);
-    if std::os::unix::fs::chown(folder.path(), Some(1234), None).is_ok() {
-        let error = save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap_err();
-        assert!(error.to_string().contains("is user 1234's"), "{error}");
-        assert_eq!(state_file(&folder), before);
-    }
-}
-
-#[test]
-fn a_hard_link_named_like_the_new_state_is_not_written_through() {
-    let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
-    let victim = elsewhere.path().join("victim");
-    fs::write(&victim, "safe").unwrap();
-    let new = folder.path().join("state.new");
-    fs::hard_link(&victim, &new).unwrap();
-    save_ram(folder.path(), &ram_with(&[(1, 3)]), 9).unwrap();
-    assert_eq!(fs::read(&victim).unwrap(), b"safe");
-    Snapshot::open(folder.path()).unwrap().verify().unwrap();
-}
-
-#[test]
-fn only_a_regular_file_is_replaced_by_a_state() {
-    let elsewhere = tempfile::tempdir().unwrap();
-    let victim = elsewhere.path().join("victim");
-    fs::copy(saved().path().join(save::STATE), &victim).unwrap();
-    type Make<'a> = (&'a str, &'a dyn Fn(&Path));
-    let make: [Make<'_>; 5] = [
-        ("a FIFO", &|path| {
-            let made = std::process::Command::new("mkfifo").arg(path).status();
-            assert!(made.unwrap().success());
-        }),
-        ("a socket", &|path| {
-            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
-        }),
-        ("a link", &|path| {
-            std::os::unix::fs::symlink(&victim, path).unwrap()
-        }),
-        ("a dangling link", &|path| {
-            std::os::unix::fs::symlink("nowhere", path).unwrap()
-        }),
-        ("a folder", &|path| fs::create_dir(path).unwrap()),
-    ];
-    for (what, make) in make {
-        for name in [save::STATE, "state.new"] {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(name);
-            make(&path);
-            let before = fs::symlink_metadata(&path).unwrap();
-            let error = save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap_err();
-            let text = error.to_string();
-            assert!(
-                text.contains(name) && text.contains("not a regular file"),
-                "{what}: {text}"
-            );
-            let after = fs::symlink_metadata(&path).unwrap();
-            assert_eq!(
-                (after.ino(), after.mode()),
-                (before.ino(), before.mode()),
-                "{what}"
-            );
-            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}");
-        }
-    }
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join(save::STATE), "").unwrap();
-    let error = save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap_err();
-    assert!(error.to_string().contains("is not a snapshot's"), "{error}");
-}
-
-#[test]
-fn a_link_of_the_users_own_is_followed() {
-    let (folder, elsewhere) = (saved(), tempfile::tempdir().unwrap());
-    let link = elsewhere.path().join("link");
-    std::os::unix::fs::symlink(folder.path(), &link).unwrap();
-    let before = state_file(&folder);
-    save_ram(&link, &ram_with(&[(1, 2)]), 8).unwrap();
-    assert!(link.is_symlink());
-    assert_ne!(state_file(&folder), before);
-}
-
-#[test]
-fn a_second_saver_in_one_folder_is_refused() {
-    let folder = saved();
-    let lock = File::open(folder.path()).unwrap();
-    lock.lock().unwrap();
-    let error = save_ram(folder.path(), &ram_with(&[]), 0).unwrap_err();
-    assert!(
-        error.to_string().contains("another process or thread"),
-        "{error}"
-    );
-}
-
-#[test]
-fn new_files_that_are_not_published_leave_the_old_snapshot() {
-    let folder = saved();
-    let before = state_file(&folder);
-    let new = SnapshotFolder::prepare(folder.path()).unwrap();
-    let files = new.files();
-    assert!(folder.path().join(&files.name).is_file());
-    let written = save::write(
-        files,
-        vec![VcpuState::sample()],
-        Devices::default(),
-        &ram_with(&[(1, 2)]),
-    );
-    written.unwrap();
-    assert!(SnapshotFolder::prepare(folder.path()).is_err(), "locked");
-    assert_eq!(state_file(&folder), before);
-    Snapshot::open(folder.path()).unwrap().verify().unwrap();
-    drop(new);
-    assert_eq!(state_file(&folder), before);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
-    Snapshot::open(folder.path()).unwrap().verify().unwrap();
-}
-
-#[test]
-fn a_snapshot_that_is_replaced_again_and_again_can_always_be_opened() {
-    let folder = saved();
-    let path = folder.path().to_path_buf();
-    let replacing = std::thread::spawn(move || {
-        let ram = ram_with(&[(1, 1)]);
-        (0..stress::count(20, 500)).for_each(|clock| save_ram(&path, &ram, clock).unwrap());
-    });
-    while !replacing.is_finished() {
-        Snapshot::open(folder.path()).unwrap();
-    }
-    replacing.join().unwrap();
 }
 
 #[test]
@@ -705,62 +511,6 @@ fn a_folder_with_too_many_memory_files_is_refused() {
         panic!("{refused:?}")
     };
     assert!(source.to_string().contains("more than 16"), "{source}");
-    save_ram(folder.path(), &ram_with(&[(1, 2)]), 8).unwrap();
-    Snapshot::open(folder.path()).unwrap();
-}
-
-/// The variable that makes a test be the process that is killed: the folder where it saves.
-const FOLDER: &str = "MINIVM_TEST_SAVE";
-
-/// Saves one snapshot after another, with a number in each page and in the clock.
-fn save_for_ever(folder: &Path) -> ! {
-    let ram = ram_with(&[]);
-    for number in 0u8.. {
-        fill(
-            &ram,
-            &std::array::from_fn::<_, 64, _>(|page| (page as u64 * 100, number | 1)),
-        );
-        save_ram(folder, &ram, (number | 1).into()).unwrap();
-    }
-    panic!("this process was not killed");
-}
-
-#[test]
-fn a_saver_that_is_killed_leaves_a_whole_snapshot() {
-    let name = "snapshot::tests::a_saver_that_is_killed_leaves_a_whole_snapshot";
-    if let Some(folder) = std::env::var_os(FOLDER) {
-        save_for_ever(Path::new(&folder));
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let saving = folder.path().join("snapshot");
-    save_ram(&saving, &ram_with(&[(1, 1)]), 0).unwrap();
-    // In steps that have nothing to do with those of the saver, which takes some 30 ms a snapshot.
-    for round in 0..stress::count(20, 1000) {
-        let mut saver = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name])
-            .env(FOLDER, &saving)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_micros(5000 + round * 7919 % 45_000));
-        saver.kill().unwrap();
-        saver.wait().unwrap();
-        assert_whole(&Snapshot::open(&saving).unwrap());
-        let left = fs::read_dir(&saving).unwrap().count();
-        assert!(
-            left <= 4,
-            "{left} files: what one leaves behind the next one clears away"
-        );
-    }
-}
-
-fn assert_whole(snapshot: &Snapshot) {
-    snapshot.verify().unwrap();
-    let number = snapshot.0.state.devices.board.number();
-    let ram = restored(snapshot);
-    for page in (0..64).map(|page| page * 100).filter(|_| number != 0) {
-        assert_eq!(u64::from(byte_of(&ram, page)), number);
-    }
 }
 
 impl State {

@@ -1,21 +1,15 @@
 //! What the machine does for a guest.
 
-use std::io::Cursor;
-use std::sync::mpsc::channel;
-
+use minivm_tests::input::input;
+use minivm_tests::output::tap;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Input, Outcome, Reset, layout, probe};
+use minivm_vmm::{Builder, Config, Outcome, Reset, layout};
 
 use crate::asm::{
     AFFINITY_INFO, CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2, add, b, cbnz,
     cbz, ldr, ldrb, mov, psci, say, show, str, strb, sub,
 };
-use crate::{DEADLINE, Running, Tap, config, run};
-
-#[test]
-fn this_hosts_kvm_passes_the_probe() {
-    probe().unwrap();
-}
+use crate::{DEADLINE, Running, config, run};
 
 #[test]
 fn psci_ends_the_machine() {
@@ -92,7 +86,7 @@ fn a_wide_access_reaches_one_register() {
 
 #[test]
 fn com2_is_a_uart_of_its_own() {
-    let (tap, output) = channel();
+    let (tap, output) = tap();
     let code = [
         say(b'1'),
         mov(1, layout::COM2.0),
@@ -100,7 +94,7 @@ fn com2_is_a_uart_of_its_own() {
         vec![strb(2, 1)],
         psci(SYSTEM_OFF),
     ];
-    let builder = Builder::new(config(&code.concat())).com2_output(Tap(tap));
+    let builder = Builder::new(config(&code.concat())).com2_output(tap);
     builder.build().unwrap().run().unwrap();
     assert_eq!(output.iter().collect::<Vec<_>>(), b"2");
 }
@@ -128,11 +122,10 @@ fn input_of_every_byte_value_comes_back_unchanged() {
         ],
     ];
     let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
-    let (tap, output) = channel();
-    let input = Input::from_reader(Cursor::new(bytes.clone())).unwrap();
+    let (tap, output) = tap();
     let machine = Builder::new(config(&code.concat()))
-        .console_output(Tap(tap))
-        .console_input(input)
+        .console_output(tap)
+        .console_input(input(&bytes))
         .build()
         .unwrap();
     let control = machine.control();

@@ -11,31 +11,15 @@ mod linux;
 mod machine;
 mod snapshot;
 
-use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use minivm_tests::output::tap;
 use minivm_vmm::{Builder, Config, Control, Kernel, Machine, Outcome, Result};
 
 /// The limit for a hang.
 const DEADLINE: Duration = Duration::from_secs(200);
-
-/// Passes every byte on to a channel.
-struct Tap(Sender<u8>);
-
-impl Write for Tap {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| {
-            let _ = self.0.send(*byte);
-        });
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 fn config(code: &[u32]) -> Config {
     let code = code.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -44,8 +28,8 @@ fn config(code: &[u32]) -> Config {
 
 /// Builds a machine that runs `code`; returns it with the receiver of its output to COM1.
 fn machine(config: Config) -> (Machine, Receiver<u8>) {
-    let (tap, output) = channel();
-    let machine = Builder::new(config).console_output(Tap(tap)).build();
+    let (tap, output) = tap();
+    let machine = Builder::new(config).console_output(tap).build();
     (machine.unwrap(), output)
 }
 

@@ -1,17 +1,19 @@
 //! Machines that are saved and continue elsewhere.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::thread::{self, JoinHandle};
 
+use minivm_tests::output::tap;
 use minivm_tests::patience::wait_until;
-use minivm_vmm::{Builder, Config, Control, Memory, Outcome, Result, Snapshot, layout};
+use minivm_tests::snapshot::save_in;
+use minivm_vmm::{Builder, Config, Control, Memory, Outcome, Result, SaveFiles, Snapshot, layout};
 use tempfile::TempDir;
 
 use crate::asm::{
     CPU_OFF, CPU_ON, LOOP, SYSTEM_OFF, System, WFI, add, b, cbz, eor, ldr, ldrb, mov, mrs, msr,
     psci, say, show, store, str, strb,
 };
-use crate::{DEADLINE, Running, Tap, config};
+use crate::{DEADLINE, Running, config};
 
 /// A word in memory that the host sets when the guest is to go on, and one that the guest counts in.
 const FLAG: u64 = layout::KERNEL.0 + 0x1_0000;
@@ -27,9 +29,9 @@ struct Clone {
 
 impl Clone {
     fn of(folder: &TempDir) -> Self {
-        let (tap, output) = channel();
+        let (tap, output) = tap();
         let snapshot = Snapshot::open(folder.path()).unwrap();
-        let builder = Builder::restore(&snapshot).console_output(Tap(tap));
+        let builder = Builder::restore(&snapshot).console_output(tap);
         let machine = builder.build().unwrap();
         Clone {
             control: machine.control(),
@@ -57,7 +59,15 @@ fn saved(config: Config) -> (TempDir, Vec<u8>) {
     let mut said = vec![running.next()];
     said.push(running.next());
     running.control.pause();
-    running.control.snapshot(folder.path()).unwrap();
+    let control = &running.control;
+    let saved = save_in(folder.path(), |state, memory, name| {
+        control.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
     said.extend(running.output.try_iter());
     running.control.stop();
     running.thread.join().unwrap().unwrap();

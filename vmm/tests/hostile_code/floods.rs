@@ -9,7 +9,7 @@ use minivm_tests::code::{map, place, wake};
 use minivm_tests::patience::wait_until;
 use minivm_vmm::{Builder, Config, Control, Error, Kernel, Machine, Outcome, layout};
 
-use super::run_to_end;
+use super::{run_to_end, save};
 
 /// A pipe that nothing is read from, and how many writes to it have begun and ended.
 #[derive(Clone, Default)]
@@ -110,7 +110,7 @@ fn a_pause_that_waits_for_a_full_pipe_ends_with_the_machine() {
         let saving = control.clone();
         let folder = tempfile::tempdir().unwrap();
         // Its vCPUs are in the middle of an instruction, so that it is never paused.
-        let saver = std::thread::spawn(move || saving.snapshot(folder.path()).unwrap_err());
+        let saver = std::thread::spawn(move || save(&saving, folder.path()).unwrap_err());
         control.stop();
         pauser.join().unwrap();
         let refused = saver.join().unwrap();

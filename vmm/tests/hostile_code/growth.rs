@@ -4,8 +4,9 @@ use std::sync::Barrier;
 
 use minivm_tests::code::RESET;
 use minivm_tests::growth::{alone, check};
+use minivm_tests::snapshot::save_in;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Kernel, Machine, Outcome, Reset, Snapshot};
+use minivm_vmm::{Builder, Config, Kernel, Machine, Outcome, Reset, SaveFiles, Snapshot};
 
 use super::{floods, races, run_to_end};
 
@@ -49,7 +50,15 @@ fn hostile_guests_leave_nothing_behind() {
 fn machines_in_a_row_leave_nothing_behind() {
     alone("growth::machines_in_a_row_leave_nothing_behind", || {
         let folder = tempfile::tempdir().unwrap();
-        reset().snapshot(folder.path()).unwrap();
+        let machine = reset();
+        let saved = save_in(folder.path(), |state, memory, name| {
+            machine.snapshot_into(&SaveFiles {
+                state,
+                memory,
+                name,
+            })
+        });
+        saved.unwrap();
         let snapshot = Snapshot::open(folder.path()).unwrap();
         check(stress::count(4, 100), || {
             for number in 0..stress::count(25, 100) {

@@ -15,10 +15,23 @@ mod msrs;
 mod ports;
 mod races;
 
+use std::path::Path;
 use std::sync::mpsc::channel;
 
 use minivm_tests::patience::{PATIENCE, processes};
-use minivm_vmm::{Machine, Outcome, Result};
+use minivm_tests::snapshot::save_in;
+use minivm_vmm::{Control, Machine, Outcome, Result, SaveFiles};
+
+/// Saves a paused machine in place of a snapshot that may be in the folder.
+fn save(control: &Control, folder: &Path) -> Result<()> {
+    save_in(folder, |state, memory, name| {
+        control.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    })
+}
 
 /// Runs a machine to its end.
 fn run_to_end(machine: Machine) -> Result<Outcome> {

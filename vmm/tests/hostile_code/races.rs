@@ -9,7 +9,7 @@ use minivm_tests::patience::wait_until;
 use minivm_tests::stress::{self, Random};
 use minivm_vmm::{Builder, Config, Control, Error, Kernel, Outcome, Snapshot, layout};
 
-use super::run_to_end;
+use super::{run_to_end, save};
 
 /// A machine whose first vCPU counts on COM1 and whose second one counts on COM2, with interrupts off.
 fn counting() -> Config {
@@ -64,7 +64,7 @@ fn act(control: &Control, folder: &Path, choice: usize) {
         1 => control.resume(),
         2 | 3 => {
             control.pause();
-            match control.snapshot(folder) {
+            match save(control, folder) {
                 // Another thread may have resumed it, or save it there.
                 Ok(()) | Err(Error::NotPaused | Error::Save { .. }) => {}
                 Err(other) => panic!("{other:?}"),
@@ -105,7 +105,7 @@ pub(crate) fn race(threads: usize, steps: usize) {
         let panicked = acting.into_iter().filter_map(|thread| thread.join().err());
         let panicked = panicked.count();
         control.pause();
-        let saved = folders.each_ref().map(|folder| control.snapshot(folder));
+        let saved = folders.each_ref().map(|folder| save(&control, folder));
         (0..3).for_each(|_| drop(scope.spawn(|| control.stop())));
         assert_eq!(running.join().unwrap().unwrap(), Outcome::Stopped);
         assert!(

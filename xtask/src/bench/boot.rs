@@ -87,7 +87,7 @@ fn native(args: &BootArgs, minivm: &Path, folder: &Path) -> Result<()> {
     let mut looping = Command::new(minivm);
     looping.args(["--accel", "kvm", "--memory", "256M", "--kernel"]);
     let own = memory::resident(looping.arg(&loops))?;
-    println!("\nThe monitor's own resident memory beside the guest's: {own} KiB");
+    println!("\nResident in the monitor beside the guest's memory: {own}");
     Ok(())
 }
 

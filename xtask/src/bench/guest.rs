@@ -1,9 +1,21 @@
-//! The smallest programs that can be measured: a bare guest, and an `/init`. Both say [`MARK`] and end the machine.
+//! The smallest programs that can be measured: bare guests, and an `/init`. All write [`MARK`].
 
+use minivm_guest::channel::{COM2, Hello, MAGIC, ToHost, VERSION};
 use minivm_guest::newc::{Archive, Attributes, Error, Node};
 
 /// What a guest prints when it has come as far as is measured.
 pub(crate) const MARK: u8 = b'!';
+
+/// Where bare guests are loaded.
+const BARE: u64 = 0x10_0000;
+/// The length of the code before the messages of [`session`].
+const BEFORE_MESSAGES: u32 = 18;
+/// `mov dx, 0x3f8; mov al, MARK; out dx, al`
+const SHOW_MARK: [u8; 7] = [0x66, 0xba, 0xf8, 0x03, 0xb0, MARK, 0xee];
+/// `mov al, 0xfe; out 0x64, al`
+const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
+/// `jmp $`
+const LOOP: [u8; 2] = [0xeb, 0xfe];
 
 const ELF_HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
@@ -15,17 +27,52 @@ const PT_NOTE: u32 = 4;
 /// A bare guest: writes the mark to COM1 and resets, or loops for ever if it is not to end. It is the same in 32-bit mode,
 /// where QEMU starts it, and in 64-bit mode; if the keyboard controller's reset isn't there, it faults.
 pub(crate) fn bare(ends: bool) -> Vec<u8> {
-    let mut code = vec![
-        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-        0xb0, MARK, // mov al, MARK
-        0xee, // out dx, al
-    ];
+    let mut code = SHOW_MARK.to_vec();
     if ends {
-        code.extend([0xb0, 0xfe, 0xe6, 0x64]); // mov al, 0xfe; out 0x64, al
+        code.extend(RESET);
         code.extend([0x0f, 0x0b]); // ud2
     }
-    code.extend([0xeb, 0xfe]); // jmp $
-    elf(0x10_0000, &code, true)
+    code.extend(LOOP);
+    elf(BARE, &code, true)
+}
+
+/// A bare guest that reads so many times from a port where no device is, each time an exit to the monitor; then it writes the mark and
+/// resets.
+pub(crate) fn exits(count: u32) -> Vec<u8> {
+    let mut code = vec![0xb9]; // mov ecx, …
+    code.extend(count.to_le_bytes());
+    code.extend([0x66, 0xba, 0x34, 0x12]); // mov dx, 0x1234
+    code.extend([0xec, 0xff, 0xc9, 0x75, 0xfb]); // in al, dx; dec ecx; jnz back to the in
+    code.extend(SHOW_MARK);
+    code.extend(RESET);
+    elf(BARE, &code, true)
+}
+
+/// A bare guest that does as an init: it sends the messages of a command that has started and writes the mark, and loops for ever.
+pub(crate) fn session() -> Vec<u8> {
+    let hello = Hello {
+        version: VERSION,
+        rings: None,
+    };
+    let mut messages = MAGIC.to_vec();
+    for message in [
+        ToHost::Hello(hello),
+        ToHost::Started,
+        ToHost::Stdout(&[MARK]),
+    ] {
+        message.encode(&mut messages);
+    }
+    let at = u32::try_from(BARE).expect("1 MiB") + BEFORE_MESSAGES;
+    let mut code = vec![0xbe]; // mov esi, the messages
+    code.extend(at.to_le_bytes());
+    code.push(0xb9); // mov ecx, their length
+    code.extend(u32::try_from(messages.len()).expect("small").to_le_bytes());
+    code.extend([0x66, 0xba]); // mov dx, COM2
+    code.extend(COM2.to_le_bytes());
+    code.extend([0xf3, 0x6e]); // rep outsb
+    code.extend(LOOP);
+    code.extend(messages);
+    elf(BARE, &code, true)
 }
 
 /// An initramfs with an `/init` of a few bytes, which writes the mark to the console and powers off.

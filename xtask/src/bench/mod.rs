@@ -2,7 +2,7 @@
 //! what images cost, side by side with the shell's tools. `cargo xtask bench compare`: what the sandboxes' adapters cost, side
 //! by side with the tools driven by hand. `cargo xtask bench warm`: what it costs to go on from a snapshot, side by side with
 //! a boot. `cargo xtask bench trace`: what a trace costs each exit. `cargo xtask bench jail`: what the walls around a machine cost
-//! its start.
+//! its start. `cargo xtask bench kill`: how long the end of a machine takes that doesn't want to end.
 //!
 //! Two places. On this host's own KVM a guest of a few bytes shows what the monitor itself takes. In the lab, which has
 //! real KVM, whole kernels boot: by the clock, and in instructions, which repeat to a tenth of a percent on any machine.
@@ -12,6 +12,7 @@ mod compare;
 mod guest;
 mod image;
 mod jail;
+mod kill;
 mod memory;
 mod sample;
 mod table;
@@ -40,6 +41,15 @@ pub(crate) enum Bench {
     Trace,
     /// The start of a machine, behind walls and without them
     Jail(BootArgs),
+    /// The end of a machine whose guest spins, halts or floods, by a signal and by a stop
+    Kill(KillArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct KillArgs {
+    /// Kills of each kind
+    #[arg(long, default_value_t = 100)]
+    pub(crate) runs: usize,
 }
 
 #[derive(Args)]
@@ -61,6 +71,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         Bench::Compare(args) => compare::run(args),
         Bench::Trace => trace::run(),
         Bench::Jail(args) => jail::run(args),
+        Bench::Kill(args) => kill::run(args),
     }
 }
 

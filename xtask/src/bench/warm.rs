@@ -4,6 +4,7 @@
 //! times, and whole processes, from exec to the first byte on stdout. In the lab, Python in a Linux: `minivm run --code` that goes
 //! on from a template, that boots, and QEMU's microvm that boots the same.
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use minivm_vmm::{Builder, Config, Kernel};
+use minivm_vmm::{Builder, Config, Kernel, SaveFiles};
 use serde_json::Value;
 
 use super::boot::{QEMU, sample_args};
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &WarmArgs) -> Result<()> {
     };
     let made = setup::prepare(&mut report, &wanted)?;
     let minivm = cargo::stage_minivm(&mut report)?;
-    let forks = cargo::build_bench(&mut report, "minivm-vmm", "fork")?;
+    let forks = cargo::build_bench(&mut report, "minivm-machine", "fork")?;
     let folder = tempfile::tempdir_in(cargo::root().join("target"))?;
     if kvm::is_there() {
         native(args, &minivm, &forks, folder.path())?;
@@ -319,7 +320,13 @@ fn save(kernel: &Path, memory: u64, folder: &Path) -> Result<PathBuf> {
         machine.memory().write(at, &filling)?;
     }
     let folder = folder.join(format!("saved-{memory}"));
-    machine.snapshot(&folder)?;
+    fs::create_dir(&folder)?;
+    let name = SaveFiles::memory_name(0);
+    machine.snapshot_into(&SaveFiles {
+        state: File::create_new(folder.join(SaveFiles::STATE))?,
+        memory: File::create_new(folder.join(&name))?,
+        name,
+    })?;
     Ok(folder)
 }
 

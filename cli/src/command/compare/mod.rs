@@ -155,7 +155,10 @@ impl CompareArgs {
         Ok(Host {
             worker: worker()?,
             cache: cache::find()?,
-            image: image.map(open).transpose()?.map(Arc::new),
+            image: image
+                .map(open)
+                .transpose()?
+                .map(|image| Arc::new(image) as _),
             kernel: None,
             accel: self.accel.choose(|_| ())?,
         })

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use minivm_machine::Accel;
-use minivm_machine::arch::NO_KVM;
 use minivm_machine::confine::{self, Missing};
-use minivm_machine::jail;
+use minivm_machine::jail::{self, CpuGroup, CpuQuota};
 use minivm_machine::lab::Processor;
-use minivm_vmm::{Error, Finding};
+use minivm_machine::survey::{self, Finding};
+use minivm_vmm::{Error, NO_KVM};
 
 use super::super::accel::{LAB, allowed};
 use super::{Check, State, backends};
@@ -25,11 +25,12 @@ pub(super) fn checks() -> (bool, bool, Vec<Check>) {
     let lab = [qemu(), lab_kernel()];
     let (kvm_works, lab_works, accel) = places(good(&kvm), good(&lab));
     let mut checks: Vec<Check> = kvm.into_iter().chain(create_vm_time()).collect();
-    checks.extend(survey());
+    checks.extend(findings());
     checks.extend(nested_paging());
     checks.push(huge_pages());
     checks.push(kernel());
     checks.extend(walls());
+    checks.push(quota());
     checks.extend(lab);
     checks.push(lab_jail());
     checks.push(accel);
@@ -55,7 +56,7 @@ fn kvm_present() -> Check {
 
 fn kvm_usable() -> Check {
     const NAME: &str = "kvm usable";
-    match minivm_vmm::probe() {
+    match minivm_machine::probe() {
         Ok(()) => Check::ok(NAME, "a guest went to user mode and back by a system call"),
         Err(Error::KvmMissing | Error::KvmPermission) => {
             Check::no(NAME, "not without /dev/kvm", "as above")
@@ -70,7 +71,7 @@ fn kvm_usable() -> Check {
 
 fn create_vm_time() -> Option<Check> {
     const NAME: &str = "kvm speed";
-    let time = minivm_vmm::create_vm_time().ok()?;
+    let time = survey::create_vm_time().ok()?;
     let detail = format!("KVM_CREATE_VM takes {:.2} ms", time.as_secs_f64() * 1e3);
     Some(if time < SLOW_CREATE_VM {
         Check::ok(NAME, detail)
@@ -82,8 +83,8 @@ fn create_vm_time() -> Option<Check> {
 }
 
 /// What KVM and the processor have and lack, where there is a KVM.
-fn survey() -> Vec<Check> {
-    let findings = minivm_vmm::survey().unwrap_or_default();
+fn findings() -> Vec<Check> {
+    let findings = survey::kvm().unwrap_or_default();
     let check = |finding: Finding| match finding.has {
         true => Check::ok(finding.name, finding.detail),
         false => Check::slow(finding.name, finding.detail, finding.remedy),
@@ -124,17 +125,46 @@ fn huge_pages() -> Check {
     Check::slow(NAME, detail, remedy)
 }
 
-/// The walls around a machine's monitor: a check for each that is missing here.
+/// The walls around a machine's monitor, of which some are around other processes as well: a check for each that is missing here.
 fn walls() -> Vec<Check> {
-    const NAME: &str = "monitor: walls";
+    const NAME: &str = "walls";
     let weaker = |missing: Missing| {
-        let detail = format!("without the wall \"{}\": {}", missing.wall, missing.why);
+        let has = |walls: &[&str]| walls.contains(&missing.wall.as_str());
+        let processes = match (has(&confine::FETCHER), has(&confine::UNPACKER)) {
+            (true, _) => "the monitor, the reader of images and the unpacker of files",
+            (false, true) => "the monitor and the unpacker of files",
+            (false, false) => "the monitor",
+        };
+        let detail = format!("{processes} without the wall {missing}");
         Check::slow(NAME, detail, missing.remedy())
     };
     let missing = confine::survey().missing;
+    let all = || {
+        let walls = [&confine::ALL[..], &confine::FETCHER, &confine::UNPACKER];
+        let [monitor, fetcher, unpacker] = walls.map(|all| all.join(", "));
+        format!(
+            "all around the monitor: {monitor}; around the reader of images: {fetcher}; around the unpacker of files: {unpacker}"
+        )
+    };
     match missing.is_empty() {
-        true => vec![Check::ok(NAME, format!("all: {}", confine::ALL.join(", ")))],
+        true => vec![Check::ok(NAME, all())],
         false => missing.into_iter().map(weaker).collect(),
+    }
+}
+
+/// Whether a machine's processor time can be bounded.
+fn quota() -> Check {
+    const NAME: &str = "monitor: quota";
+    let least = CpuQuota::try_from(1.0).map(CpuGroup::create);
+    match least {
+        Ok(Err(error)) => {
+            let (why, hint) = backends::why_and_hint(&minivm_sandbox::Error::Jail(error));
+            Check::slow(NAME, why, hint)
+        }
+        _ => Check::ok(
+            NAME,
+            "--cpu-quota: minivm may make a control group with the controller cpu",
+        ),
     }
 }
 

@@ -226,7 +226,7 @@ impl TimelineArgs {
         task.limits.memory = self.memory;
         let (source, image) =
             image::named_or_python(&Platform::here(), self.image.as_ref(), &self.pull)?;
-        task.check(&image.config).map_err(unwrapped)?;
+        task.check(image.config()).map_err(unwrapped)?;
         let (kernel, quiet) = (self.kernel.as_deref(), self.pull.quiet);
         let microvm = image::microvm(&source, image, kernel, quiet, || self.choose_accel())?;
         let microvm = microvm.cpus(self.cpus);

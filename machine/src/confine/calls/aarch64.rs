@@ -32,3 +32,6 @@ pub(in super::super) const PROCESS_REQUESTS: &[Opcode] = &[
     write::<kvm_device_attr>(KVM, 0xe1),        // KVM_SET_DEVICE_ATTR: the same
     write::<kvm_device_attr>(KVM, 0xe2),        // KVM_GET_DEVICE_ATTR: the same, for snapshots
 ];
+
+/// Calls of [`fetcher::CALLS`](super::fetcher::CALLS).
+pub(in super::super) const FETCHER: &[i64] = &[];

@@ -13,17 +13,17 @@ use super::KVM;
 #[rustfmt::skip]
 pub(in super::super) const PROCESS: &[i64] = &[
     libc::SYS_epoll_wait, // the event loop of serial input
-    libc::SYS_poll,       // input from a device without RWF_NOWAIT
+    libc::SYS_poll,       // also: input from a device without RWF_NOWAIT
 ];
 
 /// Calls of [`REFUSED`](super::REFUSED).
 #[rustfmt::skip]
 pub(in super::super) const REFUSED: &[i64] = &[
-    libc::SYS_access,
-    libc::SYS_lstat,
-    libc::SYS_open,
-    libc::SYS_readlink,
-    libc::SYS_stat,
+    libc::SYS_access,   // also: as faccessat
+    libc::SYS_lstat,    // also: as newfstatat
+    libc::SYS_open,     // also: as openat
+    libc::SYS_readlink, // also: as readlinkat
+    libc::SYS_stat,     // also: as newfstatat
 ];
 
 /// Requests of [`VCPU_REQUESTS`](super::VCPU_REQUESTS).
@@ -54,9 +54,24 @@ pub(in super::super) const PROCESS_REQUESTS: &[Opcode] = &[
     write::<kvm_msrs>(KVM, 0x89),                  // KVM_SET_MSRS
     write::<kvm_lapic_state>(KVM, 0x8f),           // KVM_SET_LAPIC
     write::<kvm_cpuid2>(KVM, 0x90),                // KVM_SET_CPUID2
-    none(KVM, 0xa2),                               // KVM_SET_TSC_KHZ: clones, on another host's clock
+    none(KVM, 0xa2),                               // KVM_SET_TSC_KHZ: also: clones, on another host's clock
     write::<kvm_debugregs>(KVM, 0xa2),             // KVM_SET_DEBUGREGS: clones
     write::<kvm_xsave>(KVM, 0xa5),                 // KVM_SET_XSAVE: clones
     write::<kvm_xcrs>(KVM, 0xa7),                  // KVM_SET_XCRS: clones
     read_write::<kvm_pre_fault_memory>(KVM, 0xd5), // KVM_PRE_FAULT_MEMORY: clones' working sets
+];
+
+/// Calls of [`fetcher::CALLS`](super::fetcher::CALLS).
+#[rustfmt::skip]
+pub(in super::super) const FETCHER: &[i64] = &[
+    libc::SYS_chmod,      // folders of a root that can't be read
+    libc::SYS_epoll_wait, // the event loop of requests
+    libc::SYS_lstat,      // also: another C library's
+    libc::SYS_mkdir,      // folders of the cache
+    libc::SYS_open,       // entries of the cache, files of a folder
+    libc::SYS_poll,       // the same as the loop's, of requests without one
+    libc::SYS_readlink,   // paths of folders
+    libc::SYS_rename,     // entries of the cache
+    libc::SYS_stat,       // also: another C library's
+    libc::SYS_unlink,     // entries of the cache
 ];

@@ -27,16 +27,19 @@ fn call(number: i64) -> io::Result<i64> {
 fn behind_filters(of_vcpu: bool, numbers: Vec<i64>) -> Ended {
     forked(move |_| {
         // The signal that ends the process would leave a core dump.
-        descriptors::limit().unwrap();
+        descriptors::limit(64).unwrap();
         restrict_process().unwrap();
-        if of_vcpu {
-            restrict_vcpu().unwrap();
-        }
-        let errors: BTreeSet<_> = numbers
-            .into_iter()
-            .map(|number| call(number).map_err(|error| error.raw_os_error()))
-            .collect();
-        format!("{errors:?}")
+        // A thread of its own, which doesn't end the process.
+        let made = std::thread::spawn(move || {
+            if of_vcpu {
+                restrict_vcpu().unwrap();
+            }
+            let results = numbers.into_iter().map(call);
+            results
+                .map(|result| result.map_err(|error| error.raw_os_error()))
+                .collect::<BTreeSet<_>>()
+        });
+        format!("{:?}", made.join().unwrap())
     })
 }
 
@@ -87,6 +90,40 @@ fn names_are_refused_and_probes_are_missing() {
     }
 }
 
+/// Makes these calls behind an unpacker's filter; returns which of them it let through to the kernel.
+fn let_through(names: Names, calls: &[i64]) -> Vec<i64> {
+    let passes = |number: &&i64| {
+        let ended = forked(|_| {
+            descriptors::limit(64).unwrap();
+            restrict_unpacker(names).unwrap();
+            let error = call(**number).unwrap_err();
+            matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOSYS)).to_string()
+        });
+        ended == Ended::Returned("false".into())
+    };
+    calls.iter().filter(passes).copied().collect()
+}
+
+#[test]
+fn an_unpacker_makes_few_calls_and_none_with_a_name_where_it_fills_a_file() {
+    let (folder, rooted) = (unpacker::FOLDER, unpacker::ROOTED);
+    let granted: BTreeSet<_> = unpacker_calls(Names::OfFolder)
+        .unwrap()
+        .into_keys()
+        .collect();
+    let others = process_calls().unwrap().into_keys();
+    let others: Vec<_> = others.filter(|call| !granted.contains(call)).collect();
+    assert!(others.len() > 20, "{others:?}");
+    for (names, passing) in [
+        (Names::None, &[][..]),
+        (Names::OfHost, folder),
+        (Names::OfFolder, &[folder, rooted].concat()),
+    ] {
+        let tried = [folder, rooted, &others].concat();
+        assert_eq!(let_through(names, &tried), passing, "{names:?}");
+    }
+}
+
 #[test]
 fn no_call_is_in_two_lists() {
     let (refused, probes) = answered();
@@ -101,23 +138,35 @@ fn no_call_is_in_two_lists() {
             .filter(|call| !by_name.contains(call))
             .chain(&checked),
     );
-    let once: BTreeSet<i64> = all.iter().copied().collect();
-    assert_eq!(all.len(), once.len());
+    assert_once(all);
+    let mut all = [
+        fetcher::CALLS,
+        arch::FETCHER,
+        fetcher::NETWORK,
+        calls::THREAD,
+    ]
+    .concat();
+    let checked = [fetcher::CHECKED, fetcher::NETWORK_CHECKED].concat();
+    let checked: BTreeSet<i64> = checked.into_iter().map(|(call, _)| call).collect();
+    // With a network there are sockets that aren't connected.
+    all.extend(checked.into_iter().filter(|call| *call != libc::SYS_sendto));
+    assert_once(all);
 }
 
-/// What is allowed with some arguments only, tried with others: each ends the process.
-#[test]
-#[allow(unsafe_code, reason = "calls with arguments that are refused")]
-fn other_arguments_end_the_process() {
+fn assert_once(calls: Vec<i64>) {
+    let once: BTreeSet<i64> = calls.iter().copied().collect();
+    assert_eq!(calls.len(), once.len());
+}
+
+/// Calls with arguments that no process may use, though it may make these calls with others.
+fn bad_arguments() -> [(&'static str, i64, [i64; 6]); 9] {
     use libc::*;
-    let own = i64::from(std::process::id());
     let parent = i64::from(std::os::unix::process::parent_id());
+    let own = i64::from(std::process::id());
     let page = 4096;
     let private = i64::from(MAP_PRIVATE | MAP_ANONYMOUS);
     let executable = i64::from(PROT_READ | PROT_EXEC);
-    let address = [0_u8; 16];
-    let address = address.as_ptr() as i64;
-    let calls: &[(&str, i64, [i64; 6])] = &[
+    [
         (
             "executable memory",
             SYS_mmap,
@@ -151,19 +200,78 @@ fn other_arguments_end_the_process() {
             [i64::from(PR_SET_DUMPABLE), 1, 0, 0, 0, 0],
         ),
         ("a listener at a filter", SYS_seccomp, [1, 8, 0, 0, 0, 0]),
-        (
-            "an address of a message",
-            SYS_sendto,
-            [0, 0, 0, 0, address, 16],
-        ),
-    ];
-    for (what, number, [a, b, c, d, e, f]) in calls.iter().copied() {
+    ]
+}
+
+/// Makes a call behind the filter of a monitor's process.
+#[allow(unsafe_code, reason = "calls with arguments that are refused")]
+fn with_arguments(number: i64, [a, b, c, d, e, f]: [i64; 6]) -> io::Result<i64> {
+    // SAFETY: the filter refuses it, before the kernel looks at its arguments.
+    match unsafe { libc::syscall(number, a, b, c, d, e, f) } {
+        -1 => Err(io::Error::last_os_error()),
+        done => Ok(done),
+    }
+}
+
+/// What is allowed with some arguments only, tried with others: each ends the process.
+#[test]
+fn other_arguments_end_the_process() {
+    let address = [0_u8; 16];
+    let address = address.as_ptr() as i64;
+    let to_another = (
+        "an address of a message",
+        libc::SYS_sendto,
+        [0, 0, 0, 0, address, 16],
+    );
+    for (what, number, arguments) in bad_arguments().into_iter().chain([to_another]) {
         let ended = forked(|_| {
-            descriptors::limit().unwrap();
+            descriptors::limit(64).unwrap();
             restrict_process().unwrap();
-            // SAFETY: the filter refuses it, before the kernel looks at its arguments.
-            format!("{}", unsafe { syscall(number, a, b, c, d, e, f) })
+            format!("{:?}", with_arguments(number, arguments))
         });
-        assert_eq!(ended, Ended::Killed(SIGSYS), "{what}");
+        assert_eq!(ended, Ended::Killed(libc::SIGSYS), "{what}");
+    }
+}
+
+/// Behind a fetcher's filter, makes calls; returns their results.
+fn as_fetcher(network: bool, calls: Vec<(i64, [i64; 6])>) -> Ended {
+    forked(move |_| {
+        restrict_fetcher(network).unwrap();
+        let results: BTreeSet<_> = calls
+            .into_iter()
+            .map(|(number, arguments)| {
+                with_arguments(number, arguments).map_err(|error| error.raw_os_error())
+            })
+            .collect();
+        format!("{results:?}")
+    })
+}
+
+#[test]
+fn every_other_call_of_a_fetcher_is_refused() {
+    for network in [false, true] {
+        let granted = fetcher_calls(network).unwrap();
+        let probes: Vec<_> = calls::PROBES.iter().copied().chain(UNKNOWN).collect();
+        let known = |number: &i64| granted.contains_key(number) || probes.contains(number);
+        let known = |number: &i64| known(number) || UNFILTERED.contains(number);
+        let strange = [-1, END_OF_ALL, 1 << 30];
+        let others = (0..END).filter(|number| !known(number)).chain(strange);
+        let others: Vec<_> = others.map(|number| (number, [-1; 6])).collect();
+        for call in [
+            libc::SYS_execve,
+            libc::SYS_ptrace,
+            libc::SYS_kill,
+            libc::SYS_mount,
+        ] {
+            assert!(others.contains(&(call, [-1; 6])), "call {call}");
+        }
+        let refused = Ended::Returned(format!("{{Err(Some({}))}}", libc::EPERM));
+        assert_eq!(as_fetcher(network, others), refused);
+        for (what, number, arguments) in bad_arguments() {
+            let ended = as_fetcher(network, vec![(number, arguments)]);
+            assert_eq!(ended, refused, "{what}");
+        }
+        let unix = [libc::AF_UNIX.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0];
+        assert_eq!(as_fetcher(network, vec![(libc::SYS_socket, unix)]), refused);
     }
 }

@@ -10,7 +10,7 @@ use minivm_image::io_error::failed;
 use super::{AgentReport, PORTS};
 use crate::Link;
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
-use crate::template::Saved;
+use crate::template::{ResumeOptions, Saved};
 use crate::templates::{Error, Recipe};
 
 /// The folder of the template, in the lab's memory.
@@ -70,7 +70,7 @@ fn serve(number: usize, saved: &Saved) -> Result<(), Error> {
     // The next session's first frames may have been read with this one's last.
     let mut input = BufReader::with_capacity(2 * MAX_PAYLOAD, &port);
     loop {
-        let link = saved.resume(false)?;
+        let link = saved.resume(ResumeOptions::default())?;
         session(link, &mut input, &port).map_err(failed("use", path))?;
     }
 }

@@ -5,48 +5,25 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI};
 use kvm_ioctls::VmFd;
-use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 
 use super::create::Irqchip;
-use super::{gic_state, layout};
+use super::layout;
 use crate::devices::bus::{Bus, Device, Request, lock};
 use crate::devices::uart::Uart;
 use crate::error::Result;
-use crate::kvm::Created;
 use crate::outcome::{Outcome, Reset};
+
+/// The state of the board, in a snapshot: there is the GIC's alone.
+pub(crate) use super::gic_state::State;
 
 /// The number of the first shared peripheral interrupt among all interrupts.
 const SPI_FIRST: u32 = 32;
 
-/// The interrupt lines of a machine.
-pub(crate) struct Interrupts {
-    vm: Arc<VmFd>,
-    irqchip: Irqchip,
-}
-
-impl Interrupts {
-    /// Makes the lines that lead to the interrupt controller.
-    pub(crate) fn new(vm: &Arc<VmFd>, irqchip: Irqchip, _state: State) -> Self {
-        Interrupts {
-            vm: vm.clone(),
-            irqchip,
-        }
-    }
-
-    /// Returns COM1's line.
-    pub(crate) fn com1(&self) -> IrqLine {
-        self.line(layout::COM1_SPI)
-    }
-
-    /// Returns COM2's line.
-    pub(crate) fn com2(&self) -> IrqLine {
-        self.line(layout::COM2_SPI)
-    }
-
-    fn line(&self, spi: u8) -> IrqLine {
-        IrqLine(Some((self.vm.clone(), spi)))
-    }
+/// Makes COM1's interrupt line and COM2's, which lead to the interrupt controller.
+pub(crate) fn lines(vm: &Arc<VmFd>, irqchip: Irqchip, _state: State) -> ([IrqLine; 2], Irqchip) {
+    let line = |spi| IrqLine(Some((vm.clone(), spi)));
+    ([layout::COM1_SPI, layout::COM2_SPI].map(line), irqchip)
 }
 
 /// An interrupt line from a UART to the GIC, or to nothing.
@@ -106,20 +83,13 @@ pub(crate) struct Board {
 
 impl Board {
     /// Connects the devices.
-    pub(crate) fn new(
-        interrupts: Interrupts,
-        com1: &Arc<Mutex<Uart>>,
-        com2: &Arc<Mutex<Uart>>,
-    ) -> Self {
+    pub(crate) fn new(irqchip: Irqchip, com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Self {
         let mut mmio = Bus::default();
         for (first, uart) in [(layout::COM1, com1), (layout::COM2, com2)] {
             let registers = Arc::new(Mutex::new(Registers(uart.clone())));
             mmio.attach(first.0..first.0 + layout::COM_SIZE, registers);
         }
-        Board {
-            mmio,
-            irqchip: interrupts.irqchip,
-        }
+        Board { mmio, irqchip }
     }
 
     /// Returns the outcome of a reset.
@@ -134,51 +104,9 @@ impl Board {
 
     /// Keeps the devices from changing.
     pub(crate) fn freeze(&self) -> Frozen<'_> {
-        Frozen(&self.irqchip)
+        &self.irqchip
     }
 }
 
-/// The state of the board, in a snapshot; by default that of a machine that boots.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct State {
-    pub(super) gic: gic_state::State,
-}
-
-impl State {
-    /// Sets the state in a machine whose vCPUs have theirs.
-    pub(crate) fn set(&self, created: &Created) -> Result<()> {
-        self.gic.set(&created.irqchip)
-    }
-
-    /// Checks what a checksum can't, of a machine with so many vCPUs.
-    pub(crate) fn check(&self, vcpus: usize) -> std::result::Result<(), &'static str> {
-        self.gic.check(vcpus)
-    }
-}
-
-#[cfg(test)]
-impl State {
-    /// A made-up state, with a number in it.
-    pub(crate) fn sample(number: u64) -> Self {
-        State {
-            gic: gic_state::State::sample(number),
-        }
-    }
-
-    /// Returns the number of a made-up state.
-    pub(crate) fn number(&self) -> u64 {
-        self.gic.number()
-    }
-}
-
-/// The devices of a machine that is being saved. No vCPU is in KVM_RUN.
-pub(crate) struct Frozen<'a>(&'a Irqchip);
-
-impl Frozen<'_> {
-    /// Returns the state.
-    pub(crate) fn state(&self, _vm: &VmFd) -> Result<State> {
-        Ok(State {
-            gic: gic_state::State::of(self.0)?,
-        })
-    }
-}
+/// The devices of a machine that is being saved.
+pub(crate) type Frozen<'a> = &'a Irqchip;

@@ -13,13 +13,10 @@ use crate::vcpu::Vcpu;
 
 pub(crate) use super::tree::SEED_LEN;
 
-/// The point at which a kernel starts, and the data of its device tree, except the processors' addresses, which KVM knows.
+/// The point at which a kernel starts, and its device tree, in which the processors' addresses are missing: KVM knows them.
 pub(crate) struct Start {
     entry: GuestAddress,
-    memory: u64,
-    cmdline: String,
-    initramfs: Placed,
-    seed: [u8; SEED_LEN],
+    tree: Tree,
 }
 
 /// Gathers the data for a kernel that has been loaded. They are written when the vCPUs are there.
@@ -33,31 +30,24 @@ pub(crate) fn write(
     let &Loaded {
         entry, header: (), ..
     } = kernel;
-    Ok(Start {
-        entry,
+    let tree = Tree {
+        cpus: Vec::new(),
         memory: config.memory,
         cmdline: config.cmdline.clone(),
         initramfs,
         seed,
-    })
+    };
+    Ok(Start { entry, tree })
 }
 
 impl Start {
     /// Writes the device tree, and sets the first vCPU's registers.
-    pub(crate) fn set(self, ram: &GuestRam, vcpus: &[Vcpu]) -> Result<()> {
-        let cpus: Vec<_> = vcpus
-            .iter()
-            .map(|vcpu| registers::affinity(&vcpu.fd))
-            .collect::<Result<_>>()?;
-        let tree = tree::bytes(&Tree {
-            cpus: &cpus,
-            memory: self.memory,
-            cmdline: &self.cmdline,
-            initramfs: self.initramfs,
-            seed: self.seed,
-        });
+    pub(crate) fn set(mut self, ram: &GuestRam, vcpus: &[Vcpu]) -> Result<()> {
+        for vcpu in vcpus {
+            self.tree.cpus.push(registers::affinity(&vcpu.fd)?);
+        }
         ram.map()
-            .write_slice(&tree, layout::TREE)
+            .write_slice(&tree::bytes(&self.tree), layout::TREE)
             .expect("the first 2 MiB of RAM are always there");
         registers::set_entry(&vcpus[0].fd, self.entry, layout::TREE)
     }

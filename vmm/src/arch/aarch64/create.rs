@@ -8,6 +8,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::identity::Identity;
 use super::processor::Features;
+use super::registers::PHYSICAL_COUNTER;
 use super::vcpu_state::VcpuState;
 use super::{layout, registers};
 use crate::config::MEMORY_MIN;
@@ -33,18 +34,6 @@ pub(crate) fn vm_type(kvm: &Kvm, bytes: u64) -> Result<u64> {
     let end = layout::RAM.0 + bytes;
     let bits = (u64::BITS - (end - 1).leading_zeros()).max(ADDRESS_BITS_MIN);
     // As few as the RAM needs, for that saves KVM a level of its tables.
-    let (limit, choice) = address_bits(kvm);
-    if bits > limit {
-        let most = ((1u64 << limit) - layout::RAM.0) >> 20;
-        return Err(Error::Config(format!(
-            "{bytes} bytes of guest memory do not fit: this host's KVM has guest-physical addresses of {limit} bits (KVM_CAP_ARM_VM_IPA_SIZE), which is for at most {most}M"
-        )));
-    }
-    Ok(if choice { bits.into() } else { 0 })
-}
-
-/// Returns the most bits of a guest-physical address that processor and KVM have, and whether a machine may have fewer.
-pub(super) fn address_bits(kvm: &Kvm) -> (u32, bool) {
     // The most is the value of the capability; without it there is one number for all. (KVM API 4.2, KVM_CREATE_VM; 4.4,
     // KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE.)
     let choice = kvm.check_extension(Cap::ArmVmIPASize);
@@ -52,7 +41,13 @@ pub(super) fn address_bits(kvm: &Kvm) -> (u32, bool) {
         true => u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(ADDRESS_BITS_FIXED),
         false => ADDRESS_BITS_FIXED,
     };
-    (limit, choice)
+    if bits > limit {
+        let most = ((1u64 << limit) - layout::RAM.0) >> 20;
+        return Err(Error::Config(format!(
+            "{bytes} bytes of guest memory do not fit: this host's KVM has guest-physical addresses of {limit} bits (KVM_CAP_ARM_VM_IPA_SIZE), which is for at most {most}M"
+        )));
+    }
+    Ok(if choice { bits.into() } else { 0 })
 }
 
 /// Prepares a machine that has just been created.
@@ -78,7 +73,8 @@ pub(crate) fn create_vcpus(_kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>>
     vm.get_preferred_target(&mut init)
         .map_err(Error::kvm("KVM_ARM_PREFERRED_TARGET"))?;
     let vcpus = create_all(vm, init.target, cpus)?;
-    registers::reset_counter(&vcpus[0].fd);
+    // The physical counter begins at zero, as the virtual one does, and not at the host's. A KVM older than Linux 6.4 can't.
+    let _ = registers::set(&vcpus[0].fd, PHYSICAL_COUNTER, 0);
     Ok(vcpus)
 }
 
@@ -103,15 +99,14 @@ fn features(target: u32, id: u8) -> Features {
 }
 
 fn create_all(vm: &VmFd, target: u32, cpus: u8) -> Result<Vec<Vcpu>> {
-    let created: Vec<Vcpu> = (0..cpus)
-        .map(|id| {
-            // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. KVM makes its address
-            // among the processors (MPIDR) of its number. (KVM API 4.7, KVM_CREATE_VCPU.)
-            let fd = vm.create_vcpu(id.into());
-            fd.map(|fd| Vcpu::new(id, fd, features(target, id)))
-        })
-        .collect::<std::result::Result<_, _>>()
-        .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+    let create = |id| {
+        Ok(Vcpu::new(
+            id,
+            kvm::create_vcpu(vm, id)?,
+            features(target, id),
+        ))
+    };
+    let created: Vec<Vcpu> = (0..cpus).map(create).collect::<Result<_>>()?;
     for vcpu in &created {
         // Gives the vCPU its kind and its features, and resets it: at EL1, all interrupts masked, the general registers zero, the
         // system registers as the architecture defines it. When all are there, for some registers reflect the machine's shape.

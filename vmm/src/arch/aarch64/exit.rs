@@ -25,7 +25,13 @@ pub(crate) fn serve(exit: VcpuExit<'_>, _board: &Board, note: &mut impl Note) ->
         }
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, data) => {
             note.kind(ExitKind::Reset);
-            reset(data.first().copied().unwrap_or(0))
+            // With `reboot=panic_warm` on its command line, Linux asks for a warm one (SYSTEM_RESET2) when it panics, and for a
+            // cold one otherwise.
+            let warm = u64::from(KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2);
+            match data.first().is_some_and(|flags| flags & warm != 0) {
+                true => Served::Ended(Outcome::Panic(Reset::Line)),
+                false => Served::Access(Some(Request::Reset)),
+            }
         }
         VcpuExit::Unsupported(KVM_EXIT_ARM_NISV) => Served::Unexpected(
             "KVM_EXIT_ARM_NISV: the guest accessed an address without RAM by an instruction that KVM cannot decode"
@@ -34,13 +40,4 @@ pub(crate) fn serve(exit: VcpuExit<'_>, _board: &Board, note: &mut impl Note) ->
         VcpuExit::InternalError => Served::Unexpected("KVM_EXIT_INTERNAL_ERROR".into()),
         other => Served::unexpected(&other),
     })
-}
-
-/// Distinguishes a panic's reset from that of a reboot: with `reboot=panic_warm` on its command line, Linux asks for a warm one
-/// (SYSTEM_RESET2) when it panics, and for a cold one otherwise.
-fn reset(flags: u64) -> Served {
-    match flags & u64::from(KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2) {
-        0 => Served::Access(Some(Request::Reset)),
-        _ => Served::Ended(Outcome::Panic(Reset::Line)),
-    }
 }

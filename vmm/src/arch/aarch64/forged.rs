@@ -1,13 +1,14 @@
 //! Forged snapshots: the checksum is right, and the state is made up. Each is refused, or runs until it is stopped. Those with a
 //! machine need a `/dev/kvm`.
 
+use minivm_tests::snapshot::save_in;
 use tempfile::TempDir;
 
 use super::board;
 use super::gic_state;
 use super::vcpu_state::VcpuState;
 use crate::snapshot::state::State;
-use crate::snapshot::{Snapshot, SnapshotError, file, save};
+use crate::snapshot::{SaveFiles, Snapshot, SnapshotError, file};
 use crate::{Builder, Config, Error, Kernel, Outcome, Result};
 
 /// `b .`
@@ -22,8 +23,15 @@ fn saved() -> (TempDir, Vec<u8>) {
         ..Config::new(Kernel::Code(LOOP.to_vec()))
     };
     let machine = Builder::new(config).build().unwrap();
-    machine.snapshot(folder.path()).unwrap();
-    let state = std::fs::read(folder.path().join(save::STATE)).unwrap();
+    let saved = save_in(folder.path(), |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
+    let state = std::fs::read(folder.path().join(SaveFiles::STATE)).unwrap();
     (folder, state)
 }
 
@@ -31,7 +39,7 @@ fn saved() -> (TempDir, Vec<u8>) {
 fn run((folder, state): &(TempDir, Vec<u8>), change: impl FnOnce(&mut State)) -> Result<Outcome> {
     let mut state = file::decode(state).unwrap();
     change(&mut state);
-    std::fs::write(folder.path().join(save::STATE), file::encode(&state)).unwrap();
+    std::fs::write(folder.path().join(SaveFiles::STATE), file::encode(&state)).unwrap();
     let snapshot = Snapshot::open(folder.path())?;
     let machine = Builder::restore(&snapshot).build()?;
     machine.control().stop();
@@ -57,7 +65,7 @@ fn states_that_no_machine_has_are_refused() {
         refused(what, &|state| change(&mut state.vcpus[0]));
     }
     for (what, change) in gic_state::State::forgeries() {
-        refused(what, &|state| change(&mut state.devices.board.gic));
+        refused(what, &|state| change(&mut state.devices.board));
     }
     refused("a vCPU without its part of the GIC", &|state| {
         state.vcpus.push(VcpuState::sample());
@@ -91,7 +99,7 @@ fn forged_registers_end_well() {
     let mut rounds = || (0..15).map(|_| word()).collect::<Vec<_>>();
     for words in [rounds(), rounds()] {
         // KVM refuses some, and takes others: both are right.
-        let _ = run(&saved, |state| state.devices.board.gic.overwrite(&words));
+        let _ = run(&saved, |state| state.devices.board.overwrite(&words));
         for word in words {
             let _ = run(&saved, |state| state.vcpus[0].overwrite(word));
         }

@@ -50,10 +50,10 @@ impl Irqchip {
     /// Completes the controller when all vCPUs are there, each of which has a redistributor: its number of interrupts, the
     /// places of its registers, and last its initialization, after which nothing of that can change.
     pub(crate) fn complete(&mut self, vcpus: &[Vcpu]) -> Result<()> {
-        self.processors = vcpus
-            .iter()
-            .map(|vcpu| registers::affinity(&vcpu.fd).map(processor))
-            .collect::<Result<_>>()?;
+        for vcpu in vcpus {
+            let affinity = registers::affinity(&vcpu.fd)?;
+            self.processors.push(processor(affinity));
+        }
         self.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &INTERRUPTS)?;
         for (kind, address) in [
             (KVM_VGIC_V3_ADDR_TYPE_DIST, layout::GIC_DISTRIBUTOR),
@@ -61,23 +61,16 @@ impl Irqchip {
         ] {
             self.set(KVM_DEV_ARM_VGIC_GRP_ADDR, kind.into(), &address.0)?;
         }
-        let none: *const u32 = ptr::null();
-        self.set_at(
-            KVM_DEV_ARM_VGIC_GRP_CTRL,
-            KVM_DEV_ARM_VGIC_CTRL_INIT.into(),
-            none,
-        )
+        // It has no value.
+        let init = KVM_DEV_ARM_VGIC_CTRL_INIT.into();
+        self.set(KVM_DEV_ARM_VGIC_GRP_CTRL, init, &())
     }
 
     pub(super) fn set<T>(&self, group: u32, attribute: u64, value: &T) -> Result<()> {
-        self.set_at(group, attribute, ptr::from_ref(value))
-    }
-
-    fn set_at<T>(&self, group: u32, attribute: u64, value: *const T) -> Result<()> {
         let attribute = kvm_device_attr {
             group,
             attr: attribute,
-            addr: value as u64,
+            addr: ptr::from_ref(value) as u64,
             flags: 0,
         };
         // (KVM API 4.80, KVM_SET_DEVICE_ATTR.)

@@ -17,10 +17,12 @@ use kvm_bindings::{
     KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS,
     KVM_DEV_ARM_VGIC_LINE_LEVEL_INFO_SHIFT, VGIC_LEVEL_INFO_LINE_LEVEL, kvm_device_attr,
 };
+use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::gic::{INTERRUPTS, Irqchip};
 use crate::error::{Error, Result};
+use crate::kvm::Created;
 
 /// Registers of the distributor (GICD), each of which has bits for 32, 16 or 4 interrupts in a word, or a word for half of one.
 const IIDR: u64 = 0x8;
@@ -58,9 +60,9 @@ const fn system(crn: u64, crm: u64, op2: u64) -> u64 {
     3 << 14 | crn << 7 | crm << 3 | op2
 }
 
-/// The state of a GIC.
+/// The state of a GIC; by default none, in a machine that boots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(crate) struct State {
     distributor: Vec<u32>,
     processors: Vec<Processor>,
 }
@@ -76,34 +78,11 @@ struct Processor {
 }
 
 impl State {
-    /// Reads the state.
-    pub(super) fn of(gic: &Irqchip) -> Result<Self> {
-        let processor = |at: &u64| {
-            let redistributor = redistributor()
-                .map(|offset| gic.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, at | offset))
-                .collect::<Result<_>>()?;
-            Ok(Processor {
-                redistributor,
-                lines: gic.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, at | LINES)?,
-                interface: gic.interface(*at)?,
-            })
-        };
-        Ok(State {
-            distributor: distributor()
-                .map(|offset| gic.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset))
-                .collect::<Result<_>>()?,
-            processors: gic
-                .processors
-                .iter()
-                .map(processor)
-                .collect::<Result<_>>()?,
-        })
-    }
-
     /// Sets the state in a GIC that is as after its initialization, in the order of the registers' lists: an interrupt's route,
     /// kind and priority come before its bits for enabled, pending and active. KVM gives a pending interrupt to a processor at
     /// once, and moves it only when that one has run.
-    pub(super) fn set(&self, gic: &Irqchip) -> Result<()> {
+    pub(crate) fn set(&self, created: &Created) -> Result<()> {
+        let gic = &created.irqchip;
         for (offset, value) in distributor().zip(&self.distributor) {
             gic.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, value)?;
         }
@@ -124,7 +103,7 @@ impl State {
     }
 
     /// Checks that the state has the registers that are read of a GIC with so many processors. KVM checks the values.
-    pub(super) fn check(&self, processors: usize) -> std::result::Result<(), &'static str> {
+    pub(crate) fn check(&self, processors: usize) -> std::result::Result<(), &'static str> {
         match self.distributor.len() == distributor().count()
             && self.processors.len() == processors
             && self.processors.iter().all(Processor::is_whole)
@@ -187,6 +166,27 @@ fn interface(control: u64) -> impl Iterator<Item = u64> {
 }
 
 impl Irqchip {
+    /// Reads the state. No vCPU is in KVM_RUN.
+    pub(crate) fn state(&self, _vm: &VmFd) -> Result<State> {
+        let processor = |at: &u64| {
+            let redistributor = redistributor()
+                .map(|offset| self.get(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, at | offset))
+                .collect::<Result<_>>()?;
+            Ok(Processor {
+                redistributor,
+                lines: self.get(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, at | LINES)?,
+                interface: self.interface(*at)?,
+            })
+        };
+        let distributor =
+            distributor().map(|offset| self.get(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset));
+        let processors = self.processors.iter().map(processor);
+        Ok(State {
+            distributor: distributor.collect::<Result<_>>()?,
+            processors: processors.collect::<Result<_>>()?,
+        })
+    }
+
     /// Reads all registers of a processor's interface.
     fn interface(&self, at: u64) -> Result<Vec<(u64, u64)>> {
         let group = KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
@@ -235,7 +235,7 @@ mod tests {
 #[cfg(test)]
 impl State {
     /// A made-up state, with a number in it.
-    pub(super) fn sample(number: u64) -> Self {
+    pub(crate) fn sample(number: u64) -> Self {
         let processor = Processor {
             redistributor: vec![0; redistributor().count()],
             lines: 0,
@@ -251,7 +251,7 @@ impl State {
     }
 
     /// Returns the number of a made-up state.
-    pub(super) fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.processors[0].interface[2].1
     }
 

@@ -29,32 +29,25 @@ impl Identity {
     pub(super) fn of(vcpu: &Vcpu) -> Result<Self> {
         Ok(Identity {
             target: vcpu.features.target,
-            midr: registers::midr(&vcpu.fd)?,
+            midr: registers::get(&vcpu.fd, registers::MIDR_EL1)?,
             frequency: frequency(),
         })
     }
 
     /// Checks that a processor of this identity can continue what one of the other has begun.
     pub(super) fn check(self, other: Identity) -> Result<()> {
-        let lack = if self.target != other.target {
-            format!(
-                "processor of KVM's target {} (its own is of {})",
-                other.target, self.target
-            )
-        } else if self.midr != other.midr {
-            format!(
-                "processor with the MIDR_EL1 {:#x} (its own has {:#x})",
-                other.midr, self.midr
-            )
-        } else if self.frequency != other.frequency {
-            format!(
-                "counter of {} Hz (its own has {} Hz)",
-                other.frequency, self.frequency
-            )
-        } else {
-            return Ok(());
+        let named = |identity: Identity| {
+            [
+                format!("processor of KVM's target {}", identity.target),
+                format!("processor with the MIDR_EL1 {:#x}", identity.midr),
+                format!("counter of {} Hz", identity.frequency),
+            ]
         };
-        Err(Error::HostLacks(lack))
+        let mut both = named(other).into_iter().zip(named(self));
+        match both.find(|(wanted, own)| wanted != own) {
+            Some((wanted, own)) => Err(Error::HostLacks(format!("{wanted} (it has a {own})"))),
+            None => Ok(()),
+        }
     }
 }
 

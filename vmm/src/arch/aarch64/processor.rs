@@ -20,22 +20,12 @@ pub(crate) fn is_halted_for_ever(vcpu: &VcpuFd) -> bool {
 /// Marks for the guest that it was paused: arm64 has no such mark.
 pub(crate) fn mark_pause(_vcpu: &VcpuFd) {}
 
-/// Returns the guest's program counter, or 0 where KVM doesn't give it.
-pub(crate) fn instruction_pointer(vcpu: &VcpuFd) -> u64 {
-    registers::program_counter(vcpu)
+/// Has KVM leave the registers beside the reason of each exit, and returns whether it does: arm64's KVM can't.
+pub(crate) fn sync_registers(_vm: &VmFd, _vcpu: &mut VcpuFd) -> bool {
+    false
 }
 
-/// The way to the program counter after each exit.
-pub(crate) struct PointerReader;
-
-impl PointerReader {
-    /// Prepares a vCPU for it: nothing is needed.
-    pub(crate) fn new(_vm: &VmFd, _vcpu: &mut VcpuFd) -> Self {
-        PointerReader
-    }
-
-    /// Returns the program counter.
-    pub(crate) fn read(&self, vcpu: &VcpuFd) -> u64 {
-        instruction_pointer(vcpu)
-    }
+/// Returns the guest's program counter, or 0 where KVM doesn't give it.
+pub(crate) fn instruction_pointer(vcpu: &VcpuFd, _synced: bool) -> u64 {
+    registers::get(vcpu, registers::PC).unwrap_or(0)
 }

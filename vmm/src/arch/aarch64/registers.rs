@@ -12,19 +12,18 @@ use crate::error::{Error, Result};
 
 /// X0, and the program counter. A core register's number is its offset in `struct kvm_regs`, in words of four bytes.
 const X0: u64 = core(0);
-const PC: u64 = core(64);
+pub(super) const PC: u64 = core(64);
 /// The maker, part and revision of a processor (Arm ARM, "MIDR_EL1").
-const MIDR_EL1: u64 = system(3, 0, 0, 0, 0);
+pub(super) const MIDR_EL1: u64 = system(3, 0, 0, 0, 0);
 /// A vCPU's own address among the machine's processors (Arm ARM, "MPIDR_EL1").
 const MPIDR_EL1: u64 = system(3, 0, 0, 0, 5);
 /// Its four affinity fields.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// The counters that the virtual and the physical timer compare with (`KVM_REG_ARM_TIMER_CNT`, `KVM_REG_ARM_PTIMER_CNT`), and the
-/// virtual one's comparator (`KVM_REG_ARM_TIMER_CVAL`). KVM has the numbers of the virtual two the wrong way round, and keeps it so.
+/// The counters that the virtual and the physical timer compare with (`KVM_REG_ARM_TIMER_CNT`, `KVM_REG_ARM_PTIMER_CNT`). The
+/// first has the number of the virtual timer's comparator: KVM had them the wrong way round, and keeps it so.
 pub(super) const COUNTER: u64 = system(3, 3, 14, 3, 2);
 pub(super) const PHYSICAL_COUNTER: u64 = system(3, 3, 14, 0, 1);
-const COMPARATOR: u64 = system(3, 3, 14, 0, 2);
 
 const fn core(number: u64) -> u64 {
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | number
@@ -49,60 +48,29 @@ pub(super) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress, tree: GuestAddress) 
     set(vcpu, X0, tree.0)
 }
 
-/// Lets the physical counter begin at zero, as the virtual one does, and not at the host's. A KVM older than Linux 6.4 can't.
-pub(super) fn reset_counter(vcpu: &VcpuFd) {
-    let _ = set(vcpu, PHYSICAL_COUNTER, 0);
-}
-
-/// Returns the program counter, or 0 where KVM doesn't give it.
-pub(super) fn program_counter(vcpu: &VcpuFd) -> u64 {
-    get(vcpu, PC).unwrap_or(0)
-}
-
 /// Returns the address that KVM has given to a vCPU, by which PSCI and the GIC name it.
 pub(super) fn affinity(vcpu: &VcpuFd) -> Result<u64> {
     Ok(get(vcpu, MPIDR_EL1)? & AFFINITY)
 }
 
-/// Returns the maker, part and revision of a vCPU's processor.
-pub(super) fn midr(vcpu: &VcpuFd) -> Result<u64> {
-    get(vcpu, MIDR_EL1)
-}
-
-/// Returns a register's name: that by which assemblers know a system register, or KVM's number.
-pub(super) fn name(id: u64) -> String {
-    match id {
-        COUNTER => return "CNTVCT_EL0".into(),
-        COMPARATOR => return "CNTV_CVAL_EL0".into(),
-        _ => {}
-    }
-    if id & !0xffff != system(0, 0, 0, 0, 0) {
-        return format!("register {id:#x}");
-    }
-    let field = |shift: u32, bits: u32| id >> shift & ((1 << bits) - 1);
-    let (op0, op1) = (
-        field(KVM_REG_ARM64_SYSREG_OP0_SHIFT, 2),
-        field(KVM_REG_ARM64_SYSREG_OP1_SHIFT, 3),
-    );
-    let (crn, crm) = (
-        field(KVM_REG_ARM64_SYSREG_CRN_SHIFT, 4),
-        field(KVM_REG_ARM64_SYSREG_CRM_SHIFT, 4),
-    );
-    let op2 = field(KVM_REG_ARM64_SYSREG_OP2_SHIFT, 3);
-    format!("system register S{op0}_{op1}_C{crn}_C{crm}_{op2}")
-}
-
-fn get(vcpu: &VcpuFd, register: u64) -> Result<u64> {
-    let mut value = [0; 8];
-    // One register by its number. After KVM_ARM_VCPU_INIT, before which a vCPU has none. (KVM API 4.69, KVM_GET_ONE_REG.)
+/// Reads one register, of so many bytes, by its number.
+pub(super) fn read(vcpu: &VcpuFd, register: u64, size: usize) -> Result<Vec<u8>> {
+    let mut value = vec![0; size];
+    // After KVM_ARM_VCPU_INIT, before which a vCPU has none. (KVM API 4.69, KVM_GET_ONE_REG.)
     vcpu.get_one_reg(register, &mut value)
         .map_err(Error::kvm("KVM_GET_ONE_REG"))?;
-    Ok(u64::from_le_bytes(value))
+    Ok(value)
 }
 
-fn set(vcpu: &VcpuFd, register: u64, value: u64) -> Result<()> {
+/// Returns a register of eight bytes.
+pub(super) fn get(vcpu: &VcpuFd, register: u64) -> Result<u64> {
+    let value = read(vcpu, register, 8)?;
+    Ok(u64::from_le_bytes(value.try_into().expect("eight bytes")))
+}
+
+pub(super) fn set(vcpu: &VcpuFd, register: u64, value: u64) -> Result<()> {
     // (KVM API 4.68, KVM_SET_ONE_REG.)
     vcpu.set_one_reg(register, &value.to_le_bytes())
-        .map_err(Error::kvm("KVM_SET_ONE_REG"))?;
-    Ok(())
+        .map(drop)
+        .map_err(Error::kvm("KVM_SET_ONE_REG"))
 }

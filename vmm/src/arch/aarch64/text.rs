@@ -14,4 +14,4 @@ pub(crate) const INITRAMFS_MEMORY: &str = "32G";
 pub(crate) const STUCK: &str =
     "the guest switched all its processors off, without having shut down";
 /// The remedy where there is no `/dev/kvm`.
-pub(crate) const NO_KVM: &str = "the host's kernel needs CONFIG_KVM, and firmware that starts it at EL2; in a cloud, a bare-metal machine";
+pub const NO_KVM: &str = "the host's kernel needs CONFIG_KVM, and firmware that starts it at EL2; in a cloud, a bare-metal machine";

@@ -27,24 +27,24 @@ const TIMERS: [u32; 4] = [13, 14, 11, 10];
 const COM_CLOCK: u32 = 1_843_200;
 
 /// The data in the tree that differ between machines.
-pub(super) struct Tree<'a> {
+pub(super) struct Tree {
     /// The processors' addresses (MPIDR), the first of which starts.
-    pub(super) cpus: &'a [u64],
+    pub(super) cpus: Vec<u64>,
     /// RAM in bytes.
     pub(super) memory: u64,
-    pub(super) cmdline: &'a str,
+    pub(super) cmdline: String,
     pub(super) initramfs: Placed,
     pub(super) seed: [u8; SEED_LEN],
 }
 
 /// Returns the tree of a machine, of some two KiB.
-pub(super) fn bytes(tree: &Tree<'_>) -> Vec<u8> {
+pub(super) fn bytes(tree: &Tree) -> Vec<u8> {
     let bytes = write(tree).expect("the names and nesting are right, and no value has a NUL");
     debug_assert!(bytes.len() <= layout::TREE_MAX);
     bytes
 }
 
-fn write(tree: &Tree<'_>) -> Result<Vec<u8>, Error> {
+fn write(tree: &Tree) -> Result<Vec<u8>, Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "linux,dummy-virt")?;
@@ -55,7 +55,7 @@ fn write(tree: &Tree<'_>) -> Result<Vec<u8>, Error> {
     chosen(&mut fdt, tree)?;
     aliases(&mut fdt)?;
     memory(&mut fdt, tree.memory)?;
-    cpus(&mut fdt, tree.cpus)?;
+    cpus(&mut fdt, &tree.cpus)?;
     psci(&mut fdt)?;
     gic(&mut fdt, tree.cpus.len() as u64)?;
     timer(&mut fdt)?;
@@ -66,9 +66,9 @@ fn write(tree: &Tree<'_>) -> Result<Vec<u8>, Error> {
 }
 
 /// The data that a boot loader passes to the kernel. (Devicetree Specification, "/chosen Node"; Linux's `chosen.yaml`.)
-fn chosen(fdt: &mut FdtWriter, tree: &Tree<'_>) -> Result<(), Error> {
+fn chosen(fdt: &mut FdtWriter, tree: &Tree) -> Result<(), Error> {
     let node = fdt.begin_node("chosen")?;
-    fdt.property_string("bootargs", tree.cmdline)?;
+    fdt.property_string("bootargs", &tree.cmdline)?;
     fdt.property_string("stdout-path", "serial0")?;
     if tree.initramfs.size > 0 {
         let Placed { start, size } = tree.initramfs;
@@ -207,9 +207,9 @@ mod tests {
             .zip(1..)
             .for_each(|(byte, number)| *byte = number);
         let tree = bytes(&Tree {
-            cpus: &[0, 1, 0x1_0000_0002],
+            cpus: vec![0, 1, 0x1_0000_0002],
             memory: 256 << 20,
-            cmdline: "console=ttyS0 panic=-1",
+            cmdline: "console=ttyS0 panic=-1".into(),
             initramfs: Placed {
                 start: 0x8f00_0000,
                 size: 0x1234,
@@ -222,9 +222,9 @@ mod tests {
     #[test]
     fn a_machine_without_initramfs_has_no_place_of_one() {
         let tree = bytes(&Tree {
-            cpus: &[0],
+            cpus: vec![0],
             memory: 1 << 40,
-            cmdline: "",
+            cmdline: String::new(),
             initramfs: Placed::default(),
             seed: [0; SEED_LEN],
         });

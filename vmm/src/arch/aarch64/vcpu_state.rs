@@ -62,15 +62,9 @@ impl VcpuState {
         // The numbers of all registers that KVM keeps for this vCPU on this host. (KVM API 4.84, KVM_GET_REG_LIST.)
         fd.get_reg_list(&mut list)
             .map_err(Error::kvm("KVM_GET_REG_LIST (of at most 500 registers)"))?;
-        let registers = list
-            .as_slice()
-            .iter()
-            .map(|&id| read(fd, id))
-            .collect::<Result<_>>()?;
-        let serror = match inventory.events {
-            true => Some(serror(fd)?),
-            false => None,
-        };
+        let registers = list.as_slice().iter().map(|&id| Register::of(fd, id));
+        let registers = registers.collect::<Result<_>>()?;
+        let serror = inventory.events.then(|| serror(fd)).transpose()?;
         Ok(VcpuState {
             identity: Identity::of(vcpu)?,
             mp_state,
@@ -83,16 +77,14 @@ impl VcpuState {
     pub(crate) fn set(&self, vcpu: &Vcpu) -> Result<()> {
         let fd = &vcpu.fd;
         // The counters are the machine's, and each setting moves them for all vCPUs: they are set once, by the first.
-        let of_vcpu = |register: &&Register| ![COUNTER, PHYSICAL_COUNTER].contains(&register.id);
-        for register in self.registers.iter().filter(of_vcpu) {
-            register.set(fd)?;
-        }
+        let is_counter = |register: &&Register| [COUNTER, PHYSICAL_COUNTER].contains(&register.id);
+        let (counters, own): (Vec<_>, Vec<_>) = self.registers.iter().partition(is_counter);
+        own.into_iter().try_for_each(|register| register.set(fd))?;
         if let Some((pending, has_syndrome, syndrome)) = self.serror {
             set_serror(fd, pending, has_syndrome, syndrome)?;
         }
         if vcpu.id == 0 {
             // From here on the guest's time goes on where it was. KVM sets the difference to the host's counter.
-            let counters = self.registers.iter().filter(|register| !of_vcpu(register));
             counters
                 .into_iter()
                 .try_for_each(|register| register.set(fd))?;
@@ -123,29 +115,22 @@ fn size(id: u64) -> usize {
     1 << ((id & KVM_REG_SIZE_MASK) >> KVM_REG_SIZE_SHIFT)
 }
 
-fn read(vcpu: &VcpuFd, id: u64) -> Result<Register> {
-    let mut value = vec![0; size(id)];
-    vcpu.get_one_reg(id, &mut value)
-        .map_err(Error::kvm("KVM_GET_ONE_REG"))?;
-    Ok(Register { id, value })
-}
-
 impl Register {
+    fn of(vcpu: &VcpuFd, id: u64) -> Result<Self> {
+        let value = registers::read(vcpu, id, size(id))?;
+        Ok(Register { id, value })
+    }
+
     /// Sets the register. One that can't be set is as good as set if it has the value already, as the processor's identity has.
     fn set(&self, vcpu: &VcpuFd) -> Result<()> {
         if vcpu.set_one_reg(self.id, &self.value).is_ok() {
             return Ok(());
         }
-        match read(vcpu, self.id) {
-            Ok(now) if now.value == self.value => Ok(()),
+        let Register { id, value } = self;
+        match registers::read(vcpu, *id, size(*id)) {
+            Ok(now) if now == *value => Ok(()),
             _ => Err(Error::HostLacks(format!(
-                "{} that takes the value 0x{}",
-                registers::name(self.id),
-                self.value
-                    .iter()
-                    .rev()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect::<String>(),
+                "register {id:#x} (by KVM's numbers) that takes the bytes {value:02x?}"
             ))),
         }
     }
@@ -157,12 +142,8 @@ fn serror(vcpu: &VcpuFd) -> Result<(u8, u8, u64)> {
     let events = vcpu
         .get_vcpu_events()
         .map_err(Error::kvm("KVM_GET_VCPU_EVENTS"))?;
-    let exception = events.exception;
-    Ok((
-        exception.serror_pending,
-        exception.serror_has_esr,
-        exception.serror_esr,
-    ))
+    let of = events.exception;
+    Ok((of.serror_pending, of.serror_has_esr, of.serror_esr))
 }
 
 fn set_serror(vcpu: &VcpuFd, pending: u8, has_syndrome: u8, syndrome: u64) -> Result<()> {

@@ -18,30 +18,19 @@ use crate::error::{Error, Result};
 use crate::kvm::Created;
 use crate::outcome::{Outcome, Reset};
 
-/// The interrupt lines of a machine.
-pub(crate) struct Interrupts(Arc<Mutex<IoApic>>);
-
-impl Interrupts {
-    /// Makes the IOAPIC, in a given state.
-    pub(crate) fn new(vm: &Arc<VmFd>, _irqchip: Irqchip, state: State) -> Self {
-        let ioapic = IoApic::new(message_sink(vm.clone()), state.ioapic);
-        Interrupts(Arc::new(Mutex::new(ioapic)))
-    }
-
-    /// Returns COM1's line.
-    pub(crate) fn com1(&self) -> IrqLine {
-        self.line(layout::COM1_IRQ)
-    }
-
-    /// Returns COM2's line.
-    pub(crate) fn com2(&self) -> IrqLine {
-        self.line(layout::COM2_IRQ)
-    }
-
-    fn line(&self, pin: u8) -> IrqLine {
-        let ioapic = self.0.clone();
-        IrqLine { ioapic, pin }
-    }
+/// Makes the IOAPIC, in a given state, and COM1's interrupt line to it and COM2's.
+pub(crate) fn lines(
+    vm: &Arc<VmFd>,
+    _irqchip: Irqchip,
+    state: State,
+) -> ([IrqLine; 2], Arc<Mutex<IoApic>>) {
+    let ioapic = IoApic::new(message_sink(vm.clone()), state.ioapic);
+    let ioapic = Arc::new(Mutex::new(ioapic));
+    let line = |pin| IrqLine {
+        ioapic: ioapic.clone(),
+        pin,
+    };
+    ([layout::COM1_IRQ, layout::COM2_IRQ].map(line), ioapic)
 }
 
 /// An interrupt line from a UART to a pin of the IOAPIC.
@@ -103,11 +92,10 @@ pub(crate) struct Board {
 impl Board {
     /// Connects the devices.
     pub(crate) fn new(
-        interrupts: Interrupts,
+        ioapic: Arc<Mutex<IoApic>>,
         com1: &Arc<Mutex<Uart>>,
         com2: &Arc<Mutex<Uart>>,
     ) -> Self {
-        let Interrupts(ioapic) = interrupts;
         Board {
             ports: port_bus(com1, com2),
             mmio: mmio_bus(&ioapic),
@@ -178,7 +166,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Sets the part of the state that KVM keeps for the machine, after the vCPUs' states. [`Interrupts::new`] takes the rest.
+    /// Sets the part of the state that KVM keeps for the machine, after the vCPUs' states. [`lines`] takes the rest.
     pub(crate) fn set(&self, created: &Created) -> Result<()> {
         match self.clock {
             Some(clock) => set_clock(&created.vm, clock),

@@ -7,6 +7,7 @@ use super::cpuid::Topology;
 use super::vcpu_state::VcpuState;
 use super::{cpuid, features, ioapic, layout, registers, restraint};
 use crate::error::{Error, Result};
+use crate::kvm;
 use crate::vcpu::Vcpu;
 
 /// The capabilities that a machine needs beside those of every architecture.
@@ -62,11 +63,7 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> 
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let mut vcpus = Vec::new();
     for id in 0..cpus {
-        // A vCPU is a descriptor of its own; the thread that calls KVM_RUN on it is the processor. Its number becomes
-        // its APIC ID. (KVM API 4.7, KVM_CREATE_VCPU.)
-        let fd = vm
-            .create_vcpu(id.into())
-            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let fd = kvm::create_vcpu(vm, id)?;
         let table = cpuid::table(
             &supported,
             Topology {
@@ -90,9 +87,7 @@ pub(crate) fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>> 
 pub(crate) fn create_vcpus_of(vm: &VmFd, states: &[VcpuState]) -> Result<Vec<Vcpu>> {
     let mut vcpus = Vec::new();
     for (id, state) in (0..).zip(states) {
-        let fd = vm
-            .create_vcpu(u64::from(id))
-            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let fd = kvm::create_vcpu(vm, id)?;
         let cpuid = state.set_cpuid(&fd)?;
         vcpus.push(Vcpu::new(id, fd, cpuid));
     }

@@ -12,148 +12,8 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 use super::cpuid::{Eax, Ebx, Ecx, Edx, FEATURES, Register, SIZES, XSAVE, leaf, vendor};
 
-/// The names of a register's bits.
-struct Word {
-    function: u32,
-    index: u32,
-    register: Register,
-    /// Linux's names, from bit 0 on; `-` for a bit without one.
-    names: &'static str,
-}
-
-/// (Intel SDM vol. 2, "CPUID"; AMD APM vol. 3, appendix E; `Documentation/virt/kvm/x86/cpuid.rst`; names as in
-/// `arch/x86/include/asm/cpufeatures.h`.)
-const WORDS: [Word; 18] = [
-    Word {
-        function: 0x1,
-        index: 0,
-        register: Ecx,
-        names: "pni pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - pcid dca \
-                sse4_1 sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave osxsave avx f16c rdrand \
-                hypervisor",
-    },
-    Word {
-        function: 0x1,
-        index: 0,
-        register: Edx,
-        names: "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - dts acpi \
-                mmx fxsr sse sse2 ss ht tm ia64 pbe",
-    },
-    Word {
-        function: 0x6,
-        index: 0,
-        register: Eax,
-        names: "dtherm ida arat",
-    },
-    Word {
-        function: 0x7,
-        index: 0,
-        register: Ebx,
-        names: "fsgsbase tsc_adjust sgx bmi1 hle avx2 fdp_excptn_only smep bmi2 erms invpcid rtm cqm \
-                zero_fcs_fds mpx rdt_a avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt \
-                avx512pf avx512er avx512cd sha_ni avx512bw avx512vl",
-    },
-    Word {
-        function: 0x7,
-        index: 0,
-        register: Ecx,
-        names: "- avx512vbmi umip pku ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq avx512_vnni \
-                avx512_bitalg tme avx512_vpopcntdq - la57 - - - - - rdpid - bus_lock_detect cldemote - movdiri \
-                movdir64b enqcmd sgx_lc pks",
-    },
-    Word {
-        function: 0x7,
-        index: 0,
-        register: Edx,
-        names: "- - avx512_4vnniw avx512_4fmaps fsrm - - - avx512_vp2intersect srbds_ctrl md_clear \
-                rtm_always_abort - tsx_force_abort serialize hybrid tsxldtrk - pconfig arch_lbr ibt - amx_bf16 \
-                avx512_fp16 amx_tile amx_int8 spec_ctrl intel_stibp flush_l1d arch_capabilities \
-                core_capabilities spec_ctrl_ssbd",
-    },
-    Word {
-        function: 0x7,
-        index: 1,
-        register: Eax,
-        names: "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd arch_perfmon_ext - fzrm fsrs fsrc - - \
-                - - fred lkgs wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam",
-    },
-    Word {
-        function: 0x7,
-        index: 1,
-        register: Edx,
-        names: "- - - - avx_vnni_int8 avx_ne_convert - - amx_complex - avx_vnni_int16 - - - prefetchiti user_msr \
-                - - cet_sss avx10 - apx",
-    },
-    Word {
-        function: 0x7,
-        index: 2,
-        register: Edx,
-        names: "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no",
-    },
-    Word {
-        function: 0xd,
-        index: 0,
-        register: Eax,
-        names: "x87-state sse-state avx-state bndregs-state bndcsr-state avx512-opmask-state avx512-zmm-state \
-                avx512-hi16-zmm-state - pkru-state",
-    },
-    Word {
-        function: 0xd,
-        index: 1,
-        register: Eax,
-        names: "xsaveopt xsavec xgetbv1 xsaves xfd",
-    },
-    Word {
-        function: 0x4000_0001,
-        index: 0,
-        register: Eax,
-        names: "kvm-clock kvm-nopiodelay kvm-mmu kvm-clock2 kvm-async-pf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt \
-                - kvm-pv-tlb-flush kvm-async-pf-vmexit kvm-pv-send-ipi kvm-poll-control kvm-pv-sched-yield \
-                kvm-async-pf-int kvm-msi-ext-dest-id kvm-hc-map-gpa-range kvm-migration-control - - - - - - \
-                kvm-clock-stable",
-    },
-    Word {
-        function: 0x8000_0001,
-        index: 0,
-        register: Ecx,
-        names: "lahf_lm cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop \
-                skinit wdt - lwp fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext ptsc \
-                perfctr_llc mwaitx",
-    },
-    Word {
-        function: 0x8000_0001,
-        index: 0,
-        register: Edx,
-        names: "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - mmxext \
-                mmx fxsr fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
-    },
-    Word {
-        function: 0x8000_0007,
-        index: 0,
-        register: Edx,
-        names: "- - - - - - - - constant_tsc",
-    },
-    Word {
-        function: 0x8000_0008,
-        index: 0,
-        register: Ebx,
-        names: "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - amd_ibpb - amd_ibrs amd_stibp - \
-                amd_stibp_always_on - - - - - amd_ppin amd_ssbd virt_ssbd amd_ssb_no cppc",
-    },
-    Word {
-        function: 0x8000_0021,
-        index: 0,
-        register: Eax,
-        names: "no_nested_data_bp - lfence_rdtsc - - verw_clear null_sel_clr_base - autoibrs no_smm_ctl_msr - - \
-                - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no srso_user_kernel_no",
-    },
-    Word {
-        function: 0x8000_0021,
-        index: 0,
-        register: Ecx,
-        names: "- tsa_sq_no tsa_l1_no",
-    },
-];
+/// A line for each register whose bits have names.
+const NAMES: &str = include_str!("features.txt");
 
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const AVX10: u32 = 0x24;
@@ -283,19 +143,13 @@ fn older_avx10(seen: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<S
 
 /// Returns the name of a bit.
 fn name(function: u32, index: u32, register: Register, bit: u32) -> String {
-    let word = WORDS
-        .iter()
-        .find(|word| (word.function, word.index, word.register) == (function, index, register));
-    let names = word.map_or("", |word| word.names);
-    let name = usize::try_from(bit)
-        .ok()
-        .and_then(|bit| names.split_ascii_whitespace().nth(bit));
-    match name {
+    let register = format!("{register:?}").to_uppercase();
+    let register = format!("{function:#x}.{index} {register}");
+    let names = NAMES.lines().find_map(|line| line.strip_prefix(&register));
+    let mut names = names.unwrap_or_default().split_ascii_whitespace();
+    match usize::try_from(bit).ok().and_then(|bit| names.nth(bit)) {
         Some(name) if name != "-" => name.into(),
-        _ => {
-            let register = format!("{register:?}").to_uppercase();
-            format!("bit {bit} of CPUID {function:#x}.{index} {register}")
-        }
+        _ => format!("bit {bit} of CPUID {register}"),
     }
 }
 
@@ -370,12 +224,12 @@ mod tests {
     }
 
     #[test]
-    fn no_word_has_more_names_than_bits() {
-        for word in &WORDS {
+    fn no_register_has_more_names_than_bits() {
+        let registers = NAMES.lines().filter(|line| !line.starts_with('#'));
+        for register in registers {
             assert!(
-                word.names.split_ascii_whitespace().count() <= 32,
-                "{:#x}",
-                word.function
+                register.split_ascii_whitespace().count() <= 2 + 32,
+                "{register}"
             );
         }
     }

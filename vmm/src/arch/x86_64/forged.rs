@@ -6,13 +6,14 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
+use minivm_tests::snapshot::save_in;
 use minivm_tests::stress;
 use tempfile::TempDir;
 
 use super::{board, ioapic};
 use crate::devices::uart;
 use crate::snapshot::state::{Devices, State};
-use crate::snapshot::{Snapshot, file, save};
+use crate::snapshot::{SaveFiles, Snapshot, file};
 use crate::{Builder, Config, Error, Kernel, Outcome, Result};
 
 /// The time after which a forged guest is stopped, and the limit for a hang.
@@ -68,8 +69,15 @@ fn saved() -> (TempDir, Vec<u8>) {
         ..Config::new(Kernel::Code(GUEST.to_vec()))
     };
     let machine = Builder::new(config).build().unwrap();
-    machine.snapshot(folder.path()).unwrap();
-    let state = std::fs::read(folder.path().join(save::STATE)).unwrap();
+    let saved = save_in(folder.path(), |state, memory, name| {
+        machine.snapshot_into(&SaveFiles {
+            state,
+            memory,
+            name,
+        })
+    });
+    saved.unwrap();
+    let state = std::fs::read(folder.path().join(SaveFiles::STATE)).unwrap();
     (folder, state)
 }
 
@@ -97,7 +105,7 @@ fn forge(kind: &str, mut change: impl FnMut(&mut State, &mut Chance)) -> usize {
     let ran = (0..rounds()).filter(|_| {
         let mut state = file::decode(&state).unwrap();
         change(&mut state, &mut chance);
-        std::fs::write(folder.path().join(save::STATE), file::encode(&state)).unwrap();
+        std::fs::write(folder.path().join(SaveFiles::STATE), file::encode(&state)).unwrap();
         run(&folder).is_ok()
     });
     let ran = ran.count();
@@ -223,7 +231,7 @@ fn a_body_with_any_bytes_ends_well() {
         let at = chance.below(body.len() - 8);
         let length = 1 + chance.below(8);
         body[at..at + length].copy_from_slice(&chance.word().to_le_bytes()[..length]);
-        std::fs::write(folder.path().join(save::STATE), file::with_body(&body)).unwrap();
+        std::fs::write(folder.path().join(SaveFiles::STATE), file::with_body(&body)).unwrap();
         let _ = run(&folder);
     }
 }

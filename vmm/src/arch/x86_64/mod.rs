@@ -14,11 +14,9 @@ pub mod layout;
 mod msrs;
 mod paging;
 mod power;
-pub(crate) mod probe;
 pub(crate) mod processor;
 mod registers;
 mod restraint;
-pub(crate) mod survey;
 pub(crate) mod text;
 pub(crate) mod vcpu_state;
 

@@ -36,35 +36,22 @@ pub(crate) fn mark_pause(vcpu: &VcpuFd) {
     let _ = vcpu.kvmclock_ctrl();
 }
 
-/// Returns the guest's instruction pointer, or 0 where KVM doesn't give it.
-pub(crate) fn instruction_pointer(vcpu: &VcpuFd) -> u64 {
-    vcpu.get_regs().map_or(0, |regs| regs.rip)
-}
-
-/// The way to the instruction pointer after each exit.
-pub(crate) struct PointerReader {
-    /// Whether KVM leaves the registers beside the reason of each exit.
-    synced: bool,
-}
-
-impl PointerReader {
-    /// Prepares a vCPU for it.
-    pub(crate) fn new(vm: &VmFd, vcpu: &mut VcpuFd) -> Self {
-        // KVM copies the general registers into the kvm_run structure at each return of KVM_RUN, where that flag is set: a
-        // system call less an exit. Linux 4.17 and newer can do that. (KVM API 6.74, KVM_CAP_SYNC_REGS.)
-        let synced = vm.check_extension(Cap::SyncRegs);
-        if synced {
-            vcpu.set_sync_valid_reg(SyncReg::Register);
-        }
-        PointerReader { synced }
+/// Has KVM leave the registers beside the reason of each exit, and returns whether it does.
+pub(crate) fn sync_registers(vm: &VmFd, vcpu: &mut VcpuFd) -> bool {
+    // KVM copies the general registers into the kvm_run structure at each return of KVM_RUN, where that flag is set: a
+    // system call less an exit. Linux 4.17 and newer can do that. (KVM API 6.74, KVM_CAP_SYNC_REGS.)
+    let synced = vm.check_extension(Cap::SyncRegs);
+    if synced {
+        vcpu.set_sync_valid_reg(SyncReg::Register);
     }
+    synced
+}
 
-    /// Returns the instruction pointer.
-    pub(crate) fn read(&self, vcpu: &VcpuFd) -> u64 {
-        match self.synced {
-            true => vcpu.sync_regs().regs.rip,
-            // A failure of KVM_RUN's may be one of this call, too.
-            false => instruction_pointer(vcpu),
-        }
+/// Returns the guest's instruction pointer, or 0 where KVM doesn't give it; after an exit that of the `synced` registers.
+pub(crate) fn instruction_pointer(vcpu: &VcpuFd, synced: bool) -> u64 {
+    match synced {
+        true => vcpu.sync_regs().regs.rip,
+        // A failure of KVM_RUN's may be one of this call, too.
+        false => vcpu.get_regs().map_or(0, |regs| regs.rip),
     }
 }

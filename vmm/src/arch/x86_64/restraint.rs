@@ -46,7 +46,7 @@ pub(crate) fn apply(vm: &VmFd) -> Result<()> {
 }
 
 /// Returns whether KVM offers `mode` of a capability: the value of these capabilities is the set of their modes.
-pub(super) fn offers(vm: &VmFd, cap: u32, mode: u32) -> bool {
+fn offers(vm: &VmFd, cap: u32, mode: u32) -> bool {
     let modes = vm.check_extension_raw(cap.into());
     u32::try_from(modes).is_ok_and(|modes| modes & mode != 0)
 }

@@ -12,4 +12,4 @@ pub(crate) const INITRAMFS_MEMORY: &str = "3G";
 /// The state of a machine of which no vCPU can go on.
 pub(crate) const STUCK: &str = "the guest halted with its interrupts off, without having shut down";
 /// The remedy where there is no `/dev/kvm`.
-pub(crate) const NO_KVM: &str = "load the kvm_intel or kvm_amd module, and enable virtualization in the firmware or in the cloud's settings";
+pub const NO_KVM: &str = "load the kvm_intel or kvm_amd module (sudo modprobe), and enable virtualization in the firmware or in the cloud's settings";

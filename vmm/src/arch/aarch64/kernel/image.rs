@@ -15,7 +15,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use super::layout;
-use crate::kernel::{Image, KernelError};
+use crate::kernel::{Image, KernelError, u16_at, u32_at, u64_at};
 
 /// Bytes of the header.
 const HEADER: usize = 64;
@@ -118,18 +118,6 @@ pub(super) fn read_at(
     file.seek(SeekFrom::Start(offset))
         .and_then(|_| file.read_exact(into))
         .map_err(KernelError::Read)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 #[cfg(test)]

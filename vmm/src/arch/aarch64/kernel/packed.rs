@@ -16,9 +16,9 @@ use std::io::{Read, Seek, SeekFrom};
 
 use flate2::read::GzDecoder;
 
-use super::image::{read_at, u32_at};
+use super::image::read_at;
 use super::layout;
-use crate::kernel::{Image, KernelError};
+use crate::kernel::{Image, KernelError, u32_at};
 
 /// The most bytes of an unpacked kernel: some four times the largest that a distribution has.
 const UNPACKED_MAX: u64 = 256 << 20;

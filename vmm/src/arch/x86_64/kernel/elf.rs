@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::kernel::{Image, KernelError, Loaded};
+use crate::kernel::{Image, KernelError, Loaded, u16_at, u32_at, u64_at};
 use crate::memory::GuestRam;
 
 const EI_CLASS: usize = 4;
@@ -139,18 +139,6 @@ fn check(entry: u64, segments: &[Segment], image: Image) -> Result<u64, KernelEr
         ));
     }
     Ok(end)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 #[cfg(test)]

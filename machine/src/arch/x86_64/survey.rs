@@ -1,4 +1,5 @@
-//! What x86-64's KVM and processor have of what restrains a guest, see `restraint`. Machines run without.
+//! What x86-64's KVM and processor have of what restrains a guest, see the monitor's
+//! `restraint`. Machines run without.
 
 use kvm_bindings::{
     KVM_BUS_LOCK_DETECTION_EXIT, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_BUS_LOCK_EXIT,
@@ -6,8 +7,19 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VmFd};
 
-use super::restraint::offers;
 use crate::survey::Finding;
+
+/// Makes a machine without memory and processors.
+pub(crate) fn empty_machine(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+    kvm.create_vm()
+}
+
+/// Returns whether KVM offers `mode` of a capability: the value of these capabilities is the set of their modes.
+fn offers(vm: &VmFd, cap: u32, mode: u32) -> bool {
+    // (KVM API 4.4, KVM_CHECK_EXTENSION.)
+    let modes = vm.check_extension_raw(cap.into());
+    u32::try_from(modes).is_ok_and(|modes| modes & mode != 0)
+}
 
 /// Returns the findings.
 pub(crate) fn findings(_kvm: &Kvm, vm: &VmFd) -> Vec<Finding> {

@@ -1,6 +1,6 @@
 //! Machines of a few bytes of code, made ahead of time: handed out once, made again, and gone with their pool.
 //!
-//! They need a `/dev/kvm` that can run machine code in ring 0, as `machine_code.rs` does.
+//! They need a `/dev/kvm` that can run machine code in ring 0, as the monitor's `machine_code.rs` does.
 
 // Tests run: on any KVM
 
@@ -15,10 +15,11 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use minivm_machine::{Pool, SnapshotFolder};
 use minivm_tests::output::Shared;
 use minivm_tests::patience::wait_until;
 use minivm_tests::stress;
-use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Pool, Reset, Snapshot, SnapshotError};
+use minivm_vmm::{Builder, Config, Error, Kernel, Outcome, Reset, Snapshot, SnapshotError};
 use tempfile::TempDir;
 
 /// Tests share this process, and count what it has.
@@ -39,7 +40,8 @@ fn saved() -> (TempDir, Snapshot) {
     ];
     let folder = tempfile::tempdir().unwrap();
     let config = Config { memory: 64 << 20, ..Config::new(Kernel::Code(code.into())) };
-    Builder::new(config).build().unwrap().snapshot(folder.path()).unwrap();
+    let machine = Builder::new(config).build().unwrap();
+    SnapshotFolder::save(folder.path(), |files| machine.snapshot_into(files)).unwrap();
     let snapshot = Snapshot::open(folder.path()).unwrap();
     (folder, snapshot)
 }

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -18,24 +19,37 @@ use serde::de::DeserializeOwned;
 
 /// The longest message in bytes. A snapshot's list of pages is the longest part of one.
 const LEN_MAX: usize = 16 << 20;
+/// The bytes of a message's length.
+const HEAD: usize = 4;
 /// The most descriptors that come with a message.
 const FILES_MAX: usize = 3;
 
 /// One end of the socket.
 #[derive(Debug)]
-pub(super) struct Stream(UnixStream);
+pub(crate) struct Stream {
+    socket: UnixStream,
+    /// Held while a message is sent: several threads may send some.
+    sending: Mutex<()>,
+}
 
 /// A message as it was received, with its descriptors.
-pub(super) struct Received<T> {
-    pub(super) message: T,
-    pub(super) files: Vec<OwnedFd>,
+pub(crate) struct Received<T> {
+    pub(crate) message: T,
+    pub(crate) files: Vec<OwnedFd>,
 }
 
 impl Stream {
     /// Makes both ends.
-    pub(super) fn pair() -> io::Result<(Stream, Stream)> {
+    pub(crate) fn pair() -> io::Result<(Stream, Stream)> {
         let (one, other) = UnixStream::pair()?;
-        Ok((Stream(one), Stream(other)))
+        Ok((Stream::new(one), Stream::new(other)))
+    }
+
+    fn new(socket: UnixStream) -> Stream {
+        Stream {
+            socket,
+            sending: Mutex::default(),
+        }
     }
 
     /// Sends a message, with descriptors that the other process gets copies of.
@@ -43,7 +57,7 @@ impl Stream {
     /// # Errors
     ///
     /// The operating system's, [`io::ErrorKind::BrokenPipe`] where the other process has ended, and where the message is too long.
-    pub(super) fn send(&self, message: &impl Serialize, files: &[BorrowedFd]) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &impl Serialize, files: &[BorrowedFd]) -> io::Result<()> {
         let body = postcard::to_allocvec(message).map_err(io::Error::other)?;
         let len = u32::try_from(body.len()).ok();
         let len = len.filter(|_| body.len() <= LEN_MAX);
@@ -56,16 +70,17 @@ impl Stream {
             return Err(io::Error::other("a message has too many descriptors"));
         }
         let head = len.to_le_bytes();
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = rustix::io::retry_on_intr(|| {
             sendmsg(
-                &self.0,
+                &self.socket,
                 &[IoSlice::new(&head)],
                 &mut beside,
                 SendFlags::NOSIGNAL,
             )
         })?;
-        (&self.0).write_all(&head[sent..])?;
-        (&self.0).write_all(&body)
+        (&self.socket).write_all(&head[sent..])?;
+        (&self.socket).write_all(&body)
     }
 
     /// Waits for a message; returns `None` at the end of the stream.
@@ -73,28 +88,16 @@ impl Stream {
     /// # Errors
     ///
     /// The operating system's, and [`io::ErrorKind::InvalidData`] where what comes is not a message.
-    pub(super) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
-        let mut head = [0; 4];
+    pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
+        let mut head = [0; HEAD];
         let mut files = Vec::new();
         let got = self.receive_head(&mut head, &mut files)?;
         if got == 0 {
             return Ok(None);
         }
-        (&self.0).read_exact(&mut head[got..])?;
-        let len = u32::from_le_bytes(head) as usize;
-        if len > LEN_MAX {
-            return Err(bad("it is too long"));
-        }
-        // Grows as the bytes come: a length alone costs no memory.
-        let mut body = Vec::new();
-        (&self.0).take(len as u64).read_to_end(&mut body)?;
-        if body.len() < len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match postcard::take_from_bytes(&body) {
-            Ok((message, [])) => Ok(Some(Received { message, files })),
-            _ => Err(bad("it can't be read")),
-        }
+        (&self.socket).read_exact(&mut head[got..])?;
+        let message = read_body(head, &self.socket)?;
+        Ok(Some(Received { message, files }))
     }
 
     /// Receives a message's first bytes, and its descriptors.
@@ -103,7 +106,12 @@ impl Stream {
         let mut beside = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut parts = [IoSliceMut::new(head)];
-            match recvmsg(&self.0, &mut parts, &mut beside, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(
+                &self.socket,
+                &mut parts,
+                &mut beside,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Err(Errno::INTR) => {}
                 received => break received?,
             }
@@ -122,23 +130,62 @@ impl Stream {
 }
 
 impl Stream {
+    /// Returns the socket, for waits with a limit.
+    pub(crate) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
     /// Ends the stream in both directions: both processes find that out.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         // It fails where the other process has ended it.
-        let _ = self.0.shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl From<OwnedFd> for Stream {
     fn from(socket: OwnedFd) -> Stream {
-        Stream(socket.into())
+        Stream::new(socket.into())
     }
+}
+
+/// Reads a message without descriptors from `from`, which may wait for its bytes in a way of its own.
+///
+/// # Errors
+///
+/// As [`Stream::receive`]'s, and [`io::ErrorKind::UnexpectedEof`] at the end of the stream.
+pub(crate) fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<T> {
+    let mut head = [0; HEAD];
+    from.read_exact(&mut head)?;
+    read_body(head, from)
+}
+
+fn read_body<T: DeserializeOwned>(head: [u8; HEAD], from: impl Read) -> io::Result<T> {
+    let len = u32::from_le_bytes(head) as usize;
+    if len > LEN_MAX {
+        return Err(bad("it is too long"));
+    }
+    // Grows as the bytes come: a length alone costs no memory.
+    let mut body = Vec::new();
+    from.take(len as u64).read_to_end(&mut body)?;
+    if body.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match postcard::take_from_bytes(&body) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(bad("it can't be read")),
+    }
+}
+
+/// Returns whether an error comes of a process that has ended before.
+pub(crate) fn is_of_the_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    [BrokenPipe, ConnectionReset, UnexpectedEof].contains(&error.kind())
 }
 
 fn bad(why: &str) -> io::Error {
@@ -178,6 +225,25 @@ mod tests {
     }
 
     #[test]
+    fn messages_of_several_threads_arrive_whole() {
+        let (one, other) = Stream::pair().unwrap();
+        std::thread::scope(|scope| {
+            for byte in 0..4_u8 {
+                let one = &one;
+                scope.spawn(move || {
+                    for len in 0..500 {
+                        one.send(&vec![byte; len], &[]).unwrap();
+                    }
+                });
+            }
+            for _ in 0..4 * 500 {
+                let bytes = other.receive::<Vec<u8>>().unwrap().unwrap().message;
+                assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:?}");
+            }
+        });
+    }
+
+    #[test]
     fn nonsense_is_an_error_and_costs_no_memory() {
         let files: Vec<File> = (0..5).map(|_| tempfile::tempfile().unwrap()).collect();
         for (bytes, why) in [
@@ -188,7 +254,7 @@ mod tests {
             (&[3, 0, 0, 0, 1, b'a', b'b'], "can't be read"),
         ] {
             let (one, other) = Stream::pair().unwrap();
-            (&one.0).write_all(bytes).unwrap();
+            (&one.socket).write_all(bytes).unwrap();
             drop(one);
             let error = other.receive::<String>().map(drop).unwrap_err().to_string();
             assert!(error.contains(why), "{bytes:?}: {error}");

@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::error::{Error, Result};
-use crate::snapshot::{Prepared, Snapshot};
+use minivm_vmm::{Error, Prepared, Result, Snapshot};
 
 /// A pool of machines of one snapshot, made ahead of time by a thread of its own. Each machine is handed out once, and another is
 /// made in its place. Dropping the pool ends its thread, and the machines that have not been taken.
@@ -13,7 +12,8 @@ use crate::snapshot::{Prepared, Snapshot};
 /// A machine that is ready takes no memory for its guest yet, but a few descriptors and KVM's own memory for it.
 ///
 /// ```no_run
-/// use minivm_vmm::{Builder, Pool, Snapshot};
+/// use minivm_machine::Pool;
+/// use minivm_vmm::{Builder, Snapshot};
 ///
 /// let pool = Pool::new(&Snapshot::open("warm")?, 4)?;
 /// // … whenever one is wanted:
@@ -62,7 +62,10 @@ impl Pool {
         let maker = thread::Builder::new()
             .name("pool".into())
             .spawn(move || made.make())
-            .map_err(Error::host("a thread for a pool of machines"))?;
+            .map_err(|source| Error::Host {
+                what: "a thread for a pool of machines".into(),
+                source,
+            })?;
         Ok(Pool {
             shared,
             maker: Some(maker),

@@ -2,7 +2,7 @@
 //! system call entry up, goes to ring 3, and comes back with SYSCALL. Back in ring 0 it writes a byte to COM1, which ring 3
 //! could not do.
 
-use super::layout;
+use minivm_vmm::layout;
 
 /// The byte that the guest writes when it has come through.
 pub(crate) const DONE: u8 = b'k';

@@ -1,7 +1,7 @@
 //! The cost of a fork of a snapshot: the time from the call to the guest's first byte, and the memory that it takes.
 //!
 //! ```console
-//! $ cargo bench -p minivm-vmm --bench fork
+//! $ cargo bench -p minivm-machine --bench fork
 //! ```
 //!
 //! The guest is a few bytes of machine code, so that nearly all of it is this program's and KVM's time. `cargo xtask bench warm`
@@ -15,7 +15,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minivm_vmm::{Builder, Config, Kernel, Pool, Snapshot};
+use minivm_machine::{Pool, SnapshotFolder};
+use minivm_vmm::{Builder, Config, Kernel, Snapshot};
 
 /// The number of forks that are timed, and of those that are alive at once.
 const TIMED: usize = 300;
@@ -111,7 +112,7 @@ fn save(folder: &std::path::Path, memory: u64) -> Duration {
         machine.memory().write(at, &filling).unwrap();
     }
     let start = Instant::now();
-    machine.snapshot(folder).unwrap();
+    SnapshotFolder::save(folder, |files| machine.snapshot_into(files)).unwrap();
     start.elapsed()
 }
 

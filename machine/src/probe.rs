@@ -1,17 +1,21 @@
 //! A test of this host's KVM: a guest of a few instructions.
 //!
-//! `/dev/kvm` alone proves little: some hosts emulate a kernel's mode and get system calls wrong. So the guest, which is below
-//! `arch`, goes to user mode, comes back by a system call, writes a byte to COM1, and resets.
+//! `/dev/kvm` alone proves little: some hosts emulate a kernel's mode and get system calls wrong. So the guest
+//! goes to user mode, comes back by a system call, writes a byte to COM1, and resets.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::arch::probe::{DONE, guest};
-use crate::error::{Error, Result};
-use crate::outcome::{Outcome, Reset};
-use crate::{Builder, Config, Kernel, MEMORY_MIN, kvm};
+use minivm_vmm::{Builder, Config, Error, Kernel, MEMORY_MIN, Outcome, Reset, Result};
+
+/// The guest.
+#[cfg_attr(target_arch = "aarch64", path = "probe/aarch64.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "probe/x86_64.rs")]
+mod code;
+
+use code::{DONE, guest};
 
 /// The guest's time limit: a thousand times what it takes.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,7 +40,10 @@ pub fn probe() -> Result<()> {
         }
     };
     let watchdog = thread::Builder::new().spawn(watch);
-    let watchdog = watchdog.map_err(Error::host("a thread"))?;
+    let watchdog = watchdog.map_err(|source| Error::Host {
+        what: "a thread".into(),
+        source,
+    })?;
     let outcome = machine.run();
     // Where the watchdog is gone already, it has stopped the machine.
     let _ = ended.send(());
@@ -54,25 +61,6 @@ pub fn probe() -> Result<()> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Measures how long KVM takes to create an empty machine: the median of five. On some hosts it is a hundred times slower than
-/// on others, see `minivm doctor`.
-///
-/// # Errors
-///
-/// [`Error::KvmMissing`], [`Error::KvmPermission`], [`Error::KvmLacks`] or [`Error::Kvm`] where there is no usable KVM.
-pub fn create_vm_time() -> Result<Duration> {
-    let kvm = kvm::open_kvm()?;
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        let start = Instant::now();
-        let vm = kvm::create_vm(&kvm, MEMORY_MIN)?;
-        times.push(start.elapsed());
-        drop(vm);
-    }
-    times.sort_unstable();
-    Ok(times[times.len() / 2])
 }
 
 /// A writer that sends the guest's output to a channel.
