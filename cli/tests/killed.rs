@@ -107,10 +107,17 @@ impl Home {
     /// Nothing is in the folders but what a next run uses: a whole archive, and the locked beginning of one.
     fn assert_clean(&self, whole: &[u8], when: &str) {
         assert_eq!(names(&self.path("tmp")), Vec::<String>::new(), "{when}");
-        let known = ["initramfs", "images", "kvm-usable", "eviction.lock"];
+        let known = [
+            "initramfs",
+            "images",
+            "rootfs",
+            "kvm-usable",
+            "eviction.lock",
+        ];
         let mut others = names(&self.path("cache/minivm"));
         others.retain(|name| !known.contains(&name.as_str()));
         assert_eq!(others, [""; 0], "{when}");
+        assert_eq!(names(&self.path("cache/minivm/rootfs")), [""; 0], "{when}");
         for name in names(&self.archives()) {
             match name.rsplit_once('.').unwrap().1 {
                 "cpio" => assert_eq!(digest(&self.archives().join(name)), whole, "{when}"),

@@ -13,7 +13,7 @@ mod moments;
 mod sweep;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -101,17 +101,29 @@ impl Scene {
         command
     }
 
-    /// Waits until no process is left below this one, and asserts that nothing is in the folders.
+    /// Waits until no process is left below this one, and asserts that nothing is in the folders, but for folders of the cache's.
     fn assert_nothing_stays(&self, when: &str) {
         wait_until(&format!("{when}: a process stays"), || {
             let below = processes::below(std::process::id());
             below.iter().all(|process| !process.is_alive)
         });
-        for name in ["tmp", "cache"] {
-            let entries = fs::read_dir(self.path(name)).unwrap();
-            let names = entries.map(|entry| entry.unwrap().file_name());
-            let names: Vec<_> = names.collect();
-            assert!(names.is_empty(), "{when}: {name} has {names:?}");
-        }
+        let left = below(&self.path("tmp"));
+        assert!(left.is_empty(), "{when}: {left:?}");
+        let mut files = below(&self.path("cache"));
+        files.retain(|path| !path.is_dir());
+        assert!(files.is_empty(), "{when}: {files:?}");
     }
+}
+
+/// What is in a folder, and in those in it.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(folder).into_iter().flatten();
+        let entries: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        folders.extend(entries.iter().filter(|path| path.is_dir()).cloned());
+        all.extend(entries);
+    }
+    all
 }

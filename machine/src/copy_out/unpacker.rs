@@ -18,7 +18,7 @@ use crate::unpack_into::CHUNK;
 /// How often `is_over` is asked while the unpacker takes or sends nothing.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long an unpacker may take to end once it is over. Then it is killed.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Has an unpacker unpack `archive` into the place until `is_over`. It ends with this call.
 ///
@@ -145,6 +145,8 @@ impl Unpacker {
     /// Ends the process, if it hasn't ended by itself, and describes its end: that of one that has ended is what it was.
     fn end(&mut self) -> Option<String> {
         let child = self.child.take()?;
+        // It ends with the socket, if it can't be killed.
+        self.socket.end();
         child.kill();
         Some(child.wait())
     }

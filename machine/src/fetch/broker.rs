@@ -228,7 +228,8 @@ impl Fetcher {
     /// Ends the process, unless that was done before, and describes its end.
     fn end(&mut self) -> Option<String> {
         let child = self.child.take()?;
-        // One that has closed the socket and lives on would be waited for for ever.
+        // One that lives on would be waited for for ever: it ends with the socket, if it can't be killed.
+        self.stream.end();
         child.kill();
         Some(child.wait())
     }

@@ -230,7 +230,10 @@ impl Fetched {
         if self.source == Source::Stdin {
             *held = Some(fetcher);
         }
-        images.evict();
+        // What is built for the user is not in the cache.
+        if !matches!(form, Form::Built { .. }) {
+            images.evict();
+        }
         taken
     }
 
