@@ -43,7 +43,7 @@ impl fmt::Debug for Credential {
 
 /// What opening an image asks for when it needs it.
 pub trait Helpers: fmt::Debug + Send + Sync {
-    /// Returns the credential that `docker login` has stored for the registry of this image; `None` where there is none.
+    /// Returns the credential that `docker login` has stored for the registry of this image, or `None`.
     fn credential(&self, image: &Reference) -> Option<Credential>;
 
     /// Returns the id of a container engine's image.

@@ -11,6 +11,15 @@ pub const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64];
 /// Loops for ever: `jmp $`.
 pub const LOOP: [u8; 2] = [0xeb, 0xfe];
 
+/// Waits on COM1 until there is input.
+#[rustfmt::skip]
+pub const WAIT: [u8; 23] = [
+    0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
+    0x66, 0xba, 0xfc, 0x03, 0xb0, 0x02, 0xee, // mov dx, 0x3fc; mov al, 2; out dx, al: request to send
+    0x66, 0xba, 0xfd, 0x03, 0xec,             // again: mov dx, 0x3fd; in al, dx: the line status
+    0xa8, 0x01, 0x74, 0xf7,                   // test al, 1; jz again
+];
+
 /// Writes a byte to COM1: `mov dx, 0x3f8; mov al, byte; out dx, al`.
 pub const fn show(byte: u8) -> [u8; 7] {
     [0x66, 0xba, 0xf8, 0x03, 0xb0, byte, 0xee]

@@ -17,21 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use minivm_tests::code::{LOOP, RESET, show};
+use minivm_tests::code::{LOOP, RESET, WAIT, show};
 use minivm_tests::kernel_file::Elf;
 use minivm_tests::patience::wait_until;
 use minivm_tests::{given, processes};
 use rustix::process::{getpid, set_child_subreaper};
 use tempfile::TempDir;
-
-/// Waits on COM1 until there is input.
-#[rustfmt::skip]
-const WAIT: [u8; 23] = [
-    0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
-    0x66, 0xba, 0xfc, 0x03, 0xb0, 0x02, 0xee, // mov dx, 0x3fc; mov al, 2; out dx, al: request to send
-    0x66, 0xba, 0xfd, 0x03, 0xec,             // again: mov dx, 0x3fd; in al, dx: the line status
-    0xa8, 0x01, 0x74, 0xf7,                   // test al, 1; jz again
-];
 
 /// A folder of one test's own, with guests' kernels, for temporary files and as a cache.
 ///

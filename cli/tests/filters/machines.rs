@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use minivm_guest::channel::{Exit, Hello, MAGIC, Status, Times, ToHost, VERSION};
-use minivm_tests::code::{LOOP, RESET, map, show};
+use minivm_tests::code::{LOOP, RESET, WAIT, map, show};
 use minivm_tests::given;
 use minivm_tests::kernel_file::{Elf, Segment};
 use minivm_tests::patience::PATIENCE;
@@ -16,15 +16,6 @@ use minivm_vmm::layout;
 use tempfile::TempDir;
 
 use crate::trace::{Seen, of_monitors};
-
-/// Waits on COM1 until there is input.
-#[rustfmt::skip]
-const WAIT: [u8; 23] = [
-    0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01, 0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
-    0x66, 0xba, 0xfc, 0x03, 0xb0, 0x02, 0xee, // mov dx, 0x3fc; mov al, 2; out dx, al: request to send
-    0x66, 0xba, 0xfd, 0x03, 0xec,             // again: mov dx, 0x3fd; in al, dx: the line status
-    0xa8, 0x01, 0x74, 0xf7,                   // test al, 1; jz again
-];
 
 /// Has COM1 interrupt whenever it has sent a byte.
 #[rustfmt::skip]

@@ -44,7 +44,7 @@ impl Role {
             && arguments.next().is_none()
     }
 
-    /// Returns this process's job, and the socket that it came over, which is stdin. Where there is none, returns the code to exit with.
+    /// Returns this process's job, and the socket that it came over, which is stdin. Without a job, returns the exit code.
     pub(crate) fn job<T: DeserializeOwned>(&self) -> Result<(Stream, Received<T>), ExitCode> {
         let job = io::stdin().as_fd().try_clone_to_owned().and_then(|socket| {
             let stream = Stream::from(socket);

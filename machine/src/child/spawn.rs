@@ -61,7 +61,7 @@ struct Birth<'a> {
 }
 
 impl Child {
-    /// Starts this program in a role, with `socket` as its stdin. It gets a file of this process's if that is not to be closed at exec.
+    /// Starts this program in a role, with `socket` as its stdin.
     ///
     /// # Errors
     ///

@@ -26,7 +26,7 @@ pub(super) fn restrict() -> Result<(), Missing> {
     enforce(CompatLevel::BestEffort, AccessNet::from_all(NEWEST), none)
 }
 
-/// Leaves this thread, and those that it will start, the rights to fill a folder. They are none to read a file.
+/// Leaves this thread, and those that it will start, the rights to fill a folder. No file can be read with them.
 ///
 /// # Errors
 ///

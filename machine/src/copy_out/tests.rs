@@ -347,7 +347,7 @@ fn what_was_there_stays_until_a_file_is_whole() {
 }
 
 #[test]
-fn a_pipe_that_nobody_empties_keeps_nothing_from_being_over() {
+fn a_pipe_that_stays_full_keeps_nothing_from_being_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pipe");
     rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

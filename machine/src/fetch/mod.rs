@@ -111,7 +111,7 @@ pub enum Error {
         /// How it ended.
         how: String,
     },
-    /// The fetcher sent what is not one of its messages.
+    /// The fetcher sent an invalid message.
     #[error("cannot go on with the process that reads {image}")]
     Message {
         /// The image, as the user called it.

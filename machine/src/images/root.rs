@@ -39,7 +39,7 @@ pub(super) fn key(identity: &str) -> String {
 /// Returns the root at `path`, if it is there.
 pub(super) fn find(path: PathBuf) -> Result<Option<Root>, Error> {
     let entry = Folder::new(&path);
-    // A lock would be made where there is none.
+    // `hold` would make the lock of a missing folder.
     if !entry.is_there() {
         return Ok(None);
     }
