@@ -1,12 +1,12 @@
 //! A layer's entries, read from its tar archive.
 
-use std::io::Read;
+use std::ops::Range;
 
 use super::entry::Entry;
 use super::error::Error;
 use super::fields;
 use super::limits::Limits;
-use crate::tar_reader::{Input, TarReader};
+use crate::tar_reader::{Data, Input, TarReader};
 
 /// A layer's entries being read.
 pub(super) struct Entries<'a, R> {
@@ -35,8 +35,13 @@ impl<'a, R: Input> Entries<'a, R> {
     }
 
     /// The data of the current entry, which has to be a file.
-    pub(super) fn data(&mut self) -> impl Read {
+    pub(super) fn data(&mut self) -> Data<'_, R> {
         self.reader.data()
+    }
+
+    /// The places of its data.
+    pub(super) fn pieces(&self) -> &[Range<u64>] {
+        self.reader.pieces()
     }
 
     /// Returns the input, to read what follows the last entry, and whether that was marked as the last.

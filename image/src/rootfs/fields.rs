@@ -2,10 +2,10 @@
 
 use tar::{EntryType, Header};
 
-use super::entry::{Entry, Kind, NAME_MAX, PATH_MAX, Xattrs};
+use super::entry::{Attributes, Entry, Kind, NAME_MAX, PATH_MAX, Time, Xattrs};
 use super::error::Fault;
 use crate::tar_reader::{self, Member, Records, number};
-use minivm_guest::newc::{Attributes, Node};
+use minivm_guest::newc::Node;
 
 /// The limits of Linux for an extended attribute (`include/uapi/linux/limits.h`).
 const XATTR_NAME_MAX: usize = 255;
@@ -13,15 +13,12 @@ const XATTR_SIZE_MAX: usize = 65536;
 
 /// Returns the member as a file system has it.
 pub(super) fn entry(member: &Member) -> Result<Entry, Fault> {
-    let size = member.size;
     let kind = match member.kind {
         tar_reader::Kind::Folder => Kind::Folder,
         tar_reader::Kind::Symlink => Kind::Symlink(target(&member.link)?),
         tar_reader::Kind::HardLink => Kind::HardLink(normal(&member.link)?),
         tar_reader::Kind::Node => Kind::Node(node(&member.header)?),
-        tar_reader::Kind::File => Kind::File {
-            size: u32::try_from(size).map_err(|_| Fault::TooLarge { size })?,
-        },
+        tar_reader::Kind::File => Kind::File { size: member.size },
         tar_reader::Kind::Other(kind) => {
             let kind = char::from(kind);
             return Err(Fault::Kind { kind });
@@ -92,16 +89,26 @@ fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
         fits.ok_or(Fault::Owner { id })
     };
     let mode = numbered(&old.mode, "mode")? & 0o7777;
-    let mtime = records
-        .mtime
-        .map_or_else(|| numbered(&old.mtime, "time"), Ok)?;
     Ok(Attributes {
         permissions: u32::try_from(mode).unwrap_or(0),
         uid: owner(records.uid, &old.uid, "user")?,
         gid: owner(records.gid, &old.gid, "group")?,
-        // Times before 1970 and after 2106 don't fit the format.
-        mtime: u32::try_from(mtime.max(0)).unwrap_or(u32::MAX),
+        mtime: match records.mtime {
+            Some(time) => Time {
+                seconds: clamped(time.seconds),
+                nanoseconds: time.nanoseconds,
+            },
+            None => Time {
+                seconds: clamped(numbered(&old.mtime, "time")?),
+                nanoseconds: 0,
+            },
+        },
     })
+}
+
+fn clamped(seconds: i128) -> i64 {
+    let (least, most) = (i64::MIN.into(), i64::MAX.into());
+    i64::try_from(seconds.clamp(least, most)).expect("it was clamped")
 }
 
 /// Returns a device, which is two numbers here, or a pipe; nothing is looked up or opened.

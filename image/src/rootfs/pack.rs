@@ -91,7 +91,7 @@ impl<'t> Names<'t> {
     pub(super) fn data(&self) -> u64 {
         let files = self.files.chunk_by(|a, b| a.id == b.id);
         let size = |names: &[Name<'_>]| match self.tree.inode(names[0].id).content {
-            Content::File { size, .. } => u64::from(size),
+            Content::File { size, .. } => size,
             _ => 0,
         };
         files.map(size).sum()
@@ -144,7 +144,7 @@ impl<'t> Names<'t> {
         limits: &Limits,
         archive: &mut Archive<impl Write>,
     ) -> Result<(), Error> {
-        archive.directory(".", self.tree.inode(ROOT).attributes)?;
+        archive.directory(".", self.tree.inode(ROOT).attributes.newc())?;
         for name in &self.folders[1..] {
             let path = self.path(name);
             archive.directory(stored(os(&path)), self.attributes(name))?;
@@ -174,7 +174,7 @@ impl<'t> Names<'t> {
     }
 
     fn attributes(&self, name: &Name<'_>) -> Attributes {
-        self.tree.inode(name.id).attributes
+        self.tree.inode(name.id).attributes.newc()
     }
 
     /// Writes the files whose data are in one layer.
@@ -236,7 +236,7 @@ impl<'t> Names<'t> {
     fn file(
         &self,
         names: &[Name<'t>],
-        size: u32,
+        size: u64,
         data: impl Read,
         archive: &mut Archive<impl Write>,
     ) -> Result<(), Error> {
@@ -244,10 +244,10 @@ impl<'t> Names<'t> {
         let path = self.path(first);
         let (path, attributes) = (stored(os(&path)), self.attributes(first));
         if more.is_empty() {
-            return Ok(archive.file(path, attributes, size.into(), data)?);
+            return Ok(archive.file(path, attributes, size, data)?);
         }
         let links = u32::try_from(names.len()).unwrap_or(u32::MAX);
-        let file = archive.linked_file(path, attributes, links, size.into(), data)?;
+        let file = archive.linked_file(path, attributes, links, size, data)?;
         for name in more {
             let path = self.path(name);
             archive.hard_link(stored(os(&path)), file)?;

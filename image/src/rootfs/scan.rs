@@ -1,4 +1,4 @@
-//! The first pass: each layer is read for its entries, and checked against its digest.
+//! A layer is read for its entries, and checked against its digest.
 
 use std::io;
 use std::num::NonZero;
@@ -23,7 +23,8 @@ pub(super) struct Scanned {
 /// A layer's result, once its scan has ended.
 type Slot = Mutex<Option<Result<Scanned, Error>>>;
 
-/// Reads the entries of every layer. Layers are independent here, so each thread takes the next one that is left.
+/// Reads the entries of every layer, whose files an initramfs has to hold. Layers are independent here, so each thread takes the
+/// next one that is left.
 pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Error> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // A decompressor may need 128 MiB, if the layer says so.
@@ -36,7 +37,7 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Err
             let (Some(layer), Some(slot)) = (layers.get(index), found.get(index)) else {
                 return;
             };
-            let result = one(layer, budget);
+            let result = one(layer, budget, |_, entry, _| fits(layer, entry));
             *slot.lock().expect("a slot has one writer") = Some(result);
         }
     };
@@ -58,7 +59,26 @@ pub(super) fn all(layers: &[Layer], budget: &Budget) -> Result<Vec<Scanned>, Err
         .collect()
 }
 
-fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
+/// Refuses a file that an initramfs can't hold.
+fn fits(layer: &Layer, entry: &Entry) -> Result<(), Error> {
+    match entry.kind {
+        Kind::File { size } if u32::try_from(size).is_err() => {
+            let fault = Fault::TooLarge { size };
+            Err(Error::entry(&layer.blob.name, &entry.path, fault))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The entries of a layer that is being scanned.
+pub(super) type Scanning<'a, 'b> = Entries<'a, Stream<'b>>;
+
+/// Reads one layer's entries. `take` gets each with its number, and may read its data.
+pub(super) fn one(
+    layer: &Layer,
+    budget: &Budget,
+    mut take: impl FnMut(usize, &Entry, &mut Scanning<'_, '_>) -> Result<(), Error>,
+) -> Result<Scanned, Error> {
     let name = &layer.blob.name;
     thread::scope(|scope| {
         let stream = Stream::start(scope, &layer.blob, Some(Check::new(budget)))?;
@@ -66,6 +86,7 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
         let mut entries = Vec::new();
         while let Some(entry) = read.next()? {
             charge(&entry, budget).map_err(|fault| Error::entry(name, &entry.path, fault))?;
+            take(entries.len(), &entry, &mut read)?;
             entries.push(entry);
         }
         let (stream, marked) = read.finish();
@@ -76,7 +97,8 @@ fn one(layer: &Layer, budget: &Budget) -> Result<Scanned, Error> {
     })
 }
 
-fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
+/// Adds an entry to the use that is made of the limits.
+pub(super) fn charge(entry: &Entry, budget: &Budget) -> Result<(), Fault> {
     budget.entry()?;
     let xattrs = entry.xattrs.iter();
     // An attribute takes memory even if it is of two bytes, and an entry may have tens of thousands.

@@ -2,35 +2,35 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::entry::{NAME_MAX, PATH_MAX, Xattrs};
+use super::entry::{Attributes, NAME_MAX, PATH_MAX, Xattrs};
 use super::error::{Fault, path};
 use super::limits::Budget;
 use minivm_guest::manifest;
-use minivm_guest::newc::{Attributes, Node};
+use minivm_guest::newc::Node;
 
 /// The most links that Linux follows (`MAXSYMLINKS` in `include/linux/namei.h`).
 const MAX_LINKS: u32 = 40;
 
 /// The number of an inode: its place in [`Tree::inodes`].
-pub(super) type Id = u32;
-pub(super) const ROOT: Id = 0;
+pub(crate) type Id = u32;
+pub(crate) const ROOT: Id = 0;
 
 /// A file, folder or the like, which one or more names stand for.
 #[derive(Debug)]
-pub(super) struct Inode {
-    pub(super) attributes: Attributes,
-    pub(super) xattrs: Xattrs,
-    pub(super) content: Content,
+pub(crate) struct Inode {
+    pub(crate) attributes: Attributes,
+    pub(crate) xattrs: Xattrs,
+    pub(crate) content: Content,
 }
 
 #[derive(Debug)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Folder(Folder),
     /// A file's data: the entry with this number of that layer.
     File {
         layer: u32,
         entry: u32,
-        size: u32,
+        size: u64,
     },
     Symlink(Box<[u8]>),
     Node(Node),
@@ -38,14 +38,14 @@ pub(super) enum Content {
 
 /// Names, sorted, and how many bytes the folder's own path has.
 #[derive(Debug, Default)]
-pub(super) struct Folder {
-    pub(super) names: BTreeMap<Box<[u8]>, Id>,
+pub(crate) struct Folder {
+    pub(crate) names: BTreeMap<Box<[u8]>, Id>,
     path_len: usize,
 }
 
 /// The tree. Inodes that a layer hides or replaces stay in it, unnamed.
 #[derive(Debug)]
-pub(super) struct Tree<'b> {
+pub(crate) struct Tree<'b> {
     inodes: Vec<Inode>,
     budget: &'b Budget,
 }
@@ -59,12 +59,17 @@ impl<'b> Tree<'b> {
         }
     }
 
-    pub(super) fn inode(&self, id: Id) -> &Inode {
+    pub(crate) fn inode(&self, id: Id) -> &Inode {
         &self.inodes[id as usize]
     }
 
+    /// The number of inodes, with those that have no name.
+    pub(crate) fn len(&self) -> usize {
+        self.inodes.len()
+    }
+
     /// Returns the inode as a folder, if it is one.
-    pub(super) fn folder(&self, id: Id) -> Option<&Folder> {
+    pub(crate) fn folder(&self, id: Id) -> Option<&Folder> {
         match &self.inode(id).content {
             Content::Folder(folder) => Some(folder),
             _ => None,

@@ -15,10 +15,11 @@ mod sparse;
 
 use std::io::{self, BufRead, Read};
 use std::mem;
+use std::ops::Range;
 
 use tar::{EntryType, Header};
 
-use self::sparse::Map;
+use self::sparse::{Expanded, Map};
 
 pub(crate) use self::block::BLOCK;
 pub(crate) use self::error::Error;
@@ -141,9 +142,14 @@ impl<R: Input> TarReader<R> {
     }
 
     /// The data of the current member, which has to be a file.
-    pub(crate) fn data(&mut self) -> impl Read {
+    pub(crate) fn data(&mut self) -> Data<'_, R> {
         let map = mem::take(&mut self.map);
         map.expand(Counted(self))
+    }
+
+    /// The places of the current member's data, which has to be a file.
+    pub(crate) fn pieces(&self) -> &[Range<u64>] {
+        self.map.pieces()
     }
 
     /// Returns the input, to read what follows the last member, and whether that was marked as the last.
@@ -259,8 +265,11 @@ impl<R: Input> TarReader<R> {
     }
 }
 
+/// A file's data.
+pub(crate) type Data<'r, R> = Expanded<Counted<'r, R>>;
+
 /// A reader of the current member's data, which counts.
-struct Counted<'r, R>(&'r mut TarReader<R>);
+pub(crate) struct Counted<'r, R>(&'r mut TarReader<R>);
 
 impl<R: Input> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

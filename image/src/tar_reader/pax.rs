@@ -5,6 +5,7 @@
 //! repeat them, and are left out.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use super::number;
 
@@ -16,12 +17,19 @@ pub(crate) struct Records {
     pub(super) size: Option<u64>,
     pub(crate) uid: Option<i128>,
     pub(crate) gid: Option<i128>,
-    pub(crate) mtime: Option<i128>,
+    pub(crate) mtime: Option<Time>,
     pub(super) sparse: Option<Sparse>,
     /// The name of a sparse file of GNU tar, whose header has another one, under which other programs unpack the pieces.
     pub(super) sparse_name: Option<Vec<u8>>,
     /// Extended attributes, by name.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// A time: whole seconds since 1970, rounded down, and the nanoseconds after them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Time {
+    pub(crate) seconds: i128,
+    pub(crate) nanoseconds: u32,
 }
 
 /// GNU tar's records of a file with holes.
@@ -68,7 +76,7 @@ impl Records {
             b"size" => self.size = unsigned()?,
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
-            b"mtime" => self.mtime = seconds(value)?,
+            b"mtime" => self.mtime = time(value)?,
             b"GNU.sparse.major" => self.sparse().major = unsigned()?,
             b"GNU.sparse.minor" => self.sparse().minor = unsigned()?,
             b"GNU.sparse.realsize" => self.sparse().size = unsigned()?,
@@ -87,13 +95,29 @@ impl Records {
     }
 }
 
-/// Parses the whole seconds of a time such as `1700000000.25`.
-fn seconds(value: &[u8]) -> Option<Option<i128>> {
+/// Parses a time such as `1700000000.25`; digits beyond nanoseconds are dropped.
+fn time(value: &[u8]) -> Option<Option<Time>> {
     if value.is_empty() {
         return Some(None);
     }
     let end = value.iter().position(|&byte| byte == b'.');
-    number::decimal(&value[..end.unwrap_or(value.len())]).map(Some)
+    let seconds = number::decimal(&value[..end.unwrap_or(value.len())])?;
+    let fraction = end.map_or(&value[..0], |end| &value[end + 1..]);
+    let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit());
+    let digits = digits.chain(iter::repeat(&b'0')).take(9);
+    let nanoseconds = digits.fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'));
+    // The sign is the fraction's, too; `-0.5` has it in front of a zero.
+    let time = match value.starts_with(b"-") && nanoseconds > 0 {
+        true => Time {
+            seconds: seconds - 1,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        },
+        false => Time {
+            seconds,
+            nanoseconds,
+        },
+    };
+    Some(Some(time))
 }
 
 #[cfg(test)]
@@ -105,9 +129,35 @@ mod tests {
         let records =
             parse(b"26 SCHILY.xattr.user.a=\n=\n12 path=a\nb\n20 mtime=-17.250000\n").unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"a\nb"[..]));
-        assert_eq!(records.mtime, Some(-17));
+        let mtime = Time {
+            seconds: -18,
+            nanoseconds: 750_000_000,
+        };
+        assert_eq!(records.mtime, Some(mtime));
         let expected = BTreeMap::from([(b"user.a".to_vec(), b"\n=".to_vec())]);
         assert_eq!(records.xattrs, expected);
+    }
+
+    #[test]
+    fn times_are_read_to_the_nanosecond() {
+        for (text, seconds, nanoseconds) in [
+            ("1700000000", 1_700_000_000, 0),
+            ("1.5", 1, 500_000_000),
+            ("1.", 1, 0),
+            ("1.x5", 1, 0),
+            ("1.0000000019", 1, 1),
+            ("-0.000000001", -1, 999_999_999),
+            ("-2.0", -2, 0),
+        ] {
+            let time = Time {
+                seconds,
+                nanoseconds,
+            };
+            assert_eq!(super::time(text.as_bytes()), Some(Some(time)), "{text}");
+        }
+        for bad in ["x", ".5"] {
+            assert_eq!(super::time(bad.as_bytes()), None, "{bad}");
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Files with holes: an archive has the pieces that have data, and a map of their places.
 //!
 //! GNU tar writes two kinds today: the type `S`, whose map starts in the header and continues in blocks after it, and version
-//! 1.0 in pax headers, whose map is text before the data (GNU tar manual, "Storing Sparse Files"). An initramfs has the holes'
-//! zeros: cpio archives have no holes.
+//! 1.0 in pax headers, whose map is text before the data (GNU tar manual, "Storing Sparse Files"). A reader of the data gets the
+//! holes' zeros, since cpio archives have no holes, or skips them, since EROFS images have.
 
 use std::io::{self, Read};
+use std::iter;
+use std::ops::Range;
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -15,30 +17,26 @@ use super::pax::Sparse;
 /// The places of the bytes that follow: pieces in order, which don't overlap.
 #[derive(Debug, Default)]
 pub(super) struct Map {
-    pieces: Vec<Piece>,
+    pieces: Vec<Range<u64>>,
     size: u64,
-}
-
-#[derive(Debug)]
-struct Piece {
-    start: u64,
-    end: u64,
 }
 
 impl Map {
     /// The map of a file without holes.
     pub(super) fn plain(size: u64) -> Map {
         Map {
-            pieces: vec![Piece {
-                start: 0,
-                end: size,
-            }],
+            pieces: iter::once(0..size).collect(),
             size,
         }
     }
 
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The places of data, in order; bytes between and after them are zeros.
+    pub(crate) fn pieces(&self) -> &[Range<u64>] {
+        &self.pieces
     }
 
     /// Whether the file has no holes.
@@ -53,11 +51,11 @@ impl Map {
     fn add(&mut self, start: u64, len: u64, limit: u64) -> Option<()> {
         let end = start.checked_add(len)?;
         let last = self.pieces.last().map_or(0, |piece| piece.end);
-        let room = ((self.pieces.len() + 1) * size_of::<Piece>()) as u64 <= limit;
+        let room = ((self.pieces.len() + 1) * size_of::<Range<u64>>()) as u64 <= limit;
         if start < last || end > self.size || !room {
             return None;
         }
-        self.pieces.push(Piece { start, end });
+        self.pieces.push(start..end);
         Some(())
     }
 
@@ -78,11 +76,18 @@ impl Map {
 }
 
 /// A file's bytes, with zeros for its holes.
-pub(super) struct Expanded<R> {
+pub(crate) struct Expanded<R> {
     map: Map,
     data: R,
     piece: usize,
     at: u64,
+}
+
+impl<R> Expanded<R> {
+    /// Goes on at a later place. The bytes up to there are a hole's.
+    pub(crate) fn skip_to(&mut self, at: u64) {
+        self.at = self.at.max(at);
+    }
 }
 
 impl<R: Read> Read for Expanded<R> {
