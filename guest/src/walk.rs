@@ -312,7 +312,11 @@ impl<'a, W: Write> Walk<'a, W> {
 }
 
 /// Opens a file. If it has become a link since its type was read, it isn't followed; if it has become a pipe, it isn't waited for.
-fn opened(path: &Path) -> Result<File, Error> {
+///
+/// # Errors
+///
+/// [`Error::Read`] where it can't be opened.
+pub fn opened(path: &Path) -> Result<File, Error> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty());
     opened
@@ -332,7 +336,8 @@ fn read_small(data: File) -> io::Result<Vec<u8>> {
     }
 }
 
-fn node(metadata: &Metadata) -> Node {
+/// Returns the device, pipe or socket that a file is which is nothing else.
+pub fn node(metadata: &Metadata) -> Node {
     let file_type = metadata.file_type();
     let (major, minor) = (
         rustix::fs::major(metadata.rdev()),

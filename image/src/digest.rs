@@ -104,12 +104,13 @@ impl Hasher {
     }
 
     pub(crate) fn finish(self) -> Digest {
-        let hex = self
-            .0
-            .finalize()
-            .into_iter()
-            .map(|byte| format!("{byte:02x}"));
-        Digest(hex.collect())
+        let hex = self.bytes().map(|byte| format!("{byte:02x}"));
+        Digest(hex.concat())
+    }
+
+    /// The digest's bytes.
+    pub(crate) fn bytes(self) -> [u8; 32] {
+        self.0.finalize().into()
     }
 }
 

@@ -34,6 +34,7 @@
 //! | `store`, `files`, `digest` | keep content, open it, check it |
 //! | `tar_reader`, `blob_reader`, `compression` | read archives and layers |
 //! | [`rootfs`] | makes one root file system of all layers |
+//! | [`erofs`] | has the format of an EROFS image, and a reader of it |
 //! | `image`, `options`, `platform`, `progress`, `error`, `shown` | hold what the others share |
 //!
 //! # Trust
@@ -47,6 +48,7 @@ mod compression;
 mod config;
 mod digest;
 mod engine;
+pub mod erofs;
 mod error;
 mod files;
 #[cfg(test)]

@@ -171,8 +171,12 @@ impl Store {
         write(self.partial(digest.hex())?, bytes, &path)
     }
 
-    /// A file without a name, which is gone when it is closed.
-    pub(super) fn spool(&self) -> Result<File, Error> {
+    /// Makes a file without a name, which is gone when it is closed.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made.
+    pub fn spool(&self) -> Result<File, Error> {
         let made = publish::make_folder(&self.folder);
         made.map_err(|source| failed(&self.folder, source))?;
         tempfile::tempfile_in(&self.folder).map_err(|source| failed(&self.folder, source))

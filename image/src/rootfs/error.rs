@@ -1,4 +1,4 @@
-//! Why an image can't be made an initramfs.
+//! Why an image can't be made a root file system.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,7 +9,7 @@ use super::limits::Exceeded;
 use crate::tar_reader::{self, Unsound};
 use minivm_guest::newc;
 
-/// Why an image can't be made an initramfs.
+/// Why an image can't be made an initramfs or an EROFS image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A layer can't be read or decompressed.
@@ -75,8 +75,8 @@ pub enum Error {
     /// An image's folder can't be read, or holds what an archive can't, or the archive can't be written.
     #[error(transparent)]
     Archive(#[from] newc::Error),
-    /// The output of the archive failed, or the archive became too large.
-    #[error("cannot write the initramfs")]
+    /// The output failed, or the archive became too large.
+    #[error("cannot write the root file system")]
     Write(#[source] io::Error),
     /// The image has a file at a path that is reserved for minivm.
     #[error("{path:?} is reserved for minivm, the image must not have it")]
@@ -148,6 +148,30 @@ pub enum Fault {
     Xattr {
         /// The attribute.
         name: String,
+    },
+    /// It has an extended attribute that an EROFS image can't hold.
+    #[error("its extended attribute {name:?} has 64 KiB, an EROFS image holds those with less")]
+    LongXattr {
+        /// The attribute.
+        name: String,
+    },
+    /// It has more extended attributes than an EROFS image can hold.
+    #[error(
+        "its extended attributes take more than {limit} bytes, the most that an EROFS image holds of one file"
+    )]
+    ManyXattrs {
+        /// The limit in bytes.
+        limit: u32,
+    },
+    /// It is a device with numbers that Linux doesn't have.
+    #[error(
+        "its device number {major}:{minor} is too large: Linux has 12 bits for the first and 20 for the second"
+    )]
+    Device {
+        /// The number of the driver.
+        major: u32,
+        /// The number of the device.
+        minor: u32,
     },
     /// Its map of holes contradicts itself, or is of a kind that isn't read.
     #[error("its map of holes can't be read")]

@@ -20,8 +20,6 @@ use minivm_guest::walk::{self, Owner};
 #[derive(Default)]
 pub(super) struct Survey {
     /// The extended attributes of the folder and of everything below it, sorted.
-    ///
-    /// Left out: those of the host's own security modules.
     pub(super) xattrs: Vec<Xattr>,
     /// Bytes of all files: nearly the whole archive.
     pub(super) data: u64,
@@ -38,19 +36,27 @@ pub(super) fn survey(root: &Path) -> Result<Survey, newc::Error> {
     Ok(found)
 }
 
-fn collect(path: &Path, name: &Path, found: &mut Survey) -> Result<(), newc::Error> {
+/// Returns the names and values of a file's extended attributes, sorted; without those of the host's own security modules.
+pub(super) fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, newc::Error> {
+    let mut found = Vec::new();
     for attribute in list(path).map_err(walk::reading(path))? {
         let hosts: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
         if hosts.contains(&&*attribute) {
             continue;
         }
         let value = value(path, &attribute).map_err(walk::reading(path))?;
-        found.xattrs.push(Xattr {
-            path: name.as_os_str().as_bytes().to_vec(),
-            name: attribute,
-            value,
-        });
+        found.push((attribute, value));
     }
+    Ok(found)
+}
+
+fn collect(path: &Path, name: &Path, found: &mut Survey) -> Result<(), newc::Error> {
+    let xattrs = xattrs(path)?.into_iter();
+    found.xattrs.extend(xattrs.map(|(attribute, value)| Xattr {
+        path: name.as_os_str().as_bytes().to_vec(),
+        name: attribute,
+        value,
+    }));
     let metadata = fs::symlink_metadata(path).map_err(walk::reading(path))?;
     if metadata.is_file() {
         let inode = (metadata.dev(), metadata.ino());
@@ -97,11 +103,16 @@ fn sized(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Er
 
 /// Writes the folder and everything below it, and returns the number of names.
 pub(super) fn write(root: &Path, archive: &mut Archive<impl Write>) -> Result<u64, Error> {
+    check_names(root)?;
+    Ok(walk::archive_root(root, Owner::Keep, stored, archive)?)
+}
+
+/// Refuses a folder that has minivm's own.
+pub(super) fn check_names(root: &Path) -> Result<(), Error> {
     let reserved = root.join(manifest::FOLDER);
     match fs::symlink_metadata(&reserved) {
-        Ok(_) => return Err(Error::Reserved { path: reserved }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(walk::reading(&reserved)(error).into()),
+        Ok(_) => Err(Error::Reserved { path: reserved }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(walk::reading(&reserved)(error).into()),
     }
-    Ok(walk::archive_root(root, Owner::Keep, stored, archive)?)
 }

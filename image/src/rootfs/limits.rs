@@ -7,8 +7,8 @@ use crate::options::EXPANDED_MAX;
 /// Limits beyond which an image is refused.
 ///
 /// A layer of a few kilobytes can expand to terabytes, so each is counted while it is read, and reading stops at the limit.
-/// Further limits are those of Linux and the archive's format: paths of less than 4096 bytes, names of at most 255, files of
-/// less than 4 GiB, extended attributes of at most 64 KiB.
+/// Further limits are those of Linux and of the formats: paths of less than 4096 bytes, names of at most 255, files of less than
+/// 4 GiB in an initramfs, extended attributes of at most 64 KiB.
 ///
 /// ```
 /// use minivm_image::rootfs::Limits;
@@ -20,7 +20,8 @@ use crate::options::EXPANDED_MAX;
 pub struct Limits {
     /// Bytes of all layers, decompressed: 16 GiB.
     pub expanded: u64,
-    /// Bytes of the archive that is made of them, before it is compressed: 16 GiB, and never more than `expanded`.
+    /// Bytes of the archive or the EROFS image that is made of them, before it is compressed: 16 GiB, and never more than
+    /// `expanded`.
     pub archive: u64,
     /// Entries of all layers, with the folders that they imply: 2 million.
     pub entries: u64,
@@ -58,6 +59,18 @@ impl Limits {
     pub(super) fn check_archive(&self, bytes: u64) -> Result<(), Exceeded> {
         let limit = self.archive.min(self.expanded);
         let what = "bytes in its archive";
+        match bytes <= limit {
+            true => Ok(()),
+            false => Err(Exceeded { limit, what }),
+        }
+    }
+
+    /// Refuses an EROFS image of this size: one that is beyond the limits, or has blocks for which there are no addresses.
+    pub(crate) fn check_image(&self, bytes: u64) -> Result<(), Exceeded> {
+        // An address with all bits set is a hole's.
+        let addressed = (u64::from(u32::MAX) - 1) << 12;
+        let limit = self.archive.min(self.expanded).min(addressed);
+        let what = "bytes in its EROFS image";
         match bytes <= limit {
             true => Ok(()),
             false => Err(Exceeded { limit, what }),

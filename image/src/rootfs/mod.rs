@@ -1,6 +1,7 @@
-//! One root file system out of an image's layers, as an initramfs.
+//! One root file system out of an image's layers, as an initramfs or as an EROFS image.
 //!
-//! [`write()`] makes the archive in two passes over the layers:
+//! [`write_erofs()`] makes the image in one pass over the layers (`erofs`; [`crate::erofs`] has the format). [`write()`] makes the
+//! archive in two:
 //! 1. each layer is decompressed, checked against its digest and read for its entries (`scan`, `stream`, `entries`, `fields`);
 //!    these are put over each other in a tree that has every name, and the place of its data (`apply`, `tree`);
 //! 2. the archive's folders and links are written from the tree, then each layer is decompressed again for the data of the
@@ -13,6 +14,7 @@
 mod apply;
 mod entries;
 mod entry;
+mod erofs;
 mod error;
 mod fields;
 mod folder;
@@ -31,14 +33,17 @@ use std::os::unix::fs::FileExt;
 use self::limits::Budget;
 use self::output::{Compressor, Counter};
 use self::pack::Names;
-use self::tree::Tree;
 use crate::image::{Config, Image, Layer, Root};
 use minivm_guest::manifest;
 use minivm_guest::newc::{Archive, Attributes};
 
+pub use self::entry::Time;
+pub(crate) use self::entry::Xattrs;
+pub use self::erofs::write_erofs;
 pub use self::error::{Error, Fault};
 pub use self::limits::{Exceeded, Limits};
 pub use self::output::Compression;
+pub(crate) use self::tree::{Content, Id, Inode, ROOT, Tree};
 pub use crate::tar_reader::Unsound;
 
 /// Bytes of an entry's header in an archive.

@@ -1,6 +1,7 @@
-//! Layers made on the spot, and the archives made of them read back the way Linux reads them.
+//! Layers made on the spot, and what is made of them read back the way Linux reads it.
 
 mod archives;
+mod erofs;
 mod folders;
 mod hostile;
 mod layers;

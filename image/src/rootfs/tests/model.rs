@@ -16,7 +16,7 @@ enum Thing {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Folder(String, u32),
     File(String),
     Symlink(String, String),
@@ -26,7 +26,7 @@ enum Step {
 }
 
 #[derive(Default)]
-struct Model {
+pub(super) struct Model {
     things: BTreeMap<Path, Thing>,
     next: usize,
     /// Whether a path went round in circles, which nothing may.
@@ -100,7 +100,7 @@ impl Model {
         Some(())
     }
 
-    fn layer(&mut self, steps: &[Step]) -> Option<()> {
+    pub(super) fn layer(&mut self, steps: &[Step]) -> Option<()> {
         let folders: Vec<_> = (steps.iter())
             .filter_map(|step| {
                 if let Step::Folder(path, _) = step {
@@ -166,7 +166,7 @@ impl Model {
         }
     }
 
-    fn listing(&self) -> Vec<String> {
+    pub(super) fn listing(&self) -> Vec<String> {
         let mut first = BTreeMap::new();
         let mut things: Vec<_> = self
             .things
@@ -209,7 +209,7 @@ fn path() -> impl Strategy<Value = String> {
         .prop_map(|parts| parts.join("/"))
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let target = prop_oneof![
         path(),
         path().prop_map(|path| format!("/{path}")),
@@ -228,7 +228,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// The layer as an archive; files have the data that the model gives them.
-fn entries(steps: &[Step], next: &mut usize) -> Vec<Entry> {
+pub(super) fn entries(steps: &[Step], next: &mut usize) -> Vec<Entry> {
     let entry = |step: &Step| match step {
         Step::Folder(path, mode) => folder(path).mode(*mode),
         Step::File(path) => {

@@ -1,0 +1,228 @@
+//! What an image can't hold, or may not.
+
+use minivm_tests::stress;
+
+use super::*;
+
+fn limited(limits: &Limits, layers: Vec<Layer>) -> Result<Summary, String> {
+    let out = tempfile::tempfile().unwrap();
+    write_erofs(&image(layers), limits, &out).map_err(|error| chain(&error))
+}
+
+#[test]
+fn what_an_image_can_not_hold_is_refused_by_name() {
+    let mut device = entry(EntryType::Char, "x");
+    device.header.set_device_major(4096).unwrap();
+    let many = (0..5).fold(file("x", ""), |entry, number| {
+        entry.xattr(&format!("user.{number}"), [0; 65_500])
+    });
+    for (entry, said) in [
+        (
+            device,
+            "its device number 4096:0 is too large: Linux has 12 bits for the first and 20 for the second",
+        ),
+        (
+            file("x", "").xattr("user.a", [0; 65_536]),
+            "its extended attribute \"user.a\" has 64 KiB, an EROFS image holds those with less",
+        ),
+        (
+            many,
+            "its extended attributes take more than 262148 bytes, the most that an EROFS image holds of one file",
+        ),
+        (
+            file("x", "").pax("size", "9223372036854775808"),
+            "the size in its header is not a valid number",
+        ),
+        (
+            file("x", "").pax("path", ".minivm/x"),
+            "the name is reserved for minivm",
+        ),
+    ] {
+        let refusal = refusal(&[&[entry]]);
+        assert!(refusal.starts_with("cannot take \""), "{refusal}");
+        assert!(
+            refusal.ends_with(&format!("\" from the layer: {said}")),
+            "{refusal}"
+        );
+    }
+    let most = file("x", "").xattr("user.a", [1; 65_535]);
+    assert_eq!(
+        files(&made(&[&[most]]))[&b"x"[..]].inode.xattrs[0].1,
+        [1; 65_535]
+    );
+}
+
+#[test]
+fn an_image_beyond_its_limits_is_refused() {
+    let layers = || vec![layer(&tar(&[file("a", [0; 5000]), file("b", "x")]), None)];
+    let limits = |archive| Limits {
+        archive,
+        ..Limits::default()
+    };
+    // A block for the superblock, two and one for the files, one for the inodes.
+    assert_eq!(
+        limited(&limits(5 * 4096), layers()).unwrap().bytes,
+        5 * 4096
+    );
+    let said = "the image has more than 20479 bytes in its EROFS image, the limit";
+    assert_eq!(
+        limited(&limits(5 * 4096 - 1), layers()),
+        Err(format!("cannot take the image: {said}"))
+    );
+    let said = "the image has more than 12288 bytes in its EROFS image, the limit";
+    assert_eq!(
+        limited(&limits(3 * 4096), layers()),
+        Err(format!("cannot take the layer: {said}"))
+    );
+}
+
+/// A file of this size with holes, and data in these places, of as many bytes as `x` has for each.
+fn sparse(name: &str, size: u64, pieces: &[(u64, &[u8])]) -> Entry {
+    let map = pieces
+        .iter()
+        .map(|(start, data)| format!("{start}\n{}\n", data.len()));
+    let mut stored = format!("{}\n{}", pieces.len(), map.collect::<String>()).into_bytes();
+    stored.resize(stored.len().next_multiple_of(512), 0);
+    pieces
+        .iter()
+        .for_each(|(_, data)| stored.extend_from_slice(data));
+    file("GNUSparseFile.0/s", stored)
+        .pax("GNU.sparse.major", "1")
+        .pax("GNU.sparse.minor", "0")
+        .pax("GNU.sparse.name", name)
+        .pax("GNU.sparse.realsize", size.to_string())
+}
+
+#[test]
+fn holes_take_no_blocks() {
+    let size = (5 << 30) + 1;
+    let pieces: [(u64, &[u8]); 3] = [
+        (1 << 30, b"one"),
+        ((4 << 30) - 2, b"two four"),
+        (size - 1, b"3"),
+    ];
+    let most = i64::MAX.cast_unsigned();
+    let entries = [
+        sparse("s", size, &pieces),
+        sparse("empty", most, &[]),
+        file("t", "after"),
+    ];
+    let image = image_of(&[&entries]);
+    let out = tempfile::tempfile().unwrap();
+    let made = write_erofs(&image, &Limits::default(), &out).unwrap();
+    assert!(made.bytes < 5 << 20, "{}", made.bytes);
+    let reader = Reader::open(&out).unwrap();
+    let mut seen = 0;
+    let walked = reader.walk(|path, inode| {
+        let Content::File(place) = &inode.content else {
+            return Ok(());
+        };
+        seen += 1;
+        let mut data = reader.data(place);
+        match path {
+            b"t" => {
+                let text = std::io::read_to_string(data)?;
+                assert_eq!(text, "after");
+            }
+            b"empty" => {
+                assert_eq!((place.size, reader.blocks(place)?), (most, 0));
+                let mut start = [1; 1 << 16];
+                data.read_exact(&mut start)?;
+                assert!(start.iter().all(|&byte| byte == 0));
+            }
+            _ => {
+                assert_eq!(place.size, size);
+                // All but the pieces is zeros.
+                let (mut at, mut buffer) = (0, vec![0; 1 << 20]);
+                while at < size {
+                    let count = data.read(&mut buffer)?;
+                    let expected = |place: u64| {
+                        let within = |(start, data): &(u64, &[u8])| {
+                            let offset = place.checked_sub(*start)?;
+                            data.get(usize::try_from(offset).unwrap()).copied()
+                        };
+                        pieces.iter().find_map(within).unwrap_or(0)
+                    };
+                    let zeros = buffer[..count].iter().all(|&byte| byte == 0);
+                    let is_near = pieces.iter().any(|(start, data)| {
+                        *start < at + count as u64 && at < start + data.len() as u64
+                    });
+                    assert!(zeros || is_near);
+                    if is_near {
+                        for (offset, &byte) in (at..).zip(&buffer[..count]) {
+                            assert_eq!(byte, expected(offset), "{offset}");
+                        }
+                    }
+                    at += count as u64;
+                }
+            }
+        }
+        Ok::<_, crate::erofs::read::Error>(())
+    });
+    walked.unwrap();
+    assert_eq!(seen, 3);
+}
+
+#[test]
+fn holes_are_counted_where_they_take_memory() {
+    let pieces: Vec<_> = (0..500).map(|number| (number << 20, &b"x"[..])).collect();
+    let layers = || vec![layer(&tar(&[sparse("s", 500 << 20, &pieces)]), None)];
+    let limits = |names| Limits {
+        names,
+        ..Limits::default()
+    };
+    assert!(limited(&limits(8001), layers()).is_ok());
+    let said = "cannot take \"s\" from the layer: the image has more than 8000 bytes of names and attributes, the limit";
+    assert_eq!(limited(&limits(8000), layers()), Err(said.to_owned()));
+}
+
+#[test]
+fn a_file_may_be_larger_than_an_initramfs_holds() {
+    let size: u64 = stress::count(3 << 20, (5 << 30) + 1);
+    // The archive has holes on this host's disk, and the layer has none.
+    let mut header = file("big", "").pax("size", size.to_string());
+    header.header.set_size(0);
+    let mut start = Vec::new();
+    header.write(&mut start);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&start, 0).unwrap();
+    let data = start.len() as u64;
+    for (at, bytes) in [(0, &b"first"[..]), (size - 4, b"last")] {
+        file.write_all_at(bytes, data + at).unwrap();
+    }
+    let len = data + size.next_multiple_of(512) + 1024;
+    file.set_len(len).unwrap();
+    let blob = Blob {
+        file: Arc::new(file),
+        offset: 0,
+        len,
+        name: "the layer".to_owned(),
+    };
+    let image = image(vec![Layer {
+        blob,
+        diff_id: None,
+    }]);
+    let out = tempfile::tempfile().unwrap();
+    let made = write_erofs(&image, &Limits::default(), &out).unwrap();
+    assert_eq!(made.bytes, size.next_multiple_of(4096) + 2 * 4096);
+    let mut ends = [[0; 5], [0; 5]];
+    out.read_exact_at(&mut ends[0], 4096).unwrap();
+    out.read_exact_at(&mut ends[1], 4096 + size - 4).unwrap();
+    assert_eq!(ends, [*b"first", *b"last\0"]);
+}
+
+#[test]
+fn an_output_that_fails_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    std::fs::write(&path, "").unwrap();
+    let only_read = OsFile::open(path).unwrap();
+    for entries in [&[file("a", vec![1; 2 << 20])][..], &[]] {
+        let written = write_erofs(&image_of(&[entries]), &Limits::default(), &only_read);
+        let error = chain(&written.unwrap_err());
+        assert!(
+            error.starts_with("cannot write the root file system: "),
+            "{error}"
+        );
+    }
+}
