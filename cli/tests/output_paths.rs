@@ -17,6 +17,14 @@ use minivm_tests::program::{Ended, run};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
+/// The beginning of an EROFS image: nothing, and then the superblock.
+const EROFS: [u8; 1028] = {
+    let mut start = [0; 1028];
+    let (_, magic) = start.split_at_mut(1024);
+    magic.copy_from_slice(&[0xe2, 0xe1, 0xf5, 0xe0]);
+    start
+};
+
 /// A folder for outputs, and a small image.
 struct Place(TempDir);
 
@@ -32,8 +40,8 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// Both commands that write a file of their own, each writing to `name`.
-    fn both(&self, name: &str) -> [(Command, &'static [u8]); 2] {
+    /// The commands that write a file of their own, each writing to `name`.
+    fn all(&self, name: &str) -> [(Command, &'static [u8]); 3] {
         let command = |args: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
             command.current_dir(self.0.path()).args(args);
@@ -53,6 +61,10 @@ impl Place {
             (
                 command(&["build", "-q", "dir:image", "-o", name]),
                 b"070701",
+            ),
+            (
+                command(&["build", "-q", "--format=erofs", "dir:image", "-o", name]),
+                &EROFS,
             ),
             (command(&html), b"<!doctype html>"),
         ]
@@ -88,10 +100,10 @@ fn devices_are_written_to_and_stay() {
     // A program that replaces the path replaces the link, and not the machine's device.
     symlink("/dev/null", place.path("null")).unwrap();
     symlink("/dev/full", place.path("full")).unwrap();
-    for (mut command, _) in place.both("null") {
+    for (mut command, _) in place.all("null") {
         assert_eq!(run(&mut command, PATIENCE).code, Some(0));
     }
-    for (mut command, _) in place.both("full") {
+    for (mut command, _) in place.all("full") {
         let ended = run(&mut command, PATIENCE);
         assert_said(&ended, &["cannot write full: No space left on device"]);
     }
@@ -109,7 +121,7 @@ fn a_fifos_reader_gets_all_of_it() {
     let fifo = place.path("fifo");
     let mode = Mode::from_raw_mode(0o600);
     mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
-    for (mut command, start) in place.both("fifo") {
+    for (mut command, start) in place.all("fifo") {
         let fifo = fifo.clone();
         let reader = thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -121,7 +133,7 @@ fn a_fifos_reader_gets_all_of_it() {
         assert!(begins(&reader.join().unwrap(), start));
     }
     assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
-    let [(mut build, _), _] = place.both("fifo");
+    let [(mut build, _), ..] = place.all("fifo");
     let ended = run(&mut build, PATIENCE);
     assert_said(
         &ended,
@@ -132,7 +144,7 @@ fn a_fifos_reader_gets_all_of_it() {
 #[test]
 fn stdout_and_other_open_files_are_written_to_as_they_are() {
     let place = Place::new();
-    for (command, start) in place.both("/dev/fd/7") {
+    for (command, start) in place.all("/dev/fd/7") {
         let mut shell = Command::new("sh");
         shell.args(["-c", "exec \"$0\" \"$@\" 7>>seven"]);
         shell.arg(command.get_program()).args(command.get_args());
@@ -146,12 +158,26 @@ fn stdout_and_other_open_files_are_written_to_as_they_are() {
         assert!(begins(seven, start));
     }
     for name in ["/dev/stdout", "/proc/self/fd/1"] {
-        let [(mut build, start), _] = place.both(name);
-        let ended = run(&mut build, PATIENCE);
-        assert_eq!(ended.code, Some(0), "{ended:?}");
-        assert!(begins(&ended.stdout, start) && ended.stdout.len() > 100_000);
+        let [build, erofs, _] = place.all(name);
+        for (mut build, start) in [build, erofs] {
+            let ended = run(&mut build, PATIENCE);
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+            assert!(begins(&ended.stdout, start) && ended.stdout.len() > 100_000);
+        }
     }
-    for (mut command, _) in place.both("/dev/fd/77") {
+    // Where a file can be read too, and written anywhere, the next program still goes on behind it.
+    let [build, erofs, _] = place.all("/dev/stdout");
+    for (command, start) in [build, erofs] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec 1<>shared; \"$0\" \"$@\" && echo behind"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        let ended = run(shell.current_dir(place.0.path()), PATIENCE);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let shared = fs::read(place.path("shared")).unwrap();
+        assert!(begins(&shared, start) && shared.ends_with(b"behind\n"));
+        fs::remove_file(place.path("shared")).unwrap();
+    }
+    for (mut command, _) in place.all("/dev/fd/77") {
         let ended = run(&mut command, PATIENCE);
         assert_said(&ended, &["cannot write /dev/fd/77: Bad file descriptor"]);
     }
@@ -165,7 +191,7 @@ fn links_are_followed_and_other_names_keep_their_file() {
     symlink("second", place.path("first")).unwrap();
     symlink("folder/target", place.path("second")).unwrap();
     let target = place.path("folder/target");
-    for (mut command, start) in place.both("first") {
+    for (mut command, start) in place.all("first") {
         // Once there is nothing where it leads, once a file.
         let ended = run(&mut command, PATIENCE);
         assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -196,7 +222,7 @@ fn what_cannot_be_written_to_is_refused_and_stays() {
         ("nowhere/new", "No such file or directory"),
         ("loop", "Too many levels of symbolic links"),
     ] {
-        for (mut command, _) in place.both(name) {
+        for (mut command, _) in place.all(name) {
             let ended = run(&mut command, PATIENCE);
             assert_said(&ended, &[&format!("cannot write {name}: {why}")]);
         }
@@ -221,7 +247,7 @@ fn another_users_link_in_a_shared_folder_is_refused() {
     if lchown(shared.join("link"), Some(1234), None).is_err() {
         return;
     }
-    for (mut command, _) in place.both("shared/link") {
+    for (mut command, _) in place.all("shared/link") {
         let ended = run(&mut command, PATIENCE);
         assert_said(&ended, &["cannot write shared/link", "another user's link"]);
     }

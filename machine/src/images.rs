@@ -7,6 +7,7 @@
 //! on the disk has a limit, see `evict`.
 
 mod evict;
+mod file;
 mod fill;
 mod init;
 mod root;
@@ -24,10 +25,11 @@ use minivm_image::{self, Config, Digest, Image, Platform, Store};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::fetch;
-use crate::output_path::Output;
 use crate::room;
 
 pub use evict::{LIMIT, set_limit};
+pub use file::{Format, build};
+pub(crate) use file::{finish, write_erofs, write_output};
 pub use init::Init;
 pub use root::Root;
 
@@ -351,46 +353,6 @@ impl Archive {
     }
 }
 
-/// Writes the image's archive with `init` to `output`, which is open at the `path` that the user wants.
-///
-/// # Errors
-///
-/// Where it can't be made or written.
-pub fn build(
-    image: &Image,
-    init: &Init,
-    compression: Compression,
-    path: &Path,
-    mut output: Output,
-) -> Result<Summary, Error> {
-    let summary = write_output(image, init, compression, path, &mut output)?;
-    finish(output, path)?;
-    Ok(summary)
-}
-
-/// Writes the image's archive to an output, which it doesn't finish.
-pub(crate) fn write_output(
-    image: &Image,
-    init: &Init,
-    compression: Compression,
-    path: &Path,
-    output: &mut Output,
-) -> Result<Summary, Error> {
-    let limits = Limits::default();
-    let written = write(image, init, compression, &limits, &mut *output, path);
-    written.map_err(|error| match output.failure() {
-        Some(failure) => failed("write", path)(failure).into(),
-        None => error,
-    })
-}
-
-/// Gives the output, in which the whole archive is, its name.
-pub(crate) fn finish(output: Output, path: &Path) -> Result<(), Error> {
-    let synced = output.sync();
-    let finished = synced.and_then(|()| output.finish());
-    Ok(finished.map_err(failed("write", path))?)
-}
-
 fn write(
     image: &Image,
     init: &Init,
@@ -441,6 +403,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::output_path::Output;
 
     struct Place {
         folder: tempfile::TempDir,

@@ -135,6 +135,14 @@ impl Output {
         })
     }
 
+    /// Returns the file that takes the output, where it is an empty one that can be read and be written at any place.
+    pub(crate) fn random_access(&self) -> Option<&File> {
+        let flags = fcntl_getfl(&self.file).ok()?;
+        let anywhere = flags & OFlags::RWMODE == OFlags::RDWR && !flags.contains(OFlags::APPEND);
+        let metadata = self.file.metadata().ok()?;
+        (anywhere && metadata.is_file() && metadata.len() == 0).then_some(&self.file)
+    }
+
     /// Returns the error of the last write that failed.
     pub fn failure(&self) -> Option<io::Error> {
         self.failure.map(io::Error::from_raw_os_error)
@@ -407,7 +415,7 @@ fn open_there(place: &Path, there: &Metadata) -> io::Result<File> {
 
 /// A file that is gone with its last descriptor, unless it gets a name. The umask has the last word on its mode.
 fn unnamed(folder: &Path, mode: u32) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(folder, flags, Mode::from_raw_mode(mode))?.into())
 }
 

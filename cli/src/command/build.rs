@@ -1,15 +1,25 @@
-//! `minivm build`: a container image becomes an initramfs.
+//! `minivm build`: a container image becomes an initramfs, or an EROFS image.
 
 use std::io::{IsTerminal, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use minivm_image::{Platform, rootfs};
+use minivm_machine::images;
 use minivm_machine::output_path::Output;
 
 use super::image::{self, ImageArgs};
+
+/// What becomes of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// An archive of its files and minivm's init, which boots with --initramfs
+    Initramfs,
+    /// A file system of its files alone, which Linux mounts, from memory too
+    Erofs,
+}
 
 /// How the archive is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,38 +46,63 @@ pub(super) struct BuildArgs {
     /// Of an image for several platforms, this one's files are taken; one that isn't for it is refused.
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
-    /// Compression of the archive
+    /// What the image becomes
+    #[arg(long, value_enum, default_value_t = Format::Initramfs, value_name = "FORMAT")]
+    format: Format,
+    /// Compression of an initramfs
     #[arg(long, value_enum, default_value_t = Compression::None, value_name = "HOW")]
     compression: Compression,
+}
+
+impl BuildArgs {
+    fn image_format(&self) -> images::Format {
+        let compression = match self.compression {
+            Compression::None => rootfs::Compression::None,
+            Compression::Lz4 => rootfs::Compression::Lz4,
+            Compression::Zstd => rootfs::Compression::Zstd,
+            Compression::Gzip => rootfs::Compression::Gzip,
+        };
+        match self.format {
+            Format::Initramfs => images::Format::Initramfs(compression),
+            Format::Erofs => images::Format::Erofs,
+        }
+    }
 }
 
 /// Builds it.
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let path = &args.output;
+    if args.format == Format::Erofs && args.compression != Compression::None {
+        bail!(
+            "--compression is for an initramfs: an EROFS image that is mapped into memory has none"
+        );
+    }
     let platform = args.platform.clone().unwrap_or_else(Platform::here);
-    let images = image::image_cache()?.for_guests_of(&platform)?;
+    let mut images = image::image_cache()?;
+    if args.format == Format::Initramfs {
+        images = images.for_guests_of(&platform)?;
+    }
     // Better now than after the work.
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
     let found = image::open_for(&platform, &args.image.image, &args.image.pull, &images)?;
     let spinner = image::making(&args.image.image, args.image.pull.quiet);
-    let compression = match args.compression {
-        Compression::None => rootfs::Compression::None,
-        Compression::Lz4 => rootfs::Compression::Lz4,
-        Compression::Zstd => rootfs::Compression::Zstd,
-        Compression::Gzip => rootfs::Compression::Gzip,
-    };
-    let made = found.build(&images, compression, path, output);
+    let made = found.build(&images, args.image_format(), path, output);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     let made = made?;
     if !args.image.pull.quiet && stdout().is_terminal() {
         println!(
-            "{}: {} files, {} unpacked",
+            "{}: {} files, {}{}",
             path.display(),
             made.files,
-            indicatif::BinaryBytes(made.bytes)
+            indicatif::BinaryBytes(made.bytes),
+            if args.format == Format::Initramfs {
+                " unpacked"
+            } else {
+                ""
+            }
         );
     }
     Ok(ExitCode::SUCCESS)

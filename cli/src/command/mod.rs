@@ -76,7 +76,7 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Show a machine's start, run and end as phases, with its exits
     Timeline(Box<timeline::TimelineArgs>),
-    /// Make an initramfs from a container image
+    /// Make an initramfs or an EROFS image from a container image
     Build(build::BuildArgs),
     /// Create, list and remove templates: saved machines that are ready to run a command
     #[command(subcommand)]

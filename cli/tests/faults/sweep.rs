@@ -136,6 +136,16 @@ fn each_call_of_a_boot_fails_once() {
 
 #[test]
 fn the_calls_of_a_build_fail_once_and_the_old_archive_stays_or_a_whole_one_comes() {
+    a_build_is_whole("initramfs", stress::count(3, 1));
+}
+
+#[test]
+fn the_calls_of_a_build_of_erofs_fail_once_and_the_old_image_stays_or_a_whole_one_comes() {
+    a_build_is_whole("erofs", stress::count(5, 1));
+}
+
+/// Fails every call of a build of this format, or some of them.
+fn a_build_is_whole(format: &str, step: usize) {
     let scene = Scene::new();
     fs::create_dir_all(scene.path("root/folder")).unwrap();
     fs::write(scene.path("root/folder/file"), [b'x'; 100_000]).unwrap();
@@ -145,12 +155,13 @@ fn the_calls_of_a_build_fail_once_and_the_old_archive_stays_or_a_whole_one_comes
     let build = |before: &[&str]| {
         fs::write(&archive, "old").unwrap();
         let mut command = scene.minivm(before);
-        command.args(["build", "--quiet", "-o"]).arg(&archive);
+        command.args(["build", "--quiet", "--format", format, "-o"]);
+        command.arg(&archive);
         command.arg(format!("dir:{}", scene.path("root").display()));
         command
     };
     let calls = calls(&scene, build, "").into_iter();
-    let calls: Vec<_> = calls.step_by(stress::count(3, 1)).collect();
+    let calls: Vec<_> = calls.step_by(step).collect();
     let whole = fs::read(&archive).unwrap();
     assert!(whole.len() > 100_000);
     let after = |fault: &str, ended: &Ended| {

@@ -2,11 +2,12 @@
 
 use log::LevelFilter;
 use minivm_image::helpers::Credential;
-use minivm_image::rootfs::{Compression, Summary};
+use minivm_image::rootfs::Summary;
 use minivm_image::{Config, Digest, Platform, Pull};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Link;
+use crate::images::Format;
 
 /// The broker's messages.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,11 +47,11 @@ pub(super) enum Form {
     Archive,
     /// The cache's root folder.
     Root,
-    /// An archive in a file of the user's.
+    /// A file of the user's.
     Built {
         /// The file's path, in errors.
         name: String,
-        compression: Compression,
+        format: Format,
     },
 }
 

@@ -41,11 +41,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use minivm_image::io_error::HostError;
-use minivm_image::rootfs::{Compression, Summary};
+use minivm_image::rootfs::Summary;
 use minivm_image::{Config, Known, Options, Progress, Pull, Source, Unwatched};
 
 use crate::child::Role;
-use crate::images::{self, Archive, ImageCache, Root, Unpack};
+use crate::images::{self, Archive, Format, ImageCache, Root, Unpack};
 use crate::output_path::Output;
 
 use broker::{Fetcher, Opened};
@@ -182,7 +182,7 @@ impl Fetched {
         &self.config
     }
 
-    /// Writes the image's archive, with the init of the guests that `images` is for, to `output`, which is open at `path`.
+    /// Writes the image in this format to `output`, which is open at `path`.
     ///
     /// # Errors
     ///
@@ -190,13 +190,13 @@ impl Fetched {
     pub fn build(
         &self,
         images: &ImageCache,
-        compression: Compression,
+        format: Format,
         path: &Path,
         output: Output,
     ) -> Result<Summary, Error> {
         let form = Form::Built {
             name: path.display().to_string(),
-            compression,
+            format,
         };
         let file = output.file();
         let written = |_: &str, summary| Ok(summary);

@@ -23,7 +23,7 @@ use super::message::{Form, Job, Order, Report};
 use super::{ROLE, reach};
 use crate::child::{Received, Stream, is_of_the_end};
 use crate::confine;
-use crate::images::{self, ImageCache, Init};
+use crate::images::{self, Format, ImageCache, Init};
 use crate::output_path::{Output, own_descriptor};
 
 /// How often a layer's progress is reported.
@@ -171,12 +171,19 @@ impl Service {
                 let root = self.images.root(image, making)?;
                 Ok((Summary::default(), Made::Root(root)))
             }
-            Form::Built { name, compression } => {
-                let init = Init::of(&self.job.platform)?;
+            Form::Built { name, format } => {
                 let path = Path::new(name);
                 let none = || failed("write", path)(io::ErrorKind::NotFound.into());
                 let mut output = Output::lent(output.ok_or_else(none)?.into(), false);
-                let summary = images::write_output(image, init, *compression, path, &mut output)?;
+                let summary = match *format {
+                    Format::Initramfs(compression) => {
+                        let init = Init::of(&self.job.platform)?;
+                        images::write_output(image, init, compression, path, &mut output)?
+                    }
+                    Format::Erofs => {
+                        images::write_erofs(image, &self.images.store(), path, &mut output)?
+                    }
+                };
                 Ok((summary, Made::Written))
             }
         }

@@ -17,21 +17,21 @@ pub(in super::super) const CALLS: &[i64] = &[
     libc::SYS_fdatasync,       // entries of the cache
     libc::SYS_flock,           // the same: their locks
     libc::SYS_fstat,           // also: lengths and identities of files
-    libc::SYS_ftruncate,       // entries of the cache that are begun anew
+    libc::SYS_ftruncate,       // entries of the cache that are begun anew, the ends of EROFS images
     libc::SYS_getcwd,          // paths that aren't absolute
     libc::SYS_getdents64,      // folders of an image, and roots that are removed
     libc::SYS_geteuid,         // whether an entry of the cache is this user's
     libc::SYS_lgetxattr,       // attributes of files in a folder
     libc::SYS_linkat,          // hard links of a root, entries of the cache
     libc::SYS_llistxattr,      // attributes of files in a folder
-    libc::SYS_lseek,           // archives
+    libc::SYS_lseek,           // archives, holes of files in a folder
     libc::SYS_mkdirat,         // folders of a root
     libc::SYS_newfstatat,      // stat, fstat
     libc::SYS_openat,
     libc::SYS_openat2,         // files below a root
     libc::SYS_pipe2,           // an image's archive on its way to its root
-    libc::SYS_pread64,         // archives and layers
-    libc::SYS_pwrite64,        // the size of a root
+    libc::SYS_pread64,         // archives and layers, data that move within an EROFS image
+    libc::SYS_pwrite64,        // the size of a root, EROFS images
     libc::SYS_read,
     libc::SYS_readlinkat,      // links of a folder
     libc::SYS_recvfrom,        // orders from the broker, answers of servers
