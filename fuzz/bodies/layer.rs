@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use minivm_image::erofs::read::{Error, Reader};
 use minivm_image::rootfs::{self, Compression, Limits};
 use minivm_image::{Blob, Config, Image, Layer, Root};
 
@@ -37,6 +38,12 @@ pub(crate) fn run(data: &[u8]) {
         header: 1 << 16,
     };
     let _ = rootfs::write(&image, b"init", Compression::None, &limits, io::sink());
+    let out = unnamed();
+    if rootfs::write_erofs(&image, &limits, &out).is_ok() {
+        let reader = Reader::open(&out).expect("it was just written");
+        let walked = reader.walk(|_, _| Ok::<_, Error>(()));
+        walked.expect("it was just written");
+    }
 }
 
 fn unnamed() -> File {

@@ -39,8 +39,9 @@ const FOR_SANDBOXES: [&str; 2] = ["bubblewrap", "chromium"];
 
 /// For the tests alone, which make and move images with the tools that everybody uses. Docker's daemon comes in
 /// `docker.io`; its client isn't needed.
-const FOR_TESTS: [&str; 7] = [
+const FOR_TESTS: [&str; 8] = [
     "device-tree-compiler",
+    "erofs-utils",
     "skopeo",
     "umoci",
     "docker-registry",

@@ -7,6 +7,8 @@ use super::seeds;
 
 #[path = "../../../fuzz/bodies/documents.rs"]
 mod documents;
+#[path = "../../../fuzz/bodies/erofs.rs"]
+mod erofs;
 #[path = "../../../fuzz/bodies/frames.rs"]
 mod frames;
 #[path = "../../../fuzz/bodies/kernel.rs"]
@@ -56,6 +58,11 @@ fn rings_move_bytes_or_are_corrupt() {
 #[test]
 fn layers_become_a_root_or_are_refused() {
     check("layer", layer::run, ARCHIVE, 300, 100_000);
+}
+
+#[test]
+fn erofs_images_are_read_or_refused() {
+    check("erofs", erofs::run, "", 2000, 3_000_000);
 }
 
 #[test]

@@ -3,18 +3,22 @@
 //! `MINIVM_TEST_CORPUS` names a folder into which a test writes them, as cargo-fuzz has them: `fuzz/corpus`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use minivm_guest::channel::{
     Exit, Hello, KernelLog, Refusal, STDIN_WINDOW, Status, Times, ToHost, VERSION,
 };
 use minivm_guest::newc::{Archive, Attributes};
+use minivm_image::rootfs::{self, Limits};
+use minivm_image::{Blob, Config, Image, Layer, Root};
 use minivm_tests::kernel_file::{BzImage, CODE, Elf, Segment};
 
 /// The good inputs of each target.
 pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
+        "erofs" => vec![erofs(&["one", "two"]), erofs(&[])],
         "documents" => lines(&DOCUMENTS, |text| text.replace('\n', "\0")),
         "frames" => vec![[&[7][..], &messages(&archive())].concat()],
         "kernel" => vec![elf(), BzImage::default().bytes()],
@@ -48,8 +52,9 @@ fn lines(texts: &[&str], changed: fn(&str) -> String) -> Vec<Vec<u8>> {
 }
 
 /// The targets that have good inputs. Those of devices need none.
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 9] = [
     "documents",
+    "erofs",
     "frames",
     "kernel",
     "layer",
@@ -195,6 +200,54 @@ fn tar(names: &[&str]) -> Vec<u8> {
         builder.append_data(&mut hidden, path, io::empty()).unwrap();
     }
     builder.into_inner().unwrap()
+}
+
+/// An EROFS image of a layer with these folders, and a file that has holes.
+fn erofs(names: &[&str]) -> Vec<u8> {
+    let mut layer = tempfile::tempfile().unwrap();
+    let mut bytes = tar(names);
+    bytes.truncate(bytes.len() - 1024);
+    bytes.extend(with_holes());
+    layer.write_all(&bytes).unwrap();
+    let blob = Blob {
+        len: bytes.len() as u64,
+        file: Arc::new(layer),
+        offset: 0,
+        name: "layer".into(),
+    };
+    let image = Image {
+        identity: "seed".into(),
+        config: Config::default(),
+        root: Root::Layers(vec![Layer {
+            blob,
+            diff_id: None,
+        }]),
+    };
+    let mut out = tempfile::tempfile().unwrap();
+    rootfs::write_erofs(&image, &Limits::default(), &out).unwrap();
+    let mut image = Vec::new();
+    out.rewind().unwrap();
+    out.read_to_end(&mut image).unwrap();
+    image
+}
+
+/// The end of an archive, with a file of a megabyte that has data at its end alone.
+fn with_holes() -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNUSparse);
+    header.set_path("holes").unwrap();
+    header.set_mode(0o644);
+    header.set_size(3);
+    let sparse = header.as_gnu_mut().unwrap();
+    sparse.set_real_size(1 << 20);
+    let octal =
+        |number: u64| -> [u8; 12] { format!("{number:011o}\0").into_bytes().try_into().unwrap() };
+    sparse.sparse[0].offset = octal((1 << 20) - 3);
+    sparse.sparse[0].numbytes = octal(3);
+    header.set_cksum();
+    let mut bytes = [&header.as_bytes()[..], b"end"].concat();
+    bytes.resize(1024 + 1024, 0);
+    bytes
 }
 
 /// A session's messages until its files have come.

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod bad;
+mod erofs;
 mod fetcher;
 mod guest;
 mod initramfs;
