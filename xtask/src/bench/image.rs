@@ -1,4 +1,4 @@
-//! Images: how fast they become initramfs archives, against the shell commands that do the same; how soon a machine runs;
+//! Images: how fast they become initramfs archives and EROFS images, against the shell commands that do the same; how soon a machine runs;
 //! what init takes; and how fast data come in and out.
 
 use std::io::{BufRead, BufReader};
@@ -137,7 +137,7 @@ impl Bench {
         format!("docker-archive:{}", self.folder.join("saved.tar").display())
     }
 
-    /// An image becomes an archive.
+    /// An image becomes an archive, and an EROFS image.
     fn archives(&self) -> Result<()> {
         let out = self.folder.join("out");
         let build = |image: &str, how: &str| {
@@ -146,15 +146,18 @@ impl Bench {
             command.arg(&out);
             command
         };
+        let erofs = |image: &str| {
+            let mut command = self.minivm();
+            command.args(["build", image, "--format", "erofs", "-o"]);
+            command.arg(&out);
+            command
+        };
         let unpack: Vec<_> = (self.layers.iter())
             .map(|layer| format!("tar -xzf '{}'", layer.display()))
             .collect();
         let archive = "find . -print0 | cpio --null -o --format=newc --quiet";
-        let shell = |compress: &str| {
-            let script = format!(
-                "set -e; mkdir root; cd root; {}; {archive}{compress} > ../out",
-                unpack.join("; ")
-            );
+        let shell = |make: &str| {
+            let script = format!("set -e; mkdir root; cd root; {}; {make}", unpack.join("; "));
             let mut command = Command::new("sh");
             command.args(["-c", &script]).current_dir(&self.folder);
             command
@@ -170,10 +173,21 @@ impl Bench {
             ("minivm build, lz4", build(&oci, "lz4"), self.runs),
             ("minivm build, zstd", build(&oci, "zstd"), self.runs),
             ("minivm build, gzip", build(&oci, "gzip"), self.runs),
-            ("tar -x, find | cpio", shell(""), SHELL_RUNS),
+            ("minivm build, EROFS", erofs(&oci), self.runs),
+            ("… from docker save's archive", erofs(&saved), self.runs),
+            (
+                "tar -x, find | cpio",
+                shell(&format!("{archive} > ../out")),
+                SHELL_RUNS,
+            ),
             (
                 "tar -x, find | cpio | gzip -9",
-                shell(" | gzip -9"),
+                shell(&format!("{archive} | gzip -9 > ../out")),
+                SHELL_RUNS,
+            ),
+            (
+                "tar -x, mkfs.erofs",
+                shell("mkfs.erofs -Enoinline_data ../out . >&2"),
                 SHELL_RUNS,
             ),
         ];
