@@ -118,24 +118,31 @@ mod tests {
 
     const K: u64 = 1024;
 
+    /// Pieces of data, each with its start and its end.
+    fn pieces(places: &[(u64, u64)]) -> Vec<Range<u64>> {
+        places.iter().map(|&(start, end)| start..end).collect()
+    }
+
     #[test]
     fn a_file_without_holes_that_are_worth_it_has_no_chunks() {
-        for (size, pieces) in [
+        for (size, places) in [
             (0, &[][..]),
-            (1, &[0..1][..]),
-            (10 * K, &[0..10 * K]),
-            // A hole within a block, and one that is no larger than the addresses.
-            (4 * K, &[0..K]),
-            (8 * K, &[0..3 * K, 5 * K..8 * K]),
+            (1, &[(0, 1)]),
+            (10 * K, &[(0, 10 * K)]),
+            // A hole within a block, and one of fewer blocks than the addresses take.
+            (4 * K, &[(0, K)]),
+            (8 * K, &[(0, 3 * K), (5 * K, 8 * K)]),
         ] {
-            assert_eq!(Chunks::of(size, pieces), None, "{size} {pieces:?}");
+            let chunks = Chunks::of(size, &pieces(places));
+            assert_eq!(chunks, None, "{size} {places:?}");
         }
     }
 
     #[test]
     fn the_size_of_chunks_makes_a_file_small() {
-        let chunks = |size, pieces: &[Range<u64>]| Chunks::of(size, pieces).unwrap();
-        let small = chunks(64 * K, &[K..2 * K, 2 * K..2 * K, 40 * K..41 * K]);
+        let chunks = |size, places: &[(u64, u64)]| Chunks::of(size, &pieces(places)).unwrap();
+        let places = [(K, 2 * K), (2 * K, 2 * K), (40 * K, 41 * K)];
+        let small = chunks(64 * K, &places);
         assert_eq!((small.bits, small.blocks(64 * K)), (0, 2));
         let addresses: Vec<_> = small.addresses(64 * K, 7).collect();
         let mut expected = [HOLE; 16];
@@ -143,7 +150,7 @@ mod tests {
         assert_eq!(addresses, expected);
         // 5 GiB with a byte in it, and the most that a file can have without any.
         let large = 5 << 30;
-        let byte = chunks(large, &[1 << 30..(1 << 30) + 1]);
+        let byte = chunks(large, &[(1 << 30, (1 << 30) + 1)]);
         assert!(byte.count(large) * ADDRESS + byte.blocks(large) * BLOCK < 320 * K);
         let most = i64::MAX.cast_unsigned();
         let empty = chunks(most, &[]);
@@ -153,10 +160,13 @@ mod tests {
     #[test]
     fn the_last_chunk_has_the_blocks_that_it_needs() {
         let size = 100 * K + 1;
-        let end = Chunks::with(3, &[99 * K..size]);
-        assert_eq!(end.stored(size).collect::<Vec<_>>(), [96 * K..size]);
+        let end = Chunks::with(3, &pieces(&[(99 * K, size)]));
+        assert_eq!(
+            end.stored(size).collect::<Vec<_>>(),
+            pieces(&[(96 * K, size)])
+        );
         assert_eq!(end.blocks(size), 2);
-        let both = Chunks::with(3, &[0..1, 99 * K..size]);
+        let both = Chunks::with(3, &pieces(&[(0, 1), (99 * K, size)]));
         let addresses: Vec<_> = both.addresses(size, 5).collect();
         assert_eq!(addresses, [5, HOLE, HOLE, 13]);
     }

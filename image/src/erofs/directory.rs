@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, TYPE, get, put};
+use super::{BLOCK_BITS, TYPE, get, put};
 
 /// Bytes of an entry: the inode's number, the place of the name in the block, the file's type, and one of no use.
 const ENTRY: usize = 12;
-const ROOM: usize = BLOCK as usize;
+const ROOM: usize = 1 << BLOCK_BITS;
 /// The longest name (`EROFS_NAME_LEN`).
 const NAME_MAX: usize = 255;
 

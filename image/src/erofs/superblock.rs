@@ -1,7 +1,7 @@
 //! The superblock, `struct erofs_super_block`.
 
 use super::read::Error;
-use super::{BLOCK, BLOCK_BITS, get, put};
+use super::{BLOCK_BITS, get, put};
 use crate::rootfs::Time;
 
 /// Its place in the image, and the bytes that it has there.
@@ -10,7 +10,7 @@ const LEN: usize = 128;
 /// The place of the byte behind it.
 pub(super) const END: u64 = (OFFSET + LEN) as u64;
 /// The bytes that its checksum is about: the rest of its block.
-pub(super) const CHECKED: usize = BLOCK as usize - OFFSET;
+pub(super) const CHECKED: usize = (1 << BLOCK_BITS) - OFFSET;
 
 const MAGIC: u32 = 0xe0f5_e1e2;
 /// `EROFS_FEATURE_COMPAT_SB_CHKSUM`: the superblock has a checksum.

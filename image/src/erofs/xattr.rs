@@ -4,7 +4,7 @@
 //! An entry has a number for the beginning of its name, so an attribute whose name begins otherwise can't be held. Linux has no other
 //! kinds for files: it refuses to set them.
 
-use super::get;
+use super::{get, read};
 use crate::rootfs::{Fault, Xattrs};
 
 /// Bytes before the entries: a filter of names, which isn't used, and the number of attributes that are elsewhere.
@@ -100,11 +100,8 @@ pub(super) const fn len(count: u16) -> u32 {
     }
 }
 
-/// Names and values.
-type Decoded = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// Reads attributes, sorted; `None` where they aren't what [`encode`] makes.
-pub(super) fn decode(bytes: &[u8]) -> Option<Decoded> {
+pub(super) fn decode(bytes: &[u8]) -> Option<read::Xattrs> {
     let mut entries = match bytes {
         [] => return Some(Vec::new()),
         bytes => bytes.strip_prefix(&[0; HEADER as usize])?,

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::entry::Xattrs;
 use super::error::Error;
 use super::reserved::stored;
 use minivm_guest::manifest::{self, Xattr};
@@ -37,7 +38,7 @@ pub(super) fn survey(root: &Path) -> Result<Survey, newc::Error> {
 }
 
 /// Returns the names and values of a file's extended attributes, sorted; without those of the host's own security modules.
-pub(super) fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, newc::Error> {
+pub(super) fn xattrs(path: &Path) -> Result<Xattrs, newc::Error> {
     let mut found = Vec::new();
     for attribute in list(path).map_err(walk::reading(path))? {
         let hosts: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
@@ -45,17 +46,17 @@ pub(super) fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, newc::Error
             continue;
         }
         let value = value(path, &attribute).map_err(walk::reading(path))?;
-        found.push((attribute, value));
+        found.push((attribute.into(), value.into()));
     }
-    Ok(found)
+    Ok(found.into())
 }
 
 fn collect(path: &Path, name: &Path, found: &mut Survey) -> Result<(), newc::Error> {
     let xattrs = xattrs(path)?.into_iter();
     found.xattrs.extend(xattrs.map(|(attribute, value)| Xattr {
         path: name.as_os_str().as_bytes().to_vec(),
-        name: attribute,
-        value,
+        name: attribute.into(),
+        value: value.into(),
     }));
     let metadata = fs::symlink_metadata(path).map_err(walk::reading(path))?;
     if metadata.is_file() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -95,8 +95,16 @@ fn compare(reader: &Reader<'_, File>, inode: &Inode, path: &Path) -> Result<(), 
                 "{path:?}"
             );
         }
-        &Content::CharDevice { major, minor } => assert_eq!((major, minor), numbers, "{path:?}"),
-        content => assert_eq!(*content, Content::Fifo, "{path:?}"),
+        &Content::CharDevice { major, minor } => {
+            assert!(file_type.is_char_device(), "{path:?}");
+            assert_eq!((major, minor), numbers, "{path:?}");
+        }
+        &Content::BlockDevice { major, minor } => {
+            assert!(file_type.is_block_device(), "{path:?}");
+            assert_eq!((major, minor), numbers, "{path:?}");
+        }
+        Content::Fifo => assert!(file_type.is_fifo(), "{path:?}"),
+        Content::Socket => assert!(file_type.is_socket(), "{path:?}"),
     }
     Ok(())
 }
@@ -250,27 +258,82 @@ fn fsck_finds_nothing_wrong_with_images_of_any_files() {
     assert!(clean > images / 2, "{clean} images of {images} were made");
 }
 
+/// A folder with files of every kind.
+fn every_kind(root: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
+    fs::create_dir_all(root.join("a/b/c")).unwrap();
+    for number in 0..500 {
+        let data = vec![b'x'; number * 37];
+        fs::write(root.join(format!("a/file-{number}")), data).unwrap();
+    }
+    fs::hard_link(root.join("a/file-499"), root.join("linked")).unwrap();
+    std::os::unix::fs::symlink("a/file-1", root.join("link")).unwrap();
+    let device = makedev(259, 70_000);
+    for (name, kind) in [
+        ("char", FileType::CharacterDevice),
+        ("block", FileType::BlockDevice),
+        ("fifo", FileType::Fifo),
+        ("socket", FileType::Socket),
+    ] {
+        mknodat(
+            CWD,
+            root.join(name),
+            kind,
+            Mode::from_raw_mode(0o640),
+            device,
+        )
+        .unwrap();
+    }
+    std::os::unix::fs::lchown(root.join("fifo"), Some(100_000), Some(7)).unwrap();
+    // A list that adds the group 9 to a file's mode (`struct posix_acl_xattr_entry`).
+    let acl = [
+        (1, 6, !0),
+        (4, 4, !0),
+        (8, 4, 9),
+        (16, 6, !0),
+        (32, 0, !0u32),
+    ];
+    let acl: Vec<u8> = acl
+        .iter()
+        .flat_map(|&(tag, permissions, id): &(u16, u16, u32)| {
+            [
+                &tag.to_le_bytes()[..],
+                &permissions.to_le_bytes(),
+                &id.to_le_bytes(),
+            ]
+            .concat()
+        })
+        .collect();
+    let acl = [&2u32.to_le_bytes()[..], &acl].concat();
+    let some = root.join("a/file-7");
+    for (path, name, value) in [
+        (&some, "user.some", &b"value"[..]),
+        (&some, "trusted.other", b""),
+        (&some, "security.third", &[1; 300]),
+        (&some, "system.posix_acl_access", &acl),
+        (&root.join("a/b"), "system.posix_acl_default", &acl),
+    ] {
+        lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
+    }
+}
+
+/// The numbers in the format are right if others' images are read with them.
 #[test]
 fn the_reader_reads_images_of_mkfs() {
     let folder = folder();
     let root = folder.path().join("root");
-    fs::create_dir_all(root.join("a/b/c")).unwrap();
-    for number in 0..500 {
-        fs::write(
-            root.join(format!("a/file-{number}")),
-            vec![b'x'; number * 37],
-        )
-        .unwrap();
-    }
-    fs::hard_link(root.join("a/file-499"), root.join("linked")).unwrap();
-    std::os::unix::fs::symlink("a/file-1", root.join("link")).unwrap();
-    for inline in ["-Einline", "-Enoinline_data"] {
-        let path = folder.path().join("image");
+    every_kind(&root);
+    let path = folder.path().join("image");
+    for flags in [
+        &[][..],
+        &["-Enoinline_data"],
+        &["-Eforce-inode-extended"],
+        &["-Eforce-inode-blockmap", "--chunksize=4096"],
+        &["-Eforce-inode-blockmap", "--chunksize=16384"],
+    ] {
+        // Attributes stand with their inodes unless so many have the same.
         let mut mkfs = Command::new("mkfs.erofs");
-        mkfs.arg("-x-1").arg(&path).arg(&root);
-        if inline == "-Enoinline_data" {
-            mkfs.arg(inline);
-        }
+        mkfs.arg("-x1000").args(flags).arg(&path).arg(&root);
         let ended = run(&mut mkfs, PATIENCE);
         assert_eq!(ended.code, Some(0), "{ended:?}");
         let image = File::open(&path).unwrap();
@@ -285,7 +348,7 @@ fn the_reader_reads_images_of_mkfs() {
             )
         });
         walked.unwrap();
-        assert_eq!(found, 1 + count(&root));
-        fs::remove_file(path).unwrap();
+        assert_eq!(found, 1 + count(&root), "{flags:?}");
+        fs::remove_file(&path).unwrap();
     }
 }

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use super::data::Data;
 use super::walk::{PATH_MAX, Walk};
-use super::{Content, Error, Inode, Kind, Place, ReadAt, bad};
+use super::{Content, Error, Inode, Kind, Place, ReadAt, Xattrs, bad};
 use crate::erofs::chunks::{ADDRESS, Chunks};
 use crate::erofs::inode::{Fields, Layout, numbers};
 use crate::erofs::superblock::END;
@@ -87,12 +87,7 @@ impl<S: ReadAt + ?Sized> Walk<'_, '_, S> {
         }
     }
 
-    fn xattrs(
-        &mut self,
-        number: u64,
-        fields: &Fields,
-        at: u64,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    fn xattrs(&mut self, number: u64, fields: &Fields, at: u64) -> Result<Xattrs, Error> {
         self.charge(number, fields.xattrs.into())?;
         let mut bytes = vec![0; fields.xattrs as usize];
         self.reader.source.read_at(&mut bytes, at)?;

@@ -111,6 +111,9 @@ pub struct Reader<'s, S: ?Sized> {
     superblock: Superblock,
 }
 
+/// Extended attributes: names and values, sorted by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A file of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inode {
@@ -126,8 +129,8 @@ pub struct Inode {
     pub links: u32,
     /// The time of its last change.
     pub mtime: Time,
-    /// Its extended attributes, sorted by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Its extended attributes.
+    pub xattrs: Xattrs,
     /// What it is.
     pub content: Content,
 }

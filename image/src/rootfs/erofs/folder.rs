@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::Stored;
 use crate::erofs::{Chunks, Failure};
-use crate::rootfs::entry::{Attributes, Entry, Kind, Time, Xattrs};
+use crate::rootfs::entry::{Attributes, Entry, Kind, Time};
 use crate::rootfs::error::{Error, Fault};
 use crate::rootfs::limits::Budget;
 use crate::rootfs::tree::{Content, Folder, Id, Inode, ROOT, Tree};
@@ -169,7 +169,7 @@ impl Taking<'_, '_, '_> {
         let entry = Entry {
             path: below.as_os_str().as_bytes().into(),
             attributes: attributes(metadata),
-            xattrs: xattrs(path)?,
+            xattrs: folder::xattrs(path)?,
             kind,
         };
         let charged = scan::charge(&entry, self.budget);
@@ -195,13 +195,6 @@ fn attributes(metadata: &Metadata) -> Attributes {
             nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
         },
     }
-}
-
-fn xattrs(path: &Path) -> Result<Xattrs, Error> {
-    let xattrs = folder::xattrs(path)?.into_iter();
-    Ok(xattrs
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect())
 }
 
 /// Returns the places of a file's data; all of it where the file system doesn't tell its holes.
