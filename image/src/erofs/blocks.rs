@@ -83,8 +83,9 @@ pub(crate) enum Failure {
 #[derive(Debug)]
 pub(crate) struct Blocks<'f> {
     file: &'f File,
-    /// Bytes that are written next, and their place in the file.
-    buffer: Vec<u8>,
+    /// Bytes that are written next, how many they are, and their place in the file.
+    buffer: Box<[u8]>,
+    used: usize,
     at: u64,
     limits: Limits,
 }
@@ -94,7 +95,8 @@ impl<'f> Blocks<'f> {
     pub(crate) fn new(file: &'f File, limits: &Limits) -> Blocks<'f> {
         Blocks {
             file,
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: vec![0; BUFFER].into(),
+            used: 0,
             at: BLOCK,
             limits: *limits,
         }
@@ -108,7 +110,7 @@ impl<'f> Blocks<'f> {
 
     /// The place where the next byte goes.
     pub(super) fn position(&self) -> u64 {
-        self.at + self.buffer.len() as u64
+        self.at + self.used as u64
     }
 
     /// Refuses so many bytes more where they would be beyond the limits, or have no address.
@@ -140,57 +142,63 @@ impl<'f> Blocks<'f> {
     /// Copies so many bytes, and fills their last block.
     fn copy(&mut self, data: &mut impl Read, mut left: u64) -> Result<(), Failure> {
         while left > 0 {
-            if self.buffer.len() == BUFFER {
-                self.flush().map_err(Failure::Write)?;
-            }
-            let used = self.buffer.len();
-            let wanted = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER - used);
-            self.buffer.resize(used + wanted, 0);
-            let read = data.read(&mut self.buffer[used..]);
-            self.buffer
-                .truncate(used + read.as_ref().map_or(0, |&count| count));
-            match read {
+            let room = self.room().map_err(Failure::Write)?;
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
+            match data.read(&mut room[..wanted]) {
                 Ok(0) => return Err(Failure::Read(io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => left -= count as u64,
+                Ok(count) => {
+                    self.used += count;
+                    left -= count as u64;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Failure::Read(error)),
             }
         }
-        self.pad_to(self.position().next_multiple_of(BLOCK))
-            .map_err(Failure::Write)
+        self.fill_block().map_err(Failure::Write)
     }
 
     /// Writes bytes.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            if self.buffer.len() == BUFFER {
-                self.flush()?;
-            }
-            let (now, later) = bytes.split_at(bytes.len().min(BUFFER - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
+            let room = self.room()?;
+            let (now, later) = bytes.split_at(bytes.len().min(room.len()));
+            room[..now.len()].copy_from_slice(now);
+            self.used += now.len();
             bytes = later;
         }
         Ok(())
     }
 
     /// Writes zeros up to this place.
-    pub(super) fn pad_to(&mut self, position: u64) -> io::Result<()> {
-        while self.position() < position {
-            if self.buffer.len() == BUFFER {
-                self.flush()?;
-            }
-            let missing = usize::try_from(position - self.position()).unwrap_or(BUFFER);
-            let len = (self.buffer.len() + missing).min(BUFFER);
-            self.buffer.resize(len, 0);
+    pub(super) fn pad_to(&mut self, place: u64) -> io::Result<()> {
+        while self.position() < place {
+            let missing = usize::try_from(place - self.position()).unwrap_or(usize::MAX);
+            let room = self.room()?;
+            let len = missing.min(room.len());
+            room[..len].fill(0);
+            self.used += len;
         }
         Ok(())
     }
 
+    /// Writes zeros to the end of the block.
+    pub(super) fn fill_block(&mut self) -> io::Result<()> {
+        self.pad_to(self.position().next_multiple_of(BLOCK))
+    }
+
+    /// Returns the part of the buffer where the next bytes go, which has room.
+    fn room(&mut self) -> io::Result<&mut [u8]> {
+        if self.used == self.buffer.len() {
+            self.flush()?;
+        }
+        Ok(&mut self.buffer[self.used..])
+    }
+
     /// Hands what was written to the file.
     fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buffer, self.at)?;
-        self.at += self.buffer.len() as u64;
-        self.buffer.clear();
+        self.file.write_all_at(&self.buffer[..self.used], self.at)?;
+        self.at += self.used as u64;
+        self.used = 0;
         Ok(())
     }
 
@@ -230,15 +238,11 @@ impl<'f> Blocks<'f> {
         let len = row.blocks * BLOCK;
         let mut moved = 0;
         while moved < len {
-            let wanted = usize::try_from(len - moved).unwrap_or(BUFFER).min(BUFFER);
-            self.buffer.resize(wanted, 0);
-            let read = self
-                .file
-                .read_exact_at(&mut self.buffer, row.from * BLOCK + moved);
-            let written =
-                read.and_then(|()| self.file.write_all_at(&self.buffer, row.to * BLOCK + moved));
-            self.buffer.clear();
-            written?;
+            let wanted = usize::try_from(len - moved).unwrap_or(usize::MAX);
+            let wanted = wanted.min(self.buffer.len());
+            let bytes = &mut self.buffer[..wanted];
+            self.file.read_exact_at(bytes, row.from * BLOCK + moved)?;
+            self.file.write_all_at(bytes, row.to * BLOCK + moved)?;
             moved += wanted as u64;
         }
         Ok(())

@@ -110,13 +110,13 @@ impl<'t> Metadata<'t> {
                             break;
                         }
                         blocks.write(&block)?;
-                        blocks.pad_to(blocks.position().next_multiple_of(BLOCK))?;
+                        blocks.fill_block()?;
                     }
                 }
                 // A target has less than a block.
                 Content::Symlink(target) if !is_inline => {
                     blocks.write(target)?;
-                    blocks.pad_to(blocks.position().next_multiple_of(BLOCK))?;
+                    blocks.fill_block()?;
                 }
                 _ => {}
             }
@@ -162,7 +162,7 @@ impl<'t> Metadata<'t> {
             blocks.pad_to(start + place.at)?;
             blocks.write(&bytes)?;
         }
-        blocks.pad_to(blocks.position().next_multiple_of(BLOCK))?;
+        blocks.fill_block()?;
         let root = self.places[ROOT as usize].at / SLOT;
         let superblock = Superblock {
             // It is the first.

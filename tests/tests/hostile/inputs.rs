@@ -62,7 +62,7 @@ fn layers_become_a_root_or_are_refused() {
 
 #[test]
 fn erofs_images_are_read_or_refused() {
-    check("erofs", erofs::run, "", 2000, 3_000_000);
+    check("erofs", erofs::run, "", 2000, 1_000_000);
 }
 
 #[test]

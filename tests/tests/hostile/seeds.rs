@@ -18,7 +18,11 @@ use minivm_tests::kernel_file::{BzImage, CODE, Elf, Segment};
 /// The good inputs of each target.
 pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
-        "erofs" => vec![erofs(&["one", "two"]), erofs(&[])],
+        "erofs" => vec![
+            erofs(&without_data()),
+            erofs(&tar(&["one", "two"])),
+            erofs(&tar(&[])),
+        ],
         "documents" => lines(&DOCUMENTS, |text| text.replace('\n', "\0")),
         "frames" => vec![[&[7][..], &messages(&archive())].concat()],
         "kernel" => vec![elf(), BzImage::default().bytes()],
@@ -202,13 +206,10 @@ fn tar(names: &[&str]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// An EROFS image of a layer with these folders, and a file that has holes.
-fn erofs(names: &[&str]) -> Vec<u8> {
+/// An EROFS image of this layer, as the target's body takes it: without the first block's zeros, and without zeros at its end.
+fn erofs(bytes: &[u8]) -> Vec<u8> {
     let mut layer = tempfile::tempfile().unwrap();
-    let mut bytes = tar(names);
-    bytes.truncate(bytes.len() - 1024);
-    bytes.extend(with_holes());
-    layer.write_all(&bytes).unwrap();
+    layer.write_all(bytes).unwrap();
     let blob = Blob {
         len: bytes.len() as u64,
         file: Arc::new(layer),
@@ -228,26 +229,49 @@ fn erofs(names: &[&str]) -> Vec<u8> {
     let mut image = Vec::new();
     out.rewind().unwrap();
     out.read_to_end(&mut image).unwrap();
-    image
+    let used = image.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    [&image[1024..1024 + 128], &image[4096..used]].concat()
 }
 
-/// The end of an archive, with a file of a megabyte that has data at its end alone.
-fn with_holes() -> Vec<u8> {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(tar::EntryType::GNUSparse);
-    header.set_path("holes").unwrap();
-    header.set_mode(0o644);
-    header.set_size(3);
-    let sparse = header.as_gnu_mut().unwrap();
-    sparse.set_real_size(1 << 20);
-    let octal =
-        |number: u64| -> [u8; 12] { format!("{number:011o}\0").into_bytes().try_into().unwrap() };
-    sparse.sparse[0].offset = octal((1 << 20) - 3);
-    sparse.sparse[0].numbytes = octal(3);
-    header.set_cksum();
-    let mut bytes = [&header.as_bytes()[..], b"end"].concat();
-    bytes.resize(1024 + 1024, 0);
-    bytes
+/// A layer with files of all kinds that take no blocks.
+fn without_data() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let header = |kind| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(0);
+        header
+    };
+    let attributes: [(&str, &[u8]); 3] = [
+        ("SCHILY.xattr.user.some", b"value"),
+        ("SCHILY.xattr.security.other", b""),
+        ("mtime", b"1.5"),
+    ];
+    builder.append_pax_extensions(attributes).unwrap();
+    for (kind, name) in [
+        (tar::EntryType::Regular, "attributes"),
+        (tar::EntryType::Directory, "folder"),
+        (tar::EntryType::Fifo, "folder/fifo"),
+    ] {
+        builder
+            .append_data(&mut header(kind), name, io::empty())
+            .unwrap();
+    }
+    for (kind, name) in [
+        (tar::EntryType::Symlink, "folder/link"),
+        (tar::EntryType::Link, "folder/hard"),
+    ] {
+        builder
+            .append_link(&mut header(kind), name, "attributes")
+            .unwrap();
+    }
+    let mut holes = header(tar::EntryType::GNUSparse);
+    holes.set_path("holes").unwrap();
+    holes.as_gnu_mut().unwrap().set_real_size(1 << 20);
+    holes.set_cksum();
+    builder.append(&holes, io::empty()).unwrap();
+    builder.into_inner().unwrap()
 }
 
 /// A session's messages until its files have come.

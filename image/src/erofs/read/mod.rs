@@ -208,7 +208,12 @@ impl<'s, S: ReadAt + ?Sized> Reader<'s, S> {
 
     /// Returns a reader of a file's data.
     pub fn data(&self, place: &Place) -> Data<'s, S> {
-        Data::new(self.source, *place, 0)
+        self.data_from(place, 0)
+    }
+
+    /// Returns a reader of a file's data from this byte on.
+    pub fn data_from(&self, place: &Place, at: u64) -> Data<'s, S> {
+        Data::new(self.source, *place, at)
     }
 
     /// Returns the number of blocks that a file's data have: fewer than its size needs where it has holes.

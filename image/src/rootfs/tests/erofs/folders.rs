@@ -74,10 +74,9 @@ fn a_folders_files_keep_all_that_they_have() {
             ("holes", Content::File(place)) => {
                 assert_eq!(place.size, (3 << 30) + 5);
                 let mut piece = Vec::new();
-                let mut data = reader.data(place);
-                std::io::copy(&mut data.by_ref().take(1 << 30), &mut std::io::sink())?;
+                let data = reader.data_from(place, (1 << 30) - 1);
                 data.take(14).read_to_end(&mut piece)?;
-                assert_eq!(piece, b"in the midst\0\0");
+                assert_eq!(piece, b"\0in the midst\0");
             }
             (_, Content::File(place)) => {
                 let mut data = Vec::new();

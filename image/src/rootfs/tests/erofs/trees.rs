@@ -217,7 +217,7 @@ fn check(reader: &Reader<'_, OsFile>, inode: &Inode, wanted: &Wanted) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(stress::count(60, 5_000)))]
+    #![proptest_config(ProptestConfig::with_cases(stress::count(40, 5_000)))]
 
     #[test]
     fn what_goes_into_an_image_comes_out_of_it(
