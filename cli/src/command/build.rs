@@ -86,13 +86,17 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
     let found = image::open_for(&platform, &args.image.image, &args.image.pull, &images)?;
-    let spinner = image::making(&args.image.image, args.image.pull.quiet);
+    let quiet = args.image.pull.quiet;
+    if quiet {
+        log::set_max_level(log::LevelFilter::Error);
+    }
+    let spinner = image::making(&args.image.image, quiet);
     let made = found.build(&images, args.image_format(), path, output);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
     let made = made?;
-    if !args.image.pull.quiet && stdout().is_terminal() {
+    if !quiet && stdout().is_terminal() {
         println!(
             "{}: {} files, {}{}",
             path.display(),

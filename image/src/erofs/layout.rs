@@ -27,6 +27,7 @@ pub(super) struct Place {
 }
 
 impl Metadata<'_> {
+    /// Finds the inodes that have names, their order and the numbers of their names.
     pub(super) fn collect(&mut self) {
         let mut folders = vec![ROOT];
         while let Some(above) = folders.pop() {

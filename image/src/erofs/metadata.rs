@@ -138,13 +138,18 @@ impl<'t> Metadata<'t> {
             let inode = self.tree.inode(id);
             let place = self.places[id as usize];
             let fields = self.fields(id, extent);
-            let mut bytes = fields.encode(self.time);
-            bytes.extend(xattr::encode(&inode.xattrs));
+            blocks.pad_to(start + place.at)?;
+            let mut write = |bytes: &[u8]| {
+                hash.update(bytes);
+                blocks.write(bytes)
+            };
+            write(&fields.encode(self.time))?;
+            write(&xattr::encode(&inode.xattrs))?;
             match (&inode.content, extent(inode)) {
                 (Content::Folder(_), _) if place.inline => {
-                    bytes.extend(self.folder_blocks(id).last().unwrap_or_default())
+                    write(&self.folder_blocks(id).last().unwrap_or_default())?;
                 }
-                (Content::Symlink(target), _) if place.inline => bytes.extend_from_slice(target),
+                (Content::Symlink(target), _) if place.inline => write(target)?,
                 (
                     Content::File { size, .. },
                     Some(Extent {
@@ -153,14 +158,15 @@ impl<'t> Metadata<'t> {
                     }),
                 ) => {
                     chunked = true;
-                    let addresses = chunks.addresses(*size, *block);
-                    bytes.extend(addresses.flat_map(u32::to_le_bytes));
+                    let mut addresses = chunks.addresses(*size, *block).peekable();
+                    // A file may have gigabytes of them.
+                    while addresses.peek().is_some() {
+                        let some = addresses.by_ref().take(1024).flat_map(u32::to_le_bytes);
+                        write(&some.collect::<Vec<_>>())?;
+                    }
                 }
                 _ => {}
             }
-            hash.update(&bytes);
-            blocks.pad_to(start + place.at)?;
-            blocks.write(&bytes)?;
         }
         blocks.fill_block()?;
         let root = self.places[ROOT as usize].at / SLOT;

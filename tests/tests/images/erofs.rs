@@ -168,6 +168,30 @@ fn a_folder_makes_the_same_files_as_its_image() {
     assert_eq!(found, 1 + count(&root));
 }
 
+#[test]
+fn attributes_that_linux_does_not_know_are_left_out_with_a_warning() {
+    let (minivm, folder) = (Minivm::new(), folder());
+    let mut tape = Tape::new();
+    for name in ["one", "two"] {
+        tape.xattrs(&[("odd", b"1"), ("user.usual", b"2")]);
+        tape.file(name, mode(0o644), b"data");
+    }
+    let (tar, path) = (folder.path().join("tar"), folder.path().join("image"));
+    fs::write(&tar, tape.bytes()).unwrap();
+    let image = format!("tar:{}", tar.display());
+    let ended = run(
+        &mut minivm.building(&image, &["--format", "erofs"], &path),
+        PATIENCE,
+    );
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let said =
+        "minivm: 2 attributes that Linux doesn't know are left out, the first is odd of one\n";
+    assert_eq!(ended.stderr, said);
+    let mut quiet = minivm.building(&image, &["--format", "erofs", "-q"], &path);
+    assert_built(&image, &run(&mut quiet, PATIENCE));
+    assert_clean(&path);
+}
+
 /// A layer with files of all kinds, whose names and sizes are chosen at random.
 fn layer(random: &mut Random) -> Vec<u8> {
     let mut tape = Tape::new();
