@@ -5,26 +5,21 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-/// The prefix of the groups' folders. This process's ID follows, so that the group of a killed minivm can be recognized.
-const PREFIX: &str = "minivm-";
-/// How long a group may take to become empty after its processes have been killed.
-const PATIENCE: Duration = Duration::from_secs(2);
+mod folder;
+
+pub(super) use folder::{Folder, own};
+
 /// The largest number of processes and threads of a sandbox.
 const PIDS_MAX: &str = "1024";
 
-static COUNT: AtomicU32 = AtomicU32::new(0);
-
 /// The control group of one sandbox. Dropping it removes the group, whose processes have to have ended by then.
 pub struct Cgroup {
-    /// The group's folder for memory.
-    memory: PathBuf,
-    /// The group's folder for processes: `memory` in version 2, and `None` in version 1 where there is no such controller.
-    pids: Option<PathBuf>,
+    /// The group in the hierarchy of memory, or in that of all controllers.
+    memory: Folder,
+    /// The group in version 1's hierarchy of processes, where there is one.
+    pids: Option<Folder>,
     version: Version,
 }
 
@@ -63,30 +58,28 @@ impl Cgroup {
 
     fn in_version_2(groups: &str) -> Option<Cgroup> {
         let own = own(Path::new("/sys/fs/cgroup"), groups, "0:", "")?;
-        let memory = make(&own, "memory.max")?;
         let group = Cgroup {
-            pids: Some(memory.clone()),
-            memory,
+            memory: Folder::make(&own, "memory.max")?,
+            pids: None,
             version: Version::Two,
         };
         // A group without this controller counts no processes; its memory is limited nevertheless.
-        let _ = fs::write(group.memory.join("pids.max"), PIDS_MAX);
+        let _ = fs::write(group.memory.path().join("pids.max"), PIDS_MAX);
         Some(group)
     }
 
     fn in_version_1(groups: &str) -> Option<Cgroup> {
         let of = |controller: &str, file| {
             let root = Path::new("/sys/fs/cgroup").join(controller);
-            make(&own(&root, groups, "", controller)?, file)
+            Folder::make(&own(&root, groups, "", controller)?, file)
         };
-        let mut group = Cgroup {
+        let group = Cgroup {
             memory: of("memory", "memory.limit_in_bytes")?,
-            pids: None,
+            pids: of("pids", "pids.max"),
             version: Version::One,
         };
-        group.pids = of("pids", "pids.max");
         if let Some(pids) = &group.pids {
-            let _ = fs::write(pids.join("pids.max"), PIDS_MAX);
+            let _ = fs::write(pids.path().join("pids.max"), PIDS_MAX);
         }
         Some(group)
     }
@@ -101,9 +94,9 @@ impl Cgroup {
             ),
             Version::Two => ("memory.max", "memory.swap.max", "0"),
         };
-        fs::write(self.memory.join(limit), &bytes)?;
+        fs::write(self.memory.path().join(limit), &bytes)?;
         // The file is missing where the kernel counts no swap.
-        let _ = fs::write(self.memory.join(with_swap), swap);
+        let _ = fs::write(self.memory.path().join(with_swap), swap);
         Ok(())
     }
 
@@ -114,16 +107,18 @@ impl Cgroup {
     /// The error of opening one of them.
     pub fn procs_files(&self) -> io::Result<Vec<File>> {
         let file = self.version.entry();
-        let mut folders = vec![&self.memory];
-        folders.extend(self.pids.as_ref().filter(|pids| **pids != self.memory));
-        let open = |folder: &PathBuf| File::options().write(true).open(folder.join(file));
-        folders.into_iter().map(open).collect()
+        let folders = [&self.memory].into_iter().chain(&self.pids);
+        let open = |folder: &Folder| File::options().write(true).open(folder.path().join(file));
+        folders.map(open).collect()
     }
 
     /// Returns whether the group limits the number of processes.
     fn bounds_processes(&self) -> bool {
-        let limit = |pids: &PathBuf| fs::read_to_string(pids.join("pids.max"));
-        let limit = self.pids.as_ref().and_then(|pids| limit(pids).ok());
+        let pids = match self.version {
+            Version::One => self.pids.as_ref(),
+            Version::Two => Some(&self.memory),
+        };
+        let limit = pids.and_then(|pids| fs::read_to_string(pids.path().join("pids.max")).ok());
         limit.is_some_and(|limit| limit.trim() == PIDS_MAX)
     }
 
@@ -133,7 +128,7 @@ impl Cgroup {
             Version::One => &["rss", "shmem"],
             Version::Two => &["anon", "shmem"],
         };
-        let stat = fs::read_to_string(self.memory.join("memory.stat")).ok()?;
+        let stat = fs::read_to_string(self.memory.path().join("memory.stat")).ok()?;
         Some(sum(&stat, fields))
     }
 
@@ -144,7 +139,7 @@ impl Cgroup {
             Version::One => "memory.max_usage_in_bytes",
             Version::Two => "memory.peak",
         };
-        let text = fs::read_to_string(self.memory.join(file)).ok()?;
+        let text = fs::read_to_string(self.memory.path().join(file)).ok()?;
         text.trim().parse().ok()
     }
 
@@ -154,29 +149,8 @@ impl Cgroup {
             Version::One => "memory.oom_control",
             Version::Two => "memory.events",
         };
-        let events = fs::read_to_string(self.memory.join(file)).unwrap_or_default();
+        let events = fs::read_to_string(self.memory.path().join(file)).unwrap_or_default();
         sum(&events, &["oom_kill"]) > 0
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let folders: Vec<&PathBuf> = self.pids.iter().chain([&self.memory]).collect();
-        remove(&folders);
-    }
-}
-
-/// Removes the folders of a group whose processes have been killed.
-pub(super) fn remove(folders: &[&PathBuf]) {
-    let began = Instant::now();
-    for folder in folders {
-        // A killed process stays in its group until the kernel has released it.
-        while let Err(error) = fs::remove_dir(folder) {
-            if error.kind() != io::ErrorKind::ResourceBusy || began.elapsed() > PATIENCE {
-                break;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
     }
 }
 
@@ -184,50 +158,6 @@ pub(super) fn remove(folders: &[&PathBuf]) {
 pub(super) fn can_be_made() -> bool {
     // The limit's value doesn't matter.
     Cgroup::create(Some(1 << 30)).is_some_and(|group| group.bounds_processes())
-}
-
-/// Returns the folder of this process's own group in a hierarchy, from the lines of `/proc/self/cgroup`, each
-/// `HIERARCHY:CONTROLLERS:PATH`.
-pub(super) fn own(root: &Path, groups: &str, number: &str, controller: &str) -> Option<PathBuf> {
-    let line = groups.lines().find_map(|line| {
-        let (start, path) = line.split_at(line.match_indices(':').nth(1)?.0);
-        let controllers = start.split_once(':')?.1;
-        let same = controllers.split(',').any(|one| one == controller);
-        (start.starts_with(number) && same).then(|| &path[1..])
-    })?;
-    Some(root.join(line.trim_start_matches('/')))
-}
-
-/// Makes a group in the folder or beside it; `None` where the new group has no such file that can be written.
-pub(super) fn make(own: &Path, file: &str) -> Option<PathBuf> {
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("{PREFIX}{}-{count}", std::process::id());
-    [Some(own), own.parent()]
-        .into_iter()
-        .flatten()
-        .find_map(|parent| {
-            remove_stale(parent);
-            let folder = parent.join(&name);
-            fs::create_dir(&folder).ok()?;
-            let writable = File::options().write(true).open(folder.join(file));
-            if writable.is_err() {
-                let _ = fs::remove_dir(&folder);
-                return None;
-            }
-            Some(folder)
-        })
-}
-
-/// Removes the groups of minivm processes that were killed. Only an empty group can be removed.
-fn remove_stale(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        let process = process.and_then(|rest| rest.split('-').next());
-        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
-            let _ = fs::remove_dir(entry.path());
-        }
-    }
 }
 
 /// Sums some fields of a file whose lines are a name and a number.
@@ -242,16 +172,6 @@ fn sum(text: &str, fields: &[&str]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_own_group_is_found_in_either_hierarchy() {
-        let both = "9:name=systemd:/\n4:memory,other:/a/b\n0::/user.slice\n";
-        let root = Path::new("/r");
-        assert_eq!(own(root, both, "0:", ""), Some("/r/user.slice".into()));
-        assert_eq!(own(root, both, "", "memory"), Some("/r/a/b".into()));
-        assert_eq!(own(root, both, "", "pids"), None);
-        assert_eq!(own(root, "nonsense\n", "", "pids"), None);
-    }
 
     #[test]
     fn fields_are_summed_by_name() {

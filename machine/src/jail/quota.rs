@@ -6,13 +6,13 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::cgroup::{Version, make, own, remove};
+use super::cgroup::{Folder, Version, own};
 
 /// The period of the count, in microseconds. A process that has used its share up runs, or is killed, when the next one begins: the kernel's
 /// default of 100 ms would be felt.
@@ -100,7 +100,7 @@ impl fmt::Display for CpuQuota {
 /// the group of a minivm that was killed goes when the next one is made.
 #[derive(Debug)]
 pub struct CpuGroup {
-    folder: PathBuf,
+    folder: Folder,
     version: Version,
 }
 
@@ -150,7 +150,7 @@ impl CpuGroup {
     fn in_version_2(groups: &str, quota: CpuQuota) -> Option<CpuGroup> {
         let own = own(Path::new("/sys/fs/cgroup"), groups, "0:", "")?;
         let group = CpuGroup {
-            folder: make(&own, "cpu.max")?,
+            folder: Folder::make(&own, "cpu.max")?,
             version: Version::Two,
         };
         let (time, period) = quota.of_period();
@@ -161,7 +161,7 @@ impl CpuGroup {
     fn in_version_1(groups: &str, quota: CpuQuota) -> Option<CpuGroup> {
         let own = own(Path::new("/sys/fs/cgroup/cpu"), groups, "", "cpu")?;
         let group = CpuGroup {
-            folder: make(&own, "cpu.cfs_quota_us")?,
+            folder: Folder::make(&own, "cpu.cfs_quota_us")?,
             version: Version::One,
         };
         let (time, period) = quota.of_period();
@@ -189,13 +189,7 @@ impl CpuGroup {
     }
 
     fn write(&self, file: &str, text: &str) -> io::Result<()> {
-        fs::write(self.folder.join(file), text)
-    }
-}
-
-impl Drop for CpuGroup {
-    fn drop(&mut self) {
-        remove(&[&self.folder]);
+        fs::write(self.folder.path().join(file), text)
     }
 }
 
@@ -233,7 +227,7 @@ mod tests {
             eprintln!("no control group with a bound can be made here");
             return;
         };
-        let folder = group.folder.clone();
+        let folder = group.folder.path().to_owned();
         let mut child = Command::new("sh")
             .args(["-c", "while :; do :; done"])
             .spawn()
@@ -265,11 +259,11 @@ mod tests {
         let mut ended = Command::new("true").spawn().unwrap();
         ended.wait().unwrap();
         // As of a process that has had that number.
-        let stale = group
-            .folder
-            .with_file_name(format!("minivm-{}-0", ended.id()));
+        let stale = format!("minivm-{}-0", ended.id());
+        let stale = group.folder.path().with_file_name(stale);
         fs::create_dir(&stale).unwrap();
         let next = CpuGroup::create("1".parse().unwrap()).unwrap();
-        assert!(!stale.exists() && next.folder.exists() && group.folder.exists());
+        let folders = [&next.folder, &group.folder].map(Folder::path);
+        assert!(!stale.exists() && folders.iter().all(|folder| folder.exists()));
     }
 }

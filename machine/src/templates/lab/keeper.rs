@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-use super::{AgentReport, FAILED, IDLE, Note, PORTS, REPORT_MAX, listen, socket};
+use super::{AgentReport, FAILED, IDLE, PORTS, REPORT_MAX, listen, note, socket};
 use crate::Error::NoTemplate;
 use crate::lab::frame::{self, Kind};
 use crate::lab::{self, LabRequest, Stop};
@@ -453,12 +453,8 @@ fn available_memory() -> Option<u64> {
 
 /// Writes the note that [`kept`](super::kept) reads; returns a guard that removes it.
 fn write_note(socket: &Path, recipe: &Recipe) -> Result<RemoveOnDrop, Error> {
-    let path = Note::path(socket);
-    let note = Note {
-        process: std::process::id(),
-        recipe: recipe.clone(),
-    };
-    let text = serde_json::to_vec(&note).expect("plain data can be written");
+    let path = note(socket);
+    let text = serde_json::to_vec(recipe).expect("plain data can be written");
     fs::write(&path, text).map_err(failed("write", &path))?;
     Ok(RemoveOnDrop(path))
 }

@@ -84,27 +84,13 @@ fn by_folder<T>(socket: &Path, reach: impl FnOnce(PathBuf) -> io::Result<T>) -> 
     )
 }
 
-/// The file that a keeper writes beside its socket.
-#[derive(Serialize, Deserialize)]
-struct Note {
-    process: u32,
-    recipe: Recipe,
+/// Returns the path of the file with the recipe that a keeper writes beside its socket.
+fn note(socket: &Path) -> PathBuf {
+    socket.with_extension("json")
 }
 
-impl Note {
-    fn path(socket: &Path) -> PathBuf {
-        socket.with_extension("json")
-    }
-
-    /// Returns whether the process in the note is a keeper: one that was killed leaves its note behind.
-    fn is_true(&self) -> bool {
-        let line = fs::read(format!("/proc/{}/cmdline", self.process)).unwrap_or_default();
-        line.split(|&byte| byte == 0)
-            .any(|word| word == KEEPER_COMMAND.as_bytes())
-    }
-}
-
-/// Lists the templates of the labs that run now, with their keys.
+/// Lists the templates of the labs that run now, with their keys. A keeper that was killed leaves its socket and its note behind, and
+/// no process listens there; whether a process has the keeper's ID tells nothing in another PID namespace.
 pub fn kept(cache: &Path) -> Vec<(String, Recipe)> {
     let entries = fs::read_dir(folder(cache)).into_iter().flatten().flatten();
     let sockets = entries
@@ -112,8 +98,8 @@ pub fn kept(cache: &Path) -> Vec<(String, Recipe)> {
         .filter(|path| is_socket(path));
     let noted = sockets.filter_map(|socket| {
         let key = socket.file_stem()?.to_str()?.to_owned();
-        let note: Note = serde_json::from_slice(&fs::read(Note::path(&socket)).ok()?).ok()?;
-        note.is_true().then_some((key, note.recipe))
+        let recipe = serde_json::from_slice(&fs::read(note(&socket)).ok()?).ok()?;
+        connect_to(&socket).ok().map(|_| (key, recipe))
     });
     noted.collect()
 }
