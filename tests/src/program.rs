@@ -1,4 +1,4 @@
-//! A program under test: its output as it comes, and its end, each waited for with a deadline.
+//! A program under test: its output as it comes, and its end, each waited for with a limit on its silence.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -143,7 +143,7 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// If that takes longer than `patience`, or the program closes its stdout before.
+    /// If it writes nothing for `patience`, or the program closes its stdout before.
     pub fn wait_for(&mut self, text: &str, patience: Duration) {
         self.wait_for_times(text, 1, patience);
     }
@@ -152,11 +152,11 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// If that takes longer than `patience`, or the program closes its stdout before.
+    /// If it writes nothing for `patience`, or the program closes its stdout before.
     pub fn wait_for_times(&mut self, text: &str, times: usize, patience: Duration) {
-        let deadline = Instant::now() + patience;
+        let mut limit = Limit::of(patience);
         while as_text(&self.stdout).matches(text).count() < times {
-            if let Err(why) = self.take_output(deadline) {
+            if let Err(why) = self.take_output(&mut limit) {
                 panic!(
                     "waiting for {text:?}: {why}; so far:\n{}\n{}",
                     as_text(&self.stdout),
@@ -170,11 +170,11 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// If that takes longer than `patience`.
+    /// If it writes nothing for `patience`.
     pub fn has_written(&mut self, text: &str, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+        let mut limit = Limit::of(patience);
         while !as_text(&self.stdout).contains(text) {
-            match self.take_output(deadline) {
+            match self.take_output(&mut limit) {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => panic!(
@@ -191,13 +191,15 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// If it takes longer than `patience`.
+    /// If it writes nothing for `patience` and doesn't end.
     pub fn end(mut self, patience: Duration) -> Ended {
-        let deadline = Instant::now() + patience;
+        let mut limit = Limit::of(patience);
         let late = loop {
-            match self.take_output(deadline) {
+            match self.take_output(&mut limit) {
                 Ok(()) => {}
-                Err(RecvTimeoutError::Disconnected) => break !self.ends_until(deadline),
+                Err(RecvTimeoutError::Disconnected) => {
+                    break !ends_until(&self.child, limit.deadline());
+                }
                 Err(RecvTimeoutError::Timeout) => break true,
             }
         };
@@ -212,7 +214,7 @@ impl Program {
         let stdout = std::mem::take(&mut self.stdout);
         assert!(
             !late,
-            "no end within {patience:?}; stdout:\n{}\nstderr:\n{stderr}\n{}",
+            "no end, and nothing more within {patience:?}; stdout:\n{}\nstderr:\n{stderr}\n{}",
             as_text(&stdout),
             processes.unwrap_or_default()
         );
@@ -224,14 +226,37 @@ impl Program {
         }
     }
 
-    fn take_output(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
-        let left = deadline.saturating_duration_since(Instant::now());
+    fn take_output(&mut self, limit: &mut Limit) -> Result<(), RecvTimeoutError> {
+        let left = limit.deadline().saturating_duration_since(Instant::now());
         self.stdout.extend(self.output.recv_timeout(left)?);
+        limit.silent_since = Instant::now();
         Ok(())
     }
+}
 
-    fn ends_until(&self, deadline: Instant) -> bool {
-        ends_until(&self.child, deadline)
+/// A limit on a program's silence: one that writes is slow, and doesn't hang. One that never ends writing is no better than one that
+/// hangs, so there is a limit on the whole, too.
+struct Limit {
+    patience: Duration,
+    silent_since: Instant,
+    last: Instant,
+}
+
+/// How many times its limit on silence a wait may take.
+const WHOLE: u32 = 10;
+
+impl Limit {
+    fn of(patience: Duration) -> Limit {
+        let now = Instant::now();
+        Limit {
+            patience,
+            silent_since: now,
+            last: now + patience * WHOLE,
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.last.min(self.silent_since + self.patience)
     }
 }
 
@@ -260,7 +285,7 @@ pub fn ends_until(child: &Child, deadline: Instant) -> bool {
 ///
 /// # Panics
 ///
-/// If it can't be started, or takes longer than `patience`.
+/// If it can't be started, or writes nothing for `patience` and doesn't end.
 pub fn run(command: &mut Command, patience: Duration) -> Ended {
     let mut program = Program::start(command);
     program.stdin = None;

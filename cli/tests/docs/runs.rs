@@ -100,7 +100,7 @@ impl Stage {
             command.env_remove(variable);
         }
         command.env("PAGES", self.folder.path());
-        // So many are waited for as if they were one.
+        // A lab starts before the first output comes.
         run(command, PATIENCE * 2)
     }
 
