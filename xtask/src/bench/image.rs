@@ -24,8 +24,8 @@ const BULK: usize = 10_000_000;
 const TRICKLE: usize = 20_000;
 /// Give up on the lab after this.
 const LAB_TIMEOUT: &str = "9m";
-/// What `minivm run -v` says when the image's archive is there, and when the machine runs.
-const SAYS: [&str; 2] = ["archive is there", "the machine runs"];
+/// What `minivm run -v` says when the image's archive and the rest of the sandbox are there, and when the machine runs.
+pub(super) const SAYS: [&str; 2] = ["the sandbox is there", "the machine runs"];
 /// The part in the lab.
 const IN_LAB: &str = include_str!("image.sh");
 
@@ -243,7 +243,7 @@ impl Bench {
             self.runs
         );
         let names = images.map(|(name, _)| name.to_owned());
-        let title = "exec → the image's archive is found";
+        let title = "exec → the sandbox is there";
         table::print(title, "ms", &names, &all, |times| &times.to_mark);
         table::print("exec → guest", "ms", &names, &all, |times| &times.to_end);
         Ok(())

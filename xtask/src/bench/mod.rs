@@ -106,3 +106,31 @@ fn text(path: &std::path::Path) -> String {
 fn this_program() -> Result<PathBuf> {
     Ok(std::env::current_exe()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{image, warm};
+
+    /// The code that logs the steps for which benchmarks wait.
+    const LOGGING: [&str; 4] = [
+        include_str!("../../../cli/src/command/console.rs"),
+        include_str!("../../../cli/src/command/run.rs"),
+        include_str!("../../../cli/src/command/snapshot.rs"),
+        include_str!("../../../sandbox/src/microvm.rs"),
+    ];
+
+    #[test]
+    fn the_steps_that_are_waited_for_are_logged() {
+        let seen = [warm::FIRST_BYTE, warm::LAST];
+        let steps = warm::STEPS.iter().map(|(step, _)| *step);
+        for step in steps.filter(|step| !seen.contains(step)).chain(image::SAYS) {
+            let is_logged = |source: &&str| {
+                let lines = source.lines();
+                lines
+                    .filter(|line| line.contains("log"))
+                    .any(|line| line.contains(step))
+            };
+            assert!(LOGGING.iter().any(|source| is_logged(&source)), "{step}");
+        }
+    }
+}

@@ -181,7 +181,7 @@ fn phases(runs: usize, words: &[&str]) -> Result<()> {
     println!("\nIts phases\n  {:<60} {:>9} {:>9}", "µs", "50 %", "99 %");
     for ((_, what), times) in names.iter().zip(&all) {
         let [half, nearly_all] = [50, 99].map(|part| table::percentile(times, part));
-        println!("  {what:<60} {half:>9.0} {nearly_all:>9.0}");
+        println!("  {what:<75} {half:>9.0} {nearly_all:>9.0}");
     }
     Ok(())
 }
@@ -226,12 +226,11 @@ fn processes(args: &WarmArgs, minivm: &Path, folder: &Path) -> Result<()> {
 }
 
 /// What `minivm -v restore` says, or does, and what it has done by then.
-const STEPS: [(&str, &str); 6] = [
+pub(super) const STEPS: [(&str, &str); 5] = [
     ("command line is understood", "exec, and the command line"),
-    ("snapshot is opened", "the snapshot is found and checked"),
     (
         "machine is there",
-        "KVM makes the machine; memory is mapped, state set",
+        "the monitor starts behind its walls, checks the snapshot, makes the machine",
     ),
     (FIRST_BYTE, "it runs: the guest's first byte"),
     (
@@ -240,8 +239,8 @@ const STEPS: [(&str, &str); 6] = [
     ),
     (LAST, "the process ends"),
 ];
-const FIRST_BYTE: &str = "first byte on stdout";
-const LAST: &str = "the end";
+pub(super) const FIRST_BYTE: &str = "first byte on stdout";
+pub(super) const LAST: &str = "the end";
 
 /// Times a restore step by step, and prints how long each step takes.
 fn steps(runs: usize, command: &[String]) -> Result<()> {
@@ -253,10 +252,10 @@ fn steps(runs: usize, command: &[String]) -> Result<()> {
             before = at;
         }
     }
-    println!("  {:<60} {:>9} {:>9}", "µs", "50 %", "99 %");
+    println!("  {:<75} {:>9} {:>9}", "µs", "50 %", "99 %");
     for ((_, what), took) in STEPS.iter().zip(&all) {
         let [half, nearly_all] = [50, 99].map(|part| table::percentile(took, part));
-        println!("  {what:<60} {half:>9.0} {nearly_all:>9.0}");
+        println!("  {what:<75} {half:>9.0} {nearly_all:>9.0}");
     }
     Ok(())
 }
@@ -302,10 +301,10 @@ fn step_times(words: &[String]) -> Result<Vec<f64>> {
         .ok()
         .context("a thread panicked")?
         .with_context(|| format!("{} wrote nothing", shown(&command)))?;
-    let [understood, opened, there, gone] = said[..] else {
+    let [understood, there, gone] = said[..] else {
         bail!("{} did not say all of its steps", shown(&command));
     };
-    Ok(vec![understood, opened, there, first, gone, end])
+    Ok(vec![understood, there, first, gone, end])
 }
 
 /// Saves a machine that is about to run its first instruction; returns where.
