@@ -168,7 +168,7 @@ fn main() {
         "p99",
         "max"
     );
-    let mut slow = Vec::new();
+    let mut slow = false;
     for guest in guests() {
         let kernel = folder.path().join("kernel");
         fs::write(&kernel, Elf::of_code(&[&guest.code]).bytes()).unwrap();
@@ -191,20 +191,18 @@ fn main() {
             times.sort_unstable();
             let [p50, p99, max] = [50, 99, 100].map(|part| percentile(&times, part));
             let millis = |time: Duration| format!("{:8.2}", time.as_secs_f64() * 1e3);
+            let is_slow = p99 > GOAL;
             println!(
-                "{:<26} {by:<14} {} {} {}",
+                "{:<26} {by:<14} {} {} {}{}",
                 guest.name,
                 millis(p50),
                 millis(p99),
-                millis(max)
+                millis(max),
+                if is_slow { "   over the goal" } else { "" }
             );
-            if p99 > GOAL {
-                slow.push(format!("{}, {by}", guest.name));
-            }
+            slow |= is_slow;
         }
     }
-    assert!(
-        slow.is_empty(),
-        "more than {GOAL:?} on a host that has to be idle: {slow:?}"
-    );
+    let verdict = if slow { "NOT REACHED" } else { "reached" };
+    println!("\ngoal: 99 % within {GOAL:?}, on a host that has to be idle: {verdict}");
 }
