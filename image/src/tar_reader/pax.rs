@@ -109,7 +109,7 @@ fn time(value: &[u8]) -> Option<Option<Time>> {
     // The sign is the fraction's, too; `-0.5` has it in front of a zero.
     let time = match value.starts_with(b"-") && nanoseconds > 0 {
         true => Time {
-            seconds: seconds - 1,
+            seconds: seconds.saturating_sub(1),
             nanoseconds: 1_000_000_000 - nanoseconds,
         },
         false => Time {
@@ -148,6 +148,11 @@ mod tests {
             ("1.0000000019", 1, 1),
             ("-0.000000001", -1, 999_999_999),
             ("-2.0", -2, 0),
+            (
+                "-170141183460469231731687303715884105728.5",
+                i128::MIN,
+                500_000_000,
+            ),
         ] {
             let time = Time {
                 seconds,
