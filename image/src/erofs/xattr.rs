@@ -1,8 +1,8 @@
 //! Extended attributes, behind their inode: `struct erofs_xattr_ibody_header`, then entries of `struct erofs_xattr_entry`, each with its
 //! name and its value, padded to four bytes.
 //!
-//! An entry has a number for the beginning of its name, so an attribute whose name begins otherwise can't be held. Linux has no other
-//! kinds for files: it refuses to set them.
+//! An entry has a number for the beginning of its name, so an attribute whose name begins otherwise can't be held: those of other file
+//! systems alone, such as `system.nfs4_acl`, and of other operating systems.
 
 use super::{get, read};
 use crate::rootfs::{Fault, Xattrs};
@@ -37,10 +37,10 @@ pub(crate) fn is_known(name: &[u8]) -> bool {
     split(name).is_some()
 }
 
-/// Refuses attributes that an image can't hold for their size.
+/// Refuses attributes that an image can't hold for their size; those that it can't hold for their names are left out.
 pub(crate) fn check(xattrs: &Xattrs) -> Result<(), Fault> {
     for (name, value) in xattrs {
-        if u16::try_from(value.len()).is_err() {
+        if is_known(name) && u16::try_from(value.len()).is_err() {
             let name = name.escape_ascii().to_string();
             return Err(Fault::LongXattr { name });
         }

@@ -169,7 +169,7 @@ fn a_folder_makes_the_same_files_as_its_image() {
 }
 
 #[test]
-fn attributes_that_linux_does_not_know_are_left_out_with_a_warning() {
+fn attributes_that_erofs_can_not_hold_are_left_out_with_a_warning() {
     let (minivm, folder) = (Minivm::new(), folder());
     let mut tape = Tape::new();
     for name in ["one", "two"] {
@@ -185,7 +185,7 @@ fn attributes_that_linux_does_not_know_are_left_out_with_a_warning() {
     );
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let said =
-        "minivm: 2 attributes that Linux doesn't know are left out, the first is odd of one\n";
+        "minivm: 2 attributes that EROFS can't hold are left out, the first is odd of /one\n";
     assert_eq!(ended.stderr, said);
     let mut quiet = minivm.building(&image, &["--format", "erofs", "-q"], &path);
     assert_built(&image, &run(&mut quiet, PATIENCE));

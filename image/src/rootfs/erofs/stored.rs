@@ -21,7 +21,7 @@ pub(super) struct Stored<'f> {
     lost: Lost,
 }
 
-/// Extended attributes whose names Linux doesn't know, which an image can't hold.
+/// Extended attributes that an image can't hold for their names, and so doesn't.
 #[derive(Default)]
 struct Lost {
     /// The first one, and its file.
@@ -82,7 +82,9 @@ impl<'f> Stored<'f> {
 
     /// Takes the data of hidden files out, and writes the rest of the image; returns its length in bytes.
     pub(super) fn finish(mut self, metadata: &mut Metadata<'_>) -> Result<u64, Error> {
-        self.lost.tell();
+        if let Some(warning) = self.lost.warning() {
+            log::warn!("{warning}");
+        }
         let named: HashMap<_, _> = metadata.inodes().filter_map(file).collect();
         let all = self
             .extents
@@ -117,22 +119,38 @@ fn file(inode: &Inode) -> Option<((u32, u32), u64)> {
 impl Lost {
     fn add(&mut self, name: &[u8], path: &[u8]) {
         if self.count == 0 {
-            self.first = format!("{} of {}", name.escape_ascii(), path.escape_ascii());
+            self.first = format!("{} of /{}", name.escape_ascii(), path.escape_ascii());
         }
         self.count += 1;
     }
 
-    fn tell(&self) {
+    fn warning(&self) -> Option<String> {
+        let first = &self.first;
         match self.count {
-            0 => {}
-            1 => log::warn!(
-                "an attribute that Linux doesn't know is left out: {}",
-                self.first
-            ),
-            count => log::warn!(
-                "{count} attributes that Linux doesn't know are left out, the first is {}",
-                self.first
-            ),
+            0 => None,
+            1 => Some(format!(
+                "an attribute that EROFS can't hold is left out: {first}"
+            )),
+            count => Some(format!(
+                "{count} attributes that EROFS can't hold are left out, the first is {first}"
+            )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_attributes_are_one_line() {
+        let mut lost = Lost::default();
+        assert_eq!(lost.warning(), None);
+        lost.add(b"odd\n", b"");
+        let one = "an attribute that EROFS can't hold is left out: odd\\n of /";
+        assert_eq!(lost.warning().as_deref(), Some(one));
+        lost.add(b"other", b"a/b");
+        let two = "2 attributes that EROFS can't hold are left out, the first is odd\\n of /";
+        assert_eq!(lost.warning().as_deref(), Some(two));
     }
 }
