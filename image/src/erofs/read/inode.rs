@@ -88,7 +88,12 @@ impl<S: ReadAt + ?Sized> Walk<'_, '_, S> {
     }
 
     fn xattrs(&mut self, number: u64, fields: &Fields, at: u64) -> Result<Xattrs, Error> {
-        self.charge(number, fields.xattrs.into())?;
+        let len = u64::from(fields.xattrs);
+        self.charge(number, len)?;
+        if at + len > self.reader.len() {
+            let problem = "has extended attributes that are not in the image";
+            return Err(bad(number, problem));
+        }
         let mut bytes = vec![0; fields.xattrs as usize];
         self.reader.source.read_at(&mut bytes, at)?;
         xattr::decode(&bytes).ok_or_else(|| bad(number, "has bad extended attributes"))
@@ -137,7 +142,7 @@ impl<S: ReadAt + ?Sized> Walk<'_, '_, S> {
         }
     }
 
-    /// Reads less than a block of data that are in a row.
+    /// Reads at most a block of a file's data.
     pub(super) fn read(&self, place: &Place, at: u64, len: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         let data = Data::new(self.reader.source, *place, at);

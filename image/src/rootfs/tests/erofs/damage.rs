@@ -255,6 +255,17 @@ fn inodes_that_contradict_the_rest_are_refused() {
             inode(file, "has bad extended attributes"),
         ),
         (
+            at(file) + 2,
+            &[0xff; 2],
+            inode(file, "has more bytes than the image"),
+        ),
+        // Those of the last block's inodes end behind it.
+        (
+            at(file) + 2,
+            &[1, 4],
+            inode(file, "has extended attributes that are not in the image"),
+        ),
+        (
             at(file) + 32,
             &[1],
             inode(file, "has bad extended attributes"),
