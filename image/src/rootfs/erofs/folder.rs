@@ -97,8 +97,7 @@ impl Taking<'_, '_, '_> {
         let metadata = fs::symlink_metadata(path).map_err(walk::reading(path))?;
         let identity = (metadata.dev(), metadata.ino());
         if let Some(&id) = self.linked.get(&identity) {
-            let named = self.budget.entry().map_err(Fault::Limit);
-            let named = named.and_then(|()| self.tree.name(above, name, id));
+            let named = self.link(above, name, id);
             return named
                 .map(|()| None)
                 .map_err(|fault| self.refused(path, fault));
@@ -133,6 +132,13 @@ impl Taking<'_, '_, '_> {
             self.linked.insert(identity, id);
         }
         Ok(None)
+    }
+
+    /// Gives a file another name.
+    fn link(&mut self, above: Id, name: &[u8], id: Id) -> Result<(), Fault> {
+        self.budget.entry()?;
+        self.budget.names(name.len())?;
+        self.tree.name(above, name, id)
     }
 
     /// Writes a file's data.

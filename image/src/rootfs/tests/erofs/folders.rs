@@ -122,3 +122,28 @@ fn folders_that_can_not_be_an_image_are_refused() {
     assert!(refused(folder.path()).ends_with("is reserved for minivm, the image must not have it"));
     assert!(refused(Path::new("/nowhere/at/all")).starts_with("cannot read /nowhere/at/all: "));
 }
+
+#[test]
+fn each_name_of_a_file_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = folder.path().join("a");
+    fs::write(&first, "1").unwrap();
+    for number in 0..10 {
+        let name = format!("{number}{}", "n".repeat(199));
+        fs::hard_link(&first, folder.path().join(name)).unwrap();
+    }
+    let limited = |names| {
+        let limits = Limits {
+            names,
+            ..Limits::default()
+        };
+        let out = tempfile::tempfile().unwrap();
+        let written = write_erofs(&image_in(folder.path()), &limits, &out);
+        written.map(drop).map_err(|error| chain(&error))
+    };
+    // Ten names of 200 bytes, and one of one.
+    assert_eq!(limited(2001), Ok(()));
+    let refused = limited(2000).unwrap_err();
+    let said = "the image has more than 2000 bytes of names and attributes, the limit";
+    assert!(refused.ends_with(said), "{refused}");
+}
