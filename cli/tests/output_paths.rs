@@ -14,6 +14,7 @@ use std::thread;
 
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::program::{Ended, run};
+use minivm_tests::terminal::Terminal;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
@@ -252,4 +253,27 @@ fn another_users_link_in_a_shared_folder_is_refused() {
         assert_said(&ended, &["cannot write shared/link", "another user's link"]);
     }
     assert!(!place.path("victim").exists());
+}
+
+#[test]
+fn a_terminal_shows_what_is_made_and_how_large_it_is() {
+    let place = Place::new();
+    for (format, made, size) in [
+        ("initramfs", "an initramfs", "unpacked"),
+        ("erofs", "an EROFS image", "in all"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
+        command.current_dir(place.0.path());
+        command.env("XDG_CACHE_HOME", place.path("cache"));
+        command.args(["build", "--format", format, "dir:image", "-o", "out"]);
+        let mut terminal = Terminal::new(24, 200);
+        let mut child = terminal.start(&mut command);
+        let screen = terminal.screen();
+        terminal.let_go();
+        let seen: Vec<u8> = screen.iter().flatten().collect();
+        assert!(child.wait().unwrap().success());
+        let seen = String::from_utf8_lossy(&seen);
+        let making = format!("making {made} of dir:");
+        assert!(seen.contains(&making) && seen.contains(size), "{seen}");
+    }
 }

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use log::LevelFilter;
 use minivm_image::{Platform, rootfs};
 use minivm_machine::images;
 use minivm_machine::output_path::Output;
 
 use super::image::{self, ImageArgs};
 
-/// What becomes of the image.
+/// What an image becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// An archive of its files and minivm's init, which boots with --initramfs
@@ -21,7 +22,7 @@ enum Format {
     Erofs,
 }
 
-/// How the archive is compressed.
+/// How an initramfs is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Compression {
     /// Not at all: boots fastest
@@ -41,7 +42,7 @@ pub(super) struct BuildArgs {
     /// File to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Machines that the archive is for: linux/amd64 or linux/arm64 [default: this host's]
+    /// Machines that the file is for: linux/amd64 or linux/arm64 [default: this host's]
     ///
     /// Of an image for several platforms, this one's files are taken; one that isn't for it is refused.
     #[arg(long, value_name = "PLATFORM")]
@@ -72,6 +73,11 @@ impl BuildArgs {
 /// Builds it.
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let path = &args.output;
+    let quiet = args.image.pull.quiet;
+    // `-v` asks for more than warnings.
+    if quiet && log::max_level() == LevelFilter::Warn {
+        log::set_max_level(LevelFilter::Error);
+    }
     if args.format == Format::Erofs && args.compression != Compression::None {
         bail!(
             "--compression is for an initramfs: an EROFS image that is mapped into memory has none"
@@ -86,11 +92,11 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
     let found = image::open_for(&platform, &args.image.image, &args.image.pull, &images)?;
-    let quiet = args.image.pull.quiet;
-    if quiet {
-        log::set_max_level(log::LevelFilter::Error);
-    }
-    let spinner = image::making(&args.image.image, quiet);
+    let (what, size) = match args.format {
+        Format::Initramfs => ("an initramfs", "unpacked"),
+        Format::Erofs => ("an EROFS image", "in all"),
+    };
+    let spinner = image::making(what, &args.image.image, quiet);
     let made = found.build(&images, args.image_format(), path, output);
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
@@ -98,15 +104,10 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let made = made?;
     if !quiet && stdout().is_terminal() {
         println!(
-            "{}: {} files, {}{}",
+            "{}: {} files, {} {size}",
             path.display(),
             made.files,
-            indicatif::BinaryBytes(made.bytes),
-            if args.format == Format::Initramfs {
-                " unpacked"
-            } else {
-                ""
-            }
+            indicatif::BinaryBytes(made.bytes)
         );
     }
     Ok(ExitCode::SUCCESS)

@@ -226,7 +226,9 @@ fn archive(
     images: &ImageCache,
 ) -> anyhow::Result<Archive> {
     let mut spinner = None;
-    let archive = image.archive(images, &mut || spinner = making(source, quiet));
+    let archive = image.archive(images, &mut || {
+        spinner = making("an initramfs", source, quiet)
+    });
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
@@ -282,12 +284,12 @@ pub(super) fn explain_full(error: impl Into<anyhow::Error>) -> anyhow::Error {
     }
 }
 
-/// Shows that an archive is being made.
-pub(super) fn making(source: &Source, quiet: bool) -> Option<ProgressBar> {
+/// Shows what is being made of an image.
+pub(super) fn making(made: &str, source: &Source, quiet: bool) -> Option<ProgressBar> {
     let watched = !quiet && stderr().is_terminal();
     watched.then(|| {
         let spinner = ProgressBar::new_spinner();
-        spinner.set_message(format!("making an initramfs of {source}"));
+        spinner.set_message(format!("making {made} of {source}"));
         spinner.enable_steady_tick(std::time::Duration::from_millis(100));
         spinner
     })

@@ -1,6 +1,7 @@
 //! Registries that fail: what is said, and what a second try finds.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -175,6 +176,25 @@ fn a_registry_that_denies_or_lacks_an_image_is_named() {
         registry.says("/v2/x/manifests/1", &[(status, String::new(), body)]);
         assert_fails_then_works(&status.to_string(), &registry, parts);
     }
+}
+
+#[test]
+fn quiet_leaves_warnings_out_from_the_beginning() {
+    let (minivm, output) = (Minivm::new(), folder());
+    // What `docker login` has stored can't be read.
+    fs::write(output.path().join("config.json"), "{").unwrap();
+    let registry = Scripted::start();
+    let challenge = "WWW-Authenticate: Basic realm=\"x\"\r\n".to_owned();
+    registry.says("/v2/x/manifests/1", &[(401, challenge, Vec::new())]);
+    let build = |flags: &[&str]| {
+        let mut command = minivm.building(&registry.image(), flags, &output.path().join("built"));
+        run(command.env("DOCKER_CONFIG", output.path()), PATIENCE)
+    };
+    let told = build(&[]);
+    let warning = format!("minivm: no credentials for {}: ", registry.address);
+    assert!(told.stderr.starts_with(&warning), "{told:?}");
+    assert_eq!(told.stderr.lines().count(), 2, "{told:?}");
+    assert_refused("quiet", &build(&["-q"]), &["HTTP status 401"]);
 }
 
 #[test]
