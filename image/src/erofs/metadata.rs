@@ -85,7 +85,7 @@ impl<'t> Metadata<'t> {
     }
 
     /// The blocks of a folder, as far as each is used.
-    fn folder_blocks(&self, id: Id) -> impl Iterator<Item = Vec<u8>> {
+    fn folder_blocks(&self, id: Id) -> impl DoubleEndedIterator<Item = Vec<u8>> {
         let names = self.sorted(id);
         let blocks = directory::pack(names.iter().map(|(name, _)| name.len()));
         blocks.into_iter().map(move |block| {
@@ -136,37 +136,14 @@ impl<'t> Metadata<'t> {
         let mut chunked = false;
         for &id in &self.order {
             let inode = self.tree.inode(id);
-            let place = self.places[id as usize];
-            let fields = self.fields(id, extent);
-            blocks.pad_to(start + place.at)?;
+            blocks.pad_to(start + self.places[id as usize].at)?;
             let mut write = |bytes: &[u8]| {
                 hash.update(bytes);
                 blocks.write(bytes)
             };
-            write(&fields.encode(self.time))?;
+            write(&self.fields(id, extent).encode(self.time))?;
             write(&xattr::encode(&inode.xattrs))?;
-            match (&inode.content, extent(inode)) {
-                (Content::Folder(_), _) if place.inline => {
-                    write(&self.folder_blocks(id).last().unwrap_or_default())?;
-                }
-                (Content::Symlink(target), _) if place.inline => write(target)?,
-                (
-                    Content::File { size, .. },
-                    Some(Extent {
-                        block,
-                        chunks: Some(chunks),
-                    }),
-                ) => {
-                    chunked = true;
-                    let mut addresses = chunks.addresses(*size, *block).peekable();
-                    // A file may have gigabytes of them.
-                    while addresses.peek().is_some() {
-                        let some = addresses.by_ref().take(1024).flat_map(u32::to_le_bytes);
-                        write(&some.collect::<Vec<_>>())?;
-                    }
-                }
-                _ => {}
-            }
+            chunked |= self.write_behind(id, extent(inode), &mut write)?;
         }
         blocks.fill_block()?;
         let root = self.places[ROOT as usize].at / SLOT;
@@ -184,9 +161,43 @@ impl<'t> Metadata<'t> {
         let uuid = uuid(hash);
         Ok(Superblock { uuid, ..superblock })
     }
+
+    /// Writes what is behind an inode and its attributes; returns whether that is the addresses of chunks.
+    fn write_behind(
+        &self,
+        id: Id,
+        extent: Option<&Extent>,
+        write: &mut impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let is_inline = self.places[id as usize].inline;
+        match (&self.tree.inode(id).content, extent) {
+            (Content::Folder(_), _) if is_inline => {
+                write(&self.folder_blocks(id).next_back().unwrap_or_default())?;
+            }
+            (Content::Symlink(target), _) if is_inline => write(target)?,
+            (
+                Content::File { size, .. },
+                Some(Extent {
+                    block,
+                    chunks: Some(chunks),
+                }),
+            ) => {
+                let mut addresses = chunks.addresses(*size, *block).peekable();
+                // A file may have gigabytes of them.
+                while addresses.peek().is_some() {
+                    let some = addresses.by_ref().take(1024).flat_map(u32::to_le_bytes);
+                    write(&some.collect::<Vec<_>>())?;
+                }
+                return Ok(true);
+            }
+            _ => {}
+        }
+        Ok(false)
+    }
 }
 
-/// Returns a UUID that is made of a digest (RFC 9562, section 5.8): equal images have equal ones.
+/// Returns a UUID that is made of a digest of the inodes (RFC 9562, section 5.8). Equal images have equal ones, and so have images that
+/// differ in their files' data alone.
 fn uuid(hash: Hasher) -> [u8; 16] {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&hash.bytes()[..16]);
