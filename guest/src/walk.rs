@@ -336,7 +336,7 @@ fn read_small(data: File) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Returns the device, pipe or socket that a file is which is nothing else.
+/// Returns a file that is neither a regular file, a folder nor a link as the device, pipe or socket that it is.
 pub fn node(metadata: &Metadata) -> Node {
     let file_type = metadata.file_type();
     let (major, minor) = (

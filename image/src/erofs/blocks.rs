@@ -1,7 +1,7 @@
 //! The blocks of an image being written, one after another.
 //!
 //! Files' data come once, in the order of the layers, the lowest first, and are written as they come: which of them a higher layer will
-//! hide isn't known yet. Reading the layers from the top down would not tell it either, since a path leads through links of lower layers,
+//! hide isn't known yet. Nor would it be if the layers were read from the top down, since a path leads through links of lower layers,
 //! and a hidden file's data may have another name. So the files that are hidden in the end are taken out when all is read
 //! ([`Blocks::keep`]): the blocks behind the first of them move down. Nothing of a hidden file is left in the image.
 

@@ -1,4 +1,4 @@
-//! Files with holes: chunks of equal size, each with the address of its first block behind the inode, or with none (`struct
+//! Files with holes: chunks of equal size, each with the address of its first block behind the inode, or with that of a hole (`struct
 //! erofs_inode_chunk_info`, "Chunk-based files" in `erofs.rst`).
 //!
 //! A chunk has 4 KiB times a power of two. Small ones follow the holes closely, large ones need fewer addresses: a file has the size
@@ -57,7 +57,7 @@ impl Chunks {
         }
     }
 
-    /// Returns what the file's inode says of them.
+    /// Returns their size as the file's inode has it.
     pub(super) fn format(&self) -> u32 {
         self.bits.into()
     }

@@ -1,4 +1,4 @@
-//! Folders' blocks: entries of `struct erofs_dirent`, then their names. The first entry's place of its name says how many there are.
+//! Folders' blocks: entries of `struct erofs_dirent`, then their names. The number of entries follows from the place of the first name.
 
 use std::ops::Range;
 

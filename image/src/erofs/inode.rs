@@ -98,7 +98,7 @@ impl Fields {
         }
     }
 
-    /// Reads an inode of this length; `None` where it has another layout, or a time that is none. The compact form has `time`.
+    /// Reads an inode of this length; `None` where it has another layout, or an invalid time. The compact form has `time`.
     pub(super) fn parse(bytes: &[u8], time: Time) -> Option<Fields> {
         let short = |at| u16::from_le_bytes(get(bytes, at));
         let long = |at| u32::from_le_bytes(get(bytes, at));

@@ -62,7 +62,7 @@ const BLOCK: u64 = 1 << BLOCK_BITS;
 const BLOCK_BITS: u8 = 12;
 /// Bytes of an inode's slot.
 const SLOT: u64 = 32;
-/// The bits of a mode that say what a file is (`inode(7)`).
+/// The bits of a mode that are a file's type (`inode(7)`).
 const TYPE: u32 = 0o170_000;
 
 /// Returns the field at this place of a part that is at least so long.

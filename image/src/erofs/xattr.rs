@@ -11,7 +11,7 @@ use crate::rootfs::{Fault, Xattrs};
 const HEADER: u32 = 12;
 /// Bytes of an entry before its name.
 const ENTRY: usize = 4;
-/// The most bytes that an inode can say that its attributes have.
+/// The most bytes of attributes for which an inode has a count.
 const MOST: u32 = len(u16::MAX);
 
 /// The beginnings of names, and their numbers (`EROFS_XATTR_INDEX_USER` and so on). Those of ACLs are whole names.
@@ -84,7 +84,7 @@ pub(super) fn encode(xattrs: &Xattrs) -> Vec<u8> {
     bytes
 }
 
-/// Returns what an inode says for attributes of so many bytes.
+/// Returns an inode's count for attributes of so many bytes.
 pub(super) fn count(len: u32) -> u16 {
     match len.checked_sub(HEADER) {
         Some(entries) => u16::try_from(entries / 4 + 1).unwrap_or(u16::MAX),
@@ -92,7 +92,7 @@ pub(super) fn count(len: u32) -> u16 {
     }
 }
 
-/// Returns the bytes that an inode says its attributes have.
+/// Returns the bytes of attributes for which an inode has this count.
 pub(super) const fn len(count: u16) -> u32 {
     match count {
         0 => 0,

@@ -48,7 +48,7 @@ pub enum Error {
         /// The cause.
         source: Unsound,
     },
-    /// An entry of a layer can't be in a root file system.
+    /// An entry of a layer, or a file of a folder, can't be in a root file system.
     #[error("cannot take {path:?} from {layer}")]
     Entry {
         /// The layer's name.
@@ -75,7 +75,7 @@ pub enum Error {
     /// An image's folder can't be read, or holds what an archive can't, or the archive can't be written.
     #[error(transparent)]
     Archive(#[from] newc::Error),
-    /// The output failed, or the archive became too large.
+    /// The output failed, or an archive became too large.
     #[error("cannot write the root file system")]
     Write(#[source] io::Error),
     /// The image has a file at a path that is reserved for minivm.
@@ -86,7 +86,7 @@ pub enum Error {
     },
 }
 
-/// Why an entry of a tar archive can't be in a root file system.
+/// Why an entry of a layer, or a file of a folder, can't be in a root file system.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// Its name, or the one it is a hard link to, has a `..`.

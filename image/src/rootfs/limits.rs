@@ -26,7 +26,7 @@ pub struct Limits {
     /// Entries of all layers, with the folders that they imply: 2 million.
     pub entries: u64,
     /// Bytes of names, link targets and extended attributes of all layers, which are held in memory: 256 MiB. An attribute
-    /// counts for 64 bytes more than it has.
+    /// counts for 64 bytes more than it has. In an EROFS image, a run of data between holes counts for 16 bytes.
     pub names: u64,
     /// Bytes of the headers that a single entry may have before it: 1 MiB.
     pub header: u64,

@@ -6,7 +6,7 @@ use super::{Error, Kind, Place, ReadAt, Reader};
 use crate::erofs::BLOCK;
 use crate::erofs::chunks::{ADDRESS, HOLE};
 
-/// A reader of a file's data, with zeros for its holes. A file may say that it has 8 EiB of them.
+/// A reader of a file's data, with zeros for its holes. A file may have 8 EiB of them.
 #[derive(Debug)]
 pub struct Data<'s, S: ?Sized> {
     source: &'s S,

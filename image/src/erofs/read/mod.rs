@@ -46,7 +46,7 @@ pub enum Error {
     /// Its superblock has fields that contradict others, or that come with other features.
     #[error("it is damaged: its superblock has a bad field")]
     Superblock,
-    /// It is shorter than its superblock says.
+    /// It is shorter than the length in its superblock.
     #[error("it is incomplete: it has {actual} of {expected} bytes")]
     Short {
         /// The length that it should have, in bytes.

@@ -21,7 +21,7 @@ pub(super) struct Walk<'r, 's, S: ?Sized> {
 /// An inode that was found.
 struct Seen {
     file_type: u8,
-    /// The names that it says it has, and those that were found.
+    /// The number of names in the inode, and of those that were found.
     links: u32,
     names: u32,
     /// The inode, if more names of it may come.

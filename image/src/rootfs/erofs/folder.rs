@@ -21,7 +21,7 @@ use crate::rootfs::tree::{Content, Folder, Id, Inode, ROOT, Tree};
 use crate::rootfs::{folder, scan};
 use minivm_guest::walk;
 
-/// The most pieces of data that are told apart in a file with holes; what follows is taken for data.
+/// The most pieces of data that a file with holes is taken to have; what follows is taken for data.
 const PIECES_MAX: usize = 65536;
 
 /// Puts the folder and everything below it into the tree, and its files' data into the image.
@@ -203,7 +203,7 @@ fn attributes(metadata: &Metadata) -> Attributes {
     }
 }
 
-/// Returns the places of a file's data; all of it where the file system doesn't tell its holes.
+/// Returns the places of a file's data; all of it where the file system doesn't report holes.
 fn pieces(file: &File, metadata: &Metadata) -> io::Result<Vec<Range<u64>>> {
     let size = metadata.len();
     let mut pieces: Vec<Range<u64>> = Vec::new();
