@@ -39,6 +39,23 @@ fn refusal(layers: &[&[Entry]]) -> String {
     chain(&image_file(&image_of(layers)).unwrap_err())
 }
 
+/// A file of this size with holes, and pieces of data in these places.
+fn sparse(path: impl AsRef<[u8]>, size: u64, pieces: &[(u64, impl AsRef<[u8]>)]) -> Entry {
+    let map = pieces
+        .iter()
+        .map(|(start, data)| format!("{start}\n{}\n", data.as_ref().len()));
+    let mut stored = format!("{}\n{}", pieces.len(), map.collect::<String>()).into_bytes();
+    stored.resize(stored.len().next_multiple_of(512), 0);
+    for (_, data) in pieces {
+        stored.extend_from_slice(data.as_ref());
+    }
+    file("GNUSparseFile.0/s", stored)
+        .pax("GNU.sparse.major", "1")
+        .pax("GNU.sparse.minor", "0")
+        .pax("GNU.sparse.name", path)
+        .pax("GNU.sparse.realsize", size.to_string())
+}
+
 fn bytes(image: &OsFile) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(image.metadata().unwrap().len()).unwrap()];
     image.read_exact_at(&mut bytes, 0).unwrap();

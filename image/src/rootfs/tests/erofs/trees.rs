@@ -134,22 +134,6 @@ fn layer_entry(path: &[u8], wanted: &Wanted) -> Entry {
         .fold(made, |made, (name, value)| made.xattr(name, value))
 }
 
-fn sparse(path: &[u8], size: u64, pieces: &[(u64, Vec<u8>)]) -> Entry {
-    let map = pieces
-        .iter()
-        .map(|(start, data)| format!("{start}\n{}\n", data.len()));
-    let mut stored = format!("{}\n{}", pieces.len(), map.collect::<String>()).into_bytes();
-    stored.resize(stored.len().next_multiple_of(512), 0);
-    pieces
-        .iter()
-        .for_each(|(_, data)| stored.extend_from_slice(data));
-    file("GNUSparseFile.0/s", stored)
-        .pax("GNU.sparse.major", "1")
-        .pax("GNU.sparse.minor", "0")
-        .pax("GNU.sparse.name", path)
-        .pax("GNU.sparse.realsize", size.to_string())
-}
-
 /// Checks a file's data, and that its holes take no more room than they need.
 fn check_data(
     reader: &Reader<'_, OsFile>,
