@@ -215,7 +215,7 @@ impl Bench {
             .map(|((name, ..), size)| format!("{name}, {} MB", size / 1_000_000))
             .collect();
         println!(
-            "\nOn this host: a Python image becomes an initramfs, {} runs each, {SHELL_RUNS} of the shell's",
+            "\nOn this host: a Python image becomes an initramfs or an EROFS image, {} runs each, {SHELL_RUNS} of the shell's",
             self.runs
         );
         table::print("exec → end", "ms", &names, &all, |times| &times.to_end);
