@@ -40,26 +40,29 @@ fn duration(mut start: impl FnMut()) -> Duration {
 fn a_killed_pull_or_build_is_no_trouble_for_the_next() {
     let (images, registry, output) = (images(), Registry::start(), folder());
     let image = registry.push(&images.oci("random"), "local/random:1");
-    let expected = Minivm::new().build(&image);
-    let whole = duration(|| drop(Minivm::new().build(&image)));
+    let formats = ["--format=initramfs", "--format=erofs"].map(|format| {
+        let expected = Minivm::new().build_as(&image, &[format]);
+        let whole = duration(|| drop(Minivm::new().build_as(&image, &[format])));
+        (format, expected, whole)
+    });
     let mut hits = 0;
     let moments = moments();
-    for moment in 0..moments {
+    for (moment, (format, expected, whole)) in (0..moments).zip(formats.iter().cycle()) {
         let minivm = Minivm::new();
         let path = output.path().join("built");
-        let mut command = minivm.building(&image, &[], &path);
-        let what = format!("killed at {moment}/{moments} of {whole:?}");
-        hits += u32::from(killed(&mut command, whole * moment / moments));
+        let mut command = minivm.building(&image, &[format], &path);
+        let what = format!("{format} killed at {moment}/{moments} of {whole:?}");
+        hits += u32::from(killed(&mut command, *whole * moment / moments));
         if path.exists() {
-            assert!(fs::read(&path).unwrap() == expected, "{what}");
+            assert!(fs::read(&path).unwrap() == *expected, "{what}");
             fs::remove_file(path).unwrap();
         }
         assert_eq!(files(output.path()), [], "{what}");
         minivm.assert_sound(&what);
-        assert!(minivm.build(&image) == expected, "{what}");
+        assert!(minivm.build_as(&image, &[format]) == *expected, "{what}");
         minivm.assert_sound(&what);
-        let kept = minivm.build_as(&image, &["--pull", "never"]);
-        assert!(kept == expected, "{what}");
+        let kept = minivm.build_as(&image, &[format, "--pull", "never"]);
+        assert!(kept == *expected, "{what}");
     }
     assert!(hits > 0, "all had ended before they were killed");
 }
