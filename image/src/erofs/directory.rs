@@ -116,3 +116,33 @@ pub(super) fn decode(block: &[u8]) -> Option<Vec<Entry<'_>>> {
     // Nothing but zeros behind the last name.
     block[at..].iter().all(|&byte| byte == 0).then_some(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fill_a_block_to_its_last_byte() {
+        let counts = |lengths: &[usize]| {
+            let blocks = pack(lengths.iter().copied()).into_iter();
+            blocks.map(|block| block.len()).collect::<Vec<_>>()
+        };
+        // Sixteen entries of 256 bytes with their names.
+        let mut lengths = [244; 16];
+        assert_eq!(counts(&lengths), [16]);
+        lengths[15] += 1;
+        assert_eq!(counts(&lengths), [15, 1]);
+        assert_eq!(counts(&[244; 17]), [16, 1]);
+        let names = [[b'a'; 244], [b'b'; 244]].concat();
+        let entries: Vec<_> = (names.chunks(244).cycle().zip(0..16))
+            .map(|(name, number)| Entry {
+                name,
+                number,
+                file_type: 1,
+            })
+            .collect();
+        let block = encode(&entries);
+        assert_eq!(block.len(), ROOM);
+        assert_eq!(decode(&block), Some(entries));
+    }
+}

@@ -199,3 +199,17 @@ fn an_image_without_layers_is_an_empty_folder() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[&b""[..]].inode.content, Content::Folder);
 }
+
+#[test]
+fn folders_end_before_at_and_behind_a_blocks_end() {
+    // With the folder's own entries, fifteen names of 244 bytes and one of 217 fill a block.
+    for last in [216, 217, 218] {
+        let name = |number, len| file(format!("{number:0len$}"), "");
+        let mut entries: Vec<_> = (0..15).map(|number| name(number, 244)).collect();
+        entries.push(name(15, last));
+        let found = files(&made(&[&entries]));
+        assert_eq!(found.len(), 17);
+        let all = entries.iter().all(|entry| found.contains_key(&entry.name));
+        assert!(all, "{last}");
+    }
+}

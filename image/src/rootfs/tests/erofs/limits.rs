@@ -77,6 +77,29 @@ fn an_image_beyond_its_limits_is_refused() {
 }
 
 #[test]
+fn an_image_has_no_more_blocks_than_addresses() {
+    let limits = Limits {
+        expanded: u64::MAX,
+        archive: u64::MAX,
+        ..Limits::default()
+    };
+    let said = |size: u64| {
+        let file = file("x", "").pax("size", size.to_string());
+        limited(&limits, vec![layer(&tar(&[file]), None)]).unwrap_err()
+    };
+    // The highest number is that of a hole, and the superblock has a block before the file.
+    let most = (u64::from(u32::MAX) - 2) * 4096;
+    let refused = "cannot take the layer: the image has more than 17592186036224 bytes in its EROFS image, the limit";
+    assert_eq!(said(most + 1), refused);
+    // The data that are not in the layer are missed only then.
+    let missed = said(most);
+    assert!(
+        missed.starts_with("the layer is not a valid tar archive"),
+        "{missed}"
+    );
+}
+
+#[test]
 fn holes_take_no_blocks() {
     let size = (5 << 30) + 1;
     let pieces: [(u64, &[u8]); 3] = [
