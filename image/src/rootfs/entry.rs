@@ -1,5 +1,6 @@
 //! Entries of layers, as a file system has them.
 
+use crate::tar_reader::Time;
 use minivm_guest::newc::{self, Node};
 
 /// The longest path that Linux takes, with its NUL, and the longest name in one (`include/uapi/linux/limits.h`).
@@ -24,15 +25,6 @@ pub(crate) struct Attributes {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: Time,
-}
-
-/// A time: whole seconds since 1970, rounded down, and the nanoseconds after them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Time {
-    /// Seconds; negative before 1970.
-    pub seconds: i64,
-    /// Nanoseconds, less than a second.
-    pub nanoseconds: u32,
 }
 
 impl Attributes {

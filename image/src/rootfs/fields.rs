@@ -2,9 +2,9 @@
 
 use tar::{EntryType, Header};
 
-use super::entry::{Attributes, Entry, Kind, NAME_MAX, PATH_MAX, Time, Xattrs};
+use super::entry::{Attributes, Entry, Kind, NAME_MAX, PATH_MAX, Xattrs};
 use super::error::Fault;
-use crate::tar_reader::{self, Member, Records, number};
+use crate::tar_reader::{self, Member, Records, Time, number};
 use minivm_guest::newc::Node;
 
 /// The limits of Linux for an extended attribute (`include/uapi/linux/limits.h`).
@@ -94,21 +94,10 @@ fn attributes(header: &Header, records: &Records) -> Result<Attributes, Fault> {
         uid: owner(records.uid, &old.uid, "user")?,
         gid: owner(records.gid, &old.gid, "group")?,
         mtime: match records.mtime {
-            Some(time) => Time {
-                seconds: clamped(time.seconds),
-                nanoseconds: time.nanoseconds,
-            },
-            None => Time {
-                seconds: clamped(numbered(&old.mtime, "time")?),
-                nanoseconds: 0,
-            },
+            Some(time) => time,
+            None => Time::at(numbered(&old.mtime, "time")?),
         },
     })
-}
-
-fn clamped(seconds: i128) -> i64 {
-    let (least, most) = (i64::MIN.into(), i64::MAX.into());
-    i64::try_from(seconds.clamp(least, most)).expect("it was clamped")
 }
 
 /// Returns a device, which is two numbers here, or a pipe; nothing is looked up or opened.

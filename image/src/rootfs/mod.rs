@@ -37,14 +37,13 @@ use crate::image::{Config, Image, Layer, Root};
 use minivm_guest::manifest;
 use minivm_guest::newc::{Archive, Attributes};
 
-pub use self::entry::Time;
 pub(crate) use self::entry::Xattrs;
 pub use self::erofs::write_erofs;
 pub use self::error::{Error, Fault};
 pub use self::limits::{Exceeded, Limits};
 pub use self::output::Compression;
 pub(crate) use self::tree::{Content, Id, Inode, ROOT, Tree};
-pub use crate::tar_reader::Unsound;
+pub use crate::tar_reader::{Time, Unsound};
 
 /// Bytes of an entry's header in an archive.
 const HEADER: usize = 110;

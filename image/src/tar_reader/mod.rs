@@ -12,6 +12,7 @@ mod error;
 pub(crate) mod number;
 mod pax;
 mod sparse;
+mod time;
 
 use std::io::{self, BufRead, Read};
 use std::mem;
@@ -25,6 +26,7 @@ pub(crate) use self::block::BLOCK;
 pub(crate) use self::error::Error;
 pub use self::error::Unsound;
 pub(crate) use self::pax::Records;
+pub use self::time::Time;
 
 /// The bytes of an archive.
 pub(crate) trait Input: BufRead {

@@ -5,9 +5,8 @@
 //! repeat them, and are left out.
 
 use std::collections::BTreeMap;
-use std::iter;
 
-use super::number;
+use super::{Time, number};
 
 /// The records of a member's extended header.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,13 +22,6 @@ pub(crate) struct Records {
     pub(super) sparse_name: Option<Vec<u8>>,
     /// Extended attributes, by name.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
-/// A time: whole seconds since 1970, rounded down, and the nanoseconds after them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Time {
-    pub(crate) seconds: i128,
-    pub(crate) nanoseconds: u32,
 }
 
 /// GNU tar's records of a file with holes.
@@ -76,7 +68,8 @@ impl Records {
             b"size" => self.size = unsigned()?,
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
-            b"mtime" => self.mtime = time(value)?,
+            b"mtime" if value.is_empty() => self.mtime = None,
+            b"mtime" => self.mtime = Some(Time::parse(value)?),
             b"GNU.sparse.major" => self.sparse().major = unsigned()?,
             b"GNU.sparse.minor" => self.sparse().minor = unsigned()?,
             b"GNU.sparse.realsize" => self.sparse().size = unsigned()?,
@@ -95,31 +88,6 @@ impl Records {
     }
 }
 
-/// Parses a time such as `1700000000.25`; digits beyond nanoseconds are dropped.
-fn time(value: &[u8]) -> Option<Option<Time>> {
-    if value.is_empty() {
-        return Some(None);
-    }
-    let end = value.iter().position(|&byte| byte == b'.');
-    let seconds = number::decimal(&value[..end.unwrap_or(value.len())])?;
-    let fraction = end.map_or(&value[..0], |end| &value[end + 1..]);
-    let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit());
-    let digits = digits.chain(iter::repeat(&b'0')).take(9);
-    let nanoseconds = digits.fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'));
-    // The sign is the fraction's, too; `-0.5` has it in front of a zero.
-    let time = match value.starts_with(b"-") && nanoseconds > 0 {
-        true => Time {
-            seconds: seconds.saturating_sub(1),
-            nanoseconds: 1_000_000_000 - nanoseconds,
-        },
-        false => Time {
-            seconds,
-            nanoseconds,
-        },
-    };
-    Some(Some(time))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,33 +104,6 @@ mod tests {
         assert_eq!(records.mtime, Some(mtime));
         let expected = BTreeMap::from([(b"user.a".to_vec(), b"\n=".to_vec())]);
         assert_eq!(records.xattrs, expected);
-    }
-
-    #[test]
-    fn times_are_read_to_the_nanosecond() {
-        for (text, seconds, nanoseconds) in [
-            ("1700000000", 1_700_000_000, 0),
-            ("1.5", 1, 500_000_000),
-            ("1.", 1, 0),
-            ("1.x5", 1, 0),
-            ("1.0000000019", 1, 1),
-            ("-0.000000001", -1, 999_999_999),
-            ("-2.0", -2, 0),
-            (
-                "-170141183460469231731687303715884105728.5",
-                i128::MIN,
-                500_000_000,
-            ),
-        ] {
-            let time = Time {
-                seconds,
-                nanoseconds,
-            };
-            assert_eq!(super::time(text.as_bytes()), Some(Some(time)), "{text}");
-        }
-        for bad in ["x", ".5"] {
-            assert_eq!(super::time(bad.as_bytes()), None, "{bad}");
-        }
     }
 
     #[test]

@@ -14,11 +14,11 @@ use rustix::io::Errno;
 
 use super::Stored;
 use crate::erofs::{Chunks, Failure};
-use crate::rootfs::entry::{Attributes, Entry, Kind, Time};
+use crate::rootfs::entry::{Attributes, Entry, Kind};
 use crate::rootfs::error::{Error, Fault};
 use crate::rootfs::limits::Budget;
 use crate::rootfs::tree::{Content, Folder, Id, Inode, ROOT, Tree};
-use crate::rootfs::{folder, scan};
+use crate::rootfs::{Time, folder, scan};
 use minivm_guest::walk;
 
 /// The most pieces of data that a file with holes is taken to have; what follows is taken for data.
