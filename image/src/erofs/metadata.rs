@@ -210,7 +210,8 @@ pub(super) fn mode(inode: &Inode) -> u32 {
     let file_type = match inode.content {
         Content::Folder(_) => 0o040_000,
         Content::File { .. } => 0o100_000,
-        Content::Symlink(_) => 0o120_000,
+        // Linux gives every link these permissions, whatever a layer has.
+        Content::Symlink(_) => return 0o120_777,
         Content::Node(Node::CharDevice { .. }) => 0o020_000,
         Content::Node(Node::BlockDevice { .. }) => 0o060_000,
         Content::Node(Node::Fifo) => 0o010_000,

@@ -131,7 +131,7 @@ fn every_kind_of_file_keeps_all_that_it_has() {
         disk,
         entry(EntryType::Fifo, "p").mode(0o6600),
         hard("q", "p"),
-        symlink("s", "t".repeat(4095)),
+        symlink("s", "t".repeat(4095)).mode(0o600),
         hard("also-s", "s"),
         file("empty", "").mode(0o4755).owner(70_000, 1),
         file("x", "data")
@@ -169,6 +169,7 @@ fn every_kind_of_file_keeps_all_that_it_has() {
         assert_eq!(of(one), of(other));
         assert_eq!(of(one).links, 2);
     }
+    assert_eq!(of("s").permissions, 0o777);
     assert_eq!((of("empty").permissions, of("empty").uid), (0o4755, 70_000));
     let time = |seconds, nanoseconds| Time {
         seconds,
