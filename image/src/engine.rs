@@ -19,7 +19,7 @@ use serde::Deserialize;
 use super::archive::Archive;
 use super::digest::Digest;
 use super::error::{Cause, Error, innermost};
-use super::image::Image;
+use super::image::Described;
 use super::manifest::LARGEST_CONFIG;
 use super::options::{Options, Pull};
 use super::shown::shown;
@@ -98,7 +98,7 @@ pub(super) fn find<'e>(engines: &'e [Engine], name: &str) -> Result<(&'e Engine,
 }
 
 /// Opens an engine's image.
-pub(super) fn open(name: &str, store: &Store, options: &Options) -> Result<Image, Error> {
+pub(super) fn open(name: &str, store: &Store, options: &Options) -> Result<Described, Error> {
     let id = &options.helpers.image_id(name)?;
     let path = store.engine_path(id);
     let open = |file: File| {

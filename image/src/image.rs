@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::manifest::Manifest;
+
 /// A container image, found and held open.
 #[derive(Debug)]
 pub struct Image {
@@ -18,6 +20,33 @@ pub struct Image {
     pub config: Config,
     /// Its files.
     pub root: Root,
+}
+
+/// An image, with its documents as they were found.
+#[derive(Debug)]
+pub struct Described {
+    /// The image.
+    pub image: Image,
+    /// Its documents; a bare folder or archive has none.
+    pub(crate) originals: Option<Originals>,
+}
+
+/// An image's documents, byte for byte.
+#[derive(Debug)]
+pub(crate) struct Originals {
+    pub(crate) config: Vec<u8>,
+    /// `None` where layers have no other names than a list of files, as in archives of `docker save`.
+    pub(crate) manifest: Option<Manifest>,
+}
+
+impl From<Image> for Described {
+    /// Takes an image that has no documents.
+    fn from(image: Image) -> Described {
+        Described {
+            image,
+            originals: None,
+        }
+    }
 }
 
 /// What is known of an image without a look into it: of one that was opened before, or whose identity is that of its files'

@@ -13,7 +13,7 @@ use super::archive::Archive;
 use super::digest::Digest;
 use super::error::Error;
 use super::files;
-use super::image::{Blob, Image};
+use super::image::{Blob, Described};
 use super::manifest::{self, Descriptor, Documents, Kind, LARGEST_MANIFEST};
 use super::platform::Platform;
 use super::reference::Reference;
@@ -99,7 +99,7 @@ pub(super) fn open(
     members: &dyn Members,
     tag: Option<&str>,
     platform: &Platform,
-) -> Result<Image, Error> {
+) -> Result<Described, Error> {
     let name = members.name();
     let index = members.member("index.json")?.ok_or_else(|| {
         Error::invalid(name, "has no index.json: it is neither an OCI layout nor what `docker save` writes; a root file system is tar:FILE or dir:FOLDER")
@@ -114,7 +114,7 @@ pub(super) fn open(
     let top = choose(name, index.manifests.unwrap_or_default(), tag, platform)?;
     let documented = manifest::read(&layout, name, &top, platform)?;
     let mut blobs = Vec::new();
-    for layer in &documented.layers {
+    for layer in &documented.manifest.layers {
         let mut blob = layout.blob(&layer.digest)?;
         blob.name = format!("layer {} of {name}", layer.digest);
         files::check_size(&blob, layer)?;

@@ -32,6 +32,8 @@
 //! | `folder` | opens a bare root file system: a folder, or a tar archive |
 //! | `manifest`, `config`, `json` | read an image's documents |
 //! | `store`, `files`, `digest` | keep content, open it, check it |
+//! | [`inventory`] | lists what a store has |
+//! | [`save`] | writes an image as an archive of an OCI layout |
 //! | `tar_reader`, `blob_reader`, `compression` | read archives and layers |
 //! | [`rootfs`] | makes one root file system of all layers |
 //! | [`erofs`] | has the format of an EROFS image, and a reader of it |
@@ -56,6 +58,7 @@ mod fixtures;
 mod folder;
 pub mod helpers;
 mod image;
+pub mod inventory;
 pub use minivm_guest::io_error;
 mod json;
 mod layout;
@@ -67,6 +70,7 @@ pub mod publish;
 mod reference;
 mod registry;
 pub mod rootfs;
+pub mod save;
 mod saved;
 mod shown;
 mod source;
@@ -80,7 +84,7 @@ use std::path::Path;
 
 pub use digest::{Digest, NoDigest};
 pub use error::{Cause, Error};
-pub use image::{Blob, Config, Image, Known, Layer, Root};
+pub use image::{Blob, Config, Described, Image, Known, Layer, Root};
 pub use options::{Options, Pull};
 pub use platform::{Platform, UnknownPlatform};
 pub use progress::{Progress, Unwatched};
@@ -119,6 +123,20 @@ pub fn open(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Image, Error> {
+    describe(source, store, options, progress).map(|described| described.image)
+}
+
+/// As [`open`], and keeps the image's documents, for [`save`].
+///
+/// # Errors
+///
+/// As [`open`]'s.
+pub fn describe(
+    source: &Source,
+    store: &Store,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Described, Error> {
     match source {
         Source::Registry(name) => registry::open(name, store, options, progress),
         Source::Daemon(name) => engine::open(name, store, options),
@@ -146,8 +164,8 @@ pub fn open(
             let folder = layout::Folder::new(folder.clone());
             layout::open(&folder, tag.as_deref(), &options.platform)
         }
-        Source::Folder(path) => folder::open_folder(path),
-        Source::Tar(path) => folder::open_tar(path),
+        Source::Folder(path) => folder::open_folder(path).map(Described::from),
+        Source::Tar(path) => folder::open_tar(path).map(Described::from),
     }
 }
 
@@ -184,7 +202,7 @@ fn open_members(
     archive: &Archive,
     reference: Option<&Reference>,
     options: &Options,
-) -> Result<Image, Error> {
+) -> Result<Described, Error> {
     match saved::is_saved(archive) {
         true => saved::open(archive, reference, &options.platform),
         false => {
@@ -200,7 +218,7 @@ fn open_stream(
     name: &str,
     store: &Store,
     options: &Options,
-) -> Result<Image, Error> {
+) -> Result<Described, Error> {
     let mut spool = store.spool()?;
     let copied = files::copy_limited(stream, &mut spool, options.largest);
     if copied.map_err(Error::reading(name))?.is_none() {

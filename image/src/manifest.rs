@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::config;
 use super::digest::Digest;
 use super::error::Error;
-use super::image::{Blob, Config, Image, Layer, Root};
+use super::image::{Blob, Config, Described, Image, Layer, Originals, Root};
 use super::platform::Platform;
 use super::shown::shown;
 
@@ -82,15 +82,23 @@ pub(super) trait Documents {
     fn document(&self, descriptor: &Descriptor, kind: Kind) -> Result<Vec<u8>, Error>;
 }
 
+/// An image's manifest.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    pub(crate) bytes: Vec<u8>,
+    pub(super) config: Descriptor,
+    /// The layers as they are stored, the lowest first.
+    pub(super) layers: Vec<Descriptor>,
+}
+
 /// An image's documents, read and found to be consistent.
 #[derive(Debug)]
 pub(super) struct Documented {
-    /// The configuration's digest.
-    digest: Digest,
+    pub(super) manifest: Manifest,
+    /// The configuration, as it was found.
+    bytes: Vec<u8>,
     config: Config,
     diff_ids: Vec<Digest>,
-    /// The layers as they are stored, the lowest first.
-    pub(super) layers: Vec<Descriptor>,
 }
 
 /// Reads an image's documents, starting from its index or manifest.
@@ -108,22 +116,29 @@ pub(super) fn read(
         left: MOST_DOCUMENTS,
     };
     let manifest = search.manifest(top, 0)?;
-    let (descriptor, layers) = manifest.ok_or_else(|| search.no_platform())?;
-    let bytes = documents.document(&descriptor, Kind::Config)?;
+    let manifest = manifest.ok_or_else(|| search.no_platform())?;
+    let bytes = documents.document(&manifest.config, Kind::Config)?;
     let (config, diff_ids) = config::read(image, &bytes, platform)?;
-    check_layer_count(image, layers.len(), diff_ids.len())?;
+    check_layer_count(image, manifest.layers.len(), diff_ids.len())?;
     Ok(Documented {
-        digest: descriptor.digest,
+        manifest,
+        bytes,
         config,
         diff_ids,
-        layers,
     })
 }
 
 impl Documented {
     /// Returns the image with its layers.
-    pub(super) fn image(self, blobs: Vec<Blob>) -> Image {
-        assemble(self.digest, self.config, self.diff_ids, blobs)
+    pub(super) fn image(self, blobs: Vec<Blob>) -> Described {
+        let digest = self.manifest.config.digest.clone();
+        Described {
+            image: assemble(digest, self.config, self.diff_ids, blobs),
+            originals: Some(Originals {
+                config: self.bytes,
+                manifest: Some(self.manifest),
+            }),
+        }
     }
 }
 
@@ -186,7 +201,7 @@ impl Search<'_> {
         &mut self,
         descriptor: &Descriptor,
         depth: usize,
-    ) -> Result<Option<(Descriptor, Vec<Descriptor>)>, Error> {
+    ) -> Result<Option<Manifest>, Error> {
         if depth > DEEPEST || self.left == 0 {
             let problem = "has too many or too deeply nested indexes";
             return Err(Error::invalid(self.image, problem));
@@ -207,7 +222,7 @@ impl Search<'_> {
             }
             Document { config: Some(config), layers: Some(layers), manifests: None, .. } => {
                 self.check_types(&config, &layers)?;
-                Ok(Some((config, layers)))
+                Ok(Some(Manifest { bytes, config, layers }))
             }
             _ => Err(Error::invalid(self.image, "has a manifest that is neither an OCI nor a Docker one")),
         }
@@ -215,11 +230,7 @@ impl Search<'_> {
 
     /// Searches an index. Entries for the very platform come first; those without one are looked into, since their
     /// configuration has it.
-    fn index(
-        &mut self,
-        entries: Vec<Descriptor>,
-        depth: usize,
-    ) -> Result<Option<(Descriptor, Vec<Descriptor>)>, Error> {
+    fn index(&mut self, entries: Vec<Descriptor>, depth: usize) -> Result<Option<Manifest>, Error> {
         let mut candidates = Vec::new();
         for entry in entries {
             match &entry.platform {
@@ -233,7 +244,7 @@ impl Search<'_> {
         for (rank, entry) in candidates {
             match self.manifest(&entry, depth + 1)? {
                 // Without a platform a manifest may be for another machine: then the next one has a chance.
-                Some((config, layers)) if rank == 2 && !self.config_fits(&config)? => drop(layers),
+                Some(found) if rank == 2 && !self.config_fits(&found.config)? => {}
                 Some(found) => return Ok(Some(found)),
                 None => {}
             }

@@ -37,6 +37,20 @@ impl Reference {
         self.tag.as_deref().unwrap_or("latest")
     }
 
+    /// Returns the name without its digest; `None` where it has no tag.
+    pub(crate) fn tagged(&self) -> Option<Reference> {
+        self.tag.as_ref()?;
+        Some(Reference {
+            digest: None,
+            ..self.clone()
+        })
+    }
+
+    /// Returns the name with its registry, owner and tag, whatever Docker leaves out.
+    pub(crate) fn unabridged(&self) -> String {
+        format!("{}/{}:{}", self.registry, self.repository, self.tag())
+    }
+
     /// The manifest's digest, where the name has one.
     pub(crate) fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()

@@ -11,7 +11,7 @@ use super::config;
 use super::digest::Digest;
 use super::error::Error;
 use super::files;
-use super::image::{Blob, Image};
+use super::image::{Blob, Described, Originals};
 use super::manifest::{self, LARGEST_CONFIG, LARGEST_MANIFEST};
 use super::platform::Platform;
 use super::reference::Reference;
@@ -36,7 +36,7 @@ pub(super) fn open(
     archive: &Archive,
     wanted: Option<&Reference>,
     platform: &Platform,
-) -> Result<Image, Error> {
+) -> Result<Described, Error> {
     let list = files::read(&member(archive, "manifest.json")?, LARGEST_MANIFEST)?;
     let list: Vec<Saved> = crate::json::read(&list).map_err(|source| Error::Json {
         image: archive.name.clone(),
@@ -44,21 +44,27 @@ pub(super) fn open(
         source,
     })?;
     let saved = choose(archive, list, wanted)?;
-    let config = files::read(&member(archive, &saved.config)?, LARGEST_CONFIG)?;
-    let digest = Digest::of(&config);
+    let bytes = files::read(&member(archive, &saved.config)?, LARGEST_CONFIG)?;
+    let digest = Digest::of(&bytes);
     // The configuration is named by its digest; where the name is not a digest, there is nothing to compare.
     let stem = saved.config.trim_end_matches(".json");
     let stem = stem.rsplit('/').next().unwrap_or(stem);
     if let Some(named) = Digest::from_hex(stem) {
         let what = format!("the configuration of {}", archive.name);
-        files::check_digest(&what, &config, &named)?;
+        files::check_digest(&what, &bytes, &named)?;
     }
-    let (config, diff_ids) = config::read(&archive.name, &config, platform)?;
+    let (config, diff_ids) = config::read(&archive.name, &bytes, platform)?;
     let names = saved.layers.unwrap_or_default();
     manifest::check_layer_count(&archive.name, names.len(), diff_ids.len())?;
     let layers = names.iter().map(|name| layer(archive, name));
     let layers = layers.collect::<Result<Vec<_>, _>>()?;
-    Ok(manifest::assemble(digest, config, diff_ids, layers))
+    Ok(Described {
+        image: manifest::assemble(digest, config, diff_ids, layers),
+        originals: Some(Originals {
+            config: bytes,
+            manifest: None,
+        }),
+    })
 }
 
 fn layer(archive: &Archive, name: &str) -> Result<Blob, Error> {

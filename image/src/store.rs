@@ -32,10 +32,10 @@ use super::platform::Platform;
 use super::publish::{self, Lock, Partial};
 
 /// The most bytes of what a tag stood for: two strings.
-const TAG_MAX: u64 = 64 << 10;
+pub(super) const TAG_MAX: u64 = 64 << 10;
 
 /// The most bytes of a record: a configuration, whose characters may each be escaped, and the digests of an image's content.
-const RECORD_MAX: u64 = 6 * LARGEST_CONFIG;
+pub(super) const RECORD_MAX: u64 = 6 * LARGEST_CONFIG;
 
 /// A folder that keeps what was pulled, shared by all processes that use it.
 ///
@@ -49,9 +49,9 @@ pub struct Store {
 
 /// What a tag stood for when it was last pulled.
 #[derive(Serialize, Deserialize)]
-struct Tag {
-    image: String,
-    manifest: String,
+pub(super) struct Tag {
+    pub(super) image: String,
+    pub(super) manifest: String,
 }
 
 /// What opening an image has found, for the next process that needs what was made of the image and no more.
@@ -208,12 +208,12 @@ impl Store {
         self.folder.join("lock")
     }
 
-    fn record_path(&self, manifest: &Digest, platform: &Platform) -> PathBuf {
+    pub(super) fn record_path(&self, manifest: &Digest, platform: &Platform) -> PathBuf {
         let key = format!("{manifest} {platform}");
         self.folder.join("known").join(Digest::of(key).hex())
     }
 
-    fn tag_path(&self, image: &str) -> PathBuf {
+    pub(super) fn tag_path(&self, image: &str) -> PathBuf {
         self.folder.join("tags").join(Digest::of(image).hex())
     }
 }

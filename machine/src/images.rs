@@ -10,6 +10,8 @@ mod evict;
 mod file;
 mod fill;
 mod init;
+mod list;
+mod remove;
 mod root;
 
 use std::borrow::Borrow;
@@ -29,8 +31,10 @@ use crate::room;
 
 pub use evict::{LIMIT, set_limit};
 pub use file::{Format, build};
-pub(crate) use file::{finish, write_erofs, write_output};
+pub(crate) use file::{finish, write_erofs, write_oci_archive, write_output};
 pub use init::Init;
+pub use list::{CachedImage, Listing};
+pub use remove::{Removed, Unremoved};
 pub use root::Root;
 
 /// The format's version, which changes when the same image and init make other bytes.

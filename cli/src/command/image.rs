@@ -153,7 +153,7 @@ pub(super) fn prune() -> anyhow::Result<ExitCode> {
 }
 
 /// An error in one line: an image may have made the name in it.
-fn told(error: impl Into<anyhow::Error>) -> String {
+pub(super) fn told(error: impl Into<anyhow::Error>) -> String {
     printable(&format!("{:#}", error.into()), LINE_MAX)
 }
 
@@ -286,10 +286,15 @@ pub(super) fn explain_full(error: impl Into<anyhow::Error>) -> anyhow::Error {
 
 /// Shows what is being made of an image.
 pub(super) fn making(made: &str, source: &Source, quiet: bool) -> Option<ProgressBar> {
+    spinner(&format!("making {made} of {source}"), quiet)
+}
+
+/// Shows what is being done, on stderr if that is a terminal.
+pub(super) fn spinner(doing: &str, quiet: bool) -> Option<ProgressBar> {
     let watched = !quiet && stderr().is_terminal();
     watched.then(|| {
         let spinner = ProgressBar::new_spinner();
-        spinner.set_message(format!("making {made} of {source}"));
+        spinner.set_message(doing.to_owned());
         spinner.enable_steady_tick(std::time::Duration::from_millis(100));
         spinner
     })

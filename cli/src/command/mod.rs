@@ -9,6 +9,7 @@ mod control;
 mod doctor;
 mod hint;
 mod image;
+mod images;
 mod jail;
 mod lab;
 mod limits;
@@ -17,6 +18,7 @@ mod page;
 mod report;
 mod request;
 mod run;
+mod save;
 mod signals;
 mod snapshot;
 mod template;
@@ -78,6 +80,21 @@ enum Command {
     Timeline(Box<timeline::TimelineArgs>),
     /// Make an initramfs or an EROFS image from a container image
     Build(build::BuildArgs),
+    /// Save an image as an OCI archive, which `docker load` and skopeo read
+    ///
+    /// An image that has a manifest keeps it, its configuration and its layers byte for byte. A folder has no layers, and is refused.
+    Save(save::SaveArgs),
+    /// List cached images, and what was made of them
+    ///
+    /// STORED is what layers and documents take as they are stored, shared ones in each image that has them; MADE what its initramfs, root
+    /// folder and unnamed templates take. An image without a name here is one of an archive or folder of this host's, or its tag has moved
+    /// on.
+    Images(images::ImagesArgs),
+    /// Remove cached images, and what was made of them
+    ///
+    /// An image that has other names as well loses the given one alone. One that is in use stays: a line says so, and the exit code is 125.
+    /// `minivm prune` removes all images that aren't in use.
+    Rmi(images::RmiArgs),
     /// Create, list and remove templates: saved machines that are ready to run a command
     #[command(subcommand)]
     Template(template::TemplateCommand),
@@ -168,6 +185,9 @@ impl Cli {
             Some(Command::Fetch) => anyhow::bail!("`fetch` takes no arguments"),
             Some(Command::Unpack) => anyhow::bail!("`unpack` takes no arguments"),
             Some(Command::Build(args)) => build::run(&args),
+            Some(Command::Save(args)) => save::run(&args),
+            Some(Command::Images(args)) => images::list(&args),
+            Some(Command::Rmi(args)) => images::remove(&args),
             Some(Command::Template(command)) => template::run(command).map_err(accel::explain),
             Some(Command::TemplateMake) => template::make_in_background(),
             Some(Command::LabKeep) => template::keep_lab(),

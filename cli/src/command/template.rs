@@ -151,16 +151,13 @@ impl CreateArgs {
 /// All templates: those in the cache, and the unnamed ones that kept labs have.
 fn all(templates: &Templates) -> anyhow::Result<Vec<Listed>> {
     let mut all = templates.list()?;
-    for (name, recipe) in lab::kept(&image::cache_folder()?) {
-        let recipe = Some(recipe);
-        if !all.iter().any(|named| named.lab && named.recipe == recipe) {
-            all.push(Listed {
-                name,
-                recipe,
-                lab: true,
-                size: 0,
-                used: None,
-            });
+    for kept in lab::kept(&image::cache_folder()?) {
+        let kept = Listed::of_kept_lab(kept);
+        if !all
+            .iter()
+            .any(|named| named.lab && named.recipe == kept.recipe)
+        {
+            all.push(kept);
         }
     }
     Ok(all)

@@ -212,3 +212,14 @@ pub(crate) fn keep_there(file: &File) {
     while flock(file, FlockOperation::LockShared) == Err(Errno::INTR) {}
     touch(file);
 }
+
+/// Returns whether a process makes or uses a finished file, or what the file is the lock of. It needn't be there.
+pub fn is_in_use(path: &Path) -> bool {
+    let Ok(Some(file)) = open(path) else {
+        return false;
+    };
+    let locked = lock::try_once(&file, FlockOperation::NonBlockingLockExclusive);
+    // A process that another thread has just forked has the file open too: closing is not enough.
+    let _ = flock(&file, FlockOperation::Unlock);
+    matches!(locked, Ok(false))
+}

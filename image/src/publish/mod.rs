@@ -31,7 +31,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 pub(crate) use file::keep_there;
-pub use file::{Found, Partial, find, hold, hold_open, open};
+pub use file::{Found, Partial, find, hold, hold_open, is_in_use, open};
 pub use folder::{Folder, Unfinished};
 pub use lock::Lock;
 

@@ -106,15 +106,27 @@ pub fn remove_unlocked(folder: &Path, kept: &[PathBuf]) -> Cleared {
 
 /// Removes a file unless a process has locked it; returns whether it is gone, which it isn't either where it can't be removed.
 pub fn remove_if_unlocked(path: &Path) -> bool {
+    remove_file(path).unwrap_or(false)
+}
+
+/// Removes a file unless a process has locked it; returns whether it is gone. It needn't be there.
+///
+/// # Errors
+///
+/// Where it can't be removed.
+pub fn remove_file(path: &Path) -> io::Result<bool> {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-        return false;
+        return Ok(false);
     };
     let removed = File::open(above).and_then(|open| {
         let walk = Walk::new(open.into(), above, What::Unlocked(&[]));
         let stat = statat(&walk.here, name, AtFlags::SYMLINK_NOFOLLOW)?;
         walk.take(name, &stat)
     });
-    removed.unwrap_or_else(|error| error.kind() == io::ErrorKind::NotFound)
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        removed => removed,
+    }
 }
 
 /// Counts the bytes of the files in a folder and below it.

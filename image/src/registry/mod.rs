@@ -19,7 +19,7 @@ use std::sync::{Mutex, OnceLock};
 use super::digest::Digest;
 use super::error::Error;
 use super::files;
-use super::image::{Image, Known};
+use super::image::{Described, Image, Known};
 use super::manifest::{self, Descriptor, Documents, Kind};
 use super::options::{Options, Pull};
 use super::progress::Progress;
@@ -34,7 +34,7 @@ pub(super) fn open(
     store: &Store,
     options: &Options,
     progress: &dyn Progress,
-) -> Result<Image, Error> {
+) -> Result<Described, Error> {
     let pulled = Pulled {
         name,
         image: name.to_string(),
@@ -46,24 +46,25 @@ pub(super) fn open(
     let top = pulled.top()?;
     let descriptor = Descriptor::bare(top.digest.clone());
     let documented = manifest::read(&pulled, &pulled.image, &descriptor, &options.platform)?;
-    let files = pulled.layers(&documented.layers, progress)?;
+    let layers = &documented.manifest.layers;
+    let files = pulled.layers(layers, progress)?;
     // Not before: the tag of a failed pull is to be resolved again.
     if let Some(key) = top.news {
         store.remember(&key, &top.digest)?;
     }
     let mut blobs = Vec::new();
-    for (layer, file) in documented.layers.iter().zip(files) {
+    for (layer, file) in layers.iter().zip(files) {
         let blob = files::whole(file, format!("layer {} of {}", layer.digest, pulled.image));
         blobs.push(blob.map_err(|source| Error::Store {
             path: store.blob_path(&layer.digest),
             source,
         })?);
     }
-    let layers = documented.layers.iter().map(|layer| layer.digest.clone());
+    let layers = layers.iter().map(|layer| layer.digest.clone());
     let layers: Vec<_> = layers.collect();
-    let image = documented.image(blobs);
-    pulled.record(top.digest, layers, &image);
-    Ok(image)
+    let described = documented.image(blobs);
+    pulled.record(top.digest, layers, &described.image);
+    Ok(described)
 }
 
 /// Returns what opening an image would find, where it was opened before and all of it is still in the store.
@@ -75,7 +76,7 @@ pub(super) fn known(
     let digest = match name.digest() {
         Some(digest) => Some(digest.clone()),
         None if options.pull == Pull::Always => None,
-        None => store.remembered(&tag_key(name))?,
+        None => store.remembered(&name.unabridged())?,
     };
     let Some(digest) = digest else {
         return Ok(None);
@@ -95,12 +96,6 @@ pub(super) fn known(
         config: record.config,
         _held: held,
     }))
-}
-
-/// Returns the text by which the store remembers a tag. The registry belongs to the name even where it is not printed.
-fn tag_key(name: &Reference) -> String {
-    let (registry, repository) = (name.registry(), name.repository());
-    format!("{registry}/{repository}:{}", name.tag())
 }
 
 /// An image, pulled as far as it is in the store.
@@ -128,7 +123,7 @@ impl<'a> Pulled<'a> {
         if let Some(digest) = self.name.digest() {
             return Ok(known(digest.clone()));
         }
-        let key = tag_key(self.name);
+        let key = self.name.unabridged();
         if self.options.pull != Pull::Always
             && let Some(digest) = self.store.remembered(&key)?
         {

@@ -23,7 +23,7 @@ mod output;
 mod pack;
 mod reserved;
 mod scan;
-mod stream;
+pub(crate) mod stream;
 mod tree;
 
 use std::fs::File;

@@ -19,7 +19,7 @@ const CHUNK: usize = 256 << 10;
 const CHUNKS: usize = 8;
 
 /// Opens a blob for its decompressed bytes.
-pub(super) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
+pub(crate) fn open(blob: &Blob) -> Result<Box<dyn Read + Send>, Error> {
     let mut start = Vec::new();
     let compressed = BlobReader::new(blob.clone());
     (compressed.take(START as u64).read_to_end(&mut start))

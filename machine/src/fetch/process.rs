@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use log::LevelFilter;
 use minivm_image::io_error::{cannot, failed};
 use minivm_image::rootfs::Summary;
-use minivm_image::{Digest, Image, Options, Progress, Source};
+use minivm_image::{Described, Digest, Options, Progress, Source};
 
 use super::failure::chain;
 use super::helpers::Asked;
@@ -106,8 +106,8 @@ impl Service {
     fn serve(self, due: Receiver<Due>) {
         let orders = Arc::new(Mutex::new(due));
         let asked = Arc::new(Asked::new(Arc::clone(&self.line), Arc::clone(&orders)));
-        let image = match self.open(asked.clone()) {
-            Ok(image) => image,
+        let found = match self.open(asked.clone()) {
+            Ok(found) => found,
             Err(error) => {
                 return self.line.send(&Report::Failed {
                     chain: chain(&error),
@@ -122,7 +122,7 @@ impl Service {
             let Ok((Order::Make(form), output)) = order else {
                 return;
             };
-            match self.make(&form, output, &image) {
+            match self.make(&form, output, &found) {
                 Ok((summary, made)) => {
                     _kept = made;
                     self.line.send(&Report::made(summary));
@@ -132,7 +132,7 @@ impl Service {
         }
     }
 
-    fn open(&self, asked: Arc<Asked>) -> Result<Image, minivm_image::Error> {
+    fn open(&self, asked: Arc<Asked>) -> Result<Described, minivm_image::Error> {
         let options = Options {
             pull: self.job.pull,
             platform: self.job.platform.clone(),
@@ -144,13 +144,13 @@ impl Service {
             line: Arc::clone(&self.line),
             last: Mutex::new(Instant::now()),
         };
-        let image = minivm_image::open(&self.source, &store, &options, &progress)?;
+        let found = minivm_image::describe(&self.source, &store, &options, &progress)?;
         self.line.send(&Report::Opened {
-            identity: image.identity.clone(),
-            config: image.config.clone(),
+            identity: found.image.identity.clone(),
+            config: found.image.config.clone(),
             grown: store.has_grown(),
         });
-        Ok(image)
+        Ok(found)
     }
 
     /// Makes a form of the image. Of what is made in the cache, the broker finds the path itself.
@@ -158,8 +158,9 @@ impl Service {
         &self,
         form: &Form,
         output: Option<OwnedFd>,
-        image: &Image,
+        found: &Described,
     ) -> Result<(Summary, Made), images::Error> {
+        let image = &found.image;
         let making = || self.line.send(&Report::Making);
         match form {
             Form::Archive => {
@@ -182,6 +183,10 @@ impl Service {
                     }
                     Format::Erofs => {
                         images::write_erofs(image, &self.images.store(), path, &mut output)?
+                    }
+                    Format::OciArchive => {
+                        let platform = &self.job.platform;
+                        images::write_oci_archive(found, &self.source, platform, path, &mut output)?
                     }
                 };
                 Ok((summary, Made::Written))

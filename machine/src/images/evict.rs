@@ -180,7 +180,7 @@ impl<'a> Cache<'a> {
 }
 
 /// Returns the files in a folder, with their sizes and times.
-fn files(folder: &Path) -> impl Iterator<Item = (PathBuf, u64, SystemTime)> + use<> {
+pub(super) fn files(folder: &Path) -> impl Iterator<Item = (PathBuf, u64, SystemTime)> + use<> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| {
         let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;

@@ -1,12 +1,13 @@
 //! Images in files that the user names.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, BufWriter, Seek, SeekFrom};
 use std::path::Path;
 
 use minivm_image::io_error::failed;
 use minivm_image::rootfs::{self, Compression, Limits, Summary};
-use minivm_image::{Image, Store};
+use minivm_image::save::{self, Unsaved};
+use minivm_image::{Described, Image, Options, Platform, Source, Store};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Init};
@@ -19,6 +20,8 @@ pub enum Format {
     Initramfs(Compression),
     /// An EROFS image of its files alone.
     Erofs,
+    /// The image itself, as an archive of an OCI layout.
+    OciArchive,
 }
 
 /// Writes the image's archive with `init` to `output`, which is open at the `path` that the user wants.
@@ -83,6 +86,24 @@ fn write_erofs_to(image: &Image, file: &File, path: &Path) -> Result<Summary, Er
     written.map_err(|error| match error {
         rootfs::Error::Write(source) => failed("write", path)(source).into(),
         error => error.into(),
+    })
+}
+
+/// Writes the archive of an image that was opened for `platform`, and that the user calls `source`, to an output, which it doesn't finish.
+pub(crate) fn write_oci_archive(
+    found: &Described,
+    source: &Source,
+    platform: &Platform,
+    path: &Path,
+    output: &mut Output,
+) -> Result<Summary, Error> {
+    let limit = Options::default().largest;
+    let out = BufWriter::with_capacity(1 << 20, output);
+    let written = save::write(found, source, platform, limit, out);
+    written.map_err(|error| match error {
+        Unsaved::Write(source) => failed("write", path)(source).into(),
+        Unsaved::Image(error) => error.into(),
+        Unsaved::Layer(error) => error.into(),
     })
 }
 

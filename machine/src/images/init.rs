@@ -19,6 +19,11 @@ pub struct Init {
 const ALL: &[Init] = include!(concat!(env!("OUT_DIR"), "/inits.rs"));
 
 impl Init {
+    /// Returns all programs.
+    pub(super) fn all() -> &'static [Init] {
+        ALL
+    }
+
     /// Returns the init of this program's own architecture.
     ///
     /// # Panics

@@ -33,6 +33,17 @@ pub struct Listed {
 }
 
 impl Listed {
+    /// Makes the row of a template that a kept lab has ([`lab::kept`]).
+    pub fn of_kept_lab((name, recipe): (String, Recipe)) -> Listed {
+        Listed {
+            name,
+            recipe: Some(recipe),
+            lab: true,
+            size: 0,
+            used: None,
+        }
+    }
+
     /// Returns whether the template is automatic: made by a run, not named by a user.
     pub(crate) fn is_unnamed(&self) -> bool {
         recipe::is_key(&self.name)

@@ -8,6 +8,7 @@ use minivm_tests::program::{ends_until, run};
 use minivm_tests::stress;
 
 use crate::bad::ERROR;
+use crate::cached::{listed, running};
 use crate::made::images;
 use crate::tools::{Minivm, PATIENCE, Registry, files, folder};
 
@@ -68,17 +69,65 @@ fn a_killed_pull_or_build_is_no_trouble_for_the_next() {
 }
 
 #[test]
+fn a_killed_removal_leaves_no_half_an_image_that_counts_as_whole() {
+    let (images, registry) = (images(), Registry::start());
+    let image = registry.push(&images.oci("random"), "local/random:1");
+    let expected = Minivm::new().build(&image);
+    let filled = || {
+        let minivm = Minivm::new();
+        let ended = run(&mut running(&minivm, &image), PATIENCE);
+        assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+        minivm
+    };
+    let removing = |minivm: &Minivm| {
+        let mut command = minivm.command();
+        command.args(["rmi", &image]);
+        command
+    };
+    let whole = {
+        let filled = [(); 3].map(|()| filled());
+        let mut next = filled.iter();
+        duration(|| drop(run(&mut removing(next.next().unwrap()), PATIENCE)))
+    };
+    let mut hits = 0;
+    let moments = moments();
+    for moment in 0..moments {
+        let minivm = filled();
+        let what = format!("killed at {moment}/{moments} of {whole:?}");
+        hits += u32::from(killed(&mut removing(&minivm), whole * moment / moments));
+        let archives = minivm.archives();
+        assert!(
+            archives
+                .iter()
+                .all(|path| fs::read(path).unwrap() == expected),
+            "{what}"
+        );
+        let rows = listed(&minivm);
+        let complete = rows.iter().any(|row| row["complete"] == true);
+        let output = minivm.cache.path().join("built");
+        let mut command = minivm.building(&image, &["--pull", "never"], &output);
+        match run(&mut command, PATIENCE).code {
+            Some(0) => assert!(fs::read(&output).unwrap() == expected, "{what}"),
+            code => assert_eq!((code, complete), (Some(ERROR), false), "{what}"),
+        }
+        let again = run(&mut removing(&minivm), PATIENCE);
+        assert!(
+            rows.is_empty() || again.code == Some(0),
+            "{what}: {again:?}"
+        );
+        assert_eq!(listed(&minivm).len(), 0, "{what}");
+        assert!(minivm.build(&image) == expected, "{what}");
+        minivm.assert_sound(&what);
+    }
+    assert!(hits > 0, "all had ended before they were killed");
+}
+
+#[test]
 fn a_killed_run_leaves_no_half_an_archive() {
     let images = images();
     let image = images.oci("random");
     let expected = Minivm::new().build(&image);
-    // Without a kernel it ends as soon as the archive is there.
-    let running = |minivm: &Minivm| {
-        let mut command = minivm.command();
-        command.args(["run", "--accel", "kvm", "--kernel", "/nowhere/vmlinux"]);
-        command.arg(&image);
-        command
-    };
+    let running = |minivm: &Minivm| running(minivm, &image);
     let ends = |minivm: &Minivm| {
         let ended = run(&mut running(minivm), PATIENCE);
         assert_eq!(ended.code, Some(ERROR), "{ended:?}");

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod bad;
+mod cached;
 mod erofs;
 mod fetcher;
 mod guest;
@@ -17,6 +18,7 @@ mod initramfs;
 mod kills;
 mod made;
 mod registry;
+mod saved;
 mod sources;
 mod tape;
 mod tools;

@@ -246,18 +246,33 @@ impl Engine {
     /// What `docker create` and `docker export` give.
     pub(crate) fn export(&self, image: &str) -> Vec<u8> {
         let body = serde_json::json!({ "Image": image }).to_string();
-        let created = self.ask("POST", "containers/create", &body);
+        let created = self.ask("POST", "containers/create", body.as_bytes());
         let created: serde_json::Value = serde_json::from_slice(&created).unwrap();
         let id = created["Id"].as_str().unwrap();
-        self.ask("GET", &format!("containers/{id}/export"), "")
+        self.ask("GET", &format!("containers/{id}/export"), b"")
+    }
+
+    /// What `docker load` does.
+    pub(crate) fn load_archive(&self, archive: &[u8]) {
+        let said = self.ask("POST", "images/load?quiet=1", archive);
+        let said = String::from_utf8_lossy(&said);
+        assert!(!said.contains("error"), "{said}");
+    }
+
+    /// The id of an image.
+    pub(crate) fn id(&self, image: &str) -> String {
+        let inspected = self.ask("GET", &format!("images/{image}/json"), b"");
+        let inspected: serde_json::Value = serde_json::from_slice(&inspected).unwrap();
+        inspected["Id"].as_str().unwrap().to_owned()
     }
 
     /// One request of Docker's API. Version 1.0 of HTTP has no chunks.
-    fn ask(&self, method: &str, path: &str, body: &str) -> Vec<u8> {
+    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         let head = format!("{method} /{path} HTTP/1.0\r\nContent-Type: application/json\r\n");
-        let text = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
-        stream.write_all(text.as_bytes()).unwrap();
+        let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
         let end = answer.windows(4).position(|part| part == b"\r\n\r\n");
