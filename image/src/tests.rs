@@ -63,7 +63,7 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 }
 
 /// The failure in one line, and with it the check that it is one.
-fn line(result: Result<Image, Error>) -> String {
+fn line<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     let line = result.unwrap_err().to_string();
     assert!(!line.contains('\n') && !line.ends_with('.'), "{line}");
     line
@@ -137,7 +137,7 @@ fn a_compressed_archive_and_a_stream_are_read_like_others() {
     }
     for content in [saved.clone(), gzip(&saved), archive(&made.layout("1"))] {
         let image = open_stream(&content[..], "standard input", &place.store(), &options());
-        check(&image.unwrap(), &made);
+        check(&image.unwrap().image, &made);
     }
     assert_eq!(
         fs::read_dir(place.path("store")).unwrap().count(),
@@ -848,7 +848,8 @@ fn a_pipe_in_a_layout_is_refused_at_once() {
 }
 
 fn open_bytes(content: &[u8], folder: &Path) -> Result<Image, Error> {
-    open_stream(content, "standard input", &Store::new(folder), &options())
+    let opened = open_stream(content, "standard input", &Store::new(folder), &options());
+    opened.map(|described| described.image)
 }
 
 proptest! {

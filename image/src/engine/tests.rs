@@ -10,6 +10,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
+use crate::Image;
 use crate::fixtures::{Made, archive, image, layers_of, options};
 use crate::helpers::Here;
 
@@ -36,7 +37,8 @@ impl Place {
             helpers: Arc::new(Here::with(engines.to_vec())),
             ..options()
         };
-        open("o/n:1", &Store::new(self.path("store")), &options)
+        let opened = open("o/n:1", &Store::new(self.path("store")), &options);
+        opened.map(|described| described.image)
     }
 
     /// An engine on a socket that answers each request in turn, and then is gone.

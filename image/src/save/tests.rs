@@ -196,7 +196,7 @@ fn a_bare_root_becomes_an_image_of_one_layer_and_a_folder_is_refused() {
     let files = place.saved("tar:%/root.tar");
     assert_eq!(files[&blob(&root)], root);
     let opened = place.opened("oci-archive:%/saved.tar");
-    assert_eq!(fixtures::layers_of(&opened), [root.clone()]);
+    assert_eq!(fixtures::layers_of(&opened), std::slice::from_ref(&root));
     let error = place.save("dir:%").unwrap_err().to_string();
     assert!(
         error.contains("has no layers") && error.contains("tar:FILE"),
