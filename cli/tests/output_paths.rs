@@ -34,6 +34,9 @@ impl Place {
         let place = Place(tempfile::tempdir().unwrap());
         fs::create_dir(place.path("image")).unwrap();
         fs::write(place.path("image/file"), [b'x'; 100_000]).unwrap();
+        let mut tar = tar::Builder::new(File::create(place.path("image.tar")).unwrap());
+        tar.append_dir_all("", place.path("image")).unwrap();
+        tar.into_inner().unwrap();
         place
     }
 
@@ -42,7 +45,7 @@ impl Place {
     }
 
     /// The commands that write a file of their own, each writing to `name`.
-    fn all(&self, name: &str) -> [(Command, &'static [u8]); 3] {
+    fn all(&self, name: &str) -> [(Command, &'static [u8]); 4] {
         let command = |args: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
             command.current_dir(self.0.path()).args(args);
@@ -67,6 +70,10 @@ impl Place {
                 command(&["build", "-q", "--format=erofs", "dir:image", "-o", name]),
                 &EROFS,
             ),
+            (
+                command(&["save", "-q", "tar:image.tar", "-o", name]),
+                b"oci-layout\0",
+            ),
             (command(&html), b"<!doctype html>"),
         ]
     }
@@ -76,7 +83,9 @@ impl Place {
         let entries = fs::read_dir(self.0.path()).unwrap().flatten();
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());
         names
-            .filter(|name| !["image", "cache"].contains(&&**name) && !known.contains(&&**name))
+            .filter(|name| {
+                !["image", "image.tar", "cache"].contains(&&**name) && !known.contains(&&**name)
+            })
             .collect()
     }
 }
@@ -159,16 +168,16 @@ fn stdout_and_other_open_files_are_written_to_as_they_are() {
         assert!(begins(seven, start));
     }
     for name in ["/dev/stdout", "/proc/self/fd/1"] {
-        let [build, erofs, _] = place.all(name);
-        for (mut build, start) in [build, erofs] {
-            let ended = run(&mut build, PATIENCE);
+        let [build, erofs, save, _] = place.all(name);
+        for (mut command, start) in [build, erofs, save] {
+            let ended = run(&mut command, PATIENCE);
             assert_eq!(ended.code, Some(0), "{ended:?}");
             assert!(begins(&ended.stdout, start) && ended.stdout.len() > 100_000);
         }
     }
     // Where a file can be read too, and written anywhere, the next program still goes on behind it.
-    let [build, erofs, _] = place.all("/dev/stdout");
-    for (command, start) in [build, erofs] {
+    let [build, erofs, save, _] = place.all("/dev/stdout");
+    for (command, start) in [build, erofs, save] {
         let mut shell = Command::new("sh");
         shell.args(["-c", "exec 1<>shared; \"$0\" \"$@\" && echo behind"]);
         shell.arg(command.get_program()).args(command.get_args());

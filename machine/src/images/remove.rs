@@ -4,9 +4,11 @@
 //! then its content, its records, and its names at last. So a process that is killed in between leaves an image that is still listed
 //! and can be removed again; what it has left of the files, each whole, no run takes for all of the image.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use minivm_image::inventory::Tagged;
 use minivm_image::io_error::failed;
 use minivm_image::publish::{self, tree};
 use minivm_image::{Digest, Source};
@@ -74,33 +76,22 @@ impl ImageCache {
             false => None,
         };
         let all = self.list().images;
-        let found = find(&all, text)?;
-        if let Found::Name { name, other } = &found {
-            remove_tags(all.iter(), |tag| tag == name)?;
-            return Ok(Removed::Name(other.clone()));
-        }
-        let Found::Images(images) = found else {
-            return Err(Unremoved::Missing(text.to_owned()));
-        };
-        for image in &images {
+        let plan = Plan::by_name(&all, text).map_or_else(|| Plan::by_digest(&all, text), Ok)?;
+        for image in &plan.gone {
             check(image)?;
         }
         let mut freed = 0;
-        for image in &images {
+        for image in &plan.gone {
             freed += self.remove_one(&image.id)?;
         }
-        // Names that stand for other images too stay theirs.
-        let gone = |image: &CachedImage| images.iter().any(|gone| gone.id == image.id);
-        let theirs: Vec<_> = all.iter().filter(|image| !gone(image)).collect();
-        let named = spelled(text);
-        remove_tags(images.iter().copied(), |name| {
-            named.as_deref() == Some(name)
-                || !theirs
-                    .iter()
-                    .any(|image| image.names.iter().any(|n| n == name))
-        })?;
+        for tag in plan.tags {
+            remove_file(tag)?;
+        }
         drop(alone);
-        Ok(Removed::Image(freed))
+        Ok(match plan.other {
+            Some(other) if plan.gone.is_empty() => Removed::Name(other),
+            _ => Removed::Image(freed),
+        })
     }
 
     /// Removes the image of this id but for its names; returns its bytes. It is looked up anew, for it may share content with one that
@@ -133,68 +124,69 @@ impl ImageCache {
     }
 }
 
-/// What a text stands for.
-enum Found<'l> {
-    Images(Vec<&'l CachedImage>),
-    /// A name of images that have others, too.
-    Name {
-        name: String,
-        other: String,
-    },
+/// What is removed.
+#[derive(Default)]
+struct Plan<'l> {
+    gone: Vec<&'l CachedImage>,
+    /// The files of names.
+    tags: BTreeSet<&'l Path>,
+    /// Another name of an image that stays.
+    other: Option<String>,
 }
 
-/// Finds what a text stands for: a name first, as in `minivm run`, then a digest, and then the beginning of one.
-fn find<'l>(images: &'l [CachedImage], text: &str) -> Result<Found<'l>, Unremoved> {
-    if let Some(name) = spelled(text) {
-        let named = images.iter().filter(|image| image.names.contains(&name));
-        let named: Vec<_> = named.collect();
-        let other = |image: &&CachedImage| {
-            let others = image.tags.iter().map(|tag| tag.name.to_string());
-            others.into_iter().find(|other| *other != name)
-        };
-        let others: Vec<_> = named.iter().filter_map(other).collect();
-        match others.into_iter().next() {
-            Some(other) if named.iter().all(|image| image.tags.len() > 1) => {
-                return Ok(Found::Name { name, other });
+impl<'l> Plan<'l> {
+    /// Plans the removal of a name, as `minivm run` takes it, with the images that have no other; `None` where no image has it.
+    fn by_name(images: &'l [CachedImage], text: &str) -> Option<Plan<'l>> {
+        let source: Source = text.parse().ok()?;
+        let name = source.to_string();
+        let mut plan = Plan::default();
+        for image in images.iter().filter(|image| image.names.contains(&name)) {
+            let is_it = |tag: &&Tagged| tag.name.to_string() == name;
+            let tags = image.tags.iter().filter(is_it);
+            plan.tags.extend(tags.map(|tag| tag.path.as_path()));
+            match image.tags.iter().find(|tag| !is_it(tag)) {
+                Some(other) => plan.other = Some(other.name.to_string()),
+                None => plan.gone.push(image),
             }
-            _ if !named.is_empty() => return Ok(Found::Images(named)),
-            _ => {}
+        }
+        (plan.other.is_some() || !plan.gone.is_empty()).then_some(plan)
+    }
+
+    /// Plans the removal of images by a digest, `NAME@DIGEST`, an id, or the beginning of one.
+    fn by_digest(images: &'l [CachedImage], text: &str) -> Result<Plan<'l>, Unremoved> {
+        let digits = text.rsplit_once('@').map_or(text, |(_, digest)| digest);
+        let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
+        let found = |is: &dyn Fn(&str) -> bool| -> Vec<&'l CachedImage> {
+            let of = |image: &&CachedImage| {
+                let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
+                is(id) || image.digests.iter().map(Digest::hex).any(is)
+            };
+            images.iter().filter(of).collect()
+        };
+        // An index is that of all its images.
+        let exact = found(&|id| id == digits);
+        let begun = found(&|id| !digits.is_empty() && id.starts_with(digits));
+        match (exact.len(), begun.len()) {
+            (0, 0) => Err(Unremoved::Missing(text.to_owned())),
+            (0, 1) => Ok(Plan::of(begun, images)),
+            (0, count) => Err(Unremoved::Ambiguous(text.to_owned(), count)),
+            _ => Ok(Plan::of(exact, images)),
         }
     }
-    by_digest(images, text)
-}
 
-/// Finds images by a digest, `NAME@DIGEST`, an id, or the beginning of one.
-fn by_digest<'l>(images: &'l [CachedImage], text: &str) -> Result<Found<'l>, Unremoved> {
-    let digits = text.rsplit_once('@').map_or(text, |(_, digest)| digest);
-    let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
-    if digits.is_empty() {
-        return Err(Unremoved::Missing(text.to_owned()));
+    /// Plans the removal of these images. Names that stand for others too stay theirs.
+    fn of(gone: Vec<&'l CachedImage>, all: &'l [CachedImage]) -> Plan<'l> {
+        let stays = |image: &&CachedImage| gone.iter().all(|gone| gone.id != image.id);
+        let theirs = all.iter().filter(stays).flat_map(|image| &image.tags);
+        let theirs: BTreeSet<_> = theirs.map(|tag| tag.path.as_path()).collect();
+        let tags = gone.iter().flat_map(|image| &image.tags);
+        let tags = tags.map(|tag| tag.path.as_path());
+        Plan {
+            tags: tags.filter(|tag| !theirs.contains(tag)).collect(),
+            gone,
+            other: None,
+        }
     }
-    let is_so = |is: &dyn Fn(&str) -> bool| -> Vec<&CachedImage> {
-        let of = |image: &&CachedImage| {
-            let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
-            is(id) || image.digests.iter().map(Digest::hex).any(is)
-        };
-        images.iter().filter(of).collect()
-    };
-    // An index is that of all its images.
-    let exact = is_so(&|id| id == digits);
-    if !exact.is_empty() {
-        return Ok(Found::Images(exact));
-    }
-    let begun = is_so(&|id| id.starts_with(digits));
-    match begun.len() {
-        0 => Err(Unremoved::Missing(text.to_owned())),
-        1 => Ok(Found::Images(begun)),
-        count => Err(Unremoved::Ambiguous(text.to_owned(), count)),
-    }
-}
-
-/// Returns a name as images' names are spelled here.
-fn spelled(text: &str) -> Option<String> {
-    let source: Source = text.parse().ok()?;
-    Some(source.to_string())
 }
 
 /// Refuses an image that is needed or in use.
@@ -221,18 +213,6 @@ fn check(image: &CachedImage) -> Result<(), Unremoved> {
 fn called(image: &CachedImage) -> String {
     let name = image.names.first().map(String::as_str);
     name.unwrap_or_else(|| image.short_id()).to_owned()
-}
-
-/// Removes the files of the names that are `meant`.
-fn remove_tags<'l>(
-    images: impl Iterator<Item = &'l CachedImage>,
-    meant: impl Fn(&str) -> bool,
-) -> Result<(), Unremoved> {
-    let tags = images.flat_map(|image| &image.tags);
-    for tag in tags.filter(|tag| meant(&tag.name.to_string())) {
-        remove_file(&tag.path)?;
-    }
-    Ok(())
 }
 
 /// Removes a file; returns how many bytes it had, or `None` where it is in use.

@@ -201,6 +201,21 @@ fn a_name_that_is_not_the_only_one_goes_alone() {
 }
 
 #[test]
+fn of_the_images_of_a_name_those_that_have_others_stay() {
+    let place = Place::new();
+    place.image("one", "linux/amd64", &["index", "manifest", "layer"]);
+    place.image("one", "linux/amd64", &["manifest", "layer"]);
+    place.image("two", "linux/arm64", &["index", "other layer"]);
+    place.tag("docker.io/library/a:1", "index");
+    place.tag("docker.io/library/a:2", "manifest");
+    let removed = place.images.remove("a:1").unwrap();
+    assert!(matches!(removed, Removed::Image(_)), "{removed:?}");
+    let image = place.images.list().images.remove(0);
+    assert_eq!((image.names, image.is_whole), (vec!["a:2".into()], true));
+    assert_eq!(place.ids(), [digest("one").to_string()]);
+}
+
+#[test]
 fn the_beginning_of_several_ids_is_refused() {
     let place = Place::new();
     place.make("one");
