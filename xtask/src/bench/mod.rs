@@ -130,7 +130,7 @@ mod tests {
                     .filter(|line| line.contains("log"))
                     .any(|line| line.contains(step))
             };
-            assert!(LOGGING.iter().any(|source| is_logged(&source)), "{step}");
+            assert!(LOGGING.iter().any(is_logged), "{step}");
         }
     }
 }
