@@ -66,7 +66,7 @@ fn a_saved_image_of_a_registry_keeps_its_digests_and_skopeo_copies_it() {
         let docker = format!("docker-archive:{}:{image}", path.display());
         let other = format!("oci:{}:{tag}", folder.path().join("other").display());
         skopeo(&["copy", "--quiet", &docker, &other]);
-        assert_eq!(config_of(&other), config_of(&archive), "{tag}");
+        assert_eq!(config_of(&docker), config_of(&archive), "{tag}");
 
         let plain = minivm.build(&images.oci(tag));
         for source in [&archive, &docker, &other] {

@@ -216,7 +216,7 @@ fn of_the_images_of_a_name_those_that_have_others_stay() {
 }
 
 #[test]
-fn the_beginning_of_several_ids_is_refused() {
+fn what_is_no_name_and_no_id_is_refused_and_every_id_is_one() {
     let place = Place::new();
     place.make("one");
     place.make("two");
@@ -227,16 +227,24 @@ fn the_beginning_of_several_ids_is_refused() {
         assert!(matches!(error, Unremoved::Missing(_)), "{error}");
         assert!(!error.to_string().contains('\u{1b}'));
     }
-    let first = |number: usize| ids[number].chars().next();
-    let doubles = (1..4).find(|&number| first(number) == first(number - 1));
-    if let Some(number) = doubles {
-        let error = place.images.remove(&ids[number][..1]).unwrap_err();
-        assert!(matches!(error, Unremoved::Ambiguous(..)), "{error}");
-    }
     for (number, id) in ids.iter().enumerate() {
         place.images.remove(id).unwrap();
         assert_eq!(place.ids().len(), 3 - number);
     }
+}
+
+#[test]
+fn the_beginning_of_several_ids_is_not_enough() {
+    let place = Place::new();
+    let first = |name: &str| digest(name).hex()[..1].to_owned();
+    let mut names = (1..).map(|number| number.to_string());
+    let other = names.find(|name| first(name) == first("0")).unwrap();
+    for name in ["0", &other] {
+        place.image(name, "linux/amd64", &[&format!("manifest {name}")]);
+    }
+    let error = place.images.remove(&first("0")).unwrap_err();
+    assert!(matches!(error, Unremoved::Ambiguous(..)), "{error}");
+    assert_eq!(place.ids().len(), 2);
 }
 
 #[test]
@@ -279,27 +287,32 @@ fn an_image_that_is_in_use_stays_whole() {
 
 #[test]
 fn an_image_that_is_partly_gone_is_listed_and_goes() {
-    let place = Place::new();
-    place.image("one", "linux/amd64", &["manifest", "layer", "other"]);
-    place.tag("docker.io/library/one:1", "manifest");
-    let image = place.images.list().images.remove(0);
     // As a removal leaves it that is killed after any of its steps.
-    for gone in 0..image.parts.len() {
-        place
-            .images
-            .remove_part(&image.parts[gone], &image)
-            .unwrap();
-        let listed = place.images.list().images.remove(0);
-        assert_eq!(listed.names, ["one:1"], "{gone}");
-        let content = listed
+    for steps in 0.. {
+        let place = Place::new();
+        place.image("one", "linux/amd64", &["manifest", "layer", "other"]);
+        place.tag("docker.io/library/one:1", "manifest");
+        let image = place.images.list().images.remove(0);
+        assert_eq!(image.parts.len(), 6);
+        for part in image.parts.iter().take(steps) {
+            place.images.remove_part(part, &image).unwrap();
+        }
+        let left = place.images.list().images.remove(0);
+        assert_eq!(left.names, ["one:1"], "{steps}");
+        let content = left
             .parts
             .iter()
             .filter(|part| image.parts[2..].contains(part));
-        assert!(!listed.is_whole || content.count() == 4, "{gone}");
+        assert_eq!(left.is_whole, content.count() == 4, "{steps}");
+        place.images.remove("one:1").unwrap();
+        assert!(
+            place.files().is_empty() && place.ids().is_empty(),
+            "{steps}"
+        );
+        if steps == image.parts.len() {
+            break;
+        }
     }
-    assert_eq!(place.files().len(), 1, "its name is left");
-    place.images.remove("one:1").unwrap();
-    assert!(place.files().is_empty() && place.ids().is_empty());
 }
 
 #[test]
