@@ -29,7 +29,7 @@ pub(super) struct ImagesArgs {
 
 #[derive(Args)]
 pub(super) struct RmiArgs {
-    /// Images to remove: a name, a digest, an id, or the beginning of one
+    /// Images to remove: a name, a digest, an id, or the beginning of an id
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }

@@ -104,8 +104,13 @@ impl CachedImage {
 
     /// Returns the first digits of its id, as Docker prints them.
     pub fn short_id(&self) -> &str {
-        let digits = self.id.strip_prefix("sha256:").unwrap_or(&self.id);
+        let digits = self.id_digits();
         digits.get(..12).unwrap_or(digits)
+    }
+
+    /// Returns its id without the name of the hash.
+    pub(super) fn id_digits(&self) -> &str {
+        self.id.strip_prefix("sha256:").unwrap_or(&self.id)
     }
 
     fn of(stored: Stored) -> CachedImage {

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use minivm_image::Source;
 use minivm_image::inventory::Tagged;
 use minivm_image::io_error::failed;
 use minivm_image::publish::{self, tree};
-use minivm_image::{Digest, Source};
 
 use super::list::{CachedImage, Part};
 use super::{ImageCache, root};
@@ -63,7 +63,7 @@ pub enum Unremoved {
 }
 
 impl ImageCache {
-    /// Removes the image that has this name, digest or id, or the only one whose id or digest begins so. A name that isn't the image's
+    /// Removes the image that has this name, digest or id, or the only one whose id begins so. A name that isn't the image's
     /// only one is removed alone.
     ///
     /// # Errors
@@ -152,20 +152,18 @@ impl<'l> Plan<'l> {
         (plan.other.is_some() || !plan.gone.is_empty()).then_some(plan)
     }
 
-    /// Plans the removal of images by a digest, `NAME@DIGEST`, an id, or the beginning of one.
+    /// Plans the removal of images by a digest, `NAME@DIGEST`, an id, or the beginning of an id.
     fn by_digest(images: &'l [CachedImage], text: &str) -> Result<Plan<'l>, Unremoved> {
         let digits = text.rsplit_once('@').map_or(text, |(_, digest)| digest);
         let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
-        let found = |is: &dyn Fn(&str) -> bool| -> Vec<&'l CachedImage> {
-            let of = |image: &&CachedImage| {
-                let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
-                is(id) || image.digests.iter().map(Digest::hex).any(is)
-            };
-            images.iter().filter(of).collect()
-        };
         // An index is that of all its images.
-        let exact = found(&|id| id == digits);
-        let begun = found(&|id| !digits.is_empty() && id.starts_with(digits));
+        let is_it = |image: &&CachedImage| {
+            image.id_digits() == digits || image.digests.iter().any(|digest| digest.hex() == digits)
+        };
+        let begins = |image: &&CachedImage| image.id_digits().starts_with(digits);
+        let exact: Vec<_> = images.iter().filter(is_it).collect();
+        let begun = images.iter().filter(begins);
+        let begun: Vec<_> = begun.filter(|_| !digits.is_empty()).collect();
         match (exact.len(), begun.len()) {
             (0, 0) => Err(Unremoved::Missing(text.to_owned())),
             (0, 1) => Ok(Plan::of(begun, images)),
