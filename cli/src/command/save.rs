@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use indicatif::BinaryBytes;
+use log::LevelFilter;
 use minivm_image::Platform;
 use minivm_machine::images::Format;
 use minivm_machine::output_path::Output;
@@ -28,15 +29,16 @@ pub(super) struct SaveArgs {
 /// Saves it.
 pub(super) fn run(args: &SaveArgs) -> anyhow::Result<ExitCode> {
     let (path, quiet) = (&args.output, args.image.pull.quiet);
+    // `-v` asks for more than warnings.
+    if quiet && log::max_level() == LevelFilter::Warn {
+        log::set_max_level(LevelFilter::Error);
+    }
     let platform = args.platform.clone().unwrap_or_else(Platform::here);
     let images = image::image_cache()?;
     // Better now than after the work.
     let output = Output::open(path, 0o666);
     let output = output.with_context(|| format!("cannot write {}", path.display()))?;
     let found = image::open_for(&platform, &args.image.image, &args.image.pull, &images)?;
-    if quiet {
-        log::set_max_level(log::LevelFilter::Error);
-    }
     let spinner = image::spinner(&format!("saving {}", args.image.image), quiet);
     let saved = found.build(&images, Format::OciArchive, path, output);
     if let Some(spinner) = spinner {
