@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use log::LevelFilter;
 use minivm_image::{Platform, rootfs};
 use minivm_machine::images;
 use minivm_machine::output_path::Output;
@@ -74,10 +73,7 @@ impl BuildArgs {
 pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let path = &args.output;
     let quiet = args.image.pull.quiet;
-    // `-v` asks for more than warnings.
-    if quiet && log::max_level() == LevelFilter::Warn {
-        log::set_max_level(LevelFilter::Error);
-    }
+    image::quieten(quiet);
     if args.format == Format::Erofs && args.compression != Compression::None {
         bail!(
             "--compression is for an initramfs: an EROFS image that is mapped into memory has none"

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
+use log::LevelFilter;
 use minivm_image::{self, Digest, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
@@ -281,6 +282,13 @@ pub(super) fn explain_full(error: impl Into<anyhow::Error>) -> anyhow::Error {
     match causes.any(|cause: &io::Error| cause.kind() == io::ErrorKind::StorageFull) {
         true => anyhow::anyhow!("{error:#}: `minivm prune` removes what the cache holds"),
         false => error,
+    }
+}
+
+/// Keeps warnings back where the user wants it quiet. `-v` asks for more than warnings, and wins.
+pub(super) fn quieten(quiet: bool) {
+    if quiet && log::max_level() == LevelFilter::Warn {
+        log::set_max_level(LevelFilter::Error);
     }
 }
 

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use indicatif::BinaryBytes;
-use log::LevelFilter;
 use minivm_image::Platform;
 use minivm_machine::images::Format;
 use minivm_machine::output_path::Output;
@@ -29,10 +28,7 @@ pub(super) struct SaveArgs {
 /// Saves it.
 pub(super) fn run(args: &SaveArgs) -> anyhow::Result<ExitCode> {
     let (path, quiet) = (&args.output, args.image.pull.quiet);
-    // `-v` asks for more than warnings.
-    if quiet && log::max_level() == LevelFilter::Warn {
-        log::set_max_level(LevelFilter::Error);
-    }
+    image::quieten(quiet);
     let platform = args.platform.clone().unwrap_or_else(Platform::here);
     let images = image::image_cache()?;
     // Better now than after the work.

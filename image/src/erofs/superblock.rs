@@ -19,7 +19,7 @@ const CHECKSUM: u32 = 1;
 const MTIME: u32 = 2;
 /// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE`: there are chunk-based files.
 const CHUNKED: u32 = 4;
-/// `EROFS_FEATURE_INCOMPAT_ZERO_PADDING`: compressed data have their padding before them. `mkfs.erofs` sets it where there are none.
+/// `EROFS_FEATURE_INCOMPAT_ZERO_PADDING`: padding stands before compressed data. `mkfs.erofs` sets it in images without such data, too.
 const PADDING: u32 = 1;
 
 /// The fields that differ between images.

@@ -109,6 +109,27 @@ fn compare(reader: &Reader<'_, File>, inode: &Inode, path: &Path) -> Result<(), 
     Ok(())
 }
 
+/// Asserts that an image has the files of a folder and no others, and that the names of each file are the same ones.
+fn assert_same(image: &Path, root: &Path, what: &str) {
+    let image = File::open(image).unwrap();
+    let reader = Reader::open(&image).unwrap();
+    let (mut found, mut inodes) = (0, BTreeMap::new());
+    let walked = reader.walk(|name, inode| {
+        let path = root.join(std::ffi::OsStr::from_bytes(name));
+        compare(&reader, inode, &path)?;
+        let there = fs::symlink_metadata(&path)?.ino();
+        assert_eq!(
+            *inodes.entry(inode.number).or_insert(there),
+            there,
+            "{path:?}"
+        );
+        found += 1;
+        Ok::<_, Error>(())
+    });
+    walked.unwrap();
+    assert_eq!(found, 1 + count(root), "{what}");
+}
+
 #[test]
 fn an_image_holds_the_files_that_a_reference_unpacks() {
     let (images, minivm, folder) = (images(), Minivm::new(), folder());
@@ -122,24 +143,7 @@ fn an_image_holds_the_files_that_a_reference_unpacks() {
 
         let root = folder.path().join(format!("{tag}-root"));
         unpacked(images, tag, &root);
-        let image = File::open(&path).unwrap();
-        let reader = Reader::open(&image).unwrap();
-        // The names of each file have to be the same ones.
-        let (mut found, mut inodes) = (0, BTreeMap::new());
-        let walked = reader.walk(|name, inode| {
-            let path = root.join(std::ffi::OsStr::from_bytes(name));
-            compare(&reader, inode, &path)?;
-            let there = fs::symlink_metadata(&path)?.ino();
-            assert_eq!(
-                *inodes.entry(inode.number).or_insert(there),
-                there,
-                "{path:?}"
-            );
-            found += 1;
-            Ok::<_, Error>(())
-        });
-        walked.unwrap();
-        assert_eq!(found, 1 + count(&root), "{tag}");
+        assert_same(&path, &root, tag);
     }
 }
 
@@ -153,19 +157,7 @@ fn a_folder_makes_the_same_files_as_its_image() {
     let mut command = minivm.building(&image, &["--format", "erofs"], &path);
     assert_built(&image, &run(&mut command, PATIENCE));
     assert_clean(&path);
-    let image = File::open(&path).unwrap();
-    let reader = Reader::open(&image).unwrap();
-    let mut found = 0;
-    let walked = reader.walk(|name, inode| {
-        found += 1;
-        compare(
-            &reader,
-            inode,
-            &root.join(std::ffi::OsStr::from_bytes(name)),
-        )
-    });
-    walked.unwrap();
-    assert_eq!(found, 1 + count(&root));
+    assert_same(&path, &root, &image);
 }
 
 #[test]
@@ -360,19 +352,7 @@ fn the_reader_reads_images_of_mkfs() {
         mkfs.arg("-x1000").args(flags).arg(&path).arg(&root);
         let ended = run(&mut mkfs, PATIENCE);
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        let image = File::open(&path).unwrap();
-        let reader = Reader::open(&image).unwrap();
-        let mut found = 0;
-        let walked = reader.walk(|name, inode| {
-            found += 1;
-            compare(
-                &reader,
-                inode,
-                &root.join(std::ffi::OsStr::from_bytes(name)),
-            )
-        });
-        walked.unwrap();
-        assert_eq!(found, 1 + count(&root), "{flags:?}");
+        assert_same(&path, &root, &format!("{flags:?}"));
         fs::remove_file(&path).unwrap();
     }
 }
