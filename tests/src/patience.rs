@@ -77,6 +77,48 @@ pub fn processes() -> String {
     table
 }
 
+/// Returns the processor time that a process, its children and theirs have taken, those that have ended and were waited for among them.
+pub(crate) fn processor_time(process: u32) -> Duration {
+    let ticks: u64 = family(process).into_iter().map(ticks).sum();
+    Duration::from_millis(ticks.saturating_mul(1000 / TICKS))
+}
+
+/// Returns a process, its children and theirs.
+fn family(process: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = numbers("/proc")
+        .filter_map(|id| {
+            Some((
+                id,
+                field(&format!("/proc/{id}/status"), "PPid:").parse().ok()?,
+            ))
+        })
+        .collect();
+    let mut family = vec![process];
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        family.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(id, _)| id),
+        );
+        next += 1;
+    }
+    family
+}
+
+/// The ticks of processor time in a second, as `/proc` counts them on all of Linux's architectures (`USER_HZ`).
+const TICKS: u64 = 100;
+
+/// The ticks that a process has taken, and its children that it has waited for (proc_pid_stat(5), fields 14 to 17).
+fn ticks(process: u32) -> u64 {
+    let line = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name before them may hold anything.
+    let fields = line.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let times = fields.split_whitespace().skip(11).take(4);
+    times.filter_map(|time| time.parse::<u64>().ok()).sum()
+}
+
 /// The entries of a folder that are numbers.
 fn numbers(folder: &str) -> impl Iterator<Item = u32> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -99,6 +141,30 @@ mod tests {
         let second = Duration::from_secs(1);
         let enough = |limit| (limit >= 3 * second).then_some(limit);
         assert_eq!(with_limits_from(second, enough), 4 * second);
+    }
+
+    #[test]
+    fn a_childs_processor_time_counts_and_a_sleepers_does_not() {
+        let shell = |script: &str| {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", script]).spawn().expect("there is sh")
+        };
+        let mut busy = shell("sh -c 'while :; do :; done'; true");
+        let mut idle = shell("sleep 1000; true");
+        let computes = || processor_time(busy.id()) >= Duration::from_millis(300);
+        while !computes() {
+            std::thread::yield_now();
+        }
+        assert!(processor_time(idle.id()) < Duration::from_millis(300));
+        for child in [&mut busy, &mut idle] {
+            for process in family(child.id()) {
+                let _ = rustix::process::kill_process(
+                    rustix::process::Pid::from_raw(process.cast_signed()).expect("not 0"),
+                    rustix::process::Signal::KILL,
+                );
+            }
+            child.wait().expect("it is our child");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::patience::processes;
+use crate::patience::{processes, processor_time};
 
 /// A running program. It is killed when this is dropped.
 pub struct Program {
@@ -198,7 +198,10 @@ impl Program {
             match self.take_output(&mut limit) {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    break !ends_until(&self.child, limit.deadline());
+                    while !ends_until(&self.child, limit.deadline())
+                        && limit.is_put_off(&self.child)
+                    {}
+                    break !ends_until(&self.child, Instant::now());
                 }
                 Err(RecvTimeoutError::Timeout) => break true,
             }
@@ -227,20 +230,31 @@ impl Program {
     }
 
     fn take_output(&mut self, limit: &mut Limit) -> Result<(), RecvTimeoutError> {
-        let left = limit.deadline().saturating_duration_since(Instant::now());
-        self.stdout.extend(self.output.recv_timeout(left)?);
+        let more = loop {
+            let left = limit.deadline().saturating_duration_since(Instant::now());
+            match self.output.recv_timeout(left) {
+                Err(RecvTimeoutError::Timeout) if limit.is_put_off(&self.child) => {}
+                more => break more?,
+            }
+        };
+        self.stdout.extend(more);
         limit.silent_since = Instant::now();
         Ok(())
     }
 }
 
-/// A limit on a program's silence: one that writes is slow, and doesn't hang. One that never ends writing is no better than one that
-/// hangs, so there is a limit on the whole, too.
+/// A limit on a program's silence: one that writes or computes is slow, and doesn't hang. One that never ends doing so is no better than
+/// one that hangs, so there is a limit on the whole, too.
 struct Limit {
     patience: Duration,
     silent_since: Instant,
+    /// The processor time that the program and its descendants had taken when the silence began.
+    computed: Duration,
     last: Instant,
 }
+
+/// The part of a silence that a program on a busy machine computes, if it doesn't hang. A lab that waits takes less.
+const COMPUTING: u32 = 20;
 
 /// How many times its limit on silence a wait may take.
 const WHOLE: u32 = 10;
@@ -251,8 +265,17 @@ impl Limit {
         Limit {
             patience,
             silent_since: now,
+            computed: Duration::ZERO,
             last: now + patience * WHOLE,
         }
+    }
+
+    /// Begins a new silence where the program has computed in the one that is over; returns whether it has.
+    fn is_put_off(&mut self, program: &Child) -> bool {
+        let computed = processor_time(program.id());
+        let has_computed = computed >= self.computed + self.patience / COMPUTING;
+        (self.silent_since, self.computed) = (Instant::now(), computed);
+        has_computed && self.silent_since < self.last
     }
 
     fn deadline(&self) -> Instant {
@@ -290,4 +313,32 @@ pub fn run(command: &mut Command, patience: Duration) -> Ended {
     let mut program = Program::start(command);
     program.stdin = None;
     program.end(patience)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{WaitOptions, waitpid};
+
+    use super::*;
+
+    #[test]
+    fn a_silence_in_which_a_program_computes_is_no_hang() {
+        let mut busy = Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .expect("there is sh");
+        let second = Duration::from_secs(1);
+        let mut limit = Limit::of(second * COMPUTING);
+        let computed = || processor_time(busy.id());
+        while computed() < second {
+            thread::yield_now();
+        }
+        let id = Pid::from_child(&busy);
+        kill_process(id, Signal::STOP).expect("it is our child");
+        waitpid(Some(id), WaitOptions::UNTRACED).expect("it is our child");
+        let put_off = [limit.is_put_off(&busy), limit.is_put_off(&busy)];
+        busy.kill().expect("it is our child");
+        busy.wait().expect("it is our child");
+        assert_eq!(put_off, [true, false]);
+    }
 }
