@@ -22,6 +22,7 @@
 //! let machine = MachineSpec {
 //!     kernel: kernel::find()?,
 //!     initramfs: "debian.cpio".into(), // see `images`
+//!     image: None,
 //!     memory: 256 << 20,
 //!     cpus: 1,
 //!     rings: true,
@@ -146,6 +147,9 @@ pub struct MachineSpec {
     pub kernel: PathBuf,
     /// The initramfs's file.
     pub initramfs: PathBuf,
+    /// The root file system's image, which the guest reads in place; the initramfs has init alone then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
     /// Guest memory in bytes.
     pub memory: u64,
     /// Number of vCPUs.
@@ -406,11 +410,16 @@ impl MachineSpec {
     /// Returns the monitor's configuration for this machine.
     fn config(&self) -> Config {
         let channel = if self.rings { "rings" } else { "uart" };
+        let root = match &self.image {
+            Some(_) => " root=/dev/pmem0",
+            None => "",
+        };
         Config {
             initramfs: Some(self.initramfs.clone()),
+            pmem: self.image.clone(),
             // Expedited: moving the command into its cgroup waits for a grace period, which otherwise takes as long as two ticks.
             cmdline: format!(
-                "{}{} rcupdate.rcu_expedited=1 {}{channel}",
+                "{}{} rcupdate.rcu_expedited=1 {}{channel}{root}",
                 arch::CMDLINE,
                 arch::FOR_INIT,
                 minivm_guest::channel::PARAMETER

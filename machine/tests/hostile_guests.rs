@@ -142,6 +142,7 @@ fn machine(folder: &tempfile::TempDir, kernel: &[u8]) -> MachineSpec {
     MachineSpec {
         kernel: file(folder, "kernel", kernel),
         initramfs: file(folder, "initramfs", b"none"),
+        image: None,
         memory: MEMORY,
         cpus: 1,
         rings: true,

@@ -52,6 +52,7 @@ impl Microvm {
         let machine = MachineSpec {
             kernel,
             initramfs: archive.path.clone(),
+            image: None,
             memory: archive.default_memory(),
             cpus: 1,
             rings: true,

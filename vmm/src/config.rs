@@ -41,6 +41,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// A cpio archive that Linux unpacks as its first root file system, plain or compressed.
     pub initramfs: Option<PathBuf>,
+    /// A file that the guest reads in place, as persistent memory (`/dev/pmem0`): a regular file or a block device. On x86-64 only.
+    pub pmem: Option<PathBuf>,
     /// The kernel's command line: printable ASCII, at most 2047 bytes.
     pub cmdline: String,
     /// Guest memory in bytes, from [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of 4096.
@@ -56,6 +58,7 @@ impl Config {
         Config {
             kernel,
             initramfs: None,
+            pmem: None,
             cmdline: String::new(),
             memory: 256 << 20,
             cpus: 1,

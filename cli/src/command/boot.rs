@@ -82,6 +82,7 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let config = Config {
         kernel: Kernel::File(kernel),
         initramfs: args.initramfs,
+        pmem: None,
         cmdline: args.cmdline,
         memory: args.memory,
         cpus: args.cpus,

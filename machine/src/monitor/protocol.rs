@@ -36,6 +36,7 @@ pub(super) enum Source {
     Boot {
         kernel: Code,
         initramfs: Option<Vec<u8>>,
+        pmem: Option<Vec<u8>>,
         cmdline: String,
         memory: u64,
         cpus: u8,
@@ -62,6 +63,7 @@ impl Source {
                 Kernel::Code(code) => Code::Bare(code),
             },
             initramfs: config.initramfs.map(bytes),
+            pmem: config.pmem.map(bytes),
             cmdline: config.cmdline,
             memory: config.memory,
             cpus: config.cpus,

@@ -167,6 +167,7 @@ impl Opened {
             Source::Boot {
                 kernel,
                 initramfs,
+                pmem,
                 cmdline,
                 memory,
                 cpus,
@@ -177,6 +178,7 @@ impl Opened {
                         Code::Bare(code) => Kernel::Code(code),
                     },
                     initramfs: initramfs.map(path),
+                    pmem: pmem.map(path),
                     cmdline,
                     memory,
                     cpus,

@@ -38,7 +38,7 @@ impl Recipe {
         Ok(self)
     }
 
-    /// Returns the key, a hash of all that the template depends on: the image's archive, with the init in it, the kernel, memory and
+    /// Returns the key, a hash of all that the template depends on: the image's files, with the init in them, the kernel, memory and
     /// vCPUs, this host's processor, the code, and this program.
     ///
     /// # Errors
@@ -48,10 +48,12 @@ impl Recipe {
         let machine = &self.machine;
         let kernel = identity(&machine.kernel)?;
         let program = identity(Path::new("/proc/self/exe"))?;
+        let image = machine.image.as_deref().unwrap_or(Path::new(""));
         let warm = serde_json::to_vec(&self.interpreter()).expect("plain data can be written");
         Ok(key_of(&[
-            // The file's name has the image's identity and that of the init in it.
+            // The files' names have the image's identity and that of the init.
             machine.initramfs.as_os_str().as_encoded_bytes(),
+            image.as_os_str().as_encoded_bytes(),
             machine.kernel.as_os_str().as_encoded_bytes(),
             &kernel,
             &program,
@@ -144,6 +146,7 @@ impl Recipe {
             machine: MachineSpec {
                 kernel,
                 initramfs,
+                image: None,
                 memory: 1 << 28,
                 cpus: 1,
                 rings: true,
@@ -175,10 +178,11 @@ mod tests {
         assert!(is_key(&key));
         assert_eq!(first.key().unwrap(), key);
         type Change = fn(&mut Recipe);
-        let changes: [Change; 4] = [
+        let changes: [Change; 5] = [
             |recipe| recipe.machine.memory += 1 << 20,
             |recipe| recipe.machine.cpus += 1,
             |recipe| recipe.machine.initramfs = "/a/c.cpio".into(),
+            |recipe| recipe.machine.image = Some("/a/b.erofs".into()),
             |recipe| recipe.warm = Some(String::new()),
         ];
         for change in changes {
