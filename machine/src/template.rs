@@ -156,8 +156,8 @@ pub struct Saved {
 enum Source {
     /// For clones in this process.
     Here(Snapshot),
-    /// Its folder, whose files only monitors read.
-    ForMonitors(PathBuf),
+    /// Its folder, whose files only monitors read, and the image that it has as persistent memory.
+    ForMonitors(PathBuf, Option<PathBuf>),
 }
 
 /// What a clone has of its own, and not from its template.
@@ -179,20 +179,31 @@ struct Clone {
 }
 
 impl Saved {
-    /// Opens the machine that is saved in `folder`.
+    /// Opens the machine that is saved in `folder`, which has this image as persistent memory.
     ///
     /// # Errors
     ///
     /// As [`Snapshot::open`]'s. In a program with monitors these errors come when a clone is started, but for a folder without a snapshot.
-    pub(crate) fn open(folder: &Path, rings: Rings) -> Result<Saved, minivm_vmm::Error> {
+    pub(crate) fn open(
+        folder: &Path,
+        image: Option<&Path>,
+        rings: Rings,
+    ) -> Result<Saved, minivm_vmm::Error> {
         let pages = fs::read(folder.join(PAGES)).ok();
         Ok(Saved {
             source: match monitor::is_there() {
                 true => {
                     SnapshotFiles::open(folder)?;
-                    Source::ForMonitors(folder.into())
+                    Source::ForMonitors(folder.into(), image.map(Into::into))
                 }
-                false => Source::Here(Snapshot::open(folder)?),
+                false => {
+                    let files = SnapshotFiles::in_folder(folder)?;
+                    let files = match image {
+                        Some(image) => files.pmem(image)?,
+                        None => files,
+                    };
+                    Source::Here(files.read()?)
+                }
             },
             rings,
             // Without the list clones are slower, and no worse.
@@ -222,8 +233,9 @@ impl Saved {
         let (events, observer) = Watch::parts(watch);
         let greeted = Greeted { rings: self.rings };
         match &self.source {
-            Source::ForMonitors(folder) => {
-                let spec = monitor::Spec::restore(folder, pages.cloned()).events(events);
+            Source::ForMonitors(folder, image) => {
+                let spec = monitor::Spec::restore(folder, image.as_deref(), pages.cloned());
+                let spec = spec.events(events);
                 let mut spec = spec.cpu_quota(cpu_quota);
                 spec.rehearsal = pages.is_none();
                 let (link, monitor) = spec.start_session(console, Some(greeted))?;

@@ -79,6 +79,8 @@ pub enum Kind {
     MmioRead,
     /// The guest wrote to an address without RAM.
     MmioWrite,
+    /// The guest tried to write to persistent memory.
+    PmemWrite,
     /// A triple fault.
     Shutdown,
     /// A halt that KVM didn't keep to itself.
@@ -106,11 +108,12 @@ pub struct Data {
 
 impl Kind {
     /// All kinds, in the order of tables.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Out,
         Kind::In,
         Kind::MmioWrite,
         Kind::MmioRead,
+        Kind::PmemWrite,
         Kind::Shutdown,
         Kind::Halt,
         Kind::PowerOff,
@@ -128,6 +131,7 @@ impl Kind {
             Kind::Out => "out",
             Kind::MmioRead => "mmio-read",
             Kind::MmioWrite => "mmio-write",
+            Kind::PmemWrite => "pmem-write",
             Kind::Shutdown => "shutdown",
             Kind::Halt => "halt",
             Kind::PowerOff => "power-off",
@@ -146,7 +150,7 @@ impl Kind {
 
     /// Returns whether it is an access to a port or an address.
     pub fn is_access(self) -> bool {
-        self.is_port() || matches!(self, Kind::MmioRead | Kind::MmioWrite)
+        self.is_port() || matches!(self, Kind::MmioRead | Kind::MmioWrite | Kind::PmemWrite)
     }
 
     /// Returns whether the guest reads.
@@ -195,6 +199,7 @@ impl Exit {
             ExitKind::IoOut { port, data } => (Kind::Out, (port.into(), data)),
             ExitKind::MmioRead { address, data } => (Kind::MmioRead, (address, data)),
             ExitKind::MmioWrite { address, data } => (Kind::MmioWrite, (address, data)),
+            ExitKind::PmemWrite { address, data } => (Kind::PmemWrite, (address, data)),
             ExitKind::Shutdown => (Kind::Shutdown, none),
             ExitKind::Halt => (Kind::Halt, none),
             ExitKind::PowerOff => (Kind::PowerOff, none),

@@ -75,7 +75,7 @@ impl Filter {
     fn add_name(&mut self, word: &str) -> Option<()> {
         let named = |kind: &Kind| match word {
             "io" => kind.is_port(),
-            "mmio" => kind.is_access() && !kind.is_port(),
+            "mmio" => matches!(kind, Kind::MmioRead | Kind::MmioWrite),
             _ => kind.name() == word,
         };
         let kinds: Vec<_> = Kind::ALL.into_iter().filter(named).collect();

@@ -20,6 +20,7 @@ use crate::machine::{Entry, Machine};
 use crate::memory::GuestRam;
 use crate::observer::{Observer, Step, Steps};
 use crate::opened::{HostFiles, Opened};
+use crate::pmem::Pmem;
 use crate::recorder::Recorder;
 use crate::snapshot::state::Devices;
 use crate::snapshot::{Prepared, Snapshot, WorkingSet, restore};
@@ -51,7 +52,8 @@ pub struct Builder {
 
 /// The state that a machine begins with.
 enum Source {
-    Boot(Config, Opened),
+    /// The files are open, or opened when the machine is built.
+    Boot(Config, Option<Opened>),
     Snapshot(Snapshot),
     Prepared(Prepared),
 }
@@ -75,7 +77,7 @@ impl Port {
 impl Builder {
     /// Returns the recipe for a machine as `config` describes it, with serial ports that are connected to nothing.
     pub fn new(config: Config) -> Self {
-        Builder::from_source(Source::Boot(config, Opened::default()))
+        Builder::from_source(Source::Boot(config, None))
     }
 
     /// Returns the recipe for a machine that continues where the snapshot's was saved, with serial ports that are connected to
@@ -146,7 +148,7 @@ impl Builder {
         self
     }
 
-    /// Opens now what [`build`](Self::build) opens else: the kernel, the initramfs, `/dev/kvm`, `/proc/self/pagemap`. From then on
+    /// Opens now what [`build`](Self::build) opens else: the kernel, the initramfs, persistent memory, `/dev/kvm`, `/proc/self/pagemap`. From then on
     /// neither `build` nor the machine opens a file by its name, except to save into a folder by name. No file is read yet, so a
     /// process can confine itself between this call and the next, before it looks at files that may be hostile.
     ///
@@ -166,8 +168,7 @@ impl Builder {
     pub fn open(mut self) -> Result<Self> {
         match &mut self.source {
             Source::Boot(config, opened) => {
-                *opened = Opened::files(config)?;
-                opened.host = Some(HostFiles::open()?);
+                opened.insert(Opened::files(config)?).host = Some(HostFiles::open()?);
             }
             Source::Snapshot(snapshot) => {
                 snapshot.host_files()?;
@@ -184,7 +185,7 @@ impl Builder {
     /// [`Error::Config`] or [`Error::File`] name the value or file that is wrong.
     pub fn open_files(mut self) -> Result<Self> {
         if let Source::Boot(config, opened) = &mut self.source {
-            *opened = Opened::files(config)?;
+            *opened = Some(Opened::files(config)?);
         }
         Ok(self)
     }
@@ -194,7 +195,7 @@ impl Builder {
     /// not among them.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = match &self.source {
-            Source::Boot(_, opened) => opened.descriptors(),
+            Source::Boot(_, opened) => opened.iter().flat_map(Opened::descriptors).collect(),
             Source::Snapshot(snapshot) => snapshot.descriptors(),
             Source::Prepared(_) => Vec::new(),
         };
@@ -214,8 +215,15 @@ impl Builder {
         let Source::Boot(config, opened) = &self.source else {
             return Ok(());
         };
-        config.check()?;
-        let ram = GuestRam::new(config.memory)?;
+        let late;
+        let opened = match opened {
+            Some(opened) => opened,
+            None => {
+                late = Opened::files(config)?;
+                &late
+            }
+        };
+        let ram = GuestRam::new(config.memory)?.with_pmem(opened.pmem.clone())?;
         load(config, opened, &ram, Steps::default()).map(drop)
     }
 
@@ -229,7 +237,7 @@ impl Builder {
         let steps = Steps::to(self.observer.as_ref());
         steps.reached(Step::Begun);
         let (mut created, devices) = match self.source {
-            Source::Boot(config, opened) => (boot(&config, &opened, steps)?, Devices::default()),
+            Source::Boot(config, opened) => (boot(&config, opened, steps)?, Devices::default()),
             Source::Snapshot(snapshot) => restore::prepare(&snapshot, steps)?.wake()?,
             Source::Prepared(prepared) => prepared.wake()?,
         };
@@ -259,18 +267,18 @@ fn observe(created: &mut Created, observer: &Arc<dyn Observer>) {
 }
 
 /// Makes a machine that is about to run its kernel's first instruction.
-fn boot(config: &Config, opened: &Opened, steps: Steps<'_>) -> Result<Created> {
-    config.check()?;
-    let ram = GuestRam::new(config.memory)?;
+fn boot(config: &Config, opened: Option<Opened>, steps: Steps<'_>) -> Result<Created> {
+    let opened = opened.map_or_else(|| Opened::files(config), Ok)?;
+    let ram = GuestRam::new(config.memory)?.with_pmem(opened.pmem.clone())?;
     steps.reached(Step::MemoryReserved);
     // Both take milliseconds, and neither needs the other.
     let (loaded, created) = thread::scope(|scope| {
         let loading =
-            thread::Builder::new().spawn_scoped(scope, || load(config, opened, &ram, steps));
+            thread::Builder::new().spawn_scoped(scope, || load(config, &opened, &ram, steps));
         let created = create(config.cpus, opened.host.clone(), &ram, steps);
         let loaded = match loading {
             Ok(loading) => loading.join().expect("loading doesn't panic"),
-            Err(_) => load(config, opened, &ram, steps),
+            Err(_) => load(config, &opened, &ram, steps),
         };
         (loaded, created)
     });
@@ -326,6 +334,7 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
             com1,
             com2,
             intake,
+            pmem: ram.pmem().map_or(0..0, Pmem::range),
             vm,
             kvm,
         }),
@@ -341,8 +350,8 @@ fn load(config: &Config, opened: &Opened, ram: &GuestRam, steps: Steps<'_>) -> R
     let file = opened.kernel.as_ref();
     let kernel = kernel::load(&config.kernel, file, config.cmdline.len(), ram)?;
     steps.reached(Step::KernelLoaded);
-    let initramfs = match &config.initramfs {
-        Some(path) => initramfs::load(path, opened, &kernel, ram)?,
+    let initramfs = match &opened.initramfs {
+        Some(file) => initramfs::load(file, opened.processors, &kernel, ram)?,
         None => initramfs::Placed::default(),
     };
     steps.reached(Step::InitramfsLoaded);

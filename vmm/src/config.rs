@@ -96,6 +96,9 @@ impl Config {
                 self.cpus
             ));
         }
+        if self.pmem.is_some() {
+            layout::pmem(self.memory)?;
+        }
         if self.cmdline.len() > layout::CMDLINE_MAX {
             let (len, max) = (self.cmdline.len(), layout::CMDLINE_MAX);
             return refuse(format!(

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::thread;
 
 use vm_memory::bitmap::BitmapSlice;
@@ -12,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, Volatile
 use crate::error::{Error, Result};
 use crate::kernel::{self, Loaded};
 use crate::memory::{GuestRam, HUGE_PAGE};
-use crate::opened::{self, OpenFile, Opened};
+use crate::opened::{INITRAMFS, OpenFile};
 
 /// The place of the initramfs in guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,33 +29,22 @@ const SHARE_MIN: u64 = 8 << 20;
 ///
 /// All processors copy it: mapped, the file would cost the guest a nested page fault for every 4 KiB of it; huge pages cost
 /// one for 2 MiB. Most of the time goes into making these pages present, which scales with processors.
-///
-/// The file at `path` may have been opened.
 pub(crate) fn load(
-    path: &Path,
-    opened: &Opened,
+    file: &OpenFile,
+    processors: u64,
     kernel: &Loaded,
     ram: &GuestRam,
 ) -> Result<Placed> {
-    let late;
-    let file = match &opened.initramfs {
-        Some(file) => file,
-        None => {
-            late = OpenFile::initramfs(path)?;
-            &late
-        }
-    };
-    let size = file.size;
+    let (path, size) = (&file.path, file.size);
     let top = kernel::low_ram_end(ram).min(kernel.initramfs_end);
     let placed = place(size, kernel.end.0, top).ok_or_else(|| Error::InitramfsTooLarge {
-        path: path.into(),
+        path: path.clone(),
         size,
         room: top.saturating_sub(kernel.end.0),
     })?;
-    let processors = opened.processors.unwrap_or_else(opened::processors);
     copy(&file.file, placed, ram, processors).map_err(|source| Error::File {
-        what: "initramfs".into(),
-        path: path.into(),
+        what: INITRAMFS.into(),
+        path: path.clone(),
         source,
     })?;
     Ok(placed)

@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::arch::create::{self, Irqchip};
 use crate::error::{Error, Result};
 use crate::memory::{GuestRam, check_page_size};
 use crate::observer::{Step, Steps};
+use crate::pmem::Pmem;
 use crate::vcpu::Vcpu;
 
 /// A machine in KVM, with everything but its devices.
@@ -101,10 +102,18 @@ pub(crate) fn create_vcpu(vm: &VmFd, id: u8) -> Result<VcpuFd> {
 
 /// Lends the guest this process's memory as its RAM.
 fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
-    for (slot, (base, size, host)) in (0u32..).zip(ram.regions()) {
+    let pmem = ram.pmem().map(Pmem::region);
+    // (KVM API 4.4, KVM_CHECK_EXTENSION.)
+    if pmem.is_some() && !vm.check_extension(Cap::ReadonlyMem) {
+        return Err(Error::KvmLacks("KVM_CAP_READONLY_MEM".into()));
+    }
+    // Of a slot that is read-only, KVM hands the guest's writes to this process, as those to a device.
+    let pmem = pmem.map(|region| (region, KVM_MEM_READONLY));
+    let regions = ram.regions().map(|region| (region, 0)).chain(pmem);
+    for (slot, ((base, size, host), flags)) in (0u32..).zip(regions) {
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: base.0,
             memory_size: size,
             userspace_addr: host,
@@ -117,7 +126,7 @@ fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
             unsafe_code,
             reason = "KVM lets the guest write to all memory of a slot"
         )]
-        // SAFETY: the region is mapped, is `GuestRam`'s own, and `Machine` keeps it until the VM's descriptors are
+        // SAFETY: the region is mapped, is `GuestRam`'s own, not to be written to where that can't be, and `Machine` keeps it until the VM's descriptors are
         // closed. Rust code reaches it only through vm-memory's volatile accesses.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;

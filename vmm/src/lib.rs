@@ -41,7 +41,7 @@
 //! | `builder` | the recipe: from a [`Config`] or a [`Snapshot`] to a paused [`Machine`] |
 //! | `opened` | the files that a machine is made of, opened ahead |
 //! | `kvm` | the KVM calls that make a machine |
-//! | `memory` | guest RAM as memory of this process |
+//! | `memory`, `pmem` | guest RAM as memory of this process; a file that the guest reads in place |
 //! | `kernel`, `initramfs` | the loaders of kernels and of the initramfs |
 //! | `arch` | what differs between processors: [`layout`], the map of the guest's addresses; kernels' formats; page tables, ACPI, the zero page, CPUID, registers; the IOAPIC, the ports that end a machine; the exits; a vCPU's whole state |
 //! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
@@ -91,6 +91,7 @@ mod memory;
 mod observer;
 mod opened;
 mod outcome;
+mod pmem;
 mod random;
 mod recorder;
 mod sent;

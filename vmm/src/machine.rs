@@ -94,7 +94,7 @@ impl Machine {
     /// # Errors
     ///
     /// [`Error::Host`] where a thread can't be started, [`Error::VcpuThread`] where one can't be prepared, [`Error::Exit`] or [`Error::Kvm`] where a vCPU can't go on,
-    /// [`Error::Output`] where the serial output can't be written.
+    /// [`Error::File`] where persistent memory can't be read, [`Error::Output`] where the serial output can't be written.
     pub fn run(self) -> Result<Outcome> {
         let Machine {
             vcpus,
@@ -134,6 +134,7 @@ impl Machine {
             Outcome::Stuck => platform.board.halt(),
             other => other,
         });
+        let outcome = outcome.map_err(|error| ram.explain(error));
         drop(platform);
         drop(ram);
         steps.reached(Step::Closed);

@@ -30,7 +30,8 @@ use vm_memory::{
 
 use crate::error::{Error, Result};
 use crate::layout;
-use crate::opened::open_pagemap;
+use crate::opened::{OpenFile, open_pagemap};
+use crate::pmem::Pmem;
 
 /// The size of the host's pages, which `kvm` checks.
 pub(crate) const PAGE: usize = 4096;
@@ -39,6 +40,12 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// The largest block that a guest's kernel hands memory out from (Linux, `MAX_PAGE_ORDER`): a clone that needs a little more
 /// than another did takes it from the blocks that the other one touched.
 const BLOCK: u64 = 4 << 20;
+/// A file's mapping of which written pages become this process's own, and one that is read-only: protection and flags.
+const COPY: (libc::c_int, libc::c_int) = (
+    libc::PROT_READ | libc::PROT_WRITE,
+    libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+);
+const READ: (libc::c_int, libc::c_int) = (libc::PROT_READ, libc::MAP_SHARED);
 /// The most parts of one region that are mapped differently.
 pub(crate) const MAPPINGS: usize = 128;
 
@@ -68,6 +75,8 @@ pub(crate) struct GuestRam {
     pagemap: Option<Arc<File>>,
     /// The ranges that are anonymous beside the file's, by guest-physical address, in whole huge pages.
     blank: Vec<Range<u64>>,
+    /// The persistent memory beside it.
+    pmem: Option<Pmem>,
     // Behind `map`, so that it is dropped after it.
     mappings: Vec<Mapping>,
 }
@@ -98,7 +107,7 @@ impl GuestRam {
                     let holes = within(holes, &(offset..offset + size));
                     for part in between(&holes, size) {
                         mapping
-                            .replace(&part, file, offset + part.start)
+                            .replace(&part, file, offset + part.start, COPY)
                             .map_err(Error::host("guest memory"))?;
                     }
                     blank.extend(
@@ -120,8 +129,34 @@ impl GuestRam {
             file,
             pagemap: None,
             blank,
+            pmem: None,
             mappings,
         })
+    }
+
+    /// Maps a file as persistent memory beside the RAM, if there is one.
+    pub(crate) fn with_pmem(mut self, file: Option<Arc<OpenFile>>) -> Result<Self> {
+        let map = |file| Pmem::map(file, self.bytes());
+        self.pmem = file.map(map).transpose()?;
+        Ok(self)
+    }
+
+    /// Returns the error of persistent memory that can't be read, where `error` comes from that: KVM names no file.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let source = match (&error, &self.pmem) {
+            (Error::Kvm { source, .. }, Some(pmem)) => (source.raw_os_error(), pmem),
+            _ => return error,
+        };
+        match source {
+            // A snapshot's memory file may be to blame as well.
+            (Some(libc::EFAULT), pmem) => pmem.failure(self.file.is_none()).unwrap_or(error),
+            _ => error,
+        }
+    }
+
+    /// Returns the persistent memory.
+    pub(crate) fn pmem(&self) -> Option<&Pmem> {
+        self.pmem.as_ref()
     }
 
     /// Keeps the table that [`pagemap`](Self::pagemap) returns, where it is open.
@@ -317,7 +352,7 @@ fn region(base: GuestAddress, mapping: &Mapping) -> Result<GuestRegionMmap> {
 }
 
 /// Memory of this process, aligned to [`HUGE_PAGE`], unmapped on drop.
-struct Mapping {
+pub(crate) struct Mapping {
     address: *mut u8,
     size: usize,
 }
@@ -329,7 +364,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `size` bytes of anonymous memory.
-    fn reserve(size: usize) -> io::Result<Self> {
+    pub(crate) fn reserve(size: usize) -> io::Result<Self> {
         // One huge page too many, so that there is an aligned address in it; the surplus costs address space only.
         let reserved = size
             .checked_add(HUGE_PAGE)
@@ -366,7 +401,7 @@ impl Mapping {
     }
 
     /// Keeps the mapping out of this process's core dumps: guest memory is as secret as the guest's data, and large.
-    fn keep_out_of_dumps(&self) {
+    pub(crate) fn keep_out_of_dumps(&self) {
         self.advise(&(0..self.size as u64), libc::MADV_DONTDUMP);
     }
 
@@ -384,23 +419,46 @@ impl Mapping {
         (address.cast(), end.saturating_sub(start))
     }
 
-    /// Puts a private mapping of `file`, from `offset` on, in a part's place.
-    fn replace(&self, part: &Range<u64>, file: &File, offset: u64) -> io::Result<()> {
-        let (address, size) = self.part(part);
-        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: the range is ours, and nothing refers to it yet, so it may be replaced. What a private mapping holds can
-        // change while the file does, but guest memory is accessed as what can change at any time anyway.
-        let mapped = unsafe {
-            libc::mmap(
-                address,
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                file.as_raw_fd(),
-                offset,
-            )
+    /// Returns its address in this process, and its size in bytes.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.address as u64, self.size as u64)
+    }
+
+    /// Writes bytes that lie in its first huge page, none of which has been touched, and makes all of it read-only.
+    pub(crate) fn seal(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        assert!(at + bytes.len() <= HUGE_PAGE.min(self.size));
+        // One page is enough for the bytes.
+        self.advise(&(0..HUGE_PAGE as u64), libc::MADV_NOHUGEPAGE);
+        // SAFETY: the range is ours, as was just looked, and nothing refers to it yet.
+        let sealed = unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.add(at), bytes.len());
+            libc::mprotect(self.address.cast(), self.size, libc::PROT_READ)
         };
+        match sealed {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Shows a file in a part of it, read-only.
+    pub(crate) fn show(&self, part: Range<u64>, file: &File) -> io::Result<()> {
+        self.replace(&part, file, 0, READ)
+    }
+
+    /// Puts a mapping of `file`, from `offset` on, in a part's place.
+    fn replace(
+        &self,
+        part: &Range<u64>,
+        file: &File,
+        offset: u64,
+        (protection, flags): (libc::c_int, libc::c_int),
+    ) -> io::Result<()> {
+        let (address, size) = self.part(part);
+        let (flags, file) = (flags | libc::MAP_FIXED, file.as_raw_fd());
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the range is ours, and nothing refers to it yet, so it may be replaced. What a file's mapping holds can
+        // change while the file does, but guest memory is accessed as what can change at any time anyway.
+        let mapped = unsafe { libc::mmap(address, size, protection, flags, file, offset) };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

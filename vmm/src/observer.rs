@@ -82,6 +82,13 @@ pub enum ExitKind<'a> {
         /// What it has written.
         data: &'a [u8],
     },
+    /// The guest has tried to write to persistent memory, which it can only read.
+    PmemWrite {
+        /// The guest-physical address.
+        address: u64,
+        /// What it would have written.
+        data: &'a [u8],
+    },
     /// A triple fault, which ends the machine.
     Shutdown,
     /// A halt, which ends the machine. A KVM with local APICs keeps halts to itself.

@@ -13,15 +13,21 @@ use kvm_ioctls::Kvm;
 use crate::config::{Config, Kernel};
 use crate::error::{Error, Result};
 use crate::kvm::open_kvm;
+use crate::pmem;
 
-/// The files of a machine that boots, as far as they are open: code that finds one missing here opens it itself.
-#[derive(Default)]
+/// The roles of files, in messages.
+pub(crate) const INITRAMFS: &str = "initramfs";
+const PMEM: &str = "persistent memory";
+
+/// The open files of a machine that boots.
 pub(crate) struct Opened {
     pub(crate) kernel: Option<OpenFile>,
     pub(crate) initramfs: Option<OpenFile>,
+    pub(crate) pmem: Option<Arc<OpenFile>>,
+    /// The host's, where it is known early that a machine is made.
     pub(crate) host: Option<HostFiles>,
     /// The number of this host's processors that this process may use, which std reads from files of its cgroup.
-    pub(crate) processors: Option<u64>,
+    pub(crate) processors: u64,
 }
 
 impl Opened {
@@ -29,29 +35,27 @@ impl Opened {
     pub(crate) fn files(config: &Config) -> Result<Self> {
         config.check()?;
         let kernel = match &config.kernel {
-            Kernel::File(path) => Some(OpenFile::kernel(path)?),
+            Kernel::File(path) => Some(OpenFile::open("kernel", path)?),
             Kernel::Code(_) => None,
         };
-        let initramfs = config.initramfs.as_deref().map(OpenFile::initramfs);
+        let initramfs = config.initramfs.as_deref();
+        let initramfs = initramfs.map(|path| OpenFile::open(INITRAMFS, path));
         Ok(Opened {
             kernel,
             initramfs: initramfs.transpose()?,
+            pmem: config.pmem.as_deref().map(OpenFile::pmem).transpose()?,
             host: None,
-            processors: Some(processors()),
+            processors: thread::available_parallelism().map_or(1, |number| number.get() as u64),
         })
     }
 
     /// Returns the descriptors of all files that are open.
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let files = [&self.kernel, &self.initramfs].into_iter().flatten();
+        let files = files.chain(self.pmem.as_deref());
         let host = self.host.iter().flat_map(HostFiles::descriptors);
         files.map(|file| file.file.as_fd()).chain(host).collect()
     }
-}
-
-/// Returns the number of processors that this process may use.
-pub(crate) fn processors() -> u64 {
-    thread::available_parallelism().map_or(1, |number| number.get() as u64)
 }
 
 /// A file that goes into guest memory.
@@ -64,14 +68,29 @@ pub(crate) struct OpenFile {
 }
 
 impl OpenFile {
-    /// Opens a kernel.
-    pub(crate) fn kernel(path: &Path) -> Result<Self> {
-        OpenFile::open("kernel", path)
+    /// Opens a file for persistent memory.
+    pub(crate) fn pmem(path: &Path) -> Result<Arc<Self>> {
+        let file = OpenFile::open(PMEM, path)?;
+        let defect = match file.size {
+            0 => "it is empty",
+            1..=pmem::FILE_MAX => return Ok(Arc::new(file)),
+            _ => "it has more than 64 GiB, which are the most",
+        };
+        Err(file.unreadable(io::Error::new(io::ErrorKind::InvalidInput, defect)))
     }
 
-    /// Opens an initramfs.
-    pub(crate) fn initramfs(path: &Path) -> Result<Self> {
-        OpenFile::open("initramfs", path)
+    /// Returns its size in bytes, which may be another one by now.
+    pub(crate) fn size_now(&self) -> io::Result<u64> {
+        (&self.file).seek(io::SeekFrom::End(0))
+    }
+
+    /// Wraps the failure to read a file for persistent memory.
+    pub(crate) fn unreadable(&self, source: io::Error) -> Error {
+        Error::File {
+            what: PMEM.into(),
+            path: self.path.clone(),
+            source,
+        }
     }
 
     /// Opens a regular file or a block device: anything else has no size that could be relied on, and is refused.

@@ -90,7 +90,8 @@ fn data<'a>(kind: &ExitKind<'a>) -> &'a [u8] {
         ExitKind::IoIn { data, .. }
         | ExitKind::IoOut { data, .. }
         | ExitKind::MmioRead { data, .. }
-        | ExitKind::MmioWrite { data, .. } => data,
+        | ExitKind::MmioWrite { data, .. }
+        | ExitKind::PmemWrite { data, .. } => data,
         ExitKind::Other(reason) => reason.as_bytes(),
         _ => &[],
     }
@@ -103,6 +104,7 @@ fn with_data<'a>(kind: ExitKind<'_>, data: &'a [u8]) -> ExitKind<'a> {
         ExitKind::IoOut { port, .. } => ExitKind::IoOut { port, data },
         ExitKind::MmioRead { address, .. } => ExitKind::MmioRead { address, data },
         ExitKind::MmioWrite { address, .. } => ExitKind::MmioWrite { address, data },
+        ExitKind::PmemWrite { address, .. } => ExitKind::PmemWrite { address, data },
         ExitKind::Shutdown => ExitKind::Shutdown,
         ExitKind::Halt => ExitKind::Halt,
         ExitKind::PowerOff => ExitKind::PowerOff,

@@ -3,6 +3,7 @@
 //! With the processors' own interrupt controllers in KVM, a guest that waits, starts its other processors, or handles a timer
 //! does not leave KVM for it. What comes here are accesses to devices, and the end.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -28,6 +29,8 @@ pub(crate) struct Platform {
     pub(crate) com2: Arc<Mutex<Uart>>,
     /// Locked before the UARTs, by the pumps that move input into them and by a snapshot.
     pub(crate) intake: Arc<Mutex<()>>,
+    /// The addresses of persistent memory; empty where there is none.
+    pub(crate) pmem: Range<u64>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) kvm: Arc<Kvm>,
 }
@@ -152,6 +155,12 @@ impl Vcpu {
         let exit = self.fd.run();
         note.returned();
         let served = match exit {
+            // KVM can't write there for the guest, and nothing else does.
+            Ok(VcpuExit::MmioWrite(address, data)) if platform.pmem.contains(&address) => {
+                note.kind(ExitKind::PmemWrite { address, data });
+                log::trace!("write of {data:x?} to {address:#x}, which is persistent memory");
+                Served::Access(None)
+            }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 note.kind(ExitKind::MmioWrite { address, data });
                 Served::Access(platform.board.mmio.write(address, data)?)
@@ -164,6 +173,12 @@ impl Vcpu {
             Ok(VcpuExit::Intr) => {
                 note.kind(ExitKind::Interrupted);
                 Served::Access(None)
+            }
+            // EFAULT, by a KVM that tells the address as well. (KVM API 5, KVM_EXIT_MEMORY_FAULT.)
+            Ok(VcpuExit::MemoryFault { .. }) => {
+                let errno = kvm_ioctls::Error::new(libc::EFAULT);
+                note.kind(failure(errno));
+                return self.interrupted(errno, platform);
             }
             Ok(other) => exit::serve(other, &platform.board, note)?,
             Err(errno) => {

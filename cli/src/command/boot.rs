@@ -27,6 +27,9 @@ pub(super) struct BootArgs {
     /// Guest's first root file system: a cpio archive, plain or compressed
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
+    /// File that the guest reads in place, as /dev/pmem0, on x86-64: an EROFS image for example, mounted with `-o dax`
+    #[arg(long, value_name = "FILE")]
+    pmem: Option<PathBuf>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = arch::CMDLINE)]
     cmdline: String,
@@ -82,7 +85,7 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     let config = Config {
         kernel: Kernel::File(kernel),
         initramfs: args.initramfs,
-        pmem: None,
+        pmem: args.pmem,
         cmdline: args.cmdline,
         memory: args.memory,
         cpus: args.cpus,
@@ -132,7 +135,7 @@ fn kernel_of(config: &Config) -> Option<&Path> {
     }
 }
 
-/// Runs the machine in the lab, which gets the two files and nothing else.
+/// Runs the machine in the lab, which gets the files and nothing else.
 fn run_in_lab(
     config: Config,
     max_output: Option<u64>,

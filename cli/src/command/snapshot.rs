@@ -48,6 +48,9 @@ pub(super) struct RestoreArgs {
     /// Folder with the snapshot
     #[arg(value_name = "DIR")]
     folder: PathBuf,
+    /// File that the machine was started with by --pmem, of which the snapshot has no copy
+    #[arg(long, value_name = "FILE")]
+    pmem: Option<PathBuf>,
     /// Unix socket at which `minivm snapshot` can save the machine while it runs; it is removed at the end
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
@@ -94,9 +97,10 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     log::debug!("the command line is understood");
     args.jail.apply();
+    let machine = Spec::restore(&args.folder, args.pmem.as_deref(), None);
     if let Some(why) = args.accel.why_lab()? {
         // A damaged snapshot is reported even where no machine can run.
-        Spec::restore(&args.folder, None).check()?;
+        machine.check()?;
         bail!(
             "cannot restore {} outside the lab, an emulated machine with real KVM: {why}; \
              run `minivm lab -- minivm restore …` there, or restore it on a host with KVM",
@@ -104,7 +108,7 @@ pub(super) fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let tracing = args.trace.open(None)?;
-    let machine = args.limits.of(Spec::restore(&args.folder, None));
+    let machine = args.limits.of(machine);
     tracing.run(machine, started, |machine| {
         console::run(machine, args.control.as_deref(), started)
     })

@@ -143,9 +143,10 @@ impl Spec {
         Spec::of(Source::boot(config))
     }
 
-    /// A machine that continues from the snapshot in `folder`. The pages are present before it runs.
-    pub fn restore(folder: &Path, pages: Option<WorkingSet>) -> Spec {
-        Spec::of(Source::snapshot(folder, pages))
+    /// A machine that continues from the snapshot in `folder`, with the file that it has as persistent memory. The pages are present
+    /// before it runs.
+    pub fn restore(folder: &Path, pmem: Option<&Path>, pages: Option<WorkingSet>) -> Spec {
+        Spec::of(Source::snapshot(folder, pmem, pages))
     }
 
     fn of(source: Source) -> Spec {

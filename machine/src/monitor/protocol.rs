@@ -43,6 +43,7 @@ pub(super) enum Source {
     },
     Snapshot {
         folder: Vec<u8>,
+        pmem: Option<Vec<u8>>,
         /// The pages that are present before the machine runs.
         pages: Option<WorkingSet>,
     },
@@ -70,9 +71,17 @@ impl Source {
         }
     }
 
-    pub(super) fn snapshot(folder: &Path, pages: Option<WorkingSet>) -> Source {
-        let folder = folder.as_os_str().as_bytes().to_vec();
-        Source::Snapshot { folder, pages }
+    pub(super) fn snapshot(
+        folder: &Path,
+        pmem: Option<&Path>,
+        pages: Option<WorkingSet>,
+    ) -> Source {
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+        Source::Snapshot {
+            folder: bytes(folder),
+            pmem: pmem.map(bytes),
+            pages,
+        }
     }
 }
 

@@ -189,11 +189,19 @@ impl Opened {
                     false => builder.open_files()?,
                 }))
             }
-            Source::Snapshot { folder, pages } => {
+            Source::Snapshot {
+                folder,
+                pmem,
+                pages,
+            } => {
                 let folder = path(folder);
                 let files = match with_kvm {
                     true => SnapshotFiles::open(folder)?,
                     false => SnapshotFiles::in_folder(folder)?,
+                };
+                let files = match pmem.map(path) {
+                    Some(file) => files.pmem(file)?,
+                    None => files,
                 };
                 Opened::Snapshot(files, pages)
             }

@@ -221,9 +221,10 @@ impl Templates {
         let Some(record) = read_record(name, &folder)? else {
             return Ok(None);
         };
+        let image = record.recipe.machine.image.as_deref();
         let saved = match record.saved {
             None => None,
-            Some(Ready { rings }) => match Saved::open(&folder, rings) {
+            Some(Ready { rings }) => match Saved::open(&folder, image, rings) {
                 // It was removed just now.
                 Err(minivm_vmm::Error::File { source, .. })
                     if source.kind() == io::ErrorKind::NotFound && !folder.exists() =>

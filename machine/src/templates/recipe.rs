@@ -75,7 +75,7 @@ impl Recipe {
             interpreter: self.interpreter(),
         };
         let rings = self.machine.save_prepared(preparation, folder)?;
-        let rehearsed = Saved::open(folder, rings)
+        let rehearsed = Saved::open(folder, self.machine.image.as_deref(), rings)
             .map_err(crate::Error::Monitor)
             .and_then(|saved| saved.rehearse(self.rehearsal(), self.machine.cpu_quota, folder));
         if let Err(error) = rehearsed {

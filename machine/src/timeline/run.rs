@@ -56,8 +56,8 @@ fn run(task: &Task, main: Instant) -> Result<Timeline, Error> {
             let link = measured.boot(machine)?;
             measured.session(link, request, *timeout, Start::Cold)
         }
-        (Subject::Warm(_, request), Some((folder, rings))) => {
-            let saved = Saved::open(folder, *rings)?;
+        (Subject::Warm(recipe, request), Some((folder, rings))) => {
+            let saved = Saved::open(folder, recipe.machine.image.as_deref(), *rings)?;
             let link = saved.resume(ResumeOptions {
                 watch: Some(Watch::Observer(measured.recorder.clone())),
                 ..ResumeOptions::default()

@@ -34,6 +34,8 @@ pub enum Device {
     Acpi,
     /// The keyboard controller, of which there is the reset line.
     Keyboard,
+    /// Persistent memory, which the guest can only read.
+    Pmem,
     /// No device: nothing is at that port or address.
     Nothing,
     /// The vCPU itself: an exit that is no access.
@@ -100,12 +102,13 @@ impl fmt::Display for Meaning {
 
 impl Device {
     /// All devices.
-    pub const ALL: [Device; 7] = [
+    pub const ALL: [Device; 8] = [
         Device::Com1,
         Device::Com2,
         Device::IoApic,
         Device::Acpi,
         Device::Keyboard,
+        Device::Pmem,
         Device::Nothing,
         Device::Processor,
     ];
@@ -118,6 +121,7 @@ impl Device {
             Device::IoApic => "IOAPIC",
             Device::Acpi => "ACPI",
             Device::Keyboard => "keyboard controller",
+            Device::Pmem => "persistent memory",
             Device::Nothing => "nothing",
             Device::Processor => "processor",
         }
@@ -131,6 +135,7 @@ impl Device {
             Device::IoApic => "ioapic",
             Device::Acpi => "acpi",
             Device::Keyboard => "keyboard",
+            Device::Pmem => "pmem",
             Device::Nothing => "nothing",
             Device::Processor => "processor",
         }
@@ -171,6 +176,9 @@ impl Decoder {
     /// Returns the meaning of the next exit.
     pub fn decode(&mut self, exit: &Exit) -> Meaning {
         match exit.kind {
+            Kind::PmemWrite => {
+                Meaning::new(Device::Pmem, "write, which is ignored:").with(hexadecimal(exit))
+            }
             kind if kind.is_access() => self.access(exit),
             _ => processor(exit),
         }
@@ -256,6 +264,14 @@ pub(crate) mod tests {
             last = decoder.decode(&access(*kind, *address, data)).to_string();
         }
         last
+    }
+
+    #[test]
+    fn a_write_to_persistent_memory_is_called_so() {
+        assert_eq!(
+            meaning(&[(Kind::PmemWrite, 0x1_0000_0000, &[7])]),
+            "persistent memory: write, which is ignored: 0x07"
+        );
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn access(line: &Line) -> String {
 
 fn colour(kind: Kind) -> Colour {
     let colour = match kind {
-        Kind::Out | Kind::MmioWrite => AnsiColor::Green,
+        Kind::Out | Kind::MmioWrite | Kind::PmemWrite => AnsiColor::Green,
         Kind::In | Kind::MmioRead => AnsiColor::Cyan,
         Kind::Interrupted | Kind::NotRunnable => return Colour::new().dimmed(),
         _ => AnsiColor::Yellow,

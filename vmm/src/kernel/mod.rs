@@ -33,7 +33,7 @@ pub(crate) struct Loaded {
     pub(crate) header: Header,
 }
 
-/// Loads `kernel`, from `file` where that has been opened, into `ram`.
+/// Loads `kernel`, from `file` where it has one, into `ram`.
 pub(crate) fn load(
     kernel: &Kernel,
     file: Option<&OpenFile>,
@@ -42,8 +42,7 @@ pub(crate) fn load(
 ) -> Result<Loaded> {
     match (kernel, file) {
         (Kernel::Code(code), _) => load_code(code, ram),
-        (Kernel::File(_), Some(file)) => load_file(file, cmdline_len, ram),
-        (Kernel::File(path), None) => load_file(&OpenFile::kernel(path)?, cmdline_len, ram),
+        (Kernel::File(_), file) => load_file(file.expect("it is open"), cmdline_len, ram),
     }
 }
 

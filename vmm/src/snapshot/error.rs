@@ -40,6 +40,25 @@ pub enum SnapshotError {
     #[error("its state file makes no sense: {0}")]
     Senseless(Cow<'static, str>),
 
+    /// The machine has persistent memory, and no file was given for it.
+    #[error("its machine has the file {0:?} as persistent memory: name it (--pmem FILE)")]
+    PmemMissing(String),
+
+    /// The given file is not the one that the machine has as persistent memory.
+    #[error(
+        "{given:?} is not the file that its machine has as persistent memory: name {saved:?} as it was (--pmem FILE)"
+    )]
+    OtherPmem {
+        /// The file's path.
+        given: String,
+        /// The path of the machine's file, when the machine was saved.
+        saved: String,
+    },
+
+    /// A file was given, and the machine has no persistent memory.
+    #[error("its machine has no persistent memory: name no file for it")]
+    NoPmem,
+
     /// The memory file has the wrong length.
     #[error("its memory file has {found} bytes instead of {expected}: save it anew")]
     MemorySize {

@@ -8,11 +8,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::state::State;
 use super::{SaveFiles, Snapshot, SnapshotError, file, unreadable};
 use crate::error::{Error, Result};
-use crate::opened::HostFiles;
+use crate::opened::{HostFiles, OpenFile};
 
 /// The most attempts to open a snapshot that is replaced while it is being opened.
 const ATTEMPTS: u8 = 5;
@@ -35,6 +36,7 @@ pub struct SnapshotFiles {
     state: File,
     /// The memory files that the folder has, or why one can't be opened.
     memory: Vec<(String, io::Result<File>)>,
+    pmem: Option<Arc<OpenFile>>,
     host: Option<HostFiles>,
 }
 
@@ -69,11 +71,22 @@ impl SnapshotFiles {
                     folder: folder.into(),
                     state,
                     memory,
+                    pmem: None,
                     host: None,
                 });
             }
             attempt += 1;
         }
+    }
+
+    /// Opens the file that the machine has as persistent memory, of which the snapshot has no copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] where it can't be opened, or is no file for persistent memory.
+    pub fn pmem(mut self, path: impl AsRef<Path>) -> Result<Self> {
+        self.pmem = Some(OpenFile::pmem(path.as_ref())?);
+        Ok(self)
     }
 
     /// Returns the descriptors of all files: a process that closes all but the descriptors it needs keeps these.
@@ -82,7 +95,8 @@ impl SnapshotFiles {
             .memory
             .iter()
             .filter_map(|(_, file)| file.as_ref().ok());
-        let files = memory.chain([&self.state]).map(AsFd::as_fd);
+        let pmem = self.pmem.iter().map(|pmem| &pmem.file);
+        let files = memory.chain([&self.state]).chain(pmem).map(AsFd::as_fd);
         let host = self.host.iter().flat_map(HostFiles::descriptors);
         files.chain(host).collect()
     }
@@ -91,7 +105,8 @@ impl SnapshotFiles {
     ///
     /// # Errors
     ///
-    /// [`Error::File`] where a file of the snapshot can't be read, [`Error::Snapshot`] where one isn't what was saved.
+    /// [`Error::File`] where a file of the snapshot can't be read, [`Error::Snapshot`] where one isn't what was saved, or the machine's
+    /// persistent memory was not given.
     pub fn read(self) -> Result<Snapshot> {
         let state = read_state(&self.state, &self.folder)?;
         let named = |(name, _): &(String, _)| *name == state.memory.name;
@@ -100,7 +115,7 @@ impl SnapshotFiles {
             None => Err(io::Error::from_raw_os_error(libc::ENOENT)),
         };
         let memory = memory.map_err(unreadable(&self.folder.join(&state.memory.name)))?;
-        Snapshot::of(&self.folder, state, memory, self.host)
+        Snapshot::of(&self.folder, state, memory, self.pmem, self.host)
     }
 }
 

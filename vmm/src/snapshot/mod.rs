@@ -47,7 +47,8 @@ use crate::arch::create;
 use crate::error::{Error, Result};
 use crate::memory::GuestRam;
 use crate::observer::Steps;
-use crate::opened::HostFiles;
+use crate::opened::{HostFiles, OpenFile};
+use crate::pmem::Record;
 use memory_file::Identity;
 use state::State;
 
@@ -78,6 +79,7 @@ struct Opened {
     folder: PathBuf,
     state: State,
     memory: Arc<File>,
+    pmem: Option<Arc<OpenFile>>,
     /// The memory file's identity when its content was found good.
     identity: Identity,
     /// The ranges in which the memory file holds nothing.
@@ -111,7 +113,13 @@ impl Snapshot {
     }
 
     /// Makes a snapshot of its parts, which are checked. `host` may not be open yet.
-    fn of(folder: &Path, state: State, memory: File, host: Option<HostFiles>) -> Result<Self> {
+    fn of(
+        folder: &Path,
+        state: State,
+        memory: File,
+        pmem: Option<Arc<OpenFile>>,
+        host: Option<HostFiles>,
+    ) -> Result<Self> {
         let wrap = |source| Error::Snapshot {
             path: folder.into(),
             source,
@@ -121,6 +129,7 @@ impl Snapshot {
         if found != expected {
             return Err(wrap(SnapshotError::MemorySize { expected, found }));
         }
+        check_pmem(state.pmem.as_ref(), pmem.as_deref())?.map_err(wrap)?;
         let snapshot = Snapshot(Arc::new(Opened {
             folder: folder.into(),
             host: host.map_or_else(OnceLock::new, OnceLock::from),
@@ -128,6 +137,7 @@ impl Snapshot {
             // Where the file system doesn't report holes, all of the file is mapped.
             holes: sparse::holes(&memory, found).unwrap_or_default(),
             memory: Arc::new(memory),
+            pmem,
             identity,
             state,
         }));
@@ -206,12 +216,14 @@ impl Snapshot {
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let host = self.0.host.get().into_iter();
         let host = host.flat_map(HostFiles::descriptors);
-        [self.0.memory.as_fd()].into_iter().chain(host).collect()
+        let pmem = self.0.pmem.iter().map(|pmem| pmem.file.as_fd());
+        pmem.chain([self.0.memory.as_fd()]).chain(host).collect()
     }
 
     /// Maps RAM for one machine, with the memory file's content.
     fn ram(&self) -> Result<GuestRam> {
-        GuestRam::of_file(self.memory(), self.0.memory.clone(), &self.0.holes)
+        GuestRam::of_file(self.memory(), self.0.memory.clone(), &self.0.holes)?
+            .with_pmem(self.0.pmem.clone())
     }
 
     /// Checks that the memory file is still what it was when it was opened.
@@ -233,6 +245,24 @@ impl Snapshot {
             source,
         }
     }
+}
+
+/// Compares the file that was given for persistent memory with the one that the machine has.
+fn check_pmem(
+    saved: Option<&Record>,
+    given: Option<&OpenFile>,
+) -> Result<std::result::Result<(), SnapshotError>> {
+    let found = given.map(|file| Record::of(file).map_err(|error| file.unreadable(error)));
+    Ok(match (saved, found.transpose()?) {
+        (None, None) => Ok(()),
+        (Some(saved), Some(found)) if found.is_like(saved) => Ok(()),
+        (Some(saved), Some(found)) => Err(SnapshotError::OtherPmem {
+            given: found.path,
+            saved: saved.path.clone(),
+        }),
+        (Some(saved), None) => Err(SnapshotError::PmemMissing(saved.path.clone())),
+        (None, Some(_)) => Err(SnapshotError::NoPmem),
+    })
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -14,6 +14,7 @@ use super::memory_file::{self, Identity, MemoryRecord};
 use super::state::{Devices, State};
 use crate::arch::vcpu_state::VcpuState;
 use crate::memory::GuestRam;
+use crate::pmem::Pmem;
 
 /// Two open files for a snapshot, new and empty, and the name that the memory file has. They can be sent to another process, whose
 /// machine is saved into them by [`Control::snapshot_into`](crate::Control::snapshot_into).
@@ -64,6 +65,7 @@ pub(super) fn write(
         memory,
         vcpus,
         devices,
+        pmem: ram.pmem().map(Pmem::record).transpose()?,
     }))?;
     files.state.sync_all()
 }

@@ -8,6 +8,10 @@ use crate::arch::board;
 use crate::arch::vcpu_state::VcpuState;
 use crate::config::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use crate::devices::uart;
+use crate::pmem::{FILE_MAX, Record};
+
+/// The longest path of the kernel's in bytes, whose record may take three times as many: what is not UTF-8 is replaced.
+const PATH_MAX: usize = 3 * 4096;
 
 /// Everything about a paused machine that isn't in its memory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,6 +20,8 @@ pub(crate) struct State {
     pub(crate) memory: MemoryRecord,
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) devices: Devices,
+    /// The file that it has as persistent memory.
+    pub(crate) pmem: Option<Record>,
 }
 
 /// The state of the devices that the vCPUs share.
@@ -38,6 +44,11 @@ impl State {
         }
         if self.vcpus.is_empty() || self.vcpus.len() > usize::from(CPUS_MAX) {
             return Err("no machine has so many vCPUs");
+        }
+        if let Some(pmem) = &self.pmem
+            && (pmem.path.len() > PATH_MAX || !(1..=FILE_MAX).contains(&pmem.bytes))
+        {
+            return Err("no machine has such persistent memory");
         }
         self.vcpus.iter().try_for_each(VcpuState::check)?;
         self.devices.board.check(self.vcpus.len())?;

@@ -49,7 +49,8 @@ pub fn run(recipe: &Recipe) -> Result<(), Error> {
 fn make(recipe: &Recipe) -> Result<Saved, Error> {
     let folder = Path::new(TEMPLATE);
     let rings = recipe.save(folder)?;
-    Ok(Saved::open(folder, rings)?)
+    let image = recipe.machine.image.as_deref();
+    Ok(Saved::open(folder, image, rings)?)
 }
 
 fn report(report: &AgentReport) -> io::Result<()> {

@@ -20,6 +20,7 @@
 use vm_memory::GuestAddress;
 
 use crate::config::MEMORY_MAX;
+use crate::error::{Error, Result};
 
 /// The GIC's distributor, and the bytes that its registers take.
 pub const GIC_DISTRIBUTOR: GuestAddress = GuestAddress(0x800_0000);
@@ -58,6 +59,13 @@ pub(crate) const CMDLINE_MAX: usize = 2047;
 /// Returns the layout of `bytes` of RAM: address and size of its one part.
 pub(crate) fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
     vec![(RAM, bytes)]
+}
+
+/// Returns the error for a machine that should have persistent memory: no device tree describes it here.
+pub fn pmem(_bytes: u64) -> Result<GuestAddress> {
+    Err(Error::Config(
+        "persistent memory (--pmem) is for machines of x86-64 alone: give an arm64 machine the files in its initramfs".into(),
+    ))
 }
 
 #[cfg(test)]

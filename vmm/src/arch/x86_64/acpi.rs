@@ -1,10 +1,12 @@
-//! The smallest ACPI that a stock kernel accepts: it names the processors, the interrupts of the serial ports, and the way to
-//! switch the machine off.
+//! The smallest ACPI that a stock kernel accepts: it names the processors, the interrupts of the serial ports, persistent memory
+//! where there is some, and the way to switch the machine off.
 //!
 //! "Hardware-reduced" ACPI has no fixed registers to emulate but two: sleep control, by which the guest powers off, and
 //! reset, which is the keyboard controller's. It also keeps the kernel from looking for a PC's old devices, each of which
 //! would cost it time: the 8259 interrupt controllers, the 8254 timer, the CMOS clock, the keyboard, VGA.
 //! (ACPI 6.5, 4.1 "Hardware-Reduced ACPI", 5.2 "ACPI System Description Tables".)
+
+use std::ops::Range;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, ZERO};
@@ -29,17 +31,30 @@ const SDT_HEADER: u32 = 36;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 
-/// Returns all tables of a machine with `cpus` vCPUs, as they stand in memory from [`layout::ACPI`] on, the RSDP first.
-pub(crate) fn tables(cpus: u8) -> Vec<u8> {
+/// The handle of the memory device behind persistent memory, and all indices in the NFIT.
+const NVDIMM: u8 = 1;
+/// The type of a range of persistent memory, 66f0d379-b4f3-4074-ac43-0d3318b78cdc, whose first three parts are little endian, and
+/// its attributes: EFI_MEMORY_NV and EFI_MEMORY_WB (5.2.25.2 "System Physical Address (SPA) Range Structure").
+const PERSISTENT: [u8; 16] = *b"\x79\xd3\xf0\x66\xf3\xb4\x74\x40\xac\x43\x0d\x33\x18\xb7\x8c\xdc";
+const WRITE_BACK: u64 = 0x8008;
+/// The flag of a memory device that can't keep what is written to it (5.2.25.3): Linux takes it for read-only.
+const NOT_ARMED: u16 = 1 << 3;
+
+/// Returns all tables of a machine with `cpus` vCPUs and this range of persistent memory, as they stand in memory from
+/// [`layout::ACPI`] on, the RSDP first.
+pub(crate) fn tables(cpus: u8, pmem: Option<Range<u64>>) -> Vec<u8> {
     let mut area = Area::default();
     // The RSDP comes first and points to what comes later, so its place is kept free.
     area.bytes.resize(Rsdp::len().next_multiple_of(16), 0);
-    let dsdt = area.add(&dsdt());
+    let dsdt = area.add(&dsdt(pmem.is_some()));
     let fadt = area.add(&bytes(&fadt(dsdt)));
     let madt = area.add(&bytes(&madt(cpus)));
     let mut xsdt = XSDT::new(OEM, TABLE, 1);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if let Some(range) = pmem {
+        xsdt.add_entry(area.add(&nfit(range)));
+    }
     let xsdt = area.add(&bytes(&xsdt));
     area.bytes[..Rsdp::len()].copy_from_slice(&bytes(&Rsdp::new(OEM, xsdt)));
     area.bytes
@@ -102,8 +117,28 @@ fn madt(cpus: u8) -> MADT {
     madt
 }
 
-/// The definition block: two UARTs, and the value that means "off".
-fn dsdt() -> Vec<u8> {
+/// The persistent memory: a range of addresses, the memory device that it leads to, and that device's registers, of which it has
+/// none. Linux looks for the flag by way of all three. (5.2.25 "NVDIMM Firmware Interface Table"; Linux 6.12,
+/// `acpi_nfit_register_dimms`.)
+fn nfit(range: Range<u64>) -> Vec<u8> {
+    let (index, size) = (NVDIMM.into(), range.end - range.start);
+    let mut table = Sdt::new(*b"NFIT", SDT_HEADER + 4, 1, OEM, TABLE, 1);
+    // Type 0 of structures: its length, the range's index; no flags, nor a domain of proximity.
+    table.append([0, 56, index, 0, 0, 0, 0, 0u16]);
+    table.append(PERSISTENT);
+    table.append([range.start, size, WRITE_BACK]);
+    // Type 1: length, the device's handle (two words), no other identifiers, the indices of the range and of type 4.
+    table.append([1, 48, index, 0, 0, 0, index, index]);
+    table.append([size, 0, 0]);
+    // No interleaving: one way.
+    table.append([0, 1, NOT_ARMED, 0]);
+    // Type 4: length, index; a device of no vendor, whose serial number is 1, accessed by the byte (0x301), without windows.
+    table.append([4, 32, index, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0x301, 0u16]);
+    table.as_slice().to_vec()
+}
+
+/// The definition block: two UARTs, persistent memory if there is some, and the value that means "off".
+fn dsdt(has_pmem: bool) -> Vec<u8> {
     let mut aml = Vec::new();
     serial_port(
         "\\_SB_.COM1".into(),
@@ -119,6 +154,13 @@ fn dsdt() -> Vec<u8> {
         layout::COM2_IRQ,
         &mut aml,
     );
+    if has_pmem {
+        // The NVDIMM root device, and the device with that handle (9.20 "NVDIMM Devices").
+        let nvdimm = Name::new("_ADR".into(), &NVDIMM);
+        let nvdimm = Device::new("NVD1".into(), vec![&nvdimm]);
+        let id = Name::new("_HID".into(), &"ACPI0012");
+        Device::new("\\_SB_.NVDR".into(), vec![&id, &nvdimm]).to_aml_bytes(&mut aml);
+    }
     Name::new(
         "\\_S5_".into(),
         &Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &ZERO, &ZERO]),
@@ -169,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_linked_and_their_checksums_hold() {
-        let area = tables(4);
+        let area = tables(4, None);
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!(sum(&area[..36]), 0);
         let xsdt = table(&area, u64_at(&area, 24));

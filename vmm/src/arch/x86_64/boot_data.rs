@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::initramfs::Placed;
 use crate::kernel::Loaded;
 use crate::memory::GuestRam;
+use crate::pmem::Pmem;
 use crate::vcpu::Vcpu;
 
 pub(crate) use super::boot_params::SEED_LEN;
@@ -40,8 +41,8 @@ fn write_tables(
     seed: [u8; SEED_LEN],
 ) -> std::result::Result<(), GuestMemoryError> {
     paging::write(ram.map())?;
-    ram.map()
-        .write_slice(&acpi::tables(config.cpus), layout::ACPI)?;
+    let tables = acpi::tables(config.cpus, ram.pmem().map(Pmem::range));
+    ram.map().write_slice(&tables, layout::ACPI)?;
     ram.map().write_slice(&RESET_CODE, layout::RESET_VECTOR)?;
     boot_params::write(
         ram.map(),

@@ -13,23 +13,13 @@ pub(super) const VENDOR: u32 = 0x0;
 pub(super) const FEATURES: u32 = 0x1;
 const INTEL_CACHES: u32 = 0x4;
 const MORE_FEATURES: u32 = 0x7;
-const INTEL_COUNTERS: u32 = 0xa;
 const INTEL_TOPOLOGY: u32 = 0xb;
 pub(super) const XSAVE: u32 = 0xd;
-const SGX: u32 = 0x12;
-const PROCESSOR_TRACE: u32 = 0x14;
-const BRANCH_RECORDS: u32 = 0x1c;
-const TILES: u32 = 0x1d;
-const TILE_MULTIPLY: u32 = 0x1e;
 const INTEL_TOPOLOGY_V2: u32 = 0x1f;
-const INTEL_COUNTERS_V2: u32 = 0x23;
 const AMD_FEATURES: u32 = 0x8000_0001;
 pub(super) const SIZES: u32 = 0x8000_0008;
-const AMD_SVM: u32 = 0x8000_000a;
-const AMD_SAMPLING: u32 = 0x8000_001b;
 const AMD_CACHES: u32 = 0x8000_001d;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
-const AMD_COUNTERS_V2: u32 = 0x8000_0022;
 const AMD_TOPOLOGY_V2: u32 = 0x8000_0026;
 
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
@@ -74,18 +64,19 @@ impl Register {
     }
 }
 
-/// Leaves that describe hidden features and nothing else.
+/// Leaves that describe hidden features and nothing else: counters (0xa, 0x23), SGX, Processor Trace, branch records, tiles (two);
+/// AMD's nested virtualization, sampling and counters.
 const HIDDEN_LEAVES: [u32; 10] = [
-    INTEL_COUNTERS,
-    SGX,
-    PROCESSOR_TRACE,
-    BRANCH_RECORDS,
-    TILES,
-    TILE_MULTIPLY,
-    INTEL_COUNTERS_V2,
-    AMD_SVM,
-    AMD_SAMPLING,
-    AMD_COUNTERS_V2,
+    0xa,
+    0x12,
+    0x14,
+    0x1c,
+    0x1d,
+    0x1e,
+    0x23,
+    0x8000_000a,
+    0x8000_001b,
+    0x8000_0022,
 ];
 
 /// Parts of the extended state that are hidden, by their numbers: Processor Trace's, shadow stacks' (the user's and the
@@ -163,7 +154,7 @@ pub(crate) fn table(supported: &CpuId, topology: Topology) -> CpuId {
     let mut entries = supported.as_slice().to_vec();
     let amd = is_amd(&entries);
     hide(&mut entries);
-    entries.retain(|entry| !rewritten(entry.function));
+    entries.retain(|entry| !REWRITTEN.contains(&entry.function));
     for entry in &mut entries {
         adapt(entry, topology, amd);
     }
@@ -171,13 +162,8 @@ pub(crate) fn table(supported: &CpuId, topology: Topology) -> CpuId {
     CpuId::from_entries(&entries).expect("no more entries than KVM gave, and two")
 }
 
-/// Returns whether a leaf is left out and, where the guest needs it, made anew.
-fn rewritten(function: u32) -> bool {
-    matches!(
-        function,
-        INTEL_TOPOLOGY | INTEL_TOPOLOGY_V2 | AMD_TOPOLOGY_V2
-    )
-}
+/// Leaves that are left out and, where the guest needs them, made anew.
+const REWRITTEN: [u32; 3] = [INTEL_TOPOLOGY, INTEL_TOPOLOGY_V2, AMD_TOPOLOGY_V2];
 
 /// Returns the vendor's name as the processor spells it, `GenuineIntel` or `AuthenticAMD`.
 pub(super) fn vendor(table: &[kvm_cpuid_entry2]) -> String {

@@ -50,7 +50,7 @@ pub(crate) fn serve(exit: VcpuExit<'_>, board: &Board, note: &mut impl Note) -> 
             "KVM_EXIT_NOTIFY: the guest kept its core from taking interrupts, and cannot continue".into(),
         ),
         VcpuExit::InternalError => Served::Unexpected(
-            "KVM_EXIT_INTERNAL_ERROR: the guest executed code outside RAM, or an instruction that KVM cannot emulate"
+            "KVM_EXIT_INTERNAL_ERROR: the guest executed code outside RAM, or an instruction that KVM cannot emulate (on a device, or to write to persistent memory)"
                 .into(),
         ),
         other => Served::unexpected(&other),

@@ -22,16 +22,19 @@
 //!   0xfee00000 │ local APICs (in KVM)         │
 //!   0xfffbd000 │ three pages that KVM needs   │
 //!  0x100000000 ├──────────────────────────────┤ 4 GiB: the rest of RAM
+//!   at a GiB   ├──────────────────────────────┤ persistent memory
 //!              └──────────────────────────────┘
 //! ```
 //!
-//! The constants are for authors of bare machine code ([`Kernel::Code`](crate::Kernel::Code)): the ends of RAM, and the devices.
+//! The public names are for authors of bare machine code ([`Kernel::Code`](crate::Kernel::Code)): the ends of RAM, and the devices.
 //! Kernels get the addresses of the boot data in registers and in the zero page.
 //!
 //! The low addresses are the conventional ones of x86 boot loaders. None of this data has to survive the first moments
 //! of the kernel, except the part from 0xe0000 on that the e820 map reserves.
 
 use vm_memory::GuestAddress;
+
+use crate::error::Result;
 
 /// The global descriptor table.
 pub(crate) const GDT: GuestAddress = GuestAddress(0x500);
@@ -105,6 +108,17 @@ pub(crate) fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
     parts
 }
 
+/// Returns the place of persistent memory beside `bytes` of RAM: the next GiB behind RAM and the hole.
+///
+/// # Errors
+///
+/// None on x86-64. Machines of arm64 have no persistent memory.
+pub fn pmem(bytes: u64) -> Result<GuestAddress> {
+    let ends = ram(bytes).into_iter().map(|(base, size)| base.0 + size);
+    let end = ends.fold(ABOVE_HOLE.0, u64::max);
+    Ok(GuestAddress(end.next_multiple_of(1 << 30)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +157,20 @@ mod tests {
             ram(4 << 30),
             [(GuestAddress(0), 3 << 30), (ABOVE_HOLE, 1 << 30)]
         );
+    }
+
+    #[test]
+    fn persistent_memory_begins_behind_ram_and_the_hole() {
+        const GIB: u64 = 1 << 30;
+        let places = [
+            (32 << 20, 4),
+            (3 * GIB, 4),
+            (3 * GIB + 4096, 5),
+            (4 * GIB, 5),
+            (1 << 40, 1025),
+        ];
+        for (ram, place) in places {
+            assert_eq!(pmem(ram).unwrap().0, place * GIB, "{ram:#x}");
+        }
     }
 }
