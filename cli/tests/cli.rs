@@ -340,6 +340,31 @@ fn an_initramfs_that_cannot_be_loaded_is_refused() {
 }
 
 #[test]
+fn a_file_that_cannot_be_persistent_memory_is_refused() {
+    let files = Files::new();
+    let kernel = files.write("kernel", &code().bytes());
+    let large = files.path("large");
+    let made = fs::File::create(&large).unwrap();
+    made.set_len((64 << 30) + 1).unwrap();
+    let pipe = files.path("pipe");
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, 0o600.into(), 0).unwrap();
+    let rows = [
+        (files.path("missing"), "No such file"),
+        (files.path(""), "is a directory"),
+        (pipe, "neither a regular file nor a block device"),
+        (files.write("empty", b""), "it is empty"),
+        (large, "more than 64 GiB"),
+    ];
+    for (file, why) in rows {
+        let file = file.to_str().unwrap();
+        let ended = boot(&kernel, &["--pmem", file]);
+        let parts = ["cannot read the persistent memory", file, why];
+        assert_refused(why, &ended, &parts);
+    }
+}
+
+#[test]
 fn a_bad_command_line_for_the_kernel_is_refused() {
     let files = Files::new();
     let kernel = files.write("kernel", &code().bytes());

@@ -697,6 +697,38 @@ fn a_bad_snapshot_is_refused_by_name() {
 }
 
 #[test]
+fn a_machine_with_a_file_that_it_reads_in_place_continues_with_that_file_alone() {
+    let place = Place::new();
+    let (file, other) = (place.path("image"), place.path("other"));
+    fs::write(&file, [7; 5000]).unwrap();
+    fs::write(&other, [8; 5000]).unwrap();
+    let machine = started(place.boot().arg("--pmem").arg(&file));
+    assert_saved(&place.snapshot(&["--stop"]), &place.folder());
+    let before = ended_well(machine);
+    let restore = |pmem: Option<&Path>| {
+        let mut command = place.restore();
+        command.args(
+            pmem.map(|path| [Path::new("--pmem"), path])
+                .iter()
+                .flatten(),
+        );
+        command
+    };
+    let image = format!("{file:?}");
+    let refused = run(&mut restore(None), PATIENCE);
+    assert_refused("without", &refused, &[&image, "name it (--pmem FILE)"]);
+    let refused = run(&mut restore(Some(&other)), PATIENCE);
+    let parts = [&format!("{other:?} is not"), &image, "(--pmem FILE)"];
+    assert_refused(
+        "another",
+        &refused,
+        &parts.map(|part: &String| part.as_str()),
+    );
+    let after = killed(started(&mut restore(Some(&file))));
+    assert_counts_from(1, &[before, after].concat());
+}
+
+#[test]
 fn a_copied_snapshot_is_as_good() {
     let place = Place::new();
     let before = place.saved();

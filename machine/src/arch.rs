@@ -44,9 +44,11 @@ fn uart(address: u64, [com1, com2]: [u64; 2]) -> Option<Device> {
 }
 
 /// Returns the address of an access to memory-mapped registers.
-fn address(exit: &ExitKind<'_>) -> Option<u64> {
-    match *exit {
-        ExitKind::MmioRead { address, .. } | ExitKind::MmioWrite { address, .. } => Some(address),
+fn address(exit: ExitKind) -> Option<u64> {
+    match exit {
+        ExitKind::MmioRead(address)
+        | ExitKind::MmioWrite(address)
+        | ExitKind::PmemWrite(address) => Some(address),
         _ => None,
     }
 }

@@ -193,26 +193,26 @@ impl Data {
 impl Exit {
     /// Makes an event of what the observer saw: `at` and `took` in nanoseconds.
     pub(crate) fn of(exit: &minivm_vmm::Exit<'_>, at: u64, took: u64) -> Self {
-        let none = (0, &[][..]);
-        let (kind, (address, data)) = match exit.kind {
-            ExitKind::IoIn { port, data } => (Kind::In, (port.into(), data)),
-            ExitKind::IoOut { port, data } => (Kind::Out, (port.into(), data)),
-            ExitKind::MmioRead { address, data } => (Kind::MmioRead, (address, data)),
-            ExitKind::MmioWrite { address, data } => (Kind::MmioWrite, (address, data)),
-            ExitKind::PmemWrite { address, data } => (Kind::PmemWrite, (address, data)),
-            ExitKind::Shutdown => (Kind::Shutdown, none),
-            ExitKind::Halt => (Kind::Halt, none),
-            ExitKind::PowerOff => (Kind::PowerOff, none),
-            ExitKind::Reset => (Kind::Reset, none),
-            ExitKind::BusLock => (Kind::BusLock, none),
-            ExitKind::Interrupted => (Kind::Interrupted, none),
-            ExitKind::NotRunnable => (Kind::NotRunnable, none),
-            _ => (Kind::Other, none),
+        let (kind, address) = match exit.kind {
+            ExitKind::IoIn(port) => (Kind::In, port.into()),
+            ExitKind::IoOut(port) => (Kind::Out, port.into()),
+            ExitKind::MmioRead(address) => (Kind::MmioRead, address),
+            ExitKind::MmioWrite(address) => (Kind::MmioWrite, address),
+            ExitKind::PmemWrite(address) => (Kind::PmemWrite, address),
+            ExitKind::Shutdown => (Kind::Shutdown, 0),
+            ExitKind::Halt => (Kind::Halt, 0),
+            ExitKind::PowerOff => (Kind::PowerOff, 0),
+            ExitKind::Reset => (Kind::Reset, 0),
+            ExitKind::BusLock => (Kind::BusLock, 0),
+            ExitKind::Interrupted => (Kind::Interrupted, 0),
+            ExitKind::NotRunnable => (Kind::NotRunnable, 0),
+            _ => (Kind::Other, 0),
         };
-        let reason = match exit.kind {
-            ExitKind::Other(reason) => Some(reason.into()),
-            _ => None,
+        let (data, reason) = match kind {
+            Kind::Other => (&[][..], Some(String::from_utf8_lossy(exit.data))),
+            _ => (exit.data, None),
         };
+        let reason = reason.map(|reason| reason.into_owned().into_boxed_str());
         Exit {
             at,
             took,

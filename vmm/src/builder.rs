@@ -152,15 +152,6 @@ impl Builder {
     /// neither `build` nor the machine opens a file by its name, except to save into a folder by name. No file is read yet, so a
     /// process can confine itself between this call and the next, before it looks at files that may be hostile.
     ///
-    /// ```no_run
-    /// use minivm_vmm::{Builder, Config, Kernel};
-    ///
-    /// let builder = Builder::new(Config::new(Kernel::File("vmlinux".into()))).open()?;
-    /// // … here this process gives up its right to open files.
-    /// builder.build()?.run()?;
-    /// # minivm_vmm::Result::Ok(())
-    /// ```
-    ///
     /// # Errors
     ///
     /// [`Error::Config`] or [`Error::File`] name the value or file that is wrong; [`Error::KvmMissing`],
@@ -184,7 +175,7 @@ impl Builder {
     ///
     /// [`Error::Config`] or [`Error::File`] name the value or file that is wrong.
     pub fn open_files(mut self) -> Result<Self> {
-        if let Source::Boot(config, opened) = &mut self.source {
+        if let Source::Boot(config, opened @ None) = &mut self.source {
             *opened = Some(Opened::files(config)?);
         }
         Ok(self)
@@ -211,17 +202,9 @@ impl Builder {
     ///
     /// [`Error::Config`], [`Error::File`], [`Error::Kernel`] or [`Error::InitramfsTooLarge`] name the value or file that is
     /// wrong; [`Error::Host`] where the host has no memory for the guest, or no random bytes.
-    pub fn check(&self) -> Result<()> {
-        let Source::Boot(config, opened) = &self.source else {
+    pub fn check(self) -> Result<()> {
+        let Source::Boot(config, Some(opened)) = &self.open_files()?.source else {
             return Ok(());
-        };
-        let late;
-        let opened = match opened {
-            Some(opened) => opened,
-            None => {
-                late = Opened::files(config)?;
-                &late
-            }
         };
         let ram = GuestRam::new(config.memory)?.with_pmem(opened.pmem.clone())?;
         load(config, opened, &ram, Steps::default()).map(drop)

@@ -71,51 +71,31 @@ impl Config {
     ///
     /// [`Error::Config`] names the first value that is out of bounds, and the bounds.
     pub fn check(&self) -> Result<()> {
-        let refuse = |text: String| Err(Error::Config(text));
-        if self.memory < MEMORY_MIN {
-            return refuse(format!(
-                "{} bytes of guest memory are too few: the least is 32M",
-                self.memory
-            ));
+        let &Config { memory, cpus, .. } = self;
+        let (len, max) = (self.cmdline.len(), layout::CMDLINE_MAX);
+        let mut bytes = self.cmdline.bytes().enumerate();
+        let strange = bytes.find(|(_, byte)| !(b' '..=b'~').contains(byte));
+        let (at, byte) = strange.unwrap_or_default();
+        let of_memory = |why| format!("{memory} bytes of guest memory are {why}");
+        let of_cmdline = |what| format!("the kernel command line has {what}");
+        let defects = [
+            (memory < MEMORY_MIN).then(|| of_memory("too few: the least is 32M")),
+            (memory > MEMORY_MAX).then(|| of_memory("too many: the most is 1T")),
+            (!memory.is_multiple_of(4096)).then(|| of_memory("not a multiple of 4096")),
+            (!(1..=CPUS_MAX).contains(&cpus))
+                .then(|| format!("{cpus} vCPUs: a machine has from 1 to {CPUS_MAX}")),
+            (len > max).then(|| of_cmdline(format!("{len} bytes: the most is {max}"))),
+            strange.map(|_| {
+                of_cmdline(format!(
+                    "the byte {byte:#04x} at {at}: only printable ASCII is allowed"
+                ))
+            }),
+        ];
+        match (defects.into_iter().flatten().next(), &self.pmem) {
+            (Some(defect), _) => Err(Error::Config(defect)),
+            (None, Some(_)) => layout::pmem(memory).map(drop),
+            (None, None) => Ok(()),
         }
-        if self.memory > MEMORY_MAX {
-            return refuse(format!(
-                "{} bytes of guest memory are too many: the most is 1T",
-                self.memory
-            ));
-        }
-        if !self.memory.is_multiple_of(4096) {
-            return refuse(format!(
-                "{} bytes of guest memory are not a multiple of 4096",
-                self.memory
-            ));
-        }
-        if self.cpus == 0 || self.cpus > CPUS_MAX {
-            return refuse(format!(
-                "{} vCPUs: a machine has from 1 to {CPUS_MAX}",
-                self.cpus
-            ));
-        }
-        if self.pmem.is_some() {
-            layout::pmem(self.memory)?;
-        }
-        if self.cmdline.len() > layout::CMDLINE_MAX {
-            let (len, max) = (self.cmdline.len(), layout::CMDLINE_MAX);
-            return refuse(format!(
-                "the kernel command line has {len} bytes: the most is {max}"
-            ));
-        }
-        if let Some(at) = self
-            .cmdline
-            .bytes()
-            .position(|byte| !(b' '..=b'~').contains(&byte))
-        {
-            let byte = self.cmdline.as_bytes()[at];
-            return refuse(format!(
-                "the kernel command line has the byte {byte:#04x} at {at}: only printable ASCII is allowed"
-            ));
-        }
-        Ok(())
     }
 }
 

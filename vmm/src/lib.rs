@@ -53,25 +53,7 @@
 //! "KVM API 4.2" in a comment is section 4.2 of the kernel's manual, `Documentation/virt/kvm/api.rst` of Linux 6.12, which is
 //! also at <https://docs.kernel.org/virt/kvm/api.html>. Each KVM call is explained where it is made.
 //!
-//! # Example
-//!
-//! A guest of eleven bytes: it writes `!` to the console and pulses the reset line.
-//!
-//! ```no_run
-//! use minivm_vmm::{Builder, Config, Kernel, Outcome, Reset};
-//!
-//! let code = [
-//!     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-//!     0xb0, b'!',             // mov al, '!'
-//!     0xee,                   // out dx, al
-//!     0xb0, 0xfe,             // mov al, 0xfe
-//!     0xe6, 0x64,             // out 0x64, al
-//! ];
-//! let config = Config::new(Kernel::Code(code.to_vec()));
-//! let outcome = Builder::new(config).console_output(std::io::stdout()).build()?.run()?;
-//! assert_eq!(outcome, Outcome::Reboot(Reset::Line));
-//! # minivm_vmm::Result::Ok(())
-//! ```
+//! `examples/hello_kvm.rs` is a guest of eleven bytes, which writes `!` to the console and pulses the reset line.
 
 // Tests run: on any KVM
 

@@ -35,19 +35,6 @@ type EntryFn = dyn Fn() -> io::Result<()> + Send + Sync;
 pub(crate) type Entry = Arc<EntryFn>;
 
 /// A machine that has been built and is paused before its first instruction.
-///
-/// ```no_run
-/// use minivm_vmm::{Builder, Config, Kernel};
-///
-/// let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).console_output(std::io::stdout()).build()?;
-/// let control = machine.control();
-/// std::thread::spawn(move || {
-///     std::thread::sleep(std::time::Duration::from_secs(5));
-///     control.stop();
-/// });
-/// println!("{}", machine.run()?);
-/// # minivm_vmm::Result::Ok(())
-/// ```
 pub struct Machine {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) platform: Arc<Platform>,

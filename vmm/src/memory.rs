@@ -143,15 +143,11 @@ impl GuestRam {
 
     /// Returns the error of persistent memory that can't be read, where `error` comes from that: KVM names no file.
     pub(crate) fn explain(&self, error: Error) -> Error {
-        let source = match (&error, &self.pmem) {
-            (Error::Kvm { source, .. }, Some(pmem)) => (source.raw_os_error(), pmem),
-            _ => return error,
-        };
-        match source {
-            // A snapshot's memory file may be to blame as well.
-            (Some(libc::EFAULT), pmem) => pmem.failure(self.file.is_none()).unwrap_or(error),
-            _ => error,
-        }
+        let is_fault = matches!(&error, Error::Kvm { source, .. } if source.raw_os_error() == Some(libc::EFAULT));
+        let pmem = self.pmem.as_ref().filter(|_| is_fault);
+        // A snapshot's memory file may be to blame as well.
+        let found = pmem.and_then(|pmem| pmem.failure(self.file.is_none()));
+        found.unwrap_or(error)
     }
 
     /// Returns the persistent memory.
@@ -264,16 +260,6 @@ fn without(hole: &Range<u64>, touched: &[Range<u64>]) -> Vec<Range<u64>> {
 ///
 /// The guest can change any of it at any time: two reads of one place may differ, and nothing in it can be trusted. The memory
 /// stays as long as a handle to it does, also when the machine has ended.
-///
-/// ```no_run
-/// # use minivm_vmm::{Builder, Config, Kernel};
-/// let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).build()?;
-/// let memory = machine.memory();
-/// let mut magic = [0; 8];
-/// memory.read(0xe_0000, &mut magic).expect("there is RAM at the ACPI tables' place");
-/// assert_eq!(&magic, b"RSD PTR "); // on x86-64
-/// # minivm_vmm::Result::Ok(())
-/// ```
 #[derive(Clone)]
 pub struct Memory(Arc<GuestRam>);
 

@@ -42,7 +42,9 @@ pub struct Exit<'a> {
     /// The vCPU's number, from 0.
     pub vcpu: u8,
     /// The reason.
-    pub kind: ExitKind<'a>,
+    pub kind: ExitKind,
+    /// The bytes of an access: what the guest got, or has written. Of [`ExitKind::Other`], the reason in words.
+    pub data: &'a [u8],
     /// The time when `KVM_RUN` returned, before the exit was served.
     pub came: Instant,
     /// The guest's instruction pointer. For an access to a device it is the address of the instruction or that of the next one: KVM
@@ -53,42 +55,17 @@ pub struct Exit<'a> {
 /// The reason for a return of `KVM_RUN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum ExitKind<'a> {
-    /// The guest has read from a port; `data` is what it got. A string instruction (`rep insb`) reads several times in one exit.
-    IoIn {
-        /// The port.
-        port: u16,
-        /// What the guest got.
-        data: &'a [u8],
-    },
-    /// The guest has written to a port. The bytes of a string instruction (`rep outsb`) come in an exit each.
-    IoOut {
-        /// The port.
-        port: u16,
-        /// What it has written.
-        data: &'a [u8],
-    },
-    /// The guest has read from an address without RAM.
-    MmioRead {
-        /// The guest-physical address.
-        address: u64,
-        /// What the guest got.
-        data: &'a [u8],
-    },
-    /// The guest has written to an address without RAM.
-    MmioWrite {
-        /// The guest-physical address.
-        address: u64,
-        /// What it has written.
-        data: &'a [u8],
-    },
-    /// The guest has tried to write to persistent memory, which it can only read.
-    PmemWrite {
-        /// The guest-physical address.
-        address: u64,
-        /// What it would have written.
-        data: &'a [u8],
-    },
+pub enum ExitKind {
+    /// The guest has read from this port. A string instruction (`rep insb`) reads several times in one exit.
+    IoIn(u16),
+    /// The guest has written to this port. The bytes of a string instruction (`rep outsb`) come in an exit each.
+    IoOut(u16),
+    /// The guest has read from this guest-physical address, where there is no RAM.
+    MmioRead(u64),
+    /// The guest has written to this guest-physical address, where there is no RAM.
+    MmioWrite(u64),
+    /// The guest has tried to write to this guest-physical address, which is persistent memory.
+    PmemWrite(u64),
     /// A triple fault, which ends the machine.
     Shutdown,
     /// A halt, which ends the machine. A KVM with local APICs keeps halts to itself.
@@ -103,8 +80,8 @@ pub enum ExitKind<'a> {
     Interrupted,
     /// No exit of the guest's: the vCPU has nothing to run, as before it is started by another one.
     NotRunnable,
-    /// Any other reason, in words; it ends the machine.
-    Other(&'a str),
+    /// Any other reason; it ends the machine.
+    Other,
 }
 
 /// A step in a machine's life. The observer's clock gives its time.

@@ -157,3 +157,62 @@ fn fletcher64(bytes: &[u8]) -> u64 {
     });
     u64::from(high) << 32 | u64::from(low)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn number(block: &[u8], at: usize, bytes: usize) -> u64 {
+        let mut number = [0; 8];
+        number[..bytes].copy_from_slice(&block[at..at + bytes]);
+        u64::from_le_bytes(number)
+    }
+
+    /// The checksum by its definition: the sum of all words, and the sum of all sums on the way.
+    fn checksum(bytes: &[u8]) -> u64 {
+        let words: Vec<_> = (0..bytes.len())
+            .step_by(4)
+            .map(|at| number(bytes, at, 4))
+            .collect();
+        let many = words.len() as u64;
+        let low: u64 = words.iter().sum();
+        let high: u128 = (0..)
+            .zip(&words)
+            .map(|(at, word)| u128::from(many - at) * u128::from(*word))
+            .sum();
+        let high = u64::try_from(high & 0xffff_ffff).unwrap();
+        high << 32 | low & 0xffff_ffff
+    }
+
+    proptest! {
+        #[test]
+        fn checksums_are_fletchers(words in prop::collection::vec(any::<u32>(), 0..2000)) {
+            let bytes: Vec<_> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            prop_assert_eq!(fletcher64(&bytes), checksum(&bytes));
+        }
+
+        /// What `nd_pfn_validate` and `__nvdimm_setup_pfn` look at, by the structure's offsets.
+        #[test]
+        fn an_info_block_is_what_linux_wants(blocks in 2..1u64 << 16) {
+            let size = blocks * HEADER;
+            let mut block = info_block(size);
+            prop_assert_eq!(block.len(), 4096);
+            prop_assert_eq!(&block[..16], b"NVDIMM_PFN_INFO\0");
+            prop_assert!(block[16..32].iter().any(|byte| *byte != 0), "a UUID");
+            prop_assert!(block[32..52].iter().all(|byte| *byte == 0), "no parent, no flags");
+            prop_assert_eq!((number(&block, 52, 2), number(&block, 54, 2)), (1, 4));
+            prop_assert_eq!(number(&block, 56, 8), HEADER);
+            prop_assert_eq!(number(&block, 64, 8), (size - HEADER) / 4096);
+            prop_assert_eq!(number(&block, 72, 4), 1, "mode");
+            prop_assert_eq!((number(&block, 76, 4), number(&block, 80, 4)), (0, 0));
+            prop_assert_eq!((number(&block, 84, 4), number(&block, 88, 4)), (HEADER, 4096));
+            prop_assert_eq!(number(&block, 92, 2), 64);
+            prop_assert!(block[94..4088].iter().all(|byte| *byte == 0));
+            let sum = number(&block, 4088, 8);
+            block[4088..].fill(0);
+            prop_assert_eq!(sum, checksum(&block));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! A vCPU's part of observation: gathers what an exit was while it is served, and hands it to the observer.
 //!
-//! The reason of an exit and its data lie in memory that is borrowed from the vCPU, and so does the instruction pointer. So a [`Note`]
+//! The data of an exit lie in memory that is borrowed from the vCPU, and so does the instruction pointer. So a [`Note`]
 //! is taken while the exit is served, and the pointer is read when that is done.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) trait Note {
     /// `KVM_RUN` has returned.
     fn returned(&mut self);
     /// The exit is being served, or has been.
-    fn kind(&mut self, kind: ExitKind<'_>);
+    fn kind(&mut self, kind: ExitKind, data: &[u8]);
 }
 
 /// Takes no notes: it compiles to nothing.
@@ -24,7 +24,7 @@ pub(crate) struct NoNote;
 
 impl Note for NoNote {
     fn returned(&mut self) {}
-    fn kind(&mut self, _: ExitKind<'_>) {}
+    fn kind(&mut self, _: ExitKind, _: &[u8]) {}
 }
 
 /// A vCPU's connection to the observer.
@@ -35,8 +35,7 @@ pub(crate) struct Recorder {
     synced: bool,
     entered: bool,
     came: Instant,
-    /// Without its data.
-    kind: ExitKind<'static>,
+    kind: ExitKind,
     data: Vec<u8>,
 }
 
@@ -49,7 +48,7 @@ impl Recorder {
             synced: processor::sync_registers(vm, fd),
             entered: false,
             came: Instant::now(),
-            kind: ExitKind::Other(""),
+            kind: ExitKind::Other,
             data: Vec::new(),
         }
     }
@@ -66,7 +65,8 @@ impl Recorder {
     pub(crate) fn served(&self, fd: &VcpuFd) {
         self.observer.on_exit(&Exit {
             vcpu: self.vcpu,
-            kind: with_data(self.kind, &self.data),
+            kind: self.kind,
+            data: &self.data,
             came: self.came,
             rip: processor::instruction_pointer(fd, self.synced),
         });
@@ -78,40 +78,9 @@ impl Note for Recorder {
         self.came = Instant::now();
     }
 
-    fn kind(&mut self, kind: ExitKind<'_>) {
+    fn kind(&mut self, kind: ExitKind, data: &[u8]) {
         self.data.clear();
-        self.data.extend_from_slice(data(&kind));
-        self.kind = with_data(kind, &[]);
-    }
-}
-
-fn data<'a>(kind: &ExitKind<'a>) -> &'a [u8] {
-    match *kind {
-        ExitKind::IoIn { data, .. }
-        | ExitKind::IoOut { data, .. }
-        | ExitKind::MmioRead { data, .. }
-        | ExitKind::MmioWrite { data, .. }
-        | ExitKind::PmemWrite { data, .. } => data,
-        ExitKind::Other(reason) => reason.as_bytes(),
-        _ => &[],
-    }
-}
-
-/// Returns the kind with these data in place of its own.
-fn with_data<'a>(kind: ExitKind<'_>, data: &'a [u8]) -> ExitKind<'a> {
-    match kind {
-        ExitKind::IoIn { port, .. } => ExitKind::IoIn { port, data },
-        ExitKind::IoOut { port, .. } => ExitKind::IoOut { port, data },
-        ExitKind::MmioRead { address, .. } => ExitKind::MmioRead { address, data },
-        ExitKind::MmioWrite { address, .. } => ExitKind::MmioWrite { address, data },
-        ExitKind::PmemWrite { address, .. } => ExitKind::PmemWrite { address, data },
-        ExitKind::Shutdown => ExitKind::Shutdown,
-        ExitKind::Halt => ExitKind::Halt,
-        ExitKind::PowerOff => ExitKind::PowerOff,
-        ExitKind::Reset => ExitKind::Reset,
-        ExitKind::BusLock => ExitKind::BusLock,
-        ExitKind::Interrupted => ExitKind::Interrupted,
-        ExitKind::NotRunnable => ExitKind::NotRunnable,
-        ExitKind::Other(_) => ExitKind::Other(str::from_utf8(data).unwrap_or_default()),
+        self.data.extend_from_slice(data);
+        self.kind = kind;
     }
 }

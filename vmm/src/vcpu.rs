@@ -157,34 +157,29 @@ impl Vcpu {
         let served = match exit {
             // KVM can't write there for the guest, and nothing else does.
             Ok(VcpuExit::MmioWrite(address, data)) if platform.pmem.contains(&address) => {
-                note.kind(ExitKind::PmemWrite { address, data });
+                note.kind(ExitKind::PmemWrite(address), data);
                 log::trace!("write of {data:x?} to {address:#x}, which is persistent memory");
                 Served::Access(None)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                note.kind(ExitKind::MmioWrite { address, data });
+                note.kind(ExitKind::MmioWrite(address), data);
                 Served::Access(platform.board.mmio.write(address, data)?)
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 platform.board.mmio.read(address, data);
-                note.kind(ExitKind::MmioRead { address, data });
+                note.kind(ExitKind::MmioRead(address), data);
                 Served::Access(None)
             }
             Ok(VcpuExit::Intr) => {
-                note.kind(ExitKind::Interrupted);
+                note.kind(ExitKind::Interrupted, &[]);
                 Served::Access(None)
             }
-            // EFAULT, by a KVM that tells the address as well. (KVM API 5, KVM_EXIT_MEMORY_FAULT.)
+            // EFAULT, from a KVM that gives the address as well. (KVM API 5 "The kvm_run structure", KVM_EXIT_MEMORY_FAULT.)
             Ok(VcpuExit::MemoryFault { .. }) => {
-                let errno = kvm_ioctls::Error::new(libc::EFAULT);
-                note.kind(failure(errno));
-                return self.interrupted(errno, platform);
+                return self.failed(libc::EFAULT, platform, note);
             }
             Ok(other) => exit::serve(other, &platform.board, note)?,
-            Err(errno) => {
-                note.kind(failure(errno));
-                return self.interrupted(errno, platform);
-            }
+            Err(errno) => return self.failed(errno.errno(), platform, note),
         };
         match served {
             Served::Access(None) => Ok(Stay::Served),
@@ -194,16 +189,17 @@ impl Vcpu {
             }
             Served::Ended(outcome) => Ok(Stay::Ended(outcome)),
             Served::Unexpected(reason) => {
-                note.kind(ExitKind::Other(&reason));
+                note.kind(ExitKind::Other, reason.as_bytes());
                 Err(self.unexpected(reason))
             }
         }
     }
 
     /// Handles a failure of KVM_RUN: EINTR where the gate kicked this thread, EAGAIN where the vCPU had nothing to run.
-    fn interrupted(&mut self, errno: kvm_ioctls::Error, platform: &Platform) -> Result<Stay> {
-        match errno.errno() {
+    fn failed(&mut self, errno: i32, platform: &Platform, note: &mut impl Note) -> Result<Stay> {
+        match errno {
             libc::EINTR => {
+                note.kind(ExitKind::Interrupted, &[]);
                 // `note_halted` takes the gate's lock, which is the fence between this and a kick: see there. Nothing that
                 // reads the phase may come in between.
                 self.fd.set_kvm_immediate_exit(0);
@@ -212,8 +208,14 @@ impl Vcpu {
                     .note_halted(self.id, processor::is_halted_for_ever(&self.fd));
                 Ok(Stay::Interrupted)
             }
-            libc::EAGAIN => Ok(Stay::Interrupted),
-            _ => Err(Error::kvm("KVM_RUN")(errno)),
+            libc::EAGAIN => {
+                note.kind(ExitKind::NotRunnable, &[]);
+                Ok(Stay::Interrupted)
+            }
+            _ => {
+                note.kind(ExitKind::Other, b"KVM_RUN failed");
+                Err(Error::kvm("KVM_RUN")(kvm_ioctls::Error::new(errno)))
+            }
         }
     }
 
@@ -272,14 +274,5 @@ impl Drop for Joined<'_> {
             self.gate.end(Err(Error::Output(source)));
         }
         self.gate.leave(self.id);
-    }
-}
-
-/// Returns the observer's kind of a failure of KVM_RUN.
-fn failure(errno: kvm_ioctls::Error) -> ExitKind<'static> {
-    match errno.errno() {
-        libc::EINTR => ExitKind::Interrupted,
-        libc::EAGAIN => ExitKind::NotRunnable,
-        _ => ExitKind::Other("KVM_RUN failed"),
     }
 }

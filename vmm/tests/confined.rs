@@ -27,8 +27,8 @@ use minivm_tests::output::tap;
 use minivm_tests::patience::PATIENCE;
 use minivm_tests::snapshot::save_in;
 use minivm_vmm::{
-    Builder, Config, Control, Error, Kernel, Memory, Outcome, Result, SaveFiles, Snapshot,
-    SnapshotFiles, WorkingSet,
+    Builder, Config, Control, Error, Kernel, Memory, Outcome, Result, SaveFiles, SnapshotFiles,
+    WorkingSet,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -113,10 +113,11 @@ const ADD: [u8; 54] = [
     0xee, 0xeb, 0xe1, 0x90, 0x90,             // out dx, al; jmp again
 ];
 
-/// A machine that boots from files: a kernel, and an initramfs that is large enough for several threads to load.
+/// A machine that boots from files: a kernel, an initramfs that is large enough for several threads to load, and persistent memory.
 fn booted(folder: &Path) -> Builder {
     Builder::new(Config {
         initramfs: Some(folder.join("initramfs")),
+        pmem: Some(folder.join("pmem")),
         memory: 128 << 20,
         ..Config::new(Kernel::File(folder.join("kernel")))
     })
@@ -134,6 +135,7 @@ fn a_machine_of_open_files_is_built_saved_and_restored() {
     let path = |name: &str| folder.path().join(name);
     fs::write(path("kernel"), Elf::of_code(&[&ADD]).bytes()).unwrap();
     fs::write(path("initramfs"), vec![7; 20 << 20]).unwrap();
+    fs::write(path("pmem"), vec![7; 3 << 20]).unwrap();
     let machine = booted(folder.path()).build().unwrap();
     let old = save_in(&path("old"), |state, memory, name| {
         machine.snapshot_into(&SaveFiles {
@@ -158,7 +160,8 @@ fn a_machine_of_open_files_is_built_saved_and_restored() {
         io::Result::Ok(())
     });
     new.unwrap();
-    let snapshot = Snapshot::open(path("new")).unwrap();
+    let files = SnapshotFiles::in_folder(path("new")).unwrap();
+    let snapshot = files.pmem(path("pmem")).unwrap().read().unwrap();
     snapshot.verify().unwrap();
     let continued = Running::start(Builder::restore(&snapshot).console_input(input(&[8])));
     assert_eq!(continued.read(), 15);
@@ -174,6 +177,7 @@ fn confined(folder: &Path) {
     };
     let booting = booted(folder).console_input(input(&[3, 4])).open().unwrap();
     let files = SnapshotFiles::open(folder.join("old")).unwrap();
+    let files = files.pmem(folder.join("pmem")).unwrap();
     let mut kept = [booting.descriptors(), files.descriptors()].concat();
     kept.extend([new.state.as_fd(), new.memory.as_fd()]);
     close_all_but(&kept);

@@ -24,7 +24,8 @@ struct Log {
 
 impl Observer for Log {
     fn on_exit(&self, exit: &Exit<'_>) {
-        let seen = (format!("{} {:x?}", exit.vcpu, exit.kind), exit.rip);
+        let kind = format!("{} {:x?} {:x?}", exit.vcpu, exit.kind, exit.data);
+        let seen = (kind, exit.rip);
         self.exits.lock().unwrap().push(seen);
     }
 
@@ -46,7 +47,7 @@ impl Log {
         let exits = self.exits.lock().unwrap();
         let kinds = exits.iter().map(|(kind, _)| kind.clone());
         kinds
-            .filter(|kind| !kind.ends_with("Interrupted") && !kind.ends_with("NotRunnable"))
+            .filter(|kind| !kind.contains("Interrupted") && !kind.contains("NotRunnable"))
             .collect()
     }
 }
@@ -79,12 +80,12 @@ fn every_exit_is_seen_in_its_order_with_its_data() {
     assert_eq!(
         log.exits(),
         [
-            "0 IoOut { port: 3f8, data: [21] }",
-            "0 IoIn { port: 1234, data: [ff] }",
-            "0 IoIn { port: 1234, data: [ff, ff] }",
-            "0 MmioWrite { address: fec00000, data: [1, 0, 0, 0] }",
-            "0 MmioRead { address: fec00010, data: [11, 0, 7, 0] }",
-            "0 IoOut { port: 64, data: [fe] }",
+            "0 IoOut(3f8) [21]",
+            "0 IoIn(1234) [ff]",
+            "0 IoIn(1234) [ff, ff]",
+            "0 MmioWrite(fec00000) [1, 0, 0, 0]",
+            "0 MmioRead(fec00010) [11, 0, 7, 0]",
+            "0 IoOut(64) [fe]",
         ]
     );
 }

@@ -37,7 +37,7 @@ pub(crate) fn processor() -> Vec<u8> {
 }
 
 /// Returns the device that an exit is for; `None` where it is for none.
-pub(crate) fn device(exit: &ExitKind<'_>) -> Option<Device> {
+pub(crate) fn device(exit: ExitKind) -> Option<Device> {
     if let ExitKind::PowerOff | ExitKind::Reset = exit {
         return Some(Device::Power);
     }
@@ -46,12 +46,9 @@ pub(crate) fn device(exit: &ExitKind<'_>) -> Option<Device> {
 }
 
 /// Returns the byte that an exit writes to COM2's data register.
-pub(crate) fn channel_byte(exit: &ExitKind<'_>) -> Option<u8> {
-    match *exit {
-        ExitKind::MmioWrite {
-            address: COM2,
-            data: &[byte],
-        } => Some(byte),
+pub(crate) fn channel_byte(exit: ExitKind, data: &[u8]) -> Option<u8> {
+    match (exit, data) {
+        (ExitKind::MmioWrite(COM2), &[byte]) => Some(byte),
         _ => None,
     }
 }
@@ -62,10 +59,7 @@ mod tests {
 
     #[test]
     fn an_exit_is_for_its_device() {
-        let read = |address| ExitKind::MmioRead {
-            address,
-            data: &[0; 1],
-        };
+        let read = ExitKind::MmioRead;
         for (exit, expected) in [
             (read(0x900_0000), Some(Device::Console)),
             (read(0x900_0007), Some(Device::Console)),
@@ -76,20 +70,16 @@ mod tests {
             (ExitKind::Interrupted, None),
             (ExitKind::Shutdown, None),
         ] {
-            assert_eq!(device(&exit), expected, "{exit:?}");
+            assert_eq!(device(exit), expected, "{exit:?}");
         }
     }
 
     #[test]
     fn a_byte_for_the_channel_goes_to_its_data_register() {
-        let write = |address, data| ExitKind::MmioWrite { address, data };
-        assert_eq!(channel_byte(&write(layout::COM2.0, &[7])), Some(7));
-        for exit in [
-            write(layout::COM2.0 + 1, &[7]),
-            write(layout::COM2.0, &[7, 7]),
-            write(layout::COM1.0, &[7]),
-        ] {
-            assert_eq!(channel_byte(&exit), None, "{exit:?}");
-        }
+        let byte = |address, data| channel_byte(ExitKind::MmioWrite(address), data);
+        assert_eq!(byte(layout::COM2.0, &[7]), Some(7));
+        assert_eq!(byte(layout::COM2.0 + 1, &[7]), None);
+        assert_eq!(byte(layout::COM2.0, &[7, 7]), None);
+        assert_eq!(byte(layout::COM1.0, &[7]), None);
     }
 }

@@ -41,8 +41,8 @@ pub(crate) fn processor() -> Vec<u8> {
 }
 
 /// Returns the device that an exit's access is for; `None` where it is no access.
-pub(crate) fn device(exit: &ExitKind<'_>) -> Option<Device> {
-    if let ExitKind::IoIn { port, .. } | ExitKind::IoOut { port, .. } = *exit {
+pub(crate) fn device(exit: ExitKind) -> Option<Device> {
+    if let ExitKind::IoIn(port) | ExitKind::IoOut(port) = exit {
         return Some(at_port(port));
     }
     let ioapic = layout::IOAPIC.0..layout::IOAPIC.0 + IOAPIC_SIZE;
@@ -62,12 +62,9 @@ fn at_port(port: u16) -> Device {
 }
 
 /// Returns the byte that an exit writes to COM2's data register.
-pub(crate) fn channel_byte(exit: &ExitKind<'_>) -> Option<u8> {
-    match *exit {
-        ExitKind::IoOut {
-            port: COM2,
-            data: &[byte],
-        } => Some(byte),
+pub(crate) fn channel_byte(exit: ExitKind, data: &[u8]) -> Option<u8> {
+    match (exit, data) {
+        (ExitKind::IoOut(COM2), &[byte]) => Some(byte),
         _ => None,
     }
 }
@@ -78,11 +75,7 @@ mod tests {
 
     #[test]
     fn an_access_is_for_its_device() {
-        let out = |port| ExitKind::IoOut { port, data: &[0] };
-        let read = |address| ExitKind::MmioRead {
-            address,
-            data: &[0; 4],
-        };
+        let (out, read) = (ExitKind::IoOut, ExitKind::MmioRead);
         for (exit, expected) in [
             (out(0x3f8), Some(Device::Console)),
             (out(0x3ff), Some(Device::Console)),
@@ -95,20 +88,16 @@ mod tests {
             (ExitKind::Interrupted, None),
             (ExitKind::Shutdown, None),
         ] {
-            assert_eq!(device(&exit), expected, "{exit:?}");
+            assert_eq!(device(exit), expected, "{exit:?}");
         }
     }
 
     #[test]
     fn a_byte_for_the_channel_goes_to_its_data_register() {
-        let out = |port, data| ExitKind::IoOut { port, data };
-        assert_eq!(channel_byte(&out(layout::COM2_PORT, &[7])), Some(7));
-        for exit in [
-            out(layout::COM2_PORT + 1, &[7]),
-            out(layout::COM2_PORT, &[7, 7]),
-            out(layout::COM1_PORT, &[7]),
-        ] {
-            assert_eq!(channel_byte(&exit), None, "{exit:?}");
-        }
+        let byte = |port, data| channel_byte(ExitKind::IoOut(port), data);
+        assert_eq!(byte(layout::COM2_PORT, &[7]), Some(7));
+        assert_eq!(byte(layout::COM2_PORT + 1, &[7]), None);
+        assert_eq!(byte(layout::COM2_PORT, &[7, 7]), None);
+        assert_eq!(byte(layout::COM1_PORT, &[7]), None);
     }
 }

@@ -40,7 +40,7 @@ impl Kind {
         (Kind::Other, "other"),
     ];
 
-    fn of(exit: &ExitKind<'_>) -> Kind {
+    fn of(exit: ExitKind) -> Kind {
         match (arch::device(exit), exit) {
             (Some(device), _) => Kind::Access(device),
             (None, ExitKind::Interrupted | ExitKind::NotRunnable) => Kind::Signal,
@@ -90,7 +90,7 @@ impl Observer for Recorder {
     fn on_exit(&self, exit: &Exit<'_>) {
         let came = since(self.origin, exit.came);
         let mut recorded = self.recorded();
-        if arch::channel_byte(&exit.kind) == Some(MARK) {
+        if arch::channel_byte(exit.kind, exit.data) == Some(MARK) {
             // The last ones: a kernel that looks for a UART may write any byte before.
             if recorded.marks.len() == MARKS {
                 recorded.marks.remove(0);
@@ -98,7 +98,7 @@ impl Observer for Recorder {
             recorded.marks.push(came);
         }
         match recorded.exits.len() < EXITS_MAX {
-            true => recorded.exits.push((came, Kind::of(&exit.kind))),
+            true => recorded.exits.push((came, Kind::of(exit.kind))),
             false => recorded.lost += 1,
         }
     }
@@ -216,7 +216,7 @@ mod tests {
             (ExitKind::NotRunnable, Kind::Signal),
             (ExitKind::Shutdown, Kind::Other),
         ] {
-            assert_eq!(Kind::of(&exit), kind, "{exit:?}");
+            assert_eq!(Kind::of(exit), kind, "{exit:?}");
         }
     }
 

@@ -5,8 +5,8 @@
 
 pub(crate) mod error;
 
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::KernelLoaderResult;
 use vm_memory::{Bytes, GuestAddress};
@@ -72,8 +72,8 @@ fn load_file(file: &OpenFile, cmdline_len: usize, ram: &GuestRam) -> Result<Load
         return Err(refuse(KernelError::Empty));
     }
     let mut magic = [0; 4];
-    let magic_len =
-        read_up_to(file, &mut magic).map_err(|error| refuse(KernelError::Read(error)))?;
+    let magic_len = file.read_at(&mut magic, 0);
+    let magic_len = magic_len.map_err(|error| refuse(KernelError::Read(error)))?;
     let image = Image {
         size,
         ram_end: low_ram_end(ram).min(layout::KERNEL_END.0),
@@ -139,19 +139,6 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
-}
-
-/// Reads until `buffer` is full or the file ends; returns the number of bytes.
-fn read_up_to(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
-    file.rewind()?;
-    let mut len = 0;
-    while len < buffer.len() {
-        match file.read(&mut buffer[len..])? {
-            0 => break,
-            more => len += more,
-        }
-    }
-    Ok(len)
 }
 
 /// Turns linux-loader's error, which comes after all checks here, into a [`KernelError`].

@@ -22,15 +22,6 @@ const MEMORY_FILES_MAX: usize = 16;
 
 /// The files of a snapshot's folder, open and not read yet, with those of the host that its machines need: a process can confine
 /// itself between [`open`](Self::open) and [`read`](Self::read), before it looks at files that may be hostile.
-///
-/// ```no_run
-/// use minivm_vmm::{Builder, SnapshotFiles};
-///
-/// let files = SnapshotFiles::open("warm")?;
-/// // … here this process gives up its right to open files.
-/// let outcome = Builder::restore(&files.read()?).build()?.run()?;
-/// # minivm_vmm::Result::Ok(())
-/// ```
 pub struct SnapshotFiles {
     folder: PathBuf,
     state: File,

@@ -56,17 +56,7 @@ use state::State;
 /// dropped, also when its folder is replaced or deleted meanwhile. Cheap to clone.
 ///
 /// ```no_run
-/// use minivm_vmm::{Builder, Config, Kernel, Snapshot};
-///
-/// # let files: minivm_vmm::SaveFiles = todo!();
-/// let machine = Builder::new(Config::new(Kernel::File("vmlinux".into()))).build()?;
-/// let control = machine.control();
-/// let running = std::thread::spawn(move || machine.run());
-/// // … when the guest has come to where its clones are to start:
-/// control.pause();
-/// control.snapshot_into(&files)?;
-/// control.stop();
-/// running.join().expect("it doesn't panic")?;
+/// use minivm_vmm::{Builder, Snapshot};
 ///
 /// let snapshot = Snapshot::open("warm")?;
 /// let outcome = Builder::restore(&snapshot).console_output(std::io::stdout()).build()?.run()?;

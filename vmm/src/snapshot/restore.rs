@@ -16,17 +16,6 @@ use crate::observer::{Step, Steps};
 
 /// A machine made ahead of time: it exists in KVM, with a snapshot's memory and features, and waits for its state and its
 /// serial ports, which come from [`Builder::restore_prepared`](crate::Builder::restore_prepared).
-///
-/// ```no_run
-/// use minivm_vmm::{Builder, Snapshot};
-///
-/// let snapshot = Snapshot::open("warm")?;
-/// let mut ahead: Vec<_> = (0..10).map(|_| snapshot.prepare()).collect::<Result<_, _>>()?;
-/// // … when one is wanted:
-/// let prepared = ahead.pop().expect("there are ten");
-/// let outcome = Builder::restore_prepared(prepared).console_output(std::io::stdout()).build()?.run()?;
-/// # minivm_vmm::Result::Ok(())
-/// ```
 pub struct Prepared {
     snapshot: Snapshot,
     created: Created,

@@ -284,10 +284,10 @@ fn files_that_are_no_snapshot_are_refused() {
 #[test]
 fn another_version_is_refused_by_name() {
     let mut file = state_file(&saved());
-    file[8] = 1;
-    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(1))));
-    file[8] = 3;
-    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(3))));
+    file[8] = 2;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(2))));
+    file[8] = 4;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(4))));
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn the_format_changes_with_its_version_only() {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let known = [(0, 2, "4f73284883793bd1"), (183, 2, "285b9e658fbeb8fd")];
+    let known = [(0, 3, "4a4273fa53ca73ed"), (183, 3, "285b9e658fbeb8fd")];
     let known = known.iter().find(|known| known.0 == MACHINE);
     assert_eq!(
         Some(&(MACHINE, file::VERSION, &*digest)),
@@ -372,6 +372,23 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
         let why = with_state(&folder, |state| state.memory.bytes = bytes);
         assert!(
             matches!(&why, SnapshotError::Senseless(why) if why.contains("memory")),
+            "{why:?}"
+        );
+    }
+    let record = |path: &str, bytes| Record {
+        path: path.into(),
+        bytes,
+        digest: [0; 32],
+    };
+    for pmem in [
+        record("image", 0),
+        record("image", (64 << 30) + 1),
+        record("image", u64::MAX),
+        record(&"x".repeat(20_000), 1),
+    ] {
+        let why = with_state(&folder, |state| state.pmem = Some(pmem));
+        assert!(
+            matches!(&why, SnapshotError::Senseless(why) if why.contains("persistent memory")),
             "{why:?}"
         );
     }
@@ -525,6 +542,7 @@ impl State {
             memory,
             vcpus: vec![VcpuState::sample()],
             devices: Devices::default(),
+            pmem: None,
         }
     }
 }

@@ -30,18 +30,6 @@ ioctl_iowr_nr!(
 );
 
 /// Pages that a clone of a snapshot has touched, by guest-physical address.
-///
-/// ```no_run
-/// use minivm_vmm::{Builder, Snapshot, WorkingSet};
-///
-/// let snapshot = Snapshot::open("warm")?;
-/// let machine = Builder::restore(&snapshot).build()?;
-/// let memory = machine.memory();
-/// machine.run()?;
-/// let touched = WorkingSet::of(&memory).expect("/proc is there");
-/// let quick = Builder::restore(&snapshot).working_set(&touched).build()?;
-/// # minivm_vmm::Result::Ok(())
-/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
     written: Vec<Range<u64>>,

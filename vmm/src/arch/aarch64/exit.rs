@@ -20,11 +20,11 @@ pub(crate) fn serve(exit: VcpuExit<'_>, _board: &Board, note: &mut impl Note) ->
         // KVM answers the guest's calls of PSCI; these two it leaves to this process. (KVM API 5 "The kvm_run structure",
         // KVM_EXIT_SYSTEM_EVENT.)
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
-            note.kind(ExitKind::PowerOff);
+            note.kind(ExitKind::PowerOff, &[]);
             Served::Access(Some(Request::PowerOff))
         }
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, data) => {
-            note.kind(ExitKind::Reset);
+            note.kind(ExitKind::Reset, &[]);
             // With `reboot=panic_warm` on its command line, Linux asks for a warm one (SYSTEM_RESET2) when it panics, and for a
             // cold one otherwise.
             let warm = u64::from(KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2);

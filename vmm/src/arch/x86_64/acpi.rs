@@ -140,20 +140,12 @@ fn nfit(range: Range<u64>) -> Vec<u8> {
 /// The definition block: two UARTs, persistent memory if there is some, and the value that means "off".
 fn dsdt(has_pmem: bool) -> Vec<u8> {
     let mut aml = Vec::new();
-    serial_port(
-        "\\_SB_.COM1".into(),
-        1,
-        layout::COM1_PORT,
-        layout::COM1_IRQ,
-        &mut aml,
-    );
-    serial_port(
-        "\\_SB_.COM2".into(),
-        2,
-        layout::COM2_PORT,
-        layout::COM2_IRQ,
-        &mut aml,
-    );
+    for (path, uid, port, irq) in [
+        ("\\_SB_.COM1", 1, layout::COM1_PORT, layout::COM1_IRQ),
+        ("\\_SB_.COM2", 2, layout::COM2_PORT, layout::COM2_IRQ),
+    ] {
+        serial_port(path.into(), uid, port, irq, &mut aml);
+    }
     if has_pmem {
         // The NVDIMM root device, and the device with that handle (9.20 "NVDIMM Devices").
         let nvdimm = Name::new("_ADR".into(), &NVDIMM);
@@ -232,5 +224,68 @@ mod tests {
         // The MADT's header, four local APICs and one IOAPIC.
         assert_eq!(madt.len(), 44 + 4 * 8 + 12);
         assert!(area.len() < usize::try_from(layout::ACPI_END.0 - layout::ACPI.0).unwrap());
+    }
+
+    fn has(table: &[u8], bytes: &[u8]) -> bool {
+        table.windows(bytes.len()).any(|part| part == bytes)
+    }
+
+    /// The tables of a machine without persistent memory are those from before there was any.
+    #[test]
+    fn tables_without_persistent_memory_do_not_speak_of_it() {
+        let area = tables(4, None);
+        assert_eq!(table(&area, u64_at(&area, 24)).len(), 36 + 2 * 8);
+        assert!(!has(&area, b"ACPI0012") && !has(&area, b"NFIT"));
+        let with = tables(4, Some(1 << 32..3 << 31));
+        assert!(has(&with, b"ACPI0012\0") && has(&with, b"NFIT"));
+    }
+
+    #[test]
+    fn the_nfit_leads_from_a_range_to_a_device_that_is_not_armed() {
+        let (start, size) = (5 << 30, 6 << 20);
+        let area = tables(1, Some(start..start + size));
+        let xsdt = table(&area, u64_at(&area, 24));
+        let nfit = table(&area, u64_at(xsdt, 36 + 2 * 8));
+        assert_eq!((&nfit[..4], nfit[8], sum(nfit)), (&b"NFIT"[..], 1, 0));
+        let u16_at = |bytes: &[u8], at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let mut rest = &nfit[40..];
+        let mut structures = Vec::new();
+        while !rest.is_empty() {
+            let (structure, more) = rest.split_at(u16_at(rest, 2).into());
+            structures.push(structure);
+            rest = more;
+        }
+        let [range, device, registers] = *structures else {
+            panic!("{structures:?}")
+        };
+        // As ACPI 6.5 has them, in 5.2.25.2, .3 and .6.
+        assert_eq!((u16_at(range, 0), range.len()), (0, 56));
+        assert_eq!((u64_at(range, 32), u64_at(range, 40)), (start, size));
+        assert_eq!(
+            range[16..32],
+            [
+                0x79, 0xd3, 0xf0, 0x66, 0xf3, 0xb4, 0x74, 0x40, 0xac, 0x43, 0x0d, 0x33, 0x18, 0xb7,
+                0x8c, 0xdc
+            ]
+        );
+        assert_eq!((u16_at(device, 0), device.len()), (1, 48));
+        assert_eq!(u16_at(device, 12), u16_at(range, 4), "the range's index");
+        assert_eq!(
+            u16_at(device, 14),
+            u16_at(registers, 4),
+            "the registers' index"
+        );
+        assert_eq!(
+            (u64_at(device, 16), u16_at(device, 42)),
+            (size, 1),
+            "size, ways"
+        );
+        assert_eq!(u16_at(device, 44), 1 << 3, "not armed");
+        assert_eq!((u16_at(registers, 0), registers.len()), (4, 32));
+        assert_eq!(u16_at(registers, 30), 0, "windows");
+        // Name (_ADR, 1), in the device's scope.
+        assert_eq!((u16_at(device, 4), u16_at(device, 6)), (1, 0));
+        let fadt = table(&area, u64_at(xsdt, 36));
+        assert!(has(table(&area, u64_at(fadt, 140)), b"\x08_ADR\x01"));
     }
 }

@@ -16,26 +16,26 @@ use crate::vcpu::Served;
 pub(crate) fn serve(exit: VcpuExit<'_>, board: &Board, note: &mut impl Note) -> Result<Served> {
     Ok(match exit {
         VcpuExit::IoOut(port, data) => {
-            note.kind(ExitKind::IoOut { port, data });
+            note.kind(ExitKind::IoOut(port), data);
             Served::Access(board.ports.write(port.into(), data)?)
         }
         VcpuExit::IoIn(port, data) => {
             board.ports.read(port.into(), data);
-            note.kind(ExitKind::IoIn { port, data });
+            note.kind(ExitKind::IoIn(port), data);
             Served::Access(None)
         }
         // A third exception while the second was being delivered: a PC resets, and so the machine ends.
         VcpuExit::Shutdown => {
-            note.kind(ExitKind::Shutdown);
+            note.kind(ExitKind::Shutdown, &[]);
             Served::Ended(board.reset(Reset::TripleFault))
         }
         // KVM keeps halted vCPUs to itself when it has the local APICs; this is for a KVM that doesn't.
         VcpuExit::Hlt => {
-            note.kind(ExitKind::Halt);
+            note.kind(ExitKind::Halt, &[]);
             Served::Ended(Outcome::Stuck)
         }
         VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => {
-            note.kind(ExitKind::BusLock);
+            note.kind(ExitKind::BusLock, &[]);
             restraint::rest();
             Served::Access(None)
         }

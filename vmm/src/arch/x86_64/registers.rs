@@ -82,17 +82,14 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, entry: GuestAddress) -> Result<()> {
 /// believe, and be slow. Fast string operations are on, for kernels that look before they use them.
 pub(crate) fn set_firmware_msrs(vcpu: &VcpuFd) -> Result<()> {
     let entries = [
-        kvm_msr_entry {
-            index: MSR_MTRR_DEF_TYPE,
-            data: MTRR_ENABLE | MTRR_WRITE_BACK,
-            ..Default::default()
-        },
-        kvm_msr_entry {
-            index: MSR_MISC_ENABLE,
-            data: MISC_ENABLE_FAST_STRING,
-            ..Default::default()
-        },
+        (MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_WRITE_BACK),
+        (MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
     ];
+    let entries = entries.map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    });
     let msrs = Msrs::from_entries(&entries).expect("two entries are few");
     // KVM_SET_MSRS sets them in order and stops at the first that it doesn't know; the number of those set is its
     // result. A guest boots without either, only slower. After KVM_SET_CPUID2, which decides what MSRs the vCPU has.

@@ -197,7 +197,7 @@ impl VcpuState {
         // The guest has measured its counter once and for all. Some processors can scale it for a guest; on another one the
         // guest's clock would run wrong. Before the counter's value is set. (KVM API 4.55, KVM_SET_TSC_KHZ.)
         vcpu.set_tsc_khz(khz).map_err(|_| {
-            lacks(format!(
+            Error::HostLacks(format!(
                 "time stamp counter of {khz} kHz (it has {host} kHz)"
             ))
         })
@@ -233,10 +233,6 @@ impl VcpuState {
         // this crate never does; had other code, KVM_GET_XSAVE would have failed when the state was saved.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(Error::kvm("KVM_SET_XSAVE"))
     }
-}
-
-fn lacks(what: String) -> Error {
-    Error::HostLacks(what)
 }
 
 /// The leaf with the hypervisor's name, which exists where leaf 1 has the hypervisor's bit, and the name of QEMU's emulation.
