@@ -40,7 +40,7 @@ const BEGINNING: u64 = 64 << 10;
 
 /// A mapped file.
 pub(crate) struct Pmem {
-    file: Arc<OpenFile>,
+    pub(crate) file: Arc<OpenFile>,
     base: GuestAddress,
     mapping: Mapping,
 }
@@ -77,11 +77,6 @@ impl Pmem {
         base.0..base.0 + size
     }
 
-    /// Makes a snapshot's record of the file.
-    pub(crate) fn record(&self) -> io::Result<Record> {
-        Record::of(&self.file)
-    }
-
     /// Returns the error for a page that KVM can't read: the file was cut short or, where it is `sure` that the page is of this file,
     /// the disk fails.
     pub(crate) fn failure(&self, sure: bool) -> Option<Error> {
@@ -115,11 +110,6 @@ impl Record {
             bytes: file.size,
             digest: Sha256::digest(&bytes).into(),
         })
-    }
-
-    /// Returns whether two files are the same, whatever they are called.
-    pub(crate) fn is_like(&self, other: &Record) -> bool {
-        (self.bytes, self.digest) == (other.bytes, other.digest)
     }
 }
 

@@ -161,6 +161,12 @@ impl Vcpu {
                 log::trace!("write of {data:x?} to {address:#x}, which is persistent memory");
                 Served::Access(None)
             }
+            // KVM could not read there either, and emulates the instruction, or gives the address. (KVM API 5 "The kvm_run
+            // structure", KVM_EXIT_MEMORY_FAULT.)
+            Ok(VcpuExit::MmioRead(address, _)) if platform.pmem.contains(&address) => {
+                return self.failed(libc::EFAULT, platform, note);
+            }
+            Ok(VcpuExit::MemoryFault { .. }) => return self.failed(libc::EFAULT, platform, note),
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 note.kind(ExitKind::MmioWrite(address), data);
                 Served::Access(platform.board.mmio.write(address, data)?)
@@ -173,10 +179,6 @@ impl Vcpu {
             Ok(VcpuExit::Intr) => {
                 note.kind(ExitKind::Interrupted, &[]);
                 Served::Access(None)
-            }
-            // EFAULT, from a KVM that gives the address as well. (KVM API 5 "The kvm_run structure", KVM_EXIT_MEMORY_FAULT.)
-            Ok(VcpuExit::MemoryFault { .. }) => {
-                return self.failed(libc::EFAULT, platform, note);
             }
             Ok(other) => exit::serve(other, &platform.board, note)?,
             Err(errno) => return self.failed(errno.errno(), platform, note),

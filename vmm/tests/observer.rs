@@ -193,7 +193,7 @@ fn a_restored_machines_steps_and_exits_are_seen() {
         assert_eq!(ended.unwrap(), Outcome::Reboot(Reset::Line));
         assert_eq!(*log.steps.lock().unwrap(), steps);
         let exits = log.exits();
-        assert_eq!(exits[0], "0 IoOut { port: 3f8, data: [72] }", "{exits:?}");
+        assert_eq!(exits[0], "0 IoOut(3f8) [72]", "{exits:?}");
     }
 }
 

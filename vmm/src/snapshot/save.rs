@@ -14,7 +14,7 @@ use super::memory_file::{self, Identity, MemoryRecord};
 use super::state::{Devices, State};
 use crate::arch::vcpu_state::VcpuState;
 use crate::memory::GuestRam;
-use crate::pmem::Pmem;
+use crate::pmem::Record;
 
 /// Two open files for a snapshot, new and empty, and the name that the memory file has. They can be sent to another process, whose
 /// machine is saved into them by [`Control::snapshot_into`](crate::Control::snapshot_into).
@@ -61,11 +61,12 @@ pub(super) fn write(
         identity: Identity::settled(&files.memory)?,
         digest,
     };
+    let pmem = ram.pmem().map(|pmem| Record::of(&pmem.file));
     (&files.state).write_all(&file::encode(&State {
         memory,
         vcpus,
         devices,
-        pmem: ram.pmem().map(Pmem::record).transpose()?,
+        pmem: pmem.transpose()?,
     }))?;
     files.state.sync_all()
 }
