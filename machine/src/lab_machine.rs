@@ -21,16 +21,7 @@ pub const COMMAND: &str = "lab-machine";
 /// Paths of the files in the lab.
 const KERNEL: &str = "/kernel";
 const INITRAMFS: &str = "/initramfs";
-const PMEM: &str = "/pmem";
 const RECORD: &str = "/machine.json";
-
-/// The parts of a machine for a lab: three files, and bytes of memory.
-type Parts<'a> = (
-    Option<&'a mut PathBuf>,
-    Option<&'a mut PathBuf>,
-    Option<&'a mut PathBuf>,
-    u64,
-);
 
 /// A machine to run in a lab, by what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,10 +50,9 @@ impl LabMachine {
         command.push(COMMAND);
         let mut request = LabRequest::new(Root::Private, command);
         let mut inside = self.clone();
-        let (kernel, initramfs, pmem, memory) = inside.parts();
+        let (kernel, initramfs, memory) = inside.parts();
         request.files.extend(moved(kernel, KERNEL));
         request.files.extend(moved(initramfs, INITRAMFS));
-        request.files.extend(moved(pmem, PMEM));
         request.make_room(memory)?;
         let record = serde_json::to_vec(&inside).map_err(io::Error::from);
         let record = record.map_err(cannot("describe the machine to the lab"))?;
@@ -70,8 +60,8 @@ impl LabMachine {
         Ok(request)
     }
 
-    /// Returns the paths of its kernel, its initramfs and its persistent memory, and its memory in bytes.
-    fn parts(&mut self) -> Parts<'_> {
+    /// Returns the paths of its kernel and initramfs, and its memory in bytes.
+    fn parts(&mut self) -> (Option<&mut PathBuf>, Option<&mut PathBuf>, u64) {
         let machine = match self {
             LabMachine::Console(config)
             | LabMachine::Timeline(Job {
@@ -82,8 +72,7 @@ impl LabMachine {
                     Kernel::File(path) => Some(path),
                     Kernel::Code(_) => None,
                 };
-                let (initramfs, pmem) = (config.initramfs.as_mut(), config.pmem.as_mut());
-                return (kernel, initramfs, pmem, config.memory);
+                return (kernel, config.initramfs.as_mut(), config.memory);
             }
             LabMachine::Session(machine)
             | LabMachine::Template(Recipe { machine, .. })
@@ -99,7 +88,6 @@ impl LabMachine {
         (
             Some(&mut machine.kernel),
             Some(&mut machine.initramfs),
-            machine.image.as_mut(),
             machine.memory,
         )
     }
@@ -136,21 +124,14 @@ mod tests {
         let (kernel, initramfs) = (folder.path().join("k"), folder.path().join("i"));
         fs::write(&kernel, "kernel").unwrap();
         fs::write(&initramfs, "initramfs").unwrap();
-        let pmem = folder.path().join("p");
-        fs::write(&pmem, "pmem").unwrap();
         let config = Config {
             initramfs: Some(initramfs.clone()),
-            pmem: Some(pmem.clone()),
             cmdline: "-x \"\n".into(),
             ..Config::new(Kernel::File(kernel.clone()))
         };
         let request = LabMachine::Console(config.clone()).request(2).unwrap();
         assert_eq!(request.command, ["/minivm", "-v", "-v", COMMAND]);
-        let files = [
-            (kernel, KERNEL.into()),
-            (initramfs, INITRAMFS.into()),
-            (pmem, PMEM.into()),
-        ];
+        let files = [(kernel, KERNEL.into()), (initramfs, INITRAMFS.into())];
         assert_eq!(request.files, files);
         let [(record, name)] = &*request.contents else {
             panic!("{:?}", request.contents)
@@ -159,7 +140,6 @@ mod tests {
         let inside = Config {
             kernel: Kernel::File(KERNEL.into()),
             initramfs: Some(INITRAMFS.into()),
-            pmem: Some(PMEM.into()),
             ..config
         };
         let read: LabMachine = serde_json::from_slice(record).unwrap();

@@ -33,9 +33,9 @@ const NO_CMOS_RTC: u16 = 1 << 5;
 
 /// The handle of the memory device behind persistent memory, and all indices in the NFIT.
 const NVDIMM: u8 = 1;
-/// The type of a range of persistent memory, 66f0d379-b4f3-4074-ac43-0d3318b78cdc, whose first three parts are little endian, and
+/// The type of a range of persistent memory, 66f0d379-b4f3-4074-ac43-0d3318b78cdb, whose first three parts are little endian, and
 /// its attributes: EFI_MEMORY_NV and EFI_MEMORY_WB (5.2.25.2 "System Physical Address (SPA) Range Structure").
-const PERSISTENT: [u8; 16] = *b"\x79\xd3\xf0\x66\xf3\xb4\x74\x40\xac\x43\x0d\x33\x18\xb7\x8c\xdc";
+const PERSISTENT: [u8; 16] = *b"\x79\xd3\xf0\x66\xf3\xb4\x74\x40\xac\x43\x0d\x33\x18\xb7\x8c\xdb";
 const WRITE_BACK: u64 = 0x8008;
 /// The flag of a memory device that can't keep what is written to it (5.2.25.3): Linux takes it for read-only.
 const NOT_ARMED: u16 = 1 << 3;
@@ -265,7 +265,7 @@ mod tests {
             range[16..32],
             [
                 0x79, 0xd3, 0xf0, 0x66, 0xf3, 0xb4, 0x74, 0x40, 0xac, 0x43, 0x0d, 0x33, 0x18, 0xb7,
-                0x8c, 0xdc
+                0x8c, 0xdb
             ]
         );
         assert_eq!((u16_at(device, 0), device.len()), (1, 48));
