@@ -718,12 +718,8 @@ fn a_machine_with_a_file_that_it_reads_in_place_continues_with_that_file_alone()
     let refused = run(&mut restore(None), PATIENCE);
     assert_refused("without", &refused, &[&image, "name it (--pmem FILE)"]);
     let refused = run(&mut restore(Some(&other)), PATIENCE);
-    let parts = [&format!("{other:?} is not"), &image, "(--pmem FILE)"];
-    assert_refused(
-        "another",
-        &refused,
-        &parts.map(|part: &String| part.as_str()),
-    );
+    let named = format!("{other:?} is not");
+    assert_refused("another", &refused, &[&named, &image, "(--pmem FILE)"]);
     let after = killed(started(&mut restore(Some(&file))));
     assert_counts_from(1, &[before, after].concat());
 }

@@ -64,7 +64,7 @@ pub(crate) fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
 /// Returns the error for a machine that should have persistent memory: no device tree describes it here.
 pub fn pmem(_bytes: u64) -> Result<GuestAddress> {
     Err(Error::Config(
-        "persistent memory (--pmem) is for machines of x86-64 alone: give an arm64 machine the files in its initramfs".into(),
+        "an arm64 machine has no persistent memory: leave --pmem out".into(),
     ))
 }
 
