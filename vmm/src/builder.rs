@@ -148,9 +148,10 @@ impl Builder {
         self
     }
 
-    /// Opens now what [`build`](Self::build) opens else: the kernel, the initramfs, persistent memory, `/dev/kvm`, `/proc/self/pagemap`. From then on
-    /// neither `build` nor the machine opens a file by its name, except to save into a folder by name. No file is read yet, so a
-    /// process can confine itself between this call and the next, before it looks at files that may be hostile.
+    /// Opens now what [`build`](Self::build) opens else: the kernel, the initramfs, persistent memory, `/dev/kvm`,
+    /// `/proc/self/pagemap`. From then on neither `build` nor the machine opens a file by its name, except to save into a folder by
+    /// name. No file is read yet, so a process can confine itself between this call and the next, before it looks at files that
+    /// may be hostile.
     ///
     /// # Errors
     ///

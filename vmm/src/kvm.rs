@@ -126,8 +126,8 @@ fn lend_memory(vm: &VmFd, ram: &GuestRam) -> Result<()> {
             unsafe_code,
             reason = "KVM lets the guest write to all memory of a slot"
         )]
-        // SAFETY: the region is mapped, is `GuestRam`'s own, not to be written to where that can't be, and `Machine` keeps it until the VM's descriptors are
-        // closed. Rust code reaches it only through vm-memory's volatile accesses.
+        // SAFETY: the region is mapped, is `GuestRam`'s own, and `Machine` keeps it until the VM's descriptors are
+        // closed. Rust code reaches it only through vm-memory's volatile accesses, and persistent memory not at all.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
     }

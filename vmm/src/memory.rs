@@ -21,7 +21,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::{io, iter};
+use std::{io, iter, slice};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -412,14 +412,14 @@ impl Mapping {
 
     /// Writes bytes that lie in its first huge page, none of which has been touched, and makes all of it read-only.
     pub(crate) fn seal(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
-        assert!(at + bytes.len() <= HUGE_PAGE.min(self.size));
+        assert!(self.size >= HUGE_PAGE);
         // One page is enough for the bytes.
         self.advise(&(0..HUGE_PAGE as u64), libc::MADV_NOHUGEPAGE);
-        // SAFETY: the range is ours, as was just looked, and nothing refers to it yet.
-        let sealed = unsafe {
-            ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.add(at), bytes.len());
-            libc::mprotect(self.address.cast(), self.size, libc::PROT_READ)
-        };
+        // SAFETY: the range is ours, as was just looked, and nothing else refers to it yet.
+        let header = unsafe { slice::from_raw_parts_mut(self.address, HUGE_PAGE) };
+        header[at..at + bytes.len()].copy_from_slice(bytes);
+        // SAFETY: the range is ours, and nothing writes to it any more.
+        let sealed = unsafe { libc::mprotect(self.address.cast(), self.size, libc::PROT_READ) };
         match sealed {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -83,7 +83,7 @@ impl Pmem {
         let (was, is) = (self.file.size, self.file.size_now().ok()?);
         let text = match is < was {
             true => format!("it was cut short while the machine ran, from {was} bytes to {is}"),
-            false if sure => "the host cannot read a part of it any more".into(),
+            false if sure => "the host cannot read a part of it, or has no memory left".into(),
             false => return None,
         };
         Some(self.file.unreadable(io::Error::other(text)))

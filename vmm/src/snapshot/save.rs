@@ -61,7 +61,10 @@ pub(super) fn write(
         identity: Identity::settled(&files.memory)?,
         digest,
     };
-    let pmem = ram.pmem().map(|pmem| Record::of(&pmem.file));
+    let pmem = ram.pmem().map(|pmem| {
+        let named = |error| format!("cannot read {}: {error}", pmem.file.path.display());
+        Record::of(&pmem.file).map_err(|error| io::Error::other(named(error)))
+    });
     (&files.state).write_all(&file::encode(&State {
         memory,
         vcpus,

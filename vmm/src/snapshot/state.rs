@@ -10,9 +10,6 @@ use crate::config::{CPUS_MAX, MEMORY_MAX, MEMORY_MIN};
 use crate::devices::uart;
 use crate::pmem::{FILE_MAX, Record};
 
-/// The longest path of the kernel's in bytes, whose record may take three times as many: what is not UTF-8 is replaced.
-const PATH_MAX: usize = 3 * 4096;
-
 /// Everything about a paused machine that isn't in its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct State {
@@ -46,7 +43,7 @@ impl State {
             return Err("no machine has so many vCPUs");
         }
         if let Some(pmem) = &self.pmem
-            && (pmem.path.len() > PATH_MAX || !(1..=FILE_MAX).contains(&pmem.bytes))
+            && (pmem.path.len() > 16 << 10 || !(1..=FILE_MAX).contains(&pmem.bytes))
         {
             return Err("no machine has such persistent memory");
         }

@@ -63,9 +63,8 @@ pub(crate) fn ram(bytes: u64) -> Vec<(GuestAddress, u64)> {
 
 /// Returns the error for a machine that should have persistent memory: no device tree describes it here.
 pub fn pmem(_bytes: u64) -> Result<GuestAddress> {
-    Err(Error::Config(
-        "an arm64 machine has no persistent memory: leave --pmem out".into(),
-    ))
+    let text = "an arm64 machine has no persistent memory: leave --pmem out";
+    Err(Error::Config(text.into()))
 }
 
 #[cfg(test)]
