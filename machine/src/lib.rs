@@ -430,3 +430,24 @@ impl MachineSpec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_persistent_memory_and_the_root() {
+        let mut machine = templates::Recipe::example("kernel".into(), "initramfs".into()).machine;
+        let without = machine.config();
+        assert_eq!(without.pmem, None);
+        assert!(!without.cmdline.contains("root="), "{}", without.cmdline);
+        machine.image = Some("image".into());
+        let with = machine.config();
+        assert_eq!(with.pmem.as_deref(), Some(Path::new("image")));
+        assert_eq!(
+            with.cmdline.strip_prefix(&without.cmdline),
+            Some(" root=/dev/pmem0")
+        );
+        assert_eq!(with.initramfs, without.initramfs);
+    }
+}
