@@ -97,10 +97,12 @@ fi
 # The fragment without its comments: rewording one of them builds nothing.
 # `# since 6.9` and `# until 6.8` behind an option are no comments: they say which kernels have it.
 options() { sed -nE 's/^(CONFIG_[A-Za-z0-9_]+=("[^"]*"|[^ #]+)) *(# (since|until) [0-9.]+)?.*/\1 \3/p' "$fragment" | sed 's/ *$//'; }
-stray=$(grep -nvE '^(#|$|CONFIG_[A-Za-z0-9_]+=("[^"]*"|[^ #"]+)( +#.*)?$)' "$fragment" | head -1 || true)
+# Further flags of the compiler's, on a line `KCFLAGS=…`: make's variable of that name.
+flags=$(sed -n 's/^KCFLAGS=//p' "$fragment")
+stray=$(grep -nvE '^(#|$|KCFLAGS=[^#]+$|CONFIG_[A-Za-z0-9_]+=("[^"]*"|[^ #"]+)( +#.*)?$)' "$fragment" | head -1 || true)
 [ -z "$stray" ] || die "$fragment: line ${stray%%:*} is no option: ${stray#*:}"
 command -v "${cross}gcc" >/dev/null && command -v "${cross}ld" >/dev/null || die "no compiler for $arch: apt-get install $compiler"
-key=$({ echo "$RECIPE $identity"; options; "${cross}gcc" --version | head -1; "${cross}ld" --version | head -1; } | sha256sum | cut -c1-16)
+key=$({ echo "$RECIPE $identity$flags"; options; "${cross}gcc" --version | head -1; "${cross}ld" --version | head -1; } | sha256sum | cut -c1-16)
 shelf=$cache/kernel/$name
 result=$shelf/$key
 
@@ -223,7 +225,7 @@ out=$scratch/out
 mkdir "$out"
 kbuild() {
   make -C "$tree" O="$out" ARCH="$arch" CROSS_COMPILE="$cross" KBUILD_BUILD_USER=minivm KBUILD_BUILD_HOST=minivm \
-    KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSION=1 "$@"
+    KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSION=1 KCFLAGS="$flags" "$@"
 }
 kbuild KCONFIG_ALLCONFIG="$scratch/fragment" allnoconfig >"$scratch/configure.log" 2>&1 ||
   die "cannot configure Linux $kernel: $(grep -m1 -E '\*\*\*|rror' "$scratch/configure.log")"
