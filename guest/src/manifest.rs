@@ -18,6 +18,10 @@ pub const IMAGES_INIT: &str = ".minivm/init";
 /// unpacking an image that doesn't fit into memory, and boots with the part that it has.
 pub const COMPLETE: &str = ".minivm/complete";
 
+/// The word on the kernel's command line that has init mount the image in the machine's persistent memory, in place of the files of
+/// the archive, which then has init and the manifest alone.
+pub const MAPPED_ROOT: &str = "root=/dev/pmem0";
+
 /// The part of an image that init has to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {

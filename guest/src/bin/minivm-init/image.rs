@@ -11,13 +11,13 @@ use rustix::fs::{XattrFlags, lsetxattr};
 
 use crate::{Error, cannot};
 
-/// Removes minivm's own files and sets attributes; returns the manifest, and a line for each attribute that can't be set.
-pub(crate) fn restore() -> Result<(Manifest, Vec<String>), Error> {
+/// Returns the manifest of the archive that this guest was started with; `None` for one that was made by hand, with this program
+/// in it.
+pub(crate) fn manifest() -> Result<Option<Manifest>, Error> {
     let root = Path::new("/");
     let manifest = match fs::read(root.join(PATH)) {
         Ok(bytes) => Manifest::from_bytes(&bytes).map_err(cannot("understand the manifest"))?,
-        // An archive that was made by hand, with this program in it.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Default::default()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(cannot("read the manifest")(error)),
     };
     if !root.join(COMPLETE).exists() {
@@ -25,6 +25,15 @@ pub(crate) fn restore() -> Result<(Manifest, Vec<String>), Error> {
             "the image does not fit into the guest's memory: more -m/--memory helps".into(),
         );
     }
+    Ok(Some(manifest))
+}
+
+/// Removes minivm's own files and sets attributes; returns the manifest, and a line for each attribute that can't be set.
+pub(crate) fn restore() -> Result<(Manifest, Vec<String>), Error> {
+    let Some(manifest) = manifest()? else {
+        return Ok(Default::default());
+    };
+    let root = Path::new("/");
     fs::remove_file(root.join(INIT)).map_err(cannot("remove /init"))?;
     match fs::rename(root.join(IMAGES_INIT), root.join(INIT)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -3,8 +3,8 @@
 //!
 //! 1. `mounts` mounts the kernel's file systems.
 //! 2. `wire` opens COM2, lays out rings in memory, and sends their addresses to the host (`rings`, `com2`).
-//! 3. The host's request comes. `image` restores the image's files as the image has them, and `surroundings` makes the rest:
-//!    host name, loopback, temporary folders.
+//! 3. The host's request comes. `image` restores the image's files as the image has them, or `mapped` mounts them where they lie in
+//!    memory, and `surroundings` makes the rest: host name, loopback, temporary folders.
 //!    Where the host asks for it, all that doesn't depend on the request is done before it comes, up to a Python that has
 //!    started (`interpreter`), and free memory is filled with zeros (`blank`): the machine can then be saved, and continue in
 //!    clones. With its request each clone gets its identity (`identity`).
@@ -30,6 +30,7 @@ mod identity;
 mod image;
 mod interpreter;
 mod log;
+mod mapped;
 mod mounts;
 mod rings;
 mod session;

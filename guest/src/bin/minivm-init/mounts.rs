@@ -27,15 +27,20 @@ pub(crate) fn kernel_file_systems() -> Result<(), Error> {
 pub(crate) fn enter_root() -> Result<(), Error> {
     let folder = Path::new("/").join(manifest::FOLDER);
     make_folder(&folder, 0o755)?;
-    let entered = mount_bind("/", &folder)
-        .and_then(|()| move_mount("/proc", &folder))
-        .and_then(|()| move_mount("/sys", &folder))
-        .and_then(|()| move_mount("/dev", &folder))
-        .and_then(|()| rustix::process::chdir(&folder))
+    mount_bind("/", &folder).map_err(cannot("make the root a mount"))?;
+    enter(&folder)
+}
+
+/// Makes a folder that a file system is mounted on the root, and moves the kernel's own file systems there.
+pub(crate) fn enter(folder: &Path) -> Result<(), Error> {
+    let entered = move_mount("/proc", folder)
+        .and_then(|()| move_mount("/sys", folder))
+        .and_then(|()| move_mount("/dev", folder))
+        .and_then(|()| rustix::process::chdir(folder))
         .and_then(|()| mount_move(".", "/"))
         .and_then(|()| rustix::process::chroot("."))
         .and_then(|()| rustix::process::chdir("/"));
-    entered.map_err(cannot("make the root a mount"))
+    entered.map_err(cannot("enter the root"))
 }
 
 fn move_mount(from: &str, root: &Path) -> rustix::io::Result<()> {
@@ -149,7 +154,12 @@ fn replace_link(path: &str, target: &str) -> Result<(), Error> {
     .map_err(cannot(format!("link {path}")))
 }
 
-fn attach(kind: &str, folder: &str, flags: MountFlags, options: &CStr) -> Result<(), Error> {
+pub(crate) fn attach(
+    kind: &str,
+    folder: &str,
+    flags: MountFlags,
+    options: &CStr,
+) -> Result<(), Error> {
     make_folder(Path::new(folder), 0o755)?;
     mount(kind, folder, kind, flags, options).map_err(cannot(format!("mount {kind} on {folder}")))
 }

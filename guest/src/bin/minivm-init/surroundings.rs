@@ -6,17 +6,26 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use minivm_guest::manifest::{FOLDER, Manifest};
 
-use crate::{Error, cannot, image, mounts};
+use crate::{Error, cannot, image, mapped, mounts};
 
 /// Makes the surroundings. Returns the image's manifest, and a line for each step that failed and is no reason to stop.
 pub(crate) fn make() -> Result<(Manifest, Vec<String>), Error> {
-    let (manifest, lost) = image::restore()?;
-    mounts::enter_root()?;
-    fs::remove_dir(format!("/{FOLDER}")).map_err(cannot("remove the mount point"))?;
+    let (manifest, lost) = match mapped::is_root()? {
+        true => mapped::enter()?,
+        false => enter_archive()?,
+    };
     mounts::others()?;
     // A kernel without a network is good enough for most commands.
     let _ = minivm_guest::pid1::bring_loopback_up();
     Ok((manifest, lost))
+}
+
+/// Makes the files of the kernel's archive the root.
+fn enter_archive() -> Result<(Manifest, Vec<String>), Error> {
+    let restored = image::restore()?;
+    mounts::enter_root()?;
+    fs::remove_dir(format!("/{FOLDER}")).map_err(cannot("remove the mount point"))?;
+    Ok(restored)
 }
 
 /// Writes the machine's name, and the addresses that belong to it, into their files. The image's own files stay.
