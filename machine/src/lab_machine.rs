@@ -1,7 +1,8 @@
 //! Machines that are sent to a lab: each is described in one file, whatever it is to do there.
 //!
 //! The lab gets the kernel, the initramfs, and `/machine.json` with a [`LabMachine`]. The command `minivm lab-machine` there reads the
-//! file ([`LabMachine::receive`]) and runs the machine.
+//! file ([`LabMachine::receive`]) and runs the machine. An image that the guest reads in place is not copied into the lab: it is a disk
+//! there, whose page cache the machine maps.
 
 use std::fs;
 use std::io;
@@ -11,7 +12,7 @@ use minivm_image::io_error::{HostError, cannot};
 use minivm_vmm::{Config, Kernel};
 use serde::{Deserialize, Serialize};
 
-use crate::lab::{LabRequest, Root};
+use crate::lab::{DISK, LabRequest, Root};
 use crate::templates::Recipe;
 use crate::timeline::{Job, Subject};
 use crate::{Error, MachineSpec};
@@ -36,6 +37,16 @@ pub enum LabMachine {
     Template(Recipe),
 }
 
+/// The parts of a machine that a lab gets.
+struct Parts<'a> {
+    kernel: Option<&'a mut PathBuf>,
+    initramfs: Option<&'a mut PathBuf>,
+    /// The file that the guest reads in place.
+    mapped: Option<&'a mut PathBuf>,
+    /// Guest memory in bytes.
+    memory: u64,
+}
+
 impl LabMachine {
     /// Makes the request for a lab that has the machine and its files, and nothing else of the host's. `verbose` is the number of `-v`
     /// for the command there.
@@ -50,9 +61,15 @@ impl LabMachine {
         command.push(COMMAND);
         let mut request = LabRequest::new(Root::Private, command);
         let mut inside = self.clone();
-        let (kernel, initramfs, memory) = inside.parts();
+        let Parts {
+            kernel,
+            initramfs,
+            mapped,
+            memory,
+        } = inside.parts();
         request.files.extend(moved(kernel, KERNEL));
         request.files.extend(moved(initramfs, INITRAMFS));
+        request.disk = moved(mapped, DISK).map(|(file, _)| file);
         request.make_room(memory)?;
         let record = serde_json::to_vec(&inside).map_err(io::Error::from);
         let record = record.map_err(cannot("describe the machine to the lab"))?;
@@ -60,19 +77,23 @@ impl LabMachine {
         Ok(request)
     }
 
-    /// Returns the paths of its kernel and initramfs, and its memory in bytes.
-    fn parts(&mut self) -> (Option<&mut PathBuf>, Option<&mut PathBuf>, u64) {
+    /// Returns the parts that the lab gets.
+    fn parts(&mut self) -> Parts<'_> {
         let machine = match self {
             LabMachine::Console(config)
             | LabMachine::Timeline(Job {
                 subject: Subject::Raw(config),
                 ..
             }) => {
-                let kernel = match &mut config.kernel {
-                    Kernel::File(path) => Some(path),
-                    Kernel::Code(_) => None,
+                return Parts {
+                    kernel: match &mut config.kernel {
+                        Kernel::File(path) => Some(path),
+                        Kernel::Code(_) => None,
+                    },
+                    initramfs: config.initramfs.as_mut(),
+                    mapped: config.pmem.as_mut(),
+                    memory: config.memory,
                 };
-                return (kernel, config.initramfs.as_mut(), config.memory);
             }
             LabMachine::Session(machine)
             | LabMachine::Template(Recipe { machine, .. })
@@ -85,11 +106,12 @@ impl LabMachine {
                 ..
             }) => &mut recipe.machine,
         };
-        (
-            Some(&mut machine.kernel),
-            Some(&mut machine.initramfs),
-            machine.memory,
-        )
+        Parts {
+            kernel: Some(&mut machine.kernel),
+            initramfs: Some(&mut machine.initramfs),
+            mapped: machine.image.as_mut(),
+            memory: machine.memory,
+        }
     }
 
     /// Returns the machine that this lab was sent.
@@ -126,6 +148,7 @@ mod tests {
         fs::write(&initramfs, "initramfs").unwrap();
         let config = Config {
             initramfs: Some(initramfs.clone()),
+            pmem: Some("/home/me/image".into()),
             cmdline: "-x \"\n".into(),
             ..Config::new(Kernel::File(kernel.clone()))
         };
@@ -133,6 +156,7 @@ mod tests {
         assert_eq!(request.command, ["/minivm", "-v", "-v", COMMAND]);
         let files = [(kernel, KERNEL.into()), (initramfs, INITRAMFS.into())];
         assert_eq!(request.files, files);
+        assert_eq!(request.disk.as_deref(), Some(Path::new("/home/me/image")));
         let [(record, name)] = &*request.contents else {
             panic!("{:?}", request.contents)
         };
@@ -140,6 +164,7 @@ mod tests {
         let inside = Config {
             kernel: Kernel::File(KERNEL.into()),
             initramfs: Some(INITRAMFS.into()),
+            pmem: Some(DISK.into()),
             ..config
         };
         let read: LabMachine = serde_json::from_slice(record).unwrap();

@@ -44,6 +44,14 @@ pub enum Error {
     /// The lab's initramfs can't be made.
     #[error("cannot make the lab's initramfs")]
     Initramfs(#[from] minivm_guest::newc::Error),
+    /// A lab of another processor was to have a disk.
+    #[error("a lab with {processor} cannot read {} in place: only one with epyc (x86-64) can", disk.display())]
+    NoDisk {
+        /// The disk's file.
+        disk: PathBuf,
+        /// The lab's processor.
+        processor: Processor,
+    },
     /// The host has less memory than the lab would need.
     #[error(
         "the lab would need {needed} MiB for the guest and itself, and this host has {there}: give the guest less (--memory)"

@@ -1,12 +1,13 @@
 //! QEMU's jail, and labs without one on hosts where it can't be made.
 //!
 //! Emulation is no wall against hostile code. A guest that takes over QEMU has what QEMU has: in the jail that is QEMU's own program and
-//! libraries, no network, none of the user's files, and no other process; and by its filter, few system calls.
+//! libraries, no network, none of the user's files but the lab's disk, which is read-only, and no other process; and by its filter, few
+//! system calls.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, PipeReader};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -20,6 +21,9 @@ use crate::jail::{self, Entry, Jail, Jailed, find_program};
 
 /// The most processes and threads of a jailed QEMU that has a user of its own.
 const PROCESSES: u64 = 256;
+
+/// The disk's path in the jail.
+const DISK: &str = "/disk";
 
 /// Why the labs of this process run outside a jail, once one could not be made. The reason holds for all labs on this host.
 static UNJAILED: OnceLock<String> = OnceLock::new();
@@ -58,16 +62,18 @@ impl JailEnd {
     }
 }
 
-/// Makes QEMU's command with the files that it inherits, in a jail where the lab is private and a jail can be made.
+/// Makes QEMU's command with the files that it inherits, in a jail where the lab is private and a jail can be made. `arguments` are
+/// QEMU's, with the path under which it finds `disk`.
 ///
 /// # Errors
 ///
-/// [`Error::QemuMissing`], or [`Error::Io`] where the jail can't be prepared.
+/// [`Error::QemuMissing`], or [`Error::Host`] where the jail can't be prepared or the disk can't be opened.
 pub(super) fn prepare(
     emulator: &Emulator,
     root: Root,
-    arguments: &[OsString],
-    files: Vec<OwnedFd>,
+    mut files: Vec<OwnedFd>,
+    disk: Option<&Path>,
+    arguments: impl Fn(Option<&str>) -> Vec<OsString>,
 ) -> Result<Prepared, Error> {
     if root == Root::Private && unjailed().is_none() {
         let program =
@@ -75,9 +81,15 @@ pub(super) fn prepare(
         // The jail shows the program under its real path, not under that of a link.
         let program = program.canonicalize().unwrap_or(program);
         match jail_for(&program) {
-            Ok(jail) => {
+            Ok(mut jail) => {
+                if let Some(disk) = disk {
+                    // Not an open file, which it could open again for writing: this mount is read-only.
+                    jail = jail
+                        .bind_read_only(disk, DISK)
+                        .map_err(|error| cannot("give the lab a disk")(io::Error::other(error)))?;
+                }
                 let jail = files.into_iter().fold(jail, Jail::inherit);
-                let jailed = jail.program(program, arguments);
+                let jailed = jail.program(program, arguments(disk.map(|_| DISK)));
                 let Jailed {
                     command,
                     mut entry,
@@ -94,8 +106,14 @@ pub(super) fn prepare(
             Err(why) => set_unjailed(why.to_string()),
         }
     }
+    let disk = disk.map(open).transpose()?;
+    // Its own path might have a comma, which ends a name among QEMU's options.
+    let path = disk
+        .as_ref()
+        .map(|disk| format!("/proc/self/fd/{}", disk.as_raw_fd()));
     let mut command = Command::new(emulator.program);
-    command.args(arguments);
+    command.args(arguments(path.as_deref()));
+    files.extend(disk);
     Ok(Prepared {
         command,
         entry: Entry {
@@ -104,6 +122,11 @@ pub(super) fn prepare(
         },
         end: None,
     })
+}
+
+fn open(disk: &Path) -> Result<OwnedFd, HostError> {
+    let opened = File::open(disk).map_err(cannot(format!("read {}", disk.display())))?;
+    Ok(opened.into())
 }
 
 /// Makes a jail that shows this program, its firmware and libraries, and nothing else of the host.

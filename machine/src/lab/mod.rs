@@ -5,7 +5,8 @@
 //! host's architecture ([`Processor`]): then the programs in the lab are those of the other. A lab is started for one command and ends
 //! with it:
 //!
-//! 1. `initramfs` packs this very program, or its like for the other architecture, the job and the given files into memory;
+//! 1. `initramfs` packs this very program, or its like for the other architecture, the job and the given files into memory; a large file
+//!    that a guest maps stays where it is, and is a disk in the lab;
 //! 2. `qemu` starts the machine, which boots into that program as process 1;
 //! 3. [`run_as_init`] makes the root file system there, and runs the command;
 //! 4. `channel` here and a relay there carry stdin, stdout, stderr and the exit code, in frames;
@@ -55,6 +56,9 @@ pub(crate) fn is_inside() -> bool {
     rustix::process::geteuid().is_root()
         && init.split(|&byte| byte == 0).nth(1) == Some(INIT_COMMAND.as_bytes())
 }
+
+/// The path in the lab of the block device of [`LabRequest::disk`].
+pub const DISK: &str = "/dev/vda";
 
 /// The memory in bytes that a lab needs beside a guest's and its files: for its kernel, this program, the monitor, page tables.
 const OVERHEAD: u64 = 256 << 20;
@@ -118,6 +122,9 @@ pub struct LabRequest {
     pub stdout: Output,
     /// The command's stderr.
     pub stderr: Output,
+    /// A file that the lab reads as the block device [`DISK`], and never writes. It is read as the lab needs it, and never copied as a
+    /// whole, as [`files`](Self::files) are.
+    pub disk: Option<PathBuf>,
     /// Sockets that become ports in the lab, beside its own: `/dev/vport0p2` and on.
     pub ports: Vec<OwnedFd>,
     /// Number of CPUs in the lab. More do not speed up its start.
@@ -158,6 +165,7 @@ impl LabRequest {
             command: command.into_iter().map(Into::into).collect(),
             files: Vec::new(),
             contents: Vec::new(),
+            disk: None,
             env,
             cwd: cwd.unwrap_or_else(|| "/".into()),
             stdin: Input::Inherit,
@@ -220,7 +228,9 @@ impl LabRequest {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             icount: self.icount,
+            disk: self.disk,
         };
+        config.check_disk()?;
         let job = LabJob {
             root: self.root,
             command: self.command,

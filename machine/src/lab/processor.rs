@@ -28,6 +28,8 @@ pub(super) struct Emulator {
     pub(super) first_device: &'static str,
     /// Whether it loses interrupts at times, see [`channel`](super::channel).
     pub(super) loses_interrupts: bool,
+    /// Whether its labs can have a disk: the driver is in the kernel.
+    pub(super) has_disk: bool,
     /// The names of a kernel in its folder. The first that is there is taken.
     pub(super) kernels: &'static [&'static str],
     /// The folder of the lab's kernel, in the cache.
@@ -48,6 +50,7 @@ static X86_64: Emulator = Emulator {
     // Devices are found in their order on the command line.
     first_device: "",
     loses_interrupts: true,
+    has_disk: true,
     // An uncompressed one first: under emulation, unpacking takes longer than the rest of the boot. The last is what a distribution calls
     // its own.
     kernels: &["vmlinux", "bzImage", "vmlinuz"],
@@ -67,6 +70,7 @@ static ARM64: Emulator = Emulator {
     // Devices get addresses from the last one down, and are found from the first one up.
     first_device: ",bus=virtio-mmio-bus.0",
     loses_interrupts: false,
+    has_disk: false,
     // Never an ELF file, which QEMU would start without a device tree. A distribution's `vmlinuz` is an `Image` under another name.
     kernels: &["Image", "vmlinuz"],
     kernel_folder: "arm64/debian",

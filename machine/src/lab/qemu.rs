@@ -54,16 +54,44 @@ pub(super) struct QemuConfig {
     pub(super) cpus: u32,
     pub(super) memory_mib: u32,
     pub(super) icount: bool,
+    /// The file of the block device that the lab reads.
+    pub(super) disk: Option<PathBuf>,
 }
 
 impl QemuConfig {
-    /// Returns QEMU's arguments. `initramfs`, `channel` and `ports` are file descriptors that QEMU inherits.
+    /// Checks that a lab can have the disk: QEMU's own message would name another path.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDisk`] where the lab's kernel has no driver for one, [`Error::Host`] where the file can't be read.
+    pub(super) fn check_disk(&self) -> Result<(), Error> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        if !self.processor.emulator().has_disk {
+            return Err(Error::NoDisk {
+                disk: disk.clone(),
+                processor: self.processor,
+            });
+        }
+        let opened = fs::File::open(disk).and_then(|file| file.metadata());
+        let metadata = opened.map_err(cannot(format!("read {}", disk.display())))?;
+        if !metadata.is_file() {
+            let what = io::Error::other("it is not a regular file");
+            return Err(cannot(format!("map {}", disk.display()))(what).into());
+        }
+        Ok(())
+    }
+
+    /// Returns QEMU's arguments. `initramfs`, `channel` and `ports` are file descriptors that QEMU inherits; `disk` is the path under
+    /// which it finds the disk, without commas.
     fn arguments(
         &self,
         kernel: &OsStr,
         initramfs: RawFd,
         channel: RawFd,
         ports: &[RawFd],
+        disk: Option<&str>,
         tsc_khz: Option<u64>,
     ) -> Vec<OsString> {
         let emulator = self.processor.emulator();
@@ -91,6 +119,14 @@ impl QemuConfig {
             add(&format!(
                 "-device virtserialport,chardev=port{number},nr={number}"
             ));
+        }
+        if let Some(disk) = disk {
+            // Through this host's page cache, so that all labs share what they read. QEMU reads on threads of its own: its loop would
+            // stand still otherwise, and the channel with it.
+            add(&format!(
+                "-drive if=none,id=disk,format=raw,readonly=on,cache=writeback,aio=threads,file={disk}"
+            ));
+            add("-device virtio-blk-device,drive=disk");
         }
         match self.root {
             Root::Host => {
@@ -194,18 +230,17 @@ impl Qemu {
                 path.into()
             }
         };
-        let arguments = config.arguments(
-            &kernel,
-            initramfs_number,
-            channel_number,
-            &numbers,
-            host_tsc_khz(),
-        );
+        let arguments = |disk: Option<&str>| {
+            let tsc_khz = host_tsc_khz();
+            let (initramfs, channel) = (initramfs_number, channel_number);
+            config.arguments(&kernel, initramfs, channel, &numbers, disk, tsc_khz)
+        };
+        let disk = config.disk.as_deref();
         let Prepared {
             mut command,
             entry,
             end: jailed,
-        } = prepare(emulator, config.root, &arguments, files)?;
+        } = prepare(emulator, config.root, files, disk, arguments)?;
         command
             .stdin(Stdio::piped())
             .stdout(output)
@@ -398,11 +433,13 @@ fn last_lines(console: PipeReader) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn command_line(config: &QemuConfig) -> String {
         let kernel = OsStr::new("/proc/self/fd/9");
-        let arguments = config.arguments(kernel, 7, 8, &[], Some(2_596_142));
+        let arguments = config.arguments(kernel, 7, 8, &[], None, Some(2_596_142));
         arguments
             .join(std::ffi::OsStr::new(" "))
             .into_string()
@@ -417,6 +454,7 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             icount: false,
+            disk: None,
         }
     }
 
@@ -433,6 +471,41 @@ mod tests {
         assert!(line.contains("tsc_early_khz=2596142"), "{line}");
         assert!(line.ends_with("rdinit=/minivm -- lab-init"), "{line}");
         assert!(line.contains("-sandbox on,"), "{line}");
+    }
+
+    #[test]
+    fn a_disk_is_read_only_and_there_if_it_is_asked_for() {
+        assert!(!command_line(&config()).contains("virtio-blk"));
+        let arguments = config().arguments(OsStr::new("/k"), 7, 8, &[], Some("/disk"), None);
+        let drive = arguments.iter().position(|word| word == "-drive").unwrap();
+        let options = arguments[drive + 1].to_str().unwrap();
+        assert!(options.contains("format=raw,readonly=on,"), "{options}");
+        assert!(options.ends_with(",file=/disk"), "{options}");
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_is_refused_by_name() {
+        let check = |disk: &Path, processor| {
+            let disk = Some(disk.to_owned());
+            let config = QemuConfig {
+                processor,
+                disk,
+                ..config()
+            };
+            config.check_disk().map_err(|error| error.to_string())
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("image");
+        fs::write(&file, "").unwrap();
+        check(&file, Processor::Epyc).unwrap();
+        for (disk, processor) in [
+            (file.with_file_name("none"), Processor::Epyc),
+            (folder.path().to_owned(), Processor::Epyc),
+            (file, Processor::ArmMax),
+        ] {
+            let error = check(&disk, processor).unwrap_err();
+            assert!(error.contains(disk.to_str().unwrap()), "{error}");
+        }
     }
 
     #[test]
