@@ -11,6 +11,8 @@ mod ends;
 mod files;
 mod guest;
 mod image;
+#[cfg(target_arch = "x86_64")]
+mod mapped;
 mod report;
 mod request;
 mod signals;
