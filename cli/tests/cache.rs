@@ -22,17 +22,31 @@ const ERROR: Option<i32> = Some(125);
 const DATA: usize = 4 << 20;
 
 /// A cache and images of its own.
-struct Home(TempDir);
+struct Home {
+    folder: TempDir,
+    /// What machines get of an image, which is also the name of its folder in the cache.
+    format: &'static str,
+}
 
 impl Home {
     fn new() -> Self {
-        let home = Home(tempfile::tempdir().unwrap());
+        Home::of("initramfs")
+    }
+
+    fn of(format: &'static str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home { folder, format };
         fs::create_dir(home.path("cache")).unwrap();
         home
     }
 
+    /// One for each format.
+    fn all() -> [Self; 2] {
+        ["initramfs", "erofs"].map(Home::of)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
     }
 
     fn in_cache(&self, name: &str) -> PathBuf {
@@ -45,6 +59,22 @@ impl Home {
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         names.sort();
         names
+    }
+
+    /// What was made of images for machines.
+    fn entries(&self) -> Vec<PathBuf> {
+        let mut entries = self.names(self.format);
+        entries.retain(|path| !is_of_init(path));
+        entries
+    }
+
+    /// Bytes of the archive that all images have.
+    fn shared(&self) -> usize {
+        let archives = self.names("initramfs").into_iter();
+        let sizes = archives
+            .filter(|path| is_of_init(path))
+            .map(|path| size(&path));
+        sizes.sum()
     }
 
     /// An image of one file.
@@ -83,10 +113,11 @@ impl Home {
         command
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("MINIVM_COLD", "1")
+            .env("MINIVM_ROOT_FORMAT", self.format)
             .env("MINIVM_CACHE_SIZE", "");
     }
 
-    /// Makes the image's archive, and fails then; it says of which kernel.
+    /// Makes the image's archive or EROFS image, and fails then; it says of which kernel.
     fn make(&self, image: &str) -> Command {
         self.minivm(&[
             "run",
@@ -99,16 +130,16 @@ impl Home {
         ])
     }
 
-    /// Makes the image's archive, in a cache of this size; says which it is.
+    /// Makes the image's archive or EROFS image, in a cache of this size; says which it is.
     fn made(&self, image: &str, limit: usize) -> PathBuf {
-        let before = self.names("initramfs");
+        let before = self.entries();
         let mut command = self.make(image);
         let ended = run(
             command.env("MINIVM_CACHE_SIZE", limit.to_string()),
             PATIENCE,
         );
         assert_at_kernel(&ended);
-        let mut after = self.names("initramfs");
+        let mut after = self.entries();
         after.retain(|path| !before.contains(path));
         assert_eq!(after.len(), 1, "{after:?}");
         after.remove(0)
@@ -127,6 +158,16 @@ impl Home {
         self.surround(&mut command);
         run(&mut command, PATIENCE)
     }
+}
+
+fn is_of_init(path: &Path) -> bool {
+    let name = path.file_name().unwrap();
+    name.to_str().unwrap().starts_with("init-")
+}
+
+fn size(path: &Path) -> usize {
+    let len = fs::metadata(path).unwrap().len();
+    len.try_into().unwrap()
 }
 
 fn assert_at_kernel(ended: &Ended) {
@@ -158,53 +199,122 @@ fn an_invalid_cache_size_is_refused_by_name() {
 }
 
 #[test]
+fn what_a_machine_gets_of_an_image_is_told_with_v() {
+    let home = Home::of("");
+    let image = home.image("a");
+    let kernel = home.path("kernel/vmlinux");
+    fs::create_dir(home.path("kernel")).unwrap();
+    let options = [
+        "ACPI_NFIT",
+        "BLK_DEV_PMEM",
+        "NVDIMM_PFN",
+        "FS_DAX",
+        "EROFS_FS",
+        "OVERLAY_FS",
+    ];
+    let able = options
+        .map(|option| format!("CONFIG_{option}=y\n"))
+        .concat();
+    let lacking = able.replace("CONFIG_FS_DAX=y", "# CONFIG_FS_DAX is not set");
+    for (config, format, told, made) in [
+        (
+            None,
+            "",
+            "unpacked from an initramfs: there is no config beside",
+            "initramfs",
+        ),
+        (Some(&lacking), "", "lacks CONFIG_FS_DAX=y", "initramfs"),
+        (
+            Some(&able),
+            "initramfs",
+            "MINIVM_ROOT_FORMAT says so",
+            "initramfs",
+        ),
+        (Some(&able), "", "the image is mapped: 4.0 MiB", "erofs"),
+        (
+            Some(&lacking),
+            "erofs",
+            "the image is mapped: 4.0 MiB",
+            "erofs",
+        ),
+    ] {
+        if let Some(config) = config {
+            fs::write(home.path("kernel/config"), config).unwrap();
+        }
+        let mut command = home.minivm(&["-v", "run", "--accel", "kvm", "--kernel"]);
+        command.arg(&kernel).args([&image, "/x"]);
+        let ended = run(command.env("MINIVM_ROOT_FORMAT", format), PATIENCE);
+        assert_eq!(ended.code, ERROR, "{ended:?}");
+        assert!(ended.stderr.contains(told), "{told}: {ended:?}");
+        // The form that isn't needed isn't made, and all of it can go.
+        for folder in ["initramfs", "erofs"] {
+            let of_image = |path: &PathBuf| !is_of_init(path);
+            let count = home.names(folder).into_iter().filter(of_image).count();
+            assert_eq!(count, usize::from(folder == made), "{told}: {folder}");
+        }
+        let ended = run(&mut home.minivm(&["prune"]), PATIENCE);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(home.names(made).is_empty());
+    }
+    let mut command = home.make(&image);
+    let ended = run(command.env("MINIVM_ROOT_FORMAT", "cpio"), PATIENCE);
+    assert_eq!(ended.code, ERROR, "{ended:?}");
+    let line =
+        "minivm: MINIVM_ROOT_FORMAT: \"cpio\" is not a format of roots: use initramfs or erofs\n";
+    assert_eq!(ended.stderr, line);
+}
+
+#[test]
 fn what_was_used_longest_ago_goes_when_something_new_comes() {
-    let home = Home::new();
-    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| home.image(name));
-    let one = fs::metadata(home.made(&a, 1 << 30)).unwrap().len();
-    let limit = 3 * usize::try_from(one).unwrap() + 4096;
-    let of_a = home.names("initramfs").remove(0);
-    let of_b = home.made(&b, limit);
-    let of_c = home.made(&c, limit);
-    // It is there, so nothing is made, and nothing goes.
-    assert_at_kernel(&run(&mut home.make(&a), PATIENCE));
-    let of_d = home.made(&d, limit);
-    assert!(of_a.exists() && !of_b.exists() && of_c.exists() && of_d.exists());
-    // A folder that was touched is another image.
-    fs::write(home.path("d/data"), vec![b'y'; DATA]).unwrap();
-    home.made(&d, limit);
-    assert!(of_a.exists() && !of_c.exists() && of_d.exists());
-    assert_eq!(home.names("initramfs").len(), 3);
+    for home in Home::all() {
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| home.image(name));
+        let one = size(&home.made(&a, 1 << 30));
+        let limit = 3 * one + home.shared() + 4096;
+        let of_a = home.entries().remove(0);
+        let of_b = home.made(&b, limit);
+        let of_c = home.made(&c, limit);
+        // It is there, so nothing is made, and nothing goes.
+        assert_at_kernel(&run(&mut home.make(&a), PATIENCE));
+        let of_d = home.made(&d, limit);
+        assert!(of_a.exists() && !of_b.exists() && of_c.exists() && of_d.exists());
+        // A folder that was touched is another image.
+        fs::write(home.path("d/data"), vec![b'y'; DATA]).unwrap();
+        home.made(&d, limit);
+        assert!(of_a.exists() && !of_c.exists() && of_d.exists());
+        assert_eq!(home.entries().len(), 3);
+    }
 }
 
 #[test]
 fn an_image_that_is_larger_than_the_limit_runs_and_goes_first_afterwards() {
-    let home = Home::new();
-    let (small, large) = (home.image("small"), home.image("large"));
-    let of_small = home.made(&small, 1 << 30);
-    let size = usize::try_from(fs::metadata(&of_small).unwrap().len()).unwrap();
-    fs::write(home.path("large/more"), vec![b'x'; 2 * DATA]).unwrap();
-    let limit = 2 * size + 4096;
-    let of_large = home.made(&large, limit);
-    assert!(of_small.exists(), "it would not have made room enough");
-    let of_other = home.made(&home.image("other"), limit);
-    assert!(of_small.exists() && !of_large.exists() && of_other.exists());
+    for home in Home::all() {
+        let (small, large) = (home.image("small"), home.image("large"));
+        let of_small = home.made(&small, 1 << 30);
+        let size = size(&of_small) + home.shared();
+        fs::write(home.path("large/more"), vec![b'x'; 2 * DATA]).unwrap();
+        let limit = 2 * size + 4096;
+        let of_large = home.made(&large, limit);
+        assert!(of_small.exists(), "it would not have made room enough");
+        let of_other = home.made(&home.image("other"), limit);
+        assert!(of_small.exists() && !of_large.exists() && of_other.exists());
+    }
 }
 
 #[test]
 fn runs_at_once_in_a_cache_for_one_of_them_all_get_on() {
-    let home = Home::new();
-    let images: Vec<_> = (0..6)
-        .map(|number| home.image(&number.to_string()))
-        .collect();
-    let mut runs: Vec<_> = (images.iter().chain(&images))
-        .map(|image| Program::start(home.make(image).env("MINIVM_CACHE_SIZE", "8M")))
-        .collect();
-    for program in runs.drain(..) {
-        assert_at_kernel(&program.end(PATIENCE));
+    for home in Home::all() {
+        let images: Vec<_> = (0..6)
+            .map(|number| home.image(&number.to_string()))
+            .collect();
+        let mut runs: Vec<_> = (images.iter().chain(&images))
+            .map(|image| Program::start(home.make(image).env("MINIVM_CACHE_SIZE", "8M")))
+            .collect();
+        for program in runs.drain(..) {
+            assert_at_kernel(&program.end(PATIENCE));
+        }
+        home.made(&home.image("last"), 8 << 20);
+        assert_eq!(home.entries().len(), 1);
     }
-    home.made(&home.image("last"), 8 << 20);
-    assert_eq!(home.names("initramfs").len(), 1);
 }
 
 #[test]
@@ -248,6 +358,8 @@ fn what_cannot_be_pruned_is_told_of_and_the_rest_goes() {
     }
     fs::create_dir_all(home.in_cache("initramfs/odd/closed")).unwrap();
     fs::write(home.in_cache("initramfs/x.cpio"), [b'x'; 1000]).unwrap();
+    fs::create_dir_all(home.in_cache("erofs")).unwrap();
+    fs::write(home.in_cache("erofs/x.erofs"), [b'x'; 1000]).unwrap();
     fs::create_dir_all(home.in_cache("templates/0123456789abcdef0123456789abcdef")).unwrap();
     let mounted = home.in_cache("rootfs/b/usr/mounted");
     let ended = home.script(
@@ -257,7 +369,7 @@ fn what_cannot_be_pruned_is_told_of_and_the_rest_goes() {
          ls $CACHE/minivm/rootfs/b*/usr/mounted; exit $code",
     );
     assert_eq!(ended.code, ERROR, "{ended:?}");
-    assert_eq!(ended.text(), "freed 3.91 KiB\nhere\n", "{ended:?}");
+    assert_eq!(ended.text(), "freed 4.88 KiB\nhere\n", "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
     let partial = mounted.to_str().unwrap().replace("/b/", "/b.partial/");
     assert!(ended.stderr.contains(&partial), "{ended:?}");
@@ -293,52 +405,54 @@ fn file_names_from_images_send_no_codes_to_the_terminal() {
 #[test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 fn a_cache_that_can_only_be_read_is_used_as_it_is() {
-    let home = Home::new();
-    let image = home.image("a");
-    home.made(&image, 1 << 30);
-    let gvisor = || home.minivm(&["run", "--backend", "gvisor", &image, "/x"]);
-    let usual = run(&mut gvisor(), PATIENCE);
-    assert_eq!(home.names("rootfs").len(), 2);
-    let read_only = "mount --bind $CACHE $CACHE; mount -o remount,ro,bind $CACHE; ";
-    let ended = home.script(&format!(
-        "{read_only} MINIVM_CACHE_SIZE=1K $MINIVM run --accel kvm --kernel /no/kernel {image} /x"
-    ));
-    assert_at_kernel(&ended);
-    let ended = home.script(&format!(
-        "{read_only} $MINIVM run --backend gvisor {image} /x"
-    ));
-    // Whether there is a runsc, and can run here, is another matter.
-    assert!(!ended.stderr.contains("Read-only"), "{usual:?} {ended:?}");
-    let other = home.image("b");
-    let ended = home.script(&format!(
-        "{read_only} $MINIVM run --accel kvm --kernel /no/kernel {other} /x"
-    ));
-    assert_eq!(ended.code, ERROR, "{ended:?}");
-    assert!(ended.stderr.contains("Read-only file system"), "{ended:?}");
-    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    for home in Home::all() {
+        let image = home.image("a");
+        home.made(&image, 1 << 30);
+        let gvisor = || home.minivm(&["run", "--backend", "gvisor", &image, "/x"]);
+        let usual = run(&mut gvisor(), PATIENCE);
+        assert_eq!(home.names("rootfs").len(), 2);
+        let read_only = "mount --bind $CACHE $CACHE; mount -o remount,ro,bind $CACHE; ";
+        let ended = home.script(&format!(
+            "{read_only} MINIVM_CACHE_SIZE=1K $MINIVM run --accel kvm --kernel /no/kernel {image} /x"
+        ));
+        assert_at_kernel(&ended);
+        let ended = home.script(&format!(
+            "{read_only} $MINIVM run --backend gvisor {image} /x"
+        ));
+        // Whether there is a runsc, and can run here, is another matter.
+        assert!(!ended.stderr.contains("Read-only"), "{usual:?} {ended:?}");
+        let other = home.image("b");
+        let ended = home.script(&format!(
+            "{read_only} $MINIVM run --accel kvm --kernel /no/kernel {other} /x"
+        ));
+        assert_eq!(ended.code, ERROR, "{ended:?}");
+        assert!(ended.stderr.contains("Read-only file system"), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    }
 }
 
 #[test]
 #[ignore = "needs a mount namespace: cargo xtask test"]
 fn a_full_disk_is_told_of_and_the_cache_goes_on() {
-    let home = Home::new();
-    let (large, small) = (home.image("large"), home.image("small"));
-    fs::write(home.path("large/more"), vec![b'x'; 2 * DATA]).unwrap();
-    let make = |image: &str| format!("$MINIVM run --accel kvm --kernel /no/kernel {image} /x");
-    let ended = home.script(&format!(
-        "mount -t tmpfs -o size=9M none $CACHE; ! {}; ! {}; du -a $CACHE >&2; \
-         dd if=/dev/zero of=$CACHE/full 2>/dev/null || true; $MINIVM prune",
-        make(&large),
-        make(&small)
-    ));
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let mut lines = ended.stderr.lines();
-    let full = lines.next().unwrap();
-    assert!(full.contains("No space left on device"), "{full}");
-    assert!(full.contains("minivm prune"), "{full}");
-    assert!(lines.next().unwrap().contains("/no/kernel"), "{ended:?}");
-    assert!(!ended.stderr.contains("partial"), "{ended:?}");
-    assert!(ended.text().starts_with("freed "), "{ended:?}");
+    for home in Home::all() {
+        let (large, small) = (home.image("large"), home.image("small"));
+        fs::write(home.path("large/more"), vec![b'x'; 2 * DATA]).unwrap();
+        let make = |image: &str| format!("$MINIVM run --accel kvm --kernel /no/kernel {image} /x");
+        let ended = home.script(&format!(
+            "mount -t tmpfs -o size=9M none $CACHE; ! {}; ! {}; du -a $CACHE >&2; \
+             dd if=/dev/zero of=$CACHE/full 2>/dev/null || true; $MINIVM prune",
+            make(&large),
+            make(&small)
+        ));
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let mut lines = ended.stderr.lines();
+        let full = lines.next().unwrap();
+        assert!(full.contains("No space left on device"), "{full}");
+        assert!(full.contains("minivm prune"), "{full}");
+        assert!(lines.next().unwrap().contains("/no/kernel"), "{ended:?}");
+        assert!(!ended.stderr.contains("partial"), "{ended:?}");
+        assert!(ended.text().starts_with("freed "), "{ended:?}");
+    }
 }
 
 #[test]
@@ -382,7 +496,7 @@ fn nothing_is_followed_out_of_the_cache() {
     let outside = home.path("outside");
     fs::create_dir(&outside).unwrap();
     File::create(outside.join("file")).unwrap();
-    for folder in ["rootfs/a/x", "initramfs/x", "images/blobs/x"] {
+    for folder in ["rootfs/a/x", "initramfs/x", "erofs/x", "images/blobs/x"] {
         let link = home.in_cache(folder);
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&outside, link).unwrap();
@@ -391,4 +505,5 @@ fn nothing_is_followed_out_of_the_cache() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(Path::new(&outside.join("file")).exists());
     assert!(home.names("rootfs").is_empty() && home.names("initramfs").is_empty());
+    assert!(home.names("erofs").is_empty());
 }

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, set_child_subreaper};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+
+/// The cache's folders of what is made of images for machines.
+const MADE: [&str; 2] = ["initramfs", "erofs"];
 
 /// A cache, a folder for temporary files and an image of its own.
 struct Home {
@@ -74,8 +78,15 @@ impl Home {
         start.elapsed()
     }
 
-    fn archives(&self) -> PathBuf {
-        self.path("cache/minivm/initramfs")
+    /// What was made of the image, each with its digest.
+    fn made(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let folders = MADE.map(|name| self.path("cache/minivm").join(name));
+        let paths = folders.iter().flat_map(|folder| {
+            let names = names(folder).into_iter();
+            names.map(|name| folder.join(name))
+        });
+        let whole = paths.filter(|path| path.extension().unwrap() != "partial");
+        whole.map(|path| (path.clone(), digest(&path))).collect()
     }
 
     /// Waits until no process is left of all that minivm has started.
@@ -104,11 +115,12 @@ impl Home {
         }
     }
 
-    /// Nothing is in the folders but what a next run uses: a whole archive, and the locked beginning of one.
-    fn assert_clean(&self, whole: &[u8], when: &str) {
+    /// Nothing is in the folders but what a next run uses: what is `whole`, and the locked beginning of that.
+    fn assert_clean(&self, whole: &BTreeMap<PathBuf, Vec<u8>>, when: &str) {
         assert_eq!(names(&self.path("tmp")), Vec::<String>::new(), "{when}");
         let known = [
             "initramfs",
+            "erofs",
             "images",
             "rootfs",
             "kvm-usable",
@@ -118,12 +130,8 @@ impl Home {
         others.retain(|name| !known.contains(&name.as_str()));
         assert_eq!(others, [""; 0], "{when}");
         assert_eq!(names(&self.path("cache/minivm/rootfs")), [""; 0], "{when}");
-        for name in names(&self.archives()) {
-            match name.rsplit_once('.').unwrap().1 {
-                "cpio" => assert_eq!(digest(&self.archives().join(name)), whole, "{when}"),
-                "partial" => {}
-                _ => panic!("{when}: {name}"),
-            }
+        for (path, digest) in self.made() {
+            assert_eq!(whole.get(&path), Some(&digest), "{when}: {path:?}");
         }
     }
 }
@@ -161,26 +169,25 @@ fn whenever_it_is_killed_nothing_stays_and_the_next_run_works() {
     // Whatever minivm leaves behind becomes this process's child, and is found.
     set_child_subreaper(Some(getpid())).unwrap();
     let home = Home::new();
-    // With the archive to be made, and all of it read once.
+    // With all that is made of the image, read once.
     home.assert_works();
-    let [archive] = &names(&home.archives())[..] else {
-        panic!("{:?}", names(&home.archives()));
-    };
-    let archive = home.archives().join(archive);
-    assert_eq!(
-        fs::metadata(&archive).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    let whole = digest(&archive);
+    let whole = home.made();
+    assert!(!whole.is_empty());
+    for path in whole.keys() {
+        let permissions = fs::metadata(path).unwrap().permissions();
+        assert_eq!(permissions.mode() & 0o777, 0o600, "{path:?}");
+    }
     let life = home.assert_works();
     assert_eq!(mounts(&home.path("")), [""; 0], "before any kill");
     // How many moments lie within the first 120 ms, and how many there are.
     let (early, moments) = stress::count((4, 10), (24, 72));
     for moment in 0..moments {
-        // Every other time there is an archive to be made, and the first moments, in which that happens, lie closer.
+        // Every other time the image's files are to be made, and the first moments, in which that happens, lie closer.
         let making = moment % 2 == 0;
         if making {
-            let _ = fs::remove_file(&archive);
+            for path in whole.keys() {
+                let _ = fs::remove_file(path);
+            }
         }
         let at = match moment < early {
             true => Duration::from_millis(120) * moment / early,

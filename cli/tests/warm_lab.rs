@@ -620,12 +620,17 @@ fn a_template_with_a_name_outlives_its_lab_and_prune() {
     );
     assert_end(&run(), 0, "4\n", "");
 
-    // Without the archive that it is made of, a run ends with the reason, and starts no lab.
+    // Without the image that it is made of, a run ends with the reason, and starts no lab.
     home.prune();
-    fs::remove_dir_all(home.path.join("cache/minivm/initramfs")).unwrap();
+    let erofs = home.path.join("cache/minivm/erofs");
+    let folder = match erofs.is_dir() {
+        true => erofs,
+        false => home.path.join("cache/minivm/initramfs"),
+    };
+    fs::remove_dir_all(folder).unwrap();
     let ended = run();
     assert_eq!((ended.code, ended.text().as_str()), (Some(125), ""));
-    let told = "minivm: the archive of the template's image is gone, ";
+    let told = "minivm: the template's image is gone from the cache, ";
     assert!(ended.stderr.starts_with(told), "{}", ended.stderr);
     assert_eq!(home.keepers(), [0; 0]);
 }

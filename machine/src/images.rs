@@ -1,47 +1,64 @@
-//! Images as initramfs archives, each made once and kept.
+//! Images as files that machines start from, each made once and kept.
 //!
-//! `<cache>/initramfs/<key>.cpio` is the archive of the image with the key's identity and of the init that this program
-//! carries. It is published as all entries of the cache are ([`publish`]): whole, made once, and there as long as it is used.
+//! | file in the cache | what it is |
+//! |---|---|
+//! | `initramfs/<key>.cpio` | the archive of the image with the key's identity and of the init that this program carries |
+//! | `erofs/<key>.erofs` | the EROFS image of the image's files alone, for guests that map it |
+//! | `initramfs/init-<key>.cpio` | the archive of that init alone, from which those guests boot |
+//!
+//! They are published as all entries of the cache are ([`publish`]): whole, made once, and there as long as they are used.
+//! `machine_root` decides which of them a machine gets.
 //!
 //! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`. What all of these take
 //! on the disk has a limit, see `evict`.
 
+mod entry;
 mod evict;
 mod file;
 mod fill;
 mod init;
 mod list;
+mod machine_root;
+mod mapping;
 mod remove;
 mod root;
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use minivm_image::io_error::{FileError, failed};
-use minivm_image::publish::{self, Found, Partial, tree};
+use minivm_image::publish::tree;
 use minivm_image::rootfs::{self, Compression, Exceeded, Limits, Summary};
-use minivm_image::{self, Config, Digest, Image, Platform, Store};
-use rustix::fs::{FlockOperation, flock};
+use minivm_image::{self, Config, Digest, Image, Platform, Root as ImageRoot, Store};
 
 use crate::fetch;
-use crate::room;
 
+use entry::Entry;
+pub use entry::{Archive, Erofs};
 pub use evict::{LIMIT, set_limit};
 pub use file::{Format, build};
 pub(crate) use file::{finish, write_erofs, write_oci_archive, write_output};
 pub use init::Init;
 pub use list::{CachedImage, Listing};
+pub use machine_root::MachineRoot;
+pub use mapping::RootFormat;
 pub use remove::{Removed, Unremoved};
 pub use root::Root;
 
-/// The format's version, which changes when the same image and init make other bytes.
+/// The archives' version, which changes when the same image and init make other bytes.
 const FORMAT: &str = "3";
+/// The EROFS images' version, which changes when the same image makes other bytes.
+const EROFS_FORMAT: &str = "1";
+/// What the names of archives of init alone begin with: a key has other letters.
+const OF_INIT: &str = "init-";
 /// The largest archive that a machine can start from, in bytes: it lies in guest memory below the hole at 3 GiB, and the kernel
 /// with its own data needs room there too.
 pub const LARGEST: u64 = 5 << 29;
+
+/// The folders of files that were made of images.
+pub(crate) const MADE: [&str; 2] = ["initramfs", "erofs"];
 
 /// The reason why there is no archive of an image.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +74,9 @@ pub enum Error {
         /// The limit in bytes, [`LARGEST`].
         limit: u64,
     },
+    /// The format that the user asked for is unknown.
+    #[error("MINIVM_ROOT_FORMAT: {0:?} is not a format of roots: use initramfs or erofs")]
+    RootFormat(String),
     /// There is no init for guests of a platform.
     #[error(
         "this minivm was built with no init for {platform} guests: install Rust's target (`rustup target add aarch64-unknown-linux-musl`, or x86_64's) and build minivm again"
@@ -92,6 +112,13 @@ pub trait Unpack: fmt::Debug + Send + Sync {
     /// Where it can't be made or kept, or would be larger than [`LARGEST`].
     fn archive(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Archive, Error>;
 
+    /// Returns the image's EROFS image, made where it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept.
+    fn erofs(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Erofs, Error>;
+
     /// Returns the image's root as a folder, made where it isn't there; `making` is called before that.
     ///
     /// # Errors
@@ -107,6 +134,10 @@ impl Unpack for Image {
 
     fn archive(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Archive, Error> {
         images.archive(self, making)
+    }
+
+    fn erofs(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Erofs, Error> {
+        images.erofs(self, making)
     }
 
     fn root(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Root, Error> {
@@ -164,8 +195,8 @@ impl ImageCache {
         Store::new(self.folder.join("images"))
     }
 
-    /// Removes all images, archives and folders; returns how many bytes they took. What is being made or used stays, and so do the
-    /// archives `kept`.
+    /// Removes all images, and all that was made of them; returns how many bytes they took. What is being made or used stays, and so do
+    /// the files `kept`.
     ///
     /// # Errors
     ///
@@ -188,13 +219,15 @@ impl ImageCache {
                 Err(error) => cleared.note(error.into()),
             }
         }
-        cleared.add(tree::remove_unlocked(&self.folder.join("initramfs"), kept));
+        for name in MADE {
+            cleared.add(tree::remove_unlocked(&self.folder.join(name), kept));
+        }
         cleared.add(root::clear(&self.folder.join("rootfs")));
         cleared
     }
 
     /// Keeps the cache within its limit ([`set_limit`]): what was used longest ago is removed, unless it is in use. Call this when
-    /// something was put into the store; [`archive`](Self::archive) and [`root`](Self::root) do so themselves.
+    /// something was put into the store; the methods that make something of an image do so themselves.
     pub fn evict(&self) {
         if self.evicts {
             evict::evict(&self.folder, None);
@@ -212,6 +245,17 @@ impl ImageCache {
         self.folder.join("initramfs").join(name)
     }
 
+    /// Returns the path of the EROFS image of the image with this identity.
+    pub(crate) fn erofs_path(&self, identity: &str) -> PathBuf {
+        let name = erofs_key(identity) + ".erofs";
+        self.folder.join("erofs").join(name)
+    }
+
+    /// Returns the path of the archive of init alone.
+    fn init_path(&self) -> PathBuf {
+        self.folder.join("initramfs").join(init_name(self.init))
+    }
+
     /// Returns the path of the root folder of the image with this identity.
     pub(crate) fn root_path(&self, identity: &str) -> PathBuf {
         self.folder.join("rootfs").join(root::key(identity))
@@ -220,6 +264,11 @@ impl ImageCache {
     /// Returns the archive of the image with this identity, if it is there.
     pub(crate) fn kept_archive(&self, identity: &str) -> Result<Option<Archive>, Error> {
         Archive::open(&self.archive_path(identity))
+    }
+
+    /// Returns the EROFS image of the image with this identity, if it is there.
+    pub(crate) fn kept_erofs(&self, identity: &str) -> Result<Option<Erofs>, Error> {
+        Erofs::open(&self.erofs_path(identity))
     }
 
     /// Returns the root folder of the image with this identity, if it is there.
@@ -263,98 +312,73 @@ impl ImageCache {
         image: impl FnOnce() -> Result<I, E>,
     ) -> Result<Archive, E> {
         let path = self.archive_path(identity);
-        let found = publish::find(path.with_extension("partial"), || Archive::open(&path));
-        let partial = match found? {
-            Found::There(archive) => return Ok(archive),
-            Found::Missing(partial) => partial,
-        };
-        match image() {
-            Ok(image) => {
-                let archive = make(image.borrow(), self.init, partial, &path)?;
-                self.evict();
-                Ok(archive)
-            }
-            Err(error) => {
-                let _ = partial.discard();
-                Err(error)
-            }
+        let (archive, made) = Archive::open_or_make(&path, image, |image, file| {
+            let limits = Limits {
+                archive: LARGEST,
+                ..Limits::default()
+            };
+            write(image, self.init, Compression::None, &limits, file, &path).map(drop)
+        })?;
+        if made {
+            self.evict();
         }
+        Ok(archive)
+    }
+
+    /// Returns the image's EROFS image, made where it isn't there; `making` is called before that.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept.
+    pub fn erofs(&self, image: &Image, making: impl FnOnce()) -> Result<Erofs, Error> {
+        let path = self.erofs_path(&image.identity);
+        let image = || {
+            making();
+            Ok::<_, Error>(image)
+        };
+        let (erofs, made) = Erofs::open_or_make(&path, image, |image, file| {
+            file::write_erofs_to(image, file, &path).map(drop)
+        })?;
+        if made {
+            self.evict();
+        }
+        Ok(erofs)
+    }
+
+    /// Returns the archive of init alone, made where it isn't there: a guest that maps its image boots from it.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made or kept.
+    pub fn init_archive(&self) -> Result<Archive, Error> {
+        let nothing = || {
+            Ok::<_, Error>(Image {
+                identity: String::new(),
+                config: Config::default(),
+                root: ImageRoot::Layers(Vec::new()),
+            })
+        };
+        let path = self.init_path();
+        let (archive, made) = Archive::open_or_make(&path, nothing, |image, file| {
+            let limits = Limits::default();
+            write(image, self.init, Compression::None, &limits, file, &path).map(drop)
+        })?;
+        if made {
+            self.evict();
+        }
+        Ok(archive)
     }
 }
 
-fn make(image: &Image, init: &Init, partial: Partial, path: &Path) -> Result<Archive, Error> {
-    let limits = Limits {
-        archive: LARGEST,
-        ..Limits::default()
-    };
-    let file = partial.make(path, |file| {
-        write(image, init, Compression::None, &limits, file, path).map(drop)
-    })?;
-    let held = publish::hold_open(file, path)?;
-    Archive::of(held.ok_or_else(|| removed(path))?, path)
+/// Holds the EROFS image at a path in the cache, which a recipe has; `None` where it isn't there, or damaged.
+pub(crate) fn hold_erofs(path: &Path) -> Result<Option<Erofs>, Error> {
+    Erofs::open(path)
 }
 
 /// Returns the error of an entry that was made, and is not there.
 pub(crate) fn removed(path: &Path) -> Error {
     let removed = io::Error::other("it was removed again: run it once more");
     failed("read", path)(removed).into()
-}
-
-/// An archive, which stays in the cache as long as this value is held.
-#[derive(Debug)]
-pub struct Archive {
-    /// Path of the archive.
-    pub path: PathBuf,
-    /// Size in bytes.
-    pub size: u64,
-    /// Number of its files, folders and links.
-    pub files: u64,
-    _lock: Held,
-}
-
-/// An archive's file, which its lock keeps in the cache.
-#[derive(Debug)]
-struct Held(File);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // A process that another thread has just forked has the file open too, until it executes a program: closing is not enough.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
-
-impl Archive {
-    /// Opens the archive of this name, if there is a whole one.
-    fn open(path: &Path) -> Result<Option<Archive>, Error> {
-        let held = publish::hold(path)?;
-        held.map(|file| Archive::of(file, path)).transpose()
-    }
-
-    /// Makes the archive of a file that is held.
-    fn of(file: File, path: &Path) -> Result<Archive, Error> {
-        let size = file.metadata().map(|metadata| metadata.len());
-        let files = rootfs::inodes(&file).map_err(failed("read", path))?;
-        Ok(Archive {
-            path: path.to_owned(),
-            size: size.map_err(failed("read", path))?,
-            files: files.unwrap_or_default(),
-            _lock: Held(file),
-        })
-    }
-
-    /// Returns the size of the memory, in bytes, that a guest with this archive gets by default.
-    pub fn default_memory(&self) -> u64 {
-        room::default_memory(self.size, self.files)
-    }
-
-    /// Checks that a guest with `memory` bytes of memory holds this archive's files.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoRoom`](crate::Error::NoRoom) where it doesn't.
-    pub fn check_memory(&self, memory: u64) -> Result<(), crate::Error> {
-        room::check_memory(self.size, self.files, memory)
-    }
 }
 
 fn write(
@@ -390,6 +414,18 @@ fn key(identity: &str, init: &Init) -> String {
     key_of(&parts.map(str::as_bytes))
 }
 
+/// Returns the key of the EROFS image of an image.
+fn erofs_key(identity: &str) -> String {
+    let parts = ["erofs", EROFS_FORMAT, identity];
+    key_of(&parts.map(str::as_bytes))
+}
+
+/// Returns the name of the archive of this init alone.
+fn init_name(init: &Init) -> String {
+    let parts = ["init", FORMAT, init.digest];
+    format!("{OF_INIT}{}.cpio", key_of(&parts.map(str::as_bytes)))
+}
+
 /// Returns a key for what is made of these parts.
 pub(crate) fn key_of(parts: &[&[u8]]) -> String {
     let mut fields = Vec::new();
@@ -403,7 +439,8 @@ pub(crate) fn key_of(parts: &[&[u8]]) -> String {
 #[cfg(test)]
 mod tests {
     use minivm_image::Root;
-    use std::fs;
+    use rustix::fs::{FlockOperation, flock};
+    use std::fs::{self, File};
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
@@ -470,6 +507,123 @@ mod tests {
         let mut made = false;
         let again = place.images.archive(&place.image, || made = true).unwrap();
         assert!(made && again.size == archive.size);
+    }
+
+    #[test]
+    fn an_erofs_image_is_made_once_and_is_its_owners_alone() {
+        let place = Place::new();
+        let mut made = 0;
+        for _ in 0..2 {
+            let erofs = place.images.erofs(&place.image, || made += 1).unwrap();
+            assert_eq!(fs::metadata(&erofs.path).unwrap().len(), erofs.size);
+            assert_eq!(mode(&erofs.path), 0o600);
+            assert_eq!(place.images.clear(&[]).unwrap(), 0, "it is held");
+        }
+        assert_eq!(made, 1);
+        assert_eq!(place.names("cache/erofs").len(), 1);
+        assert!(place.images.clear(&[]).unwrap() > 0);
+        assert_eq!(place.names("cache/erofs").len(), 0);
+    }
+
+    #[test]
+    fn an_erofs_image_that_is_damaged_is_made_again() {
+        let place = Place::new();
+        let path = place.images.erofs(&place.image, || {}).unwrap().path;
+        let whole = fs::read(&path).unwrap();
+        let mut changed = whole.clone();
+        changed[1100] ^= 1;
+        let zeros = vec![0; whole.len()];
+        let text = b"something else";
+        for damaged in [
+            &[],
+            &whole[..whole.len() - 4096],
+            &changed[..],
+            &zeros,
+            text,
+        ] {
+            fs::write(&path, damaged).unwrap();
+            let mut made = false;
+            place.images.erofs(&place.image, || made = true).unwrap();
+            assert!(made, "{} bytes", damaged.len());
+            assert!(fs::read(&path).unwrap() == whole);
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_an_erofs_image_is_begun_anew() {
+        let place = Place::new();
+        let path = place.images.erofs_path(&place.image.identity);
+        let whole = place.images.erofs(&place.image, || {}).unwrap().path;
+        let whole = fs::read(whole).unwrap();
+        fs::remove_file(&path).unwrap();
+        // As a process leaves it that was killed.
+        fs::write(path.with_extension("partial"), vec![b'x'; 2 * whole.len()]).unwrap();
+        place.images.erofs(&place.image, || {}).unwrap();
+        assert!(fs::read(&path).unwrap() == whole);
+        assert_eq!(place.names("cache/erofs").len(), 1);
+    }
+
+    #[test]
+    fn init_has_an_archive_of_its_own() {
+        let place = Place::new();
+        let path = place.images.init_archive().unwrap().path;
+        let again = place.images.init_archive().unwrap();
+        assert_eq!((&again.path, again.files), (&path, 0));
+        let mut unpack = minivm_guest::unpack::Unpack::new(File::open(&path).unwrap());
+        let mut names = Vec::new();
+        while let Some(entry) = unpack.next().unwrap() {
+            names.push(entry.name);
+        }
+        let names: Vec<_> = names.iter().map(|name| name.to_str().unwrap()).collect();
+        assert_eq!(
+            names,
+            [
+                ".minivm",
+                ".minivm/manifest",
+                "init",
+                ".",
+                ".minivm/complete"
+            ]
+        );
+        let whole = place.images.archive(&place.image, || {}).unwrap();
+        assert_ne!(whole.path, path);
+    }
+
+    #[test]
+    fn a_machine_gets_the_root_that_its_kernel_can_have() {
+        let place = Place::new();
+        let kernel = place.folder.path().join("vmlinux");
+        let open = || {
+            let mut made = Vec::new();
+            let making = &mut |format| made.push(format);
+            let root = MachineRoot::open(&place.image, &place.images, &kernel, making).unwrap();
+            (root, made)
+        };
+        let (root, made) = open();
+        assert_eq!((root.image(), root.page_structures()), (None, 0));
+        assert!(root.check_memory(64 << 20).is_err(), "the image takes some");
+        assert_eq!(made, [RootFormat::Initramfs]);
+        assert!(!place.folder.path().join("cache/erofs").exists());
+        drop(root);
+        place.images.clear(&[]).unwrap();
+        mapping::write_able_config(&kernel.with_file_name("config"));
+        let (root, made) = open();
+        assert_eq!(made, [RootFormat::Erofs]);
+        assert_eq!(root.page_structures(), 1 << 20);
+        assert_eq!(root.default_memory(), 256 << 20);
+        root.check_memory(64 << 20).unwrap();
+        let of_init = place.images.init_archive().unwrap();
+        assert_eq!(root.initramfs(), of_init.path);
+        let image = root.image().unwrap().to_owned();
+        assert_eq!(
+            image.parent(),
+            Some(&*place.folder.path().join("cache/erofs"))
+        );
+        assert_eq!(place.names("cache/initramfs").len(), 1, "no other archive");
+        assert_eq!(open().1, []);
+        drop(of_init);
+        place.images.clear(&[]).unwrap();
+        assert!(image.exists() && root.initramfs().exists(), "they are held");
     }
 
     #[test]
@@ -554,13 +708,18 @@ mod tests {
         let initramfs = cache.path().join("initramfs");
         fs::create_dir_all(&blobs).unwrap();
         fs::create_dir_all(&initramfs).unwrap();
+        fs::create_dir_all(cache.path().join("erofs")).unwrap();
         fs::create_dir_all(cache.path().join("kernel")).unwrap();
+        fs::write(cache.path().join("erofs/c.erofs"), [0; 5]).unwrap();
+        fs::write(cache.path().join("erofs/kept.erofs"), [0; 7]).unwrap();
         fs::write(blobs.join("a"), [0; 100]).unwrap();
         fs::write(initramfs.join("b.cpio"), [0; 20]).unwrap();
         fs::write(cache.path().join("kernel/vmlinux"), [0; 3]).unwrap();
         let held = File::create(blobs.join("pulled")).unwrap();
         flock(&held, FlockOperation::LockExclusive).unwrap();
-        assert_eq!(images.clear(&[]).unwrap(), 120);
+        let kept = cache.path().join("erofs/kept.erofs");
+        assert_eq!(images.clear(std::slice::from_ref(&kept)).unwrap(), 125);
+        assert!(kept.exists());
         assert!(blobs.join("pulled").exists());
         assert!(cache.path().join("kernel/vmlinux").exists());
         assert!(!blobs.join("a").exists() && !initramfs.join("b.cpio").exists());

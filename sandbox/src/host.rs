@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Backend, Chromium, Deno, Error, Gvisor, Microvm, Monty, Sandbox};
 use minivm_machine::Accel;
-use minivm_machine::images::{ImageCache, Unpack};
+use minivm_machine::images::{ImageCache, MachineRoot, Unpack};
 use minivm_machine::kernel;
 
 /// The parts of this host that sandboxes are made of.
@@ -29,8 +29,8 @@ impl Host {
         minivm.with_file_name("minivm-worker")
     }
 
-    /// Opens the sandbox of a backend. It first makes what the cache lacks: the image's archive for a microVM, its root folder for
-    /// gVisor.
+    /// Opens the sandbox of a backend. It first makes what the cache lacks: the image's archive or EROFS image for a microVM, its root
+    /// folder for gVisor.
     ///
     /// # Errors
     ///
@@ -53,13 +53,13 @@ impl Host {
     /// Those of [`open`](Self::open).
     pub fn microvm(&self) -> Result<Microvm, Error> {
         let image = self.image(Backend::Microvm)?;
-        let archive = image.archive(&self.image_cache(), &mut || {})?;
         let kernel = match &self.kernel {
             Some(kernel) => kernel.clone(),
             None => kernel::find()?,
         };
+        let root = MachineRoot::open(image, &self.image_cache(), &kernel, &mut |_| {})?;
         Ok(Microvm::new(
-            archive,
+            root,
             image.config().clone(),
             kernel,
             self.accel.clone(),

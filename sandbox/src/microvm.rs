@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use minivm_guest::channel::Request;
 use minivm_image::Config;
 use minivm_image::io_error::cannot;
-use minivm_machine::images::Archive;
+use minivm_machine::images::MachineRoot;
 use minivm_machine::jail::CpuGroup;
 use minivm_machine::printable::printable;
 use minivm_machine::session::BOOT_LIMIT;
@@ -28,10 +28,12 @@ pub struct Microvm {
     /// The image's name, as the user wrote it.
     image: String,
     config: Config,
-    /// The image's archive, which stays in the cache while this is open; `None` for a template, which holds its own.
-    archive: Option<Archive>,
-    /// The machine. Where it is made from an archive, a task may ask for another size of memory.
+    /// The image's files, which stay in the cache while this is open; `None` for a template, which holds its own.
+    root: Option<MachineRoot>,
+    /// The machine. Where it is made from an image, a task may ask for another size of memory.
     machine: MachineSpec,
+    /// Memory of the machine, in bytes, that its command doesn't have.
+    reserved: u64,
     accel: Accel,
     start: Start,
 }
@@ -47,13 +49,14 @@ enum Start {
 }
 
 impl Microvm {
-    /// Makes the sandbox of an image's archive and configuration.
-    pub fn new(archive: Archive, config: Config, kernel: PathBuf, accel: Accel) -> Self {
+    /// Makes the sandbox of an image's files and configuration.
+    pub fn new(root: MachineRoot, config: Config, kernel: PathBuf, accel: Accel) -> Self {
+        let reserved = root.page_structures();
         let machine = MachineSpec {
             kernel,
-            initramfs: archive.path.clone(),
-            image: None,
-            memory: archive.default_memory(),
+            initramfs: root.initramfs().to_owned(),
+            image: root.image().map(Path::to_owned),
+            memory: root.default_memory() + reserved,
             cpus: 1,
             rings: true,
             console: false,
@@ -62,8 +65,9 @@ impl Microvm {
         Microvm {
             image: String::new(),
             config,
-            archive: Some(archive),
+            root: Some(root),
             machine,
+            reserved,
             accel,
             start: Start::Boot,
         }
@@ -80,8 +84,9 @@ impl Microvm {
         Ok(Microvm {
             image: recipe.image,
             config: recipe.config,
-            archive: None,
+            root: None,
             machine: recipe.machine,
+            reserved: template.page_structures(),
             accel: template.accel(),
             start: Start::Template(templates, Box::new(template)),
         })
@@ -158,17 +163,17 @@ impl Microvm {
     /// [`Error::Machine`] where the image needs more memory, [`Error::Request`] where a named template has another size.
     pub fn recipe(&self, memory: Option<u64>, warm: Option<String>) -> Result<Recipe, Error> {
         let mut machine = self.machine.clone();
-        match (&self.archive, memory) {
+        let there = self.memory_of(&machine);
+        match (&self.root, memory) {
             (_, None) => {}
-            (Some(archive), Some(memory)) => {
-                archive.check_memory(memory)?;
-                machine.memory = memory;
+            (Some(root), Some(memory)) => {
+                root.check_memory(memory)?;
+                machine.memory = memory.saturating_add(self.reserved);
             }
-            (None, Some(memory)) if memory == machine.memory => {}
+            (None, Some(memory)) if memory == there => {}
             (None, Some(memory)) => {
                 return Err(Error::Request(format!(
-                    "the template has {} bytes of memory, and can't have {memory}",
-                    machine.memory
+                    "the template has {there} bytes of memory, and can't have {memory}"
                 )));
             }
         }
@@ -178,6 +183,11 @@ impl Microvm {
             config: self.config.clone(),
             warm,
         })
+    }
+
+    /// Returns the bytes of a machine's memory that its command has.
+    fn memory_of(&self, machine: &MachineSpec) -> u64 {
+        machine.memory.saturating_sub(self.reserved)
     }
 
     /// Returns the recipe of this machine and the request to its init that `task` becomes: all that another process needs to run the task.
@@ -293,7 +303,8 @@ impl Sandbox for Microvm {
         let code = matches!(task.program, Program::Code(_));
         let mut recipe = self.recipe(task.limits.memory, code.then(String::new))?;
         recipe.machine.cpu_quota = task.limits.cpu;
-        task.files.check_room(recipe.machine.memory)?;
+        let memory = self.memory_of(&recipe.machine);
+        task.files.check_room(memory)?;
         let request = task.request(&self.config)?;
         let (stop_signal, unknown) = self.stop_signal();
         let tail = code.then(Tail::default);
@@ -319,7 +330,7 @@ impl Sandbox for Microvm {
             max_output: task.limits.output,
             copy_in: task.files,
             copy_out: task.vm.copy_out,
-            max_copy_out: recipe.machine.memory,
+            max_copy_out: memory,
             copy_out_grace: task.vm.copy_out_grace,
             stop_signal,
             events: task.events,

@@ -17,7 +17,7 @@ use tar::{Builder, EntryType, Header};
 use super::bundle::{self, Container};
 use super::{Deno, Error, Microvm, Program, Task, gvisor, pyodide, python};
 use minivm_machine::Accel;
-use minivm_machine::images::{Archive, ImageCache};
+use minivm_machine::images::{Archive, ImageCache, MachineRoot};
 
 const LAUNCHER: &str = include_str!("../js/turducken.mjs");
 /// The version of the image's format. It changes where unchanged parts make another image.
@@ -58,7 +58,8 @@ impl Turducken {
 
     /// Makes the sandbox of the outermost machine.
     pub fn microvm(self, kernel: PathBuf, accel: Accel) -> Microvm {
-        Microvm::new(self.archive, Config::default(), kernel, accel)
+        let root = MachineRoot::Unpacked(self.archive);
+        Microvm::new(root, Config::default(), kernel, accel)
     }
 
     /// Makes the task of that machine: `runsc`, with the code on stdin.

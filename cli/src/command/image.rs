@@ -14,11 +14,11 @@ use minivm_image::{self, Digest, Options, Platform, Progress, Source};
 use minivm_machine::Accel;
 use minivm_machine::cache;
 use minivm_machine::fetch::{self, Fetched};
-use minivm_machine::images::{self, Archive, ImageCache, Unpack};
+use minivm_machine::images::{self, ImageCache, MachineRoot, RootFormat};
 use minivm_machine::kernel::{self, Missing};
 use minivm_machine::lab::Processor;
 use minivm_machine::printable::printable;
-use minivm_machine::templates::{Templates, lab};
+use minivm_machine::templates::{Listed, Templates, lab};
 use minivm_sandbox::Microvm;
 
 use super::{EXIT_ERROR, units};
@@ -130,10 +130,8 @@ pub(super) fn prune() -> anyhow::Result<ExitCode> {
     let templates = Templates::new(&cache);
     let (mut freed, unremoved) = templates.clear();
     left.extend(unremoved.into_iter().map(told));
-    // Those that have names, and live in a lab, are made anew from their archives.
-    let named = templates.list().unwrap_or_default().into_iter();
-    let recipes = named.filter(|left| left.lab).filter_map(|left| left.recipe);
-    let kept: Vec<_> = recipes.map(|recipe| recipe.machine.initramfs).collect();
+    let named = templates.list().unwrap_or_default();
+    let kept: Vec<_> = named.iter().flat_map(Listed::needs).collect();
     let cleared = ImageCache::new(&cache).sweep(&kept);
     freed += cleared.freed;
     left.extend(cleared.left.into_iter().map(told));
@@ -219,25 +217,30 @@ pub(super) fn open_for(
     fetch::open(source, images, &options, &bars).map_err(explain_full)
 }
 
-/// The image's archive, made where it isn't there.
-fn archive(
+/// The image's files for machines with this kernel, made where they aren't there.
+fn root(
     source: &Source,
     quiet: bool,
     image: &Fetched,
     images: &ImageCache,
-) -> anyhow::Result<Archive> {
+    kernel: &Path,
+) -> anyhow::Result<MachineRoot> {
     let mut spinner = None;
-    let archive = image.archive(images, &mut || {
-        spinner = making("an initramfs", source, quiet)
+    let root = MachineRoot::open(image, images, kernel, &mut |format| {
+        let made = match format {
+            RootFormat::Initramfs => "an initramfs",
+            RootFormat::Erofs => "an EROFS image",
+        };
+        spinner = making(made, source, quiet);
     });
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
-    archive.map_err(explain_full)
+    root.map_err(explain_full)
 }
 
 /// Machines of the image with this kernel, or with the one that `cargo xtask setup` has made. `accel` is asked for where they run once
-/// the archive is there.
+/// the image's files are there.
 pub(super) fn microvm(
     source: &Source,
     image: Fetched,
@@ -258,12 +261,12 @@ pub(super) fn microvm_for(
     accel: impl FnOnce() -> anyhow::Result<Accel>,
 ) -> anyhow::Result<Microvm> {
     let images = image_cache()?.for_guests_of(platform)?;
-    let archive = archive(source, quiet, &image, &images)?;
     let kernel = match kernel {
         Some(kernel) => kernel.to_owned(),
         None => kernel_for(platform)?,
     };
-    let microvm = Microvm::new(archive, image.config().clone(), kernel, accel()?);
+    let root = root(source, quiet, &image, &images, &kernel)?;
+    let microvm = Microvm::new(root, image.config().clone(), kernel, accel()?);
     Ok(microvm.called(source.to_string()))
 }
 

@@ -126,6 +126,7 @@ fn row(image: &CachedImage) -> Value {
         "stored": image.stored,
         "complete": image.is_whole,
         "initramfs": image.initramfs,
+        "erofs": image.erofs,
         "rootfs": image.rootfs,
         "templates": image.templates,
     })

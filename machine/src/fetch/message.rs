@@ -45,6 +45,8 @@ pub(super) struct Job {
 pub(super) enum Form {
     /// The cache's archive.
     Archive,
+    /// The cache's EROFS image.
+    Erofs,
     /// The cache's root folder.
     Root,
     /// A file of the user's.

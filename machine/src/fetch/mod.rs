@@ -10,7 +10,7 @@
 //!   docker login's credential         ◀────────▶  asked for when the registry wants one
 //!   a container engine's archive      ◀────────▶  its id; the archive through a pipe
 //!                                     ◀─────────  opened: identity, configuration
-//!   archive, root folder or file      ─────────▶  makes it in the cache, or writes it to the descriptor it got
+//!   archive, EROFS image, folder, file ────────▶  makes it in the cache, or writes it to the descriptor it got
 //!   opens the entry by its own path   ◀─────────  made
 //! ```
 //!
@@ -35,7 +35,7 @@ mod reach;
 
 use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -45,7 +45,7 @@ use minivm_image::rootfs::Summary;
 use minivm_image::{Config, Known, Options, Progress, Pull, Source, Unwatched};
 
 use crate::child::Role;
-use crate::images::{self, Archive, Format, ImageCache, Root, Unpack};
+use crate::images::{self, Archive, Erofs, Format, ImageCache, Root, Unpack};
 use crate::output_path::Output;
 
 use broker::{Fetcher, Opened};
@@ -263,30 +263,25 @@ impl Fetched {
         }
     }
 
-    fn keep_archive(
+    /// Returns an entry of the cache: the one that `find` finds by the image's identity, made in this form where it isn't there. `path`
+    /// returns its place.
+    fn keep<T>(
         &self,
         images: &ImageCache,
+        form: &Form,
         making: &mut dyn FnMut(),
-    ) -> Result<Archive, Error> {
-        if let Some(archive) = images.kept_archive(&self.identity)? {
+        find: fn(&ImageCache, &str) -> Result<Option<T>, images::Error>,
+        path: fn(&ImageCache, &str) -> PathBuf,
+    ) -> Result<T, images::Error> {
+        if let Some(entry) = find(images, &self.identity)? {
             self.let_go();
-            return Ok(archive);
+            return Ok(entry);
         }
-        self.make(images, &Form::Archive, None, making, |identity, _| {
-            let made = images.kept_archive(identity)?;
-            made.ok_or_else(|| images::removed(&images.archive_path(identity)).into())
-        })
-    }
-
-    fn keep_root(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Root, Error> {
-        if let Some(root) = images.kept_root(&self.identity)? {
-            self.let_go();
-            return Ok(root);
-        }
-        self.make(images, &Form::Root, None, making, |identity, _| {
-            let made = images.kept_root(identity)?;
-            made.ok_or_else(|| images::removed(&images.root_path(identity)).into())
-        })
+        let made = self.make(images, form, None, making, |identity, _| {
+            let made = find(images, identity)?;
+            made.ok_or_else(|| images::removed(&path(images, identity)).into())
+        });
+        Ok(made?)
     }
 }
 
@@ -300,10 +295,17 @@ impl Unpack for Fetched {
         images: &ImageCache,
         making: &mut dyn FnMut(),
     ) -> Result<Archive, images::Error> {
-        Ok(self.keep_archive(images, making)?)
+        let (find, path) = (ImageCache::kept_archive, ImageCache::archive_path);
+        self.keep(images, &Form::Archive, making, find, path)
+    }
+
+    fn erofs(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Erofs, images::Error> {
+        let (find, path) = (ImageCache::kept_erofs, ImageCache::erofs_path);
+        self.keep(images, &Form::Erofs, making, find, path)
     }
 
     fn root(&self, images: &ImageCache, making: &mut dyn FnMut()) -> Result<Root, images::Error> {
-        Ok(self.keep_root(images, making)?)
+        let (find, path) = (ImageCache::kept_root, ImageCache::root_path);
+        self.keep(images, &Form::Root, making, find, path)
     }
 }

@@ -168,6 +168,10 @@ impl Service {
                 let archive = images.archive(image, making)?;
                 Ok((Summary::default(), Made::Archive(archive)))
             }
+            Form::Erofs => {
+                let erofs = self.images.erofs(image, making)?;
+                Ok((Summary::default(), Made::Erofs(erofs)))
+            }
             Form::Root => {
                 let root = self.images.root(image, making)?;
                 Ok((Summary::default(), Made::Root(root)))
@@ -198,6 +202,7 @@ impl Service {
 /// A form of the image that was made: an entry of the cache is in use as long as its value lives.
 enum Made {
     Archive(#[expect(dead_code, reason = "it is held")] images::Archive),
+    Erofs(#[expect(dead_code, reason = "it is held")] images::Erofs),
     Root(#[expect(dead_code, reason = "it is held")] images::Root),
     Written,
 }

@@ -1,4 +1,4 @@
-//! The files that a fetcher reaches behind its walls: the cache's folders of images, archives and roots; its image; and for a registry's,
+//! The files that a fetcher reaches behind its walls: the cache's folders of images and of what is made of them; its image; and for a registry's,
 //! what requests need.
 //!
 //! The rest of the cache stays closed: kernels, tools and templates are what this host's user runs.
@@ -11,7 +11,7 @@ use minivm_image::{Source, publish};
 use crate::confine::Reach;
 
 /// The folders of the cache that the fetcher fills.
-const FOLDERS: [&str; 3] = ["images", "initramfs", "rootfs"];
+const FOLDERS: [&str; 4] = ["images", "initramfs", "erofs", "rootfs"];
 /// Devices that are read: nothing, and random numbers, where the C library has no call for them.
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/random", "/dev/urandom"];
 /// Files and folders that requests to registries need: name servers, the domain to search, and root certificates as distributions have

@@ -1,8 +1,8 @@
 //! Eviction: the cache is kept within a limit, and what was used longest ago is removed.
 //!
-//! Eviction runs when something was put into the cache, and never before something is used. Images, archives, folders and the
-//! templates without a name count, each with the size of its file or the size in its lock's file, so that no tree is walked.
-//! Kernels and tools don't count, nor do templates with names and the archives that those need: the user has asked for them.
+//! Eviction runs when something was put into the cache, and never before something is used. Images, archives, EROFS images, folders and
+//! the templates without a name count, each with the size of its file or the size in its lock's file, so that no tree is walked.
+//! Kernels and tools don't count, nor do templates with names and the files that those need: the user has asked for them.
 //!
 //! A file's modification time is that of its last use; for a folder that of its lock counts, and for a template that of its
 //! record. An entry that is used has its lock held, and stays. An entry that is larger than the limit goes first, as soon as it
@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime};
 use minivm_image::Store;
 use minivm_image::publish::{Lock, tree};
 
-use super::{ImageCache, root};
-use crate::templates::{self, Templates};
+use super::{ImageCache, MADE, root};
+use crate::templates::{self, Listed, Templates};
 
 /// How many bytes the cache may hold by default.
 pub const LIMIT: u64 = 10 << 30;
@@ -66,8 +66,8 @@ struct Entry {
 enum What {
     /// A file of an image.
     Image(PathBuf),
-    /// An archive, or the beginning of one.
-    Archive(PathBuf),
+    /// An archive or an EROFS image, or the beginning of one.
+    Made(PathBuf),
     Root(PathBuf),
     Template(String),
 }
@@ -122,7 +122,7 @@ impl<'a> Cache<'a> {
                 let alone = self.alone.get_or_insert_with(hold);
                 alone.is_some() && tree::remove_if_unlocked(path)
             }
-            What::Archive(path) => tree::remove_if_unlocked(path),
+            What::Made(path) => tree::remove_if_unlocked(path),
             What::Root(path) => root::remove_unused(path).1,
             What::Template(name) if spared == Some(name) => false,
             What::Template(name) => matches!(
@@ -144,13 +144,15 @@ impl<'a> Cache<'a> {
                 used: used.checked_add(LATER).unwrap_or(used),
             }));
         }
-        let found = files(&self.folder.join("initramfs"));
-        let found = found.filter(|(path, ..)| !kept.contains(path));
-        entries.extend(found.map(|(path, size, used)| Entry {
-            what: What::Archive(path),
-            size,
-            used,
-        }));
+        for folder in MADE {
+            let found = files(&self.folder.join(folder));
+            let found = found.filter(|(path, ..)| !kept.contains(path));
+            entries.extend(found.map(|(path, size, used)| Entry {
+                what: What::Made(path),
+                size,
+                used,
+            }));
+        }
         let roots = root::all(&self.folder.join("rootfs")).unwrap_or_default();
         entries.extend(roots.into_iter().filter_map(|path| {
             let (used, size) = root::used(&path).ok()?;
@@ -160,13 +162,10 @@ impl<'a> Cache<'a> {
         entries
     }
 
-    /// Returns the templates without a name, and the archives of which the others are made anew in a lab.
+    /// Returns the templates without a name, and the files that the others need.
     fn templates(&self) -> (Vec<Entry>, HashSet<PathBuf>) {
         let all = self.templates.list().unwrap_or_default();
-        let archives = all.iter().filter(|template| template.lab);
-        let archives = archives.filter_map(|template| template.recipe.as_ref());
-        let kept = archives.map(|recipe| recipe.machine.initramfs.clone());
-        let kept = kept.collect();
+        let kept = all.iter().flat_map(Listed::needs).collect();
         let unnamed = all.into_iter().filter(|template| template.is_unnamed());
         let entries = unnamed.filter_map(|template| {
             Some(Entry {

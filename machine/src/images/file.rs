@@ -81,7 +81,7 @@ pub(crate) fn write_erofs(
 }
 
 /// Writes an EROFS image to an empty file, which is or will be at `path`.
-fn write_erofs_to(image: &Image, file: &File, path: &Path) -> Result<Summary, Error> {
+pub(super) fn write_erofs_to(image: &Image, file: &File, path: &Path) -> Result<Summary, Error> {
     let written = rootfs::write_erofs(image, &Limits::default(), file);
     written.map_err(|error| match error {
         rootfs::Error::Write(source) => failed("write", path)(source).into(),

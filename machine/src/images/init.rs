@@ -8,7 +8,7 @@ use super::Error;
 #[derive(Debug)]
 pub struct Init {
     /// The architecture of its guests, as in images' platforms.
-    architecture: &'static str,
+    pub(super) architecture: &'static str,
     /// The program, a static ELF file.
     pub program: &'static [u8],
     /// The program's digest, which `build.rs` has made: it would take a millisecond of each run.

@@ -1,7 +1,8 @@
 //! The list of the cache's images: those that were pulled, and what was made of these and of others.
 //!
-//! Archives and root folders are named by hashes of the identities of their images. So what was made of a pulled image, or of one that
-//! an engine saved, is found by that; an archive of another image has its own row, with the names by which templates know it.
+//! Archives, EROFS images and root folders are named by hashes of the identities of their images. So what was made of a pulled image, or of
+//! one that an engine saved, is found by that; an archive or EROFS image of another image has its own row, with the names by which
+//! templates know it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use minivm_image::inventory::{Others, Stored, Tagged};
 use minivm_image::{Digest, Platform};
 
 use super::evict::files;
-use super::{ImageCache, Init, key, root};
+use super::{ImageCache, Init, MADE, erofs_key, init_name, key, root};
+use crate::MachineSpec;
 use crate::templates::{Listed, Templates, lab};
 
 /// All that the cache has of images.
@@ -43,6 +45,8 @@ pub struct CachedImage {
     pub is_whole: bool,
     /// Bytes of its archives.
     pub initramfs: u64,
+    /// Bytes of its EROFS image.
+    pub erofs: u64,
     /// Bytes of its root folder.
     pub rootfs: u64,
     /// Bytes of its templates that have no name.
@@ -51,7 +55,7 @@ pub struct CachedImage {
     pub(super) tags: Vec<Tagged>,
     /// What is removed with it, in this order.
     pub(super) parts: Vec<Part>,
-    /// A template with a name that is made anew of its archive.
+    /// A template with a name that needs what was made of it.
     pub(super) needed_by: Option<String>,
 }
 
@@ -99,7 +103,7 @@ impl CachedImage {
 
     /// Returns the bytes of all that was made of it.
     pub fn made(&self) -> u64 {
-        self.initramfs + self.rootfs + self.templates
+        self.initramfs + self.erofs + self.rootfs + self.templates
     }
 
     /// Returns the first digits of its id, as Docker prints them.
@@ -137,7 +141,7 @@ impl CachedImage {
     }
 }
 
-/// An archive or a root folder.
+/// An archive, an EROFS image or a root folder.
 struct Entry {
     path: PathBuf,
     size: u64,
@@ -146,11 +150,11 @@ struct Entry {
 
 /// What was made of images.
 struct Made {
-    folder: PathBuf,
     /// Archives by their keys, which are their names.
     archives: BTreeMap<String, Entry>,
+    erofs: BTreeMap<String, Entry>,
     roots: BTreeMap<String, Entry>,
-    /// Templates by the keys of their archives, which needn't be there.
+    /// Templates by the keys of their EROFS images, or archives, which needn't be there.
     templates: BTreeMap<String, Vec<Listed>>,
     /// The sizes of files whose names are no keys.
     strangers: Vec<u64>,
@@ -160,30 +164,20 @@ impl Made {
     /// Looks at the cache in `folder`.
     fn of(folder: &Path) -> Made {
         let mut made = Made {
-            folder: folder.join("initramfs"),
             archives: BTreeMap::new(),
+            erofs: BTreeMap::new(),
             roots: BTreeMap::new(),
             templates: BTreeMap::new(),
             strangers: Vec::new(),
         };
-        made.find_archives();
+        let [initramfs, erofs] = MADE.map(|name| folder.join(name));
+        (made.archives, made.strangers) = find(&initramfs, "cpio");
+        let (found, strangers) = find(&erofs, "erofs");
+        made.erofs = found;
+        made.strangers.extend(strangers);
         made.find_roots(&folder.join("rootfs"));
         made.find_templates(folder);
         made
-    }
-
-    fn find_archives(&mut self) {
-        for (path, size, used) in files(&self.folder) {
-            match key_in(&path, "cpio") {
-                Some(key) => {
-                    let used = Some(used);
-                    self.archives.insert(key, Entry { path, size, used });
-                }
-                // One that is being made.
-                None if key_in(&path, "partial").is_some() => {}
-                None => self.strangers.push(size),
-            }
-        }
     }
 
     fn find_roots(&mut self, folder: &Path) {
@@ -202,12 +196,8 @@ impl Made {
         let mut all = Templates::new(cache).list().unwrap_or_default();
         all.extend(lab::kept(cache).into_iter().map(Listed::of_kept_lab));
         for template in all {
-            let archive = template
-                .recipe
-                .as_ref()
-                .map(|recipe| &recipe.machine.initramfs);
-            let archive = archive.filter(|path| path.parent() == Some(&self.folder));
-            if let Some(key) = archive.and_then(|path| key_in(path, "cpio")) {
+            let machine = template.recipe.as_ref().map(|recipe| &recipe.machine);
+            if let Some(key) = machine.and_then(|machine| key_of_image(machine, cache)) {
                 self.templates.entry(key).or_default().push(template);
             }
         }
@@ -218,8 +208,9 @@ impl Made {
         let mut image = CachedImage::of(stored);
         let content = std::mem::take(&mut image.parts);
         for init in Init::all() {
-            self.take_archive(&key(&image.id, init), &mut image);
+            self.take_file(&key(&image.id, init), &mut image);
         }
+        self.take_file(&erofs_key(&image.id), &mut image);
         if let Some(root) = cache.root_path(&image.id).file_name() {
             self.take_root(&root.to_string_lossy(), &mut image);
         }
@@ -235,11 +226,12 @@ impl Made {
             is_whole: true,
             ..CachedImage::default()
         };
-        let keys = self.archives.keys().chain(self.templates.keys());
+        let keys = self.archives.keys().chain(self.erofs.keys());
+        let keys = keys.chain(self.templates.keys());
         let mut images: BTreeMap<String, CachedImage> =
             keys.map(|key| (key.clone(), unknown(key))).collect();
         for (key, image) in &mut images {
-            self.take_archive(key, image);
+            self.take_file(key, image);
         }
         let mut images: Vec<_> = images.into_values().collect();
         let roots: Vec<_> = self.roots.keys().cloned().collect();
@@ -251,12 +243,18 @@ impl Made {
         images
     }
 
-    fn take_archive(&mut self, key: &str, image: &mut CachedImage) {
+    /// Adds the archive or EROFS image of this key to an image, with the templates of it.
+    fn take_file(&mut self, key: &str, image: &mut CachedImage) {
         for template in self.templates.remove(key).unwrap_or_default() {
             self.take_template(template, image);
         }
         if let Some(Entry { path, size, used }) = self.archives.remove(key) {
             image.initramfs += size;
+            image.use_at(used);
+            image.parts.push(Part::File(path));
+        }
+        if let Some(Entry { path, size, used }) = self.erofs.remove(key) {
+            image.erofs += size;
             image.use_at(used);
             image.parts.push(Part::File(path));
         }
@@ -277,8 +275,8 @@ impl Made {
                 image.use_at(template.used);
                 image.parts.push(Part::Template(template.name));
             }
-            false if template.lab => image.needed_by = Some(template.name),
-            false => {}
+            false if template.needs().is_empty() => {}
+            false => image.needed_by = Some(template.name),
         }
     }
 
@@ -289,6 +287,36 @@ impl Made {
             image.parts.push(Part::Root(path));
         }
     }
+}
+
+/// Returns the files in a folder whose names are keys with this extension, and the sizes of others. Archives of init alone are neither:
+/// they belong to no image, and to all.
+fn find(folder: &Path, extension: &str) -> (BTreeMap<String, Entry>, Vec<u64>) {
+    let of_init: Vec<_> = Init::all().iter().map(init_name).collect();
+    let (mut found, mut strangers) = (BTreeMap::new(), Vec::new());
+    for (path, size, used) in files(folder) {
+        match key_in(&path, extension) {
+            Some(key) => {
+                let used = Some(used);
+                found.insert(key, Entry { path, size, used });
+            }
+            // One that is being made.
+            None if key_in(&path, "partial").is_some() => {}
+            None if of_init.iter().any(|name| path.ends_with(name)) => {}
+            None => strangers.push(size),
+        }
+    }
+    (found, strangers)
+}
+
+/// Returns the key of the file that was made of a machine's image, if it is one of the cache's.
+fn key_of_image(machine: &MachineSpec, cache: &Path) -> Option<String> {
+    let (path, folder, extension) = match &machine.image {
+        Some(image) => (image, "erofs", "erofs"),
+        None => (&machine.initramfs, "initramfs", "cpio"),
+    };
+    let is_there = path.parent() == Some(&cache.join(folder));
+    is_there.then(|| key_in(path, extension)).flatten()
 }
 
 /// Returns the key that a file or folder has for its name, before this extension.

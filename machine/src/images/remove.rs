@@ -40,7 +40,7 @@ pub enum Unremoved {
     InUse(String),
     /// A template with a name needs the image.
     #[error(
-        "{image} stays, for the template {template} is made anew of it: `minivm template rm {template}` removes that"
+        "{image} stays, for the template {template} needs it: `minivm template rm {template}` removes that"
     )]
     Needed {
         /// The image.

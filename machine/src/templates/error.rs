@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use minivm_image::io_error::FileError;
 
+use crate::images;
+
 /// The most characters of a name.
 pub(super) const NAME_MAX: usize = 64;
 
@@ -35,12 +37,15 @@ pub enum Error {
     /// Its record can't be read.
     #[error("the template {0} is damaged: `minivm template rm {0}` removes it")]
     Damaged(String),
-    /// The image's archive, of which a lab would make it, is gone.
+    /// The image's archive, of which a lab would make it, or the EROFS image that its guest maps, is gone.
     #[error(
-        "the archive of the template's image is gone, {}: `minivm template rm` removes the template, and then it can be created again",
+        "the template's image is gone from the cache, {}: `minivm template rm` removes the template, and then it can be created again",
         .0.display()
     )]
-    Archive(PathBuf, #[source] io::Error),
+    Image(PathBuf, #[source] io::Error),
+    /// The image that the template's guest maps can't be opened.
+    #[error(transparent)]
+    Cache(Box<images::Error>),
     /// A file or folder can't be read, written or locked.
     #[error(transparent)]
     File(#[from] FileError),

@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::images::ImageCache;
+use crate::images::{self, Erofs, ImageCache};
 use crate::jail::CpuGroup;
 use crate::template::{ResumeOptions, Saved};
 use crate::{Accel, Link, Watch};
@@ -81,6 +81,8 @@ pub struct Template {
     pub made: SystemTime,
     /// Its machine, saved on this host; `None` where the machine is in a lab ([`lab`]).
     pub saved: Option<Saved>,
+    /// The image that its guest maps, which stays in the cache as long as this value is held.
+    mapped: Option<Erofs>,
 }
 
 impl Template {
@@ -90,6 +92,11 @@ impl Template {
             Some(_) => Accel::Kvm,
             None => Accel::lab("/proc/self/exe"),
         }
+    }
+
+    /// Returns the memory of its machine, in bytes, that no command has: what the kernel needs to know of a mapped image's pages.
+    pub fn page_structures(&self) -> u64 {
+        self.mapped.as_ref().map_or(0, Erofs::page_structures)
     }
 }
 
@@ -160,11 +167,13 @@ impl Templates {
         let recipe = recipe.clone().with_absolute_kernel()?;
         let key = recipe.key()?;
         if let Accel::Lab { .. } = accel {
+            let mapped = mapped(&recipe)?;
             lab::connect_or_start(&recipe, &key, &self.cache)?;
             return Ok(Template {
                 recipe,
                 made: SystemTime::now(),
                 saved: None,
+                mapped,
             });
         }
         let began = Instant::now();
@@ -190,7 +199,7 @@ impl Templates {
     ///
     /// # Errors
     ///
-    /// [`Error::Machine`] where this host can't restore the machine or bound it, or the lab has none; [`Error::Archive`] where a lab would lack the
+    /// [`Error::Machine`] where this host can't restore the machine or bound it, or the lab has none; [`Error::Image`] where a lab would lack the
     /// image's archive; [`Error::File`] where the kernel's metadata can't be read.
     pub fn resume(&self, template: &Template, options: ResumeOptions) -> Result<Link, Error> {
         Ok(match &template.saved {
@@ -202,7 +211,7 @@ impl Templates {
                 let archive = &template.recipe.machine.initramfs;
                 // Checked here: a lab that can't be made is kept for a while to report it, see `lab`.
                 if let Err(source) = fs::metadata(archive) {
-                    return Err(Error::Archive(archive.clone(), source));
+                    return Err(Error::Image(archive.clone(), source));
                 }
                 let key = template.recipe.key()?;
                 lab::connect_or_start(&template.recipe, &key, &self.cache)?
@@ -215,7 +224,7 @@ impl Templates {
     /// # Errors
     ///
     /// [`Error::Damaged`] where its record can't be read; [`Error::Snapshot`] where its snapshot is damaged, of another version or not
-    /// for this host.
+    /// for this host; [`Error::Image`] or [`Error::Cache`] where the image that its guest maps is gone or can't be opened.
     pub fn open(&self, name: &str) -> Result<Option<Template>, Error> {
         let folder = self.folder.join(name);
         let Some(record) = read_record(name, &folder)? else {
@@ -236,6 +245,7 @@ impl Templates {
         };
         touch(&folder.join(RECORD));
         Ok(Some(Template {
+            mapped: mapped(&record.recipe)?,
             recipe: record.recipe,
             made: record.made,
             saved,
@@ -318,6 +328,7 @@ impl Templates {
         if entry.path().exists() {
             return Ok(false);
         }
+        let _mapped = mapped(recipe)?;
         let partial = entry.begin(&lock)?;
         let saved = self.save(recipe, accel, partial.path())?;
         write(recipe, saved, partial.path())?;
@@ -348,6 +359,16 @@ impl Templates {
     fn failure(&self, key: &str) -> PathBuf {
         self.folder.join(key).with_extension("failed")
     }
+}
+
+/// Holds the image that a recipe's guest maps.
+fn mapped(recipe: &Recipe) -> Result<Option<Erofs>, Error> {
+    let Some(path) = &recipe.machine.image else {
+        return Ok(None);
+    };
+    let found = images::hold_erofs(path).map_err(|error| Error::Cache(Box::new(error)))?;
+    let gone = || Error::Image(path.clone(), io::ErrorKind::NotFound.into());
+    found.map(Some).ok_or_else(gone)
 }
 
 #[cfg(test)]

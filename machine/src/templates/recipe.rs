@@ -193,4 +193,20 @@ mod tests {
         std::fs::write(&first.machine.kernel, "another").unwrap();
         assert_ne!(first.key().unwrap(), key, "the kernel was written to");
     }
+
+    #[test]
+    fn a_recipe_without_a_mapped_image_is_written_as_before_there_were_any() {
+        let mut recipe = Recipe::example("/kernel".into(), "/a/b.cpio".into());
+        let text = serde_json::to_value(&recipe).unwrap();
+        assert_eq!(
+            text["machine"],
+            serde_json::json!({"kernel": "/kernel", "initramfs": "/a/b.cpio", "memory": 1 << 28,
+                "cpus": 1, "rings": true, "console": false})
+        );
+        assert_eq!(serde_json::from_value::<Recipe>(text).unwrap(), recipe);
+        recipe.machine.image = Some("/a/b.erofs".into());
+        let text = serde_json::to_value(&recipe).unwrap();
+        assert_eq!(text["machine"]["image"], "/a/b.erofs");
+        assert_eq!(serde_json::from_value::<Recipe>(text).unwrap(), recipe);
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use minivm_image::io_error::failed;
@@ -42,6 +42,17 @@ impl Listed {
             size: 0,
             used: None,
         }
+    }
+
+    /// Returns the files of the cache that it can't do without, where a user has named it: what a lab makes it of, and the image that its
+    /// guest maps. Without a name it is made again.
+    pub fn needs(&self) -> Vec<PathBuf> {
+        let recipe = self.recipe.as_ref().filter(|_| !self.is_unnamed());
+        let needed = recipe.map(|recipe| {
+            let archive = self.lab.then_some(&recipe.machine.initramfs);
+            archive.into_iter().chain(&recipe.machine.image).cloned()
+        });
+        needed.into_iter().flatten().collect()
     }
 
     /// Returns whether the template is automatic: made by a run, not named by a user.

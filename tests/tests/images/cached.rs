@@ -21,9 +21,10 @@ pub(crate) fn listed(minivm: &Minivm) -> Vec<Value> {
     serde_json::from_slice(&ended.stdout).unwrap()
 }
 
-/// Makes the image's archive: without a kernel it ends as soon as that is there.
-pub(crate) fn running(minivm: &Minivm, image: &str) -> Command {
+/// Makes the image's archive, or EROFS image: without a kernel it ends as soon as that is there.
+pub(crate) fn running(minivm: &Minivm, format: &str, image: &str) -> Command {
     let mut command = minivm.command();
+    command.env("MINIVM_ROOT_FORMAT", format);
     command.args(["run", "--accel", "kvm", "--kernel", "/nowhere/vmlinux"]);
     command.arg(image);
     command
@@ -38,12 +39,15 @@ fn left(minivm: &Minivm) -> Vec<String> {
         "images/tags",
         "images/partial",
         "initramfs",
+        "erofs",
         "rootfs",
     ];
     let all = folders
         .into_iter()
         .flat_map(|name| files(&cache.join(name)));
-    all.map(|(name, _)| name).collect()
+    // That of init alone is no image's.
+    let of_images = all.filter(|(name, _)| !name.starts_with("init-"));
+    of_images.map(|(name, _)| name).collect()
 }
 
 #[test]
@@ -73,8 +77,8 @@ fn images_are_listed_and_removed_by_name_and_by_id() {
     // They share a layer: the second is the first with more.
     let [base, more] = ["python", "difficult"]
         .map(|tag| registry.push(&images.oci(tag), &format!("local/{tag}:1")));
-    for image in [&base, &more] {
-        let ended = run(&mut running(&cache, image), PATIENCE);
+    for (image, format) in [(&base, "initramfs"), (&more, "initramfs"), (&more, "erofs")] {
+        let ended = run(&mut running(&cache, format, image), PATIENCE);
         assert_eq!(ended.code, Some(ERROR), "{ended:?}");
     }
     let rows = listed(&cache);
@@ -87,6 +91,8 @@ fn images_are_listed_and_removed_by_name_and_by_id() {
             "{row}"
         );
         assert_eq!(row["rootfs"], 0);
+        let erofs = if *image == more { 10 << 20 } else { 0 };
+        assert!(row["erofs"].as_u64() >= Some(erofs), "{row}");
         let config = tool(&[
             "skopeo",
             "inspect",
@@ -156,6 +162,7 @@ fn whatever_lies_in_the_cache_does_not_end_the_list() {
         "images/known/x",
         "images/blobs/sha256/x",
         "initramfs/x",
+        "erofs/x",
         "rootfs/x\u{1b}[2J",
     ] {
         fs::create_dir_all(at(place).parent().unwrap()).unwrap();
@@ -168,7 +175,7 @@ fn whatever_lies_in_the_cache_does_not_end_the_list() {
         "{ended:?}"
     );
     assert!(
-        ended.stderr.contains("4 more files") && ended.stderr.contains("`minivm prune`"),
+        ended.stderr.contains("5 more files") && ended.stderr.contains("`minivm prune`"),
         "{ended:?}"
     );
     assert!(ended.text().contains(&image) && !ended.text().contains('\u{1b}'));

@@ -12,6 +12,9 @@ use crate::cached::{listed, running};
 use crate::made::images;
 use crate::tools::{Minivm, PATIENCE, Registry, files, folder};
 
+/// What a run makes of an image.
+const FORMATS: [&str; 2] = ["initramfs", "erofs"];
+
 /// How many moments, spread over the time that the whole takes.
 fn moments() -> u32 {
     stress::count(8, 100)
@@ -73,10 +76,13 @@ fn a_killed_removal_leaves_no_half_an_image_that_counts_as_whole() {
     let (images, registry) = (images(), Registry::start());
     let image = registry.push(&images.oci("random"), "local/random:1");
     let expected = Minivm::new().build(&image);
+    let as_erofs = Minivm::new().build_as(&image, &["--format=erofs"]);
     let filled = || {
         let minivm = Minivm::new();
-        let ended = run(&mut running(&minivm, &image), PATIENCE);
-        assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+        for format in FORMATS {
+            let ended = run(&mut running(&minivm, format, &image), PATIENCE);
+            assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+        }
         minivm
     };
     let removing = |minivm: &Minivm| {
@@ -95,13 +101,11 @@ fn a_killed_removal_leaves_no_half_an_image_that_counts_as_whole() {
         let minivm = filled();
         let what = format!("killed at {moment}/{moments} of {whole:?}");
         hits += u32::from(killed(&mut removing(&minivm), whole * moment / moments));
-        let archives = minivm.archives();
-        assert!(
-            archives
-                .iter()
-                .all(|path| fs::read(path).unwrap() == expected),
-            "{what}"
-        );
+        for (format, expected) in FORMATS.iter().zip([&expected, &as_erofs]) {
+            for path in minivm.kept(format) {
+                assert!(fs::read(path).unwrap() == *expected, "{format} {what}");
+            }
+        }
         let rows = listed(&minivm);
         let complete = rows.iter().any(|row| row["complete"] == true);
         let output = minivm.cache.path().join("built");
@@ -124,14 +128,23 @@ fn a_killed_removal_leaves_no_half_an_image_that_counts_as_whole() {
 
 #[test]
 fn a_killed_run_leaves_no_half_an_archive() {
+    a_killed_run_leaves_nothing_half("initramfs");
+}
+
+#[test]
+fn a_killed_run_leaves_no_half_an_erofs_image() {
+    a_killed_run_leaves_nothing_half("erofs");
+}
+
+fn a_killed_run_leaves_nothing_half(format: &str) {
     let images = images();
     let image = images.oci("random");
-    let expected = Minivm::new().build(&image);
-    let running = |minivm: &Minivm| running(minivm, &image);
+    let expected = Minivm::new().build_as(&image, &["--format", format]);
+    let running = |minivm: &Minivm| running(minivm, format, &image);
     let ends = |minivm: &Minivm| {
         let ended = run(&mut running(minivm), PATIENCE);
         assert_eq!(ended.code, Some(ERROR), "{ended:?}");
-        assert_eq!(minivm.archives().len(), 1, "{ended:?}");
+        assert_eq!(minivm.kept(format).len(), 1, "{ended:?}");
     };
     let whole = duration(|| ends(&Minivm::new()));
     let mut hits = 0;
@@ -140,17 +153,17 @@ fn a_killed_run_leaves_no_half_an_archive() {
         let minivm = Minivm::new();
         let what = format!("killed at {moment}/{moments} of {whole:?}");
         hits += u32::from(killed(&mut running(&minivm), whole * moment / moments));
-        for archive in minivm.archives() {
-            assert!(fs::read(archive).unwrap() == expected, "{what}");
+        for made in minivm.kept(format) {
+            assert!(fs::read(made).unwrap() == expected, "{what}");
         }
         ends(&minivm);
-        assert!(
-            fs::read(&minivm.archives()[0]).unwrap() == expected,
-            "{what}"
-        );
-        // What was begun became the archive.
-        for (name, _) in files(&minivm.cache.path().join("minivm/initramfs")) {
-            assert!(name.ends_with(".cpio"), "{what}: {name} is left");
+        let made = minivm.kept(format).remove(0);
+        assert!(fs::read(made).unwrap() == expected, "{what}");
+        // What was begun became whole.
+        for folder in FORMATS {
+            for (name, _) in files(&minivm.cache.path().join("minivm").join(folder)) {
+                assert!(!name.ends_with(".partial"), "{what}: {name} is left");
+            }
         }
     }
     assert!(hits > 0, "all had ended before they were killed");

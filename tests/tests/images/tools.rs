@@ -90,12 +90,15 @@ impl Minivm {
         }
     }
 
-    /// The archives that are kept.
-    pub(crate) fn archives(&self) -> Vec<PathBuf> {
-        let all = files(&self.cache.path().join("minivm/initramfs"));
-        let archives = all.into_iter().map(|(_, path)| path);
-        archives
-            .filter(|path| path.extension().is_some_and(|end| end == "cpio"))
+    /// The archives or EROFS images that are kept: those of images.
+    pub(crate) fn kept(&self, format: &str) -> Vec<PathBuf> {
+        let all = files(&self.cache.path().join("minivm").join(format));
+        let of_images = all
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with("init-"));
+        let whole = of_images.map(|(_, path)| path);
+        whole
+            .filter(|path| path.extension().is_some_and(|end| end != "partial"))
             .collect()
     }
 }

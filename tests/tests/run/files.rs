@@ -175,26 +175,22 @@ fn a_cache_and_temporary_folder_are_left_as_they_were() {
     command.env("TMPDIR", &temporary);
     assert_well(&end_of(command));
     let names = |folder: &Path| {
-        let mut names: Vec<_> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let entries = fs::read_dir(folder).into_iter().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
     };
-    let archives = scratch("cache").join("minivm/initramfs");
-    let before = names(&archives);
+    let made = ["initramfs", "erofs"].map(|name| scratch("cache").join("minivm").join(name));
+    let all = || made.each_ref().map(|folder| names(folder)).concat();
+    let before = all();
     let mut command = shell(&[], "true");
     command.env("TMPDIR", &temporary);
     assert_well(&end_of(command));
-    assert_eq!(names(&archives), before);
+    assert_eq!(all(), before);
     assert_eq!(names(&temporary), Vec::<std::ffi::OsString>::new());
-    assert!(
-        before
-            .iter()
-            .all(|name| name.to_str().unwrap().ends_with(".cpio")),
-        "{before:?}"
-    );
+    let is_whole = |name: &str| name.ends_with(".cpio") || name.ends_with(".erofs");
+    let mut names = before.iter().map(|name| name.to_str().unwrap());
+    assert!(!before.is_empty() && names.all(is_whole), "{before:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use minivm_image::{Config, Image, Root};
 use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
 
 use super::*;
 use crate::templates::Recipe;
@@ -84,13 +85,15 @@ fn what_was_used_longest_ago_goes_whatever_it_is() {
     let place = Place::new();
     let layer = place.file("images/blobs/sha256/a", 1000, 1);
     let archive = place.file("initramfs/b.cpio", 1000, 3);
+    let erofs = place.file("erofs/b.erofs", 1000, 6);
+    let half = place.file("erofs/c.partial", 1000, 7);
     let engine = place.file("images/engine/c", 1000, 4);
     let begun = place.file("images/partial/d", 1000, 5);
     let (root, size) = place.root("e", 1000, 2);
     let kernel = place.file("kernel/vmlinux", 1_000_000, 0);
-    let last = place.file("initramfs/f.cpio", 1000, 6);
-    let mut total = 5000 + size;
-    for gone in [layer, root, archive, engine, begun] {
+    let last = place.file("initramfs/f.cpio", 1000, 8);
+    let mut total = 7000 + size;
+    for gone in [layer, root, archive, engine, begun, erofs, half] {
         place.evict_to(total);
         assert!(gone.exists(), "{total} are within the limit: {gone:?}");
         place.evict_to(total - 1);
@@ -133,17 +136,21 @@ fn what_is_in_use_stays() {
     let (root_image, archive_image) = (place.image("a", 5000), place.image("b", 5000));
     let root = place.images.root(&root_image, || {}).unwrap();
     let archive = place.images.archive(&archive_image, || {}).unwrap();
+    let erofs = place.images.erofs(&archive_image, || {}).unwrap();
     let layer = place.file("images/blobs/sha256/c", 1000, 1);
     let open = File::open(&layer).unwrap();
     flock(&open, FlockOperation::LockShared).unwrap();
     place.evict_to(0);
     assert!(root.path.join("file").exists() && archive.path.exists() && layer.exists());
+    assert!(erofs.path.exists());
     let (root_path, archive_path) = (root.path.clone(), archive.path.clone());
+    let erofs_path = erofs.path.clone();
     // A process that another test has just forked has it open too.
     flock(&open, FlockOperation::Unlock).unwrap();
-    drop((root, archive));
+    drop((root, archive, erofs));
     place.evict_to(0);
     assert!(!root_path.exists() && !archive_path.exists() && !layer.exists());
+    assert!(!erofs_path.exists());
 }
 
 #[test]
@@ -227,6 +234,30 @@ fn a_template_without_a_name_goes_and_one_with_a_name_and_its_archive_stay() {
 }
 
 #[test]
+fn what_a_named_template_needs_stays_wherever_its_machine_is() {
+    for (saved, name, needed) in [
+        (None, "named", [true, true]),
+        (Some(json!({"rings": null})), "named", [false, true]),
+        (
+            Some(json!({"rings": null})),
+            "0123456789abcdef0123456789abcdef",
+            [false, false],
+        ),
+    ] {
+        let place = Place::new();
+        let files = [("initramfs/init-a.cpio", 1), ("erofs/a.erofs", 2)];
+        let files = files.map(|(name, used)| place.file(name, 1000, used));
+        let mut recipe = Recipe::example("/kernel".into(), files[0].clone());
+        recipe.machine.image = Some(files[1].clone());
+        let record = json!({"recipe": recipe, "made": SystemTime::now(), "saved": saved});
+        let path = place.file(&format!("templates/{name}/template.json"), 1, 2);
+        fs::write(path, record.to_string()).unwrap();
+        place.evict_to(0);
+        assert_eq!(files.map(|path| path.exists()), needed, "{saved:?} {name}");
+    }
+}
+
+#[test]
 fn runs_at_once_all_find_their_archives() {
     let place = Place::new();
     let images = ["a", "b", "c", "d", "e"].map(|name| place.image(name, 2000));
@@ -237,8 +268,10 @@ fn runs_at_once_all_find_their_archives() {
                 for turn in 0..3 {
                     let image = &images[(number + turn) % images.len()];
                     let archive = place.images.archive(image, || {}).unwrap();
+                    let erofs = place.images.erofs(image, || {}).unwrap();
                     let root = place.images.root(image, || {}).unwrap();
                     place.evict_to(1);
+                    assert_eq!(fs::metadata(&erofs.path).unwrap().len(), erofs.size);
                     assert_eq!(fs::metadata(&archive.path).unwrap().len(), archive.size);
                     assert_eq!(fs::read(root.path.join("file")).unwrap().len(), 2000);
                 }
@@ -246,16 +279,10 @@ fn runs_at_once_all_find_their_archives() {
         }
     });
     place.evict_to(1);
-    assert_eq!(
-        fs::read_dir(place.cache().join("initramfs"))
-            .unwrap()
-            .count(),
-        0
-    );
-    assert_eq!(
-        fs::read_dir(place.cache().join("rootfs")).unwrap().count(),
-        0
-    );
+    for name in ["initramfs", "erofs", "rootfs"] {
+        let left = fs::read_dir(place.cache().join(name)).unwrap().count();
+        assert_eq!(left, 0, "{name}");
+    }
 }
 
 #[test]
@@ -268,15 +295,18 @@ fn a_use_is_noted() {
     };
     let is_new = |path: &Path| fs::metadata(path).unwrap().modified().unwrap() > moment(1);
     let archive = place.images.archive(&image, || {}).unwrap().path;
+    let erofs = place.images.erofs(&image, || {}).unwrap().path;
     let lock = place
         .images
         .root(&image, || {})
         .unwrap()
         .path
         .with_extension("lock");
-    long_ago(&archive);
-    long_ago(&lock);
+    for path in [&archive, &erofs, &lock] {
+        long_ago(path);
+    }
     place.images.archive(&image, || {}).unwrap();
+    place.images.erofs(&image, || {}).unwrap();
     place.images.root(&image, || {}).unwrap();
-    assert!(is_new(&archive) && is_new(&lock));
+    assert!(is_new(&archive) && is_new(&erofs) && is_new(&lock));
 }

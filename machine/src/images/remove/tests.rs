@@ -42,7 +42,7 @@ impl Place {
         path
     }
 
-    /// Stores an image, as a pull does, and makes an archive and a root folder of it. The first content is its manifest.
+    /// Stores an image, as a pull does, and makes an archive, an EROFS image and a root folder of it. The first content is its manifest.
     fn image(&self, id: &str, platform: &str, contents: &[&str]) {
         for content in contents {
             let name = format!("images/blobs/sha256/{}", digest(content).hex());
@@ -61,7 +61,7 @@ impl Place {
         self.make(&digest(id).to_string());
     }
 
-    /// Makes an archive and a root folder of an image with this identity.
+    /// Makes an archive, an EROFS image and a root folder of an image with this identity.
     fn make(&self, identity: &str) {
         let root = self.folder.path().join("root");
         fs::create_dir_all(&root).unwrap();
@@ -72,6 +72,7 @@ impl Place {
             root: Root::Folder(root),
         };
         self.images.archive(&image, || {}).unwrap();
+        self.images.erofs(&image, || {}).unwrap();
         self.images.root(&image, || {}).unwrap();
     }
 
@@ -87,6 +88,16 @@ impl Place {
         let mut recipe = Recipe::example("/kernel".into(), archive);
         recipe.image = image.into();
         let record = json!({"recipe": recipe, "made": SystemTime::now(), "saved": null});
+        let path = format!("templates/{name}/template.json");
+        self.file(&path, record.to_string().as_bytes());
+    }
+
+    /// Makes a template whose guest maps the image, saved so.
+    fn mapping_template(&self, name: &str, id: &str, saved: serde_json::Value) {
+        let init = self.images.init_path();
+        let mut recipe = Recipe::example("/kernel".into(), init);
+        recipe.machine.image = Some(self.images.erofs_path(&digest(id).to_string()));
+        let record = json!({"recipe": recipe, "made": SystemTime::now(), "saved": saved});
         let path = format!("templates/{name}/template.json");
         self.file(&path, record.to_string().as_bytes());
     }
@@ -110,6 +121,7 @@ impl Place {
             "images/known",
             "images/tags",
             "initramfs",
+            "erofs",
             "rootfs",
         ];
         let files = folders
@@ -138,7 +150,11 @@ fn an_image_goes_with_all_that_was_made_of_it_and_another_keeps_what_both_have()
     assert_eq!(place.files(), before);
     let image = place.images.list().images.remove(0);
     assert_eq!(image.names, ["one:1"]);
-    assert!(image.is_whole && image.initramfs > 0 && image.rootfs > 0);
+    assert!(image.is_whole && image.initramfs > 0 && image.erofs > 0 && image.rootfs > 0);
+    assert_eq!(
+        image.made(),
+        image.initramfs + image.erofs + image.rootfs + image.templates
+    );
     assert_eq!(image.parts.first(), Some(&Part::Template(key.into())));
     place.images.remove("one:1").unwrap();
     assert_eq!(place.files(), [""; 0].map(PathBuf::from));
@@ -221,7 +237,7 @@ fn what_is_no_name_and_no_id_is_refused_and_every_id_is_one() {
     place.make("one");
     place.make("two");
     let ids = place.ids();
-    assert_eq!(ids.len(), 4, "two archives, two folders");
+    assert_eq!(ids.len(), 6, "two archives, two EROFS images, two folders");
     for text in ["", "sha256:", "zz", "../../etc", "\u{1b}[2J"] {
         let error = place.images.remove(text).unwrap_err();
         assert!(matches!(error, Unremoved::Missing(_)), "{error}");
@@ -229,7 +245,7 @@ fn what_is_no_name_and_no_id_is_refused_and_every_id_is_one() {
     }
     for (number, id) in ids.iter().enumerate() {
         place.images.remove(id).unwrap();
-        assert_eq!(place.ids().len(), 3 - number);
+        assert_eq!(place.ids().len(), 5 - number);
     }
 }
 
@@ -263,6 +279,9 @@ fn an_image_that_is_in_use_stays_whole() {
     let archive = place.images.kept_archive(&id).unwrap().unwrap();
     refused("its archive");
     drop(archive);
+    let erofs = place.images.kept_erofs(&id).unwrap().unwrap();
+    refused("its EROFS image");
+    drop(erofs);
     let root = place.images.kept_root(&id).unwrap().unwrap();
     refused("its root");
     drop(root);
@@ -282,7 +301,41 @@ fn an_image_that_is_in_use_stays_whole() {
     assert!(error.contains("`minivm template rm named`"), "{error}");
     assert_eq!(place.files(), all);
     fs::remove_dir_all(place.at("templates/named")).unwrap();
+    // A template of this host's needs the image that its guest maps, and nothing else.
+    place.mapping_template("named", "one", json!({"rings": null}));
+    let error = place.images.remove("one:1").unwrap_err().to_string();
+    assert!(error.contains("`minivm template rm named`"), "{error}");
+    assert_eq!(place.files(), all);
+    fs::remove_dir_all(place.at("templates/named")).unwrap();
     place.images.remove("one:1").unwrap();
+}
+
+#[test]
+fn an_image_that_is_mapped_goes_with_its_automatic_templates() {
+    let place = Place::new();
+    place.image("one", "linux/amd64", &["manifest", "layer"]);
+    place.tag("docker.io/library/one:1", "manifest");
+    let key = "0123456789abcdef0123456789abcdef";
+    place.mapping_template(key, "one", json!({"rings": null}));
+    let image = place.images.list().images.remove(0);
+    assert!(image.templates > 0);
+    place.images.remove("one:1").unwrap();
+    assert!(!place.at("templates").join(key).exists());
+    assert_eq!(place.files(), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn the_archive_of_init_alone_is_no_images() {
+    let place = Place::new();
+    let init = place.images.init_archive().unwrap().path;
+    place.file(
+        "initramfs/init-0123456789abcdef0123456789abcdef.cpio",
+        b"old",
+    );
+    let listing = place.images.list();
+    assert!(listing.images.is_empty(), "{listing:?}");
+    assert_eq!((listing.others.files, listing.others.bytes), (1, 3));
+    assert!(init.exists());
 }
 
 #[test]
@@ -293,7 +346,7 @@ fn an_image_that_is_partly_gone_is_listed_and_goes() {
         place.image("one", "linux/amd64", &["manifest", "layer", "other"]);
         place.tag("docker.io/library/one:1", "manifest");
         let image = place.images.list().images.remove(0);
-        assert_eq!(image.parts.len(), 6);
+        assert_eq!(image.parts.len(), 7);
         for part in image.parts.iter().take(steps) {
             place.images.remove_part(part, &image).unwrap();
         }
@@ -302,7 +355,7 @@ fn an_image_that_is_partly_gone_is_listed_and_goes() {
         let content = left
             .parts
             .iter()
-            .filter(|part| image.parts[2..].contains(part));
+            .filter(|part| image.parts[3..].contains(part));
         assert_eq!(left.is_whole, content.count() == 4, "{steps}");
         place.images.remove("one:1").unwrap();
         assert!(
@@ -321,19 +374,28 @@ fn what_was_made_of_unknown_images_has_rows_with_the_names_of_templates() {
     place.make(&digest("one").to_string());
     place.template("0123456789abcdef0123456789abcdef", "one", "dir:/srv/root");
     place.file("initramfs/stranger", b"12345");
-    place.file(
-        "initramfs/0123456789abcdef0123456789abcdef.partial",
-        b"12345",
-    );
+    for folder in ["initramfs", "erofs"] {
+        let name = format!("{folder}/0123456789abcdef0123456789abcdef.partial");
+        place.file(&name, b"12345");
+    }
+    place.file("erofs/stranger", b"12345");
     let listing = place.images.list();
-    assert_eq!((listing.others.files, listing.others.bytes), (1, 5));
-    let [named, root] = &listing.images[..] else {
+    assert_eq!((listing.others.files, listing.others.bytes), (2, 10));
+    let [named, others @ ..] = &listing.images[..] else {
         panic!("{listing:?}");
     };
     assert_eq!(named.names, ["dir:/srv/root"]);
-    assert!(named.initramfs > 0 && named.rootfs == 0 && root.rootfs > 0);
-    assert!(root.names.is_empty());
+    assert!(named.initramfs > 0 && named.rootfs == 0 && named.erofs == 0);
+    let of_folder: u64 = others.iter().map(|other| other.rootfs).sum();
+    let of_erofs: u64 = others.iter().map(|other| other.erofs).sum();
+    assert!(
+        others.len() == 2 && of_folder > 0 && of_erofs > 0,
+        "{listing:?}"
+    );
     place.images.remove("dir:/srv/root").unwrap();
-    place.images.remove(root.short_id()).unwrap();
+    for other in others {
+        assert!(other.names.is_empty());
+        place.images.remove(other.short_id()).unwrap();
+    }
     assert!(place.images.list().images.is_empty());
 }
