@@ -568,7 +568,7 @@ mod tests {
         let place = Place::new();
         let path = place.images.init_archive().unwrap().path;
         let again = place.images.init_archive().unwrap();
-        assert_eq!((&again.path, again.files), (&path, 0));
+        assert_eq!(again.path, path);
         let mut unpack = minivm_guest::unpack::Unpack::new(File::open(&path).unwrap());
         let mut names = Vec::new();
         while let Some(entry) = unpack.next().unwrap() {
