@@ -230,6 +230,8 @@ impl Templates {
         let Some(record) = read_record(name, &folder)? else {
             return Ok(None);
         };
+        // First: without it there is a better error than the snapshot's.
+        let mapped = mapped(&record.recipe)?;
         let image = record.recipe.machine.image.as_deref();
         let saved = match record.saved {
             None => None,
@@ -245,10 +247,10 @@ impl Templates {
         };
         touch(&folder.join(RECORD));
         Ok(Some(Template {
-            mapped: mapped(&record.recipe)?,
             recipe: record.recipe,
             made: record.made,
             saved,
+            mapped,
         }))
     }
 
@@ -373,7 +375,41 @@ fn mapped(recipe: &Recipe) -> Result<Option<Erofs>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use minivm_image::{Config, Image, Root};
+
     use super::*;
+
+    #[test]
+    fn a_template_keeps_the_image_that_its_guest_maps_and_is_refused_without() {
+        let cache = tempfile::tempdir().unwrap();
+        let (templates, images) = (Templates::new(cache.path()), ImageCache::new(cache.path()));
+        let root = cache.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let image = Image {
+            identity: "an image".into(),
+            config: Config::default(),
+            root: Root::Folder(root),
+        };
+        let path = images.erofs(&image, || {}).unwrap().path;
+        let mut recipe = Recipe::example("/kernel".into(), "/a.cpio".into());
+        recipe.machine.image = Some(path.clone());
+        fs::create_dir_all(templates.folder.join("named")).unwrap();
+        write(&recipe, None, &templates.folder.join("named")).unwrap();
+        let template = templates.open_named("named").unwrap();
+        assert_eq!(template.page_structures(), 1 << 20);
+        images.clear(&[]).unwrap();
+        assert!(path.exists(), "it is held");
+        drop(template);
+        images.clear(&[]).unwrap();
+        assert!(!path.exists());
+        let error = templates.open_named("named").err().unwrap();
+        assert!(matches!(error, Error::Image(..)), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(path.to_str().unwrap()) && text.contains("template rm"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn a_failure_counts_for_a_while_whichever_way_the_clock_jumps() {
