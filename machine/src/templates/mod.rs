@@ -369,7 +369,7 @@ fn mapped(recipe: &Recipe) -> Result<Option<Erofs>, Error> {
         return Ok(None);
     };
     let found = images::hold_erofs(path).map_err(|error| Error::Cache(Box::new(error)))?;
-    let gone = || Error::Image(path.clone(), io::ErrorKind::NotFound.into());
+    let gone = || Error::Image(path.clone(), rustix::io::Errno::NOENT.into());
     found.map(Some).ok_or_else(gone)
 }
 
