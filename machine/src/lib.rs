@@ -407,6 +407,13 @@ impl MachineSpec {
         template::save(self, preparation, folder)
     }
 
+    /// Returns the bytes of its memory that its command has: all but what its kernel needs to know of a mapped image's pages.
+    pub fn command_memory(&self) -> u64 {
+        let image = self.image.as_ref().and_then(|path| path.metadata().ok());
+        let structures = image.map_or(0, |image| room::page_structures(image.len()));
+        self.memory.saturating_sub(structures)
+    }
+
     /// Returns the monitor's configuration for this machine.
     fn config(&self) -> Config {
         let channel = if self.rings { "rings" } else { "uart" };

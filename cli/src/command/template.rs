@@ -183,7 +183,7 @@ fn list(all: &[Listed], json: bool) -> anyhow::Result<()> {
                 Some(code) => minivm_machine::printable::printable(code, 40),
             }),
             recipe.map_or(String::new(), |recipe| {
-                BinaryBytes(recipe.machine.memory).to_string()
+                BinaryBytes(recipe.machine.command_memory()).to_string()
             }),
             match listed.lab {
                 true => "in the lab".into(),

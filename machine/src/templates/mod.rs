@@ -397,6 +397,10 @@ mod tests {
         write(&recipe, None, &templates.folder.join("named")).unwrap();
         let template = templates.open_named("named").unwrap();
         assert_eq!(template.page_structures(), 1 << 20);
+        assert_eq!(
+            recipe.machine.command_memory(),
+            recipe.machine.memory - (1 << 20)
+        );
         images.clear(&[]).unwrap();
         assert!(path.exists(), "it is held");
         drop(template);
