@@ -14,7 +14,7 @@ check() { name=$1; shift; "$@" || echo "failed: $name"; }
 is() { [ "$2" = "$3" ] || echo "failed: $1 is $2, not $3"; }
 mounted() { grep -q "^[^ ]* $1 $2 " /proc/mounts || echo "failed: no $2 on $1"; }
 
-mounted / rootfs
+mounted / overlay
 mounted /proc proc; mounted /sys sysfs; mounted /dev devtmpfs
 mounted /dev/pts devpts; mounted /dev/shm tmpfs; mounted /tmp tmpfs; mounted /run tmpfs
 mounted /sys/fs/cgroup cgroup2
