@@ -68,9 +68,9 @@ pub(super) struct RunArgs {
     tty: bool,
     #[command(flatten)]
     request: RequestArgs,
-    /// Guest memory [default: 256M; for an image that is unpacked, and three times the image and 8K for each of its files]
+    /// Guest memory [default: 256M; for an image that is unpacked, three times the image and 8K for each of its files more]
     ///
-    /// At least 64M; for an image that is unpacked, and three times the image. What the kernel needs to map an image comes on top.
+    /// At least 64M, and three times an image that is unpacked on top. What the kernel needs to map an image comes on top by itself.
     #[arg(short, long, value_name = "SIZE", value_parser = units::bytes, help_heading = "Limits")]
     memory: Option<u64>,
     /// Number of vCPUs

@@ -1,7 +1,8 @@
 //! Images: how fast they become initramfs archives and EROFS images, against the shell commands that do the same; how soon a machine runs;
 //! what init takes; and how fast data come in and out.
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -22,8 +23,10 @@ const SHELL_RUNS: usize = 3;
 /// What goes through rings, and what goes through the UART, in bytes.
 const BULK: usize = 10_000_000;
 const TRICKLE: usize = 20_000;
+/// What the large image has beside Python, in bytes.
+const LARGE: u64 = 580_000_000;
 /// Give up on the lab after this.
-const LAB_TIMEOUT: &str = "9m";
+const LAB_TIMEOUT: &str = "14m";
 /// What `minivm run -v` says when the image's archive and the rest of the sandbox are there, and when the machine runs.
 pub(super) const SAYS: [&str; 2] = ["the sandbox is there", "the machine runs"];
 /// The part in the lab.
@@ -61,6 +64,7 @@ pub(crate) fn run(args: &ImageArgs) -> Result<()> {
             Ok((layers, "Python, one layer, gzip".to_owned()))
         })?,
         folder: folder.path().to_owned(),
+        rootfs,
         minivm,
     };
     bench.archives()?;
@@ -116,6 +120,8 @@ struct Bench {
     kernels: [PathBuf; 2],
     layers: Vec<PathBuf>,
     folder: PathBuf,
+    /// Python's root file system, as a folder.
+    rootfs: PathBuf,
 }
 
 impl Bench {
@@ -283,7 +289,18 @@ impl Bench {
             .with_context(|| format!("{} ended early: {said}", shown(&command)))
     }
 
-    /// Whole guests: what init takes, and how fast data move.
+    /// Makes the image with a large file, which a guest doesn't read; returns its name.
+    fn large(&self) -> Result<String> {
+        let root = self.folder.join("large");
+        let copy = format!("{}/.", self.rootfs.display());
+        std::fs::create_dir(&root)?;
+        capture(Command::new("cp").args(["-a", &copy]).arg(&root))?;
+        let mut noise = std::fs::File::open("/dev/urandom")?.take(LARGE);
+        io::copy(&mut noise, &mut std::fs::File::create(root.join("large"))?)?;
+        Ok(format!("dir:{}", root.display()))
+    }
+
+    /// Whole guests: cold runs of images in both forms, what init takes, and how fast data move.
     fn lab(&self) -> Result<()> {
         let script = self.folder.join("image.sh");
         std::fs::write(&script, IN_LAB)?;
@@ -291,13 +308,14 @@ impl Bench {
         command.args([
             "lab",
             "--memory",
-            "2G",
+            "6G",
             "--timeout",
             LAB_TIMEOUT,
             "--",
             "sh",
         ]);
         command.arg(&script).arg(&self.minivm).arg(self.oci());
+        command.arg(self.large()?);
         let numbers = [self.runs, BULK, TRICKLE];
         command.args(numbers.map(|number| number.to_string()));
         let found = Found::parse(&capture(&mut command)?)?;
@@ -305,6 +323,7 @@ impl Bench {
             "\nIn the lab: a guest of the same image, {} runs each",
             self.runs
         );
+        found.print_roots();
         found.print_phases();
         found.print_channel()
     }
@@ -313,6 +332,8 @@ impl Bench {
 /// What the script in the lab prints.
 #[derive(Default)]
 struct Found {
+    /// Of runs of Python: until its end, and the memory that is in use then in MB, by the image's form.
+    roots: BTreeMap<String, Times>,
     /// Of runs of `true`, in order: the kernel up to init, and from init's first instruction to the command's.
     boot: Times,
     init: Times,
@@ -328,6 +349,7 @@ impl Found {
         for line in output.lines() {
             let words: Vec<_> = line.splitn(2, ' ').collect();
             match words[..] {
+                ["root", rest] => found.add_root(rest)?,
                 ["phases", json] => {
                     let report: Value = serde_json::from_str(json)?;
                     let phase = |name: &str| -> Result<f64> {
@@ -344,6 +366,52 @@ impl Found {
             }
         }
         Ok(found)
+    }
+
+    /// Adds a run of Python; the first of each form doesn't count.
+    fn add_root(&mut self, line: &str) -> Result<()> {
+        let (name, json) = line.split_once(' ').context("no report")?;
+        let report: Value = serde_json::from_str(json)?;
+        let stdout = report["stdout"].as_str().unwrap_or_default();
+        let words: Vec<f64> = stdout
+            .split_whitespace()
+            .map(|word| word.parse())
+            .collect::<Result<_, _>>()?;
+        let [4.0, total, free] = words[..] else {
+            bail!("the guest said {stdout:?}, in {json}");
+        };
+        let phases = ["boot", "init", "setup", "run"].map(|name| &report["phases"][name]);
+        let seconds = phases.map(|phase| {
+            phase
+                .as_f64()
+                .with_context(|| format!("no phase in {json}"))
+        });
+        let mut to_end = 0.0;
+        for seconds in seconds {
+            to_end += 1e3 * seconds?;
+        }
+        match self.roots.get_mut(name) {
+            None => drop(self.roots.insert(name.to_owned(), Times::default())),
+            Some(times) => {
+                times.to_end.push(to_end);
+                times.to_mark.push((total - free) / 1e3);
+            }
+        }
+        Ok(())
+    }
+
+    fn print_roots(&self) {
+        let names = [
+            ("initramfs", "33 MB, an initramfs"),
+            ("mapped", "33 MB, mapped"),
+            ("large", "613 MB, mapped"),
+        ];
+        let all = names.map(|(name, _)| self.roots.get(name).cloned().unwrap_or_default());
+        let names = names.map(|(_, text)| text.to_owned());
+        let title = "machine's start → Python's end, cold";
+        table::print(title, "ms", &names, &all, |times| &times.to_end);
+        let title = "the guest's memory that is in use then";
+        table::print(title, "MB", &names, &all, |times| &times.to_mark);
     }
 
     fn print_phases(&self) {
@@ -425,5 +493,12 @@ mod tests {
         assert_eq!(found.moved, [("uart-in".to_owned(), 1.5)]);
         assert_eq!(found.exits, [("nothing".to_owned(), 7.0)]);
         assert!(Found::parse("what\n").is_err());
+        let run = r#"{"stdout":"4\n3000 1000\n","phases":{"boot":1,"init":0,"setup":0,"run":0.5}}"#;
+        let found = Found::parse(&format!("root large {run}\nroot large {run}\n")).unwrap();
+        let large = &found.roots["large"];
+        assert_eq!(
+            (&*large.to_end, &*large.to_mark),
+            (&[1500.0][..], &[2.0][..])
+        );
     }
 }

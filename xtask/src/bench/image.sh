@@ -1,7 +1,7 @@
 # Runs guests in the lab and prints what Found in image.rs understands.
-# Arguments: minivm, image, runs, bytes for the rings, bytes for the UART.
+# Arguments: minivm, image, image with a large file, runs, bytes for the rings, bytes for the UART.
 set -e
-minivm=$1 image=$2 runs=$3 bulk=$4 trickle=$5
+minivm=$1 image=$2 large=$3 runs=$4 bulk=$5 trickle=$6
 head -c "$bulk" /dev/urandom > /tmp/bulk
 head -c "$trickle" /tmp/bulk > /tmp/trickle
 
@@ -15,8 +15,19 @@ move() {
     run -v -i $rings "$image" -- sh -c "$do$2" < $in 2> /tmp/said > /dev/null
 }
 
+# root NAME FORMAT IMAGE: one cold run, in which Python tells how many kB of its machine's memory are in use.
+used='print(2+2); m = dict(line.split(":") for line in open("/proc/meminfo")); print(*(int(m[k].split()[0]) for k in ("MemTotal", "MemFree")))'
+root() { echo "root $1 $(MINIVM_ROOT_FORMAT=$2 run --json "$3" -- python3 -c "$used")"; }
+
 # Into the cache, and into the lab's memory.
 run "$image" -- true
+i=0
+while [ $i -le "$runs" ]; do
+    root initramfs initramfs "$image"
+    root mapped erofs "$image"
+    root large erofs "$large"
+    i=$((i + 1))
+done
 i=0
 while [ $i -lt "$runs" ]; do
     i=$((i + 1))
