@@ -9,6 +9,8 @@ use super::seeds;
 mod documents;
 #[path = "../../../fuzz/bodies/erofs.rs"]
 mod erofs;
+#[path = "../../../fuzz/bodies/folders.rs"]
+mod folders;
 #[path = "../../../fuzz/bodies/frames.rs"]
 mod frames;
 #[path = "../../../fuzz/bodies/kernel.rs"]
@@ -26,6 +28,7 @@ mod unpack;
 
 const ARCHIVE: &str = include_str!("../../../fuzz/dictionaries/archive.dict");
 const DOCUMENTS: &str = include_str!("../../../fuzz/dictionaries/documents.dict");
+const FOLDERS: &str = include_str!("../../../fuzz/dictionaries/folders.dict");
 const KERNEL: &str = include_str!("../../../fuzz/dictionaries/kernel.dict");
 const REGISTRY: &str = include_str!("../../../fuzz/dictionaries/registry.dict");
 const SESSION: &str = include_str!("../../../fuzz/dictionaries/session.dict");
@@ -68,6 +71,11 @@ fn erofs_images_are_read_or_refused() {
 #[test]
 fn sessions_end_whatever_the_guest_says() {
     check("session", session::run, SESSION, 900, 300_000);
+}
+
+#[test]
+fn folders_keep_a_guest_inside() {
+    check("folders", folders::run, FOLDERS, 1000, 1_000_000);
 }
 
 #[test]

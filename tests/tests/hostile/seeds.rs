@@ -24,6 +24,7 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
             erofs(&tar(&[])),
         ],
         "documents" => lines(&DOCUMENTS, |text| text.replace('\n', "\0")),
+        "folders" => vec![requests()],
         "frames" => vec![[&[7][..], &messages(&archive())].concat()],
         "kernel" => vec![elf(), BzImage::default().bytes()],
         "layer" => vec![
@@ -56,9 +57,10 @@ fn lines(texts: &[&str], changed: fn(&str) -> String) -> Vec<Vec<u8>> {
 }
 
 /// The targets that have good inputs. Those of devices need none.
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 10] = [
     "documents",
     "erofs",
+    "folders",
     "frames",
     "kernel",
     "layer",
@@ -364,4 +366,69 @@ fn each_target_with_a_dictionary_is_one() {
     for name in dictionaries.iter().map(String::as_str).chain(TARGETS) {
         assert!(targets.iter().any(|target| target == name), "{name}");
     }
+}
+
+/// Requests to the folder server, of each kind, as the target has them.
+fn requests() -> Vec<u8> {
+    let words = |numbers: &[u32]| -> Vec<u8> {
+        numbers
+            .iter()
+            .flat_map(|number| number.to_ne_bytes())
+            .collect()
+    };
+    let name = |text: &str| [text.as_bytes(), &[0]].concat();
+    // Nodes are numbered as they are found: 2 a, 3 b, 4 file, 5 .git, 6 config. Handles count from 1.
+    let file = [1, 0, 0, 0];
+    let requests: [(u8, u8, Vec<u8>); 33] = [
+        (1, 1, name("a")),
+        (1, 2, name("b")),
+        (1, 3, name("file")),
+        (1, 1, name(".git")),
+        (1, 2, name("config")),
+        (1, 1, name("key")),
+        (1, 1, name("link")),
+        (3, 4, words(&[0; 4])),
+        (14, 4, words(&[2, 0])),
+        (15, 4, words(&[&file[..], &[100], &[0; 5]].concat())),
+        (
+            16,
+            4,
+            [words(&[1, 0, 2, 0, 4, 0, 0, 0, 0, 0]), b"data".to_vec()].concat(),
+        ),
+        (
+            4,
+            4,
+            words(&[&[0x1ff, 0, 1, 0, 8], &[0; 12][..], &[0o6755], &[0; 4]].concat()),
+        ),
+        (43, 4, words(&[1, 0, 0, 0, 100, 0, 0, 0])),
+        (46, 4, words(&[1, 0, 0, 0, 4, 0])),
+        (20, 4, words(&[1, 0, 0, 0])),
+        (8, 2, [words(&[0o100_644, 0, 0, 0]), name("new")].concat()),
+        (9, 2, [words(&[0o755, 0]), name(".git")].concat()),
+        (6, 2, [name("l"), name("../../outside")].concat()),
+        (13, 2, [words(&[4, 0]), name("again")].concat()),
+        (35, 1, [words(&[0o101, 0o644, 0, 0]), name("made")].concat()),
+        (12, 2, [words(&[1, 0]), name("new"), name("moved")].concat()),
+        (
+            45,
+            1,
+            [words(&[2, 0, 2, 0]), name("moved"), name("b")].concat(),
+        ),
+        (5, 7, Vec::new()),
+        (34, 6, words(&[2, 0])),
+        (14, 6, words(&[1, 0])),
+        (27, 1, words(&[0, 0])),
+        (28, 1, words(&[3, 0, 0, 0, 4096, 0, 0, 0, 0, 0])),
+        (44, 1, words(&[3, 0, 0, 0, 4096, 0, 0, 0, 0, 0])),
+        (17, 1, Vec::new()),
+        (10, 1, name("made")),
+        (11, 2, name(".git")),
+        (42, 0, words(&[1, 0, 4, 0, 1, 0])),
+        (18, 4, words(&[1, 0, 0, 0, 0, 0])),
+    ];
+    let message = |(opcode, node, args): &(u8, u8, Vec<u8>)| -> Vec<u8> {
+        let len = u16::try_from(args.len()).expect("they are short");
+        [&len.to_le_bytes()[..], &[*opcode, *node], args].concat()
+    };
+    requests.iter().flat_map(message).collect()
 }
