@@ -7,6 +7,7 @@
 
 use std::error::Error as _;
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
@@ -69,6 +70,17 @@ fn show_at(address: u64) -> Vec<u8> {
 /// Writes 0x77 to an address: `mov byte [rsi], 0x77`.
 fn write_at(address: u64) -> Vec<u8> {
     [&point(address)[..], &[0xc6, 0x06, 0x77]].concat()
+}
+
+/// Does something with the byte at RSI for each of so many pages from an address on.
+fn each_page(address: u64, pages: u32, body: &[u8]) -> Vec<u8> {
+    let mut code = [&point(address)[..], &[0xb9], &pages.to_le_bytes()].concat();
+    code.extend(body);
+    // add rsi, 4096; dec ecx; jnz to the body
+    code.extend([0x48, 0x81, 0xc6, 0x00, 0x10, 0x00, 0x00, 0xff, 0xc9, 0x75]);
+    let back = i8::try_from(body.len() + 11).unwrap();
+    code.extend((-back).to_le_bytes());
+    code
 }
 
 /// A machine that runs on a thread of its own.
@@ -160,6 +172,73 @@ fn a_write_changes_neither_memory_nor_the_file() {
     let mut seen = [&seen[..], &seen].concat();
     seen.push(format!("MmioWrite({end:x}) [77]"));
     assert_eq!(*log.0.lock().unwrap(), seen);
+}
+
+#[test]
+fn machines_that_write_to_every_page_change_nothing() {
+    let (_folder, path) = file("image");
+    let pages = u32::try_from(3 * HEADER / 4096).unwrap();
+    let write = each_page(place(0), pages, &[0xc6, 0x06, 0x77]);
+    let code = [&write[..], &show_at(place(HEADER + 7)), &RESET].concat();
+    for _ in 0..100 {
+        let shown = Running::start(Builder::new(config(&path, &[&code]))).finish();
+        assert_eq!(shown, [7]);
+    }
+    assert!(
+        fs::read(&path).unwrap() == content(),
+        "the file has changed"
+    );
+}
+
+/// Returns the sums of two fields of this process's mappings of a file, in bytes. (proc_pid_smaps(5).)
+fn mapped(file: &Path) -> [u64; 2] {
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut is_of_file = false;
+    let mut sums = [0; 2];
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if !first.ends_with(':') {
+            is_of_file = line.ends_with(&*file.to_string_lossy());
+        }
+        let field = ["Rss:", "Pss:"].iter().position(|name| *name == first);
+        if let Some(at) = field.filter(|_| is_of_file) {
+            sums[at] += words.next().unwrap().parse::<u64>().unwrap() << 10;
+        }
+    }
+    sums
+}
+
+#[test]
+fn machines_of_one_file_take_its_pages_once() {
+    const MACHINES: u64 = 20;
+    let (_folder, path) = file("image");
+    let pages = SIZE.div_ceil(4096);
+    let read = each_page(place(HEADER), u32::try_from(pages).unwrap(), &[0x8a, 0x06]);
+    let code = [&read[..], &show(b'.'), &WAIT, &RESET].concat();
+    let machines: Vec<_> = (0..MACHINES)
+        .map(|_| {
+            let builder = Builder::new(config(&path, &[&code]));
+            let (reader, sender) = std::io::pipe().unwrap();
+            let input = File::from(std::os::fd::OwnedFd::from(reader));
+            (Running::start(builder.console_input(input)), sender)
+        })
+        .collect();
+    for (machine, _) in &machines {
+        assert_eq!(machine.read(), b'.');
+    }
+    let [resident, proportional] = mapped(&path);
+    let once = pages as u64 * 4096;
+    assert_eq!(resident, MACHINES * once);
+    // The kernel rounds each mapping's share.
+    assert!(
+        proportional.abs_diff(once) <= MACHINES * 4096,
+        "{proportional} of {once}"
+    );
+    for (machine, mut sender) in machines {
+        sender.write_all(b"x").unwrap();
+        machine.finish();
+    }
 }
 
 #[test]

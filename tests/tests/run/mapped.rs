@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use minivm_tests::given;
 use minivm_tests::program::{self, Ended, Program};
+use minivm_tests::stress;
 
 use crate::guest::{PATIENCE, assert_well, minivm, noise, our_kernel, scratch};
 
@@ -45,6 +46,7 @@ fn image() -> &'static Image {
             ("checks", CHECKS),
             ("writes", WRITES),
             ("reads", READS),
+            ("sums", SUMS),
         ] {
             fs::write(root.join("does").join(job), script).unwrap();
         }
@@ -118,6 +120,12 @@ echo written
 const READS: &str = r#"
 echo ready
 while read line; do sha256sum /large; done
+"#;
+
+/// Compares the files with their digests.
+const SUMS: &str = r#"
+sha256sum -c /sums 2>&1 | grep -v ': OK$'
+echo "compared, $(awk '/^MemFree/ { print ($2 > 32 * 1024) }' /proc/meminfo)"
 "#;
 
 /// A machine that does a job of the image's.
@@ -205,6 +213,17 @@ fn a_file_that_is_cut_short_ends_its_machine_with_a_line() {
     assert_ne!(ended.code, Some(0), "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
     assert!(ended.stderr.contains("mapped-cut"), "{ended:?}");
+}
+
+/// The kernel's page structures take a sixty-fourth of it, and the rest of the 256 MiB is the command's.
+#[test]
+fn an_image_may_be_much_larger_than_the_memory() {
+    let file = copy("mapped-large");
+    let image = fs::File::options().write(true).open(&file).unwrap();
+    image.set_len(stress::count(1, 6) << 30).unwrap();
+    let ended = end_of(machine("sums", MAPPED, Some(&file)));
+    assert_well(&ended);
+    assert!(ended.text().starts_with("compared, 1\n"), "{ended:?}");
 }
 
 #[test]
