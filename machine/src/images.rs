@@ -6,7 +6,7 @@
 //! | `erofs/<key>.erofs` | the EROFS image of the image's files alone, for guests that map it |
 //! | `initramfs/init-<key>.cpio` | the archive of that init alone, from which those guests boot |
 //!
-//! They are published as all entries of the cache are ([`publish`]): whole, made once, and there as long as they are used.
+//! They are published as all entries of the cache are ([`minivm_image::publish`]): whole, made once, and there as long as they are used.
 //! `machine_root` decides which of them a machine gets.
 //!
 //! Sandboxes that are no machines take an image's files as a folder: `<cache>/rootfs/<key>`, see `root`. What all of these take

@@ -38,6 +38,27 @@ pub fn copy(variable: &str, folder: &Path) -> PathBuf {
     copy
 }
 
+/// The guest's kernel, copied as [`copy`] does, into a folder of its own with its configuration beside it: that tells minivm that its
+/// guests map images. A kernel without one has no copy of it either.
+///
+/// # Panics
+///
+/// Where it isn't set, or a file can't be copied.
+pub fn kernel(folder: &Path) -> PathBuf {
+    let (kernel, folder) = (path("MINIVM_TEST_KERNEL"), folder.join("kernel"));
+    fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let copy = |file: &Path| {
+        let copy = folder.join(file.file_name().expect("it is a file"));
+        fs::copy(file, &copy).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        copy
+    };
+    let config = kernel.with_file_name("config");
+    if config.exists() {
+        copy(&config);
+    }
+    copy(&kernel)
+}
+
 /// The root file system with Python, from which `MINIVM_TEST_INITRAMFS` was made.
 ///
 /// # Panics

@@ -35,7 +35,7 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
 
 pub(crate) fn kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")))
+    COPY.get_or_init(|| given::kernel(&scratch("")))
 }
 
 /// The image with Python.

@@ -27,7 +27,7 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
 
 pub(crate) fn our_kernel() -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| given::copy("MINIVM_TEST_KERNEL", &scratch("")))
+    COPY.get_or_init(|| given::kernel(&scratch("")))
 }
 
 pub(crate) fn debians_kernel() -> &'static Path {
