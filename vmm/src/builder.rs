@@ -160,7 +160,8 @@ impl Builder {
     pub fn open(mut self) -> Result<Self> {
         match &mut self.source {
             Source::Boot(config, opened) => {
-                opened.insert(Opened::files(config)?).host = Some(HostFiles::open()?);
+                let files = opened.insert(Opened::files(config)?);
+                files.host = Some(HostFiles::open()?);
             }
             Source::Snapshot(snapshot) => {
                 snapshot.host_files()?;
