@@ -17,7 +17,8 @@ move() {
 
 # root NAME FORMAT IMAGE: one cold run, in which Python tells how many kB of its machine's memory are in use.
 used='print(2+2); m = dict(line.split(":") for line in open("/proc/meminfo")); print(*(int(m[k].split()[0]) for k in ("MemTotal", "MemFree")))'
-root() { echo "root $1 $(MINIVM_ROOT_FORMAT=$2 run --json "$3" -- python3 -c "$used")"; }
+# A shell's echo may take the backslashes in it for its own.
+root() { printf 'root %s %s\n' "$1" "$(MINIVM_ROOT_FORMAT=$2 run --json "$3" -- python3 -c "$used")"; }
 
 # Into the cache, and into the lab's memory.
 run "$image" -- true
