@@ -282,11 +282,8 @@ impl ImageCache {
     ///
     /// Where it can't be made or kept.
     pub fn root(&self, image: &Image, making: impl FnOnce()) -> Result<Root, Error> {
-        let (root, made) = root::open(self.root_path(&image.identity), image, making)?;
-        if made {
-            self.evict();
-        }
-        Ok(root)
+        let root = root::open(self.root_path(&image.identity), image, making)?;
+        Ok(self.make_room(root))
     }
 
     /// Returns the image's archive, made where it isn't there; `making` is called before that.
@@ -312,17 +309,14 @@ impl ImageCache {
         image: impl FnOnce() -> Result<I, E>,
     ) -> Result<Archive, E> {
         let path = self.archive_path(identity);
-        let (archive, made) = Archive::open_or_make(&path, image, |image, file| {
+        let archive = Archive::open_or_make(&path, image, |image, file| {
             let limits = Limits {
                 archive: LARGEST,
                 ..Limits::default()
             };
             write(image, self.init, Compression::None, &limits, file, &path).map(drop)
         })?;
-        if made {
-            self.evict();
-        }
-        Ok(archive)
+        Ok(self.make_room(archive))
     }
 
     /// Returns the image's EROFS image, made where it isn't there; `making` is called before that.
@@ -336,13 +330,10 @@ impl ImageCache {
             making();
             Ok::<_, Error>(image)
         };
-        let (erofs, made) = Erofs::open_or_make(&path, image, |image, file| {
+        let erofs = Erofs::open_or_make(&path, image, |image, file| {
             file::write_erofs_to(image, file, &path).map(drop)
         })?;
-        if made {
-            self.evict();
-        }
-        Ok(erofs)
+        Ok(self.make_room(erofs))
     }
 
     /// Returns the archive of init alone, made where it isn't there: a guest that maps its image boots from it.
@@ -359,14 +350,19 @@ impl ImageCache {
             })
         };
         let path = self.init_path();
-        let (archive, made) = Archive::open_or_make(&path, nothing, |image, file| {
+        let archive = Archive::open_or_make(&path, nothing, |image, file| {
             let limits = Limits::default();
             write(image, self.init, Compression::None, &limits, file, &path).map(drop)
         })?;
+        Ok(self.make_room(archive))
+    }
+
+    /// Returns an entry, for which other ones are evicted where it was made just now.
+    fn make_room<T>(&self, (entry, made): (T, bool)) -> T {
         if made {
             self.evict();
         }
-        Ok(archive)
+        entry
     }
 }
 

@@ -64,19 +64,18 @@ impl Register {
     }
 }
 
-/// Leaves that describe hidden features and nothing else: counters (0xa, 0x23), SGX, Processor Trace, branch records, tiles (two);
-/// AMD's nested virtualization, sampling and counters.
+/// Leaves that describe hidden features and nothing else.
 const HIDDEN_LEAVES: [u32; 10] = [
-    0xa,
-    0x12,
-    0x14,
-    0x1c,
-    0x1d,
-    0x1e,
-    0x23,
-    0x8000_000a,
-    0x8000_001b,
-    0x8000_0022,
+    0xa,         // Intel's counters
+    0x12,        // SGX
+    0x14,        // Processor Trace
+    0x1c,        // branch records
+    0x1d,        // tiles
+    0x1e,        // multiplication of tiles
+    0x23,        // Intel's counters, version 2
+    0x8000_000a, // AMD's nested virtualization
+    0x8000_001b, // AMD's sampling
+    0x8000_0022, // AMD's counters, version 2
 ];
 
 /// Parts of the extended state that are hidden, by their numbers: Processor Trace's, shadow stacks' (the user's and the
