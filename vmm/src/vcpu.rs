@@ -29,7 +29,7 @@ pub(crate) struct Platform {
     pub(crate) com2: Arc<Mutex<Uart>>,
     /// Locked before the UARTs, by the pumps that move input into them and by a snapshot.
     pub(crate) intake: Arc<Mutex<()>>,
-    /// The addresses of persistent memory; empty where there is none.
+    /// The addresses of persistent memory; empty for a machine without.
     pub(crate) pmem: Range<u64>,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) kvm: Arc<Kvm>,

@@ -229,14 +229,14 @@ pub(super) struct Owner {
 }
 
 /// The user and group of files that belong to others of the host's.
-const NOBODY: u32 = 65534;
+const OVERFLOW_ID: u32 = 65534;
 
 impl Owner {
     fn user(&self, user: u32) -> u32 {
         if user == self.host.0 {
             self.guest.0
         } else {
-            NOBODY
+            OVERFLOW_ID
         }
     }
 
@@ -244,7 +244,7 @@ impl Owner {
         if group == self.host.1 {
             self.guest.1
         } else {
-            NOBODY
+            OVERFLOW_ID
         }
     }
 }

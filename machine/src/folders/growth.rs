@@ -66,7 +66,7 @@ impl Growth {
     ///
     /// # Errors
     ///
-    /// ENOSPC if there is none.
+    /// ENOSPC if the folder may not grow by it.
     pub(super) fn take_name(&self) -> Result<Room> {
         self.take(&mut self.state(), MADE)
     }

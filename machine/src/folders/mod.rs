@@ -21,7 +21,7 @@
 //! | requests | rules |
 //! |---|---|
 //! | LOOKUP, FORGET, BATCH_FORGET | counts that lie lose the guest its own nodes |
-//! | GETATTR, SETATTR, ACCESS | permissions and times are kept on both sides, but no set-ID or sticky bits; all files that belong to this user belong to the guest's one, and others to nobody; owners that are set are ignored |
+//! | GETATTR, SETATTR, ACCESS | permissions and times are kept on both sides, but no set-ID or sticky bits; all files that belong to this user belong to the guest's one, and others to 65534; owners that are set are ignored |
 //! | READLINK, SYMLINK | any target |
 //! | MKNOD, MKDIR, CREATE, LINK, UNLINK, RMDIR, RENAME, RENAME2 | regular files and folders; RENAME_NOREPLACE and RENAME_EXCHANGE; hard links within the folder |
 //! | OPEN, READ, WRITE, FSYNC, FALLOCATE, LSEEK, RELEASE | regular files alone: devices, FIFOs and sockets are shown by their kind, and never opened |
@@ -224,7 +224,7 @@ impl Server {
         })
     }
 
-    /// Answers a request to a folder, from whichever thread. The reply replaces what the vector has, and stays empty where there is none:
+    /// Answers a request to a folder, on the calling thread; several may call at once. The reply replaces what the vector has, and stays empty where there is none:
     /// for the requests that forget, and for what is too short to have a number.
     pub fn answer(&self, folder: u16, request: &[u8], reply: &mut Vec<u8>) {
         reply.clear();

@@ -155,7 +155,7 @@ impl Mount {
         }
     }
 
-    /// Gives a file room, or takes it (`struct fuse_fallocate_in`). Room behind its end, which nobody would see, is EOPNOTSUPP.
+    /// Gives a file room, or takes it (`struct fuse_fallocate_in`). Room behind its end that leaves its size as it is, is EOPNOTSUPP.
     pub(super) fn fallocate(&self, node: u64, mut args: Args<'_>) -> Result<()> {
         let (handle, offset, len) = (args.u64()?, args.u64()?, args.u64()?);
         let mode = FallocateFlags::from_bits_retain(args.u32()?);

@@ -10,7 +10,7 @@ use super::nodes::Stop;
 
 /// What programs of the host run or obey later: git's hooks and settings, and those of shells, editors and agents.
 ///
-/// `commondir` makes git take both from another place. Packages in `node_modules` carry editors' settings along, which nobody opens there.
+/// `commondir` makes git take both from another place. Packages in `node_modules` carry editors' settings along, and editors open other folders.
 pub const PROTECTED: &[&str] = &[
     "**/.git/hooks",
     "**/.git/config",

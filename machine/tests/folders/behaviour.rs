@@ -38,7 +38,7 @@ fn permissions_and_times_are_kept_on_both_sides() {
         (attr.mode, attr.mtime),
         (0o100_600, (1_000_000_000, 123_456_789))
     );
-    // Of a file that nobody may read, too.
+    // Of a file whose mode lets no user read it, too.
     client.chmod("script", 0).unwrap();
     assert_eq!(client.chmod("script", 0o444).unwrap().mode, 0o100_444);
     client.mkdir("folder", 0o777).unwrap();
@@ -49,7 +49,7 @@ fn permissions_and_times_are_kept_on_both_sides() {
 }
 
 #[test]
-fn files_belong_to_the_guests_user_or_to_nobody() {
+fn files_belong_to_the_guests_user_or_to_the_overflow_id() {
     let place = tempdir().unwrap();
     tree(place.path(), &["mine", "other"]);
     let mut folder = Folder::new(place.path(), Access::ReadWrite);

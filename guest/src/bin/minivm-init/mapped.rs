@@ -113,7 +113,7 @@ fn find_device() -> Result<(), Error> {
 fn mount_image() -> Result<Option<String>, Error> {
     let attach = |options| mount(DEVICE, IMAGE, "erofs", MountFlags::RDONLY, options);
     let mounted = match attach(c"dax") {
-        // As from a kernel that doesn't know the option, and for an image that is none.
+        // A kernel that doesn't know the option returns it, and one that finds no EROFS image in the device.
         Err(Errno::INVAL) => attach(c""),
         mounted => mounted,
     };
