@@ -9,7 +9,7 @@ use super::frame::{self, BodyTooLong};
 pub const MAGIC: [u8; 8] = *b"\x00minivm\x01";
 
 /// The version of these messages, which has to be equal on both sides.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// The most input that the host may send before it is asked for more, in bytes.
 pub const STDIN_WINDOW: u32 = 256 << 10;
@@ -105,6 +105,8 @@ pub struct Request {
     pub shm_size: Option<u64>,
     /// Further file systems in memory.
     pub tmpfs: Vec<Tmpfs>,
+    /// Folders of the host's. Each one's number is its place in this list.
+    pub folders: Vec<SharedFolder>,
     /// Whether an archive of files follows the request.
     pub copy_in: bool,
     /// Absolute paths of the files and folders that the host wants after the command's end.
@@ -155,6 +157,17 @@ pub struct Tmpfs {
     pub flags: u32,
     /// Options of its own (tmpfs(5)), separated by commas.
     pub options: String,
+}
+
+/// A folder of the host's, or a single file, which the guest mounts with FUSE: see [`folders`](super::folders).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedFolder {
+    /// The mount point: an absolute path, made where it doesn't exist.
+    pub at: Vec<u8>,
+    /// Whether the guest may change nothing in it.
+    pub read_only: bool,
+    /// Whether it is a single file.
+    pub is_file: bool,
 }
 
 /// A terminal's size.

@@ -43,11 +43,13 @@ pub const PARAMETER: &str = "minivm.channel=";
 /// The name of a file or folder in the archives of [`ToHost::Files`]; a folder's content is below it.
 pub const COPIED: &str = "copied";
 
+pub mod folders;
 pub mod frame;
 mod message;
 pub mod ring;
 
 pub use message::{
     Exit, Hello, Interpreter, KernelLog, LOG_MAX, MAGIC, MessageError, Moment, Preparation,
-    Refusal, Request, Rlimit, STDIN_WINDOW, Status, Times, Tmpfs, ToGuest, ToHost, VERSION, Window,
+    Refusal, Request, Rlimit, STDIN_WINDOW, SharedFolder, Status, Times, Tmpfs, ToGuest, ToHost,
+    VERSION, Window,
 };
