@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use minivm_tests::code::RESET;
 use minivm_tests::kernel_file::Elf;
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, wait_until};
+use minivm_tests::processes;
 use minivm_tests::program::{Ended, Program, run};
 use minivm_tests::stress;
 use rustix::process::Signal;
@@ -336,13 +337,16 @@ fn a_machine_whose_output_nobody_takes_is_saved_once_somebody_does() {
     let ask = || {
         let mut command = minivm();
         command.arg("snapshot").arg(place.socket());
-        Program::start(command.arg(place.folder()).arg("--stop"))
+        let asks = Program::start(command.arg(place.folder()).arg("--stop"));
+        let answer = Some(('S', Some(libc::SYS_recvfrom)));
+        wait_until("it doesn't wait for an answer", || {
+            processes::thread(asks.id(), "minivm") == answer
+        });
+        asks
     };
     let leaves = ask();
-    std::thread::sleep(Duration::from_millis(300));
     assert_eq!(killed(leaves), b"");
     let stays = ask();
-    std::thread::sleep(Duration::from_millis(300));
     let mut output = Vec::new();
     stdout.read_to_end(&mut output).unwrap();
     assert_eq!(machine.wait().unwrap().code(), Some(0));

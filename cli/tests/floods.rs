@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use minivm_tests::code::{RESET, show};
 use minivm_tests::kernel_file::Elf;
@@ -129,24 +129,20 @@ fn a_machine_whose_console_takes_nothing_is_stopped_while_it_is_to_be_saved() {
     // Nothing is read from the terminal.
     let mut minivm = terminal.start(place.boot("flood").arg("--control").arg(&socket));
     wait_until("it doesn't listen", || socket.exists());
-    // Until the terminal takes nothing any more the machine is saved, and goes on.
-    let waiting = loop {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
-        command
-            .arg("snapshot")
-            .arg(&socket)
-            .arg(place.path("saved"));
-        let saver = Program::start(&mut command);
-        std::thread::sleep(Duration::from_millis(300));
-        match Process::read(saver.id()).filter(|saver| saver.is_alive) {
-            Some(_) => break saver,
-            None => assert_eq!(saver.end(PATIENCE).code, Some(0)),
-        }
-    };
     let below = processes::below(minivm.id());
     let [monitor] = below[..] else {
         panic!("{below:?}");
     };
+    let writes = Some(('S', Some(libc::SYS_write)));
+    wait_until("the guest doesn't wait for the terminal", || {
+        terminal.is_full() && processes::thread(monitor.id, "vcpu0") == writes
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
+    let command = command.arg("snapshot").arg(&socket);
+    let waiting = Program::start(command.arg(place.path("saved")));
+    wait_until("the machine is not to be saved", || {
+        processes::thread(monitor.id, "save").is_some()
+    });
     terminal.press(b"\x01x");
     wait_until("the monitor doesn't end", || !monitor.still_runs());
     // What minivm has to say can be read from now on.

@@ -1,6 +1,7 @@
 //! The processes of this machine, as `/proc` lists them.
 
 use std::fs;
+use std::path::PathBuf;
 
 /// A process, as it was when it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,22 @@ pub fn below(process: u32) -> Vec<Process> {
     found
 }
 
+/// A thread of a process, by its name, as `/proc` describes it: its state (proc(5), "stat"), and the number of the system call that it is in,
+/// if it is in one.
+pub fn thread(process: u32, name: &str) -> Option<(char, Option<i64>)> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let named = |thread: &PathBuf| {
+        let found = fs::read_to_string(thread.join("comm"));
+        found.is_ok_and(|found| found.trim_end() == name)
+    };
+    let thread = threads.flatten().map(|entry| entry.path()).find(named)?;
+    let stat = fs::read_to_string(thread.join("stat")).ok()?;
+    let call = fs::read_to_string(thread.join("syscall")).ok()?;
+    let state = stat.rsplit_once(") ")?.1.chars().next()?;
+    let call = call.split(' ').next()?.trim_end().parse();
+    Some((state, call.ok().filter(|call| *call >= 0)))
+}
+
 /// How many processes have this in their command lines, in which a NUL byte ends each argument.
 pub fn with_argument(text: &str) -> usize {
     let lines = numbers().filter_map(|id| fs::read(format!("/proc/{id}/cmdline")).ok());
@@ -81,6 +98,21 @@ mod tests {
         assert_eq!(of_child().map(|one| one.is_alive), Some(false));
         child.wait().expect("it is our child");
         assert!(below(this).iter().all(|one| one.id != id));
+    }
+
+    #[test]
+    fn a_thread_that_waits_is_seen_in_its_call() {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let waiting = std::thread::Builder::new().name("it waits".into());
+        let waiting = waiting.spawn(move || std::io::Read::read(&mut reader, &mut [0]));
+        let this = std::process::id();
+        crate::patience::wait_until("it doesn't wait", || {
+            thread(this, "it waits") == Some(('S', Some(libc::SYS_read)))
+        });
+        drop(writer);
+        let waited = waiting.expect("a thread").join().expect("it ends");
+        assert_eq!(waited.expect("the other end was closed"), 0);
+        assert_eq!(thread(this, "no such thread"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -71,6 +72,17 @@ impl Terminal {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         child
+    }
+
+    /// Whether it takes no more output: nothing is read from it, and what it holds is all that it can.
+    ///
+    /// # Panics
+    ///
+    /// Where it was let go of.
+    pub fn is_full(&self) -> bool {
+        let terminal = self.terminal.as_ref().unwrap();
+        let mut polled = [PollFd::new(terminal, PollFlags::OUT)];
+        poll(&mut polled, Some(&Timespec::default())).unwrap() == 0
     }
 
     /// Leaves it to the programs that have it, so that the screen ends with the last of them.
