@@ -7,7 +7,7 @@ use std::thread;
 
 use kvm_ioctls::VmFd;
 
-use crate::arch::board::{self, Board, IrqLine};
+use crate::arch::board::{self, Board};
 use crate::arch::boot_data::{self, Start};
 use crate::arch::create;
 use crate::config::Config;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::input::{InputSource, Pump};
 use crate::kvm::Created;
+use crate::layout::UARTS;
 use crate::machine::{Entry, Machine};
 use crate::memory::GuestRam;
 use crate::observer::{Observer, Step, Steps};
@@ -46,8 +47,8 @@ pub struct Builder {
     working_set: Option<WorkingSet>,
     observer: Option<Arc<dyn Observer>>,
     vcpu_thread: Option<Entry>,
-    com1: Port,
-    com2: Port,
+    /// The ends of COM1, COM2 and COM3.
+    ports: [Port; UARTS.len()],
 }
 
 /// The state that a machine begins with.
@@ -62,16 +63,6 @@ enum Source {
 struct Port {
     output: Box<dyn Write + Send>,
     input: Option<Box<dyn InputSource>>,
-}
-
-impl Port {
-    /// A port that is connected to nothing: output is lost, input never comes.
-    fn open_ended() -> Self {
-        Port {
-            output: Box::new(io::sink()),
-            input: None,
-        }
-    }
 }
 
 impl Builder {
@@ -113,32 +104,46 @@ impl Builder {
             working_set: None,
             observer: None,
             vcpu_thread: None,
-            com1: Port::open_ended(),
-            com2: Port::open_ended(),
+            ports: UARTS.map(|_| Port {
+                output: Box::new(io::sink()),
+                input: None,
+            }),
         }
     }
 
     /// Sends the guest's output on COM1, the console, to `output`: a byte a call, from a vCPU's thread.
     pub fn console_output(mut self, output: impl Write + Send + 'static) -> Self {
-        self.com1.output = Box::new(output);
+        self.ports[0].output = Box::new(output);
         self
     }
 
     /// Gives `input` to the guest on COM1, the console.
     pub fn console_input(mut self, input: impl InputSource + 'static) -> Self {
-        self.com1.input = Some(Box::new(input));
+        self.ports[0].input = Some(Box::new(input));
         self
     }
 
     /// Sends the guest's output on COM2 to `output`: a byte a call, from a vCPU's thread.
     pub fn com2_output(mut self, output: impl Write + Send + 'static) -> Self {
-        self.com2.output = Box::new(output);
+        self.ports[1].output = Box::new(output);
         self
     }
 
     /// Gives `input` to the guest on COM2.
     pub fn com2_input(mut self, input: impl InputSource + 'static) -> Self {
-        self.com2.input = Some(Box::new(input));
+        self.ports[1].input = Some(Box::new(input));
+        self
+    }
+
+    /// Sends the guest's output on COM3, where the machine has one, to `output`: a byte a call, from a vCPU's thread.
+    pub fn com3_output(mut self, output: impl Write + Send + 'static) -> Self {
+        self.ports[2].output = Box::new(output);
+        self
+    }
+
+    /// Gives `input` to the guest on COM3, where the machine has one.
+    pub fn com3_input(mut self, input: impl InputSource + 'static) -> Self {
+        self.ports[2].input = Some(Box::new(input));
         self
     }
 
@@ -192,7 +197,7 @@ impl Builder {
             Source::Snapshot(snapshot) => snapshot.descriptors(),
             Source::Prepared(_) => Vec::new(),
         };
-        let inputs = [&self.com1.input, &self.com2.input].into_iter().flatten();
+        let inputs = self.ports.iter().flat_map(|port| &port.input);
         all.extend(inputs.flat_map(|input| input.descriptors()));
         all
     }
@@ -222,7 +227,13 @@ impl Builder {
         let steps = Steps::to(self.observer.as_ref());
         steps.reached(Step::Begun);
         let (mut created, devices) = match self.source {
-            Source::Boot(config, opened) => (boot(&config, opened, steps)?, Devices::default()),
+            Source::Boot(config, opened) => {
+                let devices = Devices {
+                    uarts: vec![uart::State::default(); config.uarts()],
+                    ..Devices::default()
+                };
+                (boot(&config, opened, steps)?, devices)
+            }
             Source::Snapshot(snapshot) => restore::prepare(&snapshot, steps)?.wake()?,
             Source::Prepared(prepared) => prepared.wake()?,
         };
@@ -235,7 +246,7 @@ impl Builder {
         if let Some(observer) = &self.observer {
             observe(&mut created, observer);
         }
-        let mut machine = connect(created, devices, self.com1, self.com2)?;
+        let mut machine = connect(created, devices, self.ports)?;
         steps.reached(Step::Built);
         machine.observer = self.observer;
         machine.vcpu_thread = self.vcpu_thread;
@@ -256,45 +267,32 @@ fn boot(config: &Config, opened: Option<Opened>, steps: Steps<'_>) -> Result<Cre
     let opened = opened.map_or_else(|| Opened::files(config), Ok)?;
     let ram = GuestRam::new(config.memory)?.with_pmem(opened.pmem.clone())?;
     steps.reached(Step::MemoryReserved);
+    // A kernel that can't be loaded is reported first.
+    let host = opened.host.clone().map_or_else(HostFiles::open, Ok);
+    let host = host.inspect(|_| steps.reached(Step::Opened));
+    let pagemap = host.as_ref().ok().and_then(|host| host.pagemap.clone());
+    let ram = Arc::new(ram.with_pagemap(pagemap));
     // Both take milliseconds, and neither needs the other.
     let (loaded, created) = thread::scope(|scope| {
         let loading =
             thread::Builder::new().spawn_scoped(scope, || load(config, &opened, &ram, steps));
-        let created = create(config.cpus, opened.host.clone(), &ram, steps);
+        let created = host.and_then(|host| {
+            let vcpus = |vm: &VmFd| create::create_vcpus(&host.kvm, vm, config.cpus);
+            kvm::create(host.kvm.clone(), ram.clone(), vcpus, steps)
+        });
         let loaded = match loading {
             Ok(loading) => loading.join().expect("loading doesn't panic"),
             Err(_) => load(config, &opened, &ram, steps),
         };
         (loaded, created)
     });
-    let start = loaded?;
-    let (host, (vm, irqchip, vcpus)) = created?;
-    start.set(&ram, &vcpus)?;
-    Ok(Created {
-        vcpus,
-        irqchip,
-        vm,
-        kvm: host.kvm,
-        ram: Arc::new(ram.with_pagemap(host.pagemap)),
-    })
-}
-
-/// Makes a machine in KVM whose processors are as after a reset. `host` may not be open yet.
-fn create(
-    cpus: u8,
-    host: Option<HostFiles>,
-    ram: &GuestRam,
-    steps: Steps<'_>,
-) -> Result<(HostFiles, kvm::Made)> {
-    let host = host.map_or_else(HostFiles::open, Ok)?;
-    steps.reached(Step::Opened);
-    let vcpus = |vm: &VmFd| create::create_vcpus(&host.kvm, vm, cpus);
-    let created = kvm::create(&host.kvm, ram, vcpus, steps)?;
-    Ok((host, created))
+    let (start, created) = (loaded?, created?);
+    start.set(&ram, &created.vcpus)?;
+    Ok(created)
 }
 
 /// Connects a machine with its devices.
-fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result<Machine> {
+fn connect(created: Created, devices: Devices, ports: [Port; UARTS.len()]) -> Result<Machine> {
     let Created {
         vcpus,
         irqchip,
@@ -303,21 +301,26 @@ fn connect(created: Created, devices: Devices, com1: Port, com2: Port) -> Result
         ram,
     } = created;
     let gate = Gate::new(u8::try_from(vcpus.len()).expect("checked against CPUS_MAX"))?;
-    let ([irq1, irq2], controller) = board::lines(&vm, irqchip, devices.board);
-    let (com1, input1) = uart(irq1, com1, &gate, devices.com1)?;
-    let (com2, input2) = uart(irq2, com2, &gate, devices.com2)?;
+    let (lines, controller) = board::lines(&vm, irqchip, devices.board);
     let intake = Arc::new(Mutex::new(()));
-    let pumps = [(input1, &com1), (input2, &com2)]
-        .into_iter()
-        .filter_map(|(input, uart)| Some(Pump::new(input?, uart.clone(), intake.clone())))
-        .collect();
+    let (mut uarts, mut pumps) = (Vec::new(), Vec::new());
+    for ((port, line), state) in ports.into_iter().zip(lines).zip(devices.uarts) {
+        let output = Output {
+            writer: port.output,
+            gate: gate.clone(),
+        };
+        let uart = Uart::new(line, output, state).map_err(Error::host("an event descriptor"))?;
+        let uart = Arc::new(Mutex::new(uart));
+        let pump = |input| Pump::new(input, uart.clone(), intake.clone());
+        pumps.extend(port.input.map(pump));
+        uarts.push(uart);
+    }
     Ok(Machine {
         vcpus,
         platform: Arc::new(Platform {
             gate,
-            board: Board::new(controller, &com1, &com2),
-            com1,
-            com2,
+            board: Board::new(controller, &uarts),
+            uarts,
             intake,
             pmem: ram.pmem().map_or(0..0, Pmem::range),
             vm,
@@ -350,15 +353,4 @@ fn random_seed() -> Result<[u8; boot_data::SEED_LEN]> {
     let mut seed = [0; boot_data::SEED_LEN];
     random::fill(&mut seed).map_err(Error::host("random bytes"))?;
     Ok(seed)
-}
-
-type ConnectedUart = (Arc<Mutex<Uart>>, Option<Box<dyn InputSource>>);
-
-fn uart(irq: IrqLine, port: Port, gate: &Arc<Gate>, state: uart::State) -> Result<ConnectedUart> {
-    let output = Output {
-        writer: port.output,
-        gate: gate.clone(),
-    };
-    let uart = Uart::new(irq, output, state).map_err(Error::host("an event descriptor"))?;
-    Ok((Arc::new(Mutex::new(uart)), port.input))
 }

@@ -49,11 +49,14 @@ pub struct Config {
     pub memory: u64,
     /// Number of vCPUs, from 1 to [`CPUS_MAX`].
     pub cpus: u8,
+    /// Whether the machine has a third UART, COM3.
+    #[serde(default)]
+    pub com3: bool,
 }
 
 impl Config {
-    /// Returns the configuration of a machine with one vCPU and 256 MiB that runs `kernel` with no initramfs and an empty
-    /// command line.
+    /// Returns the configuration of a machine with one vCPU, 256 MiB and two UARTs that runs `kernel` with no initramfs and an
+    /// empty command line.
     pub fn new(kernel: Kernel) -> Self {
         Config {
             kernel,
@@ -62,7 +65,13 @@ impl Config {
             cmdline: String::new(),
             memory: 256 << 20,
             cpus: 1,
+            com3: false,
         }
+    }
+
+    /// Returns the number of UARTs.
+    pub(crate) fn uarts(&self) -> usize {
+        layout::UARTS.len() - usize::from(!self.com3)
     }
 
     /// Checks everything that can be checked without the host's help.

@@ -26,26 +26,29 @@ pub(crate) struct Created {
     pub(crate) ram: Arc<GuestRam>,
 }
 
-/// What [`create`] makes.
-pub(crate) type Made = (Arc<VmFd>, Irqchip, Vec<Vcpu>);
-
 /// Creates a machine in KVM, with its RAM and the processors that `vcpus` makes, in the order that KVM wants.
 pub(crate) fn create(
-    kvm: &Kvm,
-    ram: &GuestRam,
+    kvm: Arc<Kvm>,
+    ram: Arc<GuestRam>,
     vcpus: impl FnOnce(&VmFd) -> Result<Vec<Vcpu>>,
     steps: Steps<'_>,
-) -> Result<Made> {
-    let vm = Arc::new(create_vm(kvm, ram.bytes())?);
+) -> Result<Created> {
+    let vm = Arc::new(create_vm(&kvm, ram.bytes())?);
     steps.reached(Step::VmCreated);
-    lend_memory(&vm, ram)?;
+    lend_memory(&vm, &ram)?;
     steps.reached(Step::MemoryLent);
     let mut irqchip = Irqchip::create(&vm)?;
     steps.reached(Step::IrqchipSplit);
     let vcpus = vcpus(&vm)?;
     irqchip.complete(&vcpus)?;
     steps.reached(Step::VcpusCreated);
-    Ok((vm, irqchip, vcpus))
+    Ok(Created {
+        vcpus,
+        irqchip,
+        vm,
+        kvm,
+        ram,
+    })
 }
 
 /// Opens `/dev/kvm`, the door to everything else, and checks that it is the KVM that this program was written for.

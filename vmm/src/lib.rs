@@ -1,4 +1,4 @@
-//! A microVM monitor: it runs a Linux kernel on KVM with RAM, two UARTs and nothing else.
+//! A microVM monitor: it runs a Linux kernel on KVM with RAM, UARTs and nothing else.
 //!
 //! A [`Config`] describes a machine, [`Builder::build`] makes it, [`Machine::run`] runs it to its end, and the [`Outcome`] is
 //! the reason for that end. A failure is an [`Error`].
@@ -10,7 +10,7 @@
 //!    (`kernel`) and the initramfs (`initramfs`), and writes the data that firmware and a boot loader leave in memory (`arch`):
 //!    page tables, ACPI tables, the zero page.
 //! 3. The other one opens `/dev/kvm`, creates the machine, lends it the RAM, and creates the vCPUs (`kvm`).
-//! 4. `build` connects the devices (`devices`): two UARTs, the IOAPIC that carries their interrupts, and the ports that end
+//! 4. `build` connects the devices (`devices`): the UARTs, the IOAPIC that carries their interrupts, and the ports that end
 //!    the machine.
 //! 5. [`Machine::run`] (`machine`) gives each vCPU a thread and opens the gate (`gate`). The vCPU's loop (`vcpu`) enters the
 //!    guest with `KVM_RUN`, serves the exit, and starts over.
@@ -45,7 +45,7 @@
 //! | `kernel`, `initramfs` | the loaders of kernels and of the initramfs |
 //! | `arch` | what differs between processors: [`layout`], the map of the guest's addresses; kernels' formats; page tables, ACPI, the zero page, CPUID, registers; the IOAPIC, the ports that end a machine; the exits; a vCPU's whole state |
 //! | `machine`, `control`, `gate`, `vcpu` | running a machine: its threads, and the way in and out of the guest |
-//! | `devices`, `input` | two UARTs and the bus; input for the UARTs |
+//! | `devices`, `input` | UARTs and the bus; input for the UARTs |
 //! | `snapshot` | saved machines, and clones of them |
 //! | `observer`, `recorder`, `statistics` | a view of a machine's exits, of its steps, and of KVM's counts |
 //! | `random` | the host's random numbers |

@@ -27,8 +27,8 @@ pub enum Outcome {
     /// The guest reset while its interrupts were in use: a kernel that panics with `panic=-1` does so, and
     /// `echo b > /proc/sysrq-trigger`.
     ///
-    /// The difference to [`Reboot`](Outcome::Reboot) is that COM1's or COM2's interrupt is still routed. A kernel that has
-    /// neither port open when it panics seems to reboot.
+    /// The difference to [`Reboot`](Outcome::Reboot) is that a UART's interrupt is still routed. A kernel that has no UART
+    /// open when it panics seems to reboot.
     ///
     /// On arm64 it is a warm reset (PSCI's SYSTEM_RESET2), which a panic asks for if Linux has `reboot=panic_warm` on its command
     /// line. Without that, or on a host older than Linux 5.18, whose KVM makes it a cold one, a panic seems to be a reboot; with

@@ -25,8 +25,8 @@ use crate::recorder::{NoNote, Note, Recorder};
 pub(crate) struct Platform {
     pub(crate) gate: Arc<Gate>,
     pub(crate) board: Board,
-    pub(crate) com1: Arc<Mutex<Uart>>,
-    pub(crate) com2: Arc<Mutex<Uart>>,
+    /// COM1, COM2, and COM3 where the machine has it.
+    pub(crate) uarts: Vec<Arc<Mutex<Uart>>>,
     /// Locked before the UARTs, by the pumps that move input into them and by a snapshot.
     pub(crate) intake: Arc<Mutex<()>>,
     /// The addresses of persistent memory; empty for a machine without.
@@ -192,7 +192,11 @@ impl Vcpu {
             Served::Ended(outcome) => Ok(Stay::Ended(outcome)),
             Served::Unexpected(reason) => {
                 note.kind(ExitKind::Other, reason.as_bytes());
-                Err(self.unexpected(reason))
+                Err(Error::Exit {
+                    vcpu: self.id,
+                    reason,
+                    rip: processor::instruction_pointer(&self.fd, false),
+                })
             }
         }
     }
@@ -218,15 +222,6 @@ impl Vcpu {
                 note.kind(ExitKind::Other, b"KVM_RUN failed");
                 Err(Error::kvm("KVM_RUN")(kvm_ioctls::Error::new(errno)))
             }
-        }
-    }
-
-    fn unexpected(&self, reason: String) -> Error {
-        let rip = processor::instruction_pointer(&self.fd, false);
-        Error::Exit {
-            vcpu: self.id,
-            reason,
-            rip,
         }
     }
 }

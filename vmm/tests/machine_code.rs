@@ -261,22 +261,86 @@ fn input_of_every_byte_value_comes_back_unchanged() {
 }
 
 #[test]
-fn com2_is_a_uart_of_its_own() {
-    let (tap, output) = tap();
+fn each_uart_is_of_its_own() {
+    let (taps, outputs): (Vec<_>, Vec<_>) = (0..3).map(|_| tap()).unzip();
+    let [one, two, three] = taps.try_into().ok().unwrap();
     let code = config(&[
         &mov_dx(layout::COM1_PORT),
         &out(b'1'),
         &mov_dx(layout::COM2_PORT),
         &out(b'2'),
+        &mov_dx(layout::COM3_PORT),
+        &out(b'3'),
         &RESET,
     ]);
-    Builder::new(code)
-        .com2_output(tap)
-        .build()
-        .unwrap()
-        .run()
-        .unwrap();
-    assert_eq!(output.iter().collect::<Vec<_>>(), b"2");
+    let config = Config { com3: true, ..code };
+    let builder = Builder::new(config).console_output(one).com2_output(two);
+    let machine = builder.com3_output(three).build().unwrap();
+    machine.run().unwrap();
+    let outputs: Vec<Vec<u8>> = outputs
+        .iter()
+        .map(|output| output.iter().collect())
+        .collect();
+    assert_eq!(outputs, [b"1", b"2", b"3"]);
+}
+
+#[test]
+fn a_machine_without_com3_has_nothing_there() {
+    let (tap, com1) = tap();
+    let (com3_tap, com3) = self::tap();
+    let mut code = [&mov_dx(layout::COM3_PORT)[..], &out(b'3')].concat();
+    for port in layout::COM3_PORT..layout::COM3_PORT + 8 {
+        // in al, dx
+        code.extend([&mov_dx(port)[..], &[0xec], &SHOW].concat());
+    }
+    let builder = Builder::new(config(&[&code, &RESET]))
+        .console_output(tap)
+        .com3_output(com3_tap)
+        .com3_input(input(b"3"));
+    builder.build().unwrap().run().unwrap();
+    assert_eq!(com1.iter().collect::<Vec<_>>(), [0xff; 8]);
+    assert_eq!(com3.iter().count(), 0);
+}
+
+#[test]
+fn input_on_com3_raises_an_interrupt_of_its_own() {
+    const HANDLER: u32 = 0x3_0000;
+    const VECTOR: u8 = 0x31;
+    let handler = [&mov_dx(layout::COM3_PORT)[..], &[0xec], &SHOW, &RESET].concat(); // in al, dx
+    // Address and selector of an interrupt gate.
+    let mut gate = (HANDLER & 0xffff | 0x10 << 16).to_le_bytes().to_vec();
+    gate.extend((HANDLER & 0xffff_0000 | 0x8e00).to_le_bytes());
+    let code = [
+        &map(layout::LOCAL_APIC.0)[..],
+        &map(layout::IOAPIC.0),
+        &place(HANDLER.into(), &handler),
+        &place(0x1_1000 + 16 * u64::from(VECTOR), &gate),
+        // The limit 0x3ff and the address 0x11000, and `lidt [0x10000]`.
+        &place(0x1_0000, &[0xff, 0x03, 0x00, 0x10, 0x01, 0, 0, 0, 0, 0]),
+        &[0x0f, 0x01, 0x1c, 0x25, 0x00, 0x00, 0x01, 0x00],
+        &[0xbe, 0x00, 0x00, 0xe0, 0xfe], // mov esi, the local APIC
+        &[0xc7, 0x86, 0xf0, 0, 0, 0, 0xff, 0x01, 0, 0], // mov dword [rsi + 0xf0], 0x1ff: on
+        &[0xbe, 0x00, 0x00, 0xc0, 0xfe], // mov esi, the IOAPIC
+        &[0xc7, 0x06, 0x10 + 2 * 5, 0, 0, 0], // mov dword [rsi], the entry of pin 5
+        &[0xc7, 0x46, 0x10, VECTOR, 0, 0, 0], // mov dword [rsi + 0x10], VECTOR
+        &mov_dx(layout::COM3_PORT + 1),
+        &out(1), // interrupt on received data
+        &mov_dx(layout::COM3_PORT + 4),
+        &out(2),                   // request to send
+        &[0xfb, 0xf4, 0xeb, 0xfd], // sti; again: hlt; jmp again
+    ];
+    let (tap, output) = tap();
+    let config = Config {
+        com3: true,
+        ..config(&code)
+    };
+    let builder = Builder::new(config)
+        .console_output(tap)
+        .com3_input(input(b"!"));
+    // The interrupt is still routed when the guest resets.
+    let outcome = builder.build().unwrap().run().unwrap();
+    assert_eq!(outcome, Outcome::Panic(Reset::Line));
+    assert_eq!(output.iter().collect::<Vec<_>>(), b"!");
 }
 
 #[test]

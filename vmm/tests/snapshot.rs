@@ -15,7 +15,7 @@ use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use minivm_tests::code::{map, place, wake};
+use minivm_tests::code::{RESET, SHOW, map, place, wake};
 use minivm_tests::input::input;
 use minivm_tests::output::tap;
 use minivm_tests::snapshot::save_in;
@@ -407,37 +407,82 @@ fn a_machine_that_has_not_run_can_be_saved() {
     );
 }
 
+/// Code that waits until the UART at `port` has input.
+fn wait_for_input(port: u16) -> Vec<u8> {
+    let at = |register: u16| {
+        let [low, high] = (port + register).to_le_bytes();
+        [0x66, 0xba, low, high] // mov dx, port + register
+    };
+    [
+        &at(1)[..],
+        &[0xb0, 0x01, 0xee], // mov al, 1; out dx, al: interrupt on received data
+        &at(4),
+        &[0xb0, 0x02, 0xee], // mov al, 2; out dx, al: request to send
+        &at(5),
+        &[0xec, 0xa8, 0x01, 0x74, 0xfb], // wait: in al, dx; test al, 1; jz wait
+    ]
+    .concat()
+}
+
+/// Code that reads a byte from the UART at `port`, and writes it to COM1.
+fn show_input(port: u16) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    [&[0x66, 0xba, low, high, 0xec][..], &SHOW].concat() // mov dx, port; in al, dx
+}
+
 #[test]
 fn input_that_the_guest_has_not_taken_yet_is_saved() {
-    let wait = [
-        0x66, 0xba, 0xf9, 0x03, 0xb0, 0x01,
-        0xee, // mov dx, 0x3f9; mov al, 1; out dx, al: interrupt on received data
-        0x66, 0xba, 0xfc, 0x03, 0xb0, 0x02,
-        0xee, // mov dx, 0x3fc; mov al, 2; out dx, al: request to send
-        0x66, 0xba, 0xfd, 0x03,
-        0xec, //             wait: mov dx, 0x3fd; in al, dx: the line status
-        0xa8, 0x01, 0x74,
-        0xf7, //                   test al, 1; jz wait: the UART has the input now
-        0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', //       mov dx, 0x3f8; mov al, '.'
-        0xb9, 0x30, 0x75, 0,
-        0, //                   mov ecx, 30000: long enough to be paused meanwhile
-        0xee, 0xff, 0xc9, 0x75, 0xfb, //             talk: out dx, al; dec ecx; jnz talk
-        0xec, 0xee, 0xec,
-        0xee, //                   in al, dx; out dx, al; in al, dx; out dx, al
-        0xb0, 0xfe, 0xe6, 0x64, //                   mov al, 0xfe; out 0x64, al
+    // mov dx, 0x3f8; mov al, '.'; mov ecx, 30000: long enough to be paused meanwhile; talk: out dx, al; dec ecx; jnz talk
+    let talk = [
+        0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xb9, 0x30, 0x75, 0, 0, 0xee, 0xff, 0xc9, 0x75, 0xfb,
     ];
-    let folder = tempfile::tempdir().unwrap();
-    let waiting = || {
-        let input = input(b"hi");
-        Builder::new(machine(&[&wait])).console_input(input)
-    };
-    let before = saved_after(500, waiting, folder.path());
-    let snapshot = Snapshot::open(folder.path()).unwrap();
-    let after = Running::start(Builder::restore(&snapshot)).finish();
-    assert_eq!(
-        [before, after].concat(),
-        [vec![b'.'; 30000], b"hi".to_vec()].concat()
+    type Connect = fn(Builder, fs::File) -> Builder;
+    let uarts: [(u16, Connect); 2] = [
+        (layout::COM1_PORT, Builder::console_input),
+        (layout::COM3_PORT, Builder::com3_input),
+    ];
+    for (port, connect) in uarts {
+        let show = show_input(port);
+        let config = Config {
+            com3: port == layout::COM3_PORT,
+            ..machine(&[&wait_for_input(port), &talk, &show, &show, &RESET])
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let waiting = || connect(Builder::new(config.clone()), input(b"hi"));
+        let before = saved_after(500, waiting, folder.path());
+        let snapshot = Snapshot::open(folder.path()).unwrap();
+        let after = Running::start(Builder::restore(&snapshot)).finish();
+        assert_eq!(
+            [before, after].concat(),
+            [vec![b'.'; 30000], b"hi".to_vec()].concat(),
+            "{port:#x}"
+        );
+    }
+}
+
+#[test]
+fn a_snapshot_has_com3_where_its_machine_had_it() {
+    let (wait, show) = (
+        wait_for_input(layout::COM3_PORT),
+        show_input(layout::COM3_PORT),
     );
+    for (com3, code) in [
+        (true, [&wait[..], &show, &RESET]),
+        (false, [&[], &show, &RESET]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            com3,
+            ..machine(&code)
+        };
+        save_unstarted(&Builder::new(config).build().unwrap(), folder.path());
+        let snapshot = Snapshot::open(folder.path()).unwrap();
+        let prepared = Builder::restore_prepared(snapshot.prepare().unwrap());
+        for builder in [Builder::restore(&snapshot), prepared] {
+            let output = Running::start(builder.com3_input(input(b"x"))).finish();
+            assert_eq!(output, if com3 { b"x" } else { &[0xff] }, "{com3}");
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! | `kernel` | the loaders of kernels' files |
 //! | `boot_data` | the data that firmware and a boot loader leave, and the first vCPU's registers |
 //! | `create` | the KVM calls that make a machine |
-//! | `board` | the devices and interrupt lines that a machine has beside its two UARTs, and their state in a snapshot |
+//! | `board` | the devices and interrupt lines that a machine has beside its UARTs, and their state in a snapshot |
 //! | `exit` | the exits that only this architecture has |
 //! | `processor` | a vCPU's state while its thread is not in `KVM_RUN` |
 //! | `vcpu_state` | a vCPU's whole state |

@@ -1,4 +1,4 @@
-//! The devices that every machine has: two UARTs, and the buses that lead to devices. What else there is, is below `arch`.
+//! The devices that every machine has: UARTs, and the buses that lead to devices. What else there is, is below `arch`.
 
 pub(crate) mod bus;
 pub(crate) mod uart;

@@ -19,8 +19,7 @@ pub(crate) struct Frozen<'a> {
     // While it is locked, no input is on its way to a UART, where the snapshot would miss it.
     _intake: MutexGuard<'a, ()>,
     // In the order in which all code locks them: a UART that raises an interrupt locks the board's interrupt controller.
-    com1: MutexGuard<'a, Uart>,
-    com2: MutexGuard<'a, Uart>,
+    uarts: Vec<MutexGuard<'a, Uart>>,
     board: board::Frozen<'a>,
 }
 
@@ -29,8 +28,7 @@ impl<'a> Frozen<'a> {
         Frozen {
             platform,
             _intake: lock(&platform.intake),
-            com1: lock(&platform.com1),
-            com2: lock(&platform.com2),
+            uarts: platform.uarts.iter().map(|uart| lock(uart)).collect(),
             board: platform.board.freeze(),
         }
     }
@@ -44,8 +42,7 @@ impl<'a> Frozen<'a> {
     ) -> Result<()> {
         let devices = Devices {
             board: self.board.state(&self.platform.vm)?,
-            com1: self.com1.state(),
-            com2: self.com2.state(),
+            uarts: self.uarts.iter().map(|uart| uart.state()).collect(),
         };
         save::write(files, vcpus, devices, ram).map_err(|source| Error::Save {
             path: files.name.clone().into(),

@@ -23,7 +23,7 @@ use crate::arch::vcpu_state::MACHINE;
 /// The first bytes: not text, and damaged by any change of line ends, as in PNG's.
 const MAGIC: [u8; 8] = *b"\x89minivm\n";
 /// The format's version.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 /// The architectures' numbers and names.
 const ARCHITECTURES: [(u16, &str); 2] = [(0, "x86-64"), (183, "arm64")];
 /// Bytes before the body.

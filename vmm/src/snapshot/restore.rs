@@ -30,17 +30,10 @@ pub(crate) fn prepare(snapshot: &Snapshot, steps: Steps<'_>) -> Result<Prepared>
     // `wake` checks it again. This is for machines made ahead of time, none of which would be of use.
     snapshot.check_unchanged()?;
     let vcpus = |vm: &VmFd| create::create_vcpus_of(vm, &snapshot.0.state.vcpus);
-    let (vm, irqchip, vcpus) = kvm::create(&host.kvm, &ram, vcpus, steps)?;
-    let created = Created {
-        vcpus,
-        irqchip,
-        vm,
-        kvm: host.kvm.clone(),
-        ram: Arc::new(ram.with_pagemap(host.pagemap.clone())),
-    };
+    let ram = Arc::new(ram.with_pagemap(host.pagemap.clone()));
     Ok(Prepared {
         snapshot: snapshot.clone(),
-        created,
+        created: kvm::create(host.kvm.clone(), ram, vcpus, steps)?,
     })
 }
 

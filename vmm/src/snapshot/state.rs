@@ -25,8 +25,8 @@ pub(crate) struct State {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Devices {
     pub(crate) board: board::State,
-    pub(crate) com1: uart::State,
-    pub(crate) com2: uart::State,
+    /// COM1's, COM2's, and COM3's where the machine has it.
+    pub(crate) uarts: Vec<uart::State>,
 }
 
 impl State {
@@ -47,9 +47,11 @@ impl State {
         {
             return Err("no machine has such persistent memory");
         }
+        if !matches!(self.devices.uarts.len(), 2 | 3) {
+            return Err("no machine has so many UARTs");
+        }
         self.vcpus.iter().try_for_each(VcpuState::check)?;
         self.devices.board.check(self.vcpus.len())?;
-        self.devices.com1.check()?;
-        self.devices.com2.check()
+        self.devices.uarts.iter().try_for_each(uart::State::check)
     }
 }

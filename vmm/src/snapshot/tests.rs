@@ -16,6 +16,7 @@ use super::state::Devices;
 use super::*;
 use crate::arch::board;
 use crate::arch::vcpu_state::{MACHINE, VcpuState};
+use crate::devices::uart;
 use crate::layout;
 use crate::memory::{GuestRam, PAGE};
 
@@ -52,7 +53,7 @@ fn byte_of(ram: &GuestRam, page: u64) -> u8 {
 fn save_ram(folder: &Path, ram: &GuestRam, clock: u64) -> io::Result<()> {
     let devices = Devices {
         board: board::State::sample(clock),
-        ..Devices::default()
+        uarts: vec![uart::State::default(); 3],
     };
     save_in(folder, |state, memory, name| {
         let files = SaveFiles {
@@ -284,10 +285,10 @@ fn files_that_are_no_snapshot_are_refused() {
 #[test]
 fn another_version_is_refused_by_name() {
     let mut file = state_file(&saved());
-    file[8] = 2;
-    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(2))));
-    file[8] = 4;
-    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(4))));
+    file[8] = 3;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Older(3))));
+    file[8] = 5;
+    assert!(matches!(file::decode(&file), Err(SnapshotError::Newer(5))));
 }
 
 #[test]
@@ -313,7 +314,7 @@ fn the_format_changes_with_its_version_only() {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let known = [(0, 3, "4a4273fa53ca73ed"), (183, 3, "41a8f67146f52132")];
+    let known = [(0, 4, "a6530851c2a9e583"), (183, 4, "9e0d291749f1d481")];
     let known = known.iter().find(|known| known.0 == MACHINE);
     assert_eq!(
         Some(&(MACHINE, file::VERSION, &*digest)),
@@ -368,6 +369,15 @@ fn a_senseless_state_is_refused_though_its_checksum_is_right() {
         state.vcpus[0].spoil();
     });
     assert!(spoiled.contains(part));
+    for uarts in [0, 1, 4, 1000] {
+        let why = with_state(&folder, |state| {
+            state.devices.uarts.resize_with(uarts, uart::State::default);
+        });
+        assert!(
+            matches!(&why, SnapshotError::Senseless(why) if why.contains("UARTs")),
+            "{uarts}: {why:?}"
+        );
+    }
     for bytes in [0, 4096, MEMORY + 1, 1 << 50, u64::MAX] {
         let why = with_state(&folder, |state| state.memory.bytes = bytes);
         assert!(
@@ -541,7 +551,10 @@ impl State {
         State {
             memory,
             vcpus: vec![VcpuState::sample()],
-            devices: Devices::default(),
+            devices: Devices {
+                uarts: vec![uart::State::default(); 3],
+                ..Devices::default()
+            },
             pmem: None,
         }
     }

@@ -182,7 +182,7 @@ fn registers_the_counter_and_a_pending_timer_go_on() {
 #[test]
 fn a_pending_interrupt_goes_to_the_processor_that_it_was_for() {
     // vCPU 0, to which an interrupt goes that has no route, is off.
-    const COM1_INTERRUPT: u64 = 32 + layout::COM1_SPI as u64;
+    const COM1_INTERRUPT: u64 = 32 + layout::UARTS[0].1 as u64;
     let distributor = layout::GIC_DISTRIBUTOR.0;
     let first = |entry: u64| [mov(1, 1), mov(2, entry), psci(CPU_ON), psci(CPU_OFF)].concat();
     let second = [

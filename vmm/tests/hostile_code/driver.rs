@@ -102,6 +102,7 @@ pub(crate) fn drive(accesses: &[Access]) -> Driven {
     assert!(accesses.len() <= ACCESSES_MAX);
     let config = Config {
         memory: MEMORY,
+        com3: true,
         ..Config::new(Kernel::Code(code(accesses.len())))
     };
     let machine = Builder::new(config).build().unwrap();

@@ -11,7 +11,7 @@ const _: () = assert!(STRING_BYTE == 0x5a);
 
 /// Returns whether a device has this port.
 fn has_device(port: u64) -> bool {
-    let coms = [layout::COM1_PORT, layout::COM2_PORT].map(u64::from);
+    let coms = layout::UARTS.map(|(port, _)| u64::from(port));
     coms.iter().any(|com| (*com..com + 8).contains(&port))
         || port == u64::from(layout::I8042_COMMAND_PORT)
         || (u64::from(layout::ACPI_SLEEP_PORT)..)

@@ -20,10 +20,10 @@ pub(crate) use super::gic_state::State;
 /// The number of the first shared peripheral interrupt among all interrupts.
 const SPI_FIRST: u32 = 32;
 
-/// Makes COM1's interrupt line and COM2's, which lead to the interrupt controller.
-pub(crate) fn lines(vm: &Arc<VmFd>, irqchip: Irqchip, _state: State) -> ([IrqLine; 2], Irqchip) {
-    let line = |spi| IrqLine(Some((vm.clone(), spi)));
-    ([layout::COM1_SPI, layout::COM2_SPI].map(line), irqchip)
+/// Makes the UARTs' interrupt lines, which lead to the interrupt controller.
+pub(crate) fn lines(vm: &Arc<VmFd>, irqchip: Irqchip, _state: State) -> ([IrqLine; 3], Irqchip) {
+    let line = |(_, spi)| IrqLine(Some((vm.clone(), spi)));
+    (layout::UARTS.map(line), irqchip)
 }
 
 /// An interrupt line from a UART to the GIC, or to nothing.
@@ -83,9 +83,9 @@ pub(crate) struct Board {
 
 impl Board {
     /// Connects the devices.
-    pub(crate) fn new(irqchip: Irqchip, com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Self {
+    pub(crate) fn new(irqchip: Irqchip, uarts: &[Arc<Mutex<Uart>>]) -> Self {
         let mut mmio = Bus::default();
-        for (first, uart) in [(layout::COM1, com1), (layout::COM2, com2)] {
+        for ((first, _), uart) in layout::UARTS.into_iter().zip(uarts) {
             let registers = Arc::new(Mutex::new(Registers(uart.clone())));
             mmio.attach(first.0..first.0 + layout::COM_SIZE, registers);
         }

@@ -33,6 +33,7 @@ pub(crate) fn write(
     let tree = Tree {
         cpus: Vec::new(),
         memory: config.memory,
+        uarts: &layout::UARTS[..config.uarts()],
         cmdline: config.cmdline.clone(),
         initramfs,
         seed,

@@ -100,11 +100,8 @@ fn features(target: u32, id: u8) -> Features {
 
 fn create_all(vm: &VmFd, target: u32, cpus: u8) -> Result<Vec<Vcpu>> {
     let create = |id| {
-        Ok(Vcpu::new(
-            id,
-            kvm::create_vcpu(vm, id)?,
-            features(target, id),
-        ))
+        let fd = kvm::create_vcpu(vm, id)?;
+        Ok(Vcpu::new(id, fd, features(target, id)))
     };
     let created: Vec<Vcpu> = (0..cpus).map(create).collect::<Result<_>>()?;
     for vcpu in &created {

@@ -14,7 +14,7 @@ use super::{layout, registers};
 use crate::error::{Error, Result};
 use crate::vcpu::Vcpu;
 
-/// The interrupts of the GIC: 32 of the processors' own, and as many shared ones, of which two are in use. It is KVM's least.
+/// The interrupts of the GIC: 32 of the processors' own, and as many shared ones, of which at most three are in use. It is KVM's least.
 pub(super) const INTERRUPTS: u32 = 64;
 
 /// KVM's interrupt controller of a machine. (`Documentation/virt/kvm/devices/arm-vgic-v3.rst`.)

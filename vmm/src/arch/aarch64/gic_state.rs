@@ -90,11 +90,8 @@ impl State {
             for (offset, value) in redistributor().zip(&processor.redistributor) {
                 gic.set(KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, at | offset, value)?;
             }
-            gic.set(
-                KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO,
-                at | LINES,
-                &processor.lines,
-            )?;
+            let lines = &processor.lines;
+            gic.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, at | LINES, lines)?;
             for (number, value) in &processor.interface {
                 gic.set(KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, at | number, value)?;
             }

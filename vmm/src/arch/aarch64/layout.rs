@@ -6,6 +6,7 @@
 //!    0x80a0000 │ redistributors, one a vCPU   │
 //!    0x9000000 │ COM1 (emulated here)         │
 //!    0x9010000 │ COM2 (emulated here)         │
+//!    0x9020000 │ COM3 (emulated here)         │
 //!   0x80000000 ├──────────────────────────────┤ 2 GiB: RAM
 //!              │ device tree                  │
 //!   0x80200000 │ kernel                       │
@@ -29,14 +30,14 @@ pub(crate) const GIC_DISTRIBUTOR_SIZE: u64 = 0x1_0000;
 pub const GIC_REDISTRIBUTORS: GuestAddress = GuestAddress(0x80a_0000);
 pub(crate) const GIC_REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
 
-/// COM1's first register: the console.
+/// COM1's first register: the console. Each UART has a page of its own, of the largest size that there is.
 pub const COM1: GuestAddress = GuestAddress(0x900_0000);
-/// COM1's interrupt, a shared peripheral one (SPI).
-pub const COM1_SPI: u8 = 0;
-/// COM2's first register: the control channel. Each of the two has a page of its own, of the largest size that there is.
+/// COM2's first register: the control channel.
 pub const COM2: GuestAddress = GuestAddress(0x901_0000);
-/// COM2's interrupt, a shared peripheral one (SPI).
-pub const COM2_SPI: u8 = 1;
+/// COM3's first register, in machines that have it: the bell of shared folders.
+pub const COM3: GuestAddress = GuestAddress(0x902_0000);
+/// Each UART's first register and interrupt, a shared peripheral one (SPI).
+pub const UARTS: [(GuestAddress, u8); 3] = [(COM1, 0), (COM2, 1), (COM3, 2)];
 /// A UART's eight registers, one byte each.
 pub(crate) const COM_SIZE: u64 = 8;
 
@@ -82,6 +83,7 @@ mod tests {
             ),
             (COM1.0, 0x1_0000),
             (COM2.0, 0x1_0000),
+            (COM3.0, 0x1_0000),
             (TREE.0, TREE_MAX as u64),
             (KERNEL.0, 0),
         ];

@@ -4,6 +4,7 @@
 //! (`Documentation/devicetree/bindings`), which the comments name by their files there.
 
 use vm_fdt::{Error, FdtWriter};
+use vm_memory::GuestAddress;
 
 use super::layout;
 use crate::initramfs::Placed;
@@ -32,6 +33,8 @@ pub(super) struct Tree {
     pub(super) cpus: Vec<u64>,
     /// RAM in bytes.
     pub(super) memory: u64,
+    /// The UARTs' first registers and interrupts.
+    pub(super) uarts: &'static [(GuestAddress, u8)],
     pub(super) cmdline: String,
     pub(super) initramfs: Placed,
     pub(super) seed: [u8; SEED_LEN],
@@ -53,14 +56,15 @@ fn write(tree: &Tree) -> Result<Vec<u8>, Error> {
     fdt.property_u32("#size-cells", 2)?;
     fdt.property_u32("interrupt-parent", GIC)?;
     chosen(&mut fdt, tree)?;
-    aliases(&mut fdt)?;
+    aliases(&mut fdt, tree.uarts)?;
     memory(&mut fdt, tree.memory)?;
     cpus(&mut fdt, &tree.cpus)?;
     psci(&mut fdt)?;
     gic(&mut fdt, tree.cpus.len() as u64)?;
     timer(&mut fdt)?;
-    uart(&mut fdt, layout::COM1.0, layout::COM1_SPI)?;
-    uart(&mut fdt, layout::COM2.0, layout::COM2_SPI)?;
+    for (address, spi) in tree.uarts {
+        uart(&mut fdt, address.0, *spi)?;
+    }
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -81,11 +85,13 @@ fn chosen(fdt: &mut FdtWriter, tree: &Tree) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-/// The numbers of the UARTs: `ttyS0`, `ttyS1`.
-fn aliases(fdt: &mut FdtWriter) -> Result<(), Error> {
+/// The numbers of the UARTs: `ttyS0`, `ttyS1`, `ttyS2`.
+fn aliases(fdt: &mut FdtWriter, uarts: &[(GuestAddress, u8)]) -> Result<(), Error> {
     let node = fdt.begin_node("aliases")?;
-    fdt.property_string("serial0", &format!("/{}", uart_name(layout::COM1.0)))?;
-    fdt.property_string("serial1", &format!("/{}", uart_name(layout::COM2.0)))?;
+    for (number, (address, _)) in uarts.iter().enumerate() {
+        let path = format!("/{}", uart_name(address.0));
+        fdt.property_string(&format!("serial{number}"), &path)?;
+    }
     fdt.end_node(node)
 }
 
@@ -115,20 +121,16 @@ fn cpus(fdt: &mut FdtWriter, addresses: &[u64]) -> Result<(), Error> {
 /// The way to start processors, to switch the power off and to reset (`arm/psci.yaml`): calls that KVM answers.
 fn psci(fdt: &mut FdtWriter) -> Result<(), Error> {
     let node = fdt.begin_node("psci")?;
-    fdt.property_string_list(
-        "compatible",
-        vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()],
-    )?;
+    let versions = vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()];
+    fdt.property_string_list("compatible", versions)?;
     fdt.property_string("method", "hvc")?;
     fdt.end_node(node)
 }
 
 /// The interrupt controller (`interrupt-controller/arm,gic-v3.yaml`).
 fn gic(fdt: &mut FdtWriter, cpus: u64) -> Result<(), Error> {
-    let node = fdt.begin_node(&format!(
-        "interrupt-controller@{:x}",
-        layout::GIC_DISTRIBUTOR.0
-    ))?;
+    let distributor = layout::GIC_DISTRIBUTOR.0;
+    let node = fdt.begin_node(&format!("interrupt-controller@{distributor:x}"))?;
     fdt.property_string("compatible", "arm,gic-v3")?;
     fdt.property_null("interrupt-controller")?;
     fdt.property_u32("#interrupt-cells", 3)?;
@@ -136,7 +138,7 @@ fn gic(fdt: &mut FdtWriter, cpus: u64) -> Result<(), Error> {
     fdt.property_array_u64(
         "reg",
         &[
-            layout::GIC_DISTRIBUTOR.0,
+            distributor,
             layout::GIC_DISTRIBUTOR_SIZE,
             layout::GIC_REDISTRIBUTORS.0,
             layout::GIC_REDISTRIBUTOR_SIZE * cpus,
@@ -150,10 +152,7 @@ fn gic(fdt: &mut FdtWriter, cpus: u64) -> Result<(), Error> {
 fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
     let node = fdt.begin_node("timer")?;
     fdt.property_string("compatible", "arm,armv8-timer")?;
-    let interrupts: Vec<_> = TIMERS
-        .into_iter()
-        .flat_map(|timer| [PPI, timer, LEVEL_HIGH])
-        .collect();
+    let interrupts = TIMERS.map(|timer| [PPI, timer, LEVEL_HIGH]).concat();
     fdt.property_array_u32("interrupts", &interrupts)?;
     fdt.property_null("always-on")?;
     fdt.end_node(node)
@@ -214,18 +213,20 @@ mod tests {
                 start: 0x8f00_0000,
                 size: 0x1234,
             },
+            uarts: &layout::UARTS[..2],
             seed,
         });
         assert_eq!(decompiled(&tree), include_str!("tree.dts"));
     }
 
     #[test]
-    fn a_machine_without_initramfs_has_no_place_of_one() {
+    fn a_machine_without_initramfs_has_no_place_of_one_and_com3_is_serial2() {
         let tree = bytes(&Tree {
             cpus: vec![0],
             memory: 1 << 40,
             cmdline: String::new(),
             initramfs: Placed::default(),
+            uarts: &layout::UARTS,
             seed: [0; SEED_LEN],
         });
         let source = decompiled(&tree);
@@ -234,5 +235,12 @@ mod tests {
             source.contains("reg = <0x00 0x80000000 0x100 0x00>;"),
             "{source}"
         );
+        assert!(
+            source.contains("serial2 = \"/serial@9020000\";"),
+            "{source}"
+        );
+        let (_, com3) = source.split_once("serial@9020000 {").unwrap();
+        assert!(com3.contains("reg = <0x00 0x9020000 0x00 0x08>;"), "{com3}");
+        assert!(com3.contains("interrupts = <0x00 0x02 0x01>;"), "{com3}");
     }
 }

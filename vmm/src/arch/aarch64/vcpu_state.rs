@@ -80,8 +80,8 @@ impl VcpuState {
         let is_counter = |register: &&Register| [COUNTER, PHYSICAL_COUNTER].contains(&register.id);
         let (counters, own): (Vec<_>, Vec<_>) = self.registers.iter().partition(is_counter);
         own.into_iter().try_for_each(|register| register.set(fd))?;
-        if let Some((pending, has_syndrome, syndrome)) = self.serror {
-            set_serror(fd, pending, has_syndrome, syndrome)?;
+        if let Some(serror) = self.serror {
+            set_serror(fd, serror)?;
         }
         if vcpu.id == 0 {
             // From here on the guest's time goes on where it was. KVM sets the difference to the host's counter.
@@ -146,11 +146,10 @@ fn serror(vcpu: &VcpuFd) -> Result<(u8, u8, u64)> {
     Ok((of.serror_pending, of.serror_has_esr, of.serror_esr))
 }
 
-fn set_serror(vcpu: &VcpuFd, pending: u8, has_syndrome: u8, syndrome: u64) -> Result<()> {
+fn set_serror(vcpu: &VcpuFd, serror: (u8, u8, u64)) -> Result<()> {
     let mut events = kvm_vcpu_events::default();
-    events.exception.serror_pending = pending;
-    events.exception.serror_has_esr = has_syndrome;
-    events.exception.serror_esr = syndrome;
+    let of = &mut events.exception;
+    (of.serror_pending, of.serror_has_esr, of.serror_esr) = serror;
     // (KVM API 4.32, KVM_SET_VCPU_EVENTS.)
     vcpu.set_vcpu_events(&events)
         .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))

@@ -40,13 +40,13 @@ const WRITE_BACK: u64 = 0x8008;
 /// The flag of a memory device that can't keep what is written to it (5.2.25.3): Linux takes it for read-only.
 const NOT_ARMED: u16 = 1 << 3;
 
-/// Returns all tables of a machine with `cpus` vCPUs and this range of persistent memory, as they stand in memory from
-/// [`layout::ACPI`] on, the RSDP first.
-pub(crate) fn tables(cpus: u8, pmem: Option<Range<u64>>) -> Vec<u8> {
+/// Returns all tables of a machine with `cpus` vCPUs, `uarts` UARTs and this range of persistent memory, as they stand in memory
+/// from [`layout::ACPI`] on, the RSDP first.
+pub(crate) fn tables(cpus: u8, uarts: usize, pmem: Option<Range<u64>>) -> Vec<u8> {
     let mut area = Area::default();
     // The RSDP comes first and points to what comes later, so its place is kept free.
     area.bytes.resize(Rsdp::len().next_multiple_of(16), 0);
-    let dsdt = area.add(&dsdt(pmem.is_some()));
+    let dsdt = area.add(&dsdt(uarts, pmem.is_some()));
     let fadt = area.add(&bytes(&fadt(dsdt)));
     let madt = area.add(&bytes(&madt(cpus)));
     let mut xsdt = XSDT::new(OEM, TABLE, 1);
@@ -137,14 +137,11 @@ fn nfit(range: Range<u64>) -> Vec<u8> {
     table.as_slice().to_vec()
 }
 
-/// The definition block: two UARTs, persistent memory if there is some, and the value that means "off".
-fn dsdt(has_pmem: bool) -> Vec<u8> {
+/// The definition block: UARTs, persistent memory if there is some, and the value that means "off".
+fn dsdt(uarts: usize, has_pmem: bool) -> Vec<u8> {
     let mut aml = Vec::new();
-    for (path, uid, port, irq) in [
-        ("\\_SB_.COM1", 1, layout::COM1_PORT, layout::COM1_IRQ),
-        ("\\_SB_.COM2", 2, layout::COM2_PORT, layout::COM2_IRQ),
-    ] {
-        serial_port(path.into(), uid, port, irq, &mut aml);
+    for ((port, irq), uid) in layout::UARTS.into_iter().take(uarts).zip(1..) {
+        serial_port(uid, port, irq, &mut aml);
     }
     if has_pmem {
         // The NVDIMM root device, and the device with that handle (9.20 "NVDIMM Devices").
@@ -164,10 +161,10 @@ fn dsdt(has_pmem: bool) -> Vec<u8> {
 }
 
 /// A 16550A-compatible UART. The interrupt is an edge, active high, as on ISA.
-fn serial_port(path: acpi_tables::aml::Path, uid: u8, port: u16, irq: u8, aml: &mut Vec<u8>) {
+fn serial_port(uid: u8, port: u16, irq: u8, aml: &mut Vec<u8>) {
     let ports = u8::try_from(layout::COM_PORTS).expect("8");
     Device::new(
-        path,
+        (&*format!("\\_SB_.COM{uid}")).into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0501")),
             &Name::new("_UID".into(), &uid),
@@ -185,6 +182,8 @@ fn serial_port(path: acpi_tables::aml::Path, uid: u8, port: u16, irq: u8, aml: &
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -203,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_linked_and_their_checksums_hold() {
-        let area = tables(4, None);
+        let area = tables(4, 2, None);
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!(sum(&area[..36]), 0);
         let xsdt = table(&area, u64_at(&area, 24));
@@ -233,17 +232,41 @@ mod tests {
     /// The tables of a machine without persistent memory are those from before there was any.
     #[test]
     fn tables_without_persistent_memory_do_not_speak_of_it() {
-        let area = tables(4, None);
+        let area = tables(4, 2, None);
         assert_eq!(table(&area, u64_at(&area, 24)).len(), 36 + 2 * 8);
         assert!(!has(&area, b"ACPI0012") && !has(&area, b"NFIT"));
-        let with = tables(4, Some(1 << 32..3 << 31));
+        let with = tables(4, 2, Some(1 << 32..3 << 31));
         assert!(has(&with, b"ACPI0012\0") && has(&with, b"NFIT"));
+    }
+
+    /// Guests and their templates know the tables of machines without COM3: they stay as they are, byte for byte.
+    #[test]
+    fn tables_with_com3_have_one_uart_more_and_without_are_as_ever() {
+        for (area, known) in [
+            (tables(1, 2, None), [0xa0, 0x29, 0xdb, 0xc3]),
+            (
+                tables(8, 2, Some(1 << 32..3 << 31)),
+                [0x07, 0xd2, 0xfc, 0x93],
+            ),
+        ] {
+            assert_eq!(Sha256::digest(&area)[..4], known);
+            assert!(!has(&area, b"COM3"));
+        }
+        let with = tables(1, 3, None);
+        let fadt = table(&with, u64_at(table(&with, u64_at(&with, 24)), 36));
+        let dsdt = table(&with, u64_at(fadt, 140));
+        let com3 = dsdt.windows(4).position(|name| name == b"COM3").unwrap();
+        // Ports 0x3e8 to 0x3ef, and interrupt 5: an edge, not shared. (ACPI 6.5, 6.4.2.5 and 6.4.3.6.)
+        let ports = [0x47, 1, 0xe8, 0x03, 0xe8, 0x03, 1, 8];
+        let interrupt = [0x89, 6, 0, 0b011, 1, 5, 0, 0, 0];
+        assert!(has(&dsdt[com3..], &ports) && has(&dsdt[com3..], &interrupt));
+        assert_eq!(sum(dsdt), 0);
     }
 
     #[test]
     fn the_nfit_leads_from_a_range_to_a_device_that_is_not_armed() {
         let (start, size) = (5 << 30, 6 << 20);
-        let area = tables(1, Some(start..start + size));
+        let area = tables(1, 2, Some(start..start + size));
         let xsdt = table(&area, u64_at(&area, 24));
         let nfit = table(&area, u64_at(xsdt, 36 + 2 * 8));
         assert_eq!((&nfit[..4], nfit[8], sum(nfit)), (&b"NFIT"[..], 1, 0));

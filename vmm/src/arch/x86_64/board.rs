@@ -18,19 +18,19 @@ use crate::error::{Error, Result};
 use crate::kvm::Created;
 use crate::outcome::{Outcome, Reset};
 
-/// Makes the IOAPIC, in a given state, and COM1's interrupt line to it and COM2's.
+/// Makes the IOAPIC, in a given state, and the UARTs' interrupt lines to it.
 pub(crate) fn lines(
     vm: &Arc<VmFd>,
     _irqchip: Irqchip,
     state: State,
-) -> ([IrqLine; 2], Arc<Mutex<IoApic>>) {
+) -> ([IrqLine; 3], Arc<Mutex<IoApic>>) {
     let ioapic = IoApic::new(message_sink(vm.clone()), state.ioapic);
     let ioapic = Arc::new(Mutex::new(ioapic));
     let line = |pin| IrqLine {
         ioapic: ioapic.clone(),
         pin,
     };
-    ([layout::COM1_IRQ, layout::COM2_IRQ].map(line), ioapic)
+    (layout::UARTS.map(|(_, irq)| line(irq)), ioapic)
 }
 
 /// An interrupt line from a UART to a pin of the IOAPIC.
@@ -59,7 +59,7 @@ impl IrqLine {
         let ioapic = IoApic::new(Box::new(|_| Ok(())), ioapic::State::default());
         IrqLine {
             ioapic: Arc::new(Mutex::new(ioapic)),
-            pin: layout::COM1_IRQ,
+            pin: layout::UARTS[0].1,
         }
     }
 }
@@ -91,14 +91,13 @@ pub(crate) struct Board {
 
 impl Board {
     /// Connects the devices.
-    pub(crate) fn new(
-        ioapic: Arc<Mutex<IoApic>>,
-        com1: &Arc<Mutex<Uart>>,
-        com2: &Arc<Mutex<Uart>>,
-    ) -> Self {
+    pub(crate) fn new(ioapic: Arc<Mutex<IoApic>>, uarts: &[Arc<Mutex<Uart>>]) -> Self {
+        let mut mmio = Bus::default();
+        let registers = layout::IOAPIC.0..layout::IOAPIC.0 + ioapic::SIZE;
+        mmio.attach(registers, ioapic.clone());
         Board {
-            ports: port_bus(com1, com2),
-            mmio: mmio_bus(&ioapic),
+            ports: port_bus(uarts),
+            mmio,
             ioapic,
         }
     }
@@ -131,11 +130,12 @@ fn of_reset(reset: Reset, routing: Routing) -> Outcome {
     }
 }
 
-fn port_bus(com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Bus {
+fn port_bus(uarts: &[Arc<Mutex<Uart>>]) -> Bus {
     let ports = |first: u16, count: u16| u64::from(first)..u64::from(first) + u64::from(count);
     let mut bus = Bus::default();
-    bus.attach(ports(layout::COM1_PORT, layout::COM_PORTS), com1.clone());
-    bus.attach(ports(layout::COM2_PORT, layout::COM_PORTS), com2.clone());
+    for (uart, (first, _)) in uarts.iter().zip(layout::UARTS) {
+        bus.attach(ports(first, layout::COM_PORTS), uart.clone());
+    }
     bus.attach(
         ports(layout::I8042_COMMAND_PORT, 1),
         Arc::new(Mutex::new(ResetLine)),
@@ -143,15 +143,6 @@ fn port_bus(com1: &Arc<Mutex<Uart>>, com2: &Arc<Mutex<Uart>>) -> Bus {
     bus.attach(
         ports(layout::ACPI_SLEEP_PORT, 2),
         Arc::new(Mutex::new(SleepControl)),
-    );
-    bus
-}
-
-fn mmio_bus(ioapic: &Arc<Mutex<IoApic>>) -> Bus {
-    let mut bus = Bus::default();
-    bus.attach(
-        layout::IOAPIC.0..layout::IOAPIC.0 + ioapic::SIZE,
-        ioapic.clone(),
     );
     bus
 }
@@ -234,17 +225,20 @@ mod tests {
     use crate::devices::uart::{self, Output};
     use crate::gate::Gate;
 
-    fn uart() -> Arc<Mutex<Uart>> {
-        let output = Output {
-            writer: Box::new(io::sink()),
-            gate: Gate::new(1).unwrap(),
+    fn bus(uarts: usize) -> Bus {
+        let uart = || {
+            let output = Output {
+                writer: Box::new(io::sink()),
+                gate: Gate::new(1).unwrap(),
+            };
+            let uart = Uart::new(IrqLine::unconnected(), output, uart::State::default());
+            Arc::new(Mutex::new(uart.unwrap()))
         };
-        let uart = Uart::new(IrqLine::unconnected(), output, uart::State::default());
-        Arc::new(Mutex::new(uart.unwrap()))
+        port_bus(&(0..uarts).map(|_| uart()).collect::<Vec<_>>())
     }
 
-    /// Returns the number of ports from the first of their device on, by which this tells devices apart.
-    fn device(port: u64) -> Option<u64> {
+    /// Returns the first port of the device at a port, in a machine with so many UARTs.
+    fn device(port: u64, uarts: usize) -> Option<u64> {
         let of = |first: u16, count: u64| {
             let first = u64::from(first);
             (first..first + count).contains(&port).then(|| port - first)
@@ -253,6 +247,7 @@ mod tests {
         let found = [
             of(layout::COM1_PORT, 8),
             of(layout::COM2_PORT, 8),
+            of(layout::COM3_PORT, 8).filter(|_| uarts == 3),
             of(layout::I8042_COMMAND_PORT, 1),
             of(layout::ACPI_SLEEP_PORT, 2),
         ];
@@ -264,39 +259,49 @@ mod tests {
 
     #[test]
     fn every_port_leads_to_one_device_or_to_none_with_every_width() {
-        let (com1, com2) = (uart(), uart());
-        let bus = port_bus(&com1, &com2);
-        for (com, mark) in [(layout::COM1_PORT, 1), (layout::COM2_PORT, 2)] {
+        ports_lead_to_one_device_or_to_none(2);
+        ports_lead_to_one_device_or_to_none(3);
+    }
+
+    fn ports_lead_to_one_device_or_to_none(uarts: usize) {
+        let bus = bus(uarts);
+        for (com, mark) in [
+            (layout::COM1_PORT, 1),
+            (layout::COM2_PORT, 2),
+            (layout::COM3_PORT, 3),
+        ] {
             assert_eq!(bus.write(u64::from(com) + 7, &[mark]).unwrap(), None);
         }
         // And addresses that no port has.
         let beyond = [0x1_0000, 0x1_03f8, 0x64 + (1 << 32), u64::MAX];
         for port in (0..0x1_0000).chain(beyond) {
+            let device = device(port, uarts);
             for width in [1, 2, 4] {
                 let mut read = [0; 4];
                 bus.read(port, &mut read[..width]);
-                let expected = match device(port) {
+                let expected = match device {
                     None => [0xff],
                     Some(0x3f8) if port == 0x3ff => [1],
                     Some(0x2f8) if port == 0x2ff => [2],
-                    Some(0x3f8 | 0x2f8) => [read[0]],
+                    Some(0x3e8) if port == 0x3ef => [3],
+                    Some(0x3f8 | 0x2f8 | 0x3e8) => [read[0]],
                     Some(_) => [0],
                 };
                 assert!(
                     read[..width].iter().all(|byte| [*byte] == expected),
                     "{port:#x}"
                 );
-                assert_ne!(device(port).map(|_| read[0]), Some(0xff), "{port:#x}");
+                assert_ne!(device.map(|_| read[0]), Some(0xff), "{port:#x}");
             }
         }
     }
 
     #[test]
     fn a_request_is_made_by_one_byte_at_one_port() {
-        let bus = port_bus(&uart(), &uart());
+        let bus = bus(3);
         for port in 0..0x1_0000 {
             // All values where there are devices, and those that make requests everywhere.
-            let values = match device(port) {
+            let values = match device(port, 3) {
                 Some(_) => (0..=u8::MAX).collect(),
                 None => vec![0x34, 0xfe],
             };

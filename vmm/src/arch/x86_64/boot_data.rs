@@ -41,7 +41,7 @@ fn write_tables(
     seed: [u8; SEED_LEN],
 ) -> std::result::Result<(), GuestMemoryError> {
     paging::write(ram.map())?;
-    let tables = acpi::tables(config.cpus, ram.pmem().map(Pmem::range));
+    let tables = acpi::tables(config.cpus, config.uarts(), ram.pmem().map(Pmem::range));
     ram.map().write_slice(&tables, layout::ACPI)?;
     ram.map().write_slice(&RESET_CODE, layout::RESET_VECTOR)?;
     boot_params::write(

@@ -1,4 +1,4 @@
-//! The IOAPIC: takes the two UARTs' interrupt lines and sends each as a message to a local APIC.
+//! The IOAPIC: takes the UARTs' interrupt lines and sends each as a message to a local APIC.
 //!
 //! The IOAPIC is emulated here and not in KVM ("split irqchip"): it is small, its state is at hand for a snapshot, and the
 //! host's kernel is spared the 8259, the 8254 and an IOAPIC of its own, which no kernel needs any more. That also makes the end
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::devices::bus::{Device, Request};
 use crate::error::Result;
 
-/// Number of pins. A PC has 24, and a kernel looks at each several times, with an exit each; two are in use.
+/// Number of pins. A PC has 24, and a kernel looks at each several times, with an exit each; at most three are in use.
 pub(crate) const PINS: u8 = 8;
 /// Its ID at reset: behind those of all local APICs.
 pub(crate) const ID: u8 = crate::config::CPUS_MAX;

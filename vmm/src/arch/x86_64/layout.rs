@@ -85,12 +85,12 @@ pub const ABOVE_HOLE: GuestAddress = GuestAddress(0x1_0000_0000);
 
 /// COM1's first I/O port: the console.
 pub const COM1_PORT: u16 = 0x3f8;
-/// COM1's interrupt.
-pub const COM1_IRQ: u8 = 4;
 /// COM2's first I/O port: the control channel.
 pub const COM2_PORT: u16 = 0x2f8;
-/// COM2's interrupt.
-pub const COM2_IRQ: u8 = 3;
+/// COM3's first I/O port, in machines that have it: the bell of shared folders.
+pub const COM3_PORT: u16 = 0x3e8;
+/// Each UART's first I/O port and interrupt. A PC's COM3 has COM1's interrupt, but two edges can't share a line.
+pub const UARTS: [(u16, u8); 3] = [(COM1_PORT, 4), (COM2_PORT, 3), (COM3_PORT, 5)];
 /// A UART's eight registers.
 pub(crate) const COM_PORTS: u16 = 8;
 /// The keyboard controller's command port; the pulse of its reset line is the only command that is emulated.

@@ -21,22 +21,23 @@ use crate::observer::Steps;
 struct Bare {
     vcpus: Vec<Vcpu>,
     vm: Arc<VmFd>,
-    kvm: Kvm,
-    _ram: GuestRam,
+    kvm: Arc<Kvm>,
+    _ram: Arc<GuestRam>,
 }
 
 impl Bare {
     fn new(cpus: u8) -> Self {
-        let kvm = kvm::open_kvm().unwrap();
+        let kvm = Arc::new(kvm::open_kvm().unwrap());
         let ram = GuestRam::new(64 << 20).unwrap();
         paging::write(ram.map()).unwrap();
         let vcpus = |vm: &VmFd| create::create_vcpus(&kvm, vm, cpus);
-        let (vm, _, vcpus) = kvm::create(&kvm, &ram, vcpus, Steps::default()).unwrap();
+        let steps = Steps::default();
+        let created = kvm::create(kvm.clone(), Arc::new(ram), vcpus, steps).unwrap();
         Bare {
-            vcpus,
-            vm,
+            vcpus: created.vcpus,
+            vm: created.vm,
             kvm,
-            _ram: ram,
+            _ram: created.ram,
         }
     }
 
