@@ -41,7 +41,7 @@ pub(super) struct TraceArgs {
     trace: Option<Option<PathBuf>>,
     /// Exits to show and count, such as com1,ioapic,vcpu=0
     ///
-    /// A list of devices (com1, com2, ioapic, acpi, keyboard, pmem, nothing, processor), kinds (io, mmio, out, in, mmio-write, mmio-read,
+    /// A list of devices (com1, com2, com3, ioapic, acpi, keyboard, pmem, nothing, processor), kinds (io, mmio, out, in, mmio-write, mmio-read,
     /// shutdown, …), port=N or port=N-M, address=N or address=N-M, and vcpu=N. An exit has to be of one of the kinds, at one of the
     /// devices, ports and addresses, and of one of the vCPUs, as far as there are any in the list.
     #[arg(

@@ -20,8 +20,8 @@ pub enum Architecture {
 /// A device's register, or a place without a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    Com1(u8),
-    Com2(u8),
+    /// The number of a UART, from 0 on, and of its register.
+    Uart(usize, u8),
     /// The offset of a register of the IOAPIC's.
     IoApic(u64),
     SleepControl,
@@ -41,28 +41,25 @@ impl Architecture {
         Architecture::X86_64
     };
 
-    /// Returns the port or address of COM1's, and of COM2's data register.
-    pub(crate) fn uarts(self) -> [u64; 2] {
+    /// Returns the ports or addresses of the data registers of COM1, COM2 and COM3.
+    pub(crate) fn uarts(self) -> [u64; 3] {
         match self {
-            Architecture::X86_64 => [0x3f8, 0x2f8],
-            Architecture::Arm64 => [0x900_0000, 0x901_0000],
+            Architecture::X86_64 => [0x3f8, 0x2f8, 0x3e8],
+            Architecture::Arm64 => [0x900_0000, 0x901_0000, 0x902_0000],
         }
     }
 
     /// Returns the place that an access goes to.
     pub(super) fn place(self, exit: &Exit) -> Place {
-        let register = |first: u64| {
+        let register = |(number, first): (usize, u64)| {
             let offset = exit.address.checked_sub(first)?;
-            u8::try_from(offset).ok().filter(|_| offset < UART_SIZE)
+            let register = u8::try_from(offset).ok().filter(|_| offset < UART_SIZE)?;
+            Some(Place::Uart(number, register))
         };
-        let [com1, com2] = self.uarts().map(register);
+        let uart = self.uarts().into_iter().enumerate().find_map(register);
         match (self, exit.kind.is_port()) {
-            (Architecture::X86_64, true) | (Architecture::Arm64, false) => match (com1, com2) {
-                (Some(register), _) => Place::Com1(register),
-                (_, Some(register)) => Place::Com2(register),
-                _ if exit.kind.is_port() => pc_port(exit.address),
-                _ => Place::Nothing,
-            },
+            (Architecture::X86_64, true) => uart.unwrap_or_else(|| pc_port(exit.address)),
+            (Architecture::Arm64, false) => uart.unwrap_or(Place::Nothing),
             (Architecture::X86_64, false) => pc_address(exit.address),
             (Architecture::Arm64, true) => Place::Nothing,
         }
@@ -117,10 +114,12 @@ mod tests {
     #[test]
     fn the_devices_of_arm64_are_in_memory() {
         for (kind, address, expected) in [
-            (MmioWrite, 0x900_0000, Place::Com1(0)),
-            (MmioRead, 0x900_0007, Place::Com1(7)),
+            (MmioWrite, 0x900_0000, Place::Uart(0, 0)),
+            (MmioRead, 0x900_0007, Place::Uart(0, 7)),
             (MmioRead, 0x900_0008, Place::Nothing),
-            (MmioWrite, 0x901_0000, Place::Com2(0)),
+            (MmioWrite, 0x901_0000, Place::Uart(1, 0)),
+            (MmioRead, 0x902_0001, Place::Uart(2, 1)),
+            (MmioRead, 0x903_0000, Place::Nothing),
             (MmioRead, 0x8ff_ffff, Place::Nothing),
             (MmioRead, 0xfec0_0000, Place::Nothing),
             (Out, 0x3f8, Place::Nothing),
@@ -137,6 +136,8 @@ mod tests {
             (Out, 0x400),
             (In, 0x2f7),
             (In, 0x300),
+            (Out, 0x3e7),
+            (In, 0x3f0),
             (Out, 0x63),
             (Out, 0x602),
             (MmioRead, 0x900_0000),
@@ -153,10 +154,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn the_places_are_those_of_the_machine() {
         let here = Architecture::HERE;
-        assert_eq!(
-            here.uarts(),
-            [layout::COM1_PORT, layout::COM2_PORT].map(u64::from)
-        );
+        assert_eq!(here.uarts(), layout::UARTS.map(|(port, _)| u64::from(port)));
         assert_eq!(
             pc_port(layout::I8042_COMMAND_PORT.into()),
             Place::KeyboardCommand
@@ -168,6 +166,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "aarch64")]
     fn the_places_are_those_of_the_machine() {
-        assert_eq!(Architecture::HERE.uarts(), [layout::COM1.0, layout::COM2.0]);
+        let uarts = layout::UARTS.map(|(address, _)| address.0);
+        assert_eq!(Architecture::HERE.uarts(), uarts);
     }
 }

@@ -19,7 +19,10 @@ use crate::event::{Exit, Kind};
 use board::Place;
 use ioapic::IoApic;
 pub(crate) use uart::LINE_STATUS;
-use uart::Uart;
+use uart::{INTERRUPTS, Uart};
+
+/// The UARTs, by their numbers.
+const UARTS: [Device; 3] = [Device::Com1, Device::Com2, Device::Com3];
 
 /// The part of the machine that an exit is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +31,8 @@ pub enum Device {
     Com1,
     /// The second UART: in `minivm run`, the channel to the guest's init.
     Com2,
+    /// The third UART, of machines that have it: in `minivm run`, the bell of shared folders.
+    Com3,
     /// The IOAPIC.
     IoApic,
     /// ACPI's sleep registers.
@@ -102,9 +107,10 @@ impl fmt::Display for Meaning {
 
 impl Device {
     /// All devices.
-    pub const ALL: [Device; 8] = [
+    pub const ALL: [Device; 9] = [
         Device::Com1,
         Device::Com2,
+        Device::Com3,
         Device::IoApic,
         Device::Acpi,
         Device::Keyboard,
@@ -118,6 +124,7 @@ impl Device {
         match self {
             Device::Com1 => "COM1",
             Device::Com2 => "COM2",
+            Device::Com3 => "COM3",
             Device::IoApic => "IOAPIC",
             Device::Acpi => "ACPI",
             Device::Keyboard => "keyboard controller",
@@ -132,6 +139,7 @@ impl Device {
         match self {
             Device::Com1 => "com1",
             Device::Com2 => "com2",
+            Device::Com3 => "com3",
             Device::IoApic => "ioapic",
             Device::Acpi => "acpi",
             Device::Keyboard => "keyboard",
@@ -146,8 +154,9 @@ impl Device {
 #[derive(Debug)]
 pub struct Decoder {
     architecture: Architecture,
-    com1: Uart,
-    com2: Uart,
+    uarts: [Uart; UARTS.len()],
+    /// Whether the guest has found that its machine has no COM3.
+    lacks_com3: bool,
     ioapic: IoApic,
 }
 
@@ -167,8 +176,8 @@ impl Decoder {
     pub fn of(architecture: Architecture) -> Self {
         Decoder {
             architecture,
-            com1: Uart::default(),
-            com2: Uart::default(),
+            uarts: Default::default(),
+            lacks_com3: false,
             ioapic: IoApic::default(),
         }
     }
@@ -186,8 +195,17 @@ impl Decoder {
 
     fn access(&mut self, exit: &Exit) -> Meaning {
         match self.architecture.place(exit) {
-            Place::Com1(register) => self.com1.decode(Device::Com1, register, exit),
-            Place::Com2(register) => self.com2.decode(Device::Com2, register, exit),
+            Place::Uart(number, register) => {
+                let device = UARTS[number];
+                if (device, register, exit.kind.is_read()) == (Device::Com3, INTERRUPTS, true) {
+                    // Half of the bits are always zero, so that a driver looks here whether there is a UART.
+                    self.lacks_com3 = *exit.data.bytes() == [0xff];
+                }
+                match (device, self.lacks_com3) {
+                    (Device::Com3, true) => absent::access(self.architecture, exit),
+                    _ => self.uarts[number].decode(device, register, exit),
+                }
+            }
             Place::IoApic(offset) => self.ioapic.decode(offset, exit),
             Place::SleepControl => power::sleep_control(exit),
             Place::SleepStatus => power::sleep_status(exit),

@@ -3,6 +3,8 @@
 use super::{Device, Meaning, Text, bits, hexadecimal};
 use crate::event::Exit;
 
+/// The interrupt enable register.
+pub(super) const INTERRUPTS: u8 = 1;
 /// The line status register.
 pub(crate) const LINE_STATUS: u8 = 5;
 
@@ -182,6 +184,7 @@ mod tests {
         for (kind, port, value, expected) in [
             (Out, 0x3f8, b'L', "COM1: transmit 'L'"),
             (Out, 0x2f8, 0x07, "COM2: transmit 0x07"),
+            (Out, 0x3e8, 0x07, "COM3: transmit 0x07"),
             (In, 0x3f8, b'\n', r"COM1: receive '\n'"),
             (
                 Out,
@@ -268,6 +271,24 @@ mod tests {
         );
         // The other UART has a latch of its own.
         assert_eq!(meaning(&[open, (Out, 0x2f8, b"x")]), "COM2: transmit 'x'");
+    }
+
+    #[test]
+    fn com3_is_there_unless_its_interrupts_read_as_ones() {
+        let (look, ring) = ((In, 0x3e9), (Out, 0x3e8, &[0x07][..]));
+        let [there, absent] = [&[0x05][..], &[0xff]].map(|read| (look.0, look.1, read));
+        assert_eq!(
+            meaning(&[absent]),
+            "nothing is at port 0x3e9 (COM3): reads as ones"
+        );
+        let nothing = "nothing is at port 0x3e8 (COM3): ignored: 0x07";
+        assert_eq!(meaning(&[absent, ring]), nothing);
+        assert_eq!(meaning(&[there, ring]), "COM3: transmit 0x07");
+        // The other UARTs are always there.
+        assert_eq!(
+            meaning(&[absent, (Out, 0x2f8, &[0x07])]),
+            "COM2: transmit 0x07"
+        );
     }
 
     #[test]
