@@ -25,6 +25,7 @@ pub(crate) use current::{FOR_INIT, channel_byte, device, processor, survey};
 pub(crate) enum Device {
     Console,
     Channel,
+    Bell,
     InterruptController,
     Power,
     Nothing,
@@ -33,14 +34,12 @@ pub(crate) enum Device {
 /// The registers of a UART.
 const UART_SIZE: u64 = 8;
 
-/// Returns the UART that has an address among its registers, given those of the first registers of COM1 and COM2.
-fn uart(address: u64, [com1, com2]: [u64; 2]) -> Option<Device> {
-    let of = |first: u64| (first..first + UART_SIZE).contains(&address);
-    match (of(com1), of(com2)) {
-        (true, _) => Some(Device::Console),
-        (_, true) => Some(Device::Channel),
-        _ => None,
-    }
+/// Returns the UART that has an address among its registers, given those of the first registers of COM1, COM2 and COM3.
+fn uart(address: u64, uarts: [u64; 3]) -> Option<Device> {
+    let devices = [Device::Console, Device::Channel, Device::Bell];
+    let mut uarts = uarts.into_iter().zip(devices);
+    let uart = uarts.find(|(first, _)| (*first..first + UART_SIZE).contains(&address));
+    uart.map(|(_, device)| device)
 }
 
 /// Returns the address of an access to memory-mapped registers.

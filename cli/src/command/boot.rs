@@ -83,12 +83,12 @@ pub(super) fn run(args: BootArgs, verbose: u8) -> anyhow::Result<ExitCode> {
     args.jail.apply();
     let kernel = args.kernel.context("no kernel given: --kernel FILE")?;
     let config = Config {
-        kernel: Kernel::File(kernel),
         initramfs: args.initramfs,
         pmem: args.pmem,
         cmdline: args.cmdline,
         memory: args.memory,
         cpus: args.cpus,
+        ..Config::new(Kernel::File(kernel))
     };
     config.check()?;
     let Some(why) = args.accel.why_lab()? else {

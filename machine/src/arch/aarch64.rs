@@ -41,7 +41,7 @@ pub(crate) fn device(exit: ExitKind) -> Option<Device> {
     if let ExitKind::PowerOff | ExitKind::Reset = exit {
         return Some(Device::Power);
     }
-    let uarts = [layout::COM1.0, layout::COM2.0];
+    let uarts = layout::UARTS.map(|(address, _)| address.0);
     Some(uart(address(exit)?, uarts).unwrap_or(Device::Nothing))
 }
 
@@ -65,6 +65,7 @@ mod tests {
             (read(0x900_0007), Some(Device::Console)),
             (read(0x900_0008), Some(Device::Nothing)),
             (read(0x901_0005), Some(Device::Channel)),
+            (read(0x902_0000), Some(Device::Bell)),
             (read(0xfec0_0000), Some(Device::Nothing)),
             (ExitKind::PowerOff, Some(Device::Power)),
             (ExitKind::Interrupted, None),

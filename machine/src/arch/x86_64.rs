@@ -53,7 +53,7 @@ pub(crate) fn device(exit: ExitKind) -> Option<Device> {
 }
 
 fn at_port(port: u16) -> Device {
-    let uarts = [layout::COM1_PORT, layout::COM2_PORT].map(u64::from);
+    let uarts = layout::UARTS.map(|(port, _)| u64::from(port));
     match port {
         layout::I8042_COMMAND_PORT => Device::Power,
         _ if port & !1 == layout::ACPI_SLEEP_PORT => Device::Power,
@@ -80,6 +80,8 @@ mod tests {
             (out(0x3f8), Some(Device::Console)),
             (out(0x3ff), Some(Device::Console)),
             (out(0x2fd), Some(Device::Channel)),
+            (out(0x3ef), Some(Device::Bell)),
+            (out(0x3f0), Some(Device::Nothing)),
             (out(0x64), Some(Device::Power)),
             (out(0x601), Some(Device::Power)),
             (out(0x80), Some(Device::Nothing)),

@@ -40,6 +40,7 @@ pub(super) enum Source {
         cmdline: String,
         memory: u64,
         cpus: u8,
+        com3: bool,
     },
     Snapshot {
         folder: Vec<u8>,
@@ -68,6 +69,7 @@ impl Source {
             cmdline: config.cmdline,
             memory: config.memory,
             cpus: config.cpus,
+            com3: config.com3,
         }
     }
 

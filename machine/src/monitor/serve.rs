@@ -171,6 +171,7 @@ impl Opened {
                 cmdline,
                 memory,
                 cpus,
+                com3,
             } => {
                 let config = Config {
                     kernel: match kernel {
@@ -182,6 +183,7 @@ impl Opened {
                     cmdline,
                     memory,
                     cpus,
+                    com3,
                 };
                 let builder = Builder::new(config);
                 Opened::Boot(Box::new(match with_kvm {

@@ -27,9 +27,10 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 7] = [
+    const ALL: [(Kind, &'static str); 8] = [
         (Kind::Access(Device::Console), "console (COM1)"),
         (Kind::Access(Device::Channel), "channel (COM2)"),
+        (Kind::Access(Device::Bell), "bell (COM3)"),
         (
             Kind::Access(Device::InterruptController),
             "interrupt controller (IOAPIC)",
