@@ -39,6 +39,11 @@ fn machine(code: &[&[u8]]) -> (Machine, Receiver<u8>) {
 /// Runs `code` to its end; returns the outcome and the output to COM1.
 fn run(code: &[&[u8]]) -> (Outcome, Vec<u8>) {
     let (machine, output) = machine(code);
+    (run_to_end(machine), output.iter().collect())
+}
+
+/// Runs a machine to its end.
+fn run_to_end(machine: Machine) -> Outcome {
     let control = machine.control();
     let watchdog = std::thread::spawn(move || {
         let start = Instant::now();
@@ -49,7 +54,7 @@ fn run(code: &[&[u8]]) -> (Outcome, Vec<u8>) {
     });
     let outcome = machine.run().unwrap();
     watchdog.join().unwrap();
-    (outcome, output.iter().collect())
+    outcome
 }
 
 /// `mov dx, port`.
@@ -338,7 +343,7 @@ fn input_on_com3_raises_an_interrupt_of_its_own() {
         .console_output(tap)
         .com3_input(input(b"!"));
     // The interrupt is still routed when the guest resets.
-    let outcome = builder.build().unwrap().run().unwrap();
+    let outcome = run_to_end(builder.build().unwrap());
     assert_eq!(outcome, Outcome::Panic(Reset::Line));
     assert_eq!(output.iter().collect::<Vec<_>>(), b"!");
 }

@@ -85,18 +85,27 @@ fn a_wide_access_reaches_one_register() {
 }
 
 #[test]
-fn com2_is_a_uart_of_its_own() {
-    let (tap, output) = tap();
+fn com2_and_com3_are_uarts_of_their_own() {
+    let write =
+        |uart: u64, byte: u8| [mov(1, uart), mov(2, byte.into()), vec![strb(2, 1)]].concat();
     let code = [
         say(b'1'),
-        mov(1, layout::COM2.0),
-        mov(2, b'2'.into()),
-        vec![strb(2, 1)],
+        write(layout::COM2.0, b'2'),
+        write(layout::COM3.0, b'3'),
         psci(SYSTEM_OFF),
     ];
-    let builder = Builder::new(config(&code.concat())).com2_output(tap);
-    builder.build().unwrap().run().unwrap();
-    assert_eq!(output.iter().collect::<Vec<_>>(), b"2");
+    for com3 in [true, false] {
+        let ((two, com2), (three, output)) = (tap(), tap());
+        let config = Config {
+            com3,
+            ..config(&code.concat())
+        };
+        let builder = Builder::new(config).com2_output(two).com3_output(three);
+        builder.build().unwrap().run().unwrap();
+        assert_eq!(com2.iter().collect::<Vec<_>>(), b"2");
+        let expected: &[u8] = if com3 { b"3" } else { b"" };
+        assert_eq!(output.iter().collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]
