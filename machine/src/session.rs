@@ -21,6 +21,7 @@ use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{End, Ended, Error, Input, Link};
 use crate::Walls;
 use crate::Warning;
+use crate::folders::Volume;
 use crate::output::{Capped, Pending};
 use crate::signal::{ENDING, KILL, TERM};
 
@@ -55,6 +56,8 @@ pub struct Session {
     /// The time limit of copying files out once `timeout` is reached. The command is killed then, and its files are copied as they are.
     /// With `None`, nothing is copied after `timeout`.
     pub copy_out_grace: Option<Duration>,
+    /// Folders of this host's to share.
+    pub volumes: Vec<Volume>,
     /// The signal that the command gets for SIGTERM.
     pub stop_signal: u8,
     /// Events for the command while it runs. A thread receives them until the sender is dropped.
@@ -121,6 +124,7 @@ impl Session {
             copy_out: Vec::new(),
             max_copy_out: 0,
             copy_out_grace: None,
+            volumes: Vec::new(),
             stop_signal: TERM,
             // Its sender is dropped at once: no event comes.
             events: mpsc::channel().1,

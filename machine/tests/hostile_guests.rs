@@ -235,6 +235,7 @@ fn input_is_sent_while_the_output_takes_nothing() {
         copy_out: Vec::new(),
         max_copy_out: 0,
         copy_out_grace: None,
+        volumes: Vec::new(),
         stop_signal: TERM,
         events,
         overdue: None,

@@ -272,6 +272,7 @@ impl Scene {
             copy_out: self.copy_out,
             max_copy_out: self.max_copy_out,
             copy_out_grace: self.copy_out_grace,
+            volumes: Vec::new(),
             stop_signal: self.stop_signal,
             events,
             overdue: None,

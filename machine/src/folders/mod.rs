@@ -81,10 +81,11 @@ mod rules;
 mod scan;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{Access as Rights, AtFlags, CWD, Mode, OFlags, accessat, openat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 
@@ -170,6 +171,31 @@ impl Folder {
             limits: Limits::default(),
         }
     }
+
+    /// Checks that the folder can be shared: that its source is a folder or a file that this user can read, and that its patterns are valid.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::new`].
+    pub fn check(&self) -> Result<(), Error> {
+        let path = &self.source;
+        let (_, kind) = open_source(path)?;
+        let rights = match kind {
+            Kind::Folder => Rights::READ_OK | Rights::EXEC_OK,
+            _ => Rights::READ_OK,
+        };
+        accessat(CWD, path, rights, AtFlags::EACCESS).map_err(cannot_open(path))?;
+        rules_of(self, &self.protect).map(drop)
+    }
+}
+
+/// A folder with its place in the guest.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// The folder.
+    pub folder: Folder,
+    /// Its absolute path in the guest.
+    pub at: PathBuf,
 }
 
 /// Why folders can't be served.
@@ -264,26 +290,39 @@ impl Server {
     }
 }
 
-fn open(folder: &Folder, descriptors: &Arc<Descriptors>) -> Result<Mount, Error> {
-    let path = &folder.source;
-    let failed = |error: Errno| Error::Open {
-        path: path.clone(),
-        error: error.into(),
-    };
-    let root = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-    let kind = Stat::of(&root).map_err(failed)?.kind();
-    if !matches!(kind, Kind::File | Kind::Folder) {
-        return Err(Error::Kind(path.clone()));
+/// Opens a folder's source, and returns it with its kind.
+fn open_source(path: &Path) -> Result<(OwnedFd, Kind), Error> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = openat(CWD, path, flags, Mode::empty()).map_err(cannot_open(path))?;
+    match Stat::of(&root).map_err(cannot_open(path))?.kind() {
+        kind @ (Kind::File | Kind::Folder) => Ok((root, kind)),
+        _ => Err(Error::Kind(path.to_owned())),
     }
+}
+
+fn cannot_open(path: &Path) -> impl Fn(Errno) -> Error {
+    move |error| Error::Open {
+        path: path.to_owned(),
+        error: error.into(),
+    }
+}
+
+fn rules_of(folder: &Folder, protect: &[String]) -> Result<Rules, Error> {
+    Rules::new(&folder.hide, protect).map_err(|error| Error::Pattern {
+        path: folder.source.clone(),
+        error,
+    })
+}
+
+fn open(folder: &Folder, descriptors: &Arc<Descriptors>) -> Result<Mount, Error> {
+    let failed = cannot_open(&folder.source);
+    let (root, kind) = open_source(&folder.source)?;
     let mut protect = folder.protect.clone();
     if kind == Kind::Folder && rules::is_about_git(&protect) {
-        let place = descriptors.path(&root).map_err(failed)?;
+        let place = descriptors.path(&root).map_err(&failed)?;
         protect.extend(git::redirected(descriptors, &root, Path::new(&place)));
     }
-    let rules = Rules::new(&folder.hide, &protect).map_err(|error| Error::Pattern {
-        path: path.clone(),
-        error,
-    })?;
+    let rules = rules_of(folder, &protect)?;
     let owner = Owner {
         host: (geteuid().as_raw(), getegid().as_raw()),
         guest: folder.owner,

@@ -9,6 +9,8 @@ use std::thread;
 use minivm_machine::folders::{Access, Folder, Server};
 use minivm_tests::stress;
 use rustix::io::Errno;
+use rustix::process::{Uid, geteuid};
+use rustix::thread::set_thread_res_uid;
 use tempfile::tempdir;
 
 use crate::client::{
@@ -407,6 +409,45 @@ fn special_files_are_shown_and_not_opened() {
         assert_eq!(client.link(name, "again").map(drop), Err(Errno::PERM));
     }
     client.unlink("fifo").unwrap();
+}
+
+#[test]
+fn a_source_is_checked_before_it_is_served() {
+    let place = tempdir().unwrap();
+    let path = |name: &str| place.path().join(name);
+    for folder in [".", "open", "closed"] {
+        fs::create_dir_all(path(folder)).unwrap();
+        fs::set_permissions(path(folder), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fifo(&path("open/fifo"));
+    fs::write(path("open/file"), "").unwrap();
+    fs::write(path("open/secret"), "").unwrap();
+    fs::set_permissions(path("open/secret"), fs::Permissions::from_mode(0o0)).unwrap();
+    fs::set_permissions(path("closed"), fs::Permissions::from_mode(0o311)).unwrap();
+    let check = |source: &str, hide: &[&str]| {
+        let mut folder = Folder::new(path(source), Access::ReadWrite);
+        folder.hide = hide.iter().map(|&pattern| pattern.into()).collect();
+        let check = move || {
+            if geteuid().is_root() {
+                let user = Uid::from_raw(65534);
+                set_thread_res_uid(user, user, user).unwrap();
+            }
+            folder.check().map_err(|error| error.to_string())
+        };
+        thread::spawn(check).join().unwrap()
+    };
+    assert_eq!(check("open", &["*.key"]), Ok(()));
+    assert_eq!(check("open/file", &[]), Ok(()));
+    for (source, hide, said) in [
+        ("closed", "*", "closed: Permission denied"),
+        ("open/secret", "*", "secret: Permission denied"),
+        ("missing", "*", "missing: No such file"),
+        ("open/fifo", "*", "fifo: it is a device"),
+        ("open", "", "is not a pattern"),
+    ] {
+        let error = check(source, &[hide]).unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 #[test]
