@@ -97,20 +97,41 @@ impl Descent {
     ///
     /// The error of making the mount, or of giving a writable folder to the user.
     pub(super) fn bind(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
-        let metadata = fs::metadata(host)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE;
-        let mount = open_tree(CWD, host, flags)?;
+        let mount = clone(host, OpenTreeFlags::AT_RECURSIVE)?;
         if map_owners(mount.as_fd(), self.namespace.as_fd()).is_err() && writable {
             let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
             fchown(File::open(host)?, Some(user), Some(group))?;
         }
+        self.keep(mount, host)
+    }
+
+    /// Like [`bind`](Self::bind), for a file or folder of the user's, whose owner doesn't change, and without what is mounted in it.
+    ///
+    /// # Errors
+    ///
+    /// The error of making the mount; where it is `writable` and not root's, or its file system can't map owners.
+    pub(super) fn share(&mut self, host: &Path, writable: bool) -> io::Result<PathBuf> {
+        let owner = fs::metadata(host)?.uid();
+        if writable && owner != 0 {
+            return Err(io::Error::other(format!(
+                "it belongs to user {owner}, and root can share its own files alone there: run minivm as that user"
+            )));
+        }
+        let mount = clone(host, OpenTreeFlags::empty())?;
+        if map_owners(mount.as_fd(), self.namespace.as_fd()).is_err() && writable {
+            return Err(io::Error::other(
+                "its file system can't map owners: run minivm as an ordinary user, or share it read-only",
+            ));
+        }
+        self.keep(mount, host)
+    }
+
+    fn keep(&mut self, mount: OwnedFd, host: &Path) -> io::Result<PathBuf> {
         let inside = Path::new(STAGE).join(self.mounts.len().to_string());
         self.mounts.push(DetachedMount {
             mount,
             inside: c_string(inside.as_os_str())?,
-            is_folder: metadata.is_dir(),
+            is_folder: fs::metadata(host)?.is_dir(),
         });
         Ok(inside)
     }
@@ -189,13 +210,18 @@ pub fn take_back(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a mount of a file or folder that isn't attached.
+fn clone(host: &Path, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
+    let always = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, host, always | flags)?)
+}
+
 /// Returns whether the file system of a path can map owners; true as well where minivm isn't root and needs no mapping.
 pub(super) fn maps_owners(path: &Path) -> bool {
     let Ok(Some(descent)) = Descent::prepare() else {
         return true;
     };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = open_tree(CWD, path, flags);
+    let mount = clone(path, OpenTreeFlags::empty());
     mount.is_ok_and(|mount| map_owners(mount.as_fd(), descent.namespace.as_fd()).is_ok())
 }
 

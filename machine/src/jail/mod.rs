@@ -223,6 +223,28 @@ impl Jail {
         self.bind("--bind", host, inside)
     }
 
+    /// Binds a user's own file or folder inside. What the program makes in it belongs to this user, and no owner changes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where minivm is root and can't mount it for the jail's user: a writable one is another user's, or its file system
+    /// can't map owners.
+    pub fn share(
+        mut self,
+        host: &Path,
+        writable: bool,
+        inside: impl AsRef<OsStr>,
+    ) -> Result<Self, Error> {
+        let shown = match &mut self.descent {
+            Some(descent) => descent.share(host, writable),
+            None => Ok(host.to_owned()),
+        };
+        let shown = shown.map_err(cannot(format!("share {}", host.display())))?;
+        let how = if writable { "--bind" } else { "--ro-bind" };
+        self.command.arg(how).arg(shown).arg(inside);
+        Ok(self)
+    }
+
     fn bind(mut self, how: &str, host: &Path, inside: impl AsRef<OsStr>) -> Result<Self, Error> {
         let shown = match &mut self.descent {
             Some(descent) => descent.bind(host, how == "--bind"),
@@ -257,6 +279,25 @@ impl Jail {
             }
         }
         self
+    }
+
+    /// Adds an empty folder, with those above it, none of which is a mount.
+    pub fn add_folder(mut self, inside: &str) -> Self {
+        self.command.args(["--dir", inside]);
+        self
+    }
+
+    /// Adds an empty file, with the folders above it, none of which is a mount.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] where `/dev/null` can't be opened.
+    pub fn add_empty_file(mut self, inside: &str) -> Result<Self, Error> {
+        let empty = File::open("/dev/null").map_err(cannot("open /dev/null"))?;
+        let number = empty.as_raw_fd().to_string();
+        self.command.args(["--file", &number, inside]);
+        self.inherited.push(empty.into());
+        Ok(self)
     }
 
     /// Adds a file of these bytes, read-only.

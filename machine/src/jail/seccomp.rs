@@ -15,7 +15,10 @@ mod lists;
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompRule};
 
 use crate::filter::{Argument, Rules, UNKNOWN, all_but, compile, listed, rule};
-use lists::{CANNOT_BE_SEEN, DANGEROUS, DENO, IO_URING, MONTY, MOUNTS, PROBES, REFUSED, TRACING};
+use lists::{
+    CANNOT_BE_SEEN, DANGEROUS, DENO, IO_URING, MODES, MONTY, MOUNTS, OPENS, PROBES, REFUSED,
+    TRACING,
+};
 
 /// Flags of `clone` and `unshare` that make namespaces, without CLONE_NEWTIME: `clone` reads that bit as a part of the signal.
 const NAMESPACES: u64 = 0x7e02_0000;
@@ -71,10 +74,16 @@ impl Calls {
                 )?,
                 all_but(listed(IO_URING.iter().copied()), libc::ENOSYS)?,
             ],
-            Calls::Container => vec![
-                all_but(refused(&[DANGEROUS, arch::DANGEROUS]), libc::EPERM)?,
-                all_but(listed(IO_URING.iter().copied()), libc::ENOSYS)?,
-            ],
+            Calls::Container => {
+                let mut denied = refused(&[DANGEROUS, arch::DANGEROUS]);
+                denied.extend(set_ids()?);
+                // A filter can't read the mode that `openat2` makes a file with.
+                let probes = listed(IO_URING.iter().copied().chain([libc::SYS_openat2]));
+                vec![
+                    all_but(denied, libc::EPERM)?,
+                    all_but(probes, libc::ENOSYS)?,
+                ]
+            }
         };
         Ok(filters.iter().map(bytes).collect())
     }
@@ -110,6 +119,37 @@ fn refused(calls: &[&[i64]]) -> Rules {
     };
     let others = arch::OTHER_ABIS.iter().flat_map(of_abi);
     listed(calls.iter().copied().chain(others))
+}
+
+/// Rules that match where a file gets a set-user-ID or set-group-ID bit: in a folder that is shared with the program, it would be a
+/// program of this user's for all users of the host. (`mkdir` sets neither.)
+fn set_ids() -> Result<Rules, BackendError> {
+    let bits = |index, mask: u64| Argument::Bits {
+        index,
+        mask,
+        value: mask,
+    };
+    let making = [libc::O_CREAT, libc::O_TMPFILE & !libc::O_DIRECTORY];
+    let making = making.map(|flag| u64::from(flag.unsigned_abs()));
+    let mut rules = Rules::new();
+    let mut add = |call: i64, arguments: &[Argument]| {
+        for abi in [0].iter().chain(arch::OTHER_ABIS) {
+            let matching = rules.entry(call | abi).or_default();
+            matching.push(rule(arguments)?);
+        }
+        Ok(())
+    };
+    for set_id in [libc::S_ISUID, libc::S_ISGID].map(u64::from) {
+        for &(call, mode) in MODES.iter().chain(arch::MODES) {
+            add(call, &[bits(mode, set_id)])?;
+        }
+        for &(call, flags, mode) in OPENS.iter().chain(arch::OPENS) {
+            for flag in making {
+                add(call, &[bits(flags, flag), bits(mode, set_id)])?;
+            }
+        }
+    }
+    Ok(rules)
 }
 
 /// A rule that matches this flag in a call's first argument.

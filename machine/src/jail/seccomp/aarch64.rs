@@ -14,3 +14,9 @@ const KEXEC_FILE_LOAD: i64 = 294;
 
 /// Calls of [`DANGEROUS`](super::lists::DANGEROUS).
 pub(super) const DANGEROUS: &[i64] = &[KEXEC_FILE_LOAD];
+
+/// Calls of [`MODES`](super::lists::MODES).
+pub(super) const MODES: &[(i64, u8)] = &[];
+
+/// Calls of [`OPENS`](super::lists::OPENS).
+pub(super) const OPENS: &[(i64, u8, u8)] = &[];

@@ -241,3 +241,17 @@ pub(super) const TRACING: &[i64] = &[
     libc::SYS_process_vm_writev,
     libc::SYS_ptrace,
 ];
+
+/// `fchmodat2`, which older versions of the crate libc don't name (`include/uapi/asm-generic/unistd.h`).
+const FCHMODAT2: i64 = 452;
+
+/// Calls that set a file's mode, and the index of that argument.
+pub(super) const MODES: &[(i64, u8)] = &[
+    (libc::SYS_fchmod, 1),
+    (libc::SYS_fchmodat, 2),
+    (FCHMODAT2, 2),
+    (libc::SYS_mknodat, 2),
+];
+
+/// Calls that open a file and may make it, and the indices of their flags and of the mode.
+pub(super) const OPENS: &[(i64, u8, u8)] = &[(libc::SYS_openat, 2, 3)];

@@ -44,3 +44,13 @@ pub(super) const DANGEROUS: &[i64] = &[
     libc::SYS_uselib,
     libc::SYS_ustat,
 ];
+
+/// Calls of [`MODES`](super::lists::MODES).
+pub(super) const MODES: &[(i64, u8)] = &[
+    (libc::SYS_chmod, 1),
+    (libc::SYS_creat, 1),
+    (libc::SYS_mknod, 1),
+];
+
+/// Calls of [`OPENS`](super::lists::OPENS).
+pub(super) const OPENS: &[(i64, u8, u8)] = &[(libc::SYS_open, 1, 2)];
