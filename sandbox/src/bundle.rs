@@ -10,6 +10,10 @@ pub(super) const RUNSC: &str = "/runsc";
 pub(super) const ROOT: &str = "/image";
 /// The path of the container's configuration in the jail.
 pub(super) const CONFIG: &str = "/bundle/config.json";
+/// The folder of the jail with the folders that are shared, by their numbers.
+pub(super) const SHARED: &str = "/shared";
+/// The folder of the jail with empty folders and files at the places of those, for a container's image may not have them.
+pub(super) const PLACES: &str = "/places";
 const BUNDLE: &str = "/bundle";
 /// The folder of runsc's state, which is removed with the jail.
 const STATE: &str = "/tmp/runsc";
@@ -59,13 +63,24 @@ pub(super) fn runsc_args() -> Vec<String> {
     .to_vec()
 }
 
+/// A folder or file of the jail that the container gets.
+pub(super) struct Share {
+    /// The path in the jail.
+    pub(super) source: String,
+    /// The path in the container.
+    pub(super) at: String,
+    /// Whether the container may change it.
+    pub(super) writable: bool,
+}
+
 /// Returns the configuration of a container whose first process is `minivm-init` as root, which runs the command as its user.
-pub(super) fn config() -> Vec<u8> {
+pub(super) fn config(shares: &[Share]) -> Vec<u8> {
     let container = Container {
         root: ROOT,
         arguments: &["minivm-init", minivm_guest::contained::ARGUMENT],
         env: &[],
         capabilities: &CAPABILITIES,
+        shares,
     };
     container.config()
 }
@@ -80,6 +95,8 @@ pub(super) struct Container<'a> {
     pub(super) env: &'a [String],
     /// The first process's capabilities.
     pub(super) capabilities: &'a [&'a str],
+    /// What it gets beside its root.
+    pub(super) shares: &'a [Share],
 }
 
 impl Container<'_> {
@@ -87,6 +104,17 @@ impl Container<'_> {
     pub(super) fn config(&self) -> Vec<u8> {
         let limit = |name: &str, value: u64| json!({"type": name, "soft": value, "hard": value});
         let namespaces = ["pid", "network", "ipc", "uts", "mount"];
+        let shares = self.shares.iter().map(|share| {
+            let access = if share.writable { "rw" } else { "ro" };
+            json!({
+                "destination": share.at,
+                "type": "bind",
+                "source": share.source,
+                "options": ["rbind", access, "nosuid", "nodev"],
+            })
+        });
+        let proc = json!({"destination": "/proc", "type": "proc", "source": "proc"});
+        let mounts: Vec<_> = [proc].into_iter().chain(shares).collect();
         let namespaces = json!(namespaces.map(|kind| json!({"type": kind})));
         let config = json!({
             "ociVersion": "1.0.2",
@@ -109,7 +137,7 @@ impl Container<'_> {
                     limit("RLIMIT_CORE", 0),
                 ],
             },
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": mounts,
             "linux": {"namespaces": namespaces},
         });
         config.to_string().into_bytes()

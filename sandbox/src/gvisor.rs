@@ -4,6 +4,10 @@
 //! [`bundle`](super::bundle). A process on the host (the sentry, in Go) handles the code's system calls, and may itself make few.
 //! The image's root is bound read-only, under an overlay in memory.
 //!
+//! Folders that are shared are mounts of `runsc`'s, whose process for files (the gofer) sees the jail's folder and nothing above it. What
+//! the code makes belongs to the user of the jail, who is this process's user on the disk, and the jail's filter of system calls refuses
+//! set-ID bits.
+//!
 //! The first process inside is `minivm-init`, which `runsc` executes from an inherited descriptor. As in a machine, it copies files
 //! in and runs the command, so that both sandboxes behave alike. The sentry makes inherited files non-blocking, and a write to one
 //! returns short where a pipe inside the sandbox would have blocked: so the command has pipes inside the sandbox, and init forwards
@@ -30,6 +34,8 @@ use super::{
     limits_suffice, rootless, worker_is_there,
 };
 use crate::tools;
+use bundle::Share;
+use minivm_machine::folders::{Access, Volume};
 use minivm_machine::images::{Init, Root};
 use minivm_machine::jail::{Calls, Jail, Jailed, find_program, no_namespaces};
 use minivm_machine::streams::in_memory;
@@ -92,14 +98,12 @@ impl Gvisor {
         let jail = Jail::new()?.calls(Calls::Container);
         let (jail, runtime_log, stderr) = jail.capture_runtime_stderr()?;
         let init = for_reading(Init::here().program)?;
-        let mut args = [
-            rootless::WORKER_COMMAND,
-            bundle::RUNSC,
-            "--rootless",
-            "--platform=systrap",
-        ]
-        .map(str::to_owned)
-        .to_vec();
+        let mut args = vec![rootless::WORKER_COMMAND];
+        if !task.volumes.is_empty() {
+            args.extend([rootless::MERGE, bundle::ROOT, bundle::PLACES]);
+        }
+        args.extend([bundle::RUNSC, "--rootless", "--platform=systrap"]);
+        let mut args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         args.extend(bundle::runsc_args());
         args.push(format!("--exec-fd={}", init.as_raw_fd()));
         let mut pass = |number: RawFd, inside: RawFd| {
@@ -120,11 +124,12 @@ impl Gvisor {
             left_out = missing;
         }
         args.push(bundle::NAME.into());
+        let (jail, shares) = share(jail, &task.volumes, &self.root.path)?;
         let jail = jail
             .bind_read_only(&self.worker, WORKER)?
             .bind_read_only(self.runsc()?, bundle::RUNSC)?
             .bind_read_only(&self.root.path, bundle::ROOT)?
-            .add_file(&bundle::config(), bundle::CONFIG)?;
+            .add_file(&bundle::config(&shares), bundle::CONFIG)?;
         let jail = inherited.into_iter().fold(jail, Jail::inherit);
         Ok(Prepared {
             jailed: jail.program(WORKER, args)?,
@@ -133,6 +138,54 @@ impl Gvisor {
             left_out,
         })
     }
+}
+
+/// Shows folders in the jail, with their places in an image's root, and returns how the container gets them.
+fn share(mut jail: Jail, volumes: &[Volume], root: &Path) -> Result<(Jail, Vec<Share>), Error> {
+    let mut shares = Vec::new();
+    for (Volume { folder, at }, number) in volumes.iter().zip(0..) {
+        folder.check()?;
+        let is_folder = folder.source.is_dir();
+        let text = check_place(root, at, is_folder).map_err(|why| {
+            Error::Request(format!("gVisor can't share at {}: {why}", at.display()))
+        })?;
+        let place = format!("{}{text}", bundle::PLACES);
+        jail = match is_folder {
+            true => jail.add_folder(&place),
+            false => jail.add_empty_file(&place)?,
+        };
+        let source = format!("{}/{number}", bundle::SHARED);
+        let writable = folder.access == Access::ReadWrite;
+        jail = jail.share(&folder.source, writable, &source)?;
+        shares.push(Share {
+            source,
+            at: text.to_owned(),
+            writable,
+        });
+    }
+    Ok((jail, shares))
+}
+
+/// Checks that an image's root has a folder or file at a path, or nothing, and returns the path as text.
+fn check_place<'a>(root: &Path, at: &'a Path, is_folder: bool) -> Result<&'a str, String> {
+    let text = at.to_str().ok_or("it is not UTF-8")?;
+    let parts: Vec<_> = at.components().skip(1).collect();
+    let mut inside = PathBuf::from("/");
+    for (part, left) in parts.iter().zip((0..parts.len()).rev()) {
+        inside.push(part);
+        let place = root.join(inside.strip_prefix("/").unwrap_or(&inside));
+        let Ok(found) = place.symlink_metadata() else {
+            break;
+        };
+        let what = match (found.is_symlink(), found.is_dir()) {
+            (true, _) => "a link: name the place that it leads to",
+            (false, true) if left == 0 && !is_folder => "a folder",
+            (false, false) if left > 0 || is_folder => "a file",
+            _ => continue,
+        };
+        return Err(format!("in the image, {} is {what}", inside.display()));
+    }
+    Ok(text)
 }
 
 /// Finds a `runsc`: the one that was fetched, which is known to work, or else one in `PATH` with the platform systrap.
@@ -271,7 +324,8 @@ fn runtime_error(log: &File) -> Option<String> {
     let crash = |line: &&str| line.starts_with("panic: ") || line.starts_with("fatal error: ");
     let line = text.lines().find(crash);
     let line = line.or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))?;
-    Some(format!("runsc: {}", line.trim()))
+    let worker = line.strip_prefix("minivm-worker: ");
+    Some(worker.map_or_else(|| format!("runsc: {}", line.trim()), str::to_owned))
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ use std::path::{Path, PathBuf};
 
 use minivm_guest::inherited;
 use minivm_image::io_error::HostError;
-use minivm_machine::{images, jail, kernel, templates};
+use minivm_machine::{folders, images, jail, kernel, templates};
 
 use chromium::Chromium;
 use deno::Deno;
@@ -125,14 +125,16 @@ impl Backend {
     /// Returns the backend's capabilities beside running Python code.
     pub fn capabilities(self) -> &'static [Capability] {
         use Capability::{
-            Commands, Container, CopyOut, CpuQuota, Environment, Files, HostFunctions, Machine,
-            MemoryLimit, Packages, Snapshot, Terminal,
+            Commands, Container, CopyOut, CpuQuota, Environment, Files, FolderRules, Folders,
+            HostFunctions, Machine, MemoryLimit, Packages, Snapshot, Terminal,
         };
         match self {
             Backend::Microvm => &[
                 Commands,
                 Packages,
                 Files,
+                Folders,
+                FolderRules,
                 Environment,
                 MemoryLimit,
                 Container,
@@ -141,7 +143,7 @@ impl Backend {
                 CpuQuota,
                 Machine,
             ],
-            Backend::Gvisor => &[Commands, Packages, Files, Environment, MemoryLimit],
+            Backend::Gvisor => &[Commands, Packages, Files, Folders, Environment, MemoryLimit],
             Backend::Monty => &[Environment, HostFunctions, MemoryLimit, Snapshot],
             Backend::Deno | Backend::Chromium => &[Files, Environment, MemoryLimit],
         }
@@ -184,6 +186,10 @@ pub enum Capability {
     Packages,
     /// Copying files in.
     Files,
+    /// Sharing folders of the host's.
+    Folders,
+    /// Hiding and protecting parts of a shared folder, and bounding its growth.
+    FolderRules,
     /// Setting environment variables.
     Environment,
     /// Reaching a network.
@@ -212,6 +218,8 @@ impl fmt::Display for Capability {
             Capability::Commands => "commands",
             Capability::Packages => "packages",
             Capability::Files => "way to copy files in",
+            Capability::Folders => "shared folders",
+            Capability::FolderRules => "way to hide, protect or bound what it shares",
             Capability::Environment => "environment variables",
             Capability::Network => "network",
             Capability::HostFunctions => "host functions",
@@ -325,6 +333,9 @@ pub enum Error {
     /// The image can't be unpacked or cached.
     #[error(transparent)]
     Images(#[from] images::Error),
+    /// A folder can't be shared.
+    #[error(transparent)]
+    Folder(#[from] folders::Error),
     /// The jail can't be made. [`Sandbox::run`] returns [`Error::Unavailable`], [`Error::Failed`] or [`Error::Host`] instead.
     #[error(transparent)]
     Jail(#[from] jail::Error),

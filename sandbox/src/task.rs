@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Backend, Capability, Error, Exception, VmOptions};
+use minivm_machine::folders::Volume;
 use minivm_machine::jail::CpuQuota;
 use minivm_machine::session::Event;
 use minivm_machine::streams::in_memory;
@@ -76,6 +77,9 @@ pub struct Task {
     pub env: Vec<(OsString, OsString)>,
     /// Files and folders to copy in, to absolute paths.
     pub files: CopyIn,
+    /// Folders of this host's to share. gVisor bounds none of them: only a microVM enforces
+    /// [`Limits`](minivm_machine::folders::Limits).
+    pub volumes: Vec<Volume>,
     /// The program's limits.
     pub limits: Limits,
     /// Functions of the host that the code may call.
@@ -98,6 +102,7 @@ impl Task {
             stderr: Box::new(io::sink()),
             env: Vec::new(),
             files: CopyIn::default(),
+            volumes: Vec::new(),
             limits: Limits::default(),
             functions: BTreeMap::new(),
             suspend_at: BTreeSet::new(),
@@ -124,12 +129,16 @@ impl Task {
     /// Returns the capabilities that a sandbox needs to run the task.
     pub(super) fn needs(&self) -> Vec<Capability> {
         let resumes = matches!(self.program, Program::Resume { .. });
+        let has_rules =
+            |volume: &Volume| !volume.folder.hide.is_empty() || !volume.folder.protect.is_empty();
         let needs = [
             (
                 matches!(self.program, Program::Command(_)),
                 Capability::Commands,
             ),
             (!self.files.is_empty(), Capability::Files),
+            (!self.volumes.is_empty(), Capability::Folders),
+            (self.volumes.iter().any(has_rules), Capability::FolderRules),
             (!self.env.is_empty(), Capability::Environment),
             (!self.functions.is_empty(), Capability::HostFunctions),
             (self.limits.memory.is_some(), Capability::MemoryLimit),
@@ -217,6 +226,7 @@ pub struct MachineRun {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use minivm_machine::folders::{Access, Folder};
     use std::fs::File;
     use std::io::Read;
     use std::os::unix::ffi::OsStringExt;
@@ -236,6 +246,23 @@ mod tests {
                 Capability::MemoryLimit,
                 Capability::Snapshot
             ]
+        );
+    }
+
+    #[test]
+    fn a_folder_with_patterns_needs_rules() {
+        let needs = |access| {
+            let folder = Folder::new("/", access);
+            let at = "/work".into();
+            let mut task = Task::code("pass");
+            task.volumes.push(Volume { folder, at });
+            task.needs()
+        };
+        assert_eq!(needs(Access::ReadOnly), [Capability::Folders]);
+        assert_eq!(
+            needs(Access::ReadWrite),
+            [Capability::Folders, Capability::FolderRules],
+            "its hooks are protected"
         );
     }
 

@@ -119,6 +119,7 @@ impl Parts {
             arguments: &arguments,
             env: &env,
             capabilities: &[],
+            shares: &[],
         };
         let written = vec![
             (bundle::CONFIG.to_owned(), container.config()),

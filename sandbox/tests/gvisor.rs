@@ -11,7 +11,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, mpsc};
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use minivm_image::{self, Config, Image, Options, Unwatched};
 use minivm_machine::cache;
+use minivm_machine::folders::{Access, Folder, Volume};
 use minivm_machine::session::Event;
 use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::tools;
@@ -27,6 +28,7 @@ use minivm_sandbox::{Backend, Capability, End, Error, Program, Sandbox, Task};
 use minivm_tests::given;
 use minivm_tests::patience::{wait_until, with_limits_from};
 use ran::Ran;
+use rustix::process::{getegid, geteuid};
 
 fn python_image() -> Image {
     image_of(&given::python_root())
@@ -528,4 +530,226 @@ fn undeclared_capabilities_are_refused() {
     );
     let error = SANDBOX.run(command(&[])).unwrap_err();
     assert!(error.to_string().contains("no command"), "{error}");
+}
+
+/// Makes a task that shares a folder or file, without what is protected by default.
+fn sharing(source: &Path, at: &str, access: Access, script: &str) -> Task {
+    let mut task = command(&["sh", "-c", script]);
+    let mut folder = Folder::new(source, access);
+    folder.protect.clear();
+    let at = at.into();
+    task.volumes.push(Volume { folder, at });
+    task
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn a_folder_that_may_be_changed_is_changed_here_and_its_files_are_this_users() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("tool"), "#!/bin/sh\necho from a tool\n").unwrap();
+    fs::set_permissions(path("tool"), fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "cd /deep/in/the/image && ./tool && mkdir -p a/b && echo new > a/b/c && chmod 750 a/b/c \
+                  && ln -s c a/b/link && mv tool moved && stat -c '%u:%g' moved a/b/c";
+    let task = sharing(
+        folder.path(),
+        "/deep/in/the/image",
+        Access::ReadWrite,
+        script,
+    );
+    let ran = run(task);
+    assert_eq!(ran.stdout, "from a tool\n0:0\n0:0\n", "{}", ran.stderr);
+    let made = fs::metadata(path("a/b/c")).unwrap();
+    let user = (geteuid().as_raw(), getegid().as_raw());
+    assert_eq!((made.uid(), made.gid()), user);
+    assert_eq!(made.mode() & 0o7777, 0o750);
+    assert_eq!(fs::read(path("a/b/c")).unwrap(), b"new\n");
+    assert_eq!(fs::read_link(path("a/b/link")).unwrap(), Path::new("c"));
+    let moved = fs::metadata(path("moved")).unwrap();
+    assert_eq!((moved.uid(), moved.mode() & 0o7777), (user.0, 0o755));
+    assert!(!path("tool").exists());
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn a_read_only_folder_is_not_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "as it was\n").unwrap();
+    let before = state(folder.path());
+    let script = r#"
+import ctypes, errno, os
+os.chdir('/ro')
+print(open('file').read(), end='')
+remount = lambda: ctypes.CDLL(None).mount(b'none', b'/ro', None, 32, None)
+for at, act in enumerate([
+    lambda: open('new', 'w'),
+    lambda: open('file', 'a'),
+    lambda: os.truncate('file', 0),
+    lambda: os.unlink('file'),
+    lambda: os.mkdir('folder'),
+    lambda: os.chmod('file', 0o777),
+    lambda: os.utime('file', (0, 0)),
+    lambda: os.rename('file', 'other'),
+    lambda: os.link('file', 'other'),
+    lambda: os.symlink('file', 'other'),
+]):
+    try:
+        act()
+        print(at, 'was done')
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            print(at, error)
+print(remount())
+"#;
+    let mut task = sharing(folder.path(), "/ro", Access::ReadOnly, "");
+    task.program = Program::Code(script.into());
+    let ran = run(task);
+    assert_eq!(ran.stdout, "as it was\n-1\n", "{}", ran.stderr);
+    assert_eq!(state(folder.path()), before);
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn no_link_leads_out_of_a_folder() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(place.path().join("secret"), "secret").unwrap();
+    let absolute = place.path().join("secret");
+    symlink(&absolute, folder.join("absolute")).unwrap();
+    symlink("../secret", folder.join("relative")).unwrap();
+    symlink(place.path(), folder.join("above")).unwrap();
+    symlink("/proc/self/root", folder.join("root")).unwrap();
+    let secret = absolute.display();
+    let script = format!(
+        "cd /work; ln -s {secret} made; cat absolute relative made above/secret root{secret} ../secret /shared/0/../secret /work/..{secret}; \
+         echo overwritten > absolute; echo overwritten > relative; ls -d relative"
+    );
+    let ran = run(sharing(&folder, "/work", Access::ReadWrite, &script));
+    assert_eq!(ran.stdout, "relative\n", "{}", ran.stderr);
+    assert_eq!(fs::read(&absolute).unwrap(), b"secret");
+    assert_eq!(fs::read_link(folder.join("made")).unwrap(), absolute);
+}
+
+/// A program with such a bit would be this user's for all users of the host.
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn no_file_gets_a_set_id_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    // gVisor reports no error where it can't set a mode.
+    let script = r#"
+import os, stat
+os.chdir('/work')
+for at, act in enumerate([
+    lambda name: os.chmod(name, 0o4755),
+    lambda name: os.chmod(name, 0o2755),
+    lambda name: os.chmod(name, 0o6755),
+    lambda name: os.fchmod(os.open(name, os.O_RDWR), 0o4755),
+    lambda name: os.close(os.open(name + 'x', os.O_CREAT | os.O_WRONLY, 0o4755)),
+    lambda name: os.mknod(name + 'y', 0o2755 | stat.S_IFREG),
+    lambda name: os.mkdir(name + 'z', 0o6755),
+    lambda name: os.chmod(name, 0o755),
+]):
+    open(str(at), 'w').close()
+    try:
+        act(str(at))
+    except PermissionError:
+        pass
+"#;
+    let mut task = sharing(folder.path(), "/work", Access::ReadWrite, "");
+    task.program = Program::Code(script.into());
+    let ran = run(task);
+    assert_eq!(ran.finished.end, End::Exited(0), "{}", ran.stderr);
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().mode();
+        assert_eq!(mode & 0o6000, 0, "{:?} {mode:o}", entry.path());
+    }
+    let last = fs::metadata(folder.path().join("7")).unwrap();
+    assert_eq!(last.mode() & 0o7777, 0o755, "other modes are set");
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn files_and_several_folders_have_their_places() {
+    let place = tempfile::tempdir().unwrap();
+    for name in ["one", "two"] {
+        fs::create_dir(place.path().join(name)).unwrap();
+        fs::write(place.path().join(name).join("file"), name).unwrap();
+    }
+    let file = place.path().join("single");
+    fs::write(&file, "single").unwrap();
+    let script = "cat /init /new/place/single /mnt/one/file /mnt/two/file; echo more >> /new/place/single; \
+                  echo x > /init; ls /mnt/one/file; ls -d /bin/sh";
+    let mut task = sharing(&file, "/new/place/single", Access::ReadWrite, script);
+    for (source, at) in [
+        ("single", "/init"),
+        ("one", "/mnt/one"),
+        ("two", "/mnt/two"),
+    ] {
+        let other = sharing(&place.path().join(source), at, Access::ReadOnly, "");
+        task.volumes.extend(other.volumes);
+    }
+    let ran = run(task);
+    let expected = "singlesingleonetwo/mnt/one/file\n/bin/sh\n";
+    assert_eq!(ran.stdout, expected, "{}", ran.stderr);
+    assert_eq!(fs::read(&file).unwrap(), b"singlemore\n");
+}
+
+#[test]
+#[ignore = "needs a root file system and runsc: cargo xtask test"]
+fn folders_that_cannot_be_shared_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("file"), "").unwrap();
+    for (source, at, said) in [
+        (path.join("none"), "/a", "cannot share /"),
+        (
+            "/dev/null".into(),
+            "/a",
+            "cannot share /dev/null: it is a device",
+        ),
+        (
+            path.join("file"),
+            "/etc",
+            "gVisor can't share at /etc: in the image, /etc is a folder",
+        ),
+        (
+            path.into(),
+            "/init",
+            "gVisor can't share at /init: in the image, /init is a file",
+        ),
+        (
+            path.into(),
+            "/init/x",
+            "gVisor can't share at /init/x: in the image, /init is a file",
+        ),
+        (
+            path.into(),
+            "/bin/sh",
+            "gVisor can't share at /bin/sh: in the image, /bin/sh is a link",
+        ),
+    ] {
+        let error = SANDBOX
+            .run(sharing(&source, at, Access::ReadOnly, ""))
+            .unwrap_err();
+        assert!(error.to_string().starts_with(said), "{error}");
+    }
+    let mut task = sharing(path, "/a", Access::ReadOnly, "");
+    task.volumes[0].folder.hide.push("x".into());
+    let error = SANDBOX.run(task).unwrap_err();
+    let what = Capability::FolderRules;
+    assert!(
+        matches!(error, Error::NotSupported { what: refused, .. } if refused == what),
+        "{error}"
+    );
+    // Another user's files would belong to no user of the jail's.
+    if geteuid().is_root() {
+        chown(path, Some(12345), None).unwrap();
+        let error = SANDBOX
+            .run(sharing(path, "/a", Access::ReadWrite, ""))
+            .unwrap_err();
+        let error = format!("{:#}", anyhow::Error::from(error));
+        assert!(error.contains("it belongs to user 12345"), "{error}");
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use minivm_machine::folders::{Access, Folder, Volume};
 use minivm_machine::session::Event;
 use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::{Backend, Capability, End, Error, Program, Sandbox, Task};
@@ -198,6 +199,16 @@ pub(crate) fn refuses_what_it_has_not_declared(sandbox: &dyn Sandbox) {
     };
     task.files = CopyIn::of(vec![file]).unwrap();
     refused(task, Capability::Files);
+    for (access, needed) in [
+        (Access::ReadOnly, Capability::Folders),
+        (Access::ReadWrite, Capability::FolderRules),
+    ] {
+        let mut task = code("pass");
+        let (folder, at) = (Folder::new("/", access), "/x".into());
+        task.volumes.push(Volume { folder, at });
+        let shares = able.contains(&Capability::Folders);
+        refused(task, if shares { needed } else { Capability::Folders });
+    }
 }
 
 pub(crate) fn hands_files_and_variables_in(sandbox: &dyn Sandbox) {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -266,6 +266,9 @@ impl Lent {
         let cache = lent.path("cache");
         fs::create_dir(&cache).unwrap();
         chown(&cache, Some(USER), Some(USER)).unwrap();
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(given::python_root());
+        assert!(copy.arg(lent.path("image")).status().unwrap().success());
         lent
     }
 
@@ -281,11 +284,42 @@ impl Lent {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.folder.path().display()));
         command.env("XDG_CACHE_HOME", self.path("cache"));
+        let image = format!("dir:{}", self.path("image").display());
+        command.env("MINIVM_IMAGE", image);
         command
             .env("HOME", self.path("cache"))
             .env("TMPDIR", "/tmp");
         command
     }
+}
+
+/// What gVisor makes in a folder belongs to the user who runs minivm, who may be no one else on this host.
+#[test]
+fn files_in_a_shared_folder_are_an_ordinary_users() {
+    if !rustix::process::geteuid().is_root() {
+        // Then all other tests are an ordinary user's.
+        return;
+    }
+    let lent = Lent::new();
+    let shared = lent.path("shared");
+    fs::create_dir(&shared).unwrap();
+    chown(&shared, Some(USER), Some(USER)).unwrap();
+    fs::write(shared.join("roots"), "root's").unwrap();
+    let mut command = lent.minivm();
+    command.args(["run", "-q", "--backend", "gvisor", "--no-protect", "-v"]);
+    command.arg(format!("{}:/work", shared.display()));
+    let script =
+        "cd /work; echo made > made; chmod 751 made; mkdir folder; cat roots; echo more >> roots";
+    let output = command.args(["--", "sh", "-c", script]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.stdout, b"root's", "{said}");
+    assert!(said.contains("Permission denied"), "{said}");
+    for (name, mode) in [("made", 0o751), ("folder", 0o755)] {
+        let metadata = fs::metadata(shared.join(name)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (USER, USER), "{name}");
+        assert_eq!(metadata.mode() & 0o7777, mode, "{name}");
+    }
+    assert_eq!(fs::read(shared.join("roots")).unwrap(), b"root's");
 }
 
 /// An ordinary user's jails are that user's, and limits hold without a control group and without anything said.
@@ -296,17 +330,8 @@ fn walls_hold_for_an_ordinary_user() {
         return;
     }
     let lent = Lent::new();
-    let root = minivm_tests::given::python_root();
-    let image = lent.path("image");
-    let copied = Command::new("cp").arg("-a").arg(&root).arg(&image).status();
-    assert!(copied.unwrap().success());
-    let command = || {
-        let mut command = lent.minivm();
-        command.env("MINIVM_IMAGE", format!("dir:{}", image.display()));
-        command
-    };
     for backend in [Backend::Monty, Backend::Gvisor] {
-        let running = Running::start(command(), backend, LOOP, &[]);
+        let running = Running::start(lent.minivm(), backend, LOOP, &[]);
         for process in running.jailed() {
             assert_eq!(status(process, "Uid"), vec![USER.to_string(); 4]);
             assert_eq!(status(process, "Seccomp"), ["2"], "{}", name(process));
@@ -315,7 +340,7 @@ fn walls_hold_for_an_ordinary_user() {
         }
         drop(running);
         let hog = "a = []\nwhile True:\n    a.append('x' * 1000000 + str(len(a)))";
-        let mut command = command();
+        let mut command = lent.minivm();
         command.args([
             "run",
             "-q",
@@ -333,7 +358,7 @@ fn walls_hold_for_an_ordinary_user() {
         // It is looked at now and then, and takes more meanwhile.
         assert!(peak < 2 * MEMORY_MOST, "{peak}");
     }
-    let mut doctor = command();
+    let mut doctor = lent.minivm();
     let told = doctor.arg("doctor").stderr(Stdio::null()).output().unwrap();
     let told = String::from_utf8(told.stdout).unwrap();
     assert!(told.contains("no control group can be made"), "{told}");

@@ -10,6 +10,9 @@ use minivm_sandbox::rootless;
 
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
+    /// Folders to merge: the first one gets what only the second one has
+    #[arg(long, num_args = 2, value_names = ["FOLDER", "ADDED"])]
+    merge: Vec<PathBuf>,
     /// The program to execute
     program: PathBuf,
     /// The program's arguments
@@ -19,5 +22,9 @@ pub(crate) struct WorkerArgs {
 
 /// Executes the program as root of a user namespace.
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<ExitCode> {
-    bail!(rootless::exec(&args.program, &args.args))
+    let merged = match &*args.merge {
+        [folder, added] => Some((folder.as_path(), added.as_path())),
+        _ => None,
+    };
+    bail!(rootless::exec(merged, &args.program, &args.args))
 }
