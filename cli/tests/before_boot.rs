@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -99,11 +100,120 @@ fn wrong_flags_are_wrong_usage() {
     for (flags, said) in [
         (["--ulimit", "nofile=2:1"], "the soft limit is more"),
         (["--copy-in", "a:b"], "DST has to be an absolute path"),
-        (["-v", "/src:/dst"], "--copy-in HOST:PATH copies files"),
+        (["-v", "/src"], "expected SRC:DST[:ro|rw]"),
+        (["-v", "python:3-alpine"], "--verbose logs to stderr"),
+        (["-v", "--cold"], "tip: behind `run`, `--verbose` logs"),
+        (["-vv", "--cold"], "--verbose logs to stderr"),
+        (
+            ["--volume", "/src:/dst:cow"],
+            "\"cow\" is not a mode: ro or rw",
+        ),
+        (["--volume", "/src:/dst/../x"], "absolute DST without `..`"),
+        (["--volume", "/src:/proc/x"], "/proc is the guest's own"),
+        (["--hide", "*.key"], "--volume <SRC:DST[:ro|rw]>"),
+        (["--protect", "*.key"], "--volume <SRC:DST[:ro|rw]>"),
+        (["--volume-quota", "1M"], "--volume <SRC:DST[:ro|rw]>"),
+        (["--no-protect", "--cold"], "--volume <SRC:DST[:ro|rw]>"),
     ] {
         let ended = home.run(&flags);
         assert_eq!(ended.code, Some(USAGE), "{ended:?}");
         assert!(ended.stderr.contains(said), "{ended:?}");
+        assert!(ended.stderr.starts_with("error: "), "{ended:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_shared_is_named_in_one_line() {
+    let home = Home::new("echo it came to a boot; exit 1");
+    let path = |name: &str| home.path(name).display().to_string();
+    let share = |name: &str| format!("{}:/work", path(name));
+    let fifo = path("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let _socket = UnixListener::bind(path("socket")).unwrap();
+    let (root, none) = (share("root"), share("none"));
+    for (flags, said) in [
+        (
+            &["-v", &none][..],
+            format!("cannot share {}: No such file", path("none")),
+        ),
+        (
+            &["-v", &share("fifo")],
+            format!("cannot share {fifo}: it is a device, FIFO or socket"),
+        ),
+        (
+            &["-v", &share("socket")],
+            "it is a device, FIFO or socket".into(),
+        ),
+        (
+            &["-v", "/dev/null:/work"],
+            "it is a device, FIFO or socket".into(),
+        ),
+        (
+            &["-v", &root, "-v", "/:/work/."],
+            "-v names /work twice".into(),
+        ),
+        (&["-v", &root, "--hide", ""], "\"\" is not a pattern".into()),
+        (
+            &["-v", &root, "--protect", "[z-a]"],
+            format!("cannot share {}: ", path("root")),
+        ),
+    ] {
+        let ended = home.run(flags);
+        assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+        assert!(ended.stderr.contains(&said), "{said}: {ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    }
+}
+
+#[test]
+fn other_sandboxes_refuse_what_they_cannot_share_by_name() {
+    let home = Home::new("exit 1");
+    let share = format!("{}:/work", home.path("root").display());
+    for (backend, flags, said) in [
+        (
+            "gvisor",
+            &[][..],
+            "--backend gvisor can't protect .git/hooks",
+        ),
+        (
+            "gvisor",
+            &["--hide", "x"],
+            "--hide: the backend gvisor has no way to hide",
+        ),
+        (
+            "gvisor",
+            &["--protect", "x"],
+            "--protect: the backend gvisor has no way",
+        ),
+        (
+            "gvisor",
+            &["--volume-quota", "1G"],
+            "--volume-quota: the backend gvisor has",
+        ),
+        (
+            "monty",
+            &["--no-protect"],
+            "--volume: the backend monty has no shared folders",
+        ),
+        (
+            "deno",
+            &[],
+            "--volume: the backend deno has no shared folders",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_minivm"));
+        command.env("XDG_CACHE_HOME", home.path("cache"));
+        command.args(["run", "--backend", backend, "-v", &share]);
+        let ended = run(command.args(flags).args(["--code", "pass"]), PATIENCE);
+        assert_eq!(ended.code, Some(ERROR), "{ended:?}");
+        assert!(ended.stderr.contains(said), "{said}: {ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
     }
 }
 

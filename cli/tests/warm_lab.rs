@@ -98,7 +98,7 @@ impl Home {
     /// What is reported of a run that ends well, whatever it is run from.
     fn report(&self, flags: &[&str], words: &[&str]) -> Value {
         // What is logged is seen where it fails.
-        let flags = [&["--json", "-v"], flags].concat();
+        let flags = [&["--json", "--verbose"], flags].concat();
         let ended = program::run(&mut self.run(&flags, &[&["--"], words].concat()), PATIENCE);
         assert_eq!(ended.code, Some(0), "{} {}", ended.text(), ended.stderr);
         serde_json::from_slice(&ended.stdout).unwrap()

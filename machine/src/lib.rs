@@ -304,7 +304,7 @@ pub enum Error {
     #[error("cannot get the template's machine: {0}")]
     NoTemplate(String),
     /// The guest's init sent nothing within this time.
-    #[error("the guest's init did not start within {0:?}; `-v` shows the kernel's console")]
+    #[error("the guest's init did not start within {0:?}; `--verbose` shows the kernel's console")]
     NoInit(std::time::Duration),
     /// The request has more bytes than a message can.
     #[error(

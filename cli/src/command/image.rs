@@ -85,12 +85,12 @@ fn source_with_python() -> anyhow::Result<Source> {
     source("python:3-alpine").map_err(anyhow::Error::msg)
 }
 
-/// Parses an image's name. One that looks like a volume gets a hint of `--copy-in`.
+/// Parses an image's name. One that looks like a volume gets a hint of `-v`.
 pub(super) fn source(text: &str) -> Result<Source, String> {
     text.parse().map_err(|error: minivm_image::Error| {
         let hint = match text.split_once(":/") {
             Some((_, path)) if !path.starts_with('/') => {
-                "; there are no volumes: --copy-in HOST:PATH copies files into the guest"
+                "; `minivm run -v SRC:DST` shares a folder with the guest"
             }
             _ => "",
         };
@@ -371,15 +371,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_looks_like_a_volume_is_told_of_copies() {
+    fn what_looks_like_a_volume_is_told_of_its_flag() {
         for volume in ["/src:/dst", "data:/var/lib", "./a:/b"] {
             assert!(
-                source(volume).unwrap_err().contains("--copy-in"),
+                source(volume).unwrap_err().contains("run -v SRC:DST"),
                 "{volume}"
             );
         }
         for wrong in ["https://a/b", "UPPER", "a b"] {
-            assert!(!source(wrong).unwrap_err().contains("--copy-in"), "{wrong}");
+            assert!(
+                !source(wrong).unwrap_err().contains("run -v SRC:DST"),
+                "{wrong}"
+            );
         }
         assert!(source("dir:/a").is_ok() && source("docker://alpine").is_ok());
     }

@@ -7,6 +7,7 @@ mod compare;
 mod console;
 mod control;
 mod doctor;
+mod guest_path;
 mod hint;
 mod image;
 mod images;
@@ -29,6 +30,7 @@ mod trace;
 mod turducken;
 mod units;
 mod variables;
+mod volume;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -147,6 +149,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(&args);
         let matches = matches.unwrap_or_else(|error| match error.kind() {
             ErrorKind::InvalidUtf8 => not_utf8(&mut command, args).exit(),
+            ErrorKind::InvalidValue => volume::with_tip(error).exit(),
             _ => error.exit(),
         });
         if let (Some(name), Some(flag)) = (matches.subcommand_name(), boot_flag(&matches)) {
@@ -173,7 +176,7 @@ impl Cli {
         }
         match self.command {
             None => boot::run(self.boot, self.verbose),
-            Some(Command::Run(args)) => run::run(*args, self.verbose),
+            Some(Command::Run(args)) => run::run(*args),
             Some(Command::Compare(args)) => compare::run(&args),
             Some(Command::Timeline(args)) => timeline::run(&args).map_err(hint::full),
             Some(Command::TimelineMeasure) => {
@@ -414,6 +417,7 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             let shown = command.get_arguments().filter(|argument| {
                 !argument.is_positional()
+                    && argument.get_id() != "verbose"
                     && !argument.is_hide_set()
                     && !argument.is_hide_short_help_set()
             });

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,7 +12,9 @@ use minivm_machine::{CopyIn, Files};
 use minivm_sandbox::{Capability, Entrypoint, Task};
 use rustix::process::Resource;
 
+use super::guest_path::is_below_root;
 use super::tmpfs::tmpfs;
+use super::volume::VolumeArgs;
 use super::{units, variables};
 
 /// Flags of `run` that container users know.
@@ -88,6 +90,8 @@ pub(super) struct RequestArgs {
     /// Without size=SIZE it takes half of the guest's memory at most. With size=0 it has no limit, as in Docker: all memory may go to it.
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs, help_heading = "Container", hide_short_help = true)]
     tmpfs: Vec<Tmpfs>,
+    #[command(flatten)]
+    pub(super) volumes: VolumeArgs,
     /// Copy a file or folder into the guest before CMD runs; a DST that ends with / is a folder
     #[arg(long, value_name = "SRC:DST", value_parser = OsStringValueParser::new().try_map(files_in), help_heading = "Files")]
     copy_in: Vec<Files>,
@@ -151,6 +155,7 @@ impl RequestArgs {
         ];
         flags
             .into_iter()
+            .chain(self.volumes.given())
             .filter_map(|(given, flag, needs)| given.then_some((flag, needs)))
     }
 
@@ -159,6 +164,7 @@ impl RequestArgs {
     pub(super) fn set(&self, task: &mut Task, is_container: bool) -> anyhow::Result<()> {
         task.env = self.variables()?;
         task.files = CopyIn::of(self.copy_in.clone())?;
+        task.volumes = self.volumes.volumes()?;
         let options = &mut task.vm;
         options.entrypoint = match &self.entrypoint {
             None if is_container => Entrypoint::Image,
@@ -196,11 +202,8 @@ fn files(text: OsString) -> Result<Files, String> {
 /// Parses a copy into the guest, whose DST is an absolute path.
 fn files_in(text: OsString) -> Result<Files, String> {
     let files = files(text)?;
-    let mut parts = files.to.components();
-    let plain = parts.next() == Some(Component::RootDir)
-        && parts.all(|part| matches!(part, Component::Normal(_)));
-    let has_name = files.to != Path::new("/") || files.from.file_name().is_some();
-    match plain && has_name {
+    let is_named = files.to == Path::new("/") && files.from.file_name().is_some();
+    match is_below_root(&files.to) || is_named {
         true => Ok(files),
         false => Err("DST has to be an absolute path, without `..`, and with a name".into()),
     }

@@ -97,7 +97,12 @@ pub(super) struct RunArgs {
     #[arg(long, hide_short_help = true, help_heading = "Machine")]
     cold: bool,
     /// Print one JSON object with the outputs, the exit code and times, instead of passing the outputs on
-    #[arg(long, conflicts_with = "tty", help_heading = "Input and output")]
+    #[arg(
+        long,
+        conflicts_with = "tty",
+        help_heading = "Input and output",
+        hide_short_help = true
+    )]
     pub(super) json: bool,
     /// Platform of the image and the guest: linux/amd64 or linux/arm64 [default: this host's]; another than the host's is emulated
     #[arg(
@@ -116,6 +121,9 @@ pub(super) struct RunArgs {
     jail: JailArg,
     #[command(flatten)]
     quota: QuotaArg,
+    /// Log to stderr, as `minivm -v run` does
+    #[arg(long, action = clap::ArgAction::Count)]
+    verbose: u8,
     /// Accepted as container users type it: nothing of a run is kept anyway
     #[arg(long, hide = true)]
     rm: bool,
@@ -130,16 +138,17 @@ pub(super) struct RunArgs {
 }
 
 /// Runs it.
-pub(super) fn run(args: RunArgs, verbose: u8) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     args.jail.apply();
+    let verbose = args.verbose > 0;
     let captured = args
         .json
         .then(|| Arc::new(Captured::new(args.max_output())));
-    let ended = args.run(verbose > 0, started, captured.as_ref());
+    let ended = args.run(verbose, started, captured.as_ref());
     let ended = ended.map_err(explain).map_err(hint::full);
     finish(ended, started, captured.as_deref(), |printed| {
-        printed.tell(args.pull.quiet, verbose > 0, args.timeout);
+        printed.tell(args.pull.quiet, verbose, args.timeout);
     })
 }
 
@@ -223,6 +232,11 @@ impl RunArgs {
         }
         if let Some((flag, what)) = self.given().find(|(_, needs)| !able.contains(needs)) {
             bail!("{flag}: {}", Error::NotSupported { backend, what });
+        }
+        if !able.contains(&Capability::FolderRules) && self.request.volumes.protects_by_default() {
+            bail!(
+                "--backend {backend} can't protect .git/hooks, and what else this host runs later: --no-protect shares without that; or take `ro`, or the microVM"
+            );
         }
         if able.contains(&Capability::Machine) {
             self.accel.check()?;

@@ -1,9 +1,10 @@
 //! File systems in memory, as users of containers ask for them: `--tmpfs PATH[:OPTIONS]`.
 
-use std::path::{Component, Path};
+use std::path::Path;
 
 use minivm_guest::channel::Tmpfs;
 
+use super::guest_path::is_below_root;
 use super::units;
 
 /// What it has where no option says otherwise.
@@ -12,11 +13,7 @@ const SAFE: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 /// Reads a flag's value.
 pub(super) fn tmpfs(text: &str) -> Result<Tmpfs, String> {
     let (path, options) = text.split_once(':').unwrap_or((text, ""));
-    let mut parts = Path::new(path).components();
-    let below_root = parts.next() == Some(Component::RootDir)
-        && parts.clone().next().is_some()
-        && parts.all(|part| matches!(part, Component::Normal(_)));
-    if !below_root {
+    if !is_below_root(Path::new(path)) {
         return Err("expected PATH[:OPTIONS], with an absolute path without `..`".into());
     }
     let (mut flags, mut own) = (SAFE, vec!["mode=1777".to_owned()]);

@@ -35,7 +35,7 @@ fn a_stock_kernel_prints_4_and_takes_a_megabyte_through_the_rings() {
     let image = format!("dir:{}", small_root().display());
     let script = ["sh", "-c", "echo $((2+2)); cat"];
     let ended = fed(
-        run_image(&image, debians_kernel(), &["-i", "-v"], &script),
+        run_image(&image, debians_kernel(), &["-i", "--verbose"], &script),
         &sent,
     );
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);

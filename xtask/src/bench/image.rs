@@ -27,7 +27,7 @@ const TRICKLE: usize = 20_000;
 const LARGE: u64 = 580_000_000;
 /// Give up on the lab after this.
 const LAB_TIMEOUT: &str = "14m";
-/// What `minivm run -v` says when the image's archive and the rest of the sandbox are there, and when the machine runs.
+/// What `minivm run --verbose` says when the image's archive and the rest of the sandbox are there, and when the machine runs.
 pub(super) const SAYS: [&str; 2] = ["the sandbox is there", "the machine runs"];
 /// The part in the lab.
 const IN_LAB: &str = include_str!("image.sh");
@@ -259,7 +259,14 @@ impl Bench {
     fn start(&self, image: &str) -> Result<[f64; 2]> {
         let mut command = self.minivm();
         command.args([
-            "run", "-v", "--accel", "kvm", "--quiet", image, "--", "true",
+            "run",
+            "--verbose",
+            "--accel",
+            "kvm",
+            "--quiet",
+            image,
+            "--",
+            "true",
         ]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let started = Instant::now();

@@ -12,7 +12,7 @@ move() {
     rings= in=/dev/null do=:
     case $1 in uart-*) rings=--no-rings bytes=$trickle file=/tmp/trickle ;; *) bytes=$bulk file=/tmp/bulk ;; esac
     case $1 in *-out) do="head -c $bytes /dev/zero" ;; *-in) in=$file do="cat > /dev/null" ;; esac
-    run -v -i $rings "$image" -- sh -c "$do$2" < $in 2> /tmp/said > /dev/null
+    run --verbose -i $rings "$image" -- sh -c "$do$2" < $in 2> /tmp/said > /dev/null
 }
 
 # root NAME FORMAT IMAGE: one cold run, in which Python tells how many kB of its machine's memory are in use.
