@@ -31,6 +31,15 @@ for job in $jobs; do
         stty raw -echo
         echo ready
         head -c 4096 ;;
+    # The third UART: its port and interrupt, and three bytes from it that go back.
+    com3)
+        if [ -e /sys/class/tty/ttyS2 ]; then
+            stty -F /dev/ttyS2 raw -echo
+            echo "com3: $(cat /sys/class/tty/ttyS2/port) $(cat /sys/class/tty/ttyS2/irq)"
+            head -c 3 </dev/ttyS2 >/dev/ttyS2
+        else
+            echo "com3: none"
+        fi ;;
     shell) sh ;;
     poweroff) echo ends; poweroff -f ;;
     sysrq-o) echo ends; echo o >/proc/sysrq-trigger; sleep 60 ;;

@@ -1,6 +1,8 @@
 //! Kernels, booted by the command `minivm` and by the library: what a guest finds, and how it ends.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{OnceLock, PoisonError};
@@ -101,33 +103,38 @@ impl Boot {
         ended.text()
     }
 
-    /// Runs it with the library to its end: how it ended, and what it wrote.
-    fn outcome(self) -> (Outcome, String) {
-        let config = Config {
+    fn config(self) -> Config {
+        Config {
             initramfs: Some(initramfs().into()),
             cmdline: self.cmdline(),
             memory: self.memory,
             cpus: self.cpus,
             ..Config::new(Kernel::File(self.linux.path().into()))
-        };
-        let console = Shared::default();
-        let machine = Builder::new(config)
-            .console_output(console.clone())
-            .build()
-            .unwrap();
-        let control = machine.control();
-        let (ended, wait) = std::sync::mpsc::channel::<()>();
-        let watchdog = std::thread::spawn(move || {
-            if wait.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                control.stop();
-            }
-        });
-        let outcome = machine.run().unwrap();
-        drop(ended);
-        watchdog.join().unwrap();
-        let text = console.text();
-        (outcome, text)
+        }
     }
+
+    /// Runs it with the library to its end: how it ended, and what it wrote.
+    fn outcome(self) -> (Outcome, String) {
+        let console = Shared::default();
+        let builder = Builder::new(self.config()).console_output(console.clone());
+        (run_to_end(builder), console.text())
+    }
+}
+
+/// Runs a machine with the library to its end.
+fn run_to_end(builder: Builder) -> Outcome {
+    let machine = builder.build().unwrap();
+    let control = machine.control();
+    let (ended, wait) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if wait.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            control.stop();
+        }
+    });
+    let outcome = machine.run().unwrap();
+    drop(ended);
+    watchdog.join().unwrap();
+    outcome
 }
 
 fn start(linux: Linux, initramfs: &Path, cmdline: &str, flags: &[&str]) -> Program {
@@ -209,6 +216,45 @@ fn assert_one_package(text: &str, cpus: u8) {
     assert_eq!(values("core id"), cores, "{text}");
     let timers = text.lines().filter(|line| *line == "lapic-deadline");
     assert_eq!(timers.count(), each, "{text}");
+}
+
+#[test]
+fn linux_has_com3_as_its_third_uart_where_the_machine_has_it() {
+    let _shared = shared();
+    for com3 in [true, false] {
+        let config = Config {
+            com3,
+            ..Boot::new(OurVmlinux, "com3,poweroff").config()
+        };
+        let (console, output) = (Shared::default(), Shared::default());
+        let (input, mut sender) = io::pipe().unwrap();
+        let builder = Builder::new(config)
+            .console_output(console.clone())
+            .com3_output(output.clone())
+            .com3_input(File::from(OwnedFd::from(input)));
+        let said = console.clone();
+        // Not earlier: until the terminal is raw, it has an echo of its own.
+        let sending = std::thread::spawn(move || {
+            wait_until("the guest looks for COM3", || {
+                said.text().contains("com3: ")
+            });
+            if com3 {
+                sender.write_all(b"hey").unwrap();
+            }
+        });
+        let outcome = run_to_end(builder);
+        sending.join().unwrap();
+        let text = console.text();
+        assert_eq!(outcome, Outcome::PowerOff, "{text}");
+        let (found, back) = if com3 {
+            ("0x3E8 5", "hey")
+        } else {
+            ("none", "")
+        };
+        let line = format!("com3: {found}");
+        assert!(text.lines().any(|other| other == line), "{text}");
+        assert_eq!(output.text(), back, "{text}");
+    }
 }
 
 #[test]
