@@ -1,5 +1,5 @@
 //! The system calls of a monitor, each with its reason: all that the process may make, and the fewer that a vCPU's thread may. Those of a
-//! fetcher and of an unpacker are in `fetcher` and `unpacker`.
+//! fetcher, of a process that serves folders and of an unpacker are in `fetcher`, `folders` and `unpacker`.
 //!
 //! They are those that runs make, seen with strace: boots, sessions, input, snapshots, clones, stops (`cli/tests/filters` compares). What a
 //! row says behind *also* is what a run on another host or of another C library makes, or one that goes wrong; a row that begins with it is
@@ -9,6 +9,7 @@
 #[cfg_attr(target_arch = "x86_64", path = "calls/x86_64.rs")]
 pub(super) mod arch;
 pub(super) mod fetcher;
+pub(super) mod folders;
 pub(super) mod unpacker;
 
 use kvm_bindings::{
@@ -23,7 +24,7 @@ use crate::filter::Argument::{self, Bits, Int, Register};
 #[allow(clippy::cast_possible_truncation, reason = "it is 0xae")]
 const KVM: u8 = KVMIO as u8;
 
-/// Calls that each thread of the monitor and of a fetcher may make, with any arguments.
+/// Calls that each thread of the monitor, of a fetcher and of a process that serves folders may make, with any arguments.
 #[rustfmt::skip]
 pub(super) const THREAD: &[i64] = &[
     libc::SYS_brk,               // also: malloc, on the first thread

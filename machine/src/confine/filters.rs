@@ -1,5 +1,5 @@
 //! The seccomp filters that [`calls`] describes: one of a monitor's process, a shorter one more of each vCPU's thread, of which the kernel
-//! takes the stricter result, and one each of a fetcher's and an unpacker's process.
+//! takes the stricter result, and one each of the processes of a fetcher, of an unpacker and of one that serves folders.
 //!
 //! A filter compares a call with those that it knows in the order of their numbers, of which `ioctl` has an early one, and its requests in
 //! the order of their list, of which KVM_RUN is the first: an exit of the guest costs little.
@@ -12,7 +12,7 @@ use rustix::process::getpid;
 use seccompiler::{BackendError, BpfProgram, SeccompAction};
 
 use super::Names;
-use super::calls::{self, arch, fetcher, unpacker};
+use super::calls::{self, arch, fetcher, folders, unpacker};
 use crate::filter::{Argument, Rules, UNKNOWN, in_order, listed, rule};
 
 /// The filter of vCPUs' threads, compiled once: what a thread of a few pages frees again, its allocator keeps.
@@ -62,6 +62,15 @@ pub(super) fn restrict_fetcher(network: bool) -> io::Result<()> {
 pub(super) fn restrict_unpacker(names: Names) -> io::Result<()> {
     let refused = refused_calls(unpacker::REFUSED);
     restrict_all(unpacker_calls(names), refused, KILLED)
+}
+
+/// Restricts all threads of this process to the calls by which folders are served.
+///
+/// # Errors
+///
+/// As [`restrict_process`]'s.
+pub(super) fn restrict_folders() -> io::Result<()> {
+    restrict_all(folders_calls(), refused_calls(&[]), KILLED)
 }
 
 fn restrict_all(granted: Listed, refused: Listed, others: SeccompAction) -> io::Result<()> {
@@ -114,7 +123,7 @@ fn thread_calls() -> Listed {
     Ok(rules)
 }
 
-/// Returns the calls that each thread of a monitor and of a fetcher may make.
+/// Returns the calls that each thread of a monitor, of a fetcher and of a process that serves folders may make.
 fn common_calls() -> Listed {
     let mut rules = listed(calls::THREAD.iter().copied());
     add(&mut rules, calls::THREAD_CHECKED)?;
@@ -156,6 +165,14 @@ fn unpacker_calls(names: Names) -> Listed {
     if names == Names::OfFolder {
         rules.extend(listed(unpacker::ROOTED.iter().copied()));
     }
+    Ok(rules)
+}
+
+/// Returns the calls by which folders are served.
+fn folders_calls() -> Listed {
+    let mut rules = common_calls()?;
+    rules.extend(listed(folders::CALLS.iter().copied()));
+    add(&mut rules, folders::CHECKED)?;
     Ok(rules)
 }
 

@@ -9,7 +9,7 @@ use landlock::{
     RulesetStatus, Scope,
 };
 
-use super::{LANDLOCK, Missing, Reach};
+use super::{LANDLOCK, Missing, Reach, Served};
 
 /// The newest rights that the crate knows. A kernel without them enforces the others.
 const NEWEST: ABI = ABI::V10;
@@ -56,6 +56,30 @@ pub(super) fn restrict_to_reach(reach: &Reach) -> Result<(), Missing> {
     let filled = below(&reach.filled, read | fill() | empty);
     let rules = filled.chain(below(&reach.read, read));
     enforce(CompatLevel::SoftRequirement, network, rules)
+}
+
+/// Leaves this thread, and those that it will start, the folders and files that it serves: to read them, and to change those that may be
+/// changed.
+///
+/// # Errors
+///
+/// The missing wall, as [`restrict`]'s. The first version, which lets no file be moved between folders, is not used.
+pub(super) fn restrict_to_served(served: &[Served<'_>]) -> Result<(), Missing> {
+    let rules = served.iter().map(|served| {
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let change = fill() | AccessFs::Refer | AccessFs::RemoveDir | AccessFs::Truncate;
+        let access = match served.is_writable {
+            true => read | change,
+            false => read,
+        };
+        let possible = match served.is_file {
+            true => AccessFs::from_file(NEWEST),
+            false => AccessFs::from_all(NEWEST),
+        };
+        PathBeneath::new(served.root.as_fd(), access & possible)
+    });
+    let none = AccessNet::from_all(NEWEST);
+    enforce(CompatLevel::SoftRequirement, none, rules)
 }
 
 /// Enforces a set of rules that handles all rights to files and these to the network, and grants those of the rules. Moves between folders

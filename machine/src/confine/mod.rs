@@ -1,36 +1,39 @@
 //! The walls around minivm's own processes that touch what others have made, from within: around the monitor, which runs a guest, the
-//! fetcher, which reads images, and the unpacker, which writes the files that a guest sends.
+//! fetcher, which reads images, the unpacker, which writes the files that a guest sends, and the folder server, which does what a guest asks
+//! with the user's folders.
 //!
 //! Such a process opens what it needs, and then gives up all else, before it reads a byte that a guest, a kernel's file, a snapshot, a
 //! registry or an image has chosen. Code that takes the monitor over finds a process that owns its open descriptors and nothing more;
 //! code that takes the fetcher over, one that makes files in the cache's folders of images and reads its own image; code that takes the
-//! unpacker over, one that fills the folder that it was given. The walls, in the order in which they rise, for some take away what others
+//! unpacker over, one that fills the folder that it was given; code that takes the folder server over, one that reads its folders, what is
+//! hidden in them as well, and changes those that may be changed. The walls, in the order in which they rise, for some take away what others
 //! need:
 //!
-//! | wall | what it takes from the monitor | the fetcher | the unpacker |
-//! |---|---|---|---|
-//! | limits | core dumps; more than a few descriptors | the same | the same, and memory beyond a bound |
-//! | dumps | being read or traced by processes of the same user | the same | the same |
-//! | namespaces | the host's IPC objects and names | | none: it gets one of users, for its root |
-//! | empty root | each file that has a name | | each that is not in the folder that it fills |
-//! | user | root: another user of the host's, which owns nothing | | |
-//! | capabilities | all of them, those of a user namespace included | keeps, of root's, reading any file: of its image | keeps two, by which modes don't close its folder |
-//! | privileges | what an `exec` could give | the same | the same |
-//! | Landlock | the same files once more, TCP, sockets, signals to other processes | keeps its `Reach` | keeps filling its folder |
-//! | descriptors | all that were inherited, and not named by the caller | the same | the same |
-//! | system calls | all but some sixty, `ioctl` by request; fewer on a vCPU's thread | files, and sockets of the Internet | files; names, if it fills a folder |
+//! | wall | what it takes from the monitor | the fetcher | the unpacker | the folder server |
+//! |---|---|---|---|---|
+//! | limits | core dumps; more than a few descriptors | the same | the same, and memory beyond a bound | core dumps; more descriptors than its guest may have open |
+//! | dumps | being read or traced by processes of the same user | the same | the same | the same |
+//! | namespaces | the host's IPC objects and names | | none: it gets one of users, for its root | as the monitor's |
+//! | empty root | each file that has a name | | each that is not in the folder that it fills | each that is not in its folders, which are mounts of their own |
+//! | user | root: another user of the host's, which owns nothing | | | |
+//! | capabilities | all of them, those of a user namespace included | keeps, of root's, reading any file: of its image | keeps two, by which modes don't close its folder | keeps, of root's, the same two |
+//! | privileges | what an `exec` could give | the same | the same | the same |
+//! | Landlock | the same files once more, TCP, sockets, signals to other processes | keeps its `Reach` | keeps filling its folder | keeps reading its folders, and changing those that may be changed |
+//! | descriptors | all that were inherited, and not named by the caller | the same | the same | the same |
+//! | system calls | all but some sixty, `ioctl` by request; fewer on a vCPU's thread | files, and sockets of the Internet | files; names, if it fills a folder | files, threads |
 //!
-//! The fetcher and the unpacker make files, which have to be the user's. So they stay that user, and the fetcher, whose folders have names,
-//! stays in the host's namespaces. An unpacker that writes to an open file has no names at all, and keeps no capability.
+//! The fetcher, the unpacker and the folder server make files, which have to be the user's. So they stay that user, and the fetcher, whose
+//! folders have names, stays in the host's namespaces. An unpacker that writes to an open file has no names at all, and keeps no capability.
 //!
 //! An ordinary user gets all of them, the namespaces by a user namespace. What a kernel or a container refuses is reported by [`Walls`],
 //! with its reason, and the others stand without it; only the system calls must be filtered. Each wall that another process lacks on a host
 //! the monitor lacks as well: [`survey`] tries the monitor's. Where that finds no namespaces, an unpacker of an ordinary user's has no root
-//! of its own.
+//! of its own, and a folder server names that Landlock alone bounds.
 
 mod calls;
 mod descriptors;
 mod filters;
+mod folders;
 mod landlock;
 mod namespaces;
 mod privileges;
@@ -47,6 +50,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use crate::jail::lower_limit;
+pub use folders::{Folders, Served};
 use privileges::Bond;
 pub use survey::survey;
 
@@ -87,7 +91,7 @@ pub const FETCHER: [&str; 7] = [
     CALLS,
 ];
 
-/// The walls that an unpacker has, too. Of the namespaces it has the one of users, for its root.
+/// The walls that an unpacker and a folder server have, too. Of the namespaces an unpacker has the one of users, for its root.
 pub const UNPACKER: [&str; 9] = [
     LIMITS,
     DUMPS,

@@ -1,16 +1,17 @@
 //! What names lead to: in a monitor's namespaces to no file, no host name and no IPC object of the host; in an unpacker to nothing but
-//! its folder.
+//! its folder; in a process that serves folders to nothing but these.
 
 #![allow(
     unsafe_code,
     reason = "rustix's calls that change namespaces and descriptors are unsafe"
 )]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree,
+    unmount,
 };
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -27,12 +28,30 @@ const STAGE: &str = "/proc";
 ///
 /// The wall that is missing, with the call that failed.
 pub(super) fn enter(user: bool) -> Result<(), Missing> {
+    unshare(user)?;
+    leave_names()
+}
+
+/// Moves this process into mount, IPC and UTS namespaces of its own, in which names still lead to the host's files.
+///
+/// # Errors
+///
+/// As [`enter`]'s.
+pub(super) fn unshare(user: bool) -> Result<(), Missing> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if user {
         flags |= UnshareFlags::NEWUSER;
     }
     // SAFETY: the flags don't include CLONE_FILES, by which a thread would lose the descriptors of others.
-    unsafe { unshare_unsafe(flags) }.map_err(Missing::of(NAMESPACES, "unshare"))?;
+    unsafe { unshare_unsafe(flags) }.map_err(Missing::of(NAMESPACES, "unshare"))
+}
+
+/// Leaves a process that was [`unshare`]d an empty root that is read-only.
+///
+/// # Errors
+///
+/// As [`enter`]'s.
+pub(super) fn leave_names() -> Result<(), Missing> {
     empty_root().map_err(|(call, error)| Missing::of(ROOT, call)(error))
 }
 
@@ -62,4 +81,19 @@ fn empty_root() -> Result<(), (&'static str, Errno)> {
 pub(super) fn enter_folder(folder: BorrowedFd<'_>) -> Result<(), Missing> {
     fchdir(folder).map_err(Missing::of(ROOT, "fchdir"))?;
     chroot(".").map_err(Missing::of(ROOT, "chroot"))
+}
+
+/// Returns the same folder or file as a mount of its own, which is in no folder: neither a `..` nor a link leads out of it. It must have
+/// been opened in this process's own mount namespace.
+///
+/// # Errors
+///
+/// The missing wall.
+pub(super) fn mount_alone(place: impl AsFd) -> Result<OwnedFd, Missing> {
+    // With what is mounted below it: a part of a user namespace's mounts can't be taken alone.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(place, "", flags).map_err(Missing::of(ROOT, "open_tree"))
 }

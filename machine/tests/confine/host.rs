@@ -60,6 +60,16 @@ impl Host {
         }
     }
 
+    /// Whether this host's kernel has all of Landlock.
+    pub(crate) fn has_landlock(self) -> bool {
+        *HAS_LANDLOCK
+    }
+
+    /// Whether it is a container, in which no namespaces can be made.
+    pub(crate) fn is_container(self) -> bool {
+        self.container
+    }
+
     /// Whether an unpacker's names can be bounded there: by Landlock, or by a change of root. The tests' own user asks.
     pub(crate) fn bounds_names(self) -> bool {
         *HAS_LANDLOCK || !self.container || self.root && geteuid().is_root()

@@ -1,4 +1,4 @@
-//! The walls around a monitor and around an unpacker, attacked from within, and a guest that runs behind them: as root, as an ordinary
+//! The walls around a monitor, an unpacker and a folder server, attacked from within, and a guest that runs behind them: as root, as an ordinary
 //! user, and in a container where no namespace can be made.
 
 // Tests run: on any KVM
@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod attacks;
+mod folders;
 #[cfg(target_arch = "x86_64")]
 mod growth;
 #[cfg_attr(target_arch = "aarch64", path = "../guest_code/aarch64.rs")]

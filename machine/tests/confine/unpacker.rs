@@ -22,12 +22,12 @@ use super::attacks::{self, Attack, Target};
 use super::host::{HOSTS, Host, NOBODY};
 
 /// A folder that is filled, in one with a file and a folder that any user may change.
-struct Beside {
-    above: TempDir,
+pub(crate) struct Beside {
+    pub(crate) above: TempDir,
 }
 
 impl Beside {
-    fn new() -> Beside {
+    pub(crate) fn new() -> Beside {
         let above = tempfile::tempdir().unwrap();
         let open = |name: &str, mode| {
             let path = above.path().join(name);
@@ -40,16 +40,21 @@ impl Beside {
         }
         fs::write(above.path().join("victim"), "safe").unwrap();
         open("victim", 0o666);
-        let owner = Some(NOBODY);
+        let beside = Beside { above };
         for name in [".", "filled", "beside", "victim"] {
-            // Where it is not this user's to give, it is this user's.
-            let _ = chown(above.path().join(name), owner, owner);
+            beside.give_away(name);
         }
-        Beside { above }
+        beside
+    }
+
+    /// Gives a file to the ordinary user. Where it is not this user's to give, it is this user's.
+    pub(crate) fn give_away(&self, name: &str) {
+        let owner = Some(NOBODY);
+        let _ = chown(self.above.path().join(name), owner, owner);
     }
 
     /// What stands outside the folder that is filled.
-    fn state(&self) -> Vec<String> {
+    pub(crate) fn state(&self) -> Vec<String> {
         let state_of = |name: &str| {
             let path = self.above.path().join(name);
             let metadata = fs::metadata(&path);
@@ -66,10 +71,10 @@ impl Beside {
 }
 
 /// What code that has taken an unpacker over may try with names: by the open folder, and by the path of the one above.
-type ByName = fn(BorrowedFd<'_>, &Path) -> io::Result<()>;
+pub(crate) type ByName = fn(BorrowedFd<'_>, &Path) -> io::Result<()>;
 
 #[rustfmt::skip]
-const BY_NAME: &[(&str, ByName)] = &[
+pub(crate) const BY_NAME: &[(&str, ByName)] = &[
     ("write to a file", |folder, _| write(folder, Path::new("../victim"), OVERWRITE)),
     ("write to a file by its path", |folder, above| write(folder, &above.join("victim"), OVERWRITE)),
     ("write through a link", |folder, above| {
@@ -99,8 +104,8 @@ const BY_NAME: &[(&str, ByName)] = &[
     ("set a file's times", |folder, _| Ok(utimensat(folder, "../victim", &LONG_AGO, AtFlags::empty())?)),
 ];
 
-const OVERWRITE: OFlags = OFlags::WRONLY.union(OFlags::TRUNC);
-const CREATE: OFlags = OFlags::WRONLY.union(OFlags::CREATE);
+pub(crate) const OVERWRITE: OFlags = OFlags::WRONLY.union(OFlags::TRUNC);
+pub(crate) const CREATE: OFlags = OFlags::WRONLY.union(OFlags::CREATE);
 const LONG_AGO: Timestamps = Timestamps {
     last_access: SECOND,
     last_modification: SECOND,
@@ -110,7 +115,7 @@ const SECOND: Timespec = Timespec {
     tv_nsec: 1,
 };
 
-fn write(folder: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<()> {
+pub(crate) fn write(folder: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<()> {
     let file = openat(folder, path, flags, Mode::from_raw_mode(0o666))?;
     rustix::io::write(file, b"evil")?;
     Ok(())
@@ -150,7 +155,7 @@ fn attack_by_name(host: Host, attack: ByName, walls: bool) -> (Ended, bool) {
 }
 
 /// Describes what came of an attack.
-fn outcome(attack: io::Result<()>) -> String {
+pub(crate) fn outcome(attack: io::Result<()>) -> String {
     match attack {
         Ok(()) => "done".into(),
         Err(error) => error.kind().to_string(),

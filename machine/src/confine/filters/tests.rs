@@ -151,6 +151,9 @@ fn no_call_is_in_two_lists() {
     // With a network there are sockets that aren't connected.
     all.extend(checked.into_iter().filter(|call| *call != libc::SYS_sendto));
     assert_once(all);
+    let mut all = [folders::CALLS, calls::THREAD].concat();
+    all.extend(folders::CHECKED.iter().map(|(call, _)| *call));
+    assert_once(all);
 }
 
 fn assert_once(calls: Vec<i64>) {
@@ -273,5 +276,48 @@ fn every_other_call_of_a_fetcher_is_refused() {
         }
         let unix = [libc::AF_UNIX.into(), libc::SOCK_STREAM.into(), 0, 0, 0, 0];
         assert_eq!(as_fetcher(network, vec![(libc::SYS_socket, unix)]), refused);
+    }
+}
+
+/// Behind the filter of a process that serves folders, makes a call; returns its error, or how it ended the process.
+fn as_folder_server(number: i64, arguments: [i64; 6]) -> Ended {
+    forked(move |_| {
+        descriptors::limit(64).unwrap();
+        restrict_folders().unwrap();
+        format!("{:?}", with_arguments(number, arguments))
+    })
+}
+
+#[test]
+fn every_other_call_of_a_folder_server_ends_it() {
+    let granted = folders_calls().unwrap();
+    let (refused, probes) = answered();
+    let known = |number: &i64| {
+        granted.contains_key(number) || refused.contains(number) || probes.contains(number)
+    };
+    let known = |number: &i64| known(number) || UNFILTERED.contains(number);
+    let others: Vec<i64> = (0..END).filter(|number| !known(number)).collect();
+    let made = [
+        libc::SYS_execve,
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_ptrace,
+        libc::SYS_kill,
+        libc::SYS_mount,
+        libc::SYS_open_tree,
+        libc::SYS_mknodat,
+        libc::SYS_fchownat,
+        libc::SYS_setxattr,
+    ];
+    for call in made {
+        assert!(others.contains(&call), "call {call}");
+    }
+    for number in others {
+        let ended = as_folder_server(number, [-1; 6]);
+        assert_eq!(ended, Ended::Killed(libc::SIGSYS), "call {number}");
+    }
+    for (what, number, arguments) in bad_arguments() {
+        let ended = as_folder_server(number, arguments);
+        assert_eq!(ended, Ended::Killed(libc::SIGSYS), "{what}");
     }
 }
