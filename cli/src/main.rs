@@ -24,12 +24,13 @@ use std::env::args_os;
 use std::process::ExitCode;
 
 use minivm_guest::inherited;
-use minivm_machine::{copy_out, fetch, monitor, streams};
+use minivm_machine::{copy_out, fetch, folders, monitor, streams};
 
 fn main() -> ExitCode {
     // Before anything else: a child of minivm's own does nothing but its job.
     let code = monitor::answer(args_os(), command::MONITOR);
     let code = code.or_else(|| fetch::answer(args_os()));
+    let code = code.or_else(|| folders::answer(args_os()));
     if let Some(code) = code.or_else(|| copy_out::answer(args_os())) {
         return code;
     }

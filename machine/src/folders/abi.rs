@@ -3,6 +3,7 @@
 //! [`Args`] takes a request apart and [`Out`] puts a reply together. Numbers are in the machine's own order, since guest and host have the
 //! same processor.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -220,21 +221,41 @@ impl Out<'_> {
 }
 
 /// Whom files belong to, as the guest sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Owner {
     /// The user and group that this process is on the host.
-    pub(super) host: (u32, u32),
-    /// The same in the guest.
-    pub(super) guest: (u32, u32),
+    host: (u32, u32),
+    /// The same in the guest: the user in the upper half, the group in the lower.
+    guest: AtomicU64,
 }
 
 /// The user and group of files that belong to others of the host's.
 const OVERFLOW_ID: u32 = 65534;
 
 impl Owner {
+    pub(super) fn new(host: (u32, u32), guest: (u32, u32)) -> Self {
+        let owner = Owner {
+            host,
+            guest: AtomicU64::default(),
+        };
+        owner.set_guest(guest);
+        owner
+    }
+
+    pub(super) fn set_guest(&self, (user, group): (u32, u32)) {
+        let both = u64::from(user) << 32 | u64::from(group);
+        self.guest.store(both, Ordering::Relaxed);
+    }
+
+    fn guest(&self) -> (u32, u32) {
+        let both = self.guest.load(Ordering::Relaxed);
+        #[allow(clippy::cast_possible_truncation, reason = "each half is one of them")]
+        ((both >> 32) as u32, both as u32)
+    }
+
     fn user(&self, user: u32) -> u32 {
         if user == self.host.0 {
-            self.guest.0
+            self.guest().0
         } else {
             OVERFLOW_ID
         }
@@ -242,7 +263,7 @@ impl Owner {
 
     fn group(&self, group: u32) -> u32 {
         if group == self.host.1 {
-            self.guest.1
+            self.guest().1
         } else {
             OVERFLOW_ID
         }

@@ -221,6 +221,12 @@ impl Descriptors {
     }
 }
 
+impl AsFd for Descriptors {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn number(fd: &impl AsFd) -> String {
     fd.as_fd().as_raw_fd().to_string()
 }

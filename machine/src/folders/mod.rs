@@ -53,6 +53,26 @@
 //! The process may have any umask and wall itself in after [`Server::new`]. It needs `openat2`, `statx`, `faccessat2` and `pwritev2`
 //! (Linux 5.8), and `/proc` when it starts.
 //!
+//! # A process of its own
+//!
+//! A program whose `main` begins with [`answer`] has a guest's folders served by another process, `minivm folders`, which [`Running`]
+//! starts. Without that, threads of the program's own serve them.
+//!
+//! ```text
+//!  minivm run                                       minivm folders
+//!  ──────────                                       ──────────────
+//!  job: the folders, a stream ────────────────────▶ opens the folders, and reads nothing of them
+//!                                                   walls
+//!  ◀─────────────────────────────────────── ready   eight threads
+//!  the stream's other end, to the machine
+//!                        machine ◀── FUSE ────────▶ answers
+//!  end: the socket's end ─────────────────────────▶
+//!  ◀────────────── report: new repositories, a fault  ends
+//! ```
+//!
+//! - `process`: the process as its parent has it; `serve`: its own side; `protocol`: their messages;
+//! - `service`: the messages on the stream, in either process; `source`: the folders as they are opened.
+//!
 //! ```
 //! use minivm_machine::folders::{Access, Folder, Server};
 //!
@@ -76,25 +96,56 @@ mod name;
 mod nodes;
 mod open;
 mod opens;
+mod process;
+mod protocol;
 mod remove;
 mod rules;
 mod scan;
+mod serve;
+mod service;
+mod source;
 
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Access as Rights, AtFlags, CWD, Mode, OFlags, accessat, openat};
 use rustix::io::Errno;
-use rustix::process::{getegid, geteuid};
 
-use abi::{IN_HEADER, OUT_HEADER, Out, Owner, Request, opcode};
-use host::{Descriptors, Kind, Stat};
+use abi::{IN_HEADER, OUT_HEADER, Out, Request, opcode};
 use mount::Mount;
-use rules::Rules;
+use source::Sources;
 
+use crate::child::Role;
+
+pub use process::{Report, Running};
 pub use rules::PROTECTED;
+
+/// The argument with which this program serves folders.
+pub const COMMAND: &str = "folders";
+/// The process that serves folders as a child of this program.
+const ROLE: Role = Role {
+    command: c"folders",
+    duty: "serves the folders",
+    variables: &[],
+    is_apart: true,
+    has_stderr: false,
+};
+
+/// Whether this program answers as a process that serves folders.
+static ANSWERS: AtomicBool = AtomicBool::new(false);
+
+/// Serves folders in this process, if its command line says so, and returns its exit code then. Otherwise lets the folders of this
+/// program's guests be served by processes of their own. A program's `main` calls it first, while it has one thread.
+pub fn answer(command_line: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    if ROLE.is_named_by(command_line) {
+        return Some(serve::serve());
+    }
+    ANSWERS.store(true, Ordering::Relaxed);
+    None
+}
 
 /// Bytes of data in a request or reply.
 const DATA_MAX: u32 = 128 << 10;
@@ -198,6 +249,15 @@ pub struct Volume {
     pub at: PathBuf,
 }
 
+/// A folder, and its place in the guest.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// The folder, or the single file.
+    pub folder: Folder,
+    /// Its absolute path in the guest.
+    pub at: PathBuf,
+}
+
 /// Why folders can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -226,6 +286,12 @@ pub enum Error {
     /// There are more folders than numbers.
     #[error("cannot share {0} folders: at most 65536")]
     TooMany(usize),
+    /// The process that serves them reports one of these, in its own words.
+    #[error("{0}")]
+    Reported(String),
+    /// There is no process that serves them.
+    #[error("cannot start the process that serves folders: {0}")]
+    Process(io::Error),
 }
 
 /// Serves folders to one guest.
@@ -240,14 +306,25 @@ impl Server {
     ///
     /// If one can't be opened, or has a pattern that isn't valid.
     pub fn new(folders: &[Folder]) -> Result<Self, Error> {
-        if folders.len() > usize::from(u16::MAX) + 1 {
-            return Err(Error::TooMany(folders.len()));
-        }
-        let descriptors = Arc::new(Descriptors::open().map_err(Error::Proc)?);
-        let mounts = folders.iter().map(|folder| open(folder, &descriptors));
+        Server::of(Sources::open(folders)?, folders)
+    }
+
+    /// Serves folders whose sources are open. Nothing of these was read before.
+    fn of(sources: Sources, folders: &[Folder]) -> Result<Self, Error> {
+        let descriptors = Arc::new(sources.descriptors);
+        let both = sources.sources.into_iter().zip(folders);
+        let mounts = both.map(|(source, folder)| source.mount(folder, &descriptors));
         Ok(Server {
             mounts: mounts.collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Sets the user and group in the guest to whom this user's files in a folder belong. It is ignored once the guest has mounted the
+    /// folder, and for a folder that isn't there.
+    pub fn set_owner(&self, folder: u16, owner: (u32, u32)) {
+        if let Some(mount) = self.mounts.get(usize::from(folder)) {
+            mount.set_owner(owner);
+        }
     }
 
     /// Answers a request to a folder, on the calling thread; several may call at once. The reply replaces what the vector has, and stays empty where there is none:
@@ -288,54 +365,6 @@ impl Server {
         let mount = self.mounts.get(usize::from(folder));
         mount.map_or_else(Vec::new, |mount| lock(&mount.repositories).clone())
     }
-}
-
-/// Opens a folder's source, and returns it with its kind.
-fn open_source(path: &Path) -> Result<(OwnedFd, Kind), Error> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root = openat(CWD, path, flags, Mode::empty()).map_err(cannot_open(path))?;
-    match Stat::of(&root).map_err(cannot_open(path))?.kind() {
-        kind @ (Kind::File | Kind::Folder) => Ok((root, kind)),
-        _ => Err(Error::Kind(path.to_owned())),
-    }
-}
-
-fn cannot_open(path: &Path) -> impl Fn(Errno) -> Error {
-    move |error| Error::Open {
-        path: path.to_owned(),
-        error: error.into(),
-    }
-}
-
-fn rules_of(folder: &Folder, protect: &[String]) -> Result<Rules, Error> {
-    Rules::new(&folder.hide, protect).map_err(|error| Error::Pattern {
-        path: folder.source.clone(),
-        error,
-    })
-}
-
-fn open(folder: &Folder, descriptors: &Arc<Descriptors>) -> Result<Mount, Error> {
-    let failed = cannot_open(&folder.source);
-    let (root, kind) = open_source(&folder.source)?;
-    let mut protect = folder.protect.clone();
-    if kind == Kind::Folder && rules::is_about_git(&protect) {
-        let place = descriptors.path(&root).map_err(&failed)?;
-        protect.extend(git::redirected(descriptors, &root, Path::new(&place)));
-    }
-    let rules = rules_of(folder, &protect)?;
-    let owner = Owner {
-        host: (geteuid().as_raw(), getegid().as_raw()),
-        guest: folder.owner,
-    };
-    Mount::new(
-        Arc::clone(descriptors),
-        root,
-        owner,
-        folder.access,
-        rules,
-        &folder.limits,
-    )
-    .map_err(failed)
 }
 
 /// Locks, whatever became of another thread that had it: what is locked here is right after each step.

@@ -175,6 +175,13 @@ impl Mount {
         Ok(())
     }
 
+    /// Sets to whom this user's files belong in the guest, unless it has mounted the folder.
+    pub(super) fn set_owner(&self, owner: (u32, u32)) {
+        if !self.started.load(Ordering::Acquire) {
+            self.owner.set_guest(owner);
+        }
+    }
+
     fn destroy(&self) -> Result<()> {
         self.started.store(false, Ordering::Release);
         let _names = self.change_names();

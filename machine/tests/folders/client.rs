@@ -116,17 +116,51 @@ pub(crate) fn request(opcode: u32, unique: u64, node: u64, args: &[Arg<'_>]) -> 
     bytes
 }
 
+/// What answers a request.
+pub(crate) trait Answer {
+    /// Puts the reply in place of what the vector has.
+    fn answer(&self, folder: u16, request: &[u8], reply: &mut Vec<u8>);
+}
+
+impl Answer for Server {
+    fn answer(&self, folder: u16, request: &[u8], reply: &mut Vec<u8>) {
+        Server::answer(self, folder, request, reply);
+    }
+}
+
 /// A mounted folder.
-#[derive(Clone)]
-pub(crate) struct Client {
-    pub(crate) server: Arc<Server>,
+pub(crate) struct Client<A = Server> {
+    pub(crate) server: Arc<A>,
+    folder: u16,
     unique: Arc<AtomicU64>,
+}
+
+impl<A> Clone for Client<A> {
+    fn clone(&self) -> Self {
+        Client {
+            server: Arc::clone(&self.server),
+            folder: self.folder,
+            unique: Arc::clone(&self.unique),
+        }
+    }
 }
 
 impl Client {
     pub(crate) fn new(folder: &Folder) -> Self {
+        let server = Arc::new(Server::new(std::slice::from_ref(folder)).unwrap());
+        Client::mount(server, 0)
+    }
+
+    pub(crate) fn of(place: &Path) -> Self {
+        Client::new(&Folder::new(place, Access::ReadWrite))
+    }
+}
+
+impl<A: Answer> Client<A> {
+    pub(crate) fn mount(server: Arc<A>, folder: u16) -> Self {
         let client = Client {
-            server: Arc::new(Server::new(std::slice::from_ref(folder)).unwrap()),
+            server,
+            folder,
             unique: Arc::default(),
         };
         let init = client.call(
@@ -144,16 +178,15 @@ impl Client {
         client
     }
 
-    pub(crate) fn of(place: &Path) -> Self {
-        Client::new(&Folder::new(place, Access::ReadWrite))
-    }
-
     /// Makes a request, and returns the reply's results.
     pub(crate) fn call(&self, opcode: u32, node: u64, args: &[Arg<'_>]) -> Result<Vec<u8>> {
         let unique = self.unique.fetch_add(1, Ordering::Relaxed);
         let mut reply = Vec::new();
-        self.server
-            .answer(0, &request(opcode, unique, node, args), &mut reply);
+        self.server.answer(
+            self.folder,
+            &request(opcode, unique, node, args),
+            &mut reply,
+        );
         assert_eq!(word(&reply, 0) as usize, reply.len());
         assert!(reply.len() <= REPLY_MAX);
         assert_eq!(number(&reply, 8), unique);

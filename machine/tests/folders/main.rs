@@ -16,5 +16,7 @@ mod client;
 mod growth;
 mod malformed;
 mod mounted;
+mod process;
 mod rules;
 mod twin;
+mod wire;

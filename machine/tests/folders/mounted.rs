@@ -5,14 +5,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use minivm_machine::folders::{Access, Folder, REQUEST_MAX, Server};
+use minivm_guest::channel::folders::Kind;
+use minivm_machine::folders::{Access, Folder, REQUEST_MAX, Running, Server};
 use rustix::mount::{MountFlags, mount};
-use tempfile::tempdir;
+use tempfile::{TempDir, tempdir};
+
+use crate::{process, wire};
 
 /// Threads that answer.
 const THREADS: usize = 3;
@@ -31,8 +34,8 @@ fn serve(device: &OwnedFd, server: &Server) {
     }
 }
 
-/// Mounts a folder, in the mount namespace that this process has of its own.
-fn mounted(source: &Path, at: &Path) -> Arc<Server> {
+/// Mounts a folder, in the mount namespace that this process has of its own. Returns the device.
+fn mount_device(at: &Path) -> OwnedFd {
     let device: OwnedFd = OpenOptions::new()
         .read(true)
         .write(true)
@@ -52,12 +55,40 @@ fn mounted(source: &Path, at: &Path) -> Arc<Server> {
         options,
     )
     .unwrap();
+    device
+}
+
+/// Mounts a folder that threads of this process serve.
+fn mounted(source: &Path, at: &Path) -> Arc<Server> {
+    let device = mount_device(at);
     let server = Arc::new(Server::new(&[Folder::new(source, Access::ReadWrite)]).unwrap());
     for _ in 0..THREADS {
         let (device, server) = (device.try_clone().unwrap(), Arc::clone(&server));
         thread::spawn(move || serve(&device, &server));
     }
     server
+}
+
+/// Mounts a folder that a process of its own serves: passes the messages on, as a machine does.
+fn mounted_apart(source: &TempDir, at: &Path) -> Running {
+    let device = mount_device(at);
+    let (running, mut stream) = process::served(source);
+    let (mut requests, mut replies) = (File::from(device.try_clone().unwrap()), File::from(device));
+    let mut from = stream.try_clone().unwrap();
+    thread::spawn(move || {
+        let mut request = vec![0; REQUEST_MAX];
+        while let Ok(len) = requests.read(&mut request) {
+            wire::send(&mut stream, 0, Kind::Fuse, &request[..len]);
+        }
+    });
+    thread::spawn(move || {
+        loop {
+            let (_, reply) = wire::receive(&mut from);
+            // ENOENT: the request was given up meanwhile.
+            let _ = replies.write(&reply);
+        }
+    });
+    running
 }
 
 /// Runs a test anew in a mount namespace of its own. Returns `None` in the outer process, which is done then.
@@ -177,6 +208,22 @@ fn real_programs_work() {
         source.path(),
         "cd old && git fsck --strict && test -z \"$(git status --porcelain)\"",
     );
+}
+
+#[test]
+#[ignore = "mounts a file system"]
+fn real_programs_work_with_a_process_that_serves() {
+    if inside("mounted::real_programs_work_with_a_process_that_serves").is_none() {
+        return;
+    }
+    let (source, at) = (tempdir().unwrap(), tempdir().unwrap());
+    let running = mounted_apart(&source, at.path());
+    run(at.path(), FILES);
+    run(at.path(), GIT);
+    let report = running.end();
+    assert_eq!(report.ended, None);
+    assert_eq!(report.repositories, [["old", "new"].map(PathBuf::from)]);
+    run(source.path(), "git -C old fsck --strict && test -x old/run");
 }
 
 #[test]

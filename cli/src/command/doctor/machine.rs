@@ -131,8 +131,10 @@ fn walls() -> Vec<Check> {
     let weaker = |missing: Missing| {
         let has = |walls: &[&str]| walls.contains(&missing.wall.as_str());
         let processes = match (has(&confine::FETCHER), has(&confine::UNPACKER)) {
-            (true, _) => "the monitor, the reader of images and the unpacker of files",
-            (false, true) => "the monitor and the unpacker of files",
+            (true, _) => {
+                "the monitor, the reader of images, the unpacker of files and the folder server"
+            }
+            (false, true) => "the monitor, the unpacker of files and the folder server",
             (false, false) => "the monitor",
         };
         let detail = format!("{processes} without the wall {missing}");
@@ -143,7 +145,7 @@ fn walls() -> Vec<Check> {
         let walls = [&confine::ALL[..], &confine::FETCHER, &confine::UNPACKER];
         let [monitor, fetcher, unpacker] = walls.map(|all| all.join(", "));
         format!(
-            "all around the monitor: {monitor}; around the reader of images: {fetcher}; around the unpacker of files: {unpacker}"
+            "all around the monitor: {monitor}; around the reader of images: {fetcher}; around the unpacker of files and the folder server: {unpacker}"
         )
     };
     match missing.is_empty() {

@@ -1,0 +1,431 @@
+//! Folders that a process of their own serves, behind its walls: as root and as an ordinary user.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use minivm_guest::channel::folders::Kind;
+use minivm_machine::folders::{self, Access, Folder, Report, Running, Server, Volume};
+use minivm_tests::fork::{Ended, forked};
+use minivm_tests::patience::wait_until;
+use minivm_tests::processes::{self, Process};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Gid, Pid, Signal, Uid, geteuid, kill_process};
+use tempfile::{TempDir, tempdir};
+
+use crate::client::Arg::{Bytes, Long, Word};
+use crate::client::{Client, RDONLY, ROOT, number, op, request, tree, word};
+use crate::wire::{Wire, do_everything, framed, receive, send};
+
+/// An unprivileged user: most systems call it `nobody`.
+const NOBODY: u32 = 65534;
+
+/// Lets this program serve folders as `minivm` does, whose `main` begins with that: the harness's `main` would run tests instead.
+#[used]
+#[allow(
+    unsafe_code,
+    reason = "a program that serves folders in another process finds that out before its main"
+)]
+// SAFETY: the C library calls the functions in this section, each once, with one thread.
+#[unsafe(link_section = ".init_array")]
+static ANSWER: extern "C" fn() = answer;
+
+extern "C" fn answer() {
+    // Not each C library has the arguments by now.
+    let line = fs::read("/proc/self/cmdline").unwrap();
+    let words = line.split_inclusive(|byte| *byte == 0);
+    let words = words.map(|word| OsString::from_vec(word[..word.len() - 1].to_vec()));
+    if folders::answer(words).is_some() {
+        std::process::exit(0);
+    }
+}
+
+fn volume(source: &Path, access: Access) -> Volume {
+    Volume {
+        folder: Folder::new(source, access),
+        at: "/work".into(),
+    }
+}
+
+/// Held while a process is started, which is known by being new.
+static STARTING: Mutex<()> = Mutex::new(());
+
+fn start(volumes: &[Volume]) -> (Running, UnixStream, Process) {
+    let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    start_in_copy(volumes)
+}
+
+/// Starts a process in a copy of the test's, in which another test may have held the lock.
+fn start_in_copy(volumes: &[Volume]) -> (Running, UnixStream, Process) {
+    let before: BTreeSet<u32> = children().map(|process| process.id).collect();
+    let (running, stream) = Running::start(volumes).unwrap();
+    let new = children().find(|process| !before.contains(&process.id));
+    (running, stream, new.unwrap())
+}
+
+/// The children of this process that serve folders.
+fn children() -> impl Iterator<Item = Process> {
+    let this = std::process::id();
+    let below = processes::below(this).into_iter();
+    below.filter(move |process| {
+        let line = fs::read(format!("/proc/{}/cmdline", process.id));
+        process.parent == this && line.is_ok_and(|line| line == b"minivm\0folders\0")
+    })
+}
+
+/// Starts a process for one folder that may be changed.
+fn start_one(source: &Path) -> (Running, UnixStream, Process) {
+    start(&[volume(source, Access::ReadWrite)])
+}
+
+/// The lines of a process's status.
+fn status(process: Process, name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{}/status", process.id)).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap().trim().to_owned()
+}
+
+/// Runs a test as each user that there is: in copies of this process. The folder is that user's.
+fn as_each_user(test: impl Fn(&Path) -> String, expected: &str) {
+    let users = [None, Some(NOBODY)];
+    let is_root = geteuid().is_root();
+    for user in users.into_iter().filter(|user| user.is_none() || is_root) {
+        let place = tempdir().unwrap();
+        chown(place.path(), user, user).unwrap();
+        let ended = forked(|_| {
+            if user.is_some() {
+                become_nobody();
+            }
+            test(place.path())
+        });
+        assert_eq!(ended, Ended::Returned(expected.into()), "as {user:?}");
+    }
+}
+
+fn become_nobody() {
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    rustix::thread::set_thread_groups(&[]).unwrap();
+    rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+    rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+    // As most programs are, which have not changed their user.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap();
+}
+
+#[test]
+fn folders_are_served_behind_walls() {
+    as_each_user(
+        |place| {
+            tree(place, &["rw/", "ro/file", "single"]);
+            fs::set_permissions(place.join("ro/file"), Permissions::from_mode(0o400)).unwrap();
+            let volumes = [
+                volume(&place.join("rw"), Access::ReadWrite),
+                volume(&place.join("ro"), Access::ReadOnly),
+                volume(&place.join("single"), Access::ReadWrite),
+            ];
+            let (running, stream, process) = start_in_copy(&volumes);
+            assert_eq!(
+                [0, 1, 2, 3].map(|at| running.is_file(at)),
+                [false, false, true, false]
+            );
+            let wire = Arc::new(Wire::new(stream));
+            let rw = Client::mount(Arc::clone(&wire), 0);
+            do_everything(&rw);
+            let ro = Client::mount(Arc::clone(&wire), 1);
+            assert_eq!(ro.get("file").unwrap(), b"ro/file");
+            assert_eq!(ro.put("new", b"x"), Err(Errno::ROFS));
+            let single = Client::mount(Arc::clone(&wire), 2);
+            let at = (ROOT, single.open_node(ROOT, 2).unwrap());
+            assert_eq!(single.write(at, 0, b"S", 0).unwrap(), 1);
+            assert_eq!(single.read(at, 0, 10).unwrap(), b"Single");
+            // There is no such folder.
+            let mut reply = Vec::new();
+            let asked = request(op::GETATTR, 1, ROOT, &[Long(0), Long(0)]);
+            crate::client::Answer::answer(&*wire, 3, &asked, &mut reply);
+            assert_eq!(word(&reply, 4).cast_signed(), -Errno::NODEV.raw_os_error());
+
+            let kept = fs::metadata(place.join("rw/kept")).unwrap();
+            assert_eq!(
+                (kept.uid(), kept.mode() & 0o777),
+                (geteuid().as_raw(), 0o751)
+            );
+            let few = if geteuid().is_root() {
+                "000000000000000a"
+            } else {
+                "0000000000000000"
+            };
+            for (name, expected) in [
+                ("CapEff:", few),
+                ("CapPrm:", few),
+                ("NoNewPrivs:", "1"),
+                ("Seccomp:", "2"),
+            ] {
+                assert_eq!(status(process, name), expected, "{name}");
+            }
+            let root = format!("/proc/{}/root/", process.id);
+            assert_eq!(fs::read_dir(root).unwrap().count(), 0);
+            format!("{:?}", running.end())
+        },
+        &format!(
+            "{:?}",
+            Report {
+                repositories: vec![vec![PathBuf::from("new")], vec![], vec![]],
+                ended: None,
+            }
+        ),
+    );
+}
+
+#[test]
+fn errors_come_back_in_one_line() {
+    let place = tempdir().unwrap();
+    tree(place.path(), &["folder/", "closed/inside/"]);
+    crate::client::fifo(&place.path().join("fifo"));
+    let mut bad = volume(place.path(), Access::ReadOnly);
+    bad.folder.hide.push(" ".into());
+    let of = |name: &str| volume(&place.path().join(name), Access::ReadOnly);
+    let alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    for wrong in [of("none"), of("fifo"), bad] {
+        let folders = [of("folder").folder, wrong.folder.clone()];
+        let expected = Server::new(&folders).err().unwrap().to_string();
+        let started = Running::start(&[of("folder"), wrong]);
+        let error = started.err().unwrap().to_string();
+        assert_eq!(error, expected);
+        assert!(
+            error.starts_with("cannot share /") && !error.contains('\n'),
+            "{error}"
+        );
+    }
+    drop(alone);
+    // What a user may not open.
+    if geteuid().is_root() {
+        fs::set_permissions(place.path().join("closed"), Permissions::from_mode(0o700)).unwrap();
+        let ended = forked(|_| {
+            become_nobody();
+            let started = Running::start(&[of("closed/inside")]);
+            started.err().unwrap().to_string()
+        });
+        let path = place.path().join("closed/inside");
+        let expected = format!(
+            "cannot share {}: Permission denied (os error 13)",
+            path.display()
+        );
+        assert_eq!(ended, Ended::Returned(expected));
+    }
+}
+
+#[test]
+fn several_requests_at_once_get_their_replies() {
+    let place = tempdir().unwrap();
+    tree(place.path(), &["a", "b/"]);
+    let (_running, mut stream, _) = start_one(place.path());
+    let guest = Client::mount(Arc::new(Wire::new(stream.try_clone().unwrap())), 0);
+    let at = guest.open("a", RDONLY).unwrap();
+    let count = 2000;
+    let mut asking = stream.try_clone().unwrap();
+    let asker = thread::spawn(move || {
+        for unique in 1000..1000 + count {
+            let read = [Long(at.1), Long(0), Word(1), Bytes(&[0; 20])];
+            let asked = match unique % 2 {
+                0 => request(op::READ, unique, at.0, &read),
+                _ => request(op::GETATTR, unique, ROOT, &[Long(0), Long(0)]),
+            };
+            send(&mut asking, 0, Kind::Fuse, &asked);
+            // It has no reply.
+            send(
+                &mut asking,
+                0,
+                Kind::Fuse,
+                &request(op::FORGET, 1, 77, &[Long(1)]),
+            );
+        }
+    });
+    let mut waited: BTreeSet<u64> = (1000..1000 + count).collect();
+    while !waited.is_empty() {
+        let (_, reply) = receive(&mut stream);
+        let unique = number(&reply, 8);
+        assert!(waited.remove(&unique), "{unique}");
+        assert_eq!(word(&reply, 4), 0);
+        let len = if unique % 2 == 0 { 17 } else { 16 + 104 };
+        assert_eq!(reply.len(), len);
+    }
+    asker.join().unwrap();
+}
+
+#[test]
+fn the_process_ends_with_the_stream() {
+    let place = tempdir().unwrap();
+    let (running, stream, process) = start_one(place.path());
+    Client::mount(Arc::new(Wire::new(stream)), 0);
+    wait_until("the process goes on", || !process.still_runs());
+    let none = Report {
+        repositories: vec![vec![]],
+        ended: None,
+    };
+    assert_eq!(running.end(), none);
+    assert!(Process::read(process.id).is_none());
+    // Or with its parent's side of it, in the middle of a message.
+    let (running, mut stream, process) = start_one(place.path());
+    stream.write_all(&[40, 0, 0]).unwrap();
+    assert_eq!(running.end(), none);
+    assert!(Process::read(process.id).is_none());
+    assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+}
+
+#[test]
+fn a_process_that_was_killed_is_reported() {
+    let place = tempdir().unwrap();
+    let (running, mut stream, process) = start_one(place.path());
+    let pid = Pid::from_raw(process.id.cast_signed()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+    let report = running.end();
+    assert_eq!(
+        report.ended.unwrap(),
+        "the process that serves folders ended: it was killed, perhaps because this host has no memory left"
+    );
+    assert_eq!(report.repositories, [Vec::<PathBuf>::new()]);
+}
+
+#[test]
+fn broken_messages_end_the_stream_and_are_reported() {
+    let place = tempdir().unwrap();
+    let whole = |kind, len| framed(0, kind, &vec![0; len]);
+    let mut unknown = whole(Kind::Fuse, 1);
+    unknown[6] = 2;
+    let mut long = whole(Kind::Fuse, 1);
+    long[3] = 1;
+    for (bytes, why) in [
+        (unknown, "a folder's message of the unknown kind 2"),
+        (
+            long,
+            "a folder's message of 16777217 bytes was announced: the most is 131152",
+        ),
+        (
+            whole(Kind::Owner, 7),
+            "a folder's owner of 7 bytes was sent: it has 8",
+        ),
+    ] {
+        let (running, mut stream, process) = start_one(place.path());
+        stream.write_all(&bytes).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "{why}");
+        wait_until("the process goes on", || !process.still_runs());
+        let ended = running.end().ended.unwrap();
+        assert_eq!(
+            ended,
+            format!("the process that serves folders ended: {why}")
+        );
+    }
+    // What is too short for a request has no reply, and does no harm.
+    let (running, mut stream, _) = start_one(place.path());
+    stream.write_all(&whole(Kind::Fuse, 3)).unwrap();
+    stream.write_all(&whole(Kind::Fuse, 0)).unwrap();
+    Client::mount(Arc::new(Wire::new(stream)), 0);
+    assert_eq!(running.end().ended, None);
+}
+
+#[test]
+fn a_guest_names_the_owner_before_it_mounts() {
+    let place = tempdir().unwrap();
+    let (_running, mut stream, _) = start_one(place.path());
+    let owner = |user: u32, group: u32| [user.to_le_bytes(), group.to_le_bytes()].concat();
+    send(&mut stream, 0, Kind::Owner, &owner(1000, 100));
+    // There is no such folder.
+    send(&mut stream, 9, Kind::Owner, &owner(1, 1));
+    let wire = Arc::new(Wire::new(stream.try_clone().unwrap()));
+    let guest = Client::mount(wire, 0);
+    assert_eq!(guest.attr(ROOT).unwrap().owner, (1000, 100));
+    send(&mut stream, 0, Kind::Owner, &owner(7, 7));
+    assert_eq!(guest.attr(ROOT).unwrap().owner, (1000, 100));
+}
+
+/// Requests that a guest makes without taking a reply.
+const MANY: usize = 20_000;
+
+#[test]
+fn a_guest_that_takes_no_replies_costs_little_and_is_ended() {
+    let place = tempdir().unwrap();
+    fs::write(place.path().join("large"), vec![7; 1 << 17]).unwrap();
+    let (running, stream, process) = start_one(place.path());
+    let guest = Client::mount(Arc::new(Wire::new(stream.try_clone().unwrap())), 0);
+    let at = guest.open("large", RDONLY).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (count, mut stalled) = (Arc::clone(&asked), stream);
+    let asker = thread::spawn(move || {
+        let read = [Long(at.1), Long(0), Word(1 << 17), Bytes(&[0; 20])];
+        let message = framed(0, Kind::Fuse, &request(op::READ, 5, at.0, &read));
+        while count.load(Ordering::Relaxed) < MANY && stalled.write_all(&message).is_ok() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    // Each thread of the process waits, and the guest can't ask for more.
+    let mut rounds = 0;
+    let mut last = 0;
+    wait_until("the process goes on to read", || {
+        let now = asked.load(Ordering::Relaxed);
+        let still = now == last && sleeps(process);
+        rounds = if still { rounds + 1 } else { 0 };
+        last = now;
+        rounds == 20
+    });
+    assert!(last < MANY, "{last} requests were taken");
+    let peak = status(process, "VmHWM:");
+    let kib: u64 = peak.trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 64 << 10, "{peak}");
+    drop(running);
+    assert!(Process::read(process.id).is_none());
+    asker.join().unwrap();
+}
+
+/// Whether each thread of a process sleeps.
+fn sleeps(process: Process) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", process.id)).unwrap();
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('S'))
+    })
+}
+
+#[test]
+fn as_many_files_are_open_as_a_guest_may_have() {
+    let place = tempdir().unwrap();
+    tree(place.path(), &["file"]);
+    let (_running, stream, process) = start_one(place.path());
+    let guest = Client::mount(Arc::new(Wire::new(stream)), 0);
+    let node = guest.find("file").unwrap();
+    let opened = (0..5000).map_while(|_| guest.open_node(node, RDONLY).ok());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.id)).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let most: usize = line
+        .unwrap()
+        .split_whitespace()
+        .nth(3)
+        .unwrap()
+        .parse()
+        .unwrap();
+    // 4096, where this user may open so many.
+    assert_eq!(opened.count(), most.saturating_sub(7).min(4096), "{limits}");
+    assert_eq!(
+        guest.open_node(node, RDONLY),
+        Err(if most > 4200 {
+            Errno::NFILE
+        } else {
+            Errno::MFILE
+        })
+    );
+}
+
+/// A folder for a test that mounts it.
+pub(crate) fn served(source: &TempDir) -> (Running, UnixStream) {
+    Running::start(&[volume(source.path(), Access::ReadWrite)]).unwrap()
+}
