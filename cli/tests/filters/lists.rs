@@ -39,13 +39,20 @@ impl Row {
 
 /// All rows of a monitor's lists.
 pub(crate) fn rows() -> Vec<Row> {
+    let mut rows = of_files(&["calls.rs", "calls/x86_64.rs"]);
+    rows.retain(|row| row.list != OF_FETCHERS);
+    rows
+}
+
+/// All rows of the lists of a process that serves folders, but those that a monitor shares.
+pub(crate) fn folders() -> Vec<Row> {
+    of_files(&["calls/folders.rs"])
+}
+
+fn of_files(names: &[&str]) -> Vec<Row> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../machine/src/confine");
-    let read = |name| fs::read_to_string(sources.join(name)).unwrap();
-    [read("calls.rs"), read("calls/x86_64.rs")]
-        .iter()
-        .flat_map(|source| of_source(source))
-        .filter(|row| row.list != OF_FETCHERS)
-        .collect()
+    let read = |name: &&str| of_source(&fs::read_to_string(sources.join(name)).unwrap());
+    names.iter().flat_map(read).collect()
 }
 
 fn of_source(source: &str) -> Vec<Row> {

@@ -1,4 +1,4 @@
-//! The calls of monitors in a trace of strace's, once they are behind their filters.
+//! The calls of monitors, and of other processes behind walls, in a trace of strace's, once they are behind their filters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +32,11 @@ struct Call<'a> {
 
 /// The calls of the monitors.
 pub(crate) fn of_monitors(trace: &str) -> BTreeSet<Seen> {
+    of_role(trace, "monitor")
+}
+
+/// The calls of the processes that were started with this command.
+pub(crate) fn of_role(trace: &str, command: &str) -> BTreeSet<Seen> {
     let mut threads = Threads::new();
     for line in trace.lines() {
         let (thread, line) = line.split_once(' ').unwrap();
@@ -39,9 +44,9 @@ pub(crate) fn of_monitors(trace: &str) -> BTreeSet<Seen> {
     }
     let mut seen = BTreeSet::new();
     for (thread, calls) in &threads {
-        if let Some(from) = calls.iter().position(is_start_of_monitor) {
+        if let Some(from) = calls.iter().position(|call| is_start(call, command)) {
             let filter = calls[from..].iter().position(is_filter_of_all);
-            let confined = filter.expect("a monitor puts walls around itself");
+            let confined = filter.expect("it puts walls around itself");
             follow(&threads, thread, from + confined + 1, &mut seen);
         }
     }
@@ -69,8 +74,9 @@ fn follow(threads: &Threads<'_>, thread: &str, from: usize, seen: &mut BTreeSet<
     }
 }
 
-fn is_start_of_monitor(call: &Call<'_>) -> bool {
-    call.name == "execve" && call.rest.contains("\"monitor\"")
+fn is_start(call: &Call<'_>, command: &str) -> bool {
+    let arguments = format!("[\"minivm\", \"{command}\"]");
+    call.name == "execve" && call.rest.contains(&arguments)
 }
 
 fn is_filter_of_all(call: &Call<'_>) -> bool {

@@ -75,15 +75,18 @@ fn mounted_apart(source: &TempDir, at: &Path) -> Running {
     let (running, mut stream) = process::served(source);
     let (mut requests, mut replies) = (File::from(device.try_clone().unwrap()), File::from(device));
     let mut from = stream.try_clone().unwrap();
+    // Both end when the process does.
     thread::spawn(move || {
         let mut request = vec![0; REQUEST_MAX];
         while let Ok(len) = requests.read(&mut request) {
-            wire::send(&mut stream, 0, Kind::Fuse, &request[..len]);
+            let message = wire::framed(0, Kind::Fuse, &request[..len]);
+            if stream.write_all(&message).is_err() {
+                return;
+            }
         }
     });
     thread::spawn(move || {
-        loop {
-            let (_, reply) = wire::receive(&mut from);
+        while let Ok((_, reply)) = wire::try_receive(&mut from) {
             // ENOENT: the request was given up meanwhile.
             let _ = replies.write(&reply);
         }

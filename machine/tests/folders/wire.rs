@@ -1,6 +1,6 @@
 //! The machine's end of a stream to a process that serves folders, and a guest that asks it for everything.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
@@ -42,12 +42,17 @@ pub(crate) fn send(stream: &mut UnixStream, folder: u16, kind: Kind, message: &[
 }
 
 pub(crate) fn receive(stream: &mut UnixStream) -> (Header, Vec<u8>) {
+    try_receive(stream).unwrap()
+}
+
+/// Receives a message, if there is another one.
+pub(crate) fn try_receive(stream: &mut UnixStream) -> io::Result<(Header, Vec<u8>)> {
     let mut header = [0; HEADER];
-    stream.read_exact(&mut header).unwrap();
+    stream.read_exact(&mut header)?;
     let header = Header::decode(header).unwrap();
     let mut message = vec![0; header.len];
-    stream.read_exact(&mut message).unwrap();
-    (header, message)
+    stream.read_exact(&mut message)?;
+    Ok((header, message))
 }
 
 /// Does all that a guest can do with an empty folder, and makes a repository in it. In the end a file `kept` is left.
