@@ -16,8 +16,10 @@ use std::thread;
 use minivm_guest::channel::folders::Kind;
 use minivm_machine::folders::{self, Access, Folder, Report, Running, Server, Volume};
 use minivm_tests::fork::{Ended, forked};
+use minivm_tests::growth::{alone, check};
 use minivm_tests::patience::wait_until;
 use minivm_tests::processes::{self, Process};
+use minivm_tests::stress;
 use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, geteuid, getrlimit, kill_process,
@@ -475,6 +477,27 @@ fn requests_that_wait_keep_no_others_from_being_answered() {
     opened.sort_unstable();
     assert!(opened.into_iter().eq(1000..1000 + WAITING));
     assert_eq!(running.end().ended, None);
+}
+
+#[test]
+fn processes_in_a_row_leave_nothing_behind() {
+    alone("process::processes_in_a_row_leave_nothing_behind", || {
+        let place = tempdir().unwrap();
+        check(stress::count(3, 100), || {
+            for number in 0..stress::count(10, 100) {
+                let (running, stream, _) =
+                    start_in_copy(&[volume(place.path(), Access::ReadWrite)]);
+                match number % 3 {
+                    0 => drop(running),
+                    1 => drop((stream, running.end())),
+                    _ => {
+                        Client::mount(Arc::new(Wire::new(stream)), 0);
+                        running.end();
+                    }
+                }
+            }
+        });
+    });
 }
 
 /// A folder for a test that mounts it.
