@@ -44,8 +44,7 @@ pub(super) fn serve(server: &Server, stream: &UnixStream) -> Option<String> {
         }
         service.work();
     });
-    let fault = lock(&service.reading).fault.take();
-    fault
+    lock(&service.reading).fault.take()
 }
 
 struct Service<'a> {
