@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -48,7 +49,8 @@ fn serve() {
         folder: Folder::new(place.path(), Access::ReadWrite),
         at: "/work".into(),
     };
-    let (running, stream) = Running::start(&[volume]).unwrap();
+    let (stream, theirs) = UnixStream::pair().unwrap();
+    let running = Running::start(&[volume], theirs, || {}).unwrap();
     let wire = Arc::new(Wire::new(stream));
     do_everything(&Client::mount(wire, 0));
     assert_eq!(running.end().ended, None);

@@ -229,24 +229,8 @@ impl Folder {
     ///
     /// As [`Server::new`].
     pub fn check(&self) -> Result<(), Error> {
-        let path = &self.source;
-        let (_, kind) = open_source(path)?;
-        let rights = match kind {
-            Kind::Folder => Rights::READ_OK | Rights::EXEC_OK,
-            _ => Rights::READ_OK,
-        };
-        accessat(CWD, path, rights, AtFlags::EACCESS).map_err(cannot_open(path))?;
-        rules_of(self, &self.protect).map(drop)
+        source::check(self)
     }
-}
-
-/// A folder with its place in the guest.
-#[derive(Clone, Debug)]
-pub struct Volume {
-    /// The folder.
-    pub folder: Folder,
-    /// Its absolute path in the guest.
-    pub at: PathBuf,
 }
 
 /// A folder, and its place in the guest.
@@ -292,6 +276,9 @@ pub enum Error {
     /// There is no process that serves them.
     #[error("cannot start the process that serves folders: {0}")]
     Process(io::Error),
+    /// The folders were gone before their machine was.
+    #[error("{0}")]
+    Ended(String),
 }
 
 /// Serves folders to one guest.

@@ -49,25 +49,29 @@ pub struct Report {
 }
 
 impl Running {
-    /// Opens folders and serves them. Returns the machine's end of the stream with its messages
-    /// ([`minivm_guest::channel::folders`]); that they are served ends when that is closed, at the latest with this process.
+    /// Opens folders and serves them over a stream, at whose other end a machine is
+    /// ([`minivm_guest::channel::folders`]). That ends when the machine closes its end, at the latest with this process; a thread calls
+    /// `ended` then.
     ///
     /// # Errors
     ///
     /// If a folder can't be opened, a pattern isn't valid, or there can't be a process.
-    pub fn start(volumes: &[Volume]) -> Result<(Running, UnixStream), Error> {
-        let (ours, theirs) = UnixStream::pair().map_err(Error::Process)?;
+    pub fn start(
+        volumes: &[Volume],
+        stream: UnixStream,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<Running, Error> {
         let (files, serving) = match ANSWERS.load(Ordering::Relaxed) {
             true => {
-                let (process, files) = Process::start(volumes, theirs)?;
+                let (process, files) = Process::start(volumes, stream, ended)?;
                 (files, Serving::Apart(process))
             }
             false => {
-                let (threads, files) = Threads::start(volumes, theirs)?;
+                let (threads, files) = Threads::start(volumes, stream, ended)?;
                 (files, Serving::Here(threads))
             }
         };
-        Ok((Running { files, serving }, ours))
+        Ok(Running { files, serving })
     }
 
     /// Returns whether a volume is a single file, by its index.
@@ -96,7 +100,11 @@ struct Process {
 
 impl Process {
     /// Starts the process, and waits until it serves. Returns of each volume whether it is a file.
-    fn start(volumes: &[Volume], stream: UnixStream) -> Result<(Process, Vec<bool>), Error> {
+    fn start(
+        volumes: &[Volume],
+        stream: UnixStream,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<(Process, Vec<bool>), Error> {
         let (socket, theirs) = Stream::pair().map_err(Error::Process)?;
         let (started, is_started) = mpsc::channel();
         // A process ends with the thread that has started it, and the caller's may end before.
@@ -109,6 +117,7 @@ impl Process {
                 let _ = started.send(child);
                 if let Some(child) = born {
                     child.until_ended();
+                    ended();
                 }
             })
             .map_err(Error::Process)?;
@@ -250,7 +259,11 @@ struct Threads {
 }
 
 impl Threads {
-    fn start(volumes: &[Volume], stream: UnixStream) -> Result<(Threads, Vec<bool>), Error> {
+    fn start(
+        volumes: &[Volume],
+        stream: UnixStream,
+        is_over: impl FnOnce() + Send + 'static,
+    ) -> Result<(Threads, Vec<bool>), Error> {
         let folders: Vec<Folder> = volumes.iter().map(|volume| volume.folder.clone()).collect();
         let sources = Sources::open(&folders)?;
         let files: Vec<bool> = sources
@@ -266,6 +279,7 @@ impl Threads {
             .spawn(move || {
                 let fault = service::serve(&served, &end);
                 let _ = end.shutdown(Shutdown::Both);
+                is_over();
                 fault
             })
             .map_err(Error::Process)?;
@@ -323,6 +337,12 @@ mod tests {
         }
     }
 
+    /// Starts, and returns the machine's end of the stream.
+    fn start(volumes: &[Volume]) -> (Running, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Running::start(volumes, theirs, || {}).unwrap(), ours)
+    }
+
     /// A request of a guest's, without arguments.
     fn request(opcode: u32) -> Vec<u8> {
         let len = 40;
@@ -344,7 +364,7 @@ mod tests {
         let file = place.path().join("file");
         std::fs::write(&file, "").unwrap();
         let volumes = [volume(place.path()), volume(&file)];
-        let (running, mut stream) = Running::start(&volumes).unwrap();
+        let (running, mut stream) = start(&volumes);
         assert_eq!([0, 1].map(|at| running.is_file(at)), [false, true]);
         stream.write_all(&request(3)).unwrap();
         let mut reply = [0; HEADER + 16];
@@ -361,16 +381,17 @@ mod tests {
     #[test]
     fn threads_end_with_a_guest_that_takes_no_replies_and_report_a_broken_one() {
         let place = tempfile::tempdir().unwrap();
-        let (running, mut stream) = Running::start(&[volume(place.path())]).unwrap();
+        let (running, mut stream) = start(&[volume(place.path())]);
         stream.set_nonblocking(true).unwrap();
         let fills = loop {
-            if let Err(error) = stream.write_all(&request(3)) {
-                break error.kind();
+            match stream.write(&request(3)) {
+                Ok(_) => {}
+                Err(error) => break error.kind(),
             }
         };
         assert_eq!(fills, io::ErrorKind::WouldBlock);
         drop(running);
-        let (running, mut stream) = Running::start(&[volume(place.path())]).unwrap();
+        let (running, mut stream) = start(&[volume(place.path())]);
         stream.write_all(&[0xff; HEADER]).unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
         let ended = running.end().ended.unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{Access as Rights, AtFlags, CWD, Mode, OFlags, accessat, openat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 
@@ -53,13 +53,7 @@ impl Sources {
 
 impl Source {
     fn open(folder: &Folder, descriptors: &Descriptors) -> Result<Self, Error> {
-        let path = &folder.source;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let root = openat(CWD, path, flags, Mode::empty()).map_err(failed(folder))?;
-        let kind = Stat::of(&root).map_err(failed(folder))?.kind();
-        if !matches!(kind, Kind::File | Kind::Folder) {
-            return Err(Error::Kind(path.clone()));
-        }
+        let (root, kind) = open(folder)?;
         Ok(Source {
             place: descriptors.path(&root).map_err(failed(folder))?,
             root,
@@ -82,10 +76,7 @@ impl Source {
         if !self.is_file && rules::is_about_git(&protect) {
             protect.extend(git::redirected(descriptors, &self.root, &self.place));
         }
-        let rules = Rules::new(&folder.hide, &protect).map_err(|error| Error::Pattern {
-            path: folder.source.clone(),
-            error,
-        })?;
+        let rules = rules_of(folder, &protect)?;
         Mount::new(
             Arc::clone(descriptors),
             self.root,
@@ -96,6 +87,39 @@ impl Source {
         )
         .map_err(failed(folder))
     }
+}
+
+/// Checks that a folder can be shared.
+///
+/// # Errors
+///
+/// If it can't be opened or read, is neither a folder nor a file, or has a pattern that isn't valid.
+pub(super) fn check(folder: &Folder) -> Result<(), Error> {
+    let (_, kind) = open(folder)?;
+    let rights = match kind {
+        Kind::Folder => Rights::READ_OK | Rights::EXEC_OK,
+        _ => Rights::READ_OK,
+    };
+    accessat(CWD, &folder.source, rights, AtFlags::EACCESS).map_err(failed(folder))?;
+    rules_of(folder, &folder.protect).map(drop)
+}
+
+/// Opens a folder's source, and returns it with its kind.
+fn open(folder: &Folder) -> Result<(OwnedFd, Kind), Error> {
+    let path = &folder.source;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = openat(CWD, path, flags, Mode::empty()).map_err(failed(folder))?;
+    match Stat::of(&root).map_err(failed(folder))?.kind() {
+        kind @ (Kind::File | Kind::Folder) => Ok((root, kind)),
+        _ => Err(Error::Kind(path.clone())),
+    }
+}
+
+fn rules_of(folder: &Folder, protect: &[String]) -> Result<Rules, Error> {
+    Rules::new(&folder.hide, protect).map_err(|error| Error::Pattern {
+        path: folder.source.clone(),
+        error,
+    })
 }
 
 /// Returns the error of a folder that can't be opened.

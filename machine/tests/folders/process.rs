@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use minivm_guest::channel::folders::Kind;
-use minivm_machine::folders::{self, Access, Folder, Report, Running, Server, Volume};
+use minivm_machine::folders::{self, Access, Error, Folder, Report, Running, Server, Volume};
 use minivm_tests::fork::{Ended, forked};
 use minivm_tests::growth::{alone, check};
 use minivm_tests::patience::wait_until;
@@ -61,6 +61,12 @@ fn volume(source: &Path, access: Access) -> Volume {
     }
 }
 
+/// Starts a process, and returns the machine's end of its stream.
+fn begin(volumes: &[Volume]) -> Result<(Running, UnixStream), Error> {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    Running::start(volumes, theirs, || {}).map(|running| (running, ours))
+}
+
 /// Held while a process is started, which is known by being new.
 static STARTING: Mutex<()> = Mutex::new(());
 
@@ -72,7 +78,7 @@ fn start(volumes: &[Volume]) -> (Running, UnixStream, Process) {
 /// Starts a process in a copy of the test's, in which another test may have held the lock.
 fn start_in_copy(volumes: &[Volume]) -> (Running, UnixStream, Process) {
     let before: BTreeSet<u32> = children().map(|process| process.id).collect();
-    let (running, stream) = Running::start(volumes).unwrap();
+    let (running, stream) = begin(volumes).unwrap();
     let new = children().find(|process| !before.contains(&process.id));
     (running, stream, new.unwrap())
 }
@@ -210,7 +216,7 @@ fn errors_come_back_in_one_line() {
     for wrong in [of("none"), of("fifo"), bad] {
         let folders = [of("folder").folder, wrong.folder.clone()];
         let expected = Server::new(&folders).err().unwrap().to_string();
-        let started = Running::start(&[of("folder"), wrong]);
+        let started = begin(&[of("folder"), wrong]);
         let error = started.err().unwrap().to_string();
         assert_eq!(error, expected);
         assert!(
@@ -224,7 +230,7 @@ fn errors_come_back_in_one_line() {
         fs::set_permissions(place.path().join("closed"), Permissions::from_mode(0o700)).unwrap();
         let ended = forked(|_| {
             become_nobody();
-            let started = Running::start(&[of("closed/inside")]);
+            let started = begin(&[of("closed/inside")]);
             started.err().unwrap().to_string()
         });
         let path = place.path().join("closed/inside");
@@ -506,5 +512,5 @@ fn processes_in_a_row_leave_nothing_behind() {
 
 /// A folder for a test that mounts it.
 pub(crate) fn served(source: &TempDir) -> (Running, UnixStream) {
-    Running::start(&[volume(source.path(), Access::ReadWrite)]).unwrap()
+    begin(&[volume(source.path(), Access::ReadWrite)]).unwrap()
 }
