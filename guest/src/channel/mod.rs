@@ -21,6 +21,9 @@
 //! Where [`Request::timeline`] is set, the guest also writes [`MARK`] to COM2 when the request has come and when the command has ended,
 //! and sends [`ToHost::Log`] then.
 //!
+//! The host's folders have rings of their own, and a doorbell of their own, COM3: a thread that waits for a file must not hold up the
+//! command's output. See [`folders`].
+//!
 //! Each side takes the other for hostile: bytes that are no message are an error that ends the conversation, and no received
 //! byte decides how much memory is allocated, beyond [`frame::BODY_MAX`].
 
@@ -30,6 +33,13 @@ pub const COM2: u16 = 0x2f8;
 /// COM2's data register: its address, at the beginning of a page of any size.
 #[cfg(target_arch = "aarch64")]
 pub const COM2: u64 = 0x0901_0000;
+
+/// COM3's data register, the folders' doorbell: its I/O port.
+#[cfg(target_arch = "x86_64")]
+pub const COM3: u16 = 0x3e8;
+/// COM3's data register, the folders' doorbell: its address, at the beginning of a page of any size.
+#[cfg(target_arch = "aarch64")]
+pub const COM3: u64 = 0x0902_0000;
 
 /// The doorbell by which init marks its clock: the host sees the exit that it makes, and init knows the time before and after it. As a
 /// doorbell it is like any other byte. A kernel's driver writes to the same register before, its divisor of the UART's clock for one, which

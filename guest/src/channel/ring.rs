@@ -6,6 +6,7 @@
 //! |---|---|
 //! | 0 | [`DIRECTORY_MAGIC`], 8 bytes |
 //! | 8 | number of pages a ring, 4 bytes, little endian as all: a power of two, at most [`PAGES_MAX`] |
+//! | 16 | in the control channel's directory: the address of that of the folders' rings, 8 bytes, from before the first byte on COM3 |
 //! | 64 | the ring to the host: four words, 64 bytes apart (a cache line each) |
 //! | 320 | the ring to the guest: likewise |
 //! | 1024 | the guest-physical addresses of the pages, 8 bytes each: those of the ring to the host, then those to the guest |
@@ -27,6 +28,8 @@ pub const PAGES_MAX: usize = 128;
 pub const DIRECTORY_MAGIC: [u8; 8] = *b"rings v1";
 /// The offset of the number of pages a ring in the directory.
 pub const DIRECTORY_PAGES: usize = 8;
+/// The offset of the address of the folders' directory in the control channel's.
+pub const DIRECTORY_FOLDERS: usize = 16;
 /// The offset of the pages' addresses in the directory.
 pub const DIRECTORY_ADDRESSES: usize = 1024;
 

@@ -35,10 +35,12 @@ pub enum Kind {
     Attach = 10,
     /// Command → keeper of a kept lab: end.
     Shutdown = 11,
+    /// Both ways, at a port of a kept lab: messages of the machine's folders, cut anywhere. An empty payload is their end.
+    Folders = 12,
 }
 
 impl Kind {
-    const ALL: [Kind; 11] = [
+    const ALL: [Kind; 12] = [
         Kind::Stdin,
         Kind::Started,
         Kind::Stdout,
@@ -50,6 +52,7 @@ impl Kind {
         Kind::Retry,
         Kind::Attach,
         Kind::Shutdown,
+        Kind::Folders,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {

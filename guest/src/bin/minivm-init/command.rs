@@ -14,13 +14,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use minivm_guest::channel::{Refusal, Request, Rlimit, Window};
+use minivm_guest::channel::{COM2, Refusal, Request, Rlimit, Window};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::com2::Com2;
+use crate::register::Register;
 use crate::user::User;
 use crate::{Error, cannot, mounts};
 
@@ -290,7 +290,7 @@ fn before_exec(
         }
         set_limits(&limits)?;
         // A kernel without such permissions has none to take away.
-        let _ = Com2::forbid();
+        let _ = Register::forbid(COM2);
         for stream in own_streams.clone() {
             own(stream, &user)?;
         }
@@ -301,8 +301,8 @@ fn before_exec(
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only async-signal-safe functions may be called. The closure makes system calls,
-    // directly, and allocates nothing; this process has one thread at this time.
+    // SAFETY: between fork and exec only async-signal-safe functions may be called, for another thread may have held a lock at the fork.
+    // The closure makes system calls, directly, and allocates nothing.
     unsafe { command.pre_exec(prepare) };
 }
 

@@ -2,12 +2,13 @@
 //! runs one command in them for the host, sends the command's end to the host, and ends the machine.
 //!
 //! 1. `mounts` mounts the kernel's file systems.
-//! 2. `wire` opens COM2, lays out rings in memory, and sends their addresses to the host (`rings`, `com2`).
+//! 2. `wire` opens COM2, lays out rings in memory, and sends their addresses to the host (`rings`, `register`).
 //! 3. The host's request comes. `image` restores the image's files as the image has them, or `mapped` mounts them where they lie in
 //!    memory, and `surroundings` makes the rest: host name, loopback, temporary folders.
 //!    Where the host asks for it, all that doesn't depend on the request is done before it comes, up to a Python that has
 //!    started (`interpreter`), and free memory is filled with zeros (`blank`): the machine can then be saved, and continue in
 //!    clones. With its request each clone gets its identity (`identity`).
+//!    `folders` mounts the host's folders, and two threads pass their messages on.
 //! 4. `command` starts the command as its user (`user`), on pipes or on a terminal.
 //! 5. One loop moves bytes and signals until the command has ended (`session`). Another thread does nothing but wait for
 //!    processes.
@@ -22,16 +23,17 @@
 
 mod alone;
 mod blank;
-mod com2;
 mod command;
 mod contained;
 mod files;
+mod folders;
 mod identity;
 mod image;
 mod interpreter;
 mod log;
 mod mapped;
 mod mounts;
+mod register;
 mod rings;
 mod session;
 mod surroundings;

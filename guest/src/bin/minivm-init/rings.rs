@@ -16,12 +16,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::ptr;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use minivm_guest::channel::ring::{
-    Consumer, DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, Memory, PAGE,
-    Producer, Word,
+    Consumer, DIRECTORY_ADDRESSES, DIRECTORY_FOLDERS, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction,
+    Memory, PAGE, Producer, Word,
 };
 
 /// Pages a ring: 128 KiB.
@@ -41,6 +41,7 @@ pub(crate) struct Rings {
     pub(crate) input: Consumer<Ring>,
     /// The guest-physical address of the directory, for the host.
     pub(crate) directory: u64,
+    pages: Arc<Pages>,
 }
 
 impl Rings {
@@ -48,7 +49,7 @@ impl Rings {
     pub(crate) fn new() -> io::Result<Rings> {
         // A kernel that never moves pages has no such file.
         let _ = fs::write("/proc/sys/vm/compact_unevictable_allowed", "0");
-        let pages = Rc::new(Pages::new()?);
+        let pages = Arc::new(Pages::new()?);
         let addresses = pages.addresses()?;
         let (directory, rings) = addresses.split_first().expect("there is at least one page");
         pages.write(0, &DIRECTORY_MAGIC);
@@ -61,12 +62,26 @@ impl Rings {
             output: Producer::new(Ring::new(&pages, Direction::ToHost)),
             input: Consumer::new(Ring::new(&pages, Direction::ToGuest)),
             directory: *directory,
+            pages,
         })
+    }
+
+    /// Writes down where the folders' rings are: the host looks at the first byte on COM3.
+    pub(crate) fn announce(&self, folders: &Rings) {
+        let address = folders.directory.to_le_bytes();
+        self.pages.write(DIRECTORY_FOLDERS, &address);
+        // The host's look is an exit later.
+        fence(Ordering::SeqCst);
     }
 }
 
 /// The directory and the rings, one after the other.
 struct Pages(*mut u8);
+
+// SAFETY: the mapping belongs to the process, not to a thread, and lives as long as it.
+unsafe impl Send for Pages {}
+// SAFETY: threads read and write the bytes as the host does at the same time: no reference to them is ever made, and the words are atomic.
+unsafe impl Sync for Pages {}
 
 impl Pages {
     fn new() -> io::Result<Pages> {
@@ -138,14 +153,14 @@ fn addresses(entries: &[u8], kernels: usize) -> io::Result<Vec<u64>> {
 
 /// One of the rings.
 pub(crate) struct Ring {
-    pages: Rc<Pages>,
+    pages: Arc<Pages>,
     direction: Direction,
     /// The offset of its first byte in `pages`.
     start: usize,
 }
 
 impl Ring {
-    fn new(pages: &Rc<Pages>, direction: Direction) -> Ring {
+    fn new(pages: &Arc<Pages>, direction: Direction) -> Ring {
         Ring {
             pages: pages.clone(),
             direction,

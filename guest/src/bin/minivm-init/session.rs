@@ -15,7 +15,7 @@ use crate::command::{self, Running, Streams};
 use crate::interpreter::Waiting;
 use crate::user::{self, User};
 use crate::wire::Wire;
-use crate::{Error, blank, clock, files, identity, log, mounts, surroundings};
+use crate::{Error, blank, clock, files, folders, identity, log, mounts, surroundings};
 
 /// The most bytes that are read of an output at once.
 const CHUNK: usize = 64 << 10;
@@ -108,6 +108,7 @@ fn serve(
     }
     let user = user::find(&request.user)?;
     mounts::asked_for(request)?;
+    let folders = folders::mount_all(wire, &request.folders, &user)?;
     if request.copy_in {
         files::copy_in(wire, &user)?;
     }
@@ -130,6 +131,7 @@ fn serve(
         wire.send(&ToHost::Log(log::gather(marks, booted)))?;
     }
     files::copy_out(wire, &request.copy_out)?;
+    folders.unmount();
     let (user_time, system_time, largest) = command::usage();
     wire.send(&ToHost::Exit(Exit {
         status,

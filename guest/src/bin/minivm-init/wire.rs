@@ -4,13 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use minivm_guest::channel::frame::Decoder;
-use minivm_guest::channel::{Hello, MAGIC, MARK, Moment, ToGuest, ToHost, VERSION};
+use minivm_guest::channel::{COM2, Hello, MAGIC, MARK, Moment, ToGuest, ToHost, VERSION};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-use crate::com2::Com2;
+use crate::register::Register;
 use crate::rings::Rings;
 use crate::{Error, cannot, clock, print};
 
@@ -22,7 +22,7 @@ const CHUNK: usize = 64 << 10;
 /// The channel to the host.
 pub(crate) struct Wire {
     tty: OwnedFd,
-    com2: Option<Com2>,
+    com2: Option<Register>,
     rings: Option<Rings>,
     /// Bytes to send that did not fit yet.
     backlog: Vec<u8>,
@@ -33,12 +33,7 @@ pub(crate) struct Wire {
 impl Wire {
     /// Opens the channel, and sends the hello.
     pub(crate) fn open(with_rings: bool) -> Result<Wire, Error> {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let tty =
-            rustix::fs::open(TTY, flags, Mode::empty()).map_err(cannot(format!("open {TTY}")))?;
-        let mut raw = tcgetattr(&tty)?;
-        raw.make_raw();
-        tcsetattr(&tty, OptionalActions::Now, &raw)?;
+        let tty = open_raw(TTY, OFlags::NONBLOCK).map_err(cannot(format!("open {TTY}")))?;
         let rings = match with_rings.then(Rings::new) {
             Some(Ok(rings)) => Some(rings),
             Some(Err(error)) => {
@@ -49,7 +44,7 @@ impl Wire {
         };
         let mut wire = Wire {
             tty,
-            com2: Com2::permitted(),
+            com2: Register::permitted(COM2),
             rings: None,
             backlog: MAGIC.to_vec(),
             decoder: Decoder::default(),
@@ -66,6 +61,11 @@ impl Wire {
             rings.input.sleep()?;
         }
         Ok(wire)
+    }
+
+    /// Returns the channel's rings, if it has some.
+    pub(crate) fn rings(&self) -> Option<&Rings> {
+        self.rings.as_ref()
     }
 
     /// Returns the descriptor to wait for: it is readable when [`receive`](Self::receive) is to be called.
@@ -213,8 +213,18 @@ impl Wire {
     }
 }
 
+/// Opens a UART's device file, so that its bytes come and go as they are.
+pub(crate) fn open_raw(path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let tty = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut raw = tcgetattr(&tty)?;
+    raw.make_raw();
+    tcsetattr(&tty, OptionalActions::Now, &raw)?;
+    Ok(tty)
+}
+
 /// Writes through the kernel's driver, which takes as much as its buffer holds.
-fn write_all(tty: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(tty: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(tty, bytes) {
             Ok(len) => bytes = &bytes[len..],

@@ -1,4 +1,4 @@
-//! COM2's registers in memory, mapped through `/dev/mem` (mem(4)).
+//! A UART's registers in memory, mapped through `/dev/mem` (mem(4)).
 //!
 //! Kernels with `CONFIG_IO_STRICT_DEVMEM`, which Debian's have, don't permit it while a driver has claimed the registers, unless
 //! `iomem=relaxed` is on their command line (`Documentation/admin-guide/kernel-parameters.txt`), where minivm puts it.
@@ -14,19 +14,17 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-use minivm_guest::channel::COM2;
-
 /// All physical addresses, as a file.
 const MEM: &str = "/dev/mem";
 
-/// The page with COM2's registers, in this process's memory. `exec` ends it.
-pub(crate) struct Com2(*mut u8);
+/// The page with a UART's registers, in this process's memory. `exec` ends it.
+pub(crate) struct Register(*mut u8);
 
-impl Com2 {
-    /// Maps the page, where the kernel permits it.
-    pub(crate) fn permitted() -> Option<Com2> {
+impl Register {
+    /// Maps the page at this address, which is that of COM2 or COM3, where the kernel permits it.
+    pub(crate) fn permitted(page: u64) -> Option<Register> {
         let mem = File::options().read(true).write(true).open(MEM).ok()?;
-        let offset = libc::off_t::try_from(COM2).ok()?;
+        let offset = libc::off_t::try_from(page).ok()?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists. One of an address without RAM is
         // never cached (the kernel's `phys_mem_access_prot`).
         let page = unsafe {
@@ -39,11 +37,11 @@ impl Com2 {
                 offset,
             )
         };
-        (page != libc::MAP_FAILED).then_some(Com2(page.cast()))
+        (page != libc::MAP_FAILED).then_some(Register(page.cast()))
     }
 
     /// Gives the permission up, in a process that becomes the command: here `exec` does.
-    pub(crate) fn forbid() -> io::Result<()> {
+    pub(crate) fn forbid(_: u64) -> io::Result<()> {
         Ok(())
     }
 

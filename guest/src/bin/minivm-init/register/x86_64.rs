@@ -1,4 +1,4 @@
-//! COM2's data port.
+//! A UART's data port.
 //!
 //! A whole buffer goes with one string instruction, which KVM ends at each byte (Linux 6.12, `x86_emulate_instruction`). Kernels without
 //! `CONFIG_X86_IOPL_IOPERM` don't permit it.
@@ -12,24 +12,28 @@ use std::arch::asm;
 use std::io;
 use std::marker::PhantomData;
 
-use minivm_guest::channel::COM2;
+/// The permission to write to a UART's data port, which belongs to one thread.
+pub(crate) struct Register {
+    port: u16,
+    of_thread: PhantomData<*const ()>,
+}
 
-/// The permission to write to COM2's data port, which belongs to one thread.
-pub(crate) struct Com2(PhantomData<*const ()>);
-
-impl Com2 {
-    /// Asks the kernel for the permission.
-    pub(crate) fn permitted() -> Option<Com2> {
-        // SAFETY: it changes what this thread may access, not what memory holds. The ports are those of a UART: nothing
-        // that is written to them reaches memory.
-        let error = unsafe { libc::ioperm(COM2.into(), 1, 1) };
-        (error == 0).then_some(Com2(PhantomData))
+impl Register {
+    /// Asks the kernel for the permission to write to the data port of COM2 or COM3.
+    pub(crate) fn permitted(port: u16) -> Option<Register> {
+        // SAFETY: it changes what this thread may access, not what memory holds. The port is that of a UART: nothing
+        // that is written to it reaches memory.
+        let error = unsafe { libc::ioperm(port.into(), 1, 1) };
+        (error == 0).then_some(Register {
+            port,
+            of_thread: PhantomData,
+        })
     }
 
     /// Gives the permission up, in a process that becomes the command: it would outlive both fork and exec.
-    pub(crate) fn forbid() -> io::Result<()> {
+    pub(crate) fn forbid(port: u16) -> io::Result<()> {
         // SAFETY: as above.
-        match unsafe { libc::ioperm(COM2.into(), 1, 0) } {
+        match unsafe { libc::ioperm(port.into(), 1, 0) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -42,7 +46,7 @@ impl Com2 {
         unsafe {
             asm!(
                 "rep outsb",
-                in("dx") COM2,
+                in("dx") self.port,
                 inout("rsi") bytes.as_ptr() => _,
                 inout("rcx") bytes.len() => _,
                 options(readonly, nostack, preserves_flags),

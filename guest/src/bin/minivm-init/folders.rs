@@ -1,0 +1,343 @@
+//! Folders of the host's: Linux's FUSE mounts them, and two threads pass its messages on to the host and back, as they are.
+//!
+//! The thread `requests` takes the kernel's requests from its device files, one for each folder, and puts them into the ring to the host.
+//! The thread `answers` takes the host's replies out of the other ring, writes them to the device files, and waits for COM3's bells, for both.
+//! Neither waits for the command, nor it for them, but in the kernel, for its files.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use minivm_guest::channel::folders::{HEADER, Header, Kind, MESSAGE_MAX};
+use minivm_guest::channel::ring::{Consumer, Producer};
+use minivm_guest::channel::{COM3, SharedFolder};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::register::Register;
+use crate::rings::{Ring, Rings};
+use crate::user::User;
+use crate::wire::{Wire, open_raw, write_all};
+use crate::{Error, cannot, mounts, print};
+
+/// Linux's device file for COM3.
+const TTY: &str = "/dev/ttyS2";
+/// Linux's device file for FUSE: each opening of it is one file system's.
+const DEVICE: &str = "/dev/fuse";
+/// The stack of a thread, in bytes.
+const STACK: usize = 64 << 10;
+/// The most bytes that are taken out of the ring at once.
+const CHUNK: usize = 64 << 10;
+
+/// The mounted folders.
+pub(crate) struct Folders(Vec<PathBuf>);
+
+/// Mounts the folders, whose files belong to the user, and starts the threads that serve them.
+pub(crate) fn mount_all(
+    wire: &Wire,
+    folders: &[SharedFolder],
+    user: &User,
+) -> Result<Folders, Error> {
+    if folders.is_empty() {
+        return Ok(Folders(Vec::new()));
+    }
+    let control = wire.rings().ok_or(
+        "folders need rings in the guest's memory, and its kernel shows init no addresses (CONFIG_PROC_PAGE_MONITOR)",
+    )?;
+    let tty = open_raw(TTY, OFlags::empty()).map_err(cannot(format!(
+        "share folders: the guest's kernel has no third UART (CONFIG_SERIAL_8250_NR_UARTS=3): open {TTY}"
+    )))?;
+    let mut devices = Vec::new();
+    for folder in folders {
+        devices.push(mount_one(folder)?);
+    }
+    let rings = Rings::new().map_err(cannot("lay out the folders' rings"))?;
+    control.announce(&rings);
+    let Rings { output, input, .. } = rings;
+    let channel = Arc::new(Channel {
+        tty,
+        bells: Mutex::new(0),
+        rung: Condvar::new(),
+    });
+    let devices: Arc<[File]> = devices.into();
+    let (answering, written) = (channel.clone(), devices.clone());
+    spawn("answers", move || answers(&answering, &written, input))?;
+    let owner = [user.uid.to_le_bytes(), user.gid.to_le_bytes()].concat();
+    spawn("requests", move || {
+        requests(&channel, &devices, output, &owner)
+    })?;
+    let points = folders.iter().map(|folder| point(folder).to_owned());
+    Ok(Folders(points.collect()))
+}
+
+fn spawn(
+    name: &'static str,
+    work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<(), Error> {
+    let thread = thread::Builder::new().name(name.into()).stack_size(STACK);
+    let work = move || {
+        if let Err(error) = work() {
+            print(&format!("the host's folders are lost: {error}"));
+        }
+    };
+    thread.spawn(work).map_err(cannot("start a thread"))?;
+    Ok(())
+}
+
+fn point(folder: &SharedFolder) -> &Path {
+    Path::new(OsStr::from_bytes(&folder.at))
+}
+
+/// Mounts a folder. The kernel's first request waits in the returned device file, and all others for its reply.
+fn mount_one(folder: &SharedFolder) -> Result<File, Error> {
+    let device = File::options().read(true).write(true).open(DEVICE);
+    let device = device.map_err(cannot(format!(
+        "share folders: the guest's kernel has no FUSE (CONFIG_FUSE_FS): open {DEVICE}"
+    )))?;
+    let at = point(folder);
+    let mode = match folder.is_file {
+        true => {
+            make_file(at)?;
+            libc::S_IFREG
+        }
+        false => {
+            mounts::make_folder(at, 0o755)?;
+            libc::S_IFDIR
+        }
+    };
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if folder.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    // The kernel checks permissions by the owners and modes that the host reports; the host checks those of its user.
+    let options = CString::new(format!(
+        "fd={},rootmode={mode:o},user_id=0,group_id=0,allow_other,default_permissions",
+        device.as_raw_fd()
+    ))?;
+    mount("minivm", at, "fuse", flags, &*options)
+        .map_err(cannot(format!("mount a folder on {}", at.display())))?;
+    Ok(device)
+}
+
+/// Creates a file to mount another one on, and the folders above it, where there is none.
+fn make_file(path: &Path) -> Result<(), Error> {
+    if let Some(above) = path.parent() {
+        mounts::make_folder(above, 0o755)?;
+    }
+    match File::options().create_new(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map(drop),
+    }
+    .map_err(cannot(format!("create {}", path.display())))
+}
+
+impl Folders {
+    /// Writes out what programs have written through memory maps, and unmounts the folders: all reaches the host before the machine ends.
+    pub(crate) fn unmount(self) {
+        for at in self.0.iter().rev() {
+            // One that is in use, or that the command has unmounted or covered, is written out at least.
+            if unmount(at, UnmountFlags::NOFOLLOW).is_err()
+                && let Ok(root) = File::open(at)
+            {
+                let _ = rustix::fs::syncfs(root);
+            }
+        }
+    }
+}
+
+/// The bells of both threads.
+struct Channel {
+    tty: OwnedFd,
+    /// The number of reads that have returned bells.
+    bells: Mutex<u64>,
+    rung: Condvar,
+}
+
+impl Channel {
+    /// Rings the host's bell. `register` is the calling thread's.
+    fn ring(&self, register: Option<&Register>) -> io::Result<()> {
+        match register {
+            Some(register) => register.write(&[0]),
+            None => write_all(&self.tty, &[0])?,
+        }
+        Ok(())
+    }
+
+    fn bells(&self) -> MutexGuard<'_, u64> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for bells, and wakes the other thread if it waits for one.
+    fn listen(&self) -> rustix::io::Result<()> {
+        let mut buffer = [0; 64];
+        loop {
+            match rustix::io::read(&self.tty, &mut buffer) {
+                Err(Errno::INTR) => {}
+                read => {
+                    *self.bells() += 1;
+                    self.rung.notify_all();
+                    return read.map(drop);
+                }
+            }
+        }
+    }
+
+    /// Waits for more bells than there were `before`.
+    fn wait(&self, before: u64) {
+        let waited = self.rung.wait_while(self.bells(), |bells| *bells == before);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Passes the kernel's requests on to the host, for as long as there is a mount.
+fn requests(
+    channel: &Channel,
+    devices: &[File],
+    mut ring: Producer<Ring>,
+    owner: &[u8],
+) -> Result<(), Error> {
+    let register = Register::permitted(COM3);
+    let mut send = |bytes: &[u8]| send(channel, &mut ring, register.as_ref(), bytes);
+    let header = |folder: usize, kind, len| {
+        let folder = u16::try_from(folder)?;
+        Ok::<_, Error>(Header { len, folder, kind }.encode())
+    };
+    let mut open: Vec<_> = devices.iter().enumerate().collect();
+    for (folder, _) in &open {
+        let header = header(*folder, Kind::Owner, owner.len())?;
+        send(&[&header, owner].concat())?;
+    }
+    // The host looks for the rings at the first bell, and says from then on when it waits for one.
+    channel.ring(register.as_ref())?;
+    // A header, and a request.
+    let mut buffer = vec![0; HEADER + MESSAGE_MAX];
+    while !open.is_empty() {
+        let mut polled: Vec<_> = open
+            .iter()
+            .map(|(_, device)| PollFd::new(*device, PollFlags::IN))
+            .collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<_> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut gone = Vec::new();
+        for ((folder, device), _) in open.iter().zip(ready).filter(|(_, ready)| *ready) {
+            match (&**device).read(&mut buffer[HEADER..]) {
+                Ok(len) => {
+                    let header = header(*folder, Kind::Fuse, len)?;
+                    buffer[..HEADER].copy_from_slice(&header);
+                    send(&buffer[..HEADER + len])?;
+                }
+                // The mount is gone.
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => gone.push(*folder),
+                // A request that was interrupted meanwhile.
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(cannot(format!("read {DEVICE}"))(error)),
+            }
+        }
+        open.retain(|(folder, _)| !gone.contains(folder));
+    }
+    Ok(())
+}
+
+/// Returns whether an error of the device's is about one message.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [libc::EINTR, libc::EAGAIN, libc::ENOENT];
+    passing.map(Some).contains(&error.raw_os_error())
+}
+
+/// Puts bytes into the ring, and waits where it is full.
+fn send(
+    channel: &Channel,
+    ring: &mut Producer<Ring>,
+    register: Option<&Register>,
+    mut bytes: &[u8],
+) -> Result<(), Error> {
+    loop {
+        let before = *channel.bells();
+        let moved = ring.push(bytes)?;
+        bytes = &bytes[moved.bytes..];
+        let full = !bytes.is_empty() && moved.bytes == 0 && ring.sleep()?;
+        if moved.bell {
+            channel.ring(register)?;
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if full {
+            channel.wait(before);
+        }
+    }
+}
+
+/// Passes the host's replies on to the kernel.
+fn answers(channel: &Channel, devices: &[File], mut ring: Consumer<Ring>) -> Result<(), Error> {
+    let register = Register::permitted(COM3);
+    let mut buffer = vec![0; CHUNK];
+    let mut pending = Vec::new();
+    loop {
+        let moved = ring.pop(&mut buffer)?;
+        if moved.bell {
+            channel.ring(register.as_ref())?;
+        }
+        pending.extend_from_slice(&buffer[..moved.bytes]);
+        let mut taken = 0;
+        while let Some((header, message)) = whole(&pending[taken..])? {
+            taken += HEADER + message.len();
+            answer(devices, header, message)?;
+        }
+        pending.drain(..taken);
+        if moved.bytes == 0 && ring.sleep()? {
+            channel.listen()?;
+        }
+    }
+}
+
+/// Returns the message at the beginning, if it is whole.
+fn whole(bytes: &[u8]) -> Result<Option<(Header, &[u8])>, Error> {
+    let Some((header, rest)) = bytes.split_first_chunk() else {
+        return Ok(None);
+    };
+    let header = Header::decode(*header)?;
+    Ok(rest.get(..header.len).map(|message| (header, message)))
+}
+
+/// Gives the kernel a reply. It refuses one whose request was interrupted or never made, or whose mount is gone.
+fn answer(devices: &[File], header: Header, reply: &[u8]) -> Result<(), Error> {
+    let device = devices.get(usize::from(header.folder));
+    let mut device = device.ok_or("the host has answered for a folder that is not there")?;
+    match device.write(reply) {
+        Ok(_) => {}
+        Err(error) if is_passing(&error) || error.raw_os_error() == Some(libc::ENODEV) => {}
+        Err(error) => return Err(cannot(format!("write to {DEVICE}"))(error)),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_taken_when_it_is_whole() {
+        let header = Header {
+            len: 3,
+            folder: 7,
+            kind: Kind::Fuse,
+        };
+        let bytes = [&header.encode()[..], b"abcd"].concat();
+        for len in 0..HEADER + 3 {
+            assert_eq!(whole(&bytes[..len]).unwrap(), None, "{len}");
+        }
+        assert_eq!(whole(&bytes).unwrap(), Some((header, &b"abc"[..])));
+        assert!(whole(&[0xff; HEADER]).is_err());
+    }
+}
