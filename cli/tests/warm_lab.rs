@@ -277,6 +277,37 @@ fn noise(len: usize) -> Vec<u8> {
 
 #[test]
 #[ignore = "needs the lab: cargo xtask test"]
+fn folders_are_this_hosts_in_a_lab_and_each_runs_own() {
+    let home = Home::new();
+    let script = "cat /work/host; echo from $1 > /work/guest; head -c 300000 /dev/zero > /work/zeros; wc -c < /work/zeros";
+    let run = |name: &str, flags: &[&str]| {
+        let folder = home.path.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("host"), format!("{name}\n")).unwrap();
+        let volume = format!("{}:/work", folder.display());
+        let flags = [&["-v", &volume], flags].concat();
+        let script = script.replace("$1", name);
+        let ended = program::run(&mut home.shell(&flags, &script), PATIENCE);
+        let seen = (ended.code, ended.text(), ended.stderr.clone());
+        assert_eq!(seen, (Some(0), format!("{name}\n300000\n"), String::new()));
+        let written = fs::read_to_string(folder.join("guest")).unwrap();
+        assert_eq!(written, format!("from {name}\n"));
+        let zeros = fs::read(folder.join("zeros")).unwrap();
+        assert!(zeros.len() == 300_000 && zeros.iter().all(|byte| *byte == 0));
+    };
+    run("cold", &["--cold"]);
+    home.warm_up();
+    let run = &run;
+    thread::scope(|scope| {
+        for name in ["one", "another"] {
+            scope.spawn(move || run(name, &[]));
+        }
+    });
+    home.assert_all_are_free();
+}
+
+#[test]
+#[ignore = "needs the lab: cargo xtask test"]
 fn the_first_run_boots_and_those_after_it_do_not() {
     let home = Home::new();
     // One that is to be cold starts no lab for others.

@@ -53,6 +53,7 @@ pub(crate) fn run(data: &[u8]) {
         greeted: false,
         from_guest: Box::new(Cursor::new(said)),
         to_guest: Box::new(io::sink()),
+        folders: None,
         stop: Box::new(|| {}),
         end: Box::new(|| {
             Ok(Ended {

@@ -115,6 +115,7 @@ mod watch;
 mod wire;
 
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use minivm_guest::channel::Preparation;
@@ -232,6 +233,9 @@ pub struct Link {
     pub from_guest: Box<dyn Read + Send>,
     /// The frames for the guest.
     pub to_guest: Box<dyn Write + Send>,
+    /// The messages of the guest's folders ([`minivm_guest::channel::folders`]), both ways; `None` where it can have none. They end with the
+    /// machine.
+    pub folders: Option<UnixStream>,
     /// Ends the machine, from any thread. Dropping it does so, too.
     pub stop: Box<dyn Fn() + Send + Sync>,
     /// Waits until the machine has ended.
@@ -323,6 +327,9 @@ pub enum Error {
     /// The monitor's process ended before it had reported the machine's end.
     #[error("the machine's monitor ended before it: {0}")]
     MonitorDied(String),
+    /// The folders can't be served, or not to the machine's end.
+    #[error(transparent)]
+    Folders(#[from] folders::Error),
     /// The bound on the machine's processor time can't be had.
     #[error(transparent)]
     Quota(#[from] jail::Error),
@@ -435,6 +442,7 @@ impl MachineSpec {
             ),
             memory: self.memory,
             cpus: self.cpus,
+            com3: true,
             ..Config::new(Kernel::File(self.kernel.clone()))
         }
     }

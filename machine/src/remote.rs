@@ -30,9 +30,11 @@ pub(super) fn start(
     // A socket, whose end can be sent while a write waits.
     let (input, to_guest) = UnixStream::pair().map_err(cannot("create a socket"))?;
     let input_end = to_guest.try_clone().map_err(cannot("duplicate a socket"))?;
+    let (folders, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
     let watched = events.is_some();
     let mut request = LabMachine::Session(machine.clone()).request(0)?;
     (request.program, request.processor) = (program, processor);
+    request.folders_to(theirs);
     if let Some(events) = events {
         request.trace_to(events);
     }
@@ -69,6 +71,7 @@ pub(super) fn start(
         walls: None,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
+        folders: Some(folders),
         stop: match watched {
             false => StopOnDrop::boxed(move || stop.stop()),
             true => StopOnDrop::boxed(move || stop_machine(&input_end, &stop)),

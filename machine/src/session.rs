@@ -2,13 +2,16 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use minivm_guest::channel::frame::BodyTooLong;
-use minivm_guest::channel::{Exit, KernelLog, Request, ToGuest, Window};
+use minivm_guest::channel::{Exit, KernelLog, Request, SharedFolder, ToGuest, Window};
 use minivm_image::io_error::{HostError, cannot};
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -21,7 +24,7 @@ use super::outgoing::{CHUNK, FileWriter, Outgoing, Stage};
 use super::{End, Ended, Error, Input, Link};
 use crate::Walls;
 use crate::Warning;
-use crate::folders::Volume;
+use crate::folders::{self, Access, Running, Volume};
 use crate::output::{Capped, Pending};
 use crate::signal::{ENDING, KILL, TERM};
 
@@ -31,7 +34,7 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// A command to run, with its streams, files, limits and events.
 pub struct Session {
-    /// The command and its environment. [`run`](Session::run) sets `stdin`, `copy_in`, `copy_out`, `now` and `entropy`.
+    /// The command and its environment. [`run`](Session::run) sets `stdin`, `folders`, `copy_in`, `copy_out`, `now` and `entropy`.
     pub request: Request,
     /// The command's stdin; `None` is an empty one.
     pub stdin: Option<OwnedFd>,
@@ -47,6 +50,8 @@ pub struct Session {
     pub timeout: Option<Duration>,
     /// The most bytes of each output that are written. What comes after them is dropped.
     pub max_output: Option<u64>,
+    /// Folders of the host's, which the guest mounts before files are copied in.
+    pub volumes: Vec<Volume>,
     /// Files to copy into the guest before the command starts.
     pub copy_in: CopyIn,
     /// Files to copy out of the guest when the command has ended.
@@ -56,8 +61,6 @@ pub struct Session {
     /// The time limit of copying files out once `timeout` is reached. The command is killed then, and its files are copied as they are.
     /// With `None`, nothing is copied after `timeout`.
     pub copy_out_grace: Option<Duration>,
-    /// Folders of this host's to share.
-    pub volumes: Vec<Volume>,
     /// The signal that the command gets for SIGTERM.
     pub stop_signal: u8,
     /// Events for the command while it runs. A thread receives them until the sender is dropped.
@@ -120,11 +123,11 @@ impl Session {
             boot_limit: BOOT_LIMIT,
             timeout: None,
             max_output: None,
+            volumes: Vec::new(),
             copy_in: CopyIn::default(),
             copy_out: Vec::new(),
             max_copy_out: 0,
             copy_out_grace: None,
-            volumes: Vec::new(),
             stop_signal: TERM,
             // Its sender is dropped at once: no event comes.
             events: mpsc::channel().1,
@@ -145,6 +148,7 @@ impl Session {
             walls,
             mut from_guest,
             to_guest,
+            folders,
             stop,
             end,
         } = link;
@@ -152,6 +156,8 @@ impl Session {
         let pending = self.pending.clone();
         let stopper = Arc::new(Stopper::new(stop, &pending));
         let _machine = Guard(&stopper, &outgoing);
+        let serving = serve(&self.volumes, folders, &stopper)?;
+        self.request.folders = shared(&self.volumes, serving.as_ref());
         self.complete_request()?;
         let (to_command, for_command) = mpsc::channel();
         let grace = self.grace(&to_command);
@@ -210,9 +216,19 @@ impl Session {
         let asked = asking.join().unwrap_or(Ok(Vec::new()));
         feeder.into_iter().for_each(Feeder::end);
         let ended = end();
+        let served = serving.map(Running::end).unwrap_or_default();
         notes.host_memory = ended.as_ref().ok().and_then(|ended| ended.host_memory);
         notes.warnings.splice(0..0, asked?);
-        let end = conclude(talked, stopper.why(), self.boot_limit, ended)?;
+        let end = match (
+            conclude(talked, stopper.why(), self.boot_limit, ended),
+            served.ended,
+        ) {
+            (Err(_), Some(why)) => return Err(Error::Folders(folders::Error::Ended(why))),
+            (end, _) => end?,
+        };
+        notes
+            .warnings
+            .extend(made_repositories(&self.volumes, &served.repositories));
         if let Some(why) = why_nothing_more(&end, self.copy_out_grace.is_some()) {
             notes.miss_copies(&self.copy_out, why);
         }
@@ -249,6 +265,54 @@ impl Session {
         let checked = self.request.check();
         checked.map_err(|BodyTooLong(bytes)| Error::TooLong(bytes))
     }
+}
+
+/// Starts to serve the volumes, if there are some, to the machine at the other end of the stream. Where that ends early, so does the machine.
+fn serve(
+    volumes: &[Volume],
+    stream: Option<UnixStream>,
+    stopper: &Arc<Stopper>,
+) -> Result<Option<Running>, Error> {
+    if volumes.is_empty() {
+        return Ok(None);
+    }
+    let stream = stream.ok_or_else(|| {
+        cannot("share folders")(io::Error::other("this machine has no channel for them"))
+    })?;
+    let stopper = Arc::downgrade(stopper);
+    let ended = move || {
+        if let Some(stopper) = stopper.upgrade() {
+            stopper.stop();
+        }
+    };
+    Ok(Some(Running::start(volumes, stream, ended)?))
+}
+
+/// Returns the volumes as a request has them.
+fn shared(volumes: &[Volume], serving: Option<&Running>) -> Vec<SharedFolder> {
+    let volumes = volumes.iter().enumerate();
+    volumes
+        .map(|(index, volume)| SharedFolder {
+            at: volume.at.as_os_str().as_bytes().to_vec(),
+            read_only: volume.folder.access == Access::ReadOnly,
+            is_file: serving.is_some_and(|serving| serving.is_file(index)),
+        })
+        .collect()
+}
+
+/// Returns a warning for each repository that the guest has made: a program that the user runs there later may run its hooks.
+fn made_repositories(volumes: &[Volume], made: &[Vec<PathBuf>]) -> Vec<Warning> {
+    let made = volumes
+        .iter()
+        .zip(made)
+        .flat_map(|(volume, made)| made.iter().map(|path| volume.folder.source.join(path)));
+    let warn = |path: PathBuf| {
+        let path = path.display();
+        Warning::Other(format!(
+            "the guest has made a git repository, {path}: git runs its hooks when you use it there"
+        ))
+    };
+    made.map(warn).collect()
 }
 
 /// Returns how the command ended, from what the guest sent and from why the machine was stopped.

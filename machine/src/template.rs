@@ -15,7 +15,7 @@ use minivm_vmm::{Builder, Control, Snapshot, SnapshotFiles, WorkingSet};
 use super::conversation::check_version;
 use super::limits::{Stopper, Watchdog, Why};
 use super::session::{BOOT_LIMIT, Session};
-use super::{Error, Link, MachineSpec, Watch, local, monitor, wire};
+use super::{Error, Link, MachineSpec, Watch, local, monitor};
 use crate::jail::{CpuGroup, CpuQuota};
 use crate::local::Greeted;
 use crate::monitor::Monitor;
@@ -101,11 +101,9 @@ fn start(machine: &MachineSpec) -> Result<(Link, Running), Error> {
     }
     CpuGroup::refuse_here(machine.cpu_quota)?;
     let builder = Builder::new(machine.config());
-    let (machine, ends) = local::launch(builder, machine.console, |from, to, memory| {
-        Ok(wire::wire(from, to, memory))
-    })?;
+    let (machine, ends) = local::launch(builder, machine.console, None)?;
     let control = machine.control.clone();
-    Ok((machine.link(ends, false), Running::Here(control)))
+    Ok((machine.link(ends, false)?, Running::Here(control)))
 }
 
 /// Sends the preparation and waits until the guest has done it. Returns where its rings are, or `None` where the machine ends before.
@@ -252,16 +250,14 @@ impl Saved {
                     builder = builder.working_set(pages);
                 }
                 let builder = local::observed(builder, observer);
-                let (machine, ends) = local::launch(builder, console, |from, to, memory| {
-                    wire::resume(from, to, memory, self.rings).map_err(Error::Protocol)
-                })?;
+                let (machine, ends) = local::launch(builder, console, Some(greeted))?;
                 let memory = machine.memory.clone();
                 let touched = move || {
                     let touched = WorkingSet::of(&memory);
                     Ok(touched.map_err(cannot("find which pages were touched"))?)
                 };
                 Ok(Clone {
-                    link: machine.link(ends, true),
+                    link: machine.link(ends, true)?,
                     touched: Box::new(touched),
                 })
             }

@@ -1,4 +1,5 @@
-//! The host's end of the control channel: two streams of frames, whether they go through guest memory or through COM2.
+//! The host's ends of the control channel and of the folders' channel: two streams each, whether they go through guest memory or, those of
+//! the control channel, through COM2.
 //!
 //! Everything that comes from the guest may be a lie, with which it can only end its own conversation: an impossible position in a
 //! ring is an error, a bell wakes a thread and carries nothing, and a guest that takes no frames holds up only those that wait for it.
@@ -7,45 +8,49 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use minivm_guest::channel::frame::{self, Decoder};
-use minivm_guest::channel::ring::{Consumer, Producer};
+use minivm_guest::channel::ring::{Consumer, DIRECTORY_FOLDERS, Producer};
 use minivm_guest::channel::{MAGIC, ToHost};
 use minivm_vmm::Memory;
 
+use super::local::Greeted;
 use super::rings::{self, Ring};
 
 /// The longest hello in bytes, with room for what it may become.
 const HELLO_MAX: usize = 256;
 /// The most bytes that a kernel may write to COM2 before init does.
 const NOISE_MAX: usize = 64 << 10;
-/// A byte on COM2 that means: look at the rings.
+/// A byte on the UART that means: look at the rings.
 const BELL: [u8; 1] = [0];
+
+/// The address of the control channel's ring directory, from the guest's hello on, if it has rings.
+type Directory = Arc<OnceLock<u64>>;
 
 /// The state that the two directions share.
 struct Shared {
-    /// The pipe that the guest reads as COM2. Writes to it never block in ring mode.
-    com2: PipeWriter,
+    /// The pipe that the guest reads as its UART. Writes to it never block in ring mode.
+    uart: PipeWriter,
     /// The ring to the guest, once its hello has said where that is.
     output: OnceLock<Mutex<Producer<Ring>>>,
     bells: Mutex<Bells>,
     rung: Condvar,
 }
 
-/// The bells on COM2 in ring mode.
+/// The bells on the UART in ring mode.
 struct Bells {
     /// How many reads have returned bells.
     count: u64,
     /// Whether the machine has ended, or its reader is dropped.
     ended: bool,
-    /// Whether a thread reads COM2 right now, for all threads that wait.
+    /// Whether a thread reads the UART right now, for all threads that wait.
     listening: bool,
-    /// What the guest writes to COM2; `None` when the reader is dropped, so that the guest doesn't wait for it either.
-    com2: Option<Arc<PipeReader>>,
+    /// What the guest writes to its UART; `None` when the reader is dropped, so that the guest doesn't wait for it either.
+    uart: Option<Arc<PipeReader>>,
 }
 
 impl Shared {
     fn ring(&self) {
         // A pipe that is full holds bells enough.
-        let _ = (&self.com2).write(&BELL);
+        let _ = (&self.uart).write(&BELL);
     }
 
     fn bells(&self) -> MutexGuard<'_, Bells> {
@@ -54,7 +59,7 @@ impl Shared {
 
     /// Waits for more bells than there were `before`; returns whether no more will come.
     ///
-    /// The first thread that waits reads COM2 for the others too: the thread that reads the guest's frames may be busy for long, with
+    /// The first thread that waits reads the UART for the others too: the thread that reads the guest's frames may be busy for long, with
     /// an output whose reader takes nothing, and a thread that sends to the guest must notice new room all the same.
     fn wait(&self, before: u64) -> io::Result<bool> {
         let mut bells = self.bells();
@@ -62,14 +67,14 @@ impl Shared {
             if bells.ended || bells.count != before {
                 return Ok(bells.ended);
             }
-            let Some(com2) = bells.com2.clone().filter(|_| !bells.listening) else {
+            let Some(uart) = bells.uart.clone().filter(|_| !bells.listening) else {
                 let waited = self.rung.wait(bells);
                 bells = waited.unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             bells.listening = true;
             drop(bells);
-            let heard = read(&mut &*com2, &mut [0; 64]);
+            let heard = read(&mut &*uart, &mut [0; 64]);
             bells = self.bells();
             bells.listening = false;
             bells.count += 1;
@@ -83,64 +88,91 @@ impl Shared {
     fn end(&self) {
         let mut bells = self.bells();
         bells.ended = true;
-        bells.com2 = None;
+        bells.uart = None;
         self.rung.notify_all();
     }
 }
 
-/// The stream of the guest's frames. It ends with the machine.
+/// A stream of bytes from the guest. It ends with the machine.
 pub(super) struct FromGuest {
-    com2: Arc<PipeReader>,
+    uart: Arc<PipeReader>,
     memory: Memory,
     shared: Arc<Shared>,
+    directory: Directory,
     state: State,
-    /// Bytes of frames that are read from COM2 or the ring, and not by the caller yet.
+    /// Bytes that are read from the UART or the ring, and not by the caller yet.
     pending: Vec<u8>,
 }
 
 enum State {
     /// Init's hello is still to come, after what the kernel may write.
     Noise,
+    /// The first bell of the folders' is still to come, after what the kernel may write.
+    Silent,
     Uart,
     Rings(Consumer<Ring>),
     Ended,
 }
 
-/// The stream of frames for the guest. Only after the guest's hello is it known which way they go.
+/// A stream of bytes to the guest. Only after the guest's hello is it known which way the control channel's go.
 pub(super) struct ToGuest(Arc<Shared>);
 
-/// Makes both streams of a machine that was saved when its init waited for a request. `rings` is the address of its ring directory, if
-/// it has one: the hello that said so was read before the machine was saved, and does not come again.
-pub(super) fn resume(
-    from: PipeReader,
-    to: PipeWriter,
+/// Makes both streams of the control channel, from the pipes that COM2 is connected to.
+///
+/// `greeted` is for a machine that was saved when its init waited for a request: the hello was read before, and does not come again.
+///
+/// # Errors
+///
+/// `InvalidData` where the guest's rings aren't where it was told.
+pub(super) fn control(
+    pipes: Pipes,
     memory: Memory,
-    rings: Option<u64>,
+    greeted: Option<Greeted>,
 ) -> io::Result<(FromGuest, ToGuest)> {
-    let (mut from_guest, to_guest) = wire(from, to, memory);
-    from_guest.attach(rings)?;
+    let directory = Directory::default();
+    let (mut from_guest, to_guest) = streams(pipes, memory, State::Noise, directory);
+    if let Some(Greeted { rings }) = greeted {
+        from_guest.attach_control(rings)?;
+    }
     Ok((from_guest, to_guest))
 }
 
-/// Makes both streams of a machine that boots, from the pipes that its COM2 is connected to.
-pub(super) fn wire(from: PipeReader, to: PipeWriter, memory: Memory) -> (FromGuest, ToGuest) {
+impl FromGuest {
+    /// Makes both streams of the folders' channel of the machine whose control channel this is, from the pipes that COM3 is connected to.
+    /// Bytes can be sent once some have come.
+    pub(super) fn folders(&self, pipes: Pipes) -> (FromGuest, ToGuest) {
+        let directory = self.directory.clone();
+        streams(pipes, self.memory.clone(), State::Silent, directory)
+    }
+}
+
+/// The pipes that a UART is connected to: what the guest writes, and what it reads.
+pub(super) type Pipes = (PipeReader, PipeWriter);
+
+fn streams(
+    (from, to): Pipes,
+    memory: Memory,
+    state: State,
+    directory: Directory,
+) -> (FromGuest, ToGuest) {
     let from = Arc::new(from);
     let shared = Arc::new(Shared {
-        com2: to,
+        uart: to,
         output: OnceLock::new(),
         bells: Mutex::new(Bells {
             count: 0,
             ended: false,
             listening: false,
-            com2: Some(from.clone()),
+            uart: Some(from.clone()),
         }),
         rung: Condvar::new(),
     });
     let reader = FromGuest {
-        com2: from,
+        uart: from,
         memory,
         shared: shared.clone(),
-        state: State::Noise,
+        directory,
+        state,
         pending: Vec::new(),
     };
     (reader, ToGuest(shared))
@@ -192,27 +224,58 @@ impl FromGuest {
             }
             self.pending.append(&mut more);
         };
-        self.attach(rings)
+        self.attach_control(rings)
     }
 
-    /// Switches both directions to the rings, if there are any.
-    fn attach(&mut self, rings: Option<u64>) -> io::Result<()> {
-        self.state = match rings {
-            None => State::Uart,
+    /// Switches both directions of the control channel to the rings, if there are any.
+    fn attach_control(&mut self, rings: Option<u64>) -> io::Result<()> {
+        match rings {
+            None => self.state = State::Uart,
             Some(directory) => {
-                let (input, output) = rings::find(&self.memory, directory).map_err(bad)?;
-                rustix::io::ioctl_fionbio(&self.shared.com2, true)?;
+                self.attach(directory)?;
                 // It is never set before, for this is called once.
-                let _ = self.shared.output.set(Mutex::new(Producer::new(output)));
-                State::Rings(Consumer::new(input))
+                let _ = self.directory.set(directory);
             }
-        };
+        }
         Ok(())
+    }
+
+    /// Switches both directions to the rings of this directory.
+    fn attach(&mut self, directory: u64) -> io::Result<()> {
+        let (input, output) = rings::find(&self.memory, directory).map_err(bad)?;
+        rustix::io::ioctl_fionbio(&self.shared.uart, true)?;
+        // It is never set before, for this is called once.
+        let _ = self.shared.output.set(Mutex::new(Producer::new(output)));
+        self.state = State::Rings(Consumer::new(input));
+        Ok(())
+    }
+
+    /// Waits for the first bell of the folders', and finds their rings by the control channel's directory. What comes before that has an
+    /// address is no bell: the kernel may have written it.
+    fn listen(&mut self) -> io::Result<()> {
+        let mut address = [0; 8];
+        let mut noise = Vec::new();
+        while address == [0; 8] {
+            if noise.len() > NOISE_MAX {
+                let why =
+                    format!("the guest named no rings in its first {NOISE_MAX} bytes on COM3");
+                return Err(bad(why));
+            }
+            if !self.read_more(&mut noise)? {
+                self.end();
+                return Ok(());
+            }
+            if let Some(control) = self.directory.get() {
+                let place = control + DIRECTORY_FOLDERS as u64;
+                self.memory.read(place, &mut address).map_err(bad)?;
+            }
+        }
+        self.attach(u64::from_le_bytes(address))
     }
 
     fn read_more(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
         let mut buffer = [0; 4096];
-        let len = read(&mut &*self.com2, &mut buffer)?;
+        let len = read(&mut &*self.uart, &mut buffer)?;
         into.extend_from_slice(&buffer[..len]);
         Ok(len > 0)
     }
@@ -233,8 +296,9 @@ impl Read for FromGuest {
             }
             match &mut self.state {
                 State::Noise => self.start()?,
+                State::Silent => self.listen()?,
                 State::Uart => {
-                    let len = read(&mut &*self.com2, buffer)?;
+                    let len = read(&mut &*self.uart, buffer)?;
                     if len == 0 {
                         self.end();
                     }
@@ -263,6 +327,13 @@ impl Read for FromGuest {
 }
 
 impl FromGuest {
+    /// Takes bells until the machine's end, and does nothing: a guest that rings must not wait for ever, or end by it.
+    pub(super) fn ignore(self) {
+        let uart = self.uart.clone();
+        drop(self);
+        while matches!(read(&mut &*uart, &mut [0; 64]), Ok(1..)) {}
+    }
+
     /// Reads what is left in the ring of a machine that has ended, and so no longer changes it.
     fn drain(&mut self, chunk: usize) -> io::Result<()> {
         if let State::Rings(input) = &mut self.state {
@@ -291,7 +362,7 @@ impl Write for ToGuest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let shared = &self.0;
         let Some(output) = shared.output.get() else {
-            return (&shared.com2).write(bytes);
+            return (&shared.uart).write(bytes);
         };
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

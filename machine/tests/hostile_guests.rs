@@ -12,13 +12,13 @@
 mod guest_code;
 mod messages;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use minivm_guest::channel::ring::{
-    DIRECTORY_ADDRESSES, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
+    DIRECTORY_ADDRESSES, DIRECTORY_FOLDERS, DIRECTORY_MAGIC, DIRECTORY_PAGES, Direction, PAGE, Word,
 };
 use minivm_guest::channel::{Hello, MAGIC, Request, STDIN_WINDOW, ToHost, VERSION};
 use minivm_machine::session::Event;
@@ -30,7 +30,7 @@ use minivm_tests::patience::PATIENCE;
 use minivm_tests::stress;
 use proptest::prelude::*;
 
-use guest_code::{LOOP, RAM, count_for_ever, say, say_for_ever, take_for_ever};
+use guest_code::{LOOP, RAM, count_for_ever, ring_folders, say, say_for_ever, take_for_ever};
 use messages::{attack, exit, told};
 
 /// The time limit of guests that never get to a command's end.
@@ -44,6 +44,9 @@ const MEMORY: u64 = 64 << 20;
 const WORDS: u64 = RAM + (4 << 20);
 const DIRECTORY: u64 = RAM + (6 << 20);
 const PAGES: u64 = RAM + (8 << 20);
+/// The same for the folders' rings.
+const FOLDERS: u64 = RAM + (10 << 20);
+const FOLDER_PAGES: u64 = RAM + (12 << 20);
 /// The first address behind the guests' memory.
 const MEMORY_END: u64 = RAM + MEMORY;
 
@@ -53,6 +56,8 @@ struct Guest {
     pages: u32,
     directory: Vec<u8>,
     ring: Vec<u8>,
+    /// The folders' ring directory, and what is in their ring to the host.
+    folders: Option<(Vec<u8>, Vec<u8>)>,
     /// The code after the hello.
     code: Vec<u8>,
     /// How long it may take until it has started a command.
@@ -68,22 +73,24 @@ impl Guest {
         let mut guest = Guest {
             hello: hello(Some(DIRECTORY)),
             pages: 1,
-            directory: vec![0; PAGE],
+            directory: Vec::new(),
             code: LOOP.to_vec(),
             boot_limit: PATIENCE,
             timeout: PATIENCE,
+            folders: None,
             ring,
         };
-        guest.put(0, &DIRECTORY_MAGIC);
-        guest.put(DIRECTORY_PAGES, &1_u32.to_le_bytes());
-        guest.put(DIRECTORY_ADDRESSES, &PAGES.to_le_bytes());
-        guest.put(
-            DIRECTORY_ADDRESSES + 8,
-            &(PAGES + PAGE as u64).to_le_bytes(),
-        );
-        let produced = u32::try_from(guest.ring.len()).unwrap();
-        guest.word(Direction::ToHost, Word::Produced, produced);
+        guest.directory = directory(PAGES, &guest.ring);
         guest
+    }
+
+    /// Gives the guest rings for folders, with these bytes in the one to the host, and has it ring for them: again and again, for it
+    /// doesn't wait until the host has read its hello.
+    fn with_folders(mut self, bytes: &[u8]) -> Self {
+        self.folders = Some((directory(FOLDER_PAGES, bytes), bytes.to_vec()));
+        self.put(DIRECTORY_FOLDERS, &FOLDERS.to_le_bytes());
+        self.code = ring_folders(true);
+        self
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -105,11 +112,14 @@ impl Guest {
     }
 
     fn kernel(&self) -> Vec<u8> {
-        let data = [
+        let mut data = vec![
             (WORDS, &self.hello[..]),
             (DIRECTORY, &self.directory),
             (PAGES, &self.ring),
         ];
+        if let Some((directory, ring)) = &self.folders {
+            data.extend([(FOLDERS, &directory[..]), (FOLDER_PAGES, ring)]);
+        }
         guest_code::kernel(&[&say(self.hello.len()), &self.code], &data)
     }
 
@@ -121,6 +131,25 @@ impl Guest {
     fn told(&self) -> String {
         told(self.session().0)
     }
+}
+
+/// Makes the directory of rings of one page each, with these bytes in the one to the host.
+fn directory(pages: u64, to_host: &[u8]) -> Vec<u8> {
+    let mut directory = vec![0; PAGE];
+    let mut put = |at: usize, bytes: &[u8]| directory[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &DIRECTORY_MAGIC);
+    put(DIRECTORY_PAGES, &1_u32.to_le_bytes());
+    put(DIRECTORY_ADDRESSES, &pages.to_le_bytes());
+    put(
+        DIRECTORY_ADDRESSES + 8,
+        &(pages + PAGE as u64).to_le_bytes(),
+    );
+    let produced = u32::try_from(to_host.len()).unwrap();
+    put(
+        Word::Produced.offset(Direction::ToHost),
+        &produced.to_le_bytes(),
+    );
+    directory
 }
 
 fn hello(rings: Option<u64>) -> Vec<u8> {
@@ -231,11 +260,11 @@ fn input_is_sent_while_the_output_takes_nothing() {
         boot_limit: PATIENCE,
         timeout: None,
         max_output: None,
+        volumes: Vec::new(),
         copy_in: CopyIn::default(),
         copy_out: Vec::new(),
         max_copy_out: 0,
         copy_out_grace: None,
-        volumes: Vec::new(),
         stop_signal: TERM,
         events,
         overdue: None,
@@ -454,6 +483,91 @@ fn a_guest_that_floods_the_uart_is_stopped() {
     assert!(told.ends_with("the most is 1048576"), "{told}");
 }
 
+/// Starts a machine whose hello is read by a thread. Returns its folders' stream and its stop.
+fn folders_of(guest: &Guest) -> (std::os::unix::net::UnixStream, Box<dyn Fn() + Send + Sync>) {
+    let folder = tempfile::tempdir().unwrap();
+    let link = machine(&folder, &guest.kernel()).start(&Accel::Kvm);
+    let Link {
+        mut from_guest,
+        folders,
+        stop,
+        ..
+    } = link.unwrap();
+    std::thread::spawn(move || io::copy(&mut from_guest, &mut io::sink()));
+    let folders = folders.unwrap();
+    folders.set_read_timeout(Some(PATIENCE)).unwrap();
+    (folders, stop)
+}
+
+#[test]
+fn folders_have_rings_of_their_own() {
+    let guest = Guest::new(&[]).with_folders(b"a guest's message");
+    let (mut folders, stop) = folders_of(&guest);
+    let mut message = [0; 17];
+    folders.read_exact(&mut message).unwrap();
+    assert_eq!(&message, b"a guest's message");
+    // Half of it stays in the stream: this guest takes nothing.
+    folders.write_all(&[7; 2 * PAGE]).unwrap();
+    stop();
+    assert_eq!(folders.read(&mut message).unwrap(), 0);
+}
+
+/// A guest that lies about them loses its folders, and nothing else.
+#[test]
+fn rings_for_folders_that_cannot_be_have_no_messages() {
+    let address = |address: u64| (DIRECTORY_FOLDERS, address.to_le_bytes().to_vec());
+    let folders_word = |direction, word: Word, value: u32| {
+        let bytes = value.to_le_bytes().to_vec();
+        (word.offset(direction), bytes)
+    };
+    let good = [ToHost::Started, exit(3)];
+    for (of_folders, (at, bytes)) in [
+        (false, address(MEMORY_END)),
+        (false, address(u64::MAX)),
+        (false, address(FOLDERS + 4)),
+        (false, address(PAGES)),
+        (true, (0, b"RINGS v1".to_vec())),
+        (true, (DIRECTORY_PAGES, 3_u32.to_le_bytes().to_vec())),
+        (
+            true,
+            (DIRECTORY_ADDRESSES, MEMORY_END.to_le_bytes().to_vec()),
+        ),
+        (
+            true,
+            folders_word(Direction::ToHost, Word::Produced, u32::MAX),
+        ),
+    ] {
+        let mut guest = Guest::new(&good).with_folders(b"x");
+        let directory = match (of_folders, &mut guest.folders) {
+            (true, Some((directory, _))) => directory,
+            _ => &mut guest.directory,
+        };
+        directory[at..at + bytes.len()].copy_from_slice(&bytes);
+        let (mut folders, stop) = folders_of(&guest);
+        let ended = folders.read(&mut [0]);
+        assert_eq!(ended.unwrap(), 0, "{at} {bytes:x?}");
+        stop();
+        assert_eq!(guest.session().0.unwrap(), End::Exited(3));
+    }
+    // All of them in the directory of the control channel itself.
+    let mut guest = Guest::new(&good).with_folders(b"");
+    guest.put(DIRECTORY_FOLDERS, &DIRECTORY.to_le_bytes());
+    assert_eq!(guest.session().0.unwrap(), End::Exited(3));
+}
+
+#[test]
+fn bells_for_no_folders_are_taken_and_nothing_more() {
+    for (messages, end) in [
+        (vec![ToHost::Started, exit(3)], End::Exited(3)),
+        (vec![ToHost::Started], End::TimedOut),
+    ] {
+        let mut guest = Guest::new(&messages);
+        guest.code = ring_folders(true);
+        guest.timeout = SOON;
+        assert_eq!(guest.session().0.unwrap(), end);
+    }
+}
+
 /// What a hostile guest does once it has greeted the host.
 fn behaviour() -> impl Strategy<Value = Vec<u8>> {
     let produced = DIRECTORY + Word::Produced.offset(Direction::ToHost) as u64;
@@ -462,6 +576,7 @@ fn behaviour() -> impl Strategy<Value = Vec<u8>> {
         1 => Just(take_for_ever()),
         1 => Just(count_for_ever(produced)),
         1 => (1..200_usize).prop_map(say_for_ever),
+        1 => any::<bool>().prop_map(|for_ever| [ring_folders(for_ever), LOOP.to_vec()].concat()),
     ]
 }
 
@@ -479,6 +594,7 @@ fn lies() -> impl Strategy<Value = Vec<(usize, u32)>> {
             all.map(|word| word.offset(direction))
         });
     let fields = [
+        DIRECTORY_FOLDERS,
         DIRECTORY_PAGES,
         DIRECTORY_ADDRESSES,
         DIRECTORY_ADDRESSES + 8,

@@ -243,6 +243,7 @@ impl Scene {
             greeted: self.greeted,
             from_guest: Box::new(script),
             to_guest: Box::new(self.sent),
+            folders: None,
             stop: Box::new(move || {
                 stops.store(true, Ordering::SeqCst);
                 // It fails where the session has ended.
@@ -268,11 +269,11 @@ impl Scene {
             boot_limit: self.boot_limit,
             timeout: self.timeout,
             max_output: self.max_output,
+            volumes: Vec::new(),
             copy_in: CopyIn::default(),
             copy_out: self.copy_out,
             max_copy_out: self.max_copy_out,
             copy_out_grace: self.copy_out_grace,
-            volumes: Vec::new(),
             stop_signal: self.stop_signal,
             events,
             overdue: None,

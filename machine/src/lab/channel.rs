@@ -1,8 +1,10 @@
 //! The host's end of the channel: sends the command's input, writes its output, waits for its exit code.
 
-use std::io::{self, BufReader, PipeReader, Write};
+use std::io::{self, BufReader, PipeReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use minivm_vmm::InputSource as _;
@@ -57,32 +59,69 @@ pub(super) fn begin(channel: &UnixStream) -> io::Result<Option<Answer>> {
     }
 }
 
-/// Carries input and output until the lab answers or ends.
+/// Carries input and output until the lab answers or ends, and the messages of a kept lab's machine's folders.
 pub(crate) fn serve(
     channel: &UnixStream,
     input: Option<OwnedFd>,
+    folders: Option<&UnixStream>,
     stdout: &mut (dyn Write + Send),
     stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
     let (stop, running) = io::pipe()?;
+    let to_lab = Mutex::new(channel);
     thread::scope(|scope| {
         // Input fails where the lab has ended, which `listen` finds out, or where its stream has.
-        scope.spawn(move || feed(channel, input, &stop));
-        let answer = listen(channel, stdout, stderr);
-        // Ends the other thread's wait for input, or for the lab to take it.
+        scope.spawn(|| feed(&to_lab, input, &stop));
+        if let Some(folders) = folders {
+            scope.spawn(|| pass_folders(folders, &to_lab));
+        }
+        let answer = listen(channel, folders, stdout, stderr);
+        // Ends the other threads' waits for input and messages, or for the lab to take them.
         drop(running);
-        // It fails where it was shut down already, see `stop`.
-        let _ = channel.shutdown(std::net::Shutdown::Both);
+        // They fail where they were shut down already, see `stop`.
+        let _ = channel.shutdown(Shutdown::Both);
+        let _ = folders.map(|folders| folders.shutdown(Shutdown::Both));
         answer
     })
 }
 
+/// Sends one frame on a channel that several threads send on.
+pub(crate) fn send(
+    buffer: &mut Buffer,
+    kind: Kind,
+    length: usize,
+    to: &Mutex<impl Write>,
+) -> io::Result<()> {
+    let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
+    buffer.send(kind, length, &mut *to)
+}
+
+/// Passes messages of a machine's folders on as frames, up to their end.
+pub(crate) fn pass_folders(mut folders: &UnixStream, to: &Mutex<impl Write>) -> io::Result<()> {
+    let mut buffer = Buffer::new();
+    loop {
+        let length = folders.read(&mut buffer.payload()[..MAX_PAYLOAD])?;
+        send(&mut buffer, Kind::Folders, length, to)?;
+        if length == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Passes a frame with messages of a machine's folders on, or their end. What takes no more has ended.
+pub(crate) fn take_folders(mut folders: &UnixStream, payload: &[u8]) {
+    let _ = match payload {
+        [] => folders.shutdown(Shutdown::Write),
+        messages => folders.write_all(messages),
+    };
+}
+
 /// Sends `input` until its end, and pings, until the other end of `stop` is closed.
-fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
+fn feed(channel: &Mutex<impl Write>, input: Option<OwnedFd>, stop: &PipeReader) -> io::Result<()> {
     let mut buffer = Buffer::new();
     let mut input = input.map(crate::Input::from);
     if input.is_none() {
-        buffer.send(Kind::Stdin, 0, channel)?;
+        send(&mut buffer, Kind::Stdin, 0, channel)?;
     }
     loop {
         let mut ready = vec![PollFd::new(stop, PollFlags::IN)];
@@ -101,12 +140,12 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
                 let Some(length) = length.unwrap_or(Some(0)) else {
                     continue;
                 };
-                buffer.send(Kind::Stdin, length, channel)?;
+                send(&mut buffer, Kind::Stdin, length, channel)?;
                 if length == 0 {
                     input = None;
                 }
             }
-            _ => buffer.send(Kind::Ping, 0, channel)?,
+            _ => send(&mut buffer, Kind::Ping, 0, channel)?,
         }
     }
 }
@@ -114,6 +153,7 @@ fn feed(channel: &UnixStream, input: Option<OwnedFd>, stop: &PipeReader) -> io::
 /// Writes output as it comes, and returns the lab's answer.
 fn listen(
     channel: &UnixStream,
+    folders: Option<&UnixStream>,
     stdout: &mut (dyn Write + Send),
     stderr: &mut (dyn Write + Send),
 ) -> io::Result<Answer> {
@@ -140,6 +180,10 @@ fn listen(
                 _ => {}
             },
             Kind::Stderr => {}
+            Kind::Folders => {
+                let folders = folders.ok_or(io::ErrorKind::InvalidData)?;
+                take_folders(folders, &payload);
+            }
             Kind::Exit => {
                 let code = payload
                     .try_into()

@@ -59,6 +59,8 @@ pub(crate) fn is_inside() -> bool {
 
 /// The path in the lab of the block device of [`LabRequest::disk`].
 pub const DISK: &str = "/dev/vda";
+/// The port for a machine's folders in the lab: the first beside the lab's own.
+pub(crate) const FOLDERS_PORT: &str = "/dev/vport0p2";
 
 /// The memory in bytes that a lab needs beside a guest's and its files: for its kernel, this program, the monitor, page tables.
 const OVERHEAD: u64 = 256 << 20;
@@ -180,6 +182,11 @@ impl LabRequest {
         }
     }
 
+    /// Gives the lab's command, which is `minivm lab-machine`, a port for the messages of its machine's folders: the first one.
+    pub(crate) fn folders_to(&mut self, folders: UnixStream) {
+        self.ports.insert(0, folders.into());
+    }
+
     /// Has the lab's command, which is `minivm lab-machine`, send the events of its machine's trace to `events`, over a port. The other end
     /// of the stream sees its end when the lab has ended.
     pub fn trace_to(&mut self, events: UnixStream) {
@@ -289,7 +296,7 @@ impl LabRequest {
         let boot = start.elapsed();
         let answer = match early {
             Some(answer) => Ok(answer),
-            None => channel::serve(&channel, input, &mut *stdout, &mut *stderr),
+            None => channel::serve(&channel, input, None, &mut *stdout, &mut *stderr),
         };
         // Before the outputs are closed: the reader that sees their end may call `stop` on a lab that has ended by itself.
         let stopped = self.stop.was_called();

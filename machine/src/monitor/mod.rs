@@ -212,7 +212,7 @@ impl Spec {
         self.start(Wiring::Console { limit }, vec![input, output])
     }
 
-    /// Starts the machine, with its control channel at the link's ends. `greeted` is for a guest that was greeted before.
+    /// Starts the machine, with its channels at the link's ends. `greeted` is for a guest that was greeted before.
     pub(crate) fn start_session(
         self,
         console: bool,
@@ -220,14 +220,16 @@ impl Spec {
     ) -> Result<(Link, Monitor), Error> {
         let (frames, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
         let to_guest = frames.try_clone().map_err(cannot("duplicate a socket"))?;
-        let wiring = Wiring::Frames { console, greeted };
-        let monitor = self.start(wiring, vec![theirs.into()])?;
+        let (folders, for_folders) = UnixStream::pair().map_err(cannot("create a socket"))?;
+        let wiring = Wiring::Channels { console, greeted };
+        let monitor = self.start(wiring, vec![theirs.into(), for_folders.into()])?;
         let (stop, end) = (monitor.clone(), monitor.clone());
         let link = Link {
             greeted: greeted.is_some(),
             walls: monitor.walls(),
             from_guest: Box::new(monitor.frames(frames)),
             to_guest: Box::new(to_guest),
+            folders: Some(folders),
             stop: StopOnDrop::boxed(move || stop.stop()),
             end: Box::new(move || {
                 let end = end.end()?;

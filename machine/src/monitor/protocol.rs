@@ -102,8 +102,8 @@ pub(super) enum Wiring {
         /// The most bytes of output that are passed on.
         limit: Option<u64>,
     },
-    /// COM2 is the control channel. With the job comes a stream for the frames of both directions.
-    Frames {
+    /// COM2 is the control channel, and COM3 the folders'. With the job comes a stream for each one's messages of both directions.
+    Channels {
         /// Whether the console goes to stderr. If not, its last lines are kept.
         console: bool,
         /// Where the guest's hello was read before the machine was saved.

@@ -21,7 +21,7 @@ use minivm_vmm::{
 use super::protocol::{Code, Ending, Failure, Job, News, Order, Source, Wiring, path};
 use super::{Hooks, Observation};
 use crate::child::{Received, Stream};
-use crate::local::{self, FrameEnds, Greeted, Machine};
+use crate::local::{self, ChannelEnds, Greeted, Machine};
 use crate::output::{Cut, Limited};
 use crate::{Error, Input, Walls, confine, wire};
 
@@ -238,8 +238,9 @@ enum Ends {
         output: File,
         limit: Option<u64>,
     },
-    Frames {
-        stream: UnixStream,
+    Channels {
+        frames: UnixStream,
+        folders: UnixStream,
         console: bool,
         greeted: Option<Greeted>,
     },
@@ -258,8 +259,9 @@ impl Ends {
                 output: next(files)?.into(),
                 limit,
             },
-            Wiring::Frames { console, greeted } => Ends::Frames {
-                stream: next(files)?.into(),
+            Wiring::Channels { console, greeted } => Ends::Channels {
+                frames: next(files)?.into(),
+                folders: next(files)?.into(),
                 console,
                 greeted,
             },
@@ -273,7 +275,9 @@ impl Ends {
                 all.push(output.as_fd());
                 all
             }
-            Ends::Frames { stream, .. } => vec![stream.as_fd()],
+            Ends::Channels {
+                frames, folders, ..
+            } => vec![frames.as_fd(), folders.as_fd()],
         }
     }
 
@@ -301,20 +305,22 @@ impl Ends {
                 }
                 Ok((Machine::start(machine, None)?, None))
             }
-            Ends::Frames {
-                stream,
+            Ends::Channels {
+                frames,
+                folders,
                 console,
                 greeted,
             } => {
-                let (machine, ends) =
-                    local::launch(builder, console, |from, to, memory| match greeted {
-                        None => Ok(wire::wire(from, to, memory)),
-                        Some(Greeted { rings }) => {
-                            wire::resume(from, to, memory, rings).map_err(Error::Protocol)
-                        }
-                    })?;
+                let (machine, ends) = local::launch(builder, console, greeted)?;
                 report(news, News::Built(walls));
-                Ok((machine, Some(Relay { stream, ends })))
+                Ok((
+                    machine,
+                    Some(Relay {
+                        frames,
+                        folders,
+                        ends,
+                    }),
+                ))
             }
         }
     }
@@ -336,23 +342,27 @@ fn until_run(stream: &Stream) -> bool {
     }
 }
 
-/// The frames' way between the guest and the process that has started this one.
+/// The messages' way between the guest and the process that has started this one.
 struct Relay {
-    stream: UnixStream,
-    ends: FrameEnds,
+    frames: UnixStream,
+    folders: UnixStream,
+    ends: ChannelEnds,
 }
 
 impl Relay {
-    /// Starts both threads. That of the guest's frames comes to the machine's end.
+    /// Starts the threads. That of the guest's frames comes to the machine's end.
     fn serve(self, last: Last) -> io::Result<()> {
         let Relay {
-            stream,
+            frames: stream,
+            folders: messages,
             ends:
-                FrameEnds {
+                ChannelEnds {
                     mut from_guest,
                     mut to_guest,
+                    folders,
                 },
         } = self;
+        folders.serve(messages)?;
         let mut incoming = stream.try_clone()?;
         spawn("to-guest", move || {
             // It ends with the other process, or with the guest, for which nothing is to come then.

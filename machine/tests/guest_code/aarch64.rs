@@ -3,8 +3,8 @@
 //! Their MMU is off, so that what they read and write isn't cached. KVM's emulators have no caches, and processors from Armv8.4 on cache it
 //! nevertheless (FEAT_S2FWB).
 
-use minivm_guest::channel::COM2;
 use minivm_guest::channel::ring::{Direction, Word};
+use minivm_guest::channel::{COM2, COM3};
 use minivm_vmm::layout;
 
 use super::{DIRECTORY, WORDS};
@@ -68,6 +68,14 @@ fn say_words(len: usize) -> Vec<u32> {
         .into_iter()
         .chain(once)
         .collect()
+}
+
+/// Returns code that writes a byte to COM3, once or for ever.
+pub(crate) fn ring_folders(for_ever: bool) -> Vec<u8> {
+    let [low, high] = set(3, COM3);
+    let mut code = vec![low, high, STORE_BYTE_X3];
+    code.extend(for_ever.then(|| back(1)));
+    words(&code)
 }
 
 /// Returns code that counts at an address for ever, and rings the bell each time.

@@ -1,7 +1,7 @@
 //! x86-64's machine code of hostile guests.
 
-use minivm_guest::channel::COM2;
 use minivm_guest::channel::ring::{Direction, Word};
+use minivm_guest::channel::{COM2, COM3};
 use minivm_tests::kernel_file::{Elf, Segment};
 
 use super::{DIRECTORY, WORDS};
@@ -40,6 +40,17 @@ pub(crate) fn say_for_ever(len: usize) -> Vec<u8> {
     let mut code = say(len);
     let back = i8::try_from(code.len() + 2).unwrap();
     code.extend([0xeb, (-back).cast_unsigned()]);
+    code
+}
+
+/// Returns code that writes a byte to COM3, once or for ever.
+pub(crate) fn ring_folders(for_ever: bool) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba]; // mov dx, COM3
+    code.extend(COM3.to_le_bytes());
+    code.push(0xee); // out dx, al
+    if for_ever {
+        code.extend([0xeb, 0xfd]); // jmp back to it
+    }
     code
 }
 

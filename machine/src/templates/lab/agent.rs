@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Mutex;
 use std::thread;
 
 use minivm_image::io_error::failed;
 
 use super::{AgentReport, PORTS};
 use crate::Link;
+use crate::lab::channel;
 use crate::lab::frame::{self, Buffer, Kind, MAX_PAYLOAD};
 use crate::template::{ResumeOptions, Saved};
 use crate::templates::{Error, Recipe};
@@ -81,18 +84,24 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
     let Link {
         mut from_guest,
         mut to_guest,
+        folders,
         stop,
         end,
         ..
     } = link;
+    let folders = folders.ok_or(io::ErrorKind::NotConnected)?;
+    let to_host = Mutex::new(port);
     thread::scope(|scope| {
         let receiving = scope.spawn(|| {
-            let received = take_in(input, &mut to_guest);
+            let received = take_in(input, &mut to_guest, &folders);
             stop();
             received
         });
-        let passed = pass_out(&mut from_guest, port);
+        let messages = scope.spawn(|| channel::pass_folders(&folders, &to_host));
+        let passed = pass_out(&mut from_guest, &to_host);
         drop(from_guest);
+        // They end with the machine.
+        let _ = messages.join();
         let (code, how) = match end() {
             Ok(ended) if ended.orderly => (0, String::new()),
             Ok(ended) => (1, ended.how),
@@ -110,11 +119,16 @@ fn session(link: Link, input: &mut (impl Read + Send), port: &File) -> io::Resul
 }
 
 /// Passes the command's frames to the machine, until the keeper hangs up. A machine that has ended loses them.
-fn take_in(input: &mut impl Read, to_guest: &mut impl Write) -> io::Result<()> {
+fn take_in(
+    input: &mut impl Read,
+    to_guest: &mut impl Write,
+    folders: &UnixStream,
+) -> io::Result<()> {
     let mut payload = Vec::new();
     while let Some(kind) = frame::receive(&mut *input, &mut payload)? {
         match kind {
             Kind::Stdin => drop(to_guest.write_all(&payload)),
+            Kind::Folders => channel::take_folders(folders, &payload),
             Kind::Hangup => return Ok(()),
             _ => {}
         }
@@ -123,13 +137,13 @@ fn take_in(input: &mut impl Read, to_guest: &mut impl Write) -> io::Result<()> {
 }
 
 /// Passes the machine's frames to the port, until its end.
-fn pass_out(from_guest: &mut impl Read, port: &File) -> io::Result<()> {
+fn pass_out(from_guest: &mut impl Read, to_host: &Mutex<&File>) -> io::Result<()> {
     let mut buffer = Buffer::new();
     loop {
         // A guest that breaks the protocol only ends its own session.
         let Ok(len @ 1..) = from_guest.read(&mut buffer.payload()[..MAX_PAYLOAD]) else {
             return Ok(());
         };
-        buffer.send(Kind::Stdout, len, port)?;
+        channel::send(&mut buffer, Kind::Stdout, len, to_host)?;
     }
 }

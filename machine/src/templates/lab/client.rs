@@ -147,11 +147,12 @@ fn begin(stream: &UnixStream, patience: Duration) -> Result<(), Refused> {
 fn link(stream: UnixStream) -> Result<Link, Error> {
     let pipe = || io::pipe().map_err(cannot("create a pipe"));
     let ((input, to_guest), (from_guest, mut output)) = (pipe()?, pipe()?);
+    let (folders, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
     let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
     let (mut stderr, said) = LastWords::to(io::stderr(), true);
     let serve = move || {
         let input = Some(OwnedFd::from(input));
-        channel::serve(&stream, input, &mut output, &mut stderr)
+        channel::serve(&stream, input, Some(&theirs), &mut output, &mut stderr)
     };
     let serving = thread::Builder::new()
         .name("lab".into())
@@ -176,6 +177,7 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         walls: None,
         from_guest: Box::new(from_guest),
         to_guest: Box::new(to_guest),
+        folders: Some(folders),
         stop: StopOnDrop::boxed(move || {
             // It fails where the keeper has hung up already.
             let _ = stopped.shutdown(std::net::Shutdown::Both);

@@ -409,7 +409,7 @@ impl Keeper {
     fn pass_in(&self, client: &UnixStream, port: &UnixStream, ended: &Receiver<()>) -> bool {
         let mut from = BufReader::with_capacity(2 * frame::MAX_PAYLOAD, client);
         let mut payload = Vec::new();
-        while let Ok(Some(kind @ (Kind::Stdin | Kind::Ping))) =
+        while let Ok(Some(kind @ (Kind::Stdin | Kind::Folders | Kind::Ping))) =
             frame::receive(&mut from, &mut payload)
         {
             if frame::send(kind, &payload, port).is_err() {
