@@ -9,6 +9,7 @@
 
 mod ends;
 mod files;
+mod folders;
 mod guest;
 mod image;
 #[cfg(target_arch = "x86_64")]
