@@ -50,7 +50,7 @@
 //! | `local`, `remote`, [`lab_machine`] | where a machine runs: on KVM here, or in a lab, and what is sent to that |
 //! | [`monitor`] | the process in which a machine runs on this host's KVM, behind walls |
 //! | [`fetch`] | the process that pulls, reads and unpacks images, behind walls |
-//! | [`folders`] | the folder server: folders of the host, in FUSE messages; no command uses it yet |
+//! | [`folders`] | the folder server: folders of the host, in FUSE messages, answered by a process of its own |
 //! | `child` | how minivm's own processes behind walls are started, and their messages |
 //! | [`confine`] | those walls, from within |
 //! | [`probe()`], [`survey`] | a test of this host's KVM; what it and the processor have and lack |

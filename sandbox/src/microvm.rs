@@ -306,9 +306,6 @@ impl Sandbox for Microvm {
         let memory = self.memory_of(&recipe.machine);
         task.files.check_room(memory)?;
         let request = task.request(&self.config)?;
-        for volume in &mut task.volumes {
-            volume.folder.owner = owner(&request.user);
-        }
         let (stop_signal, unknown) = self.stop_signal();
         let tail = code.then(Tail::default);
         if let Some(tail) = &tail {
@@ -346,16 +343,6 @@ impl Sandbox for Microvm {
         finished.warnings.splice(0..0, unknown);
         finished.usage.total = began.elapsed();
         Ok(finished)
-    }
-}
-
-/// Returns the user and group in the guest to whom shared folders belong: a command's own where they are numbers, and else root. Only the
-/// guest can look up names.
-fn owner(user: &str) -> (u32, u32) {
-    let (user, group) = user.split_once(':').unwrap_or((user, "0"));
-    match user.parse() {
-        Ok(user) => (user, group.parse().unwrap_or(0)),
-        Err(_) => (0, 0),
     }
 }
 
@@ -400,20 +387,6 @@ mod tests {
     use super::*;
     use minivm_guest::channel::{Exit, Status, Times};
     use minivm_machine::End;
-
-    #[test]
-    fn folders_belong_to_a_user_that_is_a_number_and_else_to_root() {
-        for (user, expected) in [
-            ("1000:7", (1000, 7)),
-            ("1000", (1000, 0)),
-            ("1000:app", (1000, 0)),
-            ("app:7", (0, 0)),
-            ("", (0, 0)),
-            ("4294967296", (0, 0)),
-        ] {
-            assert_eq!(owner(user), expected, "{user}");
-        }
-    }
 
     #[test]
     fn the_guest_cannot_report_an_init_longer_than_the_boot() {
