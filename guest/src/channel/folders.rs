@@ -22,6 +22,9 @@ pub enum Kind {
     /// From the guest, before a folder's first request: the user and the group to whom its files belong in the guest, 4 bytes each, little
     /// endian. The image's own list of users, which only the guest reads, may have them.
     Owner = 1,
+    /// From the host: a notification to the guest's kernel, or the reply that has to come after it. The kernel may hold the former up until
+    /// it has other replies, so that these two come to it in their order, and beside the others.
+    Notice = 2,
 }
 
 /// The start of a message.
@@ -77,6 +80,7 @@ impl Header {
         let kind = match u16::from_le_bytes([g, h]) {
             0 => Kind::Fuse,
             1 => Kind::Owner,
+            2 => Kind::Notice,
             kind => return Err(HeaderError::Kind(kind)),
         };
         Ok(Header {
@@ -99,15 +103,15 @@ mod tests {
         bytes[..4].copy_from_slice(&long.to_le_bytes());
         assert_eq!(Header::decode(bytes), Err(HeaderError::TooLong(long)));
         assert_eq!(
-            Header::decode([0, 0, 0, 0, 0, 0, 2, 0]),
-            Err(HeaderError::Kind(2))
+            Header::decode([0, 0, 0, 0, 0, 0, 3, 0]),
+            Err(HeaderError::Kind(3))
         );
     }
 
     proptest! {
         #[test]
-        fn headers_come_out_as_they_went_in(len in 0..=MESSAGE_MAX, folder: u16, owner: bool) {
-            let kind = if owner { Kind::Owner } else { Kind::Fuse };
+        fn headers_come_out_as_they_went_in(len in 0..=MESSAGE_MAX, folder: u16, kind in 0..3_usize) {
+            let kind = [Kind::Fuse, Kind::Owner, Kind::Notice][kind];
             let header = Header { len, folder, kind };
             prop_assert_eq!(Header::decode(header.encode()), Ok(header));
         }

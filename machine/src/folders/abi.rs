@@ -152,6 +152,21 @@ impl<'a> Args<'a> {
     }
 }
 
+/// The notification that all of a file's cached content and attributes are old (`struct fuse_out_header`, `struct
+/// fuse_notify_inval_inode_out`).
+pub(super) fn is_old(node: u64) -> Vec<u8> {
+    const NOTIFY_INVAL_INODE: u32 = 2;
+    const LEN: u32 = 16 + 24;
+    let mut notice = Vec::new();
+    let mut out = Out(&mut notice);
+    out.u32(LEN);
+    out.u32(NOTIFY_INVAL_INODE);
+    out.u64(0); // it answers no request
+    out.u64(node);
+    out.zeros(8 + 8); // from the beginning to the end
+    notice
+}
+
 /// A reply that is being made, behind room for its head.
 pub(super) struct Out<'a>(pub(super) &'a mut Vec<u8>);
 

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use rustix::fs::{
-    Access, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, Timestamps,
+    Access, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, StatxTimestamp, Timestamps,
     accessat, chmodat, fstatfs, linkat, openat, openat2, readlinkat, statx, utimensat,
 };
 
@@ -58,6 +58,14 @@ impl From<FileType> for Kind {
     }
 }
 
+/// What tells a file from the same one when its content was another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    size: u64,
+    modified: (i64, u32),
+    changed: (i64, u32),
+}
+
 /// A file's attributes.
 #[derive(Clone, Copy)]
 pub(super) struct Stat(Statx);
@@ -81,6 +89,16 @@ impl Stat {
             device: u64::from(self.0.stx_dev_major) << 32 | u64::from(self.0.stx_dev_minor),
             number: self.0.stx_ino,
             born,
+        }
+    }
+
+    /// Returns what changes with a file's content: its size, and the times of its change.
+    pub(super) fn version(&self) -> Version {
+        let time = |time: &StatxTimestamp| (time.tv_sec, time.tv_nsec);
+        Version {
+            size: self.size(),
+            modified: time(&self.0.stx_mtime),
+            changed: time(&self.0.stx_ctime),
         }
     }
 

@@ -85,6 +85,7 @@ impl Mount {
             Stat::of(&lock(&self.opens).get(handle, node, false)?.fd)?
         };
         self.check(node, &stat, false)?;
+        lock(&self.nodes).tell(node, Some(stat.version()));
         out.attributes(&stat, &self.owner);
         Ok(())
     }
@@ -131,7 +132,9 @@ impl Mount {
             };
             set_times(&held, &times)?;
         }
-        out.attributes(&Stat::of(&held)?, &self.owner);
+        let stat = Stat::of(&held)?;
+        lock(&self.nodes).tell(node, Some(stat.version()));
+        out.attributes(&stat, &self.owner);
         Ok(())
     }
 

@@ -316,20 +316,22 @@ impl Server {
 
     /// Answers a request to a folder, on the calling thread; several may call at once. The reply replaces what the vector has, and stays empty where there is none:
     /// for the requests that forget, and for what is too short to have a number.
-    pub fn answer(&self, folder: u16, request: &[u8], reply: &mut Vec<u8>) {
+    ///
+    /// Where the request opens a file that the host has changed since the guest's kernel was told of it, returns a notification, which
+    /// the kernel is to have before the reply: what it has cached of the file is old. It may take the notification only once it has other
+    /// replies.
+    pub fn answer(&self, folder: u16, request: &[u8], reply: &mut Vec<u8>) -> Option<Vec<u8>> {
         reply.clear();
-        let Some(request) = Request::parse(request) else {
-            return;
-        };
+        let request = Request::parse(request)?;
         let mount = self.mounts.get(usize::from(folder));
         if let opcode::FORGET | opcode::BATCH_FORGET = request.opcode {
             if let Some(mount) = mount.filter(|_| request.is_whole) {
                 mount.forget(request.opcode, request.node, request.args);
             }
-            return;
+            return None;
         }
         reply.resize(OUT_HEADER, 0);
-        let unique = request.unique;
+        let (unique, opcode, node) = (request.unique, request.opcode, request.node);
         let done = match mount {
             None => Err(Errno::NODEV),
             Some(_) if !request.is_whole || request.args.0.len() > REQUEST_MAX - IN_HEADER => {
@@ -345,6 +347,8 @@ impl Server {
         reply[..4].copy_from_slice(&len.to_ne_bytes());
         reply[4..8].copy_from_slice(&error.to_ne_bytes());
         reply[8..OUT_HEADER].copy_from_slice(&unique.to_ne_bytes());
+        let opened = mount.filter(|_| opcode == opcode::OPEN && error == 0)?;
+        opened.has_changed(node).then(|| abi::is_old(node))
     }
 
     /// Returns where in a folder the guest has made repositories, as paths from its top: the top itself is an empty path.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::abi::{ROOT, Result};
-use super::host::{Key, Kind, Stat};
+use super::host::{Key, Kind, Stat, Version};
 use super::name::Name;
 use super::opens::Open;
 
@@ -37,6 +37,8 @@ struct Node {
     lookups: u64,
     /// Its names, each with the node of its folder; the last is the newest.
     names: Vec<(u64, Name)>,
+    /// What the guest's kernel was told of it, as long as it holds that for true.
+    told: Option<Version>,
     /// The open files of it, which reach it when it has no name any more.
     open: Vec<Arc<Open>>,
 }
@@ -68,6 +70,7 @@ impl Nodes {
             kind: stat.kind(),
             lookups: 0,
             names: Vec::new(),
+            told: None,
             open: Vec::new(),
         };
         self.by_key.insert(node.key, id);
@@ -93,6 +96,7 @@ impl Nodes {
         if let Some(node) = self.nodes.get_mut(&id).filter(|_| id != ROOT) {
             node.lookups = node.lookups.saturating_add(1);
             node.kind = stat.kind();
+            node.told = Some(stat.version());
             let has_one_name = node.kind == Kind::Folder || stat.links() < 2;
             node.add(folder, name, has_one_name);
         }
@@ -109,6 +113,20 @@ impl Nodes {
             self.by_key.remove(&node.key);
             self.nodes.remove(&id);
         }
+    }
+
+    /// Notes what the guest's kernel is told of a file; `None` where it has changed the file itself, and asks anew.
+    pub(super) fn tell(&mut self, id: u64, version: Option<Version>) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.told = version;
+        }
+    }
+
+    /// Returns whether the guest's kernel holds for true what a file isn't any more, and forgets what it was told.
+    pub(super) fn has_changed(&mut self, id: u64, version: Version) -> bool {
+        let node = self.nodes.get_mut(&id);
+        let told = node.and_then(|node| node.told.take_if(|told| *told != version));
+        told.is_some()
     }
 
     pub(super) fn clear(&mut self) {

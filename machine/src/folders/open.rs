@@ -34,6 +34,12 @@ impl Mount {
         Ok(())
     }
 
+    /// Returns whether a file that was just opened isn't what the guest's kernel was told any more, and still holds for true.
+    pub(super) fn has_changed(&self, node: u64) -> bool {
+        let found = self.find_open(node);
+        found.is_ok_and(|(_, stat)| lock(&self.nodes).has_changed(node, stat.version()))
+    }
+
     /// Opens a file. Of the flags, those for reading, writing and truncation count; the guest's kernel does the rest.
     pub(super) fn open_node(&self, node: u64, flags: OFlags) -> Result<u64> {
         lock(&self.opens).check()?;
@@ -140,6 +146,7 @@ impl Mount {
         let room = self.growth.take_bytes(&stat, at, size.into())?;
         let written = write_all(&open.fd, data, offset, appends);
         self.growth.settle(room, &Stat::of(&open.fd)?);
+        lock(&self.nodes).tell(node, None);
         let written = u32::try_from(written?).map_err(|_| Errno::IO)?;
         out.u32(written);
         out.u32(0);
@@ -181,6 +188,7 @@ impl Mount {
         };
         let done = fallocate(&open.fd, mode, offset, len);
         self.growth.settle(room, &Stat::of(&open.fd)?);
+        lock(&self.nodes).tell(node, None);
         done
     }
 

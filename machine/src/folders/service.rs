@@ -67,18 +67,20 @@ impl Service<'_> {
         let _panic = EndOfPanic(self.stream);
         let (mut request, mut reply, mut message) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(folder) = self.next(&mut request) {
-            self.server.answer(folder, &request, &mut reply);
+            let notice = self.server.answer(folder, &request, &mut reply);
             if reply.is_empty() {
                 continue;
             }
-            let header = Header {
-                len: reply.len(),
-                folder,
-                kind: Kind::Fuse,
-            };
             message.clear();
-            message.extend_from_slice(&header.encode());
-            message.extend_from_slice(&reply);
+            let kind = match &notice {
+                Some(_) => Kind::Notice,
+                None => Kind::Fuse,
+            };
+            for part in notice.iter().chain([&reply]) {
+                let len = part.len();
+                message.extend_from_slice(&Header { len, folder, kind }.encode());
+                message.extend_from_slice(part);
+            }
             let _writing = lock(&self.writing);
             let mut stream = self.stream;
             if stream.write_all(&message).is_err() {
@@ -94,6 +96,10 @@ impl Service<'_> {
         while !reading.is_over {
             match reading.message(request) {
                 Ok((folder, Kind::Fuse)) => return Some(folder),
+                Ok((_, Kind::Notice)) => {
+                    let error = io::Error::other("a guest has sent what only a host sends");
+                    self.end(&mut reading, &error);
+                }
                 Ok((folder, Kind::Owner)) => match owner(request) {
                     Ok(owner) => self.server.set_owner(folder, owner),
                     Err(error) => self.end(&mut reading, &error),

@@ -1,8 +1,9 @@
-//! Folders of the host's: Linux's FUSE mounts them, and two threads pass its messages on to the host and back, as they are.
+//! Folders of the host's: Linux's FUSE mounts them, and threads pass its messages on to the host and back, as they are.
 //!
 //! The thread `requests` takes the kernel's requests from its device files, one for each folder, and puts them into the ring to the host.
 //! The thread `answers` takes the host's replies out of the other ring, writes them to the device files, and waits for COM3's bells, for both.
-//! Neither waits for the command, nor it for them, but in the kernel, for its files.
+//! What the kernel may hold up until it has another reply, a third thread writes, `notices`.
+//! None waits for the command, nor it for them, but in the kernel, for its files.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -10,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -68,7 +70,14 @@ pub(crate) fn mount_all(
     });
     let devices: Arc<[File]> = devices.into();
     let (answering, written) = (channel.clone(), devices.clone());
-    spawn("answers", move || answers(&answering, &written, input))?;
+    let (noticed, notices) = mpsc::channel();
+    spawn("answers", move || answers(&answering, &written, input, &noticed))?;
+    let written = devices.clone();
+    spawn("notices", move || {
+        notices
+            .iter()
+            .try_for_each(|(header, message): (_, Vec<u8>)| answer(&written, header, &message))
+    })?;
     let owner = [user.uid.to_le_bytes(), user.gid.to_le_bytes()].concat();
     spawn("requests", move || {
         requests(&channel, &devices, output, &owner)
@@ -279,7 +288,12 @@ fn send(
 }
 
 /// Passes the host's replies on to the kernel.
-fn answers(channel: &Channel, devices: &[File], mut ring: Consumer<Ring>) -> Result<(), Error> {
+fn answers(
+    channel: &Channel,
+    devices: &[File],
+    mut ring: Consumer<Ring>,
+    notices: &Sender<(Header, Vec<u8>)>,
+) -> Result<(), Error> {
     let register = Register::permitted(COM3);
     let mut buffer = vec![0; CHUNK];
     let mut pending = Vec::new();
@@ -292,7 +306,10 @@ fn answers(channel: &Channel, devices: &[File], mut ring: Consumer<Ring>) -> Res
         let mut taken = 0;
         while let Some((header, message)) = whole(&pending[taken..])? {
             taken += HEADER + message.len();
-            answer(devices, header, message)?;
+            match header.kind {
+                Kind::Notice => notices.send((header, message.to_vec()))?,
+                _ => answer(devices, header, message)?,
+            }
         }
         pending.drain(..taken);
         if moved.bytes == 0 && ring.sleep()? {
