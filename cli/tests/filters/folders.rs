@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use minivm_machine::folders::{self, Access, Folder, Running, Volume};
-use minivm_tests::patience::PATIENCE;
+use minivm_tests::patience::{PATIENCE, wait_until};
+use minivm_tests::processes;
 use minivm_tests::program::run;
 
 use crate::client::Client;
@@ -49,10 +50,19 @@ fn serve() {
         folder: Folder::new(place.path(), Access::ReadWrite),
         at: "/work".into(),
     };
+    let volumes = [volume];
     let (stream, theirs) = UnixStream::pair().unwrap();
-    let running = Running::start(&[volume], theirs, || {}).unwrap();
+    let running = Running::start(&volumes, theirs, || {}).unwrap();
     let wire = Arc::new(Wire::new(stream));
     do_everything(&Client::mount(wire, 0));
+    assert_eq!(running.end().ended, None);
+    // That one may have been killed once it had reported. Another one ends by itself.
+    let (running, stream) = Running::start(&volumes).unwrap();
+    drop(stream);
+    wait_until("the process goes on", || {
+        let below = processes::below(std::process::id());
+        below.iter().all(|process| !process.is_alive)
+    });
     assert_eq!(running.end().ended, None);
 }
 

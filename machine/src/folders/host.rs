@@ -10,8 +10,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use rustix::fs::{
-    Access, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, StatxTimestamp, Timestamps,
-    accessat, chmodat, fstatfs, linkat, openat, openat2, readlinkat, statx, utimensat,
+    Access, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags,
+    StatxTimestamp, Timestamps, accessat, chmodat, fstatfs, linkat, openat, openat2, readlinkat,
+    statx, utimensat,
 };
 
 use super::abi::Result;

@@ -13,10 +13,48 @@ use rustix::process::{Uid, geteuid};
 use rustix::thread::set_thread_res_uid;
 use tempfile::tempdir;
 
+use crate::client::Arg::Word;
 use crate::client::{
     APPEND, Arg, Client, EXCHANGE, EXCL, NOREPLACE, RDONLY, RDWR, ROOT, TRUNC, WRONLY, fifo,
-    number, op, tree,
+    number, op, request, tree, word,
 };
+
+#[test]
+fn a_file_that_the_host_has_changed_is_known_to_be_old_before_it_is_open() {
+    let place = tempdir().unwrap();
+    let host = place.path().join("file");
+    fs::write(&host, "one").unwrap();
+    let client = Client::of(place.path());
+    let node = client.find("file").unwrap();
+    let notice = || {
+        let mut reply = Vec::new();
+        let open = request(op::OPEN, 77, node, &[Word(RDONLY), Word(0)]);
+        let notice = client.server.answer(0, &open, &mut reply);
+        assert_eq!((word(&reply, 4), number(&reply, 8)), (0, 77));
+        notice
+    };
+    assert_eq!(notice(), None);
+    fs::write(&host, "and two").unwrap();
+    let old = notice().unwrap();
+    let head = (word(&old, 0) as usize, word(&old, 4), number(&old, 8));
+    assert_eq!(head, (old.len(), 2, 0));
+    assert_eq!((number(&old, 16), &old[24..]), (node, &[0; 16][..]));
+    assert_eq!(notice(), None, "it asks anew");
+    fs::write(&host, "and a third time").unwrap();
+    assert_eq!(notice(), None, "it has not asked yet");
+    assert_eq!(client.stat("file").unwrap().size, 16);
+    assert_eq!(notice(), None);
+    // What it does itself it knows.
+    let at = client.open("file", RDWR).unwrap();
+    client
+        .write(at, 0, b"from the guest, and longer", 0)
+        .unwrap();
+    assert_eq!(notice(), None);
+    client.truncate("file", 1).unwrap();
+    assert_eq!(notice(), None);
+    fs::set_permissions(&host, Permissions::from_mode(0o600)).unwrap();
+    assert!(notice().is_some());
+}
 
 #[test]
 fn permissions_and_times_are_kept_on_both_sides() {

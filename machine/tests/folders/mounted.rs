@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use minivm_guest::channel::folders::Kind;
@@ -26,7 +26,10 @@ fn serve(device: &OwnedFd, server: &Server) {
     let mut reply = Vec::new();
     // It ends when the mount does.
     while let Ok(len) = device.read(&mut request) {
-        server.answer(0, &request[..len], &mut reply);
+        if let Some(notice) = server.answer(0, &request[..len], &mut reply) {
+            // ENOENT: the kernel has forgotten the file.
+            let _ = device.write(&notice);
+        }
         if !reply.is_empty() {
             // ENOENT: the request was given up meanwhile.
             let _ = device.write(&reply);
@@ -85,8 +88,20 @@ fn mounted_apart(source: &TempDir, at: &Path) -> Running {
             }
         }
     });
+    let (noticed, notices) = mpsc::channel::<Vec<u8>>();
+    let mut late = replies.try_clone().unwrap();
     thread::spawn(move || {
-        while let Ok((_, reply)) = wire::try_receive(&mut from) {
+        for notice in notices {
+            // ENOENT: the kernel has forgotten the file.
+            let _ = late.write(&notice);
+        }
+    });
+    thread::spawn(move || {
+        while let Ok((header, reply)) = wire::try_receive(&mut from) {
+            if header.kind == Kind::Notice {
+                noticed.send(reply).unwrap();
+                continue;
+            }
             // ENOENT: the request was given up meanwhile.
             let _ = replies.write(&reply);
         }
@@ -249,5 +264,13 @@ fn both_sides_see_one_tree() {
         fs::write(&guest, "from the guest").unwrap();
         assert_eq!(fs::read_to_string(&host).unwrap(), "from the guest");
         assert_eq!(fs::metadata(&guest).unwrap().len(), 14);
+        // Longer than what the guest's kernel knows, and has just been told.
+        let long = text.repeat(1000);
+        fs::write(&host, &long).unwrap();
+        let mut file = File::open(&guest).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), long.len() as u64);
+        let mut read = String::new();
+        file.read_to_string(&mut read).unwrap();
+        assert!(read == long, "{} of {} bytes", read.len(), long.len());
     }
 }

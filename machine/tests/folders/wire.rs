@@ -25,9 +25,17 @@ impl Answer for Wire {
     fn answer(&self, folder: u16, request: &[u8], reply: &mut Vec<u8>) {
         let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         send(&mut stream, folder, Kind::Fuse, request);
-        let (header, message) = receive(&mut stream);
-        assert_eq!((header.folder, header.kind), (folder, Kind::Fuse));
-        *reply = message;
+        loop {
+            let (header, message) = receive(&mut stream);
+            assert_eq!(header.folder, folder);
+            assert_ne!(header.kind, Kind::Owner);
+            // Not a notification, which answers nothing.
+            if number(&message, 8) != 0 {
+                *reply = message;
+                return;
+            }
+            assert_eq!(header.kind, Kind::Notice);
+        }
     }
 }
 

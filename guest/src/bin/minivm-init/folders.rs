@@ -71,7 +71,9 @@ pub(crate) fn mount_all(
     let devices: Arc<[File]> = devices.into();
     let (answering, written) = (channel.clone(), devices.clone());
     let (noticed, notices) = mpsc::channel();
-    spawn("answers", move || answers(&answering, &written, input, &noticed))?;
+    spawn("answers", move || {
+        answers(&answering, &written, input, &noticed)
+    })?;
     let written = devices.clone();
     spawn("notices", move || {
         notices
