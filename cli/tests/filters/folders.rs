@@ -57,7 +57,8 @@ fn serve() {
     do_everything(&Client::mount(wire, 0));
     assert_eq!(running.end().ended, None);
     // That one may have been killed once it had reported. Another one ends by itself.
-    let (running, stream) = Running::start(&volumes).unwrap();
+    let (stream, theirs) = UnixStream::pair().unwrap();
+    let running = Running::start(&volumes, theirs, || {}).unwrap();
     drop(stream);
     wait_until("the process goes on", || {
         let below = processes::below(std::process::id());

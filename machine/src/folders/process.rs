@@ -384,9 +384,8 @@ mod tests {
         let (running, mut stream) = start(&[volume(place.path())]);
         stream.set_nonblocking(true).unwrap();
         let fills = loop {
-            match stream.write(&request(3)) {
-                Ok(_) => {}
-                Err(error) => break error.kind(),
+            if let Err(error) = stream.write_all(&request(3)) {
+                break error.kind();
             }
         };
         assert_eq!(fills, io::ErrorKind::WouldBlock);

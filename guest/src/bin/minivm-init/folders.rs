@@ -1,9 +1,9 @@
 //! Folders of the host's: Linux's FUSE mounts them, and threads pass its messages on to the host and back, as they are.
 //!
-//! The thread `requests` takes the kernel's requests from its device files, one for each folder, and puts them into the ring to the host.
-//! The thread `answers` takes the host's replies out of the other ring, writes them to the device files, and waits for COM3's bells, for both.
-//! What the kernel may hold up until it has another reply, a third thread writes, `notices`.
-//! None waits for the command, nor it for them, but in the kernel, for its files.
+//! A thread for each folder, `requests`, takes the kernel's requests from the folder's device file and puts them into the ring to the host.
+//! The thread `answers` takes the host's replies out of the other ring, writes them to the device files, and waits for COM3's bells, for all
+//! of them. What the kernel may hold up until it has another reply, a further thread writes, `notices`. None waits for the command, nor it
+//! for them, but in the kernel, for its files.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -18,7 +18,6 @@ use std::thread;
 use minivm_guest::channel::folders::{HEADER, Header, Kind, MESSAGE_MAX};
 use minivm_guest::channel::ring::{Consumer, Producer};
 use minivm_guest::channel::{COM3, SharedFolder};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -56,21 +55,24 @@ pub(crate) fn mount_all(
     let tty = open_raw(TTY, OFlags::empty()).map_err(cannot(format!(
         "share folders: the guest's kernel has no third UART (CONFIG_SERIAL_8250_NR_UARTS=3): open {TTY}"
     )))?;
-    let mut devices = Vec::new();
-    for folder in folders {
-        devices.push(mount_one(folder)?);
-    }
+    let devices = folders.iter().map(|_| {
+        let device = File::options().read(true).write(true).open(DEVICE);
+        device.map_err(cannot(format!(
+            "share folders: the guest's kernel has no FUSE (CONFIG_FUSE_FS): open {DEVICE}"
+        )))
+    });
+    let devices: Arc<[File]> = devices.collect::<Result<_, _>>()?;
     let rings = Rings::new().map_err(cannot("lay out the folders' rings"))?;
     control.announce(&rings);
     let Rings { output, input, .. } = rings;
     let channel = Arc::new(Channel {
         tty,
+        output: Mutex::new(output),
         bells: Mutex::new(0),
         rung: Condvar::new(),
     });
-    let devices: Arc<[File]> = devices.into();
-    let (answering, written) = (channel.clone(), devices.clone());
     let (noticed, notices) = mpsc::channel();
+    let (answering, written) = (channel.clone(), devices.clone());
     spawn("answers", move || {
         answers(&answering, &written, input, &noticed)
     })?;
@@ -80,12 +82,18 @@ pub(crate) fn mount_all(
             .iter()
             .try_for_each(|(header, message): (_, Vec<u8>)| answer(&written, header, &message))
     })?;
-    let owner = [user.uid.to_le_bytes(), user.gid.to_le_bytes()].concat();
-    spawn("requests", move || {
-        requests(&channel, &devices, output, &owner)
-    })?;
-    let points = folders.iter().map(|folder| point(folder).to_owned());
-    Ok(Folders(points.collect()))
+    let mut mounted = Folders(Vec::new());
+    for (number, folder) in folders.iter().enumerate() {
+        // Its place may be in another one, which is served by now.
+        mount_one(folder, &devices[number])?;
+        mounted.0.push(point(folder).to_owned());
+        let (channel, devices) = (channel.clone(), devices.clone());
+        let (number, owner) = (u16::try_from(number)?, (user.uid, user.gid));
+        spawn("requests", move || {
+            requests(&channel, &devices[usize::from(number)], number, owner)
+        })?;
+    }
+    Ok(mounted)
 }
 
 fn spawn(
@@ -106,12 +114,8 @@ fn point(folder: &SharedFolder) -> &Path {
     Path::new(OsStr::from_bytes(&folder.at))
 }
 
-/// Mounts a folder. The kernel's first request waits in the returned device file, and all others for its reply.
-fn mount_one(folder: &SharedFolder) -> Result<File, Error> {
-    let device = File::options().read(true).write(true).open(DEVICE);
-    let device = device.map_err(cannot(format!(
-        "share folders: the guest's kernel has no FUSE (CONFIG_FUSE_FS): open {DEVICE}"
-    )))?;
+/// Mounts a folder. The kernel's first request waits in the device file, and all others for its reply.
+fn mount_one(folder: &SharedFolder, device: &File) -> Result<(), Error> {
     let at = point(folder);
     let mode = match folder.is_file {
         true => {
@@ -133,8 +137,7 @@ fn mount_one(folder: &SharedFolder) -> Result<File, Error> {
         device.as_raw_fd()
     ))?;
     mount("minivm", at, "fuse", flags, &*options)
-        .map_err(cannot(format!("mount a folder on {}", at.display())))?;
-    Ok(device)
+        .map_err(cannot(format!("mount a folder on {}", at.display())))
 }
 
 /// Creates a file to mount another one on, and the folders above it, where there is none.
@@ -163,9 +166,11 @@ impl Folders {
     }
 }
 
-/// The bells of both threads.
+/// What the threads share.
 struct Channel {
     tty: OwnedFd,
+    /// Held while a message is put in, which is whole then.
+    output: Mutex<Producer<Ring>>,
     /// The number of reads that have returned bells.
     bells: Mutex<u64>,
     rung: Condvar,
@@ -182,10 +187,30 @@ impl Channel {
     }
 
     fn bells(&self) -> MutexGuard<'_, u64> {
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.bells)
     }
 
-    /// Waits for bells, and wakes the other thread if it waits for one.
+    /// Puts a message into the ring, and waits where that is full.
+    fn send(&self, register: Option<&Register>, mut message: &[u8]) -> Result<(), Error> {
+        let mut output = lock(&self.output);
+        loop {
+            let before = *self.bells();
+            let moved = output.push(message)?;
+            message = &message[moved.bytes..];
+            let full = !message.is_empty() && moved.bytes == 0 && output.sleep()?;
+            if moved.bell {
+                self.ring(register)?;
+            }
+            if message.is_empty() {
+                return Ok(());
+            }
+            if full {
+                self.wait(before);
+            }
+        }
+    }
+
+    /// Waits for bells, and wakes a thread that waits for one.
     fn listen(&self) -> rustix::io::Result<()> {
         let mut buffer = [0; 64];
         loop {
@@ -207,86 +232,45 @@ impl Channel {
     }
 }
 
-/// Passes the kernel's requests on to the host, for as long as there is a mount.
+/// Passes the kernel's requests about one folder on to the host, as long as that is mounted.
 fn requests(
     channel: &Channel,
-    devices: &[File],
-    mut ring: Producer<Ring>,
-    owner: &[u8],
+    mut device: &File,
+    folder: u16,
+    (user, group): (u32, u32),
 ) -> Result<(), Error> {
     let register = Register::permitted(COM3);
-    let mut send = |bytes: &[u8]| send(channel, &mut ring, register.as_ref(), bytes);
-    let header = |folder: usize, kind, len| {
-        let folder = u16::try_from(folder)?;
-        Ok::<_, Error>(Header { len, folder, kind }.encode())
-    };
-    let mut open: Vec<_> = devices.iter().enumerate().collect();
-    for (folder, _) in &open {
-        let header = header(*folder, Kind::Owner, owner.len())?;
-        send(&[&header, owner].concat())?;
-    }
-    // The host looks for the rings at the first bell, and says from then on when it waits for one.
-    channel.ring(register.as_ref())?;
     // A header, and a request.
     let mut buffer = vec![0; HEADER + MESSAGE_MAX];
-    while !open.is_empty() {
-        let mut polled: Vec<_> = open
-            .iter()
-            .map(|(_, device)| PollFd::new(*device, PollFlags::IN))
-            .collect();
-        match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let ready: Vec<_> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let mut gone = Vec::new();
-        for ((folder, device), _) in open.iter().zip(ready).filter(|(_, ready)| *ready) {
-            match (&**device).read(&mut buffer[HEADER..]) {
-                Ok(len) => {
-                    let header = header(*folder, Kind::Fuse, len)?;
-                    buffer[..HEADER].copy_from_slice(&header);
-                    send(&buffer[..HEADER + len])?;
-                }
-                // The mount is gone.
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => gone.push(*folder),
-                // A request that was interrupted meanwhile.
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(cannot(format!("read {DEVICE}"))(error)),
+    let header = |kind, len| Header { len, folder, kind }.encode();
+    let owner = [user.to_le_bytes(), group.to_le_bytes()].concat();
+    let message = [&header(Kind::Owner, owner.len())[..], &owner].concat();
+    channel.send(register.as_ref(), &message)?;
+    // The host looks for the rings at the first bell, and says from then on when it waits for one.
+    channel.ring(register.as_ref())?;
+    loop {
+        match device.read(&mut buffer[HEADER..]) {
+            Ok(len) => {
+                buffer[..HEADER].copy_from_slice(&header(Kind::Fuse, len));
+                channel.send(register.as_ref(), &buffer[..HEADER + len])?;
             }
+            // The mount is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+            // A request that was given up meanwhile.
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(cannot(format!("read {DEVICE}"))(error)),
         }
-        open.retain(|(folder, _)| !gone.contains(folder));
     }
-    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns whether an error of the device's is about one message.
 fn is_passing(error: &io::Error) -> bool {
     let passing = [libc::EINTR, libc::EAGAIN, libc::ENOENT];
     passing.map(Some).contains(&error.raw_os_error())
-}
-
-/// Puts bytes into the ring, and waits where it is full.
-fn send(
-    channel: &Channel,
-    ring: &mut Producer<Ring>,
-    register: Option<&Register>,
-    mut bytes: &[u8],
-) -> Result<(), Error> {
-    loop {
-        let before = *channel.bells();
-        let moved = ring.push(bytes)?;
-        bytes = &bytes[moved.bytes..];
-        let full = !bytes.is_empty() && moved.bytes == 0 && ring.sleep()?;
-        if moved.bell {
-            channel.ring(register)?;
-        }
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        if full {
-            channel.wait(before);
-        }
-    }
 }
 
 /// Passes the host's replies on to the kernel.
