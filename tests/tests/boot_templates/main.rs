@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod clock;
+mod folders;
 mod forks;
 mod guest;
 mod kills;

@@ -6,7 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use minivm_tests::given;
+use minivm_tests::processes;
 use minivm_tests::program::{Ended, Program};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::guest::{
     PATIENCE, assert_well, end_of, noise, our_kernel, run_image, scratch, shell, text_of,
@@ -204,6 +206,26 @@ fn guests(folder: &Path) -> PathBuf {
     let file = folder.join("guests");
     fs::write(&file, "the guest's").unwrap();
     file
+}
+
+/// A guest whose folders are gone is of no use, and is told of by what has ended them.
+#[test]
+fn a_machine_ends_with_the_process_that_serves_its_folders() {
+    let here = folder("volume-killed");
+    let [flag, at] = volume(&here, "/work");
+    let script = "echo runs; while :; do cat /work/none 2>/dev/null; done";
+    let mut running = Program::start(&mut shell(&[&flag, &at], script));
+    running.wait_for("runs", PATIENCE);
+    let server = processes::below(running.id()).into_iter().find(|process| {
+        let line = fs::read(format!("/proc/{}/cmdline", process.id));
+        line.is_ok_and(|line| line == b"minivm\0folders\0")
+    });
+    let server = i32::try_from(server.expect("it is served").id).unwrap();
+    kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+    let ended = running.end(PATIENCE);
+    let said = "minivm: the process that serves folders ended: it was killed";
+    assert!(ended.stderr.starts_with(said), "{ended:?}");
+    assert_eq!((ended.code, ended.stderr.lines().count()), (Some(125), 1));
 }
 
 /// The guest and the host take turns: each writes a number, and waits for the other's.
