@@ -40,21 +40,37 @@ const CHUNK: usize = 64 << 10;
 /// The mounted folders.
 pub(crate) struct Folders(Vec<PathBuf>);
 
-/// Mounts the folders, whose files belong to the user, and starts the threads that serve them.
-pub(crate) fn mount_all(
-    wire: &Wire,
-    folders: &[SharedFolder],
-    user: &User,
-) -> Result<Folders, Error> {
-    if folders.is_empty() {
-        return Ok(Folders(Vec::new()));
-    }
+/// The folders' own rings and bell, before there are folders.
+pub(crate) struct Line {
+    tty: OwnedFd,
+    rings: Rings,
+}
+
+/// Lays the folders' rings out, for the host to find. In a machine that is saved before its request comes this is done before as well: it
+/// takes some forty exits, and the clones' folders are mounted without them.
+pub(crate) fn lay_out(wire: &Wire) -> Result<Line, Error> {
     let control = wire.rings().ok_or(
         "folders need rings in the guest's memory, and its kernel shows init no addresses (CONFIG_PROC_PAGE_MONITOR)",
     )?;
     let tty = open_raw(TTY, OFlags::empty()).map_err(cannot(format!(
         "share folders: the guest's kernel has no third UART (CONFIG_SERIAL_8250_NR_UARTS=3): open {TTY}"
     )))?;
+    let rings = Rings::new().map_err(cannot("lay out the folders' rings"))?;
+    control.announce(&rings);
+    Ok(Line { tty, rings })
+}
+
+/// Mounts the folders, whose files belong to the user, and starts the threads that serve them.
+pub(crate) fn mount_all(
+    wire: &Wire,
+    line: Option<Line>,
+    folders: &[SharedFolder],
+    user: &User,
+) -> Result<Folders, Error> {
+    if folders.is_empty() {
+        return Ok(Folders(Vec::new()));
+    }
+    let Line { tty, rings } = line.map_or_else(|| lay_out(wire), Ok)?;
     let devices = folders.iter().map(|_| {
         let device = File::options().read(true).write(true).open(DEVICE);
         device.map_err(cannot(format!(
@@ -62,8 +78,6 @@ pub(crate) fn mount_all(
         )))
     });
     let devices: Arc<[File]> = devices.collect::<Result<_, _>>()?;
-    let rings = Rings::new().map_err(cannot("lay out the folders' rings"))?;
-    control.announce(&rings);
     let Rings { output, input, .. } = rings;
     let channel = Arc::new(Channel {
         tty,

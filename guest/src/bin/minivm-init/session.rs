@@ -35,6 +35,8 @@ enum First {
 /// The work that was done before the request came.
 struct Prepared {
     interpreter: Option<Waiting>,
+    /// Where the kernel can mount folders.
+    folders: Option<folders::Line>,
     /// A line for each step that failed and is no reason to stop.
     lost: Vec<String>,
 }
@@ -57,7 +59,7 @@ pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
             times.request = clock();
             serve(&mut wire, &request, None, times)
         }
-        First::Prepare(preparation) => prepare(preparation).and_then(|prepared| {
+        First::Prepare(preparation) => prepare(preparation, &wire).and_then(|prepared| {
             wire.send(&ToHost::Ready)?;
             // Here the machine is saved, and from here its clones continue.
             let request = wire.receive_one(|message| match message {
@@ -78,12 +80,18 @@ pub(crate) fn run(with_rings: bool, init: u64) -> Result<(), Error> {
 }
 
 /// Does all that doesn't depend on the request.
-fn prepare(preparation: Preparation) -> Result<Prepared, Error> {
+fn prepare(preparation: Preparation, wire: &Wire) -> Result<Prepared, Error> {
     identity::set_clock(preparation.now)?;
     let (_, lost) = surroundings::make()?;
     let interpreter = preparation.interpreter.map(Waiting::start).transpose()?;
+    // Where it can't be done, a request with folders is told why.
+    let folders = folders::lay_out(wire).ok();
     blank::fill();
-    Ok(Prepared { interpreter, lost })
+    Ok(Prepared {
+        interpreter,
+        folders,
+        lost,
+    })
 }
 
 fn serve(
@@ -95,10 +103,15 @@ fn serve(
     let request_mark = request.timeline.then(|| wire.mark()).flatten();
     let booted = prepared.is_none();
     identity::assume(request)?;
-    let Prepared { interpreter, lost } = match prepared {
+    let Prepared {
+        interpreter,
+        folders,
+        lost,
+    } = match prepared {
         Some(prepared) => prepared,
         None => Prepared {
             interpreter: None,
+            folders: None,
             lost: surroundings::make()?.1,
         },
     };
@@ -108,7 +121,7 @@ fn serve(
     }
     let user = user::find(&request.user)?;
     mounts::asked_for(request)?;
-    let folders = folders::mount_all(wire, &request.folders, &user)?;
+    let folders = folders::mount_all(wire, folders, &request.folders, &user)?;
     if request.copy_in {
         files::copy_in(wire, &user)?;
     }
