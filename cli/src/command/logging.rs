@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use minivm_machine::printable::printable;
 use minivm_machine::streams;
 
@@ -22,17 +22,27 @@ pub(super) fn to_stderr(level: LevelFilter) {
 struct StderrLog(Budget);
 
 impl Log for StderrLog {
-    fn enabled(&self, _: &Metadata) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        is_of_interest(metadata, log::max_level())
     }
 
     fn log(&self, record: &Record) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         if let Some(line) = self.0.line(record) {
             streams::tell(&line);
         }
     }
 
     fn flush(&self) {}
+}
+
+/// Returns whether a message is logged: a library's, unless it is a warning, only where all are.
+fn is_of_interest(metadata: &Metadata, all: LevelFilter) -> bool {
+    metadata.target().starts_with("minivm")
+        || metadata.level() <= Level::Warn
+        || all == LevelFilter::Trace
 }
 
 /// The number of messages so far.
@@ -54,6 +64,21 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_librarys_details_are_logged_with_all_others_alone() {
+        for (target, level, at_debug) in [
+            ("minivm_machine::session", Level::Debug, true),
+            ("minivm", Level::Debug, true),
+            ("globset", Level::Debug, false),
+            ("globset", Level::Warn, true),
+        ] {
+            let metadata = Metadata::builder().target(target).level(level).build();
+            let seen = is_of_interest(&metadata, LevelFilter::Debug);
+            assert_eq!(seen, at_debug, "{target} {level}");
+            assert!(is_of_interest(&metadata, LevelFilter::Trace));
+        }
+    }
 
     #[test]
     fn messages_are_bounded_in_number_and_length() {
