@@ -323,11 +323,11 @@ fn broken_messages_end_the_stream_and_are_reported() {
     let place = tempdir().unwrap();
     let whole = |kind, len| framed(0, kind, &vec![0; len]);
     let mut unknown = whole(Kind::Fuse, 1);
-    unknown[6] = 2;
+    unknown[6] = 3;
     let mut long = whole(Kind::Fuse, 1);
     long[3] = 1;
     for (bytes, why) in [
-        (unknown, "a folder's message of the unknown kind 2"),
+        (unknown, "a folder's message of the unknown kind 3"),
         (
             long,
             "a folder's message of 16777217 bytes was announced: the most is 131152",
@@ -335,6 +335,10 @@ fn broken_messages_end_the_stream_and_are_reported() {
         (
             whole(Kind::Owner, 7),
             "a folder's owner of 7 bytes was sent: it has 8",
+        ),
+        (
+            whole(Kind::Notice, 40),
+            "a guest has sent what only a host sends",
         ),
     ] {
         let (running, mut stream, process) = start_one(place.path());

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::client::Arg::{Bytes, Long, Text, Word};
 use crate::client::{
-    APPEND, Answer, Client, EXCHANGE, EXCL, NOREPLACE, RDONLY, RDWR, ROOT, number, op,
+    APPEND, Answer, Client, EXCHANGE, EXCL, NOREPLACE, RDONLY, RDWR, ROOT, number, op, word,
 };
 
 /// The machine's end, for one request at a time.
@@ -29,8 +29,8 @@ impl Answer for Wire {
             let (header, message) = receive(&mut stream);
             assert_eq!(header.folder, folder);
             assert_ne!(header.kind, Kind::Owner);
-            // Not a notification, which answers nothing.
-            if number(&message, 8) != 0 {
+            // A notification has a positive number in the place of an error.
+            if word(&message, 4).cast_signed() <= 0 {
                 *reply = message;
                 return;
             }
