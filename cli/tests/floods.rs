@@ -128,8 +128,11 @@ fn a_machine_whose_console_takes_nothing_is_stopped_while_it_is_to_be_saved() {
     let mut terminal = Terminal::new(24, 80);
     // Nothing is read from the terminal.
     let mut minivm = terminal.start(place.boot("flood").arg("--control").arg(&socket));
-    wait_until("it doesn't listen", || socket.exists());
-    let below = processes::below(minivm.id());
+    let mut below = Vec::new();
+    wait_until("there is no monitor, or none that listens", || {
+        below = processes::below(minivm.id());
+        socket.exists() && !below.is_empty()
+    });
     let [monitor] = below[..] else {
         panic!("{below:?}");
     };
