@@ -58,15 +58,31 @@ fn entries(settings: &str) -> Vec<(String, &str)> {
     let mut section = String::new();
     let mut entries = Vec::new();
     for line in settings.lines().map(str::trim) {
+        let mut rest = line;
         if let Some(head) = line.strip_prefix('[') {
             let end = head.find([' ', '\t', '"', ']']).unwrap_or(head.len());
             section = head[..end].to_ascii_lowercase();
-        } else if let Some((key, value)) = line.split_once('=') {
+            // A setting may follow on the line.
+            rest = head.rsplit_once(']').map_or("", |(_, rest)| rest);
+        }
+        if let Some((key, value)) = rest.split_once('=') {
             let key = format!("{section}.{}", key.trim().to_ascii_lowercase());
-            entries.push((key, value.trim().trim_matches('"')));
+            entries.push((key, without_comment(value.trim())));
         }
     }
     entries
+}
+
+/// Returns a value without its quotes, and without a comment behind it.
+fn without_comment(value: &str) -> &str {
+    match value.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next().unwrap_or_default(),
+        None => value
+            .split([';', '#'])
+            .next()
+            .unwrap_or_default()
+            .trim_end(),
+    }
 }
 
 /// Returns the targets of links among the hooks, as paths from the top of the folder.
@@ -122,6 +138,14 @@ mod tests {
         let entries = entries(text);
         assert!(entries.contains(&("core.hookspath".into(), "tools/hooks")));
         assert!(entries.contains(&("includeif.path".into(), "../more")));
+        for text in [
+            "[core]\nhooksPath = hk ; ours",
+            "[core]\nhooksPath = \"hk\" # ours",
+            "[core] hooksPath = hk",
+            "[core \"x]y\"] hooksPath=hk",
+        ] {
+            assert_eq!(super::entries(text), [("core.hookspath".into(), "hk")]);
+        }
     }
 
     #[test]

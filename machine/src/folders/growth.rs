@@ -22,14 +22,27 @@ struct Change {
     grown: u64,
     /// Whether the guest has made it.
     made: bool,
+    /// Further names that the guest has given it.
+    links: u64,
 }
 
 impl Change {
+    /// A file that the guest hasn't changed yet.
+    fn before(stat: &Stat) -> Self {
+        Change {
+            size_before: stat.size(),
+            on_disk_before: stat.on_disk(),
+            grown: 0,
+            made: false,
+            links: 0,
+        }
+    }
+
     fn growth(&self, size: u64, on_disk: u64) -> u64 {
         let size = size.saturating_sub(self.size_before);
         let on_disk = on_disk.saturating_sub(self.on_disk_before);
-        let made = if self.made { MADE } else { 0 };
-        size.max(on_disk).saturating_add(made)
+        let names = self.links + u64::from(self.made);
+        size.max(on_disk).saturating_add(names.saturating_mul(MADE))
     }
 }
 
@@ -79,12 +92,8 @@ impl Growth {
     pub(super) fn take_bytes(&self, stat: &Stat, offset: u64, len: u64) -> Result<Room> {
         let mut state = self.state();
         let (size, on_disk) = (stat.size(), stat.on_disk());
-        let change = state.changes.entry(stat.key()).or_insert(Change {
-            size_before: size,
-            on_disk_before: on_disk,
-            grown: 0,
-            made: false,
-        });
+        let change = state.changes.entry(stat.key());
+        let change = change.or_insert_with(|| Change::before(stat));
         let end = offset.saturating_add(len);
         let full = size.max(end).div_ceil(4096).saturating_mul(4096);
         let filled = match on_disk >= size && end <= size {
@@ -118,11 +127,32 @@ impl Growth {
             on_disk_before: 0,
             grown: room.0,
             made: true,
+            links: 0,
         };
         let mut state = self.state();
         if let Some(old) = state.changes.insert(key, change) {
             state.total = state.total.saturating_sub(old.grown);
         }
+    }
+
+    /// Counts a further name of a file, in the room for it.
+    pub(super) fn linked(&self, room: Room, stat: &Stat) {
+        let mut state = self.state();
+        let change = state.changes.entry(stat.key());
+        let change = change.or_insert_with(|| Change::before(stat));
+        change.links += 1;
+        change.grown += room.0;
+    }
+
+    /// Frees the room of one of a file's further names.
+    pub(super) fn unlinked(&self, key: &Key) {
+        let mut state = self.state();
+        let Some(change) = state.changes.get_mut(key).filter(|change| change.links > 0) else {
+            return;
+        };
+        change.links -= 1;
+        change.grown = change.grown.saturating_sub(MADE);
+        state.total = state.total.saturating_sub(MADE);
     }
 
     /// Counts what has become of a file, in place of the room that was taken for it.

@@ -224,8 +224,12 @@ impl Mount {
         }
         let parent = self.find_folder(folder)?;
         self.check_new(&parent, &name, stat.kind())?;
-        let linked = self.descriptors.link(&file, &parent.held, &name);
-        linked.map_err(|error| self.unless_hidden(error, &parent, &name))?;
+        let room = self.growth.take_name()?;
+        if let Err(error) = self.descriptors.link(&file, &parent.held, &name) {
+            self.growth.give(room);
+            return Err(self.unless_hidden(error, &parent, &name));
+        }
+        self.growth.linked(room, &stat);
         let stat = Stat::of(&file)?;
         self.note_repository(&parent.route, &name);
         let node = lock(&self.nodes).found(folder, &name, &stat)?;

@@ -267,6 +267,11 @@ pub enum Error {
         /// Which, and why.
         error: io::Error,
     },
+    /// The source is a part of what is protected, and the guest could change it.
+    #[error(
+        "cannot share {0} to be changed: it is where this host's git, editors, shells or agents find what they run; share it with :ro, or with --no-protect"
+    )]
+    IsRun(PathBuf),
     /// There are more folders than numbers.
     #[error("cannot share {0} folders: at most 65536")]
     TooMany(usize),

@@ -79,7 +79,9 @@ impl Mount {
         lock(&self.nodes).unname(&key, end.parent.node, &end.name);
         let is_gone =
             stat.kind() == Kind::Folder || Stat::of(fd).is_ok_and(|stat| stat.links() == 0);
-        if is_gone && !lock(&self.opens).has(&key) {
+        if !is_gone {
+            self.growth.unlinked(&key);
+        } else if !lock(&self.opens).has(&key) {
             self.growth.gone(&key);
         }
     }
@@ -161,10 +163,13 @@ impl Mount {
                 *repository = old.join(below);
             }
         }
-        if from.name.is(".git") {
+        if from.name.is(".git") && !exchanges {
             repositories.retain(|repository| *repository != path(&from.parent.route));
         }
         drop(repositories);
         self.note_repository(&to.parent.route, &to.name);
+        if exchanges {
+            self.note_repository(&from.parent.route, &from.name);
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::nodes::Stop;
 
 /// What programs of the host run or obey later: git's hooks and settings, and those of shells, editors and agents.
 ///
-/// `commondir` makes git take both from another place. Packages in `node_modules` carry editors' settings along, and editors open other folders.
+/// `commondir` makes git take both from another place, for a submodule and a linked work tree as well. Packages in `node_modules` carry editors' settings along, and editors open other folders.
 pub const PROTECTED: &[&str] = &[
     "**/.git/hooks",
     "**/.git/config",
@@ -18,7 +18,12 @@ pub const PROTECTED: &[&str] = &[
     "**/.git/commondir",
     "**/.git/modules/**/hooks",
     "**/.git/modules/**/config",
-    "**/.git/worktrees/*/config.worktree",
+    "**/.git/modules/**/config.worktree",
+    "**/.git/modules/**/commondir",
+    "**/.git/worktrees/**/hooks",
+    "**/.git/worktrees/**/config",
+    "**/.git/worktrees/**/config.worktree",
+    "**/.git/worktrees/**/commondir",
     ".envrc",
     ".vscode",
     ".idea",
@@ -118,6 +123,24 @@ impl Rules {
         }
         verdict
     }
+}
+
+/// Whether what is at a path of the host's, or what is above that, is run or obeyed by the host: patterns below such a place don't match, which
+/// are about the way to it.
+pub(super) fn is_run(place: &Path) -> bool {
+    let protected: Vec<_> = PROTECTED
+        .iter()
+        .map(|&pattern| pattern.to_owned())
+        .collect();
+    let Ok(protected) = compile(&protected) else {
+        return true;
+    };
+    let mut above = PathBuf::new();
+    place.components().skip(1).any(|part| {
+        let part = part.as_os_str();
+        above.push(part);
+        part.eq_ignore_ascii_case(".git") || protected.matched(&above, true).is_ignore()
+    })
 }
 
 /// Whether patterns protect repositories.

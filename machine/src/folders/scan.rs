@@ -72,6 +72,11 @@ fn walk(
                 route.pop();
                 continue;
             }
+            // The folder above can be listed, and not entered.
+            Err(Errno::ACCESS) if unreadable == Unreadable::LeftOut => {
+                route.pop();
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let key = Stat::of(&fd)?.key();
@@ -84,8 +89,8 @@ fn walk(
                 frames.push(frame);
             }
             Ok(_) if unreadable == Unreadable::Refused => return Err(Errno::BUSY),
-            // Or it isn't a folder any more.
-            Ok(_) | Err(Errno::NOTDIR) => drop(route.pop()),
+            // Or it isn't a folder any more, or is gone.
+            Ok(_) | Err(Errno::NOTDIR | Errno::NOENT | Errno::STALE) => drop(route.pop()),
             Err(Errno::ACCESS) if unreadable == Unreadable::LeftOut => drop(route.pop()),
             Err(error) => return Err(error),
         }
@@ -175,7 +180,8 @@ fn note(
 ) -> Result<()> {
     let stat = match step(folder, name).and_then(Stat::of) {
         Ok(stat) => stat,
-        Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
+        // Gone, another file system's, or in a folder that can't be entered: the guest can't reach it there either.
+        Err(Errno::NOENT | Errno::XDEV | Errno::ACCESS) => return Ok(()),
         Err(error) => return Err(error),
     };
     if stat.links() > 1 {

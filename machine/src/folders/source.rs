@@ -1,7 +1,7 @@
 //! The sources of folders: opened by their paths, once, before anything of them is read.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Access as Rights, AtFlags, CWD, Mode, OFlags, accessat, openat};
@@ -12,7 +12,7 @@ use super::abi::Owner;
 use super::host::{Descriptors, Kind, Stat};
 use super::mount::Mount;
 use super::rules::{self, Rules};
-use super::{Error, Folder, git};
+use super::{Access, Error, Folder, git};
 
 /// The open sources of a server's folders.
 pub(super) struct Sources {
@@ -72,6 +72,7 @@ impl Source {
         folder: &Folder,
         descriptors: &Arc<Descriptors>,
     ) -> Result<Mount, Error> {
+        check_place(folder, &self.place)?;
         let mut protect = folder.protect.clone();
         if !self.is_file && rules::is_about_git(&protect) {
             protect.extend(git::redirected(descriptors, &self.root, &self.place));
@@ -96,6 +97,9 @@ impl Source {
 /// If it can't be opened or read, is neither a folder nor a file, or has a pattern that isn't valid.
 pub(super) fn check(folder: &Folder) -> Result<(), Error> {
     let (_, kind) = open(folder)?;
+    if let Ok(place) = folder.source.canonicalize() {
+        check_place(folder, &place)?;
+    }
     let rights = match kind {
         Kind::Folder => Rights::READ_OK | Rights::EXEC_OK,
         _ => Rights::READ_OK,
@@ -112,6 +116,19 @@ fn open(folder: &Folder) -> Result<(OwnedFd, Kind), Error> {
     match Stat::of(&root).map_err(failed(folder))?.kind() {
         kind @ (Kind::File | Kind::Folder) => Ok((root, kind)),
         _ => Err(Error::Kind(path.clone())),
+    }
+}
+
+/// Checks that a folder that may be changed isn't a part of what it is protected from.
+///
+/// # Errors
+///
+/// If it is.
+fn check_place(folder: &Folder, place: &Path) -> Result<(), Error> {
+    let minds = folder.access == Access::ReadWrite && rules::is_about_git(&folder.protect);
+    match minds && rules::is_run(place) {
+        true => Err(Error::IsRun(folder.source.clone())),
+        false => Ok(()),
     }
 }
 

@@ -90,6 +90,28 @@ fn room_comes_back() {
 }
 
 #[test]
+fn each_name_of_a_file_counts() {
+    let (_place, client) = limited();
+    client.put("file", b"").unwrap();
+    let names = || (0..).map(|number| format!("name{number}"));
+    let link = |file: &str, name: &String| client.link(file, name).is_ok();
+    let linked = names().take_while(|name| link("file", name)).count();
+    assert_eq!(linked as u64, LIMIT / 4096 - 1);
+    assert_eq!(client.link("file", "more").err(), Some(Errno::NOSPC));
+    client.unlink("file").unwrap();
+    assert_eq!(free(&client), 4096);
+    for name in names().take(linked) {
+        client.unlink(&name).unwrap();
+    }
+    assert_eq!(free(&client), LIMIT);
+    // A file that was there already.
+    client.link("old", "older").unwrap();
+    assert_eq!(free(&client), LIMIT - 4096);
+    client.unlink("older").unwrap();
+    assert_eq!(free(&client), LIMIT);
+}
+
+#[test]
 fn writers_side_by_side_are_counted_right() {
     let (place, client) = limited();
     std::thread::scope(|scope| {

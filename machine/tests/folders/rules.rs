@@ -1,10 +1,13 @@
 //! What is hidden isn't there, and what is protected stays as it is, by every request and every way to it.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use minivm_machine::folders::{Access, Folder};
+use minivm_machine::folders::{Access, Folder, Server};
 use rustix::io::Errno;
+use rustix::process::{Uid, geteuid};
+use rustix::thread::set_thread_res_uid;
 use tempfile::{TempDir, tempdir};
 
 use crate::client::{
@@ -298,6 +301,65 @@ fn what_the_host_runs_later_is_protected() {
 }
 
 #[test]
+fn git_is_not_sent_to_another_place_for_what_it_runs() {
+    let (place, client) = with(
+        &[
+            ".git/modules/sub/HEAD",
+            ".git/modules/a/b/modules/c/HEAD",
+            ".git/worktrees/tree/HEAD",
+            ".git/worktrees/tree/commondir",
+        ],
+        &[],
+        &[],
+    );
+    for folder in [
+        ".git/modules/sub",
+        ".git/modules/a/b/modules/c",
+        ".git/worktrees/tree",
+    ] {
+        for name in ["commondir", "config", "config.worktree", "hooks"] {
+            let path = format!("{folder}/{name}");
+            assert_eq!(client.put(&path, b"x"), Err(Errno::ROFS), "{path}");
+        }
+        client.put(&format!("{folder}/HEAD"), b"x").unwrap();
+    }
+    let of = |source: &str| {
+        let folder = Folder::new(place.path().join(source), Access::ReadWrite);
+        let checked = folder.check().map_err(|error| error.to_string());
+        let served = Server::new(&[folder]).map(drop);
+        assert_eq!(served.map_err(|error| error.to_string()), checked);
+        checked
+    };
+    for source in [".git", ".git/modules/sub", ".git/worktrees/tree/HEAD"] {
+        let refused = of(source).unwrap_err();
+        assert!(refused.contains("to be changed: it is where"), "{refused}");
+    }
+    assert_eq!(of(""), Ok(()));
+    let mut folder = Folder::new(place.path().join(".git"), Access::ReadOnly);
+    folder.check().unwrap();
+    folder.access = Access::ReadWrite;
+    folder.protect.clear();
+    folder.check().unwrap();
+}
+
+#[test]
+fn a_folder_that_cannot_be_entered_closes_no_others() {
+    let (place, client) = with(&["listed/inside/file", "file"], &["*.key"], &[]);
+    let listed = place.path().join("listed");
+    fs::hard_link(place.path().join("file"), place.path().join("other")).unwrap();
+    fs::set_permissions(&listed, Permissions::from_mode(0o444)).unwrap();
+    let read = std::thread::spawn(move || {
+        if geteuid().is_root() {
+            let user = Uid::from_raw(65534);
+            set_thread_res_uid(user, user, user).unwrap();
+        }
+        client.get("other")
+    });
+    assert!(read.join().unwrap().is_ok());
+    fs::set_permissions(&listed, Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
 fn a_repository_of_the_guests_is_its_own_and_reported() {
     let (_place, client) = with(&["src/x", "old/.git/config"], &[], &[]);
     let report = || client.server.repositories(0);
@@ -315,6 +377,14 @@ fn a_repository_of_the_guests_is_its_own_and_reported() {
     assert_eq!(report(), [PathBuf::from("new")]);
     client.rename("new", "src/newer", 0).unwrap();
     assert_eq!(report(), [PathBuf::from("src/newer")]);
+    // Another one comes to be by an exchange, from either end.
+    client.mkdir("swapped", 0o755).unwrap();
+    client.mkdir("swapped/.git", 0o755).unwrap();
+    client.mkdir("swapped/other", 0o755).unwrap();
+    client
+        .rename("swapped/.git", "swapped/other", EXCHANGE)
+        .unwrap();
+    assert_eq!(report(), ["src/newer", "swapped"].map(PathBuf::from));
     // Its settings don't get out of it, as others' place.
     assert_eq!(
         client.rename("src/newer/.envrc", "src/.envrc", 0),
@@ -334,13 +404,15 @@ fn a_repository_of_the_guests_is_its_own_and_reported() {
     client.put("src/.git", b"gitdir: ../made").unwrap();
     let all = [
         PathBuf::from("src/newer"),
+        PathBuf::from("swapped"),
         PathBuf::new(),
         PathBuf::from("src"),
     ];
     assert_eq!(report(), all);
     client.unlink(".git/config").unwrap();
     client.rmdir(".git").unwrap();
-    assert_eq!(report(), [PathBuf::from("src/newer"), PathBuf::from("src")]);
+    let left = ["src/newer", "swapped", "src"].map(PathBuf::from);
+    assert_eq!(report(), left);
 }
 
 #[test]
