@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -167,6 +167,14 @@ fn make_file(path: &Path) -> Result<(), Error> {
 }
 
 impl Folders {
+    /// Waits for the end of a pipe, if there are folders: what the last processes have written through memory maps is written out by then.
+    pub(crate) fn wait_for(&self, mut left: PipeReader) -> io::Result<()> {
+        if !self.0.is_empty() {
+            io::copy(&mut left, &mut io::sink())?;
+        }
+        Ok(())
+    }
+
     /// Writes out what programs have written through memory maps, and unmounts the folders: all reaches the host before the machine ends.
     pub(crate) fn unmount(self) {
         for at in self.0.iter().rev() {

@@ -132,7 +132,11 @@ fn serve(
     // Before the command can have done anything.
     times.exec = clock();
     let (status, earlier) = match start(request, &user, interpreter) {
-        Ok((session, earlier)) => (session.run(wire)?, earlier),
+        Ok((session, earlier)) => {
+            let (status, left) = session.run(wire)?;
+            folders.wait_for(left)?;
+            (status, earlier)
+        }
         Err(refusal) => {
             wire.send(&ToHost::Refused(refusal))?;
             return wire.flush_all();
@@ -237,8 +241,8 @@ enum Source {
 }
 
 impl Session {
-    /// Moves bytes and signals until the command has ended and all its output is sent.
-    fn run(mut self, wire: &mut Wire) -> Result<Status, Error> {
+    /// Moves bytes and signals until the command has ended and all its output is sent. The returned pipe ends when no process is left.
+    fn run(mut self, wire: &mut Wire) -> Result<(Status, PipeReader), Error> {
         wire.send(&ToHost::Started)?;
         if self.running.stdin.is_some() {
             wire.send(&ToHost::Room(STDIN_WINDOW))?;
@@ -249,7 +253,7 @@ impl Session {
         loop {
             let outputs = self.running.stdout.is_some() || self.running.stderr.is_some();
             if let (Some(status), false) = (self.status, outputs) {
-                return Ok(status);
+                return Ok((status, self.ended));
             }
             for source in self.wait(wire)? {
                 match source {
