@@ -156,20 +156,27 @@ impl Session {
         let pending = self.pending.clone();
         let stopper = Arc::new(Stopper::new(stop, &pending));
         let _machine = Guard(&stopper, &outgoing);
-        let serving = serve(&self.volumes, folders, &stopper)?;
-        self.request.folders = shared(&self.volumes, serving.as_ref());
-        self.complete_request()?;
         let (to_command, for_command) = mpsc::channel();
         let grace = self.grace(&to_command);
         let watchdog =
             Watchdog::start(stopper.clone(), self.boot_limit, grace, self.overdue.take())?;
         let forwarder = EventForwarder {
-            events: self.events,
+            events: std::mem::replace(&mut self.events, mpsc::channel().1),
             stop_signal: self.stop_signal,
             to_command,
             for_command,
         };
         forwarder.start(outgoing.clone(), Arc::downgrade(&stopper))?;
+        // A file system that doesn't answer may be waited for: the limits and signals hold by now.
+        let serving = match (serve(&self.volumes, folders, &stopper), stopper.why()) {
+            (Err(_), Some(Why::Asked(signal))) => {
+                let end = End::Stopped(signal);
+                return Ok(Report::new(end, false, Notes::new(), Instant::now()));
+            }
+            (serving, _) => serving?,
+        };
+        self.request.folders = shared(&self.volumes, serving.as_ref());
+        self.complete_request()?;
         let timeline = self.request.timeline;
         let asking = ask(
             self.request,
@@ -279,13 +286,14 @@ fn serve(
     let stream = stream.ok_or_else(|| {
         cannot("share folders")(io::Error::other("this machine has no channel for them"))
     })?;
+    let is_over = || stopper.has_stopped();
     let stopper = Arc::downgrade(stopper);
     let ended = move || {
         if let Some(stopper) = stopper.upgrade() {
             stopper.stop();
         }
     };
-    Ok(Some(Running::start(volumes, stream, ended)?))
+    Ok(Some(Running::start(volumes, stream, &is_over, ended)?))
 }
 
 /// Returns the volumes as a request has them.

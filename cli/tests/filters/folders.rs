@@ -52,13 +52,13 @@ fn serve() {
     };
     let volumes = [volume];
     let (stream, theirs) = UnixStream::pair().unwrap();
-    let running = Running::start(&volumes, theirs, || {}).unwrap();
+    let running = Running::start(&volumes, theirs, &|| false, || {}).unwrap();
     let wire = Arc::new(Wire::new(stream));
     do_everything(&Client::mount(wire, 0));
     assert_eq!(running.end().ended, None);
     // That one may have been killed once it had reported. Another one ends by itself.
     let (stream, theirs) = UnixStream::pair().unwrap();
-    let running = Running::start(&volumes, theirs, || {}).unwrap();
+    let running = Running::start(&volumes, theirs, &|| false, || {}).unwrap();
     drop(stream);
     wait_until("the process goes on", || {
         let below = processes::below(std::process::id());

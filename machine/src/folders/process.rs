@@ -16,10 +16,12 @@ use rustix::process::geteuid;
 
 use super::protocol::{Job, News};
 use super::{ANSWERS, Error, Folder, REPOSITORIES_MAX, ROLE, Server, Sources, Volume, service};
-use crate::child::{Child, Received, Stream, is_of_the_end, read};
+use crate::child::{Child, Stream, is_of_the_end, read};
 use crate::confine;
 use crate::printable::printable;
 
+/// How often `is_over` is asked while the process opens the folders.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long the process may take to end. Then it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 /// Characters of a line or a path that it sends.
@@ -51,7 +53,7 @@ pub struct Report {
 impl Running {
     /// Opens folders and serves them over a stream, at whose other end a machine is
     /// ([`minivm_guest::channel::folders`]). That ends when the machine closes its end, at the latest with this process; a thread calls
-    /// `ended` then.
+    /// `ended` then. A folder whose file system doesn't answer is waited for until `is_over`.
     ///
     /// # Errors
     ///
@@ -59,11 +61,12 @@ impl Running {
     pub fn start(
         volumes: &[Volume],
         stream: UnixStream,
+        is_over: &dyn Fn() -> bool,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Running, Error> {
         let (files, serving) = match ANSWERS.load(Ordering::Relaxed) {
             true => {
-                let (process, files) = Process::start(volumes, stream, ended)?;
+                let (process, files) = Process::start(volumes, stream, is_over, ended)?;
                 (files, Serving::Apart(process))
             }
             false => {
@@ -103,6 +106,7 @@ impl Process {
     fn start(
         volumes: &[Volume],
         stream: UnixStream,
+        is_over: &dyn Fn() -> bool,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<(Process, Vec<bool>), Error> {
         let (socket, theirs) = Stream::pair().map_err(Error::Process)?;
@@ -137,21 +141,18 @@ impl Process {
             Err(error) if is_of_the_end(&error) => {}
             sent => sent.map_err(Error::Process)?,
         }
-        match process.socket.receive::<News>() {
-            Ok(Some(Received {
-                message: News::Ready(files),
-                ..
-            })) if files.len() == volumes.len() => Ok((process, files)),
-            Ok(Some(Received {
-                message: News::Failed(line),
-                ..
-            })) => Err(Error::Reported(printable(&line, LINE_MAX))),
+        let first = read::<News>(&mut Until {
+            socket: process.socket.socket(),
+            is_over,
+        });
+        match first {
+            Ok(News::Ready(files)) if files.len() == volumes.len() => Ok((process, files)),
+            Ok(News::Failed(line)) => Err(Error::Reported(printable(&line, LINE_MAX))),
             other => {
                 let how = match other {
-                    Ok(None) => None,
                     Err(error) if is_of_the_end(&error) => None,
                     Err(error) => Some(error.to_string()),
-                    Ok(Some(_)) => Some(UNEXPECTED.into()),
+                    Ok(_) => Some(UNEXPECTED.into()),
                 };
                 let ended = process.kill();
                 Err(Error::Process(io::Error::other(how.unwrap_or(ended))))
@@ -221,6 +222,28 @@ fn shown(paths: &[Vec<u8>]) -> Vec<PathBuf> {
     let paths = paths.iter().take(REPOSITORIES_MAX);
     let shown = paths.map(|path| printable(&String::from_utf8_lossy(path), LINE_MAX).into());
     shown.collect()
+}
+
+/// What the process sends, until it is over.
+struct Until<'a> {
+    socket: &'a UnixStream,
+    is_over: &'a dyn Fn() -> bool,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(LOOK))?;
+        loop {
+            match self.socket.read(buffer) {
+                Err(error) if is_patience(&error) => {
+                    if (self.is_over)() {
+                        return Err(io::Error::other("it was stopped before it had opened them"));
+                    }
+                }
+                read => return read,
+            }
+        }
+    }
 }
 
 /// What the process sends, up to a time.
@@ -340,7 +363,10 @@ mod tests {
     /// Starts, and returns the machine's end of the stream.
     fn start(volumes: &[Volume]) -> (Running, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Running::start(volumes, theirs, || {}).unwrap(), ours)
+        (
+            Running::start(volumes, theirs, &|| false, || {}).unwrap(),
+            ours,
+        )
     }
 
     /// A request of a guest's, without arguments.

@@ -64,7 +64,7 @@ fn volume(source: &Path, access: Access) -> Volume {
 /// Starts a process, and returns the machine's end of its stream.
 fn begin(volumes: &[Volume]) -> Result<(Running, UnixStream), Error> {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    Running::start(volumes, theirs, || {}).map(|running| (running, ours))
+    Running::start(volumes, theirs, &|| false, || {}).map(|running| (running, ours))
 }
 
 /// Held while a process is started, which is known by being new.

@@ -149,6 +149,7 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
     let ((input, to_guest), (from_guest, mut output)) = (pipe()?, pipe()?);
     let (folders, theirs) = UnixStream::pair().map_err(cannot("create a socket"))?;
     let stopped = stream.try_clone().map_err(cannot("duplicate a socket"))?;
+    let folders_stopped = theirs.try_clone().map_err(cannot("duplicate a socket"))?;
     let (mut stderr, said) = LastWords::to(io::stderr(), true);
     let serve = move || {
         let input = Some(OwnedFd::from(input));
@@ -181,6 +182,8 @@ fn link(stream: UnixStream) -> Result<Link, Error> {
         stop: StopOnDrop::boxed(move || {
             // It fails where the keeper has hung up already.
             let _ = stopped.shutdown(std::net::Shutdown::Both);
+            // A folder server that takes no more must not hold the frames up.
+            let _ = folders_stopped.shutdown(std::net::Shutdown::Both);
         }),
         end: Box::new(end),
     })
