@@ -35,7 +35,7 @@ pub(in super::super) const CALLS: &[i64] = &[
     libc::SYS_rt_sigaction,    // also: the start of a thread
     libc::SYS_sendmsg,         // that it is ready; the report
     libc::SYS_set_robust_list, // the start of a thread
-    libc::SYS_shutdown,        // the end of the requests
+    libc::SYS_shutdown,        // also: the end of the requests, where the other process has not ended this one by then
     libc::SYS_statx,           // what a name has led to
     libc::SYS_symlinkat,       // SYMLINK
     libc::SYS_unlinkat,        // UNLINK, RMDIR
