@@ -14,11 +14,9 @@
 
 mod messages;
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -50,11 +48,7 @@ use messages::{attack, exit, told};
 static ANSWER: extern "C" fn() = answer;
 
 extern "C" fn answer() {
-    // Not each C library has the arguments by now.
-    let line = fs::read("/proc/self/cmdline").unwrap();
-    let words = line.split_inclusive(|byte| *byte == 0);
-    let words = words.map(|word| OsString::from_vec(word[..word.len() - 1].to_vec()));
-    if copy_out::answer(words).is_some() {
+    if copy_out::answer(processes::command_line()).is_some() {
         std::process::exit(0);
     }
 }

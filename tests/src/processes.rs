@@ -1,6 +1,8 @@
 //! The processes of this machine, as `/proc` lists them.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 /// A process, as it was when it was looked at.
@@ -33,6 +35,18 @@ impl Process {
     pub fn still_runs(&self) -> bool {
         Process::read(self.id).is_some_and(|now| now.start == self.start && now.is_alive)
     }
+}
+
+/// The command line of this process, also before its `main`: not each C library has the arguments by then.
+///
+/// # Panics
+///
+/// Where `/proc` isn't mounted.
+pub fn command_line() -> Vec<OsString> {
+    let line = fs::read("/proc/self/cmdline").expect("/proc is mounted");
+    let words = line.split_inclusive(|byte| *byte == 0);
+    let words = words.map(|word| OsString::from_vec(word[..word.len() - 1].to_vec()));
+    words.collect()
 }
 
 /// The children of a process, with theirs.
@@ -113,6 +127,11 @@ mod tests {
         let waited = waiting.expect("a thread").join().expect("it ends");
         assert_eq!(waited.expect("the other end was closed"), 0);
         assert_eq!(thread(this, "no such thread"), None);
+    }
+
+    #[test]
+    fn the_command_line_is_that_of_this_process() {
+        assert!(command_line().into_iter().eq(std::env::args_os()));
     }
 
     #[test]

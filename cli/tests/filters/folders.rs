@@ -1,8 +1,6 @@
 //! A process that serves folders, under strace: it does all that a guest can ask for.
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
@@ -31,11 +29,7 @@ const TRACED: &str = "MINIVM_TEST_TRACED";
 static ANSWER: extern "C" fn() = answer;
 
 extern "C" fn answer() {
-    // Not each C library has the arguments by now.
-    let line = fs::read("/proc/self/cmdline").unwrap();
-    let words = line.split_inclusive(|byte| *byte == 0);
-    let words = words.map(|word| OsString::from_vec(word[..word.len() - 1].to_vec()));
-    if folders::answer(words).is_some() {
+    if folders::answer(processes::command_line()).is_some() {
         std::process::exit(0);
     }
 }

@@ -1,11 +1,9 @@
 //! Folders that a process of their own serves, behind its walls: as root and as an ordinary user.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -45,11 +43,7 @@ const NOBODY: u32 = 65534;
 static ANSWER: extern "C" fn() = answer;
 
 extern "C" fn answer() {
-    // Not each C library has the arguments by now.
-    let line = fs::read("/proc/self/cmdline").unwrap();
-    let words = line.split_inclusive(|byte| *byte == 0);
-    let words = words.map(|word| OsString::from_vec(word[..word.len() - 1].to_vec()));
-    if folders::answer(words).is_some() {
+    if folders::answer(processes::command_line()).is_some() {
         std::process::exit(0);
     }
 }
