@@ -1,6 +1,7 @@
 //! What a guest may not see of a folder, and what it may see but not change.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
@@ -128,6 +129,11 @@ impl Rules {
 /// Whether what is at a path of the host's, or what is above that, is run or obeyed by the host: patterns below such a place don't match, which
 /// are about the way to it.
 pub(super) fn is_run(place: &Path) -> bool {
+    // Each pattern names such a part: without one, none has to be compiled.
+    let mut parts = place.components();
+    if !parts.any(|part| part.as_os_str().as_bytes().starts_with(b".")) {
+        return false;
+    }
     let protected: Vec<_> = PROTECTED
         .iter()
         .map(|&pattern| pattern.to_owned())
@@ -180,4 +186,30 @@ pub(super) fn pattern_of(path: &Path) -> Option<String> {
         pattern.push(letter);
     }
     Some(pattern)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_protected_has_a_name_with_a_dot_in_its_way() {
+        for pattern in PROTECTED {
+            assert!(
+                pattern.split('/').any(|part| part.starts_with('.')),
+                "{pattern}"
+            );
+        }
+        for place in ["/a/.git", "/a/.GIT/x", "/.vscode/b", "/a/b/.envrc"] {
+            assert!(is_run(Path::new(place)), "{place}");
+        }
+        for place in [
+            "/",
+            "/a/git/hooks",
+            "/a/.config/b",
+            "/a/node_modules/b/.vscode",
+        ] {
+            assert!(!is_run(Path::new(place)), "{place}");
+        }
+    }
 }
