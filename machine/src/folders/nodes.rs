@@ -115,7 +115,7 @@ impl Nodes {
         }
     }
 
-    /// Notes what the guest's kernel is told of a file; `None` where it has changed the file itself, and asks anew.
+    /// Notes what the guest's kernel is told of a file; `None` after a change of its own, for which it asks anew.
     pub(super) fn tell(&mut self, id: u64, version: Option<Version>) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.told = version;

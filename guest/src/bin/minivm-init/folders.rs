@@ -154,7 +154,7 @@ fn mount_one(folder: &SharedFolder, device: &File) -> Result<(), Error> {
         .map_err(cannot(format!("mount a folder on {}", at.display())))
 }
 
-/// Creates a file to mount another one on, and the folders above it, where there is none.
+/// Creates a file to mount another one on, and the folders above it, if they aren't there.
 fn make_file(path: &Path) -> Result<(), Error> {
     if let Some(above) = path.parent() {
         mounts::make_folder(above, 0o755)?;
@@ -208,15 +208,11 @@ impl Channel {
         Ok(())
     }
 
-    fn bells(&self) -> MutexGuard<'_, u64> {
-        lock(&self.bells)
-    }
-
     /// Puts a message into the ring, and waits where that is full.
     fn send(&self, register: Option<&Register>, mut message: &[u8]) -> Result<(), Error> {
         let mut output = lock(&self.output);
         loop {
-            let before = *self.bells();
+            let before = *lock(&self.bells);
             let moved = output.push(message)?;
             message = &message[moved.bytes..];
             let full = !message.is_empty() && moved.bytes == 0 && output.sleep()?;
@@ -239,7 +235,7 @@ impl Channel {
             match rustix::io::read(&self.tty, &mut buffer) {
                 Err(Errno::INTR) => {}
                 read => {
-                    *self.bells() += 1;
+                    *lock(&self.bells) += 1;
                     self.rung.notify_all();
                     return read.map(drop);
                 }
@@ -249,7 +245,9 @@ impl Channel {
 
     /// Waits for more bells than there were `before`.
     fn wait(&self, before: u64) {
-        let waited = self.rung.wait_while(self.bells(), |bells| *bells == before);
+        let waited = self
+            .rung
+            .wait_while(lock(&self.bells), |bells| *bells == before);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }

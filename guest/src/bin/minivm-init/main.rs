@@ -8,7 +8,7 @@
 //!    Where the host asks for it, all that doesn't depend on the request is done before it comes, up to a Python that has
 //!    started (`interpreter`), and free memory is filled with zeros (`blank`): the machine can then be saved, and continue in
 //!    clones. With its request each clone gets its identity (`identity`).
-//!    `folders` mounts the host's folders, and two threads pass their messages on.
+//!    `folders` mounts the host's folders, and starts the threads that pass their messages on.
 //! 4. `command` starts the command as its user (`user`), on pipes or on a terminal.
 //! 5. One loop moves bytes and signals until the command has ended (`session`). Another thread does nothing but wait for
 //!    processes.

@@ -84,7 +84,7 @@ fn prepare(preparation: Preparation, wire: &Wire) -> Result<Prepared, Error> {
     identity::set_clock(preparation.now)?;
     let (_, lost) = surroundings::make()?;
     let interpreter = preparation.interpreter.map(Waiting::start).transpose()?;
-    // Where it can't be done, a request with folders is told why.
+    // If it fails, `mount_all` tries it again, and a request with folders is refused with its error.
     let folders = folders::lay_out(wire).ok();
     blank::fill();
     Ok(Prepared {
